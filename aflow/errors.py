@@ -48,6 +48,7 @@ AflowError
 │   └── MessageTooNew
 ├── AwsError                     AWS refuses, or does not answer
 │   └── AwsBusy                  it may do it the next time
+│       └── AwsUnauthorized      ... with other credentials
 ├── JobSystemError               the system that runs jobs refuses a call
 │   ├── JobSystemBusy            it does not answer now, and may the next time
 │   └── JobRefused               it does not take a job as it was asked for
@@ -419,6 +420,10 @@ class AwsError(AflowError):
 
 class AwsBusy(AwsError):
     """AWS asks to come later, has a fault of its own, or cannot be reached."""
+
+
+class AwsUnauthorized(AwsBusy):
+    """AWS does not accept our credentials: another try may go well with new ones."""
 
 
 class JobSystemError(AflowError):

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.aws.job_status import log_of
-from aflow.errors import AwsBusy, AwsError, InvalidSetting, MissingExtra
+from aflow.errors import AwsBusy, AwsError, AwsUnauthorized, InvalidSetting, MissingExtra
 
 if TYPE_CHECKING:
     from aflow.aws.batch import Definition
@@ -39,6 +39,13 @@ _MISSING = {"StateMachineDoesNotExist", "ExecutionDoesNotExist", "ResourceNotFou
 def _session() -> Session:
     """One for all: what it has read of the services of AWS it reads once."""
     return get_session()
+
+
+# What is said of credentials that are none, or none any more: all calls may go well with others.
+_EXPIRED = {
+    "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "RequestExpired",
+    "UnrecognizedClientException",
+}  # fmt: skip
 
 
 class Calls:
@@ -72,6 +79,15 @@ class Calls:
     def _call(self, service: str, operation: str, **values: Any) -> Any:
         """What the call gives, None for what is not there. Raises AwsError, AwsBusy where it may
         go well later."""
+        try:
+            return self._try(service, operation, values)
+        except AwsUnauthorized:
+            # They may have been renewed in their file, or by the program that gives them.
+            self.close()
+            self._clients, self._session = {}, get_session()
+            return self._try(service, operation, values)
+
+    def _try(self, service: str, operation: str, values: Mapping[str, Any]) -> Any:
         client = self._client(service)
         try:
             return getattr(client, operation)(**values)
@@ -81,11 +97,21 @@ class Calls:
                 return None
             said = f"{fault.get('Code')}: {fault.get('Message', '').strip()}"
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if fault.get("Code") in _EXPIRED:
+                raise AwsUnauthorized(
+                    f"AWS does not accept the credentials, which may have expired ({said}): log in "
+                    "to AWS again."
+                ) from error
             later = fault.get("Code") in _LATER or status == 429 or status >= 500
             kind = AwsBusy if later else AwsError
             raise kind(f"AWS refuses {operation} of {service}: {said}") from error
         except _UNREACHED as error:
             raise AwsBusy(f"AWS did not do {operation} of {service}: {error}") from error
+        except (faults.SSOError, faults.CredentialRetrievalError) as error:
+            raise AwsUnauthorized(
+                f"The credentials of AWS cannot be had, or have expired: {_sentence(error)} Log in "
+                "to AWS again."
+            ) from error
         except faults.BotoCoreError as error:
             raise AwsError(f"AWS did not do {operation} of {service}: {error}") from error
 

@@ -217,12 +217,11 @@ def _put(blobs: BlobStore, is_there: Callable[[str], bool], wheel: PackedWheel) 
     if is_there(wheel.key):
         return
     try:
-        with (
-            wheel.path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data,
-            memoryview(data) as view,
-        ):
-            key = blobs.put_raw(view)
+        # It ends with the last view of it: where a call was tried again, the error of the first try
+        # may still hold one.
+        with wheel.path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        key = blobs.put_raw(memoryview(data))
     except (OSError, ValueError) as error:
         raise ShippingError(f"{wheel.path} cannot be read: {error}.") from error
     if key != wheel.key:

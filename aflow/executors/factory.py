@@ -256,9 +256,17 @@ def _batch_jobs(
     for step in steps:
         step_job(step, settings, {})  # before anybody is asked: what is missing
     from aflow.aws.client import Calls
+    from aflow.executors.jobs.base import until_answered
+    from aflow.executors.jobs.batch import called
 
-    calls = Calls()
-    fargate = {queue: calls.is_fargate(queue) for queue in {queue_of(s, settings) for s in steps}}
+    calls = Calls(once=True)
+    fargate: dict[str, bool] = {}
+
+    def ask(queue: str) -> None:
+        fargate[queue] = called(lambda: calls.is_fargate(queue))
+
+    for queue in sorted({queue_of(each, settings) for each in steps}):
+        until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called at once
     gangs = definition.graph.gangs
     variables = variables_of(settings, options.metadata, store.url, calls.region)
     variables |= _shipped_runtime(store, definition, steps)

@@ -262,6 +262,8 @@ def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Be
 def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
     with FaultyProxy(bench.aws.endpoint, seed=7) as proxy:
         proxy.faults += [
+            Fault("answer", target="describejobqueues", times=1, status=500, code="Internal"),
+            Fault("answer", target="submitjob", times=2, status=403, code="ExpiredTokenException"),
             Fault("lost", target="submitjob", times=1),
             Fault("answer", chance=0.5, target="submitjob", status=429, code="TooManyRequests"),
             Fault("lost", target="describejobs", times=1),
@@ -280,6 +282,7 @@ def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
     run = bench.latest("Trouble")
     assert ([0, 1, 4], [0, 1, 0]) == (run.data.squares, run.data.tries), said
     assert {"lost", "answer"} <= spoilt
+    assert "Task is starting." in said
     assert [3, 1] == bench.sizes_of_jobs("Trouble", run.id), "each was submitted once"
 
 
@@ -290,11 +293,14 @@ def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_a_few_calls(bench: Be
         with bench.running(*words, AWS_ENDPOINT_URL_BATCH=proxy.url) as run:
             bench.until_listed("996 runnable, 4 running")
             submitting = _calls(proxy)
+            assert run.stdout is not None
+            line = next(line for line in run.stdout if "Waiting for a machine of AWS Batch" in line)
             run.send_signal(signal.SIGINT)
             said = run.communicate(timeout=PATIENCE)[0]
         calls = _calls(proxy)
 
     assert 130 == run.returncode, said
+    assert "996 job(s) have not begun: CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY" in line
     assert [1000] == bench.sizes_of_jobs("Trouble", bench.latest("Trouble").id)
     assert 1 == submitting["submitjob"]
     assert sum(submitting.values()) - submitting["describejobs"] <= 12, submitting

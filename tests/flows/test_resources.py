@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from aflow._core import system
+from aflow.executors.local import admission
+from aflow.scheduler.slots import Slots
 from tests.flows.conftest import Workspace
 from tests.support.waiting import wait_until
 
@@ -117,13 +119,14 @@ def test_ids_of_gpus_and_threads_that_are_set_stay_as_they_are(workspace: Worksp
         (["--resources", "gpu=0,licence=1"], "Step fit asks for gpu=1, and there is gpu=0"),
         (["--resources", "gpu"], "allowed: names and amounts such as gpu=4,memory=64000"),
         (["--resources", "gpu=1,gpu=2"], "each name once"),
+        (["--resources", "gpu=2,licence=1"], "says gpu=2, and CUDA_VISIBLE_DEVICES names 1 of"),
     ],
 )
 def test_what_can_never_start_is_one_sentence_before_the_run_begins(
     given: list[str], words: str, workspace: Workspace
 ) -> None:
     workspace.write(SHARED)
-    ran = workspace.run(*given)
+    ran = workspace.run(*given, CUDA_VISIBLE_DEVICES="3")
 
     assert 0 != ran.code
     assert words in ran.err + ran.out
@@ -301,6 +304,48 @@ def test_a_worker_has_slots_too_and_leaves_to_others_what_can_never_start_there(
 
     assert 0 == ran.code, ran.err
     assert "seen [('0', '0', '2', '7'), ('1', '1', '2', '7')] 2" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("said", "devices"),
+    [
+        ("", ()),
+        ("-1", ()),
+        ("NoDevFiles", ()),
+        ("none", ()),
+        ("0,-1,1", ("0",)),
+        ("1, 0,1", ("1", "0")),
+        ("GPU-5f2a,GPU-9a1b", ("GPU-5f2a", "GPU-9a1b")),
+        ("MIG-GPU-5f2a/1/0", ("MIG-GPU-5f2a/1/0",)),
+    ],
+)
+def test_a_variable_names_the_gpus_before_what_is_none(said: str, devices: tuple[str, ...]) -> None:
+    assert devices == admission.visible_devices(said)
+
+
+def test_on_a_machine_of_amd_the_inner_variable_chooses_among_what_the_outer_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def granted(**variables: str) -> dict[str, str]:
+        with monkeypatch.context() as patch:
+            for name in ("CUDA", "ROCR", "HIP"):
+                patch.delenv(f"{name}_VISIBLE_DEVICES", raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            machine = admission.machine_with({})
+        slots = Slots(machine.amounts, machine.devices, None)
+        begun: list[admission.Granted] = []
+        queue = admission.SlotQueue(slots, machine)
+        queue.submit([1], [None], {"gpu": 1}, lambda _, each: begun.append(each))  # type: ignore[list-item]
+        return begun[0].late
+
+    monkeypatch.setattr(admission, "_amd_count", lambda: 4)
+    assert {"ROCR_VISIBLE_DEVICES": "0"} == granted()
+    assert {"ROCR_VISIBLE_DEVICES": "2"} == granted(ROCR_VISIBLE_DEVICES="2,3")
+    inner = {"HIP_VISIBLE_DEVICES": "1"}
+    assert inner == granted(ROCR_VISIBLE_DEVICES="2,3", **inner)
+    monkeypatch.setattr(admission, "_amd_count", lambda: 0)
+    assert {"HIP_VISIBLE_DEVICES": "1"} == granted(**inner)
 
 
 def test_memory_of_processes_is_that_of_their_sessions(tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def _refusal(method: str, fault: Fault) -> web.Response:
     return web.Response(
         status=fault.status,
         content_type="application/xml",
+        headers={"x-amzn-errortype": fault.code},  # where the services say it that answer in JSON
         text="" if method == "HEAD" else text,
     )
 

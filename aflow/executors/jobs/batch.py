@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from aflow.aws.batch import MOST, BatchStepJob, Mark, job_name, submission
 from aflow.aws.client import MOST_DESCRIBED
 from aflow.aws.job_status import ENDED, end_of, log_of
-from aflow.errors import AwsBusy, AwsError, JobSystemBusy, JobSystemError
+from aflow.errors import (
+    AwsBusy,
+    AwsError,
+    AwsUnauthorized,
+    JobSystemBusy,
+    JobSystemError,
+    JobSystemUnauthorized,
+)
 from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission
 from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
@@ -52,15 +59,15 @@ class BatchSystem:
         job: BatchStepJob = given.job
         name = job.definition["jobDefinitionName"]
         if name not in self._registered:
-            _called(lambda: self._calls.register(job.definition))
+            called(lambda: self._calls.register(job.definition))
             self._registered.add(name)
         values = submission(job, _mark(given.context), given.name, given.size, given.environment)
-        return _called(lambda: self._calls.submit(values))
+        return called(lambda: self._calls.submit(values))
 
     def find(self, name: str, job: BatchStepJob) -> str | None:
         """The id of the job of this name, in the queue of its step."""
         filters = [{"name": "JOB_NAME", "values": [name]}]
-        listed = _called(lambda: [*self._calls.listed(jobQueue=job.queue, filters=filters)])
+        listed = called(lambda: [*self._calls.listed(jobQueue=job.queue, filters=filters)])
         return next((each["jobId"] for each in listed if each["jobName"] == name), None)
 
     def member(self, job: str, index: int) -> str:
@@ -69,7 +76,7 @@ class BatchSystem:
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
         """The status of each of these jobs."""
-        found = {each["jobId"]: each for each in _called(lambda: self._calls.described(ids))}
+        found = {each["jobId"]: each for each in called(lambda: self._calls.described(ids))}
         return {id: _status(id, found.get(id)) for id in ids}
 
     def why_waiting(self, status: JobStatus) -> str:
@@ -84,7 +91,7 @@ class BatchSystem:
         if len(members) <= MOST_DESCRIBED or is_over:
             return members
         of = {"arrayJobId": array, "jobStatus": "FAILED"}
-        failed = {each["jobId"] for each in _called(lambda: [*self._calls.listed(**of)])}
+        failed = {each["jobId"] for each in called(lambda: [*self._calls.listed(**of)])}
         return [each for each in members if each in failed]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
@@ -110,7 +117,7 @@ class BatchSystem:
     def terminate(self, ids: Sequence[str], reason: str) -> None:
         """End these jobs, one call each."""
         for each in ids:
-            _called(lambda: self._calls.terminate(each, reason))  # noqa: B023 -- called at once
+            called(lambda: self._calls.terminate(each, reason))  # noqa: B023 -- called at once
 
     def close(self) -> None:
         """Release the connections."""
@@ -121,9 +128,12 @@ def _mark(context: RunContext) -> Mark:
     return Mark(context.user, context.flow, context.run)
 
 
-def _called(call: Callable[[], T]) -> T:
+def called(call: Callable[[], T]) -> T:
+    """What a call to AWS gives. Raises JobSystemUnauthorized, JobSystemBusy and JobSystemError."""
     try:
         return call()
+    except AwsUnauthorized as error:
+        raise JobSystemUnauthorized(str(error)) from error
     except AwsBusy as error:
         raise JobSystemBusy(str(error)) from error
     except AwsError as error:

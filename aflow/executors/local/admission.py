@@ -32,25 +32,27 @@ THREADS = (
     "RAYON_NUM_THREADS", "LOKY_MAX_CPU_COUNT",
 )  # fmt: skip
 NVIDIA, AMD = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
+HIP = "HIP_VISIBLE_DEVICES"
+_DEVICE = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # a number, or a UUID, maybe the beginning of one
 MOST_KINDS = 1000  # of demands that are remembered
 _ASKING = 10.0  # seconds for a tool that lists GPUs
 _MB = 1 << 20
 
 
 class MachineCapacity(NamedTuple):
-    """What a machine offers: amounts by name, memory and disk in MB, and the ids of its GPUs.
-    `is_amd` says that they are AMD's. `binding` are the names whose amounts somebody has given."""
+    """What a machine offers: amounts by name, memory and disk in MB, and the ids of its GPUs, which
+    tasks are given by these variables. `binding` are the names whose amounts somebody has given."""
 
     amounts: dict[str, float]
     devices: tuple[str, ...]
-    is_amd: bool
+    variables: tuple[str, ...]
     binding: frozenset[str]
 
 
 def machine_with(given: Mapping[str, float], folder: Path | None = None) -> MachineCapacity:
     """This machine, where these amounts take the place of what is found. Disk is that of the
-    folder. Blocks."""
-    devices, is_amd = _gpus()
+    folder. Blocks. Raises InvalidInput where more GPUs were given than a variable names."""
+    devices, variables, named_by = _gpus()
     memory = _memory()
     import shutil  # few runs ask for a disk
 
@@ -62,21 +64,28 @@ def machine_with(given: Mapping[str, float], folder: Path | None = None) -> Mach
     except OSError:  # it was removed
         pass
     count = int(given.get(GPU, len(devices)))
+    if named_by is not None and count > len(devices):
+        raise InvalidInput(
+            f"--resources says gpu={count}, and {named_by} names {len(devices)} of them: name as "
+            "many there, or unset it."
+        )
     # Those that are found and seen come first; where more were given than are, they are numbered.
     more = (str(number) for number in range(count) if str(number) not in devices)
     named = (*devices, *more)[:count]
-    return MachineCapacity({**found, **given}, named, is_amd, frozenset(given))
+    return MachineCapacity({**found, **given}, named, variables, frozenset(given))
 
 
-def _gpus() -> tuple[tuple[str, ...], bool]:
-    """The ids of the GPUs that this process may use, as its variables or the tools name them, and
-    whether they are AMD's."""
+def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
+    """The ids of the GPUs that this process may use, as its variables or the tools name them, the
+    variables by which tasks are given theirs, and the one that names them here, if one does."""
     amd = _amd_count()
-    for variable in (NVIDIA, AMD, "HIP_VISIBLE_DEVICES"):
+    # On a machine of AMD's HIP_VISIBLE_DEVICES chooses among those that ROCR_VISIBLE_DEVICES has
+    # left, by their numbers there, and so does CUDA_VISIBLE_DEVICES: what is outside stays.
+    for variable in (HIP, NVIDIA, AMD) if amd else (NVIDIA, AMD, HIP):
         said = environment_value(variable)
         if said is not None:
-            ids = tuple(each.strip() for each in said.split(",") if each.strip() not in ("", "-1"))
-            return ids, amd > 0
+            both = not amd and variable != HIP
+            return visible_devices(said), (NVIDIA, AMD) if both else (variable,), variable
     import shutil  # here, and the next: few runs have steps that ask for GPUs
     import subprocess
 
@@ -89,10 +98,21 @@ def _gpus() -> tuple[tuple[str, ...], bool]:
             )  # fmt: skip
             found = tuple(re.findall(r"^\d+$", listed.stdout, re.MULTILINE))
             if found:
-                return found, False
+                return found, (NVIDIA, AMD), None
         except (OSError, subprocess.SubprocessError):  # a driver that does not answer
             pass
-    return tuple(map(str, range(amd))), amd > 0
+    return tuple(map(str, range(amd))), (AMD,) if amd else (NVIDIA, AMD), None
+
+
+def visible_devices(said: str) -> tuple[str, ...]:
+    """The ids in a variable that says which GPUs are visible, as the drivers read it: those before
+    the first that cannot be one (-1, NoDevFiles, none, void), each once."""
+    found: dict[str, None] = {}
+    for each in map(str.strip, said.split(",")):
+        if not _DEVICE.fullmatch(each):
+            break
+        found[each] = None
+    return tuple(found)
 
 
 def _amd_count() -> int:
@@ -292,9 +312,7 @@ class SlotQueue:
             early = dict.fromkeys(self._threads, threads)
         if devices:
             joined = ",".join(devices)
-            # With both on a machine of AMD's, CUDA_VISIBLE_DEVICES would choose a second time,
-            # among those that the other has left.
-            late = {AMD: joined} if self.machine.is_amd else {NVIDIA: joined, AMD: joined}
+            late = dict.fromkeys(self.machine.variables, joined)
         memory = amounts.get("memory")
         return Granted(early, late, None if memory is None else int(memory * _MB))
 

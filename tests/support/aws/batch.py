@@ -242,6 +242,8 @@ class ProcessJob(models.Job):
         reported = super().describe()
         reported["attempts"] = list(self.attempts)
         reported["isTerminated"] = bool(self.stop)
+        if self.status == JobStatus.RUNNABLE.value:
+            reported["statusReason"] = "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY"
         if "nodeProperties" in reported:
             reported["nodeProperties"] = {
                 **reported["nodeProperties"],

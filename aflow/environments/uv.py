@@ -38,12 +38,11 @@ _SOLVING_VARIABLES = (
 _AWAY = re.compile(
     r"error sending request|dns error|failed to (?:lookup|fetch|connect)|"
     r"connection (?:refused|reset)|timed out|timeout|network connectivity is disabled|"
-    r"network is unreachable|"
+    r"network is unreachable|could not resolve|couldn't connect|"
     r"client error \(connect\)|http status server error|50[234]",
     re.IGNORECASE,
 )
 _GIT = re.compile(r"git operation failed.*stderr\s*(?:fatal:\s*)?(.+)", re.IGNORECASE)
-_NO_REF = "couldn't find remote ref"
 _LABEL = re.compile(r"^(?:error|cause|caused by|\xd7|╰─▶|├─▶|│)\s*:?\s*", re.IGNORECASE)
 _SHOWN = ("Downloading ", "Building ", "Built ", "Preparing ")
 _HINTS = ("hint:", "help:")
@@ -174,7 +173,8 @@ class UvFailed(EnvironmentFailed):
     @property
     def is_network(self) -> bool:
         """Whether an index does not answer."""
-        return bool(_AWAY.search(self.full)) and _NO_REF not in self.full
+        # What it says of a repository says "failed to fetch", whatever the reason.
+        return bool(_AWAY.search(self.of_git or self.full))
 
     @property
     def of_git(self) -> str:

@@ -20,7 +20,7 @@ import platform
 import re
 import socket
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -71,6 +71,7 @@ KEPT = 4  # runs whose processes are kept warm though nothing of them runs
 DECLINED_FOR = 60.0  # seconds after which a run that could not be run here is tried again
 _MOST_DECLINED = 200  # runs
 _MOST_OVER = 10_000  # attempts that have ended here, and are not run again when somebody says so
+_MINUTE = 60  # seconds in which the rate of ends is counted
 ANNOUNCED = 5.0  # seconds between announcements ...
 ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is valid for this many seconds
 ENDING = 3.0  # seconds beyond the grace time in which what there is to say may still be said
@@ -147,6 +148,7 @@ class Worker:
         self._is_patient = False  # what runs may take as long as it takes
         self._started_at = clock.now()
         self._done = self._failed = 0  # attempts that have ended here
+        self._ended: Counter[tuple[int, str]] = Counter()  # by second and pool, in the last minute
         self._beat_soon = asyncio.Event()
         self._is_listed = False  # in the metadata, by its own doing
 
@@ -461,6 +463,8 @@ class Worker:
         self._active -= held.active
         self._done += report.state == AttemptState.SUCCEEDED.value
         self._failed += report.state in _FAILED
+        pool = held.lease.topic.removeprefix(protocol.tasks_topic(""))
+        self._ended[int(asyncio.get_running_loop().time()), pool] += 1
         took = max(report.finished_at - report.started_at, 0.0)
         self._duration += 0.2 * (took - self._duration)
         if not self._options.quiet:
@@ -632,7 +636,18 @@ class Worker:
             done=self._done,
             failed=self._failed,
             draining=self._draining.is_set(),
+            ended=self._ended_lately(int(loop_now)),
         )
+
+    def _ended_lately(self, now: int) -> dict[str, int]:
+        """How many attempts of each pool have ended in the last minute."""
+        found: Counter[str] = Counter()
+        for (at, pool), count in [*self._ended.items()]:
+            if at <= now - _MINUTE:
+                del self._ended[at, pool]
+            else:
+                found[pool] += count
+        return dict(found)
 
     def _cancel(self, lease: Lease) -> None:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +18,8 @@ from aflow.cli.session import Session
 from aflow.errors import NotFound
 from aflow.runs.cache.explain import explain as explained
 from aflow.runs.create import Creation
-from aflow.runs.dry_run import DryRun
+from aflow.runs.dry_run import DryRun, counted
+from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 
@@ -51,8 +54,14 @@ def explain(session: Session, path: str) -> None:
         click.echo(printable(line))
 
 
-def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings) -> None:
-    """Say which tasks a run with these options would run, and why; nothing is run or recorded."""
+def dry_run(
+    definition: FlowDefinition,
+    options: RunOptions,
+    settings: Settings,
+    file: str | None = None,
+) -> None:
+    """Say which tasks a run with these options would run, and why; nothing is run or recorded.
+    It is written to `file` as well, if one is named, as JSON."""
     with _metadata(settings) as metadata:
         store = backends.open_store(settings.storage_url)
         creation = Creation(metadata, store, settings.durability, settings.user, SystemClock())
@@ -60,11 +69,33 @@ def dry_run(definition: FlowDefinition, options: RunOptions, settings: Settings)
         blobs = BlobStore(store)
         dry = DryRun(definition, plan, metadata, blobs, options)
         forecasts = [*dry.forecasts()]
+        after = dry.unforeseen(each.step for each in forecasts)
+    if file is not None:
+        found = {
+            "parameters": _parameters(definition, plan.parameters),
+            **counted(forecasts),
+            "after": after,
+        }
+        Path(file).write_text(json.dumps(found))
     lines = ((each.step, _named(each.step, each.position), each.text) for each in forecasts)
     for line in _grouped(lines):
         click.echo(printable(line))
-    for step in dry.unforeseen(each.step for each in forecasts):
+    for step in after:
         click.echo(f"{step} depends on the results of those that would run")
+
+
+def _parameters(definition: FlowDefinition, manifest: bytes) -> list[dict[str, str]]:
+    """The parameters that the run would have: name, type, and the value as a short text."""
+    entries = Manifest.decode(manifest).artifacts
+    return [
+        {
+            "name": each.name,
+            "type": entries[attribute].type,
+            "value": str(entries[attribute].preview.get("repr", f"<{entries[attribute].type}>")),
+        }
+        for attribute, each in definition.parameters.items()
+        if attribute in entries
+    ]
 
 
 def _named(step: str, position: tuple[int, ...]) -> str:

@@ -229,6 +229,12 @@ def run_options() -> list[Option]:
             help="Solve and build the environments of steps again.",
         ),
         option("--aflow-adopt", "adopt", hidden=True, help="The run to recover."),
+        option(
+            "--aflow-forecast",
+            "forecast",
+            hidden=True,
+            help="Write what --dry-run finds to this file, as JSON.",
+        ),
         _file("--run-id-file", "Write the run's id to this file."),
         _file("--runner-attribute-file", "Write run id, flow and metadata to this file, as JSON."),
         option(

@@ -80,10 +80,12 @@ def run(
     dry_run: bool = False,
     rebuild: bool = False,
     adopt: str | None = None,
+    forecast: str | None = None,
     origin: Origin | None = None,
     **rest: Any,
 ) -> int:
-    """`run`, and `resume` with an `origin`: the exit code. `given` are the parameters that were
+    """`run`, and `resume` with an `origin`: the exit code. `forecast` is a file for what a dry run
+    finds. `given` are the parameters that were
     given, by attribute; of a run that is resumed those that are to change. `adopt` is a run to go
     on with instead of a new one."""
     settings = session.settings(
@@ -136,7 +138,7 @@ def run(
         from aflow.executors.factory import with_locks
 
         options = with_locks(definition, options, session.note)
-        explain.dry_run(definition, options, settings)
+        explain.dry_run(definition, options, settings, forecast)
         return 0
     if adopt is None:
         options = _prepared(session, definition, options, rebuild=rebuild)

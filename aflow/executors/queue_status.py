@@ -135,6 +135,15 @@ def plain(text: str) -> str:
 # ------------------------------------------------------------ registered workers
 
 
+def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
+    """By pool, how many attempts a minute these workers have ended lately."""
+    found: dict[str, float] = {}
+    for worker in workers:
+        for pool in worker.pools:
+            found[pool] = found.get(pool, 0.0) + worker.ended.get(pool, 0)
+    return found
+
+
 def state_of(worker: WorkerRecord) -> str:
     """`idle`, `busy`, `draining` (it takes nothing new, or is about to hear that it should not), or
     `silent` (its heartbeats have stopped; others get its tasks)."""

@@ -280,7 +280,8 @@ class WorkerRecord(NamedTuple):
 
     `queue` is the queue that it leases from, without a password, `pools` the pools whose tasks it
     takes, `slots` how many tasks it runs at once, `running` what it has at the moment (at most
-    `MOST_RUNNING` of them), `done` and `failed` how many attempts have ended here and how.
+    `MOST_RUNNING` of them), `done` and `failed` how many attempts have ended here and how, `ended`
+    how many of each pool did in the last minute.
 
     `heartbeat_at`, `left` (seconds until it is not known any more without another heartbeat) and
     `drain` (why somebody wants it to end) are the store's: it fills them in when a worker is read,
@@ -304,6 +305,7 @@ class WorkerRecord(NamedTuple):
     heartbeat_at: float = 0.0
     left: float = 0.0
     drain: str | None = None
+    ended: dict[str, int] = {}
 
 
 WORKER_EXPIRY = 60.0

@@ -300,6 +300,7 @@ def worker_record(row: Row) -> WorkerRecord | None:
             known |= {name: kind(known[name]) for name in names if name in known}
         known["pools"] = tuple(map(str, known["pools"]))
         known["labels"] = {str(key): str(value) for key, value in known["labels"].items()}
+        known["ended"] = {str(key): int(value) for key, value in known.get("ended", {}).items()}
         known["running"] = tuple(
             RunningTask(str(spec), int(attempt), float(since), bool(begun))
             for spec, attempt, since, begun in known["running"]

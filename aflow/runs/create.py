@@ -17,7 +17,7 @@ from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.configs import ConfigValue, names_of
 from aflow.flow.current import current
-from aflow.flow.parameters import ParameterContext, resolve
+from aflow.flow.parameters import Parameter, ParameterContext, resolve
 from aflow.metadata.base import LEASE, SPIN, RunRecord
 from aflow.runs.cache.key import code_of
 from aflow.runs.cache.reuse import CachedTasks, InTurn, cached_steps
@@ -27,6 +27,7 @@ from aflow.runs.spin import find_task, prepare
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage.artifacts import ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
+from aflow.storage.previews import short_repr
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -459,12 +460,24 @@ class Creation:
                 "script": definition.file,
                 "program": package.program_of(definition)._asdict(),
                 "parameters": list(definition.parameters),
+                "defaults": _defaults(definition),
                 "resume_identifier": options.resume_identifier,
                 **values,
             },
             origin_run=options.origin_run,
             kind=kind,
         )
+
+
+def _defaults(definition: FlowDefinition) -> dict[str, str]:
+    """The defaults of parameters as short texts, by attribute, as previews have those of values:
+    of those that are plain values. (A function as the default may give another value each time.)"""
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: short_repr(each.default)
+        for name, each in definition.parameters.items()
+        if type(each.default) in plain and type(each) is Parameter
+    }
 
 
 def _still_runs(run: RunRecord) -> InvalidInput:

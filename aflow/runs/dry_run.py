@@ -6,9 +6,9 @@ all others are where it stops. What comes after those depends on what they would
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow.runs.cache.explain import why
 from aflow.runs.cache.history import History, TaskPosition, TaskPositions, item_value
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 AT_ONCE = 1 << 20  # tasks that may be live at once: none of them is started
+_REASONS = 10  # of a step that are listed
 
 
 class Forecast(NamedTuple):
@@ -41,6 +42,27 @@ class Forecast(NamedTuple):
     position: tuple[int, ...]
     runs: bool
     text: str
+
+
+def counted(forecasts: Iterable[Forecast]) -> dict[str, Any]:
+    """The forecasts as plain values, however many there are: of each step how many tasks would run
+    (`run`) and how many would not (`reuse`), and of the reasons the most frequent ones with the
+    number of their tasks."""
+    steps: dict[str, dict[str, Any]] = {}
+    reasons: dict[str, Counter[str]] = {}
+    for each in forecasts:
+        step = steps.setdefault(each.step, {"step": each.step, "run": 0, "reuse": 0})
+        step["run" if each.runs else "reuse"] += 1
+        reasons.setdefault(each.step, Counter())[each.text] += 1
+    for name, step in steps.items():
+        most = reasons[name].most_common(_REASONS)
+        step["reasons"] = [{"text": text, "count": count} for text, count in most]
+    found = [*steps.values()]
+    return {
+        "run": sum(each["run"] for each in found),
+        "reuse": sum(each["reuse"] for each in found),
+        "steps": found,
+    }
 
 
 class DryRun:

@@ -19,12 +19,13 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.environments.record import blobs_of
 from aflow.errors import AflowError, CorruptBlob, MetadataError, StoreUnavailable
 from aflow.interop import copies
+from aflow.interop.keys import FIRST_KEY
 from aflow.metadata.base import DAMAGED, LEASE, SPIN
 from aflow.runs.liveness import is_deployed, is_driven, left_for
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
@@ -73,6 +74,62 @@ class Removed(NamedTuple):
     size: int
     young: int
     damaged: list[tuple[RunRecord, str]]
+
+
+class FlowSize(NamedTuple):
+    """What the runs of a flow take: `objects` of the datastore, each counted once, and bytes."""
+
+    flow: str
+    runs: int
+    objects: int
+    size: int
+
+
+class StorageSizes(NamedTuple):
+    """What flows take, the largest first; `objects` and `size` are those of all together, of which
+    some belong to several flows. `complete`: all runs were looked at."""
+
+    flows: list[FlowSize]
+    objects: int
+    size: int
+    complete: bool
+
+
+def sizes(metadata: MetadataStore, give_up: Callable[[], bool]) -> StorageSizes:
+    """How much the artifacts and the code of each flow take, by the manifests of its runs, until
+    there is no more time. What cannot be read of a damaged run is left out."""
+    found, everything, complete = [], dict[bytes, int](), True
+    for flow, _ in metadata.flows():
+        own: dict[bytes, int] = {}
+        runs = [run for kind in ("", SPIN) for run in metadata.runs(flow, kind=kind)]
+        for number, run in enumerate(runs):
+            if run.key >= FIRST_KEY:  # Metaflow's data are elsewhere
+                continue
+            if give_up():
+                complete, runs = False, runs[:number]
+                break
+            own.update(_sizes_of(metadata, run))
+        everything |= own
+        found.append(FlowSize(flow, len(runs), len(own), sum(own.values())))
+        if not complete:
+            break
+    found.sort(key=lambda each: (-each.size, each.flow))
+    return StorageSizes(found, len(everything), sum(everything.values()), complete)
+
+
+def _sizes_of(metadata: MetadataStore, run: RunRecord) -> Iterator[tuple[bytes, int]]:
+    """The blobs that a run refers to, each by half of its key, and their sizes."""
+    code = run.settings.get("code") or {}
+    if isinstance(code.get("key"), str) and isinstance(code.get("size"), int):
+        yield bytes.fromhex(code["key"][:32]), code["size"]
+    for data in metadata.all_manifests(run.key):
+        try:
+            manifest = Manifest.decode(data)
+        except AflowError:
+            continue
+        for entry in manifest.artifacts.values():
+            for key, size in entry.blobs:
+                yield bytes.fromhex(key[:32]), size
 
 
 def runs_to_delete(

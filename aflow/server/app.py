@@ -26,9 +26,6 @@ from aflow.errors import (
     StoreUnavailable,
     VersionConflict,
 )
-from aflow.executors.factory import keep_from_workers
-from aflow.interop.keys import FIRST_KEY, READ_ONLY
-from aflow.runs.liveness import request_end
 from aflow.server.auth import Authenticator, Handler, attended, caller_of, refusal
 from aflow.server.bodies import body_of, check_type, json_of, number_of
 from aflow.server.routes.actions import ActionRoutes
@@ -77,14 +74,14 @@ def application(
     end, `queue` opens the one whose workers run the tasks, `shown` is the metadata with what
     Metaflow has recorded beside them."""
     shown = shown or metadata
-    api = _Api(runs, blobs, metadata, metrics, watch, shown)
+    api = _Api(runs, blobs, metadata, metrics, shown)
     clock = SystemClock()
     views = Views(shown, clock)
     apis = (
         api,
         ScheduleRoutes(scheduling, clock),
         ViewRoutes(shown, views, api.streams, clock),
-        ActionRoutes(shown, views, runs, clock, blobs.store, queue),
+        ActionRoutes(shown, views, runs, clock, blobs.store, queue, watch),
     )
     app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
     for route in ROUTES:
@@ -118,10 +115,8 @@ class _Api:
         blobs: BlobStore,
         metadata: MetadataStore,
         metrics: Metrics,
-        watch: Callable[[str], object] | None,
         shown: MetadataStore,
     ) -> None:
-        self._watch = watch
         self._shown = shown
         self._metrics = metrics
         self._runs = runs
@@ -269,31 +264,6 @@ class _Api:
         following = await asyncio.to_thread(self._streams.following, record, step, task, after)
         stream = self._streams.lines(record, following, follow=follow)
         return await self._streams.answer(request, stream)
-
-    async def cancel_run(self, request: web.Request) -> web.StreamResponse:
-        """Stop a run, wherever it goes on; one that nobody drives has ended when this is
-        answered."""
-        flow, run = _named(request)
-        record = await asyncio.to_thread(self._record, flow, run)
-        if record.key >= FIRST_KEY:
-            raise InvalidInput(READ_ONLY)
-        # Recorded first, for the next coordinator, should this one die before it gets the request.
-        outcome = await asyncio.to_thread(
-            request_end,
-            self._metadata,
-            record,
-            "The run was cancelled over HTTP.",
-            SystemClock.now(),
-        )
-        if outcome == "over":
-            raise VersionConflict(f"{flow}/{run} cannot be cancelled: it has ended.")
-        self._runs.cancel(f"{flow}/{run}")
-        if outcome == "ended":
-            await asyncio.to_thread(keep_from_workers, record)
-        if outcome == "asked" and self._watch is not None:
-            self._watch(f"{flow}/{run}")
-        state = "cancelled" if outcome == "ended" else "stopping"
-        return web.json_response({"run": f"{flow}/{run}", "state": state}, status=202)
 
     def _record(self, flow: str, run: str) -> RunRecord:
         record = self._shown.run(flow, run)

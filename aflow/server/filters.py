@@ -17,7 +17,7 @@ from aflow.scheduler.states import RunState
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
 
-WORDS = ("flow:", "state:", "tag:", "user:", "since:", "until:", "id:", "param.NAME:", "failed:")
+WORDS = ("flow:", "state:", "tag:", "user:", "since:", "until:", "id:", "artifact:", "param.NAME:")
 _LONGEST = 1000  # characters of all words
 _MOST = 20
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -28,7 +28,8 @@ _PARAMETER = re.compile(r"param\.([A-Za-z_][A-Za-z0-9_]{0,199})\Z")
 @dataclass(frozen=True, slots=True)
 class RunFilter:
     """Which runs are listed. `text` has to be in the flow's name, the run's id, its user or one of
-    its tags, in any case of letters; `parameters` maps names to texts of values."""
+    its tags, in any case of letters; `parameters` maps names to texts of values; `artifacts` are
+    names, each of which one of its steps has left."""
 
     flow: str | None = None
     run: str | None = None
@@ -39,11 +40,12 @@ class RunFilter:
     until: float | None = None
     text: tuple[str, ...] = ()
     parameters: dict[str, str] = field(default_factory=dict)
+    artifacts: tuple[str, ...] = ()
 
     @property
     def is_indexed(self) -> bool:
         """Whether the metadata answer it alone: each run that they give is one that is meant."""
-        return not (self.text or self.parameters or self.run)
+        return not (self.text or self.parameters or self.artifacts or self.run)
 
     def takes(self, run: RunRecord) -> bool:
         """Whether a run is one of those that the metadata give where they are asked for this."""
@@ -91,6 +93,7 @@ def parse(words: str, now: float) -> RunFilter:
         until=_time(_one(found, "until"), now),
         text=tuple(found.get("text", ())),
         parameters=parameters,
+        artifacts=tuple(str(ids.artifact_name(each)) for each in found.get("artifact", ())),
     )
 
 

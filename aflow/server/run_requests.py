@@ -157,9 +157,9 @@ def _parameters(given: object) -> list[str]:
 
 # Names of options of `run`, as words of its command line: no request gives options in disguise.
 _OPTIONS = """
-    aflow-adopt aflow-words branch cache compat config config-value datastore datastore-root dry-run
-    environment event-logger executor metadata mode monitor no-cache no-pylint package-suffixes
-    production pylint queue quiet trigger version
+    aflow-adopt aflow-forecast aflow-words branch cache compat config config-value datastore
+    datastore-root dry-run environment event-logger executor metadata mode monitor no-cache
+    no-pylint package-suffixes production pylint queue quiet trigger version
 """
 _OF_RESUME = frozenset(
     ("clone-only", "no-clone-only", "no-reentrant", "origin-run-id", "reentrant", "rerun-missing",

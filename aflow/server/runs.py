@@ -44,6 +44,8 @@ _log = logging.getLogger("aflow.server")
 ORDERS = "server/orders/"  # what was submitted, in the datastore
 _PATIENCE = 120.0
 _REMEMBERED = 1000  # runs whose last words are kept
+_FORESEEN = 2  # dry runs at once: each imports a flow
+_LARGEST_FORECAST = 1 << 20  # bytes
 _SAID = 4000  # bytes of what a run that did not begin has said
 
 
@@ -99,6 +101,7 @@ class Runs:
         self._blobs = blobs
         self._limit = limit
         self._beginning = 0
+        self._foreseeing = asyncio.Semaphore(_FORESEEN)
         self._closed = False
         self._processes: dict[str, Process] = {}
         self._telling: set[asyncio.Task[None]] = set()
@@ -155,6 +158,62 @@ class Runs:
                 package.release(folder)  # the run uses it from now on
         finally:
             self._beginning -= 1
+
+    async def foresee(self, order: RunRequest) -> dict[str, Any]:
+        """What the run would begin with and do (see `aflow.runs.dry_run.counted`), its parameters
+        checked; nothing is run or recorded but the flow's file, which is imported. Raises what
+        `begin` does, but for CoordinatorFull."""
+        if self._closed:
+            raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
+        async with self._foreseeing:
+            self._check_place()
+            await asyncio.to_thread(self._blobs.claim, order.package)
+            folder = await asyncio.to_thread(
+                package.unpacked, self._blobs, order.package, self._place.code
+            )
+            try:
+                return await self._foreseen(folder, order)
+            finally:
+                package.release(folder)
+
+    async def _foreseen(self, folder: Path, order: RunRequest) -> dict[str, Any]:
+        file = folder / order.script
+        if not file.is_file():
+            raise InvalidInput(f"The code package holds no file {order.script}.")
+        target = str(file) if order.flow is None else f"{file}:{order.flow}"
+        with (
+            tempfile.TemporaryFile() as said,
+            tempfile.TemporaryFile() as found,
+            _file_of((*order.parameters, *order.words)) as words,
+        ):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "aflow", order.command, target, "--quiet", "--dry-run"),
+                f"--aflow-forecast=/dev/fd/{found.fileno()}",
+                f"--aflow-words=/dev/fd/{words.fileno()}",
+                cwd=file.parent, stdin=DEVNULL, stdout=DEVNULL, stderr=said,
+                pass_fds=[found.fileno(), words.fileno(), package.descriptor_of(folder)],
+                env=self._place.environment, start_new_session=True,
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(self._patience):
+                    code = await process.wait()
+            except TimeoutError as error:
+                raise CommandFailed(
+                    f"The dry run has not ended within {self._patience:.0f} seconds, and was "
+                    "killed: what its file does when it is imported takes too long."
+                ) from error
+            finally:
+                if process.returncode is None:
+                    end_group(process.pid)
+                    await process.wait()
+            if code:
+                raise CommandFailed(f"The run would not begin: {_end_of(said)}")
+            found.seek(0)
+            data = found.read(_LARGEST_FORECAST + 1)
+        try:
+            return fields_of(data)
+        except InvalidInput as error:  # the flow's own code may write anything
+            raise CommandFailed("The dry run has ended without a forecast.") from error
 
     def _check_place(self) -> None:
         """Check that the folder for code is what it was when the server began. Raises

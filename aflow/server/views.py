@@ -44,6 +44,7 @@ _PATIENCE = 0.025  # seconds after which a request looks at no more runs
 _RECENT = 100  # runs of a flow whose durations are shown
 _GRID = 30  # runs of a flow whose steps are shown
 _NAMED = 20  # tasks that are named where many share one line
+_SHORTEST = 2  # letters of a name that is completed beside those of flows
 _FAILED = 5  # failed tasks whose errors stand in the overview of a run
 _SAMPLED = 3  # tasks of a step whose artifacts are listed
 _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
@@ -83,11 +84,18 @@ class Views:
         """The newest runs that are meant, after a cursor that an earlier page gave. A page may be
         shorter than `limit` though there are more: one request looks at a bounded number of runs.
         Raises InvalidInput for a cursor that is none."""
-        after = None if cursor is None else _position(cursor)
+        after = None if cursor is None else position(cursor)
+        found, cursor = self.records(wanted, after, limit)
+        return RunPage([self.summary(run) for run in found], cursor)
+
+    def records(
+        self, wanted: RunFilter, after: tuple[float, int] | None, limit: int
+    ) -> tuple[list[RunRecord], str | None]:
+        """The records of such a page, and its cursor."""
         if wanted.run is not None:
-            return self._named(wanted)
+            return self._named(wanted), None
         give_up_at = self._clock.monotonic() + _PATIENCE
-        found: list[dict[str, Any]] = []
+        found: list[RunRecord] = []
         looked_at = 0
         while looked_at < _LOOKED_AT and self._clock.monotonic() <= give_up_at:
             size = limit - len(found) if wanted.is_indexed else _PAGE
@@ -105,16 +113,16 @@ class Views:
                 after = (record.created_at, record.key)
                 looked_at += 1
                 if self._is_meant(record, wanted):
-                    found.append(self.summary(record))
+                    found.append(record)
                 if len(found) == limit or (
                     not wanted.is_indexed and self._clock.monotonic() > give_up_at
                 ):
-                    return RunPage(found, _cursor(after))
+                    return found, _cursor(after)
             if len(page) < size:
-                return RunPage(found, None)
-        return RunPage(found, _cursor(after) if after else None)
+                return found, None
+        return found, _cursor(after) if after else None
 
-    def _named(self, wanted: RunFilter) -> RunPage:
+    def _named(self, wanted: RunFilter) -> list[RunRecord]:
         """The runs of this id, of which a flow has one at most."""
         flows = [wanted.flow] if wanted.flow else [name for name, _ in self._metadata.flows()]
         records = [self._metadata.run(flow, wanted.run or "") for flow in flows[:_LOOKED_AT]]
@@ -124,7 +132,7 @@ class Views:
             if run is not None and wanted.takes(run) and self._is_meant(run, wanted)
         ]
         meant.sort(key=lambda run: (run.created_at, run.key), reverse=True)
-        return RunPage([self.summary(run) for run in meant[:_PAGE]], None)
+        return meant[:_PAGE]
 
     def _is_meant(self, run: RunRecord, wanted: RunFilter) -> bool:
         words = f"{run.flow}/{run.run} {run.user} {' '.join(run.tags)}".lower()
@@ -132,8 +140,17 @@ class Views:
             return False
         if wanted.parameters:
             values = {name: text for name, _, text in self._parameters(run)}
-            return all(values.get(n) in (v, repr(v)) for n, v in wanted.parameters.items())
-        return True
+            if not all(values.get(n) in (v, repr(v)) for n, v in wanted.parameters.items()):
+                return False
+        return not wanted.artifacts or set(wanted.artifacts) <= self._artifact_names(run)
+
+    def _artifact_names(self, run: RunRecord) -> set[str]:
+        """The names of the artifacts that the steps of a run have left, each by its first task."""
+        names: set[str] = set()
+        for step in self._metadata.progress(run.key):
+            for view in self._metadata.tasks(run.key, step=step.step, limit=1):
+                names.update(_manifest_of(view).artifacts)
+        return names
 
     def summary(self, run: RunRecord) -> dict[str, Any]:
         """A run as lists show it: with the number of its tasks in each state and its parameters."""
@@ -145,7 +162,8 @@ class Views:
             **_plain_run(run),
             "tasks": counts,
             "parameters": [
-                {"name": name, "value": text} for name, _, text in self._parameters(run)
+                {"name": name, "value": text, "default": default_of(run, name)}
+                for name, _, text in self._parameters(run)
             ],
         }
 
@@ -184,7 +202,7 @@ class Views:
                 if name in run.settings
             },
             "typed_parameters": [
-                {"name": name, "type": kind, "value": text}
+                {"name": name, "type": kind, "value": text, "default": default_of(run, name)}
                 for name, kind, text in self._parameters(run)
             ],
             "constants": others,
@@ -575,7 +593,7 @@ class Views:
             "runs": [_plain_run(run) for run in runs],
             "grid": grid,
             "parameters": [
-                {"name": n, "type": kind, "value": text}
+                {"name": n, "type": kind, "value": text, "default": default_of(runs[0], n)}
                 for n, kind, text in self._parameters(runs[0])
             ],
             "code": runs[0].settings.get("code") or {},
@@ -612,6 +630,7 @@ class Views:
         constants = [{each["name"]: each for each in self._constants(run)} for run in runs]
         for name in sorted({name for each in constants for name in each}):
             add_values("parameters", name, [each.get(name) for each in constants])
+            rows[-1]["defaults"] = [default_of(run, name) for run in runs]
         steps = [{s["step"]: s for s in self._steps(run, None)} for run in runs]
         for name in dict.fromkeys(name for each in steps for name in each):
             add(
@@ -634,29 +653,26 @@ class Views:
         return found
 
     def suggest(self, prefix: str) -> list[dict[str, str]]:
-        """What a search box completes: flows, their runs and the steps of these, by how they begin;
-        after `tag:` and `user:` those of the latest runs."""
+        """What a search box completes: flows, their runs, the steps of these and the artifacts of
+        these, by how they begin; tags and artifacts of the latest runs; after `tag:`, `user:` and
+        `artifact:` those alone."""
         word, colon, begun = prefix.partition(":")
-        if colon and word in ("tag", "user"):
-            runs = self._metadata.runs(None, limit=_PAGE)
-            known = (name for r in runs for name in (r.tags if word == "tag" else (r.user,)))
-            found = [each for each in dict.fromkeys(known) if each.startswith(begun)]
-            return [{"kind": word, "text": f"{word}:{each}"} for each in found[:_NAMED]]
+        if colon and word in ("tag", "user", "artifact"):
+            return self._latest_named(word, begun)
         flow, slash, rest = prefix.partition("/")
         names = [
             name for name, _ in self._metadata.flows() if name.lower().startswith(flow.lower())
         ]
         if not slash:
-            return [{"kind": "flow", "text": name} for name in names[:_NAMED]]
+            found = [{"kind": "flow", "text": name} for name in names[:_NAMED]]
+            if len(prefix) >= _SHORTEST:
+                for word in ("tag", "artifact"):
+                    found += self._latest_named(word, prefix)[: _NAMED // 4]
+            return found
         run, more, step = rest.partition("/")
         if more:
             record = self._metadata.run(flow, run) if flow in names else None
-            steps = self._metadata.progress(record.key) if record else []
-            return [
-                {"kind": "step", "text": f"{flow}/{run}/{each.step}"}
-                for each in steps
-                if each.step.startswith(step)
-            ][:_NAMED]
+            return [] if record is None else self._parts_of(record, step)
         return [
             {"kind": "run", "text": f"{name}/{each.run}"}
             for name in names
@@ -664,6 +680,37 @@ class Views:
             for each in self._metadata.runs(name, limit=_PAGE)
             if each.run.startswith(run)
         ][:_NAMED]
+
+    def _parts_of(self, run: RunRecord, begun: str) -> list[dict[str, str]]:
+        """The steps of a run, or after `step/` the artifacts of the step, that begin so."""
+        path = f"{run.flow}/{run.run}"
+        step, slash, name = begun.partition("/")
+        if not slash:
+            steps = (each.step for each in self._metadata.progress(run.key))
+            found = [each for each in steps if each.startswith(step)]
+            return [{"kind": "step", "text": f"{path}/{each}"} for each in found[:_NAMED]]
+        left: set[str] = set()
+        for view in self._metadata.tasks(run.key, step=step, limit=1):
+            left = {each for each in _manifest_of(view).artifacts if not each.startswith("_")}
+        found = sorted(each for each in left if each.startswith(name))
+        return [{"kind": "artifact", "text": f"{path}/{step}/{each}"} for each in found[:_NAMED]]
+
+    def _latest_named(self, word: str, begun: str) -> list[dict[str, str]]:
+        """Tags, users or artifacts of the latest runs that begin so. Artifacts are read from
+        manifests, as long as that may take."""
+        give_up_at = self._clock.monotonic() + _PATIENCE
+        known: dict[str, None] = {}
+        for run in self._metadata.runs(None, limit=_PAGE):
+            if word == "tag":
+                known.update(dict.fromkeys(run.tags))
+            elif word == "user":
+                known[run.user] = None
+            else:
+                if self._clock.monotonic() > give_up_at:
+                    break
+                known.update(dict.fromkeys(sorted(self._artifact_names(run))))
+        found = [each for each in known if each.startswith(begun) and not each.startswith("_")]
+        return [{"kind": word, "text": f"{word}:{each}"} for each in found[:_NAMED]]
 
     # ------------------------------------------------------------ stores
 
@@ -689,6 +736,14 @@ def source_of(run: RunRecord) -> dict[str, Any]:
         "read_from": place,
         "read_only": run.key >= FIRST_KEY,
     }
+
+
+def default_of(run: RunRecord, name: str) -> str | None:
+    """The default of a parameter as a short text; None where it was not recorded: it is no plain
+    value, or the run is an older one."""
+    defaults = run.settings.get("defaults")
+    found = defaults.get(name) if isinstance(defaults, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _plain_run(run: RunRecord) -> dict[str, Any]:
@@ -792,7 +847,8 @@ def _cursor(after: tuple[float, int]) -> str:
     return f"{after[0]!r}_{after[1]}"
 
 
-def _position(cursor: str) -> tuple[float, int]:
+def position(cursor: str) -> tuple[float, int]:
+    """The time and the key that a cursor of a list of runs is. Raises InvalidInput."""
     at, _, key = cursor.partition("_")
     try:
         return float(at), int(key)

@@ -18,6 +18,8 @@ from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
 from aflow.metadata.base import RunningTask, WorkerRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
+from aflow.scheduler.states import RunState
+from tests.contracts.metadata_stores import a_run
 from tests.server.conftest import Daemon
 from tests.support.servers import select_nothing
 from tests.unit.server.test_columns import decoded
@@ -396,6 +398,97 @@ def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: 
     assert 422 == served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", b'{"step": "nowhere"}')[0]
 
 
+def test_a_dry_run_checks_parameters_and_counts_tasks_and_begins_nothing(served: Served) -> None:
+    def foreseen(path: str, **fields: Any) -> tuple[int, Any]:
+        return served.ask("POST", path, json.dumps(fields).encode())
+
+    code = served.get("/v1/flows/Flow_")["code"]
+    before = served.get("/v1/search")["runs"]
+    named = {"package": code["key"], "script": code["script"], "flow": "Flow_"}
+    status, found = foreseen("/v1/dry-run", **named, parameters={"n": "7"})
+    assert 200 == status, found
+    assert {"n": ("int", "7"), "fail": ("bool", "False")} == {
+        each["name"]: (each["type"], each["value"]) for each in found["parameters"]
+    }
+    assert (1, 0, ["square", "join", "end"]) == (found["run"], found["reuse"], found["after"])
+    status, found = foreseen("/v1/dry-run", **named, parameters={"n": "seven"})
+    assert (422, True) == (status, "'seven'" in found["error"]), found
+    assert 422 == foreseen("/v1/dry-run", **named, parameters={"colour": "red"})[0]
+    assert 400 == foreseen("/v1/dry-run", **named, parameters={"aflow-forecast": "/tmp/x"})[0]
+
+    status, found = foreseen(f"/v1/runs/Flow_/{served.runs[2]}/resume/dry-run")
+    steps = {each["step"]: (each["run"], each["reuse"]) for each in found["steps"]}
+    assert {"start": (0, 1), "square": (1, 2)} == steps, "the item that failed runs again"
+    status, found = foreseen(f"/v1/runs/Flow_/{served.runs[1]}/rerun/dry-run", parameters={"n": 5})
+    assert (200, "5") == (status, {e["name"]: e["value"] for e in found["parameters"]}["n"])
+    assert before == served.get("/v1/search")["runs"]
+
+
+def test_parameters_say_their_defaults_and_runs_are_found_by_artifacts(served: Served) -> None:
+    _, second, failed = served.runs
+    run = served.get(f"/v1/search?filter=id:{second}")["runs"][0]
+    assert {"n": ("4", "3"), "fail": ("False", "False")} == {
+        each["name"]: (each["value"], each["default"]) for each in run["parameters"]
+    }
+    compared = served.get(f"/v1/compare?runs=Flow_/{second},Flow_/{failed}")["rows"]
+    assert [["3", "3"]] == [r["defaults"] for r in compared if r["name"] == "n"]
+
+    def names(words: str) -> set[str]:
+        return {each["run"] for each in served.get(f"/v1/search?filter={words}")["runs"]}
+
+    assert second in names("artifact:total")
+    assert failed not in names("artifact:total"), "it has not come that far"
+    assert failed in names("artifact:numbers")
+    assert set() == names("artifact:nothing")
+
+    def completed(prefix: str) -> list[str]:
+        return [each["text"] for each in served.get(f"/v1/suggest?prefix={prefix}")["found"]]
+
+    assert ["artifact:total"] == completed("tot")
+    assert ["artifact:numbers"] == completed("artifact:nu")
+    assert [f"Flow_/{second}/join/total"] == completed(f"Flow_/{second}/join/t")
+
+
+def test_what_is_done_with_all_runs_of_a_filter_is_counted_first(served: Served) -> None:
+    def many(action: str, words: str, **fields: Any) -> tuple[int, Any]:
+        body = {"action": action, "filter": words, **fields}
+        return served.ask("POST", "/v1/batch", json.dumps(body).encode())
+
+    with closing(SqliteMetadata(served.path / ".aflow" / "metadata.db")) as metadata:
+        for number in range(450):
+            of_many = a_run(flow="Many", run=str(number), state=RunState.SUCCEEDED)
+            metadata.create_run(of_many, b"")
+    plan = many("delete", "flow:Many", dry_run=True)[1]
+    assert (450, None, 20) == (plan["count"], plan["cursor"], len(plan["runs"]))
+    assert 450 == many("cancel", "flow:Many", dry_run=True)[1]["refused"][0]["count"]
+    assert [] == many("tag", "flow:Many", tags=["x"], until=1)[1]["runs"], "they began later"
+
+    done, cursor, requests = 0, None, 0
+    while requests == 0 or cursor is not None:
+        until = {"until": plan["until"], "cursor": cursor}
+        status, changed = many("tag", "flow:Many", tags=["chosen"], **until)
+        assert 200 == status, changed
+        done, cursor, requests = done + changed["count"], changed["cursor"], requests + 1
+    assert (450, 3) <= (done, requests)
+    assert 450 == many("untag", "tag:chosen", tags=["chosen"], dry_run=True)[1]["count"]
+    cursor = None
+    while True:
+        changed = many("delete", "flow:Many", until=plan["until"], cursor=cursor)[1]
+        if (cursor := changed["cursor"]) is None:
+            break
+    assert [] == served.get("/v1/search?filter=flow:Many")["runs"]
+    for wrong in (
+        many("sell", ""), many("tag", ""), many("cancel", "", tags=["a"]),
+        many("cancel", "colour:red"), many("cancel", "", cursor="x"), many("cancel", "", until="x"),
+        many("cancel", "", colour=1),
+    ):  # fmt: skip
+        assert 400 == wrong[0]
+    status, resumed = many("resume", f"id:{served.runs[0]}")
+    assert (0, "succeeded: there is nothing to resume") == (
+        resumed["count"], resumed["refused"][0]["reason"]
+    )  # fmt: skip
+
+
 def test_a_queue_is_shown_and_buried_messages_are_released_or_deleted(
     tmp_path: Any, repository: Any
 ) -> None:
@@ -409,8 +502,20 @@ def test_a_queue_is_shown_and_buried_messages_are_released_or_deleted(
     assert ["one", "two"] == sorted(each["id"] for each in reported["buried"])
     assert 1 == daemon.ask("POST", "/v1/queue/release", b'{"ids": ["one"]}')[1]["count"]
     assert 200 == daemon.ask("POST", "/v1/queue/delete", b'{"ids": ["two"]}')[0]
+    with closing(SqliteMetadata(daemon.path / ".aflow" / "metadata.db")) as metadata:
+        for name, ended in (("a-1", 30), ("a-2", 12)):
+            pools = {DEFAULT_POOL: ended}
+            metadata.beat_worker(
+                WorkerRecord(
+                    name, "host", 7, url, (DEFAULT_POOL,), 2, "1", "3.12", 1.0, {}, ended=pools
+                ),
+                60.0,
+            )
     (pool,) = daemon.get("/v1/queue")["pools"]
-    assert (1, 0) == (pool["ready"], pool["buried"])
+    assert (1, 0, 42) == (pool["ready"], pool["buried"], pool["rate"])
+    waiting = daemon.get("/v1/queue/messages?pool=default")
+    assert (1, ["one"]) == (waiting["ready"], [each["id"] for each in waiting["messages"]])
+    assert 400 == daemon.ask("GET", "/v1/queue/messages?pool=..%2fx")[0]
     for wrong in (b"{}", b'{"ids": []}', b'{"ids": [7]}'):
         assert 400 == daemon.ask("POST", "/v1/queue/delete", wrong)[0]
     assert 0 == daemon.stop()
@@ -483,6 +588,9 @@ def test_the_server_says_what_doctor_finds_and_what_gc_would_delete(served: Serv
     assert plan(older_than=0, keep=1)[1]["count"] < of_all["count"] == len(of_all["runs"])
     failed = plan(failed=True)[1]["runs"]
     assert {"failed"} == {served.get(f"/v1/runs/{run}")["state"] for run in failed}
+    stored = served.ask("POST", "/v1/storage")[1]
+    assert [True, "Flow_"] == [stored["complete"], stored["flows"][0]["flow"]]
+    assert stored["flows"][0]["size"] > 0
     for wrong in ({"older_than": -1}, {"keep": "1"}, {"failed": 1}, {"flow": "../x"}):
         assert 400 == plan(**wrong)[0], wrong
     assert 200 == served.ask("GET", f"/v1/runs/Flow_/{served.runs[0]}")[0], "nothing was deleted"

@@ -22,6 +22,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from aflow.backends import open_metadata
+from aflow.scheduler.states import RunState
 from benchmarks import ui
 from tests.server.conftest import Daemon
 from tests.support.servers import free_port, missing, new_database, postgres_for_one
@@ -299,6 +300,7 @@ def test_a_run_is_followed_while_it_goes_on_and_cancelled_by_a_click(
     browser: Browser, tmp_path: Path, repository: Path
 ) -> None:
     gate = tmp_path / "gate"
+    browser.resize(1400)
     browser.open("")
     path = {"PYTHONPATH": str(repository)}
     browser.site.submit("flow.py", "--gate", str(gate), "--tag", "live", **path)
@@ -333,6 +335,52 @@ def test_a_failed_run_is_resumed_and_runs_are_compared_by_clicks(browser: Browse
     browser.says("Parameters, configs")
 
 
+def test_a_dry_run_in_the_form_says_what_would_run_and_what_is_wrong(browser: Browser) -> None:
+    browser.open("flows/Flow_")
+    browser.click("Run…")
+    browser.type("form.sheet-inline input[name=n]", "five")
+    browser.click("Dry run", ".forecast")
+    browser.says("'five'", ".forecast .notice.bad")
+    browser.type("form.sheet-inline input[name=n]", "5")
+    browser.until(lambda: not browser.find(".forecast .notice.bad"))  # that was of another form
+    before = browser.site.newest()
+    browser.click("Dry run", ".forecast")
+    browser.says("1 task would run, and then, as their results ask for it: work, join, end")
+    assert before == browser.site.newest()
+    browser.open(f"runs/{browser.site.failed}")
+    browser.click("Resume")
+    browser.click("Dry run", ".forecast")
+    browser.says("3 tasks would be taken over", ".forecast")
+    browser.open(f"runs/{browser.site.failed}?tab=code")
+    browser.says("True default False", ".values")
+
+
+def test_something_is_done_with_all_runs_that_match_after_they_were_counted(
+    browser: Browser,
+) -> None:
+    folder = browser.site.path / ".aflow"
+    with closing(open_metadata(f"sqlite:///{folder}/metadata.db", "process")) as metadata:
+        for number in range(230):
+            ui.create(metadata, folder.as_uri(), "Many", number, RunState.SUCCEEDED)
+    browser.open("?filter=flow:Many")
+    browser.find("body")[0].send_keys("X")
+    browser.click("Cancel", ".many .chips")
+    browser.says("230 runs left out: ended already", ".many")
+    browser.click("Add a tag", ".many .chips")
+    browser.type("dialog input[name=text]", "chosen")
+    browser.click("Count the runs", "dialog")
+    browser.click("Add a tag: 230 runs…", ".many")
+    browser.click("Add a tag: 230 runs", "dialog")
+    browser.until(lambda: not browser.find(".many"))
+    found = browser.site.ask("GET", "/v1/search?filter=tag:chosen&limit=200")[1]
+    assert (200, True) == (len(found["runs"]), found["cursor"] is not None)
+    browser.click("All that match…")
+    browser.click("Delete", ".many .chips")
+    browser.click("Delete: 230 runs…", ".many")
+    browser.click("Delete: 230 runs", "dialog")
+    browser.says("No run matches flow:Many")
+
+
 def test_nothing_that_changes_a_run_is_offered_for_those_of_metaflow(browser: Browser) -> None:
     browser.open("runs/Theirs/7")
     browser.says("Metaflow has recorded this run")
@@ -353,6 +401,19 @@ def test_the_search_box_and_the_filter_complete_what_is_there(browser: Browser) 
     browser.until(lambda: f"{browser.site.run}/join" in browser.text("#found"))
     box.send_keys(Keys.ENTER)
     browser.until(lambda: browser.driver.current_url.endswith("?tab=tasks&step=join"))
+    box = browser.find("#search")[0]
+    box.send_keys(f"{browser.site.run}/start/it")
+    browser.until(lambda: f"{browser.site.run}/start/items" in browser.text("#found"))
+    box.send_keys(Keys.ENTER)
+    browser.until(
+        lambda: browser.driver.current_url.endswith("?tab=artifacts&step=start&name=items")
+    )
+    browser.says("['item-0', 'item-1', 'item-2']")
+    box.send_keys("resul")
+    browser.until(lambda: "artifact:result" in browser.text("#found"))
+    box.send_keys(Keys.ENTER)
+    browser.until(lambda: "filter=artifact%3Aresult" in browser.driver.current_url)
+    browser.until(lambda: browser.find("[data-row] a[href]"))
     browser.open("")
     browser.type(".filter input", "tag:pr")
     browser.until(lambda: "tag:prod" in browser.text(".hints"))
@@ -497,6 +558,8 @@ def test_settings_show_what_doctor_finds_and_what_could_be_deleted(browser: Brow
     browser.click("Check now")
     browser.until(lambda: browser.find(".findings li"), 90)
     assert "can be read" in browser.text(".findings")
+    browser.click("Add up")
+    browser.says("Flow_", ".panel .share, .panel td.name")
     browser.click("Look")
     browser.says("would be deleted")
     browser.says("aflow gc --older-than 30d")

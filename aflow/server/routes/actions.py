@@ -1,5 +1,6 @@
-"""The routes by which the web UI changes something beside runs that begin: tags, deletion, tokens;
-and what the server says of itself: what it is, what `aflow doctor` finds, what `aflow gc` would
+"""The routes by which the web UI changes something: runs are cancelled, resumed, tagged and
+deleted, one or all that a filter means, and tokens made; what a run would do before it begins; and
+what the server says of itself: what it is, what `aflow doctor` finds, what `aflow gc` would
 delete."""
 
 from __future__ import annotations
@@ -9,16 +10,30 @@ import json
 import platform
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
 from aflow._core import ids
+from aflow._core.clock import LATEST
 from aflow._core.settings import Settings
 from aflow._core.version import __version__
-from aflow.errors import AflowError, InvalidInput, NotFound
+from aflow.errors import (
+    AflowError,
+    CoordinatorClosed,
+    CoordinatorFull,
+    InvalidInput,
+    MetadataUnavailable,
+    NotFound,
+    StoreUnavailable,
+    VersionConflict,
+)
+from aflow.executors.factory import keep_from_workers
+from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
 from aflow.executors.queue_status import (
     HEARTBEAT,
     SILENT,
@@ -27,17 +42,22 @@ from aflow.executors.queue_status import (
     plain,
     pool_status,
     pools_of,
+    rates_of,
     worker_as_json,
     workers_of,
 )
 from aflow.interop.keys import FIRST_KEY, READ_ONLY
 from aflow.metadata import tokens
 from aflow.metadata.base import WORKER_EXPIRY, documents_of
+from aflow.queue.base import check_topic
 from aflow.runs import gc
-from aflow.scheduler.states import TERMINAL_RUN_STATES
+from aflow.runs.liveness import request_end
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.server.auth import attended, caller_of, refusal
-from aflow.server.bodies import json_of
-from aflow.server.run_requests import fields_of, order_of, resume_order
+from aflow.server.bodies import json_of, number_of
+from aflow.server.filters import RunFilter, parse
+from aflow.server.run_requests import RunRequest, fields_of, order_of, resume_order
+from aflow.server.views import position
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -47,10 +67,17 @@ if TYPE_CHECKING:
     from aflow.server.views import Views
     from aflow.storage.base import ObjectStore
 
+_BATCH = 200  # runs that one request of many changes
+_BATCH_LOOKS = 2000  # runs that a dry run of it looks at
+_BATCH_TIME = 2.0  # seconds after which such a request begins with no other run
 _MOST_DELETED = 200  # runs of one plan
 _SHOWN = 200  # messages
+_PEEKED = 1000  # messages that wait of which something is shown
 _MOST_TAGS = 50  # of one request
+_MEASURING = 60.0  # seconds in which what flows take is added up
 _CHECK = 120.0  # seconds that `aflow doctor` may take
+_NAMED_OF_MANY = 20  # runs that an answer on many of them names
+ACTIONS = ("cancel", "resume", "tag", "untag", "delete")  # with many runs at once
 _NAMED = 200  # runs that a plan names
 _LONGEST_LIFE = 10 * 365 * 86400  # seconds
 
@@ -66,8 +93,10 @@ class ActionRoutes:
         clock: Clock,
         store: ObjectStore,
         queue: Callable[[], Queue] | None = None,
+        watch: Callable[[str], object] | None = None,
     ) -> None:
         self._queue = queue
+        self._watch = watch
         self._views = views
         self._metadata = metadata
         self._runs = runs
@@ -137,6 +166,20 @@ class ActionRoutes:
             }
         )
 
+    async def measure_storage(self, request: web.Request) -> web.StreamResponse:
+        """How many bytes the artifacts and the code of each flow's runs take in the datastore, what
+        several of its runs share counted once; the largest first. Reads the manifests of all runs,
+        for a minute at most: `complete` says whether that was enough."""
+        give_up_at = self._clock.monotonic() + _MEASURING
+
+        def measure() -> gc.StorageSizes:
+            return gc.sizes(self._metadata, lambda: self._clock.monotonic() > give_up_at)
+
+        async with self._checking:
+            found = await attended(request, asyncio.to_thread(measure))
+        flows = [each._asdict() for each in found.flows]
+        return web.json_response({**found._asdict(), "flows": flows})
+
     # ------------------------------------------------------------ runs
 
     async def tag_run(self, request: web.Request) -> web.StreamResponse:
@@ -147,10 +190,56 @@ class ActionRoutes:
         found = await asyncio.to_thread(self._metadata.change_tags, run.key, add, remove)
         return web.json_response({"tags": list(found)})
 
+    async def cancel_run(self, request: web.Request) -> web.StreamResponse:
+        """Stop a run, wherever it goes on; one that nobody drives has ended when this is
+        answered."""
+        run = await self._run(request)
+        state = await self._cancel(run)
+        return web.json_response({"run": f"{run.flow}/{run.run}", "state": state}, status=202)
+
+    async def _cancel(self, run: RunRecord) -> str:
+        """Ask a run to stop: `stopping`, or `cancelled`. Raises VersionConflict for one that has
+        ended, and InvalidInput for one that is only shown."""
+        if run.key >= FIRST_KEY:
+            raise InvalidInput(READ_ONLY)
+        path = f"{run.flow}/{run.run}"
+        # Recorded first, for the next coordinator, should this one die before it gets the request.
+        reason, now = "The run was cancelled over HTTP.", self._clock.now()
+        outcome = await asyncio.to_thread(request_end, self._metadata, run, reason, now)
+        if outcome == "over":
+            raise VersionConflict(f"{path} cannot be cancelled: it has ended.")
+        self._runs.cancel(path)
+        if outcome == "ended":
+            await asyncio.to_thread(keep_from_workers, run)
+        if outcome == "asked" and self._watch is not None:
+            self._watch(path)
+        return "cancelled" if outcome == "ended" else "stopping"
+
+    async def foresee_run(self, request: web.Request) -> web.StreamResponse:
+        """What a run would do: the values that its parameters would have, checked, and of each step
+        how many tasks would run or take over a result, with the reasons. Nothing is run."""
+        wanted = order_of(fields_of(await json_of(request)))
+        return web.json_response(await attended(request, self._runs.foresee(wanted)))
+
+    async def foresee_resume(self, request: web.Request) -> web.StreamResponse:
+        """What a run would do that resumes this one; see `resume`. Nothing is run."""
+        wanted = await self._resume_order(request)
+        return web.json_response(await attended(request, self._runs.foresee(wanted)))
+
+    async def foresee_rerun(self, request: web.Request) -> web.StreamResponse:
+        """What a run would do that runs this one again; see `rerun`. Nothing is run."""
+        wanted = await self._rerun_order(request)
+        return web.json_response(await attended(request, self._runs.foresee(wanted)))
+
     async def resume_run(self, request: web.Request) -> web.StreamResponse:
         """Resume a run that has ended with the code that it had: from where it failed, or from a
         `step` on; with other values for some `parameters`, which the steps that run see. Answers
         with the new run."""
+        wanted = await self._resume_order(request)
+        pathspec = await asyncio.shield(self._runs.begin(wanted))
+        return web.json_response({"run": pathspec}, status=201)
+
+    async def _resume_order(self, request: web.Request) -> RunRequest:
         fields = fields_of(await json_of(request))
         unknown = sorted(fields.keys() - {"step", "parameters", "max_workers"})
         if unknown:
@@ -160,16 +249,18 @@ class ActionRoutes:
             raise InvalidInput("'step' has to be the name of a step.")
         run = await self._run(request)
         code = _code_of(run)
-        wanted = resume_order(
+        return resume_order(
             code["key"], code["script"], run.flow, run.run, step,
             fields.get("parameters"), fields.get("max_workers"),
         )  # fmt: skip
-        pathspec = await asyncio.shield(self._runs.begin(wanted))
-        return web.json_response({"run": pathspec}, status=201)
 
     async def rerun(self, request: web.Request) -> web.StreamResponse:
         """Run the code of a run again, from the start: with its parameters, but for those in
         `parameters`, and with `tags` and `max_workers`. Answers with the new run."""
+        pathspec = await asyncio.shield(self._runs.begin(await self._rerun_order(request)))
+        return web.json_response({"run": pathspec}, status=201)
+
+    async def _rerun_order(self, request: web.Request) -> RunRequest:
         fields = fields_of(await json_of(request))
         given = fields.get("parameters", {})
         if not isinstance(given, dict):
@@ -178,9 +269,101 @@ class ActionRoutes:
         code = _code_of(run)
         parameters = await asyncio.to_thread(self._views.parameters_again, run, given)
         named = {"package": code["key"], "script": code["script"], "flow": run.flow}
-        wanted = order_of({**fields, **named, "parameters": parameters})
-        pathspec = await asyncio.shield(self._runs.begin(wanted))
-        return web.json_response({"run": pathspec}, status=201)
+        return order_of({**fields, **named, "parameters": parameters})
+
+    # ------------------------------------------------------------ many runs at once
+
+    async def change_many(self, request: web.Request) -> web.StreamResponse:
+        """Do something (`action`: `cancel`, `resume`, `tag`, `untag` with `tags`, or `delete`) with
+        all runs that a `filter` means and that began before `until`, newest first, from `cursor`
+        on. One request changes at most 200 runs and takes few seconds; the `cursor` of the answer
+        is where the next one goes on (null: that were all). With `dry_run` nothing is changed: the
+        answer counts the runs with which it would be done, and those with which it cannot be, by
+        reason. Its `until` keeps runs that begin later from being changed with those that were
+        counted."""
+        wanted = _many_of(fields_of(await json_of(request)), self._clock.now())
+        done = ManyRunsDone(wanted.until)
+        if wanted.dry_run:
+            await asyncio.to_thread(self._count, wanted, done)
+        else:
+            await asyncio.shield(self._change(wanted, done))
+        return web.json_response(done.as_json())
+
+    def _count(self, wanted: ManyRuns, done: ManyRunsDone) -> None:
+        after, looked_at = wanted.after, 0
+        give_up_at = self._clock.monotonic() + _BATCH_TIME
+        resumed = self._resumed_by_others()
+        while True:
+            runs, cursor = self._views.records(wanted.filter, after, _BATCH)
+            for run in runs:
+                done.note(run, self._refused(wanted.action, run, resumed))
+            looked_at += len(runs)
+            done.cursor = cursor
+            late = self._clock.monotonic() > give_up_at
+            if cursor is None or looked_at >= _BATCH_LOOKS or late:
+                return
+            after = position(cursor)
+
+    async def _change(self, wanted: ManyRuns, done: ManyRunsDone) -> None:
+        find, refused = self._views.records, self._refused
+        runs, cursor = await asyncio.to_thread(find, wanted.filter, wanted.after, _BATCH)
+        resumed = await asyncio.to_thread(self._resumed_by_others)
+        give_up_at = self._clock.monotonic() + _BATCH_TIME
+        for number, run in enumerate(runs):
+            why_not = refused(wanted.action, run, resumed)
+            if why_not is None:
+                try:
+                    await self._change_one(wanted, run)
+                except (CoordinatorFull, CoordinatorClosed, StoreUnavailable) as error:
+                    done.stopped, done.cursor = str(error), done.cursor or wanted.cursor
+                    return
+                except MetadataUnavailable:
+                    raise
+                except AflowError as error:
+                    why_not = str(error)
+            done.note(run, why_not)
+            done.cursor = f"{run.created_at!r}_{run.key}"
+            if self._clock.monotonic() > give_up_at and number + 1 < len(runs):
+                return
+        done.cursor = cursor
+
+    async def _change_one(self, wanted: ManyRuns, run: RunRecord) -> None:
+        if wanted.action == "cancel":
+            await self._cancel(run)
+        elif wanted.action == "resume":
+            code = _code_of(run)
+            order = resume_order(code["key"], code["script"], run.flow, run.run, None)
+            await self._runs.begin(order)
+        elif wanted.action == "delete":
+            await asyncio.to_thread(self._metadata.delete_run, run.key)
+        else:
+            add, remove = (wanted.tags, []) if wanted.action == "tag" else ([], wanted.tags)
+            await asyncio.to_thread(self._metadata.change_tags, run.key, add, remove)
+
+    def _resumed_by_others(self) -> set[tuple[str, str]]:
+        """The runs that others, which go on, have resumed."""
+        alive = [state for state in RunState if state not in TERMINAL_RUN_STATES]
+        found = self._metadata.runs(None, states=alive)
+        return {(run.flow, run.origin_run) for run in found if run.origin_run is not None}
+
+    def _refused(
+        self, action: str, run: RunRecord, resumed: Container[tuple[str, str]]
+    ) -> str | None:
+        """Why something cannot be done with a run; None where it can."""
+        if run.key >= FIRST_KEY:
+            return "recorded elsewhere, and only shown here"
+        over = run.state in TERMINAL_RUN_STATES
+        if action == "cancel" and over:
+            return "ended already"
+        if action in ("resume", "delete") and not over:
+            return "still going on"
+        if action == "resume" and run.state is RunState.SUCCEEDED:
+            return "succeeded: there is nothing to resume"
+        if action == "resume" and "key" not in (run.settings.get("code") or {}):
+            return "the code was not kept"
+        if action == "delete" and (run.flow, run.run) in resumed:
+            return "resumed by a run that goes on"
+        return None
 
     async def plan_deletion(self, request: web.Request) -> web.StreamResponse:
         """Which of these runs (`runs`, pathspecs with commas between them) can be deleted: those
@@ -250,6 +433,9 @@ class ActionRoutes:
             names = await pools_of(queue, (), found)
             now = self._clock.now()
             pools = [await pool_status(queue, each, found, now) for each in names]
+            rates = await asyncio.to_thread(self._rates, queue.url)
+            for each in pools:
+                each["rate"] = rates.get(each["pool"])
             buried = [m for each in names for m in await messages_of(queue, each, False, _SHOWN)]
             workers = [
                 {
@@ -265,6 +451,31 @@ class ActionRoutes:
         messages = [message.as_json() for message in buried]
         return web.json_response(
             {"url": url, "pools": pools, "workers": workers, "buried": messages}
+        )
+
+    def _rates(self, url: str) -> dict[str, float]:
+        """By pool, how many tasks a minute the registered workers of a queue have ended lately."""
+        if not hasattr(self._metadata, "beat_worker"):
+            return {}
+        return rates_of([each for each in self._registry.workers() if each.queue == url])
+
+    async def list_messages(self, request: web.Request) -> web.StreamResponse:
+        """What waits in a `pool` of the queue: the first messages (`limit`) that are ready, and of
+        how many of them each run is."""
+        pool = request.query.get("pool", DEFAULT_POOL)
+        limit = number_of(request, "limit", 100, _PEEKED)
+        check_topic(tasks_topic(pool))
+        async with self._opened() as queue:
+            found = await messages_of(queue, pool, True, max(limit, 1))
+            depth = await queue.depth(tasks_topic(pool))
+        runs = Counter("/".join(each.task.split("/")[:2]) for each in found)
+        return web.json_response(
+            {
+                "pool": pool,
+                "ready": depth.ready,
+                "messages": [each.as_json() for each in found],
+                "runs": [{"run": run, "ready": count} for run, count in runs.most_common()],
+            }
         )
 
     async def release_messages(self, request: web.Request) -> web.StreamResponse:
@@ -403,6 +614,80 @@ class ActionRoutes:
         name = request.match_info["name"]
         await asyncio.to_thread(tokens.revoke, self._documents(), name)
         return web.json_response({"token": name})
+
+
+class ManyRuns(NamedTuple):
+    """What is to be done with which runs."""
+
+    action: str
+    filter: RunFilter
+    tags: list[str]
+    until: float
+    cursor: str | None
+    dry_run: bool
+
+    @property
+    def after(self) -> tuple[float, int] | None:
+        """Where to go on from."""
+        return None if self.cursor is None else position(self.cursor)
+
+
+def _many_of(fields: dict[str, Any], now: float) -> ManyRuns:
+    """What a request asks for. Raises InvalidInput."""
+    unknown = sorted(fields.keys() - {"action", "filter", "tags", "until", "cursor", "dry_run"})
+    if unknown:
+        raise InvalidInput(f"There is no field {unknown[0][:80]!r} here.")
+    action, words = fields.get("action"), fields.get("filter", "")
+    until, cursor = fields.get("until"), fields.get("cursor")
+    dry_run, tags = fields.get("dry_run", False), _texts(fields, "tags")
+    if action not in ACTIONS:
+        raise InvalidInput(f"'action' has to be one of {', '.join(ACTIONS)}.")
+    if not isinstance(words, str):
+        raise InvalidInput("'filter' has to be a text.")
+    if until is not None and (type(until) not in (int, float) or not 0 <= until <= LATEST):
+        raise InvalidInput("'until' has to be a time in seconds since 1970.")
+    if cursor is not None and not isinstance(cursor, str):
+        raise InvalidInput("'cursor' has to be one that an answer had.")
+    if not isinstance(dry_run, bool):
+        raise InvalidInput("'dry_run' has to be true or false.")
+    if (action in ("tag", "untag")) is not bool(tags):
+        raise InvalidInput("'tags' are those to add or remove, with the actions tag and untag.")
+    wanted = parse(words, now)
+    at = now if until is None else float(until)
+    limit = at if wanted.until is None else min(at, wanted.until)
+    found = ManyRuns(action, replace(wanted, until=limit), tags, at, cursor, dry_run)
+    if cursor is not None:
+        position(cursor)
+    return found
+
+
+class ManyRunsDone:
+    """How far a request with many runs has come. `until` as in the request, or the time of it."""
+
+    def __init__(self, until: float) -> None:
+        self.cursor: str | None = None
+        self.stopped: str | None = None
+        self._until = until
+        self._runs: list[str] = []
+        self._count = 0
+        self._refused: Counter[str] = Counter()
+
+    def note(self, run: RunRecord, why_not: str | None) -> None:
+        """It was done, or would be, with this run; or why not."""
+        if why_not is not None:
+            self._refused[why_not] += 1
+            return
+        self._count += 1
+        if len(self._runs) < _NAMED_OF_MANY:
+            self._runs.append(f"{run.flow}/{run.run}")
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer."""
+        refused = [{"reason": why, "count": n} for why, n in self._refused.most_common(20)]
+        return {
+            "count": self._count, "runs": self._runs, "refused": refused, "cursor": self.cursor,
+            "until": self._until, "stopped": self.stopped,
+        }  # fmt: skip
 
 
 def _wanted(fields: dict[str, Any], now: float) -> gc.RunsToDelete:

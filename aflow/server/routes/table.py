@@ -94,6 +94,25 @@ _WANTED = _object(
 )
 
 
+_MAX_WORKERS = {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000}
+_RESUME = _object(
+    {"step": MAYBE_TEXT, "parameters": {"type": "object"}, "max_workers": _MAX_WORKERS}
+)
+_RERUN = _object(
+    {"parameters": {"type": "object"}, "tags": _list(TEXT), "max_workers": _MAX_WORKERS}
+)
+_FORECAST = _object(
+    parameters=_list(_object(name=TEXT, type=TEXT, value=TEXT)), run=_COUNT, reuse=_COUNT,
+    steps=_list(
+        _object(
+            step=TEXT, run=_COUNT, reuse=_COUNT,
+            reasons=_list(_object(text=TEXT, count=_COUNT)),
+        )
+    ),
+    after=_list(TEXT),
+)  # fmt: skip
+
+
 class Route(NamedTuple):
     """One route. `name` is that of the method that answers; `takes` the type of the body, `body`
     its schema; `says` the type of the answer; `refuses` the statuses beside 401, 403 and 503."""
@@ -314,26 +333,58 @@ ROUTES = [
     ),
     Route(
         "POST", _ONE + "/resume", "resume_run", _object(run=TEXT), 201,
-        takes=_JSON,
-        body=_object(
-            {
-                "step": MAYBE_TEXT,
-                "parameters": {"type": "object"},
-                "max_workers": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
-            }
-        ),
+        takes=_JSON, body=_RESUME,
         refuses=(400, 404, 408, 413, 415, 422, 429),
     ),
     Route(
-        "POST", _ONE + "/rerun", "rerun", _object(run=TEXT), 201, takes=_JSON,
+        "POST", _ONE + "/rerun", "rerun", _object(run=TEXT), 201, takes=_JSON, body=_RERUN,
+        refuses=(400, 404, 408, 413, 415, 422, 429),
+    ),
+    Route(
+        "POST", "/v1/dry-run", "foresee_run", _FORECAST,
+        takes=_JSON, body=_ORDER, refuses=(400, 408, 413, 415, 422),
+    ),
+    Route(
+        "POST", _ONE + "/resume/dry-run", "foresee_resume", _FORECAST,
+        takes=_JSON, body=_RESUME, refuses=(400, 404, 408, 413, 415, 422),
+    ),
+    Route(
+        "POST", _ONE + "/rerun/dry-run", "foresee_rerun", _FORECAST,
+        takes=_JSON, body=_RERUN, refuses=(400, 404, 408, 413, 415, 422),
+    ),
+    Route(
+        "POST", "/v1/batch", "change_many",
+        _object(
+            count=_COUNT, runs=_list(TEXT), refused=_list(_object(reason=TEXT, count=_COUNT)),
+            cursor=MAYBE_TEXT, until={"type": "number"}, stopped=MAYBE_TEXT,
+        ),
+        takes=_JSON,
         body=_object(
             {
-                "parameters": {"type": "object"},
+                "filter": {"type": "string", "maxLength": 1000},
                 "tags": _list(TEXT),
-                "max_workers": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
-            }
+                "until": {"type": ["number", "null"], "minimum": 0},
+                "cursor": MAYBE_TEXT,
+                "dry_run": {"type": "boolean"},
+            },
+            action={"enum": ["cancel", "resume", "tag", "untag", "delete"]},
         ),
-        refuses=(400, 404, 408, 413, 415, 422, 429),
+        refuses=(400, 408, 413, 415),
+    ),
+    Route(
+        "POST", "/v1/storage", "measure_storage",
+        _object(
+            flows=_list(_object(flow=TEXT, runs=_COUNT, objects=_COUNT, size=_COUNT)),
+            objects=_COUNT, size=_COUNT, complete={"type": "boolean"},
+        ),
+    ),
+    Route(
+        "GET", "/v1/queue/messages", "list_messages",
+        _object(
+            pool=TEXT, ready=_COUNT, messages=_list(_object(id=TEXT, task=TEXT)),
+            runs=_list(_object(run=TEXT, ready=_COUNT)),
+        ),
+        query={"pool": TEXT, "limit": number(1000)}, refuses=(400,),
     ),
     Route(
         "GET", "/v1/deletion", "plan_deletion", _object(runs=_list(TEXT)),

@@ -9,13 +9,13 @@ import {
   go,
   html,
   Link,
+  later,
   live,
   Notice,
   place,
   ROOT,
   refusedWith,
   render,
-  Skeleton,
   setQuery,
   theme,
   toast,
@@ -23,24 +23,11 @@ import {
   useLayoutEffect,
   useRef,
   useState,
+  withQuery,
 } from "./lib.js";
 import { RunPage } from "./run.js";
 import { RunsPage } from "./runs.js";
 
-/** A page that is read when somebody opens it first. @param {() => Promise<any>} load @param {string} name */
-const later = (load, name) => (/** @type {any} */ props) => {
-  const [state, set] = useState(/** @type {{page: any, error: any}} */ ({ page: null, error: null }));
-  const [again, setAgain] = useState(0);
-  useEffect(() => {
-    load().then(
-      (module) => set({ page: module[name], error: null }),
-      (error) => set({ page: null, error }),
-    );
-  }, [again]);
-  if (state.error)
-    return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>This page could not be read from the server: ${state.error.message}<//>`;
-  return state.page ? html`<${state.page} ...${props} />` : html`<${Skeleton} />`;
-};
 const TaskPage = later(() => import("./task.js"), "TaskPage"),
   FlowsPage = later(() => import("./flows.js"), "FlowsPage"),
   FlowPage = later(() => import("./flows.js"), "FlowPage");
@@ -99,11 +86,13 @@ function Search() {
     if (!flow) return;
     if (/[:\s]/.test(words)) return go(`?filter=${encodeURIComponent(words.trim())}`);
     if (!run) return go(found.some((each) => each.text === flow) ? `flows/${flow}` : `?filter=${encodeURIComponent(words.trim())}`);
+    if (third && !/^\d+$/.test(third)) return go(withQuery(`runs/${flow}/${run}`, { tab: "artifacts", step: second, name: third }));
     const task = third || (/^\d+$/.test(second || "") ? second : "");
     go(`runs/${flow}/${run}${task ? `/tasks/${task}` : second ? `?tab=tasks&step=${second}` : ""}`);
   };
   const keys = (/** @type {KeyboardEvent} */ event) => {
-    if (event.key === "Enter") visit(found[at] && text && found[at].text.startsWith(text) ? found[at].text : text || "");
+    if (event.key === "Enter")
+      visit(found[at] && text && (at > 0 || found[at].text.startsWith(text) || found[at].text.includes(`:${text}`)) ? found[at].text : text || "");
     else if (event.key === "Escape") setText(null), input.current.blur();
     else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       setAt((at + (event.key === "ArrowDown" ? 1 : -1) + found.length) % Math.max(found.length, 1));
@@ -172,6 +161,7 @@ const KEYS = [
   ["g r · g f · g s · g w", "Runs, flows, schedules, workers"],
   ["j · k", "Next, previous row"],
   ["x", "Select the row"],
+  ["X", "Do something with all runs that match"],
   ["Enter", "Open the row"],
   ["[ · ]", "Previous, next failed task"],
   ["Esc", "Close"],
@@ -198,6 +188,7 @@ function Palette({ close }) {
         ])
       : []),
     ...(path.startsWith("runs/") ? [["Next failed task", () => dispatchEvent(new CustomEvent("failed", { detail: 1 }))]] : []),
+    ...(path === "" ? [["Do something with all runs that match", () => dispatchEvent(new CustomEvent("many"))]] : []),
     ["Only failed runs", () => go("?filter=state:failed")],
     ["Only running runs", () => go("?filter=state:running")],
   ].filter(([title]) => String(title).toLowerCase().includes(text.toLowerCase()));
@@ -227,6 +218,7 @@ function Frame() {
         if (to) go(to);
       } else if (event.key === "g") pending.current = "g";
       else if (event.key === "/") document.getElementById("search")?.focus(), event.preventDefault();
+      else if (event.key === "X") dispatchEvent(new CustomEvent("many"));
       else if (event.key === "?") setSheet("help");
       else if (event.key === ".") setSheet("palette"), event.preventDefault();
       else if ("jkx".includes(event.key) || (event.key === "Enter" && !target.closest("a, button, summary"))) rowKey(event);

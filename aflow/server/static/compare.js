@@ -1,7 +1,7 @@
 // Two to five runs side by side; what is the same is left out unless asked for.
 // @ts-check
-import { Behind, go, html, Link, Notice, query, State, setQuery, shown, span, useApi, useState, withQuery } from "./lib.js";
-import { Preview } from "./run.js";
+import { Behind, differs, go, html, Link, Notice, query, State, setQuery, shown, span, useApi, useState, withQuery } from "./lib.js";
+import { Preview } from "./parts.js";
 
 const TITLES = { run: "Runs", parameters: "Parameters, configs", durations: "Median seconds of steps", artifacts: "Artifacts" };
 
@@ -39,13 +39,15 @@ export function ComparePage() {
     }`;
 }
 
-function cell(/** @type {string} */ section, /** @type {any} */ row, /** @type {any} */ value, /** @type {number} */ n) {
+/** @param {string} section @param {any} row @param {any} value @param {number} n */
+function cell(section, row, value, n) {
   if (value === null || value === undefined) return html`<span class="dim">–</span>`;
   if (section === "durations" || row.name === "seconds") {
     const most = Math.max(...row.values.filter((/** @type {any} */ v) => v !== null), 0.000001);
     return html`<span class="paired"><i style=${{ width: `${(value / most) * 100}%` }}></i><span>${span(value)}</span></span>`;
   }
-  if (row.previews) return html`<${Preview} artifact=${{ name: row.name, text: String(value), preview: row.previews[n] }} />`;
+  if (row.previews)
+    return html`<${Preview} artifact=${{ name: row.name, text: String(value), preview: row.previews[n] }} />${row.defaults && differs(value, row.defaults[n]) && html` <small class="changed">default ${row.defaults[n]}</small>`}`;
   return html`<code>${String(value)}</code>`;
 }
 

@@ -3,6 +3,7 @@
 
 import { Graph } from "./graph.js";
 import { attempt, Bar, Behind, get, go, html, Link, Notice, runPath, State, shown, span, Time, took, useApi, useState } from "./lib.js";
+import { DryRun } from "./parts.js";
 
 export function FlowsPage() {
   const found = useApi("v1/flows");
@@ -90,7 +91,9 @@ function RunForm({ data, close }) {
   return html`<form class="sheet-inline" onSubmit=${start}><h2>Run ${data.flow}</h2>
     <div class="fields">${data.parameters.map(
       (/** @type {any} */ p) =>
-        html`<label><span>${p.name} <small class="dim">${p.type}</small></span><input placeholder=${p.value} onInput=${(/** @type {any} */ e) => {
+        html`<label><span>${p.name} <small class="dim">${p.type}</small></span><input name=${p.name} placeholder=${p.default ?? p.value} onInput=${(
+          /** @type {any} */ e,
+        ) => {
           const next = { ...values };
           if (e.target.value === "") delete next[p.name];
           else next[p.name] = e.target.value;
@@ -100,5 +103,6 @@ function RunForm({ data, close }) {
     <label>Tags <input value=${tags} onInput=${(/** @type {any} */ e) => setTags(e.target.value)} /></label>
     <p class="dim">What is left empty has the flow's default. The code is that of the latest run. The same in a terminal:</p>
     <pre>aflow submit ${data.code.script}${Object.entries(values).map(([name, value]) => ` --${name} ${/^[\w.-]+$/.test(value) ? value : `'${value}'`}`)}</pre>
+    <${DryRun} path="v1/dry-run" body=${body} />
     <footer><button type="button" onClick=${close}>Close</button><button class="main">Start</button></footer></form>`;
 }

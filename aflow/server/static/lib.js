@@ -252,6 +252,9 @@ export const took = (each) =>
 
 // ------------------------------------------------------------ small parts
 
+/** Whether a parameter has another value than the default, where that is known. @param {string} value @param {string | null | undefined} usual */
+export const differs = (value, usual) => usual !== null && usual !== undefined && usual !== value;
+
 /** The states of tasks and runs, in the order of bars. */
 export const STATES = ["succeeded", "failed", "cancelled", "running", "ready", "waiting", "pending", "skipped"];
 
@@ -323,6 +326,21 @@ export function shown(found, page, title = "") {
   if (found.error) return html`${title && html`<h1>${title}</h1>`}<${Notice} kind="bad" retry=${found.retry}>${found.error.message}<//>`;
   return html`<${Skeleton} />`;
 }
+
+/** A part of the UI that is read when it is shown first. @param {() => Promise<any>} load @param {string} name */
+export const later = (load, name) => (/** @type {any} */ props) => {
+  const [state, set] = useState(/** @type {{page: any, error: any}} */ ({ page: null, error: null }));
+  const [again, setAgain] = useState(0);
+  useEffect(() => {
+    load().then(
+      (module) => set({ page: module[name], error: null }),
+      (error) => set({ page: null, error }),
+    );
+  }, [again]);
+  if (state.error)
+    return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>This page could not be read from the server: ${state.error.message}<//>`;
+  return state.page ? html`<${state.page} ...${props} />` : html`<${Skeleton} />`;
+};
 
 /** Tabs whose choice is in the address. @param {{tabs: [string, string, any?][], name?: string}} props */
 export function Tabs({ tabs, name = "tab" }) {

@@ -8,10 +8,12 @@ import {
   Behind,
   confirm,
   count,
+  differs,
   get,
   go,
   html,
   Link,
+  later,
   Notice,
   now,
   query,
@@ -24,6 +26,7 @@ import {
   took,
   useCallback,
   useEffect,
+  useLayoutEffect,
   useMemo,
   useReading,
   useRef,
@@ -33,6 +36,7 @@ import {
 } from "./lib.js";
 import { Rows } from "./table.js";
 
+const Many = later(() => import("./many.js"), "Many");
 const PAGE = 100;
 const CHIPS = [
   ["", "All"],
@@ -53,6 +57,7 @@ const WORDS = [
   "since:7d",
   "until:",
   "id:",
+  "artifact:",
   "param.",
 ];
 
@@ -61,13 +66,13 @@ const nameOf = (/** @type {any} */ run) => `${run.flow}/${run.run}`;
 /** @type {import("./table.js").Column[]} */
 const COLUMNS = [
   { title: html`<span class="hidden">Select</span>`, track: "26px" },
-  { title: "State", track: "104px", small: "18px", name: "sign" },
-  { title: "Run", track: "minmax(210px, 2fr)", small: "minmax(90px, 1.5fr)", name: "name" },
+  { title: "State", track: "98px", small: "18px", name: "sign" },
+  { title: "Run", track: "minmax(130px, 2.2fr)", small: "minmax(90px, 1.5fr)", name: "name" },
   { title: "Parameters", track: "minmax(130px, 1.3fr)", hide: "wide", name: "params" },
-  { title: "Tasks", track: "minmax(112px, 132px)", small: "76px" },
+  { title: "Tasks", track: "minmax(100px, 132px)", small: "76px" },
   { title: "Started", track: "84px", hide: "mid" },
   { title: "Duration", track: "76px", small: "62px", right: true },
-  { title: "User", track: "minmax(44px, 90px)", hide: "mid" },
+  { title: "User", track: "minmax(44px, 90px)", hide: "wide" },
   { title: "Tags", track: "minmax(90px, .8fr)", hide: "wide" },
 ];
 
@@ -119,6 +124,12 @@ export function RunsPage() {
   const filter = query("filter");
   const { runs, cursor, error, loaded, more, again } = useRuns(filter);
   const [chosen, setChosen] = useState(/** @type {Set<string>} */ (new Set()));
+  const [many, setMany] = useState(false);
+  useLayoutEffect(() => {
+    const open = () => setMany(true);
+    addEventListener("many", open);
+    return () => removeEventListener("many", open);
+  }, []);
   const toggle = (/** @type {string} */ path) => {
     const next = new Set(chosen);
     next.has(path) ? next.delete(path) : next.add(path);
@@ -135,7 +146,8 @@ export function RunsPage() {
       <div class="chips">${CHIPS.map(([words, title]) => html`<button aria-pressed=${filter === words} onClick=${() => setQuery({ filter: words }, false)}>${title}</button>`)}</div>
       <${Behind} path=${withQuery("v1/search", { filter, limit: PAGE })} />
     </div>
-    <${Filter} filter=${filter} />
+    <div class="filter-row"><${Filter} filter=${filter} />${runs.length > 0 && html`<button onClick=${() => setMany(!many)} aria-expanded=${many} title="Cancel, resume, tag or delete them (X)">All that match…</button>`}</div>
+    ${many && html`<${Many} key=${filter} filter=${filter} close=${() => (setMany(false), again())} />`}
     ${error && html`<${Notice} kind=${loaded ? "warn" : "bad"} retry=${again}>${loaded ? "This list is not the latest: " : ""}${error.message}<//>`}
     ${chosen.size > 0 && html`<${Chosen} chosen=${chosen} kept=${runs.filter((run) => run.read_only && chosen.has(nameOf(run))).length} clear=${() => (setChosen(new Set()), again())} />`}
     ${!loaded && !error && html`<${Skeleton} lines=${12} />`}
@@ -149,6 +161,18 @@ export function RunsPage() {
     }`;
 }
 
+/** Parameters that differ from the defaults; all of them where the defaults are not known. @param {any} run */
+function parameters(run) {
+  const shown = run.parameters.filter((/** @type {any} */ p) => p.default === null || differs(p.value, p.default));
+  if (!shown.length) return run.parameters.length ? html`<span class="dim">defaults</span>` : "";
+  return shown
+    .slice(0, 4)
+    .map(
+      (/** @type {any} */ p) =>
+        html`<span title=${`${p.name} = ${p.value}${p.default === null ? "" : `, default ${p.default}`}`}><i>${p.name}</i> ${p.value}</span>`,
+    );
+}
+
 /** @param {any} run @param {Set<string>} chosen @param {(path: string) => void} toggle */
 function row(run, chosen, toggle) {
   const path = nameOf(run);
@@ -156,7 +180,7 @@ function row(run, chosen, toggle) {
     html`<input type="checkbox" aria-label=${`Select ${path}`} checked=${chosen.has(path)} onChange=${() => toggle(path)} />`,
     html`<${State} state=${run.state} label />`,
     html`<${Link} to=${runPath(run)} title=${path}><b>${run.flow}</b><span class="dim id"><i>/</i>${run.run}</span><//>${run.reason && html`<small class=${`reason ${run.state}`} title=${run.reason}>${run.reason}</small>`}`,
-    run.parameters.slice(0, 4).map((/** @type {any} */ p) => html`<span title=${`${p.name} = ${p.value}`}><i>${p.name}</i> ${p.value}</span>`),
+    parameters(run),
     html`<${Bar} tasks=${run.tasks} />`,
     html`<${Time} at=${run.created_at} />`,
     span(took(run)),
@@ -173,7 +197,7 @@ function Filter({ filter }) {
   useEffect(() => setText(filter), [filter]);
   const last = text.split(/\s+/).pop() || "";
   const [values, setValues] = useState(/** @type {string[]} */ ([]));
-  const asked = open ? (/^(?:tag|user):|^flow:(?!$)/.exec(last) ? last.replace(/^flow:/, "") : "") : "";
+  const asked = open ? (/^(?:tag|user|artifact):|^flow:(?!$)/.exec(last) ? last.replace(/^flow:/, "") : "") : "";
   useEffect(() => {
     if (!asked) return setValues([]);
     const stop = new AbortController();

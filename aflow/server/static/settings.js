@@ -1,10 +1,10 @@
 // The server: what it is, whether all that its settings name can be used, what could be deleted, tokens, the look of these pages.
 // @ts-check
-import { ask, attempt, Behind, confirm, copy, count, get, html, Notice, State, shown, size, Time, theme, useApi, useState } from "./lib.js";
+import { ask, attempt, Behind, confirm, copy, count, get, html, Link, Notice, State, shown, size, Time, theme, useApi, useState } from "./lib.js";
 
 export function SettingsPage() {
   return html`<div class="head"><h1>Settings</h1></div>
-    <div class="panels"><div><${Look} /><${Server} /></div><div><${Doctor} /><${Collection} /></div><${Tokens} /></div>`;
+    <div class="panels"><div><${Look} /><${Server} /><${Storage} /></div><div><${Doctor} /><${Collection} /></div><${Tokens} /></div>`;
 }
 
 function Look() {
@@ -96,6 +96,29 @@ function Collection() {
       html`<p role="status"><b>${count(plan.count)} ${plan.count === 1 ? "run" : "runs"}</b> and ${count(plan.objects)} objects would be deleted: <b>${size(plan.size)}</b>.${plan.young > 0 && ` Nothing refers to ${count(plan.young)} more objects, which are too new.`}</p>
       ${plan.runs.length > 0 && html`<details><summary>The runs</summary><ul class="plain">${plan.runs.map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul>${plan.count > plan.runs.length && html`<p class="dim">and ${count(plan.count - plan.runs.length)} more</p>`}</details>`}
       <p>In a terminal of the server's folder: <code>${words}</code> <button onClick=${() => copy(words)}>Copy</button></p>`
+    }</section>`;
+}
+
+/** How much the artifacts of each flow take. */
+function Storage() {
+  const [found, set] = useState(/** @type {any} */ (null));
+  const [busy, setBusy] = useState(false);
+  const look = async () => {
+    setBusy(true);
+    set((await attempt(() => get("v1/storage", { method: "POST" }), "")) || found);
+    setBusy(false);
+  };
+  const most = Math.max(...(found?.flows || []).map((/** @type {any} */ f) => f.size), 1);
+  return html`<section class="panel"><h2>Storage by flow <${Behind} path="v1/storage" method="POST" /></h2>
+    <p class="dim">What the artifacts and the code of each flow's runs take in the datastore; what runs of it share counts once.</p>
+    <button onClick=${look} disabled=${busy} aria-busy=${busy ? "true" : null}>${busy ? "Adding up…" : found ? "Add up again" : "Add up"}</button>
+    ${
+      found &&
+      html`<p role="status"><b>${size(found.size)}</b> in ${count(found.objects)} objects${found.complete ? "." : ", as far as there was time: some runs were not looked at."}</p>
+      ${
+        found.flows.length > 0 &&
+        html`<div class="scroll" tabindex="0"><table><thead><tr><th>Flow</th><th class="right">Runs</th><th class="right">Objects</th><th class="right">Size</th><th><span class="hidden">Share</span></th></tr></thead><tbody>${found.flows.map((/** @type {any} */ f) => html`<tr><td class="name"><${Link} to=${`flows/${f.flow}`}>${f.flow}<//></td><td class="right num">${count(f.runs)}</td><td class="right num">${count(f.objects)}</td><td class="right num">${size(f.size)}</td><td class="share"><span class="paired"><i style=${{ width: `${(f.size / most) * 100}%` }}></i></span></td></tr>`)}</tbody></table></div>`
+      }`
     }</section>`;
 }
 

@@ -2,7 +2,8 @@
 // @ts-check
 import { Behind, copy, count, html, Link, Notice, ROOT, State, shown, size, span, Time, useApi, useEffect, useRunVersion } from "./lib.js";
 import { Log } from "./log.js";
-import { Card, Failure, Preview, Values } from "./run.js";
+import { Card, Preview } from "./parts.js";
+import { Failure, Values } from "./run.js";
 import { useFailedKeys } from "./tasks.js";
 
 export function TaskPage({ flow, run, task }) {
@@ -30,7 +31,7 @@ export function TaskPage({ flow, run, task }) {
     </section>
     <div class="split">
       <section><h2>Attempts</h2><div class="scroll" tabindex="0"><table><thead><tr><th>State</th><th>#</th><th>Started</th><th class="right">Duration</th><th class="right">CPU</th><th class="right">Memory</th><th>Where</th></tr></thead><tbody>
-        ${t.tries.map((/** @type {any} */ a) => html`<tr><td><${State} state=${a.state === "timed_out" || a.state === "lost" ? "failed" : a.state === "interrupted" ? "cancelled" : a.state} /> ${a.state.replace("_", " ")}</td><td>${a.attempt}</td><td><${Time} at=${a.started_at} /></td><td class="right num">${span(a.finished_at ? a.finished_at - a.started_at : null)}</td><td class="right num">${span(a.cpu)}</td><td class="right num">${size(a.max_rss)}</td><td class="dim">${a.host}${a.pid ? ` (pid ${a.pid})` : ""}</td></tr>${a.reason && html`<tr><td></td><td colspan="6" class="reason">${a.reason}</td></tr>`}`)}</tbody></table></div>
+        ${t.tries.map((/** @type {any} */ a) => html`<tr><td><${State} state=${a.state === "timed_out" || a.state === "lost" ? "failed" : a.state === "interrupted" ? "cancelled" : a.state} /> ${a.state.replace("_", " ")}</td><td>${a.attempt}</td><td><${Time} at=${a.started_at} /></td><td class="right num">${span(a.finished_at ? a.finished_at - a.started_at : null)}</td><td class="right num">${span(a.cpu)}</td><td class="right num">${size(a.max_rss)}</td><td class="dim">${a.host}${a.pid ? ` (pid ${a.pid})` : ""}${a.worker && html`<br /><code>${a.worker}</code>`}</td></tr>${a.reason && html`<tr><td></td><td colspan="6"><div class="reason" title=${a.reason}>${a.reason}</div></td></tr>`}`)}</tbody></table></div>
         ${t.inputs.count > 0 && html`<h2>Inputs</h2><p>${t.inputs.tasks.map((/** @type {number} */ n) => html`<${Link} class="tag" to=${`runs/${path}/tasks/${n}`}>task ${n}<//>`)} ${t.inputs.count > t.inputs.tasks.length && html`<span class="dim">and ${count(t.inputs.count - t.inputs.tasks.length)} more</span>`}</p>`}</section>
       <section><h2>Artifacts</h2>${t.artifacts.length ? html`<div class="scroll"><table class="values left"><tbody>${t.artifacts.map((/** @type {any} */ a) => html`<tr><td><b>${a.name}</b></td><td class="dim">${a.type}</td><td class="num dim">${size(a.size)}</td><td><${Preview} artifact=${a} /></td><td><a href=${new URL(`v1/runs/${path}/tasks/${task}/artifacts/${a.name}`, ROOT).href} title="The pickle">↓</a></td></tr>`)}</tbody></table></div>` : html`<p class="dim">${running ? "None yet." : "None."}</p>`}
         ${t.inherited.length > 0 && html`<details><summary>${t.inherited.length} passed on from earlier tasks</summary><p>${t.inherited.map((/** @type {any} */ i) => html`<${Link} class="tag" to=${`runs/${path}/tasks/${i.task}`}>${i.name}<//>`)}</p></details>`}

@@ -1,6 +1,26 @@
 // Workers that have registered, what each runs, and the queue: pools, and messages that were buried.
 // @ts-check
-import { attempt, Behind, confirm, copy, count, get, html, Link, Notice, now, State, shown, span, Time, useApi, useEffect, useState } from "./lib.js";
+import {
+  attempt,
+  Behind,
+  confirm,
+  copy,
+  count,
+  get,
+  html,
+  Link,
+  Notice,
+  now,
+  State,
+  shown,
+  size,
+  span,
+  Time,
+  useApi,
+  useEffect,
+  useState,
+  withQuery,
+} from "./lib.js";
 
 const SIGNS = { idle: "ready", busy: "running", draining: "cancelled", silent: "failed" };
 
@@ -58,8 +78,28 @@ function Queue({ data, again }) {
     if (await confirm("Delete the message?", html`<p>The task ${m.task} is given up; its run notices.</p>`, "Delete it"))
       attempt(() => get("v1/queue/delete", { json: { ids: [m.id] } }), "Deleted.").then(again);
   };
+  const [open, setOpen] = useState("");
   return html`<div class="facts"><span><b>URL</b><code>${data.url}</code></span></div>
-    <div class="scroll" tabindex="0"><table><thead><tr><th>Pool</th><th class="right">Ready</th><th class="right">Leased</th><th class="right">Buried</th><th class="right">Oldest waits</th><th class="right">Workers</th><th class="right">Slots</th></tr></thead><tbody>
-      ${data.pools.map((/** @type {any} */ p) => html`<tr><td><b>${p.pool}</b></td><td class="right num">${count(p.ready)}</td><td class="right num">${count(p.leased)}</td><td class="right num">${p.buried ? html`<span class="bad">${count(p.buried)}</span>` : "0"}</td><td class="right num">${p.ready && p.oldest ? span(Math.max(0, now.value - p.oldest)) : "–"}</td><td class="right num">${p.workers ?? "?"}</td><td class="right num">${p.slots ?? "?"}</td></tr>`)}</tbody></table></div>
+    <div class="scroll" tabindex="0"><table><thead><tr><th>Pool</th><th class="right">Ready</th><th class="right">Leased</th><th class="right">Buried</th><th class="right">Oldest waits</th><th class="right" title="Tasks that have ended in the last minute, of the workers that have registered">Rate</th><th class="right">Workers</th><th class="right">Slots</th></tr></thead><tbody>
+      ${data.pools.map((/** @type {any} */ p) => html`<tr><td class="name"><b>${p.pool}</b></td><td class="right num">${p.ready ? html`<button class="link" aria-expanded=${open === p.pool} onClick=${() => setOpen(open === p.pool ? "" : p.pool)}>${count(p.ready)}</button>` : "0"}</td><td class="right num">${count(p.leased)}</td><td class="right num">${p.buried ? html`<span class="bad">${count(p.buried)}</span>` : "0"}</td><td class="right num">${p.ready && p.oldest ? span(Math.max(0, now.value - p.oldest)) : "–"}</td><td class="right num">${p.rate === null || p.rate === undefined ? "–" : `${count(p.rate)}/min`}</td><td class="right num">${p.workers ?? "?"}</td><td class="right num">${p.slots ?? "?"}</td></tr>`)}</tbody></table></div>
+    ${open && html`<${Waiting} key=${open} pool=${open} tick=${data} />`}
     ${data.buried.length > 0 && html`<h2>Buried messages</h2><p class="dim">Each was given to several workers that ended before its task did, or cannot be read.</p><div class="scroll"><table><thead><tr><th>Task</th><th>Pool</th><th class="right">Deliveries</th><th>Buried</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>${data.buried.map((/** @type {any} */ m) => html`<tr><td><b>${m.task}</b><br /><code class="dim">${m.id}</code></td><td>${m.pool}</td><td class="right num">${m.deliveries}</td><td><${Time} at=${m.at} /></td><td><span class="actions"><button onClick=${() => release(m)}>Release</button><button class="danger" onClick=${() => remove(m)}>Delete</button></span></td></tr>`)}</tbody></table></div>`}`;
+}
+
+const PEEKED = 200;
+
+/** What waits in a pool: of which runs, and the first messages. @param {{pool: string, tick: any}} props */
+function Waiting({ pool, tick }) {
+  const path = withQuery("v1/queue/messages", { pool, limit: PEEKED });
+  const found = useApi(path, tick);
+  return html`<section class="panel waiting-panel"><h2>What waits in ${pool} <${Behind} path=${path} /></h2>${shown(found, (data) => {
+    if (!data.messages.length) return html`<p class="dim">Nothing waits any more, or the broker cannot say what does.</p>`;
+    return html`<p>${data.runs.map((/** @type {any} */ r) => html`<${Link} class="tag" to=${`runs/${r.run}`}>${r.run}: ${count(r.ready)}<//>`)} ${data.ready > data.messages.length && html`<span class="dim">of the first ${count(data.messages.length)} of ${count(data.ready)} messages</span>`}</p>
+    <div class="scroll messages" tabindex="0"><table><thead><tr><th>Task</th><th>Waits</th><th class="right">Size</th></tr></thead><tbody>${data.messages.map(
+      (/** @type {any} */ m) => {
+        const [flow, run, step, task] = m.task.split("/");
+        return html`<tr><td>${task ? html`<${Link} to=${`runs/${flow}/${run}/tasks/${task}`}>${flow}/${run}/${step}/${task}<//>` : m.task}</td><td class="num">${m.at ? span(Math.max(0, now.value - m.at)) : "–"}</td><td class="right num">${size(m.size)}</td></tr>`;
+      },
+    )}</tbody></table></div>`;
+  })}</section>`;
 }

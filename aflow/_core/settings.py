@@ -626,11 +626,19 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
     for secret in (headers, key):
         _refuse_strangers(hit, secret)
     found = {} if headers is None else {str(k): str(v) for k, v in _mapping(headers).items()}
-    return (
-        found
-        if key is None
-        else {**found, "x-api-key": next((each.reveal() for each in _keys(key)), "")}
-    )
+    if key is not None:
+        found["x-api-key"] = next((each.reveal() for each in _keys(key)), "")
+    for name, value in found.items():
+        # http.client would refuse it by an error that shows the whole.
+        text = name + value
+        if not text.isprintable() or text.encode("latin-1", "replace").decode("latin-1") != text:
+            secret = key if name == "x-api-key" and key is not None else headers
+            assert secret is not None, "it is of one of both"
+            raise InvalidSetting(
+                f"{secret.key} {secret.place} has characters that no header of a request can "
+                "carry, as ends of lines."
+            )
+    return found
 
 
 def _refuse_strangers(address: _Hit | None, secret: _Hit | None) -> None:

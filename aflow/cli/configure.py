@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from aflow._core.secret import without_passwords
 from aflow._core.settings import (
     ConfigFile,
     Settings,
@@ -22,6 +23,7 @@ from aflow._core.settings import (
 )
 from aflow.aws.stack.settings import is_of_metaflow, settings_of
 from aflow.cli.doctor import line
+from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
 from aflow.doctor import probes
 from aflow.doctor.findings import PREFIXES, Finding, State, bare, remark
@@ -457,4 +459,4 @@ def _shown(name: str, value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     if text and any(word in name for word in _SECRETS):
         return f"{text[:2]}..." if len(text) > 8 else "..."
-    return text
+    return printable(without_passwords(text))

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from aflow._core.secret import as_mentioned
 from aflow._core.settings import looked_up
 from aflow._core.waiting import Waiting
 from aflow.cli.options import option
@@ -130,7 +131,14 @@ def _answered(
     more: Mapping[str, str] | None = None,
 ) -> Iterator[HTTPResponse]:
     if not server.startswith(("http://", "https://")):
-        raise InvalidInput(f"{server!r} is no address of a server: http(s)://host:port.")
+        raise InvalidInput(
+            f"{as_mentioned(server)!r} is no address of a server: http(s)://host:port."
+        )
+    if "@" in server.partition("://")[2].partition("/")[0]:
+        raise InvalidInput(
+            f"The server {as_mentioned(server)} is named with a user: a token is not sent by the "
+            "address, but by AFLOW_SERVICE_AUTH_KEY."
+        )
     headers = {"Content-Type": type_, **(more or {})}
     if key := headers_for(server).get("x-api-key"):
         headers["Authorization"] = f"Bearer {key}"

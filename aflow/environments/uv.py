@@ -78,10 +78,12 @@ class Uv:
         """Run a command; what it prints. With `index` it gets the index that is set, and the user's
         constraints and the like where it `solves`. Raises UvFailed."""
         words = [self.path, *args, "--color", "never"]
-        words += self._indexes if index else []
+        # By the environment: all users of the machine read command lines, passwords of URLs, too.
+        indexes, options = _indexes_apart(self._indexes if index else [])
+        words += options
         words += ["--offline"] if offline else []
         # Interpreters are chosen by aflow, and a download of one is asked for by its own command.
-        fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **(more or {})}
+        fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **indexes, **(more or {})}
         without = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", *_SOLVING_VARIABLES * (not solves))
         environment = environment_with(fixed, without=without)
         environment.setdefault("UV_HTTP_RETRIES", "2")
@@ -238,6 +240,21 @@ def index_options() -> list[str]:
     for each in settings.get("find-links", "").split():
         options += ["--find-links", each]
     return options
+
+
+def _indexes_apart(options: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The variables of uv that stand for its options of indexes, and the options that are left."""
+    variables: dict[str, str] = {}
+    left: list[str] = []
+    words = iter(options)
+    for option in words:
+        if option == "--default-index":
+            variables["UV_DEFAULT_INDEX"] = next(words)
+        elif option == "--index":
+            variables["UV_INDEX"] = f"{variables.get('UV_INDEX', '')} {next(words)}".strip()
+        else:
+            left.append(option)
+    return variables, left
 
 
 def pip_has_several_indexes() -> bool:

@@ -90,7 +90,12 @@ def test_answers_that_are_cut_off_change_nothing(workspace: Workspace) -> None:
 
 
 def test_another_user_takes_what_one_has_exported(workspace: Workspace) -> None:
-    given = {"METAFLOW_USER": "ann", "AFLOW_SERVICE_AUTH_KEY": "abcdefghijkl", "AFLOW_DEBUG": True}
+    given = {
+        "METAFLOW_USER": "ann",
+        "AFLOW_SERVICE_AUTH_KEY": "abcdefghijkl",
+        "AFLOW_DEBUG": True,
+        "AFLOW_QUEUE": "redis://:canary@host/0",
+    }
     assert 0 == configure(workspace, "import", answers=json.dumps(given)).code
     assert 0 == configure(workspace, "export", "team.json").code
     assert 0 == configure(workspace, "import", "team.json", "--profile", "team").code
@@ -101,6 +106,7 @@ def test_another_user_takes_what_one_has_exported(workspace: Workspace) -> None:
     assert "  METAFLOW_USER=ann  (the environment has another)\n" in shown
     assert "  AFLOW_SERVICE_AUTH_KEY=ab...\n" in shown
     assert "abcdefghijkl" not in shown
+    assert "  AFLOW_QUEUE=redis://host/0\n" in shown
 
 
 def test_keys_that_do_nothing_are_shown_as_such(workspace: Workspace) -> None:

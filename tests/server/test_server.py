@@ -299,6 +299,9 @@ def test_submit_without_a_server_says_what_to_do(folder: Daemon) -> None:
 
     assert 1 == ran.code
     assert "start one with `aflow server`" in ran.err
+    named = ("submit", "flow.py", "--server", "http://user:canary@127.0.0.1:1")
+    ran = folder.finish(folder.start_aflow(*named))
+    assert (2, True, False) == (ran.code, "is named with a user" in ran.err, "canary" in ran.err)
 
 
 def until_logged(daemon: Daemon, words: str) -> None:

@@ -469,6 +469,16 @@ def test_an_address_of_one_file_never_gets_the_key_of_another(
     assert ["k"] == [*service_headers("https://elsewhere", world.env).values()]
 
 
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(world: World) -> None:
+    for variable, value in (
+        ("AFLOW_SERVICE_AUTH_KEY", "canary\nkey"),
+        ("AFLOW_SERVICE_HEADERS", '{"authorization": "canary\\r\\nkey"}'),
+    ):
+        with pytest.raises(InvalidSetting, match=variable) as raised:
+            service_headers("https://host", world.env | {variable: value})
+        assert "canary" not in str(raised.value)
+
+
 def test_a_queue_of_one_file_is_not_signed_with_the_key_of_another(world: World) -> None:
     world.local(AFLOW_QUEUE="redis://elsewhere")
     world.home(AFLOW_SIGNING_KEY="0123456789abcdef0123456789abcdef")

@@ -187,3 +187,24 @@ def test_what_uv_says_becomes_one_line_without_credentials() -> None:
     assert "couldn't find remote ref" == no_branch.of_git
     assert not no_branch.is_network, "the repository has answered"
     assert "https://host/x" == without_credentials("https://token@host/x")
+
+
+def test_the_password_of_an_index_is_on_no_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text('#!/bin/sh\necho "$@"\necho "$UV_DEFAULT_INDEX $UV_INDEX"\n')
+    uv.chmod(0o755)
+    for name in ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://u:canary@one/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://u:canary@two https://u:canary@three")
+    known = Uv()
+    known.path = str(uv)
+
+    words, variables = known.run("pip", "list", index=True).splitlines()
+
+    assert "canary" not in words
+    assert variables == ("https://u:canary@one/simple https://u:canary@two https://u:canary@three")
+    assert "canary" not in known.run("--version")

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any
 
-from aflow.executors.local.admission import Granted, MachineCapacity, SlotQueue
+from aflow.executors.local.admission import NVIDIA, Granted, MachineCapacity, SlotQueue
 from aflow.scheduler.slots import Slots
 
 IN_HAND = 64  # tasks that run or wait at the same time
@@ -29,7 +29,7 @@ def run(tasks: int) -> None:
     amounts = {"cpu": 16.0, "memory": 24_000.0, "gpu": 4.0}
     devices = ("0", "1", "2", "3")
     queue = SlotQueue(
-        Slots(amounts, devices, 16), MachineCapacity(amounts, devices, False, frozenset())
+        Slots(amounts, devices, 16), MachineCapacity(amounts, devices, (NVIDIA,), frozenset())
     )
     running: deque[Any] = deque()
 

@@ -167,11 +167,10 @@ def _note_differences(
     """Say what this run does otherwise than the flow asks for, if anything."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
-    from aflow.executors.factory import on_batch, on_kubernetes, on_slurm
+    from aflow.executors.factory import in_jobs
     from aflow.runs.warnings import notes  # only for flows that ask for something
 
-    asked = (definition, settings.executor, decospecs)
-    jobs = on_batch(*asked) | on_slurm(*asked) | on_kubernetes(*asked)
+    jobs = in_jobs(definition, settings.executor, decospecs)
     for note in notes(definition, jobs, packages=settings.environment == "local"):
         session.note(note)
 

@@ -72,12 +72,7 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
         return dict.fromkeys(definition.steps, "queue")
     # One step that somebody tries out runs here, as long as nothing else is asked for.
     spins = options.spin is not None and options.executor == "local"
-    jobs: dict[str, str] = {}
-    if not spins:
-        asked = (definition, options.executor, options.decospecs)
-        jobs.update(dict.fromkeys(on_kubernetes(*asked), "kubernetes"))
-        jobs.update(dict.fromkeys(on_slurm(*asked), "slurm"))
-        jobs.update(dict.fromkeys(on_batch(*asked), "batch"))
+    jobs = {} if spins else in_jobs(definition, options.executor, options.decospecs)
     has_queue = options.queue is not None
     return {
         name: "queue"
@@ -87,54 +82,48 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
     }
 
 
-def on_batch(
+def in_jobs(
     definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
-) -> frozenset[str]:
-    """The steps that run as jobs of AWS Batch: all with that executor, else those with @batch if it
-    was asked for on the command line, or a queue of jobs is known."""
-    if executor == "batch":
-        return frozenset(definition.steps)
-    marked: dict[str, Any] = {
-        name: batch
-        for name, step in definition.steps.items()
-        if (batch := step.decorator("batch")) is not None
-    }
-    if not marked or any(each.partition(":")[0].strip() == "batch" for each in decospecs):
-        return frozenset(marked)
+) -> dict[str, str]:
+    """The steps that run as jobs, and of which system: all with the executor of one; else those
+    with its decorator, if that was asked for on the command line, or they have a place there. Of
+    several AWS Batch has a step rather than Slurm, and that rather than Kubernetes."""
+    found: dict[str, str] = {}
+    for system in reversed(JOB_SYSTEMS):
+        if executor == system:
+            found.update(dict.fromkeys(definition.steps, system))
+            continue
+        marked = {
+            name: decorator
+            for name, step in definition.steps.items()
+            if (decorator := step.decorator(system)) is not None
+        }
+        if marked and not any(each.partition(":")[0].strip() == system for each in decospecs):
+            has_place = _PLACES[system]()
+            marked = {name: each for name, each in marked.items() if has_place(each)}
+        found.update(dict.fromkeys(marked, system))
+    return found
+
+
+def _place_on_batch() -> Callable[[Any], bool]:
     from aflow.aws.settings import AwsSettings  # few flows have such steps
 
     queue = AwsSettings.load().queue
-    return frozenset(name for name, batch in marked.items() if batch.queue or queue)
+    return lambda batch: bool(batch.queue or queue)
 
 
-def on_slurm(
-    definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
-) -> frozenset[str]:
-    """The steps that run as jobs of Slurm: all with that executor, else those with @slurm if it was
-    asked for on the command line, or this machine has Slurm's commands."""
-    if executor == "slurm":
-        return frozenset(definition.steps)
-    marked = frozenset(name for name, step in definition.steps.items() if step.decorator("slurm"))
-    asked = any(each.partition(":")[0].strip() == "slurm" for each in decospecs)
-    return marked if marked and (asked or shutil.which("sbatch")) else frozenset()
+def _place_on_slurm() -> Callable[[Any], bool]:
+    is_there = shutil.which("sbatch") is not None
+    return lambda slurm: is_there
 
 
-def on_kubernetes(
-    definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
-) -> frozenset[str]:
-    """The steps that run as jobs of Kubernetes: all with that executor, else those with @kubernetes
-    if it was asked for on the command line, or a namespace is named."""
-    if executor == "kubernetes":
-        return frozenset(definition.steps)
-    marked: dict[str, Any] = {
-        name: kubernetes
-        for name, step in definition.steps.items()
-        if (kubernetes := step.decorator("kubernetes")) is not None
-    }
-    if not marked or any(each.partition(":")[0].strip() == "kubernetes" for each in decospecs):
-        return frozenset(marked)
+def _place_on_kubernetes() -> Callable[[Any], bool]:
     named = looked_up("KUBERNETES_NAMESPACE")
-    return frozenset(name for name, each in marked.items() if each.namespace or named)
+    return lambda kubernetes: bool(kubernetes.namespace or named)
+
+
+# Whether a decorator's step has a place at its system: a queue, Slurm's commands, a namespace.
+_PLACES = {"batch": _place_on_batch, "slurm": _place_on_slurm, "kubernetes": _place_on_kubernetes}
 
 
 def with_locks(

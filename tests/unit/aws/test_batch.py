@@ -19,7 +19,7 @@ from aflow.aws.batch import MOST, Mark, job_name, name_prefix, step_job, submiss
 from aflow.aws.job_status import end_of
 from aflow.aws.settings import AwsSettings
 from aflow.errors import AflowError, CorruptBlob, InvalidSetting
-from aflow.executors.factory import needs_processes, on_batch, places, travelling
+from aflow.executors.factory import in_jobs, needs_processes, places, travelling
 from aflow.executors.jobs.polling import LONGEST, LONGEST_WAIT, SHORTEST, next_wait
 from aflow.executors.protocol import ArraySpec
 from aflow.flow.decorators.attach import attach
@@ -65,15 +65,15 @@ def test_steps_run_on_batch_where_they_or_the_command_line_say_so(
     marked = define(Marked)
     plain = replace(marked.steps["work"], decorators=())
     unmarked = replace(marked, steps={**marked.steps, "work": plain})
-    everywhere = frozenset(marked.steps)
+    everywhere = dict.fromkeys(marked.steps, "batch")
 
-    assert {"work"} == on_batch(marked, "local"), "its own queue is enough"
-    assert frozenset() == on_batch(unmarked, "local")
-    assert everywhere == on_batch(unmarked, "batch")
-    assert everywhere == on_batch(attach(unmarked, ["batch"]), "local", ["batch:cpu=4"])
-    assert frozenset() == on_batch(attach(unmarked, ["batch"]), "local"), "no queue is known"
+    assert {"work": "batch"} == in_jobs(marked, "local"), "its own queue is enough"
+    assert {} == in_jobs(unmarked, "local")
+    assert everywhere == in_jobs(unmarked, "batch")
+    assert everywhere == in_jobs(attach(unmarked, ["batch"]), "local", ["batch:cpu=4"])
+    assert {} == in_jobs(attach(unmarked, ["batch"]), "local"), "no queue is known"
     monkeypatch.setenv("METAFLOW_BATCH_JOB_QUEUE", "queue")
-    assert everywhere == on_batch(attach(unmarked, ["batch"]), "local")
+    assert everywhere == in_jobs(attach(unmarked, ["batch"]), "local")
 
 
 def test_each_step_has_its_place_and_catch_needs_processes_here() -> None:

@@ -361,11 +361,14 @@ def test_without_slurm_a_step_that_asks_for_it_runs_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    command = [sys.executable, str(FLOWS / "gang.py"), "run"]
+    flow = tmp_path / "here.py"
+    text = SHAPES.read_text().replace("import FlowSpec", "import FlowSpec, slurm")
+    flow.write_text(text.replace("    @step\n    def wide", "    @slurm\n    @step\n    def wide"))
+    command = [sys.executable, str(flow), "run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
     assert 0 == done.returncode, done.stderr
-    assert "@slurm: meet would run on Slurm; this run is local: here." in done.stdout + done.stderr
+    assert "@slurm: wide would run on Slurm; this run is local: here." in done.stdout + done.stderr
     command = [sys.executable, str(SHAPES), "run", "--with", "slurm"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert 2 == done.returncode

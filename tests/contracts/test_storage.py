@@ -224,12 +224,14 @@ def test_of_touches_and_removals_at_the_same_time_none_loses_an_object(store: Ob
             store.put(name, [b"x"])
         return store.size(name) is not None
 
+    # Calls over HTTP take long enough to meet each other more often than those to a disk.
+    calls = 120 if store.url.startswith("s3:") else 400
     since = SystemClock.now()  # whatever is touched from here on has to stay
     for number in range(50):
         store.put(f"objects/{number}", [b"x"])
     with ThreadPoolExecutor(4) as pool:
-        claimed = [pool.submit(claim, number) for number in range(400)]
-        for number in range(400):
+        claimed = [pool.submit(claim, number) for number in range(calls)]
+        for number in range(calls):
             assert store.remove_untouched(f"objects/{number % 50}", since) is None
         assert all(each.result() for each in claimed)
 

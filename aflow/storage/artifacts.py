@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 
 from aflow._core.records import NamedTuple, dataclass, field
+from aflow._core.unpacking import unpack
 from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound, StorageError
 from aflow.storage import codecs
 from aflow.storage.base import Buffer
@@ -107,7 +108,7 @@ class Manifest:
     def decode(cls, data: bytes) -> Manifest:
         """The manifest that `encode` gave; raises StorageError for anything else."""
         try:
-            raw = msgpack.unpackb(data, strict_map_key=False, use_list=False)
+            raw = unpack(data, _MOST, strict_map_key=False, use_list=False)
             if raw["v"] > VERSION:
                 raise StorageError(
                     f"A manifest of version {raw['v']} was written by a newer aflow; "
@@ -125,7 +126,7 @@ class Manifest:
         except StorageError:
             raise
         except Exception as error:
-            raise StorageError(f"A manifest is damaged: {error}.") from error
+            raise StorageError(f"A manifest is damaged: {str(error).rstrip('.')}.") from error
 
     def names(self) -> set[str]:
         """The names of all artifacts that a later task can read from this one."""
@@ -142,6 +143,7 @@ class Manifest:
         return next((task for task, names in self.inherited.items() if name in names), None)
 
 
+_MOST = 2_000_000  # lists and maps of a manifest, which others may have written: memory is bounded
 ENCODING = "pickle5"
 THEIRS = "gzip+pickle", "pickle-v"
 """What encodings begin with in which Metaflow stores pickles, compressed in either case."""

@@ -234,13 +234,16 @@ class Page:
         self.until("!document.querySelector('[aria-busy=true]') && document.querySelector('h1')")
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a function body gives, which may wait."""
+        """What a function body gives, which may wait. Ends the program where it fails."""
         wrapped = (
             "const done = arguments[arguments.length - 1];"
             f"(async (...given) => {{ {script} }})(...arguments)"
-            ".then(done, (error) => done(String(error)));"
+            ".then((found) => done({ found }), (error) => done({ error: String(error) }));"
         )
-        return self._driver.execute_async_script(wrapped, *arguments)
+        answer: Any = self._driver.execute_async_script(wrapped, *arguments)
+        if "error" in answer:
+            raise SystemExit(f"The page failed: {answer['error']}")
+        return answer.get("found")
 
     def until(self, condition: str, seconds: float = 120.0) -> None:
         """Wait until a JavaScript expression holds."""
@@ -259,6 +262,7 @@ class Page:
         return used["usedSize"] / 1e6
 
 
+_PAINTED = "performance.getEntriesByName('first-contentful-paint').length"
 _PAINT = """
 return performance.getEntriesByName("first-contentful-paint")[0].startTime
 """
@@ -273,6 +277,7 @@ def visits(page: Page) -> Iterator[tuple[str, float, str]]:
     paints = []
     for _ in range(20):
         page.load(cold=True)
+        page.until(_PAINTED)
         paints.append(page.run(_PAINT))
     yield "ui.first_paint", percentile(paints, 95), "ms"
     yield "ui.first_visit", page.run(_BYTES) / 1000, "kB"
@@ -399,25 +404,31 @@ def live(
             yield "ui.fifty_tabs", (processor(server) - before) / seconds * 100, "% of a core"
 
 
-# The times at which lines were seen, less those that they say.
+# The times at which lines were seen, less those that they say; until the last one, or until none
+# has come for a minute. (A page holds the lines on the screen alone: one that has come and gone
+# between two looks was never seen.)
 _LINES = """
-const [count] = given, seen = new Map();
-while (seen.size < count) {
-  const now = Date.now() / 1000;
-  for (const line of document.querySelectorAll(".lines .line span"))
-    if (!seen.has(line.textContent)) seen.set(line.textContent, now - Number(line.textContent));
+const seen = new Map();
+let latest = Date.now();
+while (!seen.has("over") && Date.now() - latest < 60000) {
+  const now = Date.now();
+  for (const { textContent: text } of document.querySelectorAll(".lines .line span"))
+    if (!seen.has(text)) seen.set(text, now - Number(text) * 1000), (latest = now);
   await new Promise((r) => setTimeout(r, 5));
 }
-return [...seen.values()].map((s) => s * 1000);
+return [seen.delete("over"), ...seen.values()];
 """
 
 
 def lines(page: Page, bench: Bench, url: str) -> Iterator[tuple[str, float, str]]:
-    """From a print in a task to the line in the browser."""
+    """From a print in a task to the line in the browser. The task prints once the page is shown:
+    lines of before would have left the screen."""
     flow, count = Path(__file__).parent / "flows" / "ticking.py", 200
+    gate = bench.folder / "looks"
     bench.environment["AFLOW_DEFAULT_METADATA"] = url
     run = subprocess.Popen(
-        [sys.executable, str(flow), "run", "--lines", str(count), "--run-id-file", "ticking"],
+        [sys.executable, str(flow), "run", "--lines", str(count), "--gate", str(gate),
+         "--run-id-file", "ticking"],
         cwd=bench.folder, env=bench.environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -428,7 +439,12 @@ def lines(page: Page, bench: Bench, url: str) -> Iterator[tuple[str, float, str]
                 raise SystemExit("The flow that prints did not run.")
             time.sleep(0.02)
         page.load(f"runs/Ticking/{file.read_text().strip()}?tab=logs")
-        yield "ui.line", percentile(page.run(_LINES, count), 99), "ms"
+        page.until("document.querySelector('.dot.live')")
+        gate.touch()
+        ended, *late = page.run(_LINES)
+        if not ended or len(late) < count * 0.9:
+            raise SystemExit(f"{len(late)} of {count} lines that a task has printed were seen.")
+        yield "ui.line", percentile(late, 99), "ms"
     finally:
         run.kill()
         run.wait()

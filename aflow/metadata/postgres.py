@@ -277,6 +277,9 @@ PATIENCE = 30.0  # seconds to wait for a server that has gone away
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds; doubled each time
 _FOLDER = "queries_postgres"
 _RANGE = 20_000  # tasks that are read at once for a timeline
+# Their conditions may be left out: by a plan for any values, which a statement gets that is
+# prepared, the rows of all runs are looked at where one for these values finds all in the index.
+_FILTERED = frozenset({"runs", "all_runs", "runs_of_keys"})
 _HOST = base.TaskColumns._fields.index("host")
 _TABLES = (
     "journal",
@@ -482,9 +485,11 @@ class PostgresMetadata(RecordReader):
         return self._patiently(attempt)
 
     def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
+        prepare = False if name in _FILTERED else None
+
         def attempt() -> list[Any]:
             with self._connections.one() as db, db.cursor(binary=True) as cursor:
-                return cursor.execute(_read(name, light), values).fetchall()
+                return cursor.execute(_read(name, light), values, prepare=prepare).fetchall()
 
         return self._patiently(attempt)
 

@@ -1,5 +1,6 @@
-"""A task that says what time it is, over and over."""
+"""A task that says what time it is, over and over, once somebody looks."""
 
+import os
 import time
 
 from aflow import FlowSpec, Parameter, step
@@ -7,13 +8,16 @@ from aflow import FlowSpec, Parameter, step
 
 class Ticking(FlowSpec):
     lines = Parameter("lines", default=200)
+    gate = Parameter("gate", default="", help="A file without which nothing is printed.")
 
     @step
     def start(self):
-        time.sleep(3.0)  # until a browser looks
+        while self.gate and not os.path.exists(self.gate):
+            time.sleep(0.05)
         for _ in range(self.lines):
             print(time.time(), flush=True)
             time.sleep(0.05)
+        print("over", flush=True)
         self.next(self.end)
 
     @step

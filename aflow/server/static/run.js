@@ -134,19 +134,21 @@ export const readOnly = (run) =>
     : "A job has recorded this run in the object store: it is shown here, and not changed.";
 
 function Overview({ data, path }) {
+  const retried = data.steps.some((/** @type {any} */ s) => s.retried),
+    reused = data.steps.some((/** @type {any} */ s) => s.reused);
   return html`
     ${data.failures.length > 0 && html`<section><h2>What failed</h2>${data.failures.map((/** @type {any} */ f) => html`<${Failure} failure=${f} path=${path} />`)}</section>`}
     ${data.doc && html`<p class="doc">${data.doc}</p>`}
     <div class="split">
       ${data.graph && html`<section class="graph-box"><${Graph} graph=${data.graph} steps=${data.steps} open=${(/** @type {string} */ step) => setQuery({ tab: "tasks", step }, false)} /></section>`}
       <section><h2>Steps</h2><div class="scroll"><table>
-        <thead><tr><th>Step</th><th>Tasks</th><th class="right">Median</th><th class="right">p95</th><th class="right">Longest</th><th class="right">Wait</th><th class="right" title="The most that one task has taken">Memory</th><th class="right">Retried</th><th class="right">Reused</th></tr></thead>
+        <thead><tr><th>Step</th><th>Tasks</th><th class="right">Median</th><th class="right">p95</th><th class="right">Longest</th><th class="right">Wait</th><th class="right" title="The most that one task has taken">Memory</th>${retried && html`<th class="right">Retried</th>`}${reused && html`<th class="right">Reused</th>`}</tr></thead>
         <tbody>${data.steps.map(
           (/** @type {any} */ s) => html`<tr>
           <td><button class="link" onClick=${() => setQuery({ tab: "tasks", step: s.step }, false)}>${s.step}</button></td>
           <td>${sum(s.tasks) ? html`<${Bar} tasks=${s.tasks} />` : html`<span class="dim">not begun</span>`}</td>
           <td class="right num">${span(s.median)}</td><td class="right num">${span(s.p95)}</td><td class="right num">${span(s.longest)}</td><td class="right num">${span(s.wait)}</td><td class="right num">${size(s.max_rss)}</td>
-          <td class="right num">${s.retried || "–"}</td><td class="right num">${s.reused || "–"}</td></tr>`,
+          ${retried && html`<td class="right num">${s.retried || "–"}</td>`}${reused && html`<td class="right num">${s.reused || "–"}</td>`}</tr>`,
         )}</tbody></table></div>
         ${data.typed_parameters.length > 0 && html`<h2>Parameters</h2><${Values} rows=${data.typed_parameters.map((/** @type {any} */ p) => [p.name, p.type, p.value, p.default])} />`}
       </section>

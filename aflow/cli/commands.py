@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 # Those of a flow. The order is that of the help.
 COMMANDS = {
     "run": "Run the flow.",
@@ -88,3 +91,9 @@ OTHERS = {
     "init": ("Create a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
 }
+
+
+def imported(name: str) -> Any:
+    """What `module:name` names; the module is imported."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -11,7 +11,7 @@ import click
 
 from aflow._core.deferred import import_asyncio
 from aflow._core.version import __version__
-from aflow.cli.commands import COMMANDS, NEED_NO_FILE
+from aflow.cli.commands import COMMANDS, NEED_NO_FILE, imported
 from aflow.cli.errors import printable
 from aflow.cli.options import (
     SectionedCommand,
@@ -76,10 +76,14 @@ class FlowGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         if cmd_name in _GROUPS:
-            return self._with_commands(cmd_name, _GROUPS[cmd_name]())
+            return self._with_commands(cmd_name, imported(_GROUPS[cmd_name])())
         if cmd_name in _GROUPS_OF_FLOW:
             commands, options = _GROUPS_OF_FLOW[cmd_name](self._parameters())
             return self._with_commands(cmd_name, commands, options)
+        if cmd_name in _PLAIN:
+            body, parameters = _PLAIN[cmd_name]
+            params = imported(parameters)() if parameters else []
+            return self._made(cmd_name, COMMANDS[cmd_name], params, imported(body))
         maker = _MAKERS[cmd_name]
         made = maker(self._parameters() if maker in (_run, _resume) else {})
         return self._made(cmd_name, COMMANDS[cmd_name], *made)
@@ -230,12 +234,6 @@ def _resume(
     return [*own.values(), *options], body
 
 
-def _spin(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.spin import spin, spin_parameters
-
-    return spin_parameters(), spin
-
-
 def _check(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.run import check
 
@@ -243,34 +241,10 @@ def _check(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     return [warnings], check
 
 
-def _show(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.graphs import show
-
-    return [], show
-
-
-def _dot(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.graphs import output_dot
-
-    return [], output_dot
-
-
 def _raw(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.graphs import output_raw
 
     return [flag("--json", "as_json", help="As JSON.")], output_raw
-
-
-def _dump(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.dump import dump, dump_parameters
-
-    return dump_parameters(), dump
-
-
-def _explain(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.explain import explain, explain_parameters
-
-    return explain_parameters(), explain
 
 
 def _version(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
@@ -283,42 +257,6 @@ def _help(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
         click.echo((ctx.parent or ctx).get_help())
 
     return [], body
-
-
-def _cards() -> Commands:
-    from aflow.cli.cards import card_commands
-
-    return card_commands()
-
-
-def _batch() -> Commands:
-    from aflow.cli.batch import batch_commands
-
-    return batch_commands()
-
-
-def _kubernetes() -> Commands:
-    from aflow.cli.kubernetes import kubernetes_commands
-
-    return kubernetes_commands()
-
-
-def _tags() -> Commands:
-    from aflow.cli.tags import tag_commands
-
-    return tag_commands()
-
-
-def _logs() -> Commands:
-    from aflow.cli.logs import logs_commands
-
-    return logs_commands()
-
-
-def _package() -> Commands:
-    from aflow.cli.package import package_commands
-
-    return package_commands()
 
 
 def _step_functions(
@@ -336,26 +274,32 @@ _GROUPS_OF_FLOW: dict[
     "deploy": _step_functions,
     "step-functions": _step_functions,
 }
-_GROUPS: dict[str, Callable[[], Commands]] = {
-    "batch": _batch,
-    "card": _cards,
-    "kubernetes": _kubernetes,
-    "logs": _logs,
-    "package": _package,
-    "tag": _tags,
+# The function that makes the commands below a command. Its module is imported when that is named.
+_GROUPS = {
+    "batch": "aflow.cli.batch:batch_commands",
+    "card": "aflow.cli.cards:card_commands",
+    "kubernetes": "aflow.cli.kubernetes:kubernetes_commands",
+    "logs": "aflow.cli.logs:logs_commands",
+    "package": "aflow.cli.package:package_commands",
+    "tag": "aflow.cli.tags:tag_commands",
 }
 # What a group does that is given no command of its own.
 _UNSAID = {"logs": "show"}
 
+# Commands that are as their modules say: the function that does it, and the one that makes its
+# parameters, if it has any. The module is imported when the command is named.
+_PLAIN = {
+    "spin": ("aflow.cli.spin:spin", "aflow.cli.spin:spin_parameters"),
+    "show": ("aflow.cli.graphs:show", ""),
+    "dump": ("aflow.cli.dump:dump", "aflow.cli.dump:dump_parameters"),
+    "explain": ("aflow.cli.explain:explain", "aflow.cli.explain:explain_parameters"),
+    "output-dot": ("aflow.cli.graphs:output_dot", ""),
+}
+# The others: how their parameters and their function are made.
 _MAKERS: dict[str, Maker] = {
     "run": _run,
     "resume": _resume,
-    "spin": _spin,
     "check": _check,
-    "show": _show,
-    "dump": _dump,
-    "explain": _explain,
-    "output-dot": _dot,
     "output-raw": _raw,
     "version": _version,
     "help": _help,

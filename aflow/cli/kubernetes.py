@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.batch import Commands, wanted_jobs, whose
+from aflow.cli.tables import show
+from aflow.k8s.access import KubernetesCluster
+from aflow.k8s.settings import KubernetesSettings
 
 if TYPE_CHECKING:
     from aflow.cli.session import Session
@@ -30,7 +33,6 @@ def list_(session: Session, my_runs: bool, user: str | None, run_id: str | None)
     if not found:
         session.note("There are no jobs that have not ended.")
         return
-    from aflow.cli.tables import show
 
     rows = [
         (
@@ -64,8 +66,6 @@ def _found(
     session: Session, my_runs: bool, user: str | None, run_id: str | None
 ) -> tuple[KubernetesCluster, list[SubmittedJob]]:
     from aflow.executors.jobs.kubernetes import unfinished
-    from aflow.k8s.access import KubernetesCluster
-    from aflow.k8s.settings import KubernetesSettings
 
     wanted = wanted_jobs(session, session.settings(), my_runs, user, run_id)
     cluster = KubernetesCluster()

@@ -22,7 +22,7 @@ from aflow._core.records import NamedTuple
 from aflow._core.settings import conceal_secrets, shell_asks
 from aflow._core.version import __version__
 from aflow.cli import loading, plain
-from aflow.cli.commands import COMMANDS, NEED_NO_FILE, OTHERS
+from aflow.cli.commands import COMMANDS, NEED_NO_FILE, OTHERS, imported
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
 from aflow.cli.errors import guarded, leave
 from aflow.cli.session import Defined
@@ -168,8 +168,7 @@ def _usage_error(text: str) -> click.UsageError:
 
 def other_command(name: str) -> click.Command:
     """The command of OTHERS with this name, made when it is asked for."""
-    module, _, function = OTHERS[name][1].partition(":")
-    made: click.Command = getattr(import_module(module), function)()
+    made: click.Command = imported(OTHERS[name][1])()
     return made
 
 

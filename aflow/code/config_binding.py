@@ -61,7 +61,7 @@ def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowD
 def with_values(definition: FlowDefinition, values: Mapping[str, Any]) -> FlowDefinition:
     """The flow with these values of its configs, by attribute. Raises InvalidConfig and
     InvalidDecorator."""
-    from aflow.flow.mutators import mutated
+    from aflow.flow.mutators import mutated  # few flows have mutators
 
     configs = names_of(definition.configs, values)
     graph = definition.graph

@@ -20,6 +20,8 @@ from aflow.doctor import probes
 from aflow.doctor.findings import Finding, State, fail, of_clock, of_space, ok, warn, worst
 from aflow.environments.uv import find_uv
 from aflow.errors import AflowError, InvalidSetting, MissingExtra
+from aflow.k8s.access import KubernetesCluster
+from aflow.k8s.settings import KubernetesSettings
 from aflow.metadata.tokens import headers_for
 from aflow.task.secrets import known_backends
 
@@ -254,12 +256,10 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
 
 def _kubernetes(settings: Settings) -> Iterator[Finding]:
     """Whether Jobs can be seen in the namespace, where one is named or all steps run there."""
-    from aflow.k8s.settings import KubernetesSettings
 
     namespace = KubernetesSettings.load().namespace
     if namespace is None and settings.executor != "kubernetes":
         return
-    from aflow.k8s.access import KubernetesCluster
 
     cluster = KubernetesCluster()
     try:

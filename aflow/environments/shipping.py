@@ -22,6 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from aflow._core.settings import switched_on
 from aflow._core.version import DISTRIBUTION, __version__
 from aflow.environments import wheels
+from aflow.environments.build import Environments, cache_folder
+from aflow.environments.files import Files
+from aflow.environments.prepare import to_log
+from aflow.environments.solve import kind_of, libc_of
 from aflow.errors import EnvironmentFailed, MissingExtra, ShippingError
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
@@ -179,7 +183,6 @@ def packed_runtime(
 
 def _fits(fit: Fit, target: Target) -> bool:
     """Whether what fits this runs on that target."""
-    from aflow.environments.solve import kind_of, libc_of
 
     name, version = libc_of(target.platform)
     same = (fit.python, fit.machine, fit.libc[0])
@@ -191,11 +194,6 @@ def _runtime_for(
 ) -> tuple[Fit, list[PackedWheel]]:
     """aflow, whose own wheel is given, with what it depends on for another target, as the index has
     it."""
-    from aflow.environments import wheels
-    from aflow.environments.build import Environments, cache_folder
-    from aflow.environments.files import Files
-    from aflow.environments.prepare import to_log
-    from aflow.environments.solve import kind_of, libc_of
 
     cache = cache_folder()
     to_log(f"Fetching what aflow needs for Python {target.minor} on {target.platform}")

@@ -29,6 +29,36 @@ CLOCKS = {
 }
 ENVIRONMENT = {"os.environ", "os.getenv", "os.environb", "os.putenv", "os.unsetenv"}
 
+# Modules whose imports inside functions have one reason. Any other such import has its reason in a
+# comment beside it.
+MAY_IMPORT_LATE = {
+    "aflow/__init__.py": "`import aflow` is light: what it offers is imported when it is used",
+    "aflow/__main__.py": "the process to fork tasks from starts before anything else is imported",
+    "aflow/backends.py": "of all backends a process uses few, and some need a package of an extra",
+    "aflow/executors/factory.py": "of all executors a run uses few, and some need an extra",
+    "aflow/runs/liveness.py": "of all executors a run has used few, and some need an extra",
+    "aflow/cli/main.py": "a command imports what it needs itself",
+    "aflow/cli/flow_commands.py": "a command imports what it needs itself",
+    "aflow/cli/loading.py": "completion and help look at files without knowing flows",
+    "aflow/cli/session.py": "commands about runs define no flow",
+    "aflow/cli/run.py": "the first task waits for all that is imported before it",
+    "aflow/cli/foreground.py": "the first task waits for all that is imported before it",
+    "aflow/cli/plain.py": "the first task waits for all that is imported before it",
+    "aflow/cli/options.py": "most commands have no flow, and so no options of one",
+    "aflow/cli/batch.py": "its help is shown without the extra aws",
+    "aflow/cli/configure.py": "it works without the extra aws",
+    "aflow/cli/kubernetes.py": "its help is shown without the extra kubernetes",
+    "aflow/cli/step_functions.py": "its help is shown without the extra aws",
+    "aflow/cli/server.py": "its help is shown without the extra server",
+    "aflow/cli/metadata_service.py": "its help is shown without the extra server",
+    "aflow/cli/worker.py": "a worker that is no cluster's starts without what keeps clusters",
+    "aflow/cards/server.py": "cards are shown without the extra server",
+    "aflow/doctor/checks.py": "it names the extras that are missing, and so works without them",
+    "aflow/doctor/probes.py": "it names the extras that are missing, and so works without them",
+    "aflow/step_functions/unrecorded.py": "a job's end is looked at without the extra aws",
+}
+MOST_LATE_IMPORTS = 2.1  # of our own modules, per 1,000 lines
+
 # What runs in a job before there is aflow has the standard library alone.
 BEFORE_AFLOW = (Path("aflow/environments/boot.py"), Path("aflow/environments/install.py"))
 
@@ -208,3 +238,40 @@ def test_no_exception_is_swallowed_without_a_word() -> None:
         ]
 
     assert {} == violations(AFLOW, silent)
+
+
+def test_an_import_inside_a_function_has_its_reason() -> None:
+    counted = 0
+
+    def without_reason(path: Path) -> list[tuple[int, str]]:
+        nonlocal counted
+        lines = text_of(path).splitlines()
+        late = {
+            node.lineno: node
+            for function in ast.walk(tree_of(path))
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            and (getattr(node, "module", None) or node.names[0].name).startswith("aflow")
+        }
+        counted += len(late)
+        if str(path) in MAY_IMPORT_LATE:
+            return []
+
+        def has_reason(line: int) -> bool:
+            before = lines[line - 2].strip()
+            return (
+                any("#" in each for each in lines[line - 1 : late[line].end_lineno])
+                or before.startswith("#")
+                or (
+                    before.startswith(("from ", "import "))
+                    and line - 1 in late
+                    and has_reason(line - 1)
+                )
+            )
+
+        return [(line, ast.unparse(late[line])) for line in sorted(late) if not has_reason(line)]
+
+    assert {} == violations(AFLOW, without_reason)
+    size = sum(len(text_of(path).splitlines()) for path in AFLOW)
+    assert 1000 * counted / size < MOST_LATE_IMPORTS

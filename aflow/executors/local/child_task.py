@@ -297,7 +297,7 @@ class ManyAttempts:
     def begin(self) -> bool:
         # Only these processes need the modules (asyncio among them, for the coroutines).
         if self._coroutines:
-            from aflow.executors.local.child_worker import CoroutineWorker as Worker
+            from aflow.executors.local.child_worker import CoroutineWorker as Worker  # by need
         else:
             from aflow.executors.local.child_worker import SequentialWorker as Worker  # type: ignore[assignment]
 

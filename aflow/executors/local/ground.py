@@ -525,7 +525,7 @@ class Ground:
     def _load(self, request: LoadRequest) -> None:
         self._request = request
         if request.is_metaflow:
-            from aflow.compat import metaflow
+            from aflow.compat import metaflow  # few programs import it
 
             metaflow.install()
         self._program = Program(request.source, self._path)

@@ -7,6 +7,7 @@ processes the collector looks seldom. Where steps run it looks as often as it al
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import functools
 import gc
 import io
@@ -87,9 +88,8 @@ def on_signal(
     loop: asyncio.AbstractEventLoop, signum: int, callback: Callable[..., object], *args: object
 ) -> None:
     """Call back when the signal comes. One that is ignored stays so: under nohup and the like."""
-    import signal
-
-    if signal.getsignal(signum) is not signal.SIG_IGN:
+    # signal.getsignal would look for an enum's member, and write the handler down for an error.
+    if _signal.getsignal(signum) != _signal.SIG_IGN:
         loop.add_signal_handler(signum, callback, *args)
 
 

@@ -480,19 +480,22 @@ def program_in(frame: FrameType | None) -> ModuleType | None:
 
 def is_library(file: str) -> bool:
     """Whether a file belongs to Python or to what is installed, rather than to the user."""
-    return os.path.abspath(file).startswith(_library_folders())
+    return os.path.abspath(file).startswith(library_folders())
 
 
-def _library_folders() -> tuple[str, ...]:
+def library_folders() -> tuple[str, ...]:
+    """The folders of Python and of what is installed, as they are named and as they are, each with
+    a separator at its end."""
     global _folders
     if not _folders:
         import site
-        import sysconfig
 
-        kinds = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
-        found = [sysconfig.get_path(kind) for kind in kinds]
+        # What sysconfig says, too; it reads all variables that Python was built with.
+        library = os.path.dirname(os.__file__)
+        of_prefix = os.path.join(sys.prefix, sys.platlibdir, os.path.basename(library))
+        scripts = os.path.join(sys.prefix, "bin")
         user = site.getusersitepackages() if site.ENABLE_USER_SITE else None
-        every = [*found, user]
+        every = [library, of_prefix, *site.getsitepackages(), scripts, user]
         both = {path for each in every if each for path in (each, os.path.realpath(each))}
         _folders = tuple(os.path.join(each, "") for each in both)
     return _folders

@@ -11,7 +11,6 @@ files from a mirror are the same environment.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -145,6 +144,8 @@ def lock_of(python: str, platform: str, packages: Iterable[LockedPackage]) -> Lo
 
 def _digest(value: Any) -> str:
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+    import hashlib  # loads OpenSSL, and every run imports this module
+
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -466,10 +466,12 @@ def bind(flow: FlowSpec, context: TaskContext) -> None:
 def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
     """What no step may set: reserved and read-only names, and methods, which a later step would
     find in place of the artifact."""
-    from inspect import getattr_static  # see aflow/_core/deferred.py
-
-    cls = definition.cls
-    public = {name: getattr_static(cls, name) for name in dir(cls) if not name.startswith("_")}
+    public = {
+        name: value
+        for each in reversed(definition.cls.__mro__)
+        for name, value in vars(each).items()
+        if not name.startswith("_")
+    }
     methods = [
         name for name, value in public.items() if callable(value) or isinstance(value, classmethod)
     ]

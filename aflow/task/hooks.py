@@ -7,9 +7,9 @@ for each attempt. The outermost decorator comes first before the step, and last 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Awaitable, Callable
 from importlib import import_module
-from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import dataclass, field
@@ -149,7 +149,7 @@ class AroundCustom(Around):
                 follow = self._custom.skip_step
             elif instead is not None:
                 result = instead(*self._arguments)
-                follow = (await result if isawaitable(result) else result) or None
+                follow = (await result if inspect.isawaitable(result) else result) or None
             else:
                 await step()
         except Exception as raised:  # noqa: BLE001 -- the decorator decides what becomes of it

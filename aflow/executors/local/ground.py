@@ -243,6 +243,8 @@ def _preparations() -> Iterator[None]:
         set_launcher(_never)
         yield
         if number == 0:  # what tasks need sooner than the speed of the rest
+            deferred.load_all()  # or each task that uses one of them would do so
+            yield
             for name in _MODULES:
                 importlib.import_module(name)
                 yield
@@ -440,7 +442,6 @@ class Ground:
         inside.set_up_streams()
         inside.refuse_breakpoints()  # once: in each task it would copy some sixty pages
         self._inherited = system.open_descriptors()
-        deferred.load_all()  # or each task that uses one of them would do so
         self._preparing = _preparations()
         while not self._is_asked() and self._prepare_more():
             pass

@@ -10,7 +10,6 @@ import ast
 import importlib.machinery
 import os
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
@@ -20,6 +19,7 @@ from typing import Any
 
 from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
+from aflow.code.program import library_folders
 from aflow.storage.blobs import digest_of
 
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -41,9 +41,7 @@ class Body(NamedTuple):
 
 @cache
 def _not_of_the_user() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    return (_AFLOW, *{os.path.realpath(paths[kind]) + os.sep for kind in kinds})
+    return (_AFLOW, *library_folders())
 
 
 @cache

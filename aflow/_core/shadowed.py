@@ -19,19 +19,18 @@ _OURS = frozenset(
 _NEVER = frozenset(
     {"antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
 )
-# What a run imports of the standard library, and what it talks to stores and servers with. A
-# program may have modules of all other names for itself.
+# What every run imports of the standard library, in some of its processes. A program may have
+# modules of all other names for itself: whether it then finds what it needs of Python's is as
+# without aflow.
 NEEDED = frozenset(
     """
     __future__ array ast asyncio base64 binascii bisect bz2 collections concurrent contextlib
-    contextvars copy copyreg csv ctypes dataclasses datetime decimal difflib dis email encodings
-    enum errno fcntl fnmatch functools getpass gettext glob grp gzip hashlib heapq hmac html
-    http importlib inspect ipaddress itertools json keyword linecache locale logging lzma math
-    mimetypes mmap multiprocessing ntpath numbers opcode operator pathlib pickle pkgutil
-    platform pwd queue quopri random re reprlib resource runpy secrets select selectors shlex
-    shutil signal socket sqlite3 sre_compile sre_constants sre_parse ssl stat string stringprep
-    struct subprocess sysconfig tarfile tempfile termios textwrap threading time token tokenize
-    traceback types typing unicodedata urllib uuid warnings weakref zipfile zlib zoneinfo
+    contextvars copy copyreg ctypes dataclasses datetime dis encodings enum fcntl fnmatch
+    functools gettext grp hashlib heapq importlib inspect ipaddress json keyword linecache
+    locale logging lzma math mmap ntpath opcode operator pathlib pickle platform queue random re
+    reprlib resource select selectors shlex shutil signal socket sqlite3 ssl stat string struct
+    subprocess sysconfig tarfile tempfile textwrap threading token tokenize traceback types
+    typing urllib uuid warnings weakref zlib
     """.split()  # noqa: SIM905 -- a list has a line for each
 )
 

@@ -44,6 +44,7 @@ _PATIENCE = 0.025  # seconds after which a request looks at no more runs
 _RECENT = 100  # runs of a flow whose durations are shown
 _GRID = 30  # runs of a flow whose steps are shown
 _NAMED = 20  # tasks that are named where many share one line
+_LATEST = 10  # runs whose artifacts are completed however long that takes
 _SHORTEST = 2  # letters of a name that is completed beside those of flows
 _FAILED = 5  # failed tasks whose errors stand in the overview of a run
 _SAMPLED = 3  # tasks of a step whose artifacts are listed
@@ -700,13 +701,13 @@ class Views:
         manifests, as long as that may take."""
         give_up_at = self._clock.monotonic() + _PATIENCE
         known: dict[str, None] = {}
-        for run in self._metadata.runs(None, limit=_PAGE):
+        for number, run in enumerate(self._metadata.runs(None, limit=_PAGE)):
             if word == "tag":
                 known.update(dict.fromkeys(run.tags))
             elif word == "user":
                 known[run.user] = None
             else:
-                if self._clock.monotonic() > give_up_at:
+                if number >= _LATEST and self._clock.monotonic() > give_up_at:
                     break
                 known.update(dict.fromkeys(sorted(self._artifact_names(run))))
         found = [each for each in known if each.startswith(begun) and not each.startswith("_")]

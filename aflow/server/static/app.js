@@ -64,6 +64,7 @@ function page(path) {
 function Search() {
   const path = place.value.pathname.slice(BASE.length);
   const input = useRef(/** @type {any} */ (null));
+  const leaving = useRef(/** @type {any} */ (0)); // a timer: a click on what was found comes after the focus has gone
   const [text, setText] = useState(/** @type {string | null} */ (null));
   const [found, setFound] = useState(/** @type {any[]} */ ([]));
   const [at, setAt] = useState(0);
@@ -102,7 +103,7 @@ function Search() {
   return html`<div class="search" role="search">
     <svg viewBox="0 0 16 16" width="15" height="15" aria-hidden="true"><path d="M7 2a5 5 0 1 1 0 10A5 5 0 0 1 7 2zm3.6 8.6L14 14" /></svg>
     <input id="search" ref=${input} type="text" role="combobox" aria-expanded=${found.length > 0} aria-controls="found" aria-label="Go to a flow, run or task, or search runs" autocomplete="off" spellcheck=${false}
-      placeholder=${crumb || "Search: a flow, a pathspec, or state:failed tag:prod ..."} value=${text ?? ""} onFocus=${() => setText("")} onBlur=${() => setTimeout(() => setText(null), 150)}
+      placeholder=${crumb || "Search: a flow, a pathspec, or state:failed tag:prod ..."} value=${text ?? ""} onFocus=${() => (clearTimeout(leaving.current), setText(""))} onBlur=${() => (leaving.current = setTimeout(() => setText(null), 150))}
       onInput=${(/** @type {any} */ event) => setText(event.target.value)} onKeyDown=${keys} />
     <kbd>/</kbd>
     ${found.length > 0 && html`<ul id="found" role="listbox">${found.map((each, n) => html`<li role="option" aria-selected=${n === at} onMouseDown=${() => visit(each.text)}><small>${each.kind}</small>${each.text}</li>`)}</ul>`}

@@ -194,6 +194,7 @@ function row(run, chosen, toggle) {
 function Filter({ filter }) {
   const [text, setText] = useState(filter);
   const [open, setOpen] = useState(false);
+  const leaving = useRef(/** @type {any} */ (0));
   useEffect(() => setText(filter), [filter]);
   const last = text.split(/\s+/).pop() || "";
   const [values, setValues] = useState(/** @type {string[]} */ ([]));
@@ -210,7 +211,7 @@ function Filter({ filter }) {
   const hints = open ? [...values, ...WORDS].filter((word) => word.startsWith(last) && word !== last) : [];
   const complete = (/** @type {string} */ word) => setText(text.slice(0, text.length - last.length) + word);
   return html`<form class="filter" onSubmit=${(/** @type {any} */ e) => (e.preventDefault(), setQuery({ filter: text.trim() }, false))}>
-    <input aria-label="Filter runs" value=${text} spellcheck=${false} placeholder="flow:Train state:failed tag:prod user:ann since:7d param.alpha:0.1" onFocus=${() => setOpen(true)} onBlur=${() => setTimeout(() => setOpen(false), 150)}
+    <input aria-label="Filter runs" value=${text} spellcheck=${false} placeholder="flow:Train state:failed tag:prod user:ann since:7d param.alpha:0.1" onFocus=${() => (clearTimeout(leaving.current), setOpen(true))} onBlur=${() => (leaving.current = setTimeout(() => setOpen(false), 150))}
       onInput=${(/** @type {any} */ e) => setText(e.target.value)} onKeyDown=${(/** @type {any} */ e) => e.key === "Tab" && last && hints[0] && ((complete(hints[0]), e.preventDefault()))} />
     ${hints.length > 0 && html`<div class="hints">${hints.map((word) => html`<button type="button" onMouseDown=${(/** @type {any} */ e) => (e.preventDefault(), complete(word))}>${word}</button>`)}</div>`}
   </form>`;

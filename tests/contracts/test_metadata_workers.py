@@ -39,14 +39,15 @@ def test_a_worker_is_listed_as_it_has_registered_last(store: Any) -> None:
         RunningTask("Flow/1/work/7", 2, 150.5),
         RunningTask("Flow/1/work/8", 0, 151.0, False),
     )
-    store.beat_worker(a_worker(running=running, done=5, failed=1, draining=True), LONG)
+    ended = {"gpu": 30, "default": 1}
+    store.beat_worker(a_worker(running=running, done=5, failed=1, draining=True, ended=ended), LONG)
     store.beat_worker(a_worker("another"), LONG)
 
     another, found = store.workers()
     assert "another" == another.name
     assert LONG - 60 < found.left <= LONG
     assert found.heartbeat_at > 1e9
-    expected = a_worker(running=running, done=5, failed=1, draining=True)
+    expected = a_worker(running=running, done=5, failed=1, draining=True, ended=ended)
     assert expected == found._replace(heartbeat_at=0.0, left=0.0)
 
 

@@ -282,6 +282,7 @@ def test_a_worker_that_is_drained_ends_its_task_and_takes_no_other(workers: Work
         return any("/work/" in task.pathspec for each in found for task in each.running)
 
     (known,) = listed(runs_a_task)
+    assert {"default": 1} == known.ended, "the start, a moment ago"
     assert ({"rack": "r1"}, first.pid, ("default",), 1) == (
         known.labels, known.pid, known.pools, known.slots
     )  # fmt: skip

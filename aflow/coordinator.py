@@ -33,7 +33,7 @@ from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.runs.admission import Admission, WhenFull
 from aflow.runs.create import Creation, Driving, NewRun, current_facts
 from aflow.runs.driver import RunDriver
-from aflow.runs.events import Notice, RunEnded, Watch
+from aflow.runs.events import RunEnded, RunEvent, Watch
 from aflow.runs.recovery import as_recorded, check_adoptable, replay
 from aflow.runs.resume import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import Machine, RunMachine, SingleTask
@@ -105,12 +105,12 @@ class RunHandle:
         if not self.task.done():
             self._driver.leave()
 
-    async def events(self) -> AsyncIterator[Notice]:
+    async def events(self) -> AsyncIterator[RunEvent]:
         """The run's notices from the first `anext` on, until it ends. Several may listen; a
         listener that is slow holds the others up in nothing, and finds all notices when it comes
         back: they are kept for it until then. A listener that leaves closes the iterator
         (`aclosing`)."""
-        queue: asyncio.Queue[Sequence[Notice]] = asyncio.Queue()
+        queue: asyncio.Queue[Sequence[RunEvent]] = asyncio.Queue()
         hear = queue.put_nowait
 
         def end(_: object) -> None:
@@ -457,7 +457,7 @@ class Coordinator:
             previews=options.previews,
         )
 
-        def tell(notices: Sequence[Notice]) -> None:
+        def tell(notices: Sequence[RunEvent]) -> None:
             for listener in listeners:
                 listener(notices)
 

@@ -24,14 +24,14 @@ from aflow.cli.errors import printable, show
 from aflow.cli.output import Output
 from aflow.runs.events import (
     LogLine,
-    Notice,
     Progress,
     RunEnded,
+    RunEvent,
     RunStarting,
     RunStopping,
     TaskEnded,
+    TaskReused,
     TaskStarting,
-    TaskTakenOver,
 )
 from aflow.scheduler.states import AttemptState, RunState
 
@@ -102,10 +102,10 @@ class Console:
             RunStopping: self._run_stopping,
             TaskEnded: self._task_ended,
             TaskStarting: self._task_starting,
-            TaskTakenOver: self._task_taken_over,
+            TaskReused: self._task_taken_over,
         }
 
-    def watch(self, notices: Sequence[Notice]) -> None:
+    def watch(self, notices: Sequence[RunEvent]) -> None:
         """Print what has happened, in this order, and flush."""
         if self.tally is not None:
             self.tally.count(notices)
@@ -121,7 +121,7 @@ class Console:
             else:
                 self._draw()
 
-    def _write(self, notices: Sequence[Notice]) -> None:
+    def _write(self, notices: Sequence[RunEvent]) -> None:
         for notice in notices:
             if type(notice) is LogLine:
                 self._log_line(notice)
@@ -309,7 +309,7 @@ class Console:
         milliseconds = _MILLISECONDS[int(at % 1 * 1000)]
         self._output.add(self._stamp + milliseconds + self._head + body + b"\n")
 
-    def _task_taken_over(self, notice: TaskTakenOver) -> None:
+    def _task_taken_over(self, notice: TaskReused) -> None:
         if self._owner != (notice.task, None):
             self._begin_head(notice.run, notice.step, notice.task, None)
         if notice.cached:

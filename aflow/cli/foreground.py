@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aflow.coordinator import RunHandle
     from aflow.executors.local.ground_start import EarlyGround
     from aflow.flow.definition import FlowDefinition
-    from aflow.runs.events import Notice, RunEnded
+    from aflow.runs.events import RunEnded, RunEvent
 
 # Imports are inside the functions: asyncio and all that needs it are imported while the ground
 # imports its own.
@@ -28,7 +28,7 @@ def run(
     definition: FlowDefinition,
     options: RunOptions,
     settings: Settings,
-    watch: Callable[[Sequence[Notice]], None],
+    watch: Callable[[Sequence[RunEvent]], None],
     adopt: str | None = None,
 ) -> tuple[RunEnded, int | None]:
     """Run a flow to its end, or go on with its run `adopt`, which was left; how it ended, and the
@@ -77,7 +77,7 @@ async def _run(
     definition: FlowDefinition,
     options: RunOptions,
     settings: Settings,
-    watch: Callable[[Sequence[Notice]], None],
+    watch: Callable[[Sequence[RunEvent]], None],
     ground: EarlyGround | None,
     adopt: str | None,
 ) -> tuple[RunEnded, int | None]:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 from aflow.flow.graph import Graph, Kind
 from aflow.runs.events import (
     LogLine,
-    Notice,
     RunEnded,
+    RunEvent,
     RunStarting,
     RunStopping,
     TaskEnded,
+    TaskReused,
     TaskStarting,
-    TaskTakenOver,
 )
 from aflow.scheduler.states import AttemptState, RunState
 
@@ -89,7 +89,7 @@ class Tally:
         self.stopping = ""  # why the run is being stopped
         self.retries: dict[int, tuple[str, float]] = {}  # tasks that are tried again, and when
 
-    def count(self, notices: Sequence[Notice]) -> None:
+    def count(self, notices: Sequence[RunEvent]) -> None:
         """Take these into account, in this order."""
         for notice in notices:
             if type(notice) is LogLine:  # nearly all of them, in a storm
@@ -98,7 +98,7 @@ class Tally:
                 self._starting(notice)
             elif isinstance(notice, TaskEnded):
                 self._ended(notice)
-            elif isinstance(notice, TaskTakenOver):
+            elif isinstance(notice, TaskReused):
                 step = self._step(notice.step)
                 step.begun, step.done, step.reused = step.begun + 1, step.done + 1, step.reused + 1
                 self._note(step, notice.at)

@@ -24,7 +24,7 @@ from aflow.executors.local import ground_start
 from aflow.executors.local.preload import imported_here
 from aflow.flow.names import did_you_mean
 from aflow.runs.create import parameter_values
-from aflow.runs.events import LogLine, Notice, RunEnded, RunStarting, TaskEnded, TaskStarting
+from aflow.runs.events import LogLine, RunEnded, RunEvent, RunStarting, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
 from aflow.storage.artifacts import Manifest
 
@@ -505,21 +505,21 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
 
 def _watched(
     console: Console, debug_step: str | None, attribute_file: str | None, settings: Settings
-) -> Callable[[Sequence[Notice]], None]:
+) -> Callable[[Sequence[RunEvent]], None]:
     """The callback that receives the events of the run."""
     path = _writable(attribute_file)
-    shown: Callable[[Sequence[Notice]], None] = console.watch
+    shown: Callable[[Sequence[RunEvent]], None] = console.watch
     if debug_step is not None and is_terminal(sys.stdout) and sys.stdin.isatty():
         shown = _without_debugged(debug_step, console)
     return shown if path is None else _also_writing(path, settings, shown)
 
 
-def _without_debugged(step: str, console: Console) -> Callable[[Sequence[Notice]], None]:
+def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEvent]], None]:
     """Leave the terminal to the task that has it: what others print comes when it has ended."""
-    held: list[Notice] = []
+    held: list[RunEvent] = []
     has_it = False
 
-    def tell(notices: Sequence[Notice]) -> None:
+    def tell(notices: Sequence[RunEvent]) -> None:
         nonlocal has_it
         for notice in notices:
             if isinstance(notice, LogLine) and notice.step == step:
@@ -558,11 +558,11 @@ def announcement(flow: str, run: str, settings: Settings) -> str:
 
 
 def _also_writing(
-    path: Path, settings: Settings, watch: Callable[[Sequence[Notice]], None]
-) -> Callable[[Sequence[Notice]], None]:
+    path: Path, settings: Settings, watch: Callable[[Sequence[RunEvent]], None]
+) -> Callable[[Sequence[RunEvent]], None]:
     """Announce the run as soon as it is recorded."""
 
-    def tell(notices: Sequence[Notice]) -> None:
+    def tell(notices: Sequence[RunEvent]) -> None:
         for notice in notices:
             if type(notice) is RunStarting:
                 path.write_text(announcement(notice.flow, notice.run, settings))

@@ -21,16 +21,16 @@ from aflow.metadata.base import LEASE, SPIN, AttemptRecord, RunUpdate, TaskRecor
 from aflow.runs.attempts import AttemptLogs, Handover, Kept, LiveAttempt
 from aflow.runs.commit_gate import GroupCommit
 from aflow.runs.events import (
+    EventPublisher,
     LogLine,
-    Notice,
     Progress,
     RunEnded,
+    RunEvent,
     RunStarting,
     RunStopping,
     TaskEnded,
+    TaskReused,
     TaskStarting,
-    TaskTakenOver,
-    Telling,
     Watch,
 )
 from aflow.scheduler.messages import (
@@ -137,7 +137,7 @@ class RunDriver:
         self._taken_over: deque[tuple[LaunchAttempt, ReusableResult]] = deque()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
-        self._telling = Telling(watch, self._broken)
+        self._publisher = EventPublisher(watch, self._broken)
         self._commits = GroupCommit(metadata, run.key, run.version, self._committed, self._broken)
         self._commits.pending.metadata += facts
         self._logs = AttemptLogs(store, run.flow, run.run, max_log_size, self._chunk_stored)
@@ -146,7 +146,7 @@ class RunDriver:
         self._uncommitted: dict[int, int] = {}  # task -> number of the commit that holds its end
         self._settled_in: defaultdict[int, list[int]] = defaultdict(list)
         self._held: defaultdict[int, list[LaunchAttempt]] = defaultdict(list)
-        self._announced: defaultdict[int, list[Notice]] = defaultdict(list)
+        self._announced: defaultdict[int, list[RunEvent]] = defaultdict(list)
         self._final: tuple[int, RunEnded] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._retry_at: float | None = None
@@ -172,7 +172,7 @@ class RunDriver:
             run = self._run
             spins, again = run.kind == SPIN, self._unfinished is not None
             now = self._clock.now()
-            self._telling.tell(RunStarting(now, run.flow, run.run, run.origin_run, spins, again))
+            self._publisher.tell(RunStarting(now, run.flow, run.run, run.origin_run, spins, again))
             self._every(HEARTBEAT, "hold", self._hold)
             self._every(PROGRESS, "progress", self._report_progress)
             if self._unfinished is None:
@@ -228,12 +228,12 @@ class RunDriver:
         if self._leaves:
             await self._commits.release_lease(self._owner)
         await self._commits.close()
-        self._telling.flush()
+        self._publisher.flush()
 
     def cancel(self, reason: str) -> None:
         """Stop the run: live attempts are cancelled, nothing new starts. May be called again."""
         if self._machine.stopping is None:
-            self._telling.tell(
+            self._publisher.tell(
                 RunStopping(self._clock.now(), self._run.run, reason, len(self._live))
             )
         self._handle(CancelRequested(reason))
@@ -316,7 +316,7 @@ class RunDriver:
         if end is None or end.state is not RunState.FAILED:
             return
         if any(type(each) is CancelAttempt for each in commands):
-            self._telling.tell(
+            self._publisher.tell(
                 RunStopping(self._clock.now(), self._run.run, end.reason, len(self._live))
             )
 
@@ -394,7 +394,7 @@ class RunDriver:
         outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         self._handle(AttemptEnded(task, attempt, outcome))
         self._announced[number].append(
-            TaskTakenOver(now, self._run.run, command.step, task, reused.origin, reused.cached)
+            TaskReused(now, self._run.run, command.step, task, reused.origin, reused.cached)
         )
 
     def _note_left(self, task: int, manifest: bytes, number: int) -> None:
@@ -490,7 +490,7 @@ class RunDriver:
         # The next commit says so. One is made for it only if nothing else comes for a while: short
         # tasks would pay for it.
         self._at(SHOWN_AFTER, "show", self._commits.touch)
-        self._telling.tell(
+        self._publisher.tell(
             TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback)
         )
 
@@ -522,10 +522,10 @@ class RunDriver:
     def _show(
         self, live: LiveAttempt, task: int, lines: Sequence[tuple[float, int, bytes, bool]]
     ) -> None:
-        if not self._telling.is_heard:
+        if not self._publisher.is_heard:
             return
         for at, stream, text, whole in lines:
-            self._telling.tell(
+            self._publisher.tell(
                 LogLine(at, self._run.run, live.step, task, live.pid, STREAMS[stream], text, whole)
             )
 
@@ -602,14 +602,14 @@ class RunDriver:
             if self._uncommitted.get(task) == number:
                 del self._uncommitted[task]
         for notice in self._announced.pop(number, ()):
-            self._telling.tell(notice)
+            self._publisher.tell(notice)
             if type(notice) is TaskEnded:
                 self._executor.forget(notice.task, notice.attempt)
         for command in self._held.pop(number, ()):
             self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():
             ended = self._final[1]._replace(at=self._clock.now())
-            self._telling.tell(ended)
+            self._publisher.tell(ended)
             self._ended.set_result(ended)
 
     def _broken(self, error: BaseException) -> None:
@@ -625,7 +625,7 @@ class RunDriver:
     def _report_progress(self) -> None:
         counts = self._machine.counts()
         begun = {each.step for each in self._live.values()}
-        self._telling.tell(
+        self._publisher.tell(
             Progress(
                 self._clock.now(),
                 self._run.run,

@@ -40,7 +40,7 @@ class TaskStarting(NamedTuple):
     fallback: bool = False
 
 
-class TaskTakenOver(NamedTuple):
+class TaskReused(NamedTuple):
     """A task was not run: the result of `origin` (`run/step/task`) stands for it, and is committed.
     `cached` if the cache knew it, else the run resumes that of `origin`."""
 
@@ -122,10 +122,10 @@ class RunEnded(NamedTuple):
     task: int | None = None
 
 
-Notice = (
+RunEvent = (
     RunStarting
     | TaskStarting
-    | TaskTakenOver
+    | TaskReused
     | LogLine
     | TaskEnded
     | Progress
@@ -134,20 +134,20 @@ Notice = (
 )
 
 
-# The notices of a run, handed on once a turn of the event loop.
+# The events of a run, published once a turn of the event loop.
 
 
-Watch = Callable[[Sequence[Notice]], None]
+Watch = Callable[[Sequence[RunEvent]], None]
 
 
-class Telling:
+class EventPublisher:
     """Notifies a watcher, if there is one. What the watcher raises goes to `broken`, and it gets
     nothing more."""
 
     def __init__(self, watch: Watch | None, broken: Callable[[Exception], None]) -> None:
         self._watch = watch
         self._broken = broken
-        self._notices: list[Notice] = []
+        self._notices: list[RunEvent] = []
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -155,8 +155,8 @@ class Telling:
         """Whether anybody listens."""
         return self._watch is not None
 
-    def tell(self, notice: Notice) -> None:
-        """Tell this with the next turn of the loop."""
+    def tell(self, notice: RunEvent) -> None:
+        """Publish this with the next turn of the loop."""
         if self._watch is None:
             return
         if not self._notices:
@@ -164,7 +164,7 @@ class Telling:
         self._notices.append(notice)
 
     def flush(self) -> None:
-        """Tell what there is to tell now."""
+        """Publish what there is to publish now."""
         if not self._notices or self._watch is None:
             return
         notices, self._notices = self._notices, []

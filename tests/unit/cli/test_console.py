@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from aflow.cli.console import Console, progress_lines
 from aflow.runs.events import (
     LogLine,
-    Notice,
     Progress,
     RunEnded,
+    RunEvent,
     RunStarting,
     RunStopping,
     TaskEnded,
@@ -42,7 +42,7 @@ def _in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def printed(*notices: Notice, ui_url: str | None = None, colors: bool = False) -> str:
+def printed(*notices: RunEvent, ui_url: str | None = None, colors: bool = False) -> str:
     """What the notices become on stdout."""
     out = io.BytesIO()
     Console(out, flow="MyFlow", colors=colors, ui_url=ui_url).watch(notices)
@@ -127,7 +127,7 @@ def test_with_a_ui_the_run_says_where_it_can_be_seen() -> None:
         ),
     ],
 )
-def test_what_happens_to_a_task_has_its_sentence(notice: Notice, texts: list[str]) -> None:
+def test_what_happens_to_a_task_has_its_sentence(notice: RunEvent, texts: list[str]) -> None:
     assert "".join(f"{HEAD}{text}\n" for text in texts) == printed(notice)
 
 

@@ -15,13 +15,13 @@ from aflow.flow.graph import Graph
 from aflow.flow.spec import define
 from aflow.runs.events import (
     LogLine,
-    Notice,
     RunEnded,
+    RunEvent,
     RunStarting,
     RunStopping,
     TaskEnded,
+    TaskReused,
     TaskStarting,
-    TaskTakenOver,
 )
 from aflow.scheduler.states import RunState
 
@@ -67,7 +67,7 @@ def failed(step: str, task: int, at: float = 0.0, retry_at: float | None = None)
 
 
 def lines(
-    *notices: Notice, now: float = 0.0, columns: int = 101, rows: int = 30, colors: bool = False
+    *notices: RunEvent, now: float = 0.0, columns: int = 101, rows: int = 30, colors: bool = False
 ) -> list[str]:
     tally = Tally(GRAPH)
     tally.count([BEGUN, *notices])
@@ -119,7 +119,7 @@ def test_a_bar_says_what_has_failed_how_fast_it_goes_and_how_long_it_takes() -> 
 
 
 def test_results_that_are_reused_are_counted_apart() -> None:
-    (bar, *_) = lines(TaskTakenOver(0.0, "1", "start", 1, "0/start/1"))
+    (bar, *_) = lines(TaskReused(0.0, "1", "start", 1, "0/start/1"))
     assert [("start", "1/1")] == counts([bar])
     assert bar.endswith("1 reused")
 

@@ -276,9 +276,9 @@ _GROUPS_OF_FLOW: dict[
 }
 # The function that makes the commands below a command. Its module is imported when that is named.
 _GROUPS = {
-    "batch": "aflow.cli.batch:batch_commands",
+    "batch": "aflow.cli.jobs:batch_commands",
     "card": "aflow.cli.cards:card_commands",
-    "kubernetes": "aflow.cli.kubernetes:kubernetes_commands",
+    "kubernetes": "aflow.cli.jobs:kubernetes_commands",
     "logs": "aflow.cli.logs:logs_commands",
     "package": "aflow.cli.package:package_commands",
     "tag": "aflow.cli.tags:tag_commands",

@@ -51,7 +51,7 @@ function Doctor() {
     ${state.error && html`<${Notice} kind="bad" retry=${check}>${state.error}<//>`}
     ${
       state.findings &&
-      html`<p role="status">${bad ? `${bad} of ${state.findings.length} findings need a look.` : "All is well."}</p>
+      html`<p role="status">${bad ? `${bad} of ${state.findings.length} findings ${bad === 1 ? "needs" : "need"} a look.` : "All is well."}</p>
       <ul class="findings">${state.findings.map((f) => html`<li><${State} state=${/** @type {any} */ (SIGNS)[f.state]} name=${f.state} /><div><b>${f.name}</b> ${f.said}${f.advice && html`<br /><span class="dim">${f.advice}</span>`}</div></li>`)}</ul>`
     }</section>`;
 }

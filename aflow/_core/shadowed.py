@@ -26,7 +26,7 @@ NEEDED = frozenset(
     """
     __future__ array ast asyncio base64 binascii bisect bz2 collections concurrent contextlib
     contextvars copy copyreg ctypes dataclasses datetime dis encodings enum fcntl fnmatch
-    functools gettext grp hashlib heapq importlib inspect ipaddress json keyword linecache
+    functools gettext glob grp hashlib heapq importlib inspect ipaddress json keyword linecache
     locale logging lzma math mmap ntpath opcode operator pathlib pickle platform queue random re
     reprlib resource select selectors shlex shutil signal socket sqlite3 ssl stat string struct
     subprocess sysconfig tarfile tempfile textwrap threading token tokenize traceback types
@@ -59,10 +59,36 @@ def keep_hidden_by_main() -> None:
     inside = os.path.realpath(file).removeprefix(os.path.join(first, ""))
     # What lies elsewhere, or was installed, has not got its modules from there.
     if not os.path.isabs(inside) and "site-packages" not in inside:
-        refusal = keep_hidden_beside(file, first)
+        refusal = keep_hidden_beside(file, first) or _hides_from_python(first)
         if refusal is not None:
             sys.stderr.write(f"{file}: {refusal}\n")
             raise SystemExit(2)
+
+
+# Since 3.13 Python imports these before it runs the program of `python -c`, which is how processes
+# for tasks are started beside this one: with the folder on its path.
+BEFORE_PROGRAMS = frozenset(
+    """
+    collections copyreg enum functools keyword linecache operator re reprlib token tokenize types
+    """.split()  # noqa: SIM905 -- as above
+    if sys.version_info >= (3, 13)
+    else ()
+)
+
+
+def _hides_from_python(folder: str) -> str | None:
+    """The sentence that says why no process for tasks can be started in this folder."""
+    name = next((each for each in _hidden_in(folder) if each in BEFORE_PROGRAMS), None)
+    return None if name is None else _refusal(name, folder)
+
+
+def _refusal(name: str, folder: str) -> str:
+    place = os.path.join(folder, name)
+    file = place if os.path.isdir(place) else f"{place}.py"
+    return (
+        f"The module {name} is imported from {file}, which hides the one of Python's that aflow "
+        "needs. Give it another name."
+    )
 
 
 def keep_hidden_beside(file: str | None, folder: str) -> str | None:
@@ -83,12 +109,7 @@ def keep_hidden_beside(file: str | None, folder: str) -> str | None:
     )
     for name in hidden:
         if name in found and name in NEEDED:
-            place = os.path.join(folder, name)
-            file = place if os.path.isdir(place) else f"{place}.py"
-            return (
-                f"The module {name} is imported from {file}, which hides the one of Python's that "
-                "aflow needs. Give it another name."
-            )
+            return _refusal(name, folder)
     return None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from aflow._core.shadowed import NEEDED
+from aflow._core.shadowed import BEFORE_PROGRAMS, NEEDED
 from tests.flows.conftest import Workspace
 from tests.support.waiting import wait_until
 
@@ -291,13 +291,27 @@ def beside(workspace: Workspace, first: str = "", second: str = "", body: str = 
 def test_files_beside_a_program_hide_no_module_that_aflow_needs(
     workspace: Workspace, way: str
 ) -> None:
-    for name in OF_PYTHON:
+    for name in {*OF_PYTHON} - (set() if way == "aflow run" else BEFORE_PROGRAMS):
         (workspace.path / f"{name}.py").write_text(f"raise RuntimeError('{name}.py is imported')")
     beside(workspace)
 
     done = run(workspace, WAYS[way])
 
     assert 0 == done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not BEFORE_PROGRAMS, reason="this Python starts programs without them")
+def test_a_file_that_keeps_python_from_starting_is_named_in_one_sentence(
+    workspace: Workspace,
+) -> None:
+    (workspace.path / "linecache.py").touch()
+    beside(workspace)
+
+    refused = run(workspace, WAYS["python flow.py"])
+
+    assert 2 == refused.returncode
+    sentence = f"The module linecache is imported from {workspace.path}/linecache.py,"
+    assert [True] == [sentence in each for each in refused.stderr.decode().splitlines()]
 
 
 @pytest.mark.parametrize("way", ["python flow.py", "aflow run"])

@@ -110,3 +110,19 @@ def test_a_gang_is_seen_by_the_client(workspace: Workspace) -> None:
     assert (0, [control]) == (control.index, [*step.control_tasks()])
     assert {0, 1, 2} == {task.index for task in step}
     assert 3 == len([*latest["join"].task.parent_tasks])
+
+
+def test_a_gang_for_which_workers_lack_slots_says_what_it_waits_for(workspace: Workspace) -> None:
+    workspace.write(FLOW.replace("@DECORATOR", "@parallel"))
+    queue = ["--queue", f"sqlite:///{workspace.path}/queue.db"]
+    worker = workspace.start_aflow("worker", *queue, "--slots", "2", "--quiet")
+    run = workspace.start("--no-pylint", "run", "--executor", "queue", *queue)
+    try:
+        assert run.stderr is not None
+        line = next(line for line in run.stderr if "Waiting for workers" in line)
+        assert "1 task waits for a worker of pool default: there are 1 with 2 slots" in line
+        assert "All members of a gang run at once, and each needs a slot." in line
+    finally:
+        for each in (run, worker):
+            each.kill()
+            each.communicate()

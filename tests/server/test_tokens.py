@@ -134,6 +134,11 @@ def test_strangers_are_answered_on_no_network(folder: Daemon) -> None:
         assert (2, True) == (refused.code, "aflow token create NAME" in refused.err), refused.err
     both = folder.start_aflow("server", "--no-auth", "--port", "0", AFLOW_SERVICE_AUTH_KEY="x" * 20)
     assert "leave one out" in folder.finish(both).err
+    short = folder.start_aflow(
+        "metadata-service", "--host", "0.0.0.0", "--port", "0", AFLOW_SERVICE_AUTH_KEY="x" * 7
+    )
+    refused = folder.finish(short)
+    assert (2, True) == (refused.code, "could guess the key" in refused.err), refused.err
 
 
 def test_a_command_follows_no_redirect_with_its_token(folder: Daemon) -> None:

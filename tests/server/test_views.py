@@ -300,6 +300,20 @@ def test_one_stream_brings_what_is_live_on_a_page(served: Served) -> None:
     assert b"event: run\n" == first, "a page of a run that was deleted is notified"
 
 
+def test_answers_are_kept_by_nobody_and_tell_nothing_of_the_server(served: Served) -> None:
+    for path, cookie in (
+        ("/v1/runs", None),
+        ("/v1/runs", ""),
+        ("/no/such/page", ""),
+        ("/healthz", ""),
+    ):
+        _, headers, _ = served.fetch(path, **({} if cookie is None else {"Cookie": cookie}))
+        assert "aflow" == headers["Server"]
+        assert "nosniff" == headers["X-Content-Type-Options"]
+        assert "same-origin" == headers["Cross-Origin-Resource-Policy"]
+        assert headers["Cache-Control"] in ("no-store", "private, no-cache"), path
+
+
 def test_the_pages_are_served_to_anybody_under_a_strict_policy(served: Served) -> None:
     for path in ("/ui/static/app.js", "/ui/static/tokens.css"):
         status, headers, body = served.fetch(path, Cookie="")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sysconfig
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -183,5 +184,8 @@ def _at_once(call: Any, every: Iterable[tuple[Any, ...]]) -> list[Any]:
     arguments = [*every]
     if len(arguments) == 1:
         return [call(*arguments[0])]
+    # In Python 3.11 a thread that asks sysconfig while another one has it read its variables gets
+    # None for some of them. The modules of uv and packaging ask it.
+    sysconfig.get_config_vars()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return [*pool.map(lambda each: call(*each), arguments)]

@@ -370,7 +370,7 @@ def test_a_server_shows_the_runs_of_metaflow_and_changes_none(tmp_path: Path) ->
         run = f"runs/Sums/{good}"
         overview = got(f"{run}/overview")
         assert {"start", "double", "join", "end"} == {e["step"] for e in overview["steps"]}
-        assert [{"name": "n", "value": "2"}] == overview["parameters"]
+        assert [{"name": "n", "value": "2", "default": None}] == overview["parameters"]
         assert "too many" in str(got(f"runs/Sums/{failed}/overview")["failures"])
         tasks = got(f"{run}/task-page?step=double")["tasks"]
         assert 2 == len(tasks)

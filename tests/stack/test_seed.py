@@ -7,6 +7,7 @@ stand-in for AWS has not is what listens at their addresses: metadata services o
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -57,6 +58,7 @@ class OnStack(Account):
     """The account in which a stack is."""
 
     def __init__(self, server: Server) -> None:
+        self._clients = {}
         self.server = server
         self.endpoint = f"http://127.0.0.1:{server.port}"
 
@@ -85,7 +87,7 @@ class Team:
         assert 0 == done.returncode, done.stdout + done.stderr + job_logs(self.account)
         return done.stdout + done.stderr
 
-    @property
+    @functools.cached_property
     def account(self) -> OnStack:
         """Where the stack is."""
         return OnStack(self.stack.server)

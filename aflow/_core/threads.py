@@ -163,8 +163,8 @@ class Portal(Generic[R]):
         _started.add(self)
 
     def close(self, timeout: float | None = None) -> None:
-        """Close what was opened; the next call begins again. May be called twice. Raises
-        TimeoutError where that takes longer than `timeout` seconds."""
+        """Cancel the calls that still go on, and close what was opened; the next call begins again.
+        May be called twice. Raises TimeoutError where that takes longer than `timeout` seconds."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -172,8 +172,16 @@ class Portal(Generic[R]):
             if loop is None or thread is None:
                 return
             self._loop = self._thread = None
-            asyncio.run_coroutine_threadsafe(self._closed(self._resource), loop).result(timeout)
+            asyncio.run_coroutine_threadsafe(self._end(), loop).result(timeout)
             self._stop(loop, thread)
+
+    async def _end(self) -> None:
+        # A loop that stops under a call would leave its caller waiting for ever.
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for each in others:
+            each.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._closed(self._resource)
 
     @staticmethod
     def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:

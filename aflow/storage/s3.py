@@ -20,8 +20,10 @@ import asyncio
 import base64
 import contextlib
 import functools
+import threading
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -324,8 +326,25 @@ async def _in_lane(s3: Any, number: int, work: Callable[[Any], Coroutine[Any, An
     turn = number % (len(s3.aflow_lanes) + 1)
     if turn == 0:
         return await work(s3)
-    # To begin may mean to connect first.
-    answer = await in_thread(s3.aflow_lanes[turn - 1].begin, work)
+    lane: Portal[Any] = s3.aflow_lanes[turn - 1]
+    begun: list[Future[T]] = []
+    is_given_up = threading.Event()
+
+    def begin() -> Future[T]:
+        answer = lane.begin(work)
+        begun.append(answer)
+        if is_given_up.is_set():
+            answer.cancel()
+        return answer
+
+    try:
+        answer = await in_thread(begin)  # to begin may mean to connect first
+    except asyncio.CancelledError:
+        # The thread goes on, and what it begins would be an upload of which nobody knows.
+        is_given_up.set()
+        for each in begun:
+            each.cancel()
+        raise
     return await asyncio.wrap_future(answer)
 
 

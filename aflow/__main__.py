@@ -50,7 +50,7 @@ def _start_early(words: list[str]) -> None:
 
         fill_descriptors()
         with suppress(OSError):  # no process to be had: the command asks again, and says so
-            # What a server gives its runs is none of their tasks' business.
+            # Tasks do not inherit the descriptors that a server has passed to its run.
             is_servers = any(word.startswith("--aflow-words=") for word in words)
             ground_start.have_ground(fork=True, inherits=not is_servers)
 

@@ -50,9 +50,8 @@ class PackageLimits(NamedTuple):
     size: int
 
 
-FOR_THE_RECORD = PackageLimits(
-    1_000, 4 << 20
-)  # kept with each run: it may cost milliseconds at most
+# Kept with each run: it may cost milliseconds at most.
+FOR_THE_RECORD = PackageLimits(1_000, 4 << 20)
 TO_TRAVEL = PackageLimits(100_000, 512 << 20)
 
 

@@ -177,22 +177,13 @@ class Runs:
                 package.release(folder)
 
     async def _foreseen(self, folder: Path, order: RunRequest) -> dict[str, Any]:
-        file = folder / order.script
-        if not file.is_file():
+        if not (folder / order.script).is_file():
             raise InvalidInput(f"The code package holds no file {order.script}.")
-        target = str(file) if order.flow is None else f"{file}:{order.flow}"
-        with (
-            tempfile.TemporaryFile() as said,
-            tempfile.TemporaryFile() as found,
-            _file_of((*order.parameters, *order.words)) as words,
-        ):
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "aflow", order.command, target, "--quiet", "--dry-run"),
-                f"--aflow-forecast=/dev/fd/{found.fileno()}",
-                f"--aflow-words=/dev/fd/{words.fileno()}",
-                cwd=file.parent, stdin=DEVNULL, stdout=DEVNULL, stderr=said,
-                pass_fds=[found.fileno(), words.fileno(), package.descriptor_of(folder)],
-                env=self._place.environment, start_new_session=True,
+        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as found:
+            process = await self._process(
+                folder, order, order.flow, (*order.parameters, *order.words), said,
+                "--dry-run", f"--aflow-forecast=/dev/fd/{found.fileno()}",
+                inherited=[found.fileno()],
             )  # fmt: skip
             try:
                 async with asyncio.timeout(self._patience):
@@ -224,24 +215,14 @@ class Runs:
             raise StoreUnavailable(str(error)) from error
 
     async def _start(self, folder: Path, order: RunRequest) -> str:
-        file = folder / order.script
-        target = str(file) if order.flow is None else f"{file}:{order.flow}"
-        with tempfile.TemporaryFile() as said, _file_of((*order.parameters, *order.words)) as words:
+        with tempfile.TemporaryFile() as said:
             reading, writing = os.pipe()
             with os.fdopen(reading, "rb", 0) as announcement:
                 try:
-                    process = await asyncio.create_subprocess_exec(
-                        *(sys.executable, "-m", "aflow", order.command, target, "--quiet"),
-                        *("--runner-attribute-file", f"/dev/fd/{writing}"),
-                        f"--aflow-words=/dev/fd/{words.fileno()}",
-                        cwd=file.parent,
-                        stdin=DEVNULL,
-                        stdout=DEVNULL,  # what tasks print is kept with the tasks
-                        stderr=said,
-                        pass_fds=[writing, words.fileno(), package.descriptor_of(folder)],
-                        env=self._place.environment,
-                        start_new_session=True,  # ^C at the terminal is for the daemon to handle
-                    )
+                    process = await self._process(
+                        folder, order, order.flow, (*order.parameters, *order.words), said,
+                        "--runner-attribute-file", f"/dev/fd/{writing}", inherited=[writing],
+                    )  # fmt: skip
                 finally:
                     os.close(writing)
                 announced = await _announced(process, announcement, self._patience)
@@ -252,6 +233,34 @@ class Runs:
         if self._closed:
             process.send_signal(signal.SIGHUP)  # it began while the daemon was being stopped
         return pathspec
+
+    async def _process(
+        self,
+        folder: Path,
+        order: RunRequest,
+        flow: str | None,
+        words: Sequence[str],
+        said: IO[bytes],
+        *options: str,
+        inherited: Sequence[int] = (),
+    ) -> Process:
+        """Start the order's command for a flow of its script. The process reads the words from a
+        file, since a command line is seen by all users; what it writes to stderr goes to `said`,
+        and it inherits the descriptors that `options` name."""
+        file = folder / order.script
+        target = str(file) if flow is None else f"{file}:{flow}"
+        with _file_of(words) as given:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "aflow", order.command, target, "--quiet", *options),
+                f"--aflow-words=/dev/fd/{given.fileno()}",
+                cwd=file.parent,
+                stdin=DEVNULL,
+                stdout=DEVNULL,  # what tasks print is kept with the tasks
+                stderr=said,
+                pass_fds=[*inherited, given.fileno(), package.descriptor_of(folder)],
+                env=self._place.environment,
+                start_new_session=True,  # ^C at the terminal is for the daemon to handle
+            )
 
     async def _remember(self, pathspec: str, order: RunRequest) -> None:
         """Keep what was ordered, to recover the run. It is kept in the datastore: the metadata may
@@ -313,21 +322,10 @@ class Runs:
 
     async def _recover(self, pathspec: str, order: RunRequest, folder: Path) -> None:
         flow, _, run = pathspec.partition("/")
-        file = folder / order.script
         said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
         try:
-            with _file_of([*order.words, "--aflow-adopt", run]) as words:
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "aflow", order.command, f"{file}:{flow}"),
-                    *("--quiet", f"--aflow-words=/dev/fd/{words.fileno()}"),
-                    cwd=file.parent,
-                    stdin=DEVNULL,
-                    stdout=DEVNULL,
-                    stderr=said,
-                    pass_fds=[words.fileno(), package.descriptor_of(folder)],
-                    env=self._place.environment,
-                    start_new_session=True,
-                )
+            words = [*order.words, "--aflow-adopt", run]
+            process = await self._process(folder, order, flow, words, said)
         except BaseException:
             said.close()
             raise

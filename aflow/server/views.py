@@ -45,7 +45,7 @@ _RECENT = 100  # runs of a flow whose durations are shown
 _GRID = 30  # runs of a flow whose steps are shown
 _NAMED = 20  # tasks that are named where many share one line
 _LATEST = 10  # runs whose artifacts are completed however long that takes
-_SHORTEST = 2  # letters of a name that is completed beside those of flows
+_SHORTEST = 2  # characters of a name that is completed beside those of flows
 _FAILED = 5  # failed tasks whose errors stand in the overview of a run
 _SAMPLED = 3  # tasks of a step whose artifacts are listed
 _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
@@ -659,7 +659,7 @@ class Views:
         `artifact:` those alone."""
         word, colon, begun = prefix.partition(":")
         if colon and word in ("tag", "user", "artifact"):
-            return self._latest_named(word, begun)
+            return self._latest_named(word, begun, self._metadata.runs(None, limit=_PAGE))
         flow, slash, rest = prefix.partition("/")
         names = [
             name for name, _ in self._metadata.flows() if name.lower().startswith(flow.lower())
@@ -667,8 +667,9 @@ class Views:
         if not slash:
             found = [{"kind": "flow", "text": name} for name in names[:_NAMED]]
             if len(prefix) >= _SHORTEST:
+                latest = self._metadata.runs(None, limit=_PAGE)
                 for word in ("tag", "artifact"):
-                    found += self._latest_named(word, prefix)[: _NAMED // 4]
+                    found += self._latest_named(word, prefix, latest)[: _NAMED // 4]
             return found
         run, more, step = rest.partition("/")
         if more:
@@ -696,12 +697,14 @@ class Views:
         found = sorted(each for each in left if each.startswith(name))
         return [{"kind": "artifact", "text": f"{path}/{step}/{each}"} for each in found[:_NAMED]]
 
-    def _latest_named(self, word: str, begun: str) -> list[dict[str, str]]:
+    def _latest_named(
+        self, word: str, begun: str, latest: Sequence[RunRecord]
+    ) -> list[dict[str, str]]:
         """Tags, users or artifacts of the latest runs that begin so. Artifacts are read from
         manifests, as long as that may take."""
         give_up_at = self._clock.monotonic() + _PATIENCE
         known: dict[str, None] = {}
-        for number, run in enumerate(self._metadata.runs(None, limit=_PAGE)):
+        for number, run in enumerate(latest):
             if word == "tag":
                 known.update(dict.fromkeys(run.tags))
             elif word == "user":

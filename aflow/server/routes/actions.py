@@ -375,10 +375,11 @@ class ActionRoutes:
 
         def plan() -> list[str]:
             records = [self._metadata.run(s.flow, s.run or "") for s in found]
+            resumed = self._resumed_by_others()
             return [
                 f"{run.flow}/{run.run}"
                 for run in records
-                if run is not None and self._why_not(run) is None
+                if run is not None and self._refused("delete", run, resumed) is None
             ]
 
         return web.json_response({"runs": await asyncio.to_thread(plan)})

@@ -443,19 +443,6 @@ def _default_tags(settings: AwsSettings) -> dict[str, str]:
 UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 
 
-class Wanted(NamedTuple):
-    """Whose jobs are meant; None is everybody's, of every flow, of every run."""
-
-    user: str | None = None
-    flow: str | None = None
-    run: str | None = None
-
-    def fits(self, job: SubmittedJob) -> bool:
-        """Whether the job is meant."""
-        given = ((self.user, job.user), (self.flow, job.flow), (self.run, job.run))
-        return all(wanted in (None, there) for wanted, there in given)
-
-
 class SubmittedJob(NamedTuple):
     """A job that has not ended. `states` has how many of an array are in which state; it is empty
     for a job that is none. `created_at` is in seconds since the epoch."""
@@ -470,24 +457,31 @@ class SubmittedJob(NamedTuple):
     created_at: float
 
 
-def unfinished(calls: Calls, queues: Iterable[str], wanted: Wanted) -> list[SubmittedJob]:
-    """The jobs of aflow in these queues that have not ended, the oldest first. Blocks. Raises
-    AwsError."""
-    ids = [id for queue in queues for id in _candidates(calls, queue, wanted)]
+def unfinished(
+    calls: Calls, queues: Iterable[str], user: str | None, flow: str | None, run: str | None
+) -> list[SubmittedJob]:
+    """The jobs of aflow in these queues that have not ended, the oldest first; None stands for all
+    users, flows, or runs. Blocks. Raises AwsError."""
+    ids = [id for queue in queues for id in _candidates(calls, queue, user, flow, run)]
     found = []
     for at in range(0, len(ids), MOST_DESCRIBED):
         for described in calls.described(ids[at : at + MOST_DESCRIBED]):
             job = _job(described)
-            if job is not None and wanted.fits(job):
+            if job is None:
+                continue
+            given = ((user, job.user), (flow, job.flow), (run, job.run))
+            if all(wanted in (None, there) for wanted, there in given):
                 found.append(job)
     return sorted(found, key=lambda job: job.created_at)
 
 
-def _candidates(calls: Calls, queue: str, wanted: Wanted) -> Iterator[str]:
+def _candidates(
+    calls: Calls, queue: str, user: str | None, flow: str | None, run: str | None
+) -> Iterator[str]:
     """The ids of jobs that may be meant."""
-    if wanted.user is not None and wanted.flow is not None:
+    if user is not None and flow is not None:
         # Asked for by name AWS lists those of all states.
-        prefix = name_prefix(wanted.user, wanted.flow, wanted.run)
+        prefix = name_prefix(user, flow, run)
         filters = [{"name": "JOB_NAME", "values": [f"{prefix}*"]}]
         listed = calls.listed(jobQueue=queue, filters=filters)
         yield from (each["jobId"] for each in listed if each["status"] not in ENDED)

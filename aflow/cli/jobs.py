@@ -15,10 +15,17 @@ from aflow.errors import InvalidInput
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
-    from aflow.aws.batch import Wanted
     from aflow.cli.session import Session
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
+
+
+class _WantedJobs(NamedTuple):
+    """Whose jobs are meant; None is everybody's, of every flow, of every run."""
+
+    user: str | None = None
+    flow: str | None = None
+    run: str | None = None
 
 
 class _ListedJob(NamedTuple):
@@ -42,7 +49,7 @@ class _ListedJobs(NamedTuple):
     clock: str = ""
 
 
-Find = Callable[["Session", "Wanted"], _ListedJobs]
+Find = Callable[["Session", "_WantedJobs"], _ListedJobs]
 
 
 def batch_commands() -> Commands:
@@ -92,22 +99,22 @@ def _whose() -> list[click.Parameter]:
 
 def _wanted(
     session: Session, settings: Settings, my_runs: bool, user: str | None, run_id: str | None
-) -> Wanted:
+) -> _WantedJobs:
     """Whose jobs are meant by these options. Raises InvalidInput, and NotFound where there is no
     run yet."""
-    from aflow.aws.batch import Wanted  # brings AWS, which takes a while
-
     if my_runs and (user is not None or run_id is not None):
         other = "--user" if user is not None else "--run-id"
         raise InvalidInput(f"Give either --my-runs or {other}.")
     if session.flow is None:
-        return Wanted(user if user is not None or run_id is not None else settings.user, run=run_id)
+        return _WantedJobs(
+            user if user is not None or run_id is not None else settings.user, run=run_id
+        )
     flow = session.flow.__name__
     if run_id is not None:
-        return Wanted(user, flow, run_id.removeprefix(f"{flow}/"))
+        return _WantedJobs(user, flow, run_id.removeprefix(f"{flow}/"))
     if my_runs or user is not None:
-        return Wanted(user or settings.user, flow)
-    return Wanted(
+        return _WantedJobs(user or settings.user, flow)
+    return _WantedJobs(
         settings.user, flow, own_latest(flow, settings, "--run-id RUN or --user NAME").run
     )
 
@@ -129,7 +136,7 @@ def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
 # ------------------------------------------------------------------ systems
 
 
-def _on_batch(session: Session, wanted: Wanted) -> _ListedJobs:
+def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
     # Either system has libraries that the other does not need, and may not be installed.
     from aflow.aws.batch import unfinished
     from aflow.aws.client import Calls
@@ -150,12 +157,12 @@ def _on_batch(session: Session, wanted: Wanted) -> _ListedJobs:
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
             job.user,
         )
-        for job in unfinished(calls, sorted(queues), wanted)
+        for job in unfinished(calls, sorted(queues), *wanted)
     ]
     return _ListedJobs(found, lambda id, why: calls.terminate(id, f"{why}."), calls.close)
 
 
-def _on_kubernetes(session: Session, wanted: Wanted) -> _ListedJobs:
+def _on_kubernetes(session: Session, wanted: _WantedJobs) -> _ListedJobs:
     # Either system has libraries that the other does not need, and may not be installed.
     from aflow.executors.jobs.kubernetes import KubernetesSystem, unfinished
     from aflow.k8s.access import KubernetesCluster
@@ -173,7 +180,7 @@ def _on_kubernetes(session: Session, wanted: Wanted) -> _ListedJobs:
             job.created.rstrip("Z").replace("T", " ")[:19],
             job.user,
         )
-        for job in unfinished(cluster, namespaces, wanted.user, wanted.flow, wanted.run)
+        for job in unfinished(cluster, namespaces, *wanted)
     ]
     system = KubernetesSystem(cluster)
     return _ListedJobs(found, lambda id, why: system.terminate([id], why), system.close, " (UTC)")

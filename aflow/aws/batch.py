@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.settings import Settings
 from aflow._core.version import __version__
-from aflow.aws.client import MOST_DESCRIBED
 from aflow.aws.job_status import ENDED
 from aflow.aws.settings import passed_on
 from aflow.environments.shipping import command
@@ -277,6 +276,7 @@ def _whole(value: Any, option: str) -> int:
 
 
 MOST = 10_000  # jobs of an array
+MOST_DESCRIBED = 100  # jobs of one call
 LONGEST_NAME = 128
 PROGRAM = "aflow.remote.job"
 SAID = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`

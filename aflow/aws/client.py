@@ -25,7 +25,6 @@ except ImportError as error:
 _UNREACHED = faults.HTTPClientError, faults.ConnectionError, OSError, ResponseParserError
 
 
-MOST_DESCRIBED = 100  # jobs a call
 LINES, LONGEST_LINE = 10, 300  # of a log, where its end is quoted
 _log = logging.getLogger(__name__)
 _LATER = {
@@ -148,8 +147,8 @@ class Calls:
         return str(self._call("batch", "submit_job", **values)["jobId"])
 
     def described(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
-        """What AWS Batch says of these jobs, MOST_DESCRIBED at most; of some it may know nothing
-        (any more)."""
+        """What AWS Batch says of these jobs, batch.MOST_DESCRIBED at most; of some it may know
+        nothing (any more)."""
         found: list[dict[str, Any]] = self._call("batch", "describe_jobs", jobs=[*jobs])["jobs"]
         return found
 

@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aflow.aws.batch import MOST, BatchStepJob, Mark, job_name, submission
-from aflow.aws.client import MOST_DESCRIBED
+from aflow.aws.batch import MOST, MOST_DESCRIBED, BatchStepJob, Mark, job_name, submission
 from aflow.aws.job_status import ENDED, end_of, log_of
 from aflow.errors import (
     AwsBusy,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,13 @@ def test_the_kustomize_base_is_what_kubernetes_takes() -> None:
     }
     for each in found:
         kubernetes_validate.validate(each, "1.33", strict=True)
+
+
+def test_kubernetes_is_used_where_nothing_of_aws_is_installed() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['botocore'] = sys.modules['aiobotocore'] = None\n"
+        "import aflow.cli.jobs, aflow.executors.jobs.kubernetes, aflow.k8s.access\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (0, "") == (done.returncode, done.stderr)

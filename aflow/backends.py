@@ -1,4 +1,5 @@
-"""URL -> concrete backend: the one module that names them all.
+"""URL -> concrete backend: the one module that names them all. Each is imported when a URL asks for
+it (see aflow/_core/lazy.py), since some need a package of an extra.
 
 file:///path/.aflow             storage.local
 s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached) and retries
@@ -20,6 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import aflow.metadata as metadata_stores  # `aflow.metadata` and `aflow.queue` are functions, too
+import aflow.queue as queues
+from aflow import interop, storage
 from aflow._core.clock import SystemClock
 from aflow._core.secret import as_mentioned
 from aflow._core.settings import Settings, as_reached_here, at_endpoint, looked_up, path_in
@@ -37,28 +41,20 @@ if TYPE_CHECKING:
 
 _REMEMBER = 10.0  # seconds for which a server does not read lists of Metaflow's again
 
-# Imports are inside the functions: a run pays for the backends that it uses, and no others.
-
 
 def open_store(url: str) -> ObjectStore:
     """The object store at `url`; raises InvalidSetting for a kind that is not known."""
     scheme, _, rest = url.partition(":")
     if scheme == "file":
-        from aflow.storage.local import LocalStore
-
-        return LocalStore(_path(url, rest))
+        return storage.local.LocalStore(_path(url, rest))
     if scheme == "memory":
-        from aflow.storage.memory import MemoryStore
-
-        return MemoryStore()
+        return storage.memory.MemoryStore()
     if scheme == "s3":
-        from aflow.storage.cache import CachedStore
-        from aflow.storage.retry import RetryingStore
-        from aflow.storage.s3 import S3Store
-
         settings = Settings.load()
         folder = settings.cache / "objects" / _folder_name(url)
-        return CachedStore(RetryingStore(S3Store(url)), folder, settings.cache_size << 20)
+        return storage.cache.CachedStore(
+            storage.retry.RetryingStore(storage.s3.S3Store(url)), folder, settings.cache_size << 20
+        )
     raise InvalidSetting(
         f"{as_mentioned(url)!r} is no datastore that aflow knows: use file:///path, "
         "s3://bucket/prefix or memory:."
@@ -97,21 +93,17 @@ def open_metadata(
     asked whether it is Metaflow's, unless it is known to be aflow's `own`."""
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite":
-        from aflow.metadata.sqlite import SqliteMetadata
-
-        return SqliteMetadata(_path(url, rest), durability=durability, read_only=read_only)
+        return metadata_stores.sqlite.SqliteMetadata(
+            _path(url, rest), durability=durability, read_only=read_only
+        )
     if scheme == "memory":
-        from aflow.metadata.sqlite import SqliteMetadata
-
-        return SqliteMetadata(":memory:", durability=durability)
+        return metadata_stores.sqlite.SqliteMetadata(":memory:", durability=durability)
     if url.startswith("store+"):
         return _in_store(url)
     if scheme in ("http", "https"):
         return _own_service(url) if own else _service(url, durability, read_only)
     if scheme in ("postgresql", "postgres"):
-        from aflow.metadata.postgres import PostgresMetadata
-
-        return PostgresMetadata(url, read_only)
+        return metadata_stores.postgres.PostgresMetadata(url, read_only)
     raise InvalidSetting(
         f"{scheme!r} is no kind of metadata that aflow knows: use sqlite:///path, "
         "postgresql://host/database, the http(s)://host of a metadata service, or memory:."
@@ -121,11 +113,9 @@ def open_metadata(
 def open_to_read(url: str, durability: str = "power") -> MetadataStore:
     """The metadata at `url`, to be read, with what Metaflow has recorded beside it; see
     `histories_of`."""
-    from aflow.metadata.sqlite import SqliteMetadata
-
     scheme, _, rest = url.partition(":")
     if scheme == "sqlite" and not _path(url, rest).exists():
-        own: MetadataStore = SqliteMetadata(":memory:")
+        own: MetadataStore = metadata_stores.sqlite.SqliteMetadata(":memory:")
     else:
         own = open_metadata(url, durability, read_only=True)
     others: list[Beside] = [*recorded_by_jobs(own), *histories_of(url, own)]
@@ -134,7 +124,7 @@ def open_to_read(url: str, durability: str = "power") -> MetadataStore:
             own.flows()
         except MetadataUnavailable:  # Metaflow alone has used the database
             own.close()
-            own = SqliteMetadata(":memory:")
+            own = metadata_stores.sqlite.SqliteMetadata(":memory:")
     return _together(own, others)
 
 
@@ -147,22 +137,16 @@ def open_all_own(url: str, durability: str = "power", *, read_only: bool = False
 def _together(own: MetadataStore, others: Sequence[Beside]) -> MetadataStore:
     if not others:
         return own
-    from aflow.interop.together import WithHistory
-
-    return cast("MetadataStore", WithHistory(own, others))
+    return cast("MetadataStore", interop.together.WithHistory(own, others))
 
 
 def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
     """Where jobs of deployed flows record runs, if the `own` metadata is registered in a service of
     Metaflow's, which cannot keep that: the object store, if there are any."""
-    from aflow.interop.service import RegisteringMetadata
-
-    storage = Settings.load().storage_url
-    if not isinstance(own, RegisteringMetadata) or not storage.startswith("s3://"):
+    url = Settings.load().storage_url
+    if not isinstance(own, interop.service.RegisteringMetadata) or not url.startswith("s3://"):
         return []
-    from aflow.metadata.object_store import StoreMetadata
-
-    found = StoreMetadata(open_store(storage))
+    found = metadata_stores.object_store.StoreMetadata(open_store(url))
     if found.has_runs:
         return [found]
     found.close()
@@ -226,28 +210,27 @@ def _history(
 ) -> MetaflowHistory | None:
     """The history at a place; None where there is none beside aflow's `own` metadata. A server
     reads values in these `folders` alone."""
-    from aflow.interop.history import MetaflowHistory
-    from aflow.interop.sources import FolderSource, ServiceSource
-    from aflow.metadata.http import ServiceMetadata
-    from aflow.metadata.tokens import headers_for
-
     open_place = partial(_place_of_theirs, folders=folders)
     remember = 0.0 if folders is None else _REMEMBER
     if place.startswith(("http://", "https://")):
-        service = ServiceSource(place, headers_for(place), SystemClock())
-        if isinstance(own, ServiceMetadata):
+        service = interop.sources.ServiceSource(
+            place, metadata_stores.tokens.headers_for(place), SystemClock()
+        )
+        if isinstance(own, metadata_stores.http.ServiceMetadata):
             service.registered = "_registered=1"
-        return MetaflowHistory(service, open_place, SystemClock.now, _is_of_aflow, remember)
+        return interop.history.MetaflowHistory(
+            service, open_place, SystemClock.now, _is_of_aflow, remember
+        )
     if place.startswith(("postgresql://", "postgres://")):
-        from aflow.interop.tables import TablesSource
-
-        tables = TablesSource(place)
+        tables = interop.tables.TablesSource(place)
         if not tables.is_there and own is not None:
             tables.close()
             return None
         if not tables.is_there:
             raise InvalidSetting(f"AFLOW_HISTORY: {tables.url} has no table flows_v3.")
-        return MetaflowHistory(tables, open_place, SystemClock.now, _is_of_aflow, remember)
+        return interop.history.MetaflowHistory(
+            tables, open_place, SystemClock.now, _is_of_aflow, remember
+        )
     folder = _folder_of(place)
     if not folder.is_dir():
         raise InvalidSetting(
@@ -255,8 +238,8 @@ def _history(
             ".metaflow, the http(s):// of a metadata service, or the postgresql:// of its database."
         )
     # A service may keep its registrations in such a folder: aflow's runs among the others.
-    return MetaflowHistory(
-        FolderSource(folder), open_place, SystemClock.now, _is_of_aflow, remember
+    return interop.history.MetaflowHistory(
+        interop.sources.FolderSource(folder), open_place, SystemClock.now, _is_of_aflow, remember
     )
 
 
@@ -270,8 +253,6 @@ def _is_of_aflow(row: Mapping[str, Any]) -> bool:
 def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> ObjectStore:
     """The datastore of Metaflow's at a place in S3 or a folder: one of `folders`, where these are
     given."""
-    from aflow.storage.local import LocalStore
-
     if root.startswith("s3://"):
         return open_store(at_endpoint(root, Settings.load().s3_endpoint))
     if not root:
@@ -281,24 +262,21 @@ def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> Object
             f"The values of this run are in {root}, which a server does not read: name the folder "
             "in AFLOW_HISTORY."
         )
-    return LocalStore(Path(root))
+    return storage.local.LocalStore(Path(root))
 
 
 def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
     """The service's own metadata; or this folder's, registered there, where the service is
     Metaflow's."""
-    from aflow.interop.service import RegisteringMetadata, Registry
-    from aflow.metadata.tokens import headers_for
-
-    registry = Registry(url, headers_for(url), SystemClock())
+    registry = interop.service.Registry(url, metadata_stores.tokens.headers_for(url), SystemClock())
     if not registry.is_one():
         registry.close()
         return _own_service(url)
     local = Settings.load().local_metadata_url
     path = _path(local, local.partition(":")[2])
     if read_only and not path.exists():  # nothing has run here: what is registered is read
-        return RegisteringMetadata(":memory:", durability, False, registry)
-    return RegisteringMetadata(path, durability, read_only, registry, _open_to_copy)
+        return interop.service.RegisteringMetadata(":memory:", durability, False, registry)
+    return interop.service.RegisteringMetadata(path, durability, read_only, registry, _open_to_copy)
 
 
 def _open_to_copy(url: str) -> ObjectStore | None:
@@ -309,23 +287,20 @@ def _open_to_copy(url: str) -> ObjectStore | None:
 def _in_store(url: str) -> MetadataStore:
     """Metadata in the store at `store+URL`, registered in the service behind a `#`, if there is
     one."""
-    from aflow.interop.service import RegisteringStoreMetadata, Registry
-    from aflow.metadata.object_store import SCHEME, StoreMetadata
-    from aflow.metadata.tokens import headers_for
-
-    place, _, service = url.removeprefix(SCHEME).partition("#")
+    place, _, service = url.removeprefix(metadata_stores.object_store.SCHEME).partition("#")
     if not service:
-        return StoreMetadata(open_store(place))
+        return metadata_stores.object_store.StoreMetadata(open_store(place))
     # A job has no time to wait for it, and what it records is in the store.
-    registry = Registry(service, headers_for(service), SystemClock(), patience=20.0)
-    return RegisteringStoreMetadata(open_store(place), registry)
+    registry = interop.service.Registry(
+        service, metadata_stores.tokens.headers_for(service), SystemClock(), patience=20.0
+    )
+    return interop.service.RegisteringStoreMetadata(open_store(place), registry)
 
 
 def _own_service(url: str) -> MetadataStore:
-    from aflow.metadata.http import ServiceMetadata
-    from aflow.metadata.tokens import headers_for
-
-    return ServiceMetadata(url, headers_for(url), SystemClock())
+    return metadata_stores.http.ServiceMetadata(
+        url, metadata_stores.tokens.headers_for(url), SystemClock()
+    )
 
 
 def open_queue(url: str) -> Queue:
@@ -333,25 +308,15 @@ def open_queue(url: str) -> Queue:
     event loop in which it is first used."""
     scheme, _, rest = url.partition(":")
     if scheme == "memory":
-        from aflow.queue.memory import MemoryQueue
-
-        return MemoryQueue()
+        return queues.memory.MemoryQueue()
     if scheme == "sqlite":
-        from aflow.queue.sqlite import SqliteQueue
-
-        return SqliteQueue(_path(url, rest))
+        return queues.sqlite.SqliteQueue(_path(url, rest))
     if scheme in ("redis", "rediss", "redis+sentinel"):
-        from aflow.queue.redis import RedisQueue
-
-        return RedisQueue(url)
+        return queues.redis.RedisQueue(url)
     if scheme in ("postgresql", "postgres"):
-        from aflow.queue.postgres import PostgresQueue
-
-        return PostgresQueue(url)
+        return queues.postgres.PostgresQueue(url)
     if scheme in ("sqs", "sqs+http", "sqs+https"):
-        from aflow.queue.sqs import SqsQueue
-
-        return SqsQueue(url, open_store=open_store)
+        return queues.sqs.SqsQueue(url, open_store=open_store)
     raise InvalidSetting(
         f"{scheme!r} is no kind of queue that aflow knows: use sqlite:///path, redis://host, "
         "postgresql://host/database, sqs://region/prefix or memory:."

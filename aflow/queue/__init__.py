@@ -1,1 +1,13 @@
 """Work that waits for workers."""
+
+from __future__ import annotations
+
+from aflow._core.lazy import modules_of
+
+__all__ = ["memory", "postgres", "redis", "sqlite", "sqs"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from aflow.queue import memory, postgres, redis, sqlite, sqs
+else:
+    __getattr__ = modules_of(__name__, __all__)

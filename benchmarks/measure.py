@@ -64,8 +64,13 @@ class Bench:
     ) -> subprocess.Popen[str]:
         """A Python program of benchmarks/ that has just been started."""
         script, *rest = arguments
+        return self._start(sys.executable, HERE / str(script), *rest, env=env)
+
+    def _start(
+        self, *command: object, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, str(HERE / str(script)), *map(str, rest)],
+            [*map(str, command)],
             cwd=self.folder,
             env={**self.environment, **(env or {})},
             stdin=subprocess.DEVNULL,
@@ -76,15 +81,20 @@ class Bench:
 
     def run(self, *arguments: object, env: Mapping[str, str] | None = None) -> Finished:
         """Run a Python program of benchmarks/ to its end; leaves with its output if it fails."""
+        script, *rest = arguments
+        return self.run_command(sys.executable, HERE / str(script), *rest, env=env)
+
+    def run_command(self, *command: object, env: Mapping[str, str] | None = None) -> Finished:
+        """Run a command to its end; leaves with its output if it fails."""
         began = time.perf_counter()
-        process = self.start(*arguments, env=env)
+        process = self._start(*command, env=env)
         peak = Peak(process.pid)
         output, _ = process.communicate()
         seconds = time.perf_counter() - began
         peak_mb = peak.stop()
         if process.returncode:
             said = output[-3000:]
-            raise SystemExit(f"{' '.join(map(str, arguments))} failed:\n{said}")
+            raise SystemExit(f"{' '.join(map(str, command))} failed:\n{said}")
         return Finished(seconds, output, peak_mb)
 
     def json_lines(self, *arguments: object) -> dict[str, tuple[float, str]]:

@@ -175,7 +175,7 @@ def _needs_interpreter() -> bool:
     _join_threads()
     _skip_finalizers_in_memory()
     atexit._run_exitfuncs()
-    if sys.flags.dev_mode or sys.flags.verbose or sys.warnoptions:
+    if sys.flags.dev_mode or sys.flags.verbose or not all(map(_silences, sys.warnoptions)):
         return True  # it may have something to say
     if not _flush_streams() or any(name in sys.modules for name in _HARMFUL_LIBRARIES):
         return True
@@ -187,6 +187,13 @@ def _needs_interpreter() -> bool:
         return False
     except Exception:  # noqa: BLE001 -- an object in a state that we have not thought of
         return True
+
+
+def _silences(option: str) -> bool:
+    """Whether this option of Python's `-W` or PYTHONWARNINGS shows no warning that is not shown
+    without it."""
+    action = option.partition(":")[0].strip()
+    return action != "" and "ignore".startswith(action)  # Python takes abbreviations
 
 
 def _join_threads() -> None:

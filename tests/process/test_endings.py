@@ -99,6 +99,30 @@ def test_the_end_of_a_forked_process_is_no_different_from_that_of_python(
     assert {BETTER} == differing(of_python, effects(tmp_path, "ground.py"))
 
 
+@pytest.mark.parametrize(
+    ("option", "is_pythons"), [("default", True), ("error::UserWarning", True), ("i", False)]
+)
+def test_options_that_silence_warnings_leave_nothing_to_say(
+    tmp_path: Path, option: str, is_pythons: bool
+) -> None:
+    program = (
+        "from aflow._core import ending\n"
+        "cycle = [open('file', 'w')]\n"
+        "cycle[0].write('x')\n"
+        "cycle.append(cycle)\n"
+        "del cycle\n"
+        "raise ending.Leave(3)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", option, "-c", program],
+        cwd=tmp_path, env={**os.environ, "PYTHONWARNINGS": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert 3 == done.returncode
+    assert ("" if is_pythons else "x") == (tmp_path / "file").read_text()  # Python loses it
+    assert ("ResourceWarning" in done.stderr) == (option == "default")
+
+
 # ------------------------------------------------------------------ around MyFlow()
 
 FLOW = """

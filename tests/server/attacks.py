@@ -7,7 +7,7 @@ import io
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -101,9 +101,10 @@ class Bomb:
         return Path.touch, (self.mark,)
 
 
-def archives(outside: Path) -> dict[str, bytes]:
-    """Archives that write outside of their folder, or too much, by what they are. `outside` is a
-    folder that nothing may be written to."""
+def archives(outside: Path) -> dict[str, Callable[[], bytes]]:
+    """Archives that write outside of their folder, or too much, by what they are; each is made when
+    it is asked for: some take a tenth of a second. `outside` is a folder that nothing may be
+    written to."""
 
     def tar(*members: tarfile.TarInfo, mode: Any = "w") -> bytes:
         data = io.BytesIO()
@@ -142,42 +143,46 @@ def archives(outside: Path) -> dict[str, bytes]:
         padded = text.ljust(-(-len(text) // 512) * 512, b"\0")
         return head.tobuf(tarfile.USTAR_FORMAT) + padded + tar(flow)
 
-    sizes = [member("z"), member("z")]
-    sizes[0].size = 512
-    odd = bytearray(tar(*sizes))
-    odd[124:136] = b"-0000001000\0"
+    def signed() -> bytes:
+        """A size that has a sign."""
+        sizes = [member("z"), member("z")]
+        sizes[0].size = 512
+        odd = bytearray(tar(*sizes))
+        odd[124:136] = b"-0000001000\0"
+        return bytes(odd)
+
     return {
-        "a long row of digits": tar(flow, digits),
-        "many rows of digits": tar(*many * 100),
-        "digits alone": pax(b"1" * 60_000),
-        "a huge size": pax(b"40 size=100000000000000000000000000000\n"),
-        "another size": pax(b"12 size=10\n\n"),
-        "another character set": pax(b"21 hdrcharset=BINARY\n"),
-        "a length that is none": pax(b"9999 path=x\n"),
-        "a size with a sign": bytes(odd),
-        "headers without end": pax(b"12 path=abc\n")[:1024] * 2000 + tar(flow),
-        "holes in a pax header": pax(b"25 GNU.sparse.major=1\n\n\n"),
-        "upward": tar(flow, member("../../escaped")),
-        "absolute": tar(flow, member(f"{outside}/escaped")),
-        "upward in a pax header": tar(flow, named),
-        "link and through it": tar(
+        "a long row of digits": lambda: tar(flow, digits),
+        "many rows of digits": lambda: tar(*many * 100),
+        "digits alone": lambda: pax(b"1" * 60_000),
+        "a huge size": lambda: pax(b"40 size=100000000000000000000000000000\n"),
+        "another size": lambda: pax(b"12 size=10\n\n"),
+        "another character set": lambda: pax(b"21 hdrcharset=BINARY\n"),
+        "a length that is none": lambda: pax(b"9999 path=x\n"),
+        "a size with a sign": signed,
+        "headers without end": lambda: pax(b"12 path=abc\n")[:1024] * 2000 + tar(flow),
+        "holes in a pax header": lambda: pax(b"25 GNU.sparse.major=1\n\n\n"),
+        "upward": lambda: tar(flow, member("../../escaped")),
+        "absolute": lambda: tar(flow, member(f"{outside}/escaped")),
+        "upward in a pax header": lambda: tar(flow, named),
+        "link and through it": lambda: tar(
             flow, member("a", tarfile.SYMTYPE, str(outside)), member("a/escaped")
         ),
-        "hard link": tar(flow, member("a", tarfile.LNKTYPE, "/etc/passwd")),
-        "device": tar(flow, member("a", tarfile.CHRTYPE)),
-        "pipe": tar(flow, member("a", tarfile.FIFOTYPE)),
-        "folder": tar(flow, member("a", tarfile.DIRTYPE)),
-        "holes": tar(flow, holes),
-        "compressed bomb": gzip.compress(tar(flow, huge)),
-        "xz bomb": tar(flow, huge, mode="w:xz"),
-        "cut off": tar(flow, huge)[:4096],
-        "deep": tar(flow, member("a/" * 3000 + "b")),
-        "zip": zipped("flow.py"),
-        "zip upward": zipped("../../escaped"),
-        "zip absolute": zipped(f"{outside}/escaped"),
-        "zip of a zip": zipped("flow.zip"),
-        "none": b"no archive",
-        "empty": b"",
+        "hard link": lambda: tar(flow, member("a", tarfile.LNKTYPE, "/etc/passwd")),
+        "device": lambda: tar(flow, member("a", tarfile.CHRTYPE)),
+        "pipe": lambda: tar(flow, member("a", tarfile.FIFOTYPE)),
+        "folder": lambda: tar(flow, member("a", tarfile.DIRTYPE)),
+        "holes": lambda: tar(flow, holes),
+        "compressed bomb": lambda: gzip.compress(tar(flow, huge)),
+        "xz bomb": lambda: tar(flow, huge, mode="w:xz"),
+        "cut off": lambda: tar(flow, huge)[:4096],
+        "deep": lambda: tar(flow, member("a/" * 3000 + "b")),
+        "zip": lambda: zipped("flow.py"),
+        "zip upward": lambda: zipped("../../escaped"),
+        "zip absolute": lambda: zipped(f"{outside}/escaped"),
+        "zip of a zip": lambda: zipped("flow.zip"),
+        "none": lambda: b"no archive",
+        "empty": lambda: b"",
     }
 
 

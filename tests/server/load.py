@@ -125,7 +125,8 @@ def bodies(target: Target, lots: random.Random) -> None:
 
 def archives(target: Target, lots: random.Random) -> None:
     """Archives that are no code, and one that is."""
-    for body in attacks.archives(Path("/nowhere")).values():
+    for make in attacks.archives(Path("/nowhere")).values():
+        body = make()
         target.ask("POST", "/v1/packages", body, "application/x-tar")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "flow.py"

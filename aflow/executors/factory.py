@@ -21,7 +21,7 @@ from aflow.code.program import packaged, request_of, source_of
 from aflow.environments.spec import asks, job_targets
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
 from aflow.executors.local.admission import admission_for
-from aflow.executors.local.executor import ProcessExecutor, needs_here, needs_of
+from aflow.executors.local.executor import ProcessExecutor, needs_of
 from aflow.executors.local.ground_start import spawn_here
 from aflow.executors.local.preload import imported_here
 from aflow.storage.blobs import BlobStore
@@ -442,7 +442,7 @@ def _local(
     imported = imported_here() if built is None else None
     request = request_of(definition, options.decospecs, imported, _spun(options))
     return ProcessExecutor(
-        needs_here(definition, options.process),
+        needs_of(definition, options.process),
         request if built is None else packaged(request),
         lambda: spawn_here(built),
         clock,

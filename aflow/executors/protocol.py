@@ -25,7 +25,7 @@ from aflow._core.unpacking import unpack
 from aflow.code.program import LoadRequest
 from aflow.environments.lock import Shipped
 from aflow.errors import AflowError, CorruptBlob, InvalidMessage
-from aflow.executors.local.executor import StepNeeds
+from aflow.executors.local.executor import StepNeeds, needs_from
 from aflow.queue.messages import Keys, seal, unseal
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, decode_inputs
 from aflow.scheduler.states import AttemptState
@@ -426,9 +426,9 @@ _PRESENCE: dict[str, Check] = {
 
 # What a worker has to know of a run: one payload, written when the run begins.
 #
-# It holds no secrets and is only ever read by the name of its digest, which stands in each
-# (signed) message. What is pickled in it is read by the process that runs the flow, and by nobody
-# else.
+# It holds no secrets of aflow's, but the values of @environment. It is only read by the name of
+# its digest, which stands in each (signed) message. What is pickled in it is read by the process
+# that runs the flow, and by nobody else.
 
 
 VERSION = 3
@@ -469,7 +469,7 @@ class Job(NamedTuple):
             return job._replace(
                 context=RunContext(*job.context),
                 request=LoadRequest(*job.request),
-                needs={name: StepNeeds(*each) for name, each in job.needs.items()},
+                needs=needs_from(job.needs),
                 environments={name: Shipped(*each) for name, each in job.environments.items()},
             )
         except (TypeError, ValueError, AttributeError) as error:

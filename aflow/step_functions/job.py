@@ -517,6 +517,8 @@ class StateMachineJob:
         """The flow itself, imported: few jobs need it in this process."""
         if self._loaded is None:
             request = self._order.request
+            needs = self._order.needs.get(self._variables.step or "")
+            os.environ.update({} if needs is None else needs.environment)  # noqa: TID251 -- the user's
             if request.is_metaflow:
                 metaflow.install()
             definition = define(class_from(request.source))

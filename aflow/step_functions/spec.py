@@ -16,7 +16,7 @@ from aflow._core.settings import looked_up
 from aflow.code.program import LoadRequest
 from aflow.environments.lock import Shipped
 from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
-from aflow.executors.local.executor import StepNeeds
+from aflow.executors.local.executor import StepNeeds, needs_from
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import digest_of
 
@@ -76,7 +76,7 @@ class DeploymentSpec(NamedTuple):
             order = cls(*fields)
             return order._replace(
                 request=LoadRequest(*order.request),
-                needs={name: StepNeeds(*each) for name, each in order.needs.items()},
+                needs=needs_from(order.needs),
                 environments={name: Shipped(*each) for name, each in order.environments.items()},
             )
         except (TypeError, ValueError, AttributeError) as error:

@@ -251,7 +251,10 @@ class AttemptRunner:
         if not execution.step.decorators:
             return
         environment = execution.step.decorator("environment")
-        if environment is not None and environment.vars != self.environment:
+        there = self.environment or {}
+        # Where the process was started for the step, they have the values that they had when the
+        # run began: the program is run again here, and may come to others.
+        if environment is not None and not environment.vars.keys() <= there.keys():
             ENVIRONMENT.take(environment.vars)
             execution.held = environment.vars
         if not spec.fallback:

@@ -26,8 +26,7 @@ STARTED = 0  # [STARTED, task, attempt, pid, at]
 LOGGED = 1  # [LOGGED, task, attempt, at, stream (0 stdout, 1 stderr), whole, bytes]
 ENDED = 2  # [ENDED, *AttemptReport]
 GROWN = 3  # [GROWN, task, attempt, items so far of its foreach, manifest as of now]
-IMPORTED = 4  # [IMPORTED, what its program has imported, {step: variables of @environment}]
-MISFIT = 5  # [MISFIT, variables]: the process was to be started with these variables
+IMPORTED = 4  # [IMPORTED, what its program has imported]
 
 _MOST = 1_000_000  # lists and maps of a spec: others can write to a queue
 

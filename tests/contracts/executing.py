@@ -19,7 +19,7 @@ import pytest
 from aflow._core.clock import SystemClock
 from aflow.code.program import request_of
 from aflow.executors.base import Usage
-from aflow.executors.local.executor import ProcessExecutor, needs_here
+from aflow.executors.local.executor import ProcessExecutor, needs_of
 from aflow.executors.local.ground_client import GroundProcess
 from aflow.executors.local.ground_start import spawn_ground
 from aflow.flow.spec import define
@@ -195,7 +195,7 @@ def new_executor(
     if kind == "batch":
         return Bench(OverBatch(definition, grace), kind, grounds)
     executor = ProcessExecutor(
-        needs_here(definition),
+        needs_of(definition),
         request_of(definition),
         start_one,
         SystemClock(),

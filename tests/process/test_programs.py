@@ -111,8 +111,16 @@ def assert_tasks_see(
         if where == "other":
             assert "of the step" == found["environ"].pop("MIRROR_VARIABLE")
         assert expected == {key: found[key] for key in expected}
-    variables = {each["where"]: each["variable"] for each in notes if each["where"] != "block"}
-    assert {"start, by __init__": "unset", "other": "of the step", "last": "unset"} == variables
+    assert {
+        "start, by __init__": "unset",
+        "other": "of the step",
+        "last": "unset",
+    } == variables_of(notes)
+
+
+def variables_of(notes: list[dict[str, Any]]) -> dict[str, str]:
+    """What the module has seen of the variable when it was run, by step."""
+    return {each["where"]: each["variable"] for each in notes if each["where"] != "block"}
 
 
 @pytest.mark.parametrize("way", ["python", "aflow run", "process fork"])
@@ -148,11 +156,18 @@ def test_a_task_on_a_worker_runs_the_whole_file_with_the_variables_of_its_step(
     try:
         assert worker.stderr is not None
         assert "takes tasks of" in worker.stderr.readline()
-        notes = mirrored(mirror, [*PYTHON, "run", "--executor", "queue", "--queue", queue])
+        command = [*PYTHON, "run", "--executor", "queue", "--queue", queue]
+        # The variable's value is known where the run begins, and not to the worker.
+        given = {"MIRROR_OF_THE_STEP": "of the run's own shell"}
+        notes = mirrored(mirror, command, **given)
+        many = mirrored(mirror, [*command, "--isolation", "worker"], **given)
     finally:
         worker.send_signal(signal.SIGTERM)
         worker.communicate(timeout=60)
 
+    for each, tasks in ((notes, 4), (many, 3)):  # start and end share a process of isolation worker
+        assert 1 + tasks == [note["where"] for note in each].count("block")
+        assert "of the run's own shell" == variables_of(each)["other"]
     start, other = only(notes, "start, by __init__"), only(notes, "other")
     assert {"block": "run"} == start["settings"] == other["settings"]
     assert "__main__" == start["main"][0]
@@ -160,7 +175,6 @@ def test_a_task_on_a_worker_runs_the_whole_file_with_the_variables_of_its_step(
     assert Path(start["argv"][0]).parent == Path(start["path"][0])
     assert str(elsewhere) == start["cwd"]
     assert "PYTHONPATH" not in set(start["environ"]) - set(os.environ)
-    assert "of the step" == other["environ"]["MIRROR_VARIABLE"]
     assert [] == processes_in(elsewhere)
 
 
@@ -222,7 +236,8 @@ def test_a_job_of_aws_batch_runs_the_whole_file_with_the_variables_of_its_step(
     assert "__main__" == start["main"][0]
     assert Path(start["argv"][0]).parent == Path(start["path"][0])
     assert str(mirror) not in start["path"]
-    assert "of the step" == other["environ"]["MIRROR_VARIABLE"]
+    assert "of the step" == variables_of(notes)["other"]
+    assert 5 == [each["where"] for each in notes].count("block")  # four tasks, and the command
 
 
 def test_a_program_that_embeds_a_flow_gives_tasks_its_path_and_no_more(mirror: Path) -> None:

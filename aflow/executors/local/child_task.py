@@ -25,7 +25,7 @@ from aflow.flow.spec import define, set_launcher
 from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import Manifest
 from aflow.task.runner import describe, sentence
-from aflow.task.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
+from aflow.task.spec import GROWN, IMPORTED, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
     from aflow.code.program import LoadRequest, Program
@@ -134,8 +134,7 @@ class Host:
         )
         definition = self._defined(type(flow))
         if imported is not None:
-            every = {name: variables_of(definition, name) for name in definition.steps}
-            say(IMPORTED, imported, every)
+            say(IMPORTED, imported)
         self._entered = True
         self._runner.definition = definition
         self._runner.environment = self._environment
@@ -232,18 +231,14 @@ class Work(Protocol):
 class OneAttempt:
     """Isolation `task`: one attempt, which has the process to itself. `fds` are its pipes for
     stdout, stderr and the report; with a fourth, which is to be stdin, it is debugged: it may ask
-    there, and takes as long as it takes. `strict` says that another process takes the attempt where
-    this one has not got the variables of its step."""
+    there, and takes as long as it takes."""
 
-    def __init__(
-        self, runner: AttemptRunner, spec: AttemptSpec, fds: Sequence[int], *, strict: bool
-    ) -> None:
+    def __init__(self, runner: AttemptRunner, spec: AttemptSpec, fds: Sequence[int]) -> None:
         self.step = spec.step
         self.owner = (spec.task, spec.attempt)
         self._runner = runner
         self._spec = spec
         self._fds = fds
-        self._strict = strict
         self._pid = os.getpid()
 
     def begin(self) -> bool:
@@ -268,12 +263,6 @@ class OneAttempt:
 
     def steps(self, flow: FlowSpec) -> int:
         runner = self._runner
-        variables = variables_of(runner.definition, self.step)
-        # It may have more: what it has of its machine.
-        there = runner.environment or {}
-        if self._strict and not variables.items() <= there.items():
-            self.say(MISFIT, variables)
-            return 0
         runner.announce = lambda *grown: self.say(GROWN, *grown)
         runner.instance = lambda: flow
         run = _debugged if self._is_debugged else _run
@@ -326,12 +315,6 @@ _at_start = dict(os.environ)
 
 def _over(flow: FlowSpec) -> None:
     """The program has come to its end: a flow that an exit function calls has nothing to run."""
-
-
-def variables_of(definition: FlowDefinition, step: str) -> dict[str, str]:
-    """The variables of a step's @environment."""
-    found = definition.steps[step].decorator("environment")
-    return {} if found is None else dict(found.vars)
 
 
 def copies_of(flow: FlowSpec) -> Callable[[], FlowSpec]:

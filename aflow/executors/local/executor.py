@@ -49,21 +49,31 @@ Amounts = Callable[[AttemptSpec], dict[str, float]]
 
 class StepNeeds(NamedTuple):
     """What has to be known of a step to run it: whether it is a coroutine, after how many seconds
-    it is killed from outside (None: never), and the variables of its @environment (None: they are
-    to be learned from the flow, where it is run), whether its processes are `fresh` or a `fork` of
-    the program, and whether its attempts are members of gangs (num_parallel)."""
+    it is killed from outside (None: never), the variables of its @environment, whether its
+    processes are `fresh` or a `fork` of the program, and whether its attempts are members of gangs
+    (num_parallel)."""
 
     is_async: bool
     limit: float | None
-    environment: dict[str, str] | None = None
+    environment: Mapping[str, str] = {}
     start: str = "fresh"
     gang: bool = False
 
 
+def needs_from(fields: Mapping[str, Any]) -> dict[str, StepNeeds]:
+    """The needs of steps as they were written down, also by an aflow that left variables out.
+    Raises TypeError."""
+    every = {name: StepNeeds(*each) for name, each in fields.items()}
+    return {name: each._replace(environment=each.environment or {}) for name, each in every.items()}
+
+
 def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, StepNeeds]:
-    """The needs of every step of a flow, as they are written down for other machines: without
-    variables, which may hold secrets. `start` says what processes are forked from (@process), where
-    a step does not say it."""
+    """The needs of every step of a flow, for this machine and for others. `start` says what
+    processes are forked from (@process), where a step does not say it.
+
+    Variables are those of the program that begins the run: a process of a task has them before it
+    runs the program, so the program cannot be asked for them there, and what they are made of (a
+    variable of the shell, a file) may be nowhere else."""
     gangs = definition.graph.gangs
     return {
         name: StepNeeds(
@@ -71,23 +81,11 @@ def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, Step
             None
             if (timeout := step.decorator("timeout")) is None
             else timeout.total_seconds + BACKSTOP,
+            {} if (variables := step.decorator("environment")) is None else dict(variables.vars),
             start=start if (found := step.decorator("process")) is None else found.start,
             gang=name in gangs,
         )
         for name, step in definition.steps.items()
-    }
-
-
-def needs_here(definition: FlowDefinition, start: str = "fresh") -> dict[str, StepNeeds]:
-    """The needs of every step of a flow that is run by this machine, variables and all."""
-    environments = {
-        name: dict(found.vars)
-        for name, step in definition.steps.items()
-        if (found := step.decorator("environment")) is not None
-    }
-    return {
-        name: needs._replace(environment=environments.get(name, {}))
-        for name, needs in needs_of(definition, start).items()
     }
 
 
@@ -204,7 +202,7 @@ class ProcessExecutor:
         """The processes that run many attempts of this step and others like it."""
         assert self._link is not None, "there are grounds"
         needs = self._needs[step]
-        environment = {**granted.early, **(needs.environment or {})}
+        environment = {**granted.early, **needs.environment}
         shown = (*sorted(environment.items()), *sorted(granted.late.items()))
         key = (needs.is_async, needs.start, *shown)
         pool = self._pools.get(key)
@@ -225,13 +223,8 @@ class ProcessExecutor:
             )
         return pool
 
-    def _learn(
-        self, imported: Mapping[str, Any], environments: Mapping[str, dict[str, str]]
-    ) -> None:
-        """A process has said what its program has imported, and which variables steps have."""
-        for name, needs in self._needs.items():
-            if needs.environment is None:
-                self._needs[name] = needs._replace(environment=environments.get(name, {}))
+    def _learn(self, imported: Mapping[str, Any]) -> None:
+        """A process has said what its program has imported."""
         if self._link is not None:
             self._link.learn(imported)
 

@@ -490,7 +490,7 @@ class Ground:
             def one() -> child_task.Work:
                 if group:
                     system.join_memory_group(group)
-                return child_task.OneAttempt(runner, attempt, fds, strict=learn)
+                return child_task.OneAttempt(runner, attempt, fds)
 
             self._fork(child, fds, environment, learn, one, is_task=True)
         elif kind == messages.KILL:

@@ -137,17 +137,16 @@ class Grounds:
         self,
         kind: int,
         start: str,
-        environment: Mapping[str, str] | None,
+        environment: Mapping[str, str],
         detail: Any,
         fds: Sequence[int],
         late: Mapping[str, str] | None = None,
     ) -> int:
-        """Ask for a process with these variables (None: which they are is still to be learned) that
-        is `fresh`, or a `fork` of the program; the number that it is known by. The descriptors are
-        closed here."""
+        """Ask for a process with these variables that is `fresh`, or a `fork` of the program; the
+        number that it is known by. The descriptors are closed here."""
         self._ids += 1
         wanted = _RequestedProcess(
-            self._ids, kind, start, dict(environment or {}), detail, [*fds], dict(late or {})
+            self._ids, kind, start, dict(environment), detail, [*fds], dict(late or {})
         )
         if not self._sends(wanted):
             self._held.append(wanted)

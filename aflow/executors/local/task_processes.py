@@ -20,42 +20,37 @@ from aflow.executors.local import messages
 from aflow.executors.local.admission import FREE, Granted
 from aflow.executors.local.ground_client import Grounds
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import GROWN, IMPORTED, MISFIT, AttemptReport, AttemptSpec
+from aflow.task.spec import GROWN, IMPORTED, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
     from aflow.executors.local.terminal import Terminal
 
 _CHUNK = 1 << 16
 
-# Receives what a program has imported, and the variables of @environment by step.
-Learn = Callable[[Mapping[str, Any], Mapping[str, dict[str, str]]], None]
+Learn = Callable[[Mapping[str, Any]], None]  # receives what a program has imported
 
 
 class FreshProcess:
     """One attempt in a process of its own, from the request to its end."""
 
     __slots__ = (
-        "again", "attempt", "ending", "fds", "granted", "group", "kills", "limit", "pid", "report",
-        "spec", "start", "started_at", "task", "terminal", "timers", "unpacker",
+        "attempt", "ending", "fds", "granted", "group", "kills", "limit", "pid", "report",
+        "started_at", "task", "terminal", "timers", "unpacker",
     )  # fmt: skip
 
     def __init__(
         self,
         spec: AttemptSpec,
         limit: float | None,
-        start: str,
         fds: list[int],
         terminal: Terminal | None = None,
         granted: Granted = FREE,
     ) -> None:
-        self.spec = spec
         self.granted = granted
         self.kills = kills_for_memory()
         self.group: MemoryGroup | None = None  # which bounds its memory, where that can be had
-        self.start = start
         self.terminal = terminal
         self.limit = limit
-        self.again: dict[str, str] | None = None  # the variables that it is to be run again with
         self.task = spec.task
         self.attempt = spec.attempt
         self.fds = fds  # reading ends: stdout, stderr, report
@@ -82,7 +77,6 @@ class FreshProcesses:
         self._live: dict[int, FreshProcess] = {}
         self._by_task: dict[tuple[int, int], int] = {}
         self._groups: list[MemoryGroup] = []  # of processes that have ended
-        self._again: set[tuple[int, int]] = set()  # attempts whose start was reported before
         # What waits until there are descriptors, and how it is launched then.
         self._postponed: deque[tuple[AttemptSpec, Callable[[], None]]] = deque()
 
@@ -94,15 +88,14 @@ class FreshProcesses:
         spec: AttemptSpec,
         limit: float | None,
         start: str,
-        environment: Mapping[str, str] | None,
+        environment: Mapping[str, str],
         terminal: Terminal | None = None,
         *,
         granted: Granted = FREE,
     ) -> None:
         """Run an attempt in a `fresh` process or a `fork` of the program, with these variables;
-        `limit` is after how many seconds it is killed from outside. Where the variables are not
-        known yet (None), the program says which they are. With a `terminal` that is lent to it.
-        `granted` is what it has of this machine."""
+        `limit` is after how many seconds it is killed from outside. With a `terminal` that is lent
+        to it. `granted` is what it has of this machine."""
         try:
             readers, writers = pipes(3)
             if terminal is not None:
@@ -118,10 +111,9 @@ class FreshProcesses:
             reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
             self._settle_unstarted(spec, AttemptState.LOST, reason)
             return
-        process = FreshProcess(spec, limit, start, readers, terminal, granted)
+        process = FreshProcess(spec, limit, readers, terminal, granted)
         kind = messages.RUN if terminal is None else messages.DEBUG
-        if granted.early:
-            environment = {**granted.early, **(environment or {})}
+        environment = {**granted.early, **environment}
         late = granted.late
         if granted.memory is not None and (group := memory_group(granted.memory)) is not None:
             process.group = group
@@ -194,10 +186,7 @@ class FreshProcesses:
         """The process runs: from now on we listen to it."""
         process = self._live[child]
         process.pid, process.started_at = pid, at
-        if (process.task, process.attempt) in self._again:
-            self._again.discard((process.task, process.attempt))
-        else:
-            self._reports.started(process.task, process.attempt, pid, at)
+        self._reports.started(process.task, process.attempt, pid, at)
         for number, fd in enumerate(process.fds):
             if fd >= 0:
                 self._loop.add_reader(fd, self._read, process, number)
@@ -209,14 +198,6 @@ class FreshProcesses:
             # A pipe holds one chunk. A process that has left the group may go on writing: not ours.
             if self._read(process, number):
                 self._read(process, number)
-        if process.again is not None and process.ending is None and process.report is None:
-            self._drop(child)
-            self._again.add((process.task, process.attempt))
-            self.launch(
-                process.spec, process.limit, process.start, process.again, process.terminal,
-                granted=process.granted,
-            )  # fmt: skip
-            return
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
     def not_forked(self, child: int, reason: str) -> None:
@@ -343,8 +324,6 @@ class FreshProcesses:
                     self._reports.grown(*message[1:])
                 elif message[0] == IMPORTED:
                     self._learn(*message[1:])
-                elif message[0] == MISFIT:
-                    process.again = message[1]
                 else:
                     process.report = AttemptReport(*message[1:])
         return True

@@ -16,6 +16,7 @@ import warnings  # noqa: E402
 from aflow import FlowSpec, environment, step  # noqa: E402
 
 VARIABLE = os.environ.get("MIRROR_VARIABLE", "unset")
+OF_THE_STEP = os.environ.get("MIRROR_OF_THE_STEP", "of the step")
 
 
 def descriptors():
@@ -84,7 +85,7 @@ class MirrorFlow(FlowSpec):
         LINES.write("step\n")
         self.next(self.other)
 
-    @environment(vars={"MIRROR_VARIABLE": "of the step"})
+    @environment(vars={"MIRROR_VARIABLE": OF_THE_STEP})
     @step
     def other(self):
         note("other")

@@ -5,8 +5,8 @@ file:///path/.aflow             storage.local
 s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached) and retries
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
-https://host/prefix             metadata.service; service.registering for Metaflow's own service
-store+s3://bucket/prefix        interop.in_store; with #http://host registered in such a service
+https://host/prefix             metadata.http; metadata.metaflow.service for Metaflow's own service
+store+s3://bucket/prefix        metadata.object_store; with #http://host registered in such a service
 postgresql://host/database      metadata.postgres
 redis://host:6379/0             queue.redis; redis+sentinel://host:26379/name for a primary
                                 that sentinels know
@@ -23,18 +23,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aflow.metadata as metadata_stores  # `aflow.metadata` and `aflow.queue` are functions, too
 import aflow.queue as queues
-from aflow import interop, storage
+from aflow import storage
 from aflow._core.clock import SystemClock
 from aflow._core.secret import as_mentioned
 from aflow._core.settings import Settings, as_reached_here, at_endpoint, looked_up, path_in
 from aflow.errors import InvalidSetting, MetadataUnavailable, StoreUnavailable
+from aflow.metadata import metaflow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from aflow.interop.history import MetaflowHistory
-    from aflow.interop.together import Beside
     from aflow.metadata.base import MetadataStore
+    from aflow.metadata.metaflow.history import MetaflowHistory
+    from aflow.metadata.metaflow.together import Beside
     from aflow.metadata.object_store import StoreMetadata
     from aflow.queue.base import Queue
     from aflow.storage.base import ObjectStore
@@ -137,14 +138,14 @@ def open_all_own(url: str, durability: str = "power", *, read_only: bool = False
 def _together(own: MetadataStore, others: Sequence[Beside]) -> MetadataStore:
     if not others:
         return own
-    return cast("MetadataStore", interop.together.WithHistory(own, others))
+    return cast("MetadataStore", metaflow.together.WithHistory(own, others))
 
 
 def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
     """Where jobs of deployed flows record runs, if the `own` metadata is registered in a service of
     Metaflow's, which cannot keep that: the object store, if there are any."""
     url = Settings.load().storage_url
-    if not isinstance(own, interop.service.RegisteringMetadata) or not url.startswith("s3://"):
+    if not isinstance(own, metaflow.service.RegisteringMetadata) or not url.startswith("s3://"):
         return []
     found = metadata_stores.object_store.StoreMetadata(open_store(url))
     if found.has_runs:
@@ -213,22 +214,22 @@ def _history(
     open_place = partial(_place_of_theirs, folders=folders)
     remember = 0.0 if folders is None else _REMEMBER
     if place.startswith(("http://", "https://")):
-        service = interop.sources.ServiceSource(
+        service = metaflow.sources.ServiceSource(
             place, metadata_stores.tokens.headers_for(place), SystemClock()
         )
         if isinstance(own, metadata_stores.http.ServiceMetadata):
             service.registered = "_registered=1"
-        return interop.history.MetaflowHistory(
+        return metaflow.history.MetaflowHistory(
             service, open_place, SystemClock.now, _is_of_aflow, remember
         )
     if place.startswith(("postgresql://", "postgres://")):
-        tables = interop.tables.TablesSource(place)
+        tables = metaflow.tables.TablesSource(place)
         if not tables.is_there and own is not None:
             tables.close()
             return None
         if not tables.is_there:
             raise InvalidSetting(f"AFLOW_HISTORY: {tables.url} has no table flows_v3.")
-        return interop.history.MetaflowHistory(
+        return metaflow.history.MetaflowHistory(
             tables, open_place, SystemClock.now, _is_of_aflow, remember
         )
     folder = _folder_of(place)
@@ -238,8 +239,8 @@ def _history(
             ".metaflow, the http(s):// of a metadata service, or the postgresql:// of its database."
         )
     # A service may keep its registrations in such a folder: aflow's runs among the others.
-    return interop.history.MetaflowHistory(
-        interop.sources.FolderSource(folder), open_place, SystemClock.now, _is_of_aflow, remember
+    return metaflow.history.MetaflowHistory(
+        metaflow.sources.FolderSource(folder), open_place, SystemClock.now, _is_of_aflow, remember
     )
 
 
@@ -268,15 +269,19 @@ def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> Object
 def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
     """The service's own metadata; or this folder's, registered there, where the service is
     Metaflow's."""
-    registry = interop.service.Registry(url, metadata_stores.tokens.headers_for(url), SystemClock())
+    registry = metaflow.service.Registry(
+        url, metadata_stores.tokens.headers_for(url), SystemClock()
+    )
     if not registry.is_one():
         registry.close()
         return _own_service(url)
     local = Settings.load().local_metadata_url
     path = _path(local, local.partition(":")[2])
     if read_only and not path.exists():  # nothing has run here: what is registered is read
-        return interop.service.RegisteringMetadata(":memory:", durability, False, registry)
-    return interop.service.RegisteringMetadata(path, durability, read_only, registry, _open_to_copy)
+        return metaflow.service.RegisteringMetadata(":memory:", durability, False, registry)
+    return metaflow.service.RegisteringMetadata(
+        path, durability, read_only, registry, _open_to_copy
+    )
 
 
 def _open_to_copy(url: str) -> ObjectStore | None:
@@ -291,10 +296,10 @@ def _in_store(url: str) -> MetadataStore:
     if not service:
         return metadata_stores.object_store.StoreMetadata(open_store(place))
     # A job has no time to wait for it, and what it records is in the store.
-    registry = interop.service.Registry(
+    registry = metaflow.service.Registry(
         service, metadata_stores.tokens.headers_for(service), SystemClock(), patience=20.0
     )
-    return interop.service.RegisteringStoreMetadata(open_store(place), registry)
+    return metaflow.service.RegisteringStoreMetadata(open_store(place), registry)
 
 
 def _own_service(url: str) -> MetadataStore:

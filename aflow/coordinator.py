@@ -24,8 +24,6 @@ from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import replace
 from aflow._core.settings import Durability, Isolation, RunOptions, Settings
 from aflow._core.threads import in_thread, to_the_end
-from aflow.code.config_binding import configured
-from aflow.code.program import check_may_begin
 from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasOwner
 from aflow.executors.factory import built_here, executor_for, travelling, with_locks
 from aflow.executors.local.executor import GRACE
@@ -38,6 +36,8 @@ from aflow.runs.recovery import as_recorded, check_adoptable, replay
 from aflow.runs.resume import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import Machine, RunMachine, SingleTask
 from aflow.scheduler.retry import policies_from
+from aflow.task.config_binding import configured
+from aflow.task.program import check_may_begin
 from aflow.task.spec import RunContext
 
 if TYPE_CHECKING:

@@ -48,11 +48,11 @@ from aflow.executors.protocol import (
     open_message,
 )
 from aflow.executors.queue_status import HEARTBEAT
+from aflow.executors.remote.reports import ReportSender
+from aflow.executors.remote.runtime import Held, Runtime, Site
 from aflow.metadata.base import MOST_RUNNING, WORKER_EXPIRY, RunningTask, WorkerRecord
 from aflow.metadata.sql import worker_data
 from aflow.queue.base import AWAY, Lease, Queue, group_of, pause
-from aflow.remote.reports import ReportSender
-from aflow.remote.runtime import Held, Runtime, Site
 from aflow.scheduler.slots import Slots
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import AttemptReport

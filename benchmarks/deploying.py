@@ -26,9 +26,9 @@ from typing import Any
 from aflow._core.settings import Settings
 from aflow.aws.settings import AwsSettings
 from aflow.cli.loading import load_flow
-from aflow.code.package import Package
 from aflow.flow.spec import define
 from aflow.step_functions.plan import Account, DeploymentOptions, plan
+from aflow.task.code_package import Package
 from tests.support.aws.furnished import Account as StandIn
 
 ROLE = "arn:aws:iam::123456789012:role/flows"

@@ -5,13 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from aflow.aws.job_status import log_of
 from aflow.errors import AwsBusy, AwsError, AwsUnauthorized, InvalidSetting, MissingExtra
-
-if TYPE_CHECKING:
-    from aflow.aws.batch import Definition
 
 try:
     from botocore import exceptions as faults
@@ -131,7 +127,7 @@ class Calls:
         kind = found[0].get("computeResources", {}).get("type", "") if found else ""
         return str(kind).startswith("FARGATE")
 
-    def register(self, definition: Definition) -> bool:
+    def register(self, definition: Mapping[str, Any]) -> bool:
         """Register a definition of jobs, unless it is there; whether it was not."""
         name = definition["jobDefinitionName"]
         found = self._call(
@@ -147,25 +143,20 @@ class Calls:
         return str(self._call("batch", "submit_job", **values)["jobId"])
 
     def described(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
-        """What AWS Batch says of these jobs, batch.MOST_DESCRIBED at most; of some it may know
+        """What AWS Batch says of these jobs, of which one call may name 100; of some it may know
         nothing (any more)."""
         found: list[dict[str, Any]] = self._call("batch", "describe_jobs", jobs=[*jobs])["jobs"]
         return found
 
-    def last_lines(self, job: Mapping[str, Any], count: int = LINES) -> list[str]:
-        """The last lines that the job has printed, which `describe_jobs` describes so; none where
-        it has no log, or nobody lets us read it."""
-        stream = log_of(job)
-        if stream is None:
-            return []
+    def last_lines(self, group: str, stream: str, count: int = LINES) -> list[str]:
+        """The last lines of a log in CloudWatch; none where it cannot be read."""
         try:
             # With a limit alone it gives what is newest.
             found = self._call(
-                "logs", "get_log_events",
-                logGroupName=stream.group, logStreamName=stream.name, limit=count,
-            )  # fmt: skip
+                "logs", "get_log_events", logGroupName=group, logStreamName=stream, limit=count
+            )
         except AwsError as error:
-            _log.info("the log %s cannot be read: %s", stream.name, error)
+            _log.info("the log %s cannot be read: %s", stream, error)
             return []
         events = (found or {}).get("events", [])[-count:]
         lines = [line for each in events for line in str(each["message"]).splitlines()]

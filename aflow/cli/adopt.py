@@ -14,9 +14,9 @@ from aflow._core.settings import Settings, with_own_passwords
 from aflow.cli import loading
 from aflow.cli.main import flow_group
 from aflow.cli.options import option
-from aflow.code import package
 from aflow.errors import CodePackageError, InvalidName, NotFound
 from aflow.storage.blobs import BlobStore
+from aflow.task import code_package
 
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
@@ -96,4 +96,6 @@ def _unpacked(record: RunRecord, settings: Settings) -> Path:
         )
     blobs = BlobStore(backends.open_recorded_store(record.settings["storage"]))
     folder = settings.cache / "code"
-    return package.unpacked(blobs, code["key"], folder) / package.inside(code.get("script"))
+    return code_package.unpacked(blobs, code["key"], folder) / code_package.inside(
+        code.get("script")
+    )

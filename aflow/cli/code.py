@@ -17,8 +17,8 @@ from aflow._core.settings import Settings
 from aflow.cli.options import flag, option
 from aflow.client import Run
 from aflow.client.where import place_at
-from aflow.code import package
 from aflow.errors import CodePackageError, InvalidInput
+from aflow.task import code_package
 
 _HELP = """The code of a run: compare it with the files here or with that of another run, or get it.
 
@@ -124,7 +124,7 @@ def _unpacked(run: str, root: str | None, folder: Path) -> None:
             "the same folder."
         )
     with found.tarball as archive:
-        package.unpack_from(archive, folder)
+        code_package.unpack_from(archive, folder)
 
 
 def _difference(folder: str, *, color: bool) -> str:

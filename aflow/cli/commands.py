@@ -59,7 +59,7 @@ OTHERS = {
     ),
     "doctor": (
         "Check the configuration and everything it refers to.",
-        "aflow.cli.doctor:doctor",
+        "aflow.cli.doctor.command:doctor",
     ),
     "metadata-service": (
         "Serve metadata over HTTP, also to Metaflow's clients.",
@@ -89,7 +89,7 @@ OTHERS = {
         "aflow.cli.completion:completion",
     ),
     "init": ("Create a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
-    "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials:tutorials"),
+    "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials.command:tutorials"),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aflow._core.settings import configs_in_environment
-from aflow.code.config_binding import GivenConfigs
+from aflow.task.config_binding import GivenConfigs
 
 CONFIG_OPTIONS = ("--config", "--config-value")
 

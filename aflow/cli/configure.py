@@ -22,11 +22,11 @@ from aflow._core.settings import (
     service_headers,
 )
 from aflow.aws.stack.settings import is_of_metaflow, settings_of
-from aflow.cli.doctor import line
+from aflow.cli.doctor import probes
+from aflow.cli.doctor.command import line
+from aflow.cli.doctor.findings import PREFIXES, Finding, State, bare, remark
 from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
-from aflow.doctor import probes
-from aflow.doctor.findings import PREFIXES, Finding, State, bare, remark
 from aflow.errors import InvalidInput, InvalidSetting
 
 # What `aflow configure aws` asks, and how it checks what is answered.
@@ -192,8 +192,8 @@ def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> lis
 
 def _checks() -> dict[str, Check]:
     """By key: what AWS, or the service, says of the answer."""
-    from aflow.aws.batch import with_registry
     from aflow.aws.client import Services
+    from aflow.executors.jobs.base import with_registry
 
     aws, endpoint = Services(quick=True), Settings.load().s3_endpoint
     jobs = "ecs-tasks.amazonaws.com"

@@ -29,7 +29,7 @@ from aflow.cli.options import (
     write_sections,
 )
 from aflow.cli.session import Defined, Session
-from aflow.code.config_binding import GivenConfigs
+from aflow.task.config_binding import GivenConfigs
 
 if TYPE_CHECKING:
     from aflow.flow.parameters import Parameter

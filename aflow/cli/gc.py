@@ -12,10 +12,10 @@ from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
-from aflow.code import package
 from aflow.environments.build import Environments, cache_folder
 from aflow.errors import InvalidInput
 from aflow.runs.gc import RunsToDelete, collect
+from aflow.task import code_package
 
 if TYPE_CHECKING:
     from aflow.runs.gc import Removed
@@ -145,8 +145,8 @@ def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -
     """Remove the code that servers, workers and `adopt` have unpacked here and nobody uses."""
     # The cache is that of all projects of this user: it is kept for as long as workers keep it.
     cache = settings.cache / "code"
-    below = {settings.root / "server" / "code": kept, cache: max(kept, package.KEPT_UNUSED)}
-    found = [package.sweep(each, age, now, dry_run=dry_run) for each, age in below.items()]
+    below = {settings.root / "server" / "code": kept, cache: max(kept, code_package.KEPT_UNUSED)}
+    found = [code_package.sweep(each, age, now, dry_run=dry_run) for each, age in below.items()]
     counts, sizes = zip(*found, strict=True)
     if sum(counts):
         verb = "would be deleted" if dry_run else "deleted"

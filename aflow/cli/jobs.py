@@ -138,9 +138,9 @@ def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
 
 def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
     # Either system has libraries that the other does not need, and may not be installed.
-    from aflow.aws.batch import unfinished
     from aflow.aws.client import Calls
     from aflow.aws.settings import AwsSettings
+    from aflow.executors.jobs.batch.definitions import unfinished
 
     settings = AwsSettings.load()
     queues = {*_of_steps(session, "batch", "queue")}
@@ -164,9 +164,9 @@ def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
 
 def _on_kubernetes(session: Session, wanted: _WantedJobs) -> _ListedJobs:
     # Either system has libraries that the other does not need, and may not be installed.
-    from aflow.executors.jobs.kubernetes import KubernetesSystem, unfinished
-    from aflow.k8s.access import KubernetesCluster
-    from aflow.k8s.settings import KubernetesSettings
+    from aflow.executors.jobs.kubernetes.access import KubernetesCluster
+    from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem, unfinished
+    from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
 
     cluster = KubernetesCluster()
     common = KubernetesSettings.load().namespace or cluster.namespace

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 from aflow._core.deferred import loaded
 from aflow._core.process import fill_descriptors
 from aflow._core.shadowed import keep_hidden_beside
-from aflow.code.program import Started, note_start, package_of, program_in, run_as_main
 from aflow.errors import FlowFileError
 from aflow.executors.local.ground_start import environment_at_start, have_ground, looks_like_a_run
+from aflow.task.program import Started, note_start, package_of, program_in, run_as_main
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec

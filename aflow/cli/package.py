@@ -12,8 +12,8 @@ from aflow._core.version import __version__
 from aflow.cli.errors import printable
 from aflow.cli.options import option
 from aflow.cli.session import Session
-from aflow.code import package
 from aflow.errors import CodePackageError
+from aflow.task import code_package
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
@@ -37,8 +37,8 @@ def info(session: Session) -> None:
     """Its size, its files, and where they come from."""
     definition = session.define()
     suffixes = session.settings().package_suffixes
-    files = package.members(definition, suffixes)
-    size = len(package.pack(files))
+    files = code_package.members(definition, suffixes)
+    size = len(code_package.pack(files))
     click.echo(f"Package size: {_size(size)}\nNumber of files: {len(files)}\n")
     click.echo(f"aflow version: {__version__}\n")
     click.echo(f"User code in flow {definition.name}:")
@@ -49,15 +49,15 @@ def info(session: Session) -> None:
 def list_(session: Session, archive: bool) -> None:
     """A line a file."""
     session.note("Files included in the code package (change with --package-suffixes):")
-    files = package.members(session.define(), session.settings().package_suffixes)
+    files = code_package.members(session.define(), session.settings().package_suffixes)
     for name, path in files.items():
         click.echo(printable(name if archive else str(path)))
 
 
 def save(session: Session, path: str) -> None:
     """Write it."""
-    files = package.members(session.define(), session.settings().package_suffixes)
-    data = package.pack(files)
+    files = code_package.members(session.define(), session.settings().package_suffixes)
+    data = code_package.pack(files)
     if path.endswith(("gz",)):
         data = gzip.compress(data, mtime=0)
     try:

@@ -16,7 +16,7 @@ from aflow.cli.run import announcement, name_of_run, run
 from aflow.cli.selection import own_latest
 from aflow.cli.session import Session
 from aflow.errors import InvalidInput, VersionConflict
-from aflow.interop.importing import import_run
+from aflow.metadata.metaflow.importing import import_run
 from aflow.runs.liveness import is_driven
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore

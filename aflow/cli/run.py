@@ -18,7 +18,6 @@ from aflow._core.version import __version__
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.errors import show_frames
 from aflow.cli.session import Session
-from aflow.code.program import request_of
 from aflow.errors import AflowError, InvalidInput, InvalidName
 from aflow.executors.local import ground_start
 from aflow.executors.local.preload import imported_here
@@ -27,6 +26,7 @@ from aflow.runs.create import parameter_values
 from aflow.runs.events import LogLine, RunEnded, RunEvent, RunStarting, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
 from aflow.storage.artifacts import Manifest
+from aflow.task.program import request_of
 
 if TYPE_CHECKING:
     from aflow.cli.console import Console
@@ -337,7 +337,7 @@ def _with_hooks(
     if any(each.kind == "exit_hook" for each in definition.decorators):
         import click  # see plain.py
 
-        from aflow.exit_hooks import run_hooks  # few flows have some
+        from aflow.runs.exit_hooks import run_hooks  # few flows have some
 
         run_hooks(
             definition,

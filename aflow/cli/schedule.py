@@ -14,8 +14,8 @@ from aflow.cli.loading import load_flow
 from aflow.cli.options import option
 from aflow.cli.server_requests import ask, server_option
 from aflow.cli.submit import parameters_of, send
-from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput
+from aflow.task.config_binding import configured
 
 _HELP = """Have a server (aflow server) run flows when their @schedule says so.
 

@@ -13,9 +13,9 @@ from aflow._core.records import dataclass
 from aflow._core.settings import Settings
 
 if TYPE_CHECKING:
-    from aflow.code.config_binding import GivenConfigs
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
+    from aflow.task.config_binding import GivenConfigs
 
 # What every command takes, before its name or after it.
 TOP_NAMES = (
@@ -54,8 +54,8 @@ class Defined:
         """The flow with the configs that were given; or with those of another run, by attribute.
         Raises InvalidFlow where the source cannot be read, InvalidConfig, InvalidDecorator, and a
         usage error for configs beside those of the other run."""
-        from aflow.code.config_binding import configured, with_values
         from aflow.flow.spec import define
+        from aflow.task.config_binding import configured, with_values
 
         assert self._flow is not None, "only flows are run"
         if values is not None:

@@ -14,9 +14,9 @@ from aflow.cli.loading import load_flow
 from aflow.cli.logs import BOTH, follow_there
 from aflow.cli.options import flag, option
 from aflow.cli.server_requests import ask, server_option
-from aflow.code import package
-from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput
+from aflow.task import code_package
+from aflow.task.config_binding import configured
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -73,11 +73,11 @@ def send(
     max_workers: int | None,
 ) -> dict[str, Any]:
     """Send the code of a flow; what to ask the server for then, as `POST /v1/runs` takes it."""
-    files = package.members(definition, Settings.load().package_suffixes)
-    kept = ask(server, "POST", "/v1/packages", package.pack(files), "application/x-tar")
+    files = code_package.members(definition, Settings.load().package_suffixes)
+    kept = ask(server, "POST", "/v1/packages", code_package.pack(files), "application/x-tar")
     return {
         "package": kept["package"],
-        "script": package.program_of(definition).place[1],
+        "script": code_package.program_of(definition).place[1],
         "flow": definition.name,
         "parameters": parameters,
         "tags": list(tags),

@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from aflow.code import package
 from aflow.environments.record import FIELD, recorded_locks
 from aflow.storage.blobs import blob_name
 from aflow.storage.names import CodeModules, Names, ProgramFile, code_beside, code_in
+from aflow.task import code_package
 
 if TYPE_CHECKING:
     from aflow.client.source import RunSource
@@ -58,12 +58,12 @@ class RunCode:
     @cached_property
     def tarball(self) -> tarfile.TarFile:
         """The package as an open archive, the same one each time. Raises CodePackageError."""
-        return package.opened(self._data)
+        return code_package.opened(self._data)
 
     @property
     def flowspec(self) -> str:
         """The text of the flow file. Raises CodePackageError."""
-        with package.opened(self._data) as archive:
+        with code_package.opened(self._data) as archive:
             file = archive.extractfile(self._script)
             assert file is not None, "the flow file is a plain file of the package"
             return file.read().decode("utf-8")
@@ -88,12 +88,12 @@ class RunCode:
         """A new temporary folder with the files, which goes when it is closed or forgotten. Raises
         CodePackageError."""
         folder = TemporaryDirectory(prefix="aflow-code-")
-        package.unpack(self._data, Path(folder.name))
+        code_package.unpack(self._data, Path(folder.name))
         return folder
 
     @cached_property
     def _data(self) -> bytes:
-        return package.fetch(self._source.blobs, self._key)
+        return code_package.fetch(self._source.blobs, self._key)
 
     def __repr__(self) -> str:
         return f"RunCode({self._source.pathspec!r}, script={self._script!r})"

@@ -25,9 +25,9 @@ from aflow._core.settings import (
 )
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
-from aflow.interop.keys import FIRST_KEY, MARK
-from aflow.interop.together import store_of_history
 from aflow.metadata.base import SPIN
+from aflow.metadata.metaflow.keys import FIRST_KEY, MARK
+from aflow.metadata.metaflow.together import store_of_history
 from aflow.storage.blobs import BlobStore
 
 if TYPE_CHECKING:

@@ -199,7 +199,7 @@ _UTIL = {
 
 
 def _of_helpers(names: str) -> dict[str, str]:
-    return {name: f"aflow.interop.helpers:{name}" for name in names.split()}
+    return {name: f"aflow.metadata.metaflow.helpers:{name}" for name in names.split()}
 
 
 _FLOW_DECORATORS = "aflow.flow.decorators"
@@ -219,7 +219,7 @@ MODULES: dict[str, dict[str, str]] = {
         "DeployedFlow": "aflow.runner.deployer:DeployedFlow",
         "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
         "metaflow_version": "aflow:__version__",
-        "unbounded_test_foreach_internal": "aflow.interop.helpers:unbounded_test_foreach",
+        "unbounded_test_foreach_internal": "aflow.metadata.metaflow.helpers:unbounded_test_foreach",
         "profile": "aflow.compat.profiling:profile",
     },
     "_vendor": {},

@@ -16,8 +16,6 @@ from aflow._core.clock import SystemClock
 from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
 from aflow._core.settings import Settings, looked_up
-from aflow.code import package
-from aflow.code.program import packaged, request_of, source_of
 from aflow.environments.spec import asks, job_targets
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
 from aflow.executors.local.admission import admission_for
@@ -25,12 +23,12 @@ from aflow.executors.local.executor import ProcessExecutor, needs_of
 from aflow.executors.local.ground_start import spawn_here
 from aflow.executors.local.preload import imported_here
 from aflow.storage.blobs import BlobStore
+from aflow.task import code_package
+from aflow.task.program import packaged, request_of, source_of
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow._core.settings import RunOptions
-    from aflow.code.package import Package
-    from aflow.code.program import LoadRequest
     from aflow.environments.build import Built
     from aflow.environments.lock import Lock, Shipped
     from aflow.executors.base import Executor, Orphan, Reports
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.storage.base import ObjectStore
+    from aflow.task.code_package import Package
+    from aflow.task.program import LoadRequest
     from aflow.task.spec import AttemptSpec, RunContext
 
 _log = logging.getLogger("aflow")
@@ -213,7 +213,7 @@ def travelling(
     if "pickle" in request.source:  # of a notebook, say
         return Travelling(request, None, jobs, environments)
     try:
-        code = package.store(definition, BlobStore(store), options.package_suffixes)
+        code = code_package.store(definition, BlobStore(store), options.package_suffixes)
     except CodePackageError as error:
         raise CodePackageError(f"The flow cannot be sent to workers. {error}") from error
     return Travelling(request, code, jobs, environments)
@@ -236,8 +236,8 @@ def _batch_jobs(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
 ) -> JobOf:
     """How attempts on AWS Batch are submitted; AWS is asked about their queues."""
-    from aflow.aws.batch import queue_of, step_job, variables_of
     from aflow.aws.settings import AwsSettings, needs_s3
+    from aflow.executors.jobs.batch.definitions import queue_of, step_job, variables_of
 
     needs_s3(store.url)
     settings = AwsSettings.load()
@@ -246,7 +246,7 @@ def _batch_jobs(
         step_job(step, settings, {})  # before anybody is asked: what is missing
     from aflow.aws.client import Calls
     from aflow.executors.jobs.base import until_answered
-    from aflow.executors.jobs.batch import called
+    from aflow.executors.jobs.batch.job_system import called
 
     calls = Calls(once=True)
     fargate: dict[str, bool] = {}
@@ -308,10 +308,10 @@ def _kubernetes_jobs(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
 ) -> JobOf:
     """How attempts on Kubernetes are submitted; the cluster is asked whether it would take them."""
-    from aflow.executors.jobs.kubernetes import KubernetesSystem
-    from aflow.k8s.access import KubernetesCluster
-    from aflow.k8s.manifest import check_reach, step_job, variables_of
-    from aflow.k8s.settings import KubernetesSettings
+    from aflow.executors.jobs.kubernetes.access import KubernetesCluster
+    from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem
+    from aflow.executors.jobs.kubernetes.manifest import check_reach, step_job, variables_of
+    from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
 
     settings = KubernetesSettings.load()
     steps = [step for name, step in definition.steps.items() if of_step[name] == "kubernetes"]
@@ -572,13 +572,13 @@ def _of_jobs(
 
         system = SlurmSystem(Settings.load().root / "slurm")
     elif place == "kubernetes":
-        from aflow.executors.jobs.kubernetes import KubernetesSystem
-        from aflow.k8s.access import KubernetesCluster
+        from aflow.executors.jobs.kubernetes.access import KubernetesCluster
+        from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem
 
         system = KubernetesSystem(KubernetesCluster())
     else:
         from aflow.aws.client import Calls
-        from aflow.executors.jobs.batch import BatchSystem
+        from aflow.executors.jobs.batch.job_system import BatchSystem
 
         system = BatchSystem(Calls(once=True))
     return JobExecutor(system, job_of, store, metadata, described, clock, grace=grace)

@@ -22,7 +22,6 @@ import msgpack
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.unpacking import unpack
-from aflow.code.program import LoadRequest
 from aflow.environments.lock import Shipped
 from aflow.errors import AflowError, CorruptBlob, InvalidMessage
 from aflow.executors.local.executor import StepNeeds, needs_from
@@ -32,6 +31,7 @@ from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import digest_of
 from aflow.task.inputs import PAGE
+from aflow.task.program import LoadRequest
 from aflow.task.remote import Payloads, pack_manifests
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 

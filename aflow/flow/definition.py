@@ -77,7 +77,7 @@ class FlowDefinition:
     are by the name of the attribute. `problems` is what was found wrong while reading, and that
     the graph cannot tell; `flow/lint.py` reports it with all else. `line` is that of the class.
     `decorators` and `mutators` are those of the class and of its bases. `configs` are by
-    attribute, and so are their values, None until they are known (`aflow/code/config_binding.py`).
+    attribute, and so are their values, None until they are known (`aflow/task/config_binding.py`).
     `unmutated` is the flow before its mutators have changed it, None where there was nothing to do.
     """
 

@@ -25,9 +25,9 @@ from aflow._core.threads import in_thread
 from aflow.cli import loading
 from aflow.cli.flow_commands import FlowGroup
 from aflow.cli.options import Option, ParameterType
-from aflow.code.program import stands_for_metaflow
 from aflow.errors import InvalidInput
 from aflow.flow.names import did_you_mean, shown
+from aflow.task.program import stands_for_metaflow
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec

@@ -15,14 +15,14 @@ from aflow._core.threads import in_thread
 from aflow.cli.checks import check_graph
 from aflow.client import Run
 from aflow.client.where import place_at
-from aflow.code.config_binding import GivenConfigs, configured
 from aflow.coordinator import Coordinator
 from aflow.errors import InvalidInput, InvalidName, RunFailed
-from aflow.exit_hooks import hooks_of, run_hooks
 from aflow.flow.decorators.attach import attach
 from aflow.flow.names import shown
 from aflow.flow.spec import FlowSpec
+from aflow.runs.exit_hooks import hooks_of, run_hooks
 from aflow.scheduler.states import RunState
+from aflow.task.config_binding import GivenConfigs, configured
 
 if TYPE_CHECKING:
     from aflow._core.settings import Isolation, ProcessStart

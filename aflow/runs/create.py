@@ -13,7 +13,6 @@ from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
 from aflow._core.settings import expanded
 from aflow._core.version import __version__
-from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.configs import ConfigValue, names_of
 from aflow.flow.current import current
@@ -28,6 +27,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage.artifacts import ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.previews import short_repr
+from aflow.task import code_package
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -391,7 +391,7 @@ class Creation:
         kind: str = "",
     ) -> RunRecord:
         now = self._clock.now()
-        code = package.for_the_record(definition, self._blobs(), options.package_suffixes)
+        code = code_package.for_the_record(definition, self._blobs(), options.package_suffixes)
         values = {
             **values_of(definition, options, self._branch_of, self._metadata),
             "code": code,
@@ -458,7 +458,7 @@ class Creation:
                 "words": [*map(without_passwords, options.words)],
                 "durability": self._durability,
                 "script": definition.file,
-                "program": package.program_of(definition)._asdict(),
+                "program": code_package.program_of(definition)._asdict(),
                 "parameters": list(definition.parameters),
                 "defaults": _defaults(definition),
                 "resume_identifier": options.resume_identifier,

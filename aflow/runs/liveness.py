@@ -201,8 +201,8 @@ def _end_slurm_jobs(jobs: Sequence[str], reason: str) -> None:
 
 
 def _end_kubernetes_jobs(jobs: Sequence[str], reason: str) -> None:
-    from aflow.executors.jobs.kubernetes import KubernetesSystem  # few runs have jobs
-    from aflow.k8s.access import KubernetesCluster
+    from aflow.executors.jobs.kubernetes.access import KubernetesCluster
+    from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem  # few runs have jobs
 
     system = KubernetesSystem(KubernetesCluster())
     try:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
 from aflow._core.clock import SystemClock
-from aflow.code import package
 from aflow.errors import (
     AflowError,
     CodePackageError,
@@ -36,6 +35,7 @@ from aflow.server.run_requests import order
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
 from aflow.server.views import Views, source_of
+from aflow.task import code_package
 
 try:
     from aiohttp import web
@@ -174,7 +174,7 @@ class _Api:
         return web.json_response({"package": key}, status=201)
 
     def _kept(self, data: bytes) -> str:
-        package.check(data)
+        code_package.check(data)
         return self._blobs.put(data)
 
     async def add_run(self, request: web.Request) -> web.StreamResponse:

@@ -22,7 +22,6 @@ from aflow._core import ids
 from aflow._core.private_folders import refuse_foreign
 from aflow._core.settings import environment_with
 from aflow._core.system import end_group
-from aflow.code import package
 from aflow.errors import (
     AflowError,
     CommandFailed,
@@ -38,6 +37,7 @@ from aflow.errors import (
 )
 from aflow.server.run_requests import RunRequest, fields_of
 from aflow.storage.blobs import BlobStore
+from aflow.task import code_package
 
 _log = logging.getLogger("aflow.server")
 
@@ -145,7 +145,7 @@ class Runs:
             # Nobody collects it while the run, which keeps its own code, begins.
             await asyncio.to_thread(self._blobs.claim, order.package)
             folder = await asyncio.to_thread(
-                package.unpacked, self._blobs, order.package, self._place.code
+                code_package.unpacked, self._blobs, order.package, self._place.code
             )
             try:
                 file = folder / order.script
@@ -155,7 +155,7 @@ class Runs:
                 await self._remember(pathspec, order)
                 return pathspec
             finally:
-                package.release(folder)  # the run uses it from now on
+                code_package.release(folder)  # the run uses it from now on
         finally:
             self._beginning -= 1
 
@@ -169,12 +169,12 @@ class Runs:
             self._check_place()
             await asyncio.to_thread(self._blobs.claim, order.package)
             folder = await asyncio.to_thread(
-                package.unpacked, self._blobs, order.package, self._place.code
+                code_package.unpacked, self._blobs, order.package, self._place.code
             )
             try:
                 return await self._foreseen(folder, order)
             finally:
-                package.release(folder)
+                code_package.release(folder)
 
     async def _foreseen(self, folder: Path, order: RunRequest) -> dict[str, Any]:
         if not (folder / order.script).is_file():
@@ -257,7 +257,7 @@ class Runs:
                 stdin=DEVNULL,
                 stdout=DEVNULL,  # what tasks print is kept with the tasks
                 stderr=said,
-                pass_fds=[*inherited, given.fileno(), package.descriptor_of(folder)],
+                pass_fds=[*inherited, given.fileno(), code_package.descriptor_of(folder)],
                 env=self._place.environment,
                 start_new_session=True,  # ^C at the terminal is for the daemon to handle
             )
@@ -309,7 +309,7 @@ class Runs:
             order = await asyncio.to_thread(self.ordered, pathspec)
             self._check_place()
             folder = await asyncio.to_thread(
-                package.unpacked, self._blobs, order.package, self._place.code
+                code_package.unpacked, self._blobs, order.package, self._place.code
             )
         except AflowError as error:
             self._last_words[pathspec] = str(error)
@@ -318,7 +318,7 @@ class Runs:
         try:
             await self._recover(pathspec, order, folder)
         finally:
-            package.release(folder)  # the process uses it from now on
+            code_package.release(folder)  # the process uses it from now on
 
     async def _recover(self, pathspec: str, order: RunRequest, folder: Path) -> None:
         flow, _, run = pathspec.partition("/")

@@ -18,8 +18,8 @@ from aiohttp import web
 
 from aflow import backends
 from aflow.errors import InvalidInput, NotFound
-from aflow.interop.together import store_of_history
 from aflow.metadata.base import MetadataStore, RunRecord
+from aflow.metadata.metaflow.together import store_of_history
 from aflow.runs.log_tail import Following, TaskLine
 from aflow.scheduler.messages import (
     AttemptEnded,

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends
 from aflow._core.ids import PARAMETERS_TASK
-from aflow.code import package
 from aflow.errors import AflowError, InvalidInput, NotFound
 from aflow.flow.graph import Graph
-from aflow.interop.keys import FIRST_KEY
-from aflow.interop.together import store_of_history
 from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+from aflow.metadata.metaflow.keys import FIRST_KEY
+from aflow.metadata.metaflow.together import store_of_history
 from aflow.runs.cache.explain import explain
 from aflow.runs.log_tail import Following
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, decode_inputs
@@ -31,6 +30,7 @@ from aflow.server.filters import RunFilter
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.codecs import gunzipped
+from aflow.task import code_package
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -545,9 +545,9 @@ class Views:
                 f"The code of {run.flow}/{run.run} was not kept: "
                 f"{facts.get('left_out', 'it was recorded by an older version.')}"
             )
-        data = package.fetch(BlobStore(self._store(run)), facts["key"])
+        data = code_package.fetch(BlobStore(self._store(run)), facts["key"])
         found = {}
-        with package.opened(data) as archive:
+        with code_package.opened(data) as archive:
             for member in archive:
                 if member.isreg():
                     found[member.name] = _text_of(archive, member)

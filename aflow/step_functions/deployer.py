@@ -12,17 +12,14 @@ import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import ConfigFile, config_file, expanded, looked_up
-from aflow.aws.batch import queue_of
 from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings, needs_s3
-from aflow.code import package
-from aflow.code.package import Package
 from aflow.environments import prepare, transport
 from aflow.environments.shipping import runtime_shipment
 from aflow.environments.spec import asks, job_targets
@@ -34,8 +31,10 @@ from aflow.errors import (
     NotFound,
     StorageError,
 )
-from aflow.interop.service import RegisteringMetadata
+from aflow.executors.jobs.batch.definitions import queue_of
+from aflow.executors.jobs.batch.status import last_lines
 from aflow.metadata.base import Batch, RunUpdate
+from aflow.metadata.metaflow.service import RegisteringMetadata
 from aflow.metadata.object_store import SCHEME as STORE
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
 from aflow.step_functions import plan as planning
@@ -46,6 +45,8 @@ from aflow.step_functions.records import Records
 from aflow.step_functions.spec import order_name
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
+from aflow.task import code_package
+from aflow.task.code_package import Package
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -351,9 +352,9 @@ class StateMachineDeployer:
     def definition_alone(self, token: str | None) -> str:
         """The definition of the state machine as JSON, without asking anybody: its jobs are those
         of EC2 machines. Raises InvalidInput for a flow that cannot be deployed."""
-        files = package.members(self._definition, self._settings.package_suffixes)
-        data = package.pack(files)
-        script = package.program_of(self._definition).place[1]
+        files = code_package.members(self._definition, self._settings.package_suffixes)
+        data = code_package.pack(files)
+        script = code_package.program_of(self._definition).place[1]
         code = Package(digest_of([data], len(data)), script, len(data))
         token = checked_token(token) if token else f"{self.name}-0-none"
         made = self._planned(
@@ -419,7 +420,7 @@ class StateMachineDeployer:
         needs_s3(self._settings.storage_url)
         self._check_metadata()
         store = backends.open_store(self._settings.storage_url)
-        code = package.store(
+        code = code_package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
         )
         shipment, environments = self._shipment(), self._environments(store)
@@ -581,7 +582,7 @@ class StateMachineDeployer:
         for each in [each for each in ended if each.run not in found][:_ASKED]:
             name, cause = self._aws.why(each)
             failure = {"Error": name, "Cause": cause}
-            found[each.run] = unrecorded.why(failure, self._aws.last_lines)
+            found[each.run] = unrecorded.why(failure, partial(last_lines, self._aws))
         return found
 
     def _record_unrecorded(self, metadata: MetadataStore) -> None:
@@ -589,7 +590,7 @@ class StateMachineDeployer:
         names = unrecorded.noted(store, self.flow)
         if names:
             now = SystemClock.now()
-            unrecorded.record(metadata, store, names, self._aws.last_lines, now)
+            unrecorded.record(metadata, store, names, partial(last_lines, self._aws), now)
 
     def _execution(self, run: str) -> StateMachineExecution:
         found = self._aws.execution(self.name, run.removeprefix("sfn-"))

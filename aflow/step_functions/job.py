@@ -31,22 +31,19 @@ from aflow import backends
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.process import binary, on_signal
 from aflow._core.settings import RunOptions, conceal_secrets, looked_up
-from aflow.code import package
-from aflow.code.config_binding import with_values
-from aflow.code.program import class_from, placed
 from aflow.compat import metaflow
 from aflow.environments import transport
 from aflow.errors import AflowError, InvalidInput, VersionConflict
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
 from aflow.executors.protocol import python_version
-from aflow.exit_hooks import run_hooks
 from aflow.flow.decorators.attach import attach
 from aflow.flow.graph import Graph, Kind
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
 from aflow.runs.attempts import AttemptLogs
 from aflow.runs.create import Creation, Driving, current_facts
+from aflow.runs.exit_hooks import run_hooks
 from aflow.runs.liveness import ENGINE
 from aflow.scheduler.messages import (
     FromBranches,
@@ -83,6 +80,9 @@ from aflow.step_functions.spec import (
 )
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
+from aflow.task import code_package
+from aflow.task.config_binding import with_values
+from aflow.task.program import class_from, placed
 from aflow.task.secrets_manager import fetch_service_key
 from aflow.task.spec import AttemptSpec, RunContext
 
@@ -509,8 +509,8 @@ class StateMachineJob:
 
     def _unpack(self, folder: Path) -> None:
         order = self._order
-        package.unpack(package.fetch(BlobStore(self._store), order.code), folder)
-        source = placed(order.request.source, folder, package.inside(order.script))
+        code_package.unpack(code_package.fetch(BlobStore(self._store), order.code), folder)
+        source = placed(order.request.source, folder, code_package.inside(order.script))
         self._order = order._replace(request=order.request._replace(source=source))
 
     def _definition(self) -> FlowDefinition:

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core import cron
 from aflow._core.secret import revealed
-from aflow.aws.batch import Definition, definition_of, limit_of, own_queue_of, queue_of
 from aflow.aws.settings import needs_key_secret, needs_s3, passed_on
-from aflow.code.program import for_later, request_of
 from aflow.environments.prepare import job_python
 from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.jobs.batch.definitions import (
+    Definition,
+    definition_of,
+    limit_of,
+    own_queue_of,
+    queue_of,
+)
 from aflow.executors.local.executor import needs_of
 from aflow.flow.current import current
 from aflow.metadata.object_store import SCHEME as STORE
@@ -22,15 +27,16 @@ from aflow.scheduler.retry import policies_from
 from aflow.step_functions.machine import LARGEST, JobOf, Where, checked_target, compiled
 from aflow.step_functions.names import DISTRIBUTED_ITEMS, LETTERS, Label, machine_name, next_token
 from aflow.step_functions.spec import NOBODY, DeploymentSpec, order_key
+from aflow.task.program import for_later, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aflow._core.settings import Settings
     from aflow.aws.settings import AwsSettings
-    from aflow.code.package import Package
     from aflow.environments.lock import Shipped
     from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.task.code_package import Package
 
 # What starts the executions of a deployed flow, as EventBridge takes it: pure functions.
 

@@ -13,12 +13,12 @@ import msgpack
 
 from aflow._core.ids import blob_key
 from aflow._core.settings import looked_up
-from aflow.code.program import LoadRequest
 from aflow.environments.lock import Shipped
 from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
 from aflow.executors.local.executor import StepNeeds, needs_from
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import digest_of
+from aflow.task.program import LoadRequest
 
 VERSION = 1
 # The user of runs that AWS starts, as in Metaflow: they are in the namespace of production, and not

@@ -11,12 +11,12 @@ import json
 import logging
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aflow import backends
 from aflow._core import ids
 from aflow._core.clock import SystemClock
-from aflow.aws.job_status import end_of
 from aflow.aws.settings import AwsSettings
 from aflow.errors import (
     AflowError,
@@ -29,9 +29,10 @@ from aflow.errors import (
     StorageError,
     VersionConflict,
 )
+from aflow.executors.jobs.batch import status
 from aflow.flow.graph import Graph
-from aflow.interop.service import RegisteringMetadata
 from aflow.metadata.base import Batch, RunRecord, RunUpdate
+from aflow.metadata.metaflow.service import RegisteringMetadata
 from aflow.metadata.object_store import SCHEME
 from aflow.scheduler.states import RunState
 from aflow.step_functions.spec import NOBODY
@@ -92,7 +93,9 @@ def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) ->
     cause = str(details.get("Cause") or "")
     try:
         job = _as_described(json.loads(cause))
-        end = end_of({**job, "status": "FAILED"}, last_lines(job)) if "jobId" in job else None
+        end = (
+            status.end_of({**job, "status": "FAILED"}, last_lines(job)) if "jobId" in job else None
+        )
     except (AflowError, ValueError, TypeError, AttributeError, KeyError):
         end = None
     if end is not None:
@@ -132,7 +135,7 @@ def look(settings: Settings, flow: str | None = None) -> None:
             metadata = backends.open_metadata(f"{SCHEME}{settings.storage_url}")
         calls = Calls()
         try:
-            record(metadata, store, names, calls.last_lines, SystemClock.now())
+            record(metadata, store, names, partial(status.last_lines, calls), SystemClock.now())
         finally:
             calls.close()
             metadata.close()

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_STEP, PARAMETERS_TASK
-from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput
 from aflow.flow.spec import FlowSpec
 from aflow.runs.create import included, parameter_values
@@ -34,6 +33,7 @@ from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.memory import MemoryStore
+from aflow.task.config_binding import configured
 from aflow.task.inputs import KnownManifests, TaskArtifacts
 from aflow.task.runner import AttemptRunner, Execution
 from aflow.task.spec import AttemptSpec, RunContext

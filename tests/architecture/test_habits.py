@@ -52,8 +52,8 @@ MAY_IMPORT_LATE = {
     "aflow/cli/metadata_service.py": "its help is shown without the extra server",
     "aflow/cli/worker.py": "a worker that is no cluster's starts without what keeps clusters",
     "aflow/cards/server.py": "cards are shown without the extra server",
-    "aflow/doctor/checks.py": "it names the extras that are missing, and so works without them",
-    "aflow/doctor/probes.py": "it names the extras that are missing, and so works without them",
+    "aflow/cli/doctor/checks.py": "it names the extras that are missing, and so works without them",
+    "aflow/cli/doctor/probes.py": "it names the extras that are missing, and so works without them",
     "aflow/step_functions/unrecorded.py": "a job's end is looked at without the extra aws",
 }
 MOST_LATE_IMPORTS = 1.75  # of our own modules, per 1,000 lines

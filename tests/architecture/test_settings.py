@@ -7,15 +7,15 @@ from pathlib import Path
 
 from aflow._core.settings import Settings
 from aflow.aws.settings import KEYS as OF_AWS
-from aflow.doctor.findings import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known
-from aflow.k8s.settings import KEYS as OF_KUBERNETES
+from aflow.cli.doctor.findings import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known
+from aflow.executors.jobs.kubernetes.settings import KEYS as OF_KUBERNETES
 from tests.architecture.sources import python_files, text_of, tree_of
 
 # Variables that a coordinator sets for its jobs; users do not set these.
 SET_FOR_JOBS = {
     Path("aflow/step_functions/spec.py"),
     Path("aflow/executors/jobs/place.py"),
-    Path("aflow/remote/job.py"),
+    Path("aflow/executors/remote/job.py"),
 }
 
 
@@ -39,7 +39,7 @@ def test_every_setting_is_read_by_something() -> None:
     fields = {*Settings.__dataclass_fields__, *OF_AWS, *OF_KUBERNETES}
     # `needed` and `getattr` name a field by a text.
     named = set().union(
-        *(literals(p) for p in python_files("aflow") if {"aws", "k8s"} & {*p.parts})
+        *(literals(p) for p in python_files("aflow") if {"aws", "batch", "kubernetes"} & {*p.parts})
     )
     assert set() == fields - used - named
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 
 from aflow._core.clock import SystemClock
-from aflow.code.program import request_of
 from aflow.executors.base import Usage
 from aflow.executors.local.executor import ProcessExecutor, needs_of
 from aflow.executors.local.ground_client import GroundProcess
@@ -27,6 +26,7 @@ from aflow.scheduler.messages import FromTask, encode_inputs
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
+from aflow.task.program import request_of
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 from tests.contracts.flow_of_actions import ActionFlow
 from tests.contracts.over_a_queue import OverAQueue

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from aflow._core.clock import SystemClock
-from aflow.code.program import request_of
 from aflow.executors.base import Orphan, Reports
 from aflow.executors.local.executor import needs_of
 from aflow.executors.protocol import Job, python_version
@@ -18,6 +17,7 @@ from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.memory import MemoryQueue
 from aflow.storage.local import LocalStore
+from aflow.task.program import request_of
 from aflow.task.spec import AttemptSpec, RunContext
 from aflow.worker import Worker, WorkerOptions
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from aflow._core.clock import SystemClock
-from aflow.aws.batch import step_job
 from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings
-from aflow.code.program import request_of
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.jobs.batch import BatchSystem
+from aflow.executors.jobs.batch.definitions import step_job
+from aflow.executors.jobs.batch.job_system import BatchSystem
 from aflow.executors.jobs.executor import JobExecutor
 from aflow.executors.local.executor import needs_of
 from aflow.executors.protocol import Job, python_version
 from aflow.flow.definition import FlowDefinition
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.storage.local import LocalStore
+from aflow.task.program import request_of
 from aflow.task.spec import AttemptSpec, RunContext
 
 

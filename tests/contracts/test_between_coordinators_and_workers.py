@@ -15,7 +15,6 @@ import pytest
 
 from aflow._core.clock import SystemClock
 from aflow._core.waiting import FIRST
-from aflow.code.program import request_of
 from aflow.errors import QueueUnavailable
 from aflow.executors import protocol, queue_workers
 from aflow.executors.local.executor import needs_of
@@ -28,14 +27,15 @@ from aflow.executors.protocol import (
     python_version,
 )
 from aflow.executors.queue_workers import QueueExecutor
+from aflow.executors.remote.reports import ReportSender
 from aflow.flow.spec import define
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Depth, Lease, Message, group_of
 from aflow.queue.memory import MemoryQueue
-from aflow.remote.reports import ReportSender
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.storage.artifacts import Manifest
 from aflow.storage.local import LocalStore
+from aflow.task.program import request_of
 from aflow.task.remote import Payloads, is_over, mark_over
 from aflow.task.spec import AttemptSpec
 from aflow.worker import Worker, WorkerOptions

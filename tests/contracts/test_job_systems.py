@@ -71,10 +71,10 @@ class Bench:
 
 
 def batch_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    from aflow.aws import batch
     from aflow.aws.client import Calls
     from aflow.aws.settings import AwsSettings
-    from aflow.executors.jobs.batch import BatchSystem
+    from aflow.executors.jobs.batch import definitions as batch
+    from aflow.executors.jobs.batch.job_system import BatchSystem
 
     monkeypatch.setattr(batch, "PROGRAM", PROGRAM)
     step, settings = define(ActionFlow).steps["act"], AwsSettings.load()
@@ -92,9 +92,9 @@ def slurm_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def kubernetes_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    from aflow.executors.jobs.kubernetes import KubernetesSystem
-    from aflow.k8s import access, manifest
-    from aflow.k8s.settings import KubernetesSettings
+    from aflow.executors.jobs.kubernetes import access, manifest
+    from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem
+    from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
 
     monkeypatch.setattr(manifest, "PROGRAM", PROGRAM)
     step, settings = define(ActionFlow).steps["act"], KubernetesSettings.load()

@@ -16,7 +16,6 @@ from typing import Any
 
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.settings import RunOptions
-from aflow.code.config_binding import configured
 from aflow.coordinator import Coordinator
 from aflow.errors import (
     AflowError,
@@ -33,6 +32,7 @@ from aflow.queue.sqlite import SqliteQueue
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
+from aflow.task.config_binding import configured
 from aflow.task.remote import Payloads, RemoteRunner
 from aflow.task.spec import AttemptSpec
 from aflow.testing.chaos import Fleet

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from aflow.code.config_binding import configured
 from aflow.coordinator import Coordinator
 from aflow.errors import CoordinatorClosed, CoordinatorFull, InvalidInput, InvalidParameter
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from aflow.storage.local import LocalStore
+from aflow.task.config_binding import configured
 from tests.contracts.executing import ends, is_alive
 from tests.flows.conftest import children_of
 from tests.flows.embedded import at_work, coordinator, flow

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from aflow._core.settings import KEYS, Settings
-from aflow.doctor.findings import remark
+from aflow.cli.doctor.findings import remark
 from tests.flows.conftest import Ran, Workspace
 from tests.support.aws.account import ID, REGION, Account
 from tests.support.servers import Server

@@ -16,13 +16,13 @@ import pytest
 import yaml
 
 from aflow._core.clock import SystemClock
-from aflow.doctor.checks import findings as checked
+from aflow.cli.doctor.checks import findings as checked
 from aflow.errors import InvalidInput, JobSystemBusy
-from aflow.executors.jobs import kubernetes as backend
-from aflow.executors.jobs.kubernetes import KubernetesSystem
+from aflow.executors.jobs.kubernetes import access, manifest
+from aflow.executors.jobs.kubernetes import job_system as backend
+from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem
+from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
 from aflow.flow.spec import define
-from aflow.k8s import access, manifest
-from aflow.k8s.settings import KubernetesSettings
 from aflow.scheduler.states import AttemptState
 from tests.contracts.flow_of_actions import ActionFlow
 from tests.contracts.test_job_systems import Bench, kubernetes_bench

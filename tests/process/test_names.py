@@ -296,12 +296,12 @@ def test_workers_run_a_flow_of_a_package(package: Path, monkeypatch: pytest.Monk
 
 def test_what_is_sent_of_a_flow_of_a_package_is_the_package(package: Path) -> None:
     source = """
-from aflow.code import package
+from aflow.task import code_package
 from aflow.cli.loading import load_flow
 from aflow.flow.spec import define
 definition = define(load_flow("pack/inner/flow.py"))
-print(definition.cls.__module__, package.program_of(definition).place[1])
-print(*[name for name in package.members(definition) if name.startswith("pack/")])
+print(definition.cls.__module__, code_package.program_of(definition).place[1])
+print(*[name for name in code_package.members(definition) if name.startswith("pack/")])
 """
 
     files = "pack/__init__.py pack/common.py pack/inner/__init__.py pack/inner/flow.py"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aflow.code import package
+from aflow.task import code_package
 from tests.flows.conftest import Ran, Workspace
 
 FLOW = """
@@ -108,7 +108,7 @@ class Daemon(Workspace):
 
     def package(self, name: str = "flow.py") -> str:
         """The key of a package of this flow file, which is sent."""
-        data = package.pack({name: self.path / name})
+        data = code_package.pack({name: self.path / name})
         status, reported = self.ask("POST", "/v1/packages", data, "application/x-tar")
         assert 201 == status, reported
         return str(reported["package"])

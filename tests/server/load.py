@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from aflow.code import package
+from aflow.task import code_package
 from tests.flows.conftest import POSTAMBLE, PREAMBLE
 from tests.server import attacks
 
@@ -131,7 +131,9 @@ def archives(target: Target, lots: random.Random) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "flow.py"
         file.write_text("x = 1\n" * 100_000)
-        target.ask("POST", "/v1/packages", package.pack({"flow.py": file}), "application/x-tar")
+        target.ask(
+            "POST", "/v1/packages", code_package.pack({"flow.py": file}), "application/x-tar"
+        )
 
 
 def heads(target: Target, lots: random.Random) -> None:

@@ -16,7 +16,6 @@ import pytest
 from aiohttp import ClientSession, web
 
 from aflow.cli.logbook import Plain
-from aflow.code import package
 from aflow.errors import CommandFailed
 from aflow.server.bodies import body_of
 from aflow.server.listening import Bounds, listening, room
@@ -25,6 +24,7 @@ from aflow.server.runs import Runs, RunsLocation
 from aflow.server.serve import Certificate
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
+from aflow.task import code_package
 from tests.flows.conftest import processes_in
 from tests.server.conftest import make_certificate
 
@@ -197,7 +197,7 @@ def runs_with(code: str, folder: Path, patience: float) -> tuple[Runs, RunReques
     file = folder / "flow.py"
     file.write_text(code)
     blobs = BlobStore(MemoryStore())
-    key = blobs.put(package.pack({"flow.py": file}))
+    key = blobs.put(code_package.pack({"flow.py": file}))
     return Runs(RunsLocation(folder, {}), blobs, 1, patience), RunRequest(key, "flow.py", None, ())
 
 

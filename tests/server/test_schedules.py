@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from aflow.code import package
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
 from aflow.server import schedules
+from aflow.task import code_package
 from tests.server.conftest import FLOW, Daemon
 from tests.support.waiting import wait_until
 
@@ -56,7 +56,7 @@ def make_due(daemon: Daemon, name: str, **changes: Any) -> dict[str, Any]:
 
 def order_for(daemon: Daemon) -> dict[str, Any]:
     """What to run, of the package that is there already."""
-    data = package.pack({"flow.py": daemon.path / "flow.py"})
+    data = code_package.pack({"flow.py": daemon.path / "flow.py"})
     _, kept = daemon.ask("POST", "/v1/packages", data, "application/x-tar")
     return {"package": kept["package"], "script": "flow.py", "flow": "Flow_"}
 

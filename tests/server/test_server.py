@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from aflow.code import package
 from aflow.scheduler.states import RunState
+from aflow.task import code_package
 from tests.server.conftest import FLOW, Daemon, make_certificate
 from tests.support.disks import fill, small_disk
 from tests.support.postgres import new_schema
@@ -364,7 +364,7 @@ def test_a_full_disk_ends_neither_the_server_nor_what_can_be_read(
         going = folder.submit("gated.py", "--gate", str(elsewhere / "gate")).out.strip()
         filler = fill(folder.path)
 
-        packed = package.pack({"large.py": large})
+        packed = code_package.pack({"large.py": large})
         refused = [
             folder.ask("POST", "/v1/packages", packed, "application/x-tar"),
             folder.order(package=code, script="flow.py"),

@@ -244,8 +244,8 @@ def test_who_has_the_policy_for_people_may_run_deploy_and_look(
         repository,
         "step_functions/deployer.py",
         "aws/client.py",
-        "doctor/probes.py",
-        "doctor/checks.py",
+        "cli/doctor/probes.py",
+        "cli/doctor/checks.py",
     )
     for_all = {"sts:GetCallerIdentity"}  # which nobody has to be allowed
 

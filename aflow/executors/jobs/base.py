@@ -7,8 +7,8 @@ again where JobSystemBusy says that it may help.
 
 What every backend promises, and tests/contracts/test_job_systems.py checks:
 
-- `submit` runs `python -m aflow.remote.job` once for each attempt, with the variables of the
-  submission. Which of them it is a job learns by `place.place_of_this_job`.
+- `submit` runs `python -m aflow.executors.remote.job` once for each attempt, with the variables
+  of the submission. Which of them it is a job learns by `place.place_of_this_job`.
 - An id names one job for good. A system that gives ids again puts more into them than its own.
 - A submission whose answer was lost is found by `find`, by its name, which no other job has.
 - `describe` has an entry for each id that it was asked for, whatever the system knows of it.
@@ -178,3 +178,10 @@ def until_answered(system: str, call: Callable[[], object]) -> None:
             waiting.still(str(error))
         threading.Event().wait(BETWEEN)
     waiting.over()
+
+
+def with_registry(image: str, registry: str | None) -> str:
+    """The whole name of an image: in this registry, if it names none."""
+    host = image.partition("/")[0]
+    named = "/" in image and ("." in host or ":" in host or host == "localhost")
+    return f"{registry.rstrip('/')}/{image}" if registry and not named else image

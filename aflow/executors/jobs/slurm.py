@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import StepDefinition
     from aflow.task.spec import RunContext
 
-PROGRAM = "aflow.remote.job"
+PROGRAM = "aflow.executors.remote.job"
 MARGIN = 60  # seconds beyond @timeout for a job to start its task, and to report its end
 LONGEST_NAME = 128
 LARGEST_ARRAY = 10_000

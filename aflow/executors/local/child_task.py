@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aflow._core import ending
 from aflow._core.clock import SystemClock
 from aflow._core.records import replace
-from aflow.code.config_binding import with_values
-from aflow.code.program import check_is_flow, host
 from aflow.executors.local import child, messages
 from aflow.executors.local.preload import imported_since
 from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define, set_launcher
 from aflow.scheduler.states import AttemptState
 from aflow.storage.artifacts import Manifest
+from aflow.task.config_binding import with_values
+from aflow.task.program import check_is_flow, host
 from aflow.task.runner import describe, sentence
 from aflow.task.spec import GROWN, IMPORTED, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
-    from aflow.code.program import LoadRequest, Program
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.graph import Graph
     from aflow.flow.spec import FlowSpec
+    from aflow.task.program import LoadRequest, Program
     from aflow.task.runner import AttemptRunner
 
 Steps = Callable[["FlowSpec"], int]  # runs what is to be run with the flow; the exit code

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from aflow._core.records import NamedTuple
 from aflow._core.system import memory_of
 from aflow._core.threads import in_thread
-from aflow.code.program import LoadRequest
 from aflow.errors import InvalidDecorator
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
@@ -28,6 +27,7 @@ from aflow.executors.local.task_processes import FreshProcesses, over_memory
 from aflow.executors.local.worker_processes import MAX_AHEAD, WorkerPool
 from aflow.scheduler.slots import demand_of
 from aflow.scheduler.states import AttemptState
+from aflow.task.program import LoadRequest
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:

@@ -38,7 +38,6 @@ from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
 from aflow._core.secret import sealed
-from aflow.code.program import LoadRequest, Program, is_library
 from aflow.executors.local import child as inside
 from aflow.executors.local import child_task, descendants, messages
 from aflow.executors.local.child_task import Host, copies_of
@@ -51,6 +50,7 @@ from aflow.scheduler.messages import FromTask, NoInputs, encode_inputs
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
+from aflow.task.program import LoadRequest, Program, is_library
 from aflow.task.runner import AttemptRunner
 from aflow.task.spec import AttemptSpec, RunContext
 

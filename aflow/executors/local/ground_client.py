@@ -19,7 +19,7 @@ from aflow.executors.base import ended_by
 from aflow.executors.local import descendants, messages
 
 if TYPE_CHECKING:
-    from aflow.code.program import LoadRequest
+    from aflow.task.program import LoadRequest
     from aflow.task.spec import RunContext
 
 UNNOTICED = 0.05  # seconds of imports that are not reported

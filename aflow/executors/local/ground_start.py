@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from aflow._core.process import delegate_if_first
 from aflow._core.settings import environment_with, secret_variables, without_signing_key
 from aflow._core.system import open_descriptors, read_proc
-from aflow.code.program import started
+from aflow.task.program import started
 
 if TYPE_CHECKING:
     from aflow.environments.build import Built

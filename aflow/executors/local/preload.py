@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from aflow.code.program import is_library, started
+from aflow.task.program import is_library, started
 
 if TYPE_CHECKING:
     from random import Random

@@ -1,4 +1,4 @@
-"""@exit_hook: functions that are called when a run has ended (by `aflow/exit_hooks.py`)."""
+"""@exit_hook: functions that are called when a run has ended (by `aflow/runs/exit_hooks.py`)."""
 
 from __future__ import annotations
 

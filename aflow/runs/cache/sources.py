@@ -19,8 +19,8 @@ from typing import Any
 
 from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
-from aflow.code.program import library_folders
 from aflow.storage.blobs import digest_of
+from aflow.task.program import library_folders
 
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _AFLOW = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep

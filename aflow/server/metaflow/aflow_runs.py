@@ -15,8 +15,8 @@ from aflow._core import ids
 from aflow._core.clock import shown_time
 from aflow._core.records import NamedTuple, dataclass
 from aflow.errors import InvalidName, RegistrationRefused, StorageError
-from aflow.interop import records
-from aflow.interop.copies import Copies
+from aflow.metadata.metaflow import records
+from aflow.metadata.metaflow.copies import Copies
 from aflow.server.metaflow import checks
 from aflow.server.metaflow.checks import is_found
 from aflow.server.metaflow.messages import (
@@ -30,8 +30,8 @@ from aflow.server.metaflow.messages import (
 )
 
 if TYPE_CHECKING:
-    from aflow.interop.copies import Copies, Copy
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskView
+    from aflow.metadata.metaflow.copies import Copies, Copy
     from aflow.server.metaflow.database import Row, Transaction
     from aflow.server.metaflow.messages import PageRequest
     from aflow.storage.base import ObjectStore

@@ -26,9 +26,9 @@ from aflow.errors import (
     MissingExtra,
     RegistrationRefused,
 )
-from aflow.interop.service import OWN
 from aflow.metadata import wire
 from aflow.metadata.base import Batch, RunRecord, WorkerRecord
+from aflow.metadata.metaflow.service import OWN
 from aflow.metadata.wire import WRITES
 from aflow.server.metaflow import checks
 from aflow.server.metaflow import routes as flows

@@ -46,9 +46,9 @@ from aflow.executors.queue_status import (
     worker_as_json,
     workers_of,
 )
-from aflow.interop.keys import FIRST_KEY, READ_ONLY
 from aflow.metadata import tokens
 from aflow.metadata.base import WORKER_EXPIRY, documents_of
+from aflow.metadata.metaflow.keys import FIRST_KEY, READ_ONLY
 from aflow.queue.base import check_topic
 from aflow.runs import gc
 from aflow.runs.liveness import request_end

@@ -26,7 +26,7 @@ from aflow.cli.options import (
 )
 from aflow.cli.run import run
 from aflow.cli.session import Defined, Session
-from aflow.code.config_binding import GivenConfigs
+from aflow.task.config_binding import GivenConfigs
 
 
 class ManyFlow(FlowSpec):

@@ -39,7 +39,7 @@ from tests.support import packages
 from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port
 
-PROGRAM = "aflow.remote.job"
+PROGRAM = "aflow.executors.remote.job"
 BEGUN = "aflow: This is no job of a run"  # what it says when it runs without variables
 # Without `site` and the working folder there is the standard library alone.
 BARE = [sys.executable, "-S", "-P"]
@@ -190,12 +190,13 @@ def test_an_aflow_of_the_same_version_in_the_image_is_used_as_it_is(tmp_path: Pa
 def test_an_aflow_of_another_version_in_the_image_gives_way_to_the_one_that_was_shipped(
     store: ObjectStore, shipment: Shipment, tmp_path: Path
 ) -> None:
-    package = tmp_path / "aflow" / "remote"
+    package = tmp_path / "aflow" / "executors" / "remote"
     package.mkdir(parents=True)
     for name, text in (
         ("__init__.py", "__version__ = '0.0.9'"),
-        ("remote/__init__.py", ""),
-        ("remote/job.py", "print('the one of the image')"),
+        ("executors/__init__.py", ""),
+        ("executors/remote/__init__.py", ""),
+        ("executors/remote/job.py", "print('the one of the image')"),
     ):
         (tmp_path / "aflow" / name).write_text(text)
 

@@ -6,12 +6,12 @@ import msgpack
 import pytest
 
 from aflow import FlowSpec, step
-from aflow.code.config_binding import configured
 from aflow.errors import InvalidInput, InvalidMessage
 from aflow.executors.protocol import VERSION, Job
 from aflow.metadata.base import RunRecord
 from aflow.runs.recovery import check_adoptable
 from aflow.scheduler.states import RunState
+from aflow.task.config_binding import configured
 
 
 class Short(FlowSpec):

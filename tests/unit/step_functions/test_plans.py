@@ -7,9 +7,9 @@ import json
 import pytest
 
 from aflow import FlowSpec, batch, resources, step, timeout
-from aflow.aws.batch import definition_of
 from aflow.aws.settings import AwsSettings
 from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.jobs.batch.definitions import definition_of
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord
 from aflow.scheduler.retry import StepPolicy

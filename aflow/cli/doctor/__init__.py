@@ -1,0 +1,1 @@
+"""`aflow doctor`: findings (pure), the probes that ask, and the command."""

@@ -1,0 +1,370 @@
+"""All that is looked at by `aflow doctor`: this machine, the settings, and what they name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from aflow._core.settings import Settings, looked_up, settings_files
+from aflow._core.version import DISTRIBUTION, __version__
+from aflow.aws.settings import AwsSettings
+from aflow.backends import open_metadata, open_queue
+from aflow.cli.doctor import findings as keys
+from aflow.cli.doctor import probes
+from aflow.cli.doctor.findings import Finding, State, fail, of_clock, of_space, ok, warn, worst
+from aflow.environments.uv import find_uv
+from aflow.errors import AflowError, InvalidSetting, MissingExtra
+from aflow.executors.jobs.kubernetes.access import KubernetesCluster
+from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
+from aflow.metadata.tokens import headers_for
+from aflow.task.secrets import known_backends
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
+    from aflow.aws.client import Services
+
+# What a setting needs besides aflow: the extra, and what it installs.
+_EXTRAS = {
+    "aws": ("aiobotocore",),
+    "postgres": ("psycopg",),
+    "redis": ("redis",),
+}
+_WAIT = 10.0  # seconds for a queue
+
+
+def findings(clock: Clock) -> Iterator[Finding]:
+    """One after the other, as they are found; each takes seconds at most."""
+    yield ok("python", f"Python {platform.python_version()}, aflow {__version__}.")
+    yield from _namesake()
+    yield from _files()
+    try:
+        settings, aws = Settings.load(), AwsSettings.load()
+    except InvalidSetting as error:
+        yield fail("settings", str(error), "Nothing else can be looked at before.")
+        return
+    missing = [*_extras(settings, aws)]
+    yield from missing
+    yield from _environments(settings)
+    yield from _spaces(settings)
+    clocks = Clocks(clock)
+    if not missing:
+        yield from _datastore(settings, clocks)
+        yield from _metadata(settings, clocks)
+        yield from _queue(settings)
+        yield from _secrets(settings)
+        yield from _aws(settings, aws, clocks)
+        yield from _kubernetes(settings)
+    yield from clocks.findings()
+
+
+class Clocks:
+    """What the clocks of others said, and what time it was here then."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last: Finding | None = None
+
+    def hear(self, whose: str, date: str | None) -> None:
+        """Somebody has just said the time, or has not."""
+        if date is not None:
+            self._last = of_clock("clock", self._clock.now(), date, whose)
+
+    def findings(self) -> Iterator[Finding]:
+        """The setting that takes precedence: that of the processes that check signatures."""
+        if self._last is not None:
+            yield self._last
+
+
+def _namesake() -> Iterator[Finding]:
+    """Another project's distribution of the name `aflow`, which installs a package of that name."""
+    try:
+        other = distribution("aflow")
+    except PackageNotFoundError:
+        return
+    # A distribution from before ours was renamed may be left beside it in a developer's environment
+    # (an editable one installs no package): that is no other project's, and does no harm.
+    if any(file.parts[0] == "aflow" for file in other.files or ()):
+        said = (
+            f"The distribution aflow {other.version} is installed as well (in "
+            f"{other.locate_file('')}): it is another project's, and both install a package named "
+            f"aflow (ours is {DISTRIBUTION})."
+        )
+        advice = f"pip uninstall aflow; then pip install --force-reinstall --no-deps {DISTRIBUTION}"
+        yield warn("packages", said, advice)
+
+
+# ------------------------------------------------------------------ settings
+
+
+def _files() -> Iterator[Finding]:
+    """The files of settings, and keys in them that do nothing."""
+    read: list[str] = []
+    try:
+        files = settings_files()
+    except InvalidSetting:  # it is said where all settings are read
+        return
+    for file in files:
+        try:
+            values = file.read()
+        except InvalidSetting as error:
+            yield fail("settings", str(error), "Correct it, or write it again: aflow configure.")
+            continue
+        if values is None:
+            continue
+        read.append(str(file.path))
+        for key, said in keys.remarks(values):
+            harmless = keys.bare(key) in keys.WITHOUT_EFFECT
+            sentence = f"{key} in {file.path} is {said}."
+            yield ok("settings", sentence) if harmless else warn("settings", sentence)
+    said = f"{', '.join(read)} can be read." if read else "No file of settings: defaults hold."
+    yield ok("settings", said)
+
+
+def _extras(settings: Settings, aws: AwsSettings) -> Iterator[Finding]:
+    """The extras that the settings need and that are not installed."""
+    urls = (settings.metadata, settings.queue or "")
+    needed = {
+        "aws": settings.datastore == "s3" or urls[1].startswith("sqs") or _names_any(aws),
+        "postgres": any(each.startswith(("postgres:", "postgresql:")) for each in urls),
+        "redis": urls[1].startswith("redis"),
+    }
+    for extra, modules in _EXTRAS.items():
+        absent = [each for each in modules if needed[extra] and find_spec(each) is None]
+        if absent:
+            said = f"The settings need {', '.join(absent)}, which is not installed."
+            yield fail("packages", said, f"pip install '{DISTRIBUTION}[{extra}]'")
+
+
+def _environments(settings: Settings) -> Iterator[Finding]:
+    """What gives steps their packages. Flows that name some are not known here, so that only what
+    the settings ask for is a failure."""
+    kind = settings.environment
+    if kind == "local":
+        return
+    lacking = fail if kind is not None else warn
+    try:
+        find_uv()
+    except MissingExtra:
+        said = "uv is not installed: steps with @pypi cannot have the packages that they name."
+        advice = (
+            f"pip install '{DISTRIBUTION}[environments]'; or set AFLOW_DEFAULT_ENVIRONMENT=local "
+            "to use what is installed."
+        )
+        yield lacking("packages", said, advice)
+    if kind == "conda" and find_spec("rattler") is None:
+        said = "rattler is not installed, which AFLOW_DEFAULT_ENVIRONMENT=conda needs."
+        yield fail("packages", said, f"pip install '{DISTRIBUTION}[conda]'")
+
+
+# ------------------------------------------------------------------ places
+
+
+def _spaces(settings: Settings) -> Iterator[Finding]:
+    """The disks on which aflow keeps something."""
+    places = {".aflow": settings.root}
+    if settings.datastore == "s3":
+        places["the cache"] = settings.cache
+    for what, place in places.items():
+        there = next(each for each in (place, *place.parents) if os.path.isdir(each))
+        if not os.access(there, os.W_OK | os.X_OK):
+            said = f"{there}, where {what} is to be, cannot be written to."
+            yield fail("disk", said, "Change its permissions, or work elsewhere.")
+            continue
+        yield of_space("disk", f"{what} ({place})", shutil.disk_usage(there).free)
+
+
+def _datastore(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
+    try:
+        url = settings.storage_url
+    except InvalidSetting as error:
+        yield fail("datastore", str(error))
+        return
+    if not url.startswith("s3:"):
+        yield ok("datastore", f"{settings.root} on this machine.")
+        return
+    found = probes.bucket("datastore", url)
+    yield found
+    if found.state is State.OK:
+        clocks.hear("S3", probes.date_of_store(url))
+
+
+def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
+    try:
+        url = settings.metadata_url
+        if url.startswith("http"):
+            found, date = probes.service("metadata", url, headers_for(url))
+            clocks.hear("the metadata service", date)
+            yield found
+            return
+        if not settings.has_metadata:
+            yield ok("metadata", f"{url} is made by the first run.")
+            return
+        store = open_metadata(url, read_only=True)
+        try:
+            next(iter(store.flows()), None)
+        finally:
+            store.close()
+        yield ok("metadata", f"{url} can be read.")
+    except AflowError as error:
+        yield fail("metadata", str(error))
+
+
+def _queue(settings: Settings) -> Iterator[Finding]:
+    if settings.queue is None:
+        if settings.executor == "queue":
+            yield fail("queue", "Runs use a queue, and none is named.", "Set AFLOW_QUEUE.")
+        return
+    shown = settings.queue
+    try:
+        depth = asyncio.run(asyncio.wait_for(_depth(settings.queue), _WAIT))
+    except TimeoutError:
+        yield fail("queue", f"{shown} does not answer within {_WAIT:.0f} s.", "See that it runs.")
+    except AflowError as error:
+        yield fail("queue", str(error))
+    else:
+        yield ok("queue", f"{shown} answers: {depth} messages wait.")
+    if not settings.signing_keys:
+        said = "Messages are not signed: anyone with access to the queue can have workers run code."
+        yield warn("queue", said, "Set AFLOW_SIGNING_KEY, the same for runs and workers.")
+
+
+async def _depth(url: str) -> int:
+    queue = open_queue(url)
+    try:
+        return (await queue.depth("doctor")).ready
+    finally:
+        await queue.close()
+
+
+def _secrets(settings: Settings) -> Iterator[Finding]:
+    kind = settings.default_secrets_backend
+    if kind is None:
+        return
+    known = known_backends()
+    if kind in known:
+        yield ok("secrets", f"Secrets that name no backend are of {kind}.")
+        return
+    said = f"AFLOW_DEFAULT_SECRETS_BACKEND_TYPE names {kind}, and there is no such backend."
+    yield fail("secrets", said, f"There are: {', '.join(known)}.")
+
+
+def _kubernetes(settings: Settings) -> Iterator[Finding]:
+    """Whether Jobs can be seen in the namespace, where one is named or all steps run there."""
+
+    namespace = KubernetesSettings.load().namespace
+    if namespace is None and settings.executor != "kubernetes":
+        return
+
+    cluster = KubernetesCluster()
+    try:
+        namespace = namespace or cluster.namespace
+        cluster.first(f"/apis/batch/v1/namespaces/{namespace}/jobs", 1)
+        server = cluster.server
+    except AflowError as error:
+        yield fail("kubernetes", str(error), "Log in, or set KUBECONFIG to another cluster.")
+        return
+    finally:
+        cluster.close()
+    yield ok("kubernetes", f"{server} lists the jobs of the namespace {namespace}.")
+
+
+# ------------------------------------------------------------------ AWS
+
+
+def _names_any(aws: AwsSettings) -> bool:
+    """Whether anything in AWS is named."""
+    roles = (aws.job_role, aws.fargate_role, aws.machine_role, aws.events_role)
+    return any((aws.queue, aws.image, aws.log_group, *roles))
+
+
+def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Finding]:
+    table = looked_up("SFN_DYNAMO_DB_TABLE")
+    secrets = settings.default_secrets_backend == "aws-secrets-manager"
+    runs_there = settings.executor == "batch"
+    if not (_names_any(aws) or table or secrets or runs_there):
+        return
+    from aflow.aws.client import Services
+
+    account = Services(quick=True)
+    try:
+        who = account.answer("sts", "get_caller_identity")
+    except AflowError as error:
+        yield fail("credentials", str(error), "Nothing else of AWS can be looked at before.")
+        return
+    yield ok("credentials", f"{who.values['Arn']}")
+    clocks.hear("AWS", who.date)
+    yield from _batch(settings, aws, account)
+    yield from _step_functions(settings, aws, account)
+    if table is not None:
+        yield from probes.table("table", table, account)
+
+
+def _batch(settings: Settings, aws: AwsSettings, account: Services) -> Iterator[Finding]:
+    from aflow.executors.jobs.base import with_registry
+
+    if not (aws.queue or aws.image or aws.job_role or settings.executor == "batch"):
+        return
+    yield from _wanting(aws, "job queue", "queue", "job role", "job_role", "job image", "image")
+    if settings.datastore != "s3":
+        said = "Jobs cannot reach a datastore of this machine."
+        yield warn("job queue", said, "Set AFLOW_DEFAULT_DATASTORE=s3, or say --datastore s3.")
+    if aws.queue:
+        has_role = aws.fargate_role is not None
+        yield from probes.queue("job queue", aws.queue, account, execution_role=has_role)
+    if aws.gpu_queue:
+        key = "AFLOW_BATCH_GPU_JOB_QUEUE"
+        yield from probes.queue("GPU queue", aws.gpu_queue, account, key=key)
+    if aws.job_log_group:
+        yield from probes.log_group("job logs", aws.job_log_group, account, "AFLOW_BATCH_LOG_GROUP")
+    if aws.job_role:
+        yield from probes.role("job role", aws.job_role, "ecs-tasks.amazonaws.com", account)
+    if aws.fargate_role:
+        yield from probes.role(
+            "execution role", aws.fargate_role, "ecs-tasks.amazonaws.com", account
+        )
+    if aws.image:
+        yield from probes.image("job image", with_registry(aws.image, aws.registry))
+
+
+def _step_functions(settings: Settings, aws: AwsSettings, account: Services) -> Iterator[Finding]:
+    if not (aws.machine_role or aws.events_role):
+        return
+    yield from _wanting(
+        aws, "state machines", "machine_role", "schedules", "events_role", "job queue", "queue"
+    )
+    if settings.metadata == "local":
+        said = "State machines cannot reach metadata of this machine."
+        yield warn("state machines", said, "Set AFLOW_DEFAULT_METADATA=service.")
+    if aws.machine_role:
+        yield from probes.role("state machines", aws.machine_role, "states.amazonaws.com", account)
+    if aws.events_role:
+        yield from _starter(aws.events_role, account)
+    if aws.log_group:
+        key = "AFLOW_SFN_EXECUTION_LOG_GROUP_ARN"
+        yield from probes.log_group("logs", aws.log_group, account, key)
+
+
+def _starter(role: str, account: Services) -> Iterator[Finding]:
+    """The role with which flows are started: by rules, and at times of a zone by schedules."""
+    found = probes.role("schedules", role, "events.amazonaws.com", account)
+    yield from found
+    if worst(found) is State.OK:
+        for each in probes.role("schedules", role, "scheduler.amazonaws.com", account):
+            if each.state is State.FAIL:  # of a stack of Metaflow, whose flows know no zones
+                yield warn("schedules", each.said, f"For @schedule(timezone=): {each.advice}")
+
+
+def _wanting(aws: AwsSettings, *pairs: str) -> Iterator[Finding]:
+    """A failure for each of these settings that is not set; `pairs` are names of findings, each
+    with the setting."""
+    for name, field in zip(pairs[::2], pairs[1::2], strict=True):
+        try:
+            aws.needed(field, f"The {name}")
+        except InvalidSetting as error:
+            yield Finding(name, State.FAIL, str(error))

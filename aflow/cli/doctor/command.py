@@ -1,0 +1,44 @@
+"""`aflow doctor`: whether all that the settings name is there and can be used."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from aflow._core.clock import SystemClock
+from aflow.cli.doctor.checks import findings
+from aflow.cli.doctor.findings import State, worst
+from aflow.cli.errors import FAILED
+from aflow.cli.options import SectionedCommand, flag
+
+_HELP = """Check this machine, the settings, and everything they name: datastore, metadata, queue,
+and the services of AWS. One line each: ok, warn or fail, and what to do. The exit code is 1 if
+a check fails. Nothing is changed: an object that is written to a bucket is removed again."""
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def doctor() -> click.Command:
+    """The command."""
+    return SectionedCommand(
+        "doctor",
+        help=_HELP,
+        params=[flag("--json", "as_json", help="As a list of objects.")],
+        callback=_doctor,
+    )
+
+
+def _doctor(as_json: bool) -> int:
+    found = []
+    for each in findings(SystemClock()):
+        found.append(each)
+        if not as_json:
+            click.echo(line(each.state, each.name, each.whole))
+    if as_json:
+        click.echo(json.dumps([each._asdict() for each in found], indent=2))
+    return FAILED if worst(found) is State.FAIL else 0
+
+
+def line(state: str, name: str, text: str) -> str:
+    """A finding as people read it."""
+    return f"{click.style(f'{state:<5}', fg=_COLOURS[state])} {name:<14} {text}"

@@ -1,0 +1,294 @@
+"""What was found of one thing, and what it means. Pure: answers come in as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from aflow._core.settings import KEYS as OF_SETTINGS
+from aflow.aws import settings as aws
+from aflow.executors.jobs.kubernetes import settings as k8s
+from aflow.flow.names import did_you_mean
+
+_GIB = 1 << 30
+_MIB = 1 << 20
+LITTLE_SPACE, NO_SPACE = 2 * _GIB, 200 * _MIB  # bytes
+# AWS refuses what is signed 5 minutes off; leases and `since` are off before.
+NOTICED_SKEW, REFUSED_SKEW = 30.0, 240.0  # seconds
+
+
+class State(StrEnum):
+    """How it stands with something. Of a doubt somebody should know, a failure is in the way."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    """How one thing stands: a sentence, and what to do about it (empty if nothing is)."""
+
+    name: str
+    state: State
+    said: str
+    advice: str = ""
+
+    @property
+    def whole(self) -> str:
+        """Both sentences."""
+        return f"{self.said} {self.advice}".strip()
+
+
+def ok(name: str, said: str) -> Finding:
+    """It is well."""
+    return Finding(name, State.OK, said)
+
+
+def warn(name: str, said: str, advice: str = "") -> Finding:
+    """It may be in the way one day."""
+    return Finding(name, State.WARN, said, advice)
+
+
+def fail(name: str, said: str, advice: str = "") -> Finding:
+    """It is in the way."""
+    return Finding(name, State.FAIL, said, advice)
+
+
+def worst(findings: Sequence[Finding]) -> State:
+    """The state of all of them together."""
+    found = {each.state for each in findings}
+    return next((state for state in (State.FAIL, State.WARN) if state in found), State.OK)
+
+
+# ------------------------------------------------------------------ this machine
+
+
+def of_space(name: str, place: str, free: int) -> Finding:
+    """The finding for this many free bytes."""
+    said = f"{free / _GIB:.1f} GiB are free where {place} is."
+    if free < NO_SPACE:
+        return fail(name, said, "Free some space: runs stop when the disk is full.")
+    if free < LITTLE_SPACE:
+        return warn(name, said, "Free some space, with `aflow gc` perhaps.")
+    return ok(name, said)
+
+
+def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
+    """What a Date of HTTP says of this machine's clock, which is at `here` (seconds since the
+    epoch)."""
+    try:
+        at: datetime = parsedate_to_datetime(there)
+    except (TypeError, ValueError):
+        return warn(name, f"{whose} says no time that could be read.")
+    skew = here - at.timestamp()
+    said = f"The clock of this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'}"
+    said = f"{said} that of {whose}."
+    if abs(skew) > REFUSED_SKEW:
+        return fail(name, said, "Set it (by NTP): AWS refuses what is signed at another time.")
+    if abs(skew) > NOTICED_SKEW:
+        return warn(name, said, "Set it (by NTP): times of runs and leases are off.")
+    return ok(name, f"The clock of this machine agrees with that of {whose}.")
+
+
+# ------------------------------------------------------------------ AWS
+
+
+def of_queue(
+    name: str, queue: str, answer: Mapping[str, Any], key: str = "AFLOW_BATCH_JOB_QUEUE"
+) -> Finding:
+    """What `describe_job_queues` says of a queue, which the setting `key` names."""
+    found = answer.get("jobQueues", [])
+    if not found:
+        return fail(
+            name,
+            f"There is no job queue {queue} in this region and account.",
+            f"Set {key} to the name or the ARN of one.",
+        )
+    state, status = found[0].get("state"), found[0].get("status")
+    if state != "ENABLED" or status != "VALID":
+        why = found[0].get("statusReason") or ""
+        return fail(
+            name,
+            f"The job queue {queue} is {state} and {status}, so that jobs in it never start. {why}",
+            "Enable it, or see to its compute environments.",
+        )
+    return ok(name, f"{queue} is ENABLED and VALID.")
+
+
+def of_machines(name: str, queue: str, answer: Mapping[str, Any], execution_role: bool) -> Finding:
+    """What `describe_compute_environments` says of those of a queue; `execution_role` says whether
+    one is set, which Fargate needs."""
+    found = answer.get("computeEnvironments", [])
+    usable = [e for e in found if e.get("state") == "ENABLED" and e.get("status") == "VALID"]
+    if not usable:
+        return fail(
+            name,
+            f"None of the compute environments of {queue} is ENABLED and VALID.",
+            "Jobs wait for ever: enable one.",
+        )
+    kinds = sorted({str(e.get("computeResources", {}).get("type", "?")) for e in usable})
+    most = sum(int(e.get("computeResources", {}).get("maxvCpus", 0)) for e in usable)
+    if not execution_role and any(kind.startswith("FARGATE") for kind in kinds):
+        return fail(
+            name,
+            f"{queue} runs jobs on Fargate, which takes a role to start them with.",
+            "Set AFLOW_ECS_FARGATE_EXECUTION_ROLE.",
+        )
+    return ok(name, f"{', '.join(kinds)} with up to {most} vCPUs.")
+
+
+def of_role(name: str, role: str, document: Any, service: str) -> Finding:
+    """Whether a role, whose trust policy this is, can be taken on by a service of AWS."""
+    if trusts(document, service):
+        return ok(name, f"{role} is there, and {service} may assume it.")
+    return fail(
+        name,
+        f"{role} cannot be assumed by {service}.",
+        f"Let its trust policy allow sts:AssumeRole to {service}.",
+    )
+
+
+def trusts(document: Any, service: str) -> bool:
+    """Whether a trust policy lets a service assume the role. Conditions are taken to hold."""
+    statements = document.get("Statement", ()) if isinstance(document, Mapping) else ()
+    allowed = False
+    for each in [statements] if isinstance(statements, Mapping) else statements:
+        principal = each.get("Principal", {})
+        named = principal if isinstance(principal, str) else principal.get("Service", ())
+        if not any(fnmatchcase(service, one) for one in _listed(named)):
+            continue
+        if not any(fnmatchcase("sts:AssumeRole", one) for one in _listed(each.get("Action", ()))):
+            continue
+        if each.get("Effect") == "Deny":
+            return False
+        allowed = True
+    return allowed
+
+
+def of_table(name: str, table: str, answer: Mapping[str, Any]) -> Finding:
+    """What `describe_table` says of the table of Metaflow's state machines."""
+    keys = [(each["AttributeName"], each["KeyType"]) for each in answer["Table"]["KeySchema"]]
+    if keys != [("pathspec", "HASH")]:
+        return fail(
+            name,
+            f"The table {table} has another key than pathspec.",
+            "Make one whose hash key is pathspec (a string).",
+        )
+    return ok(name, f"{table} is there. aflow itself needs none: it is for Metaflow's flows.")
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+# ------------------------------------------------------------------ the metadata service
+
+
+def of_service(name: str, url: str, status: int, version: str | None, own: bool) -> Finding:
+    """What GET /ping and a list of flows answered, with our key: the status of the first that was
+    not 200; the version that the service gives itself."""
+    if status in (401, 403):
+        return fail(
+            name,
+            f"The metadata service at {url} answers {status}: it takes another key, or one at all.",
+            "Set AFLOW_SERVICE_AUTH_KEY.",
+        )
+    if status != 200:
+        return fail(
+            name,
+            f"What is at {url} answers {status}.",
+            "Check AFLOW_SERVICE_URL, and that the service runs.",
+        )
+    if version is None:
+        return fail(
+            name,
+            f"What answers at {url} is no metadata service.",
+            "Check AFLOW_SERVICE_URL: behind an API Gateway it ends in /api/, say.",
+        )
+    if own:
+        return ok(name, f"{url} answers as aflow's metadata service, version {version}.")
+    return ok(
+        name,
+        f"{url} answers as Metaflow's own metadata service, version {version}: runs are registered "
+        "there. Their records are kept in .aflow of each folder, those of deployed flows in the "
+        "datastore.",
+    )
+
+
+# Which keys of settings there are, and what is to be said of those that do nothing. Pure.
+
+
+PREFIXES = ("AFLOW_", "METAFLOW_")
+# Those that are looked up one by one, where they are needed.
+OF_PARTS = frozenset(
+    {
+        "CARD_NO_WARNING",
+        "DATASTORE_SYSROOT_LOCAL",
+        "HISTORY",
+        "KUBERNETES_CONTEXT",
+        "SERVER",
+        "SERVICE_AUTH_KEY_SECRET",
+        "SERVICE_HEADERS",
+        "SFN_COMPRESS_STATE_MACHINE",
+        "SKIP_INSTALL_DEPENDENCIES",
+        "SLURM_ACCOUNT",
+        "SLURM_CONSTRAINT",
+        "SLURM_PARTITION",
+        "SLURM_QOS",
+        "SLURM_TIME",
+        "TOKEN_HOME",
+    }
+)
+# Those that are read before any file is, or that belong to one run.
+OF_THE_ENVIRONMENT = frozenset(
+    {"BOOT_PATIENCE", "FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE", "SAFE_DIRECTORIES"}
+)
+# Keys of Metaflow that aflow reads nothing from, and why that is no loss.
+WITHOUT_EFFECT = {
+    "SFN_DYNAMO_DB_TABLE": "state machines of aflow need no table",
+    "CARD_S3ROOT": "cards are kept beside the artifacts",
+    "SERVICE_RETRY_COUNT": "a service that is away is waited for, for two minutes",
+    "S3_RETRY_COUNT": "what fails in S3 is tried again, eight times in all",
+    "S3_TRANSIENT_RETRY_COUNT": "what fails in S3 is tried again, eight times in all",
+    "MAXIMUM_FOREACH_VALUE_CHARS": "values of a foreach are always shown in short",
+    "PROFILE_FROM_START": "start-up is fast; AFLOW_DEBUG=1 shows tracebacks",
+    "DATASTORE_SYSROOT_AZURE": "there is no datastore in Azure",
+    "DATASTORE_SYSROOT_GS": "there is no datastore in Google Cloud",
+    "DEFAULT_AWS_CLIENT_PROVIDER": "botocore finds the credentials",
+}
+
+
+def known() -> frozenset[str]:
+    """All keys that have an effect, without prefix."""
+    of_jobs = {key for keys in (*aws.KEYS.values(), *k8s.KEYS.values()) for key in keys}
+    return OF_SETTINGS | of_jobs | OF_PARTS | OF_THE_ENVIRONMENT
+
+
+def bare(key: str) -> str:
+    """The key without its prefix."""
+    return key.removeprefix("AFLOW_").removeprefix("METAFLOW_")
+
+
+def remark(key: str) -> str:
+    """What is to be said of a key in a file of settings; "" of one that counts."""
+    name = bare(key)
+    if not key.startswith(PREFIXES):
+        return "no setting: names begin with AFLOW_ or METAFLOW_"
+    if name in OF_THE_ENVIRONMENT or (name.startswith("RUN_") and name not in known()):
+        return "without effect in a file: it is read from the environment alone"
+    if name in known():
+        return ""
+    if name.startswith("DEBUG_"):
+        return "without effect: AFLOW_DEBUG=1 shows tracebacks"
+    if name in WITHOUT_EFFECT:
+        return f"without effect: {WITHOUT_EFFECT[name]}"
+    return f"no setting that aflow knows.{did_you_mean(name, sorted(known()))}".rstrip(".")
+
+
+def remarks(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """The keys of which there is something to be said, with that."""
+    return [(key, said) for key in sorted(keys) if (said := remark(key))]

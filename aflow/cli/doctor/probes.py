@@ -1,0 +1,241 @@
+"""Asks what is out there, and gives what was found of it. Each call blocks for seconds at most."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from aflow.cli.doctor.findings import (
+    Finding,
+    fail,
+    of_machines,
+    of_queue,
+    of_role,
+    of_service,
+    of_table,
+    ok,
+    warn,
+)
+from aflow.errors import AflowError, AwsError, InvalidSetting
+
+if TYPE_CHECKING:
+    from aflow.aws.client import Services
+
+_TIMEOUT = 6.0  # seconds without a byte
+_ECR = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/"
+    r"(?P<name>[^:@]+)(?::(?P<tag>[^@]+))?(?:@(?P<digest>.+))?"
+)
+
+
+class HttpResponse(NamedTuple):
+    """The answer of an HTTP service. `date` is its clock, if it sent one."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def date(self) -> str | None:
+        """The Date of the answer."""
+        return self.headers.get("date")
+
+
+def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
+    """Ask once. Raises OSError, http.client.HTTPException and InvalidSetting."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidSetting(f"{url!r} is no address: use http(s)://host.")
+    secure = parts.scheme == "https"
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT)
+    try:
+        query = f"?{parts.query}" if parts.query else ""
+        connection.request("GET", f"{parts.path or '/'}{query}", headers=dict(headers))
+        answer = connection.getresponse()
+        headers = {name.lower(): value for name, value in answer.getheaders()}
+        return HttpResponse(answer.status, headers, answer.read(1 << 20))
+    finally:
+        connection.close()
+
+
+def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, str | None]:
+    """Whether a metadata service answers at the URL, and takes the key in the headers; and what
+    its clock says, if it said that."""
+    base, date = url.rstrip("/"), None
+    try:
+        answer = get(f"{base}/ping", headers)
+        version = answer.headers.get("metadata_service_version")
+        own, date = "aflow_metadata" in answer.headers, answer.date
+        if answer.status == 200 and version is not None:
+            # Asked with the key. Some services list the runs of a flow alone, and no flows.
+            listed = get(f"{base}/flows?_limit=1", headers)
+            answer = answer if listed.status == 404 else listed
+    except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        said = f"Nobody answers at {url}: {why.rstrip('.')}."
+        return fail(name, said, "Check AFLOW_SERVICE_URL, and that the service runs."), None
+    return of_service(name, url, answer.status, version, own), date
+
+
+def bucket(name: str, url: str) -> Finding:
+    """Whether a place in S3 can be written and read, and keeps the conditions of writes."""
+    from aflow.storage.s3 import S3Store
+
+    body = b"aflow was here"
+    probe = f"checkup/{uuid.uuid4().hex}"
+    try:
+        store = S3Store(url)
+        try:
+            store.put_if_absent(probe, [body])
+            read = bytes(store.get(probe))
+            store.delete(probe)
+        finally:
+            store.close()
+    except AflowError as error:
+        return fail(name, str(error))
+    if read != body:
+        return fail(name, f"{url} gives back other bytes than were written.", "Use another store.")
+    return ok(name, f"{url} can be written, read and removed from.")
+
+
+def date_of_store(url: str) -> str | None:
+    """What the clock of a place in S3 says; None if it says nothing."""
+    from aflow.aws.client import Services
+
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query))
+    store = Services(options.get("region"), endpoint=options.get("endpoint"), quick=True)
+    try:
+        return store.answer("s3", "head_bucket", Bucket=parts.netloc).date
+    except (AwsError, InvalidSetting):
+        return None  # whether the store can be used has been looked at before
+
+
+def queue(
+    name: str,
+    wanted: str,
+    aws: Services,
+    *,
+    execution_role: bool = True,
+    key: str = "AFLOW_BATCH_JOB_QUEUE",
+) -> list[Finding]:
+    """Whether jobs that are put into a job queue can start; `execution_role` says whether one is
+    set, `key` which setting names the queue."""
+
+    def looked() -> list[Finding]:
+        answer = aws.call("batch", "describe_job_queues", jobQueues=[wanted])
+        found = [of_queue(name, wanted, answer, key)]
+        if not answer.get("jobQueues"):
+            return found
+        order = answer["jobQueues"][0].get("computeEnvironmentOrder", ())
+        machines = [each["computeEnvironment"] for each in order]
+        network = (
+            aws.call("batch", "describe_compute_environments", computeEnvironments=machines)
+            if machines
+            else {}
+        )
+        return [*found, of_machines("compute", wanted, network, execution_role)]
+
+    return asked(name, f"The job queue {wanted}", "batch:DescribeJobQueues", looked)
+
+
+def role(name: str, arn: str, service: str, aws: Services) -> list[Finding]:
+    """Whether a role is there, and a service of AWS may assume it."""
+    advice = f"Set the ARN of a role that {service} may assume."
+
+    def looked() -> list[Finding]:
+        found = aws.call("iam", "get_role", RoleName=arn.rpartition("/")[2])["Role"]
+        if found["Arn"] != arn:
+            said = f"{arn} is no role of this account: there is {found['Arn']}."
+            return [fail(name, said, advice)]
+        return [of_role(name, arn, found.get("AssumeRolePolicyDocument"), service)]
+
+    missing = fail(name, f"There is no role {arn} in this account.", advice)
+    return asked(name, f"The role {arn}", "iam:GetRole", looked, {"NoSuchEntity": missing})
+
+
+def table(name: str, wanted: str, aws: Services) -> list[Finding]:
+    """Whether a table of DynamoDB is there, for Metaflow's state machines."""
+    missing = fail(
+        name,
+        f"There is no table {wanted} in this region and account.",
+        "Unset AFLOW_SFN_DYNAMO_DB_TABLE (aflow needs none), or make it.",
+    )
+    return asked(
+        name,
+        f"The table {wanted}",
+        "dynamodb:DescribeTable",
+        lambda: [of_table(name, wanted, aws.call("dynamodb", "describe_table", TableName=wanted))],
+        {"ResourceNotFoundException": missing},
+    )
+
+
+def log_group(name: str, arn: str, aws: Services, key: str) -> list[Finding]:
+    """Whether a log group is there, which the setting `key` names."""
+    wanted = arn.removesuffix(":*").partition(":log-group:")[2] or arn
+
+    def looked() -> list[Finding]:
+        answer = aws.call("logs", "describe_log_groups", logGroupNamePrefix=wanted)
+        if any(each["logGroupName"] == wanted for each in answer["logGroups"]):
+            return [ok(name, f"{wanted} is there.")]
+        said = f"There is no log group {wanted} in this region and account."
+        return [fail(name, said, f"Set {key} to one, or unset it.")]
+
+    return asked(name, f"The log group {wanted}", "logs:DescribeLogGroups", looked)
+
+
+def image(name: str, wanted: str) -> list[Finding]:
+    """Whether an image is in its registry, as far as that is one of ECR."""
+    from aflow.aws.client import Services
+
+    parts = _ECR.fullmatch(wanted)
+    if parts is None:
+        return [ok(name, f"{wanted} (only images in ECR are looked for)")]
+    which = (
+        {"imageDigest": parts["digest"]}
+        if parts["digest"]
+        else {"imageTag": parts["tag"] or "latest"}
+    )
+    missing = fail(
+        name,
+        f"There is no image {wanted}.",
+        "Push it (docker/README.md), or set AFLOW_BATCH_CONTAINER_IMAGE to another.",
+    )
+
+    def looked() -> list[Finding]:
+        aws = Services(parts["region"], quick=True)
+        about = {"registryId": parts["account"], "repositoryName": parts["name"]}
+        aws.call("ecr", "describe_images", **about, imageIds=[which])
+        return [ok(name, f"{wanted} is in its registry.")]
+
+    said = dict.fromkeys(("ImageNotFoundException", "RepositoryNotFoundException"), missing)
+    return asked(name, f"The image {wanted}", "ecr:DescribeImages", looked, said)
+
+
+def asked(
+    name: str,
+    what: str,
+    right: str,
+    look: Callable[[], list[Finding]],
+    known: Mapping[str, Finding] | None = None,
+) -> list[Finding]:
+    """What a look gives; if AWS does not let us look that is a doubt, if it does not answer a
+    failure. `known` are the findings that codes of refusals stand for."""
+    from aflow.aws.client import AwsRefused
+
+    try:
+        return look()
+    except AwsRefused as error:
+        if known and error.code in known:
+            return [known[error.code]]
+        if error.denied:
+            said = f"{what} may not be looked at by you, so it may be well or not."
+            return [warn(name, said, f"Ask for {right}, or try it.")]
+        return [fail(name, f"{what} cannot be looked at: {error}")]
+    except (AwsError, InvalidSetting) as error:
+        return [fail(name, f"{what} cannot be looked at: {error}")]

@@ -1,0 +1,1 @@
+"""`aflow tutorials`: flows to learn from, and the command that copies them."""

@@ -1,0 +1,92 @@
+"""`aflow tutorials`: the flows to learn from, which come with aflow."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from aflow.cli.options import flag, option
+from aflow.errors import InvalidInput, NotFound
+
+FOLDER = Path(__file__).parent
+
+
+def tutorials() -> click.Command:
+    """The command."""
+    group = click.Group("tutorials", help="Short flows to learn from.")
+    for name, (help, params, body) in _commands().items():
+        group.add_command(click.Command(name, help=help, params=params, callback=body))
+    return group
+
+
+def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:
+    episode = option("--episode", metavar="NAME", help="Only this one.  [default: all]")
+    to = option(
+        "--dir", "folder", metavar="DIR", help="Target folder.  [default: ./aflow-tutorials]"
+    )
+    overwrite = flag("--overwrite", help="Replace existing files.")
+    return {
+        "list": ("List the tutorials.", [], list_),
+        "pull": ("Copy the tutorials into a folder.", [episode, to, overwrite], pull),
+        "info": ("Say what a tutorial shows.", [click.Argument(["episode"])], info),
+    }
+
+
+def list_() -> int:
+    """A line a tutorial."""
+    for folder in _episodes():
+        click.echo(f"{folder.name:<15} {_title(folder)}")
+    click.echo("\nCopy them here with: aflow tutorials pull")
+    return 0
+
+
+def pull(episode: str | None, folder: str | None, overwrite: bool) -> int:
+    """Copy one or all; nothing is copied where one of them is there already."""
+    target = Path(folder or "aflow-tutorials")
+    wanted = _episodes() if episode is None else [_named(episode)]
+    there = [target / each.name for each in wanted if (target / each.name).exists()]
+    if there and not overwrite:
+        raise InvalidInput(
+            f"{there[0]} is there already: give --overwrite to replace it, or another --dir."
+        )
+    for each in wanted:
+        try:
+            shutil.copytree(
+                each,
+                target / each.name,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+        except (OSError, shutil.Error) as error:
+            raise InvalidInput(f"{each.name} cannot be copied to {target}: {error}.") from error
+        click.echo(f"{target / each.name}: {_title(each)}")
+    click.echo("\nWhat each is about: aflow tutorials info NAME")
+    return 0
+
+
+def info(episode: str) -> int:
+    """Its README."""
+    click.echo((_named(episode) / "README.md").read_text("utf-8"), nl=False)
+    return 0
+
+
+def _episodes() -> list[Path]:
+    return sorted(path.parent for path in FOLDER.glob("*/README.md"))
+
+
+def _named(name: str) -> Path:
+    """The tutorial of this name, or of this number."""
+    for folder in _episodes():
+        if name in (folder.name, folder.name.partition("-")[0], folder.name.partition("-")[2]):
+            return folder
+    raise NotFound(
+        f"There is no tutorial {name!r}. There are: {', '.join(path.name for path in _episodes())}."
+    )
+
+
+def _title(folder: Path) -> str:
+    first = (folder / "README.md").read_text("utf-8").splitlines()[0]
+    return first.removeprefix("# ")

@@ -1,1 +1,0 @@
-"""Whether what the settings name is there and can be used: for `aflow doctor` and `configure`."""

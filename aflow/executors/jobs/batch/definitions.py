@@ -1,0 +1,505 @@
+"""Definitions of the jobs of AWS Batch that run steps: pure functions of what decorators say.
+
+A definition is named by its content, so that a flow that runs or is deployed again registers
+nothing new, and steps that need the same share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aflow._core.settings import Settings
+from aflow._core.version import __version__
+from aflow.aws.settings import passed_on
+from aflow.environments.shipping import command
+from aflow.errors import InvalidInput, InvalidSetting
+from aflow.executors.jobs.base import with_registry
+from aflow.executors.jobs.batch.status import ENDED
+
+if TYPE_CHECKING:
+    from aflow.aws.client import Calls
+    from aflow.aws.settings import AwsSettings
+    from aflow.flow.definition import StepDefinition
+
+LIMIT = 432_000  # seconds that a job may run without @timeout: five days
+SHORTEST = 60  # seconds: Batch stops no job earlier
+_UNSAID = {"cpu": 1, "memory": 4096}  # what @resources asks for where it does not say it
+MARGIN = 60  # seconds for the container to start, and to tell how its step ended
+PYTHON = "python"
+
+Definition = dict[str, Any]
+
+
+def definition_of(
+    step: StepDefinition | None,
+    settings: AwsSettings,
+    environment: Mapping[str, str],
+    program: str,
+    *,
+    fargate: bool = False,
+    attempt: int = 0,
+) -> Definition:
+    """What `register_job_definition` takes for an attempt of a step; None is what belongs to no
+    step. `program` is the module that jobs run.
+
+    Raises InvalidSetting where no image or role is known.
+    """
+    batch: Any = step.decorator("batch") if step else None
+    needs = _resources(step, batch, attempt)
+    properties: Definition = {
+        "image": _image(batch, settings),
+        "command": command(shlex.split(_of(batch, "executable", PYTHON)), program),
+        "jobRoleArn": _of(batch, "iam_role", None)
+        or settings.needed("job_role", "The role of jobs, which may read and write the bucket,"),
+        "resourceRequirements": [{"type": kind, "value": each} for kind, each in needs.items()],
+        "environment": [{"name": key, "value": environment[key]} for key in sorted(environment)],
+    }
+    properties |= _linux(batch, fargate=fargate) | _volumes(batch) | _logs(batch, settings)
+    if _of(batch, "privileged", False):
+        properties["privileged"] = True
+    definition: Definition = {
+        "type": "container",
+        "containerProperties": properties,
+        "propagateTags": True,
+    }
+    execution_role = _of(batch, "execution_role", None) or (fargate and settings.fargate_role)
+    if execution_role:
+        properties["executionRoleArn"] = execution_role
+    if fargate:
+        if not execution_role:
+            raise InvalidSetting(
+                "The queue runs jobs on Fargate, which needs a role to start them: set "
+                "AFLOW_ECS_FARGATE_EXECUTION_ROLE."
+            )
+        definition["platformCapabilities"] = ["FARGATE"]
+        assigned = (settings.public_ip or "ENABLED").upper()
+        if assigned not in ("ENABLED", "DISABLED"):
+            raise InvalidSetting(
+                "AFLOW_BATCH_ASSIGN_PUBLIC_IP must be ENABLED or DISABLED, not "
+                f"{settings.public_ip!r}."
+            )
+        properties["networkConfiguration"] = {"assignPublicIp": assigned}
+        platform = _of(batch, "platform", None) or Settings.load().job_platform
+        if platform:
+            from aflow.environments.solve import platform_named  # few say any
+
+            machine = {"aarch64": "ARM64"}.get(platform_named(str(platform)).partition("-")[0])
+            properties["runtimePlatform"] = {
+                "operatingSystemFamily": "LINUX", "cpuArchitecture": machine or "X86_64"
+            }  # fmt: skip
+        size = _of(batch, "ephemeral_storage", None)
+        if size:
+            properties["ephemeralStorage"] = {"sizeInGiB": int(size)}
+    return _named(definition)
+
+
+def gang_definition(definition: Definition, step: str) -> Definition:
+    """The same for jobs of several nodes, which start together. Raises InvalidInput where the queue
+    cannot run such jobs."""
+    if "platformCapabilities" in definition:
+        raise InvalidInput(
+            f"Step {step} is a gang (num_parallel), and its queue runs jobs on Fargate, which has "
+            "no jobs of several nodes: use a queue of EC2 machines."
+        )
+    nodes = {"targetNodes": "0:", "container": definition["containerProperties"]}
+    return _named(
+        {
+            "type": "multinode",
+            "nodeProperties": {"numNodes": 1, "mainNode": 0, "nodeRangeProperties": [nodes]},
+            "propagateTags": True,
+        }
+    )
+
+
+def _named(definition: Definition) -> Definition:
+    text = json.dumps(definition, sort_keys=True)
+    name = f"aflow_{hashlib.sha224(text.encode()).hexdigest()}"
+    return {**definition, "jobDefinitionName": name}
+
+
+def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0.0) -> int:
+    """The seconds after which Batch stops an attempt of the step's job, which may `wait` before it
+    begins. Raises InvalidSetting."""
+    timeout = step.decorator("timeout") if step else None
+    if timeout is None:
+        return _whole(settings.runtime_limit or LIMIT, "AFLOW_DEFAULT_RUNTIME_LIMIT")
+    return max(SHORTEST, math.ceil(timeout.total_seconds + wait) + MARGIN)
+
+
+def needs_gpu(step: StepDefinition) -> bool:
+    """Whether the step asks for GPUs, by @batch or @resources."""
+    return "GPU" in _resources(step, step.decorator("batch"), 0)
+
+
+# ------------------------------------------------------------------ parts
+
+
+def _of(batch: Any, option: str, default: Any) -> Any:
+    value = getattr(batch, option) if batch else None
+    return default if value is None else value
+
+
+def _resources(step: StepDefinition | None, batch: Any, attempt: int) -> dict[str, str]:
+    """CPUs, memory in MB and GPUs: the most of what @batch and @resources say."""
+    if step is None:
+        return {"VCPU": "1", "MEMORY": "2048"}
+    resources = step.decorator("resources")
+
+    def most(option: str) -> float:
+        needed = resources.amount(option, attempt) if resources else None
+        if needed is None and resources:
+            needed = _UNSAID.get(option)
+        given = [_of(batch, option, None), needed]
+        return max(
+            (_number(each, option, step.name) for each in given if each is not None), default=0
+        )
+
+    needs = {"VCPU": f"{most('cpu') or 1:g}", "MEMORY": f"{most('memory') or 4096:.0f}"}
+    gpus = most("gpu")
+    return {**needs, "GPU": f"{gpus:.0f}"} if gpus else needs
+
+
+def _number(value: Any, option: str, step: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= 0 or math.isinf(number):
+        raise InvalidInput(f"Step {step}: {option} must be a number of 0 or more, not {value!r}.")
+    return number
+
+
+def _image(batch: Any, settings: AwsSettings) -> str:
+    image: str = _of(batch, "image", None) or settings.needed("image", "The image of jobs")
+    return with_registry(image, settings.registry)
+
+
+def _linux(batch: Any, *, fargate: bool) -> Definition:
+    if batch is None:
+        return {}
+    linux: Definition = {}
+    for option, name in (
+        ("shared_memory", "sharedMemorySize"),
+        ("max_swap", "maxSwap"),
+        ("swappiness", "swappiness"),
+    ):
+        value = _of(batch, option, None)
+        if value is not None:
+            linux[name] = _whole(value, option)
+    accelerators = _whole(_of(batch, "inferentia", None) or _of(batch, "trainium", 0), "inferentia")
+    devices = [f"/dev/neuron{each}" for each in range(accelerators)]
+    devices += [
+        f"/dev/infiniband/uverbs{each}" for each in range(_whole(_of(batch, "efa", 0), "efa"))
+    ]
+    if devices:
+        linux["devices"] = [
+            {"hostPath": each, "containerPath": each, "permissions": ["READ", "WRITE"]}
+            for each in devices
+        ]
+    size = _of(batch, "tmpfs_size", None)
+    if _of(batch, "use_tmpfs", False) or size:
+        size = (
+            _whole(size, "tmpfs_size")
+            if size
+            else max(1, int(float(_of(batch, "memory", 4096)) / 2))
+        )
+        path = _of(batch, "tmpfs_path", "/aflow_temp")
+        linux["tmpfs"] = [{"containerPath": path, "size": size, "mountOptions": ["mode=1777"]}]
+    if linux and fargate:
+        raise InvalidInput(
+            f"The queue runs jobs on Fargate, which has no {', '.join(sorted(linux))}: use a queue "
+            "of EC2 machines."
+        )
+    return {"linuxParameters": linux} if linux else {}
+
+
+def _volumes(batch: Any) -> Definition:
+    hosts, shares = _of(batch, "host_volumes", None), _of(batch, "efs_volumes", None)
+    hosts = [hosts] if isinstance(hosts, str) else list(hosts or ())
+    volumes: list[Definition] = []
+    mounts: list[Definition] = []
+    for number, path in enumerate(hosts):
+        volumes.append({"name": f"host-{number}", "host": {"sourcePath": path}})
+        mounts.append({"sourceVolume": f"host-{number}", "containerPath": path, "readOnly": False})
+    for number, (system, options) in enumerate(_shares(shares).items()):
+        root = options.get("root_directory", "/")
+        configuration = {
+            "fileSystemId": system,
+            "rootDirectory": root,
+            "transitEncryption": "ENABLED",
+        }
+        volumes.append({"name": f"efs-{number}", "efsVolumeConfiguration": configuration})
+        path = options.get("mount_point", f"/mnt/{system}")
+        mounts.append({"sourceVolume": f"efs-{number}", "containerPath": path, "readOnly": False})
+    return {"volumes": volumes, "mountPoints": mounts} if volumes else {}
+
+
+def _shares(shares: Any) -> Mapping[str, Mapping[str, str]]:
+    if isinstance(shares, Mapping):
+        return shares
+    return {each: {} for each in ([shares] if isinstance(shares, str) else shares or ())}
+
+
+def _logs(batch: Any, settings: AwsSettings) -> Definition:
+    driver = _of(batch, "log_driver", None)
+    if driver is None and settings.job_log_group is not None:
+        options = {"awslogs-group": settings.job_log_group}
+        return {"logConfiguration": {"logDriver": "awslogs", "options": options}}
+    if driver is None:
+        return {}
+    given = _of(batch, "log_options", None) or {}
+    if not isinstance(given, Mapping):
+        given = dict(each.split(":", 1) for each in given)
+    return {"logConfiguration": {"logDriver": driver, "options": dict(given)}}
+
+
+def _whole(value: Any, option: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise InvalidSetting(f"{option} must be a whole number, not {value!r}.") from None
+
+
+# How the jobs of a step are submitted to AWS Batch.
+
+
+MOST = 10_000  # jobs of an array
+MOST_DESCRIBED = 100  # jobs of one call
+LONGEST_NAME = 128
+PROGRAM = "aflow.executors.remote.job"
+SAID = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
+_SAYS_YES = frozenset({"1", "true", "yes", "on"})
+
+
+class Mark(NamedTuple):
+    """Whose a job is; jobs say so by parameters, by which they are found again."""
+
+    user: str
+    flow: str
+    run: str
+
+    def parameters(self, step: str) -> dict[str, str]:
+        """What a job of the step says."""
+        said = dict(zip(SAID, (*self, step), strict=True)) | {"version": __version__}
+        return {f"aflow.{name}": value for name, value in said.items()}
+
+    @property
+    def prefix(self) -> str:
+        """What the names of all jobs of the run begin with."""
+        return name_prefix(self.user, self.flow, self.run)
+
+
+class BatchStepJob(NamedTuple):
+    """What all jobs of a step have in common. `limit` is in seconds, of an attempt. The attempts of
+    a gang are nodes of one job."""
+
+    step: str
+    definition: Definition
+    queue: str
+    limit: int
+    tags: Mapping[str, str]
+    emit_tags: bool
+    environment: Mapping[str, str]
+    is_gang: bool = False
+
+
+def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
+    """The queue of a step's jobs where that is another than the common one."""
+    batch: Any = step.decorator("batch")
+    if batch and batch.queue:
+        return str(batch.queue)
+    return settings.gpu_queue if needs_gpu(step) else None
+
+
+def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
+    """The queue of a step's jobs: the one that it names, that of GPUs for a step that needs some,
+    or the common one. Raises InvalidSetting where none is known."""
+    return own_queue_of(step, settings) or settings.needed("queue", "The job queue of AWS Batch")
+
+
+def step_job(
+    step: StepDefinition,
+    settings: AwsSettings,
+    environment: Mapping[str, str],
+    *,
+    fargate: bool = False,
+    is_gang: bool = False,
+    attempt: int = 0,
+) -> BatchStepJob:
+    """How an attempt of a step is submitted; `environment` are the variables of all jobs. Raises
+    InvalidSetting for what is not set, and InvalidInput for what Batch does not take."""
+    batch: Any = step.decorator("batch")
+    definition = definition_of(step, settings, {}, PROGRAM, fargate=fargate, attempt=attempt)
+    mounts = definition["containerProperties"].get("linuxParameters", {}).get("tmpfs")
+    if mounts and batch.tmpfs_tempdir:
+        environment = {**environment, "AFLOW_TEMPDIR": mounts[0]["containerPath"]}
+    if is_gang:
+        definition = gang_definition(definition, step.name)
+    return BatchStepJob(
+        step.name,
+        definition,
+        queue_of(step, settings),
+        limit_of(step, settings),
+        {**_default_tags(settings), **((batch.aws_batch_tags if batch else None) or {})},
+        (settings.emit_tags or "").lower() in _SAYS_YES,
+        environment,
+        is_gang,
+    )
+
+
+def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str) -> dict[str, str]:
+    """The variables of all jobs of a run: what the client inside of a step needs to find what it
+    finds here. `metadata` is the setting, `storage` the URL of the store."""
+    found = {
+        **passed_on(),
+        "AWS_DEFAULT_REGION": region,
+        "AFLOW_DEFAULT_DATASTORE": "s3",
+        "AFLOW_DATASTORE_SYSROOT_S3": storage,
+        "AFLOW_USER": Settings.load().user,
+    }
+    if metadata == "service" and settings.internal_url is not None:
+        found |= {"AFLOW_DEFAULT_METADATA": metadata, "AFLOW_SERVICE_URL": settings.internal_url}
+    elif metadata.startswith(("http://", "https://")):
+        found["AFLOW_DEFAULT_METADATA"] = metadata
+    return found
+
+
+def submission(
+    job: BatchStepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `submit_job` takes for this many attempts of the step: those of a gang are nodes, others
+    an array where there are more than one."""
+    variables = {**job.environment, **environment}
+    parameters = mark.parameters(job.step)
+    tags = {**(parameters if job.emit_tags else {}), **job.tags}
+    return {
+        "jobName": name,
+        "jobQueue": job.queue,
+        "jobDefinition": job.definition["jobDefinitionName"],
+        "parameters": parameters,
+        # Attempts are counted by the run: what is lost costs none.
+        "retryStrategy": {"attempts": 1},
+        "timeout": {"attemptDurationSeconds": job.limit},
+        **_containers(job, size, variables),
+        **({"tags": tags, "propagateTags": True} if tags else {}),
+    }
+
+
+def name_prefix(user: str, flow: str, run: str | None = None) -> str:
+    """What the names of all jobs of a user's flow begin with, or of one run of it."""
+    return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
+
+
+def _containers(job: BatchStepJob, size: int, variables: Mapping[str, str]) -> dict[str, Any]:
+    """How many containers, and their variables."""
+    over = {"environment": [{"name": key, "value": variables[key]} for key in sorted(variables)]}
+    if job.is_gang:
+        nodes = [{"targetNodes": "0:", "containerOverrides": over}]
+        return {"nodeOverrides": {"numNodes": size, "nodePropertyOverrides": nodes}}
+    array = {"arrayProperties": {"size": size}} if size > 1 else {}
+    return {"containerOverrides": over, **array}
+
+
+def job_name(mark: Mark, step: str, unique: str) -> str:
+    """The name of a job, which no other has: `unique` stands at its end."""
+    return _name(f"{mark.prefix}{step}", LONGEST_NAME - len(unique) - 1) + f"-{unique}"
+
+
+def _name(text: str, length: int) -> str:
+    fitting = re.sub(r"[^A-Za-z0-9_-]", "-", text)
+    return (fitting if fitting[:1].isalnum() else f"a{fitting}")[:length]
+
+
+def _default_tags(settings: AwsSettings) -> dict[str, str]:
+    if settings.default_tags is None:
+        return {}
+    try:
+        tags = json.loads(settings.default_tags)
+    except ValueError:
+        tags = None
+    if not isinstance(tags, dict):
+        raise InvalidSetting(
+            'AFLOW_BATCH_DEFAULT_TAGS must be a JSON object such as {"team": "ads"}, not '
+            f"{settings.default_tags!r}."
+        )
+    return {str(name): str(value) for name, value in tags.items()}
+
+
+# The jobs of AWS Batch that runs have submitted: found again by their marks, and ended.
+
+
+UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
+
+
+class SubmittedJob(NamedTuple):
+    """A job that has not ended. `states` has how many of an array are in which state; it is empty
+    for a job that is none. `created_at` is in seconds since the epoch."""
+
+    id: str
+    user: str
+    flow: str
+    run: str
+    step: str
+    status: str
+    states: dict[str, int]
+    created_at: float
+
+
+def unfinished(
+    calls: Calls, queues: Iterable[str], user: str | None, flow: str | None, run: str | None
+) -> list[SubmittedJob]:
+    """The jobs of aflow in these queues that have not ended, the oldest first; None stands for all
+    users, flows, or runs. Blocks. Raises AwsError."""
+    ids = [id for queue in queues for id in _candidates(calls, queue, user, flow, run)]
+    found = []
+    for at in range(0, len(ids), MOST_DESCRIBED):
+        for described in calls.described(ids[at : at + MOST_DESCRIBED]):
+            job = _job(described)
+            if job is None:
+                continue
+            given = ((user, job.user), (flow, job.flow), (run, job.run))
+            if all(wanted in (None, there) for wanted, there in given):
+                found.append(job)
+    return sorted(found, key=lambda job: job.created_at)
+
+
+def _candidates(
+    calls: Calls, queue: str, user: str | None, flow: str | None, run: str | None
+) -> Iterator[str]:
+    """The ids of jobs that may be meant."""
+    if user is not None and flow is not None:
+        # Asked for by name AWS lists those of all states.
+        prefix = name_prefix(user, flow, run)
+        filters = [{"name": "JOB_NAME", "values": [f"{prefix}*"]}]
+        listed = calls.listed(jobQueue=queue, filters=filters)
+        yield from (each["jobId"] for each in listed if each["status"] not in ENDED)
+        return
+    for status in UNFINISHED:
+        for each in calls.listed(jobQueue=queue, jobStatus=status):
+            yield each["jobId"]
+
+
+def _job(described: dict[str, Any]) -> SubmittedJob | None:
+    """The job, if a run of aflow has submitted it, and it has not ended meanwhile."""
+    said = described.get("parameters") or {}
+    user, flow, run, step = (said.get(f"aflow.{name}", "") for name in SAID)
+    if described["status"] in ENDED or not (flow and run):
+        return None
+    summary = (described.get("arrayProperties") or {}).get("statusSummary") or {}
+    states = {status: count for status, count in summary.items() if count}
+    return SubmittedJob(
+        described["jobId"],
+        user,
+        flow,
+        run,
+        step,
+        described["status"],
+        states,
+        (described.get("createdAt") or 0) / 1000,
+    )

@@ -1,0 +1,169 @@
+"""AWS Batch as a job system."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aflow.errors import (
+    AwsBusy,
+    AwsError,
+    AwsUnauthorized,
+    JobSystemBusy,
+    JobSystemError,
+    JobSystemUnauthorized,
+)
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission
+from aflow.executors.jobs.batch.definitions import (
+    MOST,
+    MOST_DESCRIBED,
+    BatchStepJob,
+    Mark,
+    job_name,
+    submission,
+)
+from aflow.executors.jobs.batch.status import ENDED, end_of, last_lines, log_of
+from aflow.scheduler.messages import Outcome
+from aflow.scheduler.states import AttemptState
+
+if TYPE_CHECKING:
+    from aflow.aws.client import Calls
+    from aflow.task.spec import RunContext
+
+LOOKS, BETWEEN = 3, 1.0  # for the log of a job that has failed: how often, and seconds between
+
+T = TypeVar("T")
+_NOT_BEGUN = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING")
+
+
+class BatchSystem:
+    """The jobs of an account, in one region. It registers definitions when they are first used."""
+
+    title = "AWS Batch"
+    advice = (
+        "See whether the compute environments of the job queue are enabled, large enough for what "
+        "the step asks for, and not at their limit."
+    )
+    limits = CallLimits(MOST, MOST_DESCRIBED, 1)
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._registered: set[str] = set()  # names of definitions
+
+    @property
+    def scope(self) -> str:
+        """The region. The client is made for that, which takes a while."""
+        return f"batch/{self._calls.region}"
+
+    def name_of(self, context: RunContext, step: str, unique: str) -> str:
+        """User, flow, run and step, shortened where that is too long."""
+        return job_name(_mark(context), step, unique)
+
+    def submit(self, given: Submission) -> str:
+        """Submit a job; its id."""
+        job: BatchStepJob = given.job
+        name = job.definition["jobDefinitionName"]
+        if name not in self._registered:
+            called(lambda: self._calls.register(job.definition))
+            self._registered.add(name)
+        values = submission(job, _mark(given.context), given.name, given.size, given.environment)
+        return called(lambda: self._calls.submit(values))
+
+    def find(self, name: str, job: BatchStepJob) -> str | None:
+        """The id of the job of this name, in the queue of its step."""
+        filters = [{"name": "JOB_NAME", "values": [name]}]
+        listed = called(lambda: [*self._calls.listed(jobQueue=job.queue, filters=filters)])
+        return next((each["jobId"] for each in listed if each["jobName"] == name), None)
+
+    def member(self, job: str, index: int) -> str:
+        """`id:index`."""
+        return f"{job}:{index}"
+
+    def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
+        """The status of each of these jobs."""
+        found = {each["jobId"]: each for each in called(lambda: self._calls.described(ids))}
+        return {id: _status(id, found.get(id)) for id in ids}
+
+    def why_waiting(self, status: JobStatus) -> str:
+        """Its `statusReason`; of an array that of its last member, since the parent has none."""
+        if status.size == 1 or status.reason:
+            return status.reason
+        last = self.member(status.id, status.size - 1)
+        return self.describe([last])[last].reason
+
+    def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
+        """Those that have failed, where asking for each would take several calls."""
+        if len(members) <= MOST_DESCRIBED or is_over:
+            return members
+        of = {"arrayJobId": array, "jobStatus": "FAILED"}
+        failed = {each["jobId"] for each in called(lambda: [*self._calls.listed(**of)])}
+        return [each for each in members if each in failed]
+
+    def outcome_of(self, status: JobStatus) -> Outcome:
+        """How the attempt ended; with the last lines of the log of one that has failed."""
+        end = None if status.detail is None else end_of(status.detail)
+        if end is None:
+            reason = f"The task was lost: AWS Batch does not know its job {status.id}."
+            return Outcome(AttemptState.LOST, reason=reason)
+        if end.state is AttemptState.FAILED:
+            end = end_of(status.detail, self._last_lines(status.detail)) or end
+        return end
+
+    def _last_lines(self, job: dict[str, Any]) -> list[str]:
+        """The end of its log, which may come some seconds after the end of the job itself: if it
+        does not, its address alone is given."""
+        for _ in range(LOOKS):
+            lines = last_lines(self._calls, job)
+            if lines or log_of(job) is None:
+                return lines
+            threading.Event().wait(BETWEEN)
+        return []
+
+    def terminate(self, ids: Sequence[str], reason: str) -> None:
+        """End these jobs, one call each."""
+        for each in ids:
+            called(lambda: self._calls.terminate(each, reason))  # noqa: B023 -- called at once
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._calls.close()
+
+
+def _mark(context: RunContext) -> Mark:
+    return Mark(context.user, context.flow, context.run)
+
+
+def called(call: Callable[[], T]) -> T:
+    """What a call to AWS gives. Raises JobSystemUnauthorized, JobSystemBusy and JobSystemError."""
+    try:
+        return call()
+    except AwsUnauthorized as error:
+        raise JobSystemUnauthorized(str(error)) from error
+    except AwsBusy as error:
+        raise JobSystemBusy(str(error)) from error
+    except AwsError as error:
+        raise JobSystemError(str(error)) from error
+
+
+def _status(id: str, described: dict[str, Any] | None) -> JobStatus:
+    if described is None:
+        return JobStatus(id, JobState.UNKNOWN, version="UNKNOWN")
+    status = described["status"]
+    array = described.get("arrayProperties") or {}
+    summary = array.get("statusSummary")
+    if status in ENDED:
+        state = JobState.ENDED
+    else:
+        state = JobState.WAITING if status in _NOT_BEGUN else JobState.RUNNING
+    counts = {status: 1} if summary is None else summary
+    return JobStatus(
+        id,
+        state,
+        array.get("size", 0 if summary is None else 1) or 1,
+        sum(counts.get(each, 0) for each in _NOT_BEGUN),
+        sum(counts.get(each, 0) for each in ENDED),
+        str(described.get("statusReason") or "") if state is JobState.WAITING else "",
+        (status, None if summary is None else tuple(sorted(summary.items()))),
+        described,
+    )

@@ -1,0 +1,1 @@
+"""Kubernetes as a job system: the API server of a cluster, manifests of Jobs, settings."""

@@ -1,0 +1,683 @@
+"""Kubernetes as a job system: Indexed Jobs, by a few routes of the API server.
+
+An id is `k8s@NAMESPACE@NAME`, since names of Jobs are ours and unique; `:INDEX` behind it is a
+member. What many Jobs do one list says, by a label. A Job is ended by a deadline and not deleted:
+so it can be seen later who has ended it, and Kubernetes removes it in its time.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from aflow._core.clock import SystemClock
+from aflow.errors import (
+    OUT_OF_MEMORY,
+    InvalidInput,
+    JobRefused,
+    JobSystemBusy,
+    JobSystemError,
+)
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission, until_answered
+from aflow.executors.jobs.kubernetes.access import KubernetesApiError
+from aflow.executors.jobs.kubernetes.manifest import (
+    FLOW,
+    INDEX,
+    JOB,
+    JOB_NAME,
+    RUN,
+    STEP,
+    USER,
+    job_manifest,
+    job_name,
+    label_of,
+    service_manifest,
+)
+from aflow.executors.jobs.place import KUBERNETES
+from aflow.scheduler.messages import Outcome
+from aflow.scheduler.states import AttemptState
+from aflow.task.spec import NO_RETRY_EXIT_CODE
+
+if TYPE_CHECKING:
+    from aflow.executors.jobs.kubernetes.access import KubernetesCluster, Object
+    from aflow.executors.jobs.kubernetes.manifest import KubernetesStepJob
+    from aflow.task.spec import RunContext
+
+LARGEST_ARRAY = 2_000  # pods: each is some 15 kB in the store of the API server
+PULLING = 60.0  # seconds after which an image that is not in its registry is waited for no more
+LOOKED_AT = 20  # pods, and events, that are looked at to find out why a Job waits
+TAIL_LINES, TAIL_SIZE = 10, 4096  # of the log of a pod that has failed
+ENDED_BY = "aflow/ended"  # the annotation that says who has ended a Job
+_DELETED = "deleted"  # the version of a Job that was there before
+
+_log = logging.getLogger("aflow")
+# What a registry says of an image that it does not have, or does not give us.
+_NO_IMAGE = re.compile(
+    r"not found|manifest unknown|does not exist|pull access denied|invalid reference|"
+    r"InvalidImageName|ErrImageNeverPull",
+    re.IGNORECASE,
+)
+_PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+
+
+class _Seen(NamedTuple):
+    """What was seen of a Job, or of one member: the Job (None where it is not there), the index,
+    and its pods, where they were asked for."""
+
+    job: Object | None
+    place: int | None = None
+    pods: Sequence[Object] | None = None
+
+
+class KubernetesSystem:
+    """The jobs of a cluster."""
+
+    title = "Kubernetes"
+    advice = "See `kubectl describe pod`, and whether the cluster has nodes for what the step asks."
+    limits = CallLimits(LARGEST_ARRAY, 100, 100)
+
+    def __init__(self, cluster: KubernetesCluster) -> None:
+        self._cluster = cluster
+        self._clock = SystemClock()
+        self._known: set[str] = set()  # ids of Jobs that have been there
+        self._unwanted: defaultdict[str, set[int]] = defaultdict(set)  # members to be ended, by id
+        self._waits: dict[str, float] = {}  # since when Jobs have had pods that wait
+
+    @property
+    def scope(self) -> str:
+        """The address of the API server."""
+        return f"kubernetes/{self._cluster.server}"
+
+    # ------------------------------------------------------------ before a run begins
+
+    def check_all(self, jobs: Sequence[KubernetesStepJob]) -> None:
+        """Ask the API server whether it would take such Jobs, and whether the secrets, claims and
+        service accounts that they name are there. Waits for a server that does not answer. Blocks.
+        Raises InvalidInput, JobSystemUnauthorized, JobSystemBusy and InvalidSetting."""
+        for job in jobs:
+            until_answered("Kubernetes", lambda: self._check(job))  # noqa: B023 -- called at once
+
+    def _check(self, job: KubernetesStepJob) -> None:
+        manifest = job_manifest(job, {}, job_name(("aflow-check",), "0"), 1, {})
+        try:
+            self._cluster.create(_jobs_path(job.namespace), manifest, dryRun="All")
+        except KubernetesApiError as error:
+            raise InvalidInput(
+                f"Kubernetes does not take jobs of step {job.step} in the namespace "
+                f"{job.namespace}: {error}"
+            ) from error
+        for kind, name in job.needed:
+            try:
+                self._cluster.get(f"{_core_path(job.namespace)}/{kind}/{quote(name)}")
+            except KubernetesApiError as error:
+                if error.status != 404:  # we may not look: then it shows when pods start
+                    continue
+                raise InvalidInput(
+                    f"Step {job.step} names what is not in the namespace {job.namespace} of "
+                    f"Kubernetes: {error}"
+                ) from error
+
+    # ------------------------------------------------------------ jobs
+
+    def name_of(self, context: RunContext, step: str, unique: str) -> str:
+        """User, flow, run and step, shortened where that is too long."""
+        return job_name((context.user, context.flow, context.run, step), unique)
+
+    def submit(self, given: Submission) -> str:
+        """Create a Job; its id. For a gang a headless service, too."""
+        job: KubernetesStepJob = given.job
+        id = _id(job.namespace, given.name)
+        manifest = job_manifest(
+            job,
+            {
+                USER: given.context.user,
+                FLOW: given.context.flow,
+                RUN: given.context.run,
+                STEP: job.step,
+            },
+            given.name,
+            given.size,
+            {
+                **given.environment,
+                "AFLOW_JOB_SYSTEM": KUBERNETES,
+                "AFLOW_JOB_ID": id,
+                "AFLOW_JOB_SIZE": str(given.size),
+                "AFLOW_JOB_NODES": str(given.size if job.is_gang else 1),
+                "AFLOW_JOB_MEETING_TIMEOUT": f"{job.meeting_timeout:g}",
+            },
+        )
+        try:
+            made = self._cluster.create(_jobs_path(job.namespace), manifest)
+            if job.is_gang:
+                self._serve(job, given.name, made["metadata"]["uid"])
+        except KubernetesApiError as error:
+            if "exceeded quota" in str(error):  # others may end
+                raise JobSystemBusy(str(error)) from error
+            if error.reason != "AlreadyExists":  # else an earlier call has come to the server
+                raise JobRefused(str(error)) from error
+        self._known.add(id)
+        return id
+
+    def _serve(self, job: KubernetesStepJob, name: str, uid: str) -> None:
+        path = f"{_core_path(job.namespace)}/services"
+        try:
+            self._cluster.create(path, service_manifest(job, name, uid))
+        except JobSystemError as error:
+            # Members find each other by their addresses: it is names alone that they do not have.
+            _log.warning("The gang of step %s has no names of hosts: %s", job.step, error)
+
+    def find(self, name: str, job: KubernetesStepJob) -> str | None:
+        """The id of the Job of this name, in the namespace of its step."""
+        if self._job(job.namespace, name) is None:
+            return None
+        self._known.add(_id(job.namespace, name))
+        return _id(job.namespace, name)
+
+    def member(self, job: str, index: int) -> str:
+        """`id:index`."""
+        return f"{job}:{index}"
+
+    def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
+        """The status of each of these jobs: one list for each namespace, and one of the pods of
+        members, if there are any among them."""
+        asked = {id: _JobId.parse(id) for id in ids}
+        found: dict[str, Object] = {}
+        pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
+        for namespace, some in _by_namespace(asked.values()).items():
+            names = sorted({each.name for each in some})
+            for job in self._cluster.listed(
+                _jobs_path(namespace), labelSelector=f"{JOB} in ({','.join(names)})"
+            ):
+                found[_id(namespace, job["metadata"]["name"])] = job
+            indexes = sorted({each.place for each in some if each.place is not None})
+            if indexes:
+                for pod in self._pods(namespace, names, indexes):
+                    owner = _id(namespace, pod["metadata"]["labels"].get(JOB_NAME, ""))
+                    pods[owner, _index_of(pod)].append(pod)
+        self._known.update(found)
+        statuses = {}
+        for id, each in asked.items():
+            job_id = id.partition(":")[0]
+            there = found.get(job_id)
+            if each.place is None:
+                statuses[id] = self._status(id, there)
+            else:
+                seen = _Seen(there, each.place, pods[job_id, each.place])
+                statuses[id] = _member_status(id, seen, was_there=job_id in self._known)
+        return statuses
+
+    def _status(self, id: str, job: Object | None) -> JobStatus:
+        status = _job_status(id, job, was_there=id in self._known)
+        if status.is_over:
+            self._unwanted.pop(id, None)
+            self._waits.pop(id, None)
+        elif job is not None:
+            self._end_unwanted(id, job)
+            self._give_up_pulling(id, status)
+        return status
+
+    def _end_unwanted(self, id: str, job: Object) -> None:
+        """A pod of a member that was to be ended may not have been there yet."""
+        ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
+        if left := self._unwanted[id] - ended:
+            self._unwanted[id] = left
+            self._delete_pods(_JobId.parse(id), left)
+        else:
+            del self._unwanted[id]
+
+    def _give_up_pulling(self, id: str, status: JobStatus) -> None:
+        """An image that is not there does not come by itself: pods would wait for ever."""
+        now = self._clock.monotonic()
+        if not status.waiting:
+            self._waits.pop(id, None)
+            return
+        if now - self._waits.setdefault(id, now) < PULLING:
+            return
+        self._waits[id] = now
+        for pod in self._pending(_JobId.parse(id)):
+            for reason, message in _waiting_containers(pod):
+                if reason in _PULLS and _NO_IMAGE.search(f"{reason} {message}"):
+                    self.terminate([id], f"Its image cannot be had ({reason}: {message})")
+                    return
+
+    def why_waiting(self, status: JobStatus) -> str:
+        """What its pods wait for, in the words of Kubernetes; of a Job that has none why not."""
+        asked = _JobId.parse(status.id)
+        pods = self._pending(asked)
+        reasons = [reason for pod in pods if (reason := why_pending(pod))]
+        if not reasons:
+            names = [each["metadata"]["name"] for each in pods[:1]] or [asked.name]
+            reasons = [*self._warnings(asked.namespace, names[0])]
+        return next(iter(reasons), "")
+
+    def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
+        """Those that have ended, which the Job says of all members."""
+        if is_over:
+            return members
+        asked = _JobId.parse(array)
+        job = self._job(asked.namespace, asked.name)
+        if job is None:
+            return members
+        ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
+        return [each for each in members if _JobId.parse(each).place in ended]
+
+    def outcome_of(self, status: JobStatus) -> Outcome:
+        """How the attempt ended; with the last lines of the log of one that has failed."""
+        asked = _JobId.parse(status.id)
+        seen: _Seen = status.detail
+        if seen.job is None:
+            if status.version == _DELETED:
+                why = f"The job {asked.name} was deleted by somebody before it had ended."
+                return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+            why = f"The task was lost: Kubernetes does not know its job {asked.name}."
+            return Outcome(AttemptState.LOST, reason=why)
+        outcome = _outcome_of_job(asked.name, seen.job)
+        if outcome is not None:
+            return outcome
+        pods = seen.pods
+        if pods is None:
+            pods = self._pods(asked.namespace, [asked.name], ())
+        failed = _that_failed(pods)
+        outcome = outcome_of_pod(asked.name, failed, succeeded=status.succeeded)
+        if failed is not None and outcome.state is AttemptState.FAILED and outcome.retryable:
+            lines = self._last_lines(asked.namespace, failed["metadata"]["name"])
+            outcome = outcome._replace(reason=outcome.reason + lines)
+        return outcome
+
+    def terminate(self, ids: Sequence[str], reason: str) -> None:
+        """End these jobs: of a whole Job the deadline has come, of members the pods are deleted.
+        Either way pods get SIGTERM, and SIGKILL after 30 seconds."""
+        members: defaultdict[_JobId, set[int]] = defaultdict(set)
+        for id in ids:
+            asked = _JobId.parse(id)
+            if asked.place is None:
+                self._end(asked, reason)
+            else:
+                members[asked._replace(place=None)].add(asked.place)
+        for asked, indexes in members.items():
+            self._unwanted[_id(asked.namespace, asked.name)] |= indexes
+            self._delete_pods(asked, indexes)
+
+    def _end(self, asked: _JobId, reason: str) -> None:
+        job = self._job(asked.namespace, asked.name)
+        if job is None or _condition(job) is not None:
+            return
+        change = {
+            "metadata": {"annotations": {ENDED_BY: reason}},
+            "spec": {"activeDeadlineSeconds": 1},
+        }
+        self._unless_gone(
+            lambda: self._cluster.patch(f"{_jobs_path(asked.namespace)}/{asked.name}", change)
+        )
+
+    def _delete_pods(self, asked: _JobId, indexes: Iterable[int]) -> None:
+        selector = _of_members([asked.name], sorted(indexes))
+        path = f"{_core_path(asked.namespace)}/pods"
+        self._unless_gone(lambda: self._cluster.delete(path, labelSelector=selector))
+
+    @staticmethod
+    def _unless_gone(call: Callable[[], Object]) -> Object | None:
+        """What the call gives; None where what it is about is not there."""
+        try:
+            return call()
+        except KubernetesApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def close(self) -> None:
+        """Release the connections."""
+        self._cluster.close()
+
+    # ------------------------------------------------------------ what the cluster says
+
+    def _job(self, namespace: str, name: str) -> Object | None:
+        return self._unless_gone(
+            lambda: self._cluster.get(f"{_jobs_path(namespace)}/{quote(name)}")
+        )
+
+    def _pods(self, namespace: str, names: Sequence[str], indexes: Sequence[int]) -> list[Object]:
+        path = f"{_core_path(namespace)}/pods"
+        return self._cluster.listed(path, labelSelector=_of_members(names, indexes))
+
+    def _pending(self, asked: _JobId) -> list[Object]:
+        """The first pods of a Job that have not begun."""
+        index = () if asked.place is None else (asked.place,)
+        return self._cluster.first(
+            f"{_core_path(asked.namespace)}/pods",
+            LOOKED_AT,
+            labelSelector=_of_members([asked.name], index),
+            fieldSelector="status.phase=Pending",
+        )
+
+    def _warnings(self, namespace: str, name: str) -> Iterator[str]:
+        """What has gone wrong for an object: an exceeded quota, a volume that is not there."""
+        events = self._cluster.first(
+            f"{_core_path(namespace)}/events",
+            LOOKED_AT,
+            fieldSelector=f"involvedObject.name={name},type=Warning",
+        )
+        for event in sorted(events, key=_last_seen, reverse=True):
+            yield f"{event.get('reason')}: {event.get('message')}"
+
+    def _last_lines(self, namespace: str, pod: str) -> str:
+        try:
+            text = self._cluster.text(
+                f"{_core_path(namespace)}/pods/{pod}/log",
+                tailLines=TAIL_LINES,
+                limitBytes=TAIL_SIZE,
+            )
+        except JobSystemError:  # its node is gone, or we may not look
+            return ""
+        lines = "".join(f"\n    {line}" for line in text.splitlines() if line.strip())
+        return f" The log of pod {pod} ends with:{lines}" if lines else ""
+
+
+# ------------------------------------------------------------------ ids and routes
+
+
+class _JobId(NamedTuple):
+    """What an id is about."""
+
+    namespace: str
+    name: str
+    place: int | None = None
+
+    @classmethod
+    def parse(cls, id: str) -> _JobId:
+        _, namespace, rest = f"{id}@@".split("@", 2)
+        name, _, index = rest.rstrip("@").partition(":")
+        return cls(namespace, name, int(index) if index else None)
+
+
+def _id(namespace: str, name: str) -> str:
+    return f"k8s@{namespace}@{name}"
+
+
+def _by_namespace(asked: Iterable[_JobId]) -> dict[str, list[_JobId]]:
+    found: defaultdict[str, list[_JobId]] = defaultdict(list)
+    for each in asked:
+        found[each.namespace].append(each)
+    return found
+
+
+def _jobs_path(namespace: str) -> str:
+    return f"/apis/batch/v1/namespaces/{quote(namespace)}/jobs"
+
+
+def _core_path(namespace: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace)}"
+
+
+def _of_members(names: Sequence[str], indexes: Sequence[int]) -> str:
+    """The selector of pods of these Jobs; of those with these indexes, if some are given."""
+    of_jobs = f"{JOB_NAME} in ({','.join(names)})"
+    return f"{of_jobs},{INDEX} in ({','.join(map(str, indexes))})" if indexes else of_jobs
+
+
+# ------------------------------------------------------------------ what objects say: pure
+
+
+def _condition(job: Object) -> Object | None:
+    """The condition with which a Job has ended; None as long as it has not."""
+    for each in (job.get("status") or {}).get("conditions") or ():
+        if each.get("type") in ("Complete", "Failed") and each.get("status") == "True":
+            return dict(each)
+    return None
+
+
+def _intervals(job: Object, field: str) -> Iterator[int]:
+    """The indexes of a field such as `1,3-5`."""
+    text = str((job.get("status") or {}).get(field) or "")
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first:
+            yield from range(int(first), int(last or first) + 1)
+
+
+def _job_status(id: str, job: Object | None, *, was_there: bool) -> JobStatus:
+    if job is None:
+        version = _DELETED if was_there else JobState.UNKNOWN.value
+        return JobStatus(id, JobState.UNKNOWN, version=version, detail=_Seen(None))
+    size = int(job["spec"].get("completions") or 1)
+    condition = _condition(job)
+    succeeded = condition is not None and condition["type"] == "Complete"
+    if condition is not None:
+        state, waiting, ended = JobState.ENDED, 0, size
+    else:
+        status = job.get("status") or {}
+        ended = sum(1 for field in ("completedIndexes", "failedIndexes")
+                    for _ in _intervals(job, field))  # fmt: skip
+        waiting = max(0, size - ended - int(status.get("ready") or 0))
+        state = JobState.WAITING if waiting == size else JobState.RUNNING
+    return JobStatus(
+        id,
+        state,
+        size,
+        waiting,
+        ended,
+        version=(state, waiting, ended),
+        detail=_Seen(job),
+        succeeded=succeeded,
+    )
+
+
+def _member_status(id: str, seen: _Seen, *, was_there: bool) -> JobStatus:
+    if seen.job is None:
+        return _job_status(id, None, was_there=was_there)._replace(detail=seen)
+    succeeded = seen.place in {*_intervals(seen.job, "completedIndexes")}
+    failed = seen.place in {*_intervals(seen.job, "failedIndexes")}
+    if succeeded or failed or _condition(seen.job) is not None:
+        state = JobState.ENDED
+    else:
+        runs = any((pod.get("status") or {}).get("phase") == "Running" for pod in seen.pods or ())
+        state = JobState.RUNNING if runs else JobState.WAITING
+    return JobStatus(
+        id,
+        state,
+        waiting=int(state is JobState.WAITING),
+        ended=int(state is JobState.ENDED),
+        version=state,
+        detail=seen,
+        succeeded=succeeded,
+    )
+
+
+def _index_of(pod: Object) -> int:
+    return int(pod["metadata"]["labels"].get(INDEX) or 0)
+
+
+def _last_seen(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
+
+
+def _containers(pod: Object) -> list[Object]:
+    status = pod.get("status") or {}
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _waiting_containers(pod: Object) -> Iterator[tuple[str, str]]:
+    for each in _containers(pod):
+        waiting = (each.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            yield str(waiting["reason"]), str(waiting.get("message") or "")
+
+
+def why_pending(pod: Object) -> str:
+    """Why a pod has not begun, in the words of Kubernetes; empty where it does not say it."""
+    for reason, message in _waiting_containers(pod):
+        return f"{reason}: {message}".rstrip(": ")
+    for each in (pod.get("status") or {}).get("conditions") or ():
+        if each.get("type") == "PodScheduled" and each.get("status") == "False":
+            return f"{each.get('reason')}: {each.get('message')}"
+    return ""
+
+
+def _terminated(pod: Object) -> Object | None:
+    """How its container has ended that did not end well, or its last one."""
+    ends = [
+        end for each in _containers(pod) if (end := (each.get("state") or {}).get("terminated"))
+    ]
+    return next((each for each in ends if each.get("exitCode")), ends[-1] if ends else None)
+
+
+def _is_disrupted(pod: Object) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or ()
+    return any(
+        each.get("type") == "DisruptionTarget" and each.get("status") == "True"
+        for each in conditions
+    )
+
+
+def _that_failed(pods: Iterable[Object]) -> Object | None:
+    """The pod that has failed first by itself: others of a gang are ended because of it."""
+    failed = [
+        pod
+        for pod in pods
+        if (pod.get("status") or {}).get("phase") == "Failed" and not _is_disrupted(pod)
+    ]
+    by_itself = [each for each in failed if not each["metadata"].get("deletionTimestamp")]
+    return min(
+        by_itself or failed,
+        key=lambda pod: str((_terminated(pod) or {}).get("finishedAt") or "~"),
+        default=None,
+    )
+
+
+def _outcome_of_job(name: str, job: Object) -> Outcome | None:
+    """How all attempts of a Job have ended that was ended as a whole."""
+    by = (job["metadata"].get("annotations") or {}).get(ENDED_BY)
+    if by is not None:
+        why = f"The job {name} was ended. {by.rstrip('.')}."
+        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+    condition = _condition(job) or {}
+    message = str(condition.get("message") or "").rstrip(".")
+    if condition.get("reason") == "PodFailurePolicy":
+        return Outcome(
+            AttemptState.LOST,
+            reason=f"The task was lost: the gang {name} was disrupted ({message}).",
+        )
+    if condition.get("type") == "Failed" and condition.get("reason") == "DeadlineExceeded":
+        why = f"The job {name} was ended by its deadline, which somebody has set ({message})."
+        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+    return None
+
+
+def outcome_of_pod(name: str, pod: Object | None, *, succeeded: bool = False) -> Outcome:
+    """How an attempt ended that left no report: the pod is the one that has failed, if there is
+    any. Pure."""
+    if pod is None and succeeded:
+        why = (
+            f"The task was lost: its pod of the job {name} ended well, and its report is not in "
+            "the datastore. See that pods have the same datastore."
+        )
+        return Outcome(AttemptState.LOST, reason=why)
+    if pod is None:
+        why = f"The pod of the task was deleted by somebody (job {name})."
+        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+    status = pod.get("status") or {}
+    which = f"The pod {pod['metadata']['name']}"
+    node = (pod.get("spec") or {}).get("nodeName")
+    where = f" on {node}" if node else ""
+    reason, message = str(status.get("reason") or ""), str(status.get("message") or "").rstrip(".")
+    end = _terminated(pod)
+    if reason == "DeadlineExceeded":
+        limit = (pod.get("spec") or {}).get("activeDeadlineSeconds")
+        why = f"{which} ran for longer than its limit of {limit} seconds, and was stopped."
+        return Outcome(AttemptState.TIMED_OUT, reason=why)
+    if end is not None and end.get("reason") == "OOMKilled":
+        limits = ((pod["spec"].get("containers") or [{}])[0].get("resources") or {}).get("limits")
+        limit = (limits or {}).get("memory")
+        over = f"than the limit of {limit}" if limit else f"than the node has{where}"
+        why = (
+            f"{OUT_OF_MEMORY}{which} needed more memory {over}: give the step more, with "
+            "@resources(memory=...)."
+        )
+        return Outcome(AttemptState.FAILED, reason=why)
+    if reason == "Evicted":
+        why = f"{which} was evicted{where}: {message}."
+        return Outcome(AttemptState.FAILED, reason=why)
+    if end is None or end.get("reason") == "ContainerStatusUnknown":
+        why = ": ".join(filter(None, (reason, message))) or "Kubernetes does not say why"
+        return Outcome(
+            AttemptState.LOST, reason=f"The task was lost: {which} did not run{where} ({why})."
+        )
+    code = end.get("exitCode")
+    said = str(end.get("message") or "").rstrip(".")
+    if end.get("reason") in ("StartError", "ContainerCannotRun"):
+        why = f"{which} could not be started{where}: {said}."
+        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+    if pod["metadata"].get("deletionTimestamp"):
+        why = f"{which} was deleted by somebody."
+        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+    return Outcome(
+        AttemptState.FAILED,
+        reason=f"{which} ended with exit code {code}{where} before it could report.",
+        retryable=code != NO_RETRY_EXIT_CODE,
+    )
+
+
+# ------------------------------------------------------------------ Jobs of runs
+
+
+class SubmittedJob(NamedTuple):
+    """A Job that has not ended. `created` is the time as Kubernetes writes it."""
+
+    id: str
+    namespace: str
+    name: str
+    user: str
+    flow: str
+    run: str
+    step: str
+    states: Mapping[str, int]
+    created: str
+
+
+def unfinished(
+    cluster: KubernetesCluster,
+    namespaces: Iterable[str],
+    user: str | None,
+    flow: str | None,
+    run: str | None,
+) -> list[SubmittedJob]:
+    """The Jobs of aflow in these namespaces that have not ended, the oldest first; None stands for
+    all users, flows, or runs. Blocks. Raises JobSystemError and InvalidSetting."""
+    wanted = {USER: user, FLOW: flow, RUN: run}
+    selector = ",".join(
+        [JOB, *(f"{key}={label_of(value)}" for key, value in wanted.items() if value is not None)]
+    )
+    found = []
+    for namespace in namespaces:
+        for job in cluster.listed(_jobs_path(namespace), labelSelector=selector):
+            said = job["metadata"].get("annotations") or {}
+            # Labels are shortened: what they select may be more.
+            fits = all(value in (None, said.get(key)) for key, value in wanted.items())
+            if _condition(job) is None and ENDED_BY not in said and fits:
+                found.append(_submitted(namespace, job, said))
+    return sorted(found, key=lambda job: job.created)
+
+
+def _submitted(namespace: str, job: Object, said: Mapping[str, str]) -> SubmittedJob:
+    id = _id(namespace, job["metadata"]["name"])
+    status = _job_status(id, job, was_there=True)
+    counts = {
+        "waiting": status.waiting,
+        "running": status.size - status.waiting - status.ended,
+        "ended": status.ended,
+    }
+    return SubmittedJob(
+        id,
+        namespace,
+        job["metadata"]["name"],
+        said.get(USER, ""),
+        said.get(FLOW, ""),
+        said.get(RUN, ""),
+        said.get(STEP, ""),
+        {name: count for name, count in counts.items() if count},
+        str(job["metadata"].get("creationTimestamp") or ""),
+    )

@@ -1,0 +1,434 @@
+"""The processes of one run on a worker: its code is fetched once, and its grounds are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from aflow import backends
+from aflow._core.threads import in_daemon_thread, in_thread
+from aflow.environments import transport
+from aflow.errors import AflowError, CodePackageError, StorageError
+from aflow.executors import protocol
+from aflow.executors.local.admission import SlotQueue, bounded, too_much
+from aflow.executors.local.executor import ProcessExecutor
+from aflow.executors.local.ground_start import spawn_ground
+from aflow.executors.mailbox import Rendezvous
+from aflow.executors.protocol import Job, TaskMessage, python_version
+from aflow.executors.remote.reports import ReportSender
+from aflow.queue.base import Lease
+from aflow.scheduler.slots import demand_of
+from aflow.storage.blobs import BlobStore
+from aflow.task import code_package
+from aflow.task.program import packaged, placed
+from aflow.task.remote import Payloads, is_over
+from aflow.task.spec import AttemptReport, AttemptSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aflow._core.clock import Clock
+    from aflow.environments.build import Built
+    from aflow.environments.lock import Shipped
+    from aflow.executors.base import Usage
+    from aflow.storage.base import ObjectStore
+
+# What describes a run, and its code, on a machine that has neither.
+
+
+class Unpack(Protocol):
+    """Gives the folder with the code of a package. Raises CodePackageError."""
+
+    def __call__(self, blobs: BlobStore, key: str) -> Path:
+        """The folder."""
+
+
+def delivered(
+    store: ObjectStore, flow: str, run: str, key: str, unpack: Unpack
+) -> tuple[Job, Path | None]:
+    """The description of a run, which is a payload of this key, and the folder with its code, from
+    which the flow is to be imported (None for one that comes without). Blocks.
+
+    Raises CodePackageError, also for a run of another Python, StorageError and InvalidMessage."""
+    job = Job.decode(Payloads(store, flow, run).get(key))
+    if job.python != python_version() and not job.environments:
+        raise CodePackageError(
+            f"the run was started with Python {job.python}, and here is {python_version()}: use "
+            "the same."
+        )
+    if job.code is None:
+        return job, None
+    folder = unpack(BlobStore(store), job.code)
+    source = placed(job.request.source, folder, code_package.inside(job.script))
+    return job._replace(request=job.request._replace(source=source)), folder
+
+
+def _message_of(error: Exception) -> str:
+    return str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
+
+
+async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
+    """Where member 0 of the gang of this attempt is: it says so, and the others wait for that.
+    Raises StorageError."""
+    assert spec.split_index is not None, "a member has its place"
+    control = spec.task - spec.split_index
+    if spec.split_index == 0:
+        address = own_address()
+        await in_thread(rendezvous.say, control, spec.attempt, address)
+        return address
+    while True:
+        found = await in_thread(rendezvous.address, control)
+        if found is not None:
+            return found
+        await asyncio.sleep(LOOK_FOR_OTHERS)
+
+
+def own_address() -> str:
+    """The address of this machine, as others of its network reach it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
+        except OSError:  # there is none: nobody is elsewhere
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+LOOK_FOR_OTHERS = 0.5  # seconds between looks for member 0 of a gang
+LOOK = 10.0  # seconds after which it is looked again whether the run has ended
+LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
+
+
+class Site(NamedTuple):
+    """Where processes run: `worker` is its id, `slots` attempts go at a time, code is unpacked
+    below `folder`, and their reports go to the sender. `report` receives what takes long.
+    `admission` has the slots of the machine, for attempts that say what they need of it."""
+
+    worker: str
+    slots: int
+    folder: Path
+    clock: Clock
+    sender: ReportSender
+    report: Callable[[str], None] = lambda line: None
+    admission: SlotQueue | None = None
+
+
+class RunOver(AflowError):
+    """The run has ended: what is left of it is not to be run."""
+
+
+class WorkerHost(Protocol):
+    """The worker, as the processes of a run see it."""
+
+    def started(self, message: TaskMessage, task: int, attempt: int) -> None:
+        """An attempt has begun."""
+
+    def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
+        """An attempt is over."""
+
+    def never_begun(self, held: Held) -> None:
+        """An attempt that has not begun is not wanted any more."""
+
+    def refused(self, held: Held, why: str) -> None:
+        """An attempt is none that its run can have."""
+
+    def cannot_run(self, runtime: Runtime, why: str, only: tuple[int, int] | None = None) -> None:
+        """The run cannot be run here: others may be able to. `only` is the attempt that has shown
+        it, if it was not all of them."""
+
+    def run_is_over(self, runtime: Runtime) -> None:
+        """The run has ended."""
+
+
+class Held:
+    """A lease and what it is for."""
+
+    __slots__ = ("active", "is_suspect", "lease", "message", "runtime", "since", "spec")
+
+    def __init__(
+        self, lease: Lease, message: TaskMessage, spec: AttemptSpec, runtime: Runtime
+    ) -> None:
+        self.lease = lease
+        self.message = message
+        self.spec = spec
+        self.runtime = runtime
+        self.since = asyncio.get_running_loop().time()
+        self.active = False  # handed to the processes of its run
+        self.is_suspect = False  # it may kill its worker, and runs alone
+
+
+class Runtime:
+    """The processes of one run."""
+
+    def __init__(self, site: Site, host: WorkerHost, message: TaskMessage) -> None:
+        self._site = site
+        self._host = host
+        self._message = message
+        self._waiting: list[Held] = []
+        self._executor: ProcessExecutor | None = None
+        self._folder: Path | None = None  # of the run's code, which nobody sweeps meanwhile
+        self._needs: frozenset[str] = frozenset()  # the steps that there are
+        self._store: ObjectStore | None = None
+        self._looked_at = asyncio.get_running_loop().time()
+        self._task = asyncio.create_task(self._start())  # noqa: TID251 -- awaited by `stop`
+        self._is_retired = False
+        self._isolation = "task"
+        self._job: Job | None = None
+        self._packaged: dict[Shipped, ProcessExecutor] = {}  # by their environment
+        self._building: dict[Shipped, asyncio.Task[None]] = {}
+        self._unbuilt: dict[Shipped, list[Held]] = {}  # attempts that wait for their environment
+        self._rendezvous: Rendezvous | None = None
+        # Members of gangs that wait for member 0, and what waits.
+        self._meeting: dict[tuple[int, int], tuple[Held, asyncio.Task[None]]] = {}
+
+    @property
+    def name(self) -> str:
+        """Flow and run."""
+        return f"{self._message.flow}/{self._message.run}"
+
+    @property
+    def message(self) -> TaskMessage:
+        """The message that has named the run."""
+        return self._message
+
+    @property
+    def in_hand(self) -> int:
+        """How many attempts its processes want to have: those that run many can take some more
+        than they run."""
+        slots = self._site.slots
+        return slots if self._isolation == "task" else slots * 8
+
+    def launch(self, held: Held) -> None:
+        """Run the attempt, as soon as the run's processes are there."""
+        if self._executor is None:
+            self._waiting.append(held)
+        else:
+            self._launch(held, self._executor)
+
+    def _lacking(self, held: Held) -> str | None:
+        """Why this machine could never run the attempt; None where it can."""
+        admission = self._site.admission
+        if admission is None or not held.spec.resources:
+            return None
+        amounts = bounded(dict(held.spec.resources), admission.machine)
+        held.spec = held.spec._replace(resources=tuple(amounts.items()))
+        lacking = admission.slots.lacking(demand_of(amounts))
+        return too_much(lacking, admission.slots) if lacking else None
+
+    def _launch(self, held: Held, executor: ProcessExecutor) -> None:
+        assert self._job is not None, "it has been fetched"
+        shipped = self._job.environments.get(held.spec.step)
+        lacking = self._lacking(held)
+        owner = (held.spec.task, held.spec.attempt)
+        needs = self._job.needs.get(held.spec.step)
+        if lacking is not None:
+            why = f"Step {held.spec.step} {lacking}"
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
+        elif needs is not None and needs.gang and not held.spec.address and held.spec.splits:
+            meeting = asyncio.create_task(self._meet(held, executor))  # noqa: TID251 -- see `_stop`
+            self._meeting[owner] = held, meeting
+        elif shipped is not None:
+            self._launch_packaged(held, shipped)
+        elif held.spec.step in self._needs and self._job.python != python_version():
+            why = (
+                f"step {held.spec.step} was started with Python {self._job.python}, and here is "
+                f"{python_version()}: use the same."
+            )
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
+        elif held.spec.step in self._needs:
+            executor.launch(held.spec)
+        else:
+            # Later: who launches does not expect the answer before launch has returned.
+            why = f"{self.name} has no step {held.spec.step}."
+            asyncio.get_running_loop().call_soon(self._host.refused, held, why)
+
+    async def _meet(self, held: Held, executor: ProcessExecutor) -> None:
+        """Run a member of a gang, as soon as it is known where member 0 is."""
+        assert self._rendezvous is not None, "the run has been fetched"
+        owner = (held.spec.task, held.spec.attempt)
+        try:
+            address = await gang_address(self._rendezvous, held.spec)
+        except StorageError as error:
+            self._host.cannot_run(self, _message_of(error), owner)
+            return
+        finally:
+            self._meeting.pop(owner, None)
+        held.spec = held.spec._replace(address=address)
+        self._launch(held, executor)
+
+    def _launch_packaged(self, held: Held, shipped: Shipped) -> None:
+        """Run the attempt in the environment of its step, as soon as that is there."""
+        executor = self._packaged.get(shipped)
+        if executor is not None:
+            executor.launch(held.spec)
+            return
+        self._unbuilt.setdefault(shipped, []).append(held)
+        if shipped not in self._building:
+            build = self._build(shipped)
+            self._building[shipped] = asyncio.create_task(build)  # noqa: TID251 -- see `_stop`
+
+    async def _build(self, shipped: Shipped) -> None:
+        """Build an environment, and run what waits for it; else leave that to others."""
+        job, store = self._job, self._store
+        assert job is not None, "it has been fetched"
+        assert store is not None, "it has been fetched"
+        steps = [name for name, each in job.environments.items() if each == shipped]
+        try:
+            built = await in_daemon_thread(
+                transport.built, shipped, store, self._site.report, steps
+            )
+            executor = self._processes(job, built)
+            await executor.start(job.context, self)
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
+            del self._building[shipped]
+            for each in self._unbuilt.pop(shipped, []):
+                owner = (each.spec.task, each.spec.attempt)
+                self._host.cannot_run(self, _message_of(error), owner)
+            return
+        self._packaged[shipped] = executor
+        for each in self._unbuilt.pop(shipped, []):
+            executor.launch(each.spec)
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop the attempt, also before there are processes."""
+        for waiting in (self._waiting, *self._unbuilt.values()):
+            for held in [*waiting]:
+                if (held.spec.task, held.spec.attempt) == (task, attempt):
+                    waiting.remove(held)
+                    self._host.never_begun(held)
+        if (task, attempt) in self._meeting:
+            held, meeting = self._meeting.pop((task, attempt))
+            meeting.cancel()
+            self._host.never_begun(held)
+        for executor in self._executors:
+            executor.cancel(task, attempt)
+
+    @property
+    def _executors(self) -> list[ProcessExecutor]:
+        found = [*self._packaged.values()]
+        return found if self._executor is None else [self._executor, *found]
+
+    def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
+        """Release the processes, which do nothing that is wanted; `then` is called after that."""
+        self._is_retired = True
+        self._task = asyncio.create_task(self._retire(self._task))  # noqa: TID251 -- see `stop`
+        self._task.add_done_callback(lambda _: then(self))
+
+    async def _retire(self, starting: asyncio.Task[None]) -> None:
+        await asyncio.wait([starting])
+        await self._stop()
+
+    async def stop(self) -> None:
+        """Interrupt what runs, and release the processes. May be called twice."""
+        await asyncio.wait([self._task])
+        await self._stop()
+
+    async def _stop(self) -> None:
+        # What builds has started ends by itself, and is kept for the next.
+        ending = [*self._building.values(), *(each for _, each in self._meeting.values())]
+        for each in ending:
+            each.cancel()
+        if ending:
+            await asyncio.wait(ending)
+        for executor in self._executors:
+            await executor.stop()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            code_package.release(folder)
+
+    async def _start(self) -> None:
+        try:
+            self._executor = await self._made()
+        except RunOver:
+            self._host.run_is_over(self)
+            return
+        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
+            self._host.cannot_run(self, _message_of(error))
+            return
+        waiting, self._waiting = self._waiting, []
+        for held in waiting:
+            self._launch(held, self._executor)
+
+    async def is_over(self, lease: Lease) -> bool:
+        """Whether the run has ended, as far as it is time to look: a message may be older than the
+        end of its run."""
+        now = asyncio.get_running_loop().time()
+        due = LOOK_OF_LATE if lease.deliveries > 1 else LOOK
+        store = self._store
+        if store is None or now - self._looked_at < due:
+            return False
+        self._looked_at = now
+        try:
+            return await in_thread(is_over, store, self._message.flow, self._message.run)
+        except StorageError:  # then the attempt will say so, if it needs the store
+            return False
+
+    async def _made(self) -> ProcessExecutor:
+        job = self._job = await in_thread(self._fetched)
+        self._isolation = job.isolation
+        self._needs = frozenset(job.needs)
+        executor = self._processes(job)
+        await executor.start(job.context, self)
+        return executor
+
+    def _processes(self, job: Job, built: Built | None = None) -> ProcessExecutor:
+        """Processes like this one, or of an environment."""
+        return ProcessExecutor(
+            job.needs,
+            job.request if built is None else packaged(job.request, is_here=False),
+            lambda: spawn_ground(built=built),
+            self._site.clock,
+            max_workers=self._site.slots,
+            isolation=job.isolation,
+            # A run may have no step that is without an environment.
+            is_lazy=built is None and bool(job.environments),
+            admission=self._site.admission,
+        )
+
+    def _fetched(self) -> Job:
+        """The description of the run, with its code in a folder of ours. Blocks."""
+        message, below = self._message, self._site.folder
+        store = self._store = backends.open_store(message.store)
+        if is_over(store, message.flow, message.run):
+            raise RunOver(f"{self.name} has ended.")
+        self._rendezvous = Rendezvous(store, message.flow, message.run)
+        job, folder = delivered(
+            store,
+            message.flow,
+            message.run,
+            message.job,
+            lambda blobs, key: code_package.unpacked(blobs, key, below),
+        )
+        self._folder = folder
+        return job
+
+    # ------------------------------------------------------------ what the processes say
+
+    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
+        """Nobody else finds processes of this machine: the queue gives their attempts to others."""
+
+    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
+        """An attempt is running now."""
+        self._host.started(self._message, task, attempt)
+        self._site.sender.add(self._message, (protocol.STARTED, task, attempt, pid, at))
+
+    def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
+        """An attempt has written something."""
+        event = (protocol.LOGGED, task, attempt, stream, at, chunk)
+        self._site.sender.add(self._message, event)
+
+    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
+        """An attempt has made items of its foreach."""
+        event = (protocol.GROWN, task, attempt, count, manifest)
+        self._site.sender.add(self._message, event)
+
+    def ended(self, report: AttemptReport, usage: Usage) -> None:
+        """An attempt is over."""
+        if self._is_retired:
+            return  # it was given to others
+        if report.unreached:
+            self._host.cannot_run(self, report.reason, (report.task, report.attempt))
+        else:
+            self._host.ended(self._message, report, usage)

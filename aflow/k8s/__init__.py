@@ -1,1 +1,0 @@
-"""A cluster of Kubernetes: access to it, and the manifests of jobs that run steps."""

@@ -1,0 +1,282 @@
+"""Copies of what tasks have left in Metaflow's format, for its client to read.
+
+They lie beside the blobs, in the same datastore, below `metaflow/`, and are made when somebody asks
+for them: of a run that no such client looks at there are none. They may be deleted at any time;
+a later request makes them again. Nothing that a step has stored is unpickled here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterator, Mapping
+from hashlib import sha1
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from aflow._core.ids import PARAMETERS_STEP
+from aflow._core.records import NamedTuple, dataclass, field
+from aflow._core.settings import path_in
+from aflow.flow.graph import Graph
+from aflow.metadata.metaflow import layout
+from aflow.scheduler.messages import FromTask, decode_inputs
+from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState
+from aflow.storage.artifacts import Manifest, digest
+from aflow.storage.blobs import BlobStore
+from aflow.storage.logs import STREAMS, read_chunks, read_log
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskView
+    from aflow.storage.artifacts import Entry
+    from aflow.storage.base import Buffer, ObjectStore
+    from aflow.storage.logs import LogRecord
+
+FOLDER = "metaflow"
+CARDS = "mf.cards"
+LARGEST = 512 << 20
+"""Bytes of an artifact; what is larger is not copied, since that takes as much memory."""
+
+KEPT = 86400.0
+"""Seconds for which a copy stays, at least."""
+_LATER = 3600.0  # seconds, for values: many attempts may share one
+
+_KINDS = {"file": "local", "s3": "s3"}
+
+
+class Copy(NamedTuple):
+    """One artifact: where its value lies for Metaflow's client. `made` is its pickle where it is
+    none of the step's own, `entry` what the step has stored."""
+
+    name: str
+    sha: str
+    size: int
+    type: str
+    made: bytes | None = None
+    entry: Entry | None = None
+
+
+def _own_names(run: RunRecord, task: int) -> tuple[str, str]:
+    return run.run, str(task)
+
+
+@dataclass(slots=True)
+class Copies:
+    """The copies of runs that have their artifacts in one store. `names` gives what Metaflow's
+    client knows a run and a task of it by."""
+
+    store: ObjectStore
+    metadata: MetadataStore
+    names: Callable[[RunRecord, int], tuple[str, str]] = _own_names
+    _graphs: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What Metaflow calls the kind of the store."""
+        return _KINDS[urlsplit(self.store.url).scheme]
+
+    @property
+    def root(self) -> str:
+        """Where Metaflow's client finds the copies: a folder, or a place in S3."""
+        parts = urlsplit(self.store.url)
+        place = f"s3://{parts.netloc}{parts.path}" if parts.scheme == "s3" else path_in(parts.path)
+        return f"{place.rstrip('/')}/{FOLDER}"
+
+    def _place(self, run: RunRecord, view: TaskView) -> tuple[str, str, str, str]:
+        run_name, task_name = self.names(run, view.task.task)
+        return run.flow, run_name, view.task.step, task_name
+
+    # ------------------------------------------------------------ artifacts
+
+    def artifacts(self, run: RunRecord, view: TaskView) -> list[Copy]:
+        """What the attempt has left, carried artifacts and those that Metaflow's client asks for
+        itself included; nothing before it has ended. Raises StorageError for what is damaged."""
+        attempt = view.attempt
+        if attempt is None or attempt.state not in TERMINAL_ATTEMPT_STATES:
+            return []
+        manifest = Manifest() if attempt.manifest is None else Manifest.decode(attempt.manifest)
+        found = {
+            name: Copy(name, digest(entry)[:40], entry.size, entry.type, None, entry)
+            for name, entry in self._left(run, view, manifest)
+            if entry.size <= LARGEST
+        }
+        for name, (type_, data) in self._made(run, view, attempt, manifest).items():
+            sha = sha1(data, usedforsecurity=False).hexdigest()
+            found.setdefault(name, Copy(name, sha, len(data), type_, data))
+        return [found[name] for name in sorted(found)]
+
+    def _left(
+        self, run: RunRecord, view: TaskView, manifest: Manifest
+    ) -> Iterator[tuple[str, Entry]]:
+        """The artifacts of the task; of one that has left none, as after a failure, those that came
+        to it."""
+        inputs = decode_inputs(view.task.inputs) if view.task.inputs else None
+        if not manifest.artifacts and not manifest.inherited and isinstance(inputs, FromTask):
+            data = self.metadata.manifests(run.key, [inputs.task]).get(inputs.task)
+            manifest = manifest if data is None else Manifest.decode(data)
+        return self._entries(run, manifest)
+
+    def _entries(self, run: RunRecord, manifest: Manifest) -> Iterator[tuple[str, Entry]]:
+        yield from manifest.artifacts.items()
+        inherited = {task: names for task, names in manifest.inherited.items() if names}
+        read = self.metadata.manifests(run.key, sorted(inherited)) if inherited else {}
+        for task, data in read.items():
+            entries = Manifest.decode(data).artifacts
+            yield from ((name, entries[name]) for name in inherited[task] if name in entries)
+
+    def _made(
+        self, run: RunRecord, view: TaskView, attempt: AttemptRecord, manifest: Manifest
+    ) -> Mapping[str, tuple[str, bytes]]:
+        ended_well = attempt.state is AttemptState.SUCCEEDED
+        well = layout.pickled(ended_well)
+        found = {
+            "name": ("str", layout.pickled(run.flow)),
+            "_graph_info": ("dict", self._graph(run)),
+        }
+        if view.task.step == PARAMETERS_STEP:
+            return found
+        steps, foreach, splits = manifest.transition
+        by_itself = layout.pickled(ended_well and manifest.error is None)
+        following = ([*steps], foreach) if steps else None
+        error = _exception(attempt, manifest)
+        return {
+            **found,
+            "_success": ("bool", by_itself),
+            "_task_ok": ("bool", well),
+            "_current_step": ("str", layout.pickled(view.task.step)),
+            "_transition": ("tuple", layout.pickled(following)),
+            "_foreach_stack": ("list", layout.stack_pickle(manifest.stack)),
+            "_foreach_var": ("str", layout.pickled(foreach)),
+            "_foreach_num_splits": ("int", layout.pickled(splits)),
+            "_exception": ("metaflow.exception.MetaflowExceptionWrapper", error),
+        }
+
+    def _graph(self, run: RunRecord) -> bytes:
+        if run.key not in self._graphs:
+            if len(self._graphs) > 100:
+                self._graphs.clear()
+            whole = run if run.graph else self.metadata.run(run.flow, run.run)
+            graph = Graph.from_dict((whole or run).graph)
+            names = run.settings.get("parameters") or ()
+            self._graphs[run.key] = layout.pickled(layout.graph_info(graph, names))
+        return self._graphs[run.key]
+
+    def write(self, run: RunRecord, view: TaskView, copies: list[Copy]) -> None:
+        """Have the values of these artifacts where `artifacts` says. Raises StorageError."""
+        attempt = view.attempt
+        if attempt is None or not copies:
+            return
+        names = (*self._place(run, view), attempt.attempt)
+
+        def own(what: str) -> str:
+            return f"{FOLDER}/{layout.attempt_file(*names, what)}"
+
+        if self.store.size(own("DONE.lock")) is not None:
+            return
+        blobs = BlobStore(self.store)
+        for each in copies:
+            name = f"{FOLDER}/{layout.data_name(run.flow, each.sha)}"
+            if not self.store.touch(name):
+                self.store.put(name, [layout.packed(_pickle(blobs, each))])
+        info = {each.name: (each.sha, each.size, each.type) for each in copies}
+        python = next((t[15:] for t in run.system_tags if t.startswith("python_version:")), "")
+        said = layout.described(info, self.kind, attempt.attempt, python)
+        began = json.dumps({"time": attempt.started_at or view.task.created_at})
+        for what, text in (("attempt.json", began), ("data.json", said), ("DONE.lock", "")):
+            self.store.put(own(what), [text.encode()])
+
+    # ------------------------------------------------------------ logs and cards
+
+    def write_logs(self, run: RunRecord, view: TaskView) -> None:
+        """Have what the attempt has printed so far where Metaflow's client looks for it. Raises
+        StorageError."""
+        attempt = view.attempt
+        if attempt is None:
+            return
+        over = attempt.state in TERMINAL_ATTEMPT_STATES
+        names = (*self._place(run, view), attempt.attempt)
+        files = {
+            stream: f"{FOLDER}/{layout.attempt_file(*names, f'task_{stream}.log')}"
+            for stream in STREAMS
+        }
+        if over and all(self.store.size(name) is not None for name in files.values()):
+            return
+        records = [*self._records(run, view)]
+        for stream, name in files.items():
+            self.store.put(name, [layout.log_file(records, stream)])
+
+    def write_cards(self, run: RunRecord, view: TaskView) -> None:
+        """Have the task's cards where Metaflow's client looks for them. Raises StorageError."""
+        if view.task.origin:
+            return  # its client looks at the cards of the task whose result was reused
+        names = (run.flow, run.run, view.task.step, view.task.task)
+        folder = f"{FOLDER}/{CARDS}/{layout.card_folder(*self._place(run, view))}"
+        wanted: dict[str, str] = {}
+        for name in self.store.list("cards/" + "".join(f"{each}/" for each in names)):
+            _, _, rest = name.rpartition("/")[2].removesuffix(".html").partition("-")
+            type_, id_, digest_ = rest.rsplit("-", 2)
+            # Hyphens divide the parts of a name: a part has none.
+            parts = [each.replace("-", "_") for each in (type_, id_, digest_) if each]
+            wanted[f"{folder}{'-'.join(parts)}.html"] = name
+        there = set(self.store.list(folder)) if wanted else set()
+        for copy, name in wanted.items():
+            if copy not in there:
+                self.store.put(copy, [self.store.get(name)])
+        for copy in there - wanted.keys():
+            self.store.delete(copy)
+
+    def _records(self, run: RunRecord, view: TaskView) -> Iterator[LogRecord]:
+        attempt = view.attempt
+        if view.task.origin:  # the task whose result was reused is the one that has printed
+            run_id, _, task = view.task.origin.split("/")
+            origin = self.metadata.run(run.flow, run_id)
+            found = origin and self.metadata.task(origin.key, int(task))
+            return self._records(origin, found) if origin and found else iter(())
+        if attempt is None:
+            return iter(())
+        if attempt.log is not None:
+            return read_log(attempt.log)
+        names = (run.flow, run.run, view.task.step, view.task.task, attempt.attempt)
+        return read_log(read_chunks(self.store, *names, attempt.log_chunks))
+
+
+def kept_for(
+    store: ObjectStore, known: Container[tuple[str, str]], grace: float
+) -> Iterator[tuple[str, float]]:
+    """The names of all copies, with how many seconds they stay after they were last written or
+    asked for: those of runs that are not `known` for the grace, others for a day. What says that
+    copies are whole goes before the copies."""
+    flows = set()
+    for name in store.list(f"{FOLDER}/"):
+        _, *parts = name.split("/")
+        flow, run = (parts[1], parts[3]) if parts[0] == CARDS else parts[:2]
+        if run == "data":
+            flows.add(flow)
+        else:
+            yield name, max(grace, KEPT) if (flow, run) in known else grace
+    for flow in sorted(flows):
+        for name in store.list(f"{FOLDER}/{flow}/data/"):
+            yield name, max(grace, KEPT) + _LATER
+
+
+def _pickle(blobs: BlobStore, copy: Copy) -> Iterator[Buffer]:
+    if copy.entry is None:
+        assert copy.made is not None, "it is the step's or ours"
+        yield copy.made
+        return
+    stored = [*copy.entry.blobs]
+    data: Buffer
+    if copy.entry.inline is not None:
+        data = copy.entry.inline
+    else:
+        data = blobs.get(*stored.pop(0))
+    yield from layout.in_band(data, [blobs.get(*each) for each in stored])
+
+
+def _exception(attempt: AttemptRecord, manifest: Manifest) -> bytes:
+    """What the attempt has ended with; nothing where @catch has settled it, as in Metaflow."""
+    if attempt.state is AttemptState.SUCCEEDED:
+        return layout.pickled(None)
+    error = manifest.error
+    if error is None:
+        return layout.exception_pickle(attempt.state.value, attempt.reason, attempt.reason)
+    name = f"{error.get('module') or 'builtins'}.{error['type']}"
+    return layout.exception_pickle(name, error["message"], error["traceback"])

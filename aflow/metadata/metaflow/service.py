@@ -1,0 +1,432 @@
+"""aflow's metadata beside a service of Metaflow's own, which knows no journals.
+
+The runs are kept in a file, as always, or in the object store, where jobs record them, and are
+registered: the service, its clients, and what shows its database tell of them. What is registered
+is what has been committed before. A program that dies between the two leaves a run of which some is
+not registered. What tasks leave is copied in Metaflow's format as they end, since its client reads
+values, logs and cards from the datastore itself.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from aflow._core import ids
+from aflow.errors import MetadataUnavailable, NotFound, StorageError
+from aflow.metadata.base import AttemptRecord, Batch, Hold, RunRecord, TaskRecord
+from aflow.metadata.http import ServiceClient
+from aflow.metadata.metaflow import records
+from aflow.metadata.metaflow.copies import Copies
+from aflow.metadata.object_store import StoreMetadata
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from aflow.storage.base import ObjectStore
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+_AT_ONCE = 8  # requests
+_NEWEST = 500  # objects among which one is looked for by its mark
+
+
+OWN = "AFLOW_METADATA"
+"""The header with which aflow's service says that it keeps all that aflow records."""
+
+
+class _Run(NamedTuple):
+    """A run that is registered, under a `name`. `steps` of it are, too; of `tasks` the step is
+    known, and of some of them the name there (`names`)."""
+
+    key: int
+    flow: str
+    name: str
+    who: dict[str, Any]
+    steps: set[str]
+    tasks: dict[int, str]
+    names: dict[int, str]
+    record: RunRecord
+
+    @property
+    def path(self) -> str:
+        return f"/flows/{self.flow}/runs/{self.name}"
+
+    def where(self, task: int) -> dict[str, Any]:
+        """What rows say of the step that a task is of."""
+        user = self.who["user_name"]
+        place = {"flow_id": self.flow, "run_number": self.name, "step_name": self.tasks[task]}
+        return {**place, "user_name": user}
+
+
+class Registry(ServiceClient):
+    """A service of Metaflow's own. Waits for one that is away, as any caller does."""
+
+    not_there = "what this would belong to is not registered"
+
+    def is_one(self) -> bool:
+        """Whether such a service is there, and not one of aflow's."""
+        try:
+            response, _ = self._ask("GET", "/ping", b"")
+        except (OSError, http.client.HTTPException):
+            return False  # the caller waits for it, and reports what is wrong
+        return "METADATA_SERVICE_VERSION" in response.headers and OWN not in response.headers
+
+    def register(
+        self, path: str, body: dict[str, Any] | list[dict[str, Any]], method: str = "POST"
+    ) -> dict[str, Any]:
+        """Send an object, or a list of some, which may have been sent before, with the time; the
+        object that the service answers, empty where it answers none. Raises MetadataUnavailable."""
+        # Metaflow's clients say the time, too, and a service may keep what it is sent as it is.
+        at = {"ts_epoch": round(self._clock.now() * 1000)}
+        if isinstance(body, list):
+            body = [{**at, **each} for each in body]
+        elif method == "POST":
+            body = {**at, **body}
+        return self.patiently(lambda _: self._say(method, path, body))[0]
+
+    def name_of_run(self, flow: str, run: str) -> str:
+        """The name of a run there: the one that aflow gives it, or that of the run that carries its
+        mark, in a service that numbers all runs itself. Raises MetadataUnavailable."""
+        path, wanted = f"/flows/{flow}/runs", records.run_name(run)
+        if self._patient(f"{path}/{wanted}") is not None:
+            return wanted
+        mark = records.mark_of(run)
+        for row in self._patient(f"{path}?_limit={_NEWEST}") or ():
+            if mark in (row.get("system_tags") or ()):
+                return str(row["run_number"])
+        return wanted
+
+    def name_of_task(self, step: str, task: int) -> str:
+        """The name of a task there, of the step at this path, in a service that numbers all tasks
+        itself. Raises MetadataUnavailable."""
+        asked = f"metadata_field_name={records.TASK_MARK}&pattern=%5E{task}%24"
+        found = self._patient(f"{step}/filtered_tasks?{asked}") or ()
+        return next((str(each).rpartition("/")[2] for each in found), records.task_name(task))
+
+    def _patient(self, path: str) -> Any:
+        return self.patiently(lambda _: self._get(path))[0]
+
+    def _get(self, path: str) -> Any:
+        response, said = self._ask("GET", path, b"")
+        if response.status == 404:
+            return None
+        if response.status != 200:
+            self._turned_down(response, said)
+        try:
+            return json.loads(said)
+        except ValueError as error:
+            raise http.client.HTTPException("its answer is no JSON") from error
+
+    def beat(self, path: str) -> None:
+        """Say that something is alive."""
+        try:
+            self._say("POST", path, {})
+        except (OSError, http.client.HTTPException, MetadataUnavailable):
+            pass  # the next one tells; who beats has no time to wait
+
+    def _say(self, method: str, path: str, body: object) -> dict[str, Any]:
+        response, said = self._ask(method, path, json.dumps(body).encode())
+        if response.status == 409:
+            return {}
+        if response.status >= 300:
+            self._turned_down(response, said)
+        try:
+            answer = json.loads(said)
+        except ValueError:
+            return {}
+        return answer if isinstance(answer, dict) else {}
+
+    def _ask(self, method: str, path: str, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = self._connection()
+        usable = False
+        try:
+            headers = {**self._headers, "Content-Type": "application/json"}
+            connection.request(method, self._path + path, body, headers)
+            response = connection.getresponse()
+            said = response.read()
+            usable = not response.will_close
+        finally:
+            self._give_back(connection, usable)
+        return response, said
+
+
+class _Registering(SqliteMetadata):
+    """A store whose runs are registered. Where that is not `_needed`, a service that is away is
+    logged, and keeps no run from going on. `_open_store` opens the object store of a run, for
+    copies; None where none are to be made."""
+
+    _registry: Registry
+    _needed = True
+    _open_store: Callable[[str], ObjectStore | None] | None = None
+
+    def _begin(self, registry: Registry) -> None:
+        self._registry = registry
+        self._registrars = ThreadPoolExecutor(_AT_ONCE, "registering")
+        self._runs: dict[int, _Run] = {}
+        self._copies: dict[str, Copies | None] = {}
+        self._is_away = False
+
+    def _tell(
+        self, path: str, body: dict[str, Any] | list[dict[str, Any]], method: str = "POST"
+    ) -> dict[str, Any]:
+        return self._asked(lambda: self._registry.register(path, body, method)) or {}
+
+    def _asked(self, call: Callable[[], T]) -> T | None:
+        """What the service answers; None where it is away, and is not needed."""
+        if self._is_away:
+            return None
+        try:
+            return call()
+        except MetadataUnavailable as error:
+            if self._needed:
+                raise
+            self._is_away = True
+            _log.warning("The run is not registered any more: %s", error)
+            return None
+
+    def _names_there(self, run: RunRecord, task: int) -> tuple[str, str]:
+        """What the run and a task of it are called in the service."""
+        known = self._runs.get(run.key)
+        if known is None:
+            return records.run_name(run.run), records.task_name(task)
+        return known.name, self._task_name(known, task)
+
+    def _task_name(self, run: _Run, task: int) -> str:
+        wanted = records.task_name(task)
+        if task not in run.names and run.name == records.run_name(run.record.run):
+            run.names[task] = wanted  # the service keeps names that it is given
+        if task not in run.names:  # it began in another process
+            step = f"{run.path}/steps/{run.tasks[task]}"
+            found = self._asked(lambda: self._registry.name_of_task(step, task))
+            run.names[task] = found or wanted
+        return run.names[task]
+
+    def _copies_of(self, run: RunRecord) -> Copies | None:
+        url = str(run.settings.get("storage") or "")
+        if url not in self._copies:
+            store = None if self._open_store is None else self._open_store(url)
+            self._copies[url] = None if store is None else Copies(store, self, self._names_there)
+        return self._copies[url]
+
+    def create_run(
+        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+    ) -> RunRecord:
+        """Record a new run, and register it; see the port."""
+        made = super().create_run(run, parameters, owner, seconds)
+        # A step that is spun is nobody else's concern, and what was Metaflow's is registered.
+        if not made.kind and "imported_from" not in made.settings:
+            self._tell(f"/flows/{made.flow}", _registered(made).who)
+            answer = self._tell(f"/flows/{made.flow}/run", records.run_body(made))
+            name = _name_in(answer, records.run_name(made.run), "run_number", "run_id")
+            registered = self._runs[made.key] = _registered(made, name)
+            task = TaskRecord(ids.PARAMETERS_TASK, ids.PARAMETERS_STEP, made.created_at)
+            ended = AttemptRecord(task.task, 0, AttemptState.SUCCEEDED, manifest=parameters)
+            self._register(registered, Batch(tasks=[task], attempts=[ended]))
+            self._registry.beat(f"{registered.path}/heartbeat")
+        return made
+
+    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
+        """Write the batch, and register what is in it; see the port."""
+        written = super().commit(run_key, version, batch, mark)
+        run = self._known(run_key)
+        if run is not None:
+            self._register(run, batch)
+        return written
+
+    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
+        """Become, or stay, the run's owner, and tell of it; see the port."""
+        held = super().hold(run_key, owner, seconds, at)
+        run = self._known(run_key) if held.mine else None
+        if run is not None:
+            self._registry.beat(f"{run.path}/heartbeat")
+        return held
+
+    def change_tags(
+        self, run_key: int, add: Sequence[str], remove: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Remove, then add user tags, here and there; see the port."""
+        tags = super().change_tags(run_key, add, remove)
+        run = self._known(run_key)
+        if run is not None:
+            changes = {
+                "tags_to_add": [*map(records.plain, add)],
+                "tags_to_remove": [*map(records.plain, remove)],
+            }
+            self._tell(f"{run.path}/tag/mutate", changes, "PATCH")
+        return tags
+
+    def _known(self, run_key: int) -> _Run | None:
+        """The run, if it is one that is registered."""
+        if run_key not in self._runs:
+            found = self._of_key(run_key)
+            if found.kind or "imported_from" in found.settings:
+                return None
+            name = self._asked(lambda: self._registry.name_of_run(found.flow, found.run))
+            self._runs[run_key] = _registered(found, name or "")
+        return self._runs[run_key]
+
+    def _of_key(self, run_key: int) -> RunRecord:
+        for (flow,) in self._all("flow_of_run", run_key=run_key):
+            for kind in ("", "spin"):
+                for run in self.runs(flow, kind=kind):
+                    if run.key == run_key:
+                        return self.run(run.flow, run.run) or run
+        raise NotFound("The run that was to be registered is not there any more.")
+
+    def _register(self, run: _Run, batch: Batch) -> None:
+        """Steps first, then tasks, side by side, each with what is said of it."""
+        for step in sorted({task.step for task in batch.tasks} - run.steps):
+            self._tell(f"{run.path}/steps/{step}/step", run.who)
+            run.steps.add(step)
+        run.tasks.update((task.task, task.step) for task in batch.tasks)
+        said: dict[int, list[AttemptRecord]] = defaultdict(list)
+        more: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for attempt in batch.attempts:
+            said[attempt.task].append(attempt)
+        for each in batch.metadata:
+            more[each.task].append(records.fact(each.attempt, each.field, each.value, each.type))
+        new = {task.task for task in batch.tasks}
+        jobs = [
+            self._registrars.submit(
+                self._register_task, run, task, task in new, said[task], more[task]
+            )
+            for task in sorted(new | said.keys() | more.keys())
+        ]
+        for job in jobs:
+            job.result()
+
+    def _register_task(
+        self,
+        run: _Run,
+        task: int,
+        is_new: bool,
+        attempts: Sequence[AttemptRecord],
+        more: Sequence[dict[str, Any]],
+    ) -> None:
+        if task not in run.tasks:  # it began before somebody else drove the run
+            view = self.task(run.key, task)
+            if view is None:
+                return  # facts of nothing: they are kept, and there is nowhere to register them
+            run.tasks[task] = view.task.step
+        tasks = f"{run.path}/steps/{run.tasks[task]}/task"
+        if is_new:
+            wanted = records.task_name(task)
+            answer = self._tell(tasks, {"task_id": wanted, **run.who})
+            run.names[task] = _name_in(answer, wanted, "task_id", "task_name")
+            if run.names[task] != wanted:
+                more = [*more, records.fact(0, records.TASK_MARK, str(task), records.TASK_MARK)]
+        path = f"{tasks}s/{self._task_name(run, task)}"
+        said = [fact for attempt in attempts for fact in records.facts_of(attempt)]
+        left: list[dict[str, Any]] = []
+        for attempt in attempts:
+            metadata, readable = self._copied(run, task, attempt)
+            said += metadata
+            named = {each["name"] for each in readable}
+            others = (each for each in records.artifacts_of(attempt) if each["name"] not in named)
+            left += [*readable, *others]
+        whole = {**run.where(task), "task_id": self._task_name(run, task)}
+        if said or more:
+            self._tell(f"{path}/metadata", [{**whole, **each} for each in (*said, *more)])
+        if left:
+            self._tell(f"{path}/artifact", [{**whole, **each} for each in left])
+
+    def _copied(
+        self, run: _Run, task: int, attempt: AttemptRecord
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Write what an attempt that has ended has left in Metaflow's format; what is said of
+        where it is, and the artifacts that can be read there."""
+        copies = self._copies_of(run.record)
+        if copies is None or attempt.state not in TERMINAL_ATTEMPT_STATES:
+            return [], []
+        view = self.task(run.key, task, attempt.attempt)
+        if view is None:
+            return [], []
+        around = dict(records.surroundings(run.record, view))
+        around |= {"ds-type": copies.kind, "ds-root": copies.root}
+        if "origin-task-id" in around:
+            origin = around["origin-run-id"], int(around["origin-task-id"])
+            names = self._origin_names(run, view.task.step, *origin)
+            around["origin-run-id"], around["origin-task-id"] = names
+        try:
+            left = copies.artifacts(run.record, view)
+            copies.write(run.record, view, left)
+            copies.write_logs(run.record, view)
+            copies.write_cards(run.record, view)
+        except StorageError as error:
+            _log.warning("%s/%s: no copies for Metaflow: %s", run.path, task, error)
+            left = []
+        metadata = [
+            records.fact(attempt.attempt, name, each, name) for name, each in around.items()
+        ]
+        return metadata, records.copies_metadata(attempt, copies, left)
+
+    def _origin_names(self, run: _Run, step: str, origin: str, task: int) -> tuple[str, str]:
+        """What a run and a task of it, of which one of this run is a clone, are called in the
+        service."""
+        found = self.run(run.flow, origin)
+        known = None if found is None else self._known(found.key)
+        if known is None:
+            return records.run_name(origin), records.task_name(task)
+        known.tasks.setdefault(task, step)
+        return known.name, self._task_name(known, task)
+
+    def close(self) -> None:
+        """Release file, threads and connections. May be called twice."""
+        self._registrars.shutdown()
+        self._registry.close()
+        super().close()
+
+
+class RegisteringMetadata(_Registering):
+    """The metadata store of one file, whose runs are registered in a service of Metaflow's."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        durability: str,
+        read_only: bool,
+        registry: Registry,
+        open_store: Callable[[str], ObjectStore | None] | None = None,
+    ) -> None:
+        super().__init__(path, durability, read_only)
+        self._open_store = open_store
+        self._begin(registry)
+
+
+class RegisteringStoreMetadata(_Registering, StoreMetadata):
+    """Metadata in an object store, whose runs are registered in a service of Metaflow's."""
+
+    _needed = False
+
+    def __init__(self, store: ObjectStore, registry: Registry) -> None:
+        StoreMetadata.__init__(self, store)
+        self._open_store = lambda url: store if url == store.url else None
+        self._begin(registry)
+
+    @property
+    def address(self) -> str:
+        """The URL that opens it in another process."""
+        return f"{super().address}#{self._registry.url}"
+
+    def _of_key(self, run_key: int) -> RunRecord:
+        return StoreMetadata._of_key(self, run_key)
+
+
+def _registered(run: RunRecord, name: str = "") -> _Run:
+    who = {"user_name": records.plain(run.user), "tags": [], "system_tags": []}
+    return _Run(run.key, run.flow, name or records.run_name(run.run), who, set(), {}, {}, run)
+
+
+def _name_in(answer: Mapping[str, Any], wanted: str, *keys: str) -> str:
+    """The name under which a service has taken an object. Most take the one that is wanted; some
+    number all objects themselves."""
+    names = [str(answer[key]) for key in keys if answer.get(key) is not None]
+    return wanted if not names or wanted in names else names[0]

@@ -1,0 +1,127 @@
+"""aflow's own metadata, what jobs have recorded in the object store, and what Metaflow has left:
+one store to read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aflow.errors import InvalidInput
+from aflow.metadata.metaflow.history import SCHEME, MetaflowHistory
+from aflow.metadata.metaflow.keys import FIRST_KEY, READ_ONLY
+from aflow.metadata.object_store import StoreMetadata
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord
+    from aflow.storage.base import ObjectStore
+
+_STEP = 1 << 56  # keys that each has for itself
+
+Beside = MetaflowHistory | StoreMetadata
+
+
+def store_of_history(metadata: object, url: str) -> ObjectStore | None:
+    """The object store at `url` where that is one of a run of Metaflow's, which its history alone
+    opens; None for one of aflow's."""
+    return metadata.open_store(url) if isinstance(metadata, WithHistory) else None
+
+
+class WithHistory:
+    """Reads both. Of two runs of the same name aflow's is shown: it may have been taken
+    over from Metaflow's to be resumed. What is written goes to aflow's own."""
+
+    def __init__(self, own: MetadataStore, histories: Sequence[Beside]) -> None:
+        self._own = own
+        self._histories = histories
+
+    @property
+    def url(self) -> str:
+        """Where aflow's own metadata is, for people."""
+        return self._own.url
+
+    @property
+    def address(self) -> str:
+        """The URL that opens aflow's own metadata in another process."""
+        return self._own.address
+
+    def close(self) -> None:
+        """Release everything. May be called twice."""
+        for each in (*self._histories, self._own):
+            each.close()
+
+    def flows(self) -> list[tuple[str, float]]:
+        """Name and time of creation of every flow, newest first."""
+        found: dict[str, float] = {}
+        for flow, at in (each for store in self._all() for each in store.flows()):
+            found[flow] = min(found.get(flow, at), at)
+        return sorted(found.items(), key=lambda each: each[1], reverse=True)
+
+    def _all(self) -> Iterator[MetadataStore | Beside]:
+        yield self._own
+        yield from self._histories
+
+    def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
+        """The runs, newest first; see MetadataStore."""
+        runs = self._own.runs(flow, **which)
+        known = {(run.flow, run.run) for run in runs}
+        for history in self._histories:
+            for run in self._marked(history, history.runs(flow, **which)):
+                taken_over = (run.flow, run.run) in known
+                if not taken_over and self._own.run(run.flow, run.run) is None:
+                    runs.append(run)
+                    known.add((run.flow, run.run))
+        runs.sort(key=lambda run: (run.created_at, run.key), reverse=True)
+        return list(islice(runs, which.get("limit")))
+
+    def run(self, flow: str, run: str) -> RunRecord | None:
+        """One run, whole; None where there is none."""
+        found = self._own.run(flow, run)
+        if found is not None:
+            return found
+        for history in self._histories:
+            theirs = history.run(flow, run)
+            if theirs is not None:
+                return next(self._marked(history, [theirs]))
+        return None
+
+    def _marked(self, history: Beside, runs: list[RunRecord]) -> Iterator[RunRecord]:
+        """With keys and stores that say which history they are of."""
+        number = self._histories.index(history)
+        for run in runs:
+            storage = str(run.settings.get("storage") or "")
+            settings = run.settings
+            if storage.startswith(SCHEME):
+                settings = {**settings, "storage": f"{number}:{storage}"}
+            key = run.key if run.key >= FIRST_KEY else run.key + FIRST_KEY
+            yield run._replace(key=key + number * _STEP, settings=settings)
+
+    def open_store(self, url: str) -> ObjectStore | None:
+        """The object store of a run of a history; None for one of aflow's own."""
+        number, _, rest = url.partition(":")
+        if not number.isdigit() or not rest.startswith(SCHEME):
+            return None
+        history = self._histories[int(number)]
+        return history.open_store(rest) if isinstance(history, MetaflowHistory) else None
+
+    def __getattr__(self, name: str) -> Any:
+        """All that is asked of a run by its key, and what only aflow's own has."""
+        own = getattr(self._own, name)
+        if name.startswith("_") or not callable(own):
+            return own
+
+        def call(*values: Any, **more: Any) -> Any:
+            key = values[0] if values else more.get("run_key")
+            if not isinstance(key, int) or key < FIRST_KEY:
+                return own(*values, **more)
+            number = (key - FIRST_KEY) // _STEP
+            history = self._histories[number]
+            method = getattr(history, name, None)
+            if method is None:
+                raise InvalidInput(READ_ONLY)
+            theirs = key - number * _STEP
+            if isinstance(history, StoreMetadata):
+                theirs -= FIRST_KEY
+            return method(theirs, *values[1:], **more)
+
+        return call

@@ -1,0 +1,137 @@
+"""@exit_hook: functions that are called when a run has ended, each in a process of its own.
+
+The process is an interpreter of its own; on its stdin it finds what to call. What a hook does
+changes nothing of the run, and a hook that fails keeps no other from being called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from aflow import client
+from aflow._core.process import binary, flush
+from aflow._core.secret import revealed
+from aflow._core.settings import withhold_secrets
+from aflow.compat import metaflow
+from aflow.errors import InvalidInput
+from aflow.executors.local.ground_start import command_of
+from aflow.task.program import class_from, source_of, stands_for_metaflow
+
+if TYPE_CHECKING:
+    from aflow.flow.decorators.exit_hook import ExitHook, Hook
+    from aflow.flow.definition import FlowDefinition
+
+
+def run_hooks(
+    definition: FlowDefinition,
+    pathspec: str,
+    *,
+    succeeded: bool,
+    metadata_url: str,
+    say: Callable[[str], None],
+) -> None:
+    """Call the hooks of a run that has ended, one after the other. What they print goes to stdout;
+    `say` receives which could not be called, or failed."""
+    for hook in hooks_of(definition, succeeded=succeeded):
+        name = hook if isinstance(hook, str) else getattr(hook, "__qualname__", repr(hook))
+        try:
+            code = _in_a_process(_where(hook, definition), pathspec, metadata_url)
+        except (OSError, InvalidInput) as error:
+            say(f"The exit hook {name} could not be called: {error}")
+        else:
+            if code:
+                say(f"The exit hook {name} has failed (exit code {code}).")
+
+
+def hooks_of(definition: FlowDefinition, *, succeeded: bool) -> list[Hook]:
+    """The functions to call, or their names, in the order of the decorators."""
+    decorators: list[Any] = [each for each in definition.decorators if each.kind == "exit_hook"]
+    hooks: list[ExitHook] = decorators
+    return [hook for each in hooks for hook in (each.on_success if succeeded else each.on_error)]
+
+
+def _where(hook: Hook, definition: FlowDefinition) -> Any:
+    """Where the process finds the function: the name of one in another module, else its source.
+
+    Raises InvalidInput where no class of the flow has such a function in its module.
+    """
+    if not isinstance(hook, str):
+        return source_of(hook)
+    for cls in definition.cls.__mro__:
+        found = getattr(sys.modules.get(cls.__module__), hook, None)
+        if callable(found):
+            return source_of(found)
+    if "." not in hook:
+        raise InvalidInput(
+            f"{definition.file} has no function {hook!r}: give the hook's name there, or "
+            "module.function."
+        )
+    return hook
+
+
+def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
+    """Call the hook and wait for its end; the exit code of its process."""
+    flush(sys.stdout)
+    with subprocess.Popen(
+        command_of("aflow.runs.exit_hooks"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=False,
+    ) as process:
+        assert process.stdin is not None, "a pipe was asked for"
+        assert process.stdout is not None, "a pipe was asked for"
+        try:
+            request = (where, pathspec, revealed(metadata_url), stands_for_metaflow(), sys.path)
+            process.stdin.write(msgpack.packb(request, unicode_errors="surrogatepass"))
+            process.stdin.close()
+        except BrokenPipeError:  # it has ended already: its exit code tells
+            pass
+        for line in process.stdout:
+            binary(sys.stdout).write(line)
+        binary(sys.stdout).flush()
+    return process.returncode
+
+
+# ------------------------------------------------------------ in the process
+
+
+def main() -> None:
+    """Call the hook that stdin names."""
+    withhold_secrets()  # as from steps
+    where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(
+        sys.stdin.buffer.read(), unicode_errors="surrogatepass"
+    )
+    sys.path[:] = path
+    if is_metaflow:
+        metaflow.install()
+    client.metadata(metadata_url)
+    run = client.Run(pathspec, _namespace_check=False)
+    if isinstance(where, str):
+        module, _, name = where.rpartition(".")
+        hook = getattr(importlib.import_module(module), name)
+    else:
+        hook = class_from(where)
+    call(hook, run)
+
+
+def call(hook: Callable[..., object], run: object) -> None:
+    """Call the hook, with the run if it takes an argument for it."""
+    parameters = inspect.signature(hook).parameters
+    kinds = [each.kind for each in parameters.values()]
+    if "run" in parameters or inspect.Parameter.VAR_KEYWORD in kinds:
+        hook(run=run)
+    elif any(each.default is each.empty for each in parameters.values()):
+        hook(run)
+    else:
+        hook()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached
 memory:                         storage.memory, metadata.sqlite (in memory)
 sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
 https://host/prefix             metadata.http; metadata.metaflow.service for Metaflow's own service
-store+s3://bucket/prefix        metadata.object_store; with #http://host registered in such a service
+store+s3://bucket/prefix        metadata.object_store; with #http://host registered there
 postgresql://host/database      metadata.postgres
 redis://host:6379/0             queue.redis; redis+sentinel://host:26379/name for a primary
                                 that sentinels know

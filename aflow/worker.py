@@ -26,6 +26,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow._core.backoff import Tries
 from aflow._core.threads import in_daemon_thread
 from aflow._core.version import __version__
 from aflow._core.waiting import Waiting
@@ -52,7 +53,7 @@ from aflow.executors.remote.reports import ReportSender
 from aflow.executors.remote.runtime import Held, Runtime, Site
 from aflow.metadata.base import MOST_RUNNING, WORKER_EXPIRY, RunningTask, WorkerRecord
 from aflow.metadata.sql import worker_data
-from aflow.queue.base import AWAY, Lease, Queue, group_of, pause
+from aflow.queue.base import AWAY, Lease, Queue, group_of
 from aflow.scheduler.slots import Slots
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import AttemptReport
@@ -143,7 +144,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._room = asyncio.Event()
         self._declines = asyncio.Event()
-        self._away: Waiting | None = None
+        self._broker = Tries(AWAY, waiting_for=f"the queue {queue.url}", say=say)
         self._ends_at: float | None = None  # when what runs has had its grace time
         self._is_patient = False  # what runs may take as long as it takes
         self._started_at = clock.now()
@@ -285,10 +286,9 @@ class Worker:
                 raise
             return []
         except QueueUnavailable as error:
-            self._note_away(error)
-            await pause()
+            await asyncio.sleep(self._broker.failed(error) or 0.0)
             return []
-        self._note_back()
+        self._broker.succeeded()
         return leases
 
     @staticmethod
@@ -301,16 +301,6 @@ class Worker:
         for group in [each for each, (until, _) in self._declined.items() if until <= now]:
             del self._declined[group]
         return self._declined.keys()
-
-    def _note_away(self, error: QueueError) -> None:
-        """The broker does not answer: said after some seconds, and again now and then."""
-        self._away = self._away or Waiting(f"the queue {self._queue.url}", say=self._say)
-        self._away.still(str(error))
-
-    def _note_back(self) -> None:
-        if self._away is not None:
-            self._away.over()
-            self._away = None
 
     async def _begin(self, lease: Lease) -> None:
         try:
@@ -515,7 +505,7 @@ class Worker:
         try:
             await self._queue.release(leases, counted=False)
         except QueueError as error:
-            self._note_away(error)
+            self._broker.failed(error)
 
     # ------------------------------------------------------------ beside
 
@@ -534,7 +524,7 @@ class Worker:
                 self._say(f"{error} The worker that commits the task first has settled it.")
                 extended = error.held  # type: ignore[assignment]
             except QueueUnavailable as error:
-                self._note_away(error)
+                self._broker.failed(error)
                 continue
             tokens = {lease.token: lease for lease in extended}
             for each in held:
@@ -552,8 +542,7 @@ class Worker:
             except LeaseLost:  # it was read, all the same
                 continue
             except QueueUnavailable as error:
-                self._note_away(error)
-                await pause()
+                await asyncio.sleep(self._broker.failed(error) or 0.0)
 
     async def _announce(self) -> None:
         """Let all see that we are here, what we have, and what we leave to others."""
@@ -568,10 +557,9 @@ class Worker:
             try:
                 await self._queue.announce(self.id, presence.encode(), ANNOUNCED_FOR)
             except QueueUnavailable as error:
-                self._note_away(error)
-                await asyncio.sleep(AWAY)
+                await asyncio.sleep(self._broker.failed(error) or 0.0)
                 continue
-            self._note_back()
+            self._broker.succeeded()
             try:
                 async with asyncio.timeout(ANNOUNCED):
                     await self._declines.wait()

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import click
 
+from aflow._core.backoff import Backoff, Tries
 from aflow._core.secret import as_mentioned
 from aflow._core.settings import looked_up
-from aflow._core.waiting import Waiting
 from aflow.cli.options import option
 from aflow.errors import CommandFailed, InvalidInput, ServerUnavailable
 from aflow.metadata.tokens import headers_for, is_this_machine
@@ -26,7 +26,7 @@ WAIT = 30  # seconds that the server is asked to wait, again and again
 _PATIENCE = 60 + WAIT
 _TRIES = 16  # about a minute of them
 _BEGUN, _ALIVE = "", ":"  # kinds of what is no event
-_LONGEST_PAUSE = 5.0  # seconds
+_BACKOFF = Backoff(0.5, 10.0)
 
 
 def server_option() -> click.Option:
@@ -73,18 +73,14 @@ def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSen
     server is started again meanwhile, they go on after the last one that had an id: also where
     nothing has come yet, if the server has answered once (or was `there` a moment ago). Raises what
     `ask` raises, if the server is away for a minute."""
-    last, tries, pause = "", 0, Event()
-    waiting: Waiting | None = None
+    last, tries = "", Tries(_BACKOFF, most=_TRIES, waiting_for=f"the server {server}")
     while True:
         try:
             for id_, event in _events(server, path, last):
                 there = True
                 if event.kind == _BEGUN:
                     continue
-                tries = 0
-                if waiting is not None:
-                    waiting.over()
-                    waiting = None
+                tries.succeeded()
                 if event.kind == _ALIVE:
                     continue
                 last = id_ or last
@@ -93,12 +89,10 @@ def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSen
                     return
             raise ServerUnavailable(f"The server {server} has ended its answer.")
         except ServerUnavailable as error:
-            tries += 1
-            if tries > _TRIES or not there:
+            delay = tries.failed(error) if there else None
+            if delay is None:
                 raise
-            waiting = waiting or Waiting(f"the server {server}")
-            waiting.still(str(error))
-            pause.wait(min(_LONGEST_PAUSE, 2.0**tries / 4))
+            Event().wait(delay)
 
 
 def _events(server: str, path: str, last: str) -> Iterator[tuple[str, ServerSentEvent]]:

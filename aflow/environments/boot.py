@@ -235,7 +235,8 @@ def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
         if done < size:
             if time.monotonic() > give_up_at:
                 raise BootError("The datastore %s cannot be read: %s." % (store, why), AGAIN)
-            time.sleep(wait * (0.5 + random.random()))
+            # aflow/_core/backoff.py, written out: that is not there before this has fetched it.
+            time.sleep(wait * random.random())
             wait = min(2 * wait, 10)
 
 

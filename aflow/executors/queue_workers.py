@@ -22,6 +22,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow._core.backoff import Tries
 from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
 from aflow.errors import (
@@ -44,7 +45,7 @@ from aflow.executors.protocol import (
     TaskMessage,
     open_message,
 )
-from aflow.queue.base import MAX_DELIVERIES, Lease, Message, Queue, pause
+from aflow.queue.base import AWAY, MAX_DELIVERIES, Lease, Message, Queue
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Payloads, mark_over
 from aflow.task.spec import AttemptSpec, RunContext
@@ -368,15 +369,16 @@ class QueueExecutor:
 
     async def _patiently(self, call: Callable[[], Any]) -> Any:
         """What the call gives, also where the broker is away for a while."""
-        give_up_at = self._loop.time() + PATIENCE
+        tries = Tries(AWAY, patience=PATIENCE)
         while True:
             try:
                 answer = await call()
             except QueueUnavailable as error:
                 self._away = str(error)
-                if self._loop.time() > give_up_at or self._stopped:
+                delay = tries.failed()
+                if delay is None or self._stopped:
                     raise
-                await pause()
+                await asyncio.sleep(delay)
             else:
                 self._away = ""
                 return answer

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import random
 import select
 import threading
 import uuid
@@ -17,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from aflow._core.backoff import Backoff, Tries
 from aflow._core.clock import duration
 from aflow._core.secret import as_mentioned
 from aflow._core.waiting import FIRST, Waiting
@@ -48,7 +48,7 @@ T = TypeVar("T")
 PATIENCE = 120.0  # seconds that a service may be away
 _TIMEOUT = 60.0  # seconds without a byte
 _CONNECTING = 10.0  # seconds
-_LONGEST_WAIT = 8.0
+_BACKOFF = Backoff(0.1, 8.0)
 _CHUNK = 1 << 16
 
 
@@ -97,29 +97,28 @@ class ServiceClient:
     def patiently(self, attempt: Callable[[Waiting], T]) -> tuple[T, bool]:
         """What an attempt gives at last, and whether it was not the first. It is given the wait
         that it is part of. Raises MetadataUnavailable as `call` does."""
-        give_up_at, wait, again = self._clock.monotonic() + self._patience, 0.1, False
         waiting = Waiting(f"the metadata service at {self.url}", self._clock)
+        tries = Tries(_BACKOFF, patience=self._patience, clock=self._clock)
         while True:
             try:
                 found = attempt(waiting)
                 self._answered = True
                 waiting.over()
-                return found, again
+                return found, tries.failures > 0
             except (OSError, http.client.HTTPException, InvalidMessage) as error:
                 if self._is_stranger(error):
                     raise MetadataUnavailable(
                         f"The metadata service at {self.url} cannot be trusted: {_why(error)}. "
                         "Check its address, its certificate, and SSL_CERT_FILE."
                     ) from error
-                if self._clock.monotonic() + wait > give_up_at:
+                delay = tries.failed()
+                if delay is None:
                     raise MetadataUnavailable(
                         f"The metadata service at {self.url} cannot be used: {_why(error)}, for "
                         f"{duration(self._patience)}. Check that it runs, and its address."
                     ) from error
                 waiting.still(_why(error), "Check that it runs, and its address.")
-            again = True
-            self._never.wait(waiting.capped(wait * random.uniform(0.5, 1.0)))
-            wait = min(wait * 2, _LONGEST_WAIT)
+            self._never.wait(waiting.capped(delay))
 
     def _is_stranger(self, error: Exception) -> bool:
         """Whether it has shown another certificate than that of the service. One that was known

@@ -17,10 +17,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from aflow._core import ids
+from aflow._core.backoff import Backoff, Tries
 from aflow._core.postgres import (
     REFUSALS,
     SETTINGS,
@@ -33,7 +34,6 @@ from aflow._core.postgres import (
     unescaped,
 )
 from aflow._core.secret import revealed, sealed, without_passwords
-from aflow._core.waiting import Waiting
 from aflow.errors import (
     InvalidSetting,
     MetadataAway,
@@ -58,6 +58,9 @@ from aflow.metadata.base import (
 from aflow.metadata.sql import PAGE, RecordReader, migrations, statements
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
+
+if TYPE_CHECKING:
+    from aflow._core.clock import Clock
 
 Connection = psycopg.Connection[Any]
 
@@ -274,7 +277,7 @@ def _version(connection: Connection, schema: str) -> int:
 
 
 PATIENCE = 30.0  # seconds to wait for a server that has gone away
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 2.0  # seconds; doubled each time
+_BACKOFF = Backoff(0.1, 2.0)
 _FOLDER = "queries_postgres"
 _RANGE = 20_000  # tasks that are read at once for a timeline
 # Their conditions may be left out: by a plan for any values, which a statement gets that is
@@ -300,17 +303,19 @@ _Rows = Generator[Any, None, None]
 class PostgresMetadata(RecordReader):
     """The metadata store of one database, named by a URL (see `PostgresAddress`).
 
-    `pause(seconds)` waits for a server that is away."""
+    `pause(seconds)` waits for a server that is away; `clock` says for how long it was."""
 
     def __init__(
         self,
         url: str,
         read_only: bool = False,
         pause: Callable[[float], object] | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock
         self._place = PostgresAddress(url)
         self._connections = Connections(self._place, read_only)
-        self._pause = pause or threading.Event().wait
+        self._pause = pause
 
     @property
     def url(self) -> str:
@@ -563,19 +568,9 @@ class PostgresMetadata(RecordReader):
         except MetadataAway:
             if not self._connections.were_good:
                 raise
-        waited, wait, waiting = 0.0, _FIRST_WAIT, Waiting(f"the metadata in {self.url}")
-        while True:
-            self._pause(wait)
-            try:
-                found = attempt()
-            except MetadataAway as error:
-                if waited >= PATIENCE:
-                    raise
-                waiting.still(str(error))
-                waited, wait = waited + wait, min(2 * wait, _LONGEST_WAIT)
-            else:
-                waiting.over()
-                return found
+        what = f"the metadata in {self.url}"
+        tries = Tries(_BACKOFF, patience=PATIENCE, waiting_for=what, clock=self._clock)
+        return tries.retry(attempt, MetadataAway, pause=self._pause)
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -32,12 +32,11 @@ Effects are exactly-once because commits are fenced by attempt, not because deli
 
 from __future__ import annotations
 
-import asyncio
-import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from aflow._core.backoff import Backoff
 from aflow.errors import InvalidName
 
 MAX_DELIVERIES = 5
@@ -202,18 +201,5 @@ def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-# How long a user of a queue waits while its broker cannot be reached.
-
-
-AWAY = 1.0  # seconds between tries
-
-
-def wait_before_next_try(share: float) -> float:
-    """Seconds to wait; `share` is a number between 0 and 1. All users of a broker lose it at the
-    same moment, and are not to come back to it at the same moment as well."""
-    return AWAY * (0.5 + share)
-
-
-async def pause() -> None:
-    """Sleep until the next try of a broker that is away, with jitter."""
-    await asyncio.sleep(wait_before_next_try(random.random()))
+AWAY = Backoff(0.5, 2.0)
+"""Of a user of a queue, while its broker cannot be reached."""

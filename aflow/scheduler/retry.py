@@ -1,4 +1,8 @@
-"""How a step may fail and how wide it may run: its policy, as plain data."""
+"""How a step may fail and how wide it may run: its policy, as plain data.
+
+This is what users configure. Tries of aflow's own calls have `aflow/_core/backoff.py`: their times
+are nobody's setting, and have jitter, while a user's waits are as long as they were given.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Literal
 
+from aflow._core.backoff import Backoff
 from aflow._core.clock import duration
 from aflow._core.records import dataclass
 from aflow.errors import AflowError
@@ -27,7 +28,7 @@ KIND = "server"
 LOOK = 2.0  # seconds between looks
 RECOVERY = 3600.0  # seconds after which a run that cannot be recovered has failed
 _MOST = 100  # runs a look
-_LONGEST = 300.0  # seconds between tries of a run that cannot be recovered
+BACKOFF = Backoff(2 * LOOK, 300.0)  # of a run that cannot be recovered, or was left at once
 _FEWEST = 5  # failed tries (a minute of them) before a run is given up
 _LOADING = 120.0  # seconds that a process has to take its run up
 _REMEMBERED = 600.0  # seconds after which the tries of a run that was recovered are forgotten
@@ -51,11 +52,6 @@ class Tries:
     latest: float = 0.0  # when the last one began
     seen: float = 0.0  # when the run was last found to be left
     said: str = ""  # by the last one that failed
-
-
-def pause_after(tries: int) -> float:
-    """Seconds until a run is tried again that could not be recovered, or was left at once."""
-    return min(_LONGEST, LOOK * 2.0**tries)
 
 
 def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
@@ -129,7 +125,7 @@ class Sharing:
         what = next_for(tries, record, now, self._recovery)
         if what == "take up" and self._runs.has_room:
             tries.begun, tries.latest = tries.begun + 1, now
-            tries.not_before = now + pause_after(tries.begun)
+            tries.not_before = now + BACKOFF.bound(tries.begun)
             await self._runs.take_up(name)
         elif what == "cancel":
             assert record.lease is not None, "somebody asked its owner"

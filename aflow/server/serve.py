@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow._core.backoff import Backoff, Tries
 from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_loop, on_signal
 from aflow.errors import AflowError, InvalidSetting
@@ -35,7 +36,7 @@ Mount = Callable[["web.Application"], object]
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
 _CERTIFICATE_LOOK = 2.0  # seconds between looks whether it was replaced
-_LONGEST_PAUSE = 60.0  # seconds until a background task that failed begins again
+_RESTARTS = Backoff(1.0, 60.0)  # of a background task that has failed
 
 _log = logging.getLogger("aflow.server")
 
@@ -193,13 +194,16 @@ async def _serve(
         await metrics.close()
 
 
-async def run_until(stop: asyncio.Event, loops: Mapping[str, Loop], pause: float = 1.0) -> None:
+async def run_until(
+    stop: asyncio.Event, loops: Mapping[str, Loop], backoff: Backoff = _RESTARTS
+) -> None:
     """Keep the background tasks going until it is time to stop. One that fails is logged, and
     begins again. Raises AflowError where one has ended all the same: a server that does only a part
     of its work has to be started again, by whatever started it."""
     async with asyncio.TaskGroup() as group:
         doing = {
-            group.create_task(_kept_going(name, loop, pause)): name for name, loop in loops.items()
+            group.create_task(_kept_going(name, loop, backoff)): name
+            for name, loop in loops.items()
         }
         stopping = group.create_task(_set(stop))
         done, _ = await asyncio.wait([stopping, *doing], return_when=asyncio.FIRST_COMPLETED)
@@ -214,11 +218,14 @@ async def _set(event: asyncio.Event) -> None:
     await event.wait()
 
 
-async def _kept_going(name: str, loop: Loop, pause: float) -> None:
+async def _kept_going(name: str, loop: Loop, backoff: Backoff) -> None:
+    tries, clock = Tries(backoff), SystemClock()
     while True:
+        began = clock.monotonic()
         try:
             await loop()
         except Exception:  # noqa: BLE001 -- logged; the server goes on without
             _log.exception("The background task for %s failed; it begins again.", name)
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        if clock.monotonic() - began > backoff.longest:
+            tries.succeeded()  # what fails once a day begins again at once
+        await asyncio.sleep(tries.failed() or 0.0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from aflow._core.backoff import Backoff
 from aflow.errors import MetadataUnavailable, NotFound, VersionConflict
 from aflow.metadata.base import AttemptRecord, Batch, TaskRecord
 from aflow.scheduler.states import AttemptState
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
 
 TRIES = 200  # to write a record, while others do so, too
+_BACKOFF = Backoff(0.005, 1.0, growth=1.2)  # the jobs of a wide foreach end together
 PAGE = 500  # tasks whose results are reused in one commit
 
 
@@ -60,7 +62,7 @@ class Records:
             try:
                 version = self._metadata.commit(self.run.key, version, batch)
             except VersionConflict:
-                self._sleep(random.uniform(0, min(1.0, 0.005 * (tried + 1))))
+                self._sleep(_BACKOFF.delay(tried + 1, random.random()))
                 now = self._metadata.run(self.run.flow, self.run.run)
                 if now is None:
                     raise NotFound(

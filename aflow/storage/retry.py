@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
-from aflow._core.waiting import Waiting
+from aflow._core.backoff import Backoff, Tries
 from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
 from aflow.storage.base import Buffer, ObjectStore
 
 T = TypeVar("T")
 
 TRIES = 8
-FIRST_WAIT = 0.1  # seconds; doubled each time, up to LONGEST_WAIT, and a random share of it taken
-LONGEST_WAIT = 10.0
-
-
-def wait_after(failed: int, share: float) -> float:
-    """How many seconds to wait after this many failures; `share` is a number between 0 and 1."""
-    return share * min(LONGEST_WAIT, FIRST_WAIT * 2.0**failed)
+BACKOFF = Backoff(0.2, 10.0)
 
 
 def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
@@ -34,13 +27,8 @@ def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
 async def retried(act: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
     """What `act()` gives; where it raises StoreBusy it is called again, up to `tries` times in all,
     and StoreUnavailable says so in the end."""
-    for failed in range(1, tries):
-        try:
-            return await act()
-        except StoreBusy:
-            await asyncio.sleep(wait_after(failed, random.random()))
     try:
-        return await act()
+        return await Tries(BACKOFF, most=tries).retry_async(act, StoreBusy)
     except StoreBusy as error:
         raise given_up(error, tries) from error
 
@@ -104,18 +92,20 @@ class RetryingStore:
         return self._listed(self._store.list(prefix), prefix)
 
     def _listed(self, names: Iterator[str], prefix: str) -> Iterator[str]:
-        last = ""
-        failed = 0
+        last, tries = "", self._tries()
         while True:
             try:
                 for name in names:
                     if name > last:
                         yield name
-                        last, failed = name, 0
+                        last = name
+                        tries.succeeded()
                 return
             except StoreBusy as error:
-                failed += 1
-                self._wait_after(failed, error)
+                delay = tries.failed(error)
+                if delay is None:
+                    raise given_up(error, TRIES) from error
+                self._pause(delay)
                 names = self._store.list(prefix)
 
     def delete(self, name: str) -> None:
@@ -137,24 +127,17 @@ class RetryingStore:
     def _try(self, act: Callable[[int], T]) -> T:
         """What `act(failures so far)` gives."""
         try:
-            return act(0)
+            return act(0)  # nothing more is made for calls that succeed at once, as nearly all do
         except StoreBusy as error:
-            return self._again(act, error)
-
-    def _again(self, act: Callable[[int], T], error: StoreBusy) -> T:
-        failed, waiting = 1, Waiting(f"the datastore {self.url}")
-        while True:
-            self._wait_after(failed, error)
-            try:
-                found = act(failed)
-            except StoreBusy as again:
-                failed, error = failed + 1, again
-                waiting.still(str(again))
-            else:
-                waiting.over()
-                return found
-
-    def _wait_after(self, failed: int, error: StoreBusy) -> None:
-        if failed == TRIES:
+            tries = self._tries()
+            delay = tries.failed(error)
+            assert delay is not None, "more than one try is made"
+            self._pause(delay)
+        try:
+            return tries.retry(lambda: act(tries.failures), StoreBusy, pause=self._pause)
+        except StoreBusy as error:
             raise given_up(error, TRIES) from error
-        self._pause(wait_after(failed, self._share()))
+
+    def _tries(self) -> Tries:
+        what = f"the datastore {self.url}"
+        return Tries(BACKOFF, most=TRIES, waiting_for=what, share=self._share)

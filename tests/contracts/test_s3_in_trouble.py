@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from aflow import S3, errors
+from aflow._core.backoff import Backoff
 from aflow._core.clock import SystemClock
 from aflow.storage.blobs import BlobStore
 from aflow.storage.retry import RetryingStore
@@ -125,7 +126,7 @@ def test_a_server_that_stays_away_is_one_sentence(
         store.put("x", [SMALL])
     assert 8 == len(proxy.seen)
     with S3(s3root=place) as s3, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aflow.storage.retry.FIRST_WAIT", 0.001)
+        patch.setattr("aflow.storage.retry.BACKOFF", Backoff(0.001, 0.1))
         with pytest.raises(errors.S3Failed, match=r"is busy \(SlowDown\).* tried 8 times"):
             s3.put("x", SMALL)
 

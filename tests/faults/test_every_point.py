@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from aflow import backends
+from aflow import backends, worker
+from aflow._core.backoff import Backoff
 from aflow.executors import queue_workers
-from aflow.queue import base
+from aflow.executors.remote import reports
 from aflow.scheduler.states import RunState
 from aflow.testing.chaos import Fleet, Results, check, results
 from tests.faults.conftest import local_fleet
@@ -110,7 +111,8 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.setattr(base, "AWAY", 0.01)  # seconds between tries
+    for module in (worker, reports, queue_workers):
+        monkeypatch.setattr(module, "AWAY", Backoff(0.01, 0.01))
     monkeypatch.setattr(queue_workers, "TTL", 0.5)  # seconds until a letter is delivered again
     return Sweep(tmp_path, monkeypatch)
 

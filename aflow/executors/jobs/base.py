@@ -18,13 +18,11 @@ What every backend promises, and tests/contracts/test_job_systems.py checks:
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from aflow._core.clock import SystemClock
-from aflow._core.waiting import Waiting
+from aflow._core.backoff import Backoff, Tries
 from aflow.errors import JobSystemBusy, JobSystemUnauthorized
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from aflow.task.spec import RunContext
 
 PATIENCE_AT_START = 120.0  # seconds for which a system may not answer when a run begins
-BETWEEN = 2.0  # seconds between two tries then
+_BACKOFF = Backoff(2.0, 10.0)
 
 
 class JobState(Enum):
@@ -164,20 +162,8 @@ def until_answered(system: str, call: Callable[[], object]) -> None:
     """Call again while the system does not answer, as at the start of a run, and say what is waited
     for. Blocks. Raises JobSystemBusy after PATIENCE_AT_START, JobSystemUnauthorized at once, and
     what else the call raises."""
-    clock, waiting = SystemClock(), Waiting(system)
-    give_up_at = clock.monotonic() + PATIENCE_AT_START
-    while True:
-        try:
-            call()
-            break
-        except JobSystemUnauthorized:
-            raise
-        except JobSystemBusy as error:
-            if clock.monotonic() > give_up_at:
-                raise
-            waiting.still(str(error))
-        threading.Event().wait(BETWEEN)
-    waiting.over()
+    tries = Tries(_BACKOFF, patience=PATIENCE_AT_START, waiting_for=system)
+    tries.retry(call, JobSystemBusy, unless=JobSystemUnauthorized)
 
 
 def with_registry(image: str, registry: str | None) -> str:

@@ -13,7 +13,6 @@ answered is found by its name, by this executor or by another coordinator, and n
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from aflow._core.backoff import Backoff, Tries
 from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
 from aflow.errors import (
@@ -48,11 +48,9 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
-SOONEST, LATEST = 0.3, 3.0  # seconds between two listings of the mailbox
-SLOWER = 1.1  # how much more, after a look that has found nothing
+LISTING = Backoff(0.3, 3.0, growth=1.1)  # between listings of the mailbox that find nothing
 THREADS = 16  # calls at once
-AWAY = 1.0  # seconds between tries where store or system do not answer; doubled each time ...
-LONGEST_AWAY = 30.0  # ... up to this
+AWAY = Backoff(1.0, 30.0)  # where store or system do not answer
 LAG = 75.0  # seconds until a report is seen: NFS caches a folder for up to a minute
 PATIENCE = 600.0  # seconds for which they may not answer
 _NAMED = "name="  # what a handle begins with as long as the job's id is not known
@@ -424,21 +422,21 @@ class JobExecutor:
     async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:
         """What the call gives, also where store or system do not answer for a while, which is
         logged."""
-        give_up_at, wait = self._loop.time() + patience, AWAY
+        tries = Tries(AWAY, patience=patience)
         waited_for: str | None = None
         while True:
             try:
                 result = await self._blocking(call)
                 break
             except (JobSystemBusy, StoreUnavailable) as error:
-                if self._loop.time() > give_up_at or (self._stopped and patience == PATIENCE):
+                delay = tries.failed()
+                if delay is None or (self._stopped and patience == PATIENCE):
                     raise
                 is_store = isinstance(error, StoreUnavailable)
                 waited_for = "the datastore" if is_store else self._system.title
                 # Many calls may wait for the same: it is logged once for all of them.
                 self._trouble.setdefault(waited_for, Waiting(waited_for)).still(str(error))
-            await asyncio.sleep(wait * (0.5 + random.random()))
-            wait = min(2 * wait, LONGEST_AWAY)
+            await asyncio.sleep(delay)
         if waited_for is not None and (waiting := self._trouble.pop(waited_for, None)) is not None:
             waiting.over()
         return result
@@ -478,13 +476,13 @@ class JobExecutor:
     # ------------------------------------------------------------ from jobs
 
     async def _listen(self) -> None:
-        wait = SOONEST
+        wait = LISTING.first
         while True:
             try:
                 async with asyncio.timeout(wait if self._mail.away else None):
                     await self._look_now.wait()
                 self._look_now.clear()
-                wait = SOONEST
+                wait = LISTING.first
             except TimeoutError:  # it is time to look anyway
                 pass
             over, self._over = self._over, {}
@@ -497,7 +495,7 @@ class JobExecutor:
                     await self._look_at_members(self._arrays[job], are_over=suspects[job])
                 except JobSystemError:  # the next round of the poller finds it as suspect as before
                     continue
-            wait = SOONEST if found else min(LATEST, wait * SLOWER)
+            wait = LISTING.first if found else LISTING.after(wait)
 
     async def _look(self) -> bool:
         """Read all messages that are there; whether there were any."""
@@ -622,7 +620,7 @@ class JobExecutor:
             return partial(self._mail.end, report, NO_USAGE)
         now = self._loop.time()
         if status.succeeded and now < self._late.setdefault(owner, now + LAG):
-            self._loop.call_later(LATEST, self._conclude_later, owner, status)
+            self._loop.call_later(LISTING.longest, self._conclude_later, owner, status)
             return None
         outcome = await self._blocking(partial(self._system.outcome_of, status))
         if outcome.state is AttemptState.FAILED:

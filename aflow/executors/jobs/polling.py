@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from aflow._core.backoff import Backoff
 from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
 from aflow.errors import JobSystemError
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("aflow.jobs")
 
-SHORTEST, LONGEST = 2.0, 30.0  # seconds between two rounds
-LONGEST_WAIT = 120.0  # the same where the system is in trouble
-GROWTH = 1.2  # of the time between rounds in which nothing has changed
+# Between two rounds in which nothing has changed, and where the system is in trouble. The jitter is
+# small: it only keeps programs apart that began at the same time.
+QUIET = Backoff(2.0, 30.0, growth=1.2, jitter=0.2)
+REFUSED = Backoff(2.0, 120.0, jitter=0.2)
 
 Publish = Callable[["JobStatus"], None]
 
@@ -36,8 +38,8 @@ def next_wait(wait: float, *, changed: bool, refused: bool) -> float:
     """The seconds until the next round, after `wait` before this one: whether it has found
     something new, and whether the system did not answer."""
     if refused:
-        return min(2 * max(wait, SHORTEST), LONGEST_WAIT)
-    return SHORTEST if changed else min(max(wait, SHORTEST) * GROWTH, LONGEST)
+        return REFUSED.after(wait)
+    return QUIET.first if changed else QUIET.after(wait)
 
 
 class Poller:
@@ -80,16 +82,15 @@ class Poller:
         self._hurry.set()
 
     async def _poll(self) -> None:
-        wait = SHORTEST
+        wait = QUIET.first
         while True:
             self._hurry.clear()
-            await asyncio.sleep(SHORTEST)  # at the least: no two rounds are nearer
+            await asyncio.sleep(QUIET.first)  # at the least: no two rounds are nearer
             try:
-                # Not all programs at the same time.
-                longer = (wait - SHORTEST) * (0.9 + 0.2 * random.random())
-                async with asyncio.timeout(max(0.0, longer)):
+                longer = QUIET.spread(wait - QUIET.first, random.random())
+                async with asyncio.timeout(longer):
                     await self._hurry.wait()
-                    wait = SHORTEST
+                    wait = QUIET.first
             except TimeoutError:  # it is time to ask anyway
                 pass
             wait = next_wait(wait, **await self._round())

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow._core.backoff import Tries
 from aflow.errors import InvalidMessage, LeaseLost, QueueUnavailable
 from aflow.executors import protocol
 from aflow.executors.protocol import ReportsMessage, TaskMessage
-from aflow.queue.base import Lease, Message, Queue, pause
+from aflow.queue.base import AWAY, Lease, Message, Queue
 from aflow.queue.messages import Keys
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import AttemptReport
@@ -145,14 +146,10 @@ class ReportSender:
 
     async def _until_done(self, call: Callable[[], Any]) -> None:
         """The broker may be away: what was done is not to be lost for that."""
-        while True:
-            try:
-                await call()
-                return
-            except LeaseLost:  # the message was delivered again: it will be seen to be settled
-                return
-            except QueueUnavailable:
-                await pause()
+        try:
+            await Tries(AWAY).retry_async(call, QueueUnavailable)
+        except LeaseLost:  # the message was delivered again: it will be seen to be settled
+            return
 
 
 def _too_large(event: Sequence[Any], url: str) -> Sequence[Any]:

@@ -8,6 +8,7 @@ import logging
 
 import pytest
 
+from aflow._core.backoff import Backoff
 from aflow.errors import AflowError
 from aflow.server.serve import run_until
 
@@ -25,7 +26,7 @@ async def test_a_background_task_that_fails_is_logged_and_begins_again(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with caplog.at_level(logging.ERROR):
-        await run_until(stop, {"schedules": fails}, pause=0.0)
+        await run_until(stop, {"schedules": fails}, backoff=Backoff(0.0, 0.0))
 
     assert 2 <= begun
     assert "The background task for schedules failed; it begins again." in caplog.text

@@ -9,7 +9,7 @@ import pytest
 
 from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
 from aflow.storage.memory import MemoryStore
-from aflow.storage.retry import FIRST_WAIT, LONGEST_WAIT, TRIES, RetryingStore
+from aflow.storage.retry import BACKOFF, TRIES, RetryingStore
 
 
 class FailingStore(MemoryStore):
@@ -69,7 +69,7 @@ def test_what_fails_is_tried_again_with_longer_and_longer_waits(
     inner.before = TRIES - 1
 
     assert b"1" == store.get("a")
-    assert [0.5 * min(LONGEST_WAIT, FIRST_WAIT * 2**each) for each in range(1, TRIES)] == waits
+    assert [BACKOFF.delay(each, 0.5) for each in range(1, TRIES)] == waits
 
 
 def test_a_store_that_stays_busy_is_given_up_in_a_sentence(

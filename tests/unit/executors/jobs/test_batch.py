@@ -27,7 +27,7 @@ from aflow.executors.jobs.batch.definitions import (
     submission,
 )
 from aflow.executors.jobs.batch.status import end_of
-from aflow.executors.jobs.polling import LONGEST, LONGEST_WAIT, SHORTEST, next_wait
+from aflow.executors.jobs.polling import QUIET, REFUSED, next_wait
 from aflow.executors.protocol import ArraySpec
 from aflow.flow.decorators.attach import attach
 from aflow.flow.spec import define
@@ -427,13 +427,13 @@ def test_a_job_that_goes_on_has_no_end() -> None:
 
 
 def test_polling_slows_down_when_little_happens_and_after_a_refusal() -> None:
-    wait, waits = SHORTEST, []
+    wait, waits = QUIET.first, []
     for _ in range(40):
         wait = next_wait(wait, changed=False, refused=False)
         waits.append(wait)
 
     assert sorted(waits) == waits
-    assert LONGEST == waits[-1]
-    assert SHORTEST == next_wait(wait, changed=True, refused=False)
-    assert 2 * SHORTEST == next_wait(SHORTEST, changed=True, refused=True)
-    assert LONGEST_WAIT == next_wait(LONGEST_WAIT, changed=False, refused=True)
+    assert QUIET.longest == waits[-1]
+    assert QUIET.first == next_wait(wait, changed=True, refused=False)
+    assert 2 * QUIET.first == next_wait(QUIET.first, changed=True, refused=True)
+    assert REFUSED.longest == next_wait(REFUSED.longest, changed=False, refused=True)

@@ -21,6 +21,7 @@ from aflow import client
 from aflow.client import Run
 from tests.support import packages
 from tests.support.faulty import Fault, FaultyProxy
+from tests.support.leases import expire_leases
 from tests.support.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ FLOWS = Path(__file__).parent / "flow_files"
 TROUBLE = FLOWS / "trouble.py"
 SHAPES = Path(__file__).parents[1] / "step_functions" / "flow_files" / "everything.py"
 PAIR = SHAPES.with_name("pair.py")
+ENDED = ("SUCCEEDED", "FAILED")
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("batch")]
 
@@ -75,36 +77,33 @@ class Bench:
             process.kill()
             process.communicate()
 
-    def until_listed(self, words: str, *, flow: bool = True) -> str:
-        """Ask for the jobs that have not ended until these words are said of them."""
+    def until_listed(self, *, flow: bool = True, **count: int) -> str:
+        """Wait until the jobs that have not ended are in these states; what is listed then."""
+        wanted = {state.upper(): number for state, number in count.items()}
+        wait_until(lambda: self.unfinished() == wanted, self.unfinished, interval=0.1)
         command = [str(TROUBLE), "batch", "list"] if flow else ["-m", "aflow", "batch", "list"]
-        said = ""
-
-        def listed() -> bool:
-            nonlocal said
-            done = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, cwd=self.folder
-            )
-            said = done.stdout + done.stderr
-            return words in said
-
-        wait_until(listed, lambda: said, interval=0.3)
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, cwd=self.folder
+        )
+        said = done.stdout + done.stderr
+        words = ", ".join(f"{number} {state}" for state, number in count.items())
+        assert (words or "There are no jobs that have not ended.") in said
         return said
+
+    def unfinished(self) -> dict[str, int]:
+        """How many attempts are in each state, of those whose jobs have not ended."""
+        found = Counter[str]()
+        for job in self.aws.jobs("tester-Trouble-"):
+            found.update(job.get("arrayProperties", {}).get("statusSummary") or [job["status"]])
+        return {state: n for state, n in found.items() if n and state not in ENDED}
 
     def adopt(self, run: str) -> str:
-        """Go on with a run whose coordinator was killed, as soon as that is known to be dead."""
+        """Go on with a run whose coordinator was killed, when its lease has expired."""
+        expire_leases(self.folder)
         command = [sys.executable, "-m", "aflow", "adopt", f"Trouble/{run}"]
-        said = ""
-
-        def adopted() -> bool:
-            nonlocal said
-            done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
-            said = done.stdout + done.stderr
-            assert done.returncode == 0 or "has a coordinator" in said, said
-            return done.returncode == 0
-
-        wait_until(adopted, lambda: said, interval=1.5)
-        return said
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
+        assert 0 == done.returncode, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def jobs(self, flow: str, run: str) -> list[dict[str, Any]]:
         """What AWS Batch says of all jobs of a run, in the order of submission."""
@@ -201,7 +200,7 @@ def test_a_job_that_somebody_ends_fails_and_a_run_that_is_stopped_ends_its_jobs(
     bench: Bench,
 ) -> None:
     with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
-        listed = bench.until_listed("2 running")
+        listed = bench.until_listed(running=2)
         assert "Trouble/" in listed
         other = {"AFLOW_USER": "bob"}
         assert "no run of Trouble by bob" in bench.run(TROUBLE, "batch", "kill", code=1, env=other)
@@ -211,11 +210,11 @@ def test_a_job_that_somebody_ends_fails_and_a_run_that_is_stopped_ends_its_jobs(
     assert "was terminated: It was ended by tester (batch kill)." in said
 
     with bench.running("--what", "wait", "--gate", "/nowhere", "--n", "2") as run:
-        bench.until_listed("2 running", flow=False)
+        bench.until_listed(running=2, flow=False)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=PATIENCE)[0]
     assert 130 == run.returncode, said
-    assert "There are no jobs that have not ended." in bench.until_listed("no jobs")
+    bench.until_listed()
     assert "--user" in bench.run(TROUBLE, "batch", "list", "--my-runs", "--user", "x", code=2)
 
 
@@ -226,7 +225,7 @@ def test_what_a_killed_coordinator_has_submitted_its_successor_finds(bench: Benc
     gate = bench.folder / "gate"
     words = ["--what", "wait", "--gate", str(gate), "--n", "3"]
     with bench.running(*words) as run:
-        bench.until_listed("3 running")
+        bench.until_listed(running=3)
         run.kill()
     name = bench.latest("Trouble").id
     gate.touch()
@@ -242,10 +241,10 @@ def test_what_a_killed_coordinator_has_submitted_its_successor_finds(bench: Benc
 def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Bench) -> None:
     words = ["--what", "wait", "--gate", str(bench.folder / "never"), "--n", "3"]
     with bench.running(*words) as run:
-        bench.until_listed("3 running")
+        bench.until_listed(running=3)
         run.kill()
     name = bench.latest("Trouble").pathspec
-    # It watches the lease of the coordinator that was killed until that is over.
+    expire_leases(bench.folder)
     cancel = [sys.executable, "-m", "aflow", "cancel", name]
     done = subprocess.run(
         cancel, capture_output=True, text=True, cwd=bench.folder, timeout=60, check=False
@@ -256,7 +255,7 @@ def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Be
         done.stdout,
     ), done.stderr
     assert "cancelled" == bench.latest("Trouble").status
-    bench.until_listed("no jobs that have not ended")
+    bench.until_listed()
 
 
 def test_bad_weather_in_aws_changes_nothing(bench: Bench) -> None:
@@ -291,7 +290,7 @@ def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_a_few_calls(bench: Be
         wide = ["--n", "1000", "--max-workers", "1000", "--max-num-splits", "1000"]
         words = ["--what", "wait", "--gate", "/nowhere", *wide]
         with bench.running(*words, AWS_ENDPOINT_URL_BATCH=proxy.url) as run:
-            bench.until_listed("996 runnable, 4 running")
+            bench.until_listed(runnable=996, running=4)
             submitting = _calls(proxy)
             assert run.stdout is not None
             line = next(line for line in run.stdout if "Waiting for a machine of AWS Batch" in line)

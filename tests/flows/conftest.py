@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 from aflow.metadata.base import TaskView
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import RunState
+from tests.support.leases import expire_leases
 
 TIMEOUT = 90  # seconds after which a run that hangs fails its test
 
@@ -89,11 +89,7 @@ class Workspace:
     def expire_leases(self, ago: float = 0.0) -> None:
         """Let the leases of all runs here be over, and have been for so many seconds, as if nobody
         had renewed them in time."""
-        path = self.path / ".aflow" / "metadata.db"
-        with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute(
-                "UPDATE leases SET until = (julianday('now') - 2440587.5) * 86400.0 - ?", [ago]
-            )
+        expire_leases(self.path, ago)
 
     def latest(self) -> tuple[RunState, list[TaskView]]:
         """The state of the latest run, and its tasks without `_parameters`, by number."""
@@ -129,12 +125,12 @@ if __name__ == "__main__":
 
 def processes_in(folder: Path) -> list[int]:
     """The processes whose working directory is the folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    found, wanted = [], os.fspath(folder.resolve())
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
             try:
-                if (entry / "cwd").resolve() == folder.resolve():
-                    found.append(int(entry.name))
+                if os.readlink(f"/proc/{entry}/cwd") == wanted:
+                    found.append(int(entry))
             except OSError:  # it has ended while we looked
                 continue
     return found

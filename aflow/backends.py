@@ -57,7 +57,7 @@ def open_store(url: str) -> ObjectStore:
             storage.retry.RetryingStore(storage.s3.S3Store(url)), folder, settings.cache_size << 20
         )
     raise InvalidSetting(
-        f"{as_mentioned(url)!r} is no datastore that aflow knows: use file:///path, "
+        f"{as_mentioned(url)!r} is not a datastore that aflow knows: use file:///path, "
         "s3://bucket/prefix or memory:."
     )
 
@@ -106,7 +106,7 @@ def open_metadata(
     if scheme in ("postgresql", "postgres"):
         return metadata_stores.postgres.PostgresMetadata(url, read_only)
     raise InvalidSetting(
-        f"{scheme!r} is no kind of metadata that aflow knows: use sqlite:///path, "
+        f"{scheme!r} is not a kind of metadata store that aflow knows: use sqlite:///path, "
         "postgresql://host/database, the http(s)://host of a metadata service, or memory:."
     )
 
@@ -323,7 +323,7 @@ def open_queue(url: str) -> Queue:
     if scheme in ("sqs", "sqs+http", "sqs+https"):
         return queues.sqs.SqsQueue(url, open_store=open_store)
     raise InvalidSetting(
-        f"{scheme!r} is no kind of queue that aflow knows: use sqlite:///path, redis://host, "
+        f"{scheme!r} is not a kind of queue that aflow knows: use sqlite:///path, redis://host, "
         "postgresql://host/database, sqs://region/prefix or memory:."
     )
 

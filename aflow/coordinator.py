@@ -88,7 +88,7 @@ class RunHandle:
         """Wait for the end of the run and say how it ended; may be awaited by many, and again.
 
         Cancelling the awaiting task does not cancel the run. Raises what the metadata or the store
-        raised, if the run could not be recorded any more."""
+        raised, if the run could no longer be recorded."""
         return await asyncio.shield(self.task)
 
     def cancel(self, reason: str = "The run was cancelled.") -> Stopping:
@@ -493,7 +493,7 @@ def _cloned(run: RunRecord) -> str:
 
 
 def _stop_unwanted(beginning: asyncio.Task[RunHandle]) -> None:
-    """Stop a run that has begun when nobody waited for it any more."""
+    """Stop a run that has begun when no caller waits for it."""
     if not beginning.cancelled() and beginning.exception() is None:
         beginning.result().cancel("The run was cancelled while it began.")
 

@@ -330,7 +330,7 @@ class MetadataTooNew(MetadataError):
 
 
 class VersionConflict(MetadataError):
-    """Somebody else has written to this run since it was read."""
+    """Another process has written to this run since it was read."""
 
 
 class RunTakenOver(MetadataError):
@@ -340,8 +340,8 @@ class RunTakenOver(MetadataError):
     def of(cls, flow: str, run: str) -> RunTakenOver:
         """Said by one that has lost it."""
         return cls(
-            f"{flow}/{run} is driven by another coordinator now, since this one gave no sign of "
-            "life for too long: this one stops, and the run goes on there."
+            f"{flow}/{run} is driven by another coordinator now, since the lease of this one "
+            "has expired: this one stops, and the run continues there."
         )
 
 
@@ -353,7 +353,7 @@ class RunLeft(AflowError):
     @classmethod
     def of(cls, flow: str, run: str) -> RunLeft:
         """Said when it has."""
-        return cls(f"{flow}/{run} was left as it is: `aflow adopt {flow}/{run}` goes on with it.")
+        return cls(f"{flow}/{run} was not finished: `aflow adopt {flow}/{run}` recovers it.")
 
 
 class RunHasOwner(InvalidInput):
@@ -383,7 +383,7 @@ class QueueError(AflowError):
 
 
 class QueueUnavailable(QueueError):
-    """The broker is away, full, or refuses to answer."""
+    """The broker does not answer, is full, or refuses the request."""
 
 
 class LeaseLost(QueueError):

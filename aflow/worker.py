@@ -188,7 +188,7 @@ class Worker:
             await self._release_leases()
 
     async def _say_the_rest(self, sending: asyncio.Task[None]) -> None:
-        """Wait until all is said; not for long, where the broker is away."""
+        """Wait until all reports are sent; not for long, where the broker does not answer."""
         self._sender.close()
         loop = asyncio.get_running_loop()
         left = max((self._ends_at or loop.time()) - loop.time(), 0.0) + ENDING
@@ -269,7 +269,7 @@ class Worker:
         return self._options.slots * (1 + ahead)
 
     async def _lease(self, free: int, draining: asyncio.Task[Any]) -> list[Lease]:
-        """Messages, or none if there are none, the broker is away, or we are to end."""
+        """Messages; none if there are none, the broker does not answer, or the worker is to end."""
         skip = self._skipped()
         # A run that was left to others may be tried again before a call has waited to its end.
         wait = min([WAIT, *(until - self._now() for until, _ in self._declined.values())])
@@ -657,7 +657,7 @@ class Worker:
                 self.never_begun(held)
 
     def never_begun(self, held: Held) -> None:
-        """An attempt that has not begun is not wanted any more."""
+        """An attempt that has not begun is no longer needed."""
         spec, now = held.spec, self._clock.now()
         reason = "The task was cancelled."
         report = base.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)

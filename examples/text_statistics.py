@@ -43,7 +43,7 @@ class TextStatisticsFlow(FlowSpec):
 
     @step
     def count_all(self):
-        # No file is no error: with an empty list the flow goes straight on to `total`.
+        # No file is not an error: with an empty list the flow goes straight on to `total`.
         self.next(self.count, foreach="files")
 
     @step

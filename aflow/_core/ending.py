@@ -197,7 +197,7 @@ def _silences(option: str) -> bool:
 
 
 def _join_threads() -> None:
-    """Wait for the threads that are no daemons, as Python does."""
+    """Wait for the threads that are not daemons, as Python does."""
     threading = sys.modules.get("threading")
     if threading is None:
         return

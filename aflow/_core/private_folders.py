@@ -82,7 +82,7 @@ def open_regular(path: str | Path) -> int:
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
 def read_regular(path: str | Path) -> bytes:
@@ -154,7 +154,7 @@ def _shares(found: os.stat_result) -> bool:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether something stands at `path` that is no folder which only the user, or root, has
+    """Whether something stands at `path` that is not a folder which only the user, or root, has
     filled. Raises OSError."""
     try:
         found = os.lstat(path)

@@ -104,8 +104,8 @@ def without_passwords(text: str) -> str:
 
 
 def as_mentioned(text: str) -> str:
-    """What is no URL as it should be, for the error that says so: here a colon and an @ are enough
-    for what is between them to be a password."""
+    """What is not a URL as it should be, for the error that says so: here a colon and an @ are
+    enough for what is between them to be a password."""
     return re.sub(r":(?!//)\S*@", ":****@", without_passwords(text))
 
 
@@ -138,7 +138,7 @@ def _divided(scheme: str, rest: str) -> tuple[str, str | None, str]:
         end = re.split(r"[?#][\w.-]+=", rest, maxsplit=1)[0].rfind("@")
         if end < 0 and not all(re.fullmatch(_HOST, each) for each in place.split(",")):
             end = rest.rfind("@")
-            if end < 0:  # a host is missing, or its port is no number: it may be a password
+            if end < 0:  # a host is missing, or its port is not a number: it may be a password
                 return place.partition(":")[0], place.partition(":")[2], rest[len(place) :]
     user, colon, password = rest[: max(end, 0)].partition(":")
     return user, password if colon else None, rest[end + 1 :]

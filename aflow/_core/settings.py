@@ -56,7 +56,7 @@ class ConfigFile:
             values = json.loads(text)
         except ValueError as error:
             raise InvalidSetting(
-                f"The settings in {self.path} are no valid JSON: {error}."
+                f"The settings in {self.path} are not valid JSON: {error}."
             ) from error
         if not isinstance(values, dict):
             raise InvalidSetting(
@@ -257,7 +257,7 @@ class Settings:
         place = self.datastore_root if _is_s3(self.datastore_root) else self.datastore_s3
         if place is None or not _is_s3(place):
             raise InvalidSetting(
-                "--datastore s3 needs to know where in S3: give --datastore-root "
+                "--datastore s3 needs a place in S3: give --datastore-root "
                 "s3://bucket/prefix, or set AFLOW_DATASTORE_SYSROOT_S3."
             )
         return at_endpoint(place, self.s3_endpoint)
@@ -278,8 +278,7 @@ class Settings:
             return self.datatools_s3
         if self.datastore_s3 is None:
             raise InvalidSetting(
-                "S3(run=...) needs to know where in S3: set AFLOW_DATATOOLS_S3ROOT to "
-                "s3://bucket/prefix."
+                "S3(run=...) needs a place in S3: set AFLOW_DATATOOLS_S3ROOT to s3://bucket/prefix."
             )
         place, mark, options = self.datastore_s3.partition("?")
         return place.rstrip("/") + "/data" + mark + options

@@ -482,7 +482,8 @@ def _mount_of(line: str) -> tuple[list[str], str, list[str]]:
 def _unified_home(mount: str, own: str) -> str | None:
     """The same of version 2, where a group has either processes or groups with limits. Its rule is
     that one program alone writes to a group: ours are those that were delegated to us, by an owner
-    that is no administrator, or with the mark that systemd leaves; the root of a container's."""
+    that is not an administrator, or with the mark that systemd leaves; the root of a
+    container's."""
     here = f"{mount}{own}"
     if b"memory" not in _read(f"{here}/cgroup.controllers").split():
         return None

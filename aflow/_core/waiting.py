@@ -64,4 +64,4 @@ class Waiting:
         """It has come: said if the wait was."""
         if self._next > FIRST:
             waited = self._clock.monotonic() - self._began
-            self._say(f"Going on: {self._what} is there again, after {duration(waited)}.")
+            self._say(f"{self._what} is available again after {duration(waited)}; continuing.")

@@ -104,7 +104,7 @@ class Calls:
             raise AwsBusy(f"AWS did not do {operation} of {service}: {error}") from error
         except (faults.SSOError, faults.CredentialRetrievalError) as error:
             raise AwsUnauthorized(
-                f"The credentials of AWS cannot be had, or have expired: {_sentence(error)} Log in "
+                f"The credentials of AWS are missing or have expired: {_sentence(error)} Log in "
                 "to AWS again."
             ) from error
         except faults.BotoCoreError as error:

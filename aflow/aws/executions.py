@@ -35,7 +35,7 @@ class _Executions(Calls):
         super().__init__()
         parts = role.split(":")
         if len(parts) < 6 or not parts[4].isdigit():
-            raise InvalidSetting(f"AFLOW_SFN_IAM_ROLE is {role!r}, which is no ARN of a role.")
+            raise InvalidSetting(f"AFLOW_SFN_IAM_ROLE is {role!r}, which is not an ARN of a role.")
         self._partition, self._account = parts[1], parts[4]
 
     def _arn(self, machine: str, execution: str) -> str:

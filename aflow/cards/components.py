@@ -340,7 +340,7 @@ def _chart(svg: str) -> str:
 
 
 def _number(name: str, value: Any) -> str:
-    """An attribute of HTML that is a number; none where the value is no number."""
+    """An attribute of HTML that is a number; none where the value is not a number."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -412,7 +412,7 @@ def _data_url(src: Any) -> str:
     data = bytes(src)
     kind = next((name for magic, name in _KINDS.items() if data.startswith(magic)), None)
     if kind is None:
-        raise InvalidInput("Image was given bytes that are no PNG, JPEG, GIF, WebP or SVG.")
+        raise InvalidInput("Image was given bytes that are not PNG, JPEG, GIF, WebP or SVG.")
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 

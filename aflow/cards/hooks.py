@@ -36,7 +36,7 @@ class CardParts:
         are); with an `id` it is found again as `components[id]`."""
         part = as_component(component)
         if part is not component and self._around.drops_values:
-            _warn(f"{type(component).__name__} is no component of a card: it is not shown.")
+            _warn(f"{type(component).__name__} is not a component of a card: it is not shown.")
             return
         self._parts.append((id, part))
         self.changed_at = self._around.now()
@@ -162,7 +162,7 @@ class AroundCard(Around):
 
     @property
     def drops_values(self) -> bool:
-        """Whether what is no component is left out: so do card classes written for Metaflow."""
+        """Whether what is not a component is left out: so do card classes written for Metaflow."""
         compat = sys.modules.get("aflow.compat.metaflow")
         if compat is None or not compat.is_installed() or not self.takes_parts:
             return False

@@ -47,7 +47,7 @@ def _cancel(run: str, server: str | None) -> None:
         answer = ask(server or DEFAULT_SERVER, "DELETE", f"/v1/runs/{spec}")
         ended = answer.get("state") == "cancelled"
     if ended:
-        click.echo(f"{spec} is cancelled: nobody drove it any more.")
+        click.echo(f"{spec} is cancelled: no coordinator drove it.")
     else:
         click.echo(f"{spec} is being stopped.")
 

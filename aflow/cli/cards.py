@@ -164,7 +164,7 @@ def _options(text: str | None) -> dict[str, Any]:
     try:
         options = {} if text is None else json.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"--options is no JSON: {error}.") from error
+        raise click.BadParameter(f"--options is not valid JSON: {error}.") from error
     if not isinstance(options, dict):
         raise click.BadParameter("--options takes a JSON object of options by name.")
     return options

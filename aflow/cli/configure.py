@@ -299,10 +299,10 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     return {
         "aws": (_AWS_HELP, [profile, unchecked], aws),
         "show": ("Show what is set, and where.", [profile], show),
-        "import": ("Take the settings of a file, or of stdin.", [there, profile, yes], import_),
+        "import": ("Import settings from a file, or from stdin.", [there, profile, yes], import_),
         "import-stack": (STACK_HELP, stack_parameters(), import_stack),
         "export": ("Write the settings to a file.", [to, profile, yes], export),
-        "reset": ("Forget the settings: runs are local again.", [profile, yes], reset),
+        "reset": ("Delete the settings: runs are local again.", [profile, yes], reset),
     }
 
 
@@ -311,7 +311,7 @@ def aws(profile: str | None, no_check: bool) -> int:
     file = config_file(profile)
     there = file.read() or {}
     if there:
-        _confirm(f"{file.path} is there already. Change it?", yes=False)
+        _confirm(f"{file.path} already exists. Change it?", yes=False)
     click.echo("Answers in brackets are taken with the return key. Ctrl-C leaves all as it was.")
     answers = ask(there, check=not no_check)
     kept = {name: value for name, value in there.items() if bare(name) not in answers}
@@ -345,15 +345,15 @@ def import_(file: str, profile: str | None, yes: bool) -> int:
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise InvalidInput(f"{_named(file)} is no JSON: {error}.") from error
+        raise InvalidInput(f"{_named(file)} is not valid JSON: {error}.") from error
     if not isinstance(values, dict) or not all(map(_is_key, values)):
         raise InvalidInput(
             f"{_named(file)} has to be one JSON object whose keys begin with AFLOW_ or METAFLOW_."
         )
     if target.read() is not None and file != "-":
-        _confirm(f"{target.path} is there already. Replace it?", yes)
+        _confirm(f"{target.path} already exists. Replace it?", yes)
     elif target.read() is not None and not yes:
-        raise InvalidInput(f"{target.path} is there already: give --yes to replace it.")
+        raise InvalidInput(f"{target.path} already exists: give --yes to replace it.")
     _write(target, values)
     return 0
 
@@ -378,7 +378,7 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
     values = settings_of(name, outputs, stack.key)
     there = target.read()
     if there is not None:
-        _confirm(f"{target.path} is there already. Change it?", yes)
+        _confirm(f"{target.path} already exists. Change it?", yes)
     taken = {bare(key) for key in values}
     kept = {key: value for key, value in (there or {}).items() if bare(key) not in taken}
     _write(target, {**kept, **values})
@@ -390,7 +390,7 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
             "bucket. Jobs need an image with aflow in it (AFLOW_BATCH_CONTAINER_IMAGE)."
         )
     chosen = f"AFLOW_PROFILE={profile} " if profile else ""
-    click.echo(f"Whether all of it can be used says: {chosen}aflow doctor")
+    click.echo(f"To check all of it, run: {chosen}aflow doctor")
     return 0
 
 
@@ -404,7 +404,7 @@ def export(file: str, profile: str | None, yes: bool) -> int:
     if target.is_dir():
         target = target / source.path.name
     if target.exists():
-        _confirm(f"{target} is there already. Replace it?", yes)
+        _confirm(f"{target} already exists. Replace it?", yes)
     _write(ConfigFile(target), values)
     return 0
 
@@ -413,7 +413,7 @@ def reset(profile: str | None, yes: bool) -> int:
     """Remove the profile's file."""
     file = config_file(profile)
     if file.read() is None:
-        click.echo(f"Nothing to forget: {file.path} does not exist.")
+        click.echo(f"Nothing to delete: {file.path} does not exist.")
         return 0
     _confirm(f"Remove {file.path}?", yes)
     file.path.unlink(missing_ok=True)

@@ -348,7 +348,7 @@ class Console:
         seen = f", see it in the UI at {self._ui}{notice.run}" if self._ui else ":"
         self._system(notice.at, text + seen)
         if notice.adopted:
-            self._system(notice.at, "Going on where another coordinator has left it")
+            self._system(notice.at, "Recovering the run from another coordinator")
         elif notice.spins:
             self._system(notice.at, f"Spinning a task of {self._flow}/{notice.origin}")
         elif notice.origin is not None:

@@ -198,7 +198,7 @@ def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Call
     own = parameter_options(declared)
     # A parameter takes the name of an option that is not reserved: the settings have that, too.
     taken = names_of(own.values())
-    named = option("--run-id", metavar="NAME", help="The run's id, which is no number.")
+    named = option("--run-id", metavar="NAME", help="The run's id, which is not a number.")
     all_options = (*run_options(), named, parameters_file())
     options = [each for each in all_options if not taken & names_of([each])]
 

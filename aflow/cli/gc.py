@@ -1,4 +1,4 @@
-"""`aflow gc`: delete runs, and then what nothing refers to any more."""
+"""`aflow gc`: delete runs, and then what nothing refers to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gc() -> click.Command:
     return click.Command("gc", params=_parameters(), callback=_gc, help=_HELP)
 
 
-_HELP = """Delete runs, then what nothing refers to any more: artifacts, logs, cards.
+_HELP = """Delete runs, then what nothing refers to: artifacts, logs, cards.
 
 Runs are deleted for which all of the options hold; without any, no run is. Never deleted are runs
 that go on, and those that a run that goes on has resumed. It may run beside other runs.

@@ -51,9 +51,9 @@ def _trouble_with_file(path: Path, now: float) -> str:
     try:
         age = now - path.stat().st_mtime
     except OSError as error:
-        return f"There is no sign of life of a worker: {path}: {error.strerror}."
+        return f"No heartbeat of a worker was found: {path}: {error.strerror}."
     if age > WITHIN:
-        return f"The worker's last sign of life ({path}) is {age:.0f} s old."
+        return f"The worker's last heartbeat ({path}) is {age:.0f} s old."
     return ""
 
 

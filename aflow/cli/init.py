@@ -146,12 +146,12 @@ def init() -> click.Command:
 
 
 def _init(folder: str, overwrite: bool) -> int:
-    """Write the files; none of them where one is there already."""
+    """Write the files; none of them where one already exists."""
     target = Path(folder)
     there = [name for name in _FILES if (target / name).exists()]
     if there and not overwrite:
         raise InvalidInput(
-            f"{target / there[0]} is there already: give --overwrite to replace it, or name "
+            f"{target / there[0]} already exists: give --overwrite to replace it, or name "
             "another folder."
         )
     name = project_name(target.resolve().name)

@@ -80,7 +80,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     global _asked_for, _before, _root
     match = _TARGET.match(target)
     if match is None:
-        raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
+        raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
     path = Path(match["path"])
     _check_file(path)
     _stand_for_metaflow()
@@ -121,7 +121,7 @@ def load_flow(target: str) -> type[FlowSpec]:
     """
     match = _TARGET.match(target)
     if match is None:
-        raise FlowFileError(f"{target!r} is no flow file: give path/to/flow.py or flow.py:Name.")
+        raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
     path = Path(match["path"])
     _check_file(path)
     _stand_for_metaflow()

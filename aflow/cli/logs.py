@@ -207,7 +207,7 @@ def follow_there(
     server: str, spec: Pathspec, streams: tuple[str, ...], *, follow: bool, known: bool = False
 ) -> int:
     """The same of a run of a server; without `follow` what there is now. A run that is `known` to
-    the server is followed though that is away at this moment."""
+    the server is followed though it does not answer at the moment."""
     which = {"step": spec.step, "task": spec.task, "follow": int(follow)}
     query = urlencode({name: value for name, value in which.items() if value is not None})
     path = f"/v1/runs/{spec.flow}/{spec.run}/logs?{query}"

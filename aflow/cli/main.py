@@ -156,7 +156,7 @@ def _program(words: Sequence[str]) -> object:
     if wants_help:
         return flow_group(None, "aflow", [line.command, *line.rest])
     if line.command in COMMANDS:
-        raise _usage_error(f"Which flow? Write: aflow {line.command} flow.py")
+        raise _usage_error(f"No flow is given. Write: aflow {line.command} flow.py")
     raise _usage_error(f"There is no command {line.command!r}. See: aflow help")
 
 

@@ -436,7 +436,8 @@ def with_file(
         attribute = by_name.get(plain_name(name))
         if attribute is None:
             raise InvalidParameter(
-                f"--parameters-file {file} has a value for {name!r}, which is no parameter of the "
+                f"--parameters-file {file} has a value for {name!r}, which is not a parameter of "
+                "the "
                 f"flow.{did_you_mean(name, [each.name for each in declared.values()])}"
             )
         if given.get(attribute) is None:

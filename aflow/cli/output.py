@@ -68,6 +68,6 @@ class Output:
         if not isinstance(error, BrokenPipeError):
             show(
                 "Output error",
-                f"The run log cannot be written to stdout any more ({error.strerror}).\n"
+                f"The run log can no longer be written to stdout ({error.strerror}).\n"
                 "The run goes on, and its log is stored: see the command `logs`.",
             )

@@ -229,7 +229,7 @@ def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
     """What the call gives, of the queue that is named or set."""
     settings = Settings.load(queue=url)
     if settings.queue is None:
-        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
+        raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
     place = settings.queue
 
     async def use() -> T:

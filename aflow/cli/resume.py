@@ -46,7 +46,7 @@ def resume_parameters() -> list[click.Parameter]:
             "--reentrant/--no-reentrant",
             help="Of several that resume the same run at once, one does it, and all wait for it.",
         ),
-        option("--run-id", metavar="NAME", help="The new run's id, which is no number."),
+        option("--run-id", metavar="NAME", help="The new run's id, which is not a number."),
         option("--resume-identifier", metavar="NAME", help="Who resumes, for the record."),
     ]
 
@@ -174,13 +174,13 @@ def lead_or_follow(
                 Path(run_id_file).write_text(run)
             if runner_attribute_file is not None:
                 Path(runner_attribute_file).write_text(announcement(flow, run, settings))
-            session.note(f"{flow}/{run} is {ended.state.value}: nothing is left to resume.")
+            session.note(f"{flow}/{run} is {ended.state.value}: there is nothing to resume.")
             wanted = {RunState.SUCCEEDED, *([RunState.CANCELLED] if clone_only else [])}
             return 0 if ended.state in wanted else 1
         try:
             return lead()
         except VersionConflict:
-            session.note(f"Somebody else has begun {flow}/{run} a moment ago.")
+            session.note(f"Someone else started {flow}/{run} a moment ago.")
 
 
 def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecord | None:
@@ -211,7 +211,7 @@ def _remove(metadata: MetadataStore, run: RunRecord) -> None:
     for view in metadata.tasks(run.key, light=True):
         if view.task.step != PARAMETERS_STEP and not view.task.origin:
             raise InvalidInput(
-                f"{run.flow}/{run.run} has run tasks of its own, and its process is no more: "
+                f"{run.flow}/{run.run} has run tasks of its own, and its process has ended: "
                 f"resume it with --origin-run-id {run.run} and another --run-id."
             )
     metadata.delete_run(run.key)

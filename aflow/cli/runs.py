@@ -123,7 +123,7 @@ def _time(name: str, text: str | None, now: float) -> float | None:
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"{name} {text!r} is no time: write {_WHEN}.") from error
+        raise InvalidInput(f"{name} {text!r} is not a time: write {_WHEN}.") from error
 
 
 def _row(run: RunRecord, now: float) -> tuple[str, ...]:

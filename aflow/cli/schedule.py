@@ -212,4 +212,4 @@ def _path(name: str) -> str:
 
 
 def _when(at: float | None) -> str:
-    return "no time any more" if at is None else tables.local(at)
+    return "never again" if at is None else tables.local(at)

@@ -28,7 +28,7 @@ def pathspec_argument() -> click.Argument:
 def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterator[Task]:
     """The tasks that a path means, in the order of their numbers step by step, whosever they are.
 
-    Raises InvalidName for what is no pathspec, NotFound for what is not there.
+    Raises InvalidName for what is not a pathspec, NotFound for what is not there.
     """
     spec = pathspec(session, path)
     client.metadata(session.settings().place)

@@ -25,7 +25,7 @@ DEFAULT_SERVER = "http://127.0.0.1:8180"
 WAIT = 30  # seconds that the server is asked to wait, again and again
 _PATIENCE = 60 + WAIT
 _TRIES = 16  # about a minute of them
-_BEGUN, _ALIVE = "", ":"  # kinds of what is no event
+_BEGUN, _ALIVE = "", ":"  # kinds of what is not an event
 _BACKOFF = Backoff(0.5, 10.0)
 
 
@@ -55,7 +55,7 @@ def of_a_server() -> click.Option:
 def ask(
     server: str, method: str, path: str, body: bytes | None = None, type_: str = "application/json"
 ) -> Any:
-    """What the server answers. Raises InvalidInput for what is no address,
+    """What the server answers. Raises InvalidInput for what is not an address,
     and CommandFailed with the server's sentence, or why there is none."""
     with _answered(server, method, path, body, type_) as answer:
         return json.load(answer)
@@ -72,7 +72,7 @@ def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSen
     """Server-sent events, until the one that is called `end`. Where the connection is lost, or the
     server is started again meanwhile, they go on after the last one that had an id: also where
     nothing has come yet, if the server has answered once (or was `there` a moment ago). Raises what
-    `ask` raises, if the server is away for a minute."""
+    `ask` raises, if the server does not answer for a minute."""
     last, tries = "", Tries(_BACKOFF, most=_TRIES, waiting_for=f"the server {server}")
     while True:
         try:
@@ -126,7 +126,7 @@ def _answered(
 ) -> Iterator[HTTPResponse]:
     if not server.startswith(("http://", "https://")):
         raise InvalidInput(
-            f"{as_mentioned(server)!r} is no address of a server: http(s)://host:port."
+            f"{as_mentioned(server)!r} is not an address of a server: http(s)://host:port."
         )
     if "@" in server.partition("://")[2].partition("/")[0]:
         raise InvalidInput(

@@ -89,8 +89,8 @@ def _goes_on(metadata: MetadataStore, run: RunRecord, state: str, now: float) ->
     where = f"{run.flow}/{run.run}"
     if state == tables.LEFT:
         return (
-            f"{where}  left behind: nobody drives it any more; `aflow adopt {where}` goes on with "
-            f"it, `aflow cancel {where}` ends it"
+            f"{where}  orphaned: no coordinator drives it; `aflow adopt {where}` recovers it, "
+            f"`aflow cancel {where}` ends it"
         )
     steps = "; ".join(_counts(metadata, run)) or "no task yet"
     return f"{where}  for {tables.took(run, state, now)}: {steps}"

@@ -97,7 +97,7 @@ def parameters_of(given: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
-            raise InvalidInput(f"{word!r} is no parameter: write --name value.")
+            raise InvalidInput(f"{word!r} is not a parameter: write --name value.")
         if not equals:
             try:
                 value = next(words)

@@ -17,7 +17,7 @@ from aflow.runs.liveness import is_left
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
 
-_COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "left behind": "yellow"}
+_COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "orphaned": "yellow"}
 
 
 def show(
@@ -52,11 +52,11 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-LEFT = "left behind"
+LEFT = "orphaned"
 
 
 def state(run: RunRecord) -> str:
-    """The run's state; `left behind` for one that nobody drives any more. Of runs of deployed flows
+    """The run's state; `orphaned` for one that no coordinator drives. Of runs of deployed flows
     AWS is asked: call it once for each."""
     return LEFT if is_left(run) else run.state.value
 
@@ -67,7 +67,7 @@ def local(at: float) -> str:
 
 
 def took(run: RunRecord, state: str, now: float) -> str:
-    """How long the run has taken so far; nobody knows it of one that was left behind."""
+    """How long the run has taken so far; unknown for an orphaned run."""
     if state == LEFT:
         return "?"
     return duration((run.finished_at or now) - run.created_at)

@@ -144,7 +144,7 @@ def _worker(
 ) -> int:
     settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     if settings.queue is None:
-        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
+        raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
     options = WorkerOptions(
         tuple(dict.fromkeys(pools)),
         slots or usable_cpus(),
@@ -410,7 +410,7 @@ def _variables(settings: Settings, metadata: str | None) -> dict[str, str]:
     """What they are to know besides. Addresses and keys may be secrets: they are variables, which
     other users do not see."""
     if not settings.queue:
-        raise InvalidSetting("Which queue? Give --queue URL, or set AFLOW_QUEUE.")
+        raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
     variables = {"AFLOW_QUEUE": settings.queue}
     if metadata is not None:
         variables["AFLOW_DEFAULT_METADATA"] = metadata
@@ -458,7 +458,7 @@ def _parameters_of(kind: str) -> list[click.Parameter]:
     }
     return [
         option("--address", metavar="ADDRESS", help=address[kind]),
-        _count("How many workers: so many are kept, as nodes come and go."),
+        _count("Number of workers to keep running while nodes come and go."),
         option("--ask", "asked", multiple=True, metavar="NAME=AMOUNT", help=ask[kind]),
         flag("--wait", "may_wait", help="Wait where the cluster is too small as it is now."),
         *(each for each in _parameters() if each.name in _OF_PLACES),

@@ -27,7 +27,7 @@ _COMPLETED = 100
 class ClientObject:
     """A flow, run, step, task or artifact, named by its pathspec.
 
-    Making one raises InvalidName for what is no pathspec of its kind, NotFound for
+    Making one raises InvalidName for what is not a pathspec of its kind, NotFound for
     what is not there, NamespaceMismatch for what is not in the namespace.
     """
 
@@ -64,7 +64,7 @@ class ClientObject:
             raise InvalidName(f"{kind} takes a pathspec such as '{shape}', not {pathspec!r}.")
         spec = Pathspec.parse(pathspec)
         if sum(part is not None for part in spec) != cls._depth:
-            raise InvalidName(f"{pathspec!r} is no pathspec of a {kind}: write '{shape}'.")
+            raise InvalidName(f"{pathspec!r} is not a pathspec of a {kind}: write '{shape}'.")
         return spec
 
     @classmethod
@@ -254,7 +254,7 @@ def statuses(
     names = [wanted] if isinstance(wanted, str) else list(wanted)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise InvalidInput(f"{unknown[0]!r} is no status of {what}: use {', '.join(known)}.")
+        raise InvalidInput(f"{unknown[0]!r} is not a status of {what}: use {', '.join(known)}.")
     return [states(name) for name in names]
 
 
@@ -267,11 +267,11 @@ def checked_limit(limit: int | None) -> int | None:
 
 def seconds(name: str, at: datetime | float | None) -> float | None:
     """A time as seconds since the epoch; one without a zone is of this machine's. Raises
-    InvalidInput for what is no time."""
+    InvalidInput for what is not a time."""
     if isinstance(at, datetime):
         return at.timestamp()
     if at is not None and (isinstance(at, bool) or not isinstance(at, int | float)):
-        raise InvalidInput(f"{name}={at!r} is no time: give a datetime, or seconds since 1970.")
+        raise InvalidInput(f"{name}={at!r} is not a time: give a datetime, or seconds since 1970.")
     return at
 
 

@@ -109,8 +109,8 @@ def names_of(source: RunSource) -> Names:
 
 
 def _modules_of(source: RunSource, program: ProgramFile, key: str | None) -> CodeModules | None:
-    """The code of the run, or the one of another key, as modules of this process; None where it is
-    not there any more."""
+    """The code of the run, or the one of another key, as modules of this process; None where it
+    no longer exists."""
     facts: dict[str, Any] = source.setting("code") or {}
     own: str | None = facts.get("key")
     if key is not None and key != own:

@@ -130,7 +130,7 @@ class Flow(ClientObject):
     def _record(self, run: Run | str) -> RunRecord:
         found = run if isinstance(run, Run) else self[run]
         if found.path_components[0] != self.id:
-            raise InvalidInput(f"after={found!r} is no run of {self!r}.")
+            raise InvalidInput(f"after={found!r} is not a run of {self!r}.")
         return found._source.record
 
     def _in_pages(self, limit: int | None, last: RunRecord | None, **which: Any) -> Iterator[Run]:

@@ -47,7 +47,7 @@ _GREY = "128,128,128"
 
 
 def text(value: object, limit: int = _TEXT) -> Html:
-    """The value as text, escaped, and cut if it is long. What is no valid Unicode becomes an
+    """The value as text, escaped, and cut if it is long. What is not valid Unicode becomes an
     escape."""
     shown = str(value)
     shown = shown if len(shown) <= limit else shown[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"

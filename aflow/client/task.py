@@ -70,7 +70,7 @@ def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact
 
 def _of_origin(source: RunSource, origin: str) -> list[Fact]:
     """The metadata of the task whose result this one reuses: where it ran, and what its step has
-    noted; none where its run is not there any more."""
+    noted; none where its run no longer exists."""
     run, _, task = origin.split("/")
     theirs = source.of_run(run)
     view = None if theirs is None else theirs.metadata.task(theirs.key, int(task))
@@ -246,7 +246,7 @@ def _reads(child: TaskView, parent: TaskView) -> bool:
 
 
 def text(source: RunSource, view: TaskView, stream: str) -> str:
-    """All that the attempt wrote to the stream; bytes that are no UTF-8 are replaced."""
+    """All that the attempt wrote to the stream; bytes that are not UTF-8 are replaced."""
     return as_text(_records(source, view), stream)
 
 
@@ -383,7 +383,7 @@ class Task(PartOfRun):
 
     @property
     def _now(self) -> TaskView:
-        """The task as it is now; read again unless nothing can change any more."""
+        """The task as it is now; read again unless nothing can change."""
         attempt = self._view.attempt
         state = None if attempt is None else attempt.state
         if not (
@@ -501,7 +501,7 @@ class Task(PartOfRun):
 
     @property
     def stdout(self) -> str:
-        """What the attempt has printed so far; bytes that are no UTF-8 are replaced."""
+        """What the attempt has printed so far; bytes that are not UTF-8 are replaced."""
         return text(self._source, self._now, "stdout")
 
     @property
@@ -533,7 +533,7 @@ class Task(PartOfRun):
         """Time (with this machine's zone) and text (bytes unless `as_unicode`) of every line of
         "stdout" or "stderr", without its newline. Raises InvalidInput for another stream."""
         if stream not in STREAMS:
-            raise InvalidInput(f"{stream!r} is no stream: use {' or '.join(STREAMS)}.")
+            raise InvalidInput(f"{stream!r} is not a stream: use {' or '.join(STREAMS)}.")
         lines = log_lines(self._source, self._now, stream)
         if as_unicode:
             return ((local_time(at), text.decode("utf-8", "replace")) for at, text in lines)

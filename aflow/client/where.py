@@ -216,7 +216,8 @@ def _described(description: str) -> ClientStores:
     if description.startswith(_POSTGRES):
         return _server(description)
     raise InvalidInput(
-        f"{description!r} is no metadata that aflow knows: write local@/path, sqlite:////path, "
+        f"{description!r} is not a metadata store that aflow knows: write local@/path, "
+        "sqlite:////path, "
         "postgresql://user@host/database, https://host of a metadata service, or local."
     )
 

@@ -148,7 +148,7 @@ class Environments:
         self._files = Files(cache)
 
     def there(self, lock: Lock) -> bool:
-        """Whether the environment is there already."""
+        """Whether the environment exists already."""
         return self._is_complete(self._prefix(lock))
 
     def built(self, lock: Lock, title: str = "", *, rebuild: bool = False) -> Built:
@@ -306,7 +306,7 @@ class Environments:
         return self._cache / "runtimes" / f"{key.hexdigest()[:24]}-standins-py{minor}"
 
     def _standing_in(self, place: Path) -> Path:
-        """Links to what is installed here, as far as it is no compiled code of this Python alone;
+        """Links to what is installed here, as far as it is not compiled code of this Python alone;
         and modules that stand in for the rest."""
         own = Path(__file__).resolve().parent
         entries = {"aflow": os.fspath(own.parent)}
@@ -464,7 +464,7 @@ def _install(
         path = files.path(each) or fetch(each)
         if path is None and not each.url:
             raise EnvironmentFailed(
-                f"{each.file} ({each.source or 'built elsewhere'}) is not to be had here"
+                f"{each.file} ({each.source or 'built elsewhere'}) is not available here"
             )
         if path is not None:
             local[each.file] = path.absolute().as_uri()
@@ -502,7 +502,7 @@ def _lines(packages: Sequence[LockedPackage], place: Callable[[LockedPackage], s
 
 def _no_runtime(minor: str, error: EnvironmentFailed, platform: str | None = None) -> str:
     where = f" on {platform}" if platform else ""
-    return f"What aflow itself needs for Python {minor}{where} is not to be had: {error}"
+    return f"What aflow itself needs for Python {minor}{where} is not available: {error}"
 
 
 def _is_runtime(place: Path) -> bool:

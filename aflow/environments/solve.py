@@ -2,7 +2,8 @@
 
 uv solves (`uv pip compile`, or, for a project, `uv export`). What has no wheel for the target (a
 source distribution, a repository, a folder) is built into one here, once, and kept by its digest. A
-lock is kept for what it was made for, so that runs solve once and go on while the index is away.
+lock is kept for what it was made for, so that runs solve once and go on while the index does not
+answer.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def platform_named(text: str) -> str:
     arch = _ARCHES.get(short, short)
     if arch not in _ARCHES.values():
         raise InvalidSetting(
-            f"{text!r} is no platform of jobs that aflow knows: name it as linux/amd64 or "
+            f"{text!r} is not a platform of jobs that aflow knows: name it as linux/amd64 or "
             "linux/arm64, or with its C library, as aarch64-manylinux_2_34 or "
             "x86_64-unknown-linux-musl."
         )
@@ -367,7 +368,7 @@ class Solver:
         path = _path_of(found, here)
         if path is not None or not digest:
             if path is not None and not path.is_file():
-                raise EnvironmentFailed(f"{path} is not there any more")
+                raise EnvironmentFailed(f"{path} no longer exists")
             digest = self._files.add(path, file) if path else self._files.fetch_new(url, file)
         public = "" if path is not None else without_credentials(url)
         return LockedPackage(

@@ -179,7 +179,7 @@ def _requirement(name: str, version: str, where: str) -> str:
         Requirement(text)
     except InvalidRequirement as error:
         raise InvalidDecorator(
-            f"{where.capitalize()} asks for the package {name!r} {given!r}, which is no "
+            f"{where.capitalize()} asks for the package {name!r} {given!r}, which is not a "
             f"requirement: {str(error).splitlines()[0]}"
         ) from error
     return text + digests
@@ -221,7 +221,8 @@ def _python(version: str | None, where: str) -> str | None:
     text = version.strip().removeprefix("==").strip()
     if not re.fullmatch(r"[0-9.*<>=!~, ]+", text):
         raise InvalidDecorator(
-            f"{where.capitalize()} asks for Python {version!r}, which is no version: give one such "
+            f"{where.capitalize()} asks for Python {version!r}, which is not a version: give one "
+            "such "
             'as "3.12" or "3.12.4".'
         )
     return text.removesuffix(".*")

@@ -163,7 +163,7 @@ class _Sender:
             return solver.kept(spec, target) or solver.solve(spec, target)
         except EnvironmentFailed as error:
             raise EnvironmentFailed(
-                f"uv {version}, which installs packages in jobs, is not to be had for {platform}: "
+                f"uv {version}, which installs packages in jobs, is not available for {platform}: "
                 f"{error}."
             ) from error
 

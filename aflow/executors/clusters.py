@@ -411,7 +411,7 @@ class DaskCluster:
         where = address or dask.config.get("scheduler-address", None)
         if where is None:
             raise InvalidInput(
-                "Which cluster of Dask? Give --address tcp://HOST:8786, or set "
+                "No Dask cluster is given: use --address tcp://HOST:8786, or set "
                 "DASK_SCHEDULER_ADDRESS."
             )
         self.name = f"Dask at {where}"

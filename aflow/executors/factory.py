@@ -67,7 +67,7 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
     if options.executor == "queue":
         if options.queue is None:
             raise InvalidSetting(
-                "--executor queue needs to know which: give --queue URL, or set AFLOW_QUEUE."
+                "--executor queue needs a queue: give --queue URL, or set AFLOW_QUEUE."
             )
         return dict.fromkeys(definition.steps, "queue")
     # One step that somebody tries out runs here, as long as nothing else is asked for.

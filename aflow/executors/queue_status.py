@@ -115,7 +115,7 @@ async def chosen(
 ) -> dict[str, list[str]]:
     """The ids, by topic: those that were named, or all that are buried."""
     if bool(ids) is everything:
-        raise InvalidInput("Which messages? Give their ids, or --all.")
+        raise InvalidInput("No messages are given: name their ids, or use --all.")
     named = await pools_of(opened, pools, await workers_of(opened))
     if ids:
         return {tasks_topic(pool): [*ids] for pool in named}

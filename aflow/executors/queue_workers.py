@@ -368,7 +368,7 @@ class QueueExecutor:
             await self._patiently(lambda: self._queue.remove(topic, ids, leased=True))  # noqa: B023
 
     async def _patiently(self, call: Callable[[], Any]) -> Any:
-        """What the call gives, also where the broker is away for a while."""
+        """What the call gives, also where the broker does not answer for a while."""
         tries = Tries(AWAY, patience=PATIENCE)
         while True:
             try:

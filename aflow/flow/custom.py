@@ -95,7 +95,7 @@ class OnStep(Custom, metaclass=_OnStep):
         """Put it on a step; raises InvalidDecorator for anything else."""
         if not isinstance(step, FunctionType) or step_mark(step) is None:
             raise InvalidDecorator(
-                f"@{self.decorator_name} was put on {shown(step)}, which is no step: write it "
+                f"@{self.decorator_name} was put on {shown(step)}, which is not a step: write it "
                 "above @step."
             )
         made: Any = self  # what stands on a step need not be one of ours
@@ -281,7 +281,7 @@ class FromGenerator(UserStepDecorator):
 
 def custom_named(name: str) -> type[OnStep] | None:
     """The custom step decorator or mutator of this name, which may be the end of its dotted path;
-    imported if it is not known. None for what is no dotted path, and unknown.
+    imported if it is not known. None for what is not a dotted path, and unknown.
 
     Raises InvalidDecorator where the path leads nowhere, or the name means several.
     """
@@ -305,5 +305,5 @@ def _imported(path: str) -> type[OnStep]:
         raise InvalidDecorator(f"There is no step decorator {path!r}: {error}.") from error
     if not isinstance(found, type) or not issubclass(found, OnStep):
         near = did_you_mean(path, _known)
-        raise InvalidDecorator(f"{path!r} is no step decorator.{near}")
+        raise InvalidDecorator(f"{path!r} is not a step decorator.{near}")
     return found

@@ -174,7 +174,7 @@ def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
 
 def cycle_from(nodes: Mapping[str, Node], start: str) -> list[str]:
     """The steps of a cycle that can be reached from `start`; empty where there is none. A step's
-    own link to itself is no cycle."""
+    own link to itself is not a cycle."""
     path = {start: iter(_targets(nodes, start))}
     done: set[str] = set()
     while path:

@@ -284,7 +284,7 @@ class Sources:
         inner = unwrapped(function)
         if not isinstance(inner, FunctionType):
             raise InvalidFlow(
-                f"A step of flow {self._flow} is {inner!r}, which is no function with a source: "
+                f"A step of flow {self._flow} is {inner!r}, which is not a function with a source: "
                 "put @step on a method that is written in the class."
             )
         code = inner.__code__

@@ -96,7 +96,7 @@ def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
             if name not in flow.steps:
                 yield _of_node(
                     node,
-                    f"Step {node.name!r} leads to {name!r}, which is no step."
+                    f"Step {node.name!r} leads to {name!r}, which is not a step."
                     f"{did_you_mean(name, flow.steps)} Write the step, or put @step on it.",
                 )
 
@@ -128,7 +128,7 @@ def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Names of parameters differ, and are no options of run."""
+    """Names of parameters differ, and are not options of run."""
     for problem in declaration_problems(flow.parameters):
         yield _of_flow(flow, problem)
 
@@ -154,7 +154,8 @@ def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
         if node.name in node.next and (node.kind is not Kind.SWITCH or node.is_join):
             yield _of_node(
                 node,
-                f"Step {node.name!r} leads to itself: only a switch that is no join may do that, "
+                f"Step {node.name!r} leads to itself: only a switch that is not a join may do "
+                "that, "
                 "as one of its cases.",
             )
     cycle = cycle_from(flow.graph.nodes, flow.graph.start)
@@ -213,7 +214,7 @@ def _step_fault(name: str, ways: list[Way]) -> str | None:
         if [split for split, _ in frames] == [split for split, _ in ways[0][1]]:
             return (
                 f"Branches of the split in step {_differing(frames, ways[0][1])!r} meet in step "
-                f"{name!r}, which is no join: give it the arguments (self, inputs)."
+                f"{name!r}, which is not a join: give it the arguments (self, inputs)."
             )
         return (
             f"Step {name!r} is reached from {ways[0][0]!r} {_inside(ways[0][1])} and from "

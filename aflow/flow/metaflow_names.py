@@ -138,8 +138,8 @@ def _in_order(graph: Graph) -> list[str]:
 class OfTheClass:
     """An attribute of flows and of their classes that is computed: `_graph`, `_steps`.
 
-    It is no data descriptor, so that a flow may set an attribute of the name; what an earlier step
-    has set comes first.
+    It is not a data descriptor, so that a flow may set an attribute of the name; what an earlier
+    step has set comes first.
     """
 
     def __init__(self, compute: Callable[[type[FlowSpec]], Any]) -> None:

@@ -192,7 +192,7 @@ class MutableFlow:
         if not self._draft.pre_mutate:
             raise self._draft.refuse("parameters are added in pre_mutate alone.")
         if not isinstance(value, Parameter):
-            raise self._draft.refuse(f"{name!r} is {shown(value)}, which is no Parameter.")
+            raise self._draft.refuse(f"{name!r} is {shown(value)}, which is not a Parameter.")
         taken = {*self._draft.parameters, *definition.steps, *definition.configs}
         if name in taken and not (overwrite and name in self._draft.parameters):
             raise self._draft.refuse(f"the flow has {name!r} already.")
@@ -302,7 +302,7 @@ def _made(draft: Draft, kind: Any, args: list[Any], kwargs: Mapping[str, Any]) -
     name = getattr(kind, "__name__", "")
     if name in KINDS and not args:
         return build(kind_of(name), evaluated(dict(kwargs), draft.configs))
-    raise draft.refuse(f"{shown(kind)} is no step decorator with these options.")
+    raise draft.refuse(f"{shown(kind)} is not a step decorator with these options.")
 
 
 def named(
@@ -324,7 +324,7 @@ def _made_for_flow(draft: Draft, kind: Any, kwargs: Mapping[str, Any]) -> FlowDe
     name = getattr(kind.func if isinstance(kind, partial) else kind, "__name__", "")
     if name in FLOW_KINDS:
         return make_flow_decorator(name, evaluated(dict(kwargs), draft.configs))
-    raise draft.refuse(f"{shown(kind)} is no decorator of flows.")
+    raise draft.refuse(f"{shown(kind)} is not a decorator of flows.")
 
 
 # ------------------------------------------------------------ all of them, in order

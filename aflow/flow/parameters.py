@@ -127,7 +127,9 @@ class Parameter:
             )
         self.type = self._declared_type(type, default)
         if choices is not None and (isinstance(choices, str) or not isinstance(choices, Iterable)):
-            raise InvalidParameter(f"Parameter {name}: choices={choices!r} is no list of values.")
+            raise InvalidParameter(
+                f"Parameter {name}: choices={choices!r} is not a list of values."
+            )
         self.choices = None if choices is None else [self._convert_one(each) for each in choices]
         self.default = default
         if default is not None and not callable(default):
@@ -243,7 +245,7 @@ class Parameter:
     def _made_by(self, kind: Any, value: Any) -> Any:
         """The value that a type of click, a class or a function makes of what was written."""
         by_click = _is_click_type(kind)
-        # A value is converted wherever it passes from one process to the next: what is no text any
+        # A value is converted wherever it passes from one process to the next: what is not text any
         # more is the result already. (Types of click take their own results by contract.)
         if not by_click and not isinstance(value, str):
             return value
@@ -541,7 +543,7 @@ class IncludeFile(Parameter):
             value: Any = data.decode(self.encoding) if self.is_text else data
         except (UnicodeDecodeError, LookupError) as error:
             raise InvalidParameter(
-                f"The file {path} of parameter {self.name!r} is no text in {self.encoding}: give "
+                f"The file {path} of parameter {self.name!r} is not text in {self.encoding}: give "
                 "another encoding=, or is_text=False."
             ) from error
         return value if self.parser is None else self._parsed(path, value)
@@ -563,6 +565,6 @@ class IncludeFile(Parameter):
         module, _, name = str(self.parser).rpartition(".")
         function: Any = getattr(import_module(module or "aflow.flow.configs"), name)
         if not callable(function):
-            raise TypeError(f"{shown(function)} is no function")
+            raise TypeError(f"{shown(function)} is not a function")
         made: Callable[[Any], Any] = function
         return made

@@ -35,7 +35,7 @@ class Members(NamedTuple):
 
 
 def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None) -> FlowDefinition:
-    """The definition of a flow class; `root` is FlowSpec, whose own members are no part of it.
+    """The definition of a flow class; `root` is FlowSpec, whose own members are not part of it.
     `known` is its graph, where another process has read it from the same source: tasks do without
     parsing it again.
 
@@ -121,7 +121,7 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
     elif decorators_of(value):
         decorator = decorators_of(value)[0].name
         members.problems.append(
-            f"The method {name!r} has @{decorator} but is no step: put @step on it."
+            f"The method {name!r} has @{decorator} but is not a step: put @step on it."
         )
     elif isinstance(value, Parameter):
         members.parameters[name] = value

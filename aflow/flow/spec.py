@@ -104,7 +104,8 @@ def _disagreement(node: Node, steps: tuple[Any, ...]) -> InvalidTransition:
     for step in steps:
         if not callable(step) and not isinstance(step, dict):
             return InvalidTransition(
-                f"Step {node.name!r} gives {shown(step)} to self.next(), which is no step. If an "
+                f"Step {node.name!r} gives {shown(step)} to self.next(), which is not a step. If "
+                "an "
                 "artifact has the name of a step, rename it."
             )
     if node.kind is Kind.END:
@@ -419,7 +420,7 @@ def step(function: Any = None, *, start: bool = False, end: bool = False) -> Any
     """Make a step of a method: `@step`, `@step(start=True)`, `@step(end=True)`.
 
     Without marks, the steps named `start` and `end` are the first and the last. Works on
-    `async def`. Raises InvalidDecorator on what is no function.
+    `async def`. Raises InvalidDecorator on what is not a function.
     """
     mark = StepMark(bool(start), bool(end))
 

@@ -253,7 +253,7 @@ class Documents(Protocol):
 
     def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
         """Write a new document, or (with the version that it has) change one; its version now.
-        Raises VersionConflict where it is there already, or was changed meanwhile."""
+        Raises VersionConflict where it already exists, or was changed in the meantime."""
 
     def delete_document(self, kind: str, name: str) -> bool:
         """Remove a document; whether there was one."""
@@ -309,7 +309,7 @@ class WorkerRecord(NamedTuple):
 
 
 WORKER_EXPIRY = 60.0
-"""Seconds without a heartbeat after which a worker is not listed any more."""
+"""Seconds without a heartbeat after which a worker is no longer listed."""
 
 MOST_RUNNING = 200
 """Attempts that a worker's record names at most."""
@@ -518,7 +518,9 @@ def document_conflict(kind: str, name: str, version: int) -> VersionConflict:
     """Why that has written nothing."""
     if version == 0:
         return VersionConflict(f"There is a {kind} {name} already.")
-    return VersionConflict(f"The {kind} {name} was changed or removed by somebody else meanwhile.")
+    return VersionConflict(
+        f"The {kind} {name} was changed or removed by someone else in the meantime."
+    )
 
 
 def documents_of(store: object) -> Documents | None:

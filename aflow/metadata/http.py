@@ -1,8 +1,8 @@
 """The metadata port over HTTP: journals and records that `aflow metadata-service` keeps.
 
-A call waits for a service that is away (`calling.PATIENCE`). A write may have been done before its
-answer was lost: a commit has a mark by which the store knows it again, and of a run that is there
-already what is there says whether it is this one.
+A call waits while the service does not answer (`calling.PATIENCE`). A write may have been done
+before its answer was lost: a commit has a mark by which the store knows it again, and of a run that
+exists already what is there says whether it is this one.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ class ServiceClient:
     """Calls one service. Safe from many threads; a process that is forked makes connections of its
     own."""
 
-    not_there = "it is no service of aflow, or an older one"
+    not_there = "it is not a service of aflow, or an older one"
 
     def __init__(
         self, url: str, headers: Mapping[str, str], clock: Clock, patience: float = PATIENCE
     ) -> None:
         refused = InvalidSetting(
-            f"{as_mentioned(url)!r} is no address of a metadata service: use http(s)://host"
+            f"{as_mentioned(url)!r} is not an address of a metadata service: use http(s)://host"
         )
         try:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise refused
-        except ValueError:  # the port is no number, a bracket is not closed
+        except ValueError:  # the port is not a number, a bracket is not closed
             raise refused from None
         self._secure = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port

@@ -34,7 +34,7 @@ SNAPSHOT = 32
 SCHEME = "store+"
 """What the URL of metadata in a store begins with; the URL of the store follows."""
 
-_CONFLICT = "Somebody else has written to this run: two coordinators drive it. This one stops."
+_CONFLICT = "Another coordinator has written to this run: this one stops."
 _AT_ONCE = 16  # objects that are asked for at the same time
 
 
@@ -128,7 +128,7 @@ class StoreMetadata(SqliteMetadata):
         except ObjectNotFound:
             return None
         if not isinstance(entry, list) or not entry:
-            raise InvalidMessage(f"{name} in {self._store.url} is no record of a run.")
+            raise InvalidMessage(f"{name} in {self._store.url} is not a record of a run.")
         return entry
 
     def _apply(
@@ -197,7 +197,7 @@ class StoreMetadata(SqliteMetadata):
     def _place_of(self, run_key: int) -> tuple[str, str]:
         found = self._names.get(run_key)
         if found is None:
-            raise NotFound("The run that was to be changed is not there any more.")
+            raise NotFound("The run that was to be changed no longer exists.")
         return found
 
     def _append(self, run_key: int, entry: list[Any]) -> None:
@@ -235,7 +235,7 @@ class StoreMetadata(SqliteMetadata):
         data = pack(entry)
         name = self._name(run.flow, run.run, 0)
         if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:
-            raise VersionConflict(f"There is a run {run.flow}/{run.run} already.")
+            raise VersionConflict(f"The run {run.flow}/{run.run} already exists.")
         with self._following:
             known = self._found.get((run.flow, run.run))
             if known is None:  # else another thread has read it meanwhile
@@ -364,7 +364,7 @@ class StoreMetadata(SqliteMetadata):
         found = self._names.get(run_key)
         record = None if found is None else super().run(*found)
         if record is None:
-            raise NotFound("There is no such run any more.")
+            raise NotFound("The run no longer exists.")
         return record
 
 

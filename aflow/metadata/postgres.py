@@ -89,7 +89,7 @@ class PostgresAddress:
             parts = urlsplit(revealed(self.address))
         except ValueError:  # a bracket that is not closed; its text may hold the password
             raise InvalidSetting(
-                f"{self.address} is no place of metadata: write "
+                f"{self.address} is not a place of metadata: write "
                 "postgresql://user:password@host:port/database, and %5B for a [ in it."
             ) from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -303,7 +303,7 @@ _Rows = Generator[Any, None, None]
 class PostgresMetadata(RecordReader):
     """The metadata store of one database, named by a URL (see `PostgresAddress`).
 
-    `pause(seconds)` waits for a server that is away; `clock` says for how long it was."""
+    `pause(seconds)` waits while the server does not answer; `clock` says for how long it was."""
 
     def __init__(
         self,
@@ -343,7 +343,7 @@ class PostgresMetadata(RecordReader):
                 asked = {"flow": run.flow, "run": run.run, "mark": mark}
                 made = db.execute(_read("made_by"), asked).fetchone()
                 if made is None:
-                    raise VersionConflict(f"There is a run {run.flow}/{run.run} already.")
+                    raise VersionConflict(f"The run {run.flow}/{run.run} already exists.")
                 return int(made[0])  # the answer to the try before was lost
             key = int(made[0])
             _do_all(db, "add_tag", rows.tag_rows(key, run))
@@ -369,8 +369,7 @@ class PostgresMetadata(RecordReader):
                 if written == (mark,):
                     return  # the answer to the try before was lost
                 raise VersionConflict(
-                    "Somebody else has written to this run: two coordinators drive it. This one "
-                    "stops."
+                    "Another coordinator has written to this run: this one stops."
                 )
             before, latest = rows.known_before(batch), []
             if before:
@@ -448,7 +447,7 @@ class PostgresMetadata(RecordReader):
         def change(db: Connection) -> tuple[str, ...]:
             asked = {"run_key": run_key}
             if db.execute(_read("run_exists"), asked).fetchone() is None:
-                raise NotFound("The run whose tags were to be changed is not there any more.")
+                raise NotFound("The run whose tags were to be changed no longer exists.")
             known = db.execute(_read("tags_of_run"), asked).fetchall()
             now = base.changed(known, add, remove)
             _do_all(db, "remove_tag", [(run_key, tag) for tag in remove])

@@ -62,7 +62,7 @@ _ADVICE = {
     "SQLITE_BUSY": "another process has kept it locked for too long: see what else runs here",
     "SQLITE_LOCKED": "another process has kept it locked for too long: see what else runs here",
     "SQLITE_CORRUPT": "it is damaged: save what can be saved with `sqlite3 FILE .recover`",
-    "SQLITE_NOTADB": "it is no database: move the file away",
+    "SQLITE_NOTADB": "it is not a database: move the file away",
 }
 
 
@@ -347,7 +347,7 @@ class SqliteMetadata(RecordReader):
             try:
                 key = db.execute(sql["add_run"], rows.run_row(run)).lastrowid or 0
             except sqlite3.IntegrityError as error:
-                raise VersionConflict(f"There is a run {run.flow}/{run.run} already.") from error
+                raise VersionConflict(f"The run {run.flow}/{run.run} already exists.") from error
             db.executemany(sql["add_tag"], rows.tag_rows(key, run))
             at, step, task = run.created_at, ids.PARAMETERS_STEP, ids.PARAMETERS_TASK
             inputs = encode_inputs(NoInputs())
@@ -368,8 +368,7 @@ class SqliteMetadata(RecordReader):
                 if mark and written == (mark,):
                     return version + 1  # the answer to the try before was lost
                 raise VersionConflict(
-                    "Somebody else has written to this run: two coordinators drive it. This one "
-                    "stops."
+                    "Another coordinator has written to this run: this one stops."
                 )
             if batch.events:
                 db.execute(sql["add_events"], (run_key, version + 1, batch.events))
@@ -481,7 +480,7 @@ class SqliteMetadata(RecordReader):
         with self._transaction() as db:
             asked = {"run_key": run_key}
             if db.execute(statements("read")["run_exists"], asked).fetchone() is None:
-                raise NotFound("The run whose tags were to be changed is not there any more.")
+                raise NotFound("The run whose tags were to be changed no longer exists.")
             known = db.execute(statements("read")["tags_of_run"], asked).fetchall()
             now = base.changed(known, add, remove)
             db.executemany(sql["remove_tag"], [(run_key, tag) for tag in remove])

@@ -41,7 +41,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 class Token(NamedTuple):
     """What is kept of a token. `scope` is `read`, or `write` for all; times are in seconds since
-    the epoch, `expires_at` None for never. `digest` tells tokens apart, and is no secret."""
+    the epoch, `expires_at` None for never. `digest` tells tokens apart, and is not a secret."""
 
     name: str
     scope: Scope
@@ -64,7 +64,7 @@ def create(
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidInput("A token needs a name of at most 100 printable characters.")
     if any(each.name == name for each in tokens(store)):
-        raise InvalidInput(f"There is a token {name!r} already: revoke it, or take another name.")
+        raise InvalidInput(f"The token {name!r} already exists: revoke it, or choose another name.")
     secret = _HEAD + secrets.token_urlsafe(32)
     until = None if seconds is None else now + seconds
     kept = Token(name, scope, now, until, digest(secret))
@@ -94,7 +94,7 @@ def known(store: Documents, secret: str) -> Token | None:
 
 
 def of_digest(store: Documents, digest: str) -> Token | None:
-    """The token with this digest; None where there is none, or not any more."""
+    """The token with this digest; None where there is none, or it was revoked."""
     found = store.document(KIND, digest)
     return None if found is None else _read(found)
 
@@ -170,8 +170,8 @@ def headers_for(url: str) -> dict[str, str]:
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
-        except ValueError:  # the port is no number, a bracket is not closed
-            raise InvalidSetting(f"{as_mentioned(url)} is no address of a server.") from None
+        except ValueError:  # the port is not a number, a bracket is not closed
+            raise InvalidSetting(f"{as_mentioned(url)} is not an address of a server.") from None
         if is_this_machine(parts.hostname or "") and _is_own_server(port):
             try:
                 token = _read_local(user_folder() / _LOCAL)

@@ -131,7 +131,7 @@ def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
         try:
             for frame in unpacker:
                 if not isinstance(frame, list) or _LENGTHS.get(frame[0]) != len(frame):
-                    raise ValueError("it is no frame")
+                    raise ValueError("it is not a frame")
                 yield frame
                 if frame[0] != "items":
                     return

@@ -54,8 +54,8 @@ def unseal(
 ) -> tuple[str, dict[str, Any]]:
     """Kind and fields of a message that has come by this topic. `now` is None where its age does
     not matter. Raises ForgedMessage where the signature is not what it has to be, or is for another
-    topic; MessageTooNew for another version; InvalidMessage for what is no message, or of another
-    kind, or too old."""
+    topic; MessageTooNew for another version; InvalidMessage for what is not a message, or of
+    another kind, or too old."""
     if len(data) > MAX_SIZE + _HEAD + _SIGNATURE:
         raise InvalidMessage(f"A message of {len(data)} bytes is larger than {MAX_SIZE}.")
     if not data.startswith(_MAGIC) or data[_HEAD - 1 : _HEAD] not in (_PLAIN, _SIGNED):
@@ -78,7 +78,7 @@ def peek(data: bytes) -> tuple[str, float, dict[str, Any]] | None:
         if len(body) > _LOOKED_AT:
             return None
         kind, _, at, fields = unpack(body, _MOST_LOOKED_AT, strict_map_key=False)
-    except Exception:  # noqa: BLE001 -- whatever it is, it is no message
+    except Exception:  # noqa: BLE001 -- whatever it is, it is not a message
         return None
     if not isinstance(kind, str) or not isinstance(at, float) or not isinstance(fields, dict):
         return None

@@ -187,14 +187,14 @@ class PostgresQueue:
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
         refused = InvalidSetting(
-            f"{as_mentioned(url)} is no place of a queue: use "
+            f"{as_mentioned(url)} is not a place of a queue: use "
             "postgresql://user@host:port/database, and ?schema=name for tables in another schema "
             "than the user's own."
         )
         try:
             parts = urlsplit(revealed(sealed(url)))
             is_place = parts.hostname and parts.path.strip("/") and parts.port != 0
-        except ValueError:  # the port is no number, or too large for one; an open bracket
+        except ValueError:  # the port is not a number, or too large for one; an open bracket
             raise refused from None
         options = parse_qsl(parts.query, keep_blank_values=True)
         given = dict(options).get("schema")

@@ -54,7 +54,7 @@ _OPTIONS: dict[str, Any] = {
     "socket_keepalive": True,
     "health_check_interval": 30,
 }
-# What a server answers that is no primary (any more), or not yet.
+# What a server answers that is not a primary (any more), or not yet.
 _NOT_PRIMARY = (faults.ReadOnlyError, faults.BusyLoadingError, faults.MasterDownError)
 _NOT_PRIMARY_WORDS = ("UNBLOCKED", "NOREPLICAS", "READONLY")
 _OF_A_CLUSTER = (faults.ClusterError, faults.AskError, faults.ClusterDownError)
@@ -343,7 +343,7 @@ class RedisQueue:
 
     def _opened(self, url: str) -> tuple[str, Any]:
         refused = InvalidSetting(
-            f"{as_mentioned(self._url)} is no place of a queue: use "
+            f"{as_mentioned(self._url)} is not a place of a queue: use "
             "redis://host:port/db?prefix=name, or redis+sentinel://host:port,host:port/name/db; db "
             "is a number."
         )
@@ -362,7 +362,7 @@ class RedisQueue:
             try:
                 if not parts.hostname or parts.port == 0:
                     raise refused
-            except ValueError:  # the port is no number, or too large for one
+            except ValueError:  # the port is not a number, or too large for one
                 raise refused from None
             return prefix, redis.from_url(urlunsplit(parts._replace(query="")), **_OPTIONS)
         account, _, hosts = parts.netloc.rpartition("@")
@@ -621,7 +621,7 @@ def _advice(error: Exception, detail: str) -> str:
             "its URL, or raise `databases` of the server."
         )
     if isinstance(error, faults.OutOfMemoryError) or "maxmemory" in detail:
-        return f"is full ({detail}): raise its maxmemory, or take messages out."
+        return f"is full ({detail}): raise its maxmemory, or delete messages."
     return f"does not answer ({detail}): see whether the server runs there, and has room."
 
 

@@ -103,7 +103,7 @@ class WakeUp:
                 # Of the folder that was checked, whatever its path leads to by now.
                 if stat.S_ISSOCK(os.lstat(name, dir_fd=folder).st_mode):
                     os.unlink(name, dir_fd=folder)
-        except OSError:  # it is gone, or is no socket
+        except OSError:  # it is gone, or is not a socket
             return
 
     def listen(self) -> Bell:

@@ -26,7 +26,7 @@ What SQS cannot, and so is otherwise than the port says:
 - A call of `lease` that is cancelled in the middle may hold messages until their time has passed.
 
 Messages that come back too often go to a second queue, whose name ends in `-buried`; so does what
-is no message of aflow's.
+is not a message of aflow's.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ class SqsQueue:
         self._prefix = parts.path.strip("/")
         if not parts.netloc or "@" in parts.netloc or options or not _NAME.match(self._prefix):
             raise InvalidSetting(
-                f"{as_mentioned(url)!r} is no place of a queue: write sqs://region/prefix, or "
+                f"{as_mentioned(url)!r} is not a place of a queue: write sqs://region/prefix, or "
                 "sqs+http://host:port/prefix?region=name; credentials come from AWS_* variables."
             )
         self._url = url

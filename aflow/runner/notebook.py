@@ -195,7 +195,7 @@ def without_magic(cell: str, transform: Callable[[str], str]) -> str:
 
 
 def _for_the_notebook(text: str) -> list[ast.stmt]:
-    """The simple statements that call `get_ipython()`; none in what is no Python."""
+    """The simple statements that call `get_ipython()`; none in what is not Python."""
     tree = _parsed(text)
     found = [
         node
@@ -216,7 +216,7 @@ def _is_notebook_call(node: ast.AST) -> bool:
 
 
 def _parsed(text: str) -> ast.Module:
-    """The text as a tree: a cell may await something at its top level. An empty one for what is no
+    """The text as a tree: a cell may await something at its top level. An empty one for what is not
     Python: a cell that never ran."""
     flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:

@@ -237,7 +237,7 @@ class Creation:
         run = self._metadata.run(flow, ids.run_id(origin))
         if run is None or run.state in TERMINAL_RUN_STATES:
             return
-        reason = "Nobody drove the run any more, and it was resumed."
+        reason = "No coordinator drove the run, and it was resumed."
         now = self._clock.now()
         if not end_left_run(self._metadata, run, RunState.FAILED, reason, now):
             raise _still_runs(run)

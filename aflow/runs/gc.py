@@ -1,4 +1,4 @@
-"""Deleting runs, and then what nothing refers to any more.
+"""Deleting runs, and then what nothing refers to.
 
 What is referred to is known from two places: the runs in the metadata, and the roots in the store
 (`aflow/storage/roots.py`), which deployed flows and schedules declare for what they need.

@@ -90,7 +90,7 @@ def engine_of(run: RunRecord) -> Engine:
     except AflowError as error:
         return Engine(None, str(error))
     if found is None:
-        return Engine(False, f"Step Functions has no execution {engine['execution']} any more.")
+        return Engine(False, f"Step Functions no longer knows the execution {engine['execution']}.")
     return Engine(found == "RUNNING", f"Step Functions ended the execution with {found}.")
 
 

@@ -102,7 +102,7 @@ class Following:
         self._before: list[list[int]] = []  # what `after` says of tasks, until they are looked up
         if after:
             if not _POSITION.fullmatch(after):
-                raise InvalidInput(f"{after[:80]!r} is no place in the output of a run.")
+                raise InvalidInput(f"{after[:80]!r} is not a place in the output of a run.")
             seen, *tasks = after.split("_")
             self._seen = int(seen)
             self._before = [[*map(int, each.split("."))] for each in tasks]
@@ -118,7 +118,7 @@ class Following:
         return "".join(each.position() for each in self._open.values() if each is not task)
 
     def has_ended(self) -> bool:
-        """Whether the run has ended, or is not there any more. Raises MetadataError."""
+        """Whether the run has ended, or no longer exists. Raises MetadataError."""
         now = self._metadata.run(self._run.flow, self._run.run)
         return now is None or now.state in TERMINAL_RUN_STATES
 

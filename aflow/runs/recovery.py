@@ -48,7 +48,7 @@ def check_adoptable(run: RunRecord, definition: FlowDefinition) -> None:
     if run.state in TERMINAL_RUN_STATES:
         raise InvalidInput(f"{name} has ended: it is {run.state.value}. Resume it instead.")
     if run.kind == SPIN or "lookahead" not in run.settings:
-        raise InvalidInput(f"{name} is no run that can be recovered: begin it again.")
+        raise InvalidInput(f"{name} is not a run that can be recovered: begin it again.")
     if _shape(Graph.from_dict(run.graph)) != _shape(definition.graph):
         raise InvalidInput(
             f"{name} was begun with other steps than {definition.name} has now: recover it with "

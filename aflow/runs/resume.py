@@ -146,7 +146,7 @@ def finished_of(metadata: MetadataStore, origin: RunRecord, rerun: str | None) -
 def check_blobs(
     finished: Finished, blobs: BlobStore, origin: RunRecord, *, leave_out: bool
 ) -> list[str]:
-    """The tasks (`step/task`) with an artifact whose blob is not in the store any more.
+    """The tasks (`step/task`) with an artifact whose blob is no longer in the store.
 
     With `leave_out` they are forgotten, to run again; else InvalidInput names the first blob and
     what can be done.
@@ -162,7 +162,7 @@ def check_blobs(
             if not leave_out:
                 raise InvalidInput(
                     f"{origin.flow}/{origin.run} cannot be resumed as it is: blob {key} of "
-                    f"{name}, which task {step}/{task} left, is not in the store any more. Give "
+                    f"{name}, which task {step}/{task} left, is no longer in the store. Give "
                     "--rerun-missing to run such tasks again."
                 )
             missing[task] = f"{step}/{task}"

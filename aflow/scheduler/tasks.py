@@ -31,8 +31,8 @@ from aflow.scheduler.states import TASK_MOVES, AttemptState, IllegalMove, TaskSt
 # group and gives each child a place in the group; the join counts arrivals, and when all are there
 # it goes on at the place that was put away. So groups nest to any depth, as a chain of parents.
 #
-# A foreach is a cursor: it counts the items that have started, and an item that has not is no
-# object at all. What has finished is a count too. So a wide foreach costs what is live in it.
+# A foreach is a cursor: it counts the items that have started, and an item that has not is not
+# an object at all. What has finished is a count too. So a wide foreach costs what is live in it.
 
 
 Place = tuple[int | None, int | None, int | None]
@@ -128,7 +128,7 @@ class Branches(_Split):
         return self.outer
 
     def opens(self, task: LiveTask) -> bool:
-        """A branch is no item."""
+        """A branch is not an item."""
         return False
 
 
@@ -236,7 +236,7 @@ def _tie(step: LiveStep, node: Node, steps: dict[str, LiveStep]) -> None:
 
     for name in node.next:
         if name not in steps:
-            raise fault(f"leads to {name}, which is no step")
+            raise fault(f"leads to {name}, which is not a step")
     step.targets = tuple(steps[name] for name in node.next)
     if (node.kind is Kind.END) is bool(node.next):
         raise fault("ends the flow but leads on" if node.next else "leads nowhere")

@@ -139,7 +139,8 @@ class _Api:
         """The metadata answers, too, the datastore's disk has room, and runs are begun; 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
-        # One look for all who ask: one that waits for a database that is away holds a thread.
+        # One look for all who ask: one that waits for a database that does not answer keeps a
+        # thread.
         if self._looking is None or self._looking.done():
             loop = asyncio.get_running_loop()
             self._looking = loop.create_task(asyncio.to_thread(self._look))

@@ -176,17 +176,17 @@ def check_guarded(host: str, keys: Sequence[str], store: Any, *, anonymous: bool
     kept = documents_of(store)
     if anonymous:
         raise InvalidSetting(
-            f"--no-auth would let everybody who reaches {host} run code here or change records: "
+            f"--no-auth would let everyone who reaches {host} run code here or change records: "
             "listen on 127.0.0.1, or make tokens (aflow token create NAME)."
         )
     if any(len(key) < _SHORTEST_KEY for key in keys):
         raise InvalidSetting(
-            f"Everybody who reaches {host} could guess the key: AFLOW_SERVICE_AUTH_KEY needs at "
+            f"Everyone who reaches {host} could guess the key: AFLOW_SERVICE_AUTH_KEY needs at "
             f"least {_SHORTEST_KEY} characters there (`openssl rand -hex 32` makes one)."
         )
     if not keys and (kept is None or not kept.documents(tokens.KIND)):
         raise InvalidSetting(
-            f"Everybody who reaches {host} could run code here or change records: make a token "
+            f"Everyone who reaches {host} could run code here or change records: make a token "
             "that clients have to send (aflow token create NAME), set AFLOW_SERVICE_AUTH_KEY to "
             "one, or listen on 127.0.0.1."
         )
@@ -244,7 +244,9 @@ async def send_stream(
         pass
     except (TimeoutError, AflowError, web.HTTPUnauthorized) as error:
         why = error.reason if isinstance(error, web.HTTPUnauthorized) else str(error)
-        _log.warning("A stream of %s is cut off: %s", request.remote, why or "nobody reads it.")
+        _log.warning(
+            "A stream of %s is cut off: %s", request.remote, why or "its client does not read it."
+        )
         if request.transport is not None:
             request.transport.abort()
     return response

@@ -122,6 +122,7 @@ def _time(value: str | None, now: float) -> float | None:
         at = datetime.fromisoformat(value)
     except ValueError as error:
         raise InvalidInput(
-            f"{value[:40]!r} is no time: write a span as 90m, 12h or 7d, or a date as 2026-01-31."
+            f"{value[:40]!r} is not a time: write a span as 90m, 12h or 7d, or a date as "
+            "2026-01-31."
         ) from error
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()

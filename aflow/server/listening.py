@@ -37,7 +37,7 @@ _GOODBYE = 10.0  # seconds for requests that are being answered
 _RELEASE = 10.0  # seconds between releases of memory
 _SWITCH = 0.0005  # seconds that a thread computes while others wait
 _LINGER = 1.0  # seconds in which the rest of a body is thrown away after its refusal
-_MALFORMED = 10  # requests that are no HTTP in this time are logged
+_MALFORMED = 10  # requests that are not HTTP in this time are logged
 _SHOWN_AGAIN = 60.0  # seconds after which the log repeats that connections are refused
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -155,7 +155,7 @@ async def _guarded(_: web.Request, response: web.StreamResponse) -> None:
 
 
 class _Malformed(logging.Filter):
-    """A request that is no HTTP is one line of the log, and of many a few are: aiohttp logs a
+    """A request that is not HTTP is one line of the log, and of many a few are: aiohttp logs a
     traceback of each, by which strangers could fill the disk."""
 
     def __init__(self) -> None:
@@ -171,7 +171,7 @@ class _Malformed(logging.Filter):
         if record.created - self._since >= _SHOWN_AGAIN:
             self._since, self._count = record.created, 0
         self._count += 1
-        record.msg = f"{record.getMessage()}: it is no HTTP ({type(error).__name__})."
+        record.msg = f"{record.getMessage()}: it is not HTTP ({type(error).__name__})."
         record.args, record.exc_info, record.exc_text = None, None, None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         return self._count <= _MALFORMED

@@ -91,7 +91,7 @@ class Sharing:
                 await self._look()
                 await self._look_at_cancelled()
                 await self._forget_ended()
-            except AflowError as error:  # the metadata are away, say
+            except AflowError as error:  # the metadata do not answer, say
                 _log.warning("Runs that were left cannot be looked for: %s", error)
             except OSError as error:  # no descriptor, no memory, no process to be had
                 _log.warning("Orphaned runs cannot be recovered: %s", error)

@@ -67,14 +67,14 @@ def fields_of(body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body, parse_constant=_no_number, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput("The body is no JSON.") from error
+        raise InvalidInput("The body is not valid JSON.") from error
     if not isinstance(fields, dict):
         raise InvalidInput("The body has to be a JSON object.")
     return fields
 
 
 def _no_number(word: str) -> None:
-    raise ValueError(word)  # NaN is no JSON
+    raise ValueError(word)  # NaN is not valid JSON
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _word(text: str, what: str) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        raise InvalidInput(f"{what} is no valid UTF-8.") from error
+        raise InvalidInput(f"{what} is not valid UTF-8.") from error
     if "\0" in text or size > _LARGEST_WORD:
         raise InvalidInput(f"{what} is too long (100 kB is the most), or holds a NUL.")
     return text

@@ -204,7 +204,7 @@ class Runs:
         try:
             return fields_of(data)
         except InvalidInput as error:  # the flow's own code may write anything
-            raise CommandFailed("The dry run has ended without a forecast.") from error
+            raise CommandFailed("The dry run ended without a forecast.") from error
 
     def _check_place(self) -> None:
         """Check that the folder for code is what it was when the server began. Raises

@@ -284,7 +284,7 @@ class Scheduling:
                 else:
                     found.append((schedule, document.version, come))
                     self._keep_again(schedule)
-        except (AflowError, OSError) as error:  # the metadata are away; no descriptor is left
+        except (AflowError, OSError) as error:  # the metadata do not answer; no descriptor is left
             _log.warning("Schedules cannot be looked at: %s", error)
         return [each for each in found if each[2]]
 
@@ -324,7 +324,8 @@ class Scheduling:
         if not self._blobs.claim(new):
             self._keep(schedule.name, *([old] if old else []))
             raise CodePackageError(
-                f"The code package {new[:12]}... is not there (any more): send the code again, "
+                f"The code package {new[:12]}... does not exist, or no longer: send the code "
+                "again, "
                 "then create the schedule."
             )
         self._documents.put_document(KIND, schedule.name, schedule.encode(), version)
@@ -383,7 +384,7 @@ class Scheduling:
                 schedule = after
         except VersionConflict:  # another server has seen to it, or somebody has changed it
             return
-        except (AflowError, OSError) as error:  # the metadata are away; no descriptor is left
+        except (AflowError, OSError) as error:  # the metadata do not answer; no descriptor is left
             _log.warning("The schedule %s cannot be seen to: %s", schedule.name, error)
         except Exception:  # noqa: BLE001 -- logged; other schedules go on
             _log.exception("The schedule %s cannot be seen to.", schedule.name)
@@ -447,7 +448,8 @@ class Scheduling:
         if is_driven(record) or left_for(record) < LEFT:
             return True
         reason = (
-            f"Nobody drove the run for {left_for(record):.0f} seconds, and the next run of its "
+            f"No coordinator drove the run for {left_for(record):.0f} seconds, and the next run "
+            "of its "
             "schedule was due."
         )
         now = self._clock.now()

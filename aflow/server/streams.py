@@ -93,7 +93,7 @@ class Streams:
         self, run: RunRecord, step: str | None, task: int | None, after: str
     ) -> Following:
         """The output of a run, of a step or of a task, after the line of that id. Raises
-        InvalidInput for what is no id."""
+        InvalidInput for what is not an id."""
         url = run.settings["storage"]
         theirs = store_of_history(self._metadata, url)
         store = theirs or backends.open_recorded_store(url)
@@ -146,7 +146,7 @@ class Streams:
     async def _end(self, run: RunRecord) -> bytes:
         now = await self._read(self._metadata.run, run.flow, run.run)
         if now is None:
-            raise NotFound(f"There is no run {run.flow}/{run.run} any more.")
+            raise NotFound(f"The run {run.flow}/{run.run} no longer exists.")
         return event("end", {"state": now.state.value, "reason": now.reason})
 
 

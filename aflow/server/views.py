@@ -743,7 +743,7 @@ def source_of(run: RunRecord) -> dict[str, Any]:
 
 
 def default_of(run: RunRecord, name: str) -> str | None:
-    """The default of a parameter as a short text; None where it was not recorded: it is no plain
+    """The default of a parameter as a short text; None where it was not recorded: it is not a plain
     value, or the run is an older one."""
     defaults = run.settings.get("defaults")
     found = defaults.get(name) if isinstance(defaults, dict) else None
@@ -844,7 +844,7 @@ def _text_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        return f"({member.size} bytes that are no text)"
+        return f"({member.size} bytes that are not text)"
 
 
 def _cursor(after: tuple[float, int]) -> str:
@@ -857,7 +857,7 @@ def position(cursor: str) -> tuple[float, int]:
     try:
         return float(at), int(key)
     except ValueError as error:
-        raise InvalidInput(f"{cursor[:80]!r} is no cursor of a list of runs.") from error
+        raise InvalidInput(f"{cursor[:80]!r} is not a cursor of a list of runs.") from error
 
 
 def _layout(graph: Graph) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What `step-functions` does: deploy a flow, start, list and stop its runs, resume one, delete it.
 
 A state machine belongs to who deployed it first. Others change it with its production token, which
-says that they mean to (it is no secret from readers of the account), and is remembered. It
+says that they mean to (it is not a secret from readers of the account), and is remembered. It
 goes on to belong to its owner, unless they give it another token.
 """
 
@@ -104,7 +104,7 @@ class Aws(Calls):
         parts = self.role.split(":")
         if len(parts) < 6 or not parts[4].isdigit():
             raise InvalidSetting(
-                f"AFLOW_SFN_IAM_ROLE is {self.role!r}, which is no ARN of a role "
+                f"AFLOW_SFN_IAM_ROLE is {self.role!r}, which is not an ARN of a role "
                 "(arn:aws:iam::123456789012:role/name)."
             )
         region = self._client("stepfunctions").meta.region_name

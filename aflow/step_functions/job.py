@@ -357,7 +357,7 @@ def _object(text: str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise InvalidInput(f"{what} is no JSON: {error}.") from error
+        raise InvalidInput(f"{what} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise InvalidInput(f"{what} has to be an object of JSON.")
     return value
@@ -444,7 +444,7 @@ def _pairs(branches: str) -> list[tuple[str, str]]:
         return list(zip(said["step"], said["place"], strict=True))
     except (ValueError, KeyError, TypeError):
         raise InvalidInput(
-            f"These are no branches of a state machine: {branches[:200]!r}."
+            f"These are not branches of a state machine: {branches[:200]!r}."
         ) from None
 
 
@@ -655,7 +655,7 @@ class StateMachineJob:
         if not lost:
             return
         now = self._clock.now()
-        reason = "The task was lost: its job ended without a word (its machine went away?)."
+        reason = "The task was lost: its job ended without a report (its machine may have failed)."
         ended = [
             each._replace(state=AttemptState.LOST, finished_at=now, reason=reason) for each in lost
         ]

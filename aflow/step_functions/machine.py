@@ -145,9 +145,9 @@ def parse(place: str) -> tuple[Level, ...]:
     try:
         levels = tuple(Level(*map(int, each.split("_"))) for each in place.split("."))
     except (TypeError, ValueError):
-        raise InvalidInput(f"{place!r} is no place in a state machine.") from None
+        raise InvalidInput(f"{place!r} is not a place in a state machine.") from None
     if any(part < 0 for level in levels for part in level):
-        raise InvalidInput(f"{place!r} is no place in a state machine.")
+        raise InvalidInput(f"{place!r} is not a place in a state machine.")
     return levels
 
 

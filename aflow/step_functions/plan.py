@@ -73,7 +73,7 @@ def ticks_of(definition: FlowDefinition) -> Ticks | None:
 
 def aws_cron(text: str) -> str:
     """Six fields, one of the two of days `?`, as AWS demands. Raises InvalidInput where both of
-    them say something, and for what is no schedule."""
+    them say something, and for what is not a schedule."""
     cron.parse(text)
     fields = text.split()
     fields = [*fields, "*"] if len(fields) == 5 else fields
@@ -127,7 +127,7 @@ def _single(flow: str, decorator: str, triggers: tuple[Any, ...]) -> Mapping[str
     if isinstance(trigger, str):
         trigger = {"name": trigger}
     if not isinstance(trigger, Mapping):
-        raise InvalidInput(f"Flow {flow}: {decorator} gave {trigger!r}, which is no event.")
+        raise InvalidInput(f"Flow {flow}: {decorator} gave {trigger!r}, which is not an event.")
     return trigger
 
 

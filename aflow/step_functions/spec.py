@@ -130,7 +130,7 @@ class StateJobVariables(NamedTuple):
         def needed(key: str) -> str:
             value = looked_up(key)
             if value is None:
-                raise InvalidInput(f"This is no job of a state machine: AFLOW_{key} is not set.")
+                raise InvalidInput(f"This is not a job of a state machine: AFLOW_{key} is not set.")
             return value
 
         started = looked_up("SFN_STARTED")

@@ -119,7 +119,7 @@ def _time(said: Any, now: float) -> float:
 
 def look(settings: Settings, flow: str | None = None) -> None:
     """Record what state machines have left of runs, where flows are deployed: before runs are
-    listed. What is away then is logged: the list is as it was."""
+    listed. A service that does not answer then is logged: the list stays as it was."""
     if AwsSettings.load().machine_role is None or not settings.storage_url.startswith("s3://"):
         return
     from aflow.aws.client import Calls

@@ -6,8 +6,8 @@ then a footer of 16 bytes: `AFB1`, the codec (0 raw, 1 zstd) as one byte, three 
 size as 8 bytes, little-endian. The footer comes last so that a raw blob begins on a page and can
 be mapped.
 
-Writing what is there already writes nothing. Reading verifies: bytes that are not those that the
-key names raise CorruptBlob. The digest is computed and checked here, once, for all stores.
+Writing bytes that are stored already writes nothing. Reading verifies: bytes that are not those
+that the key names raise CorruptBlob. The digest is computed and checked here, once, for all stores.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ _threads_of: int | None = None  # the process that started blake3's threads
 
 
 def blob_name(key: str) -> str:
-    """The name of a blob's object; raises InvalidName for what is no key."""
+    """The name of a blob's object; raises InvalidName for what is not a key."""
     blob_key(key)
     return f"blobs/{key[:2]}/{key[2:]}"
 
@@ -129,7 +129,7 @@ class BlobStore:
     def put(self, *parts: Buffer, mappable: bool = False) -> BlobKey:
         """Store the parts, one after the other, as one blob; gives its key.
 
-        Nothing is written if it is there already. `mappable` keeps blobs of 64 MiB and more
+        Nothing is written if it exists already. `mappable` keeps blobs of 64 MiB and more
         raw; all others are compressed where it pays.
         """
         keep_raw = mappable and sum(map(_size, parts)) >= MAP_UNVERIFIED_FROM

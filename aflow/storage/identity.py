@@ -37,7 +37,7 @@ class NotTellable(Exception):
 def has_sets(pickled: Iterable[Any]) -> bool:
     """Whether a pickle may hold a set, whose order differs from process to process. It may say yes
     where there is none, and never no where there is one."""
-    # What is no bytes is the memory of a buffer that rides in the pickle: it has no opcodes.
+    # What is not bytes is the memory of a buffer that rides in the pickle: it has no opcodes.
     texts = [part for part in pickled if isinstance(part, bytes | bytearray)]
     return any(opcode in text for text in texts for opcode in _SET_OPCODES)
 

@@ -208,7 +208,7 @@ def _of_stream(chunk: bytes, wanted: int) -> Iterator[LogRecord]:
 
 
 def as_text(records: Iterable[LogRecord], stream: str | None = None) -> str:
-    """What was printed to a stream, or to both, as text; bytes that are no UTF-8 are replaced."""
+    """What was printed to a stream, or to both, as text; bytes that are not UTF-8 are replaced."""
     wanted = (record for record in records if stream in (None, record.stream))
     lines = (record.text + b"\n" if record.whole else record.text for record in wanted)
     return b"".join(lines).decode("utf-8", "replace")
@@ -228,5 +228,5 @@ def _record(line: bytes) -> LogRecord:
         stream, whole = _KINDS[line[16]]
         at = int(line[:16]) / 1e6
     except (LookupError, ValueError):
-        raise StorageError(f"A log is damaged: {line[:40]!r} is no line of one.") from None
+        raise StorageError(f"A log is damaged: {line[:40]!r} is not a line of one.") from None
     return LogRecord(at, STREAMS[stream], line[_HEAD:], whole)

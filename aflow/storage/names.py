@@ -368,7 +368,7 @@ def code_in(
 
 
 def code_beside(program: ProgramFile) -> CodeModules | None:
-    """What stands beside the program's file now; None where it is not there any more."""
+    """What stands beside the program's file now; None where it no longer exists."""
     if program.sha is None or not os.path.isfile(program.file):
         return None
     metaflow.install_if_missing()

@@ -60,7 +60,7 @@ def preview(value: object) -> tuple[str, dict[str, Any]]:
 
 def short_text(value: Any, length: int = 30) -> str:
     """The value in at most `length` characters, for a foreach stack: a str as it is, others as
-    their repr, or by their type where they are no plain values."""
+    their repr, or by their type where they are not plain values."""
     text: str = value if type(value) is str else short_repr(value)
     return text[:length]
 
@@ -282,7 +282,7 @@ _LIBRARIES = {
 
 
 def _cell(value: Any) -> str:
-    """A value of a table, short; only of values whose text is no code of the user's."""
+    """A value of a table, short; only of values whose text is not a code of the user's."""
     kind = type(value)
     if kind in (str, int, float, bool) or value is None:
         return short_text(value, _CELL)

@@ -76,7 +76,7 @@ def kept(found: Sequence[tuple[str, GcRoot]], now: float) -> set[str]:
 
 
 def expired(found: Sequence[tuple[str, GcRoot]], now: float) -> list[str]:
-    """The names of the roots that keep nothing any more."""
+    """The names of the roots that keep nothing."""
     return [name for name, root in found if root.until is not None and root.until <= now]
 
 

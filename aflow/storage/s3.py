@@ -506,7 +506,7 @@ class S3Store:
         self._region = options.pop("region", None)
         if parts.scheme != "s3" or not parts.netloc or options:
             raise InvalidSetting(
-                f"{url!r} is no place in S3: write s3://bucket/prefix, with ?endpoint= and "
+                f"{url!r} is not a place in S3: write s3://bucket/prefix, with ?endpoint= and "
                 "&region= where it is not AWS."
             )
         self._bucket = parts.netloc

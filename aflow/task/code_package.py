@@ -180,7 +180,7 @@ def opened(data: bytes) -> tarfile.TarFile:
         # Plain: a few bytes of an archive that is compressed can be gigabytes.
         return tarfile.open(fileobj=io.BytesIO(data), mode="r:")
     except (tarfile.TarError, ValueError) as error:
-        raise CodePackageError(f"This is no code package: {error}.") from error
+        raise CodePackageError(f"This is not a code package: {error}.") from error
 
 
 _KINDS = frozenset([b"0", b"\0", b"x", b"g", b"L"])  # plain files, and headers of longer names
@@ -206,18 +206,22 @@ def _check_headers(data: bytes) -> None:
         if kind not in _KINDS or (kind == b"\0" and head[:100].rstrip(b"\0").endswith(b"/")):
             return  # no plain file: a reader of the archive refuses it, and reads no further
         if not re.fullmatch(rb"[0-7]{0,12}", size):
-            raise CodePackageError("This is no code package: the size of a file is no number.")
+            raise CodePackageError(
+                "This is not a code package: the size of a file is not a number."
+            )
         length = int(size or b"0", 8)
         if offset + _BLOCK + length > len(data):
-            raise CodePackageError("This is no code package: it is cut off.")
+            raise CodePackageError("This is not a code package: it is cut off.")
         chained = chained + 1 if kind in (b"x", b"g", b"L") else 0
         if chained > _MOST_CHAINED:  # tarfile calls itself for each
-            raise CodePackageError("This is no code package: a file has too many headers.")
+            raise CodePackageError("This is not a code package: a file has too many headers.")
         if chained:
             more = data[offset + _BLOCK : offset + _BLOCK + length]
             cost += sum(len(each) ** 2 for each in _DIGITS.findall(more))
             if length > _LARGEST_HEADER or cost > _MOST_DIGITS or not _is_sound(kind, more):
-                raise CodePackageError("This is no code package: a header is too long, or damaged.")
+                raise CodePackageError(
+                    "This is not a code package: a header is too long, or damaged."
+                )
         offset += _BLOCK + -(-length // _BLOCK) * _BLOCK
 
 
@@ -236,8 +240,8 @@ def _is_sound(kind: bytes, header: bytes) -> bool:
 
 
 def check(data: bytes) -> None:
-    """Raises CodePackageError for what is no archive that could be unpacked."""
-    with opened(data) as archive, _named("This is no code package"):
+    """Raises CodePackageError for what is not an archive that could be unpacked."""
+    with opened(data) as archive, _named("This is not a code package"):
         for _ in _members(archive):
             pass
 
@@ -256,7 +260,7 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
     try:
         folder = _own(below / blob_key(key))
     except InvalidName as error:  # it comes out of a record, which others may write
-        raise CodePackageError(f"{str(key)[:200]!r} is no key of a code package.") from error
+        raise CodePackageError(f"{str(key)[:200]!r} is not a key of a code package.") from error
     while True:
         if not folder.is_dir():
             sweep(below, KEPT_UNUSED, SystemClock.now())
@@ -408,7 +412,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, PurePo
         is_below = path.parts and not path.is_absolute() and ".." not in path.parts
         if not is_plain or not is_below or "\0" in member.name or len(member.name) > _LONGEST_NAME:
             name = member.name[:200]
-            raise tarfile.ExtractError(f"{name!r} is no plain file below the package's folder")
+            raise tarfile.ExtractError(f"{name!r} is not a plain file below the package's folder")
         if count >= TO_TRAVEL.entries:
             raise tarfile.ExtractError(f"there are more than {TO_TRAVEL.entries} files")
         yield member, path
@@ -498,7 +502,7 @@ def _added(definition: FlowDefinition) -> dict[str, Path]:
 def _mutators(definition: FlowDefinition) -> Iterator[FlowMutator | StepMutator]:
     yield from definition.mutators
     for step in definition.steps.values():
-        on_step: list[Any] = [*step.decorators]  # a mutator among them is no decorator
+        on_step: list[Any] = [*step.decorators]  # a mutator among them is not a decorator
         yield from (each for each in on_step if isinstance(each, StepMutator))
 
 

@@ -123,7 +123,7 @@ def _text(config: Config, path: Path) -> str:
     try:
         return expanded(str(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise InvalidConfig(
             f"The file {path} of config {config.name!r} cannot be read: {reason}."
         ) from error

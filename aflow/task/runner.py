@@ -361,7 +361,7 @@ class AttemptRunner:
     @staticmethod
     def _take_iterator(execution: Execution) -> Iterator[Any] | None:
         """What a foreach goes over, where it can be gone over only once (a generator): its items
-        are stored one by one, and it is no artifact."""
+        are stored one by one, and it is not an artifact."""
         call: NextCall | None = execution.flow.__dict__.get("_aflow_next")
         if call is None or call.foreach is None:
             return None

@@ -99,7 +99,7 @@ def _variables(
     if not isinstance(value, dict):
         # Without what json says, whose exception holds the text.
         raise SecretsError(
-            f"@secrets: the secret {id!r} is no JSON object: keep one variable a key, or say "
+            f"@secrets: the secret {id!r} is not a JSON object: keep one variable a key, or say "
             'options={"json": False, "env_var_name": "..."} to have it as it is.'
         )
     return _named(id, ((key, str(each)) for key, each in value.items()))

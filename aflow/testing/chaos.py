@@ -731,7 +731,7 @@ class Machines:
         return True
 
     def kill_coordinator(self) -> bool:
-        """SIGKILL to whatever drives the run, and another one that goes on with it."""
+        """SIGKILL to whatever drives the run, and another one that recovers it."""
         if self.is_over():
             return False
         if self._coordinator is None:

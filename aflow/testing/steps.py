@@ -95,7 +95,7 @@ def _flow_of(step: Callable[..., Any]) -> type[FlowSpec]:
     found = [each for each in _subclasses(FlowSpec) if vars(each).get(name) is step]
     if len(found) != 1:
         raise InvalidInput(
-            f"{step!r} is no step of a flow: give run_step a step by its class, as in "
+            f"{step!r} is not a step of a flow: give run_step a step by its class, as in "
             "run_step(MyFlow.train)."
         )
     return found[0]
@@ -160,10 +160,10 @@ class _Bench:
         )
 
     def _line(self, step: StepDefinition, inputs: Any, item: Any, index: int) -> Inputs:
-        """The one input of a step that is no join."""
+        """The one input of a step that is not a join."""
         if inputs and not isinstance(inputs, Mapping):
             raise InvalidInput(
-                f"Step {step.name!r} is no join: its inputs are a mapping of artifacts by name."
+                f"Step {step.name!r} is not a join: its inputs are a mapping of artifacts by name."
             )
         node = self._definition.graph[step.name]
         before = node.previous[0] if node.previous else PARAMETERS_STEP

@@ -250,7 +250,7 @@ def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Be
         cancel, capture_output=True, text=True, cwd=bench.folder, timeout=60, check=False
     )
 
-    assert (0, f"{name} is cancelled: nobody drove it any more.\n") == (
+    assert (0, f"{name} is cancelled: no coordinator drove it.\n") == (
         done.returncode,
         done.stdout,
     ), done.stderr

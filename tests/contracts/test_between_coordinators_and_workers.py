@@ -562,5 +562,5 @@ async def test_a_worker_says_that_the_broker_is_away_and_that_it_is_there_again(
         await queue.put(TASKS, [Message("any", b"")])  # wakes it
         await until(lambda: any("Waiting for the queue memory:" in line for line in said))
         queue.failing.clear()
-        await until(lambda: any("is there again" in line for line in said))
+        await until(lambda: any("is available again" in line for line in said))
         assert not queue.failing

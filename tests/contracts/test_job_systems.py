@@ -153,7 +153,7 @@ def test_the_jobs_of_a_gang_are_nodes_of_one_job(bench: Bench) -> None:
     assert {0: 2, 1: 2} == {index: place[3] for index, place in places.items()}
     whole = {place[0].partition("#")[0] for place in places.values()}
     assert 1 == len(whole)
-    bench.system.terminate([id], "It is not wanted any more.")
+    bench.system.terminate([id], "It is no longer needed.")
     assert JobState.ENDED is bench.until_over(id).state
 
 
@@ -164,7 +164,7 @@ def test_a_job_is_found_by_its_name_and_what_has_none_is_not_found(bench: Bench)
     assert id == bench.until(lambda: bench.system.find(name, bench.job))
     assert bench.system.find(f"{name}x", bench.job) is None
     bench.until_written(2)
-    bench.system.terminate([id], "It is not wanted any more.")
+    bench.system.terminate([id], "It is no longer needed.")
     bench.until_over(id)
 
 
@@ -172,13 +172,13 @@ def test_a_member_is_terminated_alone_and_then_the_rest(bench: Bench) -> None:
     id = bench.submit("wait", 3)
     bench.until_written(3)
     members = [bench.system.member(id, index) for index in range(3)]
-    bench.system.terminate([members[1]], "It is not wanted any more.")
+    bench.system.terminate([members[1]], "It is no longer needed.")
 
     ended = bench.until_over(members[1])
     statuses = bench.system.describe(members)
     assert [JobState.RUNNING, JobState.RUNNING] == [statuses[members[i]].state for i in (0, 2)]
     assert JobState.ENDED is ended.state
-    bench.system.terminate([id], "It is not wanted any more.")
+    bench.system.terminate([id], "It is no longer needed.")
     assert JobState.ENDED is bench.until_over(id).state
     bench.system.terminate([id], "A second time.")
     assert {*members} >= {*bench.system.suspects(id, members, is_over=True)}

@@ -213,7 +213,7 @@ def test_a_commit_on_another_version_is_refused_and_changes_nothing(
     store.commit(run.key, 0, Batch(b"one", tasks_of("start", [1])))
     batch = Batch(b"two", tasks_of("other", [2]), [succeeded(1)], [], RunUpdate(RunState.FAILED))
     for version in (0, 2):
-        with pytest.raises(VersionConflict, match="two coordinators drive it"):
+        with pytest.raises(VersionConflict, match="this one stops"):
             store.commit(run.key, version, batch)
 
     assert run._replace(version=1) == store.run("Flow", "1")
@@ -245,11 +245,11 @@ def test_a_commit_whose_answer_was_lost_is_known_by_its_mark(
     for _ in range(2):
         assert 1 == store.commit(run.key, 0, batch, "ours")
 
-    with pytest.raises(VersionConflict, match="two coordinators drive it"):
+    with pytest.raises(VersionConflict, match="this one stops"):
         store.commit(run.key, 0, batch, "another")
     assert [events] * bool(events) == list(store.journal(run.key))
     assert 2 == store.commit(run.key, 1, Batch(b"two"), "next")
-    with pytest.raises(VersionConflict, match="two coordinators drive it"):
+    with pytest.raises(VersionConflict, match="this one stops"):
         store.commit(run.key, 0, batch, "ours")
 
 
@@ -516,7 +516,7 @@ def test_tags_that_are_not_allowed_change_nothing(
 
 
 def test_a_run_that_is_not_there_cannot_be_tagged(store: MetadataStore, run: RunRecord) -> None:
-    with pytest.raises(NotFound, match="not there any more"):
+    with pytest.raises(NotFound, match="no longer exists"):
         store.change_tags(run.key + 1, ["a"], [])
     another = store.create_run(a_run(run="2"), b"")
     assert () == store.change_tags(another.key, [], [])

@@ -77,7 +77,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metadata.db"
     path.write_bytes(b"no database at all, but long enough to be one\n" * 100)
 
-    check_sentence(path, lambda store: store.flows(), "no database", "move the file away")
+    check_sentence(path, lambda store: store.flows(), "not a database", "move the file away")
 
 
 def test_a_folder_where_the_file_should_be_is_named(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_an_owner_that_was_too_late_writes_nothing_more(
     store.hold(run.key, B, LONG, 1.0)
     store.commit(run.key, 0, Batch(b"of the new owner"))
 
-    with pytest.raises(VersionConflict, match="two coordinators drive it"):
+    with pytest.raises(VersionConflict, match="this one stops"):
         store.commit(run.key, 0, Batch(b"of the old one"))
     assert [b"of the new owner"] == [*store.journal(run.key)]
 

@@ -257,7 +257,7 @@ def test_commands_are_found_in_fenced_and_in_indented_blocks(tmp_path: Path) -> 
 def test_options_that_a_page_gives_to_commands_are_options_of_these(
     page: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Also on pages whose commands are run elsewhere: nothing is written that is no option."""
+    """Also on pages whose commands are run elsewhere: nothing is written that is not an option."""
     folder = tmp_path_factory.getbasetemp() / "options"
     folder.mkdir(exist_ok=True)
     (folder / "flow.py").write_text(FLOW)

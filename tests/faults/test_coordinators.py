@@ -43,7 +43,7 @@ def test_a_coordinator_that_slept_too_long_is_fenced_and_takes_nothing_back(
         database.rollback()
     fleet.let_lease_pass()
     second = fleet.adopt()
-    wait_until(lambda: "Going on where another coordinator" in fleet.said())
+    wait_until(lambda: "Recovering the run from another coordinator" in fleet.said())
 
     first.send_signal(signal.SIGCONT)
     assert 1 == fleet.ends(first), fleet.said()

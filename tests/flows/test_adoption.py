@@ -165,7 +165,7 @@ def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
     ran = left.workspace.finish(heir)
 
     left.check(ran)
-    assert "Going on where another coordinator has left it" in ran.out
+    assert "Recovering the run from another coordinator" in ran.out
     begun = Counter(left.ran())
     assert {
         "work 0": 1,

@@ -189,7 +189,7 @@ def test_a_card_that_cannot_be_made_afterwards_is_reported_or_shown(
 @pytest.mark.parametrize(
     ("words", "reported"),
     [
-        (("--options", "{"), "--options is no JSON"),
+        (("--options", "{"), "--options is not valid JSON"),
         (("--options", "[]"), "takes a JSON object"),
         (("--id", "a-b"), "cannot be the id of a card"),
     ],
@@ -439,7 +439,7 @@ def test_card_classes_of_metaflow_are_made_and_refreshed_by_its_protocol(
     (workspace.path / "theirs.py").write_text(PROTOCOL)
     done = workspace.finish(workspace.start_aflow("run", "--compat", "theirs.py"))
     assert 0 == done.code, done.out + done.err
-    assert "str is no component of a card" in done.out + done.err
+    assert "str is not a component of a card" in done.out + done.err
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
     run = client.Flow("TheirFlow").latest_run

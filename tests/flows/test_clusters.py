@@ -165,8 +165,8 @@ def test_workers_in_a_cluster_serve_the_queue_and_are_replaced_with_their_node(
     [
         (["dask", "--address", "tcp://127.0.0.1:1"], "Nothing answers at tcp://127.0.0.1:1"),
         (["dask", "--address", "tcp://127.0.0.1:1", "--ask", "GPU"], "write NAME=AMOUNT"),
-        (["dask", "--queue="], "Which queue? Give --queue URL"),
-        (["dask"], "Which cluster of Dask? Give --address"),
+        (["dask", "--queue="], "No queue is given: use --queue URL"),
+        (["dask"], "No Dask cluster is given: use --address"),
         (
             ["ray", "--address", "127.0.0.1:1"],
             "Workers in Ray need ray: install aflow-runtime[ray].",

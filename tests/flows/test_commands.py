@@ -545,7 +545,7 @@ def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run"], "Which flow? Write: aflow run flow.py"),
+        (["run"], "No flow is given. Write: aflow run flow.py"),
         (["rnu", "flow.py"], "No such command 'rnu'"),
         (["rnu"], "There is no command 'rnu'"),
         (["run", "nothing.py"], "There is no file nothing.py"),

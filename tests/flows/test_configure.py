@@ -150,14 +150,14 @@ def test_reset_forgets_after_it_has_asked(workspace: Workspace) -> None:
     assert "Nothing was changed." in kept.err
     assert {"AFLOW_USER": "ann"} == settings(workspace)
     assert 0 == configure(workspace, "reset", "--yes").code
-    assert "Nothing to forget" in configure(workspace, "reset").out
+    assert "Nothing to delete" in configure(workspace, "reset").out
     assert "Nothing is set" in configure(workspace, "show").out
 
 
 @pytest.mark.parametrize(
     ("words", "answers", "reported"),
     [
-        (["import"], "{", "What was read from stdin is no JSON"),
+        (["import"], "{", "What was read from stdin is not valid JSON"),
         (["import"], '{"USER": "x"}', "whose keys begin with AFLOW_ or METAFLOW_"),
         (["import", "nowhere.json"], "", "nowhere.json cannot be read: No such file"),
         (["export", "x.json"], "", "There is nothing to export"),
@@ -213,7 +213,7 @@ def test_tutorials_are_listed_explained_and_never_overwritten_unasked(
     assert 0 == aflow(workspace, "tutorials", "pull").code
     again = aflow(workspace, "tutorials", "pull")
     assert 2 == again.code
-    assert "00-hello is there already: give --overwrite" in again.err
+    assert "00-hello already exists: give --overwrite" in again.err
     assert 0 == aflow(workspace, "tutorials", "pull", "--overwrite").code
     absent = aflow(workspace, "tutorials", "info", "cooking")
     assert 1 == absent.code
@@ -264,7 +264,7 @@ def test_init_replaces_nothing_unasked_and_adds_to_what_git_ignores(workspace: W
     assert ["*.log", ".venv/", *ignored[2:]] == ignored
     assert 1 == ignored.count(".venv/") == ignored.count(".aflow/")
     assert 2 == again.code
-    assert "flow.py is there already: give --overwrite to replace it" in again.err
+    assert "flow.py already exists: give --overwrite to replace it" in again.err
     assert 2 == nowhere.code
     assert "cannot be written to flow.py/below: Not a directory." in nowhere.err
     assert 0 == replaced.code

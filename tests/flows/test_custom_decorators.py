@@ -232,7 +232,7 @@ RAISES = CUSTOM[: CUSTOM.index('raise KeyError("oops")')].count("\n") + 1
         ("@noted(1)", "", [], "takes its options by name"),
         ("@forgiving(a=1)", "", [], "has to take attributes as the fourth argument"),
         ("", "", ["--with", "custom.nothing"], "There is no step decorator 'custom.nothing'"),
-        ("", "", ["--with", "custom.Grown"], "'custom.Grown' is no step decorator"),
+        ("", "", ["--with", "custom.Grown"], "'custom.Grown' is not a step decorator"),
     ],
 )
 def test_what_cannot_be_used_is_reported_in_a_sentence(

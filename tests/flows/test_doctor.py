@@ -183,13 +183,13 @@ def test_on_a_new_machine_all_is_well_and_nothing_is_made(workspace: Workspace) 
 @pytest.mark.parametrize(
     ("text", "name", "said"),
     [
-        ('{"AFLOW_USER": }', "settings", "are no valid JSON"),
+        ('{"AFLOW_USER": }', "settings", "are not valid JSON"),
         ('{"AFLOW_MAX_WORKERS": "many"}', "settings", "AFLOW_MAX_WORKERS in"),
         ('{"AFLOW_DEFAULT_DATASTORE": "s3"}', "datastore", "AFLOW_DATASTORE_SYSROOT_S3"),
         ('{"AFLOW_DEFAULT_METADATA": "service"}', "metadata", "set AFLOW_SERVICE_URL"),
         ('{"AFLOW_EXECUTOR": "queue"}', "queue", "Set AFLOW_QUEUE"),
         ('{"AFLOW_DEFAULT_SECRETS_BACKEND_TYPE": "vault"}', "secrets", "There are: inline, aws-"),
-        ('{"AFLOW_QUEUE": "pigeon://loft"}', "queue", "is no kind of queue that aflow knows"),
+        ('{"AFLOW_QUEUE": "pigeon://loft"}', "queue", "is not a kind of queue that aflow knows"),
     ],
 )
 def test_settings_that_cannot_be_used_are_failures(
@@ -219,7 +219,7 @@ def test_metadata_that_are_there_are_read_and_damage_is_a_failure(workspace: Wor
 
     assert (0, 1) == (well.code, damaged.code), well.out
     assert f"sqlite:///{file} can be read." in well.out
-    assert "it is no database: move the file away" in damaged.out
+    assert "it is not a database: move the file away" in damaged.out
 
 
 def test_a_role_that_only_rules_may_assume_is_a_doubt(
@@ -245,7 +245,7 @@ def test_who_does_not_answer_is_named(workspace: Workspace) -> None:
     ran = aflow(workspace, "doctor")
 
     assert 1 == ran.code
-    assert f"Nobody answers at http://127.0.0.1:{port}: Connection refused." in ran.out
+    assert f"Nothing answers at http://127.0.0.1:{port}: Connection refused." in ran.out
     assert "Messages are not signed" in ran.out
     assert 2 == ran.out.count("fail ")
 

@@ -192,9 +192,9 @@ class Flow_(FlowSpec):
 
     assert 0 == ran.code, ran.err
     assert "sizes 1700000 2000000 True" in ran.lines
-    assert f"What aflow itself needs for Python {ANOTHER} is not to be had" in ran.err
+    assert f"What aflow itself needs for Python {ANOTHER} is not available" in ran.err
     assert 0 == again.code, again.err
-    assert "not to be had" not in again.err
+    assert "is not available" not in again.err
     workspace.check()
 
 
@@ -384,7 +384,7 @@ WRONG = {
     ),
     "no version": (
         "pypi(packages={'tiny': 'not a version'})",
-        ["Step start asks for the package 'tiny' 'not a version', which is no requirement"],
+        ["Step start asks for the package 'tiny' 'not a version', which is not a requirement"],
     ),
     "an option in disguise": (
         "pypi(packages={'--index-url=http://evil': ''})",

@@ -1,4 +1,4 @@
-"""`aflow gc`: runs go, and then what nothing refers to any more, beside concurrent writers."""
+"""`aflow gc`: runs go, and then what nothing refers to, beside concurrent writers."""
 
 from __future__ import annotations
 

@@ -511,9 +511,9 @@ def test_a_join_may_be_a_switch_and_a_switch_may_lead_into_a_join(workspace: Wor
         (
             "self.again = False\n        "
             "self.next({True: self.join, False: self.end}, condition='again')",
-            "only a switch that is no join may do that",
+            "only a switch that is not a join may do that",
         ),
-        ("self.next(self.missing)", "which is no step"),
+        ("self.next(self.missing)", "which is not a step"),
     ],
 )
 def test_what_no_scheduler_could_run_is_refused_in_a_sentence(

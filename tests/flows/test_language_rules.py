@@ -180,7 +180,7 @@ def test_options_of_click_are_options_of_a_parameter(workspace: Workspace) -> No
         ("[1]", "has to hold an object"),
         ("{", "it is not JSON"),
         (None, "cannot be read: No such file or directory"),
-        ('{"plaec": 1}', "'plaec', which is no parameter of the flow. Did you mean 'place'?"),
+        ('{"plaec": 1}', "'plaec', which is not a parameter of the flow. Did you mean 'place'?"),
         ('{"pair": ["a", "b"]}', "'pair' has the value 'b', which is not a whole number"),
     ],
 )

@@ -94,8 +94,8 @@ def gc(flow: Workspace, *words: str) -> Ran:
     ("changed", "code", "reported"),
     [
         ({"AFLOW_DATASTORE_SYSROOT_S3": "s3://no-such-bucket/x"}, 1, "there is no such bucket"),
-        ({"AFLOW_DATASTORE_SYSROOT_S3": ""}, 2, "needs to know where in S3"),
-        ({"AFLOW_DATASTORE_SYSROOT_S3": "bucket"}, 2, "needs to know where in S3"),
+        ({"AFLOW_DATASTORE_SYSROOT_S3": ""}, 2, "needs a place in S3"),
+        ({"AFLOW_DATASTORE_SYSROOT_S3": "bucket"}, 2, "needs a place in S3"),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, 1, "there are no credentials"),
     ],
 )

@@ -63,7 +63,10 @@ def test_secrets_are_put_back_in_a_process_that_runs_many(
         ('@secrets(sources=[{"id": 1}])', "a source that is a mapping has the keys type, id"),
         (f"@secrets(sources=[{INLINE}, {INLINE}])", "two sources have the variable PASSWORD"),
         (f"@secrets(sources=[{INLINE.replace('PASSWORD', 'HOME')}])", "HOME is set already"),
-        (f"@secrets(sources=[{INLINE.replace('PASSWORD', 'A=B')}])", "is no variable with a text"),
+        (
+            f"@secrets(sources=[{INLINE.replace('PASSWORD', 'A=B')}])",
+            "is not a variable with a text",
+        ),
     ],
 )
 def test_a_secret_that_is_not_to_be_had_fails_the_step_in_a_sentence(

@@ -141,7 +141,7 @@ def test_what_is_no_object_is_refused_without_being_shown(
 ) -> None:
     account.secret(name, value)
 
-    assert "is no JSON object: keep one variable a key, or say options=" in refused(name)
+    assert "is not a JSON object: keep one variable a key, or say options=" in refused(name)
 
 
 def test_keys_that_are_the_same_variable_are_refused(account: Account, name: str) -> None:
@@ -250,6 +250,6 @@ def test_a_step_whose_secret_cannot_be_used_fails_in_a_sentence(
     ]
 
     assert [1, 1] == [each.code for each in ran]
-    assert "'1st', which is no variable with a text: a name has letters, digits" in ran[0].err
+    assert "'1st', which is not a variable with a text: a name has letters, digits" in ran[0].err
     assert "'AFLOW_USER': names that begin so are settings of aflow" in ran[1].err
     assert all(PASSWORD not in each.out + each.err for each in ran)

@@ -88,7 +88,7 @@ def test_an_image_that_its_registry_does_not_have_is_waited_for_no_more(
 
     outcome = bench.system.outcome_of(bench.until_over(id))
     assert (AttemptState.FAILED, False) == (outcome.state, outcome.retryable)
-    assert "Its image cannot be had (ImagePullBackOff" in outcome.reason
+    assert "Its image cannot be pulled (ImagePullBackOff" in outcome.reason
 
 
 def test_what_a_step_names_and_is_not_there_is_said_before_a_run_begins(bench: Bench) -> None:
@@ -152,7 +152,7 @@ def test_a_list_of_a_thousand_is_whole_also_where_the_server_forgets_its_beginni
         kubernetes.forget_lists(1)
         assert 1000 == len([each["metadata"]["name"] for each in cluster.listed(path)])
         kubernetes.forget_lists(9)
-        with pytest.raises(JobSystemBusy, match="forgets a list before all of it was fetched"):
+        with pytest.raises(JobSystemBusy, match="expired a list before all its pages were fetched"):
             cluster.listed(path)
     finally:
         cluster.close()

@@ -82,7 +82,7 @@ class Daemon(Workspace):
         return http.client.HTTPConnection(host, port, timeout=60)
 
     def socket(self) -> socket.socket:
-        """A new connection to it, for bytes that are no request."""
+        """A new connection to it, for bytes that are not a request."""
         connection = self.connection()
         connection.connect()
         made: socket.socket = connection.sock

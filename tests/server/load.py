@@ -87,7 +87,7 @@ class Target(NamedTuple):
             connection.close()
 
     def connect(self) -> socket.socket:
-        """A connection, for bytes that are no request."""
+        """A connection, for bytes that are not a request."""
         return socket.create_connection(
             (self.host, self.port), timeout=60, source_address=(_ATTACKER, 0)
         )

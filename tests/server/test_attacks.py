@@ -346,7 +346,7 @@ def test_requests_that_are_no_http_do_not_fill_the_log(folder: Daemon) -> None:
     folder.process.terminate()
     _, log = folder.process.communicate(timeout=60)
     assert [b"HTTP/1.0 400"] * 30 == answers
-    assert (10, False) == (log.count("it is no HTTP"), "Traceback" in log), log
+    assert (10, False) == (log.count("it is not HTTP"), "Traceback" in log), log
 
 
 # ------------------------------------------------------------------ archives
@@ -533,7 +533,7 @@ def test_names_that_come_twice_and_numbers_that_are_none_are_no_json() -> None:
         b'{"a": NaN}',
         b'{"a": Infinity}',
     ):
-        with pytest.raises(InvalidInput, match="no JSON"):
+        with pytest.raises(InvalidInput, match="not valid JSON"):
             fields_of(body)
     assert {"a": [1.5, "x"]} == fields_of(b'{"a": [1.5, "x"]}')
 

@@ -33,7 +33,7 @@ NAMES = [f"{route.method} {route.path}" for route in ROUTES]
 
 @schemathesis.serializer("application/x-tar")
 def as_bytes(context: Any, value: Any) -> bytes:
-    """A body that is no JSON, as it is."""
+    """A body that is not valid JSON, as it is."""
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
 
 

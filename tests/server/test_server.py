@@ -236,7 +236,7 @@ def test_a_run_whose_code_cannot_be_loaded_any_more_can_be_ended(folder: Daemon)
     )
     # One that nobody drives has ended when the command has: here without any server.
     ran = folder.finish(folder.start_aflow("cancel", other))
-    assert f"{other} is cancelled: nobody drove it any more.\n" == ran.out, ran.err
+    assert f"{other} is cancelled: no coordinator drove it.\n" == ran.out, ran.err
     reported = folder.ask("GET", f"/v1/runs/{other}")[1]
     assert "cancelled" == reported["state"]
     assert 0 == folder.stop()

@@ -204,7 +204,7 @@ def test_what_is_no_call_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_none_is_refused() -> None:
-    with pytest.raises(InvalidSetting, match="no address of a metadata service"):
+    with pytest.raises(InvalidSetting, match="not an address of a metadata service"):
         ServiceMetadata("http://", {}, SystemClock())
 
 

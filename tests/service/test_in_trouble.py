@@ -90,7 +90,9 @@ def test_services_that_start_at_the_same_time_make_the_tables_once(url: str) -> 
 
 
 def test_a_kind_of_database_that_is_not_known_is_refused() -> None:
-    with pytest.raises(InvalidSetting, match="'mysql' is no metadata that the service knows"):
+    with pytest.raises(
+        InvalidSetting, match="'mysql' is not a metadata store that the service knows"
+    ):
         open_database("mysql://host/db")
 
 

@@ -101,7 +101,7 @@ class Team:
 def on_ours(team: Team, made: Made, until: ExitStack) -> None:
     """aflow's own stack, with a service at the addresses that it says."""
     said = team.do("stack", "import", made.name)
-    assert "Whether all of it can be used says: aflow doctor" in said
+    assert "To check all of it, run: aflow doctor" in said
     assert "Metaflow's own" not in said
     service = InThread(f"sqlite:///{team.folder}/service.db", [KEY])
     until.callback(service.stop)
@@ -130,8 +130,8 @@ def on_theirs(team: Team, url: str, internal_url: str, value: str = KEY) -> None
     assert "The stack is of Metaflow's own template" in said
     assert "Runs are registered in its metadata service; their records are kept in .aflow" in said
     assert "Jobs need an image with aflow in it (AFLOW_BATCH_CONTAINER_IMAGE)." in said
-    assert "Whether all of it can be used says: aflow doctor" in said
-    # The one setting that is no output of it.
+    assert "To check all of it, run: aflow doctor" in said
+    # The one setting that is not an output of it.
     team.environment["METAFLOW_BATCH_CONTAINER_IMAGE"] = IMAGE
 
 

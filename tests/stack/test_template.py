@@ -397,7 +397,7 @@ def test_parameters_that_can_be_used_are_said_to() -> None:
         (["MinVCPUs=65"], "MinVCPUs is 65, more than MaxVCPUs (64)"),
         (["VpcCidr=10.9.0.0/16"], "Subnet1Cidr (10.20.0.0/20) does not lie in VpcCidr (10.9.0.0/"),
         (["Subnet2Cidr=10.20.0.0/24"], "Subnet2Cidr (10.20.0.0/24) have addresses in common."),
-        (["VpcCidr=10.20.0.1/16"], "VpcCidr is '10.20.0.1/16', which is no network"),
+        (["VpcCidr=10.20.0.1/16"], "VpcCidr is '10.20.0.1/16', which is not a network"),
         (["VpcCidr=10.20.0.0/8"], "VpcCidr is '10.20.0.0/8', and has to be of the form"),
         (["VpcId=vpc-0a1b2c3d"], "VpcId is given without SubnetIds: a network that is there"),
         (["SubnetIds=subnet-0a1b2c3d,subnet-1a1b2c3d"], "SubnetIds is given without VpcId"),
@@ -445,7 +445,7 @@ def test_the_command_refuses_all_that_is_wrong_at_once() -> None:
 
     assert (2, "") == (done.returncode, done.stdout)
     assert 2 == len(done.stderr.splitlines())
-    assert "'x' is no parameter: write NAME=VALUE." in checked("x").stderr
+    assert "'x' is not a parameter: write NAME=VALUE." in checked("x").stderr
 
 
 # ------------------------------------------------------------ the image that the stack builds

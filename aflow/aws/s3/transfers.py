@@ -149,7 +149,7 @@ def source_of(key: str, value: PutValue | None) -> UploadSource:
         return BytesSource([value])
     if value is None or not hasattr(value, "read") or not hasattr(value, "seekable"):
         raise S3InvalidObject(
-            f"What is to be put as {key!r} is {type(value).__name__}: give a text, bytes or a file "
+            f"The value for {key!r} is {type(value).__name__}: give a text, bytes or a file "
             "that is open for reading."
         )
     if hasattr(value, "encoding") or not value.readable() or not value.seekable():

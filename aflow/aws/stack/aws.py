@@ -64,7 +64,7 @@ class Stack:
             raise StackUnreadable(self._failed(service, said["Message"])) from error
         except faults.NoRegionError as error:
             raise InvalidInput(
-                "In which region is the stack? Give --region, or set AWS_DEFAULT_REGION."
+                "The region of the stack is not known: give --region, or set AWS_DEFAULT_REGION."
             ) from error
         except (faults.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
             raise StackUnreadable(self._failed(service, str(error))) from error

@@ -88,7 +88,7 @@ def given_as(words: Iterable[str]) -> dict[str, str]:
     for word in words:
         name, mark, value = word.partition("=")
         if not name or not mark:
-            raise InvalidInput(f"{word!r} is no parameter: write NAME=VALUE.")
+            raise InvalidInput(f"{word!r} is not a parameter: write NAME=VALUE.")
         found[name] = value
     return found
 
@@ -165,7 +165,7 @@ def _networks(values: Mapping[str, str]) -> Iterator[str]:
         try:
             nets[name] = IPv4Network(values[name])
         except ValueError as error:
-            yield f"{name} is {values[name]!r}, which is no network: {error}."
+            yield f"{name} is {values[name]!r}, which is not a network: {error}."
             return
     for name in used:
         if not nets[name].subnet_of(nets["VpcCidr"]):

@@ -40,7 +40,7 @@ def settings_of(
 ) -> dict[str, str]:
     """The settings that the outputs stand for. For the key of the metadata service the output names
     a secret (an ARN), or a key of API Gateway (an id): `fetched` gives what is kept there. Raises
-    InvalidInput for a stack whose outputs are no settings."""
+    InvalidInput for a stack whose outputs are not settings."""
     found = {
         named[1]: each.value
         for each in outputs

@@ -128,7 +128,7 @@ def of_machines(name: str, queue: str, answer: Mapping[str, Any], execution_role
         return fail(
             name,
             f"None of the compute environments of {queue} is ENABLED and VALID.",
-            "Jobs wait for ever: enable one.",
+            "Jobs wait forever: enable one.",
         )
     kinds = sorted({str(e.get("computeResources", {}).get("type", "?")) for e in usable})
     most = sum(int(e.get("computeResources", {}).get("maxvCpus", 0)) for e in usable)
@@ -206,7 +206,7 @@ def of_service(name: str, url: str, status: int, version: str | None, own: bool)
     if version is None:
         return fail(
             name,
-            f"What answers at {url} is no metadata service.",
+            f"What answers at {url} is not a metadata service.",
             "Check AFLOW_SERVICE_URL: behind an API Gateway it ends in /api/, say.",
         )
     if own:
@@ -251,9 +251,9 @@ OF_THE_ENVIRONMENT = frozenset(
 WITHOUT_EFFECT = {
     "SFN_DYNAMO_DB_TABLE": "state machines of aflow need no table",
     "CARD_S3ROOT": "cards are kept beside the artifacts",
-    "SERVICE_RETRY_COUNT": "a service that is away is waited for, for two minutes",
-    "S3_RETRY_COUNT": "what fails in S3 is tried again, eight times in all",
-    "S3_TRANSIENT_RETRY_COUNT": "what fails in S3 is tried again, eight times in all",
+    "SERVICE_RETRY_COUNT": "calls to a service that does not answer are retried for two minutes",
+    "S3_RETRY_COUNT": "requests to S3 are tried up to eight times",
+    "S3_TRANSIENT_RETRY_COUNT": "requests to S3 are tried up to eight times",
     "MAXIMUM_FOREACH_VALUE_CHARS": "values of a foreach are always shown in short",
     "PROFILE_FROM_START": "start-up is fast; AFLOW_DEBUG=1 shows tracebacks",
     "DATASTORE_SYSROOT_AZURE": "there is no datastore in Azure",

@@ -49,7 +49,7 @@ def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
     """Ask once. Raises OSError, http.client.HTTPException and InvalidSetting."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidSetting(f"{url!r} is no address: use http(s)://host.")
+        raise InvalidSetting(f"{url!r} is not an address: use http(s)://host.")
     secure = parts.scheme == "https"
     kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT)
@@ -77,7 +77,7 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
             answer = answer if listed.status == 404 else listed
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        said = f"Nobody answers at {url}: {why.rstrip('.')}."
+        said = f"Nothing answers at {url}: {why.rstrip('.')}."
         return fail(name, said, "Check AFLOW_SERVICE_URL, and that the service runs."), None
     return of_service(name, url, answer.status, version, own), date
 
@@ -151,7 +151,7 @@ def role(name: str, arn: str, service: str, aws: Services) -> list[Finding]:
     def looked() -> list[Finding]:
         found = aws.call("iam", "get_role", RoleName=arn.rpartition("/")[2])["Role"]
         if found["Arn"] != arn:
-            said = f"{arn} is no role of this account: there is {found['Arn']}."
+            said = f"{arn} is not a role of this account: there is {found['Arn']}."
             return [fail(name, said, advice)]
         return [of_role(name, arn, found.get("AssumeRolePolicyDocument"), service)]
 

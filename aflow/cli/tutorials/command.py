@@ -44,13 +44,13 @@ def list_() -> int:
 
 
 def pull(episode: str | None, folder: str | None, overwrite: bool) -> int:
-    """Copy one or all; nothing is copied where one of them is there already."""
+    """Copy one or all; nothing is copied where one of them already exists."""
     target = Path(folder or "aflow-tutorials")
     wanted = _episodes() if episode is None else [_named(episode)]
     there = [target / each.name for each in wanted if (target / each.name).exists()]
     if there and not overwrite:
         raise InvalidInput(
-            f"{there[0]} is there already: give --overwrite to replace it, or another --dir."
+            f"{there[0]} already exists: give --overwrite to replace it, or another --dir."
         )
     for each in wanted:
         try:

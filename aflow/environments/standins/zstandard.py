@@ -13,7 +13,7 @@ _NAMES = ("libzstd.so.1", "libzstd.1.dylib")
 
 
 class ZstdError(Exception):
-    """Something is no frame of zstd, or there is no library to read it."""
+    """Something is not a frame of zstd, or there is no library to read it."""
 
 
 def _library() -> Any:
@@ -48,7 +48,7 @@ def _checked(result: int) -> int:
 
 
 def compress(data: Any, level: int = 3) -> bytes:
-    """A frame of the data; the data itself where there is no library, which is no gain."""
+    """A frame of the data; the data itself where there is no library, which is not a gain."""
     source = bytes(data)
     if _zstd is None:
         return source

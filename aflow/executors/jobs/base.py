@@ -1,9 +1,9 @@
 """The port of a job system: AWS Batch, Slurm, or another one that runs jobs for us.
 
 The executor above it (executor.py) has arrays, gangs, reports from the store, recovery by name and
-the rule that a lost job is no failure. A backend only translates: each method is one thing that the
-system can do. Its calls block, are safe from many threads, and are made once: the executor tries
-again where JobSystemBusy says that it may help.
+the rule that a lost job is not a failure. A backend only translates: each method is one thing that
+the system can do. Its calls block, are safe from many threads, and are made once: the executor
+tries again where JobSystemBusy says that it may help.
 
 What every backend promises, and tests/contracts/test_job_systems.py checks:
 

@@ -257,7 +257,7 @@ class SlurmSystem:
         number, _, name = status.id.partition("@")
         details = _details(number, name)
         if details is None:
-            reason = f"The task was lost: Slurm does not know its job {number} ({name}) any more."
+            reason = f"The task was lost: Slurm no longer knows its job {number} ({name})."
             return Outcome(AttemptState.LOST, reason=reason)
         if _is_held_launch(details.get("JobState", ""), details.get("Reason", "")):
             self.terminate([status.id], "It could not be launched.")
@@ -278,8 +278,8 @@ class SlurmSystem:
                 by_name[name].append(number)
         for name, numbers in by_name.items():
             try:
-                # By the name, too: scancel waits for a controller that is away, and when that is
-                # back it may have given the number to somebody else's job.
+                # By the name, too: scancel waits for a controller that does not answer, and when
+                # that is back it may have given the number to somebody else's job.
                 _run("scancel", f"--name={name}", *numbers)
             except JobSystemError as error:
                 if isinstance(error, JobSystemBusy) or not _OVER.search(str(error)):

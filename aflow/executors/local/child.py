@@ -118,7 +118,7 @@ def flush() -> None:
         try:
             getattr(sys, name).flush()
         except (OSError, ValueError, AttributeError):
-            continue  # closed, or replaced by something that is no stream: nothing is held back
+            continue  # closed, or replaced by something that is not a stream: nothing is held back
 
 
 def write_all(fd: int, data: bytes) -> None:

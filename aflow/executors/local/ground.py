@@ -638,7 +638,7 @@ class Ground:
             if each.child == child:
                 self._postponed.remove(each)
                 messages.close_all(each.fds)
-                self._say(messages.NOT_FORKED, child, "it was not wanted any more")
+                self._say(messages.NOT_FORKED, child, "it was no longer needed")
                 return
 
     # ------------------------------------------------------------ in the forked process

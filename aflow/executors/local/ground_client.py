@@ -218,7 +218,7 @@ class Grounds:
             if wanted.child == child:
                 self._held.remove(wanted)
                 messages.close_all(wanted.fds)
-                self._loop.call_soon(self._children.not_forked, child, "it was not wanted any more")
+                self._loop.call_soon(self._children.not_forked, child, "it was no longer needed")
                 return
 
     # ------------------------------------------------------------ what grounds report

@@ -76,7 +76,7 @@ class JobVariables(NamedTuple):
         def needed(key: str) -> str:
             value = looked_up(key)
             if value is None:
-                raise InvalidInput(f"This is no job of a run: AFLOW_{key} is not set.")
+                raise InvalidInput(f"This is not a job of a run: AFLOW_{key} is not set.")
             return value
 
         flow, _, run = needed("JOB_RUN").partition("/")
@@ -387,7 +387,7 @@ def remove_empty_output() -> None:
         path = os.readlink(f"{DESCRIPTORS}/2")
         if os.fstat(2).st_size == 0 and os.path.isfile(path):
             os.unlink(path)
-    except OSError:  # it is no file, or was removed before
+    except OSError:  # it is not a file, or was removed before
         return
 
 

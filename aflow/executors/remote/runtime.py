@@ -129,7 +129,7 @@ class WorkerHost(Protocol):
         """An attempt is over."""
 
     def never_begun(self, held: Held) -> None:
-        """An attempt that has not begun is not wanted any more."""
+        """An attempt that has not begun is no longer needed."""
 
     def refused(self, held: Held, why: str) -> None:
         """An attempt is none that its run can have."""

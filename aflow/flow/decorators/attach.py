@@ -29,7 +29,8 @@ def read_options(text: str) -> dict[str, Any]:
     """The options in `option=value,option=value`, in order.
 
     A value is read as JSON where it is JSON, else as text; commas inside JSON lists, objects and
-    strings belong to the value. Raises InvalidDecorator for what is no option, or is given twice.
+    strings belong to the value. Raises InvalidDecorator for what is not an option, or is given
+    twice.
     """
     options: dict[str, Any] = {}
     for option, value in _pairs(text):
@@ -45,7 +46,7 @@ def _pairs(text: str) -> Iterator[tuple[str, Any]]:
         found = _OPTION.match(text, at)
         if found is None:
             raise InvalidDecorator(
-                f"{text[at:]!r} is no option: write name:option=value,option=value."
+                f"{text[at:]!r} is not an option: write name:option=value,option=value."
             )
         value, at = _value(text, found.end())
         yield found[1], value

@@ -30,10 +30,10 @@ _DECORATORS = "_aflow_decorators"
 
 
 def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
-    """Make a step of the function; raises InvalidDecorator for what is no function."""
+    """Make a step of the function; raises InvalidDecorator for what is not a function."""
     if not isinstance(function, FunctionType):
         raise InvalidDecorator(
-            f"@step was put on {shown(function)}, which is no function: put it on a method of a "
+            f"@step was put on {shown(function)}, which is not a function: put it on a method of a "
             "flow, and write its options as start=True or end=True."
         )
     setattr(function, _STEP, mark)

@@ -15,7 +15,7 @@ class Cache(StepDecorator):
     has succeeded before: take its result.
 
     With `enabled=False` the step always runs, under `run --cache`, too. Another `version` means
-    that what was computed before does not count any more.
+    that what was computed before no longer counts.
     """
 
     name: ClassVar[str] = "cache"

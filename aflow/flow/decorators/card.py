@@ -42,7 +42,7 @@ class CardDecorator(StepDecorator):
         self._number("refresh_interval")
 
     def shapes_result(self) -> None:
-        """None: a card shows what a step leaves, and is no part of it."""
+        """None: a card shows what a step leaves, and is not part of it."""
 
 
 def card(function: Any = None, **options: Any) -> Any:

@@ -95,8 +95,8 @@ def decorate_flow(kind: type[FlowDecorator], flow: object, options: Mapping[str,
 
 
 def add(flow: object, decorator: FlowDecorator) -> None:
-    """Put a decorator outside of those that the class has; raises InvalidDecorator for what is no
-    class, and for a second one of a kind that is not repeatable."""
+    """Put a decorator outside of those that the class has; raises InvalidDecorator for what is not
+    a class, and for a second one of a kind that is not repeatable."""
     if not isinstance(flow, type):
         raise InvalidDecorator(
             f"@{decorator.kind} stands on the class of a flow, and takes its options by name; it "

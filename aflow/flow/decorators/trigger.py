@@ -164,7 +164,7 @@ def _from_name(name: str) -> dict[str, str]:
     branch, _, flow = rest.rpartition(".")
     if not (project and branch):
         raise InvalidDecorator(
-            f"@trigger_on_finish: {name!r} is no flow: give its name, or project.branch.name."
+            f"@trigger_on_finish: {name!r} is not a flow: give its name, or project.branch.name."
         )
     return {"flow": _checked(flow), "project": project, "branch": branch}
 

@@ -242,7 +242,7 @@ class MetaflowHistory:
                 return there
             row = row or self._source.run(*key)
             if row is None:
-                raise NotFound(f"There is no run {key.flow}/{key.run} in {self.url} any more.")
+                raise NotFound(f"The run {key.flow}/{key.run} no longer exists in {self.url}.")
             if there is not None:
                 del self._loaded[key]
                 self._memory.delete_run(there.key)
@@ -256,7 +256,7 @@ class MetaflowHistory:
     def _there(self, run_key: int) -> _Loaded:
         key = self._of_key.get(run_key)
         if key is None:
-            raise NotFound(f"There is no such run in {self.url} any more.")
+            raise NotFound(f"The run no longer exists in {self.url}.")
         return self._loaded.get(key) or self._load(key)
 
     def name_of(self, flow: str, run: str, task: int) -> str:

@@ -69,7 +69,7 @@ def packed(parts: Iterable[Buffer]) -> bytes:
 
 def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
     """The parts of a pickle that has its buffers inside. Nothing of it is executed. Raises
-    CorruptBlob for what is no pickle with this many buffers."""
+    CorruptBlob for what is not a pickle with this many buffers."""
     if not buffers:
         yield data
         return
@@ -88,7 +88,7 @@ def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
                 yield buffer
                 last = at + 1 + read_only
     except (ValueError, IndexError) as error:
-        raise CorruptBlob(f"An artifact is no pickle that has its buffers: {error}.") from error
+        raise CorruptBlob(f"An artifact is not a pickle that has its buffers: {error}.") from error
     yield view[last:]
 
 

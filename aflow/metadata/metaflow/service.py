@@ -67,7 +67,7 @@ class _Run(NamedTuple):
 
 
 class Registry(ServiceClient):
-    """A service of Metaflow's own. Waits for one that is away, as any caller does."""
+    """A service of Metaflow's own. Waits while it does not answer, as any caller does."""
 
     not_there = "what this would belong to is not registered"
 
@@ -123,7 +123,7 @@ class Registry(ServiceClient):
         try:
             return json.loads(said)
         except ValueError as error:
-            raise http.client.HTTPException("its answer is no JSON") from error
+            raise http.client.HTTPException("its answer is not valid JSON") from error
 
     def beat(self, path: str) -> None:
         """Say that something is alive."""
@@ -159,9 +159,9 @@ class Registry(ServiceClient):
 
 
 class _Registering(SqliteMetadata):
-    """A store whose runs are registered. Where that is not `_needed`, a service that is away is
-    logged, and keeps no run from going on. `_open_store` opens the object store of a run, for
-    copies; None where none are to be made."""
+    """A store whose runs are registered. Where that is not `_needed`, a service that does not
+    answer is logged, and keeps no run from going on. `_open_store` opens the object store of a run,
+    for copies; None where none are to be made."""
 
     _registry: Registry
     _needed = True
@@ -180,7 +180,7 @@ class _Registering(SqliteMetadata):
         return self._asked(lambda: self._registry.register(path, body, method)) or {}
 
     def _asked(self, call: Callable[[], T]) -> T | None:
-        """What the service answers; None where it is away, and is not needed."""
+        """What the service answers; None where it does not answer, and is not needed."""
         if self._is_away:
             return None
         try:
@@ -189,7 +189,7 @@ class _Registering(SqliteMetadata):
             if self._needed:
                 raise
             self._is_away = True
-            _log.warning("The run is not registered any more: %s", error)
+            _log.warning("The run is no longer registered: %s", error)
             return None
 
     def _names_there(self, run: RunRecord, task: int) -> tuple[str, str]:
@@ -279,7 +279,7 @@ class _Registering(SqliteMetadata):
                 for run in self.runs(flow, kind=kind):
                     if run.key == run_key:
                         return self.run(run.flow, run.run) or run
-        raise NotFound("The run that was to be registered is not there any more.")
+        raise NotFound("The run that was to be registered no longer exists.")
 
     def _register(self, run: _Run, batch: Batch) -> None:
         """Steps first, then tasks, side by side, each with what is said of it."""

@@ -188,7 +188,7 @@ def _at(row: Row) -> int:
 class ServiceSource(ServiceClient):
     """The routes of Metaflow's metadata service."""
 
-    not_there = "it is no metadata service of Metaflow's"
+    not_there = "it is not a metadata service of Metaflow's"
     folder: str | None = None
     registered = ""
     """What is added to what is asked for, where the service tells of more than is registered."""
@@ -275,7 +275,7 @@ class ServiceSource(ServiceClient):
         try:
             return response, json.loads(said)
         except ValueError as error:
-            raise http.client.HTTPException("its answer is no JSON") from error
+            raise http.client.HTTPException("its answer is not valid JSON") from error
 
 
 def _run(flow: str, run: str) -> str:

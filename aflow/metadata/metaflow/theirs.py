@@ -57,7 +57,7 @@ class _OnlyPlain(pickle.Unpickler):
             return _Plain
         if (module, name) == ("collections", "OrderedDict"):
             return dict
-        raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
+        raise pickle.UnpicklingError(f"{module}.{name} is not a plain value")
 
 
 def plain(data: bytes) -> Any:

@@ -92,7 +92,7 @@ def why(
         return f"nothing has changed {since}, but that task ran without caching"
     if task.cache_key != cache_key:
         return f"nothing has changed {since}, but another version of aflow has run that task"
-    return f"nothing has changed {since}, but its result was not whole in the store any more"
+    return f"nothing has changed {since}, but its result is incomplete in the store"
 
 
 def _run_of(pathspec: str) -> str:

@@ -207,7 +207,7 @@ def _of_code(before: Fingerprint | None, now: Fingerprint | None) -> Iterator[st
         if name not in before:
             yield f"{name} is new in its code"
         elif name not in now:
-            yield f"{name} is not in its code any more"
+            yield f"{name} is no longer in its code"
         elif before[name] != now[name]:
             yield f"{name} changed"
 
@@ -233,7 +233,7 @@ def _of_package(name: str, was: str | None, is_: str | None) -> str:
     if before is None:
         return f"package {name} {now} is new in its environment"
     if now is None:
-        return f"package {name} {before} is not in its environment any more"
+        return f"package {name} {before} is no longer in its environment"
     if before == now:
         return f"package {name} {now} changed: it is another file"
     return f"package {name} changed {before} -> {now}"
@@ -282,7 +282,7 @@ def _of_artifacts(before: dict[str, Value], now: dict[str, Value]) -> Iterator[s
         if was is None:
             yield f"{name} is new"
         elif is_ is None:
-            yield f"{name} is not there any more"
+            yield f"{name} no longer exists"
         elif was.digest != is_.digest:
             yield f"{name} changed{_from_to(was, is_)}"
 

@@ -116,7 +116,7 @@ class ModuleText:
 
     @property
     def code(self) -> CodeType | None:
-        """All of it, compiled; None for what is no Python."""
+        """All of it, compiled; None for what is not Python."""
         return None if self.tree is None else _compiled(self.tree)
 
     @cached_property
@@ -126,7 +126,7 @@ class ModuleText:
 
     def imports(self, *, anywhere: bool) -> Iterator[str]:
         """Full names of all modules that it may import: at its top level, or anywhere. Names of
-        what is no module may be among them."""
+        what is not a module may be among them."""
         for node in _nodes(self.tree, anywhere=anywhere):
             if isinstance(node, ast.Import):
                 for each in node.names:

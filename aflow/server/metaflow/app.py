@@ -102,7 +102,7 @@ def _check(value: object) -> None:
 def _check_times(*times: float | None) -> None:
     for at in times:
         if at is not None and not 0 <= at <= LATEST:
-            raise InvalidMessage(f"{at!r} is no time: times are in seconds since 1970.")
+            raise InvalidMessage(f"{at!r} is not a time: times are in seconds since 1970.")
 
 
 try:

@@ -28,7 +28,7 @@ LONGEST = 1000  # characters
 
 
 def check(pattern: str) -> None:
-    """Raises RegistrationRefused for what is no expression of a decent length."""
+    """Raises RegistrationRefused for what is not an expression of a decent length."""
     try:
         _compiled(pattern if len(pattern) <= LONGEST else "(")
     except re2.error as error:

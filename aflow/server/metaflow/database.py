@@ -88,7 +88,7 @@ def open_database(url: str, durability: str = "power") -> Database:
 
         return PostgresDatabase(url)
     raise InvalidSetting(
-        f"{scheme!r} is no metadata that the service knows: use sqlite:///path, "
+        f"{scheme!r} is not a metadata store that the service knows: use sqlite:///path, "
         "postgresql://user@host/database or memory:."
     )
 

@@ -100,8 +100,8 @@ def missing() -> RegistrationRefused:
 
 
 def duplicate(what: str) -> RegistrationRefused:
-    """It is there already. (Clients of the service are used to what PostgreSQL says.)"""
-    return _database_said(409, "23505", f"duplicate key: {what} is there already")
+    """It already exists. (Clients of the service are used to what PostgreSQL says.)"""
+    return _database_said(409, "23505", f"duplicate key: {what} already exists")
 
 
 def no_parent(what: str) -> RegistrationRefused:

@@ -146,7 +146,7 @@ class ActionRoutes:
     async def plan_collection(self, request: web.Request) -> web.StreamResponse:
         """What `aflow gc` would delete: runs that ended more than `older_than` seconds ago, or did
         not succeed (`failed`), of a `flow`, but for the `keep` newest of each; and what nothing
-        refers to any more. Nothing is deleted."""
+        refers to. Nothing is deleted."""
         fields = fields_of(await json_of(request))
         wanted = _wanted(fields, self._clock.now())
 
@@ -551,7 +551,7 @@ class ActionRoutes:
         name = request.match_info["name"]
         found = next((each for each in self._registry.workers() if each.name == name), None)
         if found is None:
-            raise NotFound(f"There is no worker {name[:100]!r}, or not any more.")
+            raise NotFound(f"There is no worker {name[:100]!r}; it may have ended.")
         return worker_as_json(found, self._clock.now())
 
     @property

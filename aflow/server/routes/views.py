@@ -404,7 +404,7 @@ def _topic(text: str) -> _Topic:
     if kind == "logs" and len(parts) in (2, 3):
         number = parts[2] if len(parts) == 3 else ""
         if number and not (number.isascii() and number.isdigit() and len(number) <= 9):
-            raise InvalidInput(f"{number[:40]!r} is no number of a task.")
+            raise InvalidInput(f"{number[:40]!r} is not a number of a task.")
         task = int(number) if number else None
         return _Topic("logs", str(ids.flow_name(parts[0])), str(ids.run_id(parts[1])), task, after)
     raise InvalidInput(

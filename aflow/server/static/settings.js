@@ -85,7 +85,7 @@ function Collection() {
     set(e.target.type === "checkbox" ? e.target.checked : e.target.value), setPlan(null)
   );
   return html`<section class="panel"><h2>Clean up <${Behind} path="v1/gc" method="POST" body=${body} /></h2>
-    <p class="dim">See what <code>aflow gc</code> would delete: runs, and what nothing refers to any more. Nothing is deleted here.</p>
+    <p class="dim">See what <code>aflow gc</code> would delete: runs, and what nothing refers to. Nothing is deleted here.</p>
     <form class="toolbar" onSubmit=${look}>
       <label>Runs that ended before <select value=${age} onChange=${change(setAge)}>${AGES.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select></label>
       <label class="check"><input type="checkbox" checked=${failed} onChange=${change(setFailed)} /> only without success</label>

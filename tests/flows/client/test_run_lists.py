@@ -131,7 +131,7 @@ def test_a_run_is_whole_for_programs(recorded: Workspace) -> None:
     ("words", "code", "sentence"),
     [
         (["Flow"], 1, "Flow 'Flow' has never run here. Did you mean 'Flow_'? These have: "),
-        (["--since", "yesterday"], 2, "--since 'yesterday' is no time: write a time such as"),
+        (["--since", "yesterday"], 2, "--since 'yesterday' is not a time: write a time such as"),
         (["--status", "odd"], 2, "'odd' is not one of 'pending', 'running', 'succeeded'"),
         (["--limit", "-1"], 2, "-1 is not in the range"),
         (["--tag", ""], 2, "a tag is a text that is not empty"),
@@ -184,7 +184,7 @@ def test_status_tells_what_runs_and_what_has_failed_where(recorded: Workspace) -
     first, second = running.splitlines()[1:]
     assert "  Other/3  for " in first
     assert first.endswith("train 1 ready, 1 running, 1 succeeded")
-    assert "  Other/2  left behind: nobody drives it any more; " in second
-    assert "`aflow adopt Other/2` goes on with it, `aflow cancel Other/2` ends it" in second
+    assert "  Other/2  orphaned: no coordinator drives it; " in second
+    assert "`aflow adopt Other/2` recovers it, `aflow cancel Other/2` ends it" in second
     assert "Failed:" == failed.splitlines()[0]
     assert failed.splitlines()[1].endswith("  work/2: ValueError: not <today>")

@@ -33,7 +33,7 @@ def test_a_worker_whose_last_sign_of_life_is_old_is_not_well(tmp_path: Path) -> 
 
 
 def test_a_worker_that_has_given_no_sign_of_life_is_not_well(tmp_path: Path) -> None:
-    assert "no sign of life" in health.trouble(tmp_path / "file", None, NOW)
+    assert "No heartbeat of a worker" in health.trouble(tmp_path / "file", None, NOW)
 
 
 def test_a_server_that_does_not_answer_is_not_well() -> None:

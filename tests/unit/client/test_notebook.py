@@ -48,7 +48,7 @@ class Poison:
     """A value that cannot be loaded."""
 
     def __reduce__(self) -> Any:
-        return int, ("this is no number",)
+        return int, ("this is not a number",)
 
 
 def a_failed_run(records: Records) -> None:

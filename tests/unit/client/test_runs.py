@@ -96,9 +96,9 @@ def test_more_runs_than_one_query_gives_are_listed(records: Records) -> None:
     [
         ({"limit": -1}, "limit=-1 counts nothing"),
         ({"limit": "3"}, "limit='3' counts nothing"),
-        ({"since": "yesterday"}, "since='yesterday' is no time"),
-        ({"until": True}, "until=True is no time"),
-        ({"status": ["failed", "odd"]}, "'odd' is no status of a run"),
+        ({"since": "yesterday"}, "since='yesterday' is not a time"),
+        ({"until": True}, "until=True is not a time"),
+        ({"status": ["failed", "odd"]}, "'odd' is not a status of a run"),
         ({"after": "9"}, "has no run '9'"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_page_does_not_go_on_after_a_run_of_another_flow(records: Records) -> 
     records.run()
     records.run(flow="Other")
 
-    with pytest.raises(InvalidInput, match=r"Run\('Other/1'\) is no run of Flow\('Flow'\)"):
+    with pytest.raises(InvalidInput, match=r"Run\('Other/1'\) is not a run of Flow\('Flow'\)"):
         Flow("Flow").runs(after=Run("Other/1"))
 
 
@@ -129,7 +129,9 @@ def test_tasks_are_narrowed_by_status_and_number(records: Records) -> None:
     assert ["4", "3", "2"] == [task.id for task in step.tasks(limit=3)]
     assert [] == list(step.tasks("no such tag", status="failed"))
     assert [] == list(step.tasks(limit=0))
-    with pytest.raises(InvalidInput, match="'skipped' is no status of a task: use ready, running"):
+    with pytest.raises(
+        InvalidInput, match="'skipped' is not a status of a task: use ready, running"
+    ):
         step.tasks(status="skipped")
 
 

@@ -133,7 +133,7 @@ def test_a_damaged_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".aflow").mkdir()
     (tmp_path / ".aflow" / "metadata.db").write_bytes(b"no database" * 100)
 
-    with pytest.raises(MetadataUnavailable, match="no database"):
+    with pytest.raises(MetadataUnavailable, match="not a database"):
         Run("Flow/1")
 
 

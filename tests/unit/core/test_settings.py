@@ -175,7 +175,7 @@ def test_a_file_that_is_no_json_is_refused_with_its_place(world: World) -> None:
     path = world.home()
     path.write_text('{"AFLOW_USER": }')
 
-    with pytest.raises(InvalidSetting, match=f"{path} are no valid JSON.*line 1"):
+    with pytest.raises(InvalidSetting, match=f"{path} are not valid JSON.*line 1"):
         world.load()
 
 

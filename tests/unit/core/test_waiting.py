@@ -22,7 +22,7 @@ def test_a_wait_is_said_after_five_seconds_and_then_each_minute() -> None:
         "Waiting for the service (5.0s so far): Connection refused. Start it.",
         "Waiting for the service (1m 05s so far): Connection refused. Start it.",
         "Waiting for the service (2m 05s so far): Connection refused. Start it.",
-        "Going on: the service is there again, after 2m 10s.",
+        "the service is available again after 2m 10s; continuing.",
     ] == said
 
 

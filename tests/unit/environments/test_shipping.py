@@ -40,7 +40,7 @@ from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port
 
 PROGRAM = "aflow.executors.remote.job"
-BEGUN = "aflow: This is no job of a run"  # what it says when it runs without variables
+BEGUN = "aflow: This is not a job of a run"  # what it says when it runs without variables
 # Without `site` and the working folder there is the standard library alone.
 BARE = [sys.executable, "-S", "-P"]
 NOW = time.time()
@@ -450,7 +450,7 @@ def test_aflow_is_shipped_for_the_platform_and_the_python_that_jobs_have(
         rest = runtime_shipment(folder, NOW, [Target(OTHER, "aarch64-manylinux_2_34")])
     assert rest is not None
     assert 1 == len(json.loads(rest.manifest)["runtimes"])
-    assert "on aarch64-manylinux_2_34 is not to be had" in caplog.text
+    assert "on aarch64-manylinux_2_34 is not available" in caplog.text
 
 
 def test_packages_are_locked_and_shipped_for_another_platform_with_a_uv_of_it(
@@ -502,7 +502,9 @@ def test_a_platform_is_named_as_users_know_it(said: str, meant: str) -> None:
 
 
 def test_what_is_no_platform_is_refused_in_one_sentence() -> None:
-    with pytest.raises(InvalidSetting, match="'windows' is no platform of jobs that aflow knows"):
+    with pytest.raises(
+        InvalidSetting, match="'windows' is not a platform of jobs that aflow knows"
+    ):
         platform_named("windows")
 
 

@@ -38,7 +38,7 @@ async def test_each_member_finds_the_attempt_of_member_0_that_goes_on() -> None:
     gang.expect([member(index, 1) for index in range(3)])
     assert await found(gang, 1, 1) is None, "all begin again: the old address is not theirs"
     gang.say(7, 0, "10.0.0.1")
-    assert await found(gang, 1, 1) is None, "the member 0 of before is not wanted any more"
+    assert await found(gang, 1, 1) is None, "the member 0 of before is no longer needed"
     gang.say(7, 1, "10.0.0.2")
     gang.expect([member(0, 1)])
     assert "10.0.0.2" == await found(gang, 1, 1), (

@@ -57,7 +57,7 @@ FAULTY_GRAPHS: list[Fault] = [
         [(4, "The steps start -> a -> start lead back")],
     ),
     (
-        "a step that is no switch and leads to itself",
+        "a step that is not a switch and leads to itself",
         """
         class F(FlowSpec):
             @step
@@ -105,7 +105,7 @@ FAULTY_GRAPHS: list[Fault] = [
         [(10, "reaches its end 'end' while the split in step 'start' is open")],
     ),
     (
-        "branches that meet in a step that is no join",
+        "branches that meet in a step that is not a join",
         """
         class F(FlowSpec):
             @step
@@ -124,7 +124,7 @@ FAULTY_GRAPHS: list[Fault] = [
             def end(self):
                 pass
         """,
-        [(13, "Branches of the split in step 'start' meet in step 'c', which is no join")],
+        [(13, "Branches of the split in step 'start' meet in step 'c', which is not a join")],
     ),
     (
         "a join without a split",

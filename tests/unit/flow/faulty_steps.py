@@ -167,7 +167,7 @@ FAULTY_STEPS: list[Fault] = [
             def helper(self):
                 pass
         """,
-        [(2, "method 'helper' has @retry but is no step")],
+        [(2, "method 'helper' has @retry but is not a step")],
     ),
     (
         "no self.next",
@@ -275,7 +275,7 @@ FAULTY_STEPS: list[Fault] = [
             def end(self):
                 pass
         """,
-        [(4, "leads to 'en', which is no step. Did you mean 'end'?")],
+        [(4, "leads to 'en', which is not a step. Did you mean 'end'?")],
     ),
     (
         "a method without @step",
@@ -290,6 +290,6 @@ FAULTY_STEPS: list[Fault] = [
             def end(self):
                 pass
         """,
-        [(4, "leads to 'helper', which is no step")],
+        [(4, "leads to 'helper', which is not a step")],
     ),
 ]

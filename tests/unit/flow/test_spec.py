@@ -307,7 +307,7 @@ def test_next_in_the_end_is_refused(flow_class: type[FlowSpec]) -> None:
 def test_a_value_in_place_of_a_step_is_refused(flow_class: type[FlowSpec]) -> None:
     flow, _ = running(flow_class, "gang")
 
-    with pytest.raises(InvalidTransition, match=r"gives 5 to self.next\(\), which is no step"):
+    with pytest.raises(InvalidTransition, match=r"gives 5 to self.next\(\), which is not a step"):
         flow.next(5)
 
 
@@ -375,5 +375,5 @@ def test_a_new_instance_calls_no_init(make_flow: MakeFlow) -> None:
 
 @pytest.mark.parametrize("wrong", [5, "start", staticmethod(len), len])
 def test_step_on_what_is_no_function_is_refused(wrong: Any) -> None:
-    with pytest.raises(InvalidDecorator, match="which is no function"):
+    with pytest.raises(InvalidDecorator, match="which is not a function"):
         step(wrong)

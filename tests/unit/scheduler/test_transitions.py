@@ -147,7 +147,7 @@ def test_an_end_inside_a_split_fails_the_end() -> None:
 @pytest.mark.parametrize(
     ("nodes", "story"),
     [
-        ([linear("start", "nirvana"), end()], "leads to nirvana, which is no step"),
+        ([linear("start", "nirvana"), end()], "leads to nirvana, which is not a step"),
         ([Node("start", Kind.LINEAR), end()], "leads nowhere"),
         ([Node("start", Kind.END, next=("start",))], "ends the flow but leads on"),
         ([Node("start", Kind.LINEAR, next=("end", "end")), end()], "leads to 2 steps"),

@@ -47,7 +47,7 @@ def test_parameters_and_free_text_are_looked_for_in_each_run() -> None:
         ("colour:red", "There is no filter 'colour': use flow:"),
         ("flow:", "'flow:' has no value: write flow:VALUE."),
         ("flow:a flow:b", "flow: is there twice"),
-        ("since:yesterday", "'yesterday' is no time"),
+        ("since:yesterday", "'yesterday' is not a time"),
         ("flow:../etc", "../etc"),
         ("x" * 2000, "too long"),
         ("a " * 30, "too many words"),

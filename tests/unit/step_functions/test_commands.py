@@ -133,7 +133,7 @@ def test_a_machine_is_compressed_by_an_option_or_a_setting() -> None:
         (["--new-token", "a b"], {}, "'a b' cannot be a production token"),
         (["--notify-on-error", "me"], {}, "--notify-on-error takes the ARN"),
         ([], {"AFLOW_SFN_IAM_ROLE": ""}, "set AFLOW_SFN_IAM_ROLE"),
-        ([], {"AFLOW_SFN_IAM_ROLE": "role"}, "'role', which is no ARN of a role"),
+        ([], {"AFLOW_SFN_IAM_ROLE": "role"}, "'role', which is not an ARN of a role"),
         ([], {"AFLOW_BATCH_JOB_QUEUE": ""}, "set AFLOW_BATCH_JOB_QUEUE"),
         ([], {"AFLOW_BATCH_CONTAINER_IMAGE": ""}, "set AFLOW_BATCH_CONTAINER_IMAGE"),
         ([], {"AFLOW_ECS_S3_ACCESS_IAM_ROLE": ""}, "set AFLOW_ECS_S3_ACCESS_IAM_ROLE"),

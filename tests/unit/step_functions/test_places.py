@@ -45,7 +45,7 @@ def test_a_place_is_read_as_it_was_written(place):
 
 @pytest.mark.parametrize("text", ["", "x", "0..1", "0_1_2", "0.-1"])
 def test_what_is_no_place_is_refused(text):
-    with pytest.raises(InvalidInput, match="is no place"):
+    with pytest.raises(InvalidInput, match="is not a place"):
         parse(text)
 
 

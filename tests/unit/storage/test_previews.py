@@ -93,7 +93,7 @@ def test_an_array_of_numbers_shows_its_range_and_how_it_is_distributed() -> None
 
     assert ([2, 2], "float64") == (facts["shape"], facts["dtype"])
     assert ("0", "4") == (facts["min"], facts["max"])
-    assert 3 == sum(facts["histogram"]), "a value that is no number is left out"
+    assert 3 == sum(facts["histogram"]), "a value that is not a number is left out"
     sampled = preview(np.arange(1_000_000))[1]
     assert sampled["sampled"]
     assert sum(sampled["histogram"]) <= 4096

@@ -153,7 +153,7 @@ def test_an_archive_that_points_outside_or_holds_more_than_files_is_refused(
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CodePackageError, match="no code package"):
+    with pytest.raises(CodePackageError, match="not a code package"):
         code_package.unpack(b"nothing of the kind", tmp_path)
 
 

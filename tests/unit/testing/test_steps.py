@@ -168,9 +168,9 @@ def test_a_step_of_a_local_class_and_of_a_base_is_found() -> None:
 @pytest.mark.parametrize(
     ("call", "reported"),
     [
-        (lambda: run_step(len), "is no step of a flow"),
+        (lambda: run_step(len), "is not a step of a flow"),
         (lambda: run_step(Training.start, input=1), "is in no foreach: it has no self.input"),
-        (lambda: run_step(Training.each, inputs=[{}]), "is no join: its inputs are a mapping"),
+        (lambda: run_step(Training.each, inputs=[{}]), "is not a join: its inputs are a mapping"),
         (lambda: run_step(Training.meet, inputs={"start": {}}), "'start' does not lead to step"),
     ],
 )

@@ -100,7 +100,7 @@ class KubernetesCluster:
                 if error.status != HTTPStatus.GONE:
                     raise
         raise JobSystemBusy(
-            f"The API server {self.server} forgets a list before all of it was fetched."
+            f"The API server {self.server} expired a list before all its pages were fetched."
         )
 
     def first(self, path: str, limit: int, **query: Any) -> list[Object]:
@@ -120,7 +120,7 @@ class KubernetesCluster:
         return self._json("DELETE", path, query)
 
     def text(self, path: str, **query: Any) -> str:
-        """What is no object: the log of a pod."""
+        """What is not an object: the log of a pod."""
         return self._run(self._answer("GET", path, query, None, _JSON))
 
     def close(self) -> None:
@@ -151,7 +151,9 @@ class KubernetesCluster:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise JobSystemBusy(f"What answers at {self.server} is no API server of Kubernetes.")
+            raise JobSystemBusy(
+                f"What answers at {self.server} is not an API server of Kubernetes."
+            )
         return found
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:

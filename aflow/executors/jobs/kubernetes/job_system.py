@@ -241,7 +241,7 @@ class KubernetesSystem:
         for pod in self._pending(_JobId.parse(id)):
             for reason, message in _waiting_containers(pod):
                 if reason in _PULLS and _NO_IMAGE.search(f"{reason} {message}"):
-                    self.terminate([id], f"Its image cannot be had ({reason}: {message})")
+                    self.terminate([id], f"Its image cannot be pulled ({reason}: {message})")
                     return
 
     def why_waiting(self, status: JobStatus) -> str:

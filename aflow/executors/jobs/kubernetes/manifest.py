@@ -1,8 +1,8 @@
 """Manifests of the Jobs that run steps: pure functions of what decorators and settings say.
 
 Every Job is an Indexed one: a wide foreach has a completion for each of its tasks. A pod that is
-disrupted (its node is drained or fails, it is preempted) is no failure of its task: the Job starts
-another one in its place. A pod that fails is not started again: the run counts attempts.
+disrupted (its node is drained or fails, it is preempted) is not a failure of its task: the Job
+starts another one in its place. A pod that fails is not started again: the run counts attempts.
 """
 
 from __future__ import annotations
@@ -383,7 +383,7 @@ def _check_label(step: str, name: str, value: str) -> None:
         _LABEL.match(own) and _LABEL.match(value)
     ):  # fmt: skip
         raise InvalidInput(
-            f"Step {step}: {name}={value} is no label of Kubernetes: names and values have 63 "
+            f"Step {step}: {name}={value} is not a label of Kubernetes: names and values have 63 "
             "letters, digits, dashes, underscores and dots at most, and begin and end with a "
             "letter or digit."
         )

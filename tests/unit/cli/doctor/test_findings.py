@@ -135,7 +135,7 @@ def test_who_is_denied_is_not_trusted_whatever_else_is_said() -> None:
     [
         (200, "2.5.0", True, "ok", "aflow's metadata service, version 2.5.0"),
         (200, "2.5.1", False, "ok", "Metaflow's own metadata service, version 2.5.1"),
-        (200, None, False, "fail", "is no metadata service"),
+        (200, None, False, "fail", "is not a metadata service"),
         (403, None, False, "fail", "Set AFLOW_SERVICE_AUTH_KEY"),
         (502, None, False, "fail", "answers 502"),
     ],

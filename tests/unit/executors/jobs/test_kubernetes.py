@@ -157,7 +157,7 @@ def test_resources_and_options_both_count_and_settings_stand_in(
         ({"tolerations": "gpu"}, "tolerations of @kubernetes must be a list such as"),
         ({"security_context": {"root": True}}, "a mapping with keys of privileged"),
         ({"persistent_volume_claims": {"data": "here"}}, "mounted at an absolute path"),
-        ({"labels": {"team": "-"}}, "team=- is no label of Kubernetes"),
+        ({"labels": {"team": "-"}}, "team=- is not a label of Kubernetes"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_named(options: dict[str, Any], words: str) -> None:

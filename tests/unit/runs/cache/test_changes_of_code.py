@@ -106,7 +106,7 @@ WAYS = {
     "reduce with a lambda": ("rN = functools.partial(functools.reduce, lambda a, b: E)", "rN([1, 2])"),
     "an attribute of a function": ("def fN():\n    pass\nfN.x = E", "fN.x"),
     "a class attribute": ("class CN:\n    A = E", "CN.A"),
-    "a class attribute that is no plain value": ("class CN:\n    A = pathlib.Path(str(E))", "int(str(CN.A))"),
+    "a class attribute that is not a plain value": ("class CN:\n    A = pathlib.Path(str(E))", "int(str(CN.A))"),
     "a method": ("class CN:\n    def m(self):\n        return E", "CN().m()"),
     "a method of an instance": ("class CN:\n    def m(self):\n        return E\noN = CN()", "oN.m()"),
     "a bound method": ("class CN:\n    def m(self):\n        return E\nbN = CN().m", "bN()"),

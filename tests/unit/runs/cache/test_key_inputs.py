@@ -29,9 +29,7 @@ def test_the_same_inputs_have_no_changes() -> None:
 def test_values_of_one_input_are_reported_by_name() -> None:
     before = key_inputs(("a", {"lr": "0.1", "gone": "1", "same": "2"}))
     now = key_inputs(("a", {"lr": "0.2", "new": "1", "same": "2"}))
-    assert ["gone is not there any more", "lr changed 0.1 -> 0.2", "new is new"] == changes(
-        before, now
-    )
+    assert ["gone no longer exists", "lr changed 0.1 -> 0.2", "new is new"] == changes(before, now)
 
 
 def test_values_that_look_alike_are_not_shown() -> None:
@@ -60,7 +58,7 @@ def test_another_number_of_inputs_is_reported() -> None:
 
 def test_code_is_reported_by_name() -> None:
     now = {"F.start": "1", "utils.g": "9"}
-    assert ["utils.f is not in its code any more", "utils.g is new in its code"] == changes(
+    assert ["utils.f is no longer in its code", "utils.g is new in its code"] == changes(
         key_inputs(), key_inputs(code=now)
     )
     assert ["utils.f changed"] == changes(key_inputs(), key_inputs(code={**CODE, "utils.f": "3"}))

@@ -14,7 +14,7 @@ import yaml
 
 from tests.flows.conftest import Ran, Workspace
 
-TUTORIALS = Path(__file__).parents[2] / "aflow" / "tutorials"
+TUTORIALS = Path(__file__).parents[2] / "aflow" / "cli" / "tutorials"
 ANSWERS = """y
 s3://team-bucket/aflow
 

@@ -42,9 +42,9 @@ def _start_early(words: list[str]) -> None:
 
     if ground_start.looks_like_a_run(words):
         # What both processes need is imported before the fork, once.
-        import aflow.backends
         import aflow.flow.spec
         import aflow.metadata.base
+        import aflow.metadata.factory
         import aflow.storage.artifacts
         import aflow.task.spec  # noqa: F401
 

@@ -18,7 +18,6 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import replace
@@ -28,6 +27,7 @@ from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasOwner
 from aflow.executors.factory import built_here, executor_for, travelling, with_locks
 from aflow.executors.local.executor import GRACE
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
+from aflow.metadata.factory import open_metadata
 from aflow.runs.admission import Admission, WhenFull
 from aflow.runs.create import Creation, Driving, NewRun, current_facts
 from aflow.runs.driver import RunDriver
@@ -36,6 +36,7 @@ from aflow.runs.recovery import as_recorded, check_adoptable, replay
 from aflow.runs.resume import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import Machine, RunMachine, SingleTask
 from aflow.scheduler.retry import policies_from
+from aflow.storage.factory import open_store
 from aflow.task.config_binding import configured
 from aflow.task.program import check_may_begin
 from aflow.task.spec import RunContext
@@ -201,12 +202,10 @@ class Coordinator:
         storage, metadata = self._storage, self._metadata
         if hasattr(self, "_creation"):
             return  # it was done, and the awaiting task was cancelled
-        self._store = backends.open_store(storage) if isinstance(storage, str) else storage
+        self._store = open_store(storage) if isinstance(storage, str) else storage
         self._store.sweep(LEFTOVERS, self._clock.now())
         self._records = (
-            backends.open_metadata(metadata, self._durability)
-            if isinstance(metadata, str)
-            else metadata
+            open_metadata(metadata, self._durability) if isinstance(metadata, str) else metadata
         )
         self._creation = Creation(
             self._records, self._store, self._durability, self._user, self._clock

@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from aflow import backends
 from aflow.queue.base import Message, Queue
+from aflow.queue.factory import open_queue
 from tests.support.s3 import ACCESS
 from tests.support.servers import moto_server, new_database, postgres_for_one, redis_server
 
@@ -86,8 +86,8 @@ def main() -> None:
 
 async def measure(name: str, url: str, count: int) -> None:
     """All figures of one queue."""
-    queue = backends.open_queue(url)
-    other = queue if name == "memory" else backends.open_queue(url)
+    queue = open_queue(url)
+    other = queue if name == "memory" else open_queue(url)
     for what, value in {
         **await rates(queue, count),
         "single": await singles(queue, min(count, 1000)),

@@ -18,7 +18,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from aflow.backends import open_metadata
+from aflow.metadata.factory import open_metadata
 from benchmarks import ui
 
 ROOT = Path(__file__).resolve().parent.parent

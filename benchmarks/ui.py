@@ -32,7 +32,6 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from aflow import backends
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.metadata.base import (
     AttemptRecord,
@@ -42,6 +41,7 @@ from aflow.metadata.base import (
     RunUpdate,
     TaskRecord,
 )
+from aflow.metadata.factory import open_metadata
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState, RunState
 from aflow.storage.artifacts import ForeachFrame, Manifest
@@ -97,7 +97,7 @@ def measure(
         broker = BACKENDS[backend]
         with broker(folder) as url:
             bench = Bench(folder / "work", quick=False)
-            with closing(backends.open_metadata(url, "process")) as metadata:
+            with closing(open_metadata(url, "process")) as metadata:
                 store = bench.folder.as_uri()
                 for count in sizes:
                     generate(metadata, store, f"Tasks{count}", count)

@@ -126,6 +126,17 @@ def path_in(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
 
 
+def path_at(url: str) -> Path:
+    """The path that a URL of a file names; raises InvalidSetting where it names none."""
+    rest = url.partition(":")[2]
+    if not rest.startswith("//"):
+        raise InvalidSetting(
+            f"{as_mentioned(url)!r} names no path: write three slashes, as in file:///data."
+        )
+    # sqlite:////abs and file:///abs both name /abs; sqlite:///abs is what SQLAlchemy users write.
+    return Path("/" + path_in(rest[2:]).lstrip("/"))
+
+
 def _below_home(path: str) -> Path | None:
     try:
         return expanded(path)

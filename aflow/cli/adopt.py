@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import backends
 from aflow._core import ids
 from aflow._core.settings import Settings, with_own_passwords
 from aflow.cli import loading
 from aflow.cli.main import flow_group
 from aflow.cli.options import option
 from aflow.errors import CodePackageError, InvalidName, NotFound
+from aflow.metadata.factory import open_metadata
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_recorded_store
 from aflow.task import code_package
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _lasting(words: Sequence[str]) -> list[str]:
 
 
 def _recorded(flow: str, run: str, settings: Settings) -> RunRecord:
-    metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)
+    metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
     try:
         record = metadata.run(flow, run)
     finally:
@@ -94,7 +95,7 @@ def _unpacked(record: RunRecord, settings: Settings) -> Path:
             f"The code of {record.flow}/{record.run} was not kept with it "
             f"({code.get('left_out', 'it is of an older aflow')}): resume the run instead."
         )
-    blobs = BlobStore(backends.open_recorded_store(record.settings["storage"]))
+    blobs = BlobStore(open_recorded_store(record.settings["storage"]))
     folder = settings.cache / "code"
     return code_package.unpacked(blobs, code["key"], folder) / code_package.inside(
         code.get("script")

@@ -7,13 +7,13 @@ from contextlib import closing
 
 import click
 
-from aflow import backends
 from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.server_requests import DEFAULT_SERVER, ask, of_a_server
 from aflow.errors import InvalidInput, InvalidName
 from aflow.executors.factory import keep_from_workers
+from aflow.metadata.factory import open_metadata
 from aflow.runs.liveness import request_end, settled
 
 _HELP = f"""Stop a run: one that is recorded here, or that was submitted to a server.
@@ -57,7 +57,7 @@ def _cancelled_here(flow: str, run: str) -> bool | None:
     settings = Settings.load()
     if not settings.has_metadata:
         return None
-    with closing(backends.open_metadata(settings.metadata_url, settings.durability)) as metadata:
+    with closing(open_metadata(settings.metadata_url, settings.durability)) as metadata:
         record = metadata.run(flow, run)
         if record is None:
             return None

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow.cli.errors import printable
 from aflow.cli.selection import pathspec, pathspec_argument
 from aflow.cli.session import Session
 from aflow.errors import NotFound
+from aflow.metadata.factory import open_metadata
 from aflow.runs.cache.explain import explain as explained
 from aflow.runs.create import Creation
 from aflow.runs.dry_run import DryRun, counted
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_store
 from aflow.storage.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def explain(session: Session, path: str) -> None:
         run = metadata.run(spec.flow, spec.run)
         if run is None:
             raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
-        blobs = BlobStore(backends.open_store(settings.storage_url))
+        blobs = BlobStore(open_store(settings.storage_url))
         task = None if spec.task is None else int(spec.task)
         found = [*explained(metadata, blobs, run, step=spec.step, task=task)]
     if not found:
@@ -63,7 +64,7 @@ def dry_run(
     """Say which tasks a run with these options would run, and why; nothing is run or recorded.
     It is written to `file` as well, if one is named, as JSON."""
     with _metadata(settings) as metadata:
-        store = backends.open_store(settings.storage_url)
+        store = open_store(settings.storage_url)
         creation = Creation(metadata, store, settings.durability, settings.user, SystemClock())
         plan = creation.plan(definition, options, options.parameters, MemoryStore())
         blobs = BlobStore(store)
@@ -108,14 +109,14 @@ def _metadata(settings: Settings) -> Iterator[MetadataStore]:
     import tempfile
 
     if settings.has_metadata:
-        metadata = backends.open_metadata(settings.metadata_url, read_only=True)
+        metadata = open_metadata(settings.metadata_url, read_only=True)
         try:
             yield metadata
         finally:
             metadata.close()
         return
     with tempfile.TemporaryDirectory() as folder:
-        metadata = backends.open_metadata(f"sqlite:///{folder}/metadata.db")
+        metadata = open_metadata(f"sqlite:///{folder}/metadata.db")
         try:
             yield metadata
         finally:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
 from aflow.environments.build import Environments, cache_folder
 from aflow.errors import InvalidInput
+from aflow.metadata.factory import open_all_own
 from aflow.runs.gc import RunsToDelete, collect
+from aflow.storage.factory import open_store
 from aflow.task import code_package
 
 if TYPE_CHECKING:
@@ -118,9 +119,9 @@ def _gc(
             raise click.BadParameter("--run takes the flow and the id of one run, as MyFlow/1234.")
         flow = of
     wanted = RunsToDelete(flow, run, before, tags, failed, keep, spins)
-    metadata = backends.open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
+    metadata = open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
     try:
-        store = backends.open_store(settings.storage_url)
+        store = open_store(settings.storage_url)
         kept = _seconds("--grace", grace)
         removed = collect(metadata, store, wanted, now, grace=kept, dry_run=dry_run)
     finally:

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import click
 
-from aflow import backends, client
+from aflow import client
 from aflow._core.clock import shown_time
 from aflow._core.ids import Pathspec
 from aflow._core.process import binary, flush, is_terminal
@@ -23,8 +23,10 @@ from aflow.cli.server_requests import events, of_a_server
 from aflow.cli.session import Session
 from aflow.client import redact
 from aflow.errors import NotFound
+from aflow.metadata.factory import open_metadata
 from aflow.runs.log_tail import Following
 from aflow.step_functions.unrecorded import look
+from aflow.storage.factory import open_recorded_store
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
@@ -181,12 +183,12 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
     is 0 if it did well. Raises NotFound."""
     from threading import Event
 
-    metadata = backends.open_metadata(settings.metadata_url, settings.durability, read_only=True)
+    metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
     try:
         run = metadata.run(spec.flow, spec.run or "")
         if run is None:
             raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
-        store = backends.open_recorded_store(run.settings["storage"])
+        store = open_recorded_store(run.settings["storage"])
         task = None if spec.task is None else int(spec.task)
         following = Following(metadata, store, run, spec.step, task)
         pause, over = Event(), False

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
-from aflow.backends import open_metadata
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import option
 from aflow.errors import InvalidSetting
+from aflow.metadata.factory import open_metadata
+from aflow.storage.factory import store_to_copy
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
@@ -77,7 +77,7 @@ def _serve(metadata: str | None, host: str, port: int) -> None:
                 "Without AFLOW_SERVICE_AUTH_KEY or tokens every user of this machine can read and "
                 "change what is kept here."
             )
-        serve(database, SystemClock(), host, port, keys, store, click.echo, backends.store_to_copy)
+        serve(database, SystemClock(), host, port, keys, store, click.echo, store_to_copy)
     finally:
         database.close()
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from aflow import backends
 from aflow._core.clock import SystemClock, duration
 from aflow._core.settings import Settings
 from aflow.cli import tables
@@ -24,6 +23,7 @@ from aflow.executors.queue_status import (
     pools_of,
     workers_of,
 )
+from aflow.queue.factory import open_queue
 
 if TYPE_CHECKING:
     from aflow.queue.base import Queue
@@ -233,7 +233,7 @@ def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
     place = settings.queue
 
     async def use() -> T:
-        opened = backends.open_queue(place)
+        opened = open_queue(place)
         try:
             return await what(opened)
         finally:

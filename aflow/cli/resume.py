@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow import backends
 from aflow._core.ids import PARAMETERS_STEP
 from aflow.cli.options import flag, option, run_options
 from aflow.cli.run import announcement, name_of_run, run
 from aflow.cli.selection import own_latest
 from aflow.cli.session import Session
 from aflow.errors import InvalidInput, VersionConflict
+from aflow.metadata.factory import has_runs, histories_of, open_metadata
 from aflow.metadata.metaflow.importing import import_run
 from aflow.runs.liveness import is_driven
 from aflow.scheduler.states import RunState
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_store
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
@@ -111,9 +112,9 @@ def _named(flow: str, given: str, settings: Settings) -> str:
     of, _, run = given.rpartition("/")
     if of not in ("", flow) and of.isidentifier():
         raise _of_another(of, run, flow)
-    if not backends.has_runs(settings.metadata_url) or of not in ("", flow):
+    if not has_runs(settings.metadata_url) or of not in ("", flow):
         return given
-    metadata = backends.open_metadata(settings.metadata_url)
+    metadata = open_metadata(settings.metadata_url)
     try:
         if metadata.run(flow, run) is None and not _taken_over(flow, run, metadata, settings):
             for other, _ in metadata.flows():
@@ -126,11 +127,11 @@ def _named(flow: str, given: str, settings: Settings) -> str:
 
 def _taken_over(flow: str, run: str, metadata: MetadataStore, settings: Settings) -> bool:
     """Take a run of Metaflow's over, to be resumed as one of aflow's; whether there is one."""
-    for history in backends.histories_of(settings.metadata_url, metadata):
+    for history in histories_of(settings.metadata_url, metadata):
         found = history.run(flow, run)
         if found is not None:
             place = history.open_store(found.settings["storage"])
-            own = backends.open_store(settings.storage_url)
+            own = open_store(settings.storage_url)
             blobs = BlobStore(own, settings.durability == "power")
             import_run(history, found, place, metadata, blobs)
         history.close()
@@ -187,7 +188,7 @@ def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecor
     """The run when it has ended; None if it does not exist (any more)."""
     if not settings.has_metadata:
         return None
-    metadata = backends.open_metadata(settings.metadata_url, settings.durability)
+    metadata = open_metadata(settings.metadata_url, settings.durability)
     try:
         is_announced = False
         while (found := metadata.run(flow, run)) is not None:

@@ -299,7 +299,7 @@ def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
     """Show where in the user's code the task that failed has done so, where that is recorded."""
     if ended.task is None:
         return
-    from aflow.backends import open_metadata
+    from aflow.metadata.factory import open_metadata
 
     try:
         metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)

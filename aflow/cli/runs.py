@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow import backends
 from aflow._core import ids
 from aflow._core.clock import SystemClock, shown_time
 from aflow._core.settings import Settings
@@ -21,6 +20,7 @@ from aflow.cli.options import SectionedCommand, flag, option
 from aflow.cli.server_requests import of_a_server
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.names import did_you_mean
+from aflow.metadata.factory import has_runs, open_to_read
 from aflow.scheduler.states import RunState
 from aflow.step_functions.unrecorded import look
 
@@ -94,10 +94,10 @@ def _runs(
 
 def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[RunRecord]:
     look(settings, flow)
-    if not backends.has_runs(settings.metadata_url):
+    if not has_runs(settings.metadata_url):
         raise NotFound(f"Nothing has run here yet: there is no datastore {settings.root}.")
     url = settings.metadata_url
-    with closing(backends.open_to_read(url, settings.durability)) as metadata:
+    with closing(open_to_read(url, settings.durability)) as metadata:
         flows = [name for name, _ in metadata.flows()] if flow is None else [_known(metadata, flow)]
         of_each = [metadata.runs(each, **which) for each in flows]
     newest_first = heapq.merge(*of_each, key=lambda run: run.created_at, reverse=True)

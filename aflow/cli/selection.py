@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import backends, client
+from aflow import client
 from aflow._core.ids import Pathspec
 from aflow.cli.session import Session
 from aflow.errors import NotFound
+from aflow.metadata.factory import open_metadata
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
@@ -65,7 +66,7 @@ def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
     Raises NotFound, which says to name a run by `instead`, the options for that."""
     tags = list(dict.fromkeys((f"user:{settings.user}", settings.default_namespace)))
     if settings.has_metadata:
-        metadata = backends.open_metadata(settings.metadata_url)
+        metadata = open_metadata(settings.metadata_url)
         try:
             runs = metadata.runs(flow, tags=tags, limit=1)
         finally:

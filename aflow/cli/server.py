@@ -11,14 +11,16 @@ import click
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings, path_in
-from aflow.backends import open_metadata, open_queue, open_store, open_to_serve, store_to_copy
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import flag, option
 from aflow.errors import InvalidSetting
 from aflow.metadata import tokens
+from aflow.metadata.factory import open_metadata, open_to_serve
+from aflow.queue.factory import open_queue
 from aflow.server.recovery import KIND
 from aflow.server.runs import Runs, RunsLocation
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_store, store_to_copy
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore

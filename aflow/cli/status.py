@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli import tables
@@ -15,6 +14,7 @@ from aflow.cli.errors import printable
 from aflow.cli.options import SectionedCommand
 from aflow.cli.server_requests import of_a_server
 from aflow.metadata.base import failed_task, why
+from aflow.metadata.factory import has_runs, open_to_read
 from aflow.scheduler.states import RunState, TaskState
 from aflow.step_functions.unrecorded import look
 
@@ -40,10 +40,10 @@ def _status(server: str | None) -> int:
     """Print a table with a line a flow, the latest first, then what runs and what has failed."""
     settings = Settings.load(metadata=server)
     look(settings)
-    if not backends.has_runs(settings.metadata_url):
+    if not has_runs(settings.metadata_url):
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0
-    metadata = backends.open_to_read(settings.metadata_url, settings.durability)
+    metadata = open_to_read(settings.metadata_url, settings.durability)
     try:
         _show(settings, metadata)
     finally:

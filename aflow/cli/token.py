@@ -12,11 +12,11 @@ import click
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings
-from aflow.backends import open_metadata
 from aflow.cli import tables
 from aflow.cli.options import option
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.metadata import tokens
+from aflow.metadata.factory import open_metadata
 
 _HELP = """Create, list and revoke API tokens.
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow import backends
 from aflow._core.clock import SystemClock, duration
 from aflow._core.private_folders import make_private
 from aflow._core.process import fastest_loop, on_signal
@@ -29,6 +28,8 @@ from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.jobs.slurm import submit_workers
 from aflow.executors.local.admission import machine_with
 from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
+from aflow.metadata.factory import open_metadata
+from aflow.queue.factory import open_queue
 from aflow.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
     def opened() -> WorkerRegistry | None:
         if not settings.has_metadata:
             return None
-        store: Any = backends.open_metadata(settings.metadata_url, settings.durability)
+        store: Any = open_metadata(settings.metadata_url, settings.durability)
         return store if hasattr(store, "beat_worker") else None
 
     return opened
@@ -197,7 +198,7 @@ async def _run(
     assert isinstance(options, WorkerOptions), "made above"
     assert settings.queue is not None, "checked above"
     log = _WorkerLog()
-    queue = backends.open_queue(settings.queue)
+    queue = open_queue(settings.queue)
     made = Worker(queue, options, SystemClock(), log.say, _registry(settings))
     loop = asyncio.get_running_loop()
     working = asyncio.current_task()
@@ -582,7 +583,7 @@ def _listed_in(metadata: str | None) -> Iterator[WorkerRegistry]:
             f"There are no metadata in {settings.root}, so no worker has registered there: name "
             "those that workers are given with --metadata URL."
         )
-    store: Any = backends.open_metadata(settings.metadata_url, settings.durability)
+    store: Any = open_metadata(settings.metadata_url, settings.durability)
     try:
         if not hasattr(store, "beat_worker"):
             raise InvalidInput(f"Workers do not register in {store.url}.")

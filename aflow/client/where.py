@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aflow import backends
 from aflow._core import ids
 from aflow._core.secret import revealed, sealed
 from aflow._core.settings import (
@@ -26,9 +25,11 @@ from aflow._core.settings import (
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
 from aflow.metadata.base import SPIN
+from aflow.metadata.factory import history_folder, open_metadata, open_to_read
 from aflow.metadata.metaflow.keys import FIRST_KEY, MARK
 from aflow.metadata.metaflow.together import store_of_history
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_recorded_store
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
@@ -70,7 +71,7 @@ class ClientStores:
         return self._database is None or self._database.exists() or self._has_history()
 
     def _has_history(self) -> bool:
-        return bool(backends.history_folder(f"{_SQLITE}{self._database}"))
+        return bool(history_folder(f"{_SQLITE}{self._database}"))
 
     @property
     def metadata(self) -> MetadataStore:
@@ -122,7 +123,7 @@ class ClientStores:
         # A folder that was moved, or is mounted elsewhere, still holds its data beside its
         # metadata.
         moved = url.startswith("file:") and not os.path.isdir(path_in(url.removeprefix("file://")))
-        return backends.open_recorded_store(self._storage if moved and self._storage else url)
+        return open_recorded_store(self._storage if moved and self._storage else url)
 
 
 _places: dict[str, ClientStores] = {}
@@ -267,7 +268,7 @@ def _server(url: str) -> ClientStores:
 
 
 def _open_url(url: str, read_only: bool) -> MetadataStore:
-    return backends.open_to_read(url) if read_only else backends.open_metadata(url)
+    return open_to_read(url) if read_only else open_metadata(url)
 
 
 def _local(path: str | None = None) -> ClientStores:
@@ -287,8 +288,8 @@ def _local(path: str | None = None) -> ClientStores:
 def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:
     url = settings.local_metadata_url
     if read_only:
-        return backends.open_to_read(url, settings.durability)
-    return backends.open_metadata(url, settings.durability)
+        return open_to_read(url, settings.durability)
+    return open_metadata(url, settings.durability)
 
 
 def _root_in(path: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
@@ -22,7 +21,9 @@ from aflow.executors.local.admission import admission_for
 from aflow.executors.local.executor import ProcessExecutor, needs_of
 from aflow.executors.local.ground_start import spawn_here
 from aflow.executors.local.preload import imported_here
+from aflow.queue.factory import open_queue
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_store
 from aflow.task import code_package
 from aflow.task.program import packaged, request_of, source_of
 
@@ -484,7 +485,7 @@ def keep_from_workers(run: RunRecord) -> None:
     coordinator: messages of it may still wait, or be with a worker that died. Blocks. What the
     store refuses is logged: the run has ended all the same."""
     try:
-        store = backends.open_store(run.settings["storage"])
+        store = open_store(run.settings["storage"])
         if next(iter(store.list(f"jobs/{run.flow}/{run.run}/")), None) is not None:
             from aflow.task.remote import mark_over  # brings the runner, which few need here
 
@@ -536,7 +537,7 @@ def _queued(
     url = options.queue
     assert url is not None, "a run that travels has a queue"
     return QueueExecutor(
-        lambda: backends.open_queue(url),
+        lambda: open_queue(url),
         store,
         metadata,
         _described(definition, options, travels),

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from aflow import backends
 from aflow.errors import InvalidInput, NotFound
 from aflow.metadata.base import MetadataStore, RunRecord
 from aflow.metadata.metaflow.together import store_of_history
@@ -31,6 +30,7 @@ from aflow.scheduler.messages import (
 )
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.auth import send_stream
+from aflow.storage.factory import open_recorded_store
 
 LOOK = 0.5  # seconds between looks
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
@@ -96,7 +96,7 @@ class Streams:
         InvalidInput for what is not an id."""
         url = run.settings["storage"]
         theirs = store_of_history(self._metadata, url)
-        store = theirs or backends.open_recorded_store(url)
+        store = theirs or open_recorded_store(url)
         return Following(self._metadata, store, run, step, task, after)
 
     async def lines(

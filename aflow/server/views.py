@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import backends
 from aflow._core.ids import PARAMETERS_TASK
 from aflow.errors import AflowError, InvalidInput, NotFound
 from aflow.flow.graph import Graph
@@ -30,6 +29,7 @@ from aflow.server.filters import RunFilter
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.codecs import gunzipped
+from aflow.storage.factory import open_store
 from aflow.task import code_package
 
 if TYPE_CHECKING:
@@ -724,7 +724,7 @@ class Views:
             raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
         if url not in self._stores:
             theirs = store_of_history(self._metadata, url)
-            self._stores[url] = theirs or backends.open_store(url)
+            self._stores[url] = theirs or open_store(url)
         return self._stores[url]
 
 

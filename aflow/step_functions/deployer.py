@@ -15,7 +15,6 @@ from contextlib import closing
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow._core.settings import ConfigFile, config_file, expanded, looked_up
 from aflow.aws.client import Calls
@@ -34,6 +33,7 @@ from aflow.errors import (
 from aflow.executors.jobs.batch.definitions import queue_of
 from aflow.executors.jobs.batch.status import last_lines
 from aflow.metadata.base import Batch, RunUpdate
+from aflow.metadata.factory import open_metadata
 from aflow.metadata.metaflow.service import RegisteringMetadata
 from aflow.metadata.object_store import SCHEME as STORE
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
@@ -45,6 +45,7 @@ from aflow.step_functions.records import Records
 from aflow.step_functions.spec import order_name
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
+from aflow.storage.factory import open_store
 from aflow.task import code_package
 from aflow.task.code_package import Package
 
@@ -419,7 +420,7 @@ class StateMachineDeployer:
         account = self._aws.with_platforms({queue_of(step, self._known) for step in steps})
         needs_s3(self._settings.storage_url)
         self._check_metadata()
-        store = backends.open_store(self._settings.storage_url)
+        store = open_store(self._settings.storage_url)
         code = code_package.store(
             self._definition, BlobStore(store, durable=True), self._settings.package_suffixes
         )
@@ -459,7 +460,7 @@ class StateMachineDeployer:
     def _check_metadata(self) -> None:
         """See that the metadata answers, and where jobs record runs: in the object store, if the
         service is one of Metaflow's own, which cannot keep what they record."""
-        with closing(backends.open_metadata(self._settings.metadata_url)) as metadata:
+        with closing(open_metadata(self._settings.metadata_url)) as metadata:
             self._in_store = isinstance(metadata, RegisteringMetadata)
             metadata.run(self.flow, "none")
 
@@ -472,8 +473,8 @@ class StateMachineDeployer:
         """The metadata in which jobs record runs."""
         self._check_metadata()
         if self._in_store:
-            return backends.open_metadata(f"{STORE}{self._settings.storage_url}")
-        return backends.open_metadata(self._settings.metadata_url)
+            return open_metadata(f"{STORE}{self._settings.storage_url}")
+        return open_metadata(self._settings.metadata_url)
 
     def _token(
         self, there: StateMachine | None, authorize: str | None, new: str | None, *, generate: bool
@@ -586,7 +587,7 @@ class StateMachineDeployer:
         return found
 
     def _record_unrecorded(self, metadata: MetadataStore) -> None:
-        store = backends.open_store(self._settings.storage_url)
+        store = open_store(self._settings.storage_url)
         names = unrecorded.noted(store, self.flow)
         if names:
             now = SystemClock.now()
@@ -648,7 +649,7 @@ class StateMachineDeployer:
             self._aws.delete_rule(rule_name(self.name, kind))
         running = self._has_running()
         self._aws.delete_machine(self.name)
-        store, name = backends.open_store(self._settings.storage_url), self._root()
+        store, name = open_store(self._settings.storage_url), self._root()
         root = roots.declared(store, name)
         if running and root is not None:  # what runs goes on to its end, and needs its code
             roots.declare(store, name, root._replace(until=clock.now() + LONGEST_EXECUTION))

@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import backends
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.process import binary, on_signal
 from aflow._core.settings import RunOptions, conceal_secrets, looked_up
@@ -41,6 +40,7 @@ from aflow.flow.decorators.attach import attach
 from aflow.flow.graph import Graph, Kind
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
+from aflow.metadata.factory import open_metadata
 from aflow.runs.attempts import AttemptLogs
 from aflow.runs.create import Creation, Driving, current_facts
 from aflow.runs.exit_hooks import run_hooks
@@ -80,6 +80,7 @@ from aflow.step_functions.spec import (
 )
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_store
 from aflow.task import code_package
 from aflow.task.config_binding import with_values
 from aflow.task.program import class_from, placed
@@ -457,7 +458,7 @@ def main() -> int:
         variables = StateJobVariables.load()
         if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
             fetch_service_key()
-        store = backends.open_store(variables.storage)  # now, for the ground to have it, too
+        store = open_store(variables.storage)  # now, for the ground to have it, too
         # Before the folder is made: a process that was forked after would remove it at its end.
         ground = EarlyGround(fork_ground())
         conceal_secrets()  # of the environment that steps can look up in /proc
@@ -491,7 +492,7 @@ class StateMachineJob:
         self._clock = clock
         self._ground = ground
         self._store = store
-        self._metadata: MetadataStore = backends.open_metadata(variables.metadata, own=True)
+        self._metadata: MetadataStore = open_metadata(variables.metadata, own=True)
         self._order: DeploymentSpec = read_order(self._store, variables.order)
         if self._order.python != python_version():
             raise InvalidInput(

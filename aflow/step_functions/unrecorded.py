@@ -14,7 +14,6 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aflow import backends
 from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow.aws.settings import AwsSettings
@@ -32,11 +31,13 @@ from aflow.errors import (
 from aflow.executors.jobs.batch import status
 from aflow.flow.graph import Graph
 from aflow.metadata.base import Batch, RunRecord, RunUpdate
+from aflow.metadata.factory import open_metadata
 from aflow.metadata.metaflow.service import RegisteringMetadata
 from aflow.metadata.object_store import SCHEME
 from aflow.scheduler.states import RunState
 from aflow.step_functions.spec import NOBODY
 from aflow.storage.artifacts import Manifest
+from aflow.storage.factory import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,14 +126,14 @@ def look(settings: Settings, flow: str | None = None) -> None:
     from aflow.aws.client import Calls
 
     try:
-        store = backends.open_store(settings.storage_url)
+        store = open_store(settings.storage_url)
         names = noted(store, flow)
         if not names:
             return
-        metadata = backends.open_metadata(settings.metadata_url)
+        metadata = open_metadata(settings.metadata_url)
         if isinstance(metadata, RegisteringMetadata):
             metadata.close()
-            metadata = backends.open_metadata(f"{SCHEME}{settings.storage_url}")
+            metadata = open_metadata(f"{SCHEME}{settings.storage_url}")
         calls = Calls()
         try:
             record(metadata, store, names, partial(status.last_lines, calls), SystemClock.now())

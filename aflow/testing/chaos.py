@@ -41,11 +41,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
-from aflow import backends
 from aflow._core.clock import SystemClock
 from aflow.errors import MetadataUnavailable
 from aflow.executors import protocol
 from aflow.metadata.base import MetadataStore, RunRecord
+from aflow.metadata.factory import open_metadata
+from aflow.queue.factory import open_queue
 from aflow.scheduler.messages import AttemptEnded, decode_events
 from aflow.scheduler.states import (
     TERMINAL_ATTEMPT_STATES,
@@ -56,6 +57,7 @@ from aflow.scheduler.states import (
 from aflow.storage.artifacts import Manifest, digest
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_store
 from aflow.storage.items import blobs_of_items
 
 __all__ = ["ChaosError", "Fault", "Fleet", "Ledger", "Report", "check", "results", "soak"]
@@ -320,7 +322,7 @@ class Fleet:
     def metadata(self) -> MetadataStore:
         """The records."""
         if self._metadata is None:
-            self._metadata = backends.open_metadata(self.metadata_url, read_only=True)
+            self._metadata = open_metadata(self.metadata_url, read_only=True)
             self._opened.append(self._metadata)
         return self._metadata
 
@@ -338,7 +340,7 @@ class Fleet:
         assert run is not None, "there is a run"
         url = run.settings["storage"]
         if not url.startswith("s3:"):
-            return backends.open_store(url)
+            return open_store(url)
         from aflow.storage.s3 import S3Store  # of the extra aws
 
         with _environment(self._env):
@@ -361,7 +363,7 @@ class Fleet:
 
     def let_lease_pass(self) -> None:
         """Advance the clock until the lease of the run has expired."""
-        writer = backends.open_metadata(self.metadata_url)
+        writer = open_metadata(self.metadata_url)
         run = self.record()
         assert run is not None, "there is a run"
         if self.metadata_url.startswith("sqlite"):
@@ -377,7 +379,7 @@ class Fleet:
         """How many messages of a topic are ready, leased and buried."""
 
         async def look() -> tuple[int, int, int]:
-            queue = backends.open_queue(self.queue)
+            queue = open_queue(self.queue)
             try:
                 return tuple(await queue.depth(topic))  # type: ignore[return-value]
             finally:
@@ -559,7 +561,7 @@ def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late:
 async def _check_queue(
     fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late: bool
 ) -> None:
-    queue: Any = backends.open_queue(fleet.queue)
+    queue: Any = open_queue(fleet.queue)
     try:
         reports = protocol.reports_topic(run.flow, run.run)
         for topic in ("tasks.default", "tasks.gpu", *_topics_of_workers(fleet, run), reports):

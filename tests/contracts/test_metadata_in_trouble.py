@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from aflow import backends
 from aflow.errors import InvalidSetting, MetadataError, MetadataTooNew, MetadataUnavailable
 from aflow.metadata import sqlite
+from aflow.metadata.factory import open_metadata
 from aflow.metadata.sql import LATEST, migrations
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import TaskState
@@ -122,7 +122,7 @@ def test_a_url_leads_to_the_same_database(tmp_path: Path) -> None:
     path = tmp_path / "a folder? #1 50%" / "metadata.db"
     run = filled(path)
     url = SqliteMetadata(path).url
-    store = backends.open_metadata(url, read_only=True)
+    store = open_metadata(url, read_only=True)
 
     assert url == store.url
     assert run._replace(version=10, graph={}) in store.runs("Flow")

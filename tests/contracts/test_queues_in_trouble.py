@@ -16,13 +16,13 @@ import psycopg
 import pytest
 from redis import Redis
 
-from aflow import backends
 from aflow._core import clock as clocks
 from aflow._core.clock import FakeClock
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.metadata.base import Batch
 from aflow.metadata.postgres import PostgresMetadata
 from aflow.queue.base import Lease, Message, Queue
+from aflow.queue.factory import open_queue
 from aflow.queue.sqlite import SqliteQueue
 from tests.contracts.metadata_stores import a_run
 from tests.support.servers import (
@@ -60,12 +60,12 @@ Broker = tuple[Server, str, signal.Signals]  # how to crash it comes last
 )
 async def test_what_is_no_queue_is_refused_in_a_sentence(url: str, reported: str) -> None:
     with pytest.raises(InvalidSetting, match=reported):
-        backends.open_queue(url)
+        open_queue(url)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "postgresql"])
 async def test_a_broker_that_is_not_there_is_named_without_its_password(scheme: str) -> None:
-    queue = backends.open_queue(f"{scheme}://me:secret@127.0.0.1:{free_port()}/0")
+    queue = open_queue(f"{scheme}://me:secret@127.0.0.1:{free_port()}/0")
     with pytest.raises(QueueUnavailable, match="does not answer") as caught:
         await queue.put("t", [Message("a", b"")])
     assert "secret" not in str(caught.value)
@@ -83,7 +83,7 @@ async def test_wrong_credentials_are_refused_in_a_sentence(
                 url.replace("secret", "wrong"),
                 f"redis://:wrong@127.0.0.1:{redis.port}/0",
             ):
-                queue = backends.open_queue(wrong)
+                queue = open_queue(wrong)
                 with pytest.raises(QueueUnavailable, match="correct user and password"):
                     await queue.lease(["t"], 1, 1.0)
                 await queue.close()
@@ -112,7 +112,7 @@ async def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(
     broker: Callable[[Path], AbstractContextManager[Broker]], tmp_path: Path
 ) -> None:
     with broker(tmp_path) as (server, url, crash):
-        queue = backends.open_queue(url)
+        queue = open_queue(url)
         await queue.put("t", [Message(name, b"") for name in "abc"])
         (held,) = await queue.lease(["t"], 1, 60.0)
         waiting = asyncio.create_task(queue.lease(["empty"], 1, 60.0, WAIT))
@@ -132,11 +132,11 @@ async def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing(
 
 async def test_connections_that_the_server_drops_are_made_anew(postgres_server: Server) -> None:
     with new_database(postgres_server) as url:
-        queue = backends.open_queue(url)
+        queue = open_queue(url)
         await queue.put("t", [Message("a", b"")])
         waiting = asyncio.create_task(queue.lease(["u"], 1, 60.0, WAIT))
         await asyncio.sleep(0)
-        other = backends.open_queue(url)
+        other = open_queue(url)
         async with other._transaction() as db:  # type: ignore[attr-defined]
             await db.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -259,7 +259,7 @@ async def test_a_queue_in_a_file_whose_wake_ups_are_another_s_looks_for_messages
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Queue]:
-    queue = backends.open_queue(url)
+    queue = open_queue(url)
     try:
         yield queue
     finally:
@@ -400,7 +400,7 @@ async def test_messages_and_metadata_pass_through_a_pooler_of_transactions(
     postgres_server: Server,
 ) -> None:
     with new_database(postgres_server) as direct, pgbouncer(direct) as url:
-        users = [backends.open_queue(each) for each in (url, url, url, f"{url}?schema=other")]
+        users = [open_queue(each) for each in (url, url, url, f"{url}?schema=other")]
 
         async def work(number: int, queue: Queue) -> set[str]:
             mine = [Message(f"g{number}:{each}", b"x", each % 2) for each in range(40)]

@@ -12,9 +12,9 @@ from urllib.parse import quote
 import pytest
 import pytest_asyncio
 
-from aflow import backends
 from aflow.errors import InvalidMessage, InvalidSetting, LeaseLost, QueueUnavailable
 from aflow.queue.base import Depth, Lease, Message
+from aflow.queue.factory import open_queue
 from aflow.queue.sqs import (
     LARGEST,
     LARGEST_BUNDLE,
@@ -57,7 +57,7 @@ async def test_a_body_that_is_too_large_goes_to_the_store_and_leaves_it_when_ack
     url: str, tmp_path: Path
 ) -> None:
     body = os.urandom(LARGEST)
-    queue = backends.open_queue(f"{url}&bodies={quote(f'file://{tmp_path}/bodies', safe='')}")
+    queue = open_queue(f"{url}&bodies={quote(f'file://{tmp_path}/bodies', safe='')}")
     await queue.put("t", [Message("large", body), Message("small", b"")])
     assert 1 == len(stored(tmp_path / "bodies"))
 
@@ -270,7 +270,7 @@ async def test_wrong_credentials_are_refused_in_a_sentence(url: str, guarded: Se
 )  # fmt: skip
 async def test_what_is_no_place_is_refused_without_what_is_secret(url: str) -> None:
     with pytest.raises(InvalidSetting, match="write sqs://region/prefix") as caught:
-        backends.open_queue(url)
+        open_queue(url)
     assert "secret" not in str(caught.value)
 
 

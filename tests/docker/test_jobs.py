@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from aflow.backends import open_store
 from aflow.environments.shipping import command as entry
 from aflow.environments.shipping import packed_runtime
+from aflow.storage.factory import open_store
 from tests.docker.podman import BASE, IMAGE, Podman
 from tests.support import packages
 from tests.support.aws.furnished import Account

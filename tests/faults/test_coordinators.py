@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aflow import backends
 from aflow._core.clock import SystemClock
-from aflow.executors import protocol
+from aflow.executors import factory, protocol
 from aflow.scheduler.states import RunState
 from aflow.testing.chaos import Fleet, check, file_of, wait_until
 from tests.faults.conftest import Undisturbed
@@ -75,7 +74,7 @@ def test_a_clock_that_is_set_does_not_hold_up_a_run(
     monkeypatch.setenv("WAIT", "1")  # seconds before the task that fails is tried again
     monkeypatch.setenv("LEDGER", str(fleet.ledger.path))
     bench = Bench(fleet, clock)
-    monkeypatch.setattr(backends, "open_queue", lambda _: bench.open_queue(Points()))
+    monkeypatch.setattr(factory, "open_queue", lambda _: bench.open_queue(Points()))
 
     async def drive() -> None:
         async with bench.worker():

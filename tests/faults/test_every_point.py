@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from aflow import backends, worker
+from aflow import worker
 from aflow._core.backoff import Backoff
-from aflow.executors import queue_workers
+from aflow.executors import factory, queue_workers
 from aflow.executors.remote import reports
 from aflow.scheduler.states import RunState
 from aflow.testing.chaos import Fleet, Results, check, results
@@ -88,7 +88,7 @@ class Sweep:
         async with bench.worker():
             while bench.state() is None or bench.state() is RunState.RUNNING:
                 mine = points.pop(0)
-                patch.setattr(backends, "open_queue", lambda _: bench.open_queue(mine))  # noqa: B023
+                patch.setattr(factory, "open_queue", lambda _: bench.open_queue(mine))  # noqa: B023
                 if bench.state() is None:
                     await bench.run(mine)
                 else:

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from aflow import backends
 from aflow.queue.base import Message
+from aflow.queue.factory import open_queue
 from aflow.queue.messages import seal
 from aflow.scheduler.states import AttemptState, RunState
 from aflow.testing.chaos import PATIENCE, Fleet, check, wait_until
@@ -257,7 +257,7 @@ def test_what_is_no_message_of_ours_is_buried_and_the_loop_goes_on(
     }
 
     async def put_and_wait() -> None:
-        queue = backends.open_queue(fleet.queue)
+        queue = open_queue(fleet.queue)
         await queue.put("tasks.default", [Message(name, body) for name, body in odd.items()])
         worker = await asyncio.to_thread(fleet.start_worker, "--slots", "2")
         run = await asyncio.to_thread(fleet.begin)

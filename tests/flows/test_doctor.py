@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aflow.backends import open_metadata
+from aflow.metadata.factory import open_metadata
 from tests.flows.conftest import Ran, Workspace
 from tests.support.aws.account import Account
 from tests.support.servers import Server, free_port

@@ -324,15 +324,15 @@ class Flow_(FlowSpec):
 
 def locks_of(workspace: Workspace) -> str:
     """The locks that are recorded with the latest run."""
-    from aflow import backends
     from aflow.environments.record import recorded_locks
+    from aflow.storage.factory import open_store
 
     metadata = workspace.metadata
     try:
         record = metadata.runs("Flow_")[0]
     finally:
         metadata.close()
-    store = backends.open_store(record.settings["storage"])
+    store = open_store(record.settings["storage"])
     return str([each.as_dict() for each in recorded_locks(record.settings, store).values()])
 
 

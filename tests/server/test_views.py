@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from aflow.backends import open_queue
 from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
 from aflow.metadata.base import RunningTask, WorkerRecord
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
+from aflow.queue.factory import open_queue
 from aflow.scheduler.states import RunState
 from tests.contracts.metadata_stores import a_run
 from tests.server.conftest import Daemon

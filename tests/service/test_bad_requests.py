@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aflow.backends import open_metadata
+from aflow.metadata.factory import open_metadata
 from aflow.metadata.tokens import create
 from aflow.server.metaflow.database import Database, open_database
 from aflow.server.metaflow.routes import ROUTES

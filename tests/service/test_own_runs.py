@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from aflow.backends import open_metadata
 from aflow.metadata.base import Batch, MetadataRecord, MetadataStore, RunRecord, RunUpdate
+from aflow.metadata.factory import open_metadata
 from aflow.scheduler.states import RunState
 from aflow.server.metaflow.database import open_database
 from aflow.storage.artifacts import Entry, Manifest

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aflow.backends import histories_of
+from aflow.metadata.factory import histories_of
 from tests.support.service import InThread
 
 FLOW = """

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aflow import client
-from aflow.backends import open_metadata
 from aflow.client import Run
 from aflow.metadata.base import RunRecord
+from aflow.metadata.factory import open_metadata
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aflow.backends import open_metadata
+from aflow.metadata.factory import open_metadata
 from aflow.scheduler.states import AttemptState, RunState
 from tests.step_functions.deployed import (
     DEADLINE,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from aflow._core.clock import SystemClock
-from aflow.backends import open_metadata
+from aflow.metadata.factory import open_metadata
 from aflow.metadata.http import ServiceMetadata
 from aflow.server.metaflow.app import application
 from aflow.server.metaflow.database import open_database

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from aflow.backends import open_metadata
+from aflow.metadata.factory import open_metadata
 from aflow.scheduler.states import RunState
 from benchmarks import ui
 from tests.server.conftest import Daemon

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from aflow._core.settings import Settings, looked_up, settings_files
 from aflow._core.version import DISTRIBUTION, __version__
 from aflow.aws.settings import AwsSettings
-from aflow.backends import open_metadata, open_queue
 from aflow.cli.doctor import findings as keys
 from aflow.cli.doctor import probes
 from aflow.cli.doctor.findings import Finding, State, fail, of_clock, of_space, ok, warn, worst
@@ -22,7 +21,9 @@ from aflow.environments.uv import find_uv
 from aflow.errors import AflowError, InvalidSetting, MissingExtra
 from aflow.executors.jobs.kubernetes.access import KubernetesCluster
 from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
+from aflow.metadata.factory import open_metadata
 from aflow.metadata.tokens import headers_for
+from aflow.queue.factory import open_queue
 from aflow.task.secrets import known_backends
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from aflow import backends
 from aflow._core.settings import withhold_secrets
 from aflow.executors.local.ground import Ground
 from aflow.flow.spec import FlowSpec
+from aflow.metadata.factory import open_metadata
+from aflow.storage.factory import open_store
 
 
 def main() -> None:
@@ -36,6 +37,6 @@ def serve(control: socket.socket, parent: int, path: Sequence[str]) -> None:
     names = sys.modules["aflow"]
     vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks have no use for
     _ = names.current
-    ground = Ground(control, parent, [*path], backends.open_store, backends.open_metadata)
+    ground = Ground(control, parent, [*path], open_store, open_metadata)
     ground.prepare()
     ground.serve()

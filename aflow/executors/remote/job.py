@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow import backends
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.process import binary, on_signal
 from aflow._core.settings import conceal_secrets, looked_up
@@ -36,6 +35,7 @@ from aflow.executors.mailbox import Mailbox, Rendezvous
 from aflow.executors.protocol import ArraySpec
 from aflow.executors.remote.runtime import delivered, gang_address
 from aflow.scheduler.states import AttemptState
+from aflow.storage.factory import open_store
 from aflow.task import code_package
 from aflow.task.remote import Payloads
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
@@ -105,7 +105,7 @@ def main() -> int:
 
             fetch_service_key()
         # Now, for the ground to have all of it, too: it is what takes longest.
-        store = backends.open_store(variables.store)
+        store = open_store(variables.store)
         # Before the folder is made: a process that was forked after would remove it at its end.
         ground = EarlyGround(fork_ground())
         conceal_secrets()  # of the environment that steps can look up in /proc

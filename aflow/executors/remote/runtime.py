@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from aflow import backends
 from aflow._core.threads import in_daemon_thread, in_thread
 from aflow.environments import transport
 from aflow.errors import AflowError, CodePackageError, StorageError
@@ -22,6 +21,7 @@ from aflow.executors.remote.reports import ReportSender
 from aflow.queue.base import Lease
 from aflow.scheduler.slots import demand_of
 from aflow.storage.blobs import BlobStore
+from aflow.storage.factory import open_store
 from aflow.task import code_package
 from aflow.task.program import packaged, placed
 from aflow.task.remote import Payloads, is_over
@@ -390,7 +390,7 @@ class Runtime:
     def _fetched(self) -> Job:
         """The description of the run, with its code in a folder of ours. Blocks."""
         message, below = self._message, self._site.folder
-        store = self._store = backends.open_store(message.store)
+        store = self._store = open_store(message.store)
         if is_over(store, message.flow, message.run):
             raise RunOver(f"{self.name} has ended.")
         self._rendezvous = Rendezvous(store, message.flow, message.run)

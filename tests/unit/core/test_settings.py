@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aflow._core.settings import RunOptions, Settings, as_reached_here, looked_up, service_headers
-from aflow.backends import open_store
 from aflow.errors import InvalidSetting
+from aflow.storage.factory import open_store
 
 
 class World:

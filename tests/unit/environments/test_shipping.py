@@ -22,7 +22,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from aflow._core.version import DISTRIBUTION, __version__
-from aflow.backends import open_store
 from aflow.environments import transport, wheels
 from aflow.environments.lock import Lock
 from aflow.environments.shipping import KEPT, Shipment, command, packed_runtime, runtime_shipment
@@ -35,6 +34,7 @@ from aflow.runs.gc import RunsToDelete, collect
 from aflow.storage import roots
 from aflow.storage.base import ObjectStore
 from aflow.storage.blobs import BlobStore, blob_name
+from aflow.storage.factory import open_store
 from tests.support import packages
 from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port

@@ -1,34 +1,27 @@
-"""URL -> concrete backend: the one module that names them all. Each is imported when a URL asks for
-it (see aflow/_core/lazy.py), since some need a package of an extra.
+"""Which URL means which metadata store, and what stands beside it. A backend is imported when a URL
+asks for it (see aflow/_core/lazy.py), since some need a package of an extra.
 
-file:///path/.aflow             storage.local
-s3://bucket/prefix              storage.s3, with copies of blobs on disk (cached) and retries
-memory:                         storage.memory, metadata.sqlite (in memory)
-sqlite:////path/metadata.db     metadata.sqlite; as a queue: queue.sqlite
+sqlite:////path/metadata.db     metadata.sqlite
+memory:                         metadata.sqlite, in memory
 https://host/prefix             metadata.http; metadata.metaflow.service for Metaflow's own service
 store+s3://bucket/prefix        metadata.object_store; with #http://host registered there
 postgresql://host/database      metadata.postgres
-redis://host:6379/0             queue.redis; redis+sentinel://host:26379/name for a primary
-                                that sentinels know
-postgresql://host/database      queue.postgres
-sqs://region/prefix             queue.sqs; sqs+http(s)://host/prefix for others than AWS
 """
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import aflow.metadata as metadata_stores  # `aflow.metadata` and `aflow.queue` are functions, too
-import aflow.queue as queues
+import aflow.metadata as metadata_stores  # `aflow.metadata` is a function, too
 from aflow import storage
 from aflow._core.clock import SystemClock
 from aflow._core.secret import as_mentioned
-from aflow._core.settings import Settings, as_reached_here, at_endpoint, looked_up, path_in
+from aflow._core.settings import Settings, at_endpoint, looked_up, path_at
 from aflow.errors import InvalidSetting, MetadataUnavailable, StoreUnavailable
 from aflow.metadata import metaflow
+from aflow.storage.factory import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,54 +30,9 @@ if TYPE_CHECKING:
     from aflow.metadata.metaflow.history import MetaflowHistory
     from aflow.metadata.metaflow.together import Beside
     from aflow.metadata.object_store import StoreMetadata
-    from aflow.queue.base import Queue
     from aflow.storage.base import ObjectStore
 
 _REMEMBER = 10.0  # seconds for which a server does not read lists of Metaflow's again
-
-
-def open_store(url: str) -> ObjectStore:
-    """The object store at `url`; raises InvalidSetting for a kind that is not known."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "file":
-        return storage.local.LocalStore(_path(url, rest))
-    if scheme == "memory":
-        return storage.memory.MemoryStore()
-    if scheme == "s3":
-        settings = Settings.load()
-        folder = settings.cache / "objects" / _folder_name(url)
-        return storage.cache.CachedStore(
-            storage.retry.RetryingStore(storage.s3.S3Store(url)), folder, settings.cache_size << 20
-        )
-    raise InvalidSetting(
-        f"{as_mentioned(url)!r} is not a datastore that aflow knows: use file:///path, "
-        "s3://bucket/prefix or memory:."
-    )
-
-
-def open_recorded_store(url: str) -> ObjectStore:
-    """The object store that the record of a run names; see `open_store`. The S3 endpoint that is
-    set here counts, not the one at which the run's writer has reached it."""
-    return open_store(as_reached_here(url, Settings.load()) if url.startswith("s3:") else url)
-
-
-def store_to_copy(url: str) -> ObjectStore | None:
-    """The object store at `url`, which a record of a run names, for a service that copies artifacts
-    of the run for Metaflow's client; None for one that the service does not write to.
-
-    Everybody with access can write a record: so a folder has to exist and to belong to the user of
-    this program, and a bucket to be the one of this program's settings."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "file":
-        try:
-            status = _path(url, rest).stat()
-        except (OSError, InvalidSetting):  # it is on another machine
-            return None
-        return open_store(url) if status.st_uid == os.geteuid() else None
-    ours = Settings.load().storage_url
-    if scheme == "s3" and url.partition("?")[0] == ours.partition("?")[0]:
-        return open_store(ours)
-    return None
 
 
 def open_metadata(
@@ -92,10 +40,10 @@ def open_metadata(
 ) -> MetadataStore:
     """The metadata store at `url`; raises InvalidSetting for a kind that is not known. A service is
     asked whether it is Metaflow's, unless it is known to be aflow's `own`."""
-    scheme, _, rest = url.partition(":")
+    scheme = url.partition(":")[0]
     if scheme == "sqlite":
         return metadata_stores.sqlite.SqliteMetadata(
-            _path(url, rest), durability=durability, read_only=read_only
+            path_at(url), durability=durability, read_only=read_only
         )
     if scheme == "memory":
         return metadata_stores.sqlite.SqliteMetadata(":memory:", durability=durability)
@@ -114,8 +62,8 @@ def open_metadata(
 def open_to_read(url: str, durability: str = "power") -> MetadataStore:
     """The metadata at `url`, to be read, with what Metaflow has recorded beside it; see
     `histories_of`."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "sqlite" and not _path(url, rest).exists():
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite" and not path_at(url).exists():
         own: MetadataStore = metadata_stores.sqlite.SqliteMetadata(":memory:")
     else:
         own = open_metadata(url, durability, read_only=True)
@@ -157,16 +105,16 @@ def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
 def has_runs(url: str) -> bool:
     """Whether there may be runs in the metadata at `url`, or beside it: of a server that has to be
     asked."""
-    scheme, _, rest = url.partition(":")
-    return scheme != "sqlite" or _path(url, rest).exists() or bool(histories_of(url))
+    scheme = url.partition(":")[0]
+    return scheme != "sqlite" or path_at(url).exists() or bool(histories_of(url))
 
 
 def history_folder(url: str) -> Path | None:
     """The folder of Metaflow's local metadata beside aflow's; None where there is none."""
-    scheme, _, rest = url.partition(":")
+    scheme = url.partition(":")[0]
     if scheme != "sqlite" or looked_up("HISTORY") is not None:
         return None
-    database = _path(url, rest)
+    database = path_at(url)
     found = database.parent.parent / ".metaflow"
     return found if database.parent.name == ".aflow" and found.is_dir() else None
 
@@ -276,7 +224,7 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
         registry.close()
         return _own_service(url)
     local = Settings.load().local_metadata_url
-    path = _path(local, local.partition(":")[2])
+    path = path_at(local)
     if read_only and not path.exists():  # nothing has run here: what is registered is read
         return metaflow.service.RegisteringMetadata(":memory:", durability, False, registry)
     return metaflow.service.RegisteringMetadata(
@@ -306,38 +254,3 @@ def _own_service(url: str) -> MetadataStore:
     return metadata_stores.http.ServiceMetadata(
         url, metadata_stores.tokens.headers_for(url), SystemClock()
     )
-
-
-def open_queue(url: str) -> Queue:
-    """The queue at `url`; raises InvalidSetting for a kind that is not known. It belongs to the
-    event loop in which it is first used."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "memory":
-        return queues.memory.MemoryQueue()
-    if scheme == "sqlite":
-        return queues.sqlite.SqliteQueue(_path(url, rest))
-    if scheme in ("redis", "rediss", "redis+sentinel"):
-        return queues.redis.RedisQueue(url)
-    if scheme in ("postgresql", "postgres"):
-        return queues.postgres.PostgresQueue(url)
-    if scheme in ("sqs", "sqs+http", "sqs+https"):
-        return queues.sqs.SqsQueue(url, open_store=open_store)
-    raise InvalidSetting(
-        f"{scheme!r} is not a kind of queue that aflow knows: use sqlite:///path, redis://host, "
-        "postgresql://host/database, sqs://region/prefix or memory:."
-    )
-
-
-def _folder_name(url: str) -> str:
-    """A name that differs for different URLs."""
-    return "".join(each if each.isalnum() else "-" for each in url)[-100:]
-
-
-def _path(url: str, rest: str) -> Path:
-    if not rest.startswith("//"):
-        raise InvalidSetting(
-            f"{as_mentioned(url)!r} names no path: write three slashes, as in file:///data."
-        )
-    path = path_in(rest[2:])
-    # sqlite:////abs and file:///abs both name /abs; sqlite:///abs is what SQLAlchemy users write.
-    return Path("/" + path.lstrip("/"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,19 +19,48 @@ needs_peer = pytest.mark.skipif(
 )
 
 
-def call(folder: Path, *command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in the folder, without settings from outside."""
+def environment() -> dict[str, str]:
+    """The environment of a command, without settings from outside."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("METAFLOW_", "AFLOW_"))
     }
+    return {**kept, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+
+
+def call(folder: Path, *command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the folder, without settings from outside."""
     return subprocess.run(
         [*map(str, command)],
         cwd=folder,
-        env={**kept, **ENVIRONMENT, "PYTHONPATH": str(ROOT), **env},
+        env={**environment(), **env},
         capture_output=True,
         text=True,
         timeout=110,
         check=False,
     )
+
+
+class Reader:
+    """A process that reads runs of the flow TheFlow with the client: see read.py."""
+
+    def __init__(self, python: str | Path, *words: str) -> None:
+        self._process = subprocess.Popen(
+            [str(python), str(Path(__file__).with_name("read.py")), "TheFlow", *words],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self, folder: Path) -> Any:
+        """What the client says of the latest run in a folder; None where there is none."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(folder, file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from tests.compat.flows import FILES, FLOWS
-from tests.compat.peer import PEER, call, needs_peer
+from tests.compat.peer import PEER, Reader, call, needs_peer
 
-READ = Path(__file__).with_name("read.py")
 HEAD = """
 from metaflow import (
     FlowSpec, JSONType, Parameter, catch, current, environment, retry, step, timeout,
@@ -31,17 +30,15 @@ if __name__ == "__main__":
 """
 
 
-def outcome(folder: Path, run: list[str | Path], read: list[str | Path]) -> dict[str, Any]:
+def outcome(folder: Path, run: list[str | Path], reader: Reader) -> dict[str, Any]:
     """Exit code and the client's view of the run."""
     done = call(folder, *run)
-    seen = call(folder, *read)
-    reported = json.loads(seen.stdout) if seen.returncode == 0 else None
-    return {"failed": done.returncode != 0, "run": reported}
+    return {"failed": done.returncode != 0, "run": reader.read(folder)}
 
 
 @needs_peer
 @pytest.mark.parametrize("name", [*FLOWS, *FILES])
-def test_both_agree(name: str, tmp_path: Path) -> None:
+def test_both_agree(name: str, readers: dict[str, Reader], tmp_path: Path) -> None:
     if name in FLOWS:
         body, args = FLOWS[name]
         files = {"flow.py": HEAD + body + TAIL}
@@ -54,12 +51,12 @@ def test_both_agree(name: str, tmp_path: Path) -> None:
     theirs = outcome(
         tmp_path / "theirs",
         [PEER, "flow.py", "--no-pylint", "run", *args],
-        [PEER, READ, "TheFlow"],
+        readers["theirs"],
     )
     ours = outcome(
         tmp_path / "ours",
         [sys.executable, "-m", "aflow", "run", "--compat", "flow.py", "--no-pylint", *args],
-        [sys.executable, READ, "TheFlow", "ours"],
+        readers["ours"],
     )
     assert theirs["failed"] == ours["failed"]
     if theirs["run"] is not None and theirs["run"]["successful"]:

@@ -1,0 +1,18 @@
+"""The processes that read what Metaflow and aflow have recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from tests.compat.peer import PEER, Reader
+
+
+@pytest.fixture(scope="session")
+def readers() -> Iterator[dict[str, Reader]]:
+    """A reader of each."""
+    with closing(Reader(PEER)) as theirs, closing(Reader(sys.executable, "ours")) as ours:
+        yield {"theirs": theirs, "ours": ours}

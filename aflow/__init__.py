@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.parallel import parallel, pytorch_parallel
     from aflow.flow.decorators.process import process
     from aflow.flow.decorators.project import project
+    from aflow.flow.decorators.queue import queue as queue
     from aflow.flow.decorators.resources import resources
     from aflow.flow.decorators.retry import retry
     from aflow.flow.decorators.schedule import schedule

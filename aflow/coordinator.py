@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aflow._core.clock import SystemClock
@@ -106,7 +106,7 @@ class RunHandle:
         if not self.task.done():
             self._driver.leave()
 
-    async def events(self) -> AsyncIterator[RunEvent]:
+    async def events(self) -> AsyncGenerator[RunEvent, None]:
         """The run's notices from the first `anext` on, until it ends. Several may listen; a
         listener that is slow holds the others up in nothing, and finds all notices when it comes
         back: they are kept for it until then. A listener that leaves closes the iterator

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import HERE, Bench, Finished, interleaved, slope
@@ -44,9 +45,12 @@ def start(bench: Bench) -> list[Row]:
     }
     for command in commands.values():
         bench.run_command(*command)  # the store exists, the files are in memory
+
+    def seconds(command: tuple[object, ...]) -> float:
+        return bench.run_command(*command).seconds
+
     taken = interleaved(
-        bench.size(25, 5),
-        {name: lambda c=c: bench.run_command(*c).seconds for name, c in commands.items()},
+        bench.size(25, 5), {name: partial(seconds, each) for name, each in commands.items()}
     )
     whole = taken["metaflow"]
     return [
@@ -170,7 +174,7 @@ def lines(bench: Bench) -> list[Row]:
     taken = interleaved(
         bench.size(3, 1),
         {
-            name: lambda s=script: slope(lambda n: seconds(s, n), few, many)
+            name: partial(slope, partial(seconds, script), few, many)
             for name, script in both.items()
         },
     )

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from aflow import Coordinator, FlowSpec, Parameter, step
-from aflow._core.settings import RunOptions
+from aflow._core.settings import Isolation, RunOptions
 
 BEAT = 0.001  # seconds between beats of the host's heart
 
@@ -65,7 +65,7 @@ class Heart:
         self._task.cancel()
 
 
-async def measure(tasks: int, isolation: str, workers: int = 16) -> None:
+async def measure(tasks: int, isolation: Isolation, workers: int = 16) -> None:
     """One run of so many tasks."""
     idle = Heart()
     await asyncio.sleep(2)

@@ -83,7 +83,7 @@ def begin(folder: Path) -> float:
         " USING (run_key, task) JOIN runs ON runs.key = run_key WHERE flow = 'ChainFlow'"
         " AND attempts.started_at IS NOT NULL AND step NOT IN ('_parameters', 'start')"
     )
-    return median(value for (value,) in rows)
+    return float(median(value for (value,) in rows))
 
 
 def tell(name: str, value: float, unit: str) -> None:

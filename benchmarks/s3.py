@@ -6,6 +6,7 @@ this machine can; parts of an upload it keeps apart, and what is read in parts i
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
@@ -70,7 +71,7 @@ def objects(bench: Bench) -> list[Row]:
             return 0.0
 
         rounds = bench.size(5, 3)
-        interleaved(rounds, {name: lambda name=name: run(name) for name in programs})
+        interleaved(rounds, {name: functools.partial(run, name) for name in programs})
     rows = []
     for what in ("put", "get"):
         ours, theirs = (

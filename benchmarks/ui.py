@@ -253,7 +253,8 @@ class Page:
     def processor(self) -> float:
         """Milliseconds of processor time that the page's main thread has used."""
         found: Any = self._driver.execute_cdp_cmd("Performance.getMetrics", {})
-        return next(e["value"] for e in found["metrics"] if e["name"] == "TaskDuration") * 1000
+        busy: float = next(e["value"] for e in found["metrics"] if e["name"] == "TaskDuration")
+        return busy * 1000
 
     def heap(self) -> float:
         """MB that objects of the page take after a collection."""

@@ -77,6 +77,8 @@ def uses(path: Path) -> Iterator[tuple[int, str]]:
             for alias in node.names:
                 meant[alias.asname or alias.name] = f"{node.module}.{alias.name}"
     for node in ast.walk(tree):
+        if not isinstance(node, ast.Name | ast.Attribute):
+            continue
         name = dotted(node)
         first, dot, rest = name.partition(".")
         if first in meant:

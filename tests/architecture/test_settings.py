@@ -54,7 +54,7 @@ def test_every_key_that_is_looked_up_alone_is_known_and_the_others_are_not_read(
         if path in SET_FOR_JOBS:
             continue
         looked_up |= {
-            argument.value
+            str(argument.value)
             for node in ast.walk(tree_of(path))
             if isinstance(node, ast.Call)
             and ast.unparse(node.func) in ("looked_up", "needed", "switched_on")

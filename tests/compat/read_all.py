@@ -4,7 +4,7 @@ import json
 import sys
 
 try:
-    from metaflow import Flow, Run, Task, namespace  # type: ignore[attr-defined]
+    from metaflow import Flow, Run, Task, namespace
     from metaflow.cards import get_cards
 except ImportError:
     from aflow import Flow, Run, Task, get_cards, namespace

@@ -199,6 +199,10 @@ def _close_descriptors() -> None:
     os.close(2)
 
 
+def _remove_streams() -> None:
+    del sys.stdout, sys.stderr
+
+
 def _replace_streams() -> None:
     sys.stdout = sys.stderr = io.StringIO()
 
@@ -216,7 +220,7 @@ SPOILS: dict[str, Callable[[], Any]] = {
     "closed descriptors": _close_descriptors,
     "closed streams": lambda: (sys.stdout.close(), sys.stderr.close()),
     "other streams": _replace_streams,
-    "no streams": lambda: (delattr(sys, "stdout"), delattr(sys, "stderr")),
+    "no streams": _remove_streams,
 }
 
 
@@ -238,7 +242,7 @@ def look() -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[..., Any]] = {
-    each.__name__: each  # type: ignore[attr-defined]
+    each.__name__: each
     for each in (
         speak, fail, leave, leave_politely, kill_yourself, wait, ignore_the_polite, be_deaf,
         wait_async, ignore_the_polite_async, write, write_lines, fork, sing_in_chorus,

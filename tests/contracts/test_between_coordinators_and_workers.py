@@ -515,6 +515,8 @@ async def test_a_report_that_is_too_large_for_the_queue_is_cut_or_fails_its_atte
     sending = asyncio.ensure_future(sender.send())
     task = TaskMessage("file:///store", "ActionFlow", "1", "0" * 64, REPORTS, b"", 0)
     large = Manifest("act", error={"message": "z" * 50_000}).encode()
+    error: list[Any]
+    done: list[Any]
     error = [protocol.ENDED, 1, 0, None, None, "failed", "z" * 50_000, True, [], None, None, large]
     done = [protocol.ENDED, 2, 0, None, None, "succeeded", "", True, ["end"], None, None, large]
     printed = [protocol.LOGGED, 1, 0, 0, 1.0, b"o" * 50_000]

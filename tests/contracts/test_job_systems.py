@@ -20,7 +20,7 @@ from aflow.scheduler.states import AttemptState
 from aflow.task.spec import RunContext
 from tests.contracts.executing import context_in
 from tests.contracts.flow_of_actions import ActionFlow
-from tests.support.servers import select_nothing
+from tests.support.waiting import select_nothing
 
 pytestmark = pytest.mark.timeout(240)
 PATIENCE = 100.0  # seconds

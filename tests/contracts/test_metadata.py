@@ -170,7 +170,7 @@ def test_runs_are_found_newest_first(
     found = store.runs("Flow", **asked)
     assert list(expected) == [each.run for each in found]
     assert [{}] * len(found) == [each.graph for each in found]
-    assert found == [store.run("Flow", each)._replace(graph={}) for each in expected]  # type: ignore[union-attr]
+    assert found == [store.run("Flow", each)._replace(graph={}) for each in expected]
 
 
 # ------------------------------------------------------------------ commits
@@ -322,22 +322,24 @@ def test_a_task_shows_its_latest_attempt_or_the_one_asked_for(
     store: MetadataStore, run: RunRecord
 ) -> None:
     failed = AttemptRecord(1, 0, AttemptState.FAILED, 1.0, 2.0, "it broke")
-    task = tasks_of("start", [1])
-    store.commit(run.key, 0, Batch(b"", task, [succeeded(1, attempt=1), failed]))
+    tasks = tasks_of("start", [1])
+    (task,) = tasks
+    store.commit(run.key, 0, Batch(b"", tasks, [succeeded(1, attempt=1), failed]))
 
     assert [failed, succeeded(1, attempt=1)] == store.attempts(run.key, 1)
-    assert TaskView(run.key, *task, succeeded(1, attempt=1), 2) == store.task(run.key, 1)
-    assert TaskView(run.key, *task, failed, 2) == store.task(run.key, 1, attempt=0)
-    assert TaskView(run.key, *task, None, 2) == store.task(run.key, 1, attempt=2)
+    assert TaskView(run.key, task, succeeded(1, attempt=1), 2) == store.task(run.key, 1)
+    assert TaskView(run.key, task, failed, 2) == store.task(run.key, 1, attempt=0)
+    assert TaskView(run.key, task, None, 2) == store.task(run.key, 1, attempt=2)
     assert [store.task(run.key, 1)] == list(store.tasks(run.key, step="start"))
 
 
 def test_a_task_without_attempts_is_ready(store: MetadataStore, run: RunRecord) -> None:
-    task = tasks_of("start", [1])
-    store.commit(run.key, 0, Batch(b"", task))
+    tasks = tasks_of("start", [1])
+    (task,) = tasks
+    store.commit(run.key, 0, Batch(b"", tasks))
     view = store.task(run.key, 1)
 
-    assert TaskView(run.key, *task, None, 0) == view
+    assert TaskView(run.key, task, None, 0) == view
     assert view is not None
     assert TaskState.READY is view.state
 

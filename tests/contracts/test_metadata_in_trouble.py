@@ -261,7 +261,7 @@ def test_a_database_that_stays_locked_is_named(path: Path, monkeypatch: pytest.M
         path, lambda store: store.hold(run.key, "me/1", 60.0, 1.0), "locked for too long"
     )
     reader = SqliteMetadata(path)
-    assert 10 == reader.run("Flow", "1").version  # type: ignore[union-attr]
+    assert 10 == reader.run("Flow", "1").version
     reader.close()
     other.close()
 
@@ -302,7 +302,7 @@ def test_a_full_disk_is_named_and_what_was_committed_is_there(small_disk: Path) 
     version = len(list(store.journal(run.key)))
     assert f"The metadata in {path} cannot be used: the disk" in str(caught.value)
     assert "resume the run" in str(caught.value)
-    assert version == store.run("Flow", "1").version  # type: ignore[union-attr]
+    assert version == store.run("Flow", "1").version
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     assert version + 1 == store.commit(run.key, version, a_batch(version))
     store.close()

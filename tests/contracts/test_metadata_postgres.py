@@ -149,7 +149,7 @@ def test_a_commit_whose_answer_was_lost_is_written_once(
     def answer_lost(db: Any) -> None:
         raise psycopg.OperationalError("the connection was lost")
 
-    calls = []
+    calls: list[int] = []
     from contextlib import contextmanager
 
     @contextmanager
@@ -309,4 +309,4 @@ def test_a_stream_that_is_left_alone_disturbs_nobody(
     left = store.tasks(run.key)
     next(left)
     del left
-    assert 2 == store.run("Flow", "1").version  # type: ignore[union-attr]
+    assert 2 == store.run("Flow", "1").version

@@ -23,6 +23,7 @@ class Newcomer:
 
     def block(self, holds: str) -> str:
         """The Python in the document that holds this."""
+        found: str
         (found,) = [each for each in PYTHON_IN_TEXT.findall(self.document) if holds in each]
         return found
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(600)  # it builds, and installs from an index
 def test_a_release_is_built_checked_and_left_with_its_changes_and_checksums(
     repository: Path, tmp_path: Path
 ) -> None:
-    words = ["--unfinished", "--without-demo", "--out", tmp_path / "out"]
+    words = ["--unfinished", "--without-demo", "--out", str(tmp_path / "out")]
     ran = subprocess.run(
         [repository / "scripts" / "release", *words], capture_output=True, text=True
     )
@@ -30,11 +30,8 @@ def test_a_release_is_built_checked_and_left_with_its_changes_and_checksums(
     assert {wheel, source, f"CHANGES-{__version__}.md", f"SHA256SUMS-{__version__}"} == {*left}
     assert "2 passed" in ran.stdout, "the project of `aflow init`, from the installed wheel"
     assert left[f"CHANGES-{__version__}.md"].read_text().startswith(f"## {__version__}")
-    sums = dict(
-        reversed(line.split("  "))
-        for line in left[f"SHA256SUMS-{__version__}"].read_text().split("\n")
-        if line
-    )
+    lines = left[f"SHA256SUMS-{__version__}"].read_text().splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
     for file in (wheel, source):
         assert sums[file] == hashlib.sha256(left[file].read_bytes()).hexdigest()
     with zipfile.ZipFile(left[wheel]) as archive, tarfile.open(left[source]) as sources:

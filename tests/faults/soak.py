@@ -121,7 +121,8 @@ def fleet_of(kind: str, folder: Path) -> Iterator[tuple[Fleet, tuple[Fault, ...]
     """A fleet that rests on this, and the faults that strike it."""
     metadata, queue = f"sqlite:///{folder}/metadata.db", f"sqlite:///{folder}/queue.db"
     with contextlib.ExitStack() as made:
-        faults, env = FAULTS, {"AFLOW_DATASTORE_SYSROOT_LOCAL": str(folder / "store")}
+        faults: tuple[Fault, ...] = FAULTS
+        env: Mapping[str, str] = {"AFLOW_DATASTORE_SYSROOT_LOCAL": str(folder / "store")}
         if kind == "redis":
             (folder / "redis").mkdir()
             redis = redis_server(folder / "redis")

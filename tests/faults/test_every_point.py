@@ -122,7 +122,7 @@ def swept(sweep: Sweep, how: How, dies: bool, every: int = 1) -> list[Points]:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     assert sweep.undisturbed()
-    reached = []
+    reached: list[Points] = []
     point = random.Random(seed).randrange(every)
     while True:
         points = sweep.one(point, how, dies)
@@ -159,7 +159,7 @@ def test_the_next_coordinator_may_die_at_any_point_as_well(sweep: Sweep) -> None
     lots = random.Random(seed)
     count = len(sweep.undisturbed())
     for _ in range(20):
-        how = lots.choice(["before", "half", "after"])
+        how: How = lots.choice(["before", "half", "after"])
         sweep.two(lots.randrange(count), lots.randrange(count // 2), how)
 
     assert sweep.like is not None

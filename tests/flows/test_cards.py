@@ -277,14 +277,14 @@ async def test_the_server_shows_cards(ran: Workspace) -> None:
         if os.geteuid() == 0:  # other users of the machine read nothing, however they connect
             port = browser.port
             for host in ("127.0.0.1", "::ffff:127.0.0.1"):
-                for uid, status in ((0, b"200"), (65534, b"403")):
+                for uid, expected in ((0, b"200"), (65534, b"403")):
                     asked = await asyncio.create_subprocess_exec(
                         sys.executable, "-c", AS_USER, str(uid), host, str(port),
                         stdout=subprocess.PIPE,
                     )  # fmt: skip
-                    assert status in (await asked.communicate())[0], (host, uid)
-        shown = card._repr_html_()
-        assert 'sandbox="allow-scripts allow-popups"' in shown
+                    assert expected in (await asked.communicate())[0], (host, uid)
+        html = card._repr_html_()
+        assert 'sandbox="allow-scripts allow-popups"' in html
 
 
 THEIRS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.flows.conftest import Ran, Workspace
 
 FLOW = """
 from aflow import Config, IncludeFile, config_expr, project
-from typing import Literal
+from typing import Any, Literal
 
 def lines(text):
     return dict(line.split("=") for line in text.split())
@@ -226,7 +227,7 @@ class Embedded(FlowSpec):
 
 
 async def test_embedded_flows_have_configs_in_a_fresh_interpreter(workspace: Workspace) -> None:
-    place = {
+    place: Any = {
         "storage": (workspace.path / ".aflow").as_uri(),
         "metadata": f"sqlite:///{workspace.path}/metadata.db",
     }

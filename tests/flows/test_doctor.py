@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aflow.metadata.factory import open_metadata
+from aflow.metadata.sqlite import SqliteMetadata
 from tests.flows.conftest import Ran, Workspace
 from tests.support.aws.account import Account
 from tests.support.servers import Server, free_port
@@ -209,7 +209,7 @@ def test_settings_that_cannot_be_used_are_failures(
 def test_metadata_that_are_there_are_read_and_damage_is_a_failure(workspace: Workspace) -> None:
     file = workspace.path / ".aflow" / "metadata.db"
     file.parent.mkdir()
-    metadata = open_metadata(f"sqlite:///{file}")
+    metadata = SqliteMetadata(file)
     metadata.put_document("kind", "name", b"")
     metadata.close()
 

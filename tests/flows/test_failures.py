@@ -97,7 +97,9 @@ def test_a_progress_bar_is_shown_now_and_then_and_kept_as_its_last_state(
     assert 2 <= len(shown) < 24, "some states on the way, and the last one"
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
-    assert "23/23 rows\n" == client.Flow("Flow_").latest_run["start"].task.stderr
+    run = client.Flow("Flow_").latest_run
+    assert run is not None
+    assert "23/23 rows\n" == run["start"].task.stderr
 
 
 def test_an_error_whose_text_is_no_text_is_shown_with_escapes(workspace: Workspace) -> None:

@@ -54,7 +54,9 @@ def data(workspace: Workspace) -> client.TaskData:
     client.namespace(None)
     latest = client.Flow("Flow_").latest_run
     assert latest is not None
-    return latest.data
+    data = latest.data
+    assert data is not None
+    return data
 
 
 @pytest.mark.parametrize("isolation", ["task", "worker"])

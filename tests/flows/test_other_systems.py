@@ -89,6 +89,7 @@ def test_a_run_needs_nothing_that_linux_alone_has(workspace: Workspace, isolatio
     assert "that it asked for, and had " in ran.out + ran.err, "memory is measured by ps"
     join = next(each.attempt for each in workspace.latest()[1] if each.task.step == "join")
     if isolation == "task":
+        assert join.max_rss is not None
         assert 150 < join.max_rss >> 20 < 1500
     workspace.check()
 

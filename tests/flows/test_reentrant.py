@@ -60,7 +60,7 @@ def shared(workspace: Workspace) -> client.Run:
     """The run that all mean; there is no other beside its origin."""
     client.metadata(f"local@{workspace.path}")
     client.namespace(None)
-    runs = [*client.Flow("Flow_")]
+    runs: list[client.Run] = [*client.Flow("Flow_")]
     assert ["shared"] == [run.id for run in runs][:-1]
     return runs[0]
 

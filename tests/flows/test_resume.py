@@ -141,9 +141,7 @@ def test_what_is_finished_can_be_taken_over_without_running_the_rest(failed: Wor
     assert (False, "taken") == (taken.successful, taken.id)
     assert (RunState.CANCELLED, 3) == (failed.latest()[0], len(failed.latest()[1]))
     assert ["start", "work", "work"] == sorted(
-        task.origin_pathspec.split("/")[2]  # type: ignore[union-attr]
-        for step in taken
-        for task in step
+        task.origin_pathspec.split("/")[2] for step in taken for task in step
     )
     went_on = resume(failed)
     assert 0 == went_on.code, went_on.err

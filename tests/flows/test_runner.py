@@ -47,9 +47,8 @@ def file(workspace: Workspace) -> Path:
 
 def runner(file: Path, **options: Any) -> Runner:
     """A runner that is quick and quiet."""
-    return Runner(
-        str(file), **{"show_output": False, "pylint": False, "cwd": file.parent} | options
-    )
+    quick: dict[str, Any] = {"show_output": False, "pylint": False, "cwd": file.parent}
+    return Runner(str(file), **quick | options)
 
 
 def test_a_run_to_its_end_can_be_read_with_the_client(file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import itertools
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -199,7 +198,7 @@ def run(workspace: Workspace, sources: str, role: str | None = None, **env: str)
 
 
 @pytest.fixture
-def kept(account: Account, name: str) -> Iterator[str]:
+def kept(account: Account, name: str) -> str:
     """A secret with user and password; its ARN."""
     return account.secret(name, f'{{"DB_USER": "ann", "DB_PASSWORD": "{PASSWORD}"}}')
 

@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyte
 import pytest
@@ -216,7 +217,7 @@ def test_ctrl_c_takes_the_bars_away_and_says_how_to_go_on(workspace: Workspace) 
     "off", [{"TERM": "dumb"}, {"AFLOW_PROGRESS": "0"}], ids=lambda off: next(iter(off))
 )
 def test_bars_are_left_out_where_they_cannot_be_or_are_not_wanted(
-    workspace: Workspace, off: dict[str, str]
+    workspace: Workspace, off: dict[str, Any]
 ) -> None:
     (workspace.path / "go").touch()
     with on_terminal(workspace, "run", **off) as terminal:

@@ -296,7 +296,7 @@ def test_without_a_namespace_a_step_that_asks_for_kubernetes_runs_here(
 ) -> None:
     flow = bench.folder / "here.py"
     flow.write_text(JOBS.read_text().replace('namespace="default",', ""))
-    gone = {"KEY": "of here", "AFLOW_JOB_ID": "", "AFLOW_JOB_TRIES": ""}
+    gone: Any = {"KEY": "of here", "AFLOW_JOB_ID": "", "AFLOW_JOB_TRIES": ""}
     said = bench.run("run", file=flow, **gone)
 
     assert "@kubernetes: work would run on Kubernetes; this run is local: here." in said

@@ -125,7 +125,9 @@ def evaluated(text: str, value: Value, context: Mapping[str, Any]) -> Any:
         for part in parts:
             pattern = pattern.replace("{}", str(part), 1)
         return pattern
-    return {"JsonToString": json.dumps, "StringToJson": json.loads}[function](arguments[0])
+    functions: dict[str, Callable[[Any], Any]]
+    functions = {"JsonToString": json.dumps, "StringToJson": json.loads}
+    return functions[function](arguments[0])
 
 
 def at(value: Value, path: str, context: Mapping[str, Any]) -> Any:

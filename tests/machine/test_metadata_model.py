@@ -128,6 +128,7 @@ class ModelRun:
                 task.index: (task.index, task.task, task.step, manifests[task.task])
                 for _, task in sorted(self.tasks.items())
                 if task.split == split and task.step in steps and task.task in manifests
+                if task.index is not None
             }.values()
         )
 

@@ -205,8 +205,8 @@ def test_a_task_of_a_server_sees_what_the_program_sees_that_the_server_runs(mirr
     try:
         assert server.stdout is not None
         url = server.stdout.readline().split()[-1]
-        command = [sys.executable, "-m", "aflow", "submit", "mirror.py", "--wait"]
-        notes = mirrored(mirror, [*command, "--server", url], **variables)
+        submit = [sys.executable, "-m", "aflow", "submit", "mirror.py", "--wait"]
+        notes = mirrored(mirror, [*submit, "--server", url], **variables)
     finally:
         server.terminate()
         server.communicate(timeout=60)

@@ -119,7 +119,8 @@ class Daemon(Workspace):
 
     def until_stopping(self) -> tuple[int, list[str]]:
         """Ask for a run until the answer is that the daemon is being stopped."""
-        status, reported = 0, {}
+        status = 0
+        reported: dict[str, Any] = {}
         while status in (0, 400):  # no such package, as long as it takes orders
             status, reported = self.order(package="0" * 64, script="flow.py")
         return status, list(reported)

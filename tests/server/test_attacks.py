@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -230,7 +230,7 @@ def test_no_page_of_another_site_is_answered_by_any_route(client: Client) -> Non
             assert 403 == status, (what, route)
             assert not [name for name in said if name.lower().startswith("access-control-")]
     assert before == text_of_runs(client)
-    own = {"Origin": f"{client.scheme}://{client.address}", "Sec-Fetch-Site": "same-origin"}
+    own: Any = {"Origin": f"{client.scheme}://{client.address}", "Sec-Fetch-Site": "same-origin"}
     assert 200 == client.ask("GET", "/v1/runs", **own)[0]
 
 
@@ -247,7 +247,7 @@ def test_where_the_last_token_was_revoked_nobody_comes_in(
     assert 0 == daemon.finish(daemon.start_aflow("token", "revoke", "ci")).code
 
     assert [401, 401] == [
-        daemon.ask("GET", "/v1/runs", **headers)[0]
+        daemon.ask("GET", "/v1/runs", None, **headers)[0]
         for headers in ({"Host": "localhost"}, {"Authorization": bearer})
     ]
     assert 0 == daemon.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def guarded(folder: Daemon) -> Iterator[Daemon]:
 def test_clients_of_metaflow_and_of_aflow_use_its_metadata(guarded: Daemon) -> None:
     status, reported = guarded.ask("POST", "/flows/F", WHO)
     assert (401, ["error", "message"]) == (status, list(reported))
-    key = {"x-api-key": "token"}
+    key: Any = {"x-api-key": "token"}
 
     assert 200 == guarded.ask("POST", "/flows/F", WHO, **key)[0]
     number = guarded.ask("POST", "/flows/F/run", WHO, **key)[1]["run_number"]

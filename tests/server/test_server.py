@@ -9,6 +9,7 @@ import sqlite3
 import ssl
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -355,12 +356,13 @@ def test_a_full_disk_ends_neither_the_server_nor_what_can_be_read(
     large = elsewhere / "large.py"
     large.write_text(f"x = {os.urandom(200_000).hex()!r}\n")
     os.mkfifo(elsewhere / "gate")
-    schedule = {"cron": "0 0 1 1 ? *", "run": {"script": "flow.py", "flow": "Flow_"}}
+    run: dict[str, Any] = {"script": "flow.py", "flow": "Flow_"}
+    schedule = {"cron": "0 0 1 1 ? *", "run": run}
     with small_disk(folder.path, "24m"):
         folder.write(FLOW)
         folder.write(GATED, "gated.py")
         folder.begin()
-        code = schedule["run"]["package"] = folder.package()
+        code = run["package"] = folder.package()
         going = folder.submit("gated.py", "--gate", str(elsewhere / "gate")).out.strip()
         filler = fill(folder.path)
 

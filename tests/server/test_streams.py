@@ -125,7 +125,8 @@ def test_events_of_a_run_are_sent_and_resume_where_a_client_was(gated: Gated) ->
         path = f"/v1/runs/{run}/events"
         assert reported[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
     for odd in ("x", "-1", "1.", "1.1.1", "9" * 10, "\u0661".encode().decode("latin-1")):
-        assert 400 == gated.ask("GET", f"/v1/runs/{run}/events", **{"Last-Event-ID": odd})[0]
+        sent: Any = {"Last-Event-ID": odd}
+        assert 400 == gated.ask("GET", f"/v1/runs/{run}/events", **sent)[0]
 
 
 def test_lines_of_a_run_are_sent_again_after_any_of_them(gated: Gated) -> None:
@@ -138,7 +139,8 @@ def test_lines_of_a_run_are_sent_again_after_any_of_them(gated: Gated) -> None:
         for number, (_, last, _) in enumerate(reported[:-1]):
             assert reported[number + 1 :] == events_of(gated, path, **{"Last-Event-ID": last})
     for odd in ("x", "-1", "1_", "1_1.1.1.1.1", "1;2", "9" * 10):
-        assert 400 == gated.ask("GET", f"/v1/runs/{run}/logs", **{"Last-Event-ID": odd})[0]
+        sent: Any = {"Last-Event-ID": odd}
+        assert 400 == gated.ask("GET", f"/v1/runs/{run}/logs", **sent)[0]
 
 
 def test_a_silent_run_is_waited_for_while_its_server_is_started_again(folder: Daemon) -> None:

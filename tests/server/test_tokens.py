@@ -148,7 +148,7 @@ def test_a_command_follows_no_redirect_with_its_token(folder: Daemon) -> None:
         def do_GET(self) -> None:
             asked.append((self.path, self.headers["Authorization"]))
             self.send_response(307)
-            self.send_header("Location", f"http://localhost:{self.server.server_port}/stolen")
+            self.send_header("Location", f"http://localhost:{server.server_port}/stolen")
             self.end_headers()
 
         def log_message(self, *_: object) -> None:

@@ -21,10 +21,10 @@ from aflow.queue.factory import open_queue
 from aflow.scheduler.states import RunState
 from tests.contracts.metadata_stores import a_run
 from tests.server.conftest import Daemon
-from tests.support.servers import select_nothing
+from tests.support.waiting import select_nothing
 from tests.unit.server.test_columns import decoded
 
-JSON = {"Content_Type": "application/json"}
+JSON: Any = {"Content_Type": "application/json"}
 
 pytestmark = pytest.mark.xdist_group("views")
 
@@ -307,7 +307,8 @@ def test_answers_are_kept_by_nobody_and_tell_nothing_of_the_server(served: Serve
         ("/no/such/page", ""),
         ("/healthz", ""),
     ):
-        _, headers, _ = served.fetch(path, **({} if cookie is None else {"Cookie": cookie}))
+        sent: Any = {} if cookie is None else {"Cookie": cookie}
+        _, headers, _ = served.fetch(path, **sent)
         assert "aflow" == headers["Server"]
         assert "nosniff" == headers["X-Content-Type-Options"]
         assert "same-origin" == headers["Cross-Origin-Resource-Policy"]
@@ -363,7 +364,7 @@ def test_a_browser_logs_in_by_a_token_or_by_a_link_that_works_once(served: Serve
 def test_a_cookie_alone_changes_nothing_since_any_site_can_have_it_sent(served: Served) -> None:
     cookie = f"aflow_token={served.token}"
     path = f"/v1/runs/Flow_/{served.runs[0]}/tags"
-    asked = {"method": "PATCH", "body": b'{"add": ["by-cookie"]}', "Cookie": cookie}
+    asked: Any = {"method": "PATCH", "body": b'{"add": ["by-cookie"]}', "Cookie": cookie}
     assert 401 == served.fetch(path, **asked, **JSON)[0]
     assert 200 == served.fetch(path, **asked, **JSON, X_Aflow_Request="1")[0]
 

@@ -154,7 +154,7 @@ def test_patience_ends_in_one_sentence() -> None:
 class Deaf(ServiceMetadata):
     """Does not hear the first answer to each write, and asks again."""
 
-    def _answer(self, name, *values, **named):  # type: ignore[no-untyped-def]
+    def _answer(self, name, *values, **named):
         answer = super()._answer(name, *values, **named)
         if name in ("create_run", "commit"):
             assert list(answer.frames)

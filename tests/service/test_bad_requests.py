@@ -96,7 +96,7 @@ async def test_a_key_is_wanted_where_there_are_keys(
 async def test_tokens_that_were_made_open_the_service_too(
     serve: Callable[..., Any], url: str
 ) -> None:
-    store = open_metadata(url, "process")
+    store: Any = open_metadata(url, "process")
     service = await serve(open_database(url, "process"), store=store)
 
     async def status(method: str, path: str, token: str) -> int:

@@ -14,7 +14,7 @@ async def pages(service: Service, path: str, **query: str) -> list[list[Any]]:
     """All pages of a list."""
     found, cursor = [], None
     while True:
-        more = {} if cursor is None else {"_cursor": cursor}
+        more: dict[str, Any] = {} if cursor is None else {"_cursor": cursor}
         response = await service.http.get(path, params={**query, **more})
         assert 200 == response.status, await response.text()
         assert query.get("_limit", "50") == response.headers["X-Limit"]

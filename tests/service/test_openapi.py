@@ -46,8 +46,8 @@ def service(postgres_server: Server) -> Iterator[InThread]:
         ("F/runs/r/steps/start/step", {}),
         ("F/runs/r/steps/start/task", {"task_id": "t"}),
     ]:
-        body = json.dumps(body).encode()
-        urllib.request.urlopen(f"{made.url}/flows/{path}", body, timeout=100).close()
+        sent = json.dumps(body).encode()
+        urllib.request.urlopen(f"{made.url}/flows/{path}", sent, timeout=100).close()
     yield made
     made.stop()
 

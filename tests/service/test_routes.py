@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from tests.service.conftest import WHO, Service
 
@@ -110,6 +111,7 @@ async def test_tags_are_changed_in_one_step(service: Service) -> None:
     assert {"tags": ["a", "b"]} == await service.patch(mutate, body)
     assert ["a", "b"] == (await service.get(run))["tags"]
     await service.patch(mutate, {"tags_to_add": [], "tags_to_remove": ["user:ada"]}, 422)
+    wrong: Any
     for wrong in ({}, [], {"tags_to_add": "a"}, {"tags_to_add": [1]}):
         await service.patch(mutate, wrong, 400)
     await service.patch("/flows/F/runs/999/tag/mutate", {"tags_to_add": ["a"]}, 404)

@@ -19,7 +19,7 @@ import pytest
 
 from aflow import client
 from tests.support.leases import expire_leases
-from tests.support.servers import select_nothing
+from tests.support.waiting import select_nothing
 
 if TYPE_CHECKING:
     from tests.support.slurm import Slurm
@@ -299,7 +299,7 @@ def test_the_jobs_of_a_run_that_nobody_drives_end_when_it_is_cancelled(bench: Be
 def test_workers_in_jobs_take_the_tasks_of_any_run_and_give_them_back_at_their_end(
     bench: Bench,
 ) -> None:
-    key = {"AFLOW_SIGNING_KEY": "k" * 32}
+    key: Any = {"AFLOW_SIGNING_KEY": "k" * 32}
     queue = f"sqlite:///{bench.folder}/queue.db"
 
     def start(*words: str) -> str:

@@ -27,7 +27,7 @@ LEFT_OUT = (
 )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # types of yaml are not read
     """Reads tags of CloudFormation as the functions that they stand for."""
 
 

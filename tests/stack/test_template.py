@@ -218,6 +218,12 @@ def test_no_role_may_do_everything_of_a_service(whole: dict[str, Any]) -> None:
     ]
 
 
+def texts(*nodes: ast.AST) -> list[str]:
+    """Those of them that are the constant texts of a program."""
+    constants = [each.value for each in nodes if isinstance(each, ast.Constant)]
+    return [each for each in constants if isinstance(each, str)]
+
+
 def called(repository: Path, *modules: str) -> set[str]:
     """What these modules ask AWS for, as IAM calls it."""
     calls = [
@@ -228,10 +234,10 @@ def called(repository: Path, *modules: str) -> set[str]:
         and ast.unparse(node.func).endswith(("._call", "aws.call", "account.answer"))
     ]
     return {
-        f"{service.value.replace('stepfunctions', 'states')}:{name.value.title().replace('_', '')}"
-        for service, named, *_ in calls
-        for name in ast.walk(named)
-        if isinstance(name, ast.Constant) and isinstance(service, ast.Constant)
+        f"{service.replace('stepfunctions', 'states')}:{name.title().replace('_', '')}"
+        for constant, named, *_ in calls
+        for service in texts(constant)
+        for name in texts(*ast.walk(named))
     }
 
 

@@ -86,7 +86,7 @@ def test_what_happens_to_jobs_is_survived_or_reported(aws, tmp_path, monkeypatch
     post = Post(aws)
     with FaultyProxy(aws.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        busy = {"method": "POST", "code": "TooManyRequestsException", "times": 2}
+        busy: Any = {"method": "POST", "code": "TooManyRequestsException", "times": 2}
         proxy.faults += [Fault("answer", status=429, **busy), Fault("answer", status=503, **busy)]
         words = ["--notify-on-error", post.topic, "--notify-on-success", post.bus]
         step_functions("trouble.py", "create", "--aws-batch-tag", "throttled=2", *words)

@@ -30,6 +30,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 Object = dict[str, Any]
 
@@ -257,7 +258,7 @@ class Cluster:
         self.slots = 16
 
     @web.middleware
-    async def _answering(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _answering(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self.calls.append((request.method, request.path))
         try:
             if self._faults:
@@ -741,9 +742,9 @@ async def _discovery(request: web.Request) -> web.Response:
          "verbs": ["create", "delete", "get", "list", "patch"]}
         for each in GROUPS[group]
     ]  # fmt: skip
-    version = f"{group}/v1".lstrip("/")
+    listed = f"{group}/v1".lstrip("/")
     return web.json_response(
-        {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+        {"kind": "APIResourceList", "groupVersion": listed, "resources": resources}
     )
 
 

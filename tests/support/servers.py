@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from aflow.testing.chaos import free_port
+from aflow.testing.chaos import free_port as free_port  # for tests of servers
 from tests.support.waiting import PATIENCE, select_nothing
 
 # Read before tests take the developer's settings away.

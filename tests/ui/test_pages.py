@@ -96,7 +96,7 @@ PAGES = [
 class Site(Daemon):
     """A daemon with a run that succeeded and one that failed."""
 
-    run: str
+    run: str  # type: ignore[assignment]  # the run that succeeded: it is not started by hand
     failed: str
 
     def newest(self) -> str:
@@ -204,7 +204,7 @@ class Browser:
         """What the console has said since the last time, but for requests that were refused."""
         return [
             entry["message"]
-            for entry in self.driver.get_log("browser")  # type: ignore[attr-defined]
+            for entry in self.driver.get_log("browser")
             if entry["level"] == "SEVERE" and "Failed to load resource" not in entry["message"]
         ]
 

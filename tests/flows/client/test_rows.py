@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,7 @@ def test_tags_are_changed_one_by_one_and_many_at_once(run: client.Run) -> None:
     run.replace_tags(["w"], ["one"])
     assert {"one"} == tags()
     run.add_tags(["user:tester"])  # it has that as a tag of the system
+    wrong: Any
     for wrong in ("", "x" * 501, [], 4):
         with pytest.raises(AflowError):
             run.add_tag(wrong)

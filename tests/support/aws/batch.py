@@ -26,6 +26,7 @@ import threading
 import time
 import uuid
 from datetime import datetime
+from typing import Any
 
 from moto import settings
 from moto.batch import models, responses
@@ -50,7 +51,7 @@ def _pairs(items) -> dict[str, str]:
     return {each["name"]: each.get("value", "") for each in items or []}
 
 
-class Throttled(AWSError):
+class Throttled(AWSError):  # type: ignore[misc]  # types of moto are not read
     TYPE = "TooManyRequestsException"
     STATUS = 429
 
@@ -58,12 +59,16 @@ class Throttled(AWSError):
         super().__init__("Too many requests.")
 
 
-class ProcessJob(models.Job):
+class ProcessJob(models.Job):  # type: ignore[misc]
     __module__ = "moto.batch.process"  # moto files models under the second part
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.extra, self.changed, self.killed = _extra.get() or {}, threading.Event(), None
+        self.extra, self.changed = _extra.get() or {}, threading.Event()
+        self.killed: Any = None  # or why: set by another thread, too
+        self.stop: Any  # the same
+        self.job_started_at: datetime | None
+        self.latest_attempt: dict[str, Any] = {}
         self.process: subprocess.Popen | None = None
         self.others: list[subprocess.Popen] = []  # nodes but the main one, which is 0
         self.container = ""  # its name, where it has one
@@ -115,7 +120,7 @@ class ProcessJob(models.Job):
         self.log_stream_name = f"{self.job_definition.name}/default/{uuid.uuid4().hex}"
         self._log_backend.ensure_log_group(LOG_GROUP)
         self._log_backend.ensure_log_stream(LOG_GROUP, self.log_stream_name)
-        container = {"logStreamName": self.log_stream_name, "networkInterfaces": []}
+        container: dict[str, Any] = {"logStreamName": self.log_stream_name, "networkInterfaces": []}
         self.latest_attempt = {"container": container, "startedAt": _now()}
         self.job_started_at = self.job_started_at or datetime.now()
         count = (self.extra.get("nodeOverrides") or {}).get("numNodes") or 1
@@ -249,7 +254,7 @@ class ProcessJob(models.Job):
                 **reported["nodeProperties"],
                 "numNodes": 1 + len(self.others),
             }
-        if "container" in reported and getattr(self, "latest_attempt", None):
+        if "container" in reported and self.latest_attempt:
             reported["container"] |= self.latest_attempt["container"]
         return reported
 
@@ -270,7 +275,7 @@ def _action(rules, code: int, reported: str) -> str:
     for rule in rules:
         tests = ((rule.get("onExitCode"), str(code)), (rule.get("onStatusReason"), reported))
         if all(not pattern or fnmatch.fnmatchcase(value, pattern) for pattern, value in tests):
-            return rule["action"].upper()
+            return str(rule["action"]).upper()
     return "RETRY"
 
 

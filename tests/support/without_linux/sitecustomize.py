@@ -51,7 +51,7 @@ for module, names in _NAMES.items():
             delattr(module, each)
 for each in ("listdir", "lstat", "open", "readlink", "scandir", "stat"):
     setattr(os, each, _without_proc(getattr(os, each)))
-builtins.open = io.open = _without_proc(open)  # type: ignore[assignment]
+builtins.open = io.open = _without_proc(open)
 ctypes.CDLL = _Library  # type: ignore[misc]
 
 try:

@@ -118,7 +118,8 @@ def test_a_chart_fetches_nothing(url: str) -> None:
     assert "not allowed" in rendered(VegaChart(spec))
 
 
-BAD = "\"'><script>alert(1)</script>"
+BAD: Any = "\"'><script>alert(1)</script>"
+NUMBERS: Any = (3, float("inf"), 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ BAD = "\"'><script>alert(1)</script>"
         lambda: Image("data:image/png;base64," + BAD, BAD),
         lambda: Error(ValueError(BAD), BAD),
         lambda: ProgressBar(BAD, BAD, BAD, BAD, BAD),
-        lambda: ProgressBar(float("nan"), 3, float("inf"), 4, 5),
+        lambda: ProgressBar(float("nan"), *NUMBERS),
         lambda: ValueBox(BAD, BAD, BAD, BAD, BAD),
         lambda: PythonCode(code_string=BAD),
         lambda: JSONViewer({BAD: [BAD]}, True, BAD, True, BAD),
@@ -153,6 +154,8 @@ def test_no_data_becomes_html(make: Callable[[], Component]) -> None:
 
 class Tags(HTMLParser):
     """The attributes of all tags of a page."""
+
+    names: set[str]
 
     @classmethod
     def of(cls, html: str) -> set[str]:

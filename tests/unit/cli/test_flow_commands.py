@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
@@ -207,7 +207,9 @@ def called(words: list[str], env: dict[str, str] | None = None) -> Seen:
     general = top_options(after_command=True, without=["--with"])
     group.add_command(
         SectionedCommand(
-            "go", params=[*params, *general], callback=bound(seen, None, "flow.py", _undefined)
+            "go",
+            params=[*params, *general],
+            callback=bound(seen, None, "flow.py", cast(Defined, _undefined)),
         )
     )
     result = CliRunner().invoke(group, words, env=env, catch_exceptions=False)

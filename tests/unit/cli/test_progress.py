@@ -54,15 +54,15 @@ BEGUN = RunStarting(0.0, "WideFlow", "1")
 SLOT = "a slot (--max-workers 2)"
 
 
-def begun(step: str, task: int, at: float = 0.0, attempt: int = 0) -> TaskStarting:
+def begun(step: str, task: int, at: float = 0.0, attempt: int = 0) -> RunEvent:
     return TaskStarting(at, "1", step, task, attempt, 42)
 
 
-def done(step: str, task: int, splits: int | None = None, at: float = 0.0) -> TaskEnded:
+def done(step: str, task: int, splits: int | None = None, at: float = 0.0) -> RunEvent:
     return TaskEnded(at, "1", step, task, 0, 42, "succeeded", splits=splits)
 
 
-def failed(step: str, task: int, at: float = 0.0, retry_at: float | None = None) -> TaskEnded:
+def failed(step: str, task: int, at: float = 0.0, retry_at: float | None = None) -> RunEvent:
     return TaskEnded(at, "1", step, task, 0, 42, "failed", "no", retry_at)
 
 

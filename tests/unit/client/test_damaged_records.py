@@ -84,4 +84,4 @@ def test_damaged_tasks_are_shown(file: Path, damage: str) -> None:
         for at in (*times, record.created_at):
             assert at is not None
             assert 0 <= at <= LATEST
-            assert local_time(at)
+            local_time(at)

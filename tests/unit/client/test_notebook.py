@@ -57,7 +57,7 @@ def a_failed_run(records: Records) -> None:
         b"%016d" % (BEGIN * 1e6 + number) + b"o " + f"{EVIL} {number}".encode() + b"\n"
         for number in range(50)
     )
-    later = {"state": AttemptState.FAILED, "reason": EVIL, "log": log, "manifest": None}
+    later: Any = {"state": AttemptState.FAILED, "reason": EVIL, "log": log, "manifest": None}
     recorded.task(2, "middle", finished_at=BEGIN + 9, **later)
     recorded.task(3, "middle", finished_at=BEGIN + 4, **later)
     recorded.task(4, "middle", state=AttemptState.FAILED, reason="of no interest", manifest=None)

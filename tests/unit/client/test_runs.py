@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_more_runs_than_one_query_gives_are_listed(records: Records) -> None:
     ],
 )
 def test_what_runs_cannot_be_narrowed_by_is_refused(
-    records: Records, how: dict[str, object], sentence: str
+    records: Records, how: dict[str, Any], sentence: str
 ) -> None:
     records.run()
 
@@ -250,7 +251,7 @@ def test_times_have_a_zone(records: Records) -> None:
 
 def test_a_step_is_not_finished_while_one_of_its_tasks_is_not(records: Records) -> None:
     recorded = records.run().task(1, "start")
-    running = {"state": AttemptState.RUNNING, "finished_at": None, "manifest": None}
+    running: Any = {"state": AttemptState.RUNNING, "finished_at": None, "manifest": None}
     recorded.task(2, "start", **running).commit()
 
     assert Step("Flow/1/start").finished_at is None
@@ -348,7 +349,7 @@ def test_one_text_is_one_tag_and_a_list_is_many(records: Records) -> None:
 
 
 @pytest.mark.parametrize("tags", [5, None, b"good", [5], [["a"]]])
-def test_what_is_no_tag_is_refused(records: Records, tags: object) -> None:
+def test_what_is_no_tag_is_refused(records: Records, tags: Any) -> None:
     records.run(tags=["old"])
 
     with pytest.raises(InvalidInput):

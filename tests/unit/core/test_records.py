@@ -17,7 +17,7 @@ from aflow._core import records
 def tuples(base: Any) -> Any:
     """The same tuple with names, by one or the other."""
 
-    class Point(base):
+    class Point(base):  # type: ignore[misc]  # it is an argument
         """A place."""
 
         x: int
@@ -29,7 +29,7 @@ def tuples(base: Any) -> Any:
             """Both together."""
             return self.x + self.y
 
-        def moved(self) -> Point:
+        def moved(self) -> Any:
             return self._replace(x=self.x + 1)
 
     return Point
@@ -48,8 +48,9 @@ def test_a_tuple_with_names_is_that_of_typing() -> None:
     assert [*theirs.__annotations__] == [*ours.__annotations__]
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
         ours()
+    metaclass: Any = type(records.NamedTuple)
     with pytest.raises(TypeError, match="without a default"):
-        type(records.NamedTuple)(
+        metaclass(
             "Wrong",
             (records.NamedTuple,),
             {"__module__": __name__, "__annotations__": {"a": "int", "b": "int"}, "a": 1},
@@ -150,7 +151,7 @@ def test_fields_may_be_given_by_name_alone(dataclass: Any) -> None:
     frozen, _, _ = classes(dataclass)
 
     @dataclass(frozen=True, kw_only=True, slots=True)
-    class Named(frozen):
+    class Named(frozen):  # type: ignore[misc, valid-type]  # the same
         """Named."""
 
         c: int

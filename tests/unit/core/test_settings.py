@@ -117,7 +117,7 @@ def test_the_system_root_names_the_folder_that_holds_the_folder(
 ) -> None:
     env = {f"{prefix}_DATASTORE_SYSROOT_LOCAL": str(tmp_path / "data")}
 
-    assert tmp_path / "data" / ".aflow" == world.load(**env).root
+    assert tmp_path / "data" / ".aflow" == world.load({}, **env).root
 
 
 def test_the_datastore_root_is_the_folder_itself_seen_from_here(world: World) -> None:
@@ -223,7 +223,7 @@ def test_a_value_that_cannot_be_used_names_key_place_and_what_is_allowed(
     world: World, key: str, value: str, allowed: str
 ) -> None:
     with pytest.raises(InvalidSetting) as caught:
-        world.load(**{key: value})
+        world.load({}, **{key: value})
 
     message = str(caught.value)
     assert message.startswith(f"{key} in the environment is {value!r}; allowed: ")
@@ -257,7 +257,7 @@ def test_decorators_for_every_run_are_words_or_a_list(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["NO_COLOR", "AFLOW_NO_COLOR"])
 def test_colours_can_be_refused(world: World, name: str) -> None:
-    assert world.load(**{name: "1"}).no_color
+    assert world.load({}, **{name: "1"}).no_color
     assert not world.load().no_color
 
 
@@ -359,7 +359,7 @@ def test_what_a_run_gets_without_any_option_is_what_the_settings_say() -> None:
 def test_the_endpoint_that_is_set_here_counts_for_what_others_have_stored(
     world: World, recorded: str, env: dict[str, str], reached: str
 ) -> None:
-    settings = world.load(**{f"AFLOW_{name}": value for name, value in env.items()})
+    settings = world.load({}, **{f"AFLOW_{name}": value for name, value in env.items()})
 
     assert reached == as_reached_here(recorded, settings)
 

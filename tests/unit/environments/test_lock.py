@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -39,8 +40,8 @@ def test_its_digest_depends_on_content_and_not_on_order_or_place() -> None:
     assert lock_of("3.12", "aarch64-manylinux_2_28", [ONE, OTHER]).digest != LOCK.digest
 
 
-PLAIN = LOCK.as_dict()
-BROKEN = [
+PLAIN: dict[str, Any] = LOCK.as_dict()
+BROKEN: list[dict[str, Any]] = [
     {"packages": [{"name": "x"}]},
     {"packages": [PLAIN["packages"][0] | {"file": "../../x.whl"}]},
     {"packages": [PLAIN["packages"][0] | {"sha256": "abc"}]},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from aflow.errors import ArtifactNotFound
 from aflow.flow.graph import Node
-from aflow.flow.spec import FlowSpec, bind, define, new_instance
+from aflow.flow.spec import FlowSpec, TaskContext, bind, define, new_instance
 
 HEAD = (
     "from aflow import FlowSpec, JSONType, Parameter, step, "
@@ -78,5 +78,5 @@ def running(cls: type[FlowSpec], step: str, **artifacts: Any) -> tuple[Any, Fake
     flow = new_instance(definition)
     node = definition.graph.nodes[step]
     context = FakeContext(node, artifacts, [*definition.parameters, *definition.constants])
-    bind(flow, context)
+    bind(flow, cast(TaskContext, context))
     return flow, context

@@ -98,7 +98,7 @@ def test_a_cancelled_run_ends_when_its_attempts_have() -> None:
     assert [CancelAttempt(2, 0), CancelAttempt(3, 0), CancelAttempt(4, 0)] == run.cancel("Ctrl-C.")
     run.end(2, AttemptState.CANCELLED)
     run.succeed(3)
-    assert run.finish is None
+    assert [None] == [run.finish]
     run.fail(4)
     assert FinishRun(RunState.CANCELLED, "Ctrl-C.") == run.finish
     assert (1, 1, 1) == run.machine.counts()["body"][-3:]

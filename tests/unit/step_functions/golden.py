@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from aflow.flow.spec import define
 from aflow.step_functions.machine import JobOf, Where, compiled
@@ -15,7 +16,7 @@ BUS = "arn:aws:events:us-east-1:123456789012:event-bus/default"
 JOB = JobOf("aflow_1234", retries=1, limit=600)
 
 
-def where(flow: str, **more: object) -> Where:
+def where(flow: str, **more: Any) -> Where:
     """A place in AWS to compile for."""
     return Where("aws", "the-queue", "bucket", f"a/deploy/words/{flow}", JOB, **more)
 

@@ -233,7 +233,7 @@ def test_a_large_pickle_is_verified_before_it_is_unpickled(disk: BlobStore, tmp_
     ran = tmp_path / "ran"
 
     class Evil:
-        def __reduce__(self) -> object:
+        def __reduce__(self) -> tuple[object, ...]:
             return Path.touch, (ran,)
 
     filler = bytes(MAP_UNVERIFIED_FROM)  # within the pickle: the blob would be mapped

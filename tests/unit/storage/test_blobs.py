@@ -81,7 +81,7 @@ def test_a_blob_that_was_compressed_is_stored_anew_where_ranges_are_needed(
 class CountingStore(MemoryStore):
     writes = 0
 
-    def put(self, *arguments: object, **options: object) -> None:  # type: ignore[override]
+    def put(self, *arguments: object, **options: object) -> None:
         self.writes += 1
         super().put(*arguments, **options)  # type: ignore[arg-type]
 

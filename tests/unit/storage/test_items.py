@@ -206,7 +206,7 @@ def test_items_that_were_stored_before_segments_had_a_root_are_verified_by_their
     for index, item in enumerate(LARGE):
         segment.add(_record(item, index, ArtifactWriter(blobs)))
     data = segment.inline()
-    stored = [len(LARGE), [str(blobs.put_raw(data)), len(data), len(LARGE)]]
+    stored: list[Any] = [len(LARGE), [str(blobs.put_raw(data)), len(data), len(LARGE)]]
 
     assert LARGE[1234] == ItemReader(blobs).read(stored, 1234).value(blobs)
     assert [stored[1][0]] == [*blobs_of_items(stored, blobs, set())]

@@ -93,7 +93,7 @@ def test_links_are_followed_and_circles_end(flow: FlowDefinition, tmp_path: Path
     files = code_package.members(flow)
 
     assert ["flow.py", "lib/utils.py"] == [*files]
-    assert b"shared" == opened(code_package.pack(files)).extractfile("lib/utils.py").read()  # type: ignore[union-attr]
+    assert b"shared" == opened(code_package.pack(files)).extractfile("lib/utils.py").read()
 
 
 def opened(data: bytes) -> tarfile.TarFile:

@@ -74,7 +74,7 @@ class Training(FlowSpec):
             while True:
                 pass
         if self.mode == "unpicklable":
-            self.generator = (each for each in ())
+            self.generator = (each for each in "unpicklable")
         if self.mode == "goes on":
             self.next(self.start)
 

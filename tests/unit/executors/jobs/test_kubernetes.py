@@ -25,13 +25,13 @@ from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
 from aflow.flow.spec import define
 from aflow.scheduler.states import AttemptState
 
-BASE = Path(__file__).parents[3] / "docker" / "kubernetes"
+BASE = Path(__file__).parents[4] / "docker" / "kubernetes"
 
 
 def job_of(*decorators: Any, attempt: int = 0, is_gang: bool = False) -> KubernetesStepJob:
     """How a step with these decorators is submitted."""
 
-    def start(self):  # type: ignore[no-untyped-def]
+    def start(self):
         pass
 
     for each in decorators:

@@ -17,7 +17,7 @@ from aflow.scheduler.states import AttemptState
 def arguments_of(*decorators: Any, attempt: int = 0) -> list[str]:
     """The arguments of sbatch for a step with these decorators."""
 
-    def start(self):  # type: ignore[no-untyped-def]
+    def start(self):
         pass
 
     for each in decorators:

@@ -269,10 +269,10 @@ class Written:
                     re.sub(r"\bG\b", f"given_{number}", each.replace("H", module))
                     for each in (below, above)
                 )
-            inner = f"({expression})"
-            filled = re.sub(r"\bE\b", lambda _, inner=inner: inner, below)
+            inner = f"({expression})".replace("\\", r"\\")
+            filled = re.sub(r"\bE\b", inner, below)
             top += re.sub(r"N\b", str(number), filled) + "\n"
-            above = re.sub(r"\bE\b", lambda _, inner=inner: inner, above)
+            above = re.sub(r"\bE\b", inner, above)
             expression = re.sub(r"N\b", str(number), above)
         self.texts["flow_of_aflow"] = IMPORTS + FLOW.format(top=top, expression=expression)
 

@@ -261,7 +261,7 @@ class Settings:
 
     @property
     def storage_url(self) -> str:
-        """Where objects are, as `backends.open_store` takes it: `file:///.../.aflow`, or
+        """Where objects are, as `open_store` takes it: `file:///.../.aflow`, or
         `s3://bucket/prefix`. Raises InvalidSetting where that is in S3, and nothing says where."""
         if self.datastore == "local":
             return self.root.as_uri()
@@ -296,7 +296,7 @@ class Settings:
 
     @property
     def metadata_url(self) -> str:
-        """Where metadata is, as `backends.open_metadata` takes it: `sqlite:////.../metadata.db`, or
+        """Where metadata is, as `open_metadata` takes it: `sqlite:////.../metadata.db`, or
         the URL of a database on a server (a SecretUrl where it holds a password), or the address
         of the metadata service. Raises InvalidSetting where that is not set."""
         if self.metadata == "local":

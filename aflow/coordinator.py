@@ -30,7 +30,7 @@ from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
 from aflow.metadata.factory import open_metadata
 from aflow.runs.admission import Admission, WhenFull
 from aflow.runs.create import Creation, Driving, NewRun, current_facts
-from aflow.runs.driver import RunDriver
+from aflow.runs.driver import DriverPorts, RunDriver
 from aflow.runs.events import RunEnded, RunEvent, Watch
 from aflow.runs.recovery import as_recorded, check_adoptable, replay
 from aflow.runs.resume import AT_ONCE, CloneOnly
@@ -434,11 +434,11 @@ class Coordinator:
         listeners: list[Watch],
         unfinished: Sequence[Unfinished] | None = None,
     ) -> RunDriver:
-        reusable = new.reusable
         if options.clone_only:
             assert isinstance(machine, RunMachine), "only whole runs are resumed"
-            assert reusable is not None, "who resumes a run knows its results"
-            machine = reusable = CloneOnly(machine, reusable, _cloned(new.record))
+            assert new.reusable is not None, "who resumes a run knows its results"
+            clone_only = CloneOnly(machine, new.reusable, _cloned(new.record))
+            machine, new = clone_only, new._replace(reusable=clone_only)
         context = RunContext(
             definition.name,
             new.record.run,
@@ -465,20 +465,15 @@ class Coordinator:
             return retry is None or retry.takes_end(reason)
 
         return RunDriver(
-            machine,
-            new.record,
+            new,
             context,
-            self._records,
-            self._store,
-            executor,
-            self._clock,
-            parameters=new.parameters,
+            machine,
+            DriverPorts(
+                metadata=self._records, store=self._store, executor=executor, clock=self._clock
+            ),
+            lease_holder=self._owner,
             max_log_size=options.max_log_size,
             watch=tell,
-            reusable=reusable,
-            facts=(new.facts,),
-            settled=new.settled,
-            owner=self._owner,
             unfinished=unfinished,
             takes_end=takes_end,
         )

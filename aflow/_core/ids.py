@@ -7,7 +7,7 @@ SQL values, so that every name which comes from outside passes one of the checks
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NewType
 
 from aflow._core.records import NamedTuple
@@ -92,6 +92,17 @@ def tag(value: object) -> str:
     except UnicodeEncodeError as error:
         raise InvalidName(f"{value!r} cannot be a tag: it is not valid UTF-8.") from error
     return value
+
+
+def tags(values: Iterable[object]) -> tuple[str, ...]:
+    """The tags that a run is given, each of them once, in their order. Raises InvalidName for one
+    that cannot be a tag, for too many, and for a text instead of several."""
+    if isinstance(values, str):  # it would become a tag for each of its letters
+        raise InvalidName(f"{values!r} is one tag: give a list of tags, as [{values!r}].")
+    unique = tuple(dict.fromkeys(tag(each) for each in values))
+    if len(unique) > MAX_TAGS:
+        raise InvalidName(f"A run can have at most {MAX_TAGS} tags; {len(unique)} were given.")
+    return unique
 
 
 class Pathspec(NamedTuple):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -531,7 +531,6 @@ class RunOptions:
     run_id_file: Path | None = None
     namespace: str | None = None
     script: str = ""
-    datastore: str = "local"
     metadata: str = "local"
     origin_run: str | None = None
     rerun_step: str | None = None
@@ -552,6 +551,30 @@ class RunOptions:
     environment: str | None = None
     locks: Mapping[str, Any] | None = None
     resources: Mapping[str, float] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        *,
+        tags: Iterable[str] = (),
+        namespace: str | None = None,
+        **given: Any,
+    ) -> RunOptions:
+        """The options of a run under these settings, and what is `given` for this run alone, by the
+        names of the fields. A field that has the name of a setting is taken from it.
+
+        Raises InvalidName for what cannot be a tag, and for too many tags.
+        """
+        values = {name: getattr(settings, name) for name in _OF_SETTINGS}
+        values["max_log_size"] <<= 20  # the setting is in megabytes
+        values["tags"] = ids.tags(tags)
+        if namespace is not None:
+            values["namespace"] = namespace
+        return cls(**values | given)
+
+
+_OF_SETTINGS = RunOptions.__dataclass_fields__.keys() & Settings.__dataclass_fields__.keys()
 
 
 def configs_in_environment(

@@ -398,33 +398,19 @@ def _options(
     namespace: str | None = None,
     **resumed: Any,
 ) -> RunOptions:
-    return RunOptions(
+    return RunOptions.of(
+        settings,
         parameters=values,
-        tags=_checked_tags(tags),
-        max_workers=settings.max_workers,
-        max_num_splits=settings.max_num_splits,
-        max_log_size=settings.max_log_size << 20,
-        previews=settings.previews,
-        isolation=settings.isolation,
-        process=settings.process,
+        tags=tags,
         fail_fast=fail_fast,
-        retry_wait=settings.retry_wait,
         decospecs=decospecs,
         run_id_file=_writable(run_id_file),
-        namespace=settings.namespace if namespace is None else namespace,
+        namespace=namespace,
         script=session.script,
-        datastore=settings.datastore,
-        metadata=settings.metadata,
         branch=session.top["branch"],
         production=session.top["production"],
         trigger=session.top["trigger"],
-        package_suffixes=settings.package_suffixes,
-        executor=settings.executor,
-        queue=settings.queue,
-        resources=settings.resources,
-        signing_keys=settings.signing_keys,
         words=session.words,
-        environment=settings.environment,
         **resumed,
     )
 
@@ -457,15 +443,6 @@ def name_of_run(run_id: str | None) -> str | None:
     if run_id.isdigit():
         raise InvalidName(f"{run_id!r} cannot be given as a run's id: it must not be a number.")
     return ids.run_id(run_id)
-
-
-def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    unique = tuple(dict.fromkeys(tags))
-    if len(unique) > ids.MAX_TAGS:
-        raise InvalidName(
-            f"A run can have at most {ids.MAX_TAGS} tags; {len(unique)} were given with --tag."
-        )
-    return unique
 
 
 def _writable(file: str | None) -> Path | None:

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aflow._core import ids
 from aflow._core.process import fastest_loop
 from aflow._core.settings import RunOptions, Settings
 from aflow._core.threads import in_thread
@@ -16,7 +15,7 @@ from aflow.cli.checks import check_graph
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.coordinator import Coordinator
-from aflow.errors import InvalidInput, InvalidName, RunFailed
+from aflow.errors import InvalidInput, RunFailed
 from aflow.flow.decorators.attach import attach
 from aflow.flow.names import shown
 from aflow.flow.spec import FlowSpec
@@ -80,23 +79,17 @@ async def arun(
         "process": process,
     }
     settings = Settings.load(**given)
-    definition = _checked(flow, decorators, configs)
-    options = RunOptions(
+    decospecs = (*decorators, *settings.default_decospecs)
+    definition = _checked(flow, decospecs, configs)
+    options = RunOptions.of(
+        settings,
         parameters=parameters,
-        tags=_tags(tags),
-        max_workers=settings.max_workers,
-        max_num_splits=settings.max_num_splits,
-        max_log_size=settings.max_log_size << 20,
-        previews=settings.previews,
-        isolation=settings.isolation,
-        process=settings.process,
+        tags=tags,
         fail_fast=fail_fast,
-        retry_wait=settings.retry_wait,
-        decospecs=tuple(decorators),
-        namespace=settings.namespace if namespace is None else namespace,
+        decospecs=decospecs,
+        namespace=namespace,
         branch=branch,
         production=production,
-        resources=settings.resources,
     )
     async with Coordinator(
         storage=storage or settings.storage_url,
@@ -117,15 +110,6 @@ def _checked(
     definition = attach(configured(flow, GivenConfigs(values=configs or {})), decorators)
     check_graph(definition, lambda _: None)
     return definition
-
-
-def _tags(tags: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(tags, str):  # it would become a tag for each of its letters
-        raise InvalidName(f"{tags!r} is one tag: give a list of tags, as [{tags!r}].")
-    unique = tuple(dict.fromkeys(ids.tag(each) for each in tags))
-    if len(unique) > ids.MAX_TAGS:
-        raise InvalidName(f"A run can have at most {ids.MAX_TAGS} tags; {len(unique)} were given.")
-    return unique
 
 
 def _concluded(

@@ -2,23 +2,26 @@
 
 A run's outcomes are written to the metadata in one thread, one transaction after the other. A
 commit that has to reach the disk takes about a millisecond; ten outcomes that arrive meanwhile
-share the next one. Each outcome knows the number of the commit that will hold it.
+share the next one. Each outcome knows the number of the commit that will hold it, and what has to
+wait for that commit waits at the gate.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from aflow._core.threads import in_thread
 from aflow.metadata.base import AttemptRecord, Batch, MetadataRecord, RunUpdate, TaskRecord
-from aflow.scheduler.messages import encode_events
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, encode_events
 
 if TYPE_CHECKING:
     from aflow.metadata.base import Hold, MetadataStore
-    from aflow.scheduler.messages import Event
+    from aflow.runs.events import RunEvent
+    from aflow.scheduler.messages import Event, Inputs, LaunchAttempt
 
 
 class Pending:
@@ -135,3 +138,55 @@ class GroupCommit:
         await self._idle.wait()
         # A sign of life may still be on its way: it must not open again what is closed after us.
         await in_thread(self._thread.shutdown)
+
+
+class CommitGate:
+    """What has to wait for a commit: attempts that read what it holds, and events that report it.
+
+    Commits are named by their numbers. The gate does no I/O.
+    """
+
+    def __init__(self) -> None:
+        self._uncommitted: dict[int, int] = {}  # task -> the commit that holds what it has left
+        self._settled_in: defaultdict[int, list[int]] = defaultdict(list)
+        self._attempts: defaultdict[int, list[LaunchAttempt]] = defaultdict(list)
+        self._events: defaultdict[int, list[RunEvent]] = defaultdict(list)
+
+    def settle(self, task: int, commit: int) -> None:
+        """What the task has left is in this commit."""
+        self._uncommitted[task] = commit
+        self._settled_in[commit].append(task)
+
+    def commit_of(self, inputs: Inputs) -> int | None:
+        """The commit that a task with these inputs has to wait for; None where all is written."""
+        if not self._uncommitted:
+            return None
+        if type(inputs) is FromTask:
+            return self._uncommitted.get(inputs.task)
+        if type(inputs) is FromBranches:
+            return max((self._uncommitted.get(task, -1) for task in inputs.tasks), default=-1)
+        return max(self._uncommitted.values()) if type(inputs) is FromForeach else None
+
+    def hold_attempt(self, launch: LaunchAttempt, commit: int) -> None:
+        """Keep an attempt until this commit is written."""
+        self._attempts[commit].append(launch)
+
+    def withdraw(self, task: int, attempt: int) -> LaunchAttempt | None:
+        """Take an attempt back that is kept here; None where it is not."""
+        for held in self._attempts.values():
+            for launch in held:
+                if (launch.task, launch.attempt) == (task, attempt):
+                    held.remove(launch)
+                    return launch
+        return None
+
+    def hold_event(self, event: RunEvent, commit: int) -> None:
+        """Keep an event until this commit is written."""
+        self._events[commit].append(event)
+
+    def open(self, commit: int) -> tuple[Sequence[RunEvent], Sequence[LaunchAttempt]]:
+        """The commit is written: the events and the attempts that have waited for it."""
+        for task in self._settled_in.pop(commit, ()):
+            if self._uncommitted.get(task) == commit:
+                del self._uncommitted[task]
+        return self._events.pop(commit, ()), self._attempts.pop(commit, ())

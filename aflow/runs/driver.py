@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec, assert_never
 
 from aflow._core.clock import ForwardClock
+from aflow._core.records import dataclass
 from aflow._core.threads import to_the_end
 from aflow.errors import LONGEST_REASON, AflowError, RunLeft, RunTakenOver, VersionConflict, clipped
 from aflow.executors.base import Orphan
 from aflow.metadata.base import LEASE, SPIN, AttemptRecord, RunUpdate, TaskRecord
 from aflow.runs.attempts import AttemptLogs, Handover, Kept, LiveAttempt
-from aflow.runs.commit_gate import GroupCommit
+from aflow.runs.commit_gate import CommitGate, GroupCommit
 from aflow.runs.events import (
     EventPublisher,
     LogLine,
     Progress,
     RunEnded,
-    RunEvent,
     RunStarting,
     RunStopping,
     TaskEnded,
@@ -40,10 +40,6 @@ from aflow.scheduler.messages import (
     Command,
     Event,
     FinishRun,
-    FromBranches,
-    FromForeach,
-    FromTask,
-    Inputs,
     ItemsReady,
     LaunchAttempt,
     Outcome,
@@ -59,8 +55,9 @@ from aflow.task.spec import STREAMS, AttemptReport, AttemptSpec, RunContext
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.base import Executor, Usage
-    from aflow.metadata.base import Hold, MetadataRecord, MetadataStore, RunRecord
-    from aflow.runs.cache.reuse import ReusableResult, ReusableResults
+    from aflow.metadata.base import Hold, MetadataStore
+    from aflow.runs.cache.reuse import ReusableResult
+    from aflow.runs.create import NewRun
     from aflow.runs.recovery import Unfinished
     from aflow.scheduler.machine import Machine
     from aflow.storage.base import ObjectStore
@@ -91,68 +88,76 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
     return guarded
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverPorts:
+    """What a driver works with: where the run is recorded, where its artifacts and logs are, what
+    carries its attempts out, and the time."""
+
+    metadata: MetadataStore
+    store: ObjectStore
+    executor: Executor
+    clock: Clock
+
+
 class RunDriver:
     """One run, from its first task to its end. `run` may be awaited once.
 
-    `watch` is called with the notices of one turn of the event loop; what it raises stops the run.
-    `facts`, and tasks that are `settled` before the run begins, are recorded with its first commit.
-    `owner` has the run, and says so again and again. A run that was left by another coordinator has
-    a machine that stands where it ended, and its `unfinished` attempts. `takes_end` says whether a
-    step is tried again that has raised nothing, and whose process was ended for this reason.
+    The driver executes the commands of the `machine`. Its parts: GroupCommit writes what is to be
+    recorded, CommitGate keeps what has to wait for that, AttemptLogs stores what attempts print,
+    Handover knows the manifests that attempts read, EventPublisher notifies `watch`. What `watch`
+    raises stops the run.
+
+    `lease_holder` has acquired the run's lease, which the driver renews. A run that is recovered
+    from another coordinator has a machine that stands where it ended, and its `unfinished`
+    attempts. `takes_end(step, reason)` says whether a step is tried again that has raised nothing,
+    and whose process was ended for this reason.
     """
 
     def __init__(
         self,
-        machine: Machine,
-        run: RunRecord,
+        new: NewRun,
         context: RunContext,
-        metadata: MetadataStore,
-        store: ObjectStore,
-        executor: Executor,
-        clock: Clock,
+        machine: Machine,
+        ports: DriverPorts,
         *,
-        parameters: bytes,
+        lease_holder: str,
         max_log_size: int,
         watch: Watch | None = None,
-        reusable: ReusableResults | None = None,
-        facts: Sequence[MetadataRecord] = (),
-        settled: Sequence[tuple[TaskRecord, AttemptRecord]] = (),
-        owner: str,
         unfinished: Sequence[Unfinished] | None = None,
         takes_end: Callable[[str, str], bool] = lambda step, reason: True,
     ) -> None:
+        run = new.record
         self._takes_end = takes_end
         self._machine = machine
         self._run = run
         self._context = context
-        self._executor = executor
-        self._owner = owner
+        self._executor = ports.executor
+        self._lease_holder = lease_holder
         self._leaves = False
         self._is_lost = False  # another coordinator has the run
         self._unfinished = unfinished
         # What the machine waits for is named by a time: it comes, though the clock be set back, or
         # that of our predecessor was ahead.
-        self._clock = ForwardClock(clock, run.heartbeat_at or 0.0)
-        self._reusable = reusable
-        self._taken_over: deque[tuple[LaunchAttempt, ReusableResult]] = deque()
+        self._clock = ForwardClock(ports.clock, run.heartbeat_at or 0.0)
+        self._reusable = new.reusable
+        self._reused: deque[tuple[LaunchAttempt, ReusableResult]] = deque()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[RunEnded] = self._loop.create_future()
         self._publisher = EventPublisher(watch, self._broken)
-        self._commits = GroupCommit(metadata, run.key, run.version, self._committed, self._broken)
-        self._commits.pending.metadata += facts
-        self._logs = AttemptLogs(store, run.flow, run.run, max_log_size, self._chunk_stored)
-        self._handover = Handover(parameters)
+        self._commits = GroupCommit(
+            ports.metadata, run.key, run.version, self._committed, self._broken
+        )
+        self._gate = CommitGate()
+        self._logs = AttemptLogs(ports.store, run.flow, run.run, max_log_size, self._chunk_stored)
+        self._handover = Handover(new.parameters)
         self._live: dict[tuple[int, int], LiveAttempt] = {}
-        self._uncommitted: dict[int, int] = {}  # task -> number of the commit that holds its end
-        self._settled_in: defaultdict[int, list[int]] = defaultdict(list)
-        self._held: defaultdict[int, list[LaunchAttempt]] = defaultdict(list)
-        self._announced: defaultdict[int, list[RunEvent]] = defaultdict(list)
         self._final: tuple[int, RunEnded] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._retry_at: float | None = None
         self._refused = ""
         self._wakes_at: float | None = None
-        for task, attempt in settled:
+        self._commits.pending.metadata.append(new.facts)
+        for task, attempt in new.settled:
             self._commits.pending.tasks.append(task)
             self._commits.pending.attempts[(task.task, attempt.attempt)] = attempt
             assert attempt.manifest is not None, "a task that is settled has left something"
@@ -226,7 +231,7 @@ class RunDriver:
             await (self._executor.leave() if left else self._executor.stop())
         await self._logs.close()
         if self._leaves:
-            await self._commits.release_lease(self._owner)
+            await self._commits.release_lease(self._lease_holder)
         await self._commits.close()
         self._publisher.flush()
 
@@ -246,7 +251,7 @@ class RunDriver:
             self._ended.set_exception(RunLeft.of(self._run.flow, self._run.run))
 
     def _hold(self) -> None:
-        self._commits.hold(self._owner, LEASE, self._clock.now(), self._held_is)
+        self._commits.hold(self._lease_holder, LEASE, self._clock.now(), self._held_is)
 
     @_guarded
     def _held_is(self, hold: Hold) -> None:
@@ -264,7 +269,7 @@ class RunDriver:
         orphans = []
         for launch, record, reused, _ in unfinished:
             if reused is not None:
-                self._taken_over.append((launch, reused))
+                self._reused.append((launch, reused))
                 continue
             live = self._live[(launch.task, launch.attempt)] = LiveAttempt(
                 launch.step, launch.fallback
@@ -277,8 +282,8 @@ class RunDriver:
 
     def _go_on(self, unfinished: Sequence[Unfinished], lost: Sequence[Orphan]) -> None:
         self._handle(RunStarted())  # changes nothing, unless our predecessor died before it said so
-        if self._taken_over:
-            self._loop.call_soon(self._take_over_some)
+        if self._reused:
+            self._loop.call_soon(self._reuse_some)
         for spec, *_ in lost:
             reason = "The task was interrupted: the coordinator that ran it is gone."
             report = AttemptReport(spec.task, spec.attempt, AttemptState.INTERRUPTED.value, reason)
@@ -323,27 +328,29 @@ class RunDriver:
     # ------------------------------------------------------------ commands out
 
     def _execute(self, command: Command) -> None:
-        kind = type(command)
-        if kind is LaunchAttempt:
-            self._launch_when_committed(command)  # type: ignore[arg-type]
-        elif kind is TaskSettled:
-            self._note_settled(command)  # type: ignore[arg-type]
-        elif kind is RetryAttempt:
-            self._retry_at = command.at  # type: ignore[union-attr]
-        elif kind is CancelAttempt:
-            self._cancel_attempt(command)  # type: ignore[arg-type]
-        else:
-            self._finish(command)  # type: ignore[arg-type]
+        match command:
+            case LaunchAttempt():
+                self._launch_when_committed(command)
+            case TaskSettled():
+                self._note_settled(command)
+            case RetryAttempt():
+                self._retry_at = command.at
+            case CancelAttempt():
+                self._cancel_attempt(command)
+            case FinishRun():
+                self._finish(command)
+            case _:
+                assert_never(command)
 
     def _launch_when_committed(self, command: LaunchAttempt) -> None:
         if command.attempt == 0 and self._begin_task(command):
             return
         self._live[(command.task, command.attempt)] = LiveAttempt(command.step, command.fallback)
-        number = self._waits_for(command.inputs)
-        if number is None:
+        commit = self._gate.commit_of(command.inputs)
+        if commit is None:
             self._launch(command)
         else:
-            self._held[number].append(command)
+            self._gate.hold_attempt(command, commit)
 
     def _begin_task(self, command: LaunchAttempt) -> bool:
         """Record a new task; whether the result of another one stands for it."""
@@ -368,22 +375,22 @@ class RunDriver:
         )
         if reused is None:
             return False
-        if not self._taken_over:
-            self._loop.call_soon(self._take_over_some)
-        self._taken_over.append((command, reused))
+        if not self._reused:
+            self._loop.call_soon(self._reuse_some)
+        self._reused.append((command, reused))
         return True
 
     @_guarded
-    def _take_over_some(self) -> None:
+    def _reuse_some(self) -> None:
         """Let results stand that need not be computed: some at a time, since each may lead to more
         of them, and others want to have their turn in the event loop."""
-        for _ in range(min(AT_ONCE, len(self._taken_over))):
-            self._take_over(*self._taken_over[0])
-            self._taken_over.popleft()
-        if self._taken_over:
-            self._loop.call_soon(self._take_over_some)
+        for _ in range(min(AT_ONCE, len(self._reused))):
+            self._reuse(*self._reused[0])
+            self._reused.popleft()
+        if self._reused:
+            self._loop.call_soon(self._reuse_some)
 
-    def _take_over(self, command: LaunchAttempt, reused: ReusableResult) -> None:
+    def _reuse(self, command: LaunchAttempt, reused: ReusableResult) -> None:
         now = self._clock.now()
         task, attempt = command.task, command.attempt
         self._commits.pending.attempts[(task, attempt)] = AttemptRecord(
@@ -393,27 +400,15 @@ class RunDriver:
         self._note_left(task, reused.manifest, number)
         outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         self._handle(AttemptEnded(task, attempt, outcome))
-        self._announced[number].append(
-            TaskReused(now, self._run.run, command.step, task, reused.origin, reused.cached)
-        )
+        event = TaskReused(now, self._run.run, command.step, task, reused.origin, reused.cached)
+        self._gate.hold_event(event, number)
 
     def _note_left(self, task: int, manifest: bytes, number: int) -> None:
         """A task has left something: what its manifest says is in commit `number`."""
         self._handover.keep(task, manifest)
-        self._uncommitted[task] = number
-        self._settled_in[number].append(task)
+        self._gate.settle(task, number)
         if self._reusable is not None:
             self._reusable.settled(task, manifest)
-
-    def _waits_for(self, inputs: Inputs) -> int | None:
-        """The number of the commit that a task with these inputs has to wait for."""
-        if not self._uncommitted:
-            return None
-        if type(inputs) is FromTask:
-            return self._uncommitted.get(inputs.task)
-        if type(inputs) is FromBranches:
-            return max((self._uncommitted.get(task, -1) for task in inputs.tasks), default=-1)
-        return max(self._uncommitted.values()) if type(inputs) is FromForeach else None
 
     def _launch(self, command: LaunchAttempt) -> None:
         if (command.task, command.attempt) in self._live:  # else: cancelled while it was held
@@ -438,13 +433,11 @@ class RunDriver:
         owner = (command.task, command.attempt)
         if owner not in self._live:
             return  # its result is being reused, which is its end
-        for number, held in self._held.items():
-            for launch in held:
-                if (launch.task, launch.attempt) == owner:
-                    self._held[number].remove(launch)
-                    self._loop.call_soon(self._end_held, launch)
-                    return
-        self._executor.cancel(*owner)
+        held = self._gate.withdraw(*owner)
+        if held is None:
+            self._executor.cancel(*owner)
+        else:
+            self._loop.call_soon(self._end_held, held)
 
     def _end_held(self, launch: LaunchAttempt) -> None:
         report = AttemptReport(
@@ -564,7 +557,7 @@ class RunDriver:
         if died and outcome.retryable and not self._takes_end(live.step, report.reason):
             outcome = outcome._replace(retryable=False)
         self._handle(AttemptEnded(report.task, report.attempt, outcome))
-        self._announced[number].append(self._end_notice(live, report, record))
+        self._gate.hold_event(self._end_notice(live, report, record), number)
 
     def _end_notice(
         self, live: LiveAttempt, report: AttemptReport, record: AttemptRecord
@@ -598,14 +591,12 @@ class RunDriver:
 
     @_guarded
     def _committed(self, number: int) -> None:
-        for task in self._settled_in.pop(number, ()):
-            if self._uncommitted.get(task) == number:
-                del self._uncommitted[task]
-        for notice in self._announced.pop(number, ()):
+        events, launches = self._gate.open(number)
+        for notice in events:
             self._publisher.tell(notice)
             if type(notice) is TaskEnded:
                 self._executor.forget(notice.task, notice.attempt)
-        for command in self._held.pop(number, ()):
+        for command in launches:
             self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():
             ended = self._final[1]._replace(at=self._clock.now())

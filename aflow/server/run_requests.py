@@ -169,9 +169,9 @@ _TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split
 
 
 def _tags(given: object) -> list[str]:
-    if not isinstance(given, list) or len(given) > ids.MAX_TAGS:
+    if not isinstance(given, list):
         raise InvalidInput(f"'tags' has to be a list of at most {ids.MAX_TAGS} texts.")
-    return [f"--tag={_word(ids.tag(each), 'A tag')}" for each in given]
+    return [f"--tag={_word(each, 'A tag')}" for each in ids.tags(given)]
 
 
 def _workers(given: Any) -> list[str]:

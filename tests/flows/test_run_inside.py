@@ -154,6 +154,19 @@ def test_what_cannot_be_given_is_refused_before_anything_runs(
     assert not Path("note").exists()
 
 
+def test_a_flow_is_run_as_the_settings_say_as_by_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AFLOW_EXECUTOR", "queue")
+    with pytest.raises(InvalidInput, match="AFLOW_QUEUE"):
+        aflow.run(InsideFlow)
+
+    monkeypatch.setenv("AFLOW_EXECUTOR", "local")
+    monkeypatch.setenv("AFLOW_DEFAULT_DECOSPECS", "retri")
+    with pytest.raises(InvalidInput, match="retri"):
+        aflow.run(InsideFlow)
+
+
 def test_what_is_no_flow_or_no_good_one_is_refused() -> None:
     with pytest.raises(InvalidInput, match="run takes the class of a flow"):
         aflow.run(InsideFlow(use_cli=False))  # type: ignore[arg-type]

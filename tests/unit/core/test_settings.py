@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aflow._core.settings import RunOptions, Settings, as_reached_here, looked_up, service_headers
-from aflow.errors import InvalidSetting
+from aflow.errors import InvalidName, InvalidSetting
 from aflow.storage.factory import open_store
 
 
@@ -330,6 +330,28 @@ def test_what_a_run_gets_without_any_option_is_what_the_settings_say() -> None:
     assert settings.max_num_splits == options.max_num_splits
     assert settings.max_log_size << 20 == options.max_log_size
     assert settings.isolation == options.isolation
+    assert options == RunOptions.of(settings)
+
+
+def test_a_run_is_started_as_the_settings_say_unless_it_is_given_something_else() -> None:
+    settings = Settings(
+        root=Path("/"), user="ada", max_workers=3, max_log_size=2, executor="queue",
+        queue="sqlite:///q.db", retry_wait=1.5, namespace="user:grace",
+    )  # fmt: skip
+
+    options = RunOptions.of(settings, tags=["b", "a", "b"], fail_fast=True, retry_wait=0.0)
+
+    assert (3, 2 << 20) == (options.max_workers, options.max_log_size)
+    assert ("queue", "sqlite:///q.db") == (options.executor, options.queue)
+    assert ("user:grace", 0.0, True) == (options.namespace, options.retry_wait, options.fail_fast)
+    assert ("b", "a") == options.tags
+    assert "" == RunOptions.of(settings, namespace="").namespace
+
+
+@pytest.mark.parametrize("tags", ["one", [""], ["x" * 501], [str(each) for each in range(51)]])
+def test_tags_that_a_run_cannot_have_are_refused(tags: Any) -> None:
+    with pytest.raises(InvalidName):
+        RunOptions.of(Settings(root=Path("/"), user="ada"), tags=tags)
 
 
 @pytest.mark.parametrize(

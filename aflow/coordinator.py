@@ -18,6 +18,7 @@ import socket
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from aflow import environments
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import replace
@@ -358,9 +359,8 @@ class Coordinator:
         """The options with the packages that the run has begun with. Blocks."""
         if not record.settings.get("environments"):
             return replace(options, locks={})
-        from aflow.environments.record import recorded_locks  # few runs have any
-
-        return replace(options, locks=recorded_locks(record.settings, self._store))
+        locks = environments.record.recorded_locks(record.settings, self._store)
+        return replace(options, locks=locks)
 
     def _held(self, definition: FlowDefinition, run: str) -> RunRecord:
         """The run, which is ours now. Blocks."""

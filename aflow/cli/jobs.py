@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from aflow import aws
 from aflow.cli.options import flag, option
 from aflow.cli.selection import own_latest
 from aflow.cli.tables import show
 from aflow.errors import InvalidInput
+from aflow.executors import jobs as job_systems
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
@@ -137,16 +139,11 @@ def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
 
 
 def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
-    # Either system has libraries that the other does not need, and may not be installed.
-    from aflow.aws.client import Calls
-    from aflow.aws.settings import AwsSettings
-    from aflow.executors.jobs.batch.definitions import unfinished
-
-    settings = AwsSettings.load()
+    settings = aws.settings.AwsSettings.load()
     queues = {*_of_steps(session, "batch", "queue")}
     if settings.queue is not None or not queues:
         queues.add(settings.needed("queue", "The job queue of AWS Batch"))
-    calls = Calls()
+    calls = aws.client.Calls()
     found = [
         _ListedJob(
             job.id,
@@ -157,19 +154,15 @@ def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
             job.user,
         )
-        for job in unfinished(calls, sorted(queues), *wanted)
+        for job in job_systems.batch.definitions.unfinished(calls, sorted(queues), *wanted)
     ]
     return _ListedJobs(found, lambda id, why: calls.terminate(id, f"{why}."), calls.close)
 
 
 def _on_kubernetes(session: Session, wanted: _WantedJobs) -> _ListedJobs:
-    # Either system has libraries that the other does not need, and may not be installed.
-    from aflow.executors.jobs.kubernetes.access import KubernetesCluster
-    from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem, unfinished
-    from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
-
-    cluster = KubernetesCluster()
-    common = KubernetesSettings.load().namespace or cluster.namespace
+    kubernetes = job_systems.kubernetes
+    cluster = kubernetes.access.KubernetesCluster()
+    common = kubernetes.settings.KubernetesSettings.load().namespace or cluster.namespace
     namespaces = sorted({common, *_of_steps(session, "kubernetes", "namespace")})
     found = [
         _ListedJob(
@@ -180,7 +173,7 @@ def _on_kubernetes(session: Session, wanted: _WantedJobs) -> _ListedJobs:
             job.created.rstrip("Z").replace("T", " ")[:19],
             job.user,
         )
-        for job in unfinished(cluster, namespaces, *wanted)
+        for job in kubernetes.job_system.unfinished(cluster, namespaces, *wanted)
     ]
-    system = KubernetesSystem(cluster)
+    system = kubernetes.job_system.KubernetesSystem(cluster)
     return _ListedJobs(found, lambda id, why: system.terminate([id], why), system.close, " (UTC)")

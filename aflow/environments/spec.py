@@ -16,6 +16,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from aflow import environments
 from aflow._core.records import dataclass
 from aflow.environments.lock import normalized
 from aflow.errors import InvalidDecorator
@@ -79,11 +80,10 @@ def job_targets(
     said = [each.platform for each in decorators if each is not None]
     if not any([settings.job_platform, settings.job_python, *said]):
         return set()
-    from aflow.environments.prepare import job_python, platforms_of  # few say any
-    from aflow.environments.solve import Target
-
-    platforms = platforms_of(definition, steps, settings)
-    return {Target(job_python(settings), each) for each in platforms.values()}
+    prepare = environments.prepare  # imported now: few settings and steps say any
+    platforms = prepare.platforms_of(definition, steps, settings)
+    python = prepare.job_python(settings)
+    return {environments.solve.Target(python, each) for each in platforms.values()}
 
 
 def _spec_of(definition: FlowDefinition, step: StepDefinition, kind: str | None) -> Spec | None:

@@ -1,5 +1,9 @@
 """Where the attempts of each step run: in processes of this machine, by workers of a queue, or as
-jobs of AWS Batch, Slurm or Kubernetes."""
+jobs of AWS Batch, Slurm or Kubernetes.
+
+A run uses few of these, and some need a package of an extra: `aws`, `envs`, `executors` and
+`job_systems` are packages whose modules are imported when they are used (aflow/_core/lazy.py).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aflow import aws, executors
+from aflow import environments as envs
 from aflow._core.clock import SystemClock
 from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
 from aflow._core.settings import Settings, looked_up
 from aflow.environments.spec import asks, job_targets
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
+from aflow.executors import jobs as job_systems
 from aflow.executors.local.admission import admission_for
 from aflow.executors.local.executor import ProcessExecutor, needs_of
 from aflow.executors.local.ground_start import spawn_here
@@ -107,9 +114,7 @@ def in_jobs(
 
 
 def _place_on_batch() -> Callable[[Any], bool]:
-    from aflow.aws.settings import AwsSettings  # few flows have such steps
-
-    queue = AwsSettings.load().queue
+    queue = aws.settings.AwsSettings.load().queue
     return lambda batch: bool(batch.queue or queue)
 
 
@@ -139,8 +144,7 @@ def with_locks(
     and EnvironmentFailed."""
     if not asks(definition, options.environment):
         return replace(options, locks={})
-    from aflow.environments import prepare  # few flows have any
-
+    prepare = envs.prepare
     elsewhere = [name for name, place in places(definition, options).items() if place != "local"]
     locks = prepare.locks_of(
         definition,
@@ -163,8 +167,7 @@ def built_here(
 ) -> Mapping[str, Built]:
     """The environments of the steps that run in processes of this machine, by the digests of their
     locks; built where they are not there. Blocks. Raises EnvironmentFailed."""
-    from aflow.environments import prepare  # few flows have any
-
+    prepare = envs.prepare
     here = [name for name, place in places(definition, options).items() if place == "local"]
     return prepare.build_all(
         options.locks or {}, here, report=report or prepare.to_log, rebuild=rebuild
@@ -227,47 +230,41 @@ def _shipped(
     locks = {name: each for name, each in (options.locks or {}).items() if of_step[name] != "local"}
     if not locks:
         return {}
-    from aflow.environments import prepare, transport  # few flows have any
-
+    prepare = envs.prepare
     python = prepare.job_python(Settings.load())
-    return transport.ship(locks, store, SystemClock.now(), prepare.to_log, python).of_steps
+    return envs.transport.ship(locks, store, SystemClock.now(), prepare.to_log, python).of_steps
 
 
 def _batch_jobs(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
 ) -> JobOf:
     """How attempts on AWS Batch are submitted; AWS is asked about their queues."""
-    from aflow.aws.settings import AwsSettings, needs_s3
-    from aflow.executors.jobs.batch.definitions import queue_of, step_job, variables_of
-
-    needs_s3(store.url)
-    settings = AwsSettings.load()
+    batch = job_systems.batch
+    definitions = batch.definitions
+    aws.settings.needs_s3(store.url)
+    settings = aws.settings.AwsSettings.load()
     steps = [step for name, step in definition.steps.items() if of_step[name] == "batch"]
     for step in steps:
-        step_job(step, settings, {})  # before anybody is asked: what is missing
-    from aflow.aws.client import Calls
-    from aflow.executors.jobs.base import until_answered
-    from aflow.executors.jobs.batch.job_system import called
-
-    calls = Calls(once=True)
+        definitions.step_job(step, settings, {})  # finds what is missing before AWS is asked
+    calls = aws.client.Calls(once=True)
     fargate: dict[str, bool] = {}
 
     def ask(queue: str) -> None:
-        fargate[queue] = called(lambda: calls.is_fargate(queue))
+        fargate[queue] = batch.job_system.called(lambda: calls.is_fargate(queue))
 
-    for queue in sorted({queue_of(each, settings) for each in steps}):
-        until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called at once
+    for queue in sorted({definitions.queue_of(each, settings) for each in steps}):
+        job_systems.base.until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called at once
     gangs = definition.graph.gangs
-    variables = variables_of(settings, options.metadata, store.url, calls.region)
+    variables = definitions.variables_of(settings, options.metadata, store.url, calls.region)
     variables |= _shipped_runtime(store, definition, steps)
     calls.close()
 
     def submitted(step: StepDefinition, attempt: int) -> Any:
-        return step_job(
+        return definitions.step_job(
             step,
             settings,
             variables,
-            fargate=fargate[queue_of(step, settings)],
+            fargate=fargate[definitions.queue_of(step, settings)],
             is_gang=step.name in gangs,
             attempt=attempt,
         )
@@ -280,11 +277,9 @@ def _shipped_runtime(
 ) -> dict[str, str]:
     """The variables by which jobs find the aflow that runs here, which is put into the store, if
     their images lack it."""
-    from aflow.environments import shipping
-
     now, ours = SystemClock.now(), Settings.load()
     targets = job_targets(definition, [each.name for each in steps], ours)
-    shipment = shipping.runtime_shipment(ours.cache / "wheels", now, targets)
+    shipment = envs.shipping.runtime_shipment(ours.cache / "wheels", now, targets)
     if shipment is None:
         return {}
     shipment.put(store, now)
@@ -293,15 +288,15 @@ def _shipped_runtime(
 
 def _slurm_jobs(definition: FlowDefinition, of_step: dict[str, str]) -> JobOf:
     """How attempts on Slurm are submitted; Slurm is asked whether it would take them."""
-    from aflow.executors.jobs.slurm import SlurmSystem, step_job
-
     steps = [step for name, step in definition.steps.items() if of_step[name] == "slurm"]
     gangs = definition.graph.gangs
     jobs = _kept(
         steps,
-        lambda step, attempt: step_job(step, sys.executable, attempt, is_gang=step.name in gangs),
+        lambda step, attempt: job_systems.slurm.step_job(
+            step, sys.executable, attempt, is_gang=step.name in gangs
+        ),
     )
-    SlurmSystem(Path()).check_all([jobs(step.name, 0) for step in steps])
+    job_systems.slurm.SlurmSystem(Path()).check_all([jobs(step.name, 0) for step in steps])
     return jobs
 
 
@@ -309,27 +304,28 @@ def _kubernetes_jobs(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
 ) -> JobOf:
     """How attempts on Kubernetes are submitted; the cluster is asked whether it would take them."""
-    from aflow.executors.jobs.kubernetes.access import KubernetesCluster
-    from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem
-    from aflow.executors.jobs.kubernetes.manifest import check_reach, step_job, variables_of
-    from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
-
-    settings = KubernetesSettings.load()
+    kubernetes = job_systems.kubernetes
+    manifest = kubernetes.manifest
+    settings = kubernetes.settings.KubernetesSettings.load()
     steps = [step for name, step in definition.steps.items() if of_step[name] == "kubernetes"]
-    for step in steps:  # before anybody is asked: what cannot be meant
-        check_reach(step_job(step, settings, "", {}), store.url)
-    cluster = KubernetesCluster()
+    for step in steps:  # finds what cannot work before the cluster is asked
+        manifest.check_reach(manifest.step_job(step, settings, "", {}), store.url)
+    cluster = kubernetes.access.KubernetesCluster()
     try:
         namespace = settings.namespace or cluster.namespace
         gangs = definition.graph.gangs
-        variables = variables_of(options.metadata, store.url)
+        variables = manifest.variables_of(options.metadata, store.url)
 
         def submitted(step: StepDefinition, attempt: int) -> Any:
             is_gang = step.name in gangs
-            return step_job(step, settings, namespace, variables, is_gang=is_gang, attempt=attempt)
+            return manifest.step_job(
+                step, settings, namespace, variables, is_gang=is_gang, attempt=attempt
+            )
 
         jobs = _kept(steps, submitted)
-        KubernetesSystem(cluster).check_all([jobs(step.name, 0) for step in steps])
+        kubernetes.job_system.KubernetesSystem(cluster).check_all(
+            [jobs(step.name, 0) for step in steps]
+        )
         if store.url.startswith("s3://"):
             variables |= _shipped_runtime(store, definition, steps)
             jobs = _kept(steps, submitted)
@@ -498,8 +494,6 @@ def _described(
     definition: FlowDefinition, options: RunOptions, travels: Travelling
 ) -> Callable[[RunContext], Job]:
     """What describes the run to those who run its attempts elsewhere."""
-    from aflow.executors.protocol import Job, python_version  # few runs have any
-
     request, code = travels.request, travels.code
 
     def job(context: RunContext) -> Job:
@@ -507,14 +501,14 @@ def _described(
         source = dict(request.source)
         if "argv" in source:
             source["argv"] = [*map(without_passwords, source["argv"])]
-        return Job(
+        return executors.protocol.Job(
             context._replace(metadata_url=without_passwords(context.metadata_url)),
             request._replace(source=source),
             needs_of(definition, options.process),
             None if code is None else code.key,
             "" if code is None else code.script,
             options.isolation,
-            python_version(),
+            executors.protocol.python_version(),
             options.max_log_size,
             travels.environments,
         )
@@ -531,17 +525,14 @@ def _queued(
     travels: Travelling,
     grace: float,
 ) -> Executor:
-    # Few runs use a queue: the others do not pay for it.
-    from aflow.executors.queue_workers import QueueExecutor, pools_of
-
     url = options.queue
     assert url is not None, "a run that travels has a queue"
-    return QueueExecutor(
+    return executors.queue_workers.QueueExecutor(
         lambda: open_queue(url),
         store,
         metadata,
         _described(definition, options, travels),
-        pools_of(definition).__getitem__,
+        executors.queue_workers.pools_of(definition).__getitem__,
         clock,
         keys=[each.reveal().encode() for each in options.signing_keys],
         priority=options.priority,
@@ -564,25 +555,18 @@ def _of_jobs(
     clock: Clock,
     grace: float,
 ) -> Executor:
-    # Few runs have jobs: the others do not pay for it.
-    from aflow.executors.jobs.executor import JobExecutor
-
     system: Any
     if place == "slurm":
-        from aflow.executors.jobs.slurm import SlurmSystem
-
-        system = SlurmSystem(Settings.load().root / "slurm")
+        system = job_systems.slurm.SlurmSystem(Settings.load().root / "slurm")
     elif place == "kubernetes":
-        from aflow.executors.jobs.kubernetes.access import KubernetesCluster
-        from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem
-
-        system = KubernetesSystem(KubernetesCluster())
+        system = job_systems.kubernetes.job_system.KubernetesSystem(
+            job_systems.kubernetes.access.KubernetesCluster()
+        )
     else:
-        from aflow.aws.client import Calls
-        from aflow.executors.jobs.batch.job_system import BatchSystem
-
-        system = BatchSystem(Calls(once=True))
-    return JobExecutor(system, job_of, store, metadata, described, clock, grace=grace)
+        system = job_systems.batch.job_system.BatchSystem(aws.client.Calls(once=True))
+    return job_systems.executor.JobExecutor(
+        system, job_of, store, metadata, described, clock, grace=grace
+    )
 
 
 # Attempts of one run in several places: each step has its executor.

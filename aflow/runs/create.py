@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from aflow import environments
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP, Pathspec
 from aflow._core.records import NamedTuple, replace
@@ -417,9 +418,8 @@ class Creation:
     def _environments(self, options: RunOptions) -> dict[str, Any]:
         if not options.locks:
             return {}
-        from aflow.environments.record import FIELD, recorded  # few runs have any
-
-        return {FIELD: recorded(options.locks, self._blobs())}
+        record = environments.record  # imported now: few runs have any
+        return {record.FIELD: record.recorded(options.locks, self._blobs())}
 
     def _record(
         self,

@@ -19,8 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from aflow import aws
 from aflow._core.records import NamedTuple
 from aflow.errors import AflowError, VersionConflict
+from aflow.executors import jobs as job_systems
 from aflow.metadata.base import LEASE, Batch, RunUpdate
 from aflow.scheduler.messages import CancelRequested, encode_events
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
@@ -84,9 +86,7 @@ def engine_of(run: RunRecord) -> Engine:
     if "machine" not in engine:
         return Engine(None, "the run does not say which state machine it is of")
     try:
-        from aflow.aws.executions import status  # botocore, which few commands need
-
-        found = status(engine["machine"], engine["execution"])
+        found = aws.executions.status(engine["machine"], engine["execution"])
     except AflowError as error:
         return Engine(None, str(error))
     if found is None:
@@ -127,9 +127,9 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
     if is_deployed(run):
         engine = engine_of(run)
         if engine.goes_on:
-            from aflow.aws.executions import stop
-
-            stop(run.settings["engine"]["machine"], run.settings["engine"]["execution"], reason)
+            aws.executions.stop(
+                run.settings["engine"]["machine"], run.settings["engine"]["execution"], reason
+            )
         elif engine.goes_on is None:  # jobs of it that still run find that the run has ended
             reason = f"{reason} (AWS could not be asked about its execution: {engine.said})"
     elif metadata.request_cancel(run.key, reason) and is_driven(run):
@@ -184,9 +184,7 @@ def _end_jobs(handles: Sequence[str], reason: str) -> None:
 
 
 def _end_batch_jobs(jobs: Sequence[str], reason: str) -> None:
-    from aflow.aws.client import Calls  # botocore, which few commands need
-
-    calls = Calls()
+    calls = aws.client.Calls()
     try:
         for job in jobs:
             calls.terminate(job, reason)
@@ -195,16 +193,13 @@ def _end_batch_jobs(jobs: Sequence[str], reason: str) -> None:
 
 
 def _end_slurm_jobs(jobs: Sequence[str], reason: str) -> None:
-    from aflow.executors.jobs.slurm import SlurmSystem  # few runs have jobs
-
-    SlurmSystem(Path()).terminate(jobs, reason)
+    job_systems.slurm.SlurmSystem(Path()).terminate(jobs, reason)
 
 
 def _end_kubernetes_jobs(jobs: Sequence[str], reason: str) -> None:
-    from aflow.executors.jobs.kubernetes.access import KubernetesCluster
-    from aflow.executors.jobs.kubernetes.job_system import KubernetesSystem  # few runs have jobs
-
-    system = KubernetesSystem(KubernetesCluster())
+    system = job_systems.kubernetes.job_system.KubernetesSystem(
+        job_systems.kubernetes.access.KubernetesCluster()
+    )
     try:
         system.terminate(jobs, reason)
     finally:

@@ -1,2 +1,14 @@
 """Attempts that run as jobs of a cluster: a port for its job system, the executor above it, and one
 backend a module."""
+
+from __future__ import annotations
+
+from aflow._core.lazy import modules_of
+
+__all__ = ["base", "batch", "executor", "kubernetes", "slurm"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from aflow.executors.jobs import base, batch, executor, kubernetes, slurm
+else:
+    __getattr__ = modules_of(__name__, __all__)

@@ -15,9 +15,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__all__ = ["NamedTuple", "asdict", "dataclass", "field", "fields", "is_dataclass", "replace"]
+__all__ = [
+    "MISSING",
+    "NamedTuple",
+    "asdict",
+    "dataclass",
+    "field",
+    "fields",
+    "is_dataclass",
+    "replace",
+]
 
 if TYPE_CHECKING:
+    from dataclasses import MISSING as MISSING
     from dataclasses import asdict as asdict
     from dataclasses import dataclass as dataclass
     from dataclasses import field as field
@@ -31,7 +41,7 @@ else:
     defer(("inspect",))  # dataclasses takes it for texts that are given here
     import dataclasses
     from collections import _tuplegetter as _getter  # that of namedtuple, in C
-    from dataclasses import asdict, field, fields, is_dataclass, replace
+    from dataclasses import MISSING, asdict, field, fields, is_dataclass, replace
     from reprlib import recursive_repr
 
     _MADE = object()  # stands for a default that is made for each record

@@ -23,7 +23,7 @@ from typing import Any, Literal, NoReturn
 
 from aflow._core import ids
 from aflow._core.private_folders import make_private, read_regular, refuse_foreign
-from aflow._core.records import NamedTuple, dataclass, field
+from aflow._core.records import MISSING, NamedTuple, dataclass, field
 from aflow._core.secret import Secret, as_mentioned, revealed, sealed, without_passwords
 from aflow._core.system import read_proc
 from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
@@ -160,6 +160,168 @@ Isolation = Literal["task", "worker"]
 ProcessStart = Literal["fresh", "fork"]
 
 
+# ------------------------------------------------------------------ looking a key up
+
+
+_NEVER_BLANK = frozenset({"SIGNING_KEY"})  # others that are set to nothing are not set
+SHORTEST_KEY = 32  # characters of a key that signs messages
+
+
+class _SettingsLayer(NamedTuple):
+    values: Mapping[str, Any]
+    place: str
+
+
+class _Hit(NamedTuple):
+    """A value as it was found: under which key, and where."""
+
+    key: str
+    value: Any
+    place: str
+
+    def refuse(self, allowed: str) -> NoReturn:
+        shown = as_mentioned(repr(self.value))
+        if self.key.endswith(("_KEY", "_HEADERS")):
+            shown = "what cannot be used"
+        raise InvalidSetting(f"{self.key} {self.place} is {shown}; allowed: {allowed}.")
+
+
+def _look_up(sources: list[_SettingsLayer], keys: tuple[str, ...]) -> _Hit | None:
+    for source in sources:
+        for prefix in _PREFIXES:
+            for key in keys:
+                value = source.values.get(prefix + key)
+                if value is not None and (value != "" or key in _NEVER_BLANK):
+                    return _Hit(prefix + key, value, source.place)
+    return None
+
+
+def _override(name: str, overrides: Mapping[str, Any]) -> _Hit | None:
+    value = overrides.get(name)
+    return None if value is None else _Hit(name, value, "(given by the program)")
+
+
+# ------------------------------------------------------------------ checking a value
+
+
+def _text(hit: _Hit) -> str:
+    if not isinstance(hit.value, str):
+        hit.refuse("a text")
+    return hit.value
+
+
+def _url(hit: _Hit) -> str:
+    return sealed(_text(hit))
+
+
+class _OneOf:
+    """The check of a setting that is one of these words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def __call__(self, hit: _Hit) -> str:
+        if hit.value not in self.words:
+            hit.refuse(", ".join(self.words))
+        return str(hit.value)
+
+
+def _metadata(hit: _Hit) -> str:
+    value = _text(hit)
+    if value not in ("local", "service") and not value.startswith(_METADATA_URLS):
+        hit.refuse("local, service, postgresql://user@host/database, https://host, sqlite:////path")
+    return sealed(value)
+
+
+def _seconds(hit: _Hit) -> float:
+    try:
+        value = float(hit.value)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        hit.refuse("a number of seconds, 0 or more")
+    return value
+
+
+def _number(hit: _Hit) -> int:
+    value = hit.value
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        value = int(value.strip())
+    if type(value) is not int or value < 1:
+        hit.refuse("a whole number of 1 or more")
+    return value
+
+
+def _amounts(hit: _Hit) -> dict[str, float]:
+    """Names and amounts, as in `gpu=4,memory=64000`; a file may have an object."""
+    words = [each.partition("=")[::2] for each in str(hit.value).split(",")]
+    pairs = hit.value.items() if isinstance(hit.value, dict) else words
+    amounts: dict[str, float] = {}
+    for name, said in pairs:
+        try:
+            amount = float(said)
+        except (TypeError, ValueError):
+            amount = math.nan
+        name = str(name).strip()
+        if not name.isidentifier() or not 0 <= amount < math.inf or name in amounts:
+            hit.refuse("names and amounts such as gpu=4,memory=64000 (in MB), each name once")
+        amounts[name] = amount
+    return amounts
+
+
+def _flag(hit: _Hit) -> bool:
+    word = str(hit.value).strip().lower()
+    if word not in _TRUE and word not in _FALSE:
+        hit.refuse("1 or 0, true or false")
+    return word in _TRUE
+
+
+def _words(hit: _Hit) -> tuple[str, ...]:
+    if isinstance(hit.value, list | tuple) and all(isinstance(one, str) for one in hit.value):
+        return tuple(hit.value)
+    return tuple(_text(hit).split())
+
+
+def _keys(hit: _Hit) -> tuple[Secret, ...]:
+    return tuple(Secret(key.strip()) for key in _text(hit).split(",") if key.strip())
+
+
+def _signing_keys(hit: _Hit) -> tuple[Secret, ...]:
+    keys = tuple(_text(hit).replace(",", " ").split())
+    if not keys or min(map(len, keys)) < SHORTEST_KEY:
+        # Not with `refuse`, which shows the value.
+        raise InvalidSetting(
+            f"{hit.key} {hit.place} is {'too short' if keys else 'blank'}: a key has at least "
+            f"{SHORTEST_KEY} characters, as `openssl rand -hex 32` makes it (several with commas, "
+            "of which the first signs); unset it where messages are not to be signed."
+        )
+    return tuple(map(Secret, keys))
+
+
+def _suffixes(hit: _Hit) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in _text(hit).split(",") if word.strip())
+    if not words:
+        hit.refuse("suffixes of files, as in .py,.sql")
+    return words
+
+
+def _user(hit: _Hit) -> str:
+    try:
+        return ids.tag(f"user:{_text(hit)}").removeprefix("user:")
+    except InvalidName:
+        hit.refuse("a name of at most 495 characters of valid UTF-8")
+
+
+# ------------------------------------------------------------------ the settings
+
+
+def _setting(default: Any, check: Callable[[_Hit], Any], *keys: str) -> Any:
+    """A field of Settings: what it is where nothing is set, the check of what is found, and the
+    keys that it is read under, without prefix. (RUN_... are the names that `run` has always had for
+    its own options.)"""
+    return field(default=default, metadata={"keys": keys, "check": check})
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of one program, checked.
@@ -175,51 +337,60 @@ class Settings:
     """
 
     root: Path
-    user: str
-    datastore: str = "local"
-    datastore_root: str | None = None
-    metadata: str = "local"
-    environment: str | None = None
-    environments_folder: str | None = None
-    job_platform: str | None = None
-    job_python: str | None = None
-    durability: Durability = "power"
-    namespace: str | None = None
-    default_decospecs: tuple[str, ...] = ()
-    isolation: Isolation = "task"
-    process: ProcessStart = "fresh"
-    debug: bool = False
-    no_color: bool = False
-    progress: bool = True
-    ui_url: str | None = None
-    max_workers: int = 16
-    max_num_splits: int = 100
-    max_log_size: int = 10
-    previews: bool = True
-    retry_wait: float | None = None
-    default_secrets_backend: str | None = None
-    default_secrets_role: str | None = None
-    secrets_region: str | None = None
-    secrets_manager_role: str | None = None
-    package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
-    datastore_s3: str | None = None
-    s3_endpoint: str | None = None
-    datatools_s3: str | None = None
-    s3_encryption: str | None = None
-    s3_workers: int = 64
-    cache_folder: str = CACHE_FOLDER
-    cache_size: int = 10_000
-    executor: str = "local"
-    owner: str = "run"
-    queue: str | None = None
-    resources: Mapping[str, float] | None = None
-    signing_keys: tuple[Secret, ...] = ()
-    spin_persist: bool = True
-    tempdir: str = "."
-    service_url: str | None = None
-    health_file: str | None = None
-    health_url: str | None = None
-    service_auth_keys: tuple[Secret, ...] = ()
+    user: str = _setting(MISSING, _user, "USER")
+    datastore: str = _setting("local", _OneOf("local", "s3"), "DEFAULT_DATASTORE")
+    datastore_root: str | None = _setting(None, _url, "DATASTORE_ROOT")
+    metadata: str = _setting("local", _metadata, "DEFAULT_METADATA")
+    environment: str | None = _setting(
+        None, _OneOf("local", "conda", "pypi", "uv"), "DEFAULT_ENVIRONMENT"
+    )
+    environments_folder: str | None = _setting(None, _text, "ENVIRONMENTS_FOLDER")
+    job_platform: str | None = _setting(None, _text, "JOB_PLATFORM")
+    job_python: str | None = _setting(None, _text, "JOB_PYTHON")
+    durability: Durability = _setting("power", _OneOf("power", "process"), "DURABILITY")
+    namespace: str | None = _setting(None, _text, "NAMESPACE")
+    default_decospecs: tuple[str, ...] = _setting((), _words, "DEFAULT_DECOSPECS")
+    isolation: Isolation = _setting("task", _OneOf("task", "worker"), "RUN_ISOLATION", "ISOLATION")
+    process: ProcessStart = _setting("fresh", _OneOf("fresh", "fork"), "RUN_PROCESS", "PROCESS")
+    debug: bool = _setting(False, _flag, "DEBUG")
+    no_color: bool = _setting(False, _flag, "NO_COLOR")
+    progress: bool = _setting(True, _flag, "RUN_PROGRESS", "PROGRESS")
+    ui_url: str | None = _setting(None, _url, "UI_URL")
+    max_workers: int = _setting(16, _number, "RUN_MAX_WORKERS", "MAX_WORKERS")
+    max_num_splits: int = _setting(100, _number, "RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS")
+    max_log_size: int = _setting(10, _number, "RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE")
+    previews: bool = _setting(True, _flag, "PREVIEWS")
+    retry_wait: float | None = _setting(None, _seconds, "RETRY_WAIT")
+    default_secrets_backend: str | None = _setting(None, _text, "DEFAULT_SECRETS_BACKEND_TYPE")
+    default_secrets_role: str | None = _setting(None, _text, "DEFAULT_SECRETS_ROLE")
+    secrets_region: str | None = _setting(None, _text, "AWS_SECRETS_MANAGER_DEFAULT_REGION")
+    secrets_manager_role: str | None = _setting(None, _text, "AWS_SECRETS_MANAGER_DEFAULT_ROLE")
+    package_suffixes: tuple[str, ...] = _setting(
+        PACKAGE_SUFFIXES, _suffixes, "DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"
+    )
+    datastore_s3: str | None = _setting(None, _url, "DATASTORE_SYSROOT_S3")
+    s3_endpoint: str | None = _setting(None, _url, "S3_ENDPOINT_URL")
+    datatools_s3: str | None = _setting(None, _url, "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3")
+    s3_encryption: str | None = _setting(None, _text, "S3_SERVER_SIDE_ENCRYPTION")
+    s3_workers: int = _setting(64, _number, "S3_WORKER_COUNT")
+    cache_folder: str = _setting(CACHE_FOLDER, _text, "CLIENT_CACHE_PATH")
+    cache_size: int = _setting(10_000, _number, "CLIENT_CACHE_MAX_SIZE")
+    executor: str = _setting(
+        "local",
+        _OneOf("local", "queue", "batch", "slurm", "kubernetes"),
+        "EXECUTOR",
+        "DEFAULT_EXECUTOR",
+    )
+    owner: str = _setting("run", _text, "OWNER")
+    queue: str | None = _setting(None, _url, "QUEUE")
+    resources: Mapping[str, float] | None = _setting(None, _amounts, "RUN_RESOURCES", "RESOURCES")
+    signing_keys: tuple[Secret, ...] = _setting((), _signing_keys, "SIGNING_KEY")
+    spin_persist: bool = _setting(True, _flag, "SPIN_PERSIST")
+    tempdir: str = _setting(".", _text, "TEMPDIR")
+    service_url: str | None = _setting(None, _url, "SERVICE_URL")
+    health_file: str | None = _setting(None, _text, "HEALTH_FILE")
+    health_url: str | None = _setting(None, _url, "HEALTH_URL")
+    service_auth_keys: tuple[Secret, ...] = _setting((), _keys, "SERVICE_AUTH_KEY")
 
     def __repr__(self) -> str:
         values = ((each, getattr(self, each)) for each in self.__dataclass_fields__)
@@ -242,13 +413,13 @@ class Settings:
         found = _walk_up(base, env)
         sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, found)]
         values: dict[str, Any] = {}
-        for name, (keys, parse) in _FIELDS.items():
-            hit = _override(name, overrides) or _look_up(sources, keys)
+        for name, declared in SETTINGS.items():
+            hit = _override(name, overrides) or _look_up(sources, declared["keys"])
             if hit is not None:
-                values[name] = parse(hit)
+                values[name] = declared["check"](hit)
         if overrides.get("queue") is None:
             _refuse_strangers(_look_up(sources, ("QUEUE",)), _look_up(sources, ("SIGNING_KEY",)))
-        unknown = overrides.keys() - _FIELDS.keys()
+        unknown = overrides.keys() - SETTINGS.keys()
         if unknown:
             raise TypeError(f"Settings.load() takes no {', '.join(sorted(unknown))}")
         values.setdefault("user", _user_of_the_machine(env))
@@ -486,6 +657,25 @@ class SpinOptions:
     persist: bool = True
 
 
+SETTINGS = {
+    name: each.metadata for name, each in Settings.__dataclass_fields__.items() if each.metadata
+}
+KEYS = frozenset(key for each in SETTINGS.values() for key in each["keys"])
+"""The keys of all of them, without prefix."""
+
+
+def words_of(setting: str) -> tuple[str, ...]:
+    """The words that a setting may be."""
+    check = SETTINGS[setting]["check"]
+    assert isinstance(check, _OneOf), f"{setting} may be anything"
+    return check.words
+
+
+def default_of(setting: str) -> Any:
+    """What a setting is where nothing is set."""
+    return Settings.__dataclass_fields__[setting].default
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """What one run is started with, all resolved and checked.
@@ -700,211 +890,6 @@ def _mapping(hit: _Hit) -> dict[str, Any]:
     if not isinstance(value, dict):
         hit.refuse('a JSON object such as {"name": ...}')
     return value
-
-
-# ------------------------------------------------------------------ looking a key up
-
-
-_NEVER_BLANK = frozenset({"SIGNING_KEY"})  # others that are set to nothing are not set
-SHORTEST_KEY = 32  # characters of a key that signs messages
-
-
-class _SettingsLayer(NamedTuple):
-    values: Mapping[str, Any]
-    place: str
-
-
-class _Hit(NamedTuple):
-    """A value as it was found: under which key, and where."""
-
-    key: str
-    value: Any
-    place: str
-
-    def refuse(self, allowed: str) -> NoReturn:
-        shown = as_mentioned(repr(self.value))
-        if self.key.endswith(("_KEY", "_HEADERS")):
-            shown = "what cannot be used"
-        raise InvalidSetting(f"{self.key} {self.place} is {shown}; allowed: {allowed}.")
-
-
-def _look_up(sources: list[_SettingsLayer], keys: tuple[str, ...]) -> _Hit | None:
-    for source in sources:
-        for prefix in _PREFIXES:
-            for key in keys:
-                value = source.values.get(prefix + key)
-                if value is not None and (value != "" or key in _NEVER_BLANK):
-                    return _Hit(prefix + key, value, source.place)
-    return None
-
-
-def _override(name: str, overrides: Mapping[str, Any]) -> _Hit | None:
-    value = overrides.get(name)
-    return None if value is None else _Hit(name, value, "(given by the program)")
-
-
-# ------------------------------------------------------------------ checking a value
-
-
-def _text(hit: _Hit) -> str:
-    if not isinstance(hit.value, str):
-        hit.refuse("a text")
-    return hit.value
-
-
-def _url(hit: _Hit) -> str:
-    return sealed(_text(hit))
-
-
-def _choice(*allowed: str) -> Callable[[_Hit], str]:
-    def parse(hit: _Hit) -> str:
-        if hit.value not in allowed:
-            hit.refuse(", ".join(allowed))
-        return str(hit.value)
-
-    return parse
-
-
-def _metadata(hit: _Hit) -> str:
-    value = _text(hit)
-    if value not in ("local", "service") and not value.startswith(_METADATA_URLS):
-        hit.refuse("local, service, postgresql://user@host/database, https://host, sqlite:////path")
-    return sealed(value)
-
-
-def _seconds(hit: _Hit) -> float:
-    try:
-        value = float(hit.value)
-    except (TypeError, ValueError):
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        hit.refuse("a number of seconds, 0 or more")
-    return value
-
-
-def _number(hit: _Hit) -> int:
-    value = hit.value
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
-        value = int(value.strip())
-    if type(value) is not int or value < 1:
-        hit.refuse("a whole number of 1 or more")
-    return value
-
-
-def _amounts(hit: _Hit) -> dict[str, float]:
-    """Names and amounts, as in `gpu=4,memory=64000`; a file may have an object."""
-    words = [each.partition("=")[::2] for each in str(hit.value).split(",")]
-    pairs = hit.value.items() if isinstance(hit.value, dict) else words
-    amounts: dict[str, float] = {}
-    for name, said in pairs:
-        try:
-            amount = float(said)
-        except (TypeError, ValueError):
-            amount = math.nan
-        name = str(name).strip()
-        if not name.isidentifier() or not 0 <= amount < math.inf or name in amounts:
-            hit.refuse("names and amounts such as gpu=4,memory=64000 (in MB), each name once")
-        amounts[name] = amount
-    return amounts
-
-
-def _flag(hit: _Hit) -> bool:
-    word = str(hit.value).strip().lower()
-    if word not in _TRUE and word not in _FALSE:
-        hit.refuse("1 or 0, true or false")
-    return word in _TRUE
-
-
-def _words(hit: _Hit) -> tuple[str, ...]:
-    if isinstance(hit.value, list | tuple) and all(isinstance(one, str) for one in hit.value):
-        return tuple(hit.value)
-    return tuple(_text(hit).split())
-
-
-def _keys(hit: _Hit) -> tuple[Secret, ...]:
-    return tuple(Secret(key.strip()) for key in _text(hit).split(",") if key.strip())
-
-
-def _signing_keys(hit: _Hit) -> tuple[Secret, ...]:
-    keys = tuple(_text(hit).replace(",", " ").split())
-    if not keys or min(map(len, keys)) < SHORTEST_KEY:
-        # Not with `refuse`, which shows the value.
-        raise InvalidSetting(
-            f"{hit.key} {hit.place} is {'too short' if keys else 'blank'}: a key has at least "
-            f"{SHORTEST_KEY} characters, as `openssl rand -hex 32` makes it (several with commas, "
-            "of which the first signs); unset it where messages are not to be signed."
-        )
-    return tuple(map(Secret, keys))
-
-
-def _suffixes(hit: _Hit) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in _text(hit).split(",") if word.strip())
-    if not words:
-        hit.refuse("suffixes of files, as in .py,.sql")
-    return words
-
-
-def _user(hit: _Hit) -> str:
-    try:
-        return ids.tag(f"user:{_text(hit)}").removeprefix("user:")
-    except InvalidName:
-        hit.refuse("a name of at most 495 characters of valid UTF-8")
-
-
-# Field -> the keys it is read under (without prefix) and its check. RUN_... are the names that
-# `run` has always had for its own options.
-_FIELDS: dict[str, tuple[tuple[str, ...], Callable[[_Hit], Any]]] = {
-    "user": (("USER",), _user),
-    "datastore": (("DEFAULT_DATASTORE",), _choice("local", "s3")),
-    "datastore_s3": (("DATASTORE_SYSROOT_S3",), _url),
-    "s3_endpoint": (("S3_ENDPOINT_URL",), _url),
-    "datatools_s3": (("DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3"), _url),
-    "s3_encryption": (("S3_SERVER_SIDE_ENCRYPTION",), _text),
-    "s3_workers": (("S3_WORKER_COUNT",), _number),
-    "executor": (
-        ("EXECUTOR", "DEFAULT_EXECUTOR"),
-        _choice("local", "queue", "batch", "slurm", "kubernetes"),
-    ),
-    "owner": (("OWNER",), _text),
-    "queue": (("QUEUE",), _url),
-    "resources": (("RUN_RESOURCES", "RESOURCES"), _amounts),
-    "signing_keys": (("SIGNING_KEY",), _signing_keys),
-    "cache_folder": (("CLIENT_CACHE_PATH",), _text),
-    "cache_size": (("CLIENT_CACHE_MAX_SIZE",), _number),
-    "datastore_root": (("DATASTORE_ROOT",), _url),
-    "metadata": (("DEFAULT_METADATA",), _metadata),
-    "service_url": (("SERVICE_URL",), _url),
-    "environment": (("DEFAULT_ENVIRONMENT",), _choice("local", "conda", "pypi", "uv")),
-    "environments_folder": (("ENVIRONMENTS_FOLDER",), _text),
-    "job_platform": (("JOB_PLATFORM",), _text),
-    "job_python": (("JOB_PYTHON",), _text),
-    "durability": (("DURABILITY",), _choice("power", "process")),
-    "namespace": (("NAMESPACE",), _text),
-    "default_decospecs": (("DEFAULT_DECOSPECS",), _words),
-    "isolation": (("RUN_ISOLATION", "ISOLATION"), _choice("task", "worker")),
-    "process": (("RUN_PROCESS", "PROCESS"), _choice("fresh", "fork")),
-    "debug": (("DEBUG",), _flag),
-    "no_color": (("NO_COLOR",), _flag),
-    "progress": (("RUN_PROGRESS", "PROGRESS"), _flag),
-    "ui_url": (("UI_URL",), _url),
-    "default_secrets_backend": (("DEFAULT_SECRETS_BACKEND_TYPE",), _text),
-    "default_secrets_role": (("DEFAULT_SECRETS_ROLE",), _text),
-    "secrets_region": (("AWS_SECRETS_MANAGER_DEFAULT_REGION",), _text),
-    "secrets_manager_role": (("AWS_SECRETS_MANAGER_DEFAULT_ROLE",), _text),
-    "package_suffixes": (("DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"), _suffixes),
-    "tempdir": (("TEMPDIR",), _text),
-    "spin_persist": (("SPIN_PERSIST",), _flag),
-    "service_auth_keys": (("SERVICE_AUTH_KEY",), _keys),
-    "health_file": (("HEALTH_FILE",), _text),
-    "health_url": (("HEALTH_URL",), _url),
-    "max_workers": (("RUN_MAX_WORKERS", "MAX_WORKERS"), _number),
-    "max_num_splits": (("RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS"), _number),
-    "max_log_size": (("RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE"), _number),
-    "previews": (("PREVIEWS",), _flag),
-    "retry_wait": (("RETRY_WAIT",), _seconds),
-}
-KEYS = frozenset(key for keys, _ in _FIELDS.values() for key in keys)
-"""The keys of all of them, without prefix."""
 
 
 # ------------------------------------------------------------------ files, folders, the user

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow._core.clock import SystemClock
-from aflow._core.settings import Settings
+from aflow._core.settings import Settings, words_of
 from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
 from aflow.environments.build import Environments, cache_folder
@@ -75,7 +75,9 @@ def _parameters() -> list[click.Parameter]:
             metavar="TIME",
             help="Delete environments of steps (@pypi, @conda) unused for this long.",
         ),
-        option("--datastore", type=click.Choice(["local", "s3"]), help="Where the artifacts are."),
+        option(
+            "--datastore", type=click.Choice(words_of("datastore")), help="Where the artifacts are."
+        ),
         option("--datastore-root", metavar="PATH", help="Its folder, or s3://bucket/prefix."),
         flag(
             "--sole-owner",

@@ -6,14 +6,14 @@ for `run` and the parameters AFLOW_RUN_<OPTION>, else METAFLOW_RUN_<OPTION>.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.core import ParameterSource
 
 from aflow._core import ids
-from aflow._core.settings import metadata_place, resource_amounts
+from aflow._core.settings import default_of, metadata_place, resource_amounts, words_of
 from aflow.cli.errors import printable
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
@@ -85,6 +85,13 @@ def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest
     return made
 
 
+def of_setting(name: str, help: str, **rest: Any) -> Option:
+    """An option of a command that overrides the setting of this name. It has no default of its own:
+    where it is not given, the setting counts."""
+    text = f"{help}  [default: {default_of(name)}]"
+    return option(f"--{name.replace('_', '-')}", help=text, **{"default": None, **rest})
+
+
 def names_of(parameters: Iterable[click.Parameter]) -> set[str]:
     """All names of these options as they are compared: --max_workers is --max-workers."""
     names = (name for each in parameters for name in (*each.opts, *each.secondary_opts))
@@ -121,11 +128,11 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         ),
         _choice(
             "--environment",
-            ["local", "conda", "pypi", "uv"],
+            words_of("environment"),
             "Packages of steps: installed ones (local), or an environment of each step.",
             rest,
         ),
-        _choice("--datastore", ["local", "s3"], "Where the artifacts are.", rest),
+        _choice("--datastore", words_of("datastore"), "Where the artifacts are.", rest),
         option(
             "--datastore-root",
             metavar="PATH",
@@ -135,7 +142,8 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         option(
             "--package-suffixes",
             metavar="SUFFIXES",
-            help="Suffixes of files in the code package.  [default: .py,.R,.RDS]",
+            help="Suffixes of files in the code package."
+            f"  [default: {','.join(default_of('package_suffixes'))}]",
             **rest,
         ),
         option("--pylint/--no-pylint", help="Look for errors in the code first.", **rest),
@@ -147,7 +155,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
     return [each for each in made if not names_of([each]) & {*without}]
 
 
-def _choice(name: str, values: list[str], help: str, rest: Mapping[str, Any]) -> Option:
+def _choice(name: str, values: Sequence[str], help: str, rest: Mapping[str, Any]) -> Option:
     return option(name, type=click.Choice(values), help=help, **rest)
 
 
@@ -212,13 +220,9 @@ def run_options() -> list[Option]:
             metavar="TAG",
             help="Mark the run; may be given many times.",
         ),
-        option("--max-workers", help="Tasks that run at once.  [default: 16]", **number),
-        option("--max-num-splits", help="Items that a foreach may have.  [default: 100]", **number),
-        option(
-            "--max-log-size",
-            help="Log kept of each stream of an attempt, in MB.  [default: 10]",
-            **number,
-        ),
+        of_setting("max_workers", "Tasks that run at once.", **number),
+        of_setting("max_num_splits", "Items that a foreach may have.", **number),
+        of_setting("max_log_size", "Log kept of each stream of an attempt, in MB.", **number),
         with_option(OPTIONS, "run_"),
         flag("--cache", help="Use results of earlier runs where nothing has changed (see @cache)."),
         flag("--dry-run", help="Only say which tasks would run, and why."),
@@ -244,25 +248,22 @@ def run_options() -> list[Option]:
             metavar="NAME",
             help="Namespace of the client inside the run; empty for the global one.",
         ),
-        option(
-            "--isolation",
-            type=click.Choice(["task", "worker"]),
-            default=None,
-            help="A fresh process for each task, or processes that run many.  [default: task]",
+        of_setting(
+            "isolation",
+            "A fresh process for each task, or processes that run many.",
+            type=click.Choice(words_of("isolation")),
         ),
-        option(
-            "--process",
-            type=click.Choice(["fresh", "fork"]),
-            default=None,
-            help="Processes run the flow's file by themselves, or are forked from one that has run "
-            "it (for files that work for seconds at module level).  [default: fresh]",
+        of_setting(
+            "process",
+            "Processes run the flow's file by themselves, or are forked from one that has run it "
+            "(for files that work for seconds at module level).",
+            type=click.Choice(words_of("process")),
         ),
-        option(
-            "--executor",
-            type=click.Choice(["local", "queue", "batch", "slurm", "kubernetes"]),
-            default=None,
-            help="Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch, Slurm "
-            "or Kubernetes.  [default: local]",
+        of_setting(
+            "executor",
+            "Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch, Slurm or "
+            "Kubernetes.",
+            type=click.Choice(words_of("executor")),
         ),
         option("--queue", default=None, metavar="URL", help="The queue of the workers."),
         resources_option("tasks of steps with @resources share"),

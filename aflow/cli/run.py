@@ -13,7 +13,7 @@ from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP
 from aflow._core.process import binary, flush, is_terminal
 from aflow._core.records import replace
-from aflow._core.settings import FOLDER, RunOptions, Settings
+from aflow._core.settings import FOLDER, SETTINGS, RunOptions, Settings
 from aflow._core.version import __version__
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.errors import show_frames
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from aflow.cli.console import Console
     from aflow.flow.definition import FlowDefinition
 
+
+# Options of `run` that override a setting. `--namespace` is that of the run alone.
+_OVERRIDES = SETTINGS.keys() - {"namespace"}
 
 Origin = Callable[["FlowDefinition", Settings], dict[str, Any]]
 """Says which run is resumed, as fields of RunOptions."""
@@ -66,16 +69,7 @@ def run(
     session: Session,
     given: Mapping[str, Any],
     *,
-    max_workers: int | None = None,
-    max_num_splits: int | None = None,
-    max_log_size: int | None = None,
-    isolation: str | None = None,
-    process: str | None = None,
-    executor: str | None = None,
-    queue: str | None = None,
-    resources: Mapping[str, float] | None = None,
     runner_attribute_file: str | None = None,
-    progress: bool | None = None,
     cache: bool = False,
     dry_run: bool = False,
     rebuild: bool = False,
@@ -87,18 +81,8 @@ def run(
     """`run`, and `resume` with an `origin`: the exit code. `forecast` is a file for what a dry run
     finds. `given` are the parameters that were
     given, by attribute; of a run that is resumed those that are to change. `adopt` is a run to go
-    on with instead of a new one."""
-    settings = session.settings(
-        max_workers=max_workers,
-        max_num_splits=max_num_splits,
-        max_log_size=max_log_size,
-        isolation=isolation,
-        process=process,
-        executor=executor,
-        queue=queue,
-        resources=resources,
-        progress=progress,
-    )
+    on with instead of a new one. `rest` are overrides of settings, and fields of RunOptions."""
+    settings = session.settings(**{name: rest.pop(name) for name in _OVERRIDES & rest.keys()})
     if settings.executor == "local" and not dry_run:
         ground_start.have_ground()  # it gets ready while the flow is checked
     definition = session.define()

@@ -224,6 +224,20 @@ class LinkReader:
 # Finds the source of steps: the graph of a flow is read from it, not from running it.
 
 
+def parsed(text: str | bytes) -> ast.Module:
+    """The syntax tree of a source; raises SyntaxError and ValueError as `ast.parse` does.
+
+    CPython before 3.13 counts the depth of a tree for all threads together: one that is parsed
+    while another thread parses may end with SystemError. Then it is parsed again.
+    """
+    for _ in range(20):
+        try:
+            return ast.parse(text)
+        except SystemError:
+            pass
+    return ast.parse(text)
+
+
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 
 
@@ -233,7 +247,7 @@ class SourceFile:
     def __init__(self, text: str) -> None:
         self.functions: dict[tuple[str, int], FunctionNode] = {}
         self.classes: dict[str, int] = {}
-        self._enter(ast.parse(text), "")
+        self._enter(parsed(text), "")
 
     def _enter(self, block: ast.AST, prefix: str) -> None:
         for node in _statements(block):

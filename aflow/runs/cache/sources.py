@@ -19,6 +19,7 @@ from typing import Any
 
 from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
+from aflow.flow.links import parsed
 from aflow.storage.blobs import digest_of
 from aflow.task.program import library_folders
 
@@ -104,7 +105,7 @@ class ModuleText:
         self.tree: ast.Module | None = None
         if file.endswith((".py", ".pyw")):
             try:
-                self.tree = ast.parse(data)
+                self.tree = parsed(data)
             except (SyntaxError, ValueError):  # it is data, then: importing it will say so
                 pass
         self.raw_digest = str(digest_of([data], len(data)))

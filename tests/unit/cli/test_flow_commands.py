@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from aflow import FlowSpec, JSONType, Parameter, project, retry, step
-from aflow._core.settings import RunOptions
+from aflow._core.settings import SETTINGS, RunOptions
 from aflow.cli import plain
 from aflow.cli.commands import COMMANDS
 from aflow.cli.flow_commands import FlowGroup
@@ -346,6 +346,8 @@ def test_a_plain_run_is_understood_as_click_understands_it(words: tuple[str, ...
 # What `run` is called with where nothing is said: by its own defaults, and those of a run.
 UNSAID = {
     **{each.name: getattr(RunOptions(), each.name) for each in fields(RunOptions)},
+    **dict.fromkeys(SETTINGS.keys() & {each.name for each in fields(RunOptions)}),
+    "progress": None,
     **{name: each.default for name, each in inspect.signature(run).parameters.items()},
     "run_id": None,
     "parameters_file": None,

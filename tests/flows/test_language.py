@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from aflow.scheduler.states import RunState
@@ -52,8 +55,10 @@ def test_a_flow_file_may_be_named_like_a_module_that_is_needed(
     file = workspace.write(LINEAR, f"{name}.py")
     # What a file imports before aflow is between it and Python.
     file.write_text("import aflow\n" + file.read_text())
+    # `python -m` itself imports types from the working folder, before anything of aflow.
+    aflow = ["-m", "aflow"] if name != "types" else [str(Path(sys.executable).with_name("aflow"))]
     words = (
-        ["-m", "aflow", "run", f"{name}.py"],
+        [*aflow, "run", f"{name}.py"],
         [f"{name}.py", "run", "--isolation", "worker"],
         *([["-m", name, "run"]] if name in ("queue", "token") else []),
     )

@@ -89,7 +89,9 @@ def _defer(spec: ModuleSpec) -> None:
 
 
 # What modules that commands and grounds import name, and these seldom use.
-_NAMED = ("inspect", "ipaddress", "linecache", "locale", "shutil", "textwrap")
+_NAMED = (
+    "dis", "inspect", "ipaddress", "linecache", "locale", "shlex", "shutil", "tarfile", "textwrap",
+)  # fmt: skip
 
 
 def defer_all() -> None:
@@ -120,6 +122,13 @@ def import_asyncio() -> None:
 def loaded() -> list[str]:
     """The names of the modules that are loaded, in the order in which they were imported."""
     return [name for name, module in [*sys.modules.items()] if type(module) is not _Deferred]
+
+
+def load(name: str) -> None:
+    """Load this module, if it is there and was deferred."""
+    module = sys.modules.get(name)
+    if type(module) is _Deferred:
+        _load(module)
 
 
 def load_all() -> None:

@@ -18,6 +18,7 @@ from aflow._core.version import __version__
 from aflow.cli.checks import CodeCheck, check_graph
 from aflow.cli.errors import show_frames
 from aflow.cli.session import Session
+from aflow.environments import asks
 from aflow.errors import AflowError, InvalidInput, InvalidName
 from aflow.executors.local import ground_start
 from aflow.executors.local.preload import imported_here
@@ -192,8 +193,6 @@ def _prepared(
 ) -> RunOptions:
     """The options with the environments of the steps, which are solved and built before the run
     begins; that is shown while it goes on."""
-    from aflow.environments.spec import asks
-
     if not asks(definition, options.environment):
         return options
     from aflow.executors.factory import built_here, with_locks

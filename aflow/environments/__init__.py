@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from aflow._core.lazy import modules_of
 
-__all__ = ["prepare", "record", "shipping", "solve", "transport"]
+__all__ = ["asks", "prepare", "record", "shipping", "solve", "spec", "transport"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from aflow.environments import prepare, record, shipping, solve, transport
+    from aflow.environments import prepare, record, shipping, solve, spec, transport
+    from aflow.flow.definition import FlowDefinition
 else:
-    __getattr__ = modules_of(__name__, __all__)
+    __getattr__ = modules_of(__name__, [each for each in __all__ if each != "asks"])
+
+
+def asks(definition: FlowDefinition, kind: str | None = None) -> bool:
+    """Whether any step may have an environment of its own. Every run asks this, and few import the
+    rest."""
+    if kind is not None:
+        return kind != "local"
+    return any(each.kind in ("pypi_base", "conda_base") for each in definition.decorators) or any(
+        each.name in ("pypi", "conda")
+        for step in definition.steps.values()
+        for each in step.decorators
+    )

@@ -44,17 +44,6 @@ class Spec:
     uses_conda: bool = False
 
 
-def asks(definition: FlowDefinition, kind: str | None = None) -> bool:
-    """Whether any step may have an environment of its own."""
-    if kind is not None:
-        return kind != "local"
-    return any(each.kind in ("pypi_base", "conda_base") for each in definition.decorators) or any(
-        each.name in ("pypi", "conda")
-        for step in definition.steps.values()
-        for each in step.decorators
-    )
-
-
 def specs_of(
     definition: FlowDefinition, kind: str | None = None, only: str | None = None
 ) -> dict[str, Spec]:

@@ -21,7 +21,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
 from aflow._core.settings import Settings, looked_up
-from aflow.environments.spec import asks, job_targets
+from aflow.environments import asks
 from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, InvalidSetting
 from aflow.executors import jobs as job_systems
 from aflow.executors.local.admission import admission_for
@@ -278,7 +278,7 @@ def _shipped_runtime(
     """The variables by which jobs find the aflow that runs here, which is put into the store, if
     their images lack it."""
     now, ours = SystemClock.now(), Settings.load()
-    targets = job_targets(definition, [each.name for each in steps], ours)
+    targets = envs.spec.job_targets(definition, [each.name for each in steps], ours)
     shipment = envs.shipping.runtime_shipment(ours.cache / "wheels", now, targets)
     if shipment is None:
         return {}

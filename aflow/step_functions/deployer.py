@@ -19,9 +19,9 @@ from aflow._core.clock import SystemClock
 from aflow._core.settings import ConfigFile, config_file, expanded, looked_up
 from aflow.aws.client import Calls
 from aflow.aws.settings import AwsSettings, needs_s3
-from aflow.environments import prepare, transport
+from aflow.environments import asks, prepare, transport
 from aflow.environments.shipping import runtime_shipment
-from aflow.environments.spec import asks, job_targets
+from aflow.environments.spec import job_targets
 from aflow.errors import (
     AwsError,
     InvalidInput,

@@ -28,7 +28,8 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgpack
@@ -235,6 +236,7 @@ def _preparations() -> Iterator[None]:
     that are asked for meanwhile do not wait for the end, and do for themselves what is left."""
     for _ in range(_ROUNDS):
         threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
+    deferred.load("linecache")  # each program that defines a flow has its source read
     host = _RehearsedHost()
     for number in range(_ROUNDS):
         kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]
@@ -299,6 +301,20 @@ def _graph() -> Graph:
         for name, following in places.items()
     }
     return Graph("WarmUp", "start", "end", connect(nodes, "start"))
+
+
+def _has(modules: Iterable[str]) -> bool:
+    """Whether all of these modules are here. What was deferred is loaded sooner or later, and what
+    is aflow's own (a decorator, say) may be here: to import that takes less time than to fork a
+    ground that has it."""
+    missing = [each for each in modules if each not in sys.modules]
+    if missing:
+        deferred.load_all()
+    for each in missing:
+        if each.startswith("aflow.") and each not in sys.modules:
+            with suppress(ImportError):  # then a warm ground, and tasks, do without it
+                importlib.import_module(each)
+    return all(each in sys.modules for each in missing)
 
 
 def _never(flow: FlowSpec) -> None:
@@ -508,7 +524,7 @@ class Ground:
                 lambda: child_task.ManyAttempts(runner, fds, coroutines=coroutines), is_task=False,
             )  # fmt: skip
         elif kind == messages.ASK:
-            self._say(messages.HAS, all(name in sys.modules for name in rest[0]))
+            self._say(messages.HAS, _has(rest[0]))
         elif kind == messages.GROW:
             self._grow(self._take(1)[0], *rest)
         elif kind == messages.CONFIGURE:

@@ -85,3 +85,16 @@ def test_a_function_that_names_a_deferred_module_is_pickled_by_value() -> None:
     """
 
     assert ["False", "0"] == said_by(program)
+
+
+def test_one_module_can_be_loaded_and_the_others_stay_deferred() -> None:
+    program = """
+        import sys
+        from aflow._core import deferred
+        deferred.defer(["decimal", "colorsys"])
+        deferred.load("colorsys")
+        deferred.load("no_such_module")
+        print(*({"decimal", "colorsys"} & {*deferred.loaded()}))
+    """
+
+    assert ["colorsys"] == said_by(program)

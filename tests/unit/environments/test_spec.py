@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from aflow import FlowSpec, conda, conda_base, pypi, pypi_base, step
+from aflow.environments import asks
 from aflow.environments.build import Environments
 from aflow.environments.lock import LockedPackage, lock_of
 from aflow.environments.solve import Solver, Target, tags_of, this_platform
-from aflow.environments.spec import Spec, asks, specs_of
+from aflow.environments.spec import Spec, specs_of
 from aflow.environments.uv import (
     Uv,
     UvFailed,

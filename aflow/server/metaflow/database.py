@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from aflow._core.settings import path_in
+from aflow._core.settings import path_at
 from aflow.errors import (
     InvalidSetting,
     MetadataTooNew,
@@ -81,7 +81,7 @@ def open_database(url: str, durability: str = "power") -> Database:
     if scheme == "memory":
         return SqliteDatabase(None, durability)
     if scheme == "sqlite" and rest.startswith("///"):
-        return SqliteDatabase(Path("/" + path_in(rest).lstrip("/")), durability)
+        return SqliteDatabase(path_at(url), durability)
     if scheme in ("postgres", "postgresql"):
         # psycopg is of an extra, which a service on a file needs not.
         from aflow.server.metaflow.database_postgres import PostgresDatabase

@@ -83,6 +83,7 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.factory import open_store
 from aflow.task import code_package
 from aflow.task.config_binding import with_values
+from aflow.task.environment import Variables
 from aflow.task.program import class_from, placed
 from aflow.task.secrets_manager import fetch_service_key
 from aflow.task.spec import AttemptSpec, RunContext
@@ -519,7 +520,8 @@ class StateMachineJob:
         if self._loaded is None:
             request = self._order.request
             needs = self._order.needs.get(self._variables.step or "")
-            os.environ.update({} if needs is None else needs.environment)  # noqa: TID251 -- the user's
+            if needs is not None:
+                Variables("environment").take(needs.environment)
             if request.is_metaflow:
                 metaflow.install()
             definition = define(class_from(request.source))

@@ -326,7 +326,7 @@ class Program:
             sys.path[:] = [*self.source["path"], *self._path]
         else:
             sys.path[:] = self.source["path"]
-        sys.modules["__main__"] = ModuleType("__main__")
+        become_main(ModuleType("__main__"))
         if kind == "script":
             module = _run_under_alias(self.source["file"], self._code)
             return _attribute(module, self.source["name"])
@@ -352,9 +352,17 @@ def run_as_main(
     keep_importable(os.path.basename(file).removesuffix(".py"), folder)
     sys.path[:] = path if sys.flags.safe_path else [folder, *path]
     _set_up(main, "__main__", file)
-    sys.modules["__main__"] = main
+    become_main(main)
     exec(code or _compiled(file), vars(main))  # noqa: S102 -- the user's own program
     return main
+
+
+def become_main(module: ModuleType) -> None:
+    """Let this module be the program. Where multiprocessing was imported before there was one, it
+    has kept the main module of then, for what processes that it spawns give back."""
+    sys.modules["__main__"] = module
+    if "__mp_main__" in sys.modules:
+        sys.modules["__mp_main__"] = module
 
 
 def _folder_of(file: str) -> str:
@@ -366,7 +374,7 @@ def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> 
 
     keep_importable(name.partition(".")[0], root)
     vars(main).update(__annotations__={}, __builtins__=builtins)
-    sys.modules["__main__"] = main
+    become_main(main)
     sys.path[:] = path if sys.flags.safe_path else [root, *path]
     # A module of the standard library that has this name is in use already; `-m` has looked for the
     # program before there was any.
@@ -400,7 +408,8 @@ def _run_under_alias(file: str, code: CodeType | None) -> ModuleType:
     """Run a file without its guarded block; it is known as `__main__` while and after it runs."""
     module = ModuleType(ALIAS)
     _set_up(module, ALIAS, file)
-    sys.modules["__main__"] = sys.modules[ALIAS] = module
+    sys.modules[ALIAS] = module
+    become_main(module)
     exec(code or _compiled(file), vars(module))  # noqa: S102 -- the user's own program
     _rename(module)
     return module

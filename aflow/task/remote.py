@@ -161,38 +161,39 @@ class RemoteRunner(AttemptRunner):
 
     def run(self, spec: AttemptSpec) -> AttemptReport:
         """Run one attempt to its end, if its task is not settled already."""
-        try:
-            return self._settled(spec) or self._commit(super().run(spec))
-        except Exception as error:  # the store fails under us: so does the attempt
-            return self._unstored(spec, error)
+        return self._settled(spec) or self._commit(spec, super().run(spec))
 
     async def run_async(
         self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = lambda: False
     ) -> AttemptReport:
         """The same for a coroutine step."""
-        try:
-            return self._settled(spec) or self._commit(await super().run_async(spec, is_cancelled))
-        except Exception as error:  # the store fails under us: so does the attempt
-            return self._unstored(spec, error)
+        settled = self._settled(spec)
+        return settled or self._commit(spec, await super().run_async(spec, is_cancelled))
 
     def _settled(self, spec: AttemptSpec) -> AttemptReport | None:
-        self._stored.expect(spec)
-        return self._committed(spec.task, spec.attempt) if spec.again else None
+        try:
+            self._stored.expect(spec)
+            return self._committed(spec.task, spec.attempt) if spec.again else None
+        except Exception as error:  # the store fails under us: so does the attempt
+            return self._unstored(spec, error)
 
     def _committed(self, task: int, attempt: int) -> AttemptReport | None:
         return committed(self._blobs.store, self.context, task, attempt)
 
-    def _commit(self, report: AttemptReport) -> AttemptReport:
+    def _commit(self, spec: AttemptSpec, report: AttemptReport) -> AttemptReport:
         """The report, if it is the first that settles the task, or is none that does; else that
         of the first one."""
         if report.state != AttemptState.SUCCEEDED.value:
             return report
         name = commit_name(self.context.flow, self.context.run, report.task)
         data = msgpack.packb(report, unicode_errors="surrogatepass")
-        # It settles which was first. What survives a power cut is what the coordinator commits.
-        if self._blobs.store.put_if_absent(name, [data]):
-            return report
-        return self._committed(report.task, report.attempt) or report
+        try:
+            # It settles which was first. What survives a power cut is what the coordinator commits.
+            if self._blobs.store.put_if_absent(name, [data]):
+                return report
+            return self._committed(report.task, report.attempt) or report
+        except Exception as error:  # as above
+            return self._unstored(spec, error)
 
     def _unstored(self, spec: AttemptSpec, error: Exception) -> AttemptReport:
         now = self._clock.now()

@@ -63,6 +63,7 @@ class Execution:
         "held",
         "inputs",
         "is_cancelled",
+        "pid",
         "spec",
         "started_at",
         "step",
@@ -75,6 +76,7 @@ class Execution:
         self.spec = spec
         self.step = step
         self.started_at = started_at
+        self.pid = os.getpid()
         self.error: BaseException | None = None
         self.arounds: list[Around] = []
         self.held: Mapping[str, str] = {}  # environment variables
@@ -82,6 +84,15 @@ class Execution:
         self.flow: FlowSpec
         self.task: StepContext
         self.token: Any = None
+
+    def leave_if_forked(self) -> None:
+        """In a process that the step has forked: end it as the program would, which knows nothing
+        of attempts. What the step leaves, and how it ends, is said by the process it began in."""
+        if os.getpid() == self.pid:
+            return
+        if self.error is not None:
+            raise self.error
+        raise SystemExit(0)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -152,6 +163,7 @@ class AttemptRunner:
                 self._call(execution)
         except BaseException as error:  # whatever a step raises is its outcome
             execution.error = error
+        execution.leave_if_forked()
         return self._conclude(execution)
 
     async def run_async(
@@ -169,6 +181,7 @@ class AttemptRunner:
                 await self._await(execution)
         except BaseException as error:  # whatever a step raises is its outcome
             execution.error = error
+        execution.leave_if_forked()
         return self._conclude(execution)
 
     # ------------------------------------------------------------ call
@@ -199,6 +212,7 @@ class AttemptRunner:
             call_through(execution.arounds, lambda: self._call(execution))
         except BaseException as error:  # whatever a step raises is its outcome
             execution.error = error
+        execution.leave_if_forked()
         self._after(execution, begun)
 
     async def _surround_async(self, execution: Execution) -> None:
@@ -208,6 +222,7 @@ class AttemptRunner:
             await await_through(execution.arounds, lambda: self._await(execution))
         except BaseException as error:  # whatever a step raises is its outcome
             execution.error = error
+        execution.leave_if_forked()
         self._after(execution, begun)
 
     @staticmethod
@@ -351,8 +366,9 @@ class AttemptRunner:
     def _manifest(self, execution: Execution) -> Manifest:
         task = execution.task
         if self.context.persist:
-            writer = ArtifactWriter(self._blobs, previews=self.context.previews)
-            manifest = task.manifest(left_artifacts(execution.flow), writer)
+            with self._blobs.batch() as blobs:
+                writer = ArtifactWriter(blobs, previews=self.context.previews)
+                manifest = task.manifest(left_artifacts(execution.flow), writer)
         else:
             manifest = Manifest(step=execution.step.name, stack=task.stack)
         task.verify_mapped()

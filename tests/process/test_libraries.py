@@ -239,3 +239,75 @@ def test_what_a_file_has_used_works_in_processes_that_run_many_tasks(workspace: 
     assert 0 == ran.code, ran.out + ran.err
     assert "good True" in ran.lines
     workspace.check()
+
+
+PROCESSES = """
+import multiprocessing
+
+class Pair:
+    def __init__(self, one):
+        self.one = one
+
+def paired(one):
+    return Pair(one)
+
+def code_of(body):
+    child = os.fork()
+    if not child:
+        body()
+        raise AssertionError("the child goes on")
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        # A spawned process runs the file by another name, and gives back objects of that.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            (pair,) = pool.map(paired, [3])
+        assert type(pair) is Pair and 3 == pair.one
+        assert [0, 3] == [code_of(sys.exit), code_of(lambda: sys.exit(3))]
+        assert 1 == code_of(lambda: {}["of the child"])
+        self.child = os.fork()
+        if self.child:
+            assert 0 == os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+        self.next(self.beside)
+
+    @step
+    async def beside(self):
+        assert self.child
+        assert [0, 3] == [code_of(sys.exit), code_of(lambda: sys.exit(3))]
+        assert 1 == code_of(lambda: {}["of the child"])
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("good")
+"""
+
+
+# It holds copies of all that the program has open, and lives until the program has ended.
+HELPER = """\
+    program = os.getpid()
+    if not os.fork():
+        while os.getppid() == program:
+            time.sleep(0.05)
+        os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("way", ["python flow.py", "aflow run", "isolation worker"])
+def test_processes_that_a_program_and_its_steps_start_are_as_under_python(
+    way: str, workspace: Workspace
+) -> None:
+    file = workspace.write(PROCESSES)
+    file.write_text(file.read_text().replace("    Flow_()\n", HELPER + "    Flow_()\n"))
+    if way == "aflow run":
+        ran = workspace.finish(workspace.start_aflow("run", "flow.py", "--no-pylint"))
+    else:
+        ran = workspace.run(*(["--isolation", "worker"] if way == "isolation worker" else []))
+
+    assert 0 == ran.code, ran.out + ran.err
+    assert "good" in ran.lines
+    assert 2 == ran.out.count("KeyError: 'of the child'")
+    assert "failed" not in ran.out
+    workspace.check()

@@ -107,6 +107,26 @@ def _refuse(*args: object, **options: object) -> NoReturn:
     raise TaskError(f"breakpoint() cannot stop: {no_terminal(step)}.")
 
 
+def ended_by(error: BaseException) -> int:
+    """Show what a program has ended by, as Python does; its exit code."""
+    if isinstance(error, SystemExit):
+        return ending.exit_code(error)
+    try:
+        sys.excepthook(type(error), error, _of_the_program(error))
+    except Exception:  # noqa: BLE001 -- a hook of the user's
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _of_the_program(error: BaseException) -> Any:
+    """The traceback from the program's first line on."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith((here, "<frozen")):
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
 def end(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
     """Leave the process as Python would: see aflow/_core/ending.py."""
     ending.leave(code, release)

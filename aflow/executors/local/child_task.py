@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aflow._core import ending
 from aflow._core.clock import SystemClock
 from aflow._core.records import replace
 from aflow.executors.local import child, messages
@@ -93,13 +92,9 @@ class Host:
             cls = self._program.run()
             if not self._entered:
                 self._call(check_is_flow(cls, self._program.source), reached)
-        except SystemExit as error:
-            self._error = error
-            return ending.exit_code(error)
         except BaseException as error:  # noqa: BLE001 -- what the user's program raises ends it, as always
             self._error = error
-            _show(error)
-            return 130 if isinstance(error, KeyboardInterrupt) else 1
+            return child.ended_by(error)
         finally:
             set_launcher(_over)  # the one above holds the flow, at the end of the interpreter, too
         return 0
@@ -239,7 +234,6 @@ class OneAttempt:
         self._runner = runner
         self._spec = spec
         self._fds = fds
-        self._pid = os.getpid()
 
     def begin(self) -> bool:
         stdout, stderr, report, *stdin = self._fds
@@ -267,8 +261,6 @@ class OneAttempt:
         runner.instance = lambda: flow
         run = _debugged if self._is_debugged else _run
         ended = run(runner, self._spec)
-        if os.getpid() != self._pid:
-            return 0  # the step forked, and this is its child: it has nothing to report
         child.flush()
         self.say(*ended.message())
         return 0 if ended.state == AttemptState.SUCCEEDED.value else 1
@@ -327,20 +319,3 @@ def copies_of(flow: FlowSpec) -> Callable[[], FlowSpec]:
         return made
 
     return copy
-
-
-def _show(error: BaseException) -> None:
-    """Show what a program has ended by, as Python does."""
-    try:
-        sys.excepthook(type(error), error, _of_the_program(error))
-    except Exception:  # noqa: BLE001 -- a hook of the user's
-        sys.__excepthook__(type(error), error, error.__traceback__)
-
-
-def _of_the_program(error: BaseException) -> Any:
-    """The traceback from the program's first line on."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith((here, "<frozen")):
-        trace = trace.tb_next
-    return trace or error.__traceback__

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import msgpack
@@ -379,9 +379,8 @@ class SequentialWorker:
         self._link.send(before + msgpack.packb(started))
 
     def _run(self, spec: AttemptSpec) -> AttemptReport:
-        report = self._runner.run(spec)
-        if os.getpid() != self._pid:
-            child.end()  # the step forked, and this is its child: it has nothing to report
+        # What a step sets of context variables (decimal's precision among them) is its own.
+        report = copy_context().run(self._runner.run, spec)
         self._surroundings.restore()
         self._streams.finish((spec.task, spec.attempt))
         self._streams.owner.reset(self._token)
@@ -515,9 +514,13 @@ class CoroutineWorker:
         self._streams.owner.set(owner)
         if spec is not self._begun:
             self._say_started(spec)
-        report = await self._runner.run_async(spec, lambda: owner in self._cancelled)
-        if os.getpid() != self._pid:
-            child.end()  # the step forked, and this is its child: it has nothing to report
+        try:
+            report = await self._runner.run_async(spec, lambda: owner in self._cancelled)
+        except BaseException as error:
+            if os.getpid() == self._pid:
+                raise
+            # The step has forked, and this is its child: the loop runs the others' steps, too.
+            child.end(child.ended_by(error))
         self._streams.finish(owner)
         del self._tasks[owner]
         self._cancelled.discard(owner)

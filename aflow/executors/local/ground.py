@@ -51,7 +51,7 @@ from aflow.scheduler.messages import FromTask, NoInputs, encode_inputs
 from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
-from aflow.task.program import LoadRequest, Program, is_library
+from aflow.task.program import LoadRequest, Program, become_main, is_library
 from aflow.task.runner import AttemptRunner
 from aflow.task.spec import AttemptSpec, RunContext
 
@@ -241,7 +241,8 @@ def _preparations() -> Iterator[None]:
     for number in range(_ROUNDS):
         kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]
         host.rehearse()
-        sys.argv[:], sys.orig_argv[:], sys.path[:], sys.modules["__main__"] = kept
+        sys.argv[:], sys.orig_argv[:], sys.path[:], main = kept
+        become_main(main)
         set_launcher(_never)
         yield
         if number == 0:  # what tasks need sooner than the speed of the rest

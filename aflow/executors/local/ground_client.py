@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +16,7 @@ from aflow._core.secret import revealed
 from aflow._core.system import usable_cpus
 from aflow.executors.base import ended_by
 from aflow.executors.local import descendants, messages
+from aflow.executors.local.ground_start import keep_from_forks
 
 if TYPE_CHECKING:
     from aflow.task.program import LoadRequest
@@ -26,17 +26,6 @@ UNNOTICED = 0.05  # seconds of imports that are not reported
 MOST_GROUNDS = 8  # warm ones of a run: tasks of further environments start cold
 
 _log = logging.getLogger("aflow.processes")
-_ours: weakref.WeakSet[socket.socket] = weakref.WeakSet()  # sockets whose end is ours alone
-
-
-def _close_in_forks() -> None:
-    """A process that this program forks must not hold our ends: grounds end when they are closed,
-    and nobody else may keep them alive, or be taken for the coordinator."""
-    for each in [*_ours]:
-        each.close()
-
-
-os.register_at_fork(after_in_child=_close_in_forks)
 
 
 class GroundProcess(Protocol):
@@ -326,8 +315,7 @@ class _GroundSocket:
     def __init__(self, grounds: Grounds, control: socket.socket) -> None:
         self._grounds = grounds
         self._loop = asyncio.get_running_loop()
-        self._control = control
-        _ours.add(control)
+        self._control = keep_from_forks(control)
         self._unpacker = messages.unpacker()
         self._unsent = messages.SendBuffer(self._loop, control)
         self.is_open = True

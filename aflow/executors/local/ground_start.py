@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from aflow._core.process import delegate_if_first
 from aflow._core.settings import environment_with, secret_variables, without_signing_key
@@ -54,6 +55,25 @@ names["keep"](sys.argv.pop(3).split(","), sys.argv[2])
 
 # By its name, since the main program of a ground stands above all that starts it.
 GROUND = "aflow.executors.local.ground_main"
+
+
+_ours: WeakSet[socket.socket] = WeakSet()  # sockets whose end is ours alone
+
+
+def keep_from_forks(control: socket.socket) -> socket.socket:
+    """The socket, our end of one to a ground, which no process that this program forks is to hold:
+    grounds end when it is closed, and nobody else may keep them alive, or be taken for the
+    coordinator."""
+    _ours.add(control)
+    return control
+
+
+def _close_in_forks() -> None:
+    for each in [*_ours]:
+        each.close()
+
+
+os.register_at_fork(after_in_child=_close_in_forks)
 
 
 class ForkedGround:
@@ -98,7 +118,7 @@ def fork_ground(*, inherits: bool = True) -> ForkedGround:
     pid = os.fork()
     if pid:
         theirs.close()
-        return ForkedGround(ours, pid)
+        return ForkedGround(keep_from_forks(ours), pid)
     code = 1
     try:
         os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
@@ -160,7 +180,7 @@ def spawn_ground(
                 start_new_session=True,  # the terminal's Ctrl-C is for the coordinator alone
             )
         made.pop_all()
-        return SpawnedGround(ours, process)
+        return SpawnedGround(keep_from_forks(ours), process)
 
 
 def spawn_here(built: Built | None = None) -> SpawnedGround:

@@ -120,6 +120,13 @@ def sync(file: int) -> None:
     os.fsync(file)
 
 
+def start_sync(file: int) -> None:
+    """Have what was written to a file go to the disk soon, where a ground has prepared that: `sync`
+    has less to wait for then, and nothing depends on it."""
+    if _sync_file_range is not None:
+        _sync_file_range(file, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
 def reserve(file: int, size: int) -> None:
     """Have so many bytes for a file, or raise OSError, where the system and its disk can."""
     if hasattr(os, "posix_fallocate"):
@@ -193,15 +200,21 @@ def messages_have_an_end() -> bool:
 
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_SYNC_FILE_RANGE_WRITE = 2
 _prctl: Any = None
+_sync_file_range: Any = None
 
 
 def prepare_forks() -> None:
     """Load what forked processes call, once, before they are forked."""
-    global _prctl
+    global _prctl, _sync_file_range
     import ctypes  # costs start-up time: only a ground pays it, while nobody waits
 
-    _prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+    libc = ctypes.CDLL(None, use_errno=True)
+    _prctl = getattr(libc, "prctl", None)
+    _sync_file_range = getattr(libc, "sync_file_range", None)
+    if _sync_file_range is not None:
+        _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def adopt_orphans() -> None:

@@ -8,6 +8,8 @@ What every backend promises, and tests/contracts/test_storage.py checks:
 
 - `put` is atomic: a reader sees the whole object or none, whatever is killed when. Putting a
   name again replaces it.
+- what is put in one `batch` is all there when the batch has ended; before that, and where an error
+  has ended it, each of its objects is whole or not there.
 - `put_if_absent` writes only where nothing is, and says whether it wrote; of many at the same
   time exactly one wins.
 - `get` gives the bytes, or a range of them; ObjectNotFound where there is no such object.
@@ -25,12 +27,14 @@ cut once the call returns; else it survives any crash but that.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from aflow.errors import InvalidName
 
 Buffer = bytes | bytearray | memoryview
+Put = Callable[[str, Sequence[Buffer]], None]  # puts the parts under a name
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*\Z")
 
@@ -58,6 +62,11 @@ class ObjectStore(Protocol):
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
         """Write the parts, one after the other, as one object."""
+
+    def batch(self, *, durable: bool = False) -> AbstractContextManager[Put]:
+        """Put several objects by what the context gives, for less than as many calls of `put`; one
+        thread. What the parts hold is free to change after each call."""
+        ...
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; True if this call wrote it."""

@@ -17,12 +17,15 @@ import os
 import struct
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
 
 from aflow._core.ids import BlobKey, blob_key
 from aflow._core.system import read_proc
 from aflow.errors import CorruptBlob
 from aflow.storage import codecs
-from aflow.storage.base import Buffer, ObjectStore
+from aflow.storage.base import Buffer, ObjectStore, Put
 
 # Which parts of this process's memory are mapped blobs, and whether anybody wrote to them.
 #
@@ -126,6 +129,11 @@ class BlobStore:
         self.durable = durable
         self._mappings = Mappings()
 
+    def batch(self) -> BlobBatch:
+        """The same store, for blobs that are put together: they are stored when the context of this
+        has ended."""
+        return BlobBatch(self)
+
     def put(self, *parts: Buffer, mappable: bool = False) -> BlobKey:
         """Store the parts, one after the other, as one blob; gives its key.
 
@@ -197,14 +205,20 @@ class BlobStore:
         size = sum(map(_size, parts))
         key = digest_of(parts, size)
         # What is there is touched, so that nobody removes it before a manifest refers to it.
-        if not (self._is_there(key, size, raw) and self.store.touch(blob_name(key))):
+        if not self._claimed(key, size, raw):
             body: Sequence[Buffer] = parts
             codec = _RAW if raw or not codecs.pays(parts, size) else _ZSTD
             if codec == _ZSTD:
                 body = codecs.compress(parts, size)
             footer = _FOOTER.pack(_MAGIC, codec, size)
-            self.store.put(blob_name(key), [*body, footer], durable=self.durable)
+            self._write(key, [*body, footer])
         return key
+
+    def _claimed(self, key: str, size: int, raw: bool) -> bool:
+        return self._is_there(key, size, raw) and self.store.touch(blob_name(key))
+
+    def _write(self, key: str, parts: Sequence[Buffer]) -> None:
+        self.store.put(blob_name(key), parts, durable=self.durable)
 
     def _is_there(self, key: str, size: int, raw: bool) -> bool:
         """Whether the blob is stored whole; a cut off one is written again, and so healed."""
@@ -251,6 +265,43 @@ class BlobStore:
             f"Blob {key} in {self.store.url} is damaged: {how}. Check the disk, delete the object "
             f"{blob_name(key)!r} and run the step that made it again."
         )
+
+
+class BlobBatch(BlobStore):
+    """Blobs that are put by one thread, for less than one after the other. Nothing is done for what
+    puts none."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self.store = blobs.store
+        self.durable = blobs.durable
+        self._mappings = blobs._mappings
+        self._own: set[str] = set()
+        self._batch: AbstractContextManager[Put] | None = None
+        self._put_one: Put
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        batch, self._batch = self._batch, None
+        self._own.clear()
+        if batch is not None:
+            batch.__exit__(kind, error, trace)
+
+    def _claimed(self, key: str, size: int, raw: bool) -> bool:
+        return key in self._own or super()._claimed(key, size, raw)
+
+    def _write(self, key: str, parts: Sequence[Buffer]) -> None:
+        if self._batch is None:
+            self._batch = self.store.batch(durable=self.durable)
+            self._put_one = self._batch.__enter__()
+        self._put_one(blob_name(key), parts)
+        self._own.add(key)
 
 
 def _size(part: Buffer) -> int:

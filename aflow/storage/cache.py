@@ -13,10 +13,11 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aflow._core.private_folders import read_regular
-from aflow.storage.base import Buffer, ObjectStore, check_name
+from aflow.storage.base import Buffer, ObjectStore, Put, check_name
 
 LARGEST = 64 << 20  # bytes of a blob that is copied
 _PREFIX = "blobs/"
@@ -43,6 +44,17 @@ class CachedStore:
         """Write an object, and keep a copy of a blob: its next reader may be on this machine."""
         self._store.put(name, parts, durable=durable)
         self._keep(name, parts)
+
+    @contextmanager
+    def batch(self, *, durable: bool = False) -> Iterator[Put]:
+        """Put several objects, and keep copies of blobs; see the port."""
+        with self._store.batch(durable=durable) as put:
+
+            def put_and_keep(name: str, parts: Sequence[Buffer]) -> None:
+                put(name, parts)
+                self._keep(name, parts)
+
+            yield put_and_keep
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """Write an object where none is; see the port."""

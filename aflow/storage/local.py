@@ -8,6 +8,12 @@ With `durable=True` the order is: write, fsync the file, make the folders, renam
 folder and each folder above it that this process has not yet fsynced. Who holds the name of the
 object after the call can count on its bytes after a power cut.
 
+A durable `batch` does each of these for all of its objects before it does the next: so the disk is
+asked for everything at once, and a file system with a journal commits it twice rather than twice an
+object. No name is there before its bytes are on the disk, as with single objects, and all names are
+on the disk when the batch has ended. A power cut before that leaves some of the objects, each
+whole, that no manifest names.
+
 Files and folders are made with the umask of the process, so that a team can share a root.
 """
 
@@ -19,12 +25,13 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from aflow._core.private_folders import make_private
-from aflow._core.system import reserve, sync
+from aflow._core.system import reserve, start_sync, sync
 from aflow.errors import ObjectNotFound, StoreUnavailable
-from aflow.storage.base import Buffer, check_name, check_prefix
+from aflow.storage.base import Buffer, Put, check_name, check_prefix
 
 # From here on `get` gives a private copy-on-write mapping. Below it a copy is quick, and a
 # mapping would cost a file descriptor as long as the value lives.
@@ -35,6 +42,10 @@ _WRITE_SIZE = 8 << 20
 # that is too full says so before anything is written.
 _RESERVE_FROM = 8 << 20
 _JOIN_BELOW = 1 << 20
+# A batch is brought to its end, and goes on with another one, when it has so many files open, or
+# so many bytes that are perhaps not on the disk.
+_MOST_FILES = 32
+_MOST_BYTES = 64 << 20
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _ADVICE = {
@@ -69,6 +80,19 @@ class LocalStore:
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
         """Write the parts, one after the other, as one object."""
         self._write(name, parts, durable, _rename)
+
+    @contextmanager
+    def batch(self, *, durable: bool = False) -> Iterator[Put]:
+        """Put several objects; see the port, and above."""
+        if not durable:
+            yield self.put
+            return
+        batch = _Batch(self)
+        try:
+            yield batch.put
+            batch.finish()
+        finally:
+            batch.abandon()
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; True if this call wrote it."""
@@ -204,6 +228,19 @@ class LocalStore:
         return placed
 
     def _write_temporary(self, parts: Sequence[Buffer], durable: bool) -> str:
+        path, file = self._written(parts)
+        try:
+            if durable:
+                sync(file)
+        except BaseException:
+            _remove(path)
+            raise
+        finally:
+            os.close(file)
+        return path
+
+    def _written(self, parts: Sequence[Buffer]) -> tuple[str, int]:
+        """A new temporary file that holds the parts, and its descriptor."""
         # The process id tells people whose file it is; the random part keeps apart what
         # processes of several machines write on one share.
         number = f"{os.getpid()}-{next(self._numbers)}-{os.urandom(4).hex()}"
@@ -215,14 +252,11 @@ class LocalStore:
             file = _create(path)
         try:
             _write_all(file, parts)
-            if durable:
-                sync(file)
         except BaseException:
+            os.close(file)
             _remove(path)
             raise
-        finally:
-            os.close(file)
-        return path
+        return path, file
 
     def _make_temporary(self) -> None:
         make_private(Path(self._root))
@@ -268,6 +302,58 @@ class LocalStore:
             return ()
         except OSError as error:
             raise self._unavailable(error, "read") from error
+
+
+class _Batch:
+    """Objects that are written, and have neither been synced nor renamed."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._files: list[tuple[int, str, str]] = []  # descriptor, temporary name, path
+        self._size = 0
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Write an object, and have the disk begin with it."""
+        path = self._store._path(name)
+        try:
+            temporary, file = self._written(parts)
+        except OSError as error:
+            raise self._store._unavailable(error, "written") from error
+        self._files.append((file, temporary, path))
+        start_sync(file)
+        self._size += sum(map(_bytes_of, parts))
+        if len(self._files) >= _MOST_FILES or self._size >= _MOST_BYTES:
+            self.finish()
+
+    def _written(self, parts: Sequence[Buffer]) -> tuple[str, int]:
+        try:
+            return self._store._written(parts)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
+                raise
+        self.finish()  # there are descriptors again
+        return self._store._written(parts)
+
+    def finish(self) -> None:
+        """Return when all that was put is in its place, and on the disk."""
+        try:
+            for file, _, _ in self._files:
+                sync(file)
+            for _, temporary, path in self._files:
+                self._store._place(temporary, path, _rename)
+            for folder in {os.path.dirname(path): None for _, _, path in self._files}:
+                self._store._sync_folders(folder)
+        except OSError as error:
+            raise self._store._unavailable(error, "written") from error
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Remove what is not in its place. May be called twice."""
+        files, self._files, self._size = self._files, [], 0
+        for file, temporary, _ in files:
+            os.close(file)
+            _remove(temporary)
 
 
 def _create(path: str) -> int:

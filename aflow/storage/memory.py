@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from aflow._core.clock import SystemClock
 from aflow.errors import ObjectNotFound
-from aflow.storage.base import Buffer, check_name, check_prefix
+from aflow.storage.base import Buffer, Put, check_name, check_prefix
 
 
 class MemoryStore:
@@ -26,6 +27,10 @@ class MemoryStore:
         with self._lock:
             self._objects[check_name(name)] = data
             self._touched[name] = SystemClock.now()
+
+    def batch(self, *, durable: bool = False) -> AbstractContextManager[Put]:
+        """Put several objects, one after the other."""
+        return nullcontext(self.put)
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; True if this call wrote it."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 from aflow._core.backoff import Backoff, Tries
 from aflow.errors import ObjectNotFound, StoreBusy, StoreUnavailable
-from aflow.storage.base import Buffer, ObjectStore
+from aflow.storage.base import Buffer, ObjectStore, Put, check_name
 
 T = TypeVar("T")
 
 TRIES = 8
 BACKOFF = Backoff(0.2, 10.0)
+_AT_ONCE = 8  # objects of a batch that are on their way
+_MOST_IN_FLIGHT = 64 << 20  # bytes of them
+_ALONE_FROM = 8 << 20  # bytes of an object that is not copied, and goes before the next one begins
 
 
 def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
@@ -57,6 +62,18 @@ class RetryingStore:
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
         """Write an object; see the port."""
         self._try(lambda _: self._store.put(name, parts, durable=durable))
+
+    @contextmanager
+    def batch(self, *, durable: bool = False) -> Iterator[Put]:
+        """Put several objects, some at a time; see the port. Large ones go up in parts, of which
+        several are on their way by themselves."""
+        batch = _Batch(self, durable)
+        try:
+            yield batch.put
+        except BaseException:
+            batch.abandon()
+            raise
+        batch.finish()
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """Write an object where none is; see the port.
@@ -141,3 +158,46 @@ class RetryingStore:
     def _tries(self) -> Tries:
         what = f"the datastore {self.url}"
         return Tries(BACKOFF, most=TRIES, waiting_for=what, share=self._share)
+
+
+class _Batch:
+    """Objects on their way to a store that takes a while for each."""
+
+    def __init__(self, store: RetryingStore, durable: bool) -> None:
+        self._store = store
+        self._durable = durable
+        self._pool: ThreadPoolExecutor | None = None
+        self._sizes: dict[Future[None], int] = {}
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Begin to put an object; raises what those before it have failed with."""
+        size = sum(memoryview(part).nbytes for part in parts)
+        if size >= _ALONE_FROM:
+            self._store.put(name, parts, durable=self._durable)
+            return
+        while len(self._sizes) >= _AT_ONCE or sum(self._sizes.values()) + size > _MOST_IN_FLIGHT:
+            self._settle()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="aflow-put")
+        copy = b"".join(parts)
+        sent = self._pool.submit(self._store.put, check_name(name), [copy], durable=self._durable)
+        self._sizes[sent] = size
+
+    def _settle(self) -> None:
+        done, _ = wait(self._sizes, return_when=FIRST_COMPLETED)
+        for each in done:
+            del self._sizes[each]
+            each.result()
+
+    def finish(self) -> None:
+        """Return when all are there; raises what the first one has failed with."""
+        try:
+            while self._sizes:
+                self._settle()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Begin no others, and wait for those that have begun."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -24,6 +24,7 @@ import threading
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -36,7 +37,7 @@ from aflow.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from aflow.storage.base import Buffer, check_name, check_prefix
+from aflow.storage.base import Buffer, Put, check_name, check_prefix
 from aflow.storage.retry import retried
 
 # What an error of S3 means: one sentence, and whether another try is worth it.
@@ -539,6 +540,11 @@ class S3Store:
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
         """Write the parts as one object; see the port. S3 keeps what it has acknowledged."""
         self._write(name, parts, {})
+
+    def batch(self, *, durable: bool = False) -> AbstractContextManager[Put]:
+        """Put several objects, one after the other: what makes other tries puts several at a
+        time."""
+        return contextlib.nullcontext(self.put)
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; see the port."""

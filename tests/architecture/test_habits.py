@@ -66,7 +66,6 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/task/secrets.py"): "@secrets refuses to hide a variable that is there",
     Path("aflow/executors/local/ground.py"): "a ground has the variables of the steps it is for",
     Path("aflow/executors/local/child.py"): "PYTHONBREAKPOINT is Python's own",
-    Path("aflow/step_functions/job.py"): "a job has the variables of its step before its flow",
     Path("aflow/testing/chaos.py"): "processes that it starts inherit what it sets",
     **dict.fromkeys(BEFORE_AFLOW, "there is no aflow yet in the job"),
     Path("aflow/_core/private_folders.py"): "XDG_RUNTIME_DIR is the session's",

@@ -110,6 +110,49 @@ def test_what_is_not_there_is_not_found(store: ObjectStore) -> None:
             store.get(name)
 
 
+@pytest.mark.parametrize("durable", [False, True])
+def test_what_a_batch_has_put_is_there_when_it_has_ended(store: ObjectStore, durable: bool) -> None:
+    objects = {f"a/{number}": b"%d" % number * 50_000 for number in range(40)}
+    with store.batch(durable=durable) as put:
+        for name, data in objects.items():
+            part = bytearray(data)
+            put(name, [part[:10], memoryview(part)[10:]])
+            part[20:] = bytes(len(part) - 20)  # who has put it may go on with it
+        put("a/0", [b"again"])
+
+    assert sorted(objects) == list(store.list("a/"))
+    assert b"again" == store.get("a/0")
+    assert all(store.get(name) == data for name, data in [*objects.items()][1:])
+
+
+def test_a_batch_that_an_error_ends_leaves_whole_objects_or_none(store: ObjectStore) -> None:
+    data = os.urandom(100_000)
+
+    def put_and_fail(*names: str) -> None:
+        with store.batch(durable=True) as put:
+            for name in names:
+                put(name, [data])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        put_and_fail("a", "b")
+    assert {*store.list("")} <= {"a", "b"}
+    assert all(data == store.get(name) for name in store.list(""))
+
+    with pytest.raises(InvalidName):
+        put_and_fail("../c")
+
+
+def test_blobs_that_are_put_together_are_written_once(store: ObjectStore) -> None:
+    blobs = BlobStore(store, durable=True)
+    data = os.urandom(100_000)
+    with blobs.batch() as together:
+        keys = {together.put(data), together.put(data), together.put_raw(data)}
+
+    assert [blob_name(key) for key in keys] == list(store.list("blobs/"))
+    assert data == blobs.get(keys.pop())
+
+
 def test_put_if_absent_writes_once(store: ObjectStore) -> None:
     assert store.put_if_absent("a/b", [b"first"]) is True
     assert store.put_if_absent("a/b", [b"second"]) is False

@@ -191,6 +191,29 @@ def test_folders_are_made_durable_once(disk: Disk, tmp_path: Path) -> None:
     assert [("fsync", ".tmp/*"), ("replace", "a/b/d"), ("fsync", "a/b")] == disk.calls
 
 
+def test_a_batch_is_on_the_disk_before_any_of_its_names_is(disk: Disk, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put("a/before", [b"1"], durable=True)
+    disk.calls.clear()
+    names = ["a/1", "b/2", "a/3"]
+    put_together(store, {name: name.encode() for name in names})
+    calls = [call for call in disk.calls if call[0] != "mkdir"]
+
+    assert [("fsync", ".tmp/*")] * 3 + [("replace", name) for name in names] == calls[:6]
+    assert [("fsync", "a"), ("fsync", "b"), ("fsync", ".")] == calls[6:]  # b is new
+    assert [] == os.listdir(tmp_path / ".tmp")
+
+
+def test_a_batch_without_end_holds_few_files_and_bytes_back(disk: Disk, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    with store.batch(durable=True) as put:
+        for number in range(100):
+            put(f"small/{number}", [b"1"])
+        assert 100 - len([*store.list("small/")]) < 50
+        put("large", [bytes(70 << 20)])
+        assert 101 == len([*store.list("")])
+
+
 def test_what_need_not_be_durable_costs_no_fsync(disk: Disk, tmp_path: Path) -> None:
     LocalStore(tmp_path).put("a/b/c", [b"1"])
 
@@ -198,6 +221,12 @@ def test_what_need_not_be_durable_costs_no_fsync(disk: Disk, tmp_path: Path) -> 
 
 
 # ------------------------------------------------------------------ disks that fail
+
+
+def put_together(store: LocalStore, objects: dict[str, bytes]) -> None:
+    with store.batch(durable=True) as put:
+        for name, data in objects.items():
+            put(name, [data])
 
 
 @pytest.fixture
@@ -222,6 +251,9 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing_half(small_disk: Pa
         StoreUnavailable, match=r"small cannot be written: the disk .* is full\. Free"
     ):
         store.put("large", [os.urandom(2 << 20)])
+
+    with pytest.raises(StoreUnavailable, match="is full"):
+        put_together(store, {"half": os.urandom(600_000), "whole": os.urandom(600_000)})
 
     assert ["before"] == list(store.list(""))
     assert [] == os.listdir(small_disk / ".tmp")
@@ -259,6 +291,8 @@ def test_each_failure_of_the_system_is_one_sentence(
 
     with pytest.raises(StoreUnavailable, match=f"cannot be written: .*{words}.*\\.$"):
         store.put("a", [b""])
+    with pytest.raises(StoreUnavailable, match=f"cannot be written: .*{words}.*\\.$"):
+        put_together(store, {"a": b"", "b": b""})
     assert [] == os.listdir(tmp_path / ".tmp")
 
 

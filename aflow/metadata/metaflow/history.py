@@ -790,7 +790,7 @@ class TheirStore:
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise StoreUnavailable(f"What Metaflow has left in {self.url} is read, and never changed.")
 
-    put = put_if_absent = delete = touch = remove_untouched = sweep = _refuse
+    put = batch = put_if_absent = delete = touch = remove_untouched = sweep = _refuse
 
 
 def _time(row: Row) -> float:

@@ -110,3 +110,24 @@ def test_a_list_that_breaks_off_goes_on_where_it_was(
         inner.put(name, [])
     inner.before = 3
     assert [*"abcd"] == [*store.list("")]
+
+
+def put_many(store: RetryingStore) -> None:
+    with store.batch() as put:
+        for number in range(20):
+            put(str(number), [b"%d" % number])
+
+
+def test_each_object_of_a_batch_has_its_own_tries(inner: FailingStore) -> None:
+    store = RetryingStore(inner, lambda seconds: None)
+    inner.before = 3
+    put_many(store)
+
+    assert 20 == len([*inner.list("")])
+
+
+def test_a_batch_ends_with_what_one_of_its_objects_has_failed_with(inner: FailingStore) -> None:
+    store = RetryingStore(inner, lambda seconds: None)
+    inner.before = 1000
+    with pytest.raises(StoreUnavailable, match="It was tried"):
+        put_many(store)

@@ -233,8 +233,8 @@ def parsed(text: str | bytes) -> ast.Module:
     for _ in range(20):
         try:
             return ast.parse(text)
-        except SystemError:
-            pass
+        except SystemError:  # nothing is wrong with the text
+            continue
     return ast.parse(text)
 
 

@@ -30,6 +30,7 @@ from aflow._core.backoff import Tries
 from aflow._core.threads import in_daemon_thread
 from aflow._core.version import __version__
 from aflow._core.waiting import Waiting
+from aflow._core.wording import plural
 from aflow.errors import (
     AflowError,
     ForgedMessage,
@@ -481,8 +482,9 @@ class Worker:
             self._forget(each)
             self._sender.give_back(each.lease)
         self._waiting.clear()
-        if self._held:
-            self._say(f"Worker {self.id} ends: {len(self._held)} tasks are still running.")
+        if count := len(self._held):
+            tasks = plural(count, "task is", "tasks are")
+            self._say(f"Worker {self.id} ends: {tasks} still running.")
         while self._held:
             if not self._is_patient:
                 self._begin_grace()

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from aflow._core.clock import SystemClock
 from aflow._core.records import dataclass, field
+from aflow._core.wording import plural
 from aflow.errors import InvalidInput
 
 _MAX_TEXT = 10_000  # characters of one value
@@ -386,7 +387,7 @@ def _tree(value: Any, name: str = "") -> str:
     if isinstance(value, Mapping | list | tuple) and value:
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         inside = "".join(f"<li>{_tree(each, str(key))}</li>" for key, each in pairs)
-        summary = f"<summary>{head}{len(value)} items</summary>"
+        summary = f"<summary>{head}{plural(len(value), 'item')}</summary>"
         return f"<details open>{summary}<ul>{inside}</ul></details>"
     return f"{head}<code>{escape(_shown(value))}</code>"
 

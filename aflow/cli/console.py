@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from aflow._core.clock import SystemClock
+from aflow._core.wording import plural
 from aflow.cli.errors import printable, show
 from aflow.cli.output import Output
 from aflow.runs.events import (
@@ -419,11 +420,6 @@ class Above:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 task`, `2 tasks`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def progress_lines(notice: Progress) -> list[str]:

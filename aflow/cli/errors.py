@@ -21,6 +21,7 @@ from aflow._core.ending import Leave
 from aflow._core.process import flush
 from aflow._core.records import NamedTuple
 from aflow._core.settings import Settings
+from aflow._core.wording import plural
 from aflow.errors import AflowError, InvalidInput, InvalidSetting
 
 FAILED = 1
@@ -187,12 +188,8 @@ def show_frames(traceback: str) -> None:
         where = (
             "" if last.is_users else f", the last one {last.file}:{last.line}, in {last.function}"
         )
-        text = f"      ({_plural(left_out, 'frame')} of libraries left out{where})"
+        text = f"      ({plural(left_out, 'frame')} of libraries left out{where})"
         click.secho(printable(text, lines=False), dim=True, err=True, color=color)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def forget_stdout() -> None:

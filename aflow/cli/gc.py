@@ -9,6 +9,7 @@ import click
 
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings, words_of
+from aflow._core.wording import plural
 from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
 from aflow.environments.build import Environments, cache_folder
@@ -140,7 +141,7 @@ def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: 
     count, size = Environments(cache_folder(settings)).sweep(age, now, dry_run=dry_run)
     if count:
         verb = "would be deleted" if dry_run else "deleted"
-        many = _many(count, "environment")
+        many = plural(count, "environment")
         click.echo(f"{many} of steps {verb}: {_size(size)}.")
 
 
@@ -153,7 +154,7 @@ def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -
     counts, sizes = zip(*found, strict=True)
     if sum(counts):
         verb = "would be deleted" if dry_run else "deleted"
-        folders = _many(sum(counts), "folder")
+        folders = plural(sum(counts), "folder")
         click.echo(f"{folders} of unpacked code {verb}: {_size(sum(sizes))}.")
 
 
@@ -163,10 +164,10 @@ def _tell(removed: Removed, dry_run: bool, grace: str) -> None:
     if len(removed.runs) > _SHOWN:
         click.echo(f"and {len(removed.runs) - _SHOWN} more")
     verb = "would be deleted" if dry_run else "deleted"
-    runs, objects = _many(len(removed.runs), "run"), _many(removed.objects, "object")
+    runs, objects = plural(len(removed.runs), "run"), plural(removed.objects, "object")
     click.echo(f"{runs} and {objects} {verb}: {_size(removed.size)}.")
     if removed.young:
-        young = _many(removed.young, "object")
+        young = plural(removed.young, "object")
         click.echo(
             f"Nothing refers to {young} more, written or used in the last {grace} (--grace)."
         )
@@ -181,14 +182,10 @@ def _warn(removed: Removed) -> None:
         )
     if removed.damaged:
         click.echo(
-            f"{_many(len(removed.damaged), 'run')} may refer to any artifact, so no artifact was "
+            f"{plural(len(removed.damaged), 'run')} may refer to any artifact, so no artifact was "
             "deleted. Restore the metadata, or delete what is damaged: aflow gc --run FLOW/RUN",
             err=True,
         )
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _size(size: float) -> str:

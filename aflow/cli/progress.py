@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from aflow._core.wording import plural
 from aflow.flow.graph import Graph, Kind
 from aflow.runs.events import (
     LogLine,
@@ -312,7 +313,7 @@ class ProgressBars:
             others = f" and {len(tally.retries) - 1} more" if len(tally.retries) > 1 else ""
             parts.append(f"{step}{others} tried again in {_span(max(at - now, 0.0))}")
         if left_out:
-            parts.append(f"{left_out} more steps")
+            parts.append(plural(left_out, "more step"))
         text = "  ".join(parts)
         if len(text) > width:
             text = text[: width - 1] + self._signs.more
@@ -333,7 +334,7 @@ def last_line(tally: Tally, ended: RunEnded, further: str, signs: Signs) -> str:
     done = sum(step.done for step in tally.steps.values())
     reused = sum(step.reused for step in tally.steps.values())
     failed = sum(len(step.failed) for step in tally.steps.values())
-    parts = [f"{done} task{'' if done == 1 else 's'} done"]
+    parts = [f"{plural(done, 'task')} done"]
     if reused:
         parts.append(f"{reused} of them reused")
     if failed:

@@ -11,6 +11,7 @@ import click
 
 from aflow._core.clock import SystemClock, duration
 from aflow._core.settings import Settings
+from aflow._core.wording import plural
 from aflow.cli import tables
 from aflow.cli.options import flag, option
 from aflow.errors import InvalidInput, InvalidSetting
@@ -144,8 +145,8 @@ def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
     tables.show(("POOL", "READY", "LEASED", "BURIED", "OLDEST", "WORKERS", "SLOTS"), rows)
     for name, each in sorted((workers or {}).items()):
         click.echo(
-            f"{plain(name)}: {each.slots} slots for {', '.join(map(plain, each.pools))}, "
-            f"{len(each.held)} tasks for more than some seconds"
+            f"{plain(name)}: {plural(each.slots, 'slot')} for {', '.join(map(plain, each.pools))}, "
+            f"{plural(len(each.held), 'task')} for more than some seconds"
         )
         for why in sorted(set(each.declined.values())):
             click.echo(f"    leaves runs to others: {plain(why)}")
@@ -192,7 +193,7 @@ def _release(
     count = _with_queue(queue, release)
     if not count and ids:
         raise InvalidInput("No such message is buried: `aflow queue list` shows those that are.")
-    click.echo(f"{_many(count)} released.")
+    click.echo(f"{plural(count, 'message')} released.")
 
 
 def _delete(
@@ -214,7 +215,9 @@ def _delete(
             "are buried, and with --ready those that wait. What a worker has is not deleted."
         )
     click.echo(
-        "Deleted, as far as they were buried." if count is None else f"{_many(count)} deleted."
+        "Deleted, as far as they were buried."
+        if count is None
+        else f"{plural(count, 'message')} deleted."
     )
 
 
@@ -240,7 +243,3 @@ def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
             await opened.close()
 
     return asyncio.run(use())
-
-
-def _many(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"

@@ -21,6 +21,7 @@ from aflow._core.private_folders import make_private
 from aflow._core.process import fastest_loop, on_signal
 from aflow._core.settings import Settings, forget_signing_key
 from aflow._core.system import usable_cpus
+from aflow._core.wording import plural
 from aflow.cli import tables
 from aflow.cli.health import beat
 from aflow.cli.options import flag, option, resources_option
@@ -375,7 +376,8 @@ def _slurm(
     folder = settings.root / "slurm"
     job = submit_workers(count, words, variables, sbatch, folder, slots or 1)
     click.echo(
-        f"Submitted job {job} of Slurm: {count} worker(s), {slots or 1} task(s) at a time each. "
+        f"Submitted job {job} of Slurm: {plural(count, 'worker')}, "
+        f"{plural(slots or 1, 'task')} at a time each. "
         f"`scancel {job}` ends them; what they say is in {folder}."
     )
 
@@ -523,7 +525,9 @@ def _keep(
             raise InvalidInput(f"{lacking}. Ask for less, or say --wait if it is to grow.")
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, note)
-        click.echo(f"{count} worker(s), {slots} task(s) at a time each, in {cluster.name}.")
+        click.echo(
+            f"{plural(count, 'worker')}, {plural(slots, 'task')} at a time each, in {cluster.name}."
+        )
         keep(cluster, Crew(count, click.echo), SystemClock(), lambda: signals)
     finally:
         cluster.close()

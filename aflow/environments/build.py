@@ -31,6 +31,7 @@ from typing import NamedTuple
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import refuse_foreign, writable_or_temporary
 from aflow._core.settings import Settings, environment_with
+from aflow._core.wording import plural
 from aflow.environments import conda, wheels
 from aflow.environments.files import Files
 from aflow.environments.lock import WHEEL, Lock, LockedPackage
@@ -213,7 +214,7 @@ class Environments:
         for each in self._built.glob(f".new-{prefix.name}-*"):  # of a builder that was killed
             shutil.rmtree(each, ignore_errors=True)
         count = len(lock.packages)
-        many = f"{count} package{'' if count == 1 else 's'}"
+        many = plural(count, "package")
         self._report(f"Building the environment{title}: Python {lock.python}, {many}")
         began = SystemClock.now()
         new = _new_folder(self._built, f".new-{prefix.name}-")

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aflow._core.wording import plural
 from aflow.environments.build import Built, Environments, Supplies, cache_folder
 from aflow.environments.files import Files, digest_of_file
 from aflow.environments.lock import Lock, LockedPackage, Shipped
@@ -122,7 +123,8 @@ class _Sender:
 
         def put() -> list[str]:
             count = len(lock.packages)
-            self._report(f"Putting {count} package(s) for Python {lock.python} into the datastore")
+            what = f"{plural(count, 'package')} for Python {lock.python}"
+            self._report(f"Putting {what} into the datastore")
             with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
                 made = [*threads.map(self._package, lock.packages)]
             files = {each.sha256: entry for each, entry in zip(lock.packages, made, strict=True)}

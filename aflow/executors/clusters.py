@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from aflow._core.settings import environment_with
 from aflow._core.waiting import Waiting
+from aflow._core.wording import plural
 from aflow.errors import InvalidInput, MissingExtra, WorkersLost
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
         if not crew.waiting:
             waiting = None
         else:
-            what = f"places for {len(crew.waiting)} worker(s) in {cluster.name}"
+            what = f"places for {plural(len(crew.waiting), 'worker')} in {cluster.name}"
             waiting = waiting or Waiting(what, clock)
             waiting.still(cluster.lacking(len(crew.numbers)) or "others have what they ask for")
 
@@ -595,8 +596,8 @@ def lacking(
         for key in asked
     )
     return (
-        f"{name} has room for {fitting} of {count} worker(s) that ask for {wanted} each: it has "
-        f"{len(nodes)} node(s), the largest with {largest}"
+        f"{name} has room for {fitting} of {plural(count, 'worker')} that ask for {wanted} each: "
+        f"it has {plural(len(nodes), 'node')}, the largest with {largest}"
     )
 
 

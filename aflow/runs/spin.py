@@ -73,7 +73,11 @@ def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple
     """
     if options.run is None:
         runs = metadata.runs(flow, limit=_LOOK_BACK)
-        missing = f"none of the latest {len(runs)} runs of {flow} has"
+        missing = (
+            f"the latest run of {flow} has not"
+            if len(runs) == 1
+            else f"none of the latest {len(runs)} runs of {flow} has"
+        )
     else:
         run = metadata.run(flow, ids.run_id(options.run))
         if run is None:

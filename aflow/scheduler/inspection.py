@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from aflow._core.wording import plural
 from aflow.scheduler.board import Board
 from aflow.scheduler.messages import FinishRun
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState, TaskState
@@ -93,7 +94,8 @@ def _groups(board: Board) -> dict[int, Group]:
 
 def story(state: RunState, stop: FinishRun | None, board: Board) -> str:
     """Where a run is, in some lines."""
-    lines = [f"The run is {state}; {board.launched} tasks launched, {len(board.live)} live."]
+    launched = plural(board.launched, "task")
+    lines = [f"The run is {state}; {launched} launched, {len(board.live)} live."]
     if stop is not None:
         lines.append(f"It stops with {stop}.")
     tasks = [*board.live.values(), *board.pending()]

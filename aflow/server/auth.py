@@ -34,7 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OWN_CALLS = "/aflow/v1/metadata/"
 OPEN = frozenset({"/healthz", "/readyz", "/ping", "/healthcheck"})  # to probes, which have no token
-COOKIE = "aflow_token"  # of a browser that has logged in
+SCOPE_HEADER = "X-Aflow-Scope"  # of answers: what the token of the request allows
 PAGE_HEADER = "X-Aflow-Request"  # that our own pages send, and a form of another site cannot
 LOOK = 0.5  # seconds between looks whether a client is still there, and its token valid
 _ANONYMOUS_LOOK = 2.0  # seconds between looks whether there are tokens now
@@ -52,6 +52,11 @@ class Caller(NamedTuple):
 
     name: str
     token: tokens.Token | None = None
+
+    @property
+    def scope(self) -> tokens.Scope:
+        """What the caller may do: a key of the settings, or none at all, allows everything."""
+        return "write" if self.token is None else self.token.scope
 
 
 CALLER = web.RequestKey("caller", Caller)
@@ -91,7 +96,10 @@ class Authenticator:
             if refused is not None:
                 self._log(request, refused.status)
                 return refused
-        return await handler(request)
+        response = await handler(request)
+        if (caller := caller_of(request)) is not None and not response.prepared:
+            response.headers[SCOPE_HEADER] = caller.scope
+        return response
 
     async def _refused(self, request: web.Request) -> web.Response | None:
         given = _given(request)
@@ -263,7 +271,17 @@ def _token_of_cookie(request: web.Request) -> str:
     """The token of a browser that has logged in; none where the request may change something and
     lacks the header that only our own pages send."""
     is_safe = request.method in ("GET", "HEAD", "OPTIONS")
-    return request.cookies.get(COOKIE, "") if is_safe or PAGE_HEADER in request.headers else ""
+    is_ours = is_safe or PAGE_HEADER in request.headers
+    return request.cookies.get(cookie_of(request), "") if is_ours else ""
+
+
+def cookie_of(request: web.Request) -> str:
+    """The name of the cookie of a browser that has logged in. Cookies belong to a host, whatever
+    the port: two servers of one machine would replace each other's, so that the port that the
+    browser knows is in the name."""
+    _, colon, port = request.host.rpartition(":")
+    has_port = colon and port.isascii() and port.isdigit() and len(port) <= 5
+    return f"aflow_token_{port}" if has_port else "aflow_token"
 
 
 def is_page(path: str) -> bool:

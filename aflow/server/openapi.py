@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from aflow._core.version import __version__
+from aflow.server.auth import SCOPE_HEADER
 from aflow.server.metaflow import openapi as of_service
 from aflow.server.routes.table import ROUTES, TEXT, Route
 
@@ -45,6 +46,12 @@ _RESULTS = {  # what comes back where the summary says what is done
     "revoke_token": "The name of the token that was revoked.",
 }
 _OPEN = ("/healthz", "/readyz")
+_HEADERS = {
+    SCOPE_HEADER: {
+        "description": "What the token of the request allows: `read`, or `write` for everything.",
+        "schema": {"enum": ["read", "write"]},
+    }
+}
 
 
 def document(summaries: dict[str, str]) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def _in_query(route: Route) -> list[dict[str, Any]]:
 def _success(route: Route, summary: str) -> dict[str, Any]:
     return {
         "description": _RESULTS.get(route.name, summary),
+        "headers": {} if route.path in _OPEN or route.says == "text/event-stream" else _HEADERS,
         "content": {route.says: {"schema": route.answer}},
     }
 

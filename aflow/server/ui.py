@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from aflow.server.auth import COOKIE, refusal
+from aflow.server.auth import cookie_of, refusal
 from aflow.server.bodies import json_of
 from aflow.server.run_requests import fields_of
 
@@ -166,12 +166,12 @@ class Pages:
 
     def _logged_in(self, request: web.Request, response: web.Response, token: str) -> web.Response:
         response.set_cookie(
-            COOKIE, token, max_age=_DAY, httponly=True, samesite="Strict",
+            cookie_of(request), token, max_age=_DAY, httponly=True, samesite="Strict",
             secure=request.scheme == "https", path="/",
         )  # fmt: skip
         return response
 
-    async def _logout(self, _: web.Request) -> web.StreamResponse:
+    async def _logout(self, request: web.Request) -> web.StreamResponse:
         response = web.json_response({"status": "logged out"})
-        response.del_cookie(COOKIE, path="/")
+        response.del_cookie(cookie_of(request), path="/")
         return response

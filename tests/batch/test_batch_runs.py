@@ -299,7 +299,7 @@ def test_a_foreach_of_a_thousand_is_submitted_and_ended_in_a_few_calls(bench: Be
         calls = _calls(proxy)
 
     assert 130 == run.returncode, said
-    assert "996 job(s) have not begun: CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY" in line
+    assert "996 jobs have not begun: CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY" in line
     assert [1000] == bench.sizes_of_jobs("Trouble", bench.latest("Trouble").id)
     assert 1 == submitting["submitjob"]
     assert sum(submitting.values()) - submitting["describejobs"] <= 12, submitting

@@ -122,7 +122,7 @@ def test_workers_end_with_the_command_that_keeps_them_however_that_ends(
     kept, too_many = Kept(workspace, *words), Kept(workspace, *words, "--count", "9")
     code, said = too_many.end()
     assert 2 == code
-    assert "has room for 4 of 9 worker(s)" in said
+    assert "has room for 4 of 9 workers" in said
     assert "--wait" in said
 
     kept.until("begins on")

@@ -278,7 +278,7 @@ def test_a_job_that_does_not_start_is_logged_with_the_reason_of_kubernetes(bench
         line = says(run, "Waiting for a machine of Kubernetes (")
         run.send_signal(signal.SIGINT)
         run.communicate(timeout=PATIENCE)
-    words = "1 job(s) have not begun: Unschedulable: 0/2 nodes are available"
+    words = "1 job has not begun: Unschedulable: 0/2 nodes are available"
     assert words in line
 
     bench.cluster.quota["pods"] = 0

@@ -309,7 +309,7 @@ def test_workers_in_jobs_take_the_tasks_of_any_run_and_give_them_back_at_their_e
         )
         return done.stdout + done.stderr
 
-    assert "2 worker(s), 2 task(s) at a time each" in start("--count", "2", "--slots", "2")
+    assert "2 workers, 2 tasks at a time each" in start("--count", "2", "--slots", "2")
     words = ["--executor", "queue", "--queue", queue, "--factor", "3"]
     said = bench.run(SHAPES, "run", *words, **key)
     assert bench.latest("Everything").successful, said
@@ -352,7 +352,7 @@ def test_a_job_that_never_starts_is_logged_with_the_reason_of_slurm(bench: Bench
         run.process.send_signal(signal.SIGINT)
         run.ended()
 
-    assert "1 job(s) have not begun: PartitionTimeLimit. See `squeue --start`" in line
+    assert "1 job has not begun: PartitionTimeLimit. See `squeue --start`" in line
 
 
 def test_without_slurm_a_step_that_asks_for_it_runs_here(

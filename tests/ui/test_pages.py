@@ -462,7 +462,7 @@ def test_a_log_of_many_lines_costs_what_is_on_the_screen(browser: Browser) -> No
     assert len(browser.find(".line")) < 200
     search = browser.find("input[type=search]")[0]
     search.send_keys("line 19999", Keys.ENTER)
-    browser.says("1 lines with")
+    browser.says("1 line with")
 
 
 def written(site: Site, flow: str, count: int) -> str:

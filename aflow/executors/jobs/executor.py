@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from aflow._core.backoff import Backoff, Tries
 from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
+from aflow._core.wording import plural
 from aflow.errors import (
     JobRefused,
     JobSystemBusy,
@@ -565,7 +566,7 @@ class JobExecutor:
         except JobSystemError as error:
             why = str(error)
         total = sum(each.waiting for each in self._not_begun.values())
-        count = f"{total} job(s) have not begun"
+        count = f"{plural(total, 'job has', 'jobs have')} not begun"
         if self._waiting is not None:
             self._waiting.still(f"{count}: {why}" if why else count, self._system.advice)
 

@@ -53,7 +53,7 @@ from aflow.queue.base import check_topic
 from aflow.runs import gc
 from aflow.runs.liveness import request_end
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
-from aflow.server.auth import attended, caller_of, refusal
+from aflow.server.auth import Caller, attended, caller_of, refusal
 from aflow.server.bodies import json_of, number_of
 from aflow.server.filters import RunFilter, parse
 from aflow.server.run_requests import RunRequest, fields_of, order_of, resume_order
@@ -104,10 +104,13 @@ class ActionRoutes:
         self._store = store
         self._checking = asyncio.Lock()  # one check, one plan at a time: each reads a lot
 
-    async def show_server(self, _: web.Request) -> web.StreamResponse:
-        """What the server is: version, where data and metadata are, what goes on."""
+    async def show_server(self, request: web.Request) -> web.StreamResponse:
+        """What the server is: version, where data and metadata are, how many runs it drives; and
+        whose token the request has, with what it allows."""
+        caller = caller_of(request)
         return web.json_response(
             {
+                "caller": None if caller is None else _caller_json(caller),
                 "version": __version__,
                 "python": platform.python_version(),
                 "metadata": self._metadata.url,
@@ -706,6 +709,12 @@ def _wanted(fields: dict[str, Any], now: float) -> gc.RunsToDelete:
         failed=failed,
         keep=keep,
     )
+
+
+def _caller_json(caller: Caller) -> dict[str, Any]:
+    token = caller.token
+    expires_at = None if token is None else token.expires_at
+    return {"name": caller.name, "scope": caller.scope, "expires_at": expires_at}
 
 
 def _code_of(run: RunRecord) -> dict[str, str]:

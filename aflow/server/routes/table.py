@@ -307,7 +307,13 @@ ROUTES = [
     Route(
         "POST", "/v1/workers/{name}/drain", "drain_worker", _WORKER, 202, refuses=(400, 404),
     ),
-    Route("GET", "/v1/server", "show_server", _object(version=TEXT)),
+    Route(
+        "GET", "/v1/server", "show_server",
+        _object(
+            {"caller": _object(name=TEXT, scope={"enum": ["read", "write"]}, expires_at=_TIME)},
+            version=TEXT,
+        ),
+    ),
     Route(
         "POST", "/v1/doctor", "check_settings",
         _object(findings=_list(_object(name=TEXT, state=TEXT, said=TEXT, advice=TEXT))),

@@ -16,6 +16,7 @@ import {
   ROOT,
   refusedWith,
   render,
+  scope,
   setQuery,
   theme,
   toast,
@@ -189,7 +190,7 @@ function Palette({ close }) {
         ])
       : []),
     ...(path.startsWith("runs/") ? [["Next failed task", () => dispatchEvent(new CustomEvent("failed", { detail: 1 }))]] : []),
-    ...(path === "" ? [["Do something with all runs that match", () => dispatchEvent(new CustomEvent("many"))]] : []),
+    ...(path === "" && scope.value !== "read" ? [["Do something with all runs that match", () => dispatchEvent(new CustomEvent("many"))]] : []),
     ["Only failed runs", () => go("?filter=state:failed")],
     ["Only running runs", () => go("?filter=state:running")],
   ].filter(([title]) => String(title).toLowerCase().includes(text.toLowerCase()));
@@ -246,6 +247,7 @@ function Frame() {
     </nav>
     <header class="top">
       <${Search} />
+      ${scope.value === "read" && html`<span class="badge" title="Your token may only read: what changes something is not offered.">read only</span>`}
       <span class=${`dot ${connection.value === "lost" ? "lost" : live.value}`} role="status" title=${LIVE[connection.value === "lost" ? "lost" : live.value]} aria-label=${LIVE[live.value]}></span>
       <button class="quiet" onClick=${() => setSheet("help")} aria-label="Keyboard">?</button>
     </header>

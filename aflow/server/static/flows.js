@@ -2,7 +2,7 @@
 // @ts-check
 
 import { Graph } from "./graph.js";
-import { attempt, Bar, Behind, get, go, html, Link, Notice, runPath, State, shown, span, Time, took, useApi, useState } from "./lib.js";
+import { Act, attempt, Bar, Behind, get, go, html, Link, Notice, plural, runPath, State, shown, span, Time, took, useApi, useState } from "./lib.js";
 import { DryRun } from "./parts.js";
 
 export function FlowsPage() {
@@ -32,7 +32,7 @@ export function FlowPage({ flow }) {
     found,
     (data) => {
       const steps = [...new Set(data.grid.flatMap((/** @type {any} */ r) => Object.keys(r.steps)))];
-      return html`<div class="head"><h1>${flow}</h1><div class="actions">${data.code.key && html`<button class="main" onClick=${() => setForm(!form)}>Run…</button>`}<${Link} class="button" to=${`?filter=flow:${flow}`}>All runs<//></div><${Behind} path=${`v1/flows/${flow}`} /></div>
+      return html`<div class="head"><h1>${flow}</h1><div class="actions">${data.code.key && html`<${Act} class="main" onClick=${() => setForm(!form)}>Run…<//>`}<${Link} class="button" to=${`?filter=flow:${flow}`}>All runs<//></div><${Behind} path=${`v1/flows/${flow}`} /></div>
       ${data.doc && html`<p class="doc">${data.doc}</p>`}
       ${own.length > 0 && html`<p>${own.map((/** @type {any} */ s) => html`<${Link} class="tag" to=${`schedules?edit=${encodeURIComponent(s.name)}`}>${s.name}: ${s.paused ? "off" : s.next ? `next ${new Date(s.next * 1000).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" })}` : "never due again"}<//>`)}</p>`}
       ${form && html`<${RunForm} data=${data} close=${() => setForm(false)} />`}
@@ -49,7 +49,7 @@ export function FlowPage({ flow }) {
 function Durations({ runs }) {
   const shownRuns = [...runs].reverse();
   const longest = Math.max(...shownRuns.map((run) => took(run) || 0), 0.001);
-  return html`<div class="durations">${shownRuns.map((run) => html`<${Link} class=${run.state} to=${runPath(run)} title=${`${run.run}: ${run.state}, ${span(took(run))}`} style=${{ height: `${Math.max(4, ((took(run) || 0) / longest) * 100)}%` }}><span class="hidden">${run.run}: ${run.state}, ${span(took(run))}</span><//>`)}</div><p class="dim">${runs.length} runs, the longest ${span(longest)}</p>`;
+  return html`<div class="durations">${shownRuns.map((run) => html`<${Link} class=${run.state} to=${runPath(run)} title=${`${run.run}: ${run.state}, ${span(took(run))}`} style=${{ height: `${Math.max(4, ((took(run) || 0) / longest) * 100)}%` }}><span class="hidden">${run.run}: ${run.state}, ${span(took(run))}</span><//>`)}</div><p class="dim">${plural(runs.length, "run")}, the longest ${span(longest)}</p>`;
 }
 
 function Grid({ data, steps }) {
@@ -104,5 +104,5 @@ function RunForm({ data, close }) {
     <p class="dim">What is left empty has the flow's default. The code is that of the latest run. The same in a terminal:</p>
     <pre>aflow submit ${data.code.script}${Object.entries(values).map(([name, value]) => ` --${name} ${/^[\w.-]+$/.test(value) ? value : `'${value}'`}`)}</pre>
     <${DryRun} path="v1/dry-run" body=${body} />
-    <footer><button type="button" onClick=${close}>Close</button><button class="main">Start</button></footer></form>`;
+    <footer><button type="button" onClick=${close}>Close</button><${Act} class="main">Start<//></footer></form>`;
 }

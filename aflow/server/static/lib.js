@@ -26,6 +26,9 @@ export class Refused extends Error {
 /** Whether the server answers: "live", "lost" (it does not), or "login" (it wants a token). */
 export const connection = signal("live");
 
+/** What the token of this browser allows: "write" (everything), "read", or "" before the server has said so. */
+export const scope = signal("");
+
 /** Why it wants one: what the server said when it answered nothing more. */
 export const refusedWith = signal("");
 
@@ -48,6 +51,7 @@ export async function ask(path, how = {}) {
     throw new Refused(0, "The server does not answer. The page tries again by itself.");
   }
   if (connection.value === "lost" && answer.status !== 401) connection.value = "live";
+  scope.value = answer.headers.get("X-Aflow-Scope") || scope.peek();
   if (!answer.ok) {
     const said = await answer.json().catch((error) => {
       if (error instanceof DOMException && error.name === "AbortError") throw error;
@@ -218,6 +222,9 @@ export function size(bytes) {
 }
 
 export const count = (/** @type {number} */ n) => n.toLocaleString("en-US");
+
+/** A number of things in words, as "1 run" and "2 runs". @param {number} n @param {string} one @param {string} [many] */
+export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
 /** A clock that pages which show running things look at. */
 export const now = signal(Date.now() / 1000);
@@ -400,6 +407,22 @@ export async function attempt(what, done) {
     say(error instanceof Error ? error.message : String(error), true);
     return null;
   }
+}
+
+const MAY_READ = "Your token may only read: this needs one that may change things (scope write).";
+
+/** Whether the token allows changes; where it does not, that is said. */
+export function mayChange() {
+  if (scope.peek() !== "read") return true;
+  say(MAY_READ, true);
+  return false;
+}
+
+/** A button that changes something. With a token that may only read it does nothing but say so. @param {any} props */
+export function Act({ children, onClick = undefined, title = undefined, ...rest }) {
+  const barred = scope.value === "read";
+  const refuse = (/** @type {Event} */ event) => (event.preventDefault(), void mayChange());
+  return html`<button ...${rest} aria-disabled=${barred ? "true" : null} title=${barred ? MAY_READ : title} onClick=${barred ? refuse : onClick}>${children}</button>`;
 }
 
 /** Copy a text. @param {string} text */

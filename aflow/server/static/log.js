@@ -1,6 +1,6 @@
 // What tasks print: read in pieces, drawn as far as it is on the screen, followed while it grows.
 // @ts-check
-import { get, html, Notice, query, ROOT, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery, woken } from "./lib.js";
+import { get, html, Notice, plural, query, ROOT, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery, woken } from "./lib.js";
 
 const ROW = 19; // pixels, as in app.css
 const PIECE = 2000; // lines a request
@@ -111,7 +111,7 @@ export function Log({ path, task = 0, running, steps = [] }) {
       <form onSubmit=${(/** @type {any} */ e) => (e.preventDefault(), setAsked(search))}><input type="search" aria-label="Search the whole log" placeholder="Search the whole log" value=${search} onInput=${(/** @type {any} */ e) => (setSearch(e.target.value), e.target.value || setAsked(""))} /></form>
       ${steps.length > 1 && html`<select aria-label="Step" value=${step} onChange=${(/** @type {any} */ e) => setQuery({ "log-step": e.target.value })}><option value="">all steps</option>${steps.map((s) => html`<option>${s}</option>`)}</select>`}
       ${running && html`<label class="check"><input type="checkbox" checked=${follow} onChange=${(/** @type {any} */ e) => setFollow(e.target.checked)} /> Follow</label>`}
-      <span class="dim">${lines.length.toLocaleString("en-US")} lines${asked ? ` with “${asked}”` : ""}</span><a class="button" href=${download}>Download</a>
+      <span class="dim">${plural(lines.length, "line")}${asked ? ` with “${asked}”` : ""}</span><a class="button" href=${download}>Download</a>
     </div>
     ${error && html`<${Notice} kind="bad">${error.message}<//>`}
     ${loaded && lines.length === 0 && html`<${Notice}>${asked ? "No line holds this text." : running ? "Nothing was printed yet." : "Nothing was printed."}<//>`}

@@ -1,6 +1,6 @@
 // What is done with all runs that a filter means: counted first, then confirmed, then done in pieces that can be stopped.
 // @ts-check
-import { askText, attempt, Behind, confirm, count, get, html, Notice, say, useEffect, useRef, useState } from "./lib.js";
+import { askText, attempt, Behind, confirm, count, get, html, Notice, plural, say, useEffect, useRef, useState } from "./lib.js";
 
 const MOST = 10_000; // runs that are counted, and changed, at once
 
@@ -18,7 +18,7 @@ const ACTIONS = {
   },
 };
 
-const runs = (/** @type {number} */ n) => `${count(n)} ${n === 1 ? "run" : "runs"}`;
+const runs = (/** @type {number} */ n) => plural(n, "run");
 
 /** @typedef {{count: number, names: string[], refused: Record<string, number>, until: number | null, left: boolean, stopped: string}} Found */
 

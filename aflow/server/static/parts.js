@@ -2,6 +2,7 @@
 // @ts-check
 
 import {
+  Act,
   ask,
   attempt,
   Behind,
@@ -11,6 +12,7 @@ import {
   html,
   Link,
   Notice,
+  plural,
   query,
   ROOT,
   Skeleton,
@@ -31,7 +33,7 @@ export function Preview({ artifact }) {
   const p = artifact.preview || {};
   if (p.rows && p.columns)
     return html`<div class="scroll" tabindex="0"><table class="frame"><thead><tr>${p.columns.map((/** @type {any} */ c, /** @type {number} */ n) => html`<th>${c}${p.dtypes && html`<br /><small>${p.dtypes[n]}</small>`}</th>`)}</tr></thead>
-      <tbody>${p.rows.map((/** @type {any[]} */ row) => html`<tr>${row.map((cell) => html`<td>${String(cell)}</td>`)}</tr>`)}</tbody></table><small class="dim">${p.shape ? `${count(p.shape[0])} rows × ${p.shape[1]} columns` : ""}</small></div>`;
+      <tbody>${p.rows.map((/** @type {any[]} */ row) => html`<tr>${row.map((cell) => html`<td>${String(cell)}</td>`)}</tr>`)}</tbody></table><small class="dim">${p.shape ? `${plural(p.shape[0], "row")} × ${plural(p.shape[1], "column")}` : ""}</small></div>`;
   if (p.histogram) {
     const highest = Math.max(...p.histogram, 1);
     return html`<span class="histogram"><svg viewBox=${`0 0 ${p.histogram.length * 6} 24`} width=${p.histogram.length * 6} height="24" role="img" aria-label="histogram">${p.histogram.map((/** @type {number} */ n, /** @type {number} */ at) => html`<rect x=${at * 6} y=${24 - (n / highest) * 24} width="5" height=${(n / highest) * 24} />`)}</svg>
@@ -56,7 +58,7 @@ export function Artifacts({ path, version }) {
       .map(
         (
           /** @type {any} */ step,
-        ) => html`<section><h2>${step.step} <small class="dim">${count(step.count)} ${step.count === 1 ? "task" : "tasks"}${step.count > step.tasks.length ? `, the first ${step.tasks.length} shown` : ""}</small></h2>
+        ) => html`<section><h2>${step.step} <small class="dim">${plural(step.count, "task")}${step.count > step.tasks.length ? `, the first ${step.tasks.length} shown` : ""}</small></h2>
       ${step.tasks.map((/** @type {any} */ task) => {
         const left = task.artifacts.filter((/** @type {any} */ a) => `${a.name} ${a.type}`.toLowerCase().includes(search.toLowerCase()));
         return (
@@ -124,7 +126,7 @@ export function Explain({ path, version }) {
     (data) =>
       html`<p class="dim">Why each task ran, or took over a result.</p><div class="scroll" tabindex="0"><table class="explain"><tbody>${data.lines.map(
         (/** @type {any} */ line) => html`<tr>
-    <td><b>${line.step}</b></td><td class="num">${count(line.count)} ${line.count === 1 ? "task" : "tasks"}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : "succeeded"} /> ${line.text}</td></tr>`,
+    <td><b>${line.step}</b></td><td class="num">${plural(line.count, "task")}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : "succeeded"} /> ${line.text}</td></tr>`,
       )}</tbody></table></div>`,
   );
 }
@@ -159,11 +161,11 @@ export function Events({ path, version }) {
   if (!events) return html`<${Skeleton} />`;
   const last = events.slice(-1000).reverse();
   return html`${error && html`<${Notice} kind="warn" retry=${retry}>These events are not the latest: ${error.message}<//>`}
-    ${(after > 0 || events.length > last.length) && html`<p class="dim">The latest ${count(last.length)} events${after > 0 ? html`. <button class="link" onClick=${() => setWhole(true)}>Read all</button>` : ` of ${count(events.length)}.`}</p>`}
+    ${(after > 0 || events.length > last.length) && html`<p class="dim">The latest ${plural(last.length, "event")}${after > 0 ? html`. <button class="link" onClick=${() => setWhole(true)}>Read all</button>` : ` of ${count(events.length)}.`}</p>`}
     ${events.length === 0 && html`<${Notice}>Nothing has happened yet.<//>`}
     <div class="scroll"><table><tbody>${last.map(
       (e) => html`<tr><td class="num dim">${new Date(e.at * 1000).toLocaleTimeString([], { hour12: false })}</td><td>${e.kind.replaceAll("_", " ")}</td>
-    <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? `${count(e.count)} items` : "")}</td></tr>`,
+    <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? plural(e.count, "item") : "")}</td></tr>`,
     )}</tbody></table></div>`;
 }
 /** Start the run again: from where it failed, from a step, or with other parameters. */
@@ -190,7 +192,7 @@ export function Again({ data, path, mode, close }) {
     )}</div>
     <p class="dim">The code is that of this run. ${data.typed_parameters.length > 0 && `Parameters that are left empty have its values.${resume ? " Other values are seen by the steps that run; what is taken over was made with those of before." : ""}`}</p>
     <${DryRun} path=${`v1/runs/${path}/${resume ? "resume" : "rerun"}/dry-run`} body=${body} />
-    <footer><button type="button" onClick=${close}>Close</button><button class="main">${resume ? "Resume" : "Start"}</button></footer>
+    <footer><button type="button" onClick=${close}>Close</button><${Act} class="main">${resume ? "Resume" : "Start"}<//></footer>
   </form>`;
 }
 
@@ -211,8 +213,8 @@ export function DryRun({ path, body }) {
     }
   };
   const { found, error } = state.of === of ? state : { found: null, error: "" };
-  const tasks = (/** @type {number} */ n) => `${count(n)} ${n === 1 ? "task" : "tasks"}`;
-  return html`<div class="forecast"><button type="button" onClick=${look} disabled=${state.busy}>${state.busy ? "Looking…" : "Dry run"}</button> <span class="dim">checks the parameters and says what would run; nothing is started.</span>
+  const tasks = (/** @type {number} */ n) => plural(n, "task");
+  return html`<div class="forecast"><${Act} type="button" onClick=${look} disabled=${state.busy}>${state.busy ? "Looking…" : "Dry run"}<//> <span class="dim">checks the parameters and says what would run; nothing is started.</span>
     ${error && html`<${Notice} kind="bad">${error}<//>`}
     ${
       found &&

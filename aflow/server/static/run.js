@@ -3,6 +3,7 @@
 
 import { Graph } from "./graph.js";
 import {
+  Act,
   ask,
   attempt,
   Bar,
@@ -17,6 +18,7 @@ import {
   later,
   Notice,
   now,
+  plural,
   query,
   ROOT,
   State,
@@ -98,16 +100,16 @@ function Head({ data, path }) {
   return html`<section class="run-head">
     <div class="head"><h1><${State} state=${data.state} /> <span class="title"><${Link} to=${`flows/${data.flow}`}>${data.flow}<//><span class="dim">/${data.run}</span></span></h1>
       <div class="actions">
-        ${!over && !data.read_only && html`<button class="danger" onClick=${cancel}>Cancel</button>`}
-        ${over && again && data.state !== "succeeded" && html`<button class="main" onClick=${() => setForm("resume")}>Resume</button>`}
-        ${over && again && html`<button onClick=${() => setForm("rerun")}>Run again…</button>`}
+        ${!over && !data.read_only && html`<${Act} class="danger" onClick=${cancel}>Cancel<//>`}
+        ${over && again && data.state !== "succeeded" && html`<${Act} class="main" onClick=${() => setForm("resume")}>Resume<//>`}
+        ${over && again && html`<${Act} onClick=${() => setForm("rerun")}>Run again…<//>`}
         <button onClick=${() => go(`compare?runs=${path}`)}>Compare…</button>
         <details class="menu"><summary aria-label="More">⋯</summary><div>
           <a href=${new URL(`v1/runs/${path}/log.txt`, ROOT).href}>Download all logs</a>
           <a href=${new URL(`v1/runs/${path}/trace.json`, ROOT).href} title="When each task ran, for Perfetto or chrome://tracing">Download a trace</a>
           <button onClick=${() => copy(`aflow logs ${path}`)}>Copy the log command</button>
           <button onClick=${() => copy(`from aflow import Run\nrun = Run("${path}")`)}>Copy the client's code</button>
-          ${over && !data.read_only && html`<button class="danger" onClick=${remove}>Delete…</button>`}
+          ${over && !data.read_only && html`<${Act} class="danger" onClick=${remove}>Delete…<//>`}
         </div></details>
       </div>
     </div>
@@ -174,7 +176,7 @@ export function Traceback({ text }) {
     if (before && before.own === own) before.lines.push(line);
     else parts.push({ own, lines: [line] });
   }
-  return html`<div class="traceback">${parts.map((part) => (part.own ? html`<pre tabindex="0">${part.lines.join("\n")}</pre>` : html`<details><summary>${part.lines.filter((l) => l.includes("File")).length || 1} frames of libraries</summary><pre class="dim" tabindex="0">${part.lines.join("\n")}</pre></details>`))}</div>`;
+  return html`<div class="traceback">${parts.map((part) => (part.own ? html`<pre tabindex="0">${part.lines.join("\n")}</pre>` : html`<details><summary>${plural(part.lines.filter((l) => l.includes("File")).length || 1, "frame")} of libraries</summary><pre class="dim" tabindex="0">${part.lines.join("\n")}</pre></details>`))}</div>`;
 }
 
 /** Values by name; of parameters with their defaults, which mark those that differ. @param {{rows: any[][]}} props */

@@ -1,6 +1,7 @@
 // The list of runs: filter words, what is going on above, select many, act on them.
 // @ts-check
 import {
+  Act,
   ask,
   askText,
   attempt,
@@ -14,8 +15,10 @@ import {
   html,
   Link,
   later,
+  mayChange,
   Notice,
   now,
+  plural,
   query,
   runPath,
   Skeleton,
@@ -126,7 +129,7 @@ export function RunsPage() {
   const [chosen, setChosen] = useState(/** @type {Set<string>} */ (new Set()));
   const [many, setMany] = useState(false);
   useLayoutEffect(() => {
-    const open = () => setMany(true);
+    const open = () => mayChange() && setMany(true);
     addEventListener("many", open);
     return () => removeEventListener("many", open);
   }, []);
@@ -146,7 +149,7 @@ export function RunsPage() {
       <div class="chips">${CHIPS.map(([words, title]) => html`<button aria-pressed=${filter === words} onClick=${() => setQuery({ filter: words }, false)}>${title}</button>`)}</div>
       <${Behind} path=${withQuery("v1/search", { filter, limit: PAGE })} />
     </div>
-    <div class="filter-row"><${Filter} filter=${filter} />${runs.length > 0 && html`<button onClick=${() => setMany(!many)} aria-expanded=${many} title="Cancel, resume, tag or delete them (X)">All that match…</button>`}</div>
+    <div class="filter-row"><${Filter} filter=${filter} />${runs.length > 0 && html`<${Act} onClick=${() => setMany(!many)} aria-expanded=${many} title="Cancel, resume, tag or delete them (X)">All that match…<//>`}</div>
     ${many && html`<${Many} key=${filter} filter=${filter} close=${() => (setMany(false), again())} />`}
     ${error && html`<${Notice} kind=${loaded ? "warn" : "bad"} retry=${again}>${loaded ? "This list is not the latest: " : ""}${error.message}<//>`}
     ${chosen.size > 0 && html`<${Chosen} chosen=${chosen} kept=${runs.filter((run) => run.read_only && chosen.has(nameOf(run))).length} clear=${() => (setChosen(new Set()), again())} />`}
@@ -229,7 +232,7 @@ function Activity({ runs }) {
     if (at >= 0) bars[at][run.state] = (bars[at][run.state] || 0) + 1;
   }
   const highest = Math.max(...bars.map((bar) => Object.values(bar).reduce((a, b) => a + b, 0)), 1);
-  return html`<svg class="activity" viewBox=${`0 0 ${slices * 10} 36`} preserveAspectRatio="none" role="img" aria-label=${`${count(runs.length)} runs over ${span(end - first)}`}>
+  return html`<svg class="activity" viewBox=${`0 0 ${slices * 10} 36`} preserveAspectRatio="none" role="img" aria-label=${`${plural(runs.length, "run")} over ${span(end - first)}`}>
     ${bars.map((bar, n) => {
       let y = 36;
       return ["succeeded", "cancelled", "failed", "running", "pending"].map((state) => {
@@ -245,33 +248,34 @@ function Activity({ runs }) {
 /** @param {{chosen: Set<string>, kept: number, clear: () => void}} props `kept`: those that may not be changed */
 function Chosen({ chosen, kept, clear }) {
   const paths = [...chosen];
+  const runsAre = `${plural(paths.length, "run")} ${paths.length === 1 ? "is" : "are"}`;
   const each = async (/** @type {(path: string) => Promise<any>} */ what, /** @type {string} */ done) => {
     for (const path of paths) if ((await attempt(() => what(path), "")) === null) return;
     await attempt(async () => 1, done);
     clear();
   };
   const cancel = async () => {
-    if (await confirm("Cancel runs?", html`${paths.length} runs are stopped: their tasks end, and what they have left stays.`, "Cancel them"))
-      each((path) => ask(`v1/runs/${path}`, { method: "DELETE" }), `${paths.length} runs are being stopped.`);
+    if (await confirm("Cancel runs?", `${runsAre} stopped: the tasks end, and what they have left stays.`, "Cancel them"))
+      each((path) => ask(`v1/runs/${path}`, { method: "DELETE" }), `${runsAre} being stopped.`);
   };
   const tag = async () => {
     const name = await askText("Tag these runs", "Tag to add", "Add the tag");
-    if (name) each((path) => ask(`v1/runs/${path}/tags`, { method: "PATCH", json: { add: [name] } }), `Tagged ${paths.length} runs.`);
+    if (name) each((path) => ask(`v1/runs/${path}/tags`, { method: "PATCH", json: { add: [name] } }), `Tagged ${plural(paths.length, "run")}.`);
   };
   const resume = async () => {
-    if (await confirm("Resume runs?", html`${paths.length} runs are resumed, each from where it stopped, with the code that it had.`, "Resume them"))
-      each((path) => ask(`v1/runs/${path}/resume`, { json: {} }), `${paths.length} runs were resumed.`);
+    if (await confirm("Resume runs?", `${runsAre} resumed, each from where it stopped, with the code that it had.`, "Resume them"))
+      each((path) => ask(`v1/runs/${path}/resume`, { json: {} }), `Resumed ${plural(paths.length, "run")}.`);
   };
   const remove = async () => {
     const plan = await attempt(() => get(`v1/deletion?runs=${encodeURIComponent(paths.join(","))}`), "");
     if (!plan) return;
-    const told = html`<p>${plan.runs.length} of ${paths.length} runs can be deleted, with what they alone have left. Runs that go on are kept.</p><ul>${plan.runs.slice(0, 8).map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul><p>This cannot be undone.</p>`;
+    const told = html`<p>${count(plan.runs.length)} of ${plural(paths.length, "run")} can be deleted, with what they alone have left. Runs that go on are kept.</p><ul>${plan.runs.slice(0, 8).map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul><p>This cannot be undone.</p>`;
     if (await confirm("Delete runs?", told, "Delete them")) each((path) => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.");
   };
   return html`<div class="chosen-bar" role="toolbar" aria-label="Selected runs"><b>${paths.length} selected</b>
-    ${!kept && html`<button onClick=${cancel}>Cancel</button><button onClick=${resume}>Resume</button><button onClick=${tag}>Tag</button>`}
+    ${!kept && html`<${Act} onClick=${cancel}>Cancel<//><${Act} onClick=${resume}>Resume<//><${Act} onClick=${tag}>Tag<//>`}
     <button disabled=${paths.length < 2 || paths.length > 5} title="Two to five runs" onClick=${() => go(`compare?runs=${paths.join(",")}`)}>Compare</button>
-    ${!kept && html`<button class="danger" onClick=${remove}>Delete</button>`}<button class="quiet" onClick=${clear}>Clear</button>
+    ${!kept && html`<${Act} class="danger" onClick=${remove}>Delete<//>`}<button class="quiet" onClick=${clear}>Clear</button>
     ${kept > 0 && html`<span class="dim">${kept === paths.length ? "They were" : `${kept} of them ${kept === 1 ? "was" : "were"}`} not recorded here, as Metaflow's are: such runs are shown, and not changed.</span>`}</div>`;
 }
 

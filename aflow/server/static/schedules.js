@@ -1,6 +1,6 @@
 // When the server runs flows: on and off, what comes next, run now, make one, change one.
 // @ts-check
-import { ask, attempt, Behind, confirm, get, go, html, Link, Notice, query, setQuery, shown, useApi, useEffect, useState, withQuery } from "./lib.js";
+import { Act, ask, attempt, Behind, confirm, get, go, html, Link, Notice, query, setQuery, shown, useApi, useEffect, useState, withQuery } from "./lib.js";
 
 const pathOf = (/** @type {string} */ name) => `v1/schedules/${encodeURIComponent(name)}`;
 
@@ -24,7 +24,7 @@ export function SchedulesPage() {
       attempt(() => ask(pathOf(s.name), { method: "DELETE" }), "Deleted.").then(again);
   };
   const close = () => (setQuery({ edit: "" }), again());
-  return html`<div class="head"><h1>Schedules</h1><div class="actions"><button class="main" onClick=${() => setQuery({ edit: "*" })}>New schedule…</button></div><${Behind} path="v1/schedules" /></div>
+  return html`<div class="head"><h1>Schedules</h1><div class="actions"><${Act} class="main" onClick=${() => setQuery({ edit: "*" })}>New schedule…<//></div><${Behind} path="v1/schedules" /></div>
   ${shown(found, (data) => {
     const one = data.schedules.find((/** @type {any} */ s) => s.name === edited);
     return html`${edited && (one || edited === "*") && html`<${Form} key=${edited} schedule=${one} close=${close} />`}
@@ -35,11 +35,11 @@ export function SchedulesPage() {
       ${data.schedules.map(
         (
           /** @type {any} */ s,
-        ) => html`<tr data-row><td><button role="switch" aria-checked=${!s.paused} aria-label=${`${s.name} is ${s.paused ? "off" : "on"}`} class="switch" onClick=${() => pause(s)}></button></td>
+        ) => html`<tr data-row><td><${Act} role="switch" aria-checked=${!s.paused} aria-label=${`${s.name} is ${s.paused ? "off" : "on"}`} class="switch" onClick=${() => pause(s)}><//></td>
         <td class="name"><b>${s.name}</b>${s.flow && html` <${Link} class="dim" to=${`flows/${s.flow}`}>${s.flow}<//>`}${s.said && html`<div class="reason">${s.said}</div>`}</td><td><code>${s.cron}</code> <span class="dim">${s.timezone}</span></td>
         <td>${s.paused ? html`<span class="dim">off</span>` : s.next ? html`<${Soon} at=${s.next} />` : "–"}</td>
         <td class=${data.schedules.some((/** @type {any} */ each) => each.latest) ? "" : "wide"}>${s.latest ? html`<${Link} to=${`runs/${s.latest}`}>${s.latest.split("/")[1]}<//>` : "–"}</td><td class="right num wide">${s.started}</td><td class="right num wide">${s.skipped}</td>
-        <td><span class="actions"><button onClick=${() => start(s)}>Run now</button><button onClick=${() => setQuery({ edit: s.name })}>Change…</button><button class="danger" onClick=${() => remove(s)}>Delete</button></span></td></tr>`,
+        <td><span class="actions"><${Act} onClick=${() => start(s)}>Run now<//><${Act} onClick=${() => setQuery({ edit: s.name })}>Change…<//><${Act} class="danger" onClick=${() => remove(s)}>Delete<//></span></td></tr>`,
       )}</tbody></table></div>`
     }`;
   })}`;
@@ -123,7 +123,7 @@ function Form({ schedule, close }) {
       <label>Of those that were missed <select value=${values.missed} onChange=${field("missed").onInput}>${MISSED.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label></div>
     ${known.length > 0 && html`<fieldset><legend>Parameters</legend><div class="fields">${known.map((/** @type {any} */ p) => html`<label><span>${p.name} <small class="dim">${p.type}</small></span><input placeholder="the flow's default" value=${parameters[p.name] ?? ""} onInput=${given(p.name)} /></label>`)}</div></fieldset>`}
     ${said && html`<${Notice} kind="bad">${said}<//>`}
-    <footer><${Behind} path=${pathOf(values.name || "NAME")} method=${schedule ? "PATCH" : "PUT"} body=${body} /><button type="button" onClick=${close}>Close</button><button class="main" disabled=${!schedule && !code?.key}>${schedule ? "Save" : "Create"}</button></footer></form>`;
+    <footer><${Behind} path=${pathOf(values.name || "NAME")} method=${schedule ? "PATCH" : "PUT"} body=${body} /><button type="button" onClick=${close}>Close</button><${Act} class="main" disabled=${!schedule && !code?.key}>${schedule ? "Save" : "Create"}<//></footer></form>`;
 }
 
 /** When an expression is due, as it is typed. @param {{cron: string, timezone: string}} props */

@@ -1,6 +1,6 @@
 // The server: what it is, whether all that its settings name can be used, what could be deleted, tokens, the look of these pages.
 // @ts-check
-import { ask, attempt, Behind, confirm, copy, count, get, html, Link, Notice, State, shown, size, Time, theme, useApi, useState } from "./lib.js";
+import { Act, ask, attempt, Behind, confirm, copy, count, get, html, Link, Notice, plural, State, shown, size, Time, theme, useApi, useState } from "./lib.js";
 
 export function SettingsPage() {
   return html`<div class="head"><h1>Settings</h1></div>
@@ -20,6 +20,7 @@ function Look() {
 function Server() {
   const found = useApi("v1/server");
   const rows = (/** @type {any} */ d) => [
+    ["Logged in as", d.caller ? identity(d.caller) : "–"],
     ["Version", d.version],
     ["Python", d.python],
     ["Metadata", d.metadata],
@@ -28,8 +29,16 @@ function Server() {
     ["Previews of artifacts", d.previews ? "written (AFLOW_PREVIEWS=0 leaves them out)" : "off: types and shapes alone are recorded"],
   ];
   return html`<section class="panel"><h2>Server <${Behind} path="v1/server" /></h2>
-    ${shown(found, (data) => html`<dl class="pairs">${rows(data).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`)}</section>`;
+    ${shown(found, (data) => html`<dl class="pairs">${rows(data).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl><p><button onClick=${logOut}>Log out</button></p>`)}</section>`;
 }
+
+const RIGHTS = { read: "may read", write: "may read and change" };
+
+/** Who is logged in, what they may do and until when. @param {{name: string, scope: "read" | "write", expires_at: number | null}} caller */
+const identity = ({ name, scope, expires_at }) =>
+  `${name}, which ${RIGHTS[scope]}${expires_at ? `, until ${new Date(expires_at * 1000).toLocaleString()}` : ""}`;
+
+const logOut = () => attempt(() => ask("ui/logout", { method: "POST" }), "").then(() => location.reload());
 
 const SIGNS = { ok: "succeeded", warn: "pending", fail: "failed" };
 
@@ -47,11 +56,11 @@ function Doctor() {
   const bad = (state.findings || []).filter((f) => f.state !== "ok").length;
   return html`<section class="panel"><h2>Check <${Behind} path="v1/doctor" method="POST" /></h2>
     <p class="dim">Whether this machine, the datastore, the metadata, the queue and what is set of AWS can be used. Nothing is changed.</p>
-    <button onClick=${check} disabled=${state.busy} aria-busy=${state.busy ? "true" : null}>${state.busy ? "Checking…" : state.findings ? "Check again" : "Check now"}</button>
+    <${Act} onClick=${check} disabled=${state.busy} aria-busy=${state.busy ? "true" : null}>${state.busy ? "Checking…" : state.findings ? "Check again" : "Check now"}<//>
     ${state.error && html`<${Notice} kind="bad" retry=${check}>${state.error}<//>`}
     ${
       state.findings &&
-      html`<p role="status">${bad ? `${bad} of ${state.findings.length} findings ${bad === 1 ? "needs" : "need"} a look.` : "All is well."}</p>
+      html`<p role="status">${bad ? `${count(bad)} of ${plural(state.findings.length, "finding")} ${bad === 1 ? "needs" : "need"} a look.` : "All is well."}</p>
       <ul class="findings">${state.findings.map((f) => html`<li><${State} state=${/** @type {any} */ (SIGNS)[f.state]} name=${f.state} /><div><b>${f.name}</b> ${f.said}${f.advice && html`<br /><span class="dim">${f.advice}</span>`}</div></li>`)}</ul>`
     }</section>`;
 }
@@ -90,10 +99,10 @@ function Collection() {
       <label>Runs that ended before <select value=${age} onChange=${change(setAge)}>${AGES.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select></label>
       <label class="check"><input type="checkbox" checked=${failed} onChange=${change(setFailed)} /> only without success</label>
       <label>keep the newest <input type="number" min="0" max="9999" value=${keep} onInput=${change(setKeep)} /> of each flow</label>
-      <button disabled=${busy}>${busy ? "Looking…" : "Look"}</button></form>
+      <${Act} disabled=${busy}>${busy ? "Looking…" : "Look"}<//></form>
     ${
       plan &&
-      html`<p role="status"><b>${count(plan.count)} ${plan.count === 1 ? "run" : "runs"}</b> and ${count(plan.objects)} objects would be deleted: <b>${size(plan.size)}</b>.${plan.young > 0 && ` Nothing refers to ${count(plan.young)} more objects, which are too new.`}</p>
+      html`<p role="status"><b>${plural(plan.count, "run")}</b> and ${plural(plan.objects, "object")} would be deleted: <b>${size(plan.size)}</b>.${plan.young > 0 && ` Nothing refers to ${plural(plan.young, "more object")} either, but ${plan.young === 1 ? "it is" : "they are"} too new.`}</p>
       ${plan.runs.length > 0 && html`<details><summary>The runs</summary><ul class="plain">${plan.runs.map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul>${plan.count > plan.runs.length && html`<p class="dim">and ${count(plan.count - plan.runs.length)} more</p>`}</details>`}
       <p>In a terminal of the server's folder: <code>${words}</code> <button onClick=${() => copy(words)}>Copy</button></p>`
     }</section>`;
@@ -111,10 +120,10 @@ function Storage() {
   const most = Math.max(...(found?.flows || []).map((/** @type {any} */ f) => f.size), 1);
   return html`<section class="panel"><h2>Storage by flow <${Behind} path="v1/storage" method="POST" /></h2>
     <p class="dim">What the artifacts and the code of each flow's runs take in the datastore; what runs of it share counts once.</p>
-    <button onClick=${look} disabled=${busy} aria-busy=${busy ? "true" : null}>${busy ? "Adding up…" : found ? "Add up again" : "Add up"}</button>
+    <${Act} onClick=${look} disabled=${busy} aria-busy=${busy ? "true" : null}>${busy ? "Adding up…" : found ? "Add up again" : "Add up"}<//>
     ${
       found &&
-      html`<p role="status"><b>${size(found.size)}</b> in ${count(found.objects)} objects${found.complete ? "." : ", as far as there was time: some runs were not looked at."}</p>
+      html`<p role="status"><b>${size(found.size)}</b> in ${plural(found.objects, "object")}${found.complete ? "." : ", as far as there was time: some runs were not looked at."}</p>
       ${
         found.flows.length > 0 &&
         html`<div class="scroll" tabindex="0"><table><thead><tr><th>Flow</th><th class="right">Runs</th><th class="right">Objects</th><th class="right">Size</th><th><span class="hidden">Share</span></th></tr></thead><tbody>${found.flows.map((/** @type {any} */ f) => html`<tr><td class="name"><${Link} to=${`flows/${f.flow}`}>${f.flow}<//></td><td class="right num">${count(f.runs)}</td><td class="right num">${count(f.objects)}</td><td class="right num">${size(f.size)}</td><td class="share"><span class="paired"><i style=${{ width: `${(f.size / most) * 100}%` }}></i></span></td></tr>`)}</tbody></table></div>`
@@ -154,12 +163,12 @@ function Tokens() {
         : html`<div class="scroll"><table><thead><tr><th>Name</th><th>Scope</th><th>Made</th><th>Expires</th><th></th></tr></thead><tbody>${data.tokens.map(
             (/** @type {any} */ t) => html`<tr>
       <td><b>${t.name}</b></td><td>${t.scope}</td><td><${Time} at=${t.created_at} /></td><td>${t.expires_at ? html`<time title=${new Date(t.expires_at * 1000).toISOString()}>${new Date(t.expires_at * 1000).toLocaleString()}</time>` : "never"}</td>
-      <td class="right"><button class="danger" onClick=${() => revoke(t)}>Revoke</button></td></tr>`,
+      <td class="right"><${Act} class="danger" onClick=${() => revoke(t)}>Revoke<//></td></tr>`,
           )}</tbody></table></div>`
     }
     <form class="toolbar" onSubmit=${create}><input name="name" aria-label="Name of a new token" placeholder="Name of a new token" required />
       <label>may <select name="scope" aria-label="Scope"><option value="read">read</option><option value="write">read and change</option></select></label>
-      <label>lasts <select name="days" aria-label="Lasts">${LIVES.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select></label><button>Create</button></form>
+      <label>lasts <select name="days" aria-label="Lasts">${LIVES.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select></label><${Act}>Create<//></form>
     ${made && html`<${Notice} kind="warn"><span>It is shown once: <code>${made}</code></span> <button onClick=${() => copy(made)}>Copy</button><//>`}`,
   )}</section>`;
 }

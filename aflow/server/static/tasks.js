@@ -2,12 +2,12 @@
 // @ts-check
 import {
   Behind,
-  count,
   get,
   go,
   html,
   Link,
   Notice,
+  plural,
   query,
   Skeleton,
   State,
@@ -73,7 +73,7 @@ export function Tasks({ path, data }) {
           ["duration", "shortest first"],
           ["-wait", "longest wait first"],
         ].map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select>
-      ${pages.total >= 0 && html`<span class="dim" role="status">${count(pages.total)} ${pages.total === 1 ? "task" : "tasks"}</span>`}<${Behind} path=${withQuery(api, { ...words, offset: 0, limit: 100 })} />
+      ${pages.total >= 0 && html`<span class="dim" role="status">${plural(pages.total, "task")}</span>`}<${Behind} path=${withQuery(api, { ...words, offset: 0, limit: 100 })} />
     </div>
     ${pages.error && html`<${Notice} kind=${pages.total < 0 ? "bad" : "warn"} retry=${pages.retry}>${pages.error.message}<//>`}
     ${pages.total < 0 && !pages.error && html`<${Skeleton} lines=${10} />`}

@@ -9,6 +9,7 @@ import {
   Link,
   Notice,
   now,
+  plural,
   query,
   Skeleton,
   State,
@@ -575,12 +576,12 @@ function Chart({ c: real, by, path, running }) {
       <span class="group"><button aria-label="Zoom in" onClick=${() => clamp(low + (high - low) / 4, high - (high - low) / 4)}>+</button><button aria-label="Zoom out" onClick=${() => clamp(low - (high - low) / 2, high + (high - low) / 2)}>−</button><button onClick=${() => setView(null)} disabled=${!view}>Fit</button></span>
       <label class="check"><input type="checkbox" checked=${collapse} onChange=${() => setQuery({ idle: collapse ? "" : "collapse" })} /> Collapse idle time</label>
       <button aria-pressed=${table} onClick=${() => setTable(!table)}>As a table</button>
-      <span class="dim">${count(packed.rows.length)} tasks, ${count(packed.lanes)} at once, ${span(axis.time(axis.high) - axis.low)}</span>
+      <span class="dim">${plural(packed.rows.length, "task")}, ${count(packed.lanes)} at once, ${span(axis.time(axis.high) - axis.low)}</span>
       <span class="legend"><i class="succeeded"></i>succeeded <i class="failed"></i>failed ${running && html`<i class="running"></i>running`} ${reused && html`<i class="hollow"></i>reused`} ${retried && html`<i class="hatched"></i>retried`}</span>
     </div>
     <div class="axis" aria-hidden="true">${ticks(low, high).map((at) => html`<span style=${{ left: `${((at - low) / (high - low)) * 100}%` }}>${span(axis.time(at)).replace(/ 0 [smh]$/, "")}</span>`)}</div>
     <div class="chart">
-      <canvas ref=${canvas} style=${{ width: `${width}px`, height: `${height}px` }} tabindex="0" role="img" aria-label=${`Timeline of ${count(packed.rows.length)} tasks; the table holds the same`} onPointerDown=${down} onPointerMove=${move} onPointerUp=${up} onPointerLeave=${() => setHover(null)} onKeyDown=${keys}></canvas>
+      <canvas ref=${canvas} style=${{ width: `${width}px`, height: `${height}px` }} tabindex="0" role="img" aria-label=${`Timeline of ${plural(packed.rows.length, "task")}; the table holds the same`} onPointerDown=${down} onPointerMove=${move} onPointerUp=${up} onPointerLeave=${() => setHover(null)} onKeyDown=${keys}></canvas>
       ${axis.seams.filter((x) => x > low && x < high).map((x) => html`<i class="seam" style=${{ left: `${((x - low) / (high - low)) * 100}%` }}></i>`)}
       ${packed.bands.length > 1 && packed.bands.slice(0, 60).map((band) => html`<span class="band" style=${{ top: `${band.first * row}px` }}>${band.name}</span>`)}
       ${hover && html`<div class="tip" style=${{ left: `${Math.max(0, Math.min(hover.x + 12, width - 240))}px`, top: `${Math.min(hover.y + 14, height - 44)}px` }}><b>${c.steps[c.step[hover.r]]}/${c.task[hover.r]}</b> ${c.flags[hover.r] & 1 ? "reused" : c.states[c.state[hover.r]]}<br />${span((Number.isNaN(real.end[hover.r]) ? wall : real.end[hover.r]) - real.start[hover.r])}, from ${span(real.start[hover.r])}</div>`}

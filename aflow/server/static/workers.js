@@ -1,6 +1,7 @@
 // Workers that have registered, what each runs, and the queue: pools, and messages that were buried.
 // @ts-check
 import {
+  Act,
   attempt,
   Behind,
   confirm,
@@ -11,6 +12,7 @@ import {
   Link,
   Notice,
   now,
+  plural,
   State,
   shown,
   size,
@@ -45,7 +47,7 @@ function Registered({ data, url, again }) {
     if (
       await confirm(
         "Drain the worker?",
-        html`<p>${w.name} takes no more tasks, and ends when the ${count(w.running.length)} that it has are done. Its pools lose ${count(w.slots)} slots.</p>`,
+        html`<p>${w.name} takes no more tasks, and ends when ${w.running.length === 0 ? "it has heard of that" : w.running.length === 1 ? "the one that it has is done" : `the ${count(w.running.length)} that it has are done`}. Its pools lose ${plural(w.slots, "slot")}.</p>`,
         "Drain it",
       )
     )
@@ -56,18 +58,18 @@ function Registered({ data, url, again }) {
     return html`<${Notice}><span>No worker has registered. <code>${command}</code> starts one, on this machine or another. <button class="link" onClick=${() => copy(command)}>Copy</button></span><//>`;
   const slots = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.slots, 0),
     busy = data.workers.reduce((/** @type {number} */ sum, /** @type {any} */ w) => sum + w.running.filter((/** @type {any} */ t) => t.begun).length, 0);
-  return html`<p class="dim">${count(data.workers.length)} ${data.workers.length === 1 ? "worker" : "workers"}, ${count(busy)} of ${count(slots)} slots busy.</p><div class="scroll"><table class="list stack"><thead><tr><th>State</th><th>Worker</th><th>Pools</th><th>Slots</th><th>Runs now</th><th class="right wide">Done</th><th class="right wide">Failed</th><th class="wide">Version</th><th>Heartbeat</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
+  return html`<p class="dim">${plural(data.workers.length, "worker")}, ${count(busy)} of ${plural(slots, "slot")} busy.</p><div class="scroll"><table class="list stack"><thead><tr><th>State</th><th>Worker</th><th>Pools</th><th>Slots</th><th>Runs now</th><th class="right wide">Done</th><th class="right wide">Failed</th><th class="wide">Version</th><th>Heartbeat</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
     ${data.workers.map((/** @type {any} */ w) => {
       const begun = w.running.filter((/** @type {any} */ t) => t.begun);
       return html`<tr data-row key=${w.name}><td><${State} state=${/** @type {any} */ (SIGNS)[w.state]} name=${w.state} label /></td>
         <td class="name"><b>${w.name}</b><br /><span class="dim">${w.host}, process ${w.pid}</span>${w.drain && html`<div class="reason">${w.drain}</div>`}</td><td>${w.pools.join(", ")}${Object.entries(w.labels).map(([name, value]) => html` <span class="tag">${name}=${value}</span>`)}</td>
-        <td><span class="slots" role="img" aria-label=${`${begun.length} of ${w.slots} slots busy`}>${w.slots <= 32 && Array.from({ length: w.slots }, (_, n) => html`<i class=${n < begun.length ? "running" : ""}></i>`)}</span> <span class="num dim">${begun.length}/${w.slots}</span></td>
+        <td><span class="slots" role="img" aria-label=${`${begun.length} of ${plural(w.slots, "slot")} busy`}>${w.slots <= 32 && Array.from({ length: w.slots }, (_, n) => html`<i class=${n < begun.length ? "running" : ""}></i>`)}</span> <span class="num dim">${begun.length}/${w.slots}</span></td>
         <td>${w.running.slice(0, 3).map((/** @type {any} */ t) => {
           const [flow, run, step, task] = t.task.split("/");
           return html`<div class="one-line">${task ? html`<${Link} to=${`runs/${flow}/${run}/tasks/${task}`}>${step}/${task}<//>` : t.task} <span class="dim num">${t.begun ? span(Math.max(0, now.value - t.since)) : "waits"}</span></div>`;
         })}${w.running.length > 3 && html`<span class="dim">and ${count(w.running.length - 3)} more</span>`}${w.running.length === 0 && html`<span class="dim">–</span>`}</td>
         <td class="right num wide">${count(w.done)}</td><td class="right num wide">${w.failed ? html`<span class="bad">${count(w.failed)}</span>` : "0"}</td><td class="wide dim">${w.version}</td>
-        <td><${Time} at=${w.heartbeat_at} /></td><td class="right">${w.state !== "draining" && w.state !== "silent" && html`<button onClick=${() => drain(w)}>Drain</button>`}</td></tr>`;
+        <td><${Time} at=${w.heartbeat_at} /></td><td class="right">${w.state !== "draining" && w.state !== "silent" && html`<${Act} onClick=${() => drain(w)}>Drain<//>`}</td></tr>`;
     })}</tbody></table></div>`;
 }
 
@@ -83,7 +85,7 @@ function Queue({ data, again }) {
     <div class="scroll" tabindex="0"><table><thead><tr><th>Pool</th><th class="right">Ready</th><th class="right">Leased</th><th class="right">Buried</th><th class="right">Oldest waits</th><th class="right" title="Tasks that have ended in the last minute, of the workers that have registered">Rate</th><th class="right">Workers</th><th class="right">Slots</th></tr></thead><tbody>
       ${data.pools.map((/** @type {any} */ p) => html`<tr><td class="name"><b>${p.pool}</b></td><td class="right num">${p.ready ? html`<button class="link" aria-expanded=${open === p.pool} onClick=${() => setOpen(open === p.pool ? "" : p.pool)}>${count(p.ready)}</button>` : "0"}</td><td class="right num">${count(p.leased)}</td><td class="right num">${p.buried ? html`<span class="bad">${count(p.buried)}</span>` : "0"}</td><td class="right num">${p.ready && p.oldest ? span(Math.max(0, now.value - p.oldest)) : "–"}</td><td class="right num">${p.rate === null || p.rate === undefined ? "–" : `${count(p.rate)}/min`}</td><td class="right num">${p.workers ?? "?"}</td><td class="right num">${p.slots ?? "?"}</td></tr>`)}</tbody></table></div>
     ${open && html`<${Waiting} key=${open} pool=${open} tick=${data} />`}
-    ${data.buried.length > 0 && html`<h2>Buried messages</h2><p class="dim">Each was given to several workers that ended before its task did, or cannot be read.</p><div class="scroll"><table><thead><tr><th>Task</th><th>Pool</th><th class="right">Deliveries</th><th>Buried</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>${data.buried.map((/** @type {any} */ m) => html`<tr><td><b>${m.task}</b><br /><code class="dim">${m.id}</code></td><td>${m.pool}</td><td class="right num">${m.deliveries}</td><td><${Time} at=${m.at} /></td><td><span class="actions"><button onClick=${() => release(m)}>Release</button><button class="danger" onClick=${() => remove(m)}>Delete</button></span></td></tr>`)}</tbody></table></div>`}`;
+    ${data.buried.length > 0 && html`<h2>Buried messages</h2><p class="dim">Each was given to several workers that ended before its task did, or cannot be read.</p><div class="scroll"><table><thead><tr><th>Task</th><th>Pool</th><th class="right">Deliveries</th><th>Buried</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>${data.buried.map((/** @type {any} */ m) => html`<tr><td><b>${m.task}</b><br /><code class="dim">${m.id}</code></td><td>${m.pool}</td><td class="right num">${m.deliveries}</td><td><${Time} at=${m.at} /></td><td><span class="actions"><${Act} onClick=${() => release(m)}>Release<//><${Act} class="danger" onClick=${() => remove(m)}>Delete<//></span></td></tr>`)}</tbody></table></div>`}`;
 }
 
 const PEEKED = 200;
@@ -94,7 +96,7 @@ function Waiting({ pool, tick }) {
   const found = useApi(path, tick);
   return html`<section class="panel waiting-panel"><h2>What waits in ${pool} <${Behind} path=${path} /></h2>${shown(found, (data) => {
     if (!data.messages.length) return html`<p class="dim">Nothing waits any more, or the broker cannot say what does.</p>`;
-    return html`<p>${data.runs.map((/** @type {any} */ r) => html`<${Link} class="tag" to=${`runs/${r.run}`}>${r.run}: ${count(r.ready)}<//>`)} ${data.ready > data.messages.length && html`<span class="dim">of the first ${count(data.messages.length)} of ${count(data.ready)} messages</span>`}</p>
+    return html`<p>${data.runs.map((/** @type {any} */ r) => html`<${Link} class="tag" to=${`runs/${r.run}`}>${r.run}: ${count(r.ready)}<//>`)} ${data.ready > data.messages.length && html`<span class="dim">of the first ${count(data.messages.length)} of ${plural(data.ready, "message")}</span>`}</p>
     <div class="scroll messages" tabindex="0"><table><thead><tr><th>Task</th><th>Waits</th><th class="right">Size</th></tr></thead><tbody>${data.messages.map(
       (/** @type {any} */ m) => {
         const [flow, run, step, task] = m.task.split("/");

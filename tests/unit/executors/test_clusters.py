@@ -119,13 +119,11 @@ def test_what_a_cluster_lacks_is_said_with_its_largest_node() -> None:
     asked = {"CPU": 2.0, "memory": 2.0**30}
     assert lacking(3, asked, nodes, "Ray") is None
     assert lacking(4, asked, nodes, "Ray") == (
-        "Ray has room for 3 of 4 worker(s) that ask for CPU=2, memory=1024 each: it has 2 node(s), "
+        "Ray has room for 3 of 4 workers that ask for CPU=2, memory=1024 each: it has 2 nodes, "
         "the largest with CPU=4, memory=8192"
     )
-    assert "0 of 1 worker(s) that ask for licence=1" in str(
-        lacking(1, {"licence": 1.0}, nodes, "Ray")
-    )
-    assert "it has 0 node(s)" in str(lacking(1, asked, [], "Ray"))
+    assert "0 of 1 worker that ask for licence=1" in str(lacking(1, {"licence": 1.0}, nodes, "Ray"))
+    assert "it has 0 nodes" in str(lacking(1, asked, [], "Ray"))
 
 
 def test_workers_are_spread_over_nodes_as_far_as_these_have_room() -> None:

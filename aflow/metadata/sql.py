@@ -93,7 +93,7 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
     """A run from its row and its tags. What is damaged in the row is shown as nothing, and in the
     reason: one such record keeps nobody from seeing, or deleting, all the others."""
     tags = list(tags)
-    state, graph, settings = _RUN_STATES.get(row[3]), _object(row[8]), _object(row[9])
+    state, graph, settings = _RUN_STATES.get(row[3]), _object(row[8]), _settings(row[9])
     reason = str(row[10] or "")
     if state is None or graph is None or settings is None:
         state, reason = state or RunState.FAILED, f"The record of this run is damaged. {reason}"
@@ -116,6 +116,18 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
         kind=row[13],
         lease=None if row[14] is None else RunLease(row[14], float(row[15]), row[16]),
     )
+
+
+_OF_SETTINGS = {"storage": str, "code": dict, "parameters": list, "defaults": dict}
+
+
+def _settings(text: Any) -> dict[str, Any] | None:
+    """The settings of a run; None for what they cannot be."""
+    found = _object(text)
+    for name, kind in _OF_SETTINGS.items() if found else ():
+        if not isinstance((found or {}).get(name), kind | None):
+            return None
+    return found
 
 
 def _object(text: Any) -> dict[str, Any] | None:

@@ -17,14 +17,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
-from aflow.errors import InvalidInput, ObjectNotFound
+from aflow.errors import InvalidInput, ObjectNotFound, StorageError
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
-from aflow.storage.logs import chunk_name, read_chunk
+from aflow.storage.logs import LogRecord, chunk_name, read_chunk
 
 if TYPE_CHECKING:
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord, TaskView
     from aflow.storage.base import ObjectStore
-    from aflow.storage.logs import LogRecord
 
 
 class TaskLine(NamedTuple):
@@ -170,23 +169,41 @@ class Following:
         """The lines that have not been yielded yet."""
         if attempt.log is not None:
             if task.chunks == 0:  # all of it is new
-                yield read_chunk(attempt.log)
+                yield _readable(attempt.log)
             return
         where = (self._run.flow, self._run.run, task.step, task.task, attempt.attempt)
         while task.chunks < attempt.log_chunks:
-            chunk = self._chunk(chunk_name(*where, task.chunks))
-            yield read_chunk(chunk.data)
+            chunk = self._chunk(chunk_name(*where, task.chunks), attempt.started_at or 0.0)
+            yield _readable(chunk.data)
 
-    def _chunk(self, name: str) -> _Chunk:
+    def _chunk(self, name: str, at: float) -> _Chunk:
         key = (self._store.url, name)
         chunk = _chunks.get(key)
         if chunk is None:
             try:
                 chunk = _Chunk(bytes(self._store.get(name)))
-            except ObjectNotFound:  # the run was deleted meanwhile
-                return _Chunk(b"")
+            except ObjectNotFound:
+                if self._metadata.run(self._run.flow, self._run.run) is None:
+                    return _Chunk(b"")  # the run was deleted meanwhile
+                return _Chunk(b"%016de %b\n" % (int(at * 1e6), _LOST))
             _chunks[key] = chunk
         return chunk
+
+
+_LOST = b"(Output is missing here: a part of the log is not in the datastore any more.)"
+_DAMAGED = b"(Output is missing here: a part of the log is damaged and cannot be read.)"
+
+
+def _readable(data: bytes) -> Iterator[LogRecord]:
+    """The lines of a chunk, up to what is damaged in it, which a line says: it hides neither the
+    rest of the log nor what other tasks have printed."""
+    at = 0.0
+    try:
+        for line in read_chunk(data):
+            at = line.at
+            yield line
+    except StorageError:
+        yield LogRecord(at, "stderr", _DAMAGED)
 
 
 def _is_silent(view: TaskView) -> bool:

@@ -14,14 +14,19 @@ from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow.errors import (
     AflowError,
+    ArtifactNotLoadable,
     CodePackageError,
     CommandFailed,
     CoordinatorClosed,
     CoordinatorFull,
     InvalidInput,
+    MetadataError,
+    MetadataTooNew,
     MetadataUnavailable,
     MissingExtra,
     NotFound,
+    ObjectNotFound,
+    StorageError,
     StoreUnavailable,
     VersionConflict,
 )
@@ -313,7 +318,13 @@ _STATUSES: list[tuple[type[AflowError], int]] = [
     (CoordinatorClosed, 503),
     (VersionConflict, 409),
     (MetadataUnavailable, 503),
+    (MetadataTooNew, 503),
     (StoreUnavailable, 503),
+    (ObjectNotFound, 404),
+    # What is kept of a run is damaged: asking again does not help.
+    (MetadataError, 422),
+    (StorageError, 422),
+    (ArtifactNotLoadable, 422),
 ]
 
 

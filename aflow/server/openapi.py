@@ -21,7 +21,7 @@ _REFUSALS = {
     409: "Conflict: the run has ended, or the schedule was changed meanwhile.",
     413: "The body is too large.",
     415: "The body has another type, or is compressed.",
-    422: "The run did not start; `error` has its output.",
+    422: "The run did not start, and `error` has its output; or what is kept of a run is damaged.",
     429: "Too many runs are active (--max-runs).",
     503: "The metadata or the datastore do not answer, too many streams are open, or the server is "
     "shutting down.",

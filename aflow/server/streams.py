@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from aflow.errors import InvalidInput, NotFound
+from aflow.errors import InvalidInput, MetadataError, MetadataUnavailable, NotFound
 from aflow.metadata.base import MetadataStore, RunRecord
 from aflow.metadata.metaflow.together import store_of_history
 from aflow.runs.log_tail import Following, TaskLine
@@ -94,7 +94,9 @@ class Streams:
     ) -> Following:
         """The output of a run, of a step or of a task, after the line of that id. Raises
         InvalidInput for what is not an id."""
-        url = run.settings["storage"]
+        url = run.settings.get("storage")
+        if not isinstance(url, str):
+            raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
         theirs = store_of_history(self._metadata, url)
         store = theirs or open_recorded_store(url)
         return Following(self._metadata, store, run, step, task, after)
@@ -199,7 +201,12 @@ def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, La
         batches = [*islice(found, _AT_ONCE)]
     parts = []
     for number, batch in batches:
-        events = [_happened(metadata, run_key, at, each) for at, each in decode_events(batch)]
+        try:
+            events = [_happened(metadata, run_key, at, each) for at, each in decode_events(batch)]
+        except MetadataUnavailable:
+            raise
+        except MetadataError as error:  # what stands in other batches can be read
+            events = [("damaged", {"reason": str(error)})]
         sent = [each for each in events if each is not None]
         first = skipped if number == version else 0
         for count, (kind, data) in enumerate(sent[first:], first + 1):

@@ -12,10 +12,21 @@ import difflib
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
+from hashlib import sha1
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.ids import PARAMETERS_TASK
-from aflow.errors import AflowError, InvalidInput, NotFound
+from aflow.errors import (
+    AflowError,
+    CodePackageError,
+    CorruptBlob,
+    InvalidInput,
+    MetadataError,
+    NotFound,
+    ObjectNotFound,
+    StorageError,
+    StoreUnavailable,
+)
 from aflow.flow.graph import Graph
 from aflow.metadata.base import MetadataStore, RunRecord, TaskView
 from aflow.metadata.metaflow.keys import FIRST_KEY
@@ -306,6 +317,7 @@ class Views:
             tasks = [
                 {
                     "task": view.task.task,
+                    "damaged": _damage(view),
                     "artifacts": [
                         _artifact(name, entry)
                         for name, entry in sorted(_manifest_of(view).artifacts.items())
@@ -370,6 +382,7 @@ class Views:
                 for each in self._metadata.attempts(run.key, task)
             ],
             "inputs": self._inputs(run, view),
+            "damaged": _damage(view),
             "error": _error(manifest),
             "artifacts": [
                 _artifact(name, entry)
@@ -378,7 +391,7 @@ class Views:
             ],
             "inherited": sorted(inherited, key=lambda each: str(each["name"])),
             "facts": [
-                {"name": each.field, "value": each.value[:1000], "at": each.created_at}
+                {"name": each.field, "value": str(each.value)[:1000], "at": each.created_at}
                 for each in self._metadata.metadata(run.key, task)
                 if len(each.value) < 10_000
             ],
@@ -393,7 +406,11 @@ class Views:
 
     def _inputs(self, run: RunRecord, view: TaskView) -> dict[str, Any]:
         """The tasks that a task has as its inputs, some of them where there are many."""
-        match decode_inputs(view.task.inputs):
+        try:
+            decoded = decode_inputs(view.task.inputs)
+        except MetadataError:  # the rest of the page is shown
+            decoded = None
+        match decoded:
             case FromTask(task):
                 tasks, count = [task], 1
             case FromBranches(branches):
@@ -427,12 +444,19 @@ class Views:
         if name not in {each["name"] for each in self._cards(run, view)}:
             raise NotFound(f"Task {task} of {run.flow}/{run.run} has no card {name[:100]!r}.")
         folder = f"cards/{run.flow}/{run.run}/{view.task.step}/{task}/"
-        return bytes(self._store(run).get(f"{folder}{name}.html"))
+        page = bytes(self._store(run).get(f"{folder}{name}.html"))
+        digest = sha1(page, usedforsecurity=False).hexdigest()
+        if not run.settings.get("metaflow") and not digest.startswith(_card_of(name)["hash"]):
+            raise CorruptBlob(f"The card {name[:100]} of task {task} is damaged.")
+        return page
 
     def artifact(self, run: RunRecord, task: int, name: str) -> bytes:
-        """The pickle of an artifact that a task has left. Raises NotFound, and InvalidInput for one
-        that is too large or consists of several parts."""
-        entry = _manifest_of(self._view(run, task)).artifacts.get(name)
+        """The pickle of an artifact that a task has left. Raises NotFound, StorageError for what is
+        damaged, and InvalidInput for one that is too large or consists of several parts."""
+        view = self._view(run, task)
+        if (damage := _damage(view)) is not None:
+            raise StorageError(damage)
+        entry = _manifest_of(view).artifacts.get(name)
         if entry is None:
             raise NotFound(f"Task {task} of {run.flow}/{run.run} has left no {name[:100]!r}.")
         if entry.size > _LARGEST_VALUE or (len(entry.blobs) + (entry.inline is not None)) > 1:
@@ -495,10 +519,13 @@ class Views:
         """The whole output as text, a piece at a time: one task plain, several with the task before
         each line."""
         following = Following(self._metadata, self._store(run), run, step, task, "")
+        return self._log_parts(following, plain=task is not None)
+
+    def _log_parts(self, following: Following, *, plain: bool) -> Iterator[bytes]:
         part: list[bytes] = []
         size = 0
         for line in following.poll():
-            head = b"" if task is not None else f"[{line.step}/{line.task}] ".encode()
+            head = b"" if plain else f"[{line.step}/{line.task}] ".encode()
             part += [head, line.text, b"\n"]
             size += len(head) + len(line.text) + 1
             if size > 1 << 16:
@@ -545,12 +572,20 @@ class Views:
                 f"The code of {run.flow}/{run.run} was not kept: "
                 f"{facts.get('left_out', 'it was recorded by an older version.')}"
             )
-        data = code_package.fetch(BlobStore(self._store(run)), facts["key"])
+        where = f"The code of {run.flow}/{run.run}"
         found = {}
-        with code_package.opened(data) as archive:
-            for member in archive:
-                if member.isreg():
-                    found[member.name] = _text_of(archive, member)
+        try:
+            data = code_package.fetch(BlobStore(self._store(run)), facts["key"])
+            with code_package.opened(data) as archive:
+                for member in archive:
+                    if member.isreg():
+                        found[member.name] = _text_of(archive, member)
+        except (CodePackageError, tarfile.TarError) as error:
+            if isinstance(error.__cause__, StoreUnavailable):
+                raise
+            if isinstance(error.__cause__, ObjectNotFound):
+                raise NotFound(f"{where} is not in the datastore any more.") from error
+            raise StorageError(f"{where} is damaged in the datastore.") from error
         return found
 
     # ------------------------------------------------------------ flows
@@ -796,6 +831,17 @@ def _card_of(file: str) -> dict[str, str]:
 def _manifest_of(view: TaskView) -> Manifest:
     data = view.attempt.manifest if view.attempt is not None else None
     return _decoded(data) if data else Manifest()
+
+
+def _damage(view: TaskView) -> str | None:
+    """Why what a task has left cannot be shown, in a sentence; None where it can."""
+    data = view.attempt.manifest if view.attempt is not None else None
+    try:
+        if data:
+            Manifest.decode(data)
+    except AflowError as error:
+        return f"What task {view.task.step}/{view.task.task} has left cannot be read: {error}"
+    return None
 
 
 def _decoded(data: bytes) -> Manifest:

@@ -66,6 +66,23 @@ class Entry(NamedTuple):
     content: str = ""
 
 
+def _entry(fields: Any) -> Entry:
+    """An entry as it was read; raises TypeError and ValueError for fields of other types, which
+    whoever uses them would stumble on."""
+    entry = Entry(*fields)
+    if (
+        type(entry.size) is not int
+        or type(entry.type) is not str
+        or type(entry.preview) is not dict
+        or (entry.inline is not None and type(entry.inline) is not bytes)
+    ):
+        raise TypeError("an entry has fields of other types")
+    for key, size in entry.blobs:
+        if type(key) is not str or type(size) is not int:
+            raise TypeError("an entry names no blob")
+    return entry
+
+
 class ForeachFrame(NamedTuple):
     """One level of a task's foreach stack, outermost first."""
 
@@ -114,14 +131,17 @@ class Manifest:
                     f"A manifest of version {raw['v']} was written by a newer aflow; "
                     f"this one reads up to version {VERSION}. Upgrade aflow."
                 )
+            error = raw["e"]
+            if error is not None and type(error) is not dict:
+                raise TypeError("its exception is no map")
             return cls(
                 step=raw["s"],
-                artifacts={name: Entry(*entry) for name, entry in raw["a"].items()},
-                inherited={task: list(names) for task, names in raw["i"].items()},
+                artifacts={name: _entry(entry) for name, entry in raw["a"].items()},
+                inherited={int(task): list(names) for task, names in raw["i"].items()},
                 transition=raw["t"],
                 stack=tuple(ForeachFrame(*frame) for frame in raw["f"]),
                 items=raw["x"],
-                error=raw["e"],
+                error=error,
             )
         except StorageError:
             raise

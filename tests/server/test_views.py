@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -362,11 +363,40 @@ def test_a_browser_logs_in_by_a_token_or_by_a_link_that_works_once(served: Serve
 
 
 def test_a_cookie_alone_changes_nothing_since_any_site_can_have_it_sent(served: Served) -> None:
-    cookie = f"aflow_token={served.token}"
+    cookie = f"aflow_token_{served.address[1]}={served.token}"
     path = f"/v1/runs/Flow_/{served.runs[0]}/tags"
     asked: Any = {"method": "PATCH", "body": b'{"add": ["by-cookie"]}', "Cookie": cookie}
     assert 401 == served.fetch(path, **asked, **JSON)[0]
     assert 200 == served.fetch(path, **asked, **JSON, X_Aflow_Request="1")[0]
+
+
+def test_the_cookies_of_two_servers_of_one_machine_do_not_replace_each_other(
+    served: Served,
+) -> None:
+    port = served.address[1]
+    link = json.loads(served.fetch("/ui/links", "POST", b"{}", **JSON)[2])["code"]
+    headers = served.fetch(f"/ui/login?code={link}", Cookie="")[1]
+    name = headers["Set-Cookie"].partition("=")[0]
+    assert f"aflow_token_{port}" == name
+    both = f"aflow_token_{port + 1}=of-another-server; {name}={served.token}"
+    assert 200 == served.fetch("/v1/search", Cookie=both)[0]
+    assert 401 == served.fetch("/v1/search", Cookie=f"aflow_token_{port + 1}={served.token}")[0]
+    # Behind a proxy the browser knows no port.
+    bare = {"Host": "runs.example", "Cookie": f"aflow_token={served.token}"}
+    assert 200 == served.fetch("/v1/search", **bare)[0]
+
+
+def test_answers_say_what_the_token_of_the_request_allows(served: Served) -> None:
+    asked = json.dumps({"name": "looks", "scope": "read"}).encode()
+    token = served.ask("POST", "/v1/tokens", asked)[1]["token"]
+    reads = {"Cookie": "", "Authorization": f"Bearer {token}"}
+    status, headers, body = served.fetch("/v1/server", **reads)
+    assert (200, "read") == (status, headers["X-Aflow-Scope"])
+    assert {"name": "looks", "scope": "read", "expires_at": None} == json.loads(body)["caller"]
+    status, headers, body = served.fetch("/v1/server")
+    assert (200, "write") == (status, headers["X-Aflow-Scope"])
+    assert "write" == json.loads(body)["caller"]["scope"]
+    assert 200 == served.ask("DELETE", "/v1/tokens/looks")[0]
 
 
 def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: Served) -> None:
@@ -640,3 +670,77 @@ def test_a_worker_without_metadata_is_registered_and_drained_by_the_server_of_it
     assert not (elsewhere.path / ".aflow").exists()
     listed(0)
     assert 0 == folder.stop()
+
+
+_DAMAGE = [
+    ("attempts", "manifest", b"none", "What task start/1 has left cannot be read"),
+    ("attempts", "log", b"none", "a part of the log is damaged"),
+    ("tasks", "inputs", b"none", ""),
+    ("journal", "events", b"none", "The journal of the run is damaged"),
+    ("metadata", "value", "none", ""),
+    ("runs", "settings", '{"storage": 7}', "The record of this run is damaged"),
+    ("runs", "graph", "none", "The record of this run is damaged"),
+]
+
+
+def test_what_is_damaged_or_missing_is_said_and_hides_nothing_else(served: Served) -> None:
+    """Each kind of record in turn, and then all objects: no route fails, and none is silent."""
+    run, other = served.runs[1], served.runs[0]
+    path = f"/v1/runs/Flow_/{run}"
+    card = served.get(f"{path}/cards")["cards"][0]
+    asked = [
+        path, *(f"{path}/{each}" for each in (
+            "tasks", "events", "logs", "overview", "columns", "trace.json", "task-page",
+            "artifacts", "explain", "code", "log", "log?search=x", "log.txt", "tasks/1", "tasks/2",
+            "tasks/1/artifacts/numbers", f"tasks/{card['task']}/cards/{card['name']}",
+        )),
+        "/v1/search", "/v1/search?filter=artifact:zz", "/v1/flows/Flow_", "/v1/suggest?prefix=re",
+        f"/v1/compare?runs=Flow_/{other},Flow_/{run}",
+    ]  # fmt: skip
+
+    def answers() -> str:
+        found = ""
+        for each in asked:
+            status, _, body = served.fetch(each)
+            assert status in (200, 404, 422), (each, body)
+            if status != 200:
+                assert {"error"} == json.loads(body).keys(), each
+            found += body.decode("utf-8", "replace")
+        return found
+
+    database = served.path / ".aflow" / "metadata.db"
+    key = "(SELECT key FROM runs WHERE run = ?)"
+    for table, column, value, said in _DAMAGE:
+        of = "key" if table == "runs" else "run_key"
+        with closing(sqlite3.connect(database)) as opened, opened:
+            kept = opened.execute(f"SELECT * FROM {table} WHERE {of} = {key}", [run]).fetchall()
+            odd = f"UPDATE {table} SET {column} = ? WHERE {of} = {key} AND {column} IS NOT NULL"
+            opened.execute(odd, [value, run])
+            opened.execute("UPDATE runs SET version = version + 1 WHERE run = ?", [run])
+        try:
+            assert said in answers(), (table, column)
+        finally:
+            with closing(sqlite3.connect(database)) as opened, opened:
+                number = kept[0][0]
+                opened.execute(f"DELETE FROM {table} WHERE {of} = ?", [number])
+                signs = ", ".join("?" * len(kept[0]))
+                opened.executemany(f"INSERT INTO {table} VALUES ({signs})", kept)
+    objects = {
+        each: each.read_bytes()
+        for folder in ("blobs", "cards")
+        for each in (served.path / ".aflow" / folder).rglob("*")
+        if each.is_file()
+    }
+    try:
+        for each in objects:
+            each.chmod(0o644)
+            each.write_bytes(b"none")
+        reported = answers()
+        assert f"The code of Flow_/{run} is damaged in the datastore." in reported
+        assert f"The card {card['name']} of task {card['task']} is damaged." in reported
+        for each in objects:
+            each.unlink()
+        assert f"The code of Flow_/{run} is not in the datastore any more." in answers()
+    finally:
+        for each, data in objects.items():
+            each.write_bytes(data)

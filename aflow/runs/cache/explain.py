@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from aflow.errors import AflowError, MetadataUnavailable, StoreUnavailable
 from aflow.runs.cache.fingerprint import untellable
 from aflow.runs.cache.history import History, RecordedRun, TaskPosition
 from aflow.runs.cache.key import changes
@@ -36,14 +37,23 @@ def explain(
 ) -> Iterator[Explanation]:
     """Every task of the run, or of one step, or one task: in the order of their numbers.
 
-    A task is compared with the latest task that finished in its place in an earlier run.
+    A task is compared with the latest task that finished in its place in an earlier run. Where a
+    record or an object of either is damaged or missing, the text says so. Raises StoreUnavailable
+    and MetadataUnavailable.
     """
     earlier = (each for each in metadata.runs(run.flow) if each.key < run.key)
     history = History(metadata, blobs, earlier)
     this = RecordedRun(metadata, blobs, run)
     for place, view in this.tasks():
         if step in (None, place.step) and task in (None, view.task.task):
-            text = _of_task(this, place, view.task, history)
+            try:
+                text = _of_task(this, place, view.task, history)
+            except (StoreUnavailable, MetadataUnavailable):
+                raise
+            except AflowError as error:  # what is damaged of one task hides nothing of the others
+                text = f"it cannot be known: {error}"
+            except (ValueError, TypeError, LookupError, AttributeError):  # damaged, too
+                text = "it cannot be known: the records of what it has read are damaged"
             yield Explanation(place.step, view.task.task, this.pathspec(view.task), text)
 
 

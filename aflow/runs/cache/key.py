@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
+from aflow.errors import MetadataError
 from aflow.metadata.base import MetadataRecord
 from aflow.runs.cache.fingerprint import Fingerprint, fingerprints
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
@@ -66,16 +67,20 @@ def code_of(
 
 
 def recorded_code(metadata: MetadataStore, run_key: int) -> CodeFingerprints | None:
-    """The code that a run was started with; None where that was not recorded."""
+    """The code that a run was started with; None where that was not recorded. Raises MetadataError
+    for a record that is damaged."""
     for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
         if record.field == FIELD:
-            value = json.loads(record.value)
-            names = value["names"]
-            steps = {
-                step: dict(names[place] for place in places)
-                for step, places in value["steps"].items()
-            }
-            return CodeFingerprints(steps, value["environments"])
+            try:
+                value = json.loads(record.value)
+                names = value["names"]
+                steps = {
+                    step: dict(names[place] for place in places)
+                    for step, places in value["steps"].items()
+                }
+                return CodeFingerprints(steps, value["environments"])
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                raise MetadataError("The record of a run's code is damaged.") from error
     return None
 
 

@@ -153,20 +153,21 @@ ROUTES = [
     ),
     Route(
         "GET", _ONE, "show_run", {"allOf": [_RUN, _HOW_FAR]},
-        query={"wait": number(LONGEST_WAIT)}, refuses=(400, 404),
+        query={"wait": number(LONGEST_WAIT)}, refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/tasks", "list_tasks", _object(tasks=_list(_TASK)),
-        query={"after": number(LARGEST_NUMBER), "limit": number(LARGEST_PAGE)}, refuses=(400, 404),
+        query={"after": number(LARGEST_NUMBER), "limit": number(LARGEST_PAGE)},
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/events", "show_events", _EVENT,
-        query=_FOLLOW, says=_EVENTS, refuses=(400, 404),
+        query=_FOLLOW, says=_EVENTS, refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/logs", "show_logs", _EVENT,
         query={"step": TEXT, "task": number(LARGEST_NUMBER), **_FOLLOW},
-        says=_EVENTS, refuses=(400, 404),
+        says=_EVENTS, refuses=(400, 404, 422),
     ),
     Route("DELETE", _ONE, "cancel_run", _object(run=TEXT), 202, refuses=(400, 404, 409)),
     Route(
@@ -208,10 +209,10 @@ ROUTES = [
         query={"filter": TEXT, "cursor": TEXT, "limit": number(200)}, refuses=(400,),
     ),
     Route("GET", "/v1/flows", "list_flows", _object(flows=_list(_object(flow=TEXT)))),
-    Route("GET", "/v1/flows/{flow}", "show_flow", _object(flow=TEXT), refuses=(400, 404)),
+    Route("GET", "/v1/flows/{flow}", "show_flow", _object(flow=TEXT), refuses=(400, 404, 422)),
     Route(
         "GET", "/v1/compare", "compare_runs", _object(runs=_list(_RUN), rows=_list(_object())),
-        query={"runs": TEXT}, refuses=(400, 404),
+        query={"runs": TEXT}, refuses=(400, 404, 422),
     ),
     Route(
         "GET", "/v1/suggest", "suggest", _object(found=_list(_object(kind=TEXT, text=TEXT))),
@@ -222,16 +223,17 @@ ROUTES = [
         refuses=(400, 404),
     ),
     Route(
-        "GET", _ONE + "/overview", "show_overview", {"allOf": [_RUN, _COUNTED]}, refuses=(400, 404)
+        "GET", _ONE + "/overview", "show_overview", {"allOf": [_RUN, _COUNTED]},
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/columns", "show_columns", {"type": "string", "format": "binary"},
         query={"since": number(LARGEST_NUMBER)}, says="application/octet-stream",
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/trace.json", "get_trace", _object(traceEvents=_list(_object())),
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/task-page", "page_tasks",
@@ -240,33 +242,33 @@ ROUTES = [
             "step": TEXT, "state": TEXT, "sort": TEXT, "offset": number(LARGEST_NUMBER),
             "limit": number(500),
         },
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
-    Route("GET", _ONE + "/tasks/{task}", "show_task", _TASK, refuses=(400, 404)),
+    Route("GET", _ONE + "/tasks/{task}", "show_task", _TASK, refuses=(400, 404, 422)),
     Route(
         "GET", _ONE + "/artifacts", "list_artifacts", _object(steps=_list(_object(step=TEXT))),
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/tasks/{task}/artifacts/{name}", "get_artifact",
         {"type": "string", "format": "binary"}, says="application/octet-stream",
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/cards", "list_cards", _object(cards=_list(_object(name=TEXT))),
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", TEXT,
-        query={"theme": {"enum": ["light", "dark"]}}, says="text/html", refuses=(400, 404),
+        query={"theme": {"enum": ["light", "dark"]}}, says="text/html", refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/explain", "explain_run", _object(lines=_list(_object(text=TEXT))),
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/code", "show_code", _object(files=_list(_object(name=TEXT, text=TEXT))),
-        query={"against": TEXT}, refuses=(400, 404),
+        query={"against": TEXT}, refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/log", "page_log",
@@ -275,12 +277,12 @@ ROUTES = [
             "step": TEXT, "task": number(LARGEST_NUMBER), "after": TEXT, "search": TEXT,
             "limit": number(5000), "tail": number(5000),
         },
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", _ONE + "/log.txt", "get_log", TEXT,
         query={"step": TEXT, "task": number(LARGEST_NUMBER)}, says="text/plain",
-        refuses=(400, 404),
+        refuses=(400, 404, 422),
     ),
     Route(
         "GET", "/v1/queue", "show_queue",

@@ -195,10 +195,10 @@ class ViewRoutes:
         """The whole output of a run, of a `step` or a `task` as text, as a download."""
         run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
         name = "-".join(filter(None, [run.flow, run.run, step, str(task or "")]))
+        parts = await asyncio.to_thread(self._views.log_text, run, step, task or None)
         response = web.StreamResponse(headers=_attachment(f"{name}.log"))
         response.content_type = "text/plain"
         await response.prepare(request)
-        parts = self._views.log_text(run, step, task or None)
         while (part := await asyncio.to_thread(next, parts, None)) is not None:
             await response.write(part)
         await response.write_eof()

@@ -72,7 +72,8 @@ export function Artifacts({ path, version }) {
           )}</tbody></table></div>`
         );
       })}
-      ${step.tasks.every((/** @type {any} */ task) => task.artifacts.length === 0) && html`<p class="dim">Nothing of its own.</p>`}</section>`,
+      ${step.tasks.map((/** @type {any} */ task) => task.damaged && html`<${Notice} kind="warn">${task.damaged}<//>`)}
+      ${step.tasks.every((/** @type {any} */ task) => task.artifacts.length === 0 && !task.damaged) && html`<p class="dim">Nothing of its own.</p>`}</section>`,
       )}
     ${data.steps.length === 0 && html`<${Notice}>No step has left anything yet.<//>`}`,
   );
@@ -126,7 +127,7 @@ export function Explain({ path, version }) {
     (data) =>
       html`<p class="dim">Why each task ran, or took over a result.</p><div class="scroll" tabindex="0"><table class="explain"><tbody>${data.lines.map(
         (/** @type {any} */ line) => html`<tr>
-    <td><b>${line.step}</b></td><td class="num">${plural(line.count, "task")}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : "succeeded"} /> ${line.text}</td></tr>`,
+    <td><b>${line.step}</b></td><td class="num">${plural(line.count, "task")}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : line.text.startsWith("it cannot") ? "failed" : "succeeded"} name=${line.text.startsWith("did not") ? "reused" : line.text.startsWith("it cannot") ? "not known" : "ran"} /> ${line.text}</td></tr>`,
       )}</tbody></table></div>`,
   );
 }
@@ -164,7 +165,9 @@ export function Events({ path, version }) {
     ${(after > 0 || events.length > last.length) && html`<p class="dim">The latest ${plural(last.length, "event")}${after > 0 ? html`. <button class="link" onClick=${() => setWhole(true)}>Read all</button>` : ` of ${count(events.length)}.`}</p>`}
     ${events.length === 0 && html`<${Notice}>Nothing has happened yet.<//>`}
     <div class="scroll"><table><tbody>${last.map(
-      (e) => html`<tr><td class="num dim">${new Date(e.at * 1000).toLocaleTimeString([], { hour12: false })}</td><td>${e.kind.replaceAll("_", " ")}</td>
+      (
+        e,
+      ) => html`<tr><td class="num dim">${e.at ? new Date(e.at * 1000).toLocaleTimeString([], { hour12: false }) : "–"}</td><td>${e.kind.replaceAll("_", " ")}</td>
     <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? plural(e.count, "item") : "")}</td></tr>`,
     )}</tbody></table></div>`;
 }

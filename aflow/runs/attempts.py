@@ -95,13 +95,17 @@ def _host() -> str:
 # The logs of live attempts: split into lines as they come, kept, stored.
 #
 # A small log becomes part of the attempt's record and costs nothing more. What grows large, or
-# belongs to an attempt that runs for long, is stored in numbered chunks, at most a second or so
-# after it was written, so that others can read along.
+# belongs to an attempt that runs for long, is stored in numbered chunks soon after it was written,
+# so that others can read along. Each chunk is an object and a commit: where many attempts write, or
+# many chunks are stored already, they are larger and come once a second.
 
 
 MAX_INLINE = 8192  # bytes of log that ride in the attempt's record
 CHUNK = 1 << 20  # bytes after which a chunk is stored at once
-FLUSH = 1.0  # seconds after which whatever has come is stored
+SOON = 0.4  # seconds after which whatever has come is stored ...
+LATER = 1.0  # ... or these, where that were too many chunks
+FEW = 32  # attempts that have written since the last time
+MANY = 2000  # chunks of a run
 FIRST_STATE = 1.0  # seconds until the state of a progress bar is shown
 NEXT_STATE = 5.0  # seconds between two states of it
 
@@ -155,13 +159,15 @@ class AttemptLogs:
         self._loop = asyncio.get_running_loop()
         self._thread: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._on_their_way = 0  # chunks
+        self._stored_chunks = 0  # so far
 
     def go_on(self, step: str, task: int, attempt: int, chunks: int) -> None:
         """This many chunks of the log of this attempt are stored already, by others."""
         log = self._logs[(task, attempt)] = _Log(step, self._max_size)
         log.chunks = chunks
         if self._timer is None:
-            self._timer = self._loop.call_later(FLUSH, self._flush)
+            self._timer = self._loop.call_later(SOON, self._flush)
 
     def feed(
         self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
@@ -172,7 +178,7 @@ class AttemptLogs:
         if log is None:
             log = self._logs[(task, attempt)] = _Log(step, self._max_size)
             if self._timer is None:
-                self._timer = self._loop.call_later(FLUSH, self._flush)
+                self._timer = self._loop.call_later(SOON, self._flush)
         lines = self._add(log, stream, at, log.splitters[stream].feed(chunk))
         if log.buffer.size >= CHUNK:
             self._store_chunk((task, attempt), log)
@@ -218,11 +224,16 @@ class AttemptLogs:
         return lines, Kept(inline, log.chunks, buffer.stdout_size, buffer.stderr_size, unstored)
 
     def _flush(self) -> None:
-        """Store what has come lately; once a second, while there is any log."""
-        for owner, log in self._logs.items():
-            if log.buffer.size:
-                self._store_chunk(owner, log)
-        self._timer = self._loop.call_later(FLUSH, self._flush) if self._logs else None
+        """Store what has come lately, again and again while there is any log; not before what was
+        stored last has arrived: a slow store gets larger chunks, and no longer queue of them."""
+        wrote = 0
+        if not self._on_their_way:
+            for owner, log in self._logs.items():
+                if log.buffer.size:
+                    self._store_chunk(owner, log)
+                    wrote += 1
+        pause = SOON if wrote <= FEW and self._stored_chunks <= MANY else LATER
+        self._timer = self._loop.call_later(pause, self._flush) if self._logs else None
 
     def _store_chunk(self, owner: Owner, log: _Log) -> asyncio.Future[None]:
         if self._thread is None:
@@ -232,10 +243,13 @@ class AttemptLogs:
         chunks = log.chunks
         data = log.buffer.take_chunk()
         future = self._loop.run_in_executor(self._thread, self._store.put, name, [data])
+        self._on_their_way += 1
+        self._stored_chunks += 1
         future.add_done_callback(lambda done: self._note(owner, chunks, done))
         return future
 
     def _note(self, owner: Owner, chunks: int, future: asyncio.Future[None]) -> None:
+        self._on_their_way -= 1
         error = future.exception()
         if isinstance(error, Exception) or error is None:
             self._stored(*owner, chunks, error)

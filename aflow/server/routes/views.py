@@ -8,13 +8,15 @@ import gzip
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiohttp import web
 
 from aflow._core import ids
 from aflow.errors import InvalidInput
+from aflow.interop.keys import FIRST_KEY
 from aflow.runs.log_tail import Following
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters
@@ -35,6 +37,8 @@ _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
 _BODIES = 64 << 20  # bytes of answers that are kept for the next who ask
 _MOST_BODIES = 500
 _FRESH = 0.4  # seconds for which what one stream has read serves the others
+_LOOK_AT_LOG = 0.2  # seconds between looks whether a run whose output somebody follows has changed
+_FRESH_LOG = 0.15
 _RECENT = 100  # runs whose states the topic `runs` watches
 _HTML = b'<html lang="en">'  # that our own cards begin with
 _CARD_CSP = (
@@ -243,7 +247,8 @@ class ViewRoutes:
         if not 1 <= len(topics) <= _MOST_TOPICS:
             raise InvalidInput(f"`topics` names 1 to {_MOST_TOPICS} topics of a stream.")
         sources = [await self._source(topic) for topic in topics]
-        return await self._streams.answer(request, self._events(sources))
+        pause = _LOOK_AT_LOG if any(topic.kind == "logs" for topic in topics) else LOOK
+        return await self._streams.answer(request, self._events(sources, pause))
 
     async def _source(self, topic: _Topic) -> Callable[[], AsyncIterator[bytes]]:
         if topic.kind == "runs":
@@ -258,10 +263,21 @@ class ViewRoutes:
         following = await asyncio.to_thread(
             self._streams.following, run, None, topic.task, topic.after
         )
-        return _Lines(path, topic.task, following).look
+        # A run of other records has no version that grows with its output.
+        looks = None if run.key >= FIRST_KEY else partial(self._version, path, run)
+        return _Lines(path, topic.task, following, looks).look
+
+    async def _version(self, path: str, run: RunRecord) -> Any:
+        """The version of a run, read once for all who follow its output."""
+
+        def read() -> Any:
+            found = self._metadata.run(run.flow, run.run)
+            return found and (found.key, found.version, found.state)
+
+        return await self._shared(f"log {path}", read, _FRESH_LOG)
 
     async def _events(
-        self, sources: list[Callable[[], AsyncIterator[bytes]]]
+        self, sources: list[Callable[[], AsyncIterator[bytes]]], pause: float
     ) -> AsyncGenerator[bytes, None]:
         silence = 0.0
         while True:
@@ -270,19 +286,19 @@ class ViewRoutes:
                 async for part in look():
                     sent = True
                     yield part
-            silence = 0.0 if sent else silence + LOOK
+            silence = 0.0 if sent else silence + pause
             if silence >= 15.0:
                 silence = 0.0
                 # An event, not a comment: a page hears that somebody is still at the other end.
                 yield event("alive", {})
-            if await self._streams.rest(LOOK):
+            if await self._streams.rest(pause):
                 return
 
-    async def _shared(self, key: str, read: Callable[[], Any]) -> Any:
+    async def _shared(self, key: str, read: Callable[[], Any], fresh: float = _FRESH) -> Any:
         """What `read` gives, read once for all streams that ask at about the same time."""
         loop = asyncio.get_running_loop()
         at, found = self._looks.get(key, (0.0, None))
-        if found is None or loop.time() - at > _FRESH:
+        if found is None or loop.time() - at > fresh:
             found = loop.create_task(asyncio.to_thread(read))
             # Somebody who left takes no error: it is for those who still wait.
             found.add_done_callback(lambda look: look.cancelled() or look.exception())
@@ -428,14 +444,28 @@ class _Changes:
 
 
 class _Lines:
-    """Lines of a log as they come."""
+    """Lines of a log as they come. `version` gives what differs when there may be more of them:
+    where it is the same as before, the log is not looked at."""
 
-    def __init__(self, path: str, task: int | None, following: Following) -> None:
+    def __init__(
+        self,
+        path: str,
+        task: int | None,
+        following: Following,
+        version: Callable[[], Awaitable[Any]] | None,
+    ) -> None:
         self._path = path
         self._task = task
         self._following = following
+        self._version = version
+        self._seen: Any = None
 
     async def look(self) -> AsyncIterator[bytes]:
+        if self._version is not None:
+            seen = await self._version()
+            if seen is not None and seen == self._seen:
+                return
+            self._seen = seen  # read before the lines: what comes meanwhile is found the next time
         while lines := await asyncio.to_thread(self._some):
             head = {"run": self._path, "task": self._task, "lines": lines}
             yield event("lines", {**head, "next": self._following.position})

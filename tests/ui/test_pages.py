@@ -624,7 +624,19 @@ def test_a_browser_without_a_token_is_asked_for_one(browser: Browser) -> None:
     assert browser.until(lambda: browser.find("[data-row]"))
 
 
-def test_a_token_that_is_revoked_under_an_open_page_leads_to_the_login(browser: Browser) -> None:
+CHANGES = {  # what changes something, by the page that offers it
+    "": ["All that match…"],
+    "runs/{run}": ["Run again…", "Delete…"],
+    "runs/{failed}": ["Resume", "Run again…", "Delete…"],
+    "flows/Flow_": ["Run…"],
+    "schedules": ["New schedule…"],
+    "settings": ["Check now", "Look", "Add up", "Create"],
+}
+
+
+def test_a_token_that_may_only_read_is_offered_nothing_else_and_leads_to_the_login_when_revoked(
+    browser: Browser,
+) -> None:
     asked = json.dumps({"name": "short", "scope": "read"}).encode()
     token = browser.site.ask("POST", "/v1/tokens", asked)[1]["token"]
     browser.driver.delete_all_cookies()
@@ -632,6 +644,25 @@ def test_a_token_that_is_revoked_under_an_open_page_leads_to_the_login(browser: 
     field = browser.until(lambda: (browser.find("input[name=token]") or [None])[0])
     field.send_keys(token, Keys.ENTER)
     browser.until(lambda: browser.find("[data-row]"))
+    browser.says("read only", ".top")
+    barred = """
+        return [...document.querySelectorAll("button[aria-disabled=true]")]
+          .map((each) => each.textContent.trim())
+    """
+    for path, actions in CHANGES.items():
+        browser.open(path.format(run=browser.site.run, failed=browser.site.failed))
+        browser.until(lambda a=actions: {*a} <= {*browser.driver.execute_script(barred)})
+    browser.press(".panel button[aria-disabled=true]")
+    browser.says("Your token may only read", ".toast")
+    assert not browser.find(".findings")
+    browser.open("")
+    browser.press("[data-row][aria-rowindex='2'] input[type=checkbox]")
+    browser.until(
+        lambda: {"Cancel", "Resume", "Tag", "Delete"} <= {*browser.driver.execute_script(barred)}
+    )
+    browser.find("body")[0].send_keys("X")
+    browser.says("Your token may only read", ".toast")
+    assert not browser.find(".many")
     assert 200 == browser.site.ask("DELETE", "/v1/tokens/short")[0]
     browser.until(lambda: browser.find("input[name=token]"), 90)
     browser.says("You are not logged in any more", ".login")

@@ -1,0 +1,77 @@
+"""A hook of mkdocs: pages link to files of the repository, which readers of the sources follow. The
+site has those files as pages of its own, so that every link leads somewhere on it, too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCS = REPOSITORY / "docs"
+LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
+
+
+def _target(file: Path, link: str) -> Path | None:
+    """The file of the repository, outside of docs/, that a link of `file` leads to."""
+    if re.match(r"[a-z]+:", link):
+        return None
+    found = (file.parent / link).resolve()
+    inside = found.is_relative_to(REPOSITORY) and not found.is_relative_to(DOCS)
+    return found if inside and found.is_file() else None
+
+
+def _place(file: Path) -> str:
+    """Where the site has a file of the repository."""
+    path = file.relative_to(REPOSITORY).as_posix()
+    return f"repository/{path}" if path.endswith(".md") else f"repository/{path}.md"
+
+
+def _relative(link: Path, page: str) -> str:
+    return "../" * page.count("/") + _place(link)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the files that pages link to, and those that these link to."""
+    found = {Path(each.abs_src_path) for each in files.documentation_pages() if each.abs_src_path}
+    waiting = [*found]
+    while waiting:
+        file = waiting.pop()
+        if file.suffix != ".md":
+            continue
+        for link in LINK.findall(file.read_text()):
+            target = _target(file, link)
+            if target is not None and target not in found:
+                found.add(target)
+                waiting.append(target)
+                text = target.read_text()
+                if target.suffix != ".md":
+                    name = target.relative_to(REPOSITORY)
+                    text = f"# {name}\n\n```{target.suffix[1:]}\n{text}```\n"
+                files.append(File.generated(config, _place(target), content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
+    """Let links lead to the pages of the site."""
+    uri = page.file.src_uri
+    file = DOCS / uri
+    if uri.startswith("repository/"):
+        file = REPOSITORY / uri.removeprefix("repository/")
+
+    def moved(match: re.Match[str]) -> str:
+        target = _target(file, match[1])
+        if target is not None:
+            return _relative(target, uri)
+        if file.is_relative_to(DOCS) or re.match(r"[a-z]+:", match[1]):
+            return match[1]
+        # A page of docs/, seen from a file outside of it.
+        found = (file.parent / match[1]).resolve()
+        if not found.is_relative_to(DOCS):
+            return match[1]
+        return "../" * uri.count("/") + found.relative_to(DOCS).as_posix()
+
+    return LINK.sub(moved, markdown)

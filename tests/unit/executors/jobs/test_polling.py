@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aflow._core.backoff import Backoff
 from aflow.executors.jobs import polling
 from aflow.executors.jobs.base import CallLimits, JobState, JobStatus
 
@@ -32,8 +33,8 @@ class System:
 async def test_an_answer_that_nobody_foresaw_is_logged_and_the_jobs_are_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("SHORTEST", "LONGEST_WAIT"):
-        monkeypatch.setattr(polling, name, 0.01)
+    for name in ("QUIET", "REFUSED"):
+        monkeypatch.setattr(polling, name, Backoff(0.01, 0.01))
     ended = JobStatus("job", JobState.ENDED)
     odd: list[Any] = [RuntimeError("can't start new thread"), {}, {"job": ended}]
     seen: asyncio.Queue[JobStatus] = asyncio.Queue()

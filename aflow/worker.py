@@ -57,7 +57,7 @@ from aflow.metadata.sql import worker_data
 from aflow.queue.base import AWAY, Lease, Queue, group_of
 from aflow.scheduler.slots import Slots
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import AttemptReport
+from aflow.task.spec import AttemptKey, AttemptReport
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -79,7 +79,6 @@ ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is valid for this many second
 ENDING = 3.0  # seconds beyond the grace time in which what there is to say may still be said
 
 Say = Callable[[str], None]
-Owner = tuple[int, int]  # task, attempt
 
 
 class WorkerOptions(NamedTuple):
@@ -318,11 +317,11 @@ class Worker:
             else:
                 self._sender.bury(lease)
             return
-        owner = (message.flow, message.run, spec.task, spec.attempt)
-        if owner in self._held:  # our own lease had ended, and the message came back to us
-            self._held[owner].lease = lease
+        attempt_key = (message.flow, message.run, spec.task, spec.attempt)
+        if attempt_key in self._held:  # our own lease had ended, and the message came back to us
+            self._held[attempt_key].lease = lease
             return
-        if (*owner, message.launch) in self._over and lease.deliveries <= 1:
+        if (*attempt_key, message.launch) in self._over and lease.deliveries <= 1:
             self._say(
                 f"A message of {lease.topic} is dropped: task {spec.task} of {message.flow}/"
                 f"{message.run} has ended here, and somebody has put its message there again."
@@ -342,7 +341,7 @@ class Worker:
         spec = spec._replace(again=looks)
         held = Held(lease, message, spec, runtime)
         held.is_suspect = lease.deliveries > TRUSTED
-        self._held[owner] = held
+        self._held[attempt_key] = held
         self._waiting.append(held)
         self._feed()
 
@@ -392,7 +391,7 @@ class Worker:
         self._room.set()
         return mine
 
-    def cannot_run(self, runtime: Runtime, why: str, only: Owner | None = None) -> None:
+    def cannot_run(self, runtime: Runtime, why: str, only: AttemptKey | None = None) -> None:
         """The run cannot be run here: others may be able to. With `only` that is known by this
         attempt, which has not come to its step; others of the run that have begun go on."""
         if only is None:

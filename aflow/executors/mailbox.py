@@ -17,7 +17,7 @@ from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.executors.protocol import ReportsMessage, open_message, reports_topic
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import AttemptReport
+from aflow.task.spec import AttemptKey, AttemptReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 CANCELLED = AttemptState.CANCELLED.value
 STOPPED = "The task was interrupted: the run was stopped."
 
-Owner = tuple[int, int]  # task, attempt
 R = TypeVar("R")
 
 
@@ -57,7 +56,7 @@ class _Unread(Generic[R]):
 
     __slots__ = ("name", "receipt", "uncommitted")
 
-    def __init__(self, name: tuple[str, int], receipt: R, uncommitted: set[Owner]) -> None:
+    def __init__(self, name: tuple[str, int], receipt: R, uncommitted: set[AttemptKey]) -> None:
         self.name = name
         self.receipt = receipt
         self.uncommitted = uncommitted
@@ -70,23 +69,23 @@ class ReportInbox(Generic[R]):
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.away: dict[Owner, Away] = {}
+        self.away: dict[AttemptKey, Away] = {}
         self.done: list[R] = []
         self._heard: defaultdict[str, set[int]] = defaultdict(set)
-        self._unread: dict[Owner, _Unread[R]] = {}  # by the ends that they tell of
+        self._unread: dict[AttemptKey, _Unread[R]] = {}  # by the ends that they tell of
         self._uncommitted: dict[tuple[str, int], _Unread[R]] = {}  # the same, by worker and number
         self._interrupted = False
-        self._cancelled: set[Owner] = set()  # by us, while they are away
+        self._cancelled: set[AttemptKey] = set()  # by us, while they are away
         self.declined: dict[str, str] = {}  # workers that cannot run the flow: why
         self._idle = asyncio.Event()
         self._reports: Reports
-        self._over: Callable[[Owner], None] | None = None
+        self._over: Callable[[AttemptKey], None] | None = None
         self._believes: Callable[[AttemptReport], bool] | None = None
 
     def begin(
         self,
         reports: Reports,
-        over: Callable[[Owner], None] | None = None,
+        over: Callable[[AttemptKey], None] | None = None,
         believes: Callable[[AttemptReport], bool] | None = None,
     ) -> None:
         """Pass reports on from now on; `over` is called before an end is reported. An end that a
@@ -95,9 +94,9 @@ class ReportInbox(Generic[R]):
         self._over = over
         self._believes = believes
 
-    def send(self, owner: Owner, step: str) -> None:
+    def send(self, attempt_key: AttemptKey, step: str) -> None:
         """An attempt is handed to others."""
-        self.away[owner] = Away(step)
+        self.away[attempt_key] = Away(step)
 
     def take_over(self, orphan: Orphan, worker: str | None) -> None:
         """An attempt that somebody else has handed to others, to this worker if that is known."""
@@ -105,19 +104,19 @@ class ReportInbox(Generic[R]):
         away = self.away[(spec.task, spec.attempt)] = Away(spec.step)
         away.worker, away.started_at = worker, orphan.started_at
 
-    def awaits_start(self, owner: Owner) -> bool:
+    def awaits_start(self, attempt_key: AttemptKey) -> bool:
         """Whether the attempt is wanted, and not known to have begun."""
-        away = self.away.get(owner)
+        away = self.away.get(attempt_key)
         return away is not None and away.started_at is None
 
-    def note_cancel(self, owner: Owner) -> None:
+    def note_cancel(self, attempt_key: AttemptKey) -> None:
         """We have asked for the end of this attempt."""
-        if owner in self.away:
-            self._cancelled.add(owner)
+        if attempt_key in self.away:
+            self._cancelled.add(attempt_key)
 
-    def is_wanted(self, owner: Owner) -> bool:
+    def is_wanted(self, attempt_key: AttemptKey) -> bool:
         """Whether the attempt is away, and we have not asked for its end."""
-        return owner in self.away and owner not in self._cancelled
+        return attempt_key in self.away and attempt_key not in self._cancelled
 
     # ------------------------------------------------------------ messages
 
@@ -134,25 +133,25 @@ class ReportInbox(Generic[R]):
         ends = self._read(message)
         if ends:
             self._uncommitted[name] = unread = _Unread(name, receipt, ends)
-            self._unread.update((owner, unread) for owner in ends)
+            self._unread.update((attempt_key, unread) for attempt_key in ends)
         else:
             self.done.append(receipt)
 
-    def forget(self, owner: Owner) -> bool:
+    def forget(self, attempt_key: AttemptKey) -> bool:
         """The end of this attempt is committed; whether a message can be acknowledged now."""
-        message = self._unread.pop(owner, None)
+        message = self._unread.pop(attempt_key, None)
         if message is None:
             return False
-        message.uncommitted.discard(owner)
+        message.uncommitted.discard(attempt_key)
         if message.uncommitted:
             return False
         del self._uncommitted[message.name]
         self.done.append(message.receipt)
         return True
 
-    def _read(self, message: ReportsMessage) -> set[Owner]:
+    def _read(self, message: ReportsMessage) -> set[AttemptKey]:
         """Apply the message; the attempts whose ends it reports."""
-        ends: set[Owner] = set()
+        ends: set[AttemptKey] = set()
         for kind, task, attempt, *rest in message.events:
             away = self.away.get((task, attempt))
             if kind == protocol.DECLINED:
@@ -218,25 +217,25 @@ class ReportInbox(Generic[R]):
             self._over((report.task, report.attempt))
         self._reports.ended(report, usage)
 
-    def give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:
+    def give_up(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
         """An attempt is over as far as we are concerned, if it was not before."""
-        away = self.away.get(owner)
+        away = self.away.get(attempt_key)
         if away is not None:
             now = self._clock.now()
             begun = away.started_at or now
-            self.end(base.stopped(*owner, state, reason, begun, now), NO_USAGE)
+            self.end(base.stopped(*attempt_key, state, reason, begun, now), NO_USAGE)
 
-    def fail(self, owner: Owner, reason: str, *, retryable: bool = True) -> None:
+    def fail(self, attempt_key: AttemptKey, reason: str, *, retryable: bool = True) -> None:
         """An attempt has failed, and nobody is left who would say so."""
-        away = self.away.get(owner)
+        away = self.away.get(attempt_key)
         if away is None:
             return
         now = self._clock.now()
         if away.started_at is None:
             away.started_at = now
-            self._reports.started(*owner, None, now)
+            self._reports.started(*attempt_key, None, now)
         report = AttemptReport(
-            *owner,
+            *attempt_key,
             AttemptState.FAILED.value,
             reason,
             retryable,

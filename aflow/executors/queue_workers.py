@@ -36,7 +36,7 @@ from aflow.errors import (
 )
 from aflow.executors import protocol
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.mailbox import STOPPED, Away, Owner, Rendezvous, ReportInbox
+from aflow.executors.mailbox import STOPPED, Away, Rendezvous, ReportInbox
 from aflow.executors.protocol import (
     CancelMessage,
     Packer,
@@ -48,7 +48,7 @@ from aflow.executors.protocol import (
 from aflow.queue.base import AWAY, MAX_DELIVERIES, Lease, Message, Queue
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Payloads, mark_over
-from aflow.task.spec import AttemptSpec, RunContext
+from aflow.task.spec import AttemptKey, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -105,14 +105,16 @@ class QueueExecutor:
         self._priority = priority
         self._grace = grace
         self._mail: ReportInbox[Lease] = ReportInbox(clock)
-        self._given_up: set[Owner] = set()  # ended here, while a worker may still take them
+        self._given_up: set[AttemptKey] = set()  # ended here, while a worker may still take them
         self._outgoing: list[AttemptSpec] = []
-        self._cancels: defaultdict[str, list[Owner]] = defaultdict(list)
+        self._cancels: defaultdict[str, list[AttemptKey]] = defaultdict(list)
         self._lost: str | None = None  # why nothing more is heard of attempts
         self._away = ""  # why the broker does not answer, while it does not
-        self._specs: dict[Owner, AttemptSpec] = {}  # of those that are away
-        self._put_at: dict[Owner, float] = {}  # when the messages of those that are away were put
-        self._missing: set[Owner] = set()  # of which the queue knew nothing at the last look
+        self._specs: dict[AttemptKey, AttemptSpec] = {}  # of those that are away
+        self._put_at: dict[
+            AttemptKey, float
+        ] = {}  # when the messages of those that are away were put
+        self._missing: set[AttemptKey] = set()  # of which the queue knew nothing at the last look
         self._cancel_messages: dict[str, list[str]] = {}  # the ids of our messages to them
         self._unfit_since: dict[str, float] = {}  # by pool: since when no worker of it will do
         self._stopped = False
@@ -130,8 +132,8 @@ class QueueExecutor:
             if orphan.started_at is None:
                 self._outgoing.append(spec)
             else:
-                owner = (spec.task, spec.attempt)
-                self._specs[owner], self._put_at[owner] = spec, 0.0
+                attempt_key = (spec.task, spec.attempt)
+                self._specs[attempt_key], self._put_at[attempt_key] = spec, 0.0
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
@@ -179,22 +181,22 @@ class QueueExecutor:
         if not isinstance(error, AflowError):
             _log.error("A part of the coordinator has failed.", exc_info=error)
         self._lost = f"The task was lost: no more reports of it can arrive ({reason})"
-        for owner in [*self._mail.away]:
-            self._mail.give_up(owner, AttemptState.LOST, self._lost)
+        for attempt_key in [*self._mail.away]:
+            self._mail.give_up(attempt_key, AttemptState.LOST, self._lost)
 
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
         """Put this attempt into the queue of its pool."""
-        owner = (spec.task, spec.attempt)
-        self._mail.send(owner, spec.step)
+        attempt_key = (spec.task, spec.attempt)
+        self._mail.send(attempt_key, spec.step)
         if self._lost is not None:
-            self._loop.call_soon(self._mail.give_up, owner, AttemptState.LOST, self._lost)
+            self._loop.call_soon(self._mail.give_up, attempt_key, AttemptState.LOST, self._lost)
             return
         try:
             amounts = {} if spec.fallback else self._amounts(spec)
         except InvalidDecorator as error:
-            fail = partial(self._mail.fail, owner, str(error), retryable=False)
+            fail = partial(self._mail.fail, attempt_key, str(error), retryable=False)
             self._loop.call_soon(fail)
             return
         self._outgoing.append(spec._replace(resources=tuple(amounts.items())))
@@ -203,28 +205,30 @@ class QueueExecutor:
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: its worker gets a cancel message; if none is known to have it, it is
         taken out of the queue."""
-        owner = (task, attempt)
-        away = self._mail.away.get(owner)
+        attempt_key = (task, attempt)
+        away = self._mail.away.get(attempt_key)
         if away is not None:
             reason = "The task was cancelled."
-            self._stop_one(owner, away, AttemptState.CANCELLED, reason)
+            self._stop_one(attempt_key, away, AttemptState.CANCELLED, reason)
 
-    def _stop_one(self, owner: Owner, away: Away, state: AttemptState, reason: str) -> None:
-        self._mail.note_cancel(owner)
+    def _stop_one(
+        self, attempt_key: AttemptKey, away: Away, state: AttemptState, reason: str
+    ) -> None:
+        self._mail.note_cancel(attempt_key)
         # Its message is taken out in any case: its worker may be gone, and another one get it.
-        self._given_up.add(owner)
+        self._given_up.add(attempt_key)
         if away.worker is None:
-            self._loop.call_soon(self._mail.give_up, owner, state, reason)
+            self._loop.call_soon(self._mail.give_up, attempt_key, state, reason)
         else:
-            self._cancels[away.worker].append(owner)
+            self._cancels[away.worker].append(attempt_key)
             # A worker that is gone does not answer.
-            self._loop.call_later(2 * self._grace, self._mail.give_up, owner, state, reason)
+            self._loop.call_later(2 * self._grace, self._mail.give_up, attempt_key, state, reason)
         self._news.set()
 
-    def _note_over(self, owner: Owner) -> None:
-        self._specs.pop(owner, None)
-        self._put_at.pop(owner, None)
-        self._missing.discard(owner)
+    def _note_over(self, attempt_key: AttemptKey) -> None:
+        self._specs.pop(attempt_key, None)
+        self._put_at.pop(attempt_key, None)
+        self._missing.discard(attempt_key)
 
     async def conclude(self) -> None:
         """The run has ended: what is still in the queue of it is taken out, and workers that get
@@ -246,8 +250,8 @@ class QueueExecutor:
         """Interrupt all that is in the queue or runs, and release the queue."""
         if not self._stopped and self._tasks:
             self._mail.interrupt()
-            for owner, away in [*self._mail.away.items()]:
-                self._stop_one(owner, away, AttemptState.INTERRUPTED, STOPPED)
+            for attempt_key, away in [*self._mail.away.items()]:
+                self._stop_one(attempt_key, away, AttemptState.INTERRUPTED, STOPPED)
             await self._mail.until_idle()
         await self.leave()
 
@@ -275,8 +279,8 @@ class QueueExecutor:
             for at in range(0, len(specs), _AT_ONCE):
                 await self._put_patiently(specs[at : at + _AT_ONCE])
             cancels, self._cancels = self._cancels, defaultdict(list)
-            for worker, owners in cancels.items():
-                await self._put_cancel(worker, owners)
+            for worker, attempt_keys in cancels.items():
+                await self._put_cancel(worker, attempt_keys)
             await self._acknowledge()
             given_up, self._given_up = self._given_up, set()
             if given_up:
@@ -308,18 +312,20 @@ class QueueExecutor:
         largest = self._queue.largest
         put: list[AttemptSpec] = []
         for spec, body in zip(there, bodies, strict=True):
-            owner = (spec.task, spec.attempt)
+            attempt_key = (spec.task, spec.attempt)
             if largest is not None and len(body) > largest:
-                self._mail.fail(owner, self._too_large(len(body)), retryable=False)
+                self._mail.fail(attempt_key, self._too_large(len(body)), retryable=False)
                 continue
             put.append(spec)
-            by_topic[self._topic(spec.step)].append(Message(self._id(owner), body, self._priority))
+            by_topic[self._topic(spec.step)].append(
+                Message(self._id(attempt_key), body, self._priority)
+            )
         for topic, messages in by_topic.items():
             await self._queue.put(topic, messages)
         for spec in put:
-            owner = (spec.task, spec.attempt)
-            if owner in self._mail.away:
-                self._specs[owner], self._put_at[owner] = spec, self._loop.time()
+            attempt_key = (spec.task, spec.attempt)
+            if attempt_key in self._mail.away:
+                self._specs[attempt_key], self._put_at[attempt_key] = spec, self._loop.time()
 
     def _too_large(self, size: int) -> str:
         return (
@@ -349,20 +355,22 @@ class QueueExecutor:
         )
         return message.seal(self._keys, self._topic(spec.step), self._clock.now())
 
-    def _id(self, owner: Owner) -> str:
-        return f"{self._name}:{owner[0]}:{owner[1]}"
+    def _id(self, attempt_key: AttemptKey) -> str:
+        return f"{self._name}:{attempt_key[0]}:{attempt_key[1]}"
 
-    async def _put_cancel(self, worker: str, owners: list[Owner]) -> None:
+    async def _put_cancel(self, worker: str, attempt_keys: list[AttemptKey]) -> None:
         context = self._context
-        cancel = CancelMessage([[context.flow, context.run, *owner] for owner in owners])
+        cancel = CancelMessage(
+            [[context.flow, context.run, *attempt_key] for attempt_key in attempt_keys]
+        )
         topic = protocol.worker_topic(worker)
         body = cancel.seal(self._keys, topic, self._clock.now())
-        message = Message(f"{self._id(owners[0])}:cancel", body)
+        message = Message(f"{self._id(attempt_keys[0])}:cancel", body)
         self._cancel_messages.setdefault(worker, []).append(message.id)
         await self._patiently(lambda: self._queue.put(topic, [message]))
 
-    async def _take_out(self, owners: set[Owner]) -> None:
-        ids = [self._id(owner) for owner in owners]
+    async def _take_out(self, attempt_keys: set[AttemptKey]) -> None:
+        ids = [self._id(attempt_key) for attempt_key in attempt_keys]
         for pool in {*self._pools.values()}:
             topic = protocol.tasks_topic(pool)
             await self._patiently(lambda: self._queue.remove(topic, ids, leased=True))  # noqa: B023
@@ -426,16 +434,18 @@ class QueueExecutor:
         queue has forgotten."""
         while True:
             await asyncio.sleep(LOOK)
-            by_topic: defaultdict[str, dict[str, Owner]] = defaultdict(dict)
-            for owner in filter(self._mail.is_wanted, self._put_at):
-                by_topic[self._topic(self._mail.away[owner].step)][self._id(owner)] = owner
-            missing: set[Owner] = set()
+            by_topic: defaultdict[str, dict[str, AttemptKey]] = defaultdict(dict)
+            for attempt_key in filter(self._mail.is_wanted, self._put_at):
+                by_topic[self._topic(self._mail.away[attempt_key].step)][self._id(attempt_key)] = (
+                    attempt_key
+                )
+            missing: set[AttemptKey] = set()
             for topic, by_id in by_topic.items():
                 await self._look_at_buried(topic, by_id)
                 missing |= await self._unknown(topic, by_id)
             await self._put_forgotten(missing)
 
-    async def _look_at_buried(self, topic: str, by_id: Mapping[str, Owner]) -> None:
+    async def _look_at_buried(self, topic: str, by_id: Mapping[str, AttemptKey]) -> None:
         buried = await self._patiently(lambda: self._queue.buried(topic, 1000))
         mine = [each for each in buried if each.id in by_id]
         for each in mine:
@@ -444,7 +454,7 @@ class QueueExecutor:
         if ids:
             await self._patiently(lambda: self._queue.remove(topic, ids))
 
-    def _fail_buried(self, owner: Owner, deliveries: int) -> None:
+    def _fail_buried(self, attempt_key: AttemptKey, deliveries: int) -> None:
         if deliveries < MAX_DELIVERIES:
             reason = (
                 "The message of the task was refused by a worker, which has buried it: see what "
@@ -455,12 +465,12 @@ class QueueExecutor:
                 f"The task was given to {deliveries} workers, and each of them ended before it "
                 "did: see what they say, and whether the task needs more memory than they have."
             )
-        self._mail.fail(owner, reason, retryable=False)
+        self._mail.fail(attempt_key, reason, retryable=False)
 
-    async def _unknown(self, topic: str, by_id: Mapping[str, Owner]) -> set[Owner]:
+    async def _unknown(self, topic: str, by_id: Mapping[str, AttemptKey]) -> set[AttemptKey]:
         """Those of which the queue knows nothing (any more), as far as it tells."""
         ids = [*by_id]
-        unknown: set[Owner] = set()
+        unknown: set[AttemptKey] = set()
         for at in range(0, len(ids), 1000):
             part = ids[at : at + 1000]
             known = await self._patiently(lambda: self._queue.known(topic, part))  # noqa: B023
@@ -469,20 +479,22 @@ class QueueExecutor:
             unknown.update(by_id[each] for each in part if each not in known)
         return unknown
 
-    async def _put_forgotten(self, missing: set[Owner]) -> None:
+    async def _put_forgotten(self, missing: set[AttemptKey]) -> None:
         """Put again what was missing at the last look as well, if no report is unread that may say
         that it has ended, and no worker says that it has it."""
         before, self._missing = self._missing, missing
-        again = {owner for owner in missing & before if self._mail.is_wanted(owner)}
+        again = {
+            attempt_key for attempt_key in missing & before if self._mail.is_wanted(attempt_key)
+        }
         if not again or (await self._patiently(lambda: self._queue.depth(self._reply))).ready:
             return
         present = await self._patiently(self._queue.announced) or {}
         found = [Presence.decode(data) for data in present.values()]
         held = {each for presence in found if presence for each in presence.held}
         specs = [
-            self._specs[owner]._replace(again=True)
-            for owner in again
-            if self._id(owner) not in held and owner in self._specs
+            self._specs[attempt_key]._replace(again=True)
+            for attempt_key in again
+            if self._id(attempt_key) not in held and attempt_key in self._specs
         ]
         if specs:
             _log.warning("The queue has forgotten %d tasks, which are put again.", len(specs))
@@ -516,15 +528,18 @@ class QueueExecutor:
     def _stands_still(self) -> bool:
         """Whether attempts wait for workers, and nothing goes on but members of gangs, which wait
         for those."""
-        waiting = [owner for owner, away in self._mail.away.items() if away.waits]
-        gangs = {gang for owner in waiting if (gang := self._gang_of(owner)) is not None}
+        waiting = [attempt_key for attempt_key, away in self._mail.away.items() if away.waits]
+        gangs = {
+            gang for attempt_key in waiting if (gang := self._gang_of(attempt_key)) is not None
+        }
         return bool(waiting) and all(
-            away.waits or self._gang_of(owner) in gangs for owner, away in self._mail.away.items()
+            away.waits or self._gang_of(attempt_key) in gangs
+            for attempt_key, away in self._mail.away.items()
         )
 
-    def _gang_of(self, owner: Owner) -> tuple[str, int | None] | None:
+    def _gang_of(self, attempt_key: AttemptKey) -> tuple[str, int | None] | None:
         """The step and the split of the gang that an attempt is a member of, if it is in one."""
-        spec = self._specs.get(owner)
+        spec = self._specs.get(attempt_key)
         return (spec.step, spec.split) if spec is not None and spec.step in self._gangs else None
 
     async def _why(self) -> str:
@@ -537,22 +552,24 @@ class QueueExecutor:
         if found is not None:
             read = {name: Presence.decode(data) for name, data in found.items()}
             workers = {name: each for name, each in read.items() if each is not None}
-        waiting: defaultdict[str, list[Owner]] = defaultdict(list)
-        for owner, away in self._mail.away.items():
+        waiting: defaultdict[str, list[AttemptKey]] = defaultdict(list)
+        for attempt_key, away in self._mail.away.items():
             if away.waits:
-                waiting[self._pools[away.step]].append(owner)
+                waiting[self._pools[away.step]].append(attempt_key)
         reasons = []
-        for pool, owners in sorted(waiting.items()):
+        for pool, attempt_keys in sorted(waiting.items()):
             able = Ability.of(pool, self._name, workers, self._mail.declined)
-            reasons.append(able.why(len(owners), self._queue.url))
-            if any(self._gang_of(owner) for owner in owners):
+            reasons.append(able.why(len(attempt_keys), self._queue.url))
+            if any(self._gang_of(attempt_key) for attempt_key in attempt_keys):
                 reasons.append("All members of a gang run at once, and each needs a slot.")
-            self._give_up_if_none_can(pool, owners, able)
+            self._give_up_if_none_can(pool, attempt_keys, able)
         for pool in self._unfit_since.keys() - waiting.keys():
             del self._unfit_since[pool]
         return " ".join(reasons)
 
-    def _give_up_if_none_can(self, pool: str, owners: list[Owner], able: Ability) -> None:
+    def _give_up_if_none_can(
+        self, pool: str, attempt_keys: list[AttemptKey], able: Ability
+    ) -> None:
         if not able.is_none:
             self._unfit_since.pop(pool, None)
             return
@@ -560,9 +577,9 @@ class QueueExecutor:
         since = self._unfit_since.setdefault(pool, now)
         if now - since < (WATCH if able.is_sure else _UNSURE):
             return
-        for owner in owners:
-            self._given_up.add(owner)
-            self._mail.fail(owner, able.refusal(), retryable=False)
+        for attempt_key in attempt_keys:
+            self._given_up.add(attempt_key)
+            self._mail.fail(attempt_key, able.refusal(), retryable=False)
         self._news.set()
 
 

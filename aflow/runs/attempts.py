@@ -21,7 +21,7 @@ from aflow.storage.logs import LineSplitter, LogBuffer, chunk_name
 if TYPE_CHECKING:
     from aflow.executors.base import Usage
     from aflow.storage.base import ObjectStore
-    from aflow.task.spec import AttemptReport
+    from aflow.task.spec import AttemptKey, AttemptReport
 
 
 class LiveAttempt:
@@ -110,7 +110,6 @@ FIRST_STATE = 1.0  # seconds until the state of a progress bar is shown
 NEXT_STATE = 5.0  # seconds between two states of it
 
 Line = tuple[float, int, bytes, bool]  # at, stream, text, whole
-Owner = tuple[int, int]  # task, attempt
 
 
 class Kept(NamedTuple):
@@ -155,7 +154,7 @@ class AttemptLogs:
         self._run = run
         self._max_size = max_size
         self._stored = stored
-        self._logs: dict[Owner, _Log] = {}
+        self._logs: dict[AttemptKey, _Log] = {}
         self._loop = asyncio.get_running_loop()
         self._thread: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -228,31 +227,31 @@ class AttemptLogs:
         stored last has arrived: a slow store gets larger chunks, and no longer queue of them."""
         wrote = 0
         if not self._on_their_way:
-            for owner, log in self._logs.items():
+            for attempt_key, log in self._logs.items():
                 if log.buffer.size:
-                    self._store_chunk(owner, log)
+                    self._store_chunk(attempt_key, log)
                     wrote += 1
         pause = SOON if wrote <= FEW and self._stored_chunks <= MANY else LATER
         self._timer = self._loop.call_later(pause, self._flush) if self._logs else None
 
-    def _store_chunk(self, owner: Owner, log: _Log) -> asyncio.Future[None]:
+    def _store_chunk(self, attempt_key: AttemptKey, log: _Log) -> asyncio.Future[None]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "aflow-logs")  # one: chunks stay in order
-        name = chunk_name(self._flow, self._run, log.step, *owner, log.chunks)
+        name = chunk_name(self._flow, self._run, log.step, *attempt_key, log.chunks)
         log.chunks += 1
         chunks = log.chunks
         data = log.buffer.take_chunk()
         future = self._loop.run_in_executor(self._thread, self._store.put, name, [data])
         self._on_their_way += 1
         self._stored_chunks += 1
-        future.add_done_callback(lambda done: self._note(owner, chunks, done))
+        future.add_done_callback(lambda done: self._note(attempt_key, chunks, done))
         return future
 
-    def _note(self, owner: Owner, chunks: int, future: asyncio.Future[None]) -> None:
+    def _note(self, attempt_key: AttemptKey, chunks: int, future: asyncio.Future[None]) -> None:
         self._on_their_way -= 1
         error = future.exception()
         if isinstance(error, Exception) or error is None:
-            self._stored(*owner, chunks, error)
+            self._stored(*attempt_key, chunks, error)
         else:
             raise error
 

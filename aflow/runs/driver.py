@@ -430,12 +430,12 @@ class RunDriver:
         )
 
     def _cancel_attempt(self, command: CancelAttempt) -> None:
-        owner = (command.task, command.attempt)
-        if owner not in self._live:
+        attempt_key = (command.task, command.attempt)
+        if attempt_key not in self._live:
             return  # its result is being reused, which is its end
-        held = self._gate.withdraw(*owner)
+        held = self._gate.withdraw(*attempt_key)
         if held is None:
-            self._executor.cancel(*owner)
+            self._executor.cancel(*attempt_key)
         else:
             self._loop.call_soon(self._end_held, held)
 

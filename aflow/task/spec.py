@@ -21,6 +21,9 @@ from aflow.scheduler.states import AttemptState
 if TYPE_CHECKING:
     from aflow.flow.definition import StepDefinition
 
+AttemptKey = tuple[int, int]
+"""An attempt within its run: the number of the task, and that of the attempt."""
+
 # Kinds of messages from a process that runs attempts.
 STARTED = 0  # [STARTED, task, attempt, pid, at]
 LOGGED = 1  # [LOGGED, task, attempt, at, stream (0 stdout, 1 stderr), whole, bytes]

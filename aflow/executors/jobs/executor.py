@@ -36,11 +36,11 @@ from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.jobs.base import Submission
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
-from aflow.executors.mailbox import STOPPED, Mailbox, Owner, Rendezvous, ReportInbox
+from aflow.executors.mailbox import STOPPED, Mailbox, Rendezvous, ReportInbox
 from aflow.executors.protocol import ArraySpec, Packer
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Payloads, committed
-from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
+from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -65,11 +65,11 @@ class _Array:
     index (only those that we know of), and how many of them are away. `mark` stands before an
     index in the ids of its parts: ":" of an array, "#" of nodes, nothing for a single job."""
 
-    __slots__ = ("away", "id", "mark", "owners")
+    __slots__ = ("attempt_keys", "away", "id", "mark")
 
-    def __init__(self, id: str, owners: dict[int, Owner], mark: str) -> None:
+    def __init__(self, id: str, attempt_keys: dict[int, AttemptKey], mark: str) -> None:
         self.id = id
-        self.owners = owners
+        self.attempt_keys = attempt_keys
         self.mark = mark
         self.away = 0
 
@@ -120,12 +120,13 @@ class JobExecutor:
         self._outgoing: list[AttemptSpec] = []
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those of which some are away
-        self._places: dict[Owner, tuple[_Array, int]] = {}
-        self._cancels: dict[Owner, tuple[AttemptState, str]] = {}  # to be sent
-        self._left: dict[Owner, tuple[_Array, int]] = {}  # of these, those that were given up
-        self._stopping: dict[Owner, tuple[AttemptState, str]] = {}  # which the system is to end
-        self._late: dict[Owner, float] = {}  # until when a report may be on its way
-        self._over: dict[Owner, JobStatus] = {}  # jobs that have ended, as the system says
+        self._places: dict[AttemptKey, tuple[_Array, int]] = {}
+        self._cancels: dict[AttemptKey, tuple[AttemptState, str]] = {}  # to be sent
+        self._left: dict[AttemptKey, tuple[_Array, int]] = {}  # of these, those that were given up
+        # Those that the system is to end.
+        self._stopping: dict[AttemptKey, tuple[AttemptState, str]] = {}
+        self._late: dict[AttemptKey, float] = {}  # until when a report may be on its way
+        self._over: dict[AttemptKey, JobStatus] = {}  # jobs that have ended, as the system says
         # Arrays of which more have ended than were heard of, and whether that is all of them.
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of messages
@@ -186,17 +187,17 @@ class JobExecutor:
         if error is None or self._stopped:
             return
         self._lost = f"The task was lost: no more reports of it can arrive ({error})"
-        for owner in [*self._mail.away]:
-            self._give_up(owner, AttemptState.LOST, self._lost)
+        for attempt_key in [*self._mail.away]:
+            self._give_up(attempt_key, AttemptState.LOST, self._lost)
 
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
         """Submit a job for this attempt, together with others that are launched now."""
-        owner = (spec.task, spec.attempt)
-        self._mail.send(owner, spec.step)
+        attempt_key = (spec.task, spec.attempt)
+        self._mail.send(attempt_key, spec.step)
         if self._lost is not None:
-            self._loop.call_soon(self._give_up, owner, AttemptState.LOST, self._lost)
+            self._loop.call_soon(self._give_up, attempt_key, AttemptState.LOST, self._lost)
             return
         self._outgoing.append(spec)
         self._news.set()
@@ -205,23 +206,23 @@ class JobExecutor:
         """Stop this attempt: its job is terminated."""
         self._stop_one((task, attempt), AttemptState.CANCELLED, _CANCELLED)
 
-    def _stop_one(self, owner: Owner, state: AttemptState, reason: str) -> None:
-        if owner in self._mail.away and owner not in self._stopping:
-            self._cancels[owner] = self._stopping[owner] = state, reason
-            self._mail.note_cancel(owner)
+    def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
+        if attempt_key in self._mail.away and attempt_key not in self._stopping:
+            self._cancels[attempt_key] = self._stopping[attempt_key] = state, reason
+            self._mail.note_cancel(attempt_key)
             # The system may take its time, or be out of reach.
-            self._loop.call_later(2 * self._grace, self._give_up, owner, state, reason)
+            self._loop.call_later(2 * self._grace, self._give_up, attempt_key, state, reason)
             self._news.set()
 
-    def _give_up(self, owner: Owner, state: AttemptState, reason: str) -> None:
-        self._mail.give_up(owner, state, reason)
+    def _give_up(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
+        self._mail.give_up(attempt_key, state, reason)
 
     async def stop(self) -> None:
         """Interrupt all that was submitted, and release everything."""
         if not self._stopped and self._tasks:
             self._mail.interrupt()
-            for owner in [*self._mail.away]:
-                self._stop_one(owner, AttemptState.INTERRUPTED, STOPPED)
+            for attempt_key in [*self._mail.away]:
+                self._stop_one(attempt_key, AttemptState.INTERRUPTED, STOPPED)
             await self._mail.until_idle()
         await self.leave()
 
@@ -266,10 +267,10 @@ class JobExecutor:
         together: list[tuple[StepJob, list[AttemptSpec]]] = []
         places: dict[tuple[str, int, int | None], int] = {}
         for spec in specs:
-            owner = (spec.task, spec.attempt)
-            if owner in self._cancels:
-                self._give_up(owner, *self._cancels.pop(owner))
-            elif self._mail.awaits_start(owner):
+            attempt_key = (spec.task, spec.attempt)
+            if attempt_key in self._cancels:
+                self._give_up(attempt_key, *self._cancels.pop(attempt_key))
+            elif self._mail.awaits_start(attempt_key):
                 self._place(spec, together, places)
         most = self._system.limits.array
         return [
@@ -293,29 +294,31 @@ class JobExecutor:
         together[places[key]][1].append(spec)
 
     async def _submit(self, group: _Submission) -> None:
-        owners = [(spec.task, spec.attempt) for spec in group.specs]
+        attempt_keys = [(spec.task, spec.attempt) for spec in group.specs]
         try:
             array_spec = await self._patiently(partial(self._written, group.specs))
             name = self._system.name_of(self._context, group.job.step, array_spec.key[:16])
-            self._hand(owners, f"{_NAMED}{name}", group.mark)
+            self._hand(attempt_keys, f"{_NAMED}{name}", group.mark)
             job = await self._submitted(group, name, array_spec)
         except JobRefused as error:
-            for owner in owners:
+            for attempt_key in attempt_keys:
                 reason = f"{self._system.title} does not take the job of the task: {error}"
-                self._mail.fail(owner, reason, retryable=False)
+                self._mail.fail(attempt_key, reason, retryable=False)
             return
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
-            for owner in owners:
+            for attempt_key in attempt_keys:
                 reason = f"The task could not be submitted to {self._system.title}: {error}"
-                self._give_up(owner, AttemptState.LOST, reason)
+                self._give_up(attempt_key, AttemptState.LOST, reason)
             return
-        array = _Array(job, dict(enumerate(owners)), group.mark)
-        self._hand(owners, job, group.mark)
+        array = _Array(job, dict(enumerate(attempt_keys)), group.mark)
+        self._hand(attempt_keys, job, group.mark)
         self._know(array)
-        for index, owner in enumerate(owners):
-            if owner not in self._mail.away:  # given up while it was submitted: it ends with others
-                self._cancels.setdefault(owner, (AttemptState.CANCELLED, _CANCELLED))
-                self._left[owner] = array, index
+        for index, attempt_key in enumerate(attempt_keys):
+            if (
+                attempt_key not in self._mail.away
+            ):  # given up while it was submitted: it ends with others
+                self._cancels.setdefault(attempt_key, (AttemptState.CANCELLED, _CANCELLED))
+                self._left[attempt_key] = array, index
 
     def _written(self, specs: Sequence[AttemptSpec]) -> ArraySpec:
         """The list of these attempts, in the store. Blocks."""
@@ -326,10 +329,10 @@ class JobExecutor:
             self._payloads, [self._packer.complete(s, apart=apart) for s in specs]
         )
 
-    def _hand(self, owners: Sequence[Owner], handle: str, mark: str) -> None:
-        for index, owner in enumerate(owners):
-            if owner in self._mail.away:
-                self._reports.handed(*owner, f"{handle}{mark}{index}" if mark else handle)
+    def _hand(self, attempt_keys: Sequence[AttemptKey], handle: str, mark: str) -> None:
+        for index, attempt_key in enumerate(attempt_keys):
+            if attempt_key in self._mail.away:
+                self._reports.handed(*attempt_key, f"{handle}{mark}{index}" if mark else handle)
 
     async def _submitted(self, group: _Submission, name: str, array_spec: ArraySpec) -> str:
         """The id of the job of this name, which is submitted if it is not there."""
@@ -356,9 +359,9 @@ class JobExecutor:
 
     def _know(self, array: _Array) -> None:
         """These attempts have this job."""
-        for index, owner in array.owners.items():
-            if owner in self._mail.away:
-                self._places[owner] = array, index
+        for index, attempt_key in array.attempt_keys.items():
+            if attempt_key in self._mail.away:
+                self._places[attempt_key] = array, index
                 array.away += 1
         if array.away:
             self._arrays[array.id] = array
@@ -368,31 +371,31 @@ class JobExecutor:
     def _believes(self, report: AttemptReport) -> bool:
         """Whether an attempt has ended as its job says. One that was stopped, and not by us, ends
         as the system says: its machine failed, or somebody has ended it."""
-        owner = (report.task, report.attempt)
-        if report.state != AttemptState.CANCELLED.value or owner in self._stopping:
+        attempt_key = (report.task, report.attempt)
+        if report.state != AttemptState.CANCELLED.value or attempt_key in self._stopping:
             return True
         self._poller.hurry()
         return False
 
-    def _note_over(self, owner: Owner) -> None:
+    def _note_over(self, attempt_key: AttemptKey) -> None:
         """An attempt has ended: what is not away any more is not watched."""
-        self._stopping.pop(owner, None)
-        self._late.pop(owner, None)
-        array, index = self._places.pop(owner, (None, 0))
+        self._stopping.pop(attempt_key, None)
+        self._late.pop(attempt_key, None)
+        array, index = self._places.pop(attempt_key, (None, 0))
         if array is not None:
-            if owner in self._cancels:
-                self._left[owner] = array, index
+            if attempt_key in self._cancels:
+                self._left[attempt_key] = array, index
             array.away -= 1
             if not array.away:
                 del self._arrays[array.id]
                 self._not_begun.pop(array.id, None)
                 self._poller.unwatch(array.id)
 
-    async def _terminate(self, cancels: Mapping[Owner, tuple[AttemptState, str]]) -> None:
+    async def _terminate(self, cancels: Mapping[AttemptKey, tuple[AttemptState, str]]) -> None:
         left, self._left = self._left, {}
         by_array: defaultdict[_Array, list[int]] = defaultdict(list)
-        for owner in cancels:
-            place = self._places.get(owner) or left.get(owner)
+        for attempt_key in cancels:
+            place = self._places.get(attempt_key) or left.get(attempt_key)
             if place is not None:
                 by_array[place[0]].append(place[1])
         reason = next((reason for _, reason in cancels.values()), "")
@@ -400,8 +403,8 @@ class JobExecutor:
         for array, indexes in by_array.items():
             others = {
                 index
-                for index, owner in array.owners.items()
-                if owner in self._mail.away and owner not in cancels
+                for index, attempt_key in array.attempt_keys.items()
+                if attempt_key in self._mail.away and attempt_key not in cancels
             }
             whole = not others or array.mark != ":"
             ids = {array.id} if whole else {self._system.member(array.id, at) for at in indexes}
@@ -458,7 +461,7 @@ class JobExecutor:
                 job = await self._searched(name, self._job_of(spec.step, spec.attempt))
             if job:
                 array = found.setdefault(job, _Array(job, {}, mark))
-                array.owners[int(index or 0)] = (spec.task, spec.attempt)
+                array.attempt_keys[int(index or 0)] = (spec.task, spec.attempt)
             elif started_at is None:
                 unknown.append(spec._replace(again=True))
         self._orphans = []
@@ -550,7 +553,7 @@ class JobExecutor:
             self._waiting = None
         if array.mark != ":":
             if status.is_over:
-                self._over.update(dict.fromkeys(array.owners.values(), status))
+                self._over.update(dict.fromkeys(array.attempt_keys.values(), status))
                 self._look_now.set()
         elif status.is_over or status.ended > status.size - array.away:
             self._suspects[array.id] = status.is_over
@@ -573,9 +576,9 @@ class JobExecutor:
     async def _look_at_members(self, array: _Array, *, are_over: bool) -> None:
         """Conclude those attempts of an array that have ended without a report."""
         jobs = {
-            self._system.member(array.id, index): owner
-            for index, owner in array.owners.items()
-            if owner in self._mail.away
+            self._system.member(array.id, index): attempt_key
+            for index, attempt_key in array.attempt_keys.items()
+            if attempt_key in self._mail.away
         }
         find = partial(self._system.suspects, array.id, [*jobs], is_over=are_over)
         ids = await self._patiently(find)
@@ -586,44 +589,48 @@ class JobExecutor:
         if self._over:
             self._look_now.set()  # they may have reported meanwhile
 
-    def _conclude_later(self, owner: Owner, status: JobStatus) -> None:
-        if owner in self._mail.away:
-            self._over[owner] = status
+    def _conclude_later(self, attempt_key: AttemptKey, status: JobStatus) -> None:
+        if attempt_key in self._mail.away:
+            self._over[attempt_key] = status
             self._look_now.set()
 
-    def _by_gang(self, over: Mapping[Owner, JobStatus]) -> list[dict[Owner, JobStatus]]:
+    def _by_gang(self, over: Mapping[AttemptKey, JobStatus]) -> list[dict[AttemptKey, JobStatus]]:
         """Jobs that have ended: those of a gang together, every other one alone."""
-        together: dict[Any, dict[Owner, JobStatus]] = {}
-        for owner, status in over.items():
-            array, _ = self._places.get(owner, (None, 0))
-            key = array.id if array is not None and array.mark == "#" else owner
-            together.setdefault(key, {})[owner] = status
+        together: dict[Any, dict[AttemptKey, JobStatus]] = {}
+        for attempt_key, status in over.items():
+            array, _ = self._places.get(attempt_key, (None, 0))
+            key = array.id if array is not None and array.mark == "#" else attempt_key
+            together.setdefault(key, {})[attempt_key] = status
         return [*together.values()]
 
-    async def _conclude(self, over: Mapping[Owner, JobStatus]) -> None:
+    async def _conclude(self, over: Mapping[AttemptKey, JobStatus]) -> None:
         """These jobs have ended, and their reports are read: what is left is what the system says.
         All of a gang end at the same time, so that what is tried again of it is launched together,
         and nobody takes an address of before for that of the new member 0."""
         ends = await asyncio.gather(*(self._end_of(*each) for each in over.items()))
-        for owner, end in zip(over, ends, strict=True):
-            if end is not None and owner in self._mail.away:
+        for attempt_key, end in zip(over, ends, strict=True):
+            if end is not None and attempt_key in self._mail.away:
                 end()
 
-    async def _end_of(self, owner: Owner, status: JobStatus) -> Callable[[], None] | None:
+    async def _end_of(
+        self, attempt_key: AttemptKey, status: JobStatus
+    ) -> Callable[[], None] | None:
         """What reports how the attempt of a job that has ended did end; None where it has ended for
         us, or may still report itself."""
-        if owner in self._stopping:
-            return partial(self._give_up, owner, *self._stopping[owner])
-        if owner not in self._mail.away:
+        if attempt_key in self._stopping:
+            return partial(self._give_up, attempt_key, *self._stopping[attempt_key])
+        if attempt_key not in self._mail.away:
             return None
-        report = await self._patiently(partial(committed, self._store, self._context, *owner))
+        report = await self._patiently(partial(committed, self._store, self._context, *attempt_key))
         if report is not None:
             return partial(self._mail.end, report, NO_USAGE)
         now = self._loop.time()
-        if status.succeeded and now < self._late.setdefault(owner, now + LAG):
-            self._loop.call_later(LISTING.longest, self._conclude_later, owner, status)
+        if status.succeeded and now < self._late.setdefault(attempt_key, now + LAG):
+            self._loop.call_later(LISTING.longest, self._conclude_later, attempt_key, status)
             return None
         outcome = await self._blocking(partial(self._system.outcome_of, status))
         if outcome.state is AttemptState.FAILED:
-            return partial(self._mail.fail, owner, outcome.reason, retryable=outcome.retryable)
-        return partial(self._give_up, owner, outcome.state, outcome.reason)
+            return partial(
+                self._mail.fail, attempt_key, outcome.reason, retryable=outcome.retryable
+            )
+        return partial(self._give_up, attempt_key, outcome.state, outcome.reason)

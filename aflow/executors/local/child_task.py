@@ -73,7 +73,7 @@ class Host:
         code = self.run_program(work.steps, work.say)
         if not self._entered and os.getpid() == self._pid:
             child.flush()
-            work.refuse(self.never_reached(work.step, work.owner, begun, code))
+            work.refuse(self.never_reached(work.step, work.attempt_key, begun, code))
         return code
 
     # ------------------------------------------------------------ the program
@@ -171,12 +171,12 @@ class Host:
         return sentence(self._error)
 
     def never_reached(
-        self, step: str, owner: tuple[int, int], begun: float, code: int
+        self, step: str, attempt_key: tuple[int, int], begun: float, code: int
     ) -> AttemptReport:
         """The report of an attempt whose program has not come to its flow."""
         error = None if self._error is None else describe(self._error)
         return AttemptReport(
-            *owner,
+            *attempt_key,
             AttemptState.FAILED.value,
             reason=self.why_never_reached(code),
             manifest=Manifest(step=step, error=error).encode(),
@@ -208,7 +208,7 @@ class Work(Protocol):
     """What a process runs when the program has come to its flow."""
 
     step: str
-    owner: tuple[int, int]  # task and attempt: of the first one
+    attempt_key: tuple[int, int]  # task and attempt: of the first one
 
     def begin(self) -> bool:
         """Take the streams; whether there is anything to do."""
@@ -230,7 +230,7 @@ class OneAttempt:
 
     def __init__(self, runner: AttemptRunner, spec: AttemptSpec, fds: Sequence[int]) -> None:
         self.step = spec.step
-        self.owner = (spec.task, spec.attempt)
+        self.attempt_key = (spec.task, spec.attempt)
         self._runner = runner
         self._spec = spec
         self._fds = fds
@@ -287,7 +287,7 @@ class ManyAttempts:
         if spec is None:
             return False
         self.step = spec.step
-        self.owner = (spec.task, spec.attempt)
+        self.attempt_key = (spec.task, spec.attempt)
         return True
 
     def say(self, *message: Any) -> None:

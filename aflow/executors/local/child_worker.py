@@ -22,13 +22,12 @@ from aflow._core.process import fastest_kind
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
 from aflow.task.runner import AttemptRunner
-from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptKey, AttemptReport, AttemptSpec
 
 # Streams of a process that runs more than one attempt: each line knows its attempt.
 
 
-Owner = tuple[int, int]  # task, attempt
-Emit = Callable[[Owner, int, bytes], None]
+Emit = Callable[[AttemptKey, int, bytes], None]
 
 _HELD = 1 << 16  # bytes of a line that are held back at most
 
@@ -48,14 +47,14 @@ class AttemptStream(io.TextIOBase):
     write_through = False
 
     def __init__(
-        self, number: int, descriptor: int, owner: ContextVar[Owner | None], emit: Emit
+        self, number: int, descriptor: int, attempt_key: ContextVar[AttemptKey | None], emit: Emit
     ) -> None:
         self.name = ("<stdout>", "<stderr>")[number]
         self._number = number
         self._descriptor = descriptor
-        self._owner = owner
+        self._attempt_key = attempt_key
         self._emit = emit
-        self._held: dict[Owner, bytearray] = {}
+        self._held: dict[AttemptKey, bytearray] = {}
         self._forked = False
         self.buffer = _Bytes(self)
         os.register_at_fork(after_in_child=self._leave)
@@ -71,25 +70,25 @@ class AttemptStream(io.TextIOBase):
 
     def write_bytes(self, data: bytes) -> None:
         """Write bytes as they are."""
-        owner = self._owner.get()
-        if owner is None or self._forked:
+        attempt_key = self._attempt_key.get()
+        if attempt_key is None or self._forked:
             child.write_all(self._descriptor, data)
             return
-        held = self._held.pop(owner, None)
+        held = self._held.pop(attempt_key, None)
         if held is not None:
             held += data
         whole = data if held is None else held
         if data.endswith(b"\n") or len(whole) > _HELD:
             for start in range(0, len(whole), _HELD):
-                self._emit(owner, self._number, bytes(whole[start : start + _HELD]))
+                self._emit(attempt_key, self._number, bytes(whole[start : start + _HELD]))
         else:
-            self._held[owner] = bytearray(data) if held is None else held
+            self._held[attempt_key] = bytearray(data) if held is None else held
 
-    def finish(self, owner: Owner) -> None:
+    def finish(self, attempt_key: AttemptKey) -> None:
         """Send what an attempt has left of its last line."""
-        held = self._held.pop(owner, None)
+        held = self._held.pop(attempt_key, None)
         if held:
-            self._emit(owner, self._number, bytes(held))
+            self._emit(attempt_key, self._number, bytes(held))
 
     def flush(self) -> None:
         """Nothing: whole lines have gone, and half a line waits for its rest."""
@@ -130,10 +129,10 @@ class DescriptorCapture:
     """
 
     def __init__(
-        self, stdout: int, stderr: int, owner: Callable[[], Owner | None], emit: Emit
+        self, stdout: int, stderr: int, attempt_key: Callable[[], AttemptKey | None], emit: Emit
     ) -> None:
         self._pipes = {stdout: 0, stderr: 1}
-        self._owner = owner
+        self._attempt_key = attempt_key
         self._emit = emit
         self._lock = threading.Lock()
         self._poll = select.poll()
@@ -162,10 +161,10 @@ class DescriptorCapture:
                 data = os.read(fd, _HELD)
             except BlockingIOError:
                 return
-            owner = self._owner()
-            if not data or owner is None:
+            attempt_key = self._attempt_key()
+            if not data or attempt_key is None:
                 return
-            self._emit(owner, number, data)
+            self._emit(attempt_key, number, data)
 
 
 class WorkerStreams:
@@ -176,19 +175,21 @@ class WorkerStreams:
     """
 
     def __init__(
-        self, descriptors: Sequence[int], running: Callable[[], Owner | None], emit: Emit
+        self, descriptors: Sequence[int], running: Callable[[], AttemptKey | None], emit: Emit
     ) -> None:
         stdout, stderr, *readers = descriptors
         child.redirect(stdout, stderr)
-        self.owner: ContextVar[Owner | None] = ContextVar("owner", default=None)
-        self._streams = [AttemptStream(number, number + 1, self.owner, emit) for number in (0, 1)]
+        self.attempt_key: ContextVar[AttemptKey | None] = ContextVar("attempt_key", default=None)
+        self._streams = [
+            AttemptStream(number, number + 1, self.attempt_key, emit) for number in (0, 1)
+        ]
         sys.stdout, sys.stderr = self._streams
         self._capture = DescriptorCapture(readers[0], readers[1], running, emit)
 
-    def finish(self, owner: Owner) -> None:
+    def finish(self, attempt_key: AttemptKey) -> None:
         """The attempt is over: send what is left of its output."""
         for stream in self._streams:
-            stream.finish(owner)
+            stream.finish(attempt_key)
         self._capture.drain()
 
 
@@ -245,10 +246,10 @@ class WorkerSockets:
         with self._lock:
             self._flush(messages)
 
-    def log(self, owner: Owner, stream: int, data: bytes) -> None:
+    def log(self, attempt_key: AttemptKey, stream: int, data: bytes) -> None:
         """Send what an attempt has written, now or soon."""
         now = self._clock.now()
-        message = msgpack.packb((LOGGED, *owner, stream, now, data))
+        message = msgpack.packb((LOGGED, *attempt_key, stream, now, data))
         with self._lock:
             recent = abs(now - self._logged_at) < HOLD
             if (recent or self._held) and self._held_size < MAX_HELD:
@@ -330,7 +331,7 @@ class SequentialWorker:
         self._runner = runner
         self._link = WorkerSockets(tasks, reports)
         self._clock = SystemClock()
-        self._running: Owner | None = None
+        self._running: AttemptKey | None = None
         self._streams = WorkerStreams(streams, lambda: self._running, self._link.log)
         self._descriptors = streams[:2]
         runner.announce = lambda *grown: self._link.say(GROWN, *grown)
@@ -373,9 +374,9 @@ class SequentialWorker:
             self._link.send(ended)
 
     def _begin(self, spec: AttemptSpec, before: bytes = b"") -> None:
-        self._running = owner = (spec.task, spec.attempt)
-        self._token = self._streams.owner.set(owner)
-        started = (STARTED, *owner, self._pid, self._clock.now())
+        self._running = attempt_key = (spec.task, spec.attempt)
+        self._token = self._streams.attempt_key.set(attempt_key)
+        started = (STARTED, *attempt_key, self._pid, self._clock.now())
         self._link.send(before + msgpack.packb(started))
 
     def _run(self, spec: AttemptSpec) -> AttemptReport:
@@ -383,7 +384,7 @@ class SequentialWorker:
         report = copy_context().run(self._runner.run, spec)
         self._surroundings.restore()
         self._streams.finish((spec.task, spec.attempt))
-        self._streams.owner.reset(self._token)
+        self._streams.attempt_key.reset(self._token)
         self._running = None
         return report
 
@@ -408,8 +409,8 @@ class CoroutineWorker:
         self._pid = os.getpid()
         self._first: AttemptSpec | None = None  # until it runs
         self._begun: AttemptSpec | None = None  # whose start was reported before it runs
-        self._tasks: dict[Owner, asyncio.Task[None]] = {}
-        self._cancelled: set[Owner] = set()
+        self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
+        self._cancelled: set[AttemptKey] = set()
         self._fault: BaseException | None = None
         self._streams = WorkerStreams(streams, self._oldest, self._link.log)
         self.say = self._link.say
@@ -423,7 +424,7 @@ class CoroutineWorker:
         if not data:
             return None
         spec = self._first = self._begun = AttemptSpec.decode(data)
-        self._token = self._streams.owner.set((spec.task, spec.attempt))
+        self._token = self._streams.attempt_key.set((spec.task, spec.attempt))
         self._say_started(spec)
         return spec
 
@@ -434,17 +435,17 @@ class CoroutineWorker:
 
     def serve(self) -> None:
         """Run the first attempt and what comes, until the coordinator closes its end."""
-        self._streams.owner.reset(self._token)
+        self._streams.attempt_key.reset(self._token)
         self._link.tasks.setblocking(False)
         with asyncio.Runner(loop_factory=self._loop) as runner:
             runner.run(self._serve())
 
     def _loop(self) -> asyncio.AbstractEventLoop:
-        owner, kind = self._streams.owner, fastest_kind()
+        attempt_key, kind = self._streams.attempt_key, fastest_kind()
 
         class SharedLoop(kind):  # type: ignore[misc, valid-type]
             def stop(self) -> None:
-                if owner.get() is not None:
+                if attempt_key.get() is not None:
                     raise RuntimeError("A step cannot stop the event loop: others run in it.")
                 super().stop()
 
@@ -463,8 +464,8 @@ class CoroutineWorker:
             except asyncio.CancelledError:  # by a step, which cancels all tasks of its loop
                 continue
         loop.remove_reader(self._link.tasks)
-        for owner in [*self._tasks]:
-            self._cancel_now(owner)
+        for attempt_key in [*self._tasks]:
+            self._cancel_now(attempt_key)
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._fault is not None:
             raise self._fault
@@ -484,10 +485,10 @@ class CoroutineWorker:
             self._start(AttemptSpec.decode(data))
 
     def _start(self, spec: AttemptSpec) -> None:
-        owner = (spec.task, spec.attempt)
-        task = _OwnTask(self._run(spec), owner, self._streams.owner)
+        attempt_key = (spec.task, spec.attempt)
+        task = _OwnTask(self._run(spec), attempt_key, self._streams.attempt_key)
         task.add_done_callback(self._note_end)
-        self._tasks[owner] = task
+        self._tasks[attempt_key] = task
 
     def _say_started(self, spec: AttemptSpec) -> None:
         self._link.say(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
@@ -499,34 +500,34 @@ class CoroutineWorker:
             self._fault = self._fault or error
             self._closed.set()
 
-    def _cancel(self, owner: Owner) -> None:
+    def _cancel(self, attempt_key: AttemptKey) -> None:
         # Later, so that it has begun: a task cancelled before its first step would say nothing.
-        asyncio.get_running_loop().call_soon(self._cancel_now, owner)
+        asyncio.get_running_loop().call_soon(self._cancel_now, attempt_key)
 
-    def _cancel_now(self, owner: Owner) -> None:
-        task = self._tasks.get(owner)
+    def _cancel_now(self, attempt_key: AttemptKey) -> None:
+        task = self._tasks.get(attempt_key)
         if task is not None:
-            self._cancelled.add(owner)
+            self._cancelled.add(attempt_key)
             task.cancel()
 
     async def _run(self, spec: AttemptSpec) -> None:
-        owner = (spec.task, spec.attempt)
-        self._streams.owner.set(owner)
+        attempt_key = (spec.task, spec.attempt)
+        self._streams.attempt_key.set(attempt_key)
         if spec is not self._begun:
             self._say_started(spec)
         try:
-            report = await self._runner.run_async(spec, lambda: owner in self._cancelled)
+            report = await self._runner.run_async(spec, lambda: attempt_key in self._cancelled)
         except BaseException as error:
             if os.getpid() == self._pid:
                 raise
             # The step has forked, and this is its child: the loop runs the others' steps, too.
             child.end(child.ended_by(error))
-        self._streams.finish(owner)
-        del self._tasks[owner]
-        self._cancelled.discard(owner)
+        self._streams.finish(attempt_key)
+        del self._tasks[attempt_key]
+        self._cancelled.discard(attempt_key)
         self._link.say(*report.message())
 
-    def _oldest(self) -> Owner | None:
+    def _oldest(self) -> AttemptKey | None:
         """The task that is taken to have written past Python: several may run, so the first of
         them."""
         if self._first is not None:
@@ -540,15 +541,15 @@ class _OwnTask(asyncio.Task[None]):
     def __init__(
         self,
         coroutine: Coroutine[Any, Any, None],
-        owner: Owner,
-        current: ContextVar[Owner | None],
+        attempt_key: AttemptKey,
+        current: ContextVar[AttemptKey | None],
     ) -> None:
-        self._owner = owner
+        self._attempt_key = attempt_key
         self._current = current
         super().__init__(coroutine)
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel it, unless another attempt asks for that."""
-        if self._current.get() not in (None, self._owner):
+        if self._current.get() not in (None, self._attempt_key):
             return False
         return super().cancel(msg)

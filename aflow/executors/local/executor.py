@@ -358,27 +358,31 @@ class ProcessExecutor:
                 is_told = True
 
     async def _measure_once(self) -> None:
-        owners = {pid: owner for owner in self._limits if (pid := self._pid_of(owner)) is not None}
-        if not owners:
+        attempt_keys = {
+            pid: attempt_key
+            for attempt_key in self._limits
+            if (pid := self._pid_of(attempt_key)) is not None
+        }
+        if not attempt_keys:
             return
-        for pid, size in (await in_thread(memory_of, [*owners])).items():
-            owner = owners[pid]
-            limit = self._limits.get(owner)
+        for pid, size in (await in_thread(memory_of, [*attempt_keys])).items():
+            attempt_key = attempt_keys[pid]
+            limit = self._limits.get(attempt_key)
             if limit is None:
                 continue  # it has ended meanwhile
-            self._peaks[owner] = max(size, self._peaks.get(owner, 0))
+            self._peaks[attempt_key] = max(size, self._peaks.get(attempt_key, 0))
             if size > limit:
                 reason = over_memory(limit, size)
-                self._fresh.fail(*owner, reason)
+                self._fresh.fail(*attempt_key, reason)
                 for pool in self._pools.values():
-                    pool.fail(*owner, reason)
+                    pool.fail(*attempt_key, reason)
 
-    def _pid_of(self, owner: tuple[int, int]) -> int | None:
+    def _pid_of(self, attempt_key: tuple[int, int]) -> int | None:
         if self._link is None:
             return None
-        found = self._fresh.pid_of(*owner)
+        found = self._fresh.pid_of(*attempt_key)
         for pool in self._pools.values():
-            found = found or pool.pid_of(*owner)
+            found = found or pool.pid_of(*attempt_key)
         return found
 
     async def stop(self) -> None:

@@ -28,12 +28,19 @@ from aflow.executors.local import messages
 from aflow.executors.local.ground_client import Grounds
 from aflow.executors.local.task_processes import Learn, pipes
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import ENDED, GROWN, IMPORTED, LOGGED, STARTED, AttemptReport, AttemptSpec
+from aflow.task.spec import (
+    ENDED,
+    GROWN,
+    IMPORTED,
+    LOGGED,
+    STARTED,
+    AttemptKey,
+    AttemptReport,
+    AttemptSpec,
+)
 
 # The coordinator's end of one process that runs many attempts.
 
-
-Owner = tuple[int, int]
 
 _CHUNK = 1 << 18
 _LOOK_AGAIN = 0.01  # seconds
@@ -57,8 +64,8 @@ class WorkerProcess:
         coroutines: bool,
     ) -> None:
         self.pid: int | None = None
-        self.running: dict[Owner, float] = {}  # since when
-        self.sent: dict[Owner, AttemptSpec] = {}  # and not begun
+        self.running: dict[AttemptKey, float] = {}  # since when
+        self.sent: dict[AttemptKey, AttemptSpec] = {}  # and not begun
         self.ending: str | None = None  # why we are ending it, if we are
         self.coroutines = coroutines
         self._loop = loop
@@ -95,9 +102,9 @@ class WorkerProcess:
         self.sent[(spec.task, spec.attempt)] = spec
         return True
 
-    def cancel(self, owner: Owner) -> None:
+    def cancel(self, attempt_key: AttemptKey) -> None:
         """Ask it to cancel a coroutine. If there is no room even for that, it does not listen."""
-        self._send(_CANCEL + msgpack.packb(owner))
+        self._send(_CANCEL + msgpack.packb(attempt_key))
 
     def _send(self, data: bytes) -> bool:
         try:
@@ -267,8 +274,8 @@ class WorkerPool:
         self._limit_of = limit_of
         self._queue: deque[AttemptSpec] = deque()
         self._workers: dict[int, WorkerProcess] = {}
-        self._cancelled: dict[Owner, tuple[AttemptState, str]] = {}
-        self._timers: dict[Owner, asyncio.TimerHandle] = {}
+        self._cancelled: dict[AttemptKey, tuple[AttemptState, str]] = {}
+        self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._kill_timers: dict[int, asyncio.TimerHandle] = {}
         self._heard_one = False  # in this turn of the event loop
         self._stillborn = 0
@@ -293,8 +300,10 @@ class WorkerPool:
 
     def pid_of(self, task: int, attempt: int) -> int | None:
         """The process that runs an attempt; None where none does (yet)."""
-        owner = (task, attempt)
-        return next((each.pid for each in self._workers.values() if owner in each.running), None)
+        attempt_key = (task, attempt)
+        return next(
+            (each.pid for each in self._workers.values() if attempt_key in each.running), None
+        )
 
     def interrupt(self) -> None:
         """Stop everything: our own shutdown."""
@@ -302,8 +311,8 @@ class WorkerPool:
         while self._queue:
             self._settle_unstarted(self._queue.popleft(), AttemptState.INTERRUPTED, reason)
         for worker in self._workers.values():
-            for owner in [*worker.sent, *worker.running]:
-                self._end(owner, AttemptState.INTERRUPTED, reason, self._grace)
+            for attempt_key in [*worker.sent, *worker.running]:
+                self._end(attempt_key, AttemptState.INTERRUPTED, reason, self._grace)
             worker.ending = worker.ending or reason
             worker.retire()
             self._kill_later(worker, self._grace)
@@ -424,12 +433,12 @@ class WorkerPool:
             self._reports.started(task, attempt, pid, at)
 
     def _note_end(self, worker: WorkerProcess, report: AttemptReport) -> None:
-        owner = (report.task, report.attempt)
-        del worker.running[owner]
+        attempt_key = (report.task, report.attempt)
+        del worker.running[attempt_key]
         self._duration += 0.2 * (report.finished_at - report.started_at - self._duration)
         self._ahead = max(1, min(MAX_AHEAD, int(_WORTH_HOLDING / max(self._duration, 1e-6))))
-        self._unwatch(owner)
-        ending = self._cancelled.pop(owner, None)
+        self._unwatch(attempt_key)
+        ending = self._cancelled.pop(attempt_key, None)
         if ending is not None and report.state == AttemptState.CANCELLED.value:
             state, reason = ending
             report = report._replace(state=state.value, reason=reason)
@@ -452,57 +461,62 @@ class WorkerPool:
 
     def _watch(self, spec: AttemptSpec, at: float) -> None:
         limit = self._limit_of(spec.step)
-        owner = (spec.task, spec.attempt)
-        if limit is None or owner in self._cancelled:
+        attempt_key = (spec.task, spec.attempt)
+        if limit is None or attempt_key in self._cancelled:
             return
         reason = "The step ran over its time and did not react; its process was killed."
-        self._timers[owner] = self._loop.call_later(
-            limit, lambda: self._end(owner, AttemptState.TIMED_OUT, reason, 0.0)
+        self._timers[attempt_key] = self._loop.call_later(
+            limit, lambda: self._end(attempt_key, AttemptState.TIMED_OUT, reason, 0.0)
         )
 
-    def _unwatch(self, owner: Owner) -> None:
+    def _unwatch(self, attempt_key: AttemptKey) -> None:
         if self._timers:
-            timer = self._timers.pop(owner, None)
+            timer = self._timers.pop(attempt_key, None)
             if timer is not None:
                 timer.cancel()
 
-    def _end(self, owner: Owner, state: AttemptState, reason: str, grace: float) -> None:
+    def _end(self, attempt_key: AttemptKey, state: AttemptState, reason: str, grace: float) -> None:
         for spec in self._queue:
-            if (spec.task, spec.attempt) == owner:
+            if (spec.task, spec.attempt) == attempt_key:
                 self._queue.remove(spec)
                 self._settle_unstarted(spec, state, reason)
                 return
         worker = next(
-            (w for w in self._workers.values() if owner in w.sent or owner in w.running), None
+            (
+                w
+                for w in self._workers.values()
+                if attempt_key in w.sent or attempt_key in w.running
+            ),
+            None,
         )
-        if worker is None or owner in self._cancelled:
+        if worker is None or attempt_key in self._cancelled:
             return
-        if owner in worker.sent:
-            self._recall(worker, owner, state, reason)
-        if owner in worker.running or owner in worker.sent:
-            self._cancelled[owner] = (state, reason)
-            self._stop_running(worker, owner, grace)
+        if attempt_key in worker.sent:
+            self._recall(worker, attempt_key, state, reason)
+        if attempt_key in worker.running or attempt_key in worker.sent:
+            self._cancelled[attempt_key] = (state, reason)
+            self._stop_running(worker, attempt_key, grace)
 
     def _recall(
-        self, worker: WorkerProcess, owner: Owner, state: AttemptState, reason: str
+        self, worker: WorkerProcess, attempt_key: AttemptKey, state: AttemptState, reason: str
     ) -> None:
         for spec in worker.take_back():
-            if (spec.task, spec.attempt) == owner:
+            if (spec.task, spec.attempt) == attempt_key:
                 self._settle_unstarted(spec, state, reason)
             else:
                 self._queue.append(spec)
 
-    def _stop_running(self, worker: WorkerProcess, owner: Owner, grace: float) -> None:
+    def _stop_running(self, worker: WorkerProcess, attempt_key: AttemptKey, grace: float) -> None:
         if self._coroutines and grace:
-            worker.cancel(owner)
+            worker.cancel(attempt_key)
             # A coroutine can refuse, or never come back to the event loop. Then its process goes,
             # and the others in it are lost.
-            self._unwatch(owner)
-            self._timers[owner] = self._loop.call_later(
-                grace, self._stop_running, worker, owner, 0.0
+            self._unwatch(attempt_key)
+            self._timers[attempt_key] = self._loop.call_later(
+                grace, self._stop_running, worker, attempt_key, 0.0
             )
             return
-        worker.ending = self._cancelled[owner][1]
+        worker.ending = self._cancelled[attempt_key][1]
         self._queue.extend(worker.take_back())
         if grace:
             self._link.kill(worker.child, signal.SIGTERM)
@@ -531,26 +545,32 @@ class WorkerPool:
         self._stillborn += not worker.running and not worker.ending
         for stream, data in worker.rest_of_output():
             if alone:
-                owner = next(iter(worker.running))
-                self._reports.logged(*owner, stream, self._clock.now(), data)
-        self._bury(worker, lambda owner, since: self._verdict(owner, since, status, to_blame))
+                attempt_key = next(iter(worker.running))
+                self._reports.logged(*attempt_key, stream, self._clock.now(), data)
+        self._bury(
+            worker, lambda attempt_key, since: self._verdict(attempt_key, since, status, to_blame)
+        )
         if self._stillborn >= MAX_STILLBORN:
             self._refuse(f"workers end before they begin: {base.sentence(status).rstrip('.')}")
 
-    def _verdict(self, owner: Owner, since: float, status: int, to_blame: bool) -> AttemptReport:
+    def _verdict(
+        self, attempt_key: AttemptKey, since: float, status: int, to_blame: bool
+    ) -> AttemptReport:
         now = self._clock.now()
-        ending = self._cancelled.get(owner)
+        ending = self._cancelled.get(attempt_key)
         if ending is not None:
-            return base.stopped(*owner, *ending, since, now)
+            return base.stopped(*attempt_key, *ending, since, now)
         if to_blame:
-            return base.report(*owner, status, since, now)
+            return base.report(*attempt_key, status, since, now)
         reason = f"The task was lost with others of its process: {base.sentence(status)}"
-        return base.stopped(*owner, AttemptState.LOST, reason, since, now)
+        return base.stopped(*attempt_key, AttemptState.LOST, reason, since, now)
 
     def not_forked(self, child: int, reason: str) -> None:
         """There was no process to be had."""
         worker = self._workers[child]
-        self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
+        self._bury(
+            worker, lambda attempt_key, since: self._lost(attempt_key, since, reason), again=False
+        )
         self._feed(may_grow=False)  # to those there are: another one could not be had either
         if not self._workers:
             self._refuse(reason)
@@ -558,7 +578,9 @@ class WorkerPool:
     def refused(self, child: int, reason: str) -> None:
         """There is no process to be had in the way that was asked for: what waits for one fails."""
         self._bury(
-            self._workers[child], lambda owner, since: self._lost(owner, since, reason), again=False
+            self._workers[child],
+            lambda attempt_key, since: self._lost(attempt_key, since, reason),
+            again=False,
         )
         if not self._workers:
             self._fail_all(reason)
@@ -568,19 +590,23 @@ class WorkerPool:
         for worker in [*self._workers.values()]:
             if worker.pid is not None:
                 end_group(worker.pid)
-            self._bury(worker, lambda owner, since: self._lost(owner, since, reason), again=False)
+            self._bury(
+                worker,
+                lambda attempt_key, since: self._lost(attempt_key, since, reason),
+                again=False,
+            )
         self._refuse(reason)
 
-    def _lost(self, owner: Owner, since: float, reason: str) -> AttemptReport:
+    def _lost(self, attempt_key: AttemptKey, since: float, reason: str) -> AttemptReport:
         state, why = self._cancelled.get(
-            owner, (AttemptState.LOST, f"The task was lost: {reason}.")
+            attempt_key, (AttemptState.LOST, f"The task was lost: {reason}.")
         )
-        return base.stopped(*owner, state, why, since, self._clock.now())
+        return base.stopped(*attempt_key, state, why, since, self._clock.now())
 
     def _bury(
         self,
         worker: WorkerProcess,
-        verdict: Callable[[Owner, float], AttemptReport],
+        verdict: Callable[[AttemptKey, float], AttemptReport],
         again: bool = True,
     ) -> None:
         del self._workers[worker.child]
@@ -590,10 +616,10 @@ class WorkerPool:
         self._take_over(worker.unbegun())
         running = [*worker.running.items()]
         worker.close()
-        for owner, since in running:
-            report = verdict(owner, since)
-            self._unwatch(owner)
-            self._cancelled.pop(owner, None)
+        for attempt_key, since in running:
+            report = verdict(attempt_key, since)
+            self._unwatch(attempt_key)
+            self._cancelled.pop(attempt_key, None)
             self._reports.ended(report, NO_USAGE)
         if again:
             self._feed()

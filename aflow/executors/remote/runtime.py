@@ -221,14 +221,14 @@ class Runtime:
         assert self._job is not None, "it has been fetched"
         shipped = self._job.environments.get(held.spec.step)
         lacking = self._lacking(held)
-        owner = (held.spec.task, held.spec.attempt)
+        attempt_key = (held.spec.task, held.spec.attempt)
         needs = self._job.needs.get(held.spec.step)
         if lacking is not None:
             why = f"Step {held.spec.step} {lacking}"
-            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, attempt_key)
         elif needs is not None and needs.gang and not held.spec.address and held.spec.splits:
             meeting = asyncio.create_task(self._meet(held, executor))  # noqa: TID251 -- see `_stop`
-            self._meeting[owner] = held, meeting
+            self._meeting[attempt_key] = held, meeting
         elif shipped is not None:
             self._launch_packaged(held, shipped)
         elif held.spec.step in self._needs and self._job.python != python_version():
@@ -236,7 +236,7 @@ class Runtime:
                 f"step {held.spec.step} was started with Python {self._job.python}, and here is "
                 f"{python_version()}: use the same."
             )
-            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, owner)
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, attempt_key)
         elif held.spec.step in self._needs:
             executor.launch(held.spec)
         else:
@@ -247,14 +247,14 @@ class Runtime:
     async def _meet(self, held: Held, executor: ProcessExecutor) -> None:
         """Run a member of a gang, as soon as it is known where member 0 is."""
         assert self._rendezvous is not None, "the run has been fetched"
-        owner = (held.spec.task, held.spec.attempt)
+        attempt_key = (held.spec.task, held.spec.attempt)
         try:
             address = await gang_address(self._rendezvous, held.spec)
         except StorageError as error:
-            self._host.cannot_run(self, _message_of(error), owner)
+            self._host.cannot_run(self, _message_of(error), attempt_key)
             return
         finally:
-            self._meeting.pop(owner, None)
+            self._meeting.pop(attempt_key, None)
         held.spec = held.spec._replace(address=address)
         self._launch(held, executor)
 
@@ -284,8 +284,8 @@ class Runtime:
         except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
             del self._building[shipped]
             for each in self._unbuilt.pop(shipped, []):
-                owner = (each.spec.task, each.spec.attempt)
-                self._host.cannot_run(self, _message_of(error), owner)
+                attempt_key = (each.spec.task, each.spec.attempt)
+                self._host.cannot_run(self, _message_of(error), attempt_key)
             return
         self._packaged[shipped] = executor
         for each in self._unbuilt.pop(shipped, []):

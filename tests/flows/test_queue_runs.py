@@ -519,7 +519,7 @@ def test_what_a_dead_worker_had_of_a_run_that_was_cancelled_is_not_run_by_others
         [sys.executable, "-m", "aflow", "cancel", record.pathspec],
         cwd=workers.workspace.path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert "is cancelled: nobody drove it any more" in cancelled.stdout, cancelled.stderr
+    assert "is cancelled: no coordinator drove it" in cancelled.stdout, cancelled.stderr
     begun.unlink()
 
     second = workers.start("--slots", "1", GO="1", BEGUN_IN=str(begun))

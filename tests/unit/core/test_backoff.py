@@ -60,7 +60,7 @@ def test_a_long_wait_is_reported_and_so_is_its_end() -> None:
         clock.advance(tries.failed("Connection refused.") or 0.0)
     assert ["Waiting for the broker (9.0s so far): Connection refused."] == said
     tries.succeeded()
-    assert "Going on: the broker is there again" in said[-1]
+    assert "the broker is available again" in said[-1]
     tries.succeeded()
     tries.failed("Connection refused.")  # another wait, which has just begun
     assert 2 == len(said)

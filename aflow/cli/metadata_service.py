@@ -11,6 +11,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import option
+from aflow.cli.server import certificate, listen_options, tls_options
 from aflow.errors import InvalidSetting
 from aflow.metadata.factory import open_metadata
 from aflow.storage.factory import store_to_copy
@@ -45,41 +46,45 @@ def metadata_service() -> click.Command:
                 metavar="URL",
                 help="sqlite:///path or postgresql://...  [default: .aflow/metadata.db]",
             ),
-            option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
-            option(
-                "--port",
-                type=click.IntRange(0, 65535),
-                default=8080,
-                show_default=True,
-                help="Port; 0 takes a free one.",
-            ),
+            *listen_options(8080),
+            *tls_options(),
         ],
         callback=_serve,
         help=_HELP,
     )
 
 
-def _serve(metadata: str | None, host: str, port: int) -> None:
+def _serve(
+    metadata: str | None, host: str, port: int, tls_cert: str | None, tls_key: str | None
+) -> None:
     from aflow.server.auth import check_guarded
+    from aflow.server.metaflow.api import MetaflowApi
     from aflow.server.metaflow.database import open_database
-    from aflow.server.metaflow.serve import serve
+    from aflow.server.serve import Listen, serve
 
     keep_logbook()
     settings = Settings.load()
     url = metadata or settings.local_metadata_url
-    database = open_database(url, settings.durability)
+    tls = certificate(tls_cert, tls_key)
+    store = _own_metadata(url, settings.durability)
     try:
-        store = _own_metadata(url, settings.durability)
-        keys = tuple(each.reveal() for each in settings.service_auth_keys)
-        check_guarded(host, keys, store, anonymous=False)
-        if not keys:
-            _log.warning(
-                "Without AFLOW_SERVICE_AUTH_KEY or tokens every user of this machine can read and "
-                "change what is kept here."
-            )
-        serve(database, SystemClock(), host, port, keys, store, click.echo, store_to_copy)
+        database = open_database(url, settings.durability)
+        try:
+            keys = tuple(each.reveal() for each in settings.service_auth_keys)
+            check_guarded(host, keys, store, anonymous=False)
+            if not keys:
+                _log.warning(
+                    "Without AFLOW_SERVICE_AUTH_KEY or tokens every user of this machine can read "
+                    "and change what is kept here."
+                )
+            service = MetaflowApi(database, SystemClock(), store, open_store=store_to_copy)
+            listen = Listen(host, port, keys, 0.0, tls, anonymous=True)
+            serve("Metadata service", listen, click.echo, store, service)
+        finally:
+            database.close()
     finally:
-        database.close()
+        if store is not None:
+            store.close()
 
 
 def _own_metadata(url: str, durability: str) -> MetadataStore | None:

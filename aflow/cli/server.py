@@ -24,7 +24,8 @@ from aflow.storage.factory import open_store, store_to_copy
 
 if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
-    from aflow.server.serve import Mount
+    from aflow.server.metaflow.api import MetaflowApi
+    from aflow.server.serve import Certificate
 
 _HELP = """Run flows that are submitted over HTTP (aflow submit), each in a process of its own.
 
@@ -46,14 +47,7 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
     return click.Command(
         "server",
         params=[
-            option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
-            option(
-                "--port",
-                type=click.IntRange(0, 65535),
-                default=8180,
-                show_default=True,
-                help="Port; 0 takes a free one.",
-            ),
+            *listen_options(8180),
             option(
                 "--metadata",
                 metavar="URL",
@@ -102,16 +96,46 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
                 help="Require no token: every user and program of this machine can run code as "
                 "you.",
             ),
-            option(
-                "--tls-cert",
-                metavar="FILE",
-                help="Certificate for https, in PEM form; it may be replaced at any time.",
-            ),
-            option("--tls-key", metavar="FILE", help="Its private key, without a password."),
+            *tls_options(),
         ],
         callback=partial(_serve, say),
         help=_HELP,
     )
+
+
+def listen_options(port: int) -> list[click.Option]:
+    """Where a server listens: on this port, unless another one is given."""
+    return [
+        option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
+        option(
+            "--port",
+            type=click.IntRange(0, 65535),
+            default=port,
+            show_default=True,
+            help="Port; 0 takes a free one.",
+        ),
+    ]
+
+
+def tls_options() -> list[click.Option]:
+    """The certificate of a server."""
+    return [
+        option(
+            "--tls-cert",
+            metavar="FILE",
+            help="Certificate for https, in PEM form; it may be replaced at any time.",
+        ),
+        option("--tls-key", metavar="FILE", help="Its private key, without a password."),
+    ]
+
+
+def certificate(cert: str | None, key: str | None) -> Certificate | None:
+    """What the options say. Raises InvalidSetting."""
+    from aflow.server.serve import Certificate  # help is shown without the extra server
+
+    if (cert is None) != (key is None):
+        raise InvalidSetting("TLS needs both --tls-cert and --tls-key.")
+    return Certificate(cert, key) if cert and key else None
 
 
 def _serve(
@@ -130,7 +154,7 @@ def _serve(
     tls_cert: str | None,
     tls_key: str | None,
 ) -> None:
-    from aflow.server.serve import Certificate, Listen, serve
+    from aflow.server.serve import Daemon, Listen, serve
 
     keep_logbook()
     settings = Settings.load(
@@ -140,15 +164,13 @@ def _serve(
         executor=None if queue is None else "queue",
         max_workers=max_workers,
     )
-    if (tls_cert is None) != (tls_key is None):
-        raise InvalidSetting("TLS needs both --tls-cert and --tls-key.")
-    tls = Certificate(tls_cert, tls_key) if tls_cert and tls_key else None
+    tls = certificate(tls_cert, tls_key)
     blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
     records = open_metadata(settings.metadata_url, settings.durability)
     make_private(settings.root)
     try:
         keys = _keys(host, settings, records, no_auth)
-        routes = _metadata_routes(settings.metadata_url, settings.durability, records)
+        service = _metadata_service(settings.metadata_url, settings.durability, records)
         place = _place(settings)
         place.prepare()
         runs = Runs(place, blobs, max_runs)
@@ -156,7 +178,8 @@ def _serve(
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
         shown = open_to_serve(records, settings.metadata_url)
         signing = settings.signing_key_bytes
-        serve(runs, blobs, records, listen, say, routes, workers, shown, signing)
+        daemon = Daemon(runs, blobs, records, workers, shown, signing)
+        serve("Server", listen, say, records, service, daemon)
     finally:
         records.close()
 
@@ -209,21 +232,12 @@ def _storage(url: str | None, root: str | None) -> dict[str, Any]:
     raise InvalidSetting(f"--storage {url!r}: use s3://bucket/prefix or file:///path.")
 
 
-def _metadata_routes(url: str, durability: str, metadata: MetadataStore) -> list[Mount]:
-    """Those of `aflow metadata-service`, over the same database."""
-
-    from aflow.server.metaflow.app import mount
+def _metadata_service(url: str, durability: str, metadata: MetadataStore) -> MetaflowApi | None:
+    """That of `aflow metadata-service`, over the same database."""
+    from aflow.server.metaflow.api import MetaflowApi  # help is shown without the extra server
     from aflow.server.metaflow.database import open_database
 
     if url.startswith(("http://", "https://")):
-        return []  # a service has the metadata: its clients go there
+        return None  # a service has the metadata: its clients go there
     database = open_database(url, durability)
-    return [
-        partial(
-            mount,
-            database=database,
-            clock=SystemClock(),
-            store=metadata,
-            open_store=store_to_copy,
-        )
-    ]
+    return MetaflowApi(database, SystemClock(), metadata, open_store=store_to_copy)

@@ -1,4 +1,10 @@
-"""The daemon's HTTP API, version 1, as an application of aiohttp."""
+"""The one HTTP application of `aflow server` and `aflow metadata-service`.
+
+An application answers one API or several: the daemon's (`server/api.py`) and that of Metaflow's
+metadata service (`server/metaflow/api.py`). All of them have the same chain of middleware
+(connections, metrics, errors, authentication), the same rules for errors and one OpenAPI document.
+An API says which paths are its own, and how its clients read a refusal.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,9 @@ import asyncio
 import errno
 import json
 import logging
-from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from aflow._core import ids
-from aflow._core.clock import SystemClock
 from aflow.errors import (
     AflowError,
     ArtifactNotLoadable,
@@ -20,297 +23,32 @@ from aflow.errors import (
     CoordinatorClosed,
     CoordinatorFull,
     InvalidInput,
+    InvalidMessage,
     MetadataError,
     MetadataTooNew,
     MetadataUnavailable,
     MissingExtra,
     NotFound,
     ObjectNotFound,
+    RegistrationRefused,
     StorageError,
     StoreUnavailable,
     VersionConflict,
 )
-from aflow.server.auth import Authenticator, Handler, attended, caller_of, refusal
-from aflow.server.bodies import body_of, check_type, json_of, number_of
-from aflow.server.routes.actions import ActionRoutes
-from aflow.server.routes.schedules import ScheduleRoutes
-from aflow.server.routes.table import LARGEST_PAGE, LONGEST_WAIT, ROUTES
-from aflow.server.routes.views import ViewRoutes
-from aflow.server.run_requests import order
-from aflow.server.streams import Streams, last_event
-from aflow.server.ui import Pages
-from aflow.server.views import Views, source_of
-from aflow.task import code_package
+from aflow.server.auth import Authenticator, Handler, caller_of
 
 try:
     from aiohttp import web
 except ImportError as error:
-    raise MissingExtra("The server needs aiohttp: install aflow-runtime[server].") from error
+    raise MissingExtra("Servers need aiohttp: install aflow-runtime[server].") from error
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
-    from aflow.queue.base import Queue
     from aflow.server.metrics import Metrics
-    from aflow.server.runs import Runs
-    from aflow.server.schedules import Scheduling
-    from aflow.storage.blobs import BlobStore
-
-_LARGEST_PACKAGE = 64 << 20
-_UPLOADS = 4  # packages that are in memory at once
-_SOON = 3.0  # seconds in which the metadata have to answer to be ready
-_PROBE = "server/ready"  # what is written to see whether the disk has room
-_LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
-
-_log = logging.getLogger("aflow.server")
-
-
-def application(
-    runs: Runs,
-    blobs: BlobStore,
-    metadata: MetadataStore,
-    metrics: Metrics,
-    scheduling: Scheduling | None,
-    authenticator: Authenticator,
-    watch: Callable[[str], object] | None = None,
-    queue: Callable[[], Queue] | None = None,
-    shown: MetadataStore | None = None,
-) -> web.Application:
-    """The API, behind its authenticator. `watch` is called with runs that have been asked to
-    end, `queue` opens the one whose workers run the tasks, `shown` is the metadata with what
-    Metaflow has recorded beside them."""
-    shown = shown or metadata
-    api = _Api(runs, blobs, metadata, metrics, shown)
-    clock = SystemClock()
-    views = Views(shown, clock)
-    apis = (
-        api,
-        ScheduleRoutes(scheduling, clock),
-        ViewRoutes(shown, views, api.streams, clock),
-        ActionRoutes(shown, views, runs, clock, blobs.store, queue, watch),
-    )
-    app = web.Application(middlewares=[metrics, _errors_answered, authenticator])
-    for route in ROUTES:
-        answers = next(each for each in apis if hasattr(each, route.name))
-        app.router.add_route(route.method, route.path, getattr(answers, route.name))
-    app.on_shutdown.append(api.close)
-    app.router.add_get("/openapi.json", _described)
-    Pages(authenticator.allows).add_to(app)
-    return app
-
-
-async def _described(_: web.Request) -> web.StreamResponse:
-    """What there is, for programs."""
-    return web.Response(body=_description(), content_type="application/json")
-
-
-@cache
-def _description() -> bytes:
-    """The OpenAPI document; making it would block other requests."""
-    from aflow.server.openapi import document  # few ask for it
-
-    answers = {**vars(_Api), **vars(ScheduleRoutes), **vars(ViewRoutes), **vars(ActionRoutes)}
-    summaries = {route.name: answers[route.name].__doc__ or "" for route in ROUTES}
-    return json.dumps(document(summaries)).encode()
-
-
-class _Api:
-    def __init__(
-        self,
-        runs: Runs,
-        blobs: BlobStore,
-        metadata: MetadataStore,
-        metrics: Metrics,
-        shown: MetadataStore,
-    ) -> None:
-        self._shown = shown
-        self._metrics = metrics
-        self._runs = runs
-        self._blobs = blobs
-        self._metadata = metadata
-        self.streams = self._streams = Streams(shown)
-        self._uploads = asyncio.Semaphore(_UPLOADS)
-        self._looking: asyncio.Task[Any] | None = None
-        self._looks: dict[str, asyncio.Task[RunRecord]] = {}
-
-    async def close(self, _: web.Application) -> None:
-        """Let nobody wait any longer."""
-        self._streams.close()
-
-    async def alive(self, _: web.Request) -> web.StreamResponse:
-        """The process answers."""
-        return web.json_response({"status": "alive"})
-
-    async def ready(self, _: web.Request) -> web.StreamResponse:
-        """The metadata answers, too, the datastore's disk has room, and runs are begun; 503."""
-        if self._runs.is_closed:
-            raise CoordinatorClosed("The server is being stopped.")
-        # One look for all who ask: one that waits for a database that does not answer keeps a
-        # thread.
-        if self._looking is None or self._looking.done():
-            loop = asyncio.get_running_loop()
-            self._looking = loop.create_task(asyncio.to_thread(self._look))
-            self._looking.add_done_callback(lambda look: look.cancelled() or look.exception())
-        try:
-            async with asyncio.timeout(_SOON):
-                await asyncio.shield(self._looking)
-        except TimeoutError as error:
-            raise MetadataUnavailable(
-                f"The metadata in {self._metadata.url} do not answer within {_SOON:g} seconds."
-            ) from error
-        return web.json_response({"status": "ready"})
-
-    def _look(self) -> None:
-        """Read the metadata, and write to a datastore on a disk. Raises AflowError."""
-        self._metadata.flows()
-        store = self._blobs.store
-        if store.url.startswith("file:"):  # in S3 each probe would cost a request that is paid for
-            store.put(_PROBE, [b"ready\n"])
-
-    async def measure(self, _: web.Request) -> web.StreamResponse:
-        """Figures for Prometheus."""
-        text = await self._metrics.text()
-        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
-
-    async def add_package(self, request: web.Request) -> web.StreamResponse:
-        """Keep a code package: the body is the archive; its key is said."""
-        check_type(request, "application/x-tar")
-        async with self._uploads:
-            data = await body_of(request, _LARGEST_PACKAGE)
-            key = await asyncio.to_thread(self._kept, data)
-        return web.json_response({"package": key}, status=201)
-
-    def _kept(self, data: bytes) -> str:
-        code_package.check(data)
-        return self._blobs.put(data)
-
-    async def add_run(self, request: web.Request) -> web.StreamResponse:
-        """Begin a run."""
-        wanted = order(await json_of(request))
-        # Shielded: who goes away while a run begins leaves a run that is known.
-        pathspec = await asyncio.shield(self._runs.begin(wanted))
-        return web.json_response({"run": pathspec}, status=201)
-
-    async def list_runs(self, request: web.Request) -> web.StreamResponse:
-        """The latest runs (`limit`) of a flow (`flow`), or of all."""
-        flow = request.query.get("flow")
-        name = None if flow is None else ids.flow_name(flow)
-        limit = number_of(request, "limit", 20, LARGEST_PAGE)
-        found = await asyncio.to_thread(self._shown.runs, name, limit=limit)
-        return web.json_response({"runs": [_run_json(run) for run in found]})
-
-    async def show_run(self, request: web.Request) -> web.StreamResponse:
-        """A run; `wait` seconds at most are waited for its end."""
-        flow, run = _named(request)
-        if "wait" in request.query:
-            seconds = number_of(request, "wait", 0, LONGEST_WAIT)
-            await attended(request, self._wait(flow, run, seconds))
-        here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
-        record = await asyncio.to_thread(self._record, flow, run)
-        steps = await asyncio.to_thread(self._shown.progress, record.key)
-        progress = [{"step": each.step, "tasks": each.tasks} for each in steps]
-        return web.json_response({**_run_json(record), "here": here, "steps": progress})
-
-    async def _wait(self, flow: str, run: str, at_most: float) -> None:
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + at_most
-        await self._runs.wait(f"{flow}/{run}", at_most)
-        while (left := give_up_at - loop.time()) > 0:  # it may go on elsewhere
-            record = await self._seen(flow, run)
-            if record.finished_at is not None:
-                return
-            if await self._streams.rest(min(left, _LOOK)):
-                return
-
-    async def _seen(self, flow: str, run: str) -> RunRecord:
-        """The record of a run, not older than a look: one look for all who wait for the run."""
-        name = f"{flow}/{run}"
-        look = self._looks.get(name)
-        if look is None:
-            loop = asyncio.get_running_loop()
-            look = loop.create_task(asyncio.to_thread(self._record, flow, run))
-            look.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._looks[name] = look
-            loop.call_later(_LOOK, self._looks.pop, name, None)
-        return await asyncio.shield(look)
-
-    async def list_tasks(self, request: web.Request) -> web.StreamResponse:
-        """The tasks of a run by number, those above `after`, with their latest attempts."""
-        flow, run = _named(request)
-        limit = number_of(request, "limit", 100, LARGEST_PAGE)
-        after = number_of(request, "after", 0)  # 0 holds the parameters
-
-        def page() -> list[dict[str, Any]]:
-            key = self._record(flow, run).key
-            found = self._shown.tasks(key, after=after, limit=limit, light=True)
-            return [_task_json(view) for view in found]
-
-        return web.json_response({"tasks": await asyncio.to_thread(page)})
-
-    async def show_events(self, request: web.Request) -> web.StreamResponse:
-        """What happens in a run, as server-sent events: after the one of `Last-Event-ID`; with
-        `follow=1` until the run has ended."""
-        flow, run = _named(request)
-        after = last_event(request.headers.get("Last-Event-ID"))
-        follow = bool(number_of(request, "follow", 0, 1))
-        record = await asyncio.to_thread(self._record, flow, run)
-        stream = self._streams.happenings(record, after, follow=follow)
-        return await self._streams.answer(request, stream)
-
-    async def show_logs(self, request: web.Request) -> web.StreamResponse:
-        """What the tasks of a run have printed, as server-sent events: of one `step`, or of one
-        `task`; after the line of `Last-Event-ID`; with `follow=1` until the run has ended."""
-        flow, run = _named(request)
-        step = request.query.get("step")
-        if step is not None:
-            ids.step_name(step)
-        task = number_of(request, "task", 0) or None
-        follow = bool(number_of(request, "follow", 0, 1))
-        record = await asyncio.to_thread(self._record, flow, run)
-        after = request.headers.get("Last-Event-ID", "")
-        following = await asyncio.to_thread(self._streams.following, record, step, task, after)
-        stream = self._streams.lines(record, following, follow=follow)
-        return await self._streams.answer(request, stream)
-
-    def _record(self, flow: str, run: str) -> RunRecord:
-        record = self._shown.run(flow, run)
-        if record is None:
-            raise NotFound(f"There is no run {flow}/{run}.")
-        return record
-
-
-def _named(request: web.Request) -> tuple[str, str]:
-    return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
-
-
-def _run_json(run: RunRecord) -> dict[str, Any]:
-    return {
-        **source_of(run),
-        "flow": run.flow,
-        "run": run.run,
-        "state": run.state.value,
-        "user": run.user,
-        "created_at": run.created_at,
-        "finished_at": run.finished_at,
-        "tags": list(run.tags),
-        "reason": run.reason,
-    }
-
-
-def _task_json(view: TaskView) -> dict[str, Any]:
-    last = view.attempt
-    return {
-        "task": view.task.task,
-        "step": view.task.step,
-        "state": view.state.value,
-        "attempts": view.attempts,
-        "started_at": last and last.started_at,
-        "finished_at": last and last.finished_at,
-        "reason": last.reason if last else "",
-    }
-
+    from aflow.server.openapi import Description
 
 _STATUSES: list[tuple[type[AflowError], int]] = [
     (InvalidInput, 400),
+    (InvalidMessage, 400),
     (CodePackageError, 400),
     (CommandFailed, 422),
     (NotFound, 404),
@@ -327,7 +65,6 @@ _STATUSES: list[tuple[type[AflowError], int]] = [
     (ArtifactNotLoadable, 422),
 ]
 
-
 # What refuses is the machine of the server, and not what was sent.
 _OF_THE_MACHINE = frozenset(
     {
@@ -335,6 +72,74 @@ _OF_THE_MACHINE = frozenset(
         errno.ENOMEM, errno.EACCES, errno.EPERM,
     }
 )  # fmt: skip
+
+_log = logging.getLogger("aflow.server")
+
+
+class Api(Protocol):
+    """Routes that belong together."""
+
+    def owns(self, path: str) -> bool:
+        """Whether a path is one of this API, also where no route has it."""
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes, and what is to be done when the application ends."""
+
+    def description(self) -> Description:
+        """What its routes take and answer."""
+
+    def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
+        """A refusal or a failure, in the form that its clients read."""
+
+
+def application(
+    apis: Sequence[Api], authenticator: Authenticator, metrics: Metrics | None = None
+) -> web.Application:
+    """An application that answers these APIs. Paths that none of them owns are refused as the first
+    one does. `metrics` counts requests."""
+    counted = [] if metrics is None else [metrics]
+    app = web.Application(middlewares=[*counted, _Errors(apis), authenticator])
+    for api in apis:
+        api.add_to(app)
+    app.router.add_get("/openapi.json", _Document(apis).answer)
+    return app
+
+
+class _Errors:
+    """A middleware: every refusal and failure is a sentence in JSON. What has failed inside of the
+    server is for its log, and for authenticated clients: others learn nothing of it."""
+
+    __middleware_version__ = 1
+
+    def __init__(self, apis: Sequence[Api]) -> None:
+        self._apis = apis
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers: dict[str, str] = {}
+        try:
+            return await handler(request)
+        except ConnectionResetError:  # the client has gone: nobody reads this
+            return web.Response(status=499)
+        except RegistrationRefused as refused:  # its body is that of Metaflow's service
+            return web.json_response(refused.body, status=refused.status)
+        except web.HTTPException as said:  # of aiohttp: no such route, too large a body
+            status, sentence = said.status, said.reason
+            if "Allow" in said.headers:
+                headers["Allow"] = said.headers["Allow"]
+        except AflowError as error:
+            status, sentence = _status_of(error), str(error)
+            if status >= 500:
+                _log.error("%s %s: %s", request.method, request.path, error)
+        except OSError as error:  # no descriptor left, a full disk
+            _log.error("%s %s: %s", request.method, request.path, error)
+            status, sentence = 503, f"The machine of the server refuses: {error.strerror}."
+        except Exception:  # noqa: BLE001 -- logged; the server goes on
+            _log.exception("%s %s", request.method, request.path)
+            status, sentence = 500, "The server failed unexpectedly: its log says more."
+        if status >= 500 and caller_of(request) is None:
+            sentence = "The server cannot answer now: its log says why."
+        api = next((each for each in self._apis if each.owns(request.path)), self._apis[0])
+        return api.refused(status, sentence, headers)
 
 
 def _status_of(error: AflowError) -> int:
@@ -347,27 +152,21 @@ def _status_of(error: AflowError) -> int:
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
 
 
-@web.middleware
-async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal and failure is a sentence in JSON. What has failed inside of the server is for
-    its log, and for authenticated clients: others learn nothing of it."""
-    try:
-        return await handler(request)
-    except ConnectionResetError:  # the client has gone: nobody reads this
-        return web.Response(status=499)
-    except web.HTTPException as said:  # of aiohttp: no such route, too large a body
-        headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
-        return refusal(said.status, said.reason, headers, ("error",))
-    except AflowError as error:
-        status, sentence = _status_of(error), str(error)
-        if status >= 500:
-            _log.error("%s %s: %s", request.method, request.path, error)
-    except OSError as error:  # no descriptor left, a full disk
-        _log.error("%s %s: %s", request.method, request.path, error)
-        status, sentence = 503, f"The machine of the server refuses: {error.strerror}."
-    except Exception:  # noqa: BLE001 -- logged; the server goes on
-        _log.exception("%s %s", request.method, request.path)
-        status, sentence = 500, "The server failed unexpectedly: its log says more."
-    if status >= 500 and caller_of(request) is None:
-        sentence = "The server cannot answer now: its log says why."
-    return refusal(status, sentence, fields=("error",))
+class _Document:
+    """The OpenAPI document. It is made when it is first asked for, in a thread: few ask for it, and
+    that takes long enough to block other requests."""
+
+    def __init__(self, apis: Sequence[Api]) -> None:
+        self._apis = apis
+        self._body = b""
+
+    async def answer(self, _: web.Request) -> web.StreamResponse:
+        """What there is, for programs."""
+        if not self._body:
+            self._body = await asyncio.to_thread(self._made)
+        return web.Response(body=self._body, content_type="application/json")
+
+    def _made(self) -> bytes:
+        from aflow.server.openapi import document  # few servers are ever asked for it
+
+        return json.dumps(document(*(each.description() for each in self._apis))).encode()

@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -203,7 +203,7 @@ def check_guarded(host: str, keys: Sequence[str], store: Any, *, anonymous: bool
 def refusal(
     status: int,
     sentence: str,
-    headers: dict[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
     fields: Sequence[str] = ("error", "message"),
 ) -> web.Response:
     """An answer that says why not, which no cache keeps. Clients of aflow's routes read the field

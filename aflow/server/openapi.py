@@ -1,14 +1,14 @@
-"""The daemon's OpenAPI document, made of its table of routes, and of that of the metadata service,
-whose routes it answers too."""
+"""The OpenAPI document of a server, one for all APIs that it answers, and the daemon's part of it,
+which is made of its table of routes."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from aflow._core.version import __version__
 from aflow.server.auth import SCOPE_HEADER
-from aflow.server.metaflow import openapi as of_service
 from aflow.server.routes.table import ROUTES, TEXT, Route
 
 _REFUSALS = {
@@ -54,14 +54,67 @@ _HEADERS = {
 }
 
 
-def document(summaries: dict[str, str]) -> dict[str, Any]:
-    """The document, of OpenAPI 3.1. `summaries` says what each method does, by its name."""
-    document = of_service.document()
-    document["info"] = {"title": "aflow server", "version": __version__}
+SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"key": []}]
+
+
+class Description(NamedTuple):
+    """One API: its operations by path and method, and the schemas that they refer to."""
+
+    title: str
+    version: str
+    paths: Mapping[str, Mapping[str, Any]]
+    schemas: Mapping[str, Any] = {}
+
+
+def document(*apis: Description) -> dict[str, Any]:
+    """The document, of OpenAPI 3.1, of a server that answers these APIs: it has the name of the
+    first one."""
+    paths: dict[str, dict[str, Any]] = {}
+    for api in apis:
+        for path, operations in api.paths.items():
+            paths.setdefault(path, {}).update(operations)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": apis[0].title, "version": apis[0].version},
+        "paths": paths,
+        "components": {
+            "schemas": {name: each for api in apis for name, each in api.schemas.items()},
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+    }
+
+
+def parameters(path: str, patterns: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """What stands in a path."""
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": TEXT if patterns is None else {**TEXT, "pattern": patterns[name]},
+        }
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+
+
+def query(schemas: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a query may have."""
+    return [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in schemas.items()
+    ]
+
+
+def of_daemon(summaries: Mapping[str, str]) -> Description:
+    """The API of the daemon. `summaries` says what each method does, by its name."""
+    paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
-        operations = document["paths"].setdefault(route.path, {})
+        operations = paths.setdefault(route.path, {})
         operations[route.method.lower()] = _operation(route, summaries[route.name])
-    return document
+    return Description("aflow server", __version__, paths)
 
 
 def _operation(route: Route, summary: str) -> dict[str, Any]:
@@ -69,8 +122,8 @@ def _operation(route: Route, summary: str) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": route.name,
         "summary": summary,
-        "security": [{}, {"bearer": []}, {"key": []}],
-        "parameters": [*map(_in_path, re.findall(r"{(\w+)}", route.path)), *_in_query(route)],
+        "security": SECURITY,
+        "parameters": [*parameters(route.path), *query(route.query)],
         "responses": {str(route.status): _success(route, summary), **_refusals(route)},
     }
     if route.takes is not None:
@@ -78,17 +131,6 @@ def _operation(route: Route, summary: str) -> dict[str, Any]:
         content = {route.takes: {"schema": schema}}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
-
-
-def _in_path(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": TEXT}
-
-
-def _in_query(route: Route) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "in": "query", "required": False, "schema": schema}
-        for name, schema in route.query.items()
-    ]
 
 
 def _success(route: Route, summary: str) -> dict[str, Any]:

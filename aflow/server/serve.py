@@ -1,4 +1,8 @@
-"""The daemon as a program: it listens until it is asked to stop, and then lets its runs end."""
+"""A server as a program: it listens until it is asked to stop, and then lets its runs end.
+
+`aflow server` runs flows and keeps metadata, `aflow metadata-service` keeps metadata alone: both
+are started here, and differ in which APIs and background tasks they have.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_loop, on_signal
 from aflow.errors import AflowError, InvalidSetting
 from aflow.metadata.base import documents_of
-from aflow.server.app import application
+from aflow.server.api import AflowApi
+from aflow.server.app import Api, application
 from aflow.server.auth import Authenticator, is_loopback
 from aflow.server.listening import listening, settle
 from aflow.server.metrics import Metrics
@@ -25,14 +30,12 @@ from aflow.server.workers import AnnouncedWorkers
 if TYPE_CHECKING:
     import ssl
 
-    from aiohttp import web
-
     from aflow.metadata.base import MetadataStore
     from aflow.queue.base import Queue
+    from aflow.server.metaflow.api import MetaflowApi
     from aflow.server.runs import Runs
     from aflow.storage.blobs import BlobStore
 
-Mount = Callable[["web.Application"], object]
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
 _CERTIFICATE_LOOK = 2.0  # seconds between looks whether it was replaced
@@ -115,36 +118,55 @@ class Certificate:
         return context
 
 
+class Daemon(NamedTuple):
+    """What runs flows: where runs and their artifacts are, the queue whose workers run tasks, the
+    metadata with what Metaflow has recorded beside them, and the keys that sign messages to
+    workers."""
+
+    runs: Runs
+    blobs: BlobStore
+    metadata: MetadataStore
+    queue: Callable[[], Queue] | None = None
+    shown: MetadataStore | None = None
+    keys: Sequence[bytes] = ()
+
+
 def serve(
-    runs: Runs,
-    blobs: BlobStore,
-    metadata: MetadataStore,
+    title: str,
     listen: Listen,
     say: Callable[[str], object],
-    mounts: Sequence[Mount] = (),
-    queue: Callable[[], Queue] | None = None,
-    shown: MetadataStore | None = None,
-    keys: Sequence[bytes] = (),
+    store: MetadataStore | None,
+    service: MetaflowApi | None,
+    daemon: Daemon | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; runs that go on then may still end, until the grace is over or
-    another signal comes. Port 0 takes a free one, which `say` receives. Each of `mounts` adds
-    routes of its own; `queue` opens the one whose workers run tasks, `keys` sign messages to them;
-    `shown` is the metadata with what Metaflow has recorded beside them. Raises InvalidSetting where
-    it cannot listen."""
+    """Serve until SIGTERM or SIGINT.
+
+    Requests that are being answered then still are; runs that go on may still end, until the grace
+    time is over or another signal comes.
+
+    Args:
+        title: What it is, in the line that says where it listens.
+        listen: Where to listen, and for whom. Port 0 takes a free one.
+        say: Called with the line `TITLE on URL` when it listens.
+        store: The metadata whose tokens are valid.
+        service: The API of Metaflow's metadata service, if it is answered.
+        daemon: What runs flows, if it does.
+
+    Raises:
+        InvalidSetting: It cannot listen there.
+        AflowError: A background task has ended.
+    """
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        runner.run(_serve(runs, blobs, metadata, listen, say, mounts, queue, shown, keys))
+        runner.run(_serve(title, listen, say, store, service, daemon))
 
 
 async def _serve(
-    runs: Runs,
-    blobs: BlobStore,
-    metadata: MetadataStore,
+    title: str,
     listen: Listen,
     say: Callable[[str], object],
-    mounts: Sequence[Mount],
-    queue: Callable[[], Queue] | None,
-    shown: MetadataStore | None,
-    keys: Sequence[bytes],
+    store: MetadataStore | None,
+    service: MetaflowApi | None,
+    daemon: Daemon | None,
 ) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -153,45 +175,59 @@ async def _serve(
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         on_signal(asyncio.get_running_loop(), signum, stop_requested)
-    scheduling = None
-    documents = documents_of(metadata)
-    if documents is not None:
-        scheduling = Scheduling(documents, metadata, runs, blobs, SystemClock())
-    metrics = Metrics(runs, metadata, queue)
-    sharing = Sharing(runs, metadata, SystemClock(), listen.recovery)
+    is_local = is_loopback(listen.host)
     authenticator = Authenticator(
-        listen.tokens,
-        metadata,
-        SystemClock(),
-        anonymous=listen.anonymous,
-        is_local=is_loopback(listen.host),
+        listen.tokens, store, SystemClock(), anonymous=listen.anonymous, is_local=is_local
     )
-    app = application(
-        runs, blobs, metadata, metrics, scheduling, authenticator, sharing.watch, queue, shown
-    )
-    for mount in mounts:
-        mount(app)
+    apis: list[Api] = [] if service is None else [service]
+    loops: dict[str, Loop] = {}
+    metrics = None
+    if daemon is not None:
+        metrics = Metrics(daemon.runs, daemon.metadata, daemon.queue)
+        apis.insert(0, _with_loops(daemon, listen, authenticator, metrics, loops))
+    tls = None
+    if listen.tls is not None:
+        tls = listen.tls.context
+        loops["certificate"] = listen.tls.look_on
+    app = application(apis, authenticator, metrics)
     try:
-        tls = None if listen.tls is None else listen.tls.context
-        async with listening(app, listen.host, listen.port, "server", tls) as port:
-            scheme = "http" if listen.tls is None else "https"
+        async with listening(app, listen.host, listen.port, title.lower(), tls) as port:
             settle()
-            say(f"Server on {scheme}://{listen.host}:{port}")
-            loops: dict[str, Loop] = {"recovery of runs": sharing.look_on, "metrics": metrics.watch}
-            if listen.tls is not None:
-                loops["certificate"] = listen.tls.look_on
-            if scheduling is not None:
-                loops["schedules"] = scheduling.look_on
-            registry: Any = metadata
-            if queue is not None and hasattr(registry, "beat_worker"):
-                workers = AnnouncedWorkers(registry, queue, SystemClock(), keys)
-                loops["workers of the queue"] = workers.look_on
+            say(f"{title} on {'http' if tls is None else 'https'}://{listen.host}:{port}")
             try:
                 await run_until(stop, loops)
             finally:
-                await runs.close(listen.grace, hurry)
+                if daemon is not None:
+                    await daemon.runs.close(listen.grace, hurry)
     finally:
-        await metrics.close()
+        if metrics is not None:
+            await metrics.close()
+
+
+def _with_loops(
+    daemon: Daemon,
+    listen: Listen,
+    authenticator: Authenticator,
+    metrics: Metrics,
+    loops: dict[str, Loop],
+) -> AflowApi:
+    """The API of a daemon; its background tasks are added to `loops`."""
+    runs, blobs, metadata, queue, shown, keys = daemon
+    clock = SystemClock()
+    sharing = Sharing(runs, metadata, clock, listen.recovery)
+    loops |= {"recovery of runs": sharing.look_on, "metrics": metrics.watch}
+    scheduling = None
+    documents = documents_of(metadata)
+    if documents is not None:
+        scheduling = Scheduling(documents, metadata, runs, blobs, clock)
+        loops["schedules"] = scheduling.look_on
+    registry: Any = metadata
+    if queue is not None and hasattr(registry, "beat_worker"):
+        loops["workers of the queue"] = AnnouncedWorkers(registry, queue, clock, keys).look_on
+    return AflowApi(
+        runs, blobs, metadata, metrics, scheduling, authenticator,
+        watch=sharing.watch, queue=queue, shown=shown,
+    )  # fmt: skip
 
 
 async def run_until(

@@ -16,9 +16,10 @@ import msgpack
 
 from aflow._core.clock import SystemClock
 from aflow.metadata.sqlite import SqliteMetadata
-from aflow.server.app import application
+from aflow.server.api import AflowApi
+from aflow.server.app import Api, application
 from aflow.server.auth import OPEN, Authenticator
-from aflow.server.metaflow.app import mount
+from aflow.server.metaflow.api import MetaflowApi
 from aflow.server.metaflow.database import open_database
 from aflow.server.metrics import Metrics
 from aflow.server.runs import Runs, RunsLocation
@@ -53,8 +54,12 @@ def routes(folder: Path) -> list[Route]:
     metadata, blobs = SqliteMetadata(":memory:"), BlobStore(MemoryStore())
     runs = Runs(RunsLocation(folder, {}), blobs, 1)
     authenticator = Authenticator([], metadata, SystemClock())
-    app = application(runs, blobs, metadata, Metrics(runs, metadata, None), None, authenticator)
-    mount(app, open_database("memory:", "process"), SystemClock(), metadata)
+    metrics = Metrics(runs, metadata, None)
+    apis: list[Api] = [
+        AflowApi(runs, blobs, metadata, metrics, None, authenticator),
+        MetaflowApi(open_database("memory:", "process"), SystemClock(), metadata),
+    ]
+    app = application(apis, authenticator, metrics)
     found = [
         Route(each.method, each.resource.canonical)
         for each in app.router.routes()

@@ -311,6 +311,27 @@ def until_logged(daemon: Daemon, words: str) -> None:
     assert any(words in line for line in daemon.process.stderr)
 
 
+def test_the_metadata_service_speaks_tls_and_names_its_version_in_all_answers(
+    folder: Daemon,
+) -> None:
+    make_certificate(folder.path)
+    words = ("metadata-service", "--port", "0", "--tls-cert", "cert.pem", "--tls-key", "key.pem")
+    folder.process = folder.start_aflow(*words)
+    assert folder.process.stdout is not None
+    folder.url = folder.process.stdout.readline().split()[-1]
+    assert folder.url.startswith("https://")
+    connection = folder.connection()
+    for path, status in (("/ping", 200), ("/flows/F", 404), ("/flows/F/cats", 404), ("/cats", 404)):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        assert (status, "cats" in path) == (answer.status, b"message" in body)
+        if path != "/cats":  # which is no path of the service
+            assert "2.5.1" == answer.headers["METADATA_SERVICE_VERSION"]
+    connection.close()
+    assert 0 == folder.stop()
+
+
 def test_a_server_speaks_tls_with_a_certificate_that_clients_trust(folder: Daemon) -> None:
     make_certificate(folder.path)
     tls = ("--tls-cert", "cert.pem", "--tls-key")

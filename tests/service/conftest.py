@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from aflow._core.clock import FakeClock
-from aflow.server.metaflow.app import application
+from aflow.metadata.base import MetadataStore
+from aflow.server.app import application
+from aflow.server.auth import Authenticator
+from aflow.server.metaflow.api import MetaflowApi
 from aflow.server.metaflow.database import Database, open_database
 from tests.support.postgres import new_schema
 
@@ -71,9 +74,16 @@ async def serve() -> AsyncIterator[Callable[..., Any]]:
     """Start a service over a database."""
     clients: list[TestClient[Any, Any]] = []
 
-    async def start(database: Database, **options: Any) -> Service:
+    async def start(
+        database: Database,
+        keys: Sequence[str] = (),
+        store: MetadataStore | None = None,
+        is_local: bool = False,
+    ) -> Service:
         clock = FakeClock()
-        client = TestClient(TestServer(application(database, clock, **options)))
+        authenticator = Authenticator(keys, store, clock, anonymous=True, is_local=is_local)
+        app = application([MetaflowApi(database, clock, store)], authenticator)
+        client = TestClient(TestServer(app))
         await client.start_server()
         clients.append(client)
         return Service(client, clock)

@@ -17,13 +17,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from aflow.server.metaflow.openapi import document
+from aflow.server.metaflow.openapi import description
 from aflow.server.metaflow.routes import ROUTES
+from aflow.server.openapi import document
 from tests.support.postgres import new_schema
 from tests.support.servers import Server
 from tests.support.service import InThread
 
-SCHEMA = schemathesis.openapi.from_dict(document())
+SCHEMA = schemathesis.openapi.from_dict(document(description()))
 SCHEMA.config.phases.coverage.enabled = False  # half a minute more: for who has the time
 CHECKS = [
     not_a_server_error,

@@ -11,7 +11,9 @@ from aiohttp import web
 from aflow._core.clock import SystemClock
 from aflow.metadata.factory import open_metadata
 from aflow.metadata.http import ServiceMetadata
-from aflow.server.metaflow.app import application
+from aflow.server.app import application
+from aflow.server.auth import Authenticator
+from aflow.server.metaflow.api import MetaflowApi
 from aflow.server.metaflow.database import open_database
 
 
@@ -20,8 +22,11 @@ class InThread:
     speaks Metaflow's language alone."""
 
     def __init__(self, url: str, keys: Sequence[str] = (), port: int = 0, own: bool = True) -> None:
-        store = open_metadata(url, "process") if own else None
-        self._app = application(open_database(url, "process"), SystemClock(), keys, store)
+        self._store = open_metadata(url, "process") if own else None
+        clock = SystemClock()
+        authenticator = Authenticator(keys, self._store, clock, anonymous=True, is_local=False)
+        api = MetaflowApi(open_database(url, "process"), clock, self._store)
+        self._app = application([api], authenticator)
         self._loop = asyncio.new_event_loop()
         self._port = port
         self._started = threading.Event()
@@ -40,6 +45,8 @@ class InThread:
         self._loop.run_forever()
         self._loop.run_until_complete(self._runner.cleanup())
         self._loop.close()
+        if self._store is not None:
+            self._store.close()
 
     @property
     def url(self) -> str:

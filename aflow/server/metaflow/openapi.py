@@ -1,14 +1,14 @@
-"""What the routes take and answer, as an OpenAPI document made of the table of routes."""
+"""What the routes take and answer, in the OpenAPI document: made of the table of routes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from aflow.server.metaflow.checks import MAX_ITEMS, NAMES
 from aflow.server.metaflow.messages import LIMIT, MAX_LIMIT, SPOKEN
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
+from aflow.server.openapi import SECURITY, Description, parameters, query
 
 _Schema = dict[str, Any]
 
@@ -95,26 +95,16 @@ _CURSOR = "`X-Next-Cursor` of the page before"
 _ONE_BY_ONE = ("add_flow", "add_run", "add_step", "add_task")
 
 
-def document() -> dict[str, Any]:
-    """The document, of OpenAPI 3.1."""
+def description() -> Description:
+    """The API of Metaflow's service."""
     paths: dict[str, dict[str, Any]] = {
         "/ping": {"get": _plain("Whether the service answers.")},
         "/version": {"get": _plain("The version of metaflow-service that is spoken.")},
     }
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "aflow metadata service", "version": SPOKEN},
-        "paths": paths,
-        "components": {
-            "schemas": {name: _object(each, each) for name, each in _RECORDS.items()},
-            "securitySchemes": {
-                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-                "bearer": {"type": "http", "scheme": "bearer"},
-            },
-        },
-    }
+    schemas = {name: _object(each, each) for name, each in _RECORDS.items()}
+    return Description("aflow metadata service", SPOKEN, paths, schemas)
 
 
 def _plain(summary: str) -> dict[str, Any]:
@@ -128,8 +118,11 @@ def _operation(route: ServiceRoute) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": name if "{attempt_id}" not in route.path else f"{name}_of_attempt",
         "summary": (route.answer.__doc__ or "").split("\n\n")[0].replace("\n    ", " "),
-        "security": [{}, {"key": []}, {"bearer": []}],
-        "parameters": [*_in_path(route.path), *(_in_query(name) if listed else ())],
+        "security": SECURITY,
+        "parameters": [
+            *parameters(route.path, _PATTERNS),
+            *query(_queried(name) if listed else {}),
+        ],
         "responses": _responses(route, name),
     }
     if route.writes:
@@ -169,25 +162,17 @@ def _answer_of(name: str) -> _Schema:
     return one if record in _RECORDS and record != "Metadata" else {"type": "array", "items": one}
 
 
-def _in_path(path: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", "pattern": f"^{_ascii_pattern(name)}$"},
-        }
-        for name in re.findall(r"{(\w+)}", path)
-    ]
-
-
-def _ascii_pattern(name: str) -> str:
+def _ascii_pattern(pattern: str) -> str:
     # `\w` and `\Z` mean other things to those who read the document in other languages.
-    pattern = NAMES[name].pattern.removesuffix(r"\Z")
-    return pattern.replace(r"[^\W\d]", "[A-Za-z_]").replace(r"\w", "[A-Za-z0-9_]")
+    pattern = pattern.removesuffix(r"\Z")
+    pattern = pattern.replace(r"[^\W\d]", "[A-Za-z_]").replace(r"\w", "[A-Za-z0-9_]")
+    return f"^{pattern}$"
 
 
-def _in_query(name: str) -> list[dict[str, Any]]:
+_PATTERNS = {name: _ascii_pattern(each.pattern) for name, each in NAMES.items()}
+
+
+def _queried(name: str) -> _Schema:
     schemas: dict[str, _Schema] = {
         "_limit": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": LIMIT},
         "_cursor": {**_TEXT, "description": _CURSOR},
@@ -203,4 +188,4 @@ def _in_query(name: str) -> list[dict[str, Any]]:
             "_tags:any": {**_TEXT, "description": "tags, with commas between them"},
             "_tags:all": {**_TEXT, "description": "tags, with commas between them"},
         }
-    return [{"name": key, "in": "query", "schema": each} for key, each in schemas.items()]
+    return schemas

@@ -1,4 +1,4 @@
-"""The HTTP face: aiohttp around the table of routes.
+"""The API of Metaflow's metadata service, one of those of `server/app.py`: its table of routes.
 
 The database is asked in threads. A list that is longer than a chunk is streamed, chunk by chunk;
 whatever is short carries an ETag, and is not sent again to a client that has it (304).
@@ -10,9 +10,10 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,11 +35,27 @@ from aflow.server.metaflow import checks
 from aflow.server.metaflow import routes as flows
 from aflow.server.metaflow.aflow_runs import OwnRuns
 from aflow.server.metaflow.messages import CHUNK, SPOKEN, Asked, JsonResponse, Lister
-from aflow.server.metaflow.openapi import document
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 
+try:
+    from aiohttp import web
+
+    from aflow.server.auth import OWN_CALLS, Handler, refusal, send_stream
+    from aflow.server.bodies import body_of, check_json
+except ImportError as error:
+    raise MissingExtra(
+        "The metadata service needs aiohttp: install aflow-runtime[server]."
+    ) from error
+
 if TYPE_CHECKING:
+    from aflow._core.clock import Clock
     from aflow.metadata.base import MetadataStore
+    from aflow.server.metaflow.database import Database, Transaction
+    from aflow.server.metaflow.messages import Listing
+    from aflow.server.openapi import Description
+    from aflow.storage.base import ObjectStore
+
+    OpenStore = Callable[[str], ObjectStore | None]
 
 # aflow's own metadata over HTTP: the calls of the metadata port, for `metadata.service`.
 
@@ -105,31 +122,14 @@ def _check_times(*times: float | None) -> None:
             raise InvalidMessage(f"{at!r} is not a time: times are in seconds since 1970.")
 
 
-try:
-    from aiohttp import web
-
-    from aflow.server.auth import OWN_CALLS, Authenticator, Handler, caller_of, refusal, send_stream
-    from aflow.server.bodies import body_of, check_json
-except ImportError as error:
-    raise MissingExtra(
-        "The metadata service needs aiohttp: install aflow-runtime[server]."
-    ) from error
-
-if TYPE_CHECKING:
-    from aflow._core.clock import Clock
-    from aflow.metadata.base import MetadataStore
-    from aflow.server.metaflow.database import Database, Transaction
-    from aflow.server.metaflow.messages import Listing
-    from aflow.storage.base import ObjectStore
-
-    OpenStore = Callable[[str], ObjectStore | None]
-
 T = TypeVar("T")
 
 REGISTERED = "_registered"
 """In a query: what is registered alone, without aflow's own runs, which aflow's client has."""
 
 _VERSION_HEADER = "METADATA_SERVICE_VERSION"
+_PLAIN = frozenset({"/ping", "/version", "/healthcheck", "/auth/token", "/flows"})
+_PREFIXES = ("/flows/", OWN_CALLS)
 _LARGEST_JSON = 16 << 20
 # Of aflow's own metadata: a commit holds manifests of many tasks, a question numbers of tasks.
 _LARGEST_WRITE, _LARGEST_READ = 256 << 20, 1 << 20
@@ -137,75 +137,67 @@ _LARGEST_WRITE, _LARGEST_READ = 256 << 20, 1 << 20
 _log = logging.getLogger("aflow.server.metaflow")
 
 
-def application(
-    database: Database,
-    clock: Clock,
-    keys: Sequence[str] = (),
-    store: MetadataStore | None = None,
-    threads: int = 8,
-    *,
-    anonymous: bool = True,
-    is_local: bool = False,
-    open_store: OpenStore | None = None,
-) -> web.Application:
-    """The service as an application of aiohttp. With `keys`, a request has to carry one of them, or
-    a token that `store` knows: see Authenticator, also for `anonymous` and `is_local`. `store` is
-    aflow's own metadata; the application closes it and the database. `open_store` opens where its
-    runs have their artifacts, for those who ask for values; see OwnRuns."""
-    authenticator = Authenticator(keys, store, clock, anonymous=anonymous, is_local=is_local)
-    app = web.Application(middlewares=[*_AROUND, authenticator])
-    mount(app, database, clock, store, threads, open_store)
-    app.router.add_get("/openapi.json", _document)
+class MetaflowApi:
+    """The routes of Metaflow's metadata service, and the calls of aflow's own metadata, `store`.
 
-    async def close_store(_: web.Application) -> None:
-        if store is not None:
-            store.close()
+    When the application ends it closes the database, and leaves `store` open. `open_store` opens
+    where runs of aflow have their artifacts, for those who ask for values; see OwnRuns."""
 
-    app.on_cleanup.append(close_store)
-    return app
-
-
-def mount(
-    app: web.Application,
-    database: Database,
-    clock: Clock,
-    store: MetadataStore | None = None,
-    threads: int = 8,
-    open_store: OpenStore | None = None,
-) -> None:
-    """Let an application answer the routes of the service, too, with its own authentication. It
-    closes the database, and leaves `store` open."""
-    service = _Service(database, clock, store, ThreadPoolExecutor(threads, "service"), open_store)
-    routes: list[tuple[str, str, Handler]] = [
-        ("GET", "/ping", service.ping),
-        ("GET", "/version", _version),
-        ("GET", "/healthcheck", service.healthcheck),
-        ("GET", "/auth/token", _no_token),
-        ("POST", OWN_CALLS + "{call}", service.own_call),
-        *((route.method, route.path, service.handler(route)) for route in ROUTES),
-    ]
-    for method, path, handler in routes:
-        # Again for an application that is not the service's: it may answer errors differently.
-        for around in reversed(_AROUND):
-            handler = partial(around, handler=handler)
-        app.router.add_route(method, path, handler)
-    app.on_cleanup.append(service.close)
-
-
-class _Service:
     def __init__(
         self,
         database: Database,
         clock: Clock,
-        store: MetadataStore | None,
-        threads: ThreadPoolExecutor,
-        open_store: OpenStore | None,
+        store: MetadataStore | None = None,
+        threads: int = 8,
+        open_store: OpenStore | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._store = store
         self._own = None if store is None else OwnRuns(store, open_store)
-        self._threads = threads
+        self._threads = ThreadPoolExecutor(threads, "service")
+
+    def owns(self, path: str) -> bool:
+        """Whether it is a path of the service, or a call of aflow's own metadata."""
+        return path in _PLAIN or path.startswith(_PREFIXES)
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes. All answers name the version of the service, also those that refuse."""
+        routes: list[tuple[str, str, Handler]] = [
+            ("GET", "/ping", self.ping),
+            ("GET", "/version", _version),
+            ("GET", "/healthcheck", self.healthcheck),
+            ("GET", "/auth/token", _no_token),
+            ("POST", OWN_CALLS + "{call}", self.own_call),
+            *((route.method, route.path, self.handler(route)) for route in ROUTES),
+        ]
+        for method, path, handler in routes:
+            app.router.add_route(method, path, handler)
+        app.on_response_prepare.append(self._name_version)
+        app.on_cleanup.append(self.close)
+
+    async def _name_version(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self.owns(request.path):
+            response.headers[_VERSION_HEADER] = SPOKEN
+
+    def description(self) -> Description:
+        """What the routes take and answer."""
+        from aflow.server.metaflow.openapi import description  # few ask for it
+
+        return description()
+
+    def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
+        """Metaflow's clients read the field `message`, or the details of a failure."""
+        if status < 500:
+            return refusal(status, sentence, headers, ("message",))
+        failure = {
+            "traceback": "",  # it is for the log of the service, not for those who ask
+            "detail": sentence,
+            "status": status,
+            "title": HTTPStatus(status).phrase,
+            "type": "about:blank",
+        }
+        return web.json_response(failure, status=status, headers=headers)
 
     def handler(self, route: ServiceRoute) -> Handler:
         """What answers requests of this route."""
@@ -257,7 +249,6 @@ class _Service:
         if len(rows) < CHUNK:
             return _sent(request, _encoded(listing, rows), 200, {})
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        response.headers[_VERSION_HEADER] = SPOKEN
         response.enable_compression()
         await response.prepare(request)
         return await send_stream(request, response, self._write_list(response, listing, rows))
@@ -287,7 +278,6 @@ class _Service:
         try:
             first = await self._in_thread(frames.next)
             response = web.StreamResponse(headers={"Content-Type": "application/msgpack"})
-            response.headers[_VERSION_HEADER] = SPOKEN
             await response.prepare(request)
             return await send_stream(request, response, self._write_frames(response, first, frames))
         finally:
@@ -351,56 +341,6 @@ async def _json_of(request: web.Request) -> bytes:
     return data
 
 
-@web.middleware
-async def _named_version(request: web.Request, handler: Handler) -> web.StreamResponse:
-    response = await handler(request)
-    if not response.prepared:
-        response.headers[_VERSION_HEADER] = SPOKEN
-    return response
-
-
-@web.middleware
-async def _errors_answered(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every refusal and failure is an answer in JSON."""
-    try:
-        return await handler(request)
-    except ConnectionResetError:  # who asked went away in the middle of a stream: nobody to tell
-        return web.Response(status=499)
-    except RegistrationRefused as refused:
-        return web.json_response(refused.body, status=refused.status)
-    except web.HTTPException as said:  # of aiohttp: no such route, too large a body
-        headers = {"Allow": said.headers["Allow"]} if "Allow" in said.headers else {}
-        return refusal(said.status, said.reason, headers, ("message",))
-    except InvalidMessage as error:
-        return refusal(400, str(error), fields=("message",))
-    except (MetadataUnavailable, OSError) as error:
-        _log.error("%s %s: %s", request.method, request.path, error)
-        failure = _failure(503, "Service Unavailable", str(error))
-    except AflowError as error:
-        _log.error("%s %s: %s", request.method, request.path, error)
-        failure = _failure(500, "Internal Server Error", str(error))
-    except Exception:  # noqa: BLE001 -- logged; the service goes on
-        _log.exception("%s %s", request.method, request.path)
-        failure = _failure(500, "Internal Server Error", "the log of the service says more")
-    if caller_of(request) is None:  # strangers learn nothing of what is inside
-        failure["detail"] = "the log of the service says why"
-    return web.json_response(failure, status=failure["status"])
-
-
-_AROUND = (_named_version, _errors_answered)
-
-
-def _failure(status: int, title: str, detail: str) -> dict[str, Any]:
-    # The traceback is for the log of the service, not for those who ask.
-    return {
-        "traceback": "",
-        "detail": detail,
-        "status": status,
-        "title": title,
-        "type": "about:blank",
-    }
-
-
 def _encoded(listing: Lister, rows: Sequence[Any]) -> bytes:
     return json.dumps([listing.tell(row) for row in rows]).encode()
 
@@ -421,10 +361,6 @@ def _sent(
 
 async def _version(_: web.Request) -> web.StreamResponse:
     return web.Response(text=SPOKEN)
-
-
-async def _document(_: web.Request) -> web.StreamResponse:
-    return web.json_response(document())
 
 
 async def _no_token(_: web.Request) -> web.StreamResponse:

@@ -1,0 +1,296 @@
+"""The daemon's HTTP API, version 1, and its pages: one of the APIs of `server/app.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from aflow._core import ids
+from aflow._core.clock import SystemClock
+from aflow.errors import CoordinatorClosed, MetadataUnavailable, MissingExtra, NotFound
+from aflow.server.auth import Authenticator, attended, is_page, refusal
+from aflow.server.bodies import body_of, check_type, json_of, number_of
+from aflow.server.routes.actions import ActionRoutes
+from aflow.server.routes.schedules import ScheduleRoutes
+from aflow.server.routes.table import LARGEST_PAGE, LONGEST_WAIT, ROUTES
+from aflow.server.routes.views import ViewRoutes
+from aflow.server.run_requests import order
+from aflow.server.streams import Streams, last_event
+from aflow.server.ui import Pages
+from aflow.server.views import Views, source_of
+from aflow.task import code_package
+
+try:
+    from aiohttp import web
+except ImportError as error:
+    raise MissingExtra("The server needs aiohttp: install aflow-runtime[server].") from error
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.queue.base import Queue
+    from aflow.server.metrics import Metrics
+    from aflow.server.openapi import Description
+    from aflow.server.runs import Runs
+    from aflow.server.schedules import Scheduling
+    from aflow.storage.blobs import BlobStore
+
+_LARGEST_PACKAGE = 64 << 20
+_UPLOADS = 4  # packages that are in memory at once
+_SOON = 3.0  # seconds in which the metadata have to answer to be ready
+_PROBE = "server/ready"  # what is written to see whether the disk has room
+_LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+class AflowApi:
+    """The routes of the daemon, and the pages of its web UI. `watch` is called with runs that have
+    been asked to end, `queue` opens the one whose workers run the tasks, `shown` is the metadata
+    with what Metaflow has recorded beside them."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        blobs: BlobStore,
+        metadata: MetadataStore,
+        metrics: Metrics,
+        scheduling: Scheduling | None,
+        authenticator: Authenticator,
+        *,
+        watch: Callable[[str], object] | None = None,
+        queue: Callable[[], Queue] | None = None,
+        shown: MetadataStore | None = None,
+    ) -> None:
+        shown, clock = shown or metadata, SystemClock()
+        views = Views(shown, clock)
+        self._runs = RunRoutes(runs, blobs, metadata, metrics, shown)
+        self._pages = Pages(authenticator.allows)
+        self._answering = (
+            self._runs,
+            ScheduleRoutes(scheduling, clock),
+            ViewRoutes(shown, views, self._runs.streams, clock),
+            ActionRoutes(shown, views, runs, clock, blobs.store, queue, watch),
+        )
+
+    def owns(self, path: str) -> bool:
+        """Whether it is a path of the daemon or of its pages."""
+        return path.startswith("/v1/") or path in _PROBES or is_page(path)
+
+    def add_to(self, app: web.Application) -> None:
+        """Add the routes."""
+        for route in ROUTES:
+            answers = next(each for each in self._answering if hasattr(each, route.name))
+            app.router.add_route(route.method, route.path, getattr(answers, route.name))
+        app.on_shutdown.append(self._runs.close)
+        self._pages.add_to(app)
+
+    def description(self) -> Description:
+        """What the routes take and answer."""
+        from aflow.server.openapi import of_daemon  # few ask for it
+
+        answers: dict[str, Any] = {}
+        for each in self._answering:
+            answers |= vars(type(each))
+        return of_daemon({route.name: answers[route.name].__doc__ or "" for route in ROUTES})
+
+    def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
+        """Our clients read the field `error`."""
+        return refusal(status, sentence, headers, ("error",))
+
+
+class RunRoutes:
+    """Routes of packages, runs, their events and logs, and of probes."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        blobs: BlobStore,
+        metadata: MetadataStore,
+        metrics: Metrics,
+        shown: MetadataStore,
+    ) -> None:
+        self._shown = shown
+        self._metrics = metrics
+        self._runs = runs
+        self._blobs = blobs
+        self._metadata = metadata
+        self.streams = self._streams = Streams(shown)
+        self._uploads = asyncio.Semaphore(_UPLOADS)
+        self._looking: asyncio.Task[Any] | None = None
+        self._looks: dict[str, asyncio.Task[RunRecord]] = {}
+
+    async def close(self, _: web.Application) -> None:
+        """Let nobody wait any longer."""
+        self._streams.close()
+
+    async def alive(self, _: web.Request) -> web.StreamResponse:
+        """The process answers."""
+        return web.json_response({"status": "alive"})
+
+    async def ready(self, _: web.Request) -> web.StreamResponse:
+        """The metadata answers, too, the datastore's disk has room, and runs are begun; 503."""
+        if self._runs.is_closed:
+            raise CoordinatorClosed("The server is being stopped.")
+        # One look for all who ask: one that waits for a database that does not answer keeps a
+        # thread.
+        if self._looking is None or self._looking.done():
+            loop = asyncio.get_running_loop()
+            self._looking = loop.create_task(asyncio.to_thread(self._look))
+            self._looking.add_done_callback(lambda look: look.cancelled() or look.exception())
+        try:
+            async with asyncio.timeout(_SOON):
+                await asyncio.shield(self._looking)
+        except TimeoutError as error:
+            raise MetadataUnavailable(
+                f"The metadata in {self._metadata.url} do not answer within {_SOON:g} seconds."
+            ) from error
+        return web.json_response({"status": "ready"})
+
+    def _look(self) -> None:
+        """Read the metadata, and write to a datastore on a disk. Raises AflowError."""
+        self._metadata.flows()
+        store = self._blobs.store
+        if store.url.startswith("file:"):  # in S3 each probe would cost a request that is paid for
+            store.put(_PROBE, [b"ready\n"])
+
+    async def measure(self, _: web.Request) -> web.StreamResponse:
+        """Figures for Prometheus."""
+        text = await self._metrics.text()
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def add_package(self, request: web.Request) -> web.StreamResponse:
+        """Keep a code package: the body is the archive; its key is said."""
+        check_type(request, "application/x-tar")
+        async with self._uploads:
+            data = await body_of(request, _LARGEST_PACKAGE)
+            key = await asyncio.to_thread(self._kept, data)
+        return web.json_response({"package": key}, status=201)
+
+    def _kept(self, data: bytes) -> str:
+        code_package.check(data)
+        return self._blobs.put(data)
+
+    async def add_run(self, request: web.Request) -> web.StreamResponse:
+        """Begin a run."""
+        wanted = order(await json_of(request))
+        # Shielded: who goes away while a run begins leaves a run that is known.
+        pathspec = await asyncio.shield(self._runs.begin(wanted))
+        return web.json_response({"run": pathspec}, status=201)
+
+    async def list_runs(self, request: web.Request) -> web.StreamResponse:
+        """The latest runs (`limit`) of a flow (`flow`), or of all."""
+        flow = request.query.get("flow")
+        name = None if flow is None else ids.flow_name(flow)
+        limit = number_of(request, "limit", 20, LARGEST_PAGE)
+        found = await asyncio.to_thread(self._shown.runs, name, limit=limit)
+        return web.json_response({"runs": [_run_json(run) for run in found]})
+
+    async def show_run(self, request: web.Request) -> web.StreamResponse:
+        """A run; `wait` seconds at most are waited for its end."""
+        flow, run = _named(request)
+        if "wait" in request.query:
+            seconds = number_of(request, "wait", 0, LONGEST_WAIT)
+            await attended(request, self._wait(flow, run, seconds))
+        here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
+        record = await asyncio.to_thread(self._record, flow, run)
+        steps = await asyncio.to_thread(self._shown.progress, record.key)
+        progress = [{"step": each.step, "tasks": each.tasks} for each in steps]
+        return web.json_response({**_run_json(record), "here": here, "steps": progress})
+
+    async def _wait(self, flow: str, run: str, at_most: float) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + at_most
+        await self._runs.wait(f"{flow}/{run}", at_most)
+        while (left := give_up_at - loop.time()) > 0:  # it may go on elsewhere
+            record = await self._seen(flow, run)
+            if record.finished_at is not None:
+                return
+            if await self._streams.rest(min(left, _LOOK)):
+                return
+
+    async def _seen(self, flow: str, run: str) -> RunRecord:
+        """The record of a run, not older than a look: one look for all who wait for the run."""
+        name = f"{flow}/{run}"
+        look = self._looks.get(name)
+        if look is None:
+            loop = asyncio.get_running_loop()
+            look = loop.create_task(asyncio.to_thread(self._record, flow, run))
+            look.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._looks[name] = look
+            loop.call_later(_LOOK, self._looks.pop, name, None)
+        return await asyncio.shield(look)
+
+    async def list_tasks(self, request: web.Request) -> web.StreamResponse:
+        """The tasks of a run by number, those above `after`, with their latest attempts."""
+        flow, run = _named(request)
+        limit = number_of(request, "limit", 100, LARGEST_PAGE)
+        after = number_of(request, "after", 0)  # 0 holds the parameters
+
+        def page() -> list[dict[str, Any]]:
+            key = self._record(flow, run).key
+            found = self._shown.tasks(key, after=after, limit=limit, light=True)
+            return [_task_json(view) for view in found]
+
+        return web.json_response({"tasks": await asyncio.to_thread(page)})
+
+    async def show_events(self, request: web.Request) -> web.StreamResponse:
+        """What happens in a run, as server-sent events: after the one of `Last-Event-ID`; with
+        `follow=1` until the run has ended."""
+        flow, run = _named(request)
+        after = last_event(request.headers.get("Last-Event-ID"))
+        follow = bool(number_of(request, "follow", 0, 1))
+        record = await asyncio.to_thread(self._record, flow, run)
+        stream = self._streams.happenings(record, after, follow=follow)
+        return await self._streams.answer(request, stream)
+
+    async def show_logs(self, request: web.Request) -> web.StreamResponse:
+        """What the tasks of a run have printed, as server-sent events: of one `step`, or of one
+        `task`; after the line of `Last-Event-ID`; with `follow=1` until the run has ended."""
+        flow, run = _named(request)
+        step = request.query.get("step")
+        if step is not None:
+            ids.step_name(step)
+        task = number_of(request, "task", 0) or None
+        follow = bool(number_of(request, "follow", 0, 1))
+        record = await asyncio.to_thread(self._record, flow, run)
+        after = request.headers.get("Last-Event-ID", "")
+        following = await asyncio.to_thread(self._streams.following, record, step, task, after)
+        stream = self._streams.lines(record, following, follow=follow)
+        return await self._streams.answer(request, stream)
+
+    def _record(self, flow: str, run: str) -> RunRecord:
+        record = self._shown.run(flow, run)
+        if record is None:
+            raise NotFound(f"There is no run {flow}/{run}.")
+        return record
+
+
+def _named(request: web.Request) -> tuple[str, str]:
+    return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
+
+
+def _run_json(run: RunRecord) -> dict[str, Any]:
+    return {
+        **source_of(run),
+        "flow": run.flow,
+        "run": run.run,
+        "state": run.state.value,
+        "user": run.user,
+        "created_at": run.created_at,
+        "finished_at": run.finished_at,
+        "tags": list(run.tags),
+        "reason": run.reason,
+    }
+
+
+def _task_json(view: TaskView) -> dict[str, Any]:
+    last = view.attempt
+    return {
+        "task": view.task.task,
+        "step": view.task.step,
+        "state": view.state.value,
+        "attempts": view.attempts,
+        "started_at": last and last.started_at,
+        "finished_at": last and last.finished_at,
+        "reason": last.reason if last else "",
+    }

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.aws.clients import close_clients
 from tests.support.aws.furnished import aws, aws_account  # noqa: F401 -- fixtures of all tests
 from tests.support.kubernetes import kubernetes, kubernetes_server  # noqa: F401 -- the same
 from tests.support.s3 import (  # noqa: F401 -- the same
@@ -84,6 +85,7 @@ def _own_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         _forget_settings(patch, tmp_path_factory)
         yield
+    close_clients()
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import botocore.session
 import pytest
 
 from tests.stack.on_moto import for_moto, loaded
+from tests.support.aws import clients
 from tests.support.aws.furnished import server_of_jobs
 from tests.support.servers import Server
 
@@ -34,14 +34,7 @@ class Made:
 
     def aws(self, service: str) -> Any:
         """A client for this service."""
-        reported = self.environment
-        return botocore.session.get_session().create_client(
-            service,
-            reported["AWS_DEFAULT_REGION"],
-            endpoint_url=reported["AWS_ENDPOINT_URL"],
-            aws_access_key_id=reported["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=reported["AWS_SECRET_ACCESS_KEY"],
-        )
+        return clients.client(self.environment["AWS_ENDPOINT_URL"], service)
 
     def create(self, template: Path, **parameters: str) -> None:
         """Make the stack."""

@@ -58,7 +58,6 @@ class OnStack(Account):
     """The account in which a stack is."""
 
     def __init__(self, server: Server) -> None:
-        self._clients = {}
         self.server = server
         self.endpoint = f"http://127.0.0.1:{server.port}"
 

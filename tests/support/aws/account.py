@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import botocore.session
-
+from tests.support.aws import clients
 from tests.support.servers import Server
 
 REGION = "us-east-1"
@@ -31,13 +30,7 @@ class Account:
 
     def client(self, service: str, region: str = REGION) -> Any:
         """A client for a service."""
-        return botocore.session.get_session().create_client(
-            service,
-            region,
-            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
+        return clients.client(self.environment["AWS_ENDPOINT_URL"], service, region)
 
     def secret(self, name: str, value: str | bytes, region: str = REGION) -> str:
         """Keep a secret; its ARN."""

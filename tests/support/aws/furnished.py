@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from aflow import client
+from tests.support.aws import clients
 from tests.support.servers import Server, free_port
 
 ROLE = "arn:aws:iam::123456789012:role/flows"
@@ -35,7 +36,6 @@ class Account:
     """The account: `endpoint` is its address, `service` that of the metadata."""
 
     def __init__(self, folder: Path, podman: Sequence[str] = ()) -> None:
-        self._clients: dict[str, Any] = {}
         self.server = server_of_jobs(folder, podman)
         from tests.support.service import InThread  # all tests know of this account, few use it
 
@@ -59,15 +59,8 @@ class Account:
         }
 
     def client(self, service: str) -> Any:
-        """The client of one of its services: each reads a description of megabytes."""
-        import botocore.session
-
-        if service not in self._clients:
-            self._clients[service] = botocore.session.get_session().create_client(
-                service, endpoint_url=self.endpoint, region_name="us-east-1",
-                aws_access_key_id="test", aws_secret_access_key="test",
-            )  # fmt: skip
-        return self._clients[service]
+        """The client of one of its services."""
+        return clients.client(self.endpoint, service)
 
     def jobs(self, beginning: str) -> list[dict[str, Any]]:
         """What AWS Batch says of the jobs whose names begin so, in the order of submission."""
@@ -121,8 +114,6 @@ class Account:
         return f"sfn-{made['executionArn'].rpartition(':')[2]}"
 
     def close(self) -> None:
-        for each in self._clients.values():
-            each.close()
         self.metadata.stop()
         self.server.kill()
 

@@ -391,7 +391,12 @@ class Coordinator:
         reusable = self._creation.known_to(definition, options, record, parameters)
         unfinished = replay(machine, self._records, record, reusable)
         fact = MetadataRecord(
-            int(PARAMETERS_TASK), 0, "adopted_by", self._owner, "adopted_by", self._clock.now()
+            task=int(PARAMETERS_TASK),
+            attempt=0,
+            field="adopted_by",
+            value=self._owner,
+            type="adopted_by",
+            created_at=self._clock.now(),
         )
         return NewRun(record, parameters, fact, reusable), unfinished
 
@@ -448,19 +453,21 @@ class Coordinator:
             clone_only = CloneOnly(machine, new.reusable, _cloned(new.record))
             machine, new = clone_only, new._replace(reusable=clone_only)
         context = RunContext(
-            definition.name,
-            new.record.run,
-            new.record.key,
-            self._user,
-            f"user:{self._user}" if options.namespace is None else options.namespace or None,
-            new.record.tags,
-            self._store.url,
-            self._records.address,
-            self._durability,
-            options.max_num_splits,
-            new.record.origin_run,
-            current_facts(new.record),
-            options.spin is None or options.spin.persist,
+            flow=definition.name,
+            run=new.record.run,
+            run_key=new.record.key,
+            user=self._user,
+            namespace=f"user:{self._user}"
+            if options.namespace is None
+            else options.namespace or None,
+            tags=new.record.tags,
+            storage_url=self._store.url,
+            metadata_url=self._records.address,
+            durability=self._durability,
+            max_num_splits=options.max_num_splits,
+            origin_run=new.record.origin_run,
+            current_facts=current_facts(new.record),
+            persist=options.spin is None or options.spin.persist,
             previews=options.previews,
         )
 

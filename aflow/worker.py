@@ -129,7 +129,13 @@ class Worker:
             None if machine is None else SlotQueue(Slots(machine.amounts, machine.devices), machine)
         )
         self._site = Site(
-            self.id, options.slots, options.folder, clock, self._sender, say, admission
+            worker=self.id,
+            slots=options.slots,
+            folder=options.folder,
+            clock=clock,
+            sender=self._sender,
+            report=say,
+            admission=admission,
         )
         self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
         self._own_topic = protocol.worker_topic(self.id)[:64]

@@ -322,7 +322,7 @@ def _setting(default: Any, check: Callable[[_Hit], Any], *keys: str) -> Any:
     return field(default=default, metadata={"keys": keys, "check": check})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of one program, checked.
 
@@ -676,7 +676,7 @@ def default_of(setting: str) -> Any:
     return Settings.__dataclass_fields__[setting].default
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """What one run is started with, all resolved and checked.
 

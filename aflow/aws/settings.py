@@ -35,7 +35,7 @@ _PASSED_ON = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AwsSettings:
     """The settings, as they were found; None where one is not set. `gpu_queue` is the queue of
     steps that need GPUs and name no queue, `job_log_group` the group of CloudWatch that jobs log

@@ -121,7 +121,9 @@ def _gc(
         if not slash or flow not in (None, of):
             raise click.BadParameter("--run takes the flow and the id of one run, as MyFlow/1234.")
         flow = of
-    wanted = RunsToDelete(flow, run, before, tags, failed, keep, spins)
+    wanted = RunsToDelete(
+        flow=flow, run=run, before=before, tags=tags, failed=failed, keep=keep, spins=spins
+    )
     metadata = open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
     try:
         store = open_store(settings.storage_url)

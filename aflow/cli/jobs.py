@@ -146,13 +146,13 @@ def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
     calls = aws.client.Calls()
     found = [
         _ListedJob(
-            job.id,
-            job.id,
-            f"{job.flow}/{job.run}/{job.step}",
-            _counted({state.lower(): job.states[state] for state in sorted(job.states)})
+            id=job.id,
+            shown=job.id,
+            path=f"{job.flow}/{job.run}/{job.step}",
+            state=_counted({state.lower(): job.states[state] for state in sorted(job.states)})
             or job.status.lower(),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
-            job.user,
+            submitted=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
+            user=job.user,
         )
         for job in job_systems.batch.definitions.unfinished(calls, sorted(queues), *wanted)
     ]
@@ -166,12 +166,12 @@ def _on_kubernetes(session: Session, wanted: _WantedJobs) -> _ListedJobs:
     namespaces = sorted({common, *_of_steps(session, "kubernetes", "namespace")})
     found = [
         _ListedJob(
-            job.id,
-            f"{job.namespace}/{job.name}",
-            f"{job.flow}/{job.run}/{job.step}",
-            _counted(job.states),
-            job.created.rstrip("Z").replace("T", " ")[:19],
-            job.user,
+            id=job.id,
+            shown=f"{job.namespace}/{job.name}",
+            path=f"{job.flow}/{job.run}/{job.step}",
+            state=_counted(job.states),
+            submitted=job.created.rstrip("Z").replace("T", " ")[:19],
+            user=job.user,
         )
         for job in kubernetes.job_system.unfinished(cluster, namespaces, *wanted)
     ]

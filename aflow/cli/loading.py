@@ -62,7 +62,17 @@ def begins(
         spec = getattr(main, "__spec__", None)
         names = [each for each in modules if each not in _before]
         module = None if spec is None else spec.name
-        note_start(Started(flow, [*argv], module, folder, environment_at_start(), names, _root))
+        note_start(
+            Started(
+                flow=flow,
+                argv=[*argv],
+                module=module,
+                folder=folder,
+                environment=environment_at_start(),
+                modules=names,
+                root=_root,
+            )
+        )
     fill_descriptors()
     if looks_like_a_run(sys.argv[1:]):
         with suppress(OSError):  # no process is to be had: the command tries again, and says so
@@ -101,7 +111,17 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
         sys.exit(1)
     names = [each for each in loaded() if each not in _before]
     flow = _choose(module, path, match["name"])
-    note_start(Started(flow, argv, name, folder, environment_at_start(), names, _root))
+    note_start(
+        Started(
+            flow=flow,
+            argv=argv,
+            module=name,
+            folder=folder,
+            environment=environment_at_start(),
+            modules=names,
+            root=_root,
+        )
+    )
     return flow
 
 

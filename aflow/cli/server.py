@@ -174,7 +174,15 @@ def _serve(
         place = _place(settings)
         place.prepare()
         runs = Runs(place, blobs, max_runs)
-        listen = Listen(host, port, keys, grace, tls, recovery_timeout, anonymous=no_auth)
+        listen = Listen(
+            host=host,
+            port=port,
+            tokens=keys,
+            grace=grace,
+            tls=tls,
+            recovery=recovery_timeout,
+            anonymous=no_auth,
+        )
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
         shown = open_to_serve(records, settings.metadata_url)
         signing = settings.signing_key_bytes

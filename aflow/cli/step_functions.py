@@ -313,21 +313,21 @@ def _wanted(
         if not equals or not key:
             raise InvalidInput(f"--aws-batch-tag takes KEY=VALUE, not {key!r}.")
     return DeploymentOptions(
-        name,
-        tags,
-        tuple((key, value) for key, _, value in pairs),
-        namespace,
-        max_workers,
-        workflow_timeout,
-        use_distributed_map,
-        switched_on("SFN_COMPRESS_STATE_MACHINE")
+        name=name,
+        tags=tags,
+        batch_tags=tuple((key, value) for key, _, value in pairs),
+        namespace=namespace,
+        max_workers=max_workers,
+        timeout=workflow_timeout,
+        distributed=use_distributed_map,
+        compress=switched_on("SFN_COMPRESS_STATE_MACHINE")
         if compress_state_machine is None
         else compress_state_machine,
-        session.top["branch"],
-        session.top["production"],
-        (*session.top["with_"], *settings.default_decospecs),
-        on_error,
-        on_success,
+        branch=session.top["branch"],
+        production=session.top["production"],
+        decospecs=(*session.top["with_"], *settings.default_decospecs),
+        on_error=on_error,
+        on_success=on_success,
     )
 
 

@@ -148,15 +148,15 @@ def _worker(
     if settings.queue is None:
         raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
     options = WorkerOptions(
-        tuple(dict.fromkeys(pools)),
-        slots or usable_cpus(),
-        grace,
-        lease,
-        settings.cache / "code",
-        settings.signing_key_bytes,
-        quiet,
-        _labels(labels),
-        machine_with(settings.resources or {}),
+        pools=tuple(dict.fromkeys(pools)),
+        slots=slots or usable_cpus(),
+        grace=grace,
+        lease=lease,
+        folder=settings.cache / "code",
+        keys=settings.signing_key_bytes,
+        quiet=quiet,
+        labels=_labels(labels),
+        machine=machine_with(settings.resources or {}),
     )
     forget_signing_key()
     options.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -508,7 +508,12 @@ def _keep(
     variables = _variables(settings, metadata)
     more = _amounts(asked)
     request = WorkerRequest(
-        tuple(words), variables, has["cpu"], has["gpu"], has.get("memory"), more
+        words=tuple(words),
+        variables=variables,
+        cpu=has["cpu"],
+        gpu=has["gpu"],
+        memory=has.get("memory"),
+        more=more,
     )
     cluster = kind(address, request)
     signals = 0

@@ -391,7 +391,14 @@ def described_wheel(name: str, version: str, path: Path) -> PackedWheel:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     hasher = blake3(max_threads=1)
     hasher.update_mmap(path)
-    return PackedWheel(name, version, path, path.stat().st_size, sha256, hasher.hexdigest())
+    return PackedWheel(
+        name=name,
+        version=version,
+        path=path,
+        size=path.stat().st_size,
+        sha256=sha256,
+        key=hasher.hexdigest(),
+    )
 
 
 def _row(data: bytes) -> str:

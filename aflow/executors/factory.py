@@ -502,15 +502,15 @@ def _described(
         if "argv" in source:
             source["argv"] = [*map(without_passwords, source["argv"])]
         return executors.protocol.Job(
-            context._replace(metadata_url=without_passwords(context.metadata_url)),
-            request._replace(source=source),
-            needs_of(definition, options.process),
-            None if code is None else code.key,
-            "" if code is None else code.script,
-            options.isolation,
-            executors.protocol.python_version(),
-            options.max_log_size,
-            travels.environments,
+            context=context._replace(metadata_url=without_passwords(context.metadata_url)),
+            request=request._replace(source=source),
+            needs=needs_of(definition, options.process),
+            code=None if code is None else code.key,
+            script="" if code is None else code.script,
+            isolation=options.isolation,
+            python=executors.protocol.python_version(),
+            max_log_size=options.max_log_size,
+            environments=travels.environments,
         )
 
     return job

@@ -85,11 +85,25 @@ async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list
         found = []
         for message in await opened.peek(topic, limit) or ():
             task, at = _read(message.body)
-            found.append(ShownMessage(pool, message.id, task, len(message.body), None, at))
+            found.append(
+                ShownMessage(
+                    pool=pool,
+                    id=message.id,
+                    task=task,
+                    size=len(message.body),
+                    deliveries=None,
+                    at=at,
+                )
+            )
         return found
     return [
         ShownMessage(
-            pool, each.id, _read(each.body)[0], len(each.body), each.deliveries, each.buried_at
+            pool=pool,
+            id=each.id,
+            task=_read(each.body)[0],
+            size=len(each.body),
+            deliveries=each.deliveries,
+            at=each.buried_at,
         )
         for each in await opened.buried(topic, limit)
     ]

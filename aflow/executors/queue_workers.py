@@ -345,13 +345,13 @@ class QueueExecutor:
     def _task_message(self, spec: AttemptSpec) -> bytes:
         context = self._context
         message = TaskMessage(
-            context.storage_url,
-            context.flow,
-            context.run,
-            self._job_key,
-            self._reply,
-            self._packer.complete(spec).encode(),
-            0,
+            store=context.storage_url,
+            flow=context.flow,
+            run=context.run,
+            job=self._job_key,
+            reply=self._reply,
+            spec=self._packer.complete(spec).encode(),
+            launch=0,
         )
         return message.seal(self._keys, self._topic(spec.step), self._clock.now())
 

@@ -191,7 +191,14 @@ class MemoryQueue:
         assert entry.token is not None, "it is leased"
         assert entry.due is not None, "leases end"
         expires_at = self._clock.now() + entry.due - self._clock.monotonic()
-        return Lease(entry.topic, entry.id, entry.token, entry.body, entry.deliveries, expires_at)
+        return Lease(
+            topic=entry.topic,
+            id=entry.id,
+            token=entry.token,
+            body=entry.body,
+            deliveries=entry.deliveries,
+            expires_at=expires_at,
+        )
 
     def _settle(self) -> None:
         """Make ready, or bury, whatever the time has come for."""

@@ -435,7 +435,14 @@ class RedisQueue:
             token = f"{uuid.uuid4().hex}-"
             found, next_due = await self._run(_LEASE, topic, limit - len(taken), ttl, token, *skip)
             taken += [
-                Lease(topic, id.decode(), token.decode(), body, count, float(until))
+                Lease(
+                    topic=topic,
+                    id=id.decode(),
+                    token=token.decode(),
+                    body=body,
+                    deliveries=count,
+                    expires_at=float(until),
+                )
                 for id, token, body, count, until in found
             ]
             if len(taken) >= limit:

@@ -566,7 +566,14 @@ class SqsQueue:
             entries = []
         until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
         leases = [
-            Lease(topic, each.id, f"{handle} {number}", each.body, each.deliveries + 1, expires_at)
+            Lease(
+                topic=topic,
+                id=each.id,
+                token=f"{handle} {number}",
+                body=each.body,
+                deliveries=each.deliveries + 1,
+                expires_at=expires_at,
+            )
             for number, each in enumerate(entries[: max(limit, 0)])
         ]
         rest.entries.extend(entries[len(leases) :])
@@ -592,7 +599,16 @@ class SqsQueue:
             if not spent:
                 self._held[handle] = _LeaseState(until, entry.kept, handle)
                 self._unsettled[handle] = {handle}
-                return [Lease(topic, entry.id, handle, entry.body, deliveries, expires_at)]
+                return [
+                    Lease(
+                        topic=topic,
+                        id=entry.id,
+                        token=handle,
+                        body=entry.body,
+                        deliveries=deliveries,
+                        expires_at=expires_at,
+                    )
+                ]
         await self._bury(topic, entry, deliveries - spent)
         await self._delete(self._name(topic), handle)
         return []

@@ -68,22 +68,22 @@ class LiveAttempt:
     ) -> AttemptRecord:
         """The record of the same one when it has."""
         return AttemptRecord(
-            report.task,
-            report.attempt,
-            AttemptState(report.state),
-            self.started_at,
-            report.finished_at or now,
-            report.reason,
-            report.manifest,
-            log.inline if log else None,
-            log.chunks if log else 0,
-            log.stdout_size if log else 0,
-            log.stderr_size if log else 0,
-            self.host,
-            self.pid,
-            self.handle,
-            usage.max_rss if usage else None,
-            usage.cpu if usage else None,
+            task=report.task,
+            attempt=report.attempt,
+            state=AttemptState(report.state),
+            started_at=self.started_at,
+            finished_at=report.finished_at or now,
+            reason=report.reason,
+            manifest=report.manifest,
+            log=log.inline if log else None,
+            log_chunks=log.chunks if log else 0,
+            stdout_size=log.stdout_size if log else 0,
+            stderr_size=log.stderr_size if log else 0,
+            host=self.host,
+            pid=self.pid,
+            handle=self.handle,
+            max_rss=usage.max_rss if usage else None,
+            cpu=usage.cpu if usage else None,
         )
 
 

@@ -110,7 +110,14 @@ def parameter_values(
 
     def context(name: str) -> ParameterContext:
         known = {} if values is None else names_of(definition.configs, values)
-        return ParameterContext(definition.name, user, name, show, ds_type, ConfigValue(known))
+        return ParameterContext(
+            flow_name=definition.name,
+            user_name=user,
+            parameter_name=name,
+            logger=show,
+            ds_type=ds_type,
+            configs=ConfigValue(known),
+        )
 
     values = definition.config_values
 
@@ -256,7 +263,14 @@ class Creation:
         named = replace(options, origin_run=origin.run)
         record = self._recorded(definition, named, spin.parameters, driving, SPIN)
         facts = code_of(definition, options.locks).record(self._clock.now())
-        return NewRun(record, spin.parameters, facts, None, spin.inputs, spin.launch)
+        return NewRun(
+            record=record,
+            parameters=spin.parameters,
+            facts=facts,
+            reusable=None,
+            settled=spin.inputs,
+            launch=spin.launch,
+        )
 
     def plan(
         self,

@@ -177,7 +177,16 @@ class RunDriver:
             run = self._run
             spins, again = run.kind == SPIN, self._unfinished is not None
             now = self._clock.now()
-            self._publisher.tell(RunStarting(now, run.flow, run.run, run.origin_run, spins, again))
+            self._publisher.tell(
+                RunStarting(
+                    at=now,
+                    flow=run.flow,
+                    run=run.run,
+                    origin=run.origin_run,
+                    spins=spins,
+                    adopted=again,
+                )
+            )
             self._every(HEARTBEAT, "hold", self._hold)
             self._every(PROGRESS, "progress", self._report_progress)
             if self._unfinished is None:
@@ -214,7 +223,9 @@ class RunDriver:
         now = self._clock.now()
         self._commits.pending.events.append((now, CancelRequested(reason)))
         self._commits.pending.run = RunUpdate(state, now, reason)
-        ended = RunEnded(now, self._run.run, state, reason, None, None)
+        ended = RunEnded(
+            at=now, run=self._run.run, state=state, reason=reason, step=None, task=None
+        )
         self._final = (self._commits.number, ended)
         self._commits.touch()
 
@@ -362,15 +373,15 @@ class RunDriver:
         ready_at = self._machine.ready_at(command.task)
         self._commits.pending.tasks.append(
             TaskRecord(
-                command.task,
-                command.step,
+                task=command.task,
+                step=command.step,
                 # Between this and the start of its attempt it waits: for room, or for a worker.
-                now if ready_at is None else min(ready_at, now),
-                command.split,
-                command.index,
-                encode_inputs(command.inputs),
-                "" if reused is None else reused.origin,
-                cache_key,
+                created_at=now if ready_at is None else min(ready_at, now),
+                split=command.split,
+                index=command.index,
+                inputs=encode_inputs(command.inputs),
+                origin="" if reused is None else reused.origin,
+                cache_key=cache_key,
             )
         )
         if reused is None:
@@ -400,7 +411,14 @@ class RunDriver:
         self._note_left(task, reused.manifest, number)
         outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         self._handle(AttemptEnded(task, attempt, outcome))
-        event = TaskReused(now, self._run.run, command.step, task, reused.origin, reused.cached)
+        event = TaskReused(
+            at=now,
+            run=self._run.run,
+            step=command.step,
+            task=task,
+            origin=reused.origin,
+            cached=reused.cached,
+        )
         self._gate.hold_event(event, number)
 
     def _note_left(self, task: int, manifest: bytes, number: int) -> None:
@@ -416,17 +434,17 @@ class RunDriver:
 
     def _spec(self, command: LaunchAttempt) -> AttemptSpec:
         return AttemptSpec(
-            command.step,
-            command.task,
-            command.attempt,
-            encode_inputs(command.inputs),
-            command.split,
-            command.index,
-            command.count,
-            command.opens_index,
-            command.final,
-            command.fallback,
-            self._handover.manifests_for(command.inputs),
+            step=command.step,
+            task=command.task,
+            attempt=command.attempt,
+            inputs=encode_inputs(command.inputs),
+            split=command.split,
+            split_index=command.index,
+            splits=command.count,
+            opens_index=command.opens_index,
+            final=command.final,
+            fallback=command.fallback,
+            manifests=self._handover.manifests_for(command.inputs),
         )
 
     def _cancel_attempt(self, command: CancelAttempt) -> None:
@@ -460,7 +478,12 @@ class RunDriver:
         now = self._clock.now()
         self._commits.pending.run = RunUpdate(command.state, now, command.reason)
         ended = RunEnded(
-            now, self._run.run, command.state, command.reason, command.step, command.task
+            at=now,
+            run=self._run.run,
+            state=command.state,
+            reason=command.reason,
+            step=command.step,
+            task=command.task,
         )
         self._final = (self._commits.number, ended)
 
@@ -484,7 +507,15 @@ class RunDriver:
         # tasks would pay for it.
         self._at(SHOWN_AFTER, "show", self._commits.touch)
         self._publisher.tell(
-            TaskStarting(at, self._run.run, live.step, task, attempt, pid, live.fallback)
+            TaskStarting(
+                at=at,
+                run=self._run.run,
+                step=live.step,
+                task=task,
+                attempt=attempt,
+                pid=pid,
+                fallback=live.fallback,
+            )
         )
 
     def _note_running(self, task: int, attempt: int, live: LiveAttempt) -> None:
@@ -519,7 +550,16 @@ class RunDriver:
             return
         for at, stream, text, whole in lines:
             self._publisher.tell(
-                LogLine(at, self._run.run, live.step, task, live.pid, STREAMS[stream], text, whole)
+                LogLine(
+                    at=at,
+                    run=self._run.run,
+                    step=live.step,
+                    task=task,
+                    pid=live.pid,
+                    stream=STREAMS[stream],
+                    text=text,
+                    whole=whole,
+                )
             )
 
     @_guarded
@@ -564,16 +604,16 @@ class RunDriver:
     ) -> TaskEnded:
         state = AttemptState.FAILED if self._refused else record.state
         return TaskEnded(
-            self._clock.now(),  # by the clock that stamped the lines before it
-            self._run.run,
-            live.step,
-            report.task,
-            report.attempt,
-            live.pid,
-            state.value,
-            self._refused or report.reason,
-            self._retry_at,
-            report.splits if state is AttemptState.SUCCEEDED else None,
+            at=self._clock.now(),  # by the clock that stamped the lines before it
+            run=self._run.run,
+            step=live.step,
+            task=report.task,
+            attempt=report.attempt,
+            pid=live.pid,
+            state=state.value,
+            reason=self._refused or report.reason,
+            retry_at=self._retry_at,
+            splits=report.splits if state is AttemptState.SUCCEEDED else None,
         )
 
     def _chunk_stored(self, task: int, attempt: int, chunks: int, error: Exception | None) -> None:
@@ -618,13 +658,15 @@ class RunDriver:
         begun = {each.step for each in self._live.values()}
         self._publisher.tell(
             Progress(
-                self._clock.now(),
-                self._run.run,
-                Counter(each.step for each in self._live.values() if each.started_at is not None),
-                {step: c.done for step, c in counts.items() if c.done},
-                {step: c.failed for step, c in counts.items() if c.failed},
-                {step: c.ready for step, c in counts.items() if c.ready},
-                tuple(
+                at=self._clock.now(),
+                run=self._run.run,
+                running=Counter(
+                    each.step for each in self._live.values() if each.started_at is not None
+                ),
+                done={step: c.done for step, c in counts.items() if c.done},
+                failed={step: c.failed for step, c in counts.items() if c.failed},
+                queued={step: c.ready for step, c in counts.items() if c.ready},
+                unstarted=tuple(
                     step
                     for step, c in counts.items()
                     if step not in begun and not c.done + c.failed

@@ -143,7 +143,14 @@ def _launch(view: TaskView, manifests: Manifests) -> LaunchAttempt:
     opens = type(inputs) is FromTask and inputs.task == task.split
     count = None if task.split is None else manifests.of(task.split).transition[2]
     return LaunchAttempt(
-        task.task, task.step, 0, inputs, task.split, task.index, count, opens_index=opens
+        task=task.task,
+        step=task.step,
+        attempt=0,
+        inputs=inputs,
+        split=task.split,
+        index=task.index,
+        count=count,
+        opens_index=opens,
     )
 
 

@@ -550,7 +550,15 @@ class SingleTask:
         cancelled = self._ended is RunState.CANCELLED
         ready = not self._begun
         return {
-            self._launch.step: StepCounts(ready, live, 0, 0, done, failed, cancelled),
+            self._launch.step: StepCounts(
+                ready=ready,
+                queued=live,
+                running=0,
+                waiting=0,
+                done=done,
+                failed=failed,
+                cancelled=cancelled,
+            ),
         }
 
     def ready_at(self, task: int) -> float | None:

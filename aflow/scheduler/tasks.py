@@ -325,16 +325,16 @@ class LiveTask:
         else:
             final = self.failures >= self.step.policy.retries
         self.launch = LaunchAttempt(
-            self.number,
-            self.step.name,
-            self.attempt,
-            self.inputs,
-            split,
-            index,
-            count,
-            group is not None and group.opens(self),
-            final,
-            self.fallback > 0,
+            task=self.number,
+            step=self.step.name,
+            attempt=self.attempt,
+            inputs=self.inputs,
+            split=split,
+            index=index,
+            count=count,
+            opens_index=group is not None and group.opens(self),
+            final=final,
+            fallback=self.fallback > 0,
         )
         return self.launch
 

@@ -133,7 +133,12 @@ def resume_order(
         *([] if step is None else [ids.step_name(step)]),
     ]
     return RunRequest(
-        ids.blob_key(package), _script(script), ids.flow_name(flow), tuple(words), "resume", changed
+        package=ids.blob_key(package),
+        script=_script(script),
+        flow=ids.flow_name(flow),
+        words=tuple(words),
+        command="resume",
+        parameters=changed,
     )
 
 

@@ -130,13 +130,13 @@ def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
     if not is_number or not max(0.0, now - LONGEST_AGO) <= since <= now:
         raise InvalidInput("'since' has to be a time of the last ten years, in seconds since 1970.")
     return Schedule(
-        name,
-        cron,
-        fields["order"],
-        float(since),
-        zone,
-        _one_of("missed", fields.get("missed", "latest"), get_args(Missed)),
-        _one_of("overlap", fields.get("overlap", "skip"), get_args(Overlap)),
+        name=name,
+        cron=cron,
+        order=fields["order"],
+        done_until=float(since),
+        timezone=zone,
+        missed=_one_of("missed", fields.get("missed", "latest"), get_args(Missed)),
+        overlap=_one_of("overlap", fields.get("overlap", "skip"), get_args(Overlap)),
         token=fields.get("token"),
         created_by=fields.get("created_by", ""),
     )

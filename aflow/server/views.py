@@ -62,7 +62,7 @@ _SAMPLED = 3  # tasks of a step whose artifacts are listed
 _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
 _LARGEST_VALUE = 64 << 20  # bytes of an artifact that is given away
 _COMPARED = 5
-_NO_FIGURES = StepFigures(None, None, None, None, 0, 0)
+_NO_FIGURES = StepFigures(median=None, p95=None, longest=None, wait=None, retried=0, reused=0)
 _SHAPE = ("shape", "dtype", "len", "min", "max")  # of a preview, in a text of one line
 _LITERALS = frozenset({"int", "float", "str", "bool"})
 

@@ -557,17 +557,17 @@ class StateMachineJob:
         reference = self._counted(step, reference, records)
         manifest = None if reference.split is None else self._manifest(reference.split)
         spec = AttemptSpec(
-            step,
-            reference.task,
-            following.attempt,
-            encode_inputs(reference.inputs),
-            reference.split,
-            reference.index,
-            None if manifest is None else manifest.transition[2],
-            reference.opens_index,
-            following.final,
-            following.fallback,
-            {},
+            step=step,
+            task=reference.task,
+            attempt=following.attempt,
+            inputs=encode_inputs(reference.inputs),
+            split=reference.split,
+            split_index=reference.index,
+            splits=None if manifest is None else manifest.transition[2],
+            opens_index=reference.opens_index,
+            final=following.final,
+            fallback=following.fallback,
+            manifests={},
         )
         new = None if there else self._task_record(step, reference, spec)
         time.sleep(max(0.0, following.not_before - self._clock.now()))
@@ -609,9 +609,15 @@ class StateMachineJob:
         often as it may."""
         now = self._clock.now()
         failed = AttemptRecord(
-            spec.task, spec.attempt, AttemptState.FAILED, now, now, reason,
-            host=socket.gethostname(), pid=os.getpid(),
-        )  # fmt: skip
+            task=spec.task,
+            attempt=spec.attempt,
+            state=AttemptState.FAILED,
+            started_at=now,
+            finished_at=now,
+            reason=reason,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
         records.commit(Batch(tasks=[] if new is None else [new], attempts=[failed]))
         print(f"aflow: {reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
         return AGAIN
@@ -628,7 +634,14 @@ class StateMachineJob:
 
     def _task_record(self, step: str, reference: TaskReference, spec: AttemptSpec) -> TaskRecord:
         now = self._clock.now()
-        return TaskRecord(reference.task, step, now, reference.split, reference.index, spec.inputs)
+        return TaskRecord(
+            task=reference.task,
+            step=step,
+            created_at=now,
+            split=reference.split,
+            index=reference.index,
+            inputs=spec.inputs,
+        )
 
     def _counted(self, step: str, reference: TaskReference, records: Records) -> TaskReference:
         """With the number of items that a join over a foreach reads. Raises InvalidInput where
@@ -668,10 +681,20 @@ class StateMachineJob:
     def _context(self, records: Records) -> RunContext:
         run, order = records.run, self._order
         return RunContext(
-            order.flow, run.run, run.key, run.user, order.namespace, run.tags, self._store.url,
-            self._metadata.address, "power", order.max_num_splits, run.origin_run,
-            current_facts(run), previews=order.previews,
-        )  # fmt: skip
+            flow=order.flow,
+            run=run.run,
+            run_key=run.key,
+            user=run.user,
+            namespace=order.namespace,
+            tags=run.tags,
+            storage_url=self._store.url,
+            metadata_url=self._metadata.address,
+            durability="power",
+            max_num_splits=order.max_num_splits,
+            origin_run=run.origin_run,
+            current_facts=current_facts(run),
+            previews=order.previews,
+        )
 
     # ------------------------------------------------------------ what follows
 

@@ -172,12 +172,12 @@ def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) 
     # An attempt waits in its container before it tries again, and starts it first.
     wait = retry.wait_seconds if retry and retry.times else 0.0
     return JobOf(
-        definition,
-        retry.times if retry else 0,
-        limit_of(step, settings, wait),
-        step.decorator("catch") is not None,
-        own_queue_of(step, settings),
-        (batch.aws_batch_tags if batch else None) or {},
+        definition=definition,
+        retries=retry.times if retry else 0,
+        limit=limit_of(step, settings, wait),
+        catches=step.decorator("catch") is not None,
+        queue=own_queue_of(step, settings),
+        tags=(batch.aws_batch_tags if batch else None) or {},
     )
 
 
@@ -303,30 +303,30 @@ def plan(
     }
     bucket, prefix = _bucket(storage)
     where = Where(
-        account.partition,
-        common,
-        bucket,
-        f"{prefix}deploy/words/{definition.name}",
-        jobs.pop(None),
-        wanted.max_workers,
-        wanted.timeout,
-        wanted.distributed,
-        dict(wanted.batch_tags),
-        checked_target("--notify-on-error", wanted.on_error),
-        checked_target("--notify-on-success", wanted.on_success),
-        sorted({*wanted.tags, f"production:{token}"}),
+        partition=account.partition,
+        queue=common,
+        bucket=bucket,
+        prefix=f"{prefix}deploy/words/{definition.name}",
+        default=jobs.pop(None),
+        max_workers=wanted.max_workers,
+        timeout=wanted.timeout,
+        distributed=wanted.distributed,
+        tags=dict(wanted.batch_tags),
+        on_error=checked_target("--notify-on-error", wanted.on_error),
+        on_success=checked_target("--notify-on-success", wanted.on_success),
+        run_tags=sorted({*wanted.tags, f"production:{token}"}),
     )
     label = Label(definition.name, owner or settings.user, token)
     machine = compiled(definition.graph, jobs, where, label.comment(key))
     return DeploymentPlan(
-        name,
-        label,
-        as_text(machine, compress=wanted.compress),
-        tuple({each["jobDefinitionName"]: each for each in made.values()}.values()),
-        key,
-        order,
-        ticks_of(definition),
-        events,
+        name=name,
+        label=label,
+        definition=as_text(machine, compress=wanted.compress),
+        jobs=tuple({each["jobDefinitionName"]: each for each in made.values()}.values()),
+        order_key=key,
+        order=order,
+        ticks=ticks_of(definition),
+        events=events,
     )
 
 
@@ -368,28 +368,28 @@ def _order(
     namespace = f"production:{token}" if wanted.namespace is None else wanted.namespace or None
     policies = {step: each.as_dict() for step, each in policies_from(definition).items()}
     return DeploymentSpec(
-        definition.name,
-        name,
-        for_later(request_of(definition, wanted.decospecs), code.script),
-        needs_of(definition),
-        definition.graph.as_dict(),
-        policies,
-        code.key,
-        code.script,
-        job_python(settings),
-        settings.user,
-        namespace,
-        tuple(sorted({*wanted.tags, f"production:{token}"})),
-        wanted.branch,
-        bool(wanted.production),
-        token,
-        wanted.distributed,
-        DISTRIBUTED_ITEMS,
-        settings.max_log_size << 20,
-        events.parameters if events else {},
-        events.flows if events else {},
-        settings.previews,
-        environments or {},
+        flow=definition.name,
+        machine=name,
+        request=for_later(request_of(definition, wanted.decospecs), code.script),
+        needs=needs_of(definition),
+        graph=definition.graph.as_dict(),
+        policies=policies,
+        code=code.key,
+        script=code.script,
+        python=job_python(settings),
+        user=settings.user,
+        namespace=namespace,
+        tags=tuple(sorted({*wanted.tags, f"production:{token}"})),
+        branch=wanted.branch,
+        production=bool(wanted.production),
+        token=token,
+        distributed=wanted.distributed,
+        max_num_splits=DISTRIBUTED_ITEMS,
+        max_log_size=settings.max_log_size << 20,
+        events=events.parameters if events else {},
+        flows=events.flows if events else {},
+        previews=settings.previews,
+        environments=environments or {},
     )
 
 

@@ -115,7 +115,15 @@ def _taken_over(views: list[TaskView], origin: str, now: float) -> Batch:
         assert attempt is not None, "it has succeeded"
         said = f"{origin}/{task.step}/{task.task}"
         batch.tasks.append(
-            TaskRecord(task.task, task.step, now, task.split, task.index, task.inputs, said)
+            TaskRecord(
+                task=task.task,
+                step=task.step,
+                created_at=now,
+                split=task.split,
+                index=task.index,
+                inputs=task.inputs,
+                origin=said,
+            )
         )
         batch.attempts.append(
             AttemptRecord(task.task, 0, AttemptState.SUCCEEDED, now, now, manifest=attempt.manifest)

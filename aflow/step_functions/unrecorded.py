@@ -76,10 +76,19 @@ def record(
         reason = "The run failed before it was recorded. " + why(said.get("error"), last_lines)
         at = _time(said.get("started"), now)
         made = RunRecord(
-            0, flow, run, RunState.RUNNING, NOBODY, at, None, 0,
-            tuple(sorted(map(str, said.get("tags") or ()))), (f"user:{NOBODY}",),
-            Graph(flow, "start", "end").as_dict(), {"storage": store.url},
-        )  # fmt: skip
+            key=0,
+            flow=flow,
+            run=run,
+            state=RunState.RUNNING,
+            user=NOBODY,
+            created_at=at,
+            finished_at=None,
+            version=0,
+            tags=tuple(sorted(map(str, said.get("tags") or ()))),
+            system_tags=(f"user:{NOBODY}",),
+            graph=Graph(flow, "start", "end").as_dict(),
+            settings={"storage": store.url},
+        )
         try:
             key = metadata.create_run(made, Manifest("_parameters").encode()).key
             metadata.commit(key, 0, Batch(run=RunUpdate(RunState.FAILED, now, reason)))

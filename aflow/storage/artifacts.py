@@ -203,7 +203,15 @@ class ArtifactWriter:
         for buffer in buffers:
             blobs.append((str(self._blobs.put(buffer, mappable=True)), buffer.nbytes))
             size += buffer.nbytes
-        return Entry(ENCODING, size, kind, facts, inline, tuple(blobs), content)
+        return Entry(
+            encoding=ENCODING,
+            size=size,
+            type=kind,
+            preview=facts,
+            inline=inline,
+            blobs=tuple(blobs),
+            content=content,
+        )
 
     def _inline(self, parts: Sequence[Buffer], size: int) -> bytes | None:
         if size > self._inline_limit or size > self._inline_left:

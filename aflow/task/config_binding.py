@@ -90,7 +90,12 @@ def _context(definition: FlowDefinition, values: Mapping[str, Any], name: str) -
     settings = Settings.load()
     known = {definition.configs[each].name: value for each, value in values.items()}
     return ParameterContext(
-        definition.name, settings.user, name, print, settings.datastore, ConfigValue(known)
+        flow_name=definition.name,
+        user_name=settings.user,
+        parameter_name=name,
+        logger=print,
+        ds_type=settings.datastore,
+        configs=ConfigValue(known),
     )
 
 

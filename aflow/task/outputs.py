@@ -153,7 +153,14 @@ class StepContext:
             self._own_item = self._items.read(opener.items, index)
         text = "" if self._own_item is None else self._own_item.text
         split_step = self.definition.graph[self.step_name].splits[-1]
-        return ForeachFrame(split_step, opener.transition[1] or "", count, index, text, split)
+        return ForeachFrame(
+            step=split_step,
+            var=opener.transition[1] or "",
+            num_splits=count,
+            index=index,
+            value=text,
+            split=split,
+        )
 
     # ------------------------------------------------------------ joins
 

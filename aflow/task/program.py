@@ -111,13 +111,13 @@ def request_of(
     the decorators count that it has here."""
     left = [] if spun is None else [each.name for each in definition.steps[spun].decorators]
     return LoadRequest(
-        program_of(definition.cls),
-        list(decospecs),
-        _configs_of(definition),
-        stands_for_metaflow(),
-        definition.graph.as_dict(),
-        None if spun is None else {spun: left},
-        imported,
+        source=program_of(definition.cls),
+        decospecs=list(decospecs),
+        configs=_configs_of(definition),
+        is_metaflow=stands_for_metaflow(),
+        graph=definition.graph.as_dict(),
+        kept=None if spun is None else {spun: left},
+        imported=imported,
     )
 
 

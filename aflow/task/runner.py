@@ -283,15 +283,15 @@ class AttemptRunner:
         if not makers:
             return []
         scene = Scene(
-            self.definition,
-            step,
-            execution.flow,
-            execution.inputs,
-            execution.spec,
-            self.context,
-            self._blobs,
-            self._clock,
-            values,
+            definition=self.definition,
+            step=step,
+            flow=execution.flow,
+            inputs=execution.inputs,
+            spec=execution.spec,
+            context=self.context,
+            blobs=self._blobs,
+            clock=self._clock,
+            values=values,
         )
         return [kind(decorator, scene) for kind, decorator in makers]
 

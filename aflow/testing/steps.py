@@ -146,14 +146,14 @@ class _Bench:
         )
         opens = item is not _NOTHING
         return AttemptSpec(
-            step.name,
-            _THIS,
-            0,
-            encode_inputs(found),
-            _BEFORE if opens else None,
-            index if opens else None,
-            index + 1 if opens else None,
-            opens,
+            step=step.name,
+            task=_THIS,
+            attempt=0,
+            inputs=encode_inputs(found),
+            split=_BEFORE if opens else None,
+            split_index=index if opens else None,
+            splits=index + 1 if opens else None,
+            opens_index=opens,
             final=True,
             fallback=False,
             manifests={},
@@ -236,7 +236,16 @@ class _Runner(AttemptRunner):
 
 
 _CONTEXT = RunContext(
-    "test", "test", 0, "test", None, (), "memory://", "memory://", "process", _MANY
+    flow="test",
+    run="test",
+    run_key=0,
+    user="test",
+    namespace=None,
+    tags=(),
+    storage_url="memory://",
+    metadata_url="memory://",
+    durability="process",
+    max_num_splits=_MANY,
 )
 
 

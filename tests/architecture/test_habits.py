@@ -222,6 +222,34 @@ def test_the_init_file_of_a_package_says_what_it_is_and_does_nothing() -> None:
     assert {} == violations(PACKAGES, statements)
 
 
+def test_wide_records_are_made_with_the_names_of_their_fields() -> None:
+    """More than five values by position cannot be read, or checked by who reads them."""
+
+    def is_record(node: ast.ClassDef) -> bool:
+        return any("NamedTuple" in ast.unparse(base) for base in node.bases) or any(
+            "dataclass" in ast.unparse(each) for each in node.decorator_list
+        )
+
+    records = {
+        node.name
+        for path in AFLOW
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef) and is_record(node)
+    } - {"Signs"}  # the characters of a bar, in their order
+
+    def made(path: Path) -> list[tuple[int, str]]:
+        return [
+            (node.lineno, ast.unparse(node.func))
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Call)
+            and len([each for each in node.args if not isinstance(each, ast.Starred)]) > 5
+            and ast.unparse(node.func).rpartition(".")[2] in records
+        ]
+
+    assert {"RunContext", "AttemptRecord", "RunOptions"} <= records
+    assert {} == violations(AFLOW, made)
+
+
 def test_every_module_says_what_it_is() -> None:
     assert [] == [path for path in AFLOW if not ast.get_docstring(tree_of(path))]
 

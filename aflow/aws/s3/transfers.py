@@ -450,15 +450,15 @@ def _described(url: str, prefix: str | None, answer: Any, path: str | None = Non
             span, _, total = answer["ContentRange"].split()[1].partition("/")
             range_info = RangeInfo(int(total), int(span.partition("-")[0]), size)
     return S3Object(
-        url,
-        prefix,
-        path,
-        size,
-        answer.get("ContentType"),
-        None if attributes is None else json.loads(attributes),
-        range_info,
-        int(answer["LastModified"].timestamp()) if "LastModified" in answer else None,
-        answer.get("ServerSideEncryption"),
+        url=url,
+        prefix=prefix,
+        path=path,
+        size=size,
+        content_type=answer.get("ContentType"),
+        metadata=None if attributes is None else json.loads(attributes),
+        range_info=range_info,
+        last_modified=int(answer["LastModified"].timestamp()) if "LastModified" in answer else None,
+        encryption=answer.get("ServerSideEncryption"),
     )
 
 

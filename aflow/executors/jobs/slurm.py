@@ -386,14 +386,14 @@ def _status(id: str, by_number: Mapping[str, Sequence[_Job]]) -> JobStatus:
     else:
         state = JobState.WAITING if len(waiting) == len(jobs) else JobState.RUNNING
     return JobStatus(
-        id,
-        state,
-        len(jobs),
-        len(waiting),
-        ended,
-        _reason_of(waiting),
-        (state, len(waiting), ended),
-        _HELD if any(_is_held_launch(each.state, each.reason) for each in jobs) else None,
+        id=id,
+        state=state,
+        size=len(jobs),
+        waiting=len(waiting),
+        ended=ended,
+        reason=_reason_of(waiting),
+        version=(state, len(waiting), ended),
+        detail=_HELD if any(_is_held_launch(each.state, each.reason) for each in jobs) else None,
         succeeded=all(each.state == "COMPLETED" for each in jobs),
     )
 

@@ -266,7 +266,18 @@ class _RehearsedHost(Host):
     def __init__(self) -> None:
         program = Program(_SOURCE, sys.path)
         program.compile(_PROGRAM)
-        context = RunContext("WarmUp", "0", 0, "", None, (), "", "", "process", 10)
+        context = RunContext(
+            flow="WarmUp",
+            run="0",
+            run_key=0,
+            user="",
+            namespace=None,
+            tags=(),
+            storage_url="",
+            metadata_url="",
+            durability="process",
+            max_num_splits=10,
+        )
         runner = AttemptRunner(context, BlobStore(MemoryStore()), _no_metadata, SystemClock())
         graph = _graph()
         request = LoadRequest(_SOURCE, [], None, False)
@@ -327,7 +338,19 @@ def _spec(
 ) -> AttemptSpec:
     inside = split is not None
     index, count = (0, 2) if inside else (None, None)
-    return AttemptSpec(step_name, task, 0, inputs, split, index, count, inside, True, False, along)
+    return AttemptSpec(
+        step=step_name,
+        task=task,
+        attempt=0,
+        inputs=inputs,
+        split=split,
+        split_index=index,
+        splits=count,
+        opens_index=inside,
+        final=True,
+        fallback=False,
+        manifests=along,
+    )
 
 
 def _no_metadata() -> MetadataStore:

@@ -135,7 +135,13 @@ class Grounds:
         number that it is known by. The descriptors are closed here."""
         self._ids += 1
         wanted = _RequestedProcess(
-            self._ids, kind, start, dict(environment), detail, [*fds], dict(late or {})
+            child=self._ids,
+            kind=kind,
+            start=start,
+            environment=dict(environment),
+            detail=detail,
+            fds=[*fds],
+            late=dict(late or {}),
         )
         if not self._sends(wanted):
             self._held.append(wanted)

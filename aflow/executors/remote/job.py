@@ -371,7 +371,12 @@ class News:
             for part in protocol.parts(events):
                 self._number += 1
                 message = protocol.ReportsMessage(
-                    self._flow, self._run, self._worker, self._host, self._number, part
+                    flow=self._flow,
+                    run=self._run,
+                    worker=self._worker,
+                    host=self._host,
+                    number=self._number,
+                    events=part,
                 )
                 await in_thread(self._box.put, message)
             if self._closed.is_set() and not self._events:

@@ -140,7 +140,12 @@ class ReportSender:
     def _sealed(self, reader: _Recipient, events: Sequence[Any]) -> bytes:
         self._number += 1
         message = ReportsMessage(
-            reader.flow, reader.run, self._worker, self._host, self._number, events
+            flow=reader.flow,
+            run=reader.run,
+            worker=self._worker,
+            host=self._host,
+            number=self._number,
+            events=events,
         )
         return message.seal(self._keys, reader.topic, self._clock.now())
 

@@ -94,7 +94,14 @@ class Copies:
             return []
         manifest = Manifest() if attempt.manifest is None else Manifest.decode(attempt.manifest)
         found = {
-            name: Copy(name, digest(entry)[:40], entry.size, entry.type, None, entry)
+            name: Copy(
+                name=name,
+                sha=digest(entry)[:40],
+                size=entry.size,
+                type=entry.type,
+                made=None,
+                entry=entry,
+            )
             for name, entry in self._left(run, view, manifest)
             if entry.size <= LARGEST
         }

@@ -181,7 +181,15 @@ def parse(line: str | bytes) -> MFLogline | None:
         when = datetime.strptime(at.decode(), ISOFORMAT).replace(tzinfo=UTC)
     except ValueError:
         return None
-    return MFLogline(keep, version, at, source, number, text, when)
+    return MFLogline(
+        should_persist=keep,
+        version=version,
+        utc_tstamp_str=at,
+        logsource=source,
+        id=number,
+        msg=text,
+        utc_tstamp=when,
+    )
 
 
 def set_should_persist(line: str | bytes) -> bytes:
@@ -213,7 +221,15 @@ def merge_logs(logs: Iterable[str | bytes]) -> Iterator[MFLogline]:
     def lines(log: str | bytes) -> list[MFLogline]:
         found = []
         for line in _bytes(log).splitlines(keepends=True):
-            unknown = MFLogline(False, None, missing, None, None, line, MISSING_TIMESTAMP)
+            unknown = MFLogline(
+                should_persist=False,
+                version=None,
+                utc_tstamp_str=missing,
+                logsource=None,
+                id=None,
+                msg=line,
+                utc_tstamp=MISSING_TIMESTAMP,
+            )
             found.append(parse(line) or unknown)
         return sorted(found, key=_at)
 

@@ -194,10 +194,20 @@ class MetaflowHistory:
         end = self._remembered(("end", flow, run), lambda: self._end(flow, run))
         state, at = self._state(row, *end)
         return RunRecord(
-            self._key(flow, row), flow, run, state, str(row.get("user_name") or ""), _time(row), at,
-            0, _texts(row, "tags"), _texts(row, "system_tags"), {},
-            {"metaflow": self._source.url}, heartbeat_at=_heartbeat(row),
-        )  # fmt: skip
+            key=self._key(flow, row),
+            flow=flow,
+            run=run,
+            state=state,
+            user=str(row.get("user_name") or ""),
+            created_at=_time(row),
+            finished_at=at,
+            version=0,
+            tags=_texts(row, "tags"),
+            system_tags=_texts(row, "system_tags"),
+            graph={},
+            settings={"metaflow": self._source.url},
+            heartbeat_at=_heartbeat(row),
+        )
 
     def _end(self, flow: str, run: str) -> tuple[bool | None, float | None]:
         """Whether the last task of a run has ended well (None: it has not ended), and when."""
@@ -353,10 +363,10 @@ class _Reading:
         state, at = self._state(graph, tasks)
         names = {str(each.get("name")) for each in (info or {}).get("parameters") or ()}
         record = RunRecord(
-            0, self._flow, self._run, state, str(self._row.get("user_name") or ""),
-            _time(self._row), None, 0, _texts(self._row, "tags"), _texts(self._row, "system_tags"),
-            graph.as_dict(),
-            {
+            key=0, flow=self._flow, run=self._run, state=state, user=str(self._row.get("user_name") or ""),
+            created_at=_time(self._row), finished_at=None, version=0, tags=_texts(self._row, "tags"), system_tags=_texts(self._row, "system_tags"),
+            graph=graph.as_dict(),
+            settings={
                 "storage": f"{SCHEME}{self._root}",
                 "parameters": sorted(names),
                 "script": self._fact("script-name") or "",
@@ -446,7 +456,9 @@ class _Reading:
             if not encoding.startswith(("gzip+pickle", "pickle")):
                 encoding = "gzip+pickle-v2"
             blob = (layout.data_name(self._flow, sha), size)
-            found[name] = Entry(encoding, size, kind, {}, None, (blob,))
+            found[name] = Entry(
+                encoding=encoding, size=size, type=kind, preview={}, inline=None, blobs=(blob,)
+            )
         return found
 
     def _log(self, place: tuple[str, str], attempt: int) -> LogBuffer:
@@ -521,10 +533,15 @@ class _Reading:
                 batch.attempts.append(each)
             batch.tasks.append(
                 TaskRecord(
-                    number, place[0], _time(tasks[place]), stands.split, stands.index,
-                    encode_inputs(stands.inputs), self._origin(place),
+                    task=number,
+                    step=place[0],
+                    created_at=_time(tasks[place]),
+                    split=stands.split,
+                    index=stands.index,
+                    inputs=encode_inputs(stands.inputs),
+                    origin=self._origin(place),
                 )
-            )  # fmt: skip
+            )
             batch.metadata += self._facts(place, number)
         return batch
 
@@ -539,16 +556,24 @@ class _Reading:
     def _facts(self, place: tuple[str, str], number: int) -> list[MetadataRecord]:
         found = [
             MetadataRecord(
-                number, _attempt_of(row), str(row["field_name"]), str(row["value"]),
-                str(row.get("type") or row["field_name"]), _time(row),
+                task=number,
+                attempt=_attempt_of(row),
+                field=str(row["field_name"]),
+                value=str(row["value"]),
+                type=str(row.get("type") or row["field_name"]),
+                created_at=_time(row),
             )
             for row in self._said.get(place, ())
             if row["field_name"] not in _DESCRIBED
-        ]  # fmt: skip
+        ]
         if place[1] != str(number):
             at = _time(self._row)
             name = "metaflow-task-id"
-            found.append(MetadataRecord(number, 0, name, place[1], name, at))
+            found.append(
+                MetadataRecord(
+                    task=number, attempt=0, field=name, value=place[1], type=name, created_at=at
+                )
+            )
         return found
 
     def _paths(
@@ -641,9 +666,16 @@ class _Reading:
         elif state is AttemptState.LOST:
             reason = "Metaflow has recorded no end of the task."
         return AttemptRecord(
-            number, attempt, state, started, at, reason,
-            log=log.take_chunk(), stdout_size=log.stdout_size, stderr_size=log.stderr_size,
-        )  # fmt: skip
+            task=number,
+            attempt=attempt,
+            state=state,
+            started_at=started,
+            finished_at=at,
+            reason=reason,
+            log=log.take_chunk(),
+            stdout_size=log.stdout_size,
+            stderr_size=log.stderr_size,
+        )
 
     def _exception(self, place: tuple[str, str], attempt: int) -> dict[str, Any] | None:
         rows = (self._left.get(place) or {}).get(attempt, [])
@@ -716,7 +748,14 @@ def _frames(
         return ()
     openers = [each for each in node.splits if graph[each].kind in theirs._OPENS_ITEMS]
     return tuple(
-        ForeachFrame(each, graph[each].foreach or "", None, index, "", split or 0)
+        ForeachFrame(
+            step=each,
+            var=graph[each].foreach or "",
+            num_splits=None,
+            index=index,
+            value="",
+            split=split or 0,
+        )
         for each, index in zip(openers, path, strict=False)
     )
 

@@ -112,7 +112,14 @@ class _Taking:
         if len(data) <= inline:
             return Entry("pickle5", len(data), entry.type, {}, data)
         blob = (str(self._blobs.put(data)), len(data))
-        made = self._known[key] = Entry("pickle5", len(data), entry.type, {}, None, (blob,))
+        made = self._known[key] = Entry(
+            encoding="pickle5",
+            size=len(data),
+            type=entry.type,
+            preview={},
+            inline=None,
+            blobs=(blob,),
+        )
         return made
 
     def _items(self, manifest: Manifest, entries: Mapping[str, Entry], over: str | None) -> Any:

@@ -422,7 +422,16 @@ class RegisteringStoreMetadata(_Registering, StoreMetadata):
 
 def _registered(run: RunRecord, name: str = "") -> _Run:
     who = {"user_name": records.plain(run.user), "tags": [], "system_tags": []}
-    return _Run(run.key, run.flow, name or records.run_name(run.run), who, set(), {}, {}, run)
+    return _Run(
+        key=run.key,
+        flow=run.flow,
+        name=name or records.run_name(run.run),
+        who=who,
+        steps=set(),
+        tasks={},
+        names={},
+        record=run,
+    )
 
 
 def _name_in(answer: Mapping[str, Any], wanted: str, *keys: str) -> str:

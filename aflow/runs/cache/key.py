@@ -51,7 +51,9 @@ class CodeFingerprints(NamedTuple):
         }
         value = {"names": [*names], "steps": steps, "environments": self.environments}
         text = json.dumps(value, separators=(",", ":"))
-        return MetadataRecord(int(PARAMETERS_TASK), 0, FIELD, text, FIELD, at)
+        return MetadataRecord(
+            task=int(PARAMETERS_TASK), attempt=0, field=FIELD, value=text, type=FIELD, created_at=at
+        )
 
 
 def code_of(

@@ -273,7 +273,14 @@ def add_task(session: Transaction, asked: Asked) -> JsonResponse:
     added = session.rows(sql()["add_task"], values)
     if not added:
         raise duplicate(f"{asked.flow}/{asked.run}/{asked.step}/{name}")
-    task = TaskScope(added[0][0], name, asked.step, user, asked.ts_epoch, None)
+    task = TaskScope(
+        number=added[0][0],
+        name=name,
+        step=asked.step,
+        user=user,
+        ts_epoch=asked.ts_epoch,
+        heartbeat=None,
+    )
     return JsonResponse(task.row(run))
 
 

@@ -659,7 +659,14 @@ def _many_of(fields: dict[str, Any], now: float) -> ManyRuns:
     wanted = parse(words, now)
     at = now if until is None else float(until)
     limit = at if wanted.until is None else min(at, wanted.until)
-    found = ManyRuns(action, replace(wanted, until=limit), tags, at, cursor, dry_run)
+    found = ManyRuns(
+        action=action,
+        filter=replace(wanted, until=limit),
+        tags=tags,
+        until=at,
+        cursor=cursor,
+        dry_run=dry_run,
+    )
     if cursor is not None:
         position(cursor)
     return found

@@ -342,14 +342,14 @@ def step_job(
     if is_gang:
         definition = gang_definition(definition, step.name)
     return BatchStepJob(
-        step.name,
-        definition,
-        queue_of(step, settings),
-        limit_of(step, settings),
-        {**_default_tags(settings), **((batch.aws_batch_tags if batch else None) or {})},
-        (settings.emit_tags or "").lower() in _SAYS_YES,
-        environment,
-        is_gang,
+        step=step.name,
+        definition=definition,
+        queue=queue_of(step, settings),
+        limit=limit_of(step, settings),
+        tags={**_default_tags(settings), **((batch.aws_batch_tags if batch else None) or {})},
+        emit_tags=(settings.emit_tags or "").lower() in _SAYS_YES,
+        environment=environment,
+        is_gang=is_gang,
     )
 
 
@@ -494,12 +494,12 @@ def _job(described: dict[str, Any]) -> SubmittedJob | None:
     summary = (described.get("arrayProperties") or {}).get("statusSummary") or {}
     states = {status: count for status, count in summary.items() if count}
     return SubmittedJob(
-        described["jobId"],
-        user,
-        flow,
-        run,
-        step,
-        described["status"],
-        states,
-        (described.get("createdAt") or 0) / 1000,
+        id=described["jobId"],
+        user=user,
+        flow=flow,
+        run=run,
+        step=step,
+        status=described["status"],
+        states=states,
+        created_at=(described.get("createdAt") or 0) / 1000,
     )

@@ -158,12 +158,12 @@ def _status(id: str, described: dict[str, Any] | None) -> JobStatus:
         state = JobState.WAITING if status in _NOT_BEGUN else JobState.RUNNING
     counts = {status: 1} if summary is None else summary
     return JobStatus(
-        id,
-        state,
-        array.get("size", 0 if summary is None else 1) or 1,
-        sum(counts.get(each, 0) for each in _NOT_BEGUN),
-        sum(counts.get(each, 0) for each in ENDED),
-        str(described.get("statusReason") or "") if state is JobState.WAITING else "",
-        (status, None if summary is None else tuple(sorted(summary.items()))),
-        described,
+        id=id,
+        state=state,
+        size=array.get("size", 0 if summary is None else 1) or 1,
+        waiting=sum(counts.get(each, 0) for each in _NOT_BEGUN),
+        ended=sum(counts.get(each, 0) for each in ENDED),
+        reason=str(described.get("statusReason") or "") if state is JobState.WAITING else "",
+        version=(status, None if summary is None else tuple(sorted(summary.items()))),
+        detail=described,
     )

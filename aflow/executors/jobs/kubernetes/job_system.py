@@ -671,13 +671,13 @@ def _submitted(namespace: str, job: Object, said: Mapping[str, str]) -> Submitte
         "ended": status.ended,
     }
     return SubmittedJob(
-        id,
-        namespace,
-        job["metadata"]["name"],
-        said.get(USER, ""),
-        said.get(FLOW, ""),
-        said.get(RUN, ""),
-        said.get(STEP, ""),
-        {name: count for name, count in counts.items() if count},
-        str(job["metadata"].get("creationTimestamp") or ""),
+        id=id,
+        namespace=namespace,
+        name=job["metadata"]["name"],
+        user=said.get(USER, ""),
+        flow=said.get(FLOW, ""),
+        run=said.get(RUN, ""),
+        step=said.get(STEP, ""),
+        states={name: count for name, count in counts.items() if count},
+        created=str(job["metadata"].get("creationTimestamp") or ""),
     )

@@ -127,14 +127,14 @@ def step_job(
         _check_label(step.name, name, value)
     annotations = options.mapping("annotations")
     return KubernetesStepJob(
-        step.name,
-        options.text("namespace", own_only=True) or namespace,
-        {"metadata": {"labels": labels, **_given(annotations=annotations)}, "spec": spec},
-        labels,
-        annotations,
-        is_gang,
-        port,
-        options.number("hostname_resolution_timeout") or 600.0,
+        step=step.name,
+        namespace=options.text("namespace", own_only=True) or namespace,
+        template={"metadata": {"labels": labels, **_given(annotations=annotations)}, "spec": spec},
+        labels=labels,
+        annotations=annotations,
+        is_gang=is_gang,
+        port=port,
+        meeting_timeout=options.number("hostname_resolution_timeout") or 600.0,
     )
 
 

@@ -28,7 +28,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesSettings:
     """Options of @kubernetes for steps that do not give them; None where one is not set."""
 

@@ -363,8 +363,16 @@ class _Reading:
         state, at = self._state(graph, tasks)
         names = {str(each.get("name")) for each in (info or {}).get("parameters") or ()}
         record = RunRecord(
-            key=0, flow=self._flow, run=self._run, state=state, user=str(self._row.get("user_name") or ""),
-            created_at=_time(self._row), finished_at=None, version=0, tags=_texts(self._row, "tags"), system_tags=_texts(self._row, "system_tags"),
+            key=0,
+            flow=self._flow,
+            run=self._run,
+            state=state,
+            user=str(self._row.get("user_name") or ""),
+            created_at=_time(self._row),
+            finished_at=None,
+            version=0,
+            tags=_texts(self._row, "tags"),
+            system_tags=_texts(self._row, "system_tags"),
             graph=graph.as_dict(),
             settings={
                 "storage": f"{SCHEME}{self._root}",
@@ -374,7 +382,7 @@ class _Reading:
             },
             heartbeat_at=_heartbeat(self._row),
             origin_run=self._origin_run(),
-        )  # fmt: skip
+        )
         parameters = next(((k, n) for k, n in numbers.items() if k[0] == "_parameters"), None)
         manifest = Manifest("_parameters")
         if parameters is not None:

@@ -131,8 +131,12 @@ def load(name: str) -> None:
         _load(module)
 
 
+def waiting() -> list[str]:
+    """The names of the modules that were deferred and are not loaded yet."""
+    return [name for name, module in [*sys.modules.items()] if type(module) is _Deferred]
+
+
 def load_all() -> None:
     """Load what was deferred: for a process that others are forked from, which would each do so."""
-    for module in [*sys.modules.values()]:
-        if type(module) is _Deferred:
-            _load(module)
+    for name in waiting():
+        load(name)

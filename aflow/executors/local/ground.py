@@ -236,7 +236,6 @@ def _preparations() -> Iterator[None]:
     that are asked for meanwhile do not wait for the end, and do for themselves what is left."""
     for _ in range(_ROUNDS):
         threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
-    deferred.load("linecache")  # each program that defines a flow has its source read
     host = _RehearsedHost()
     for number in range(_ROUNDS):
         kept = [*sys.argv], [*sys.orig_argv], [*sys.path], sys.modules["__main__"]
@@ -246,8 +245,9 @@ def _preparations() -> Iterator[None]:
         set_launcher(_never)
         yield
         if number == 0:  # what tasks need sooner than the speed of the rest
-            deferred.load_all()  # or each task that uses one of them would do so
-            yield
+            for name in deferred.waiting():  # or each task that uses one of them would load it
+                deferred.load(name)
+                yield
             for name in _MODULES:
                 importlib.import_module(name)
                 yield
@@ -481,6 +481,7 @@ class Ground:
         system.prepare_forks()
         inside.set_up_streams()
         inside.refuse_breakpoints()  # once: in each task it would copy some sixty pages
+        deferred.load("linecache")  # each program that defines a flow has its source read
         self._inherited = system.open_descriptors()
         self._preparing = _preparations()
         while not self._is_asked() and self._prepare_more():

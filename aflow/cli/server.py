@@ -186,7 +186,9 @@ def _serve(
         workers = None if settings.queue is None else partial(open_queue, settings.queue)
         shown = open_to_serve(records, settings.metadata_url)
         signing = settings.signing_key_bytes
-        daemon = Daemon(runs, blobs, records, workers, shown, signing)
+        daemon = Daemon(
+            runs=runs, blobs=blobs, metadata=records, queue=workers, shown=shown, keys=signing
+        )
         serve("Server", listen, say, records, service, daemon)
     finally:
         records.close()

@@ -7,7 +7,6 @@ import asyncio
 import gc
 import io
 import itertools
-import os
 import random
 import threading
 from collections import Counter
@@ -26,6 +25,7 @@ from aflow.testing.chaos import Fleet, Results, check, results
 from tests.faults.conftest import local_fleet
 from tests.faults.in_process import Bench
 from tests.support.failing import How, Points
+from tests.support.waiting import open_files, wait_until
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(400)]
 
@@ -173,17 +173,18 @@ def test_nothing_piles_up_in_a_program_whose_coordinators_die_again_and_again(
     lots = random.Random(seed)
     count = len(sweep.undisturbed())
 
-    def soak(rounds: int) -> tuple[int, list[str]]:
+    def soak(rounds: int) -> list[str]:
         for _ in range(rounds):
             how: How = lots.choice(["before", "half", "after"])
             sweep.one(lots.randrange(count), how, lots.random() < 0.5)
         gc.collect()
-        threads = sorted(each.name for each in threading.enumerate())
-        return len(os.listdir("/proc/self/fd")), threads
+        return sorted(each.name for each in threading.enumerate())
 
-    files, threads = soak(3)  # what is opened once is open now
-    files_then, threads_then = soak(12)
+    threads = soak(3)  # what is opened once is open now
+    files = open_files()
+    threads_then = soak(12)
 
-    assert files == files_then
+    # A server of other tests, in a thread of this process, may have a connection meanwhile.
+    wait_until(lambda: open_files() <= files, lambda: (files, open_files()))
     # One may be about to end.
     assert len(threads_then) - len(threads) <= 1, (threads, threads_then)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,9 @@ from aflow.metadata.sqlite import SqliteMetadata
 from aflow.runs.events import LogLine, RunEnded, TaskStarting
 from aflow.scheduler.states import RunState
 from tests.flows.embedded import FILE, at_work, coordinator, flow
+from tests.support.waiting import open_files, wait_until
 
 __all__ = ["flow"]  # a fixture
-
-
-def open_files() -> int:
-    """How many descriptors this process has."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 def children() -> set[str]:
@@ -79,7 +74,7 @@ async def test_leaving_the_block_stops_what_runs_and_leaves_nothing_behind(
         await at_work(run)
         assert children() > others
     assert RunState.CANCELLED is (await run.wait()).state
-    assert open_files() <= before
+    wait_until(lambda: open_files() <= before, lambda: (before, open_files()))
     assert children() <= others
     metadata = SqliteMetadata(tmp_path / "metadata.db", read_only=True)
     assert [RunState.CANCELLED, RunState.SUCCEEDED] == [

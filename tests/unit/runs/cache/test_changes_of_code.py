@@ -336,7 +336,7 @@ def test_another_value_is_another_fingerprint(folders: Path, way: str) -> None:
     check(folders, [way])
 
 
-@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(sorted(WAYS)), min_size=2, max_size=4))
 def test_another_value_is_another_fingerprint_however_it_is_held(
     folders: Path, ways: list[str]

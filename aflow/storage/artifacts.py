@@ -68,7 +68,7 @@ class Entry(NamedTuple):
 
 def _entry(fields: Any) -> Entry:
     """An entry as it was read; raises TypeError and ValueError for fields of other types, which
-    whoever uses them would stumble on."""
+    a caller that uses them would stumble on."""
     entry = Entry(*fields)
     if (
         type(entry.size) is not int

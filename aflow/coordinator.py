@@ -24,7 +24,7 @@ from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import replace
 from aflow._core.settings import Durability, Isolation, RunOptions, Settings
 from aflow._core.threads import in_thread, to_the_end
-from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasOwner
+from aflow.errors import CoordinatorClosed, InvalidInput, NotFound, RunHasCoordinator
 from aflow.executors.factory import built_here, executor_for, travelling, with_locks
 from aflow.executors.local.executor import GRACE
 from aflow.metadata.base import LEASE, MetadataRecord, RunRecord
@@ -143,9 +143,9 @@ class Coordinator:
     has ended, first come, first served (`when_full="wait"`), or raises CoordinatorFull
     (`when_full="refuse"`).
 
-    Its runs have an owner of the kind `owner`, which is theirs for LEASE seconds after the last
-    sign of life: what is left by such a one, whose process has died, `abandoned` lists, and `adopt`
-    goes on with.
+    Its runs have a lease holder of the kind `holder_kind`; the lease is theirs for LEASE seconds
+    after the last sign of life: what is left by such a one, whose process has died, `orphaned`
+    lists, and `adopt` goes on with.
     """
 
     def __init__(
@@ -161,11 +161,11 @@ class Coordinator:
         user: str | None = None,
         grace: float = GRACE,
         clock: Clock | None = None,
-        owner: str = "coordinator",
+        holder_kind: str = "coordinator",
     ) -> None:
         self._state: Literal["new", "open", "closed"] = "new"
-        self._kind = owner
-        self._owner = f"{owner}/{socket.gethostname()}-{os.getpid()}-{os.urandom(6).hex()}"
+        self._kind = holder_kind
+        self._holder = f"{holder_kind}/{socket.gethostname()}-{os.getpid()}-{os.urandom(6).hex()}"
         self._storage = storage
         self._metadata = metadata
         self._max_workers = max_workers
@@ -260,11 +260,11 @@ class Coordinator:
         given = options.parameters | parameters
         return await self._admitted(self._begin(definition, options, given, ground, watch))
 
-    async def abandoned(self, limit: int = 100) -> list[str]:
+    async def orphaned(self, limit: int = 100) -> list[str]:
         """The pathspecs of runs that go on without a coordinator: those that were left by one with
-        `owner` as ours, the longest ago first. Raises MetadataError."""
+        `holder_kind` as ours, the longest ago first. Raises MetadataError."""
         self._check_entered()
-        found = await in_thread(self._records.abandoned, self._kind, limit)
+        found = await in_thread(self._records.orphaned, self._kind, limit)
         return [f"{flow}/{run}" for flow, run in found]
 
     async def adopt(
@@ -280,8 +280,8 @@ class Coordinator:
         stays so. Attempts that workers of a queue have are awaited; those of processes, which have
         ended with their coordinator, are run again, which costs their tasks no attempt.
 
-        Raises NotFound, RunHasOwner where somebody drives it, InvalidInput for one that has ended,
-        or whose flow is another one now, and what `start` raises."""
+        Raises NotFound, RunHasCoordinator where somebody drives it, InvalidInput for one that has
+        ended, or whose flow is another one now, and what `start` raises."""
         self._check_entered()
         options = options or RunOptions(isolation=self._isolation)
         definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
@@ -315,7 +315,7 @@ class Coordinator:
     ) -> RunHandle:
         try:
             options, executor = await self._executor(definition, options, ground)
-            driving = Driving(self._owner, executor.lookahead, bounds=executor.bounds)
+            driving = Driving(self._holder, executor.lookahead, bounds=executor.bounds)
             new = await in_thread(self._creation.create, definition, options, given, driving)
             listeners: list[Watch] = [] if watch is None else [watch]
             machine = _machine(definition, options, new.launch, executor.lookahead, executor.bounds)
@@ -348,7 +348,7 @@ class Coordinator:
                     definition, options, new, executor, machine, listeners, unfinished
                 )
             except BaseException:
-                await in_thread(self._records.release_lease, record.key, self._owner)
+                await in_thread(self._records.release_lease, record.key, self._holder)
                 raise
         except BaseException:
             self._admission.leave()
@@ -368,8 +368,8 @@ class Coordinator:
         if record is None:
             raise NotFound(f"There is no run {definition.name}/{run} in {self._records.url}.")
         check_adoptable(record, definition)
-        if not self._records.hold(record.key, self._owner, LEASE, self._clock.now()).mine:
-            raise RunHasOwner(
+        if not self._records.acquire_lease(record.key, self._holder, LEASE, self._clock.now()).mine:
+            raise RunHasCoordinator(
                 f"{definition.name}/{run} has a coordinator that drives it: it can be recovered "
                 f"{LEASE:g} seconds after that has died."
             )
@@ -394,7 +394,7 @@ class Coordinator:
             task=int(PARAMETERS_TASK),
             attempt=0,
             field="adopted_by",
-            value=self._owner,
+            value=self._holder,
             type="adopted_by",
             created_at=self._clock.now(),
         )
@@ -486,7 +486,7 @@ class Coordinator:
             DriverPorts(
                 metadata=self._records, store=self._store, executor=executor, clock=self._clock
             ),
-            lease_holder=self._owner,
+            lease_holder=self._holder,
             max_log_size=options.max_log_size,
             watch=tell,
             unfinished=unfinished,

@@ -356,7 +356,7 @@ class RunLeft(AflowError):
         return cls(f"{flow}/{run} was not finished: `aflow adopt {flow}/{run}` recovers it.")
 
 
-class RunHasOwner(InvalidInput):
+class RunHasCoordinator(InvalidInput):
     """A run that a coordinator still drives cannot be recovered."""
 
 

@@ -96,7 +96,7 @@ def takeover(bench: Bench, url: str, tasks: int) -> None:
     """How soon tasks that workers have are awaited again."""
     worker = aflow(bench, "worker", "--queue", url, "--slots", str(tasks))
     flow = str(HERE / "flows" / "held.py")
-    bench.environment.update(AFLOW_EXECUTOR="queue", AFLOW_QUEUE=url, AFLOW_OWNER="server")
+    bench.environment.update(AFLOW_EXECUTOR="queue", AFLOW_QUEUE=url, AFLOW_HOLDER_KIND="server")
     limits = ("--max-workers", str(tasks + 10), "--max-num-splits", str(tasks))
     run = aflow(bench, "run", flow, "--n", str(tasks), *limits, "--quiet")
     database = bench.folder / ".aflow" / "metadata.db"

@@ -327,10 +327,10 @@ class Settings:
     """All settings of one program, checked.
 
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
-    None where nothing is set: the user's own. `owner` is the kind of those who drive runs.
-    `environment` is what `--environment` says, None where nothing does; environments are kept in
-    `environments_folder`, else below `cache_folder`. `job_platform` and `job_python` are those of
-    workers and of the images of jobs, where they are not those of runs.
+    None where nothing is set: the user's own. `holder_kind` is the kind of lease holder that
+    coordinators are. `environment` is what `--environment` says, None where nothing does;
+    environments are kept in `environments_folder`, else below `cache_folder`. `job_platform` and
+    `job_python` are those of workers and of the images of jobs, where they are not those of runs.
     `max_log_size` is in MB (2**20 bytes) per stream of an attempt. `cache_size` is in MB, too: of
     copies of remote blobs below `cache_folder`. Without `previews` manifests say nothing of what
     is in artifacts, but for their types and shapes.
@@ -381,7 +381,7 @@ class Settings:
         "EXECUTOR",
         "DEFAULT_EXECUTOR",
     )
-    owner: str = _setting("run", _text, "OWNER")
+    holder_kind: str = _setting("run", _text, "HOLDER_KIND")
     queue: str | None = _setting(None, _url, "QUEUE")
     resources: Mapping[str, float] | None = _setting(None, _amounts, "RUN_RESOURCES", "RESOURCES")
     signing_keys: tuple[Secret, ...] = _setting((), _signing_keys, "SIGNING_KEY")

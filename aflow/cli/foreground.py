@@ -90,7 +90,7 @@ async def _run(
         metadata=settings.metadata_url,
         durability=settings.durability,
         user=settings.user,
-        owner=settings.owner,
+        holder_kind=settings.holder_kind,
     ) as coordinator:
         first = None if ground is None else ground.start()
         given: Any = {"options": options, "ground": first, "watch": watch}
@@ -100,7 +100,7 @@ async def _run(
             handle = await coordinator.adopt(definition, adopt, **given)
         if options.run_id_file is not None:
             await in_thread(options.run_id_file.write_text, handle.id)
-        stopped_by = _stop_on_signals(handle, leave_on_signal=settings.owner != "run")
+        stopped_by = _stop_on_signals(handle, leave_on_signal=settings.holder_kind != "run")
         try:
             return await handle.wait(), stopped_by[0] if stopped_by else None
         except (MetadataUnavailable, StoreUnavailable) as error:

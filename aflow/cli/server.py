@@ -215,7 +215,7 @@ def _place(settings: Settings) -> RunsLocation:
         "DEFAULT_DATASTORE": settings.datastore,
         "DATASTORE_ROOT": str(settings.root) if local else settings.storage_url,
         "DEFAULT_METADATA": settings.metadata_url,
-        "OWNER": KIND,
+        "HOLDER_KIND": KIND,
         "EXECUTOR": settings.executor,
         "RUN_MAX_WORKERS": str(settings.max_workers),
     }

@@ -37,11 +37,11 @@ DAMAGED: dict[str, Any] = {"damaged": True}
 
 
 class RunLease(NamedTuple):
-    """The lease holder of a run that goes on. `left` is how many seconds the owner's lease still
-    had when this was read, by the store's own clock: negative once it has expired. `cancel` is why
-    somebody wants the run to stop, if anybody does."""
+    """The lease of a run that has not ended: its holder, as `kind/name`. `left` is how many seconds
+    were left of it when this was read, by the store's own clock: negative once it has expired.
+    `cancel` is the reason of a request to cancel the run, if there is one."""
 
-    owner: str
+    holder: str
     left: float
     cancel: str | None = None
 
@@ -52,7 +52,7 @@ class RunRecord(NamedTuple):
     `graph` is `Graph.as_dict()`; `settings` what the run was started with (max_workers, datastore,
     isolation, python and aflow version, script, host, pid: all plain values). `kind` is
     empty for a run of a whole flow, and SPIN for one of a single task, which lists leave out.
-    `lease` is that of a run that goes on and has had an owner; stores fill it in when a run is
+    `lease` is that of a run that goes on and has had a holder; stores fill it in when a run is
     read, and ignore it when one is created.
     """
 
@@ -233,8 +233,9 @@ class StepProgress(NamedTuple):
     max_rss: int | None = None
 
 
-class Hold(NamedTuple):
-    """Whether the run is the caller's, and why somebody wants it to stop, if anybody does."""
+class LeaseState(NamedTuple):
+    """Whether the caller has the lease of the run, and the reason of a request to cancel the run,
+    if there is one."""
 
     mine: bool
     cancel: str | None = None
@@ -348,12 +349,12 @@ class MetadataStore(Protocol):
     # ---- writing
 
     def create_run(
-        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run (its flow too, if it is the first) with its task 0 of step
         `_parameters`, succeeded, whose manifest is `parameters`. `run.key` is ignored; the answer
-        carries the real one and version 0. The owner, if one is named, has the lease, as by
-        `hold`. Raises VersionConflict if the flow has this run id."""
+        carries the real one and version 0. The holder, if one is named, acquires the lease. Raises
+        VersionConflict if the flow has this run id."""
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; the new version.
@@ -361,22 +362,26 @@ class MetadataStore(Protocol):
         `mark` is a name that no other commit has. A caller that lost the answer asks again with the
         same one: what was carried out already is not done again, and answered as if it were."""
 
-    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
-        """Say that the run's coordinator is alive (`at`, by its clock), and become the run's owner,
-        or stay it, for this many seconds by the store's own clock: unless somebody else is, whose
-        time is not over, or the run has ended. Owners are `kind/name`. Does not change the version:
-        an owner that was too late is refused by `commit` once the next one has written."""
+    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
+        """Acquire the lease of the run, or renew it, for this many seconds by the store's own
+        clock.
 
-    def release_lease(self, run_key: int, owner: str) -> None:
-        """If this is the owner: the run may have another one at once."""
+        It is not acquired while another holder has a lease that has not expired, or once the run
+        has ended. Holders are `kind/name`. The time of the heartbeat is recorded (`at`, by the
+        holder's clock). This does not change the version: `commit` refuses a holder whose lease has
+        expired once the next one has written."""
 
-    def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Flow and id of runs that go on, though the lease of their owner, who was of this kind, is
-        over; those that have been alone for longest first."""
+    def release_lease(self, run_key: int, holder: str) -> None:
+        """Release the lease, if this is its holder: another one may acquire it at once."""
+
+    def orphaned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Flow and id of orphaned runs: they have not ended, and their lease, whose holder was of
+        this kind, has expired. The lease that expired first comes first."""
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the run's owner, this one or the next, to stop it: `hold` tells. Whether the run goes
-        on and has had an owner. The first reason stays."""
+        """Ask the lease holder of the run, this one or the next, to stop it: `acquire_lease`
+        returns the request. Whether the run has not ended and has had a holder. The first reason
+        stays."""
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]

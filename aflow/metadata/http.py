@@ -25,7 +25,7 @@ from aflow.metadata.base import (
     AttemptRecord,
     Batch,
     CachedTask,
-    Hold,
+    LeaseState,
     MetadataRecord,
     ReplacedLog,
     RunRecord,
@@ -257,10 +257,10 @@ class ServiceMetadata:
     # ------------------------------------------------------------------ writing
 
     def create_run(
-        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run with its parameters; see the port."""
-        answer = self._answer("create_run", run, parameters, owner, seconds)
+        answer = self._answer("create_run", run, parameters, holder, seconds)
         try:
             made: RunRecord = _value(answer)
         except VersionConflict:
@@ -274,17 +274,17 @@ class ServiceMetadata:
         """Write the batch if the run is still at `version`; see the port."""
         return int(self._call("commit", run_key, version, batch, mark or uuid.uuid4().hex))
 
-    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
-        """Become, or stay, the run's owner; see the port."""
-        found: Hold = self._call("hold", run_key, owner, seconds, at)
+    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
+        """Acquire or renew the lease of a run; see the port."""
+        found: LeaseState = self._call("acquire_lease", run_key, holder, seconds, at)
         return found
 
-    def release_lease(self, run_key: int, owner: str) -> None:
-        """The run may have another owner at once; see the port."""
-        self._call("release_lease", run_key, owner)
+    def release_lease(self, run_key: int, holder: str) -> None:
+        """Release the lease of a run; see the port."""
+        self._call("release_lease", run_key, holder)
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the run's owner to stop it; see the port."""
+        """Ask the lease holder of a run to stop it; see the port."""
         return bool(self._call("request_cancel", run_key, reason))
 
     def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
@@ -330,9 +330,9 @@ class ServiceMetadata:
             (number, events) for number, events in self._stream("journal_after", run_key, version)
         )
 
-    def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Runs that go on without an owner; see the port."""
-        return [(flow, run) for flow, run in self._call("abandoned", kind, limit)]
+    def orphaned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Runs whose lease has expired; see the port."""
+        return [(flow, run) for flow, run in self._call("orphaned", kind, limit)]
 
     def workers(self) -> list[WorkerRecord]:
         """The workers whose registration has not expired; see `WorkerRegistry`."""

@@ -137,8 +137,8 @@ class StoreMetadata(SqliteMetadata):
         """Do in memory what an object says."""
         kind, *values = entry
         if kind == "run":
-            record, parameters, owner, seconds, nonce = values
-            made = super().create_run(record, parameters, owner, seconds)
+            record, parameters, holder, seconds, nonce = values
+            made = super().create_run(record, parameters, holder, seconds)
             key = _key_of(nonce)
             with self._transaction() as db:
                 db.execute("PRAGMA defer_foreign_keys = ON")
@@ -228,10 +228,10 @@ class StoreMetadata(SqliteMetadata):
     # ------------------------------------------------------------ writing
 
     def create_run(
-        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run; see the port."""
-        entry = ["run", run, parameters, owner, seconds, _new_nonce()]
+        entry = ["run", run, parameters, holder, seconds, _new_nonce()]
         data = pack(entry)
         name = self._name(run.flow, run.run, 0)
         if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:

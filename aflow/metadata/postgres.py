@@ -47,7 +47,7 @@ from aflow.metadata import sql as rows
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
-    Hold,
+    LeaseState,
     ReplacedLog,
     RunRecord,
     RunUpdate,
@@ -330,7 +330,7 @@ class PostgresMetadata(RecordReader):
     # ------------------------------------------------------------------ writing
 
     def create_run(
-        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run with its parameters; see the port."""
         mark = uuid.uuid4().hex
@@ -352,8 +352,8 @@ class PostgresMetadata(RecordReader):
             _do(db, "add_task", key, task, step, at, None, None, inputs, "", None)
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
             _do(db, "put_attempt", *rows.attempt_row(key, attempt, 0))
-            if owner:
-                _do(db, "hold", owner, seconds, key)
+            if holder:
+                _do(db, "acquire_lease", holder, seconds, key)
             return key
 
         return run._replace(key=self._transaction(create), version=0)
@@ -381,24 +381,24 @@ class PostgresMetadata(RecordReader):
         self._transaction(commit)
         return version + 1
 
-    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
-        """Become, or stay, the run's owner; see the port."""
+    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
+        """Acquire or renew the lease of a run; see the port."""
 
-        def hold(db: Connection) -> Hold:
-            mine = _do(db, "hold", owner, seconds, run_key).rowcount == 1
+        def acquire(db: Connection) -> LeaseState:
+            mine = _do(db, "acquire_lease", holder, seconds, run_key).rowcount == 1
             if mine:
                 _do(db, "beat", at, run_key)
             found = db.execute(_read("cancel"), {"run_key": run_key}).fetchone()
-            return Hold(mine, found[0] if found else None)
+            return LeaseState(mine, found[0] if found else None)
 
-        return self._transaction(hold)
+        return self._transaction(acquire)
 
-    def release_lease(self, run_key: int, owner: str) -> None:
-        """The run may have another owner at once; see the port."""
-        self._transaction(lambda db: _do(db, "release_lease", run_key, owner))
+    def release_lease(self, run_key: int, holder: str) -> None:
+        """Release the lease of a run; see the port."""
+        self._transaction(lambda db: _do(db, "release_lease", run_key, holder))
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the run's owner to stop it; see the port."""
+        """Ask the lease holder of a run to stop it; see the port."""
         values = (rows.text(reason), run_key)
         return self._transaction(lambda db: int(_do(db, "request_cancel", *values).rowcount) == 1)
 

@@ -363,9 +363,9 @@ class RecordReader(ABC):
         for row in self._stream("journal", run_key=run_key, after=version):
             yield row[0], row[1]
 
-    def abandoned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Runs that go on without an owner; see the port."""
-        return [(flow, run) for flow, run in self._all("abandoned", kind=kind, limit=limit)]
+    def orphaned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Runs whose lease has expired; see the port."""
+        return [(flow, run) for flow, run in self._all("orphaned", kind=kind, limit=limit)]
 
     def workers(self) -> list[WorkerRecord]:
         """The workers whose registration has not expired; see `WorkerRegistry`."""

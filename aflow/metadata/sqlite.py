@@ -36,7 +36,7 @@ from aflow.metadata.base import (
     WORKER_EXPIRY,
     AttemptRecord,
     Batch,
-    Hold,
+    LeaseState,
     ReplacedLog,
     RunRecord,
     RunUpdate,
@@ -338,7 +338,7 @@ class SqliteMetadata(RecordReader):
     # ------------------------------------------------------------------ writing
 
     def create_run(
-        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run with its parameters; see the port."""
         sql = statements("write")
@@ -354,8 +354,8 @@ class SqliteMetadata(RecordReader):
             db.execute(sql["add_task"], (key, task, step, at, None, None, inputs, "", None))
             attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
             db.execute(sql["put_attempt"], rows.attempt_row(key, attempt, 0))
-            if owner:
-                db.execute(sql["hold"], (owner, seconds, key))
+            if holder:
+                db.execute(sql["acquire_lease"], (holder, seconds, key))
         return run._replace(key=key, version=0)
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
@@ -414,23 +414,23 @@ class SqliteMetadata(RecordReader):
         if update.state in TERMINAL_RUN_STATES:
             db.execute(statements("write")["delete_leases"], (run_key,))
 
-    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
-        """Become, or stay, the run's owner; see the port."""
+    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
+        """Acquire or renew the lease of a run; see the port."""
         sql = statements("write")
         with self._transaction() as db:
-            mine = db.execute(sql["hold"], (owner, seconds, run_key)).rowcount == 1
+            mine = db.execute(sql["acquire_lease"], (holder, seconds, run_key)).rowcount == 1
             if mine:
                 db.execute(sql["beat"], (at, run_key))
             found = db.execute(statements("read")["cancel"], {"run_key": run_key}).fetchone()
-        return Hold(mine, found[0] if found else None)
+        return LeaseState(mine, found[0] if found else None)
 
-    def release_lease(self, run_key: int, owner: str) -> None:
-        """The run may have another owner at once; see the port."""
+    def release_lease(self, run_key: int, holder: str) -> None:
+        """Release the lease of a run; see the port."""
         with self._transaction() as db:
-            db.execute(statements("write")["release_lease"], (run_key, owner))
+            db.execute(statements("write")["release_lease"], (run_key, holder))
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the run's owner to stop it; see the port."""
+        """Ask the lease holder of a run to stop it; see the port."""
         values = (rows.text(reason), run_key)
         with self._transaction() as db:
             return db.execute(statements("write")["request_cancel"], values).rowcount == 1

@@ -35,7 +35,7 @@ LARGEST = 256 << 20  # bytes of a frame
 MOST_CONTAINERS, MOST_OF_QUESTION = 1_000_000, 10_000
 CALLS = frozenset(
     [
-        "create_run", "commit", "hold", "release_lease", "abandoned", "request_cancel",
+        "create_run", "commit", "acquire_lease", "release_lease", "orphaned", "request_cancel",
         "change_tags", "replace_logs", "delete_run",
         "beat_worker", "drain_worker", "remove_worker", "workers",
         "flows", "runs", "run", "steps", "progress", "task", "manifests", "split_manifests",
@@ -44,7 +44,7 @@ CALLS = frozenset(
 )  # fmt: skip
 WRITES = frozenset(
     [
-        "create_run", "commit", "hold", "release_lease", "request_cancel",
+        "create_run", "commit", "acquire_lease", "release_lease", "request_cancel",
         "change_tags", "replace_logs", "delete_run",
         "beat_worker", "drain_worker", "remove_worker",
     ]
@@ -58,7 +58,7 @@ _RECORDS: dict[str, Any] = {
     for each in (
         base.RunRecord, base.RunLease, base.TaskRecord, base.CachedTask, base.AttemptRecord,
         base.MetadataRecord, base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView,
-        base.StepProgress, base.TaskColumns, base.Hold,
+        base.StepProgress, base.TaskColumns, base.LeaseState,
         base.WorkerRecord, base.RunningTask,
     )
 }  # fmt: skip

@@ -19,7 +19,7 @@ from aflow.metadata.base import AttemptRecord, Batch, MetadataRecord, RunUpdate,
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, encode_events
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import Hold, MetadataStore
+    from aflow.metadata.base import LeaseState, MetadataStore
     from aflow.runs.events import RunEvent
     from aflow.scheduler.messages import Event, Inputs, LaunchAttempt
 
@@ -108,24 +108,28 @@ class GroupCommit:
         elif not self._writing:
             self._idle.set()
 
-    def hold(self, owner: str, seconds: float, at: float, notify: Callable[[Hold], None]) -> None:
+    def acquire_lease(
+        self, holder: str, seconds: float, at: float, notify: Callable[[LeaseState], None]
+    ) -> None:
         """Renew the lease of this run's coordinator; `notify` is called on the
         event loop. Errors are left to the next commit."""
 
-        def answered(future: Future[Hold]) -> None:
+        def answered(future: Future[LeaseState]) -> None:
             if future.exception() is None:
                 self._loop.call_soon_threadsafe(notify, future.result())
 
         if not self._broken:
-            held = self._thread.submit(self._metadata.hold, self._run_key, owner, seconds, at)
+            held = self._thread.submit(
+                self._metadata.acquire_lease, self._run_key, holder, seconds, at
+            )
             held.add_done_callback(answered)
 
-    async def release_lease(self, owner: str) -> None:
-        """Write what is pending; then the run may have another owner at once. If that fails, it may
-        when this one's time is over."""
+    async def release_lease(self, holder: str) -> None:
+        """Write what is pending; then another holder may acquire the lease at once. If that fails,
+        it may when this one's time is over."""
         await self.flush()
         if not self._broken:
-            release_lease = self._thread.submit(self._metadata.release_lease, self._run_key, owner)
+            release_lease = self._thread.submit(self._metadata.release_lease, self._run_key, holder)
             await asyncio.wait([asyncio.wrap_future(release_lease)])
 
     async def flush(self) -> None:

@@ -178,7 +178,7 @@ class Driving(NamedTuple):
     """The lease holder of a run, as `kind/name`, and the lookahead and the bounds of its executor.
     `engine` names what an engine is to be asked by, where that drives the run (see `liveness`)."""
 
-    owner: str
+    holder: str
     lookahead: int
     engine: Mapping[str, str] | None = None
     bounds: Mapping[str, int] | None = None
@@ -227,7 +227,7 @@ class Creation:
         given: Mapping[str, Any],
         driving: Driving,
     ) -> NewRun:
-        """Record a new run of the flow, which has its owner for LEASE seconds. Raises
+        """Record a new run of the flow, whose holder has the lease for LEASE seconds. Raises
         InvalidParameter, NotFound and InvalidInput (for a run that cannot be resumed), StorageError
         and MetadataError; nothing is recorded then."""
         if options.spin is not None:
@@ -419,12 +419,12 @@ class Creation:
             record = self._record(
                 definition, options, ids.run_id(options.run_id), now, kind, values
             )
-            return self._metadata.create_run(record, parameters, driving.owner, LEASE)
+            return self._metadata.create_run(record, parameters, driving.holder, LEASE)
         for number in range(1000):
             run = f"{kind}-" * bool(kind) + str(int(now * 1e6) + number)
             record = self._record(definition, options, run, now, kind, values)
             try:
-                return self._metadata.create_run(record, parameters, driving.owner, LEASE)
+                return self._metadata.create_run(record, parameters, driving.holder, LEASE)
             except VersionConflict:  # another run began in the same microsecond
                 continue
         raise AflowError("No free run id was found: a thousand runs began in this millisecond.")

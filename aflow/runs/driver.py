@@ -55,7 +55,7 @@ from aflow.task.spec import STREAMS, AttemptReport, AttemptSpec, RunContext
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.base import Executor, Usage
-    from aflow.metadata.base import Hold, MetadataStore
+    from aflow.metadata.base import LeaseState, MetadataStore
     from aflow.runs.cache.reuse import ReusableResult
     from aflow.runs.create import NewRun
     from aflow.runs.recovery import Unfinished
@@ -187,7 +187,7 @@ class RunDriver:
                     adopted=again,
                 )
             )
-            self._every(HEARTBEAT, "hold", self._hold)
+            self._every(HEARTBEAT, "heartbeat", self._renew_lease)
             self._every(PROGRESS, "progress", self._report_progress)
             if self._unfinished is None:
                 self._handle(RunStarted())
@@ -261,17 +261,17 @@ class RunDriver:
             self._leaves = True
             self._ended.set_exception(RunLeft.of(self._run.flow, self._run.run))
 
-    def _hold(self) -> None:
-        self._commits.hold(self._lease_holder, LEASE, self._clock.now(), self._held_is)
+    def _renew_lease(self) -> None:
+        self._commits.acquire_lease(self._lease_holder, LEASE, self._clock.now(), self._lease_is)
 
     @_guarded
-    def _held_is(self, hold: Hold) -> None:
+    def _lease_is(self, lease: LeaseState) -> None:
         if self._final is not None or self._ended.done():
             return
-        if not hold.mine:
+        if not lease.mine:
             self._broken(RunTakenOver.of(self._run.flow, self._run.run))
-        elif hold.cancel is not None:
-            self.cancel(hold.cancel)
+        elif lease.cancel is not None:
+            self.cancel(lease.cancel)
 
     # ------------------------------------------------------------ what another has left
 

@@ -165,8 +165,8 @@ def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
     """Delete the run; whether this was done. One that has not ended has to be ours first: somebody
     may be about to recover it."""
     if run.state not in TERMINAL_RUN_STATES and not is_deployed(run):
-        owner = f"gc/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        if not metadata.hold(run.key, owner, LEASE, now).mine:
+        holder = f"gc/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        if not metadata.acquire_lease(run.key, holder, LEASE, now).mine:
             return False
     metadata.delete_run(run.key)
     return True

@@ -1,8 +1,8 @@
 """Whether anybody drives a run: decided here alone, for every command and for `gc`.
 
-A run that goes on has a lease (`MetadataStore.hold`), which its coordinator renews every few
-seconds wherever it runs: in another container, pid namespace or host, and whether it began the run
-or has taken it up. Where the process that began the run is says nothing. The store's own clock
+A run that goes on has a lease (`MetadataStore.acquire_lease`), which its coordinator renews every
+few seconds wherever it runs: in another container, pid namespace or host, and whether it began the
+run or has taken it up. Where the process that began the run is says nothing. The store's own clock
 decides, so that clocks of machines may differ.
 
 Runs of deployed flows have no coordinator: there the engine's word stands for the lease. An engine
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
 
 ENGINE = "step-functions"
-"""The kind of owner of runs that an engine drives, without a coordinator of ours."""
+"""The kind of lease holder of runs that an engine drives, without a coordinator of ours."""
 
 Asked = Literal["over", "asked", "ended"]
 
@@ -77,7 +77,7 @@ def left_for(run: RunRecord) -> float:
 
 def is_deployed(run: RunRecord) -> bool:
     """Whether an engine drives the run, and no coordinator."""
-    return run.lease is not None and run.lease.owner.startswith(f"{ENGINE}/")
+    return run.lease is not None and run.lease.holder.startswith(f"{ENGINE}/")
 
 
 def engine_of(run: RunRecord) -> Engine:
@@ -147,9 +147,9 @@ def end_left_run(
     It is not where somebody has taken the run up meanwhile, or where it has ended. Blocks. Raises
     MetadataError."""
     host, number = socket.gethostname(), os.urandom(6).hex()
-    owner = f"ending/{host}-{os.getpid()}-{number}"
+    holder = f"ending/{host}-{os.getpid()}-{number}"
     deployed = is_deployed(run)
-    if not deployed and not metadata.hold(run.key, owner, LEASE, at).mine:
+    if not deployed and not metadata.acquire_lease(run.key, holder, LEASE, at).mine:
         return False
     for _ in range(_TRIES):
         now = metadata.run(run.flow, run.run)
@@ -163,7 +163,7 @@ def end_left_run(
         _end_jobs([each.handle for each in end.attempts], reason)
         return True
     if not deployed:
-        metadata.release_lease(run.key, owner)
+        metadata.release_lease(run.key, holder)
     return False
 
 

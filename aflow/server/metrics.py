@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOK = 1.0  # seconds between looks at how late the event loop is
-_MOST_ABANDONED = 1000
+_MOST_ORPHANED = 1000
 POOLS = (DEFAULT_POOL, "gpu")
 
 
@@ -62,8 +62,8 @@ class Metrics:
         self._going_on = Gauge(
             "aflow_runs_going_on", "Runs that this server drives.", registry=registry
         )
-        self._abandoned = Gauge(
-            "aflow_runs_abandoned", "Runs of servers that nobody drives.", registry=registry
+        self._orphaned = Gauge(
+            "aflow_runs_orphaned", "Runs of servers that no coordinator drives.", registry=registry
         )
         self._tasks = Gauge(
             "aflow_tasks", "Tasks of the runs that this server drives.", ["flow", "state"],
@@ -125,7 +125,7 @@ class Metrics:
             self._up.labels(backend).set(1)
 
     def _ask_metadata(self, names: Sequence[str]) -> None:
-        self._abandoned.set(len(self._metadata.abandoned(KIND, _MOST_ABANDONED)))
+        self._orphaned.set(len(self._metadata.orphaned(KIND, _MOST_ORPHANED)))
         tally: Tally[tuple[str, str]] = Tally()
         for name in names:
             flow, _, run = name.partition("/")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aflow.server.runs import Runs
 
 KIND = "server"
-"""Runs that a server has begun have owners of this kind."""
+"""The kind of lease holder of runs that a server has started."""
 
 LOOK = 2.0  # seconds between looks
 RECOVERY = 3600.0  # seconds after which a run that cannot be recovered has failed
@@ -98,7 +98,7 @@ class Sharing:
             await asyncio.sleep(LOOK)
 
     async def _look(self) -> None:
-        found = await asyncio.to_thread(self._metadata.abandoned, KIND, _MOST)
+        found = await asyncio.to_thread(self._metadata.orphaned, KIND, _MOST)
         now = self._clock.monotonic()
         for flow, run in found:
             name = f"{flow}/{run}"
@@ -128,7 +128,7 @@ class Sharing:
             tries.not_before = now + BACKOFF.bound(tries.begun)
             await self._runs.take_up(name)
         elif what == "cancel":
-            assert record.lease is not None, "somebody asked its owner"
+            assert record.lease is not None, "a run that is to be cancelled has a lease"
             await self._end(record, RunState.CANCELLED, str(record.lease.cancel))
         elif what == "fail":
             await self._end(

@@ -188,11 +188,13 @@ class JobAttempt:
 
     async def _beat(self, stopping: asyncio.Event) -> None:
         """Say again and again that the run goes on, and stop where somebody wants it to."""
-        key, owner = self._records.run.key, f"step-functions/{self._records.run.run}"
+        key, holder = self._records.run.key, f"step-functions/{self._records.run.run}"
         while True:
             metadata = self._records.metadata
-            hold = await asyncio.to_thread(metadata.hold, key, owner, LEASE, self._clock.now())
-            if hold.cancel is not None:
+            lease = await asyncio.to_thread(
+                metadata.acquire_lease, key, holder, LEASE, self._clock.now()
+            )
+            if lease.cancel is not None:
                 stopping.set()
             if self._chunks > self._recorded:
                 await asyncio.to_thread(self._note_running)
@@ -778,9 +780,9 @@ class StateMachineJob:
             self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=order.user
         )
         engine = {"machine": order.machine, "execution": variables.execution}
-        owner = Driving(f"{ENGINE}/{variables.run}", 0, engine)
+        driving = Driving(f"{ENGINE}/{variables.run}", 0, engine)
         try:
-            new = creation.create(definition, options, given.parameters, owner)
+            new = creation.create(definition, options, given.parameters, driving)
         except VersionConflict:  # an attempt before this one, whose answer was lost
             return
         records = Records(self._metadata, new.record)

@@ -113,7 +113,7 @@ def test_who_may_only_read_reads_everything_and_writes_nothing(path: Path) -> No
 
     assert expected == every_answer(reader, run.key)
     with pytest.raises(MetadataUnavailable, match="it cannot be written"):
-        reader.hold(run.key, "me/1", 60.0, 1.0)
+        reader.acquire_lease(run.key, "me/1", 60.0, 1.0)
     reader.close()
     writer.close()
 
@@ -165,7 +165,7 @@ def is_refused(path: Path, run_key: int) -> bool:
     store = SqliteMetadata(path)
     try:
         every_answer(store, run_key)
-        store.hold(run_key, "me/1", 60.0, 1.0)
+        store.acquire_lease(run_key, "me/1", 60.0, 1.0)
     except MetadataUnavailable as error:
         return str(path) in str(error)
     else:
@@ -258,7 +258,7 @@ def test_a_database_that_stays_locked_is_named(path: Path, monkeypatch: pytest.M
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     check_sentence(
-        path, lambda store: store.hold(run.key, "me/1", 60.0, 1.0), "locked for too long"
+        path, lambda store: store.acquire_lease(run.key, "me/1", 60.0, 1.0), "locked for too long"
     )
     reader = SqliteMetadata(path)
     assert 10 == reader.run("Flow", "1").version
@@ -314,7 +314,7 @@ def test_a_read_only_disk_is_named_and_can_be_read(small_disk: Path) -> None:
     run = filled(path)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
 
-    check_sentence(path, lambda store: store.hold(run.key, "me/1", 60.0, 1.0), "cannot be")
+    check_sentence(path, lambda store: store.acquire_lease(run.key, "me/1", 60.0, 1.0), "cannot be")
     check_sentence(small_disk / "new.db", lambda store: store.flows(), "cannot be")
 
 
@@ -325,6 +325,8 @@ def test_a_read_only_folder_is_named(path: Path) -> None:
     path.chmod(0o400)
     path.parent.chmod(0o500)
     try:
-        check_sentence(path, lambda store: store.hold(run.key, "me/1", 60.0, 1.0), "cannot be")
+        check_sentence(
+            path, lambda store: store.acquire_lease(run.key, "me/1", 60.0, 1.0), "cannot be"
+        )
     finally:
         path.parent.chmod(0o700)

@@ -429,7 +429,7 @@ async def test_messages_and_metadata_pass_through_a_pooler_of_transactions(
             for each in range(20):
                 run = store.create_run(a_run(run=f"{number}-{each}"), b"", "owner", 10.0)
                 store.commit(run.key, 0, Batch(events=b"\x90"))
-                assert store.hold(run.key, "owner", 10.0, 0.0).mine
+                assert store.acquire_lease(run.key, "owner", 10.0, 0.0).mine
             store.close()
 
         await asyncio.gather(*(asyncio.to_thread(record, number) for number in range(3)))

@@ -140,7 +140,7 @@ class Bench:
             async with Coordinator(
                 storage=Failing(LocalStore(self.fleet.folder / "store"), points, StoreUnavailable),
                 metadata=Failing(
-                    metadata, points, MetadataUnavailable, but=("hold", "release_lease")
+                    metadata, points, MetadataUnavailable, but=("acquire_lease", "release_lease")
                 ),
                 grace=0.0,
                 clock=self._clock,

@@ -265,7 +265,7 @@ async def test_calls_of_the_program_that_fill_its_default_executor_hold_up_nothi
         async with asyncio.timeout(60), coordinator(tmp_path) as runs:
             run = await runs.start(flow)
             assert RunState.SUCCEEDED is (await run.wait()).state
-            assert [] == await runs.abandoned()
+            assert [] == await runs.orphaned()
     finally:
         gate.set()
         await asyncio.gather(*busy)
@@ -329,12 +329,12 @@ async def test_a_coordinator_outside_of_its_block_says_so(
     flow: type[FlowSpec], tmp_path: Path
 ) -> None:
     runs = coordinator(tmp_path)
-    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.abandoned()):
+    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.orphaned()):
         with pytest.raises(InvalidInput, match="was not entered: use it in a block, `async with"):
             await call
     async with runs:
         pass
-    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.abandoned()):
+    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.orphaned()):
         with pytest.raises(CoordinatorClosed, match="its block has been left"):
             await call
     with pytest.raises(InvalidInput, match="was entered before"):

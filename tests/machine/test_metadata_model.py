@@ -231,7 +231,9 @@ class Metadata(RuleBasedStateMachine):
     def beat(self, data: st.DataObject, at: float) -> None:
         run = self.any_run(data)
         goes_on = run.record.state is RunState.RUNNING
-        assert goes_on == self.both(lambda store: store.hold(run.record.key, "me/1", 60.0, at).mine)
+        assert goes_on == self.both(
+            lambda store: store.acquire_lease(run.record.key, "me/1", 60.0, at).mine
+        )
         if goes_on:
             run.record = run.record._replace(heartbeat_at=at)
 

@@ -28,7 +28,7 @@ def test_requests_runs_and_backends_are_counted(folder: Daemon) -> None:
 
     assert 1.0 == found["aflow_http_requests_total GET /v1/runs 400"]
     assert 0.0 == found["aflow_runs_going_on"]
-    assert 0.0 == found["aflow_runs_abandoned"]
+    assert 0.0 == found["aflow_runs_orphaned"]
     assert [1.0, 1.0] == [found[f"aflow_backend_up {each}"] for each in ("metadata", "queue")]
     assert 0.0 == found["aflow_queue_messages default ready"]
     assert found["process_resident_memory_bytes"] > 1e6

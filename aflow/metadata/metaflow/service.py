@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aflow._core import ids
 from aflow.errors import MetadataUnavailable, NotFound, StorageError
-from aflow.metadata.base import AttemptRecord, Batch, Hold, RunRecord, TaskRecord
+from aflow.metadata.base import AttemptRecord, Batch, LeaseState, RunRecord, TaskRecord
 from aflow.metadata.http import ServiceClient
 from aflow.metadata.metaflow import records
 from aflow.metadata.metaflow.copies import Copies
@@ -217,10 +217,10 @@ class _Registering(SqliteMetadata):
         return self._copies[url]
 
     def create_run(
-        self, run: RunRecord, parameters: bytes, owner: str = "", seconds: float = 0.0
+        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run, and register it; see the port."""
-        made = super().create_run(run, parameters, owner, seconds)
+        made = super().create_run(run, parameters, holder, seconds)
         # A step that is spun is nobody else's concern, and what was Metaflow's is registered.
         if not made.kind and "imported_from" not in made.settings:
             self._tell(f"/flows/{made.flow}", _registered(made).who)
@@ -241,9 +241,9 @@ class _Registering(SqliteMetadata):
             self._register(run, batch)
         return written
 
-    def hold(self, run_key: int, owner: str, seconds: float, at: float) -> Hold:
-        """Become, or stay, the run's owner, and tell of it; see the port."""
-        held = super().hold(run_key, owner, seconds, at)
+    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
+        """Acquire or renew the lease of a run, and send a heartbeat; see the port."""
+        held = super().acquire_lease(run_key, holder, seconds, at)
         run = self._known(run_key) if held.mine else None
         if run is not None:
             self._registry.beat(f"{run.path}/heartbeat")

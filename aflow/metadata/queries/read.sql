@@ -4,7 +4,7 @@ SELECT version, events FROM journal WHERE run_key = :run_key AND version > :afte
 -- name: cancel
 SELECT cancel FROM leases WHERE run_key = :run_key
 
--- name: abandoned
+-- name: orphaned
 SELECT flow, run FROM leases JOIN runs ON runs.key = leases.run_key
 WHERE until <= lease_now() AND substr(owner, 1, length(:kind) + 1) = :kind || '/'
 ORDER BY until LIMIT :limit

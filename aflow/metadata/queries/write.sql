@@ -22,7 +22,8 @@ WHERE key = ?
 -- name: beat
 UPDATE runs SET heartbeat_at = ? WHERE key = ?
 
--- name: hold
+-- name: acquire_lease
+-- The column `owner` is the lease holder: stored databases have it by that name.
 INSERT INTO leases (run_key, owner, until)
 SELECT key, ?, lease_now() + ? FROM runs WHERE key = ? AND state = 'running'
 ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.until

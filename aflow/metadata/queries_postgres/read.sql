@@ -4,7 +4,7 @@ SELECT version, events FROM journal WHERE run_key = %(run_key)s AND version > %(
 -- name: cancel
 SELECT cancel FROM leases WHERE run_key = %(run_key)s
 
--- name: abandoned
+-- name: orphaned
 SELECT flow, run FROM leases JOIN runs ON runs.key = leases.run_key
 WHERE until <= extract(epoch FROM clock_timestamp()) AND starts_with(owner, %(kind)s || '/')
 ORDER BY until LIMIT %(limit)s

@@ -22,7 +22,8 @@ WHERE key = %s
 -- name: beat
 UPDATE runs SET heartbeat_at = %s WHERE key = %s
 
--- name: hold
+-- name: acquire_lease
+-- The column `owner` is the lease holder: stored databases have it by that name.
 INSERT INTO leases (run_key, owner, until)
 SELECT key, %s, extract(epoch FROM clock_timestamp()) + %s FROM runs WHERE key = %s AND state = 'running'
 ON CONFLICT (run_key) DO UPDATE SET owner = excluded.owner, until = excluded.until

@@ -60,12 +60,12 @@ def test_a_run_is_driven_until_its_lease_expires_in_any_process(
     run = made(metadata, owner, LONG, settings=began)
     assert (True, False, 0.0) == (is_driven(run), is_left(run), left_for(run))
 
-    metadata.hold(run.key, owner, -LONG, 1.0)
+    metadata.acquire_lease(run.key, owner, -LONG, 1.0)
     run = read(metadata)
     assert (False, True) == (is_driven(run), is_left(run))
     assert LONG <= left_for(run) < LONG + 60
 
-    metadata.hold(run.key, "coordinator/heir", LONG, 1.0)  # as one does that takes it up
+    metadata.acquire_lease(run.key, "coordinator/heir", LONG, 1.0)  # as one does that takes it up
     assert is_driven(read(metadata))
 
 
@@ -97,7 +97,7 @@ def resting(
     def rest(seconds: float) -> None:
         rested.append(seconds)
         left = LEASE if renews else LEASE - sum(rested)
-        metadata.hold(run.key, "coordinator/a", left, 1.0)
+        metadata.acquire_lease(run.key, "coordinator/a", left, 1.0)
 
     return rested, rest
 
@@ -122,7 +122,7 @@ def test_a_run_that_nobody_drives_is_ended_with_its_attempts(metadata: SqliteMet
     assert not end_left_run(metadata, run, RunState.CANCELLED, "enough", 9.0)
     assert RunState.RUNNING is read(metadata).state
 
-    metadata.hold(run.key, "coordinator/a", 0.0, 1.0)
+    metadata.acquire_lease(run.key, "coordinator/a", 0.0, 1.0)
     assert end_left_run(metadata, run, RunState.CANCELLED, "enough", 9.0)
     ended = read(metadata)
     assert (RunState.CANCELLED, 9.0, "enough") == (ended.state, ended.finished_at, ended.reason)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import groupby, takewhile
 from pathlib import PurePath
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, assert_never, overload
 
 from aflow._core import ids
 from aflow.client.artifact import DataArtifact, TaskData
@@ -21,7 +21,7 @@ from aflow.client.source import RunSource
 from aflow.errors import InvalidInput
 from aflow.flow.decorators.catch import ExceptionWrapper
 from aflow.flow.graph import Kind
-from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, decode_inputs
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, NoInputs, decode_inputs
 from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState, TaskState
 from aflow.storage.artifacts import ForeachFrame, Manifest
 from aflow.storage.logs import STREAMS, LogRecord, as_text, read_chunks, read_log
@@ -238,8 +238,10 @@ def _reads(child: TaskView, parent: TaskView) -> bool:
             return parent.task.task in tasks
         case FromForeach(split, steps):
             return split == parent.task.split and parent.task.step in steps
-        case _:
+        case NoInputs():
             return False
+        case inputs:
+            assert_never(inputs)
 
 
 # What an attempt has printed: in its record where it is small, else in chunks in the store.

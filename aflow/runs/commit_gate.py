@@ -12,11 +12,11 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from aflow._core.threads import in_thread
 from aflow.metadata.base import AttemptRecord, Batch, MetadataRecord, RunUpdate, TaskRecord
-from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, encode_events
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, NoInputs, encode_events
 
 if TYPE_CHECKING:
     from aflow.metadata.base import LeaseState, MetadataStore
@@ -165,11 +165,17 @@ class CommitGate:
         """The commit that a task with these inputs has to wait for; None where all is written."""
         if not self._uncommitted:
             return None
-        if type(inputs) is FromTask:
-            return self._uncommitted.get(inputs.task)
-        if type(inputs) is FromBranches:
-            return max((self._uncommitted.get(task, -1) for task in inputs.tasks), default=-1)
-        return max(self._uncommitted.values()) if type(inputs) is FromForeach else None
+        match inputs:
+            case FromTask(task):
+                return self._uncommitted.get(task)
+            case FromBranches(tasks):
+                return max((self._uncommitted.get(task, -1) for task in tasks), default=-1)
+            case FromForeach():  # which of them it reads, the store knows
+                return max(self._uncommitted.values())
+            case NoInputs():
+                return None
+            case _:
+                assert_never(inputs)
 
     def hold_attempt(self, launch: LaunchAttempt, commit: int) -> None:
         """Keep an attempt until this commit is written."""

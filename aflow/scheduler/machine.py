@@ -8,7 +8,7 @@ may start; finished tasks are counts (see groups.py and board.py).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from aflow.flow.graph import Graph, Kind
 from aflow.scheduler import inspection
@@ -215,16 +215,21 @@ class RunMachine:
         self._handled = None
         self._board.now = now
         if self._state is RunState.RUNNING:
-            if type(event) is AttemptEnded:
-                self._attempt_ended(event, now, commands)
-            elif type(event) is AttemptStarted:
-                self._attempt_started(event)
-            elif type(event) is ItemsReady:
-                self._items_ready(event, commands)
-            elif type(event) is TimePassed:
-                self._time_passed(event, now, commands)
-            elif type(event) is CancelRequested:
-                self._cancel(event, commands)
+            match event:
+                case AttemptEnded():
+                    self._attempt_ended(event, now, commands)
+                case AttemptStarted():
+                    self._attempt_started(event)
+                case ItemsReady():
+                    self._items_ready(event, commands)
+                case TimePassed():
+                    self._time_passed(event, now, commands)
+                case CancelRequested():
+                    self._cancel(event, commands)
+                case RunStarted():  # it is running already
+                    pass
+                case _:
+                    assert_never(event)
         elif self._state is RunState.PENDING:
             if type(event) is RunStarted:
                 self._run_started(event, commands)

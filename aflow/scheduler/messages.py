@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, assert_never
 
 import msgpack
 
@@ -321,6 +321,8 @@ def encode_inputs(inputs: Inputs) -> bytes:
             row = (3, split, steps, count)
         case NoInputs():
             return b""
+        case _:
+            assert_never(inputs)
     return msgpack.packb(row)  # type: ignore[no-any-return]
 
 

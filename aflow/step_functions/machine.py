@@ -25,7 +25,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import InvalidInput
@@ -416,21 +416,25 @@ class _Compiler:
         return states
 
     def _states_of(self, node: Node, stop: str | None) -> States:
-        if node.kind is Kind.SPLIT:
-            return self._split(node)
-        if node.kind is Kind.FOREACH:
-            return self._foreach(node)
-        if node.kind is Kind.SWITCH:
-            return self._switch(node, stop)
-        if node.kind is Kind.PARALLEL:
-            raise InvalidInput(
-                f"Step {node.name} opens a gang (num_parallel), which Step Functions cannot run: "
-                "use a foreach, or run the flow with `run --with batch`."
-            )
-        task = self._task(node)
-        if node.kind is Kind.END or node.next[0] == stop:
-            return {_state(node.name): {**task, **self._last(node)}}
-        return {_state(node.name): {**task, "Next": _state(node.next[0])}}
+        match node.kind:
+            case Kind.SPLIT:
+                return self._split(node)
+            case Kind.FOREACH:
+                return self._foreach(node)
+            case Kind.SWITCH:
+                return self._switch(node, stop)
+            case Kind.PARALLEL:
+                raise InvalidInput(
+                    f"Step {node.name} opens a gang (num_parallel), which Step Functions cannot "
+                    "run: use a foreach, or run the flow with `run --with batch`."
+                )
+            case Kind.LINEAR | Kind.END:
+                task = self._task(node)
+                if node.kind is Kind.END or node.next[0] == stop:
+                    return {_state(node.name): {**task, **self._last(node)}}
+                return {_state(node.name): {**task, "Next": _state(node.next[0])}}
+            case _:
+                assert_never(node.kind)
 
     def _last(self, node: Node) -> State:
         """How the last task of a scope ends: an item of a foreach gives nothing back, since what

@@ -33,7 +33,7 @@ from aflow.runs.admission import Admission, WhenFull
 from aflow.runs.create import Creation, Driving, NewRun, current_facts
 from aflow.runs.driver import DriverPorts, RunDriver
 from aflow.runs.events import RunEnded, RunEvent, Watch
-from aflow.runs.recovery import as_recorded, check_adoptable, replay
+from aflow.runs.recovery import as_recorded, check_recoverable, replay
 from aflow.runs.resume import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import Machine, RunMachine, SingleTask
 from aflow.scheduler.retry import policies_from
@@ -103,8 +103,8 @@ class RunHandle:
         return Stopping(self)
 
     def leave(self) -> None:
-        """Stop driving the run, which stays as it is until it is recovered (`Coordinator.adopt`,
-        `aflow adopt`): attempts on workers go on, those in processes here are interrupted, at no
+        """Stop driving the run, which stays as it is until it is recovered (`Coordinator.recover`,
+        `aflow recover`): attempts on workers go on, those in processes here are interrupted, at no
         cost of their own. `wait` raises RunLeft. May be called again, and late."""
         if not self.task.done():
             self._driver.leave()
@@ -145,7 +145,7 @@ class Coordinator:
 
     Its runs have a lease holder of the kind `holder_kind`; the lease is theirs for LEASE seconds
     after the last sign of life: what is left by such a one, whose process has died, `orphaned`
-    lists, and `adopt` goes on with.
+    lists, and `recover` goes on with.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class Coordinator:
         found = await in_thread(self._records.orphaned, self._kind, limit)
         return [f"{flow}/{run}" for flow, run in found]
 
-    async def adopt(
+    async def recover(
         self,
         flow: type[FlowSpec] | FlowDefinition,
         run: str,
@@ -276,16 +276,20 @@ class Coordinator:
         ground: GroundProcess | None = None,
         watch: Watch | None = None,
     ) -> RunHandle:
-        """Go on with a run of the flow (its id) that its coordinator has left. What it has finished
-        stays so. Attempts that workers of a queue have are awaited; those of processes, which have
-        ended with their coordinator, are run again, which costs their tasks no attempt.
+        """Recover a run of the flow, by its id, whose coordinator has died.
 
-        Raises NotFound, RunHasCoordinator where somebody drives it, InvalidInput for one that has
-        ended, or whose flow is another one now, and what `start` raises."""
+        Finished tasks stay finished. Attempts that workers of a queue run are awaited; attempts in
+        processes, which ended with their coordinator, run again at no cost of retries.
+
+        Raises NotFound; RunHasCoordinator where the lease of its coordinator has not expired;
+        InvalidInput for a run that has ended, or whose flow has other steps now; and what `start`
+        raises."""
         self._check_entered()
         options = options or RunOptions(isolation=self._isolation)
         definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
         return await self._admitted(self._go_on(definition, run, options, ground, watch))
+
+    adopt = recover  # its earlier name, which programs may use
 
     async def _admitted(self, begin: Coroutine[Any, Any, RunHandle]) -> RunHandle:
         """Begin, as soon as there is room for one more run."""
@@ -367,7 +371,7 @@ class Coordinator:
         record = self._records.run(definition.name, run)
         if record is None:
             raise NotFound(f"There is no run {definition.name}/{run} in {self._records.url}.")
-        check_adoptable(record, definition)
+        check_recoverable(record, definition)
         if not self._records.acquire_lease(record.key, self._holder, LEASE, self._clock.now()).mine:
             raise RunHasCoordinator(
                 f"{definition.name}/{run} has a coordinator that drives it: it can be recovered "

@@ -353,7 +353,7 @@ class RunLeft(AflowError):
     @classmethod
     def of(cls, flow: str, run: str) -> RunLeft:
         """Said when it has."""
-        return cls(f"{flow}/{run} was not finished: `aflow adopt {flow}/{run}` recovers it.")
+        return cls(f"{flow}/{run} was not finished: `aflow recover {flow}/{run}` recovers it.")
 
 
 class RunHasCoordinator(InvalidInput):

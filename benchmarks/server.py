@@ -5,7 +5,7 @@ awaited again.
 
 prints one JSON object a line: {"name", "value", "unit"}. A run has so many tasks in flight on a
 worker (coroutines that wait); its coordinator is killed with SIGKILL, and the time over for which
-the run was its own. `takeover` is the time from the start of `aflow adopt` until it says that
+the run was its own. `takeover` is the time from the start of `aflow recover` until it says that
 the run goes on, when all of its tasks are awaited; `takeover_by_server` that from the start of an
 `aflow server` until a coordinator of it has written that the run is its own. Both include
 the starts of interpreters.
@@ -106,15 +106,15 @@ def takeover(bench: Bench, url: str, tasks: int) -> None:
         name = one(database, "SELECT flow || '/' || run FROM runs")
         give_up(database)
         began = time.perf_counter()
-        run = aflow(bench, "adopt", str(name), heard=True)
+        run = aflow(bench, "recover", str(name), heard=True)
         line_of(run, "Going on")
         tell("server.takeover", time.perf_counter() - began, "s")
         kill(run)
         give_up(database)
-        adopted = int(str(one(database, ADOPTED)))
+        recovered = int(str(one(database, ADOPTED)))
         began = time.perf_counter()
         server = aflow(bench, "server", "--port", "0")
-        until(database, ADOPTED, adopted + 1)
+        until(database, ADOPTED, recovered + 1)
         tell("server.takeover_by_server", time.perf_counter() - began, "s")
         server.send_signal(signal.SIGTERM)
         server.send_signal(signal.SIGINT)

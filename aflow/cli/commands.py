@@ -46,7 +46,7 @@ OTHERS = {
         "aflow.cli.code:code",
     ),
     "gc": ("Delete old runs, and artifacts without references.", "aflow.cli.gc:gc"),
-    "adopt": ("Recover a run whose coordinator has died.", "aflow.cli.adopt:adopt"),
+    "recover": ("Recover a run whose coordinator has died.", "aflow.cli.recover:recover"),
     "worker": ("Lease tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
     "workers": ("List, drain and start workers.", "aflow.cli.worker:workers"),
     "queue": (
@@ -91,6 +91,8 @@ OTHERS = {
     "init": ("Create a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
     "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials.command:tutorials"),
 }
+# Earlier names of commands, which scripts may use: no help lists them.
+EARLIER = {"adopt": "recover"}
 
 
 def imported(name: str) -> Any:

@@ -348,7 +348,7 @@ class Console:
         text = f"Workflow starting (run-id {notice.run})"
         seen = f", see it in the UI at {self._ui}{notice.run}" if self._ui else ":"
         self._system(notice.at, text + seen)
-        if notice.adopted:
+        if notice.recovered:
             self._system(notice.at, "Recovering the run from another coordinator")
         elif notice.spins:
             self._system(notice.at, f"Spinning a task of {self._flow}/{notice.origin}")

@@ -29,9 +29,9 @@ def run(
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[RunEvent]], None],
-    adopt: str | None = None,
+    recover: str | None = None,
 ) -> tuple[RunEnded, int | None]:
-    """Run a flow to its end, or go on with its run `adopt`, which was left; how it ended, and the
+    """Run a flow to its end, or go on with its run `recover`, which was left; how it ended, and the
     number of the signal that stopped it, if one did. Raises what the storage or the metadata raised
     if the run could not go on."""
     has_local_steps = _has_local_steps(definition, options)
@@ -50,7 +50,7 @@ def run(
         factory = None if _forks_each(definition, options) else fastest_loop()
         with asyncio.Runner(loop_factory=factory) as runner:
             given = ground if has_local_steps else None
-            return runner.run(_run(definition, options, settings, watch, given, adopt))
+            return runner.run(_run(definition, options, settings, watch, given, recover))
     finally:
         if ground is not None:
             ground.close()
@@ -79,7 +79,7 @@ async def _run(
     settings: Settings,
     watch: Callable[[Sequence[RunEvent]], None],
     ground: EarlyGround | None,
-    adopt: str | None,
+    recover: str | None,
 ) -> tuple[RunEnded, int | None]:
 
     from aflow._core.threads import in_thread
@@ -94,10 +94,10 @@ async def _run(
     ) as coordinator:
         first = None if ground is None else ground.start()
         given: Any = {"options": options, "ground": first, "watch": watch}
-        if adopt is None:
+        if recover is None:
             handle = await coordinator.start(definition, **given)
         else:
-            handle = await coordinator.adopt(definition, adopt, **given)
+            handle = await coordinator.recover(definition, recover, **given)
         if options.run_id_file is not None:
             await in_thread(options.run_id_file.write_text, handle.id)
         stopped_by = _stop_on_signals(handle, leave_on_signal=settings.holder_kind != "run")
@@ -106,7 +106,7 @@ async def _run(
         except (MetadataUnavailable, StoreUnavailable) as error:
             raise type(error)(
                 f"{error} What the run has finished is kept: then resume the run, or go on with it "
-                f"(aflow adopt {handle.pathspec})."
+                f"(aflow recover {handle.pathspec})."
             ) from error
 
 

@@ -148,7 +148,7 @@ def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: 
 
 
 def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:
-    """Remove the code that servers, workers and `adopt` have unpacked here and nobody uses."""
+    """Remove the code that servers, workers and `recover` have unpacked here and nobody uses."""
     # The cache is that of all projects of this user: it is kept for as long as workers keep it.
     cache = settings.cache / "code"
     below = {settings.root / "server" / "code": kept, cache: max(kept, code_package.KEPT_UNUSED)}

@@ -22,7 +22,7 @@ from aflow._core.records import NamedTuple
 from aflow._core.settings import conceal_secrets, shell_asks
 from aflow._core.version import __version__
 from aflow.cli import loading, plain
-from aflow.cli.commands import COMMANDS, NEED_NO_FILE, OTHERS, imported
+from aflow.cli.commands import COMMANDS, EARLIER, NEED_NO_FILE, OTHERS, imported
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
 from aflow.cli.errors import guarded, leave
 from aflow.cli.session import Defined
@@ -124,6 +124,8 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
 
 def _program(words: Sequence[str]) -> object:
     words = _with_given(words)
+    if words and words[0] in EARLIER:
+        words = [EARLIER[words[0]], *words[1:]]
     if words and words[0] in OTHERS:
         rest = ["--help" if word == "-h" else word for word in words[1:]]
         return other_command(words[0]).main(

@@ -232,7 +232,7 @@ def run_options() -> list[Option]:
             hidden=True,
             help="Solve and build the environments of steps again.",
         ),
-        option("--aflow-adopt", "adopt", hidden=True, help="The run to recover."),
+        option("--aflow-recover", "recover", hidden=True, help="The run to recover."),
         option(
             "--aflow-forecast",
             "forecast",

@@ -74,14 +74,14 @@ def run(
     cache: bool = False,
     dry_run: bool = False,
     rebuild: bool = False,
-    adopt: str | None = None,
+    recover: str | None = None,
     forecast: str | None = None,
     origin: Origin | None = None,
     **rest: Any,
 ) -> int:
     """`run`, and `resume` with an `origin`: the exit code. `forecast` is a file for what a dry run
     finds. `given` are the parameters that were
-    given, by attribute; of a run that is resumed those that are to change. `adopt` is a run to go
+    given, by attribute; of a run that is resumed those that are to change. `recover` is a run to go
     on with instead of a new one. `rest` are overrides of settings, and fields of RunOptions."""
     settings = session.settings(**{name: rest.pop(name) for name in _OVERRIDES & rest.keys()})
     if settings.executor == "local" and not dry_run:
@@ -95,7 +95,7 @@ def run(
         definition = _with(definition, decospecs)
         check_graph(definition, session.note)
         _note_differences(session, definition, settings, decospecs)
-        if adopt is not None:
+        if recover is not None:
             values = {}  # they were recorded when the run began
         elif origin is None:
             values = _values(session, definition, settings, given)
@@ -125,9 +125,9 @@ def run(
         options = with_locks(definition, options, session.note)
         explain.dry_run(definition, options, settings, forecast)
         return 0
-    if adopt is None:
+    if recover is None:
         options = _prepared(session, definition, options, rebuild=rebuild)
-    ended, signum = _in_foreground(definition, options, settings, runner_attribute_file, adopt)
+    ended, signum = _in_foreground(definition, options, settings, runner_attribute_file, recover)
     if options.clone_only:
         stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
         return 0 if stopped else _exit_code(ended, signum)
@@ -207,13 +207,13 @@ def _in_foreground(
     options: RunOptions,
     settings: Settings,
     attribute_file: str | None,
-    adopt: str | None = None,
+    recover: str | None = None,
 ) -> tuple[RunEnded, int | None]:
     from aflow.cli import foreground  # what is only checked needs none of it
 
     with _console(definition, options, settings) as console:
         watch = _watched(console, options.debug_step, attribute_file, settings)
-        ended, signum = foreground.run(definition, options, settings, watch, adopt)
+        ended, signum = foreground.run(definition, options, settings, watch, recover)
     if console.tally is not None and options.spin is None:
         if ended.state is RunState.FAILED:
             _show_failure(f"{definition.name}/{ended.run}", ended, settings)

@@ -89,7 +89,7 @@ def _goes_on(metadata: MetadataStore, run: RunRecord, state: str, now: float) ->
     where = f"{run.flow}/{run.run}"
     if state == tables.LEFT:
         return (
-            f"{where}  orphaned: no coordinator drives it; `aflow adopt {where}` recovers it, "
+            f"{where}  orphaned: no coordinator drives it; `aflow recover {where}` recovers it, "
             f"`aflow cancel {where}` ends it"
         )
     steps = "; ".join(_counts(metadata, run)) or "no task yet"

@@ -184,7 +184,7 @@ class RunDriver:
                     run=run.run,
                     origin=run.origin_run,
                     spins=spins,
-                    adopted=again,
+                    recovered=again,
                 )
             )
             self._every(HEARTBEAT, "heartbeat", self._renew_lease)

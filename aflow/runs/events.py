@@ -17,7 +17,7 @@ from aflow.scheduler.states import RunState
 
 class RunStarting(NamedTuple):
     """The run is committed and its first task is about to be launched. `origin` is the run that
-    it resumes, or (with `spins`) of which it runs one task again. With `adopted` it goes on where
+    it resumes, or (with `spins`) of which it runs one task again. With `recovered` it goes on where
     another coordinator has left it."""
 
     at: float
@@ -25,7 +25,7 @@ class RunStarting(NamedTuple):
     run: str
     origin: str | None = None
     spins: bool = False
-    adopted: bool = False
+    recovered: bool = False
 
 
 class TaskStarting(NamedTuple):

@@ -42,7 +42,7 @@ class Unfinished(NamedTuple):
     cancelled: bool
 
 
-def check_adoptable(run: RunRecord, definition: FlowDefinition) -> None:
+def check_recoverable(run: RunRecord, definition: FlowDefinition) -> None:
     """Raise InvalidInput for a run that nobody can go on with."""
     name = f"{run.flow}/{run.run}"
     if run.state in TERMINAL_RUN_STATES:

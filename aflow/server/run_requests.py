@@ -162,7 +162,7 @@ def _parameters(given: object) -> list[str]:
 
 # Names of options of `run`, as words of its command line: no request gives options in disguise.
 _OPTIONS = """
-    aflow-adopt aflow-forecast aflow-words branch cache compat config config-value datastore
+    aflow-recover aflow-forecast aflow-words branch cache compat config config-value datastore
     datastore-root dry-run environment event-logger executor metadata mode monitor no-cache
     no-pylint package-suffixes production pylint queue quiet trigger version
 """

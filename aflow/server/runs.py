@@ -324,7 +324,7 @@ class Runs:
         flow, _, run = pathspec.partition("/")
         said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
         try:
-            words = [*order.words, "--aflow-adopt", run]
+            words = [*order.words, "--aflow-recover", run]
             process = await self._process(folder, order, flow, words, said)
         except BaseException:
             said.close()

@@ -231,11 +231,11 @@ class Fleet:
         if self.ends(self._start(words, self.home, self.home / "said", {})):
             _fail(f"the run is not taken: {self.said()[-4000:]}")
 
-    def adopt(self, **env: str) -> subprocess.Popen[bytes]:
+    def recover(self, **env: str) -> subprocess.Popen[bytes]:
         """Start a coordinator that goes on with the run."""
         run = self.record()
         assert run is not None, "there is a run"
-        words = ("-m", "aflow", "adopt", f"{run.flow}/{run.run}")
+        words = ("-m", "aflow", "recover", f"{run.flow}/{run.run}")
         # What it does not find in the record: URLs that may hold a password are not in it.
         own = {"AFLOW_QUEUE": self.queue, **env}
         return self._start(words, self.home, self.home / "said", own)
@@ -665,7 +665,7 @@ class Machines:
         if self._gave_up > MOST_GIVEN_UP or self.fleet.record() is None:
             _fail(f"the coordinator ended with {code}:\n{self.fleet.said()[-4000:]}")
         self.fleet.let_lease_pass()
-        self._coordinator = self.fleet.adopt(**self.clocks["ours"].env)
+        self._coordinator = self.fleet.recover(**self.clocks["ours"].env)
         return False
 
     def rest(self, seconds: float) -> None:
@@ -753,7 +753,7 @@ class Machines:
                 return True
             else:
                 self.fleet.let_lease_pass()
-                self._coordinator = self.fleet.adopt(**self.clocks["ours"].env)
+                self._coordinator = self.fleet.recover(**self.clocks["ours"].env)
         self.note_committed()
         self.until_it_goes_on()
         return True

@@ -97,10 +97,10 @@ class Bench:
             found.update(job.get("arrayProperties", {}).get("statusSummary") or [job["status"]])
         return {state: n for state, n in found.items() if n and state not in ENDED}
 
-    def adopt(self, run: str) -> str:
+    def recover(self, run: str) -> str:
         """Go on with a run whose coordinator was killed, when its lease has expired."""
         expire_leases(self.folder)
-        command = [sys.executable, "-m", "aflow", "adopt", f"Trouble/{run}"]
+        command = [sys.executable, "-m", "aflow", "recover", f"Trouble/{run}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
         assert 0 == done.returncode, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -229,7 +229,7 @@ def test_what_a_killed_coordinator_has_submitted_its_successor_finds(bench: Benc
         run.kill()
     name = bench.latest("Trouble").id
     gate.touch()
-    said = bench.adopt(name)
+    said = bench.recover(name)
 
     found = bench.latest("Trouble")
     assert name == found.id

@@ -165,13 +165,13 @@ class Bench:
                 run = await coordinator.start(self.definition, options=self.options())
                 await run.wait()
 
-    async def adopt(self, points: Points) -> None:
+    async def recover(self, points: Points) -> None:
         """Go on with it; the same."""
         record = self.fleet.record()
         assert record is not None
         with contextlib.suppress(Killed, AflowError):
             async with self.coordinator(points) as coordinator:
-                run = await coordinator.adopt(self.definition, record.run, options=self.options())
+                run = await coordinator.recover(self.definition, record.run, options=self.options())
                 await run.wait()
 
     def let_leases_pass(self) -> None:

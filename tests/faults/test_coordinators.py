@@ -41,7 +41,7 @@ def test_a_coordinator_that_slept_too_long_is_fenced_and_takes_nothing_back(
         wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T")
         database.rollback()
     fleet.let_lease_pass()
-    second = fleet.adopt()
+    second = fleet.recover()
     wait_until(lambda: "Recovering the run from another coordinator" in fleet.said())
 
     first.send_signal(signal.SIGCONT)

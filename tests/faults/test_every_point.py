@@ -93,7 +93,7 @@ class Sweep:
                     await bench.run(mine)
                 else:
                     bench.let_leases_pass()
-                    await bench.adopt(mine)
+                    await bench.recover(mine)
 
     def _check(self, fleet: Fleet, stopped: int) -> None:
         """`stopped` coordinators were replaced because they had ended by themselves."""

@@ -46,7 +46,7 @@ def test_workers_and_coordinators_killed_at_random_change_nothing_of_500_tasks(
             committed, times = cloud.committed(), cloud.ledger.times()
             settled |= {task: times[task] for task in committed}
             cloud.let_lease_pass()
-            coordinator = cloud.adopt()
+            coordinator = cloud.recover()
 
     assert 0 == cloud.ends(coordinator), cloud.said()
     check(cloud, like, late=True)

@@ -111,9 +111,9 @@ class Left:
             assert 1 == moved.rowcount
         database.close()
 
-    def adopt(self) -> Ran:
+    def recover(self) -> Ran:
         """Go on with it."""
-        return self.workspace.finish(self.workspace.start_aflow("adopt", self.run))
+        return self.workspace.finish(self.workspace.start_aflow("recover", self.run))
 
     def call(self, *words: str) -> str:
         """What `aflow WORDS` prints."""
@@ -151,11 +151,11 @@ def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
     left.begin_and_kill("--max-workers", "2", started=4)
     wait_until(lambda: [] == processes_in(left.workspace.path))  # its tasks end with it
     left.keep_the_lease()
-    early = left.adopt()
+    early = left.recover()
     assert 2 == early.code
     assert "has a coordinator that drives it" in early.err
     left.let_time_pass()
-    heir = left.workspace.start_aflow("adopt", left.run)
+    heir = left.workspace.start_aflow("recover", left.run)
     wait_until(lambda: len(left.ran()) >= 6)
     assert " running " in left.call("runs")  # it is driven, though not by what began it
     assert "  for " in left.call("status")
@@ -177,7 +177,7 @@ def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
         "join": 1,
     } == begun
     assert {AttemptState.SUCCEEDED: ITEMS, AttemptState.INTERRUPTED: 2} == attempts_of(left)
-    again = left.adopt()
+    again = left.recover()
     assert 2 == again.code
     assert "has ended: it is succeeded" in again.err
 
@@ -195,7 +195,7 @@ def test_tasks_of_workers_are_awaited_by_the_next_coordinator(left: Left) -> Non
         left.let_time_pass()
         (left.place / "go").touch()
 
-        ran = left.adopt()
+        ran = left.recover()
 
         left.check(ran)
         assert {1} == set(Counter(left.ran()).values())  # each task has run once
@@ -212,7 +212,7 @@ def test_a_cancel_is_honoured_that_nobody_was_there_to_hear(left: Left) -> None:
     assert store.request_cancel(store.runs("Flow_")[0].key, "Nobody needs it any more.")
     store.close()
 
-    ran = left.adopt()
+    ran = left.recover()
 
     assert 1 == ran.code, ran.out + ran.err
     assert "Nobody needs it any more." in ran.out + ran.err
@@ -223,8 +223,8 @@ def test_a_cancel_is_honoured_that_nobody_was_there_to_hear(left: Left) -> None:
 def test_only_a_run_that_is_there_with_its_code_can_be_taken_up(left: Left) -> None:
     (left.place / "go").touch()
     assert 0 == left.workspace.run().code
-    absent = left.workspace.finish(left.workspace.start_aflow("adopt", "Flow_/17"))
+    absent = left.workspace.finish(left.workspace.start_aflow("recover", "Flow_/17"))
     assert (1, True) == (absent.code, "There is no run Flow_/17" in absent.err)
-    wrong = left.workspace.finish(left.workspace.start_aflow("adopt", "../Flow_"))
+    wrong = left.workspace.finish(left.workspace.start_aflow("recover", "../Flow_"))
     assert 2 == wrong.code
     assert "Traceback" not in absent.err + wrong.err

@@ -329,12 +329,12 @@ async def test_a_coordinator_outside_of_its_block_says_so(
     flow: type[FlowSpec], tmp_path: Path
 ) -> None:
     runs = coordinator(tmp_path)
-    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.orphaned()):
+    for call in (runs.start(flow), runs.recover(flow, "1"), runs.orphaned()):
         with pytest.raises(InvalidInput, match="was not entered: use it in a block, `async with"):
             await call
     async with runs:
         pass
-    for call in (runs.start(flow), runs.adopt(flow, "1"), runs.orphaned()):
+    for call in (runs.start(flow), runs.recover(flow, "1"), runs.orphaned()):
         with pytest.raises(CoordinatorClosed, match="its block has been left"):
             await call
     with pytest.raises(InvalidInput, match="was entered before"):

@@ -200,7 +200,7 @@ def test_jobs_are_found_again_when_the_coordinator_was_killed(bench: Bench) -> N
     name = bench.latest().id
     gate.touch()
     expire_leases(bench.folder)
-    command = [sys.executable, "-m", "aflow", "adopt", f"Jobs/{name}"]
+    command = [sys.executable, "-m", "aflow", "recover", f"Jobs/{name}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=bench.folder)
     assert 0 == done.returncode, done.stdout + done.stderr
     data = bench.latest().data

@@ -215,7 +215,7 @@ def test_jobs_are_found_again_when_coordinator_and_controller_were_killed(bench:
     gate.touch()
 
     expire_leases(bench.folder)
-    command = [sys.executable, "-m", "aflow", "adopt", f"Jobs/{name}"]
+    command = [sys.executable, "-m", "aflow", "recover", f"Jobs/{name}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=bench.folder)
     assert 0 == done.returncode, done.stdout + done.stderr
     data = bench.latest().data

@@ -185,6 +185,6 @@ def test_status_tells_what_runs_and_what_has_failed_where(recorded: Workspace) -
     assert "  Other/3  for " in first
     assert first.endswith("train 1 ready, 1 running, 1 succeeded")
     assert "  Other/2  orphaned: no coordinator drives it; " in second
-    assert "`aflow adopt Other/2` recovers it, `aflow cancel Other/2` ends it" in second
+    assert "`aflow recover Other/2` recovers it, `aflow cancel Other/2` ends it" in second
     assert "Failed:" == failed.splitlines()[0]
     assert failed.splitlines()[1].endswith("  work/2: ValueError: not <today>")

@@ -31,7 +31,7 @@ def answers(*words: str, at: int | None = None) -> list[str]:
 
 
 def test_commands_of_flows_and_the_others_are_completed() -> None:
-    assert {"resume", "run", "runs"} >= {*answers("aflow", "r")} >= {"run", "runs"}
+    assert {"recover", "resume", "run", "runs"} >= {*answers("aflow", "r")} >= {"run", "runs"}
     assert ["doctor"] == answers("aflow", "doc")
 
 

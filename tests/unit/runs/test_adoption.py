@@ -9,7 +9,7 @@ from aflow import FlowSpec, step
 from aflow.errors import InvalidInput, InvalidMessage
 from aflow.executors.protocol import VERSION, Job
 from aflow.metadata.base import RunRecord
-from aflow.runs.recovery import check_adoptable
+from aflow.runs.recovery import check_recoverable
 from aflow.scheduler.states import RunState
 from aflow.task.config_binding import configured
 
@@ -45,19 +45,19 @@ RUN = RunRecord(
 
 
 def test_a_run_is_gone_on_with_by_a_flow_with_the_same_steps_alone() -> None:
-    check_adoptable(RUN, configured(Short))
+    check_recoverable(RUN, configured(Short))
     with pytest.raises(InvalidInput, match="Short/7 was begun with other steps than Long has now"):
-        check_adoptable(RUN, configured(Long))
+        check_recoverable(RUN, configured(Long))
 
 
 def test_a_run_that_has_ended_is_not_gone_on_with() -> None:
     with pytest.raises(InvalidInput, match="has ended: it is failed"):
-        check_adoptable(RUN._replace(state=RunState.FAILED), configured(Short))
+        check_recoverable(RUN._replace(state=RunState.FAILED), configured(Short))
 
 
 def test_a_run_of_an_older_aflow_is_begun_anew() -> None:
     with pytest.raises(InvalidInput, match="begin it again"):
-        check_adoptable(RUN._replace(settings={}), configured(Short))
+        check_recoverable(RUN._replace(settings={}), configured(Short))
 
 
 def test_a_description_of_a_newer_aflow_is_refused_by_name() -> None:

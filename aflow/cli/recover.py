@@ -1,4 +1,4 @@
-"""`aflow adopt Flow/run`: recover a run whose coordinator has died."""
+"""`aflow recover Flow/run`: recover a run whose coordinator has died."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ their coordinator run again. A run that a coordinator still drives is refused: i
 seconds after the last heartbeat.
 
 \b
-  aflow adopt MyFlow/1234
+  aflow recover MyFlow/1234
 """
 
 
-def adopt() -> click.Command:
+def recover() -> click.Command:
     """The command."""
     return click.Command(
-        "adopt",
+        "recover",
         params=[
             click.Argument(["run"], metavar="FLOW/RUN"),
             option("--metadata", metavar="PLACE", help="Where the metadata is."),
             option("--datastore-root", metavar="PATH", help="The `.aflow` folder."),
         ],
-        callback=_adopt,
+        callback=_recover,
         help=_HELP,
     )
 
 
-def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object:
+def _recover(run: str, metadata: str | None, datastore_root: str | None) -> object:
     spec = ids.Pathspec.parse(run)
     if spec.run is None or spec.step is not None:
         raise InvalidName(f"{run!r} names no run: give FLOW/RUN.")
@@ -57,7 +57,7 @@ def _adopt(run: str, metadata: str | None, datastore_root: str | None) -> object
     target = f"{_unpacked(record, settings)}:{spec.flow}"
     lasting = _lasting(record.settings.get("words", ["run"]))
     # Passwords were not recorded: this program has its own.
-    again = [*(with_own_passwords(each, settings) for each in lasting), "--aflow-adopt", spec.run]
+    again = [*(with_own_passwords(each, settings) for each in lasting), "--aflow-recover", spec.run]
     places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
     given = [word for name, value in places if value is not None for word in (name, value)]
     words = [*again, *given]

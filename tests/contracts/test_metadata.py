@@ -99,7 +99,7 @@ def test_the_parameters_of_a_run_are_its_task_0(store: MetadataStore, run: RunRe
 
 def test_a_run_id_that_the_flow_has_is_refused_and_nothing_changes(store: MetadataStore) -> None:
     first = store.create_run(a_run(tags=("first",)), b"1")
-    with pytest.raises(VersionConflict, match="There is a run Flow/1 already"):
+    with pytest.raises(VersionConflict, match="The run Flow/1 already exists"):
         store.create_run(a_run(tags=("second",), created_at=500.0), b"2")
 
     assert [first._replace(graph={})] == store.runs("Flow")

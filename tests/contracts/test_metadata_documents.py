@@ -37,7 +37,7 @@ def test_a_document_is_changed_by_who_knows_its_version(store: Any) -> None:
     with pytest.raises(VersionConflict, match="There is a schedule a already"):
         store.put_document("schedule", "a", b"2")
     assert 2 == store.put_document("schedule", "a", b"2", 1)
-    with pytest.raises(VersionConflict, match="somebody else"):
+    with pytest.raises(VersionConflict, match="changed or removed by someone else"):
         store.put_document("schedule", "a", b"3", 1)
     assert Document("a", 2, b"2") == store.document("schedule", "a")
 

@@ -9,9 +9,9 @@ import click
 
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
-from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import option
 from aflow.cli.server import certificate, listen_options, tls_options
+from aflow.cli.server_log import log_to_stderr
 from aflow.errors import InvalidSetting
 from aflow.metadata.factory import open_metadata
 from aflow.storage.factory import store_to_copy
@@ -62,7 +62,7 @@ def _serve(
     from aflow.server.metaflow.database import open_database
     from aflow.server.serve import Listen, serve
 
-    keep_logbook()
+    log_to_stderr()
     settings = Settings.load()
     url = metadata or settings.local_metadata_url
     tls = certificate(tls_cert, tls_key)

@@ -2,7 +2,7 @@
 
 `Tally` counts what the notices of a run say, `ProgressBars` makes lines of it. Both are pure: time
 and the size of the terminal are given. Where the lines stand, and when they are drawn, is decided
-in `cli.console`, so that the log itself is written as it is without them, byte for byte.
+in `cli.run_log`, so that the log itself is written as it is without them, byte for byte.
 """
 
 from __future__ import annotations

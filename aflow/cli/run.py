@@ -30,7 +30,7 @@ from aflow.storage.artifacts import Manifest
 from aflow.task.program import request_of
 
 if TYPE_CHECKING:
-    from aflow.cli.console import Console
+    from aflow.cli.run_log import Console
     from aflow.flow.definition import FlowDefinition
 
 
@@ -226,7 +226,7 @@ def _console(
     definition: FlowDefinition, options: RunOptions, settings: Settings
 ) -> Iterator[Console]:
     """What shows the run: with bars, if this is a terminal on which they can be drawn."""
-    from aflow.cli.console import Above, Console
+    from aflow.cli.run_log import Above, Console
 
     terminal = is_terminal(sys.stdout)
     colors = terminal and not settings.no_color

@@ -11,8 +11,8 @@ import click
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings, path_in
-from aflow.cli.logbook import keep_logbook
 from aflow.cli.options import flag, option
+from aflow.cli.server_log import log_to_stderr
 from aflow.errors import InvalidSetting
 from aflow.metadata import tokens
 from aflow.metadata.factory import open_metadata, open_to_serve
@@ -156,7 +156,7 @@ def _serve(
 ) -> None:
     from aflow.server.serve import Daemon, Listen, serve
 
-    keep_logbook()
+    log_to_stderr()
     settings = Settings.load(
         **_storage(storage, datastore_root),
         metadata=metadata,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
-from aflow.cli.logbook import Plain
+from aflow.cli.server_log import Plain
 from aflow.errors import CommandFailed
 from aflow.server.bodies import body_of
 from aflow.server.listening import Bounds, listening, room

@@ -9,8 +9,8 @@ import pyte
 import pytest
 
 from aflow import FlowSpec, step
-from aflow.cli.console import Above, Console
 from aflow.cli.progress import ASCII, UNICODE, ProgressBars, Tally, last_line
+from aflow.cli.run_log import Above, Console
 from aflow.flow.graph import Graph
 from aflow.flow.spec import define
 from aflow.runs.events import (

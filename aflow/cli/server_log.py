@@ -29,7 +29,7 @@ def _spelled(found: re.Match[str]) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
 
 
-def keep_logbook() -> None:
+def log_to_stderr() -> None:
     """Write what this process logs, from `INFO` on, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain("%(asctime)s %(levelname)s %(message)s"))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.cli.console import Console, progress_lines
+from aflow.cli.run_log import Console, progress_lines
 from aflow.runs.events import (
     LogLine,
     Progress,
@@ -354,7 +354,7 @@ def test_a_full_disk_under_stdout_is_reported_once(capsys: pytest.CaptureFixture
 def test_a_pipe_that_does_not_block_gets_all() -> None:
     script = (
         "import os, sys\n"
-        "from aflow.cli.console import Console\n"
+        "from aflow.cli.run_log import Console\n"
         "from aflow.runs.events import LogLine\n"
         "os.set_blocking(1, False)\n"
         "lines = [LogLine(0.0, '1', 's', 1, None, 'stdout', b'x' * 100) for _ in range(5000)]\n"

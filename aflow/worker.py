@@ -38,6 +38,7 @@ from aflow.errors import (
     MessageTooNew,
     QueueError,
     QueueUnavailable,
+    StorageError,
 )
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
@@ -79,6 +80,7 @@ ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is valid for this many second
 ENDING = 3.0  # seconds beyond the grace time in which what there is to say may still be said
 
 Say = Callable[[str], None]
+Key = tuple[str, str, int, int]  # flow, run, task, attempt
 
 
 class WorkerOptions(NamedTuple):
@@ -139,7 +141,10 @@ class Worker:
         )
         self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
         self._own_topic = protocol.worker_topic(self.id)[:64]
-        self._held: dict[tuple[str, str, int, int], Held] = {}
+        self._held: dict[Key, Held] = {}
+        self._recording: set[asyncio.Task[None]] = (
+            set()
+        )  # ends of attempts, before they are reported
         self._over: dict[tuple[str, str, int, int, int], None] = {}  # ended here; the latest last
         self._waiting: deque[Held] = deque()  # of these, those that no process has yet
         self._active = 0
@@ -195,6 +200,8 @@ class Worker:
 
     async def _say_the_rest(self, sending: asyncio.Task[None]) -> None:
         """Wait until all reports are sent; not for long, where the broker does not answer."""
+        if self._recording:
+            await asyncio.wait(self._recording, timeout=ENDING)
         self._sender.close()
         loop = asyncio.get_running_loop()
         left = max((self._ends_at or loop.time()) - loop.time(), 0.0) + ENDING
@@ -324,15 +331,16 @@ class Worker:
                 self._sender.bury(lease)
             return
         attempt_key = (message.flow, message.run, spec.task, spec.attempt)
-        if attempt_key in self._held:  # our own lease had ended, and the message came back to us
-            self._held[attempt_key].lease = lease
-            return
-        if (*attempt_key, message.launch) in self._over and lease.deliveries <= 1:
+        again = self._put_there_again(lease, message, attempt_key)
+        if again is not None:
             self._say(
                 f"A message of {lease.topic} is dropped: task {spec.task} of {message.flow}/"
-                f"{message.run} has ended here, and somebody has put its message there again."
+                f"{message.run} {again}, and somebody has put its message there again."
             )
             self._sender.acknowledge(lease)
+            return
+        if attempt_key in self._held:  # our own lease had ended, and the message came back to us
+            self._held[attempt_key].lease = lease
             return
         runtime = self._runtimes.get(message.job)
         if runtime is None:
@@ -342,7 +350,8 @@ class Worker:
             self._sender.acknowledge(lease)
             self.run_is_over(runtime)
             return
-        # Others may put a signed message there again: what has settled its task is looked for.
+        # Others may put a signed message there again: what has settled its task, or ended the
+        # attempt, is looked for.
         looks = spec.again or lease.deliveries > 1 or bool(self._options.keys)
         spec = spec._replace(again=looks)
         held = Held(lease, message, spec, runtime)
@@ -350,6 +359,18 @@ class Worker:
         self._held[attempt_key] = held
         self._waiting.append(held)
         self._feed()
+
+    def _put_there_again(self, lease: Lease, message: TaskMessage, attempt_key: Key) -> str | None:
+        """What is known of an attempt whose signed message was put into the queue once more; None
+        where that is not known here. A topic has one message of an id at a time, so a copy beside
+        the message itself has another id."""
+        if not self._options.keys:
+            return None
+        if (*attempt_key, message.launch) in self._over and lease.deliveries <= 1:
+            return "has ended here"
+        if lease.id != protocol.task_id(*attempt_key):
+            return "has a message of its own"
+        return None
 
     def _feed(self) -> None:
         """Hand on what waits, as far as processes want it."""
@@ -478,7 +499,24 @@ class Worker:
                 del self._over[next(iter(self._over))]
         report = _that_can_be_sent(report)
         event = (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
-        self._sender.add(message, event, held.lease)
+        if not self._options.keys or report.state == AttemptState.SUCCEEDED.value:
+            self._sender.add(message, event, held.lease)
+            return
+        # Before its message is gone: from then on others can put it there again.
+        recording = asyncio.create_task(self._record_end(held, report, event))  # noqa: TID251 -- awaited by `_say_the_rest`
+        self._recording.add(recording)
+        recording.add_done_callback(self._recording.discard)
+
+    async def _record_end(self, held: Held, report: AttemptReport, event: tuple[Any, ...]) -> None:
+        try:
+            await held.runtime.record_end(report)
+        except StorageError as error:
+            self._say(
+                f"The end of {_named(held)} could not be recorded, so its message could be run "
+                f"again by another worker while its run goes on: {error}"
+            )
+        finally:
+            self._sender.add(held.message, event, held.lease)
 
     async def _finish(self) -> None:
         """Give back what has not begun, and wait for what runs; what is still running after the

@@ -71,6 +71,16 @@ def worker_topic(worker: str) -> str:
     return f"worker.{worker}"
 
 
+def task_id(flow: str, run: str, task: int, attempt: int) -> str:
+    """The id that the message of an attempt has in its topic. All of a run are one group."""
+    return f"{run_id(flow, run)}:{task}:{attempt}"
+
+
+def run_id(flow: str, run: str) -> str:
+    """What stands for a run in the ids of its messages."""
+    return hashlib.sha256(f"{flow}/{run}".encode()).hexdigest()[:24]
+
+
 class TaskMessage(NamedTuple):
     """One attempt. `job` is the payload of its run, `spec` an encoded AttemptSpec, `launch` tells
     one message for an attempt from the next."""

@@ -14,7 +14,6 @@ not to be run.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -146,7 +145,7 @@ class QueueExecutor:
         self._loop = asyncio.get_running_loop()
         self._context = context
         self._mail.begin(reports, self._note_over)
-        self._name = hashlib.sha256(f"{context.flow}/{context.run}".encode()).hexdigest()[:24]
+        self._name = protocol.run_id(context.flow, context.run)
         self._reply = protocol.reports_topic(context.flow, context.run)
         payloads = Payloads(self._store, context.flow, context.run)
         self._packer = Packer(self._metadata, context.run_key, payloads)
@@ -356,7 +355,7 @@ class QueueExecutor:
         return message.seal(self._keys, self._topic(spec.step), self._clock.now())
 
     def _id(self, attempt_key: AttemptKey) -> str:
-        return f"{self._name}:{attempt_key[0]}:{attempt_key[1]}"
+        return protocol.task_id(self._context.flow, self._context.run, *attempt_key)
 
     async def _put_cancel(self, worker: str, attempt_keys: list[AttemptKey]) -> None:
         context = self._context

@@ -42,9 +42,9 @@ _WRITE_SIZE = 8 << 20
 # that is too full says so before anything is written.
 _RESERVE_FROM = 8 << 20
 _JOIN_BELOW = 1 << 20
-# A batch is brought to its end, and goes on with another one, when it has so many files open, or
-# so many bytes that are perhaps not on the disk.
-_MOST_FILES = 32
+# A batch is brought to its end, and goes on with another one, when it has so many files, or so many
+# bytes, that are perhaps not on the disk.
+_MOST_FILES = 1024
 _MOST_BYTES = 64 << 20
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
@@ -309,39 +309,31 @@ class _Batch:
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
-        self._files: list[tuple[int, str, str]] = []  # descriptor, temporary name, path
+        self._files: list[tuple[str, str]] = []  # temporary name, path
         self._size = 0
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
         """Write an object, and have the disk begin with it."""
         path = self._store._path(name)
         try:
-            temporary, file = self._written(parts)
+            temporary, file = self._store._written(parts)
         except OSError as error:
             raise self._store._unavailable(error, "written") from error
-        self._files.append((file, temporary, path))
+        self._files.append((temporary, path))
         start_sync(file)
+        os.close(file)
         self._size += sum(map(_bytes_of, parts))
         if len(self._files) >= _MOST_FILES or self._size >= _MOST_BYTES:
             self.finish()
 
-    def _written(self, parts: Sequence[Buffer]) -> tuple[str, int]:
-        try:
-            return self._store._written(parts)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._files:
-                raise
-        self.finish()  # there are descriptors again
-        return self._store._written(parts)
-
     def finish(self) -> None:
         """Return when all that was put is in its place, and on the disk."""
         try:
-            for file, _, _ in self._files:
-                sync(file)
-            for _, temporary, path in self._files:
+            for temporary, _ in self._files:
+                _sync(temporary)
+            for temporary, path in self._files:
                 self._store._place(temporary, path, _rename)
-            for folder in {os.path.dirname(path): None for _, _, path in self._files}:
+            for folder in {os.path.dirname(path): None for _, path in self._files}:
                 self._store._sync_folders(folder)
         except OSError as error:
             raise self._store._unavailable(error, "written") from error
@@ -351,8 +343,7 @@ class _Batch:
     def abandon(self) -> None:
         """Remove what is not in its place. May be called twice."""
         files, self._files, self._size = self._files, [], 0
-        for file, temporary, _ in files:
-            os.close(file)
+        for temporary, _ in files:
             _remove(temporary)
 
 
@@ -396,8 +387,8 @@ def _remove(temporary: str) -> None:
         return
 
 
-def _sync(folder: str) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync(path: str) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         sync(file)
     finally:

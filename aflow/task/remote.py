@@ -96,8 +96,30 @@ def committed(
     name = commit_name(context.flow, context.run, task)
     if store.size(name) is None:
         return None
-    report = AttemptReport(*msgpack.unpackb(bytes(store.get(name)), use_list=False))
-    return report._replace(attempt=attempt)
+    return _report_in(store, name)._replace(attempt=attempt)
+
+
+def record_end(store: ObjectStore, flow: str, run: str, report: AttemptReport) -> None:
+    """Note how an attempt has ended that has not succeeded, so that it is not run again by anybody
+    who is given its message once more. Blocks; raises StorageError."""
+    name = _end_name(flow, run, report.task, report.attempt)
+    store.put_if_absent(name, [msgpack.packb(report, unicode_errors="surrogatepass")])
+
+
+def _end_name(flow: str, run: str, task: int, attempt: int) -> str:
+    return f"jobs/{flow}/{run}/ended/{task}-{attempt}"
+
+
+def _recorded_end(
+    store: ObjectStore, context: RunContext, task: int, attempt: int
+) -> AttemptReport | None:
+    name = _end_name(context.flow, context.run, task, attempt)
+    return None if store.size(name) is None else _report_in(store, name)
+
+
+def _report_in(store: ObjectStore, name: str) -> AttemptReport:
+    data = bytes(store.get(name))
+    return AttemptReport(*msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass"))
 
 
 class StoredManifests(Manifests):
@@ -173,7 +195,12 @@ class RemoteRunner(AttemptRunner):
     def _settled(self, spec: AttemptSpec) -> AttemptReport | None:
         try:
             self._stored.expect(spec)
-            return self._committed(spec.task, spec.attempt) if spec.again else None
+            if not spec.again:
+                return None
+            store, task, attempt = self._blobs.store, spec.task, spec.attempt
+            return self._committed(task, attempt) or _recorded_end(
+                store, self.context, task, attempt
+            )
         except Exception as error:  # the store fails under us: so does the attempt
             return self._unstored(spec, error)
 

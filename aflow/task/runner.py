@@ -46,6 +46,7 @@ _LONGEST_TEXT = (
 )
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_GETPASS = os.path.join(os.path.dirname(os.__file__), "getpass.py")
 _AFLOW = os.path.dirname(os.path.dirname(_PACKAGE)) + os.sep
 
 
@@ -581,7 +582,9 @@ def _asks_in_vain(error: BaseException) -> bool:
     if (kind.__module__, kind.__name__) != ("bdb", "BdbQuit") and kind is not EOFError:
         return False
     frames = traceback.extract_tb(error.__traceback__)
-    if kind is EOFError and not (frames and "input(" in (frames[-1].line or "")):
+    last = frames[-1] if frames else None
+    asks = last is not None and ("input(" in (last.line or "") or last.filename == _GETPASS)
+    if kind is EOFError and not asks:
         return False
     try:
         return os.path.samestat(os.fstat(0), os.stat(os.devnull))

@@ -409,6 +409,62 @@ def test_messages_are_signed_where_there_is_a_key(workers: Workers) -> None:
     assert lines == again, "each has begun once"
 
 
+def test_a_signed_message_of_an_attempt_that_has_failed_is_run_by_no_other_worker(
+    workers: Workers,
+) -> None:
+    workers.workspace.write("""
+        class Flow_(FlowSpec):
+            @retry(times=1, minutes_between_retries=0)
+            @step
+            def start(self):
+                with open(os.environ["PLACE"] + "/begun", "a") as file:
+                    file.write(f"{current.retry_count}\\n")
+                assert current.retry_count
+                while not os.path.exists(os.environ["PLACE"] + "/free"):
+                    time.sleep(0.02)
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    place = workers.workspace.path
+    signed = {"AFLOW_SIGNING_KEY": KEY, "PLACE": str(place)}
+    first = workers.start("--slots", "1", **signed)
+    with closing(sqlite3.connect(workers.url.removeprefix("sqlite:///"))) as queue:
+        queue.execute("CREATE TABLE seen AS SELECT topic, id, body FROM messages")
+        queue.execute(
+            "CREATE TRIGGER see AFTER INSERT ON messages WHEN new.topic LIKE 'tasks.%' "
+            "BEGIN INSERT INTO seen VALUES (new.topic, new.id, new.body); END"
+        )
+        process = workers.workspace.start(
+            "--no-pylint", "run", "--executor", "queue", "--queue", workers.url, **signed
+        )
+        assert first.stderr is not None
+        while "(attempt 1) begins" not in first.stderr.readline():
+            continue
+        queue.execute("DROP TRIGGER see")
+        # The message of the attempt that has failed, and copies of both under ids of their own.
+        queue.execute(
+            "INSERT INTO messages (topic, id, body) "
+            "SELECT topic, id, body FROM seen WHERE id LIKE '%:0'"
+        )
+        queue.execute(
+            "INSERT INTO messages (topic, id, body) SELECT topic, id || 'x', body FROM seen"
+        )
+        queue.commit()
+    second = workers.start("--slots", "1", **signed)
+    assert second.stderr is not None
+    lines = [second.stderr.readline() for _ in range(4)]
+    (place / "free").touch()
+    ran = workers.workspace.finish(process)
+
+    assert 0 == ran.code, ran.out + ran.err
+    assert 2 == sum("and somebody has put its message there again" in line for line in lines), lines
+    assert any("start/1 failed" in line and "AssertionError" in line for line in lines), lines
+    assert "0\n1\n" == (place / "begun").read_text()
+
+
 def test_who_has_no_key_is_refused_by_both_sides_and_that_is_said(workers: Workers) -> None:
     def put(topic: str, body: bytes) -> None:
         queue = SqliteQueue(Path(workers.url.removeprefix("sqlite:///")))

@@ -24,7 +24,7 @@ from aflow.storage.blobs import BlobStore
 from aflow.storage.factory import open_store
 from aflow.task import code_package
 from aflow.task.program import packaged, placed
-from aflow.task.remote import Payloads, is_over
+from aflow.task.remote import Payloads, is_over, record_end
 from aflow.task.spec import AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
@@ -364,6 +364,13 @@ class Runtime:
             return await in_thread(is_over, store, self._message.flow, self._message.run)
         except StorageError:  # then the attempt will say so, if it needs the store
             return False
+
+    async def record_end(self, report: AttemptReport) -> None:
+        """Note in the store how an attempt has ended that has not succeeded. Raises
+        StorageError."""
+        if self._store is not None:  # else nothing of the run was begun here
+            message = self._message
+            await in_thread(record_end, self._store, message.flow, message.run, report)
 
     async def _made(self) -> ProcessExecutor:
         job = self._job = await in_thread(self._fetched)

@@ -139,7 +139,7 @@ def _as_json(run: RunRecord) -> dict[str, Any]:
         "flow": run.flow,
         "run": run.run,
         "status": run.state.value,
-        "left_behind": tables.state(run) == tables.LEFT,
+        "orphaned": tables.state(run) == tables.LEFT,
         "user": run.user,
         "created_at": _iso(run.created_at),
         "finished_at": None if run.finished_at is None else _iso(run.finished_at),

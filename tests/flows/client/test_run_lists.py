@@ -48,7 +48,7 @@ def record(run: str, at: float, **more: Any) -> RunRecord:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two runs of Flow_, of which the later one failed, and three of Other: one is over, one was
-    left behind, one goes on."""
+    orphaned, one goes on."""
     workspace = Workspace(Path(tmp_path_factory.mktemp("runs")))
     workspace.write(FLOW)
     assert 0 == workspace.run("--tag", "good", AFLOW_USER="ann").code
@@ -83,7 +83,7 @@ def test_runs_of_all_flows_are_listed_newest_first(recorded: Workspace) -> None:
 
     assert ["RUN", "STATE", "STARTED", "TOOK", "USER", "TAGS"] == lines[0].split()
     states = [line.split()[1] for line in lines[1:]]
-    assert ["failed", "succeeded", "running", "left", "cancelled"] == states
+    assert ["failed", "succeeded", "running", "orphaned", "cancelled"] == states
     assert lines[2].endswith("  ann   good")
     assert ["1m", "15s", "bob"] == lines[5].split()[-3:]
     assert "  ?  " in lines[4]
@@ -110,13 +110,13 @@ def test_runs_are_chosen_and_given_to_programs(
 def test_a_run_is_whole_for_programs(recorded: Workspace) -> None:
     [_, left, over] = json.loads(aflow(recorded, "runs", "Other", "--json").out)
 
-    assert left["left_behind"]
+    assert left["orphaned"]
     assert {
         "pathspec": "Other/1",
         "flow": "Other",
         "run": "1",
         "status": "cancelled",
-        "left_behind": False,
+        "orphaned": False,
         "user": "bob",
         "created_at": "1970-01-01T00:01:40+00:00",
         "finished_at": "1970-01-01T00:02:55+00:00",

@@ -75,7 +75,7 @@ def policies_from(
     """The policy of every step, as its @retry, @catch and @concurrency say. With `retry_wait` so
     many seconds pass between any two attempts, whatever @retry says. Tasks of the step
     `one_at_a_time` run one after the other."""
-    found = {name: _policy_of(step) for name, step in definition.steps.items()}
+    found = {name: policy_of(step) for name, step in definition.steps.items()}
     if one_at_a_time in found:
         found[one_at_a_time] = replace(found[one_at_a_time], max_workers=1)
     if retry_wait is None:
@@ -86,7 +86,8 @@ def policies_from(
     }
 
 
-def _policy_of(step: StepDefinition) -> StepPolicy:
+def policy_of(step: StepDefinition) -> StepPolicy:
+    """The policy of a step, as its @retry, @catch and @concurrency say."""
     # Typed loosely: each decorator has its own options, and is known here by its name alone.
     retry: Any = step.decorator("retry")
     concurrency: Any = step.decorator("concurrency")

@@ -15,27 +15,29 @@ import asyncio
 import json
 import os
 import pickle
-import signal
 import socket
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from datetime import datetime
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import Clock, SystemClock
-from aflow._core.process import binary, on_signal
-from aflow._core.settings import RunOptions, conceal_secrets, looked_up
+from aflow._core.settings import RunOptions
 from aflow.compat import metaflow
 from aflow.environments import transport
 from aflow.errors import AflowError, InvalidInput, VersionConflict
-from aflow.executors.local.executor import ProcessExecutor
-from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
 from aflow.executors.protocol import python_version
+from aflow.executors.remote.attempt import (
+    AGAIN,
+    Container,
+    JobAttempt,
+    Work,
+    leave,
+    log_line,
+    run_job,
+    unpacked_in,
+    with_code,
+)
 from aflow.flow.decorators.attach import attach
 from aflow.flow.graph import Graph, Kind
 from aflow.flow.spec import define
@@ -46,147 +48,91 @@ from aflow.runs.create import Creation, Driving, current_facts
 from aflow.runs.exit_hooks import run_hooks
 from aflow.runs.liveness import ENGINE
 from aflow.scheduler.messages import (
-    FromBranches,
     FromForeach,
-    FromTask,
-    Inputs,
-    NoInputs,
     encode_inputs,
 )
-from aflow.scheduler.retry import MAX_FALLBACKS, MAX_LOSSES, StepPolicy
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
-from aflow.step_functions.machine import (
-    FINAL_EXIT_CODE,
-    ROOT,
-    around,
-    looping,
-    number_of,
-    ordered,
-    parse,
-    rounds_added,
-)
 from aflow.step_functions.names import too_many_items
-from aflow.step_functions.plan import ENDED
 from aflow.step_functions.records import Records
 from aflow.step_functions.spec import (
     NOBODY,
     WORD_OF_FAILURE,
+    Given,
     StateJobVariables,
+    given_by,
     read_order,
     state_after,
     word_name,
     word_of_foreach,
     word_of_switch,
 )
+from aflow.step_functions.tasks import ROOT, Numbers, TaskReference, next_attempt
 from aflow.storage.artifacts import Manifest
-from aflow.storage.blobs import BlobStore
-from aflow.storage.factory import open_store
-from aflow.task import code_package
 from aflow.task.config_binding import with_values
 from aflow.task.environment import Variables
-from aflow.task.program import class_from, placed
-from aflow.task.secrets_manager import fetch_service_key
-from aflow.task.spec import AttemptSpec, RunContext
+from aflow.task.program import class_from
+from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from aflow._core.clock import Clock
     from aflow.executors.base import Usage
-    from aflow.executors.local.ground_client import GroundProcess
     from aflow.flow.definition import FlowDefinition
-    from aflow.flow.graph import Graph, Node
+    from aflow.flow.graph import Graph
     from aflow.metadata.base import AttemptRecord, MetadataStore
     from aflow.runs.attempts import Kept
     from aflow.scheduler.retry import StepPolicy
     from aflow.step_functions.records import Records
     from aflow.step_functions.spec import DeploymentSpec
-    from aflow.storage.base import ObjectStore
     from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
-
-# One attempt in a job's container: run in a process of its own, its log and end recorded.
-#
-# There is no coordinator: the job itself tells the metadata that it lives, that its attempt began,
-# and how it ended.
-
 
 BEAT = 10.0  # seconds between signs of life
 LEASE = 60.0  # seconds without a heartbeat after which the lease of a run has expired
-GRACE = 20.0  # seconds for a step to end when the job is to stop: Batch gives 30 in all
 
 _STATES = {state.value: state for state in AttemptState}
 
 
-class JobAttempt:
-    """Runs one attempt, and receives its reports as a coordinator does."""
+class RecordedAttempt(JobAttempt):
+    """The attempt of one job. There is no coordinator: the job itself writes into the metadata that
+    it lives, that its attempt began, and how it ended."""
 
     def __init__(
-        self,
-        order: DeploymentSpec,
-        records: Records,
-        store: ObjectStore,
-        clock: Clock,
-        start_ground: Callable[[], GroundProcess],
+        self, container: Container, clock: Clock, records: Records, order: DeploymentSpec
     ) -> None:
+        super().__init__(container, clock)
         self._order = order
         self._records = records
-        self._store = store
-        self._clock = clock
-        self._start_ground = start_ground
         self._new: list[TaskRecord] = []
         self._chunks = 0
         self._recorded = 0  # chunks that are recorded
-        self._stopped = False
 
     async def run(
-        self, spec: AttemptSpec, context: RunContext, new: TaskRecord | None
+        self, spec: AttemptSpec, work: Work, new: TaskRecord | None
     ) -> tuple[AttemptReport, AttemptRecord]:
         """Run it to its end, which is for the caller to record; `new` is its task, if that is not
-        recorded yet. SIGTERM interrupts it."""
-        loop = asyncio.get_running_loop()
+        recorded yet."""
+        self.listen()
         self._spec = spec
         self._new = [new] if new is not None else []
-        self._ended: asyncio.Future[tuple[AttemptReport, Usage]] = loop.create_future()
         self._running = AttemptRecord(
             spec.task, spec.attempt, AttemptState.RUNNING, self._clock.now(),
             host=socket.gethostname(), pid=os.getpid(),
         )  # fmt: skip
+        context = work.context
         self._logs = AttemptLogs(
             self._store, context.flow, context.run, self._order.max_log_size, self._stored
         )
         await asyncio.to_thread(self._note_running)
-        order = self._order
-        executor = ProcessExecutor(
-            order.needs,
-            order.request,
-            self._start_ground,
-            self._clock,
-            max_workers=1,
-            grace=GRACE,
-        )
-        await executor.start(context, self)
-        stopping = asyncio.Event()
-        on_signal(loop, signal.SIGTERM, stopping.set)
+        executor = await self.begin(work)
         async with asyncio.TaskGroup() as group:
-            others = [
-                group.create_task(self._beat(stopping)),
-                group.create_task(self._stop(stopping, executor)),
-            ]
-            executor.launch(spec)
-            report, usage = await self._ended
-            for each in others:
-                each.cancel()
+            beating = group.create_task(self._beat())
+            report, usage = await self.finish(executor, spec)
+            beating.cancel()
         record = await self._finished(report, usage)
-        await executor.stop()
         await self._logs.close()
         return report, record
 
-    async def _stop(self, stopping: asyncio.Event, executor: ProcessExecutor) -> None:
-        await stopping.wait()
-        self._stopped = True
-        executor.cancel(self._spec.task, self._spec.attempt)
-
-    async def _beat(self, stopping: asyncio.Event) -> None:
+    async def _beat(self) -> None:
         """Say again and again that the run goes on, and stop where somebody wants it to."""
         key, holder = self._records.run.key, f"step-functions/{self._records.run.run}"
         while True:
@@ -195,7 +141,7 @@ class JobAttempt:
                 metadata.acquire_lease, key, holder, LEASE, self._clock.now()
             )
             if lease.cancel is not None:
-                stopping.set()
+                self._stopping.set()
             if self._chunks > self._recorded:
                 await asyncio.to_thread(self._note_running)
             await asyncio.sleep(BEAT)
@@ -206,34 +152,16 @@ class JobAttempt:
         self._records.commit(Batch(tasks=self._new, attempts=[record]))
         self._new, self._recorded = [], chunks
 
-    # ------------------------------------------------------------ what the executor says
-
-    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Nobody else has to find the attempt: where the job goes away, so does it."""
-
-    def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """The attempt is running: it is recorded already."""
-
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written something: it goes to the job's log, too."""
+        """The attempt has written something."""
         self._logs.feed(self._spec.step, task, attempt, stream, at, chunk)
-        out = binary((sys.stdout, sys.stderr)[stream])
-        out.write(chunk)
-        out.flush()
-
-    def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """Items of a foreach: nobody begins with them before all are there."""
-
-    def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """The attempt is over."""
-        if not self._ended.done():
-            self._ended.set_result((report, usage))
+        super().logged(task, attempt, stream, at, chunk)
 
     def _stored(self, task: int, attempt: int, chunks: int, error: Exception | None) -> None:
         if error is None:
             self._chunks = chunks
-        elif not self._ended.done():
-            self._ended.set_exception(error)
+        elif not self._end.done():
+            self._end.set_exception(error)
 
     async def _finished(self, report: AttemptReport, usage: Usage) -> AttemptRecord:
         """The attempt's record, when its log is in the store."""
@@ -242,7 +170,7 @@ class JobAttempt:
             await log.unstored
         state = _STATES[report.state]
         reason = report.reason
-        if self._stopped and state is AttemptState.CANCELLED:
+        if self._stopping.is_set() and state is AttemptState.CANCELLED:
             state, reason = AttemptState.INTERRUPTED, "The job of the task was stopped."
         return _with_log(self._running, log)._replace(
             state=state,
@@ -265,257 +193,45 @@ def _with_log(record: AttemptRecord, log: Kept | None) -> AttemptRecord:
     )
 
 
-# What the next attempt at a task is, after those before it: a pure function.
-
-
-_FAILED = (AttemptState.FAILED, AttemptState.TIMED_OUT)
-_LOST = (AttemptState.LOST, AttemptState.RUNNING)  # one that never reported its end was lost
-
-
-class NextAttempt(NamedTuple):
-    """The next attempt: its number, when it may begin, whether it is the last, and whether the
-    step is not to be run, since @catch settles it."""
-
-    attempt: int
-    not_before: float
-    final: bool
-    fallback: bool
-
-
-def next_attempt(policy: StepPolicy, before: Sequence[AttemptRecord]) -> NextAttempt | None:
-    """What comes after these attempts, oldest first; None where the task has had all it may have.
-    What was interrupted costs nothing."""
-    number = before[-1].attempt + 1 if before else 0
-    failures = sum(each.state in _FAILED for each in before)
-    losses = sum(each.state in _LOST for each in before)
-    if failures <= policy.retries and losses < MAX_LOSSES:
-        failed = [each for each in before if each.state in _FAILED]
-        last = failed[-1].finished_at if failed else None
-        not_before = 0.0 if last is None else last + policy.wait
-        return NextAttempt(number, not_before, final=failures == policy.retries, fallback=False)
-    if policy.catches and failures + losses <= policy.retries + MAX_LOSSES + MAX_FALLBACKS:
-        return NextAttempt(number, 0.0, final=True, fallback=True)
-    return None
-
-
-# What an execution was started with: by `trigger`, by a schedule, by an event, or by the end of
-# another run. A pure function of its input.
-
-
-class Given(NamedTuple):
-    """Values of parameters by name, the run to resume, and the pathspecs of the runs whose end
-    started this one."""
-
-    parameters: dict[str, Any]
-    origin: str | None = None
-    runs: tuple[str, ...] = ()
-
-
-def given_by(
-    text: str | None, events: Mapping[str, Mapping[str, str]], flows: Mapping[str, str]
-) -> Given:
-    """What the input of an execution says.
-
-    `{"Parameters": "{...}"}` is what Metaflow gives, too (the values as a text of JSON); `resume`
-    adds `"Origin"`. Else it is an event of EventBridge: the end of an execution of one of the
-    machines of `flows` (their flows by their names), or one whose detail holds the fields that
-    `events` ({name of the event: {parameter: field}}) name. Raises InvalidInput.
-    """
-    whole = _object(text or "{}", "The input of the execution")
-    if "detail-type" in whole:
-        return _by_end(whole, flows) if whole["detail-type"] == ENDED else _by_event(whole, events)
-    parameters = whole.get("Parameters", {})
-    if isinstance(parameters, str):
-        parameters = _object(parameters, "Parameters in the input of the execution")
-    if not isinstance(parameters, dict):
-        raise InvalidInput("Parameters in the input of the execution have to be values by name.")
-    origin = whole.get("Origin")
-    if origin is not None and not isinstance(origin, str):
-        raise InvalidInput("Origin in the input of the execution has to be the id of a run.")
-    return Given(parameters, origin)
-
-
-def _by_end(event: Mapping[str, Any], flows: Mapping[str, str]) -> Given:
-    detail = event.get("detail")
-    detail = detail if isinstance(detail, dict) else {}
-    machine = str(detail.get("stateMachineArn", "")).rpartition(":")[2]
-    if machine not in flows or "name" not in detail:
-        raise InvalidInput(f"The end of an execution of {machine!r} is not what is waited for.")
-    return Given({}, None, (f"{flows[machine]}/sfn-{detail['name']}",))
-
-
-def _by_event(event: Mapping[str, Any], events: Mapping[str, Mapping[str, str]]) -> Given:
-    detail = event.get("detail")
-    detail = detail if isinstance(detail, dict) else {}
-    mapping = events.get(str(event["detail-type"]), {})
-    missing = [each for each in mapping.values() if each not in detail]
-    if missing:
-        raise InvalidInput(
-            f"The event {event['detail-type']!r} has no field {missing[0]!r}, which a parameter is "
-            "to be taken from."
-        )
-    return Given({name: detail[each] for name, each in mapping.items()})
-
-
-def _object(text: str, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(f"{what} is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{what} has to be an object of JSON.")
-    return value
-
-
-# Which task a job runs, and which tasks it reads: pure functions of the graph and the place.
-
-
-class TaskReference(NamedTuple):
-    """A task: its number, what it reads, and the innermost foreach around it: the task that opened
-    it, the item, and whether the task is the first one of the item."""
-
-    task: int
-    inputs: Inputs
-    split: int | None
-    index: int | None  # type: ignore[assignment]
-    opens_index: bool
-
-
-class Numbers:
-    """The numbers of the tasks of one graph."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
-        self._order = ordered(graph)
-        self._looping = looping(graph)
-
-    def of(self, step: str, place: str) -> int:
-        """The number of a task."""
-        return number_of(self._order, step, place)
-
-    def loops(self, step: str) -> bool:
-        """Whether the flow may come back to the switch."""
-        return step in self._looping
-
-    def after(self, step: str, place: str) -> str:
-        """The place of what follows a switch: a loop goes round once more there."""
-        return rounds_added(place, 1) if step in self._looping else place
-
-    def before(self, step: str, place: str) -> int:
-        """The number of the task of a step that leads to this place, in the same scope."""
-        return self.of(step, rounds_added(place, -1) if step in self._looping else place)
-
-    def reference(
-        self, step: str, place: str, came_from: str, branches: str | None
-    ) -> TaskReference:
-        """The task of the step at the place. `branches` says where each branch of a join ended, as
-        the state machine puts it. Raises InvalidInput."""
-        if step not in self._graph.nodes:
-            raise InvalidInput(f"Flow {self._graph.flow} has no step {step!r} in this version.")
-        node = self._graph[step]
-        opener = self._opener(node)
-        opens = opener is not None and came_from == opener
-        split = None if opener is None else self.of(opener, around(place))
-        index = None if opener is None else parse(place)[-1].index
-        inputs = self._inputs(node, place, came_from, branches, split if opens else None)
-        return TaskReference(self.of(step, place), inputs, split, index, opens)
-
-    def _opener(self, node: Node) -> str | None:
-        """The innermost foreach around a step."""
-        foreachs = [each for each in node.splits if self._graph[each].kind is Kind.FOREACH]
-        return foreachs[-1] if foreachs else None
-
-    def _inputs(
-        self, node: Node, place: str, came_from: str, branches: str | None, opener: int | None
-    ) -> Inputs:
-        if node.name == self._graph.start and came_from != node.name:
-            return NoInputs()
-        if branches is not None:
-            return FromBranches(tuple(self.before(*each) for each in _pairs(branches)))
-        if opener is not None:
-            return FromTask(opener)
-        if came_from not in self._graph.nodes:
-            raise InvalidInput(f"Step {node.name} does not know which step came before it.")
-        if node.is_join:
-            return FromForeach(self.of(came_from, place), node.previous, 0)
-        return FromTask(self.before(came_from, place))
-
-
-def _pairs(branches: str) -> list[tuple[str, str]]:
-    """Last step and place of each branch."""
-    try:
-        said = json.loads(branches)
-        return list(zip(said["step"], said["place"], strict=True))
-    except (ValueError, KeyError, TypeError):
-        raise InvalidInput(
-            f"These are not branches of a state machine: {branches[:200]!r}."
-        ) from None
-
-
-AGAIN = 1  # Batch tries the job again
-
-
 def main() -> int:
     """Do what the variables of this process say; its exit code."""
-    try:
-        variables = StateJobVariables.load()
-        if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
-            fetch_service_key()
-        store = open_store(variables.storage)  # now, for the ground to have it, too
-        # Before the folder is made: a process that was forked after would remove it at its end.
-        ground = EarlyGround(fork_ground())
-        conceal_secrets()  # of the environment that steps can look up in /proc
-        with ExitStack() as made:
-            folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
-            made.callback(ground.close)
-            sys.path.insert(0, folder)
-            job = StateMachineJob(variables, SystemClock(), Path(folder), store, ground)
-            made.callback(job.close)
+
+    def work(variables: StateJobVariables, container: Container) -> int:
+        sys.path.insert(0, str(container.folder))
+        job = StateMachineJob(variables, SystemClock(), container)
+        try:
             return job.note_failure() if variables.step is None else job.run(variables.step)
-    except InvalidInput as error:  # it is as wrong the next time
-        print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
-        return FINAL_EXIT_CODE
-    except AflowError as error:
-        print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
-        return AGAIN
+        finally:
+            job.close()
+
+    return run_job(StateJobVariables.load, lambda variables: variables.storage, work)
 
 
 class StateMachineJob:
-    """One job. The code of the flow is put into the folder, from which its task runs it."""
+    """One job: it finds its task, runs an attempt at it, and says what follows."""
 
-    def __init__(
-        self,
-        variables: StateJobVariables,
-        clock: Clock,
-        folder: Path,
-        store: ObjectStore,
-        ground: EarlyGround,
-    ) -> None:
+    def __init__(self, variables: StateJobVariables, clock: Clock, container: Container) -> None:
         self._variables = variables
         self._clock = clock
-        self._ground = ground
-        self._store = store
+        self._container = container
+        self._store = store = container.store
         self._metadata: MetadataStore = open_metadata(variables.metadata, own=True)
-        self._order: DeploymentSpec = read_order(self._store, variables.order)
-        if self._order.python != python_version():
+        order: DeploymentSpec = read_order(store, variables.order)
+        if order.python != python_version():
             raise InvalidInput(
-                f"The flow was deployed with Python {self._order.python}, and the image of the job "
+                f"The flow was deployed with Python {order.python}, and the image of the job "
                 f"has {python_version()}: use an image that has the same."
             )
-        self._graph = Graph.from_dict(self._order.graph)
+        self._graph = Graph.from_dict(order.graph)
         self._numbers = Numbers(self._graph)
-        self._unpack(folder)
+        unpack = unpacked_in(container.folder)
+        request, _ = with_code(store, order.request, order.code, order.script, unpack)
+        self._order = order._replace(request=request)
         self._loaded: FlowDefinition | None = None
 
     def close(self) -> None:
         """Release the metadata."""
         self._metadata.close()
-
-    def _unpack(self, folder: Path) -> None:
-        order = self._order
-        code_package.unpack(code_package.fetch(BlobStore(self._store), order.code), folder)
-        source = placed(order.request.source, folder, code_package.inside(order.script))
-        self._order = order._replace(request=order.request._replace(source=source))
 
     def _definition(self) -> FlowDefinition:
         """The flow itself, imported: few jobs need it in this process."""
@@ -573,12 +289,13 @@ class StateMachineJob:
         )
         new = None if there else self._task_record(step, reference, spec)
         time.sleep(max(0.0, following.not_before - self._clock.now()))
+        attempt = RecordedAttempt(self._container, self._clock, records, order)
         try:
-            start = self._start_of(step)
+            start = attempt.start_of(step, order.environments.get(step), order.python)
         except AflowError as error:
             return self._never_ran(records, spec, new, f"The job cannot run the task: {error}")
-        attempt = JobAttempt(order, records, self._store, self._clock, start)
-        report, record = asyncio.run(attempt.run(spec, self._context(records), new))
+        work = Work(self._context(records), order.needs, order.request, start)
+        report, record = asyncio.run(attempt.run(spec, work, new))
         fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
         if fault is not None:
             report = report._replace(retryable=False)
@@ -586,23 +303,11 @@ class StateMachineJob:
         if record.state is AttemptState.SUCCEEDED:
             return self._went_on(records, step, reference, record, over=True)
         records.commit(Batch(attempts=[record]))
-        print(f"aflow: {record.reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        log_line(record.reason)
         if record.state is AttemptState.INTERRUPTED and self._is_over():
             return self.note_failure()
         again = next_attempt(StepPolicy.from_dict(order.policies[step]), [*attempts, record])
-        return AGAIN if again and report.retryable else FINAL_EXIT_CODE
-
-    def _start_of(self, step: str) -> Callable[[], GroundProcess]:
-        """What starts the processes of a step: inside of its environment, which is built before, if
-        it has one. Raises EnvironmentFailed and StorageError."""
-        shipped = self._order.environments.get(step)
-        if shipped is None:
-            return self._ground.start
-
-        def report(line: str) -> None:
-            print(f"aflow: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- the job's log
-
-        return partial(spawn_ground, built=transport.built(shipped, self._store, report, [step]))
+        return AGAIN if again and report.retryable else NO_RETRY_EXIT_CODE
 
     def _never_ran(
         self, records: Records, spec: AttemptSpec, new: TaskRecord | None, reason: str
@@ -621,7 +326,7 @@ class StateMachineJob:
             pid=os.getpid(),
         )
         records.commit(Batch(tasks=[] if new is None else [new], attempts=[failed]))
-        print(f"aflow: {reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
+        log_line(reason)
         return AGAIN
 
     def _is_over(self) -> bool:
@@ -854,7 +559,4 @@ def _shape(graph: Graph) -> dict[str, tuple[Any, ...]]:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # at once: the threads of clients do not hold us up
+    leave(main())

@@ -23,10 +23,10 @@ from aflow.executors.jobs.batch.definitions import (
 from aflow.executors.local.executor import needs_of
 from aflow.flow.current import current
 from aflow.metadata.object_store import SCHEME as STORE
-from aflow.scheduler.retry import policies_from
+from aflow.scheduler.retry import policies_from, policy_of
 from aflow.step_functions.machine import LARGEST, JobOf, Where, checked_target, compiled
 from aflow.step_functions.names import DISTRIBUTED_ITEMS, LETTERS, Label, machine_name, next_token
-from aflow.step_functions.spec import NOBODY, DeploymentSpec, order_key
+from aflow.step_functions.spec import ENDED, NOBODY, DeploymentSpec, order_key
 from aflow.task.program import for_later, request_of
 
 if TYPE_CHECKING:
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from aflow.task.code_package import Package
 
 # What starts the executions of a deployed flow, as EventBridge takes it: pure functions.
-
-
-ENDED = "Step Functions Execution Status Change"
 
 
 class Ticks(NamedTuple):
@@ -167,15 +164,15 @@ def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) 
     """How the step's job is submitted; None is the job for what belongs to no step."""
     if step is None:
         return JobOf(definition, 2, limit_of(None, settings))
-    retry = step.decorator("retry")
+    policy = policy_of(step)
     batch: Any = step.decorator("batch")
     # An attempt waits in its container before it tries again, and starts it first.
-    wait = retry.wait_seconds if retry and retry.times else 0.0
+    wait = policy.wait_before(policy.retries) if policy.retries else 0.0
     return JobOf(
         definition=definition,
-        retries=retry.times if retry else 0,
+        retries=policy.retries,
         limit=limit_of(step, settings, wait),
-        catches=step.decorator("catch") is not None,
+        catches=policy.catches,
         queue=own_queue_of(step, settings),
         tags=(batch.aws_batch_tags if batch else None) or {},
     )

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from aflow import client
-from aflow.executors.remote.runtime import own_address
+from aflow.executors.remote.attempt import own_address
 from tests.support.clusters import cluster
 from tests.support.waiting import wait_until
 

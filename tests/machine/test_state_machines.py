@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from aflow.flow.graph import Graph, Kind, connect
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
 from aflow.scheduler.states import RunState
-from aflow.step_functions.job import Numbers, TaskReference
 from aflow.step_functions.machine import JobOf, Where, compiled
 from aflow.step_functions.spec import state_after, word_name, word_of_foreach, word_of_switch
+from aflow.step_functions.tasks import Numbers, TaskReference
 from tests.machine.graphs import graphs
 from tests.machine.states import Execution
 from tests.machine.world import Choices, Visit, World, expected_visits

@@ -10,49 +10,44 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import signal
 import socket
-import sys
-import tempfile
-from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.clock import Clock, SystemClock
-from aflow._core.process import binary, on_signal
-from aflow._core.settings import conceal_secrets, looked_up
+from aflow._core.settings import looked_up
 from aflow._core.system import DESCRIPTORS
 from aflow._core.threads import in_thread
-from aflow.environments import transport
-from aflow.errors import AflowError, CodePackageError, InvalidInput
+from aflow.errors import AflowError, InvalidInput
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
-from aflow.executors.local.executor import ProcessExecutor, StartGround
-from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
 from aflow.executors.mailbox import Mailbox, Rendezvous
 from aflow.executors.protocol import ArraySpec
-from aflow.executors.remote.runtime import delivered, gang_address
+from aflow.executors.remote.attempt import (
+    AGAIN,
+    Container,
+    JobAttempt,
+    Work,
+    delivered,
+    gang_address,
+    leave,
+    log_line,
+    run_job,
+    unpacked_in,
+)
 from aflow.scheduler.states import AttemptState
-from aflow.storage.factory import open_store
-from aflow.task import code_package
 from aflow.task.remote import Payloads
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
-    from aflow.environments.build import Built
-    from aflow.environments.lock import Shipped
     from aflow.executors.base import Usage
+    from aflow.executors.local.executor import StartGround
     from aflow.executors.protocol import Job
     from aflow.storage.base import ObjectStore
-    from aflow.storage.blobs import BlobStore
 
 SAY = 1.0  # seconds for which events are gathered before they become a message
-GRACE = 20.0  # seconds for a step to end when the job is to stop: systems give 30 in all
 LOOK = 0.5  # seconds between looks for the other members of a gang
 PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
-ALL_AT_ONCE = 0.5  # seconds within which a system's SIGTERM comes to all processes of a job
 SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
 
 
@@ -98,80 +93,43 @@ class JobVariables(NamedTuple):
 
 def main() -> int:
     """Run the attempt that the variables name; the exit code."""
-    try:
-        variables = JobVariables.load()
-        if looked_up("SERVICE_AUTH_KEY_SECRET") is not None:
-            from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
 
-            fetch_service_key()
-        # Now, for the ground to have all of it, too: it is what takes longest.
-        store = open_store(variables.store)
-        # Before the folder is made: a process that was forked after would remove it at its end.
-        ground = EarlyGround(fork_ground())
-        conceal_secrets()  # of the environment that steps can look up in /proc
-        with ExitStack() as made:
-            folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
-            made.callback(ground.close)
-            return asyncio.run(OneJob(variables, store, SystemClock(), Path(folder), ground).run())
-    except AflowError as error:
-        print(f"aflow: {error}", file=sys.stderr)  # noqa: T201 -- the log of the job
-        return 1
+    def work(variables: JobVariables, container: Container) -> int:
+        return asyncio.run(OneJob(variables, container, SystemClock()).run())
+
+    return run_job(JobVariables.load, lambda variables: variables.store, work)
 
 
-class OneJob:
-    """One job. The code of the flow is put into the folder, from which its task runs it."""
+class OneJob(JobAttempt):
+    """The attempt of one job, which is reported to its coordinator."""
 
-    def __init__(
-        self,
-        variables: JobVariables,
-        store: ObjectStore,
-        clock: Clock,
-        folder: Path,
-        ground: EarlyGround,
-    ) -> None:
+    def __init__(self, variables: JobVariables, container: Container, clock: Clock) -> None:
+        super().__init__(container, clock)
         self._variables = variables
-        self._store = store
-        self._clock = clock
-        self._folder = folder
-        self._ground = ground
+        self.echoes = variables.place.echoes
+        store = self._store
         self._news = News(store, variables.flow, variables.run, variables.place.worker)
         self._rendezvous = Rendezvous(store, variables.flow, variables.run)
-        self._address = ""  # of member 0 of its gang, if it is in one
         self._left = [0, 0]  # bytes of each stream that are still sent
 
     async def run(self) -> int:
-        """Run the attempt; the exit code of the job. SIGTERM ends it. Raises StorageError where
-        the end of the attempt could not be reported."""
-        loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[AttemptReport] = loop.create_future()
-        self._stopping = stopping = asyncio.Event()
-        on_signal(loop, signal.SIGTERM, stopping.set)
+        """Run the attempt; the exit code of the job. Raises StorageError where the end of the
+        attempt could not be reported."""
+        self.listen()
         spec = await in_thread(self._attempt)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._news.tell())
-                await self._run(spec, stopping, group)
+                await self._run(spec)
                 self._news.close()
-            await self._leave(stopping)
+            await self._leave(self._stopping)
         except* AflowError as errors:
             raise errors.exceptions[0] from None
-        report = await self._ended
+        report, _ = await self._end
         if report.state == AttemptState.SUCCEEDED.value:
             return 0
-        print(f"aflow: {report.reason}", file=sys.stderr)  # noqa: T201 -- the log of the job
-        return 1 if report.retryable else NO_RETRY_EXIT_CODE
-
-    async def _run(
-        self, spec: AttemptSpec, stopping: asyncio.Event, group: asyncio.TaskGroup
-    ) -> None:
-        executor = await self._executor(spec, stopping)
-        if executor is None:
-            return
-        stop = group.create_task(self._stop(stopping, executor, spec))
-        executor.launch(spec._replace(address=self._address))
-        await self._ended
-        stop.cancel()
-        await executor.stop()
+        log_line(report.reason)
+        return AGAIN if report.retryable else NO_RETRY_EXIT_CODE
 
     def _attempt(self) -> AttemptSpec:
         variables = self._variables
@@ -180,49 +138,34 @@ class OneJob:
         )
         return spec._replace(again=spec.again or variables.place.tries > 1)
 
-    async def _executor(self, spec: AttemptSpec, stopping: asyncio.Event) -> ProcessExecutor | None:
-        """What runs the attempt; None where it cannot be run here, which is its end."""
+    async def _run(self, spec: AttemptSpec) -> None:
+        """Run the attempt, or report why it cannot be run here, which is its end."""
         try:
-            job = await in_thread(self._job)
-            start: StartGround = self._ground.start
-            shipped = job.environments.get(spec.step)
-            if shipped is not None:
-                start = partial(
-                    spawn_ground, built=await in_thread(self._built, shipped, spec.step)
-                )
-            elif job.python != protocol.python_version():
-                raise CodePackageError(
-                    f"step {spec.step} was started with Python {job.python}, and the job has "
-                    f"{protocol.python_version()}: use an image with the same, or name the step's "
-                    "packages (@pypi)."
-                )
-            executor = ProcessExecutor(
-                job.needs,
-                job.request,
-                start,
-                self._clock,
-                max_workers=1,
-                grace=GRACE,
-            )
+            job, start = await in_thread(self._prepared, spec.step)
             self._left = [job.max_log_size + SLACK] * 2
             if self._variables.is_gang:
-                self._address = await self._meet(spec, stopping)
-            await executor.start(job.context, self)
+                spec = spec._replace(address=await self._meet(spec, self._stopping))
+            executor = await self.begin(Work(job.context, job.needs, job.request, start))
         except AflowError as error:
             reason = f"The job {self._variables.place.worker} cannot run the task: {error}"
             self._never_ran(spec, AttemptState.FAILED, reason)
-            return None
-        if stopping.is_set():
+            return
+        if self._stopping.is_set():
             self._never_ran(spec, AttemptState.CANCELLED, "The task was cancelled.")
             await executor.stop()
-            return None
-        return executor
+            return
+        await self.finish(executor, spec)
+
+    def _prepared(self, step: str) -> tuple[Job, StartGround]:
+        """The run, with its code here, and what starts processes of the step. Blocks."""
+        variables, unpack = self._variables, unpacked_in(self._container.folder)
+        job, _ = delivered(self._store, variables.flow, variables.run, variables.job, unpack)
+        return job, self.start_of(step, job.environments.get(step), job.python)
 
     def _never_ran(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
         now = self._clock.now()
         self.started(spec.task, spec.attempt, os.getpid(), now)
-        report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
-        self._end(report, NO_USAGE)
+        self.settle(base.stopped(spec.task, spec.attempt, state, reason, now, now), NO_USAGE)
 
     async def _meet(self, spec: AttemptSpec, stopping: asyncio.Event) -> str:
         """Where member 0 of the gang is; nothing where the job is to stop before that is known."""
@@ -260,77 +203,33 @@ class OneJob:
                 return
             await asyncio.sleep(LOOK)
 
-    def _job(self) -> Job:
-        variables = self._variables
-        job, _ = delivered(self._store, variables.flow, variables.run, variables.job, self._unpack)
-        return job
-
-    def _built(self, shipped: Shipped, step: str) -> Built:
-        def report(line: str) -> None:
-            print(f"aflow: {line}", file=sys.stderr, flush=True)  # noqa: T201 -- the job's log
-
-        return transport.built(shipped, self._store, report, [step])
-
-    def _unpack(self, blobs: BlobStore, key: str) -> Path:
-        code_package.unpack(code_package.fetch(blobs, key), self._folder)
-        return self._folder
-
-    async def _stop(
-        self, stopping: asyncio.Event, executor: ProcessExecutor, spec: AttemptSpec
-    ) -> None:
-        await stopping.wait()
-        executor.cancel(spec.task, spec.attempt)
-
-    # ------------------------------------------------------------ what the executor says
-
-    def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """The coordinator finds the job by its id."""
+    # ------------------------------------------------------------ what the executor publishes
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
         """The attempt is running now."""
         self._news.add((protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written something: it goes to the job's own log, too, if it has one."""
+        """The attempt has written something."""
         kept = chunk[: self._left[stream]]
         self._left[stream] -= len(kept)
         if kept:
             self._news.add((protocol.LOGGED, task, attempt, stream, at, kept))
-        if not self._variables.place.echoes:
-            return
-        out = binary((sys.stdout, sys.stderr)[stream])
-        out.write(chunk)
-        out.flush()
+        super().logged(task, attempt, stream, at, chunk)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
         """The attempt has made items of its foreach."""
         self._news.add((protocol.GROWN, task, attempt, count, manifest))
 
-    def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """The attempt is over. Where its process died without a word, the job may have been sent
-        SIGTERM, as Slurm does to all of its processes: we hear of ours in a moment."""
-        if _is_silent(report) and not self._stopping.is_set():
-            loop = asyncio.get_running_loop()
-            loop.call_later(ALL_AT_ONCE, self._end, report, usage)
-        else:
-            self._end(report, usage)
-
-    def _end(self, report: AttemptReport, usage: Usage) -> None:
-        if _is_silent(report) and self._stopping.is_set():
-            # No failure of the step's: the system knows why, or the coordinator has asked for it.
-            cancelled, reason = AttemptState.CANCELLED.value, "The task was cancelled."
-            report = report._replace(state=cancelled, reason=reason)
-        if not self._ended.done():
-            self._news.add(
-                (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
-            )
-            self._ended.set_result(report)
-
-
-def _is_silent(report: AttemptReport) -> bool:
-    """Whether an attempt has ended without saying how: its process died, or what starts it."""
-    died = (AttemptState.FAILED.value, AttemptState.LOST.value)
-    return report.state in died and report.manifest is None
+    def settle(self, report: AttemptReport, usage: Usage) -> None:
+        """Report the end, once."""
+        if self._end.done():
+            return
+        super().settle(report, usage)
+        report, usage = self._end.result()
+        self._news.add(
+            (protocol.ENDED, report.task, report.attempt, usage.max_rss, usage.cpu, *report[2:])
+        )
 
 
 class News:
@@ -398,8 +297,6 @@ def remove_empty_output() -> None:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
     if looked_up("JOB_SYSTEM") == SLURM:
         remove_empty_output()
-    os._exit(code)  # at once: the threads of clients do not hold us up
+    leave(code)

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from aflow._core.threads import in_daemon_thread, in_thread
 from aflow.environments import transport
-from aflow.errors import AflowError, CodePackageError, StorageError
+from aflow.errors import AflowError, StorageError
 from aflow.executors import protocol
 from aflow.executors.local.admission import SlotQueue, bounded, too_much
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.ground_start import spawn_ground
 from aflow.executors.mailbox import Rendezvous
-from aflow.executors.protocol import Job, TaskMessage, python_version
+from aflow.executors.protocol import Job, TaskMessage
+from aflow.executors.remote.attempt import delivered, gang_address, other_python
 from aflow.executors.remote.reports import ReportSender
 from aflow.queue.base import Lease
 from aflow.scheduler.slots import demand_of
-from aflow.storage.blobs import BlobStore
 from aflow.storage.factory import open_store
 from aflow.task import code_package
-from aflow.task.program import packaged, placed
-from aflow.task.remote import Payloads, is_over, record_end
+from aflow.task.program import packaged
+from aflow.task.remote import is_over, record_end
 from aflow.task.spec import AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
@@ -36,67 +35,11 @@ if TYPE_CHECKING:
     from aflow.executors.base import Usage
     from aflow.storage.base import ObjectStore
 
-# What describes a run, and its code, on a machine that has neither.
-
-
-class Unpack(Protocol):
-    """Gives the folder with the code of a package. Raises CodePackageError."""
-
-    def __call__(self, blobs: BlobStore, key: str) -> Path:
-        """The folder."""
-
-
-def delivered(
-    store: ObjectStore, flow: str, run: str, key: str, unpack: Unpack
-) -> tuple[Job, Path | None]:
-    """The description of a run, which is a payload of this key, and the folder with its code, from
-    which the flow is to be imported (None for one that comes without). Blocks.
-
-    Raises CodePackageError, also for a run of another Python, StorageError and InvalidMessage."""
-    job = Job.decode(Payloads(store, flow, run).get(key))
-    if job.python != python_version() and not job.environments:
-        raise CodePackageError(
-            f"the run was started with Python {job.python}, and here is {python_version()}: use "
-            "the same."
-        )
-    if job.code is None:
-        return job, None
-    folder = unpack(BlobStore(store), job.code)
-    source = placed(job.request.source, folder, code_package.inside(job.script))
-    return job._replace(request=job.request._replace(source=source)), folder
-
 
 def _message_of(error: Exception) -> str:
     return str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
 
 
-async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
-    """Where member 0 of the gang of this attempt is: it says so, and the others wait for that.
-    Raises StorageError."""
-    assert spec.split_index is not None, "a member has its place"
-    control = spec.task - spec.split_index
-    if spec.split_index == 0:
-        address = own_address()
-        await in_thread(rendezvous.say, control, spec.attempt, address)
-        return address
-    while True:
-        found = await in_thread(rendezvous.address, control)
-        if found is not None:
-            return found
-        await asyncio.sleep(LOOK_FOR_OTHERS)
-
-
-def own_address() -> str:
-    """The address of this machine, as others of its network reach it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
-        except OSError:  # there is none: nobody is elsewhere
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
-
-
-LOOK_FOR_OTHERS = 0.5  # seconds between looks for member 0 of a gang
 LOOK = 10.0  # seconds after which it is looked again whether the run has ended
 LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
 
@@ -224,25 +167,21 @@ class Runtime:
         attempt_key = (held.spec.task, held.spec.attempt)
         needs = self._job.needs.get(held.spec.step)
         if lacking is not None:
-            why = f"Step {held.spec.step} {lacking}"
-            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, attempt_key)
+            lacks = f"Step {held.spec.step} {lacking}"
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, lacks, attempt_key)
         elif needs is not None and needs.gang and not held.spec.address and held.spec.splits:
             meeting = asyncio.create_task(self._meet(held, executor))  # noqa: TID251 -- see `_stop`
             self._meeting[attempt_key] = held, meeting
         elif shipped is not None:
             self._launch_packaged(held, shipped)
-        elif held.spec.step in self._needs and self._job.python != python_version():
-            why = (
-                f"step {held.spec.step} was started with Python {self._job.python}, and here is "
-                f"{python_version()}: use the same."
-            )
-            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, attempt_key)
-        elif held.spec.step in self._needs:
-            executor.launch(held.spec)
-        else:
+        elif held.spec.step not in self._needs:
             # Later: who launches does not expect the answer before launch has returned.
-            why = f"{self.name} has no step {held.spec.step}."
-            asyncio.get_running_loop().call_soon(self._host.refused, held, why)
+            unknown = f"{self.name} has no step {held.spec.step}."
+            asyncio.get_running_loop().call_soon(self._host.refused, held, unknown)
+        elif (why := other_python(held.spec.step, self._job.python)) is not None:
+            asyncio.get_running_loop().call_soon(self._host.cannot_run, self, why, attempt_key)
+        else:
+            executor.launch(held.spec)
 
     async def _meet(self, held: Held, executor: ProcessExecutor) -> None:
         """Run a member of a gang, as soon as it is known where member 0 is."""

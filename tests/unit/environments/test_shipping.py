@@ -171,7 +171,7 @@ def test_a_bare_python_installs_what_was_shipped_once_and_asks_no_index(
     second = begin(variables, tmp_path / "home")
 
     for each in (first, second):
-        assert (1, "") == (each.returncode, each.stdout)
+        assert (202, "") == (each.returncode, each.stdout)
         assert each.stderr.startswith(BEGUN)
     (installed,) = (tmp_path / "home" / ".cache" / "aflow" / "runtimes").iterdir()
     assert {"bin", "lib", "pyvenv.cfg"} == {each.name for each in installed.iterdir()}

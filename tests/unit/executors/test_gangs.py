@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aflow.executors.mailbox import Rendezvous
-from aflow.executors.remote.runtime import gang_address, own_address
+from aflow.executors.remote.attempt import gang_address, own_address
 from aflow.scheduler.messages import FromTask, encode_inputs
 from aflow.storage.memory import MemoryStore
 from aflow.task.spec import AttemptSpec

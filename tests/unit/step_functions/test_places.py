@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from aflow.errors import InvalidInput
 from aflow.flow.spec import define
-from aflow.step_functions import machine
-from aflow.step_functions.machine import Level, format_place, number_of, ordered, parse
+from aflow.step_functions import tasks
+from aflow.step_functions.tasks import Level, format_place, number_of, ordered, parse
 from tests.unit.step_functions.flows import Loop, Nested
 
 ORDER = {f"step{number}": number for number in range(1, 8)}
@@ -20,7 +20,7 @@ PLACES = st.lists(LEVELS, max_size=4).map(lambda inner: format_place([Level(0), 
 def test_steps_are_ordered_along_the_flow_also_round_a_loop():
     assert ["start", "row", "cell", "across", "down", "end"] == [*ordered(define(Nested).graph)]
     assert ["start", "work", "end"] == [*ordered(define(Loop).graph)]
-    assert {"work"} == machine.looping(define(Loop).graph)
+    assert {"work"} == tasks.looping(define(Loop).graph)
 
 
 @given(st.sets(st.tuples(st.sampled_from([*ORDER]), PLACES), max_size=60))
@@ -32,15 +32,15 @@ def test_different_tasks_have_different_numbers_that_a_pathspec_may_name(tasks):
 
 @given(PLACES, st.integers(0, 3))
 def test_numbers_grow_along_the_way_of_an_item(place, rounds):
-    first = number_of(ORDER, "step2", machine.rounds_added(place, rounds))
-    assert first < number_of(ORDER, "step3", machine.rounds_added(place, rounds))
-    assert first < number_of(ORDER, "step1", machine.rounds_added(place, rounds + 1))
+    first = number_of(ORDER, "step2", tasks.rounds_added(place, rounds))
+    assert first < number_of(ORDER, "step3", tasks.rounds_added(place, rounds))
+    assert first < number_of(ORDER, "step1", tasks.rounds_added(place, rounds + 1))
 
 
 @given(PLACES)
 def test_a_place_is_read_as_it_was_written(place):
     assert place == format_place(parse(place))
-    assert place == machine.rounds_added(machine.rounds_added(place, 2), -2)
+    assert place == tasks.rounds_added(tasks.rounds_added(place, 2), -2)
 
 
 @pytest.mark.parametrize("text", ["", "x", "0..1", "0_1_2", "0.-1"])

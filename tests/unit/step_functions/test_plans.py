@@ -14,7 +14,6 @@ from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord
 from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState
-from aflow.step_functions.job import NextAttempt, next_attempt
 from aflow.step_functions.names import (
     Label,
     authorized,
@@ -24,6 +23,7 @@ from aflow.step_functions.names import (
     rule_name,
 )
 from aflow.step_functions.plan import PROGRAM, job_of
+from aflow.step_functions.tasks import NextAttempt, next_attempt
 
 SETTINGS = AwsSettings(image="image:1", registry="host.example", job_role="arn:role")
 
@@ -104,6 +104,18 @@ def attempts(states: str) -> list[AttemptRecord]:
 def test_what_the_next_attempt_is_follows_from_those_before(before, expected):
     policy = StepPolicy(retries=1, wait=60.0, catches=True)
     assert expected == next_attempt(policy, attempts(before))
+
+
+def test_the_wait_before_an_attempt_grows_as_the_policy_says():
+    policy = StepPolicy(retries=5, wait=10.0, backoff=2.0, longest_wait=30.0)
+    waits = []
+    for failures in range(1, 5):
+        before = attempts("f" * failures)
+        found = next_attempt(policy, before)
+        assert found is not None
+        assert before[-1].finished_at is not None
+        waits.append(found.not_before - before[-1].finished_at)
+    assert [10.0, 20.0, 30.0, 30.0] == waits
 
 
 def test_a_step_that_does_not_catch_has_no_attempt_after_the_last():

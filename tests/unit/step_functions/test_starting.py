@@ -9,8 +9,8 @@ import pytest
 from aflow import FlowSpec, namespaced_event_name, schedule, step, trigger, trigger_on_finish
 from aflow.errors import InvalidInput
 from aflow.flow.spec import define
-from aflow.step_functions.job import Given, given_by
-from aflow.step_functions.plan import ENDED, Ticks, aws_cron, events_of, ticks_of
+from aflow.step_functions.plan import Ticks, aws_cron, events_of, ticks_of
+from aflow.step_functions.spec import ENDED, Given, given_by
 
 
 class Plain(FlowSpec):

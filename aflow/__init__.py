@@ -4,8 +4,6 @@ The one public module. It is lazy: `import aflow` costs next to nothing, and a n
 where it lives when it is first asked for.
 """
 
-from __future__ import annotations
-
 import sys
 
 import aflow.metadata as _metadata_package
@@ -225,7 +223,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     home = _HOME_OF.get(name)
     if home is None and name != "errors":
         raise AttributeError(f"module 'aflow' has no attribute {name!r}")
@@ -260,7 +258,7 @@ def _connect_the_command_line() -> None:
     except FileNotFoundError:  # it was removed: tasks find no other
         pass
 
-    def launch(flow: FlowSpec) -> None:
+    def launch(flow: "FlowSpec") -> None:
         from aflow._core.deferred import defer_all, loaded
 
         modules = loaded()  # those of the program: the command line imports its own next
@@ -284,7 +282,7 @@ def _connect_the_command_line() -> None:
 
 
 def _report_definition_error(
-    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    kind: type[BaseException], error: BaseException, traceback: "TracebackType | None"
 ) -> None:
     """sys.excepthook of a script that defines a flow: errors of the definition in one sentence."""
     from aflow.cli.errors import report_definition_error  # brings click, which no program asked for
@@ -296,7 +294,7 @@ def _connect_the_client() -> None:
     """`current.run` and `current.task` are objects of the client, for the same reason."""
     from aflow.flow.current import set_lookup
 
-    def find(pathspec: str) -> Run | Task:
+    def find(pathspec: str) -> "Run | Task":
         from aflow.client import Run, Task
 
         # A run may look at itself in whatever namespace it was started.
@@ -322,7 +320,7 @@ class _MetadataFacade(ModuleType):
 class _QueueFacade(ModuleType):
     """The package `aflow.queue`, which is the decorator `@queue` as well, for the same reason."""
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def __call__(self, *args: "Any", **options: "Any") -> "Any":
         from aflow.flow.decorators.queue import queue as decorate
 
         return decorate(*args, **options)

@@ -1,7 +1,5 @@
 """`python -m aflow` and the command `aflow`."""
 
-from __future__ import annotations
-
 import os
 import sys
 

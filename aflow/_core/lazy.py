@@ -5,8 +5,6 @@ name. So a caller writes `from aflow import storage` at its top and `storage.s3.
 it opens one, and pays for nothing else.
 """
 
-from __future__ import annotations
-
 import sys
 
 TYPE_CHECKING = False  # `import aflow` imports this, and typing would cost more than all the rest
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
-def modules_of(package: str, names: Iterable[str]) -> Callable[[str], ModuleType]:
+def modules_of(package: str, names: "Iterable[str]") -> "Callable[[str], ModuleType]":
     """The `__getattr__` of a package: it imports the modules of these names when they are first
     used.
 
@@ -25,7 +23,7 @@ def modules_of(package: str, names: Iterable[str]) -> Callable[[str], ModuleType
     """
     known = frozenset(names)
 
-    def module(name: str) -> ModuleType:
+    def module(name: str) -> "ModuleType":
         if name not in known:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         full = f"{package}.{name}"

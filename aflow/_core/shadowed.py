@@ -6,8 +6,8 @@ be found any more. So they are imported before the program, which sees no differ
 imports the file of that name itself. Then it is refused: both cannot be the module of that name.
 """
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`, here and in all that `import aflow` imports first:
+# a file of the program may hide that module, too.
 import os
 import sys
 

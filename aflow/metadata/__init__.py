@@ -1,7 +1,5 @@
 """The journal of each run and the records that clients read."""
 
-from __future__ import annotations
-
 from aflow._core.lazy import modules_of
 
 __all__ = ["http", "object_store", "postgres", "sqlite", "tokens"]

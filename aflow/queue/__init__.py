@@ -1,7 +1,5 @@
 """Work that waits for workers."""
 
-from __future__ import annotations
-
 from aflow._core.lazy import modules_of
 
 __all__ = ["memory", "postgres", "redis", "sqlite", "sqs"]

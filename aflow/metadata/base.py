@@ -21,8 +21,8 @@ Values are plain; times are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from aflow._core import ids
 from aflow._core.records import NamedTuple, dataclass, field
@@ -249,6 +249,16 @@ class Document(NamedTuple):
     data: bytes
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def writes(method: Method) -> Method:
+    """Mark a method of a port that changes something: a token that may only read may not call it,
+    and a call of it may be large."""
+    vars(method)["writes"] = True
+    return method
+
+
 class Documents(Protocol):
     """Small documents of aflow's own: not over the metadata service, which others may use."""
 
@@ -319,6 +329,7 @@ MOST_RUNNING = 200
 class WorkerRegistry(Protocol):
     """The workers that have registered; SQLite, PostgreSQL and the metadata service keep them."""
 
+    @writes
     def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
         """Register the worker, or renew that: it is listed for this many seconds by the store's own
         clock. Why somebody wants it to be drained, if anybody does. Raises InvalidName for a name
@@ -327,27 +338,20 @@ class WorkerRegistry(Protocol):
     def workers(self) -> list[WorkerRecord]:
         """The workers that have registered and whose registration has not expired, by name."""
 
+    @writes
     def drain_worker(self, name: str, reason: str) -> bool:
         """Ask a worker to end once what it runs has ended: its next heartbeat says so to it.
         Whether it is listed. The first reason stays."""
 
+    @writes
     def remove_worker(self, name: str) -> None:
         """List the worker no longer. Fine if it is not listed."""
 
 
-class MetadataStore(Protocol):
-    """Journals and records; see the module's text for what is promised."""
+class Journal(Protocol):
+    """What has happened in each run, in the order of its versions."""
 
-    @property
-    def url(self) -> str:
-        """Where it is, for people (`sqlite:///path`). No password is in it."""
-
-    @property
-    def address(self) -> str:
-        """The URL that opens it in another process. It may hold a password: never show it."""
-
-    # ---- writing
-
+    @writes
     def create_run(
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
@@ -356,12 +360,25 @@ class MetadataStore(Protocol):
         carries the real one and version 0. The holder, if one is named, acquires the lease. Raises
         VersionConflict if the flow has this run id."""
 
+    @writes
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; the new version.
 
         `mark` is a name that no other commit has. A caller that lost the answer asks again with the
         same one: what was carried out already is not done again, and answered as if it were."""
 
+    def journal(self, run_key: int) -> Iterator[bytes]:
+        """The event batches of the run, oldest first."""
+
+    def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
+        """Those that were written after the run was at this version, each with the version that it
+        brought the run to."""
+
+
+class Leases(Protocol):
+    """Who drives each run."""
+
+    @writes
     def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
         """Acquire the lease of the run, or renew it, for this many seconds by the store's own
         clock.
@@ -371,6 +388,7 @@ class MetadataStore(Protocol):
         holder's clock). This does not change the version: `commit` refuses a holder whose lease has
         expired once the next one has written."""
 
+    @writes
     def release_lease(self, run_key: int, holder: str) -> None:
         """Release the lease, if this is its holder: another one may acquire it at once."""
 
@@ -378,11 +396,17 @@ class MetadataStore(Protocol):
         """Flow and id of orphaned runs: they have not ended, and their lease, whose holder was of
         this kind, has expired. The lease that expired first comes first."""
 
+    @writes
     def request_cancel(self, run_key: int, reason: str) -> bool:
         """Ask the lease holder of the run, this one or the next, to stop it: `acquire_lease`
         returns the request. Whether the run has not ended and has had a holder. The first reason
         stays."""
 
+
+class Records(Protocol):
+    """What clients list and page through: flows, runs, tasks, attempts, tags."""
+
+    @writes
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
@@ -390,27 +414,20 @@ class MetadataStore(Protocol):
         InvalidName for a tag that is not allowed, for a system tag to remove, or past the limit;
         NotFound where there is no such run."""
 
+    @writes
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
         """Put these logs in the place of those of attempts that are over, in one step, and leave
         nothing of the old ones in the store's own files, as far as it has files of its own: that
         may take as long as copying them."""
 
+    @writes
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records, in one step, and its flow if that was its last run.
         Fine if there is no such run. Its key is never given to another."""
 
-    # ---- reading
-
     def all_manifests(self, run_key: int) -> Iterator[bytes]:
         """The manifests of all attempts of a run, some of them twice: what they refer to is in
         use."""
-
-    def journal(self, run_key: int) -> Iterator[bytes]:
-        """The event batches of the run, oldest first."""
-
-    def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
-        """Those that were written after the run was at this version, each with the version that it
-        brought the run to."""
 
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""
@@ -502,6 +519,18 @@ class MetadataStore(Protocol):
 
     def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
         """The metadata records of a task, oldest first."""
+
+
+class MetadataStore(Journal, Leases, Records, Protocol):
+    """Journals, leases and records; see the module's text for what is promised."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people (`sqlite:///path`). No password is in it."""
+
+    @property
+    def address(self) -> str:
+        """The URL that opens it in another process. It may hold a password: never show it."""
 
     def close(self) -> None:
         """Release files and connections. May be called twice."""

@@ -33,25 +33,21 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 LARGEST = 256 << 20  # bytes of a frame
 # Lists, maps and records of a call: a commit of 100,000 tasks has fewer, and a question has few.
 MOST_CONTAINERS, MOST_OF_QUESTION = 1_000_000, 10_000
-CALLS = frozenset(
-    [
-        "create_run", "commit", "acquire_lease", "release_lease", "orphaned", "request_cancel",
-        "change_tags", "replace_logs", "delete_run",
-        "beat_worker", "drain_worker", "remove_worker", "workers",
-        "flows", "runs", "run", "steps", "progress", "task", "manifests", "split_manifests",
-        "cached", "attempts", "metadata",
-    ]
-)  # fmt: skip
-WRITES = frozenset(
-    [
-        "create_run", "commit", "acquire_lease", "release_lease", "request_cancel",
-        "change_tags", "replace_logs", "delete_run",
-        "beat_worker", "drain_worker", "remove_worker",
-    ]
-)  # fmt: skip
+# Every method of the port and of the registry of workers is a call, which needs no second mention
+# here. Some answer with items that are sent as they come.
+_METHODS = {
+    name: method
+    for port in (base.Journal, base.Leases, base.Records, base.WorkerRegistry)
+    for name, method in vars(port).items()
+    if isinstance(method, types.FunctionType) and not name.startswith("_")
+}
 STREAMS = frozenset(
-    ["all_manifests", "journal", "journal_after", "tasks", "newest_tasks", "task_columns"]
+    name
+    for name, method in _METHODS.items()
+    if str(method.__annotations__["return"]).startswith(("Iterator", "Generator"))
 )
+CALLS = frozenset(_METHODS.keys() - STREAMS)
+WRITES = frozenset(name for name, method in _METHODS.items() if hasattr(method, "writes"))
 
 _RECORDS: dict[str, Any] = {
     each.__name__: each

@@ -60,7 +60,7 @@ def test_the_store_holds_no_token(folder: Daemon) -> None:
 def test_what_cannot_be_is_said(folder: Daemon) -> None:
     token(folder, "create", "ci")
     for words, code, sentence in [
-        (("create", "ci"), 2, "There is a token 'ci' already"),
+        (("create", "ci"), 2, "The token 'ci' already exists"),
         (("create", "x", "--expires", "soon"), 2, "write 30m, 12h, 90d or 4w"),
         (("create", "\n"), 2, "needs a name"),
         (("revoke", "nobody"), 1, "There is no token 'nobody'"),

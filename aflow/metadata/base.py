@@ -348,6 +348,32 @@ class WorkerRegistry(Protocol):
         """List the worker no longer. Fine if it is not listed."""
 
 
+class HandedAttempt(NamedTuple):
+    """An attempt that another executor has (`handle` is its job there, or its worker) and that has
+    not ended: `state` is QUEUED until it has begun, on `host`, at `started_at`. `created_at` is
+    when its task became ready."""
+
+    task: int
+    step: str
+    attempt: int
+    state: AttemptState
+    created_at: float
+    started_at: float | None
+    handle: str
+    host: str
+
+
+class HandedAttempts(Protocol):
+    """Attempts that other executors have; SQLite and PostgreSQL find them by an index."""
+
+    def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
+        """By step, how many attempts are queued and how many run; kept by commits."""
+
+    def handed(self, run_key: int, step: str | None, after: int, limit: int) -> list[HandedAttempt]:
+        """A page of the attempts of a run, or of a step, that another executor has: by task, those
+        above `after`."""
+
+
 class Journal(Protocol):
     """What has happened in each run, in the order of its versions."""
 

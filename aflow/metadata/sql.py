@@ -24,6 +24,7 @@ from aflow.metadata.base import (
     Batch,
     CachedTask,
     Document,
+    HandedAttempt,
     MetadataRecord,
     RunLease,
     RunningTask,
@@ -503,6 +504,26 @@ class RecordReader(ABC):
         with self._damage_named():
             return progress(found)
 
+    def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
+        """How many attempts of each step have not ended; see `HandedAttempts`."""
+        found: dict[str, dict[AttemptState, int]] = {}
+        with self._damage_named():
+            for step, state, tasks in self._all("live_counts", run_key=run_key):
+                found.setdefault(step, {})[AttemptState(state)] = tasks
+        return found
+
+    def handed(self, run_key: int, step: str | None, after: int, limit: int) -> list[HandedAttempt]:
+        """A page of the attempts that another executor has; see `HandedAttempts`."""
+        rows = self._all("handed", run_key=run_key, step=step, after=after, limit=limit)
+        with self._damage_named():
+            return [
+                HandedAttempt(
+                    task, step, attempt, AttemptState(state), time_of(created_at),
+                    None if started_at is None else time_of(started_at), handle, host,
+                )
+                for task, step, attempt, state, created_at, started_at, handle, host in rows
+            ]  # fmt: skip
+
     def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
         """Tasks whose latest attempts were written after a version; see the port."""
         with self._damage_named():
@@ -592,5 +613,5 @@ def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
     return [(int(file.name[:4]), file.read_text()) for file in files]
 
 
-LATEST = 11
+LATEST = 12
 """The number of the last migration; tests check that it is. Asking it costs no folder listing."""

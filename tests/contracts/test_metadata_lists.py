@@ -75,6 +75,40 @@ def test_the_progress_of_steps_is_reported_by_the_states_of_their_tasks(
     assert 1 << 33 == store.progress(run.key)[1].max_rss, "the most that any attempt has taken"
 
 
+@pytest.mark.parametrize("store", [name for name in NAMES if "service" not in name], indirect=True)
+def test_attempts_that_another_executor_has_are_listed_until_they_end(
+    store: Any, run: RunRecord
+) -> None:
+    going_on = succeeded(1, manifest=None)._replace(
+        state=AttemptState.QUEUED, finished_at=None, started_at=None, host="", handle="77:0"
+    )
+    waits = going_on._replace(task=2, handle="77:1")
+    begun = going_on._replace(
+        task=3, handle="78", state=AttemptState.RUNNING, started_at=5.0, host="node-1"
+    )
+    local = going_on._replace(task=4, handle="")
+    batch = Batch(tasks=[*tasks_of("a", [1, 2]), *tasks_of("b", [3, 4])])
+    batch.attempts = [going_on, waits, begun, local]
+    store.commit(run.key, 0, batch)
+
+    queued, running = AttemptState.QUEUED, AttemptState.RUNNING
+    counts = {"a": {queued: 2}, "b": {queued: 1, running: 1}}
+    assert counts == store.live_counts(run.key)
+    first, second, third = store.handed(run.key, None, 0, 10)
+    assert ("a", queued, None, "77:0", "") == (
+        first.step, first.state, first.started_at, first.handle, first.host
+    )  # fmt: skip
+    assert ("b", running, 5.0, "78", "node-1") == (
+        third.step, third.state, third.started_at, third.handle, third.host
+    )  # fmt: skip
+    assert [second] == store.handed(run.key, "a", 1, 10)
+    assert [first] == store.handed(run.key, None, 0, 1)
+    ended = going_on._replace(state=AttemptState.SUCCEEDED, finished_at=9.0)
+    store.commit(run.key, 1, Batch(attempts=[ended, ended._replace(task=3)]))
+    assert {"a": {queued: 1}, "b": {queued: 1}} == store.live_counts(run.key)
+    assert [second] == store.handed(run.key, None, 0, 10)
+
+
 def test_the_kept_counts_follow_tasks_through_attempts_and_commits(
     store: MetadataStore, run: RunRecord
 ) -> None:

@@ -14,12 +14,20 @@ from typing import Any
 
 import pytest
 
+from aflow.executors.jobs.board import KIND, JobsOfRun, WaitingJob, prune
 from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
-from aflow.metadata.base import RunningTask, WorkerRecord
+from aflow.metadata.base import (
+    AttemptRecord,
+    Batch,
+    RunningTask,
+    RunUpdate,
+    TaskRecord,
+    WorkerRecord,
+)
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.queue.base import Message
 from aflow.queue.factory import open_queue
-from aflow.scheduler.states import RunState
+from aflow.scheduler.states import AttemptState, RunState
 from tests.contracts.metadata_stores import a_run
 from tests.server.conftest import Daemon
 from tests.support.waiting import select_nothing
@@ -578,6 +586,57 @@ def bury(url: str, ids: list[str]) -> None:
         await queue.close()
 
     asyncio.run(put())
+
+
+def test_jobs_are_shown_by_queue_with_what_their_system_says(served: Served) -> None:
+    assert {"queues": [], "complete": True, "reason": ""} == served.get("/v1/jobs")
+    with closing(SqliteMetadata(served.path / ".aflow" / "metadata.db")) as metadata:
+        run = metadata.create_run(a_run("Jobs", "jobs"), b"", "c/1", 3600.0)
+        away = AttemptRecord(1, 0, AttemptState.QUEUED, handle="77@train:0")
+        attempts = [
+            away,
+            away._replace(task=2, handle="77@train:1"),
+            away._replace(task=3, state=AttemptState.RUNNING, started_at=50.0, host="node-1",
+                          handle="77@train:2"),
+            away._replace(task=4, handle="name=next"),
+        ]  # fmt: skip
+        tasks = [TaskRecord(number, "train", 10.0) for number in range(1, 5)]
+        metadata.commit(run.key, 0, Batch(tasks=tasks, attempts=attempts))
+        why = "Resources <img src=x>\n" + "x" * 1000
+        waits = WaitingJob("77@train", "train", 2, 20.0, why)
+        at_slurm = JobsOfRun("Jobs", "jobs", "Slurm", {"train": "gpu"}, (waits,))
+        metadata.put_document(KIND, at_slurm.name, at_slurm.encode())
+        metadata.put_document(KIND, "Jobs/gone Slurm", at_slurm.encode())
+        metadata.put_document(KIND, "damaged", b"none")
+
+        (queue,) = served.get("/v1/jobs")["queues"]
+        assert ("Slurm", "gpu", 3, 1) == tuple(
+            queue[n] for n in ("system", "queue", "waiting", "running")
+        )
+        (step,) = queue["steps"]
+        assert ("Jobs/jobs", "train", 3, 1, 20.0) == tuple(
+            step[name] for name in ("run", "step", "waiting", "running", "since")
+        )
+        assert step["reason"].startswith("Resources <img src=x> x")
+        assert 300 == len(step["reason"])
+        path = "/v1/runs/Jobs/jobs/jobs"
+        first, _, begun, last = served.get(path)["jobs"]
+        assert ("waiting", "77@train:0", 20.0) == (first["state"], first["job"], first["since"])
+        assert ("running", "node-1", 50.0, "") == (
+            begun["state"], begun["host"], begun["since"], begun["reason"]
+        )  # fmt: skip
+        assert ("submitting", "") == (last["state"], last["job"])
+        page = served.get(f"{path}?step=train&after=1&limit=2")
+        assert ([2, 3], 3) == ([each["task"] for each in page["jobs"]], page["next"])
+        assert {"jobs": [], "next": None} == served.get(f"{path}?step=other")
+        assert 404 == served.ask("GET", "/v1/runs/Jobs/none/jobs")[0]
+        prune(metadata, metadata)
+        assert [at_slurm.name] == [each.name for each in metadata.documents(KIND)]
+        metadata.commit(
+            run.key, 1, Batch(run=RunUpdate(state=RunState.CANCELLED, finished_at=60.0))
+        )
+        assert [] == served.get("/v1/jobs")["queues"]
+        metadata.delete_run(run.key)
 
 
 def test_workers_that_have_registered_are_shown_and_drained(served: Served) -> None:

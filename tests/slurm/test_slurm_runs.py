@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from aflow import client
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.server.jobs import jobs_of, queues
 from tests.support.leases import expire_leases
 from tests.support.waiting import select_nothing
 
@@ -349,10 +351,22 @@ def test_a_job_that_never_starts_is_logged_with_the_reason_of_slurm(bench: Bench
     words = ["--n", "1", "--with", "slurm:time=02:00:00"]
     with bench.running(*words) as run:
         line = run.says("Waiting for a machine of Slurm (")
+        with closing(SqliteMetadata(bench.folder / ".aflow" / "metadata.db")) as metadata:
+            bench.until(lambda: queues(metadata)["queues"])
+            (queue,) = queues(metadata)["queues"]
+            (step,) = queue["steps"]
+            record = metadata.runs(None)[0]
+            (job,) = jobs_of(metadata, record, step["step"], 0, 10)["jobs"]
         run.process.send_signal(signal.SIGINT)
         run.ended()
 
     assert "1 job has not begun: PartitionTimeLimit. See `squeue --start`" in line
+    assert ("Slurm", 1, 0) == (queue["system"], queue["waiting"], queue["running"])
+    assert ("PartitionTimeLimit", "PartitionTimeLimit") == (step["reason"], job["reason"])
+    assert ("waiting", "") == (job["state"], job["host"])
+    assert step["since"] == job["since"] > record.created_at
+    with closing(SqliteMetadata(bench.folder / ".aflow" / "metadata.db")) as metadata:
+        assert [] == metadata.documents("jobs"), "no job is left"
 
 
 def test_without_slurm_a_step_that_asks_for_it_runs_here(

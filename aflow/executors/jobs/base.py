@@ -76,6 +76,11 @@ class StepJob(Protocol):
         """The name of the step."""
 
     @property
+    def queue(self) -> str:
+        """Where its jobs wait, as people call it: a queue, a partition, a namespace; maybe empty,
+        for the one that the system takes by itself."""
+
+    @property
     def is_gang(self) -> bool:
         """Whether its attempts start together."""
 

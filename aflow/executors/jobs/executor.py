@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -28,16 +29,19 @@ from aflow.errors import (
     JobRefused,
     JobSystemBusy,
     JobSystemError,
+    MetadataError,
     ObjectNotFound,
     QueueError,
     StoreUnavailable,
 )
 from aflow.executors.base import NO_USAGE, Orphan, Reports
 from aflow.executors.jobs.base import Submission
+from aflow.executors.jobs.board import MOST_WAITING, JobBoard, JobsOfRun, WaitingJob, prune
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
 from aflow.executors.mailbox import STOPPED, Mailbox, Rendezvous, ReportInbox
 from aflow.executors.protocol import ArraySpec, Packer
+from aflow.metadata.base import documents_of
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Payloads, committed
 from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
+PUBLISHED = 5.0  # seconds between two looks at what is to be recorded of jobs
+ASKED = 4  # jobs that the system is asked about each time
 LISTING = Backoff(0.3, 3.0, growth=1.1)  # between listings of the mailbox that find nothing
 THREADS = 16  # calls at once
 AWAY = Backoff(1.0, 30.0)  # where store or system do not answer
@@ -65,10 +71,13 @@ class _Array:
     index (only those that we know of), and how many of them are away. `mark` stands before an
     index in the ids of its parts: ":" of an array, "#" of nodes, nothing for a single job."""
 
-    __slots__ = ("attempt_keys", "away", "id", "mark")
+    __slots__ = ("attempt_keys", "away", "id", "mark", "step")
 
-    def __init__(self, id: str, attempt_keys: dict[int, AttemptKey], mark: str) -> None:
+    def __init__(
+        self, id: str, step: str, attempt_keys: dict[int, AttemptKey], mark: str
+    ) -> None:
         self.id = id
+        self.step = step
         self.attempt_keys = attempt_keys
         self.mark = mark
         self.away = 0
@@ -120,6 +129,7 @@ class JobExecutor:
         self._outgoing: list[AttemptSpec] = []
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those of which some are away
+        self._queues: dict[str, str] = {}  # by step
         self._places: dict[AttemptKey, tuple[_Array, int]] = {}
         self._cancels: dict[AttemptKey, tuple[AttemptState, str]] = {}  # to be sent
         self._left: dict[AttemptKey, tuple[_Array, int]] = {}  # of these, those that were given up
@@ -133,6 +143,12 @@ class JobExecutor:
         self._searches: dict[str, str] = {}  # ids of jobs by their names
         self._lost: str | None = None  # why nothing more is heard of attempts
         self._not_begun: dict[str, JobStatus] = {}  # of our jobs, those with members that wait
+        self._waiting_since: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}  # why they wait, where that was asked
+        documents = documents_of(metadata)
+        self._board = None if documents is None else JobBoard(documents)
+        self._clock = clock
+        self._turn = 0
         self._waiting: Waiting | None = None
         self._trouble: dict[str, Waiting] = {}  # what does not answer
         self._stopped = False
@@ -172,7 +188,8 @@ class JobExecutor:
         self._news.set()
         # They end with `stop`, which waits for them.
         self._tasks = [
-            self._loop.create_task(each()) for each in (self._send, self._listen, self._clear)
+            self._loop.create_task(each())
+            for each in (self._send, self._listen, self._clear, self._publish)
         ]
         for task in self._tasks:
             task.add_done_callback(self._note_end_of)
@@ -239,6 +256,8 @@ class JobExecutor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._board is not None and self._threads is not None and not self._mail.away:
+            await self._publish_now(self._board)
         for job in self._arrays:
             self._poller.unwatch(job)
         self._arrays.clear()
@@ -310,7 +329,7 @@ class JobExecutor:
                 reason = f"The task could not be submitted to {self._system.title}: {error}"
                 self._give_up(attempt_key, AttemptState.LOST, reason)
             return
-        array = _Array(job, dict(enumerate(attempt_keys)), group.mark)
+        array = _Array(job, group.job.step, dict(enumerate(attempt_keys)), group.mark)
         self._hand(attempt_keys, job, group.mark)
         self._know(array)
         for index, attempt_key in enumerate(attempt_keys):
@@ -365,6 +384,8 @@ class JobExecutor:
                 array.away += 1
         if array.away:
             self._arrays[array.id] = array
+            _, attempt = next(iter(array.attempt_keys.values()))
+            self._queues[array.step] = self._job_of(array.step, attempt).queue
             self._poller.watch(array.id, self._note_status)
             self._look_now.set()
 
@@ -460,7 +481,7 @@ class JobExecutor:
                 name = job.removeprefix(_NAMED)
                 job = await self._searched(name, self._job_of(spec.step, spec.attempt))
             if job:
-                array = found.setdefault(job, _Array(job, {}, mark))
+                array = found.setdefault(job, _Array(job, spec.step, {}, mark))
                 array.attempt_keys[int(index or 0)] = (spec.task, spec.attempt)
             elif started_at is None:
                 unknown.append(spec._replace(again=True))
@@ -548,6 +569,7 @@ class JobExecutor:
             return
         if status.waiting:
             self._not_begun[status.id] = status
+            self._waiting_since.setdefault(status.id, self._clock.now())
             self._waiting = self._waiting or Waiting(f"a machine of {self._system.title}")
         elif self._not_begun.pop(status.id, None) is not None and not self._not_begun:
             self._waiting = None
@@ -558,6 +580,64 @@ class JobExecutor:
         elif status.is_over or status.ended > status.size - array.away:
             self._suspects[array.id] = status.is_over
             self._look_now.set()
+
+    async def _publish(self) -> None:
+        """Record for people, now and then, which jobs wait and why."""
+        if self._board is None:
+            return
+        board, documents = self._board, documents_of(self._metadata)
+        assert documents is not None, "there is a board"
+        pruned = False
+        while True:
+            await asyncio.sleep(PUBLISHED)
+            try:
+                if not pruned:
+                    await self._blocking(partial(prune, documents, self._metadata))
+                    pruned = True
+                await self._ask_why()
+            except (MetadataError, JobSystemError):  # those who need them report that
+                continue
+            await self._publish_now(board)
+
+    async def _publish_now(self, board: JobBoard) -> None:
+        steps = {array.step for array in self._arrays.values() if array.away}
+        context = self._context
+        waiting = tuple(
+            WaitingJob(
+                each.id,
+                self._arrays[each.id].step,
+                each.waiting,
+                self._waiting_since.get(each.id, 0.0),
+                each.reason or self._reasons.get(each.id, ""),
+            )
+            for each in islice(self._not_begun.values(), MOST_WAITING)
+            if each.id in self._arrays
+        )
+        queues = {step: queue for step, queue in self._queues.items() if step in steps}
+        now = JobsOfRun(context.flow, context.run, self._system.title, queues, waiting)
+        try:
+            await self._blocking(partial(board.publish, now))
+        except MetadataError:  # the run's own commits report that
+            pass
+
+    async def _ask_why(self) -> None:
+        """Ask the system why jobs wait that do not say so themselves: few at a time, each once in a
+        while."""
+        for known in (self._waiting_since, self._reasons):
+            for id in known.keys() - self._not_begun.keys():
+                del known[id]
+        silent = [each for each in self._not_begun.values() if not each.reason][:MOST_WAITING]
+        unasked = [each for each in silent if each.id not in self._reasons][:ASKED]
+        for status in unasked or [*self._loop_over(silent)]:
+            why = await self._blocking(partial(self._system.why_waiting, status))
+            self._reasons[status.id] = why
+
+    def _loop_over(self, silent: Sequence[JobStatus]) -> Sequence[JobStatus]:
+        """One of those whose reason may have changed, in turn."""
+        if not silent:
+            return ()
+        self._turn += 1
+        return [silent[self._turn % len(silent)]]
 
     async def _note_waiting(self) -> None:
         """Jobs that wait for a machine may wait for ever: this is logged, with the reason."""

@@ -72,6 +72,9 @@ _NOISE = re.compile(r"^(sbatch|squeue|scancel|scontrol|slurm_\w+):? ?(error: )?"
 _FIELDS = "%F|%K|%T|%r|%V|%j"  # of a job: number, index, state, reason, submit time, name
 
 
+_PARTITION = "--partition="
+
+
 class SlurmJob(NamedTuple):
     """What all jobs of a step have in common: the arguments of sbatch, and the Python that runs
     them."""
@@ -80,6 +83,12 @@ class SlurmJob(NamedTuple):
     arguments: tuple[str, ...]
     python: str
     is_gang: bool = False
+
+    @property
+    def queue(self) -> str:
+        """Its partition; empty for the one that Slurm takes by itself."""
+        named = (each.partition("=")[2] for each in self.arguments if each.startswith(_PARTITION))
+        return next(named, "")
 
 
 def step_job(

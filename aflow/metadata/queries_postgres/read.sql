@@ -231,3 +231,15 @@ WHERE until > extract(epoch FROM clock_timestamp()) ORDER BY name
 
 -- name: drain_of_worker
 SELECT drain FROM workers WHERE name = %(worker)s
+
+-- name: live_counts
+SELECT step, state, tasks FROM task_counts
+WHERE run_key = %(run_key)s AND tasks > 0 AND state IN ('queued', 'running') ORDER BY step, state
+
+-- name: handed
+-- (The states are written out: only so is the index of handed attempts used.)
+SELECT a.task, t.step, a.attempt, a.state, t.created_at, a.started_at, a.handle, a.host
+FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
+WHERE a.run_key = %(run_key)s AND a.handle <> '' AND a.state IN ('queued', 'running') AND a.task > %(after)s
+  AND (%(step)s::text IS NULL OR t.step = %(step)s::text)
+ORDER BY a.task LIMIT %(limit)s

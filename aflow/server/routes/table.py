@@ -305,6 +305,38 @@ ROUTES = [
         ),
         refuses=(400,),
     ),
+    Route(
+        "GET", "/v1/jobs", "list_jobs",
+        _object(
+            queues=_list(
+                _object(
+                    system=TEXT, queue=TEXT, waiting=_COUNT, running=_COUNT,
+                    steps=_list(
+                        _object(
+                            run=TEXT, user=TEXT, step=TEXT, waiting=_COUNT, running=_COUNT,
+                            since=_TIME, reason=TEXT,
+                        )
+                    ),
+                )
+            ),
+            complete={"type": "boolean"}, reason=TEXT,
+        ),
+    ),
+    Route(
+        "GET", _ONE + "/jobs", "list_run_jobs",
+        _object(
+            jobs=_list(
+                _object(
+                    task={"type": "integer"}, step=TEXT, attempt={"type": "integer"}, system=TEXT,
+                    queue=TEXT, job=TEXT, state={"enum": ["submitting", "waiting", "running"]},
+                    host=TEXT, since=_TIME, reason=TEXT,
+                )
+            ),
+            next={"type": ["integer", "null"]},
+        ),
+        query={"step": TEXT, "after": number(LARGEST_NUMBER), "limit": number(500)},
+        refuses=(400, 404, 422),
+    ),
     Route("GET", "/v1/workers/{name}", "show_worker", _WORKER, refuses=(400, 404)),
     Route(
         "POST", "/v1/workers/{name}/drain", "drain_worker", _WORKER, 202, refuses=(400, 404),

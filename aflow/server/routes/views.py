@@ -19,7 +19,7 @@ from aflow.errors import InvalidInput
 from aflow.metadata.metaflow.keys import FIRST_KEY
 from aflow.runs.log_tail import Following
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
-from aflow.server import filters
+from aflow.server import filters, jobs
 from aflow.server.bodies import number_of
 from aflow.server.streams import LOOK, Streams, event
 
@@ -218,6 +218,21 @@ class ViewRoutes:
         """A flow: its latest runs, how long they and their steps took, its graph."""
         name = str(ids.flow_name(request.match_info["flow"]))
         return web.json_response(await asyncio.to_thread(self._views.flow, name))
+
+    async def list_jobs(self, _: web.Request) -> web.StreamResponse:
+        """The queues of AWS Batch, Slurm and Kubernetes in which runs that go on have jobs: of each
+        step how many wait and run, since when, and why they wait, as the system says. Read from
+        aflow's records: no system is asked."""
+        return web.json_response(await asyncio.to_thread(jobs.queues, self._metadata))
+
+    async def list_run_jobs(self, request: web.Request) -> web.StreamResponse:
+        """The jobs of a run, or of a `step`, that have not ended, in pages by task (`after`):
+        state, host, since when, and the reason for which one waits."""
+        step, after = _step(request), number_of(request, "after", 0)
+        limit = max(1, number_of(request, "limit", 100, 500))
+        return await self._of_run(
+            request, lambda run: jobs.jobs_of(self._metadata, run, step, after, limit)
+        )
 
     async def compare_runs(self, request: web.Request) -> web.StreamResponse:
         """Two to five runs (`runs`, pathspecs with commas between them) side by side."""

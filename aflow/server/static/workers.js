@@ -29,7 +29,8 @@ const SIGNS = { idle: "ready", busy: "running", draining: "cancelled", silent: "
 export function WorkersPage() {
   const [tick, setTick] = useState(0);
   const workers = useApi("v1/workers", tick),
-    queue = useApi("v1/queue", tick);
+    queue = useApi("v1/queue", tick),
+    jobs = useApi("v1/jobs", tick);
   const again = () => setTick((n) => n + 1);
   useEffect(() => {
     const timer = setInterval(() => document.hidden || again(), 3000);
@@ -38,7 +39,42 @@ export function WorkersPage() {
   return html`<div class="head"><h1>Workers</h1><${Behind} path="v1/workers" /></div>
     ${shown(workers, (data) => html`<${Registered} data=${data} url=${queue.data?.url} again=${again} />`)}
     <h2>Queue <${Behind} path="v1/queue" /></h2>
-    ${shown(queue, (data) => (data.url ? html`<${Queue} data=${data} again=${again} />` : html`<${Notice}><span>This server has no queue: its runs use processes of this machine. <code>aflow server --queue URL</code> hands tasks to workers.</span><//>`))}`;
+    ${shown(queue, (data) => (data.url ? html`<${Queue} data=${data} again=${again} />` : html`<${Notice}><span>This server has no queue: its runs use processes of this machine. <code>aflow server --queue URL</code> hands tasks to workers.</span><//>`))}
+    <h2>Jobs of AWS Batch, Slurm and Kubernetes <${Behind} path="v1/jobs" /></h2>
+    ${shown(jobs, (data) => html`<${Jobs} data=${data} />`)}`;
+}
+
+/** The jobs of runs that go on, by queue. @param {{data: any}} props */
+function Jobs({ data }) {
+  const [open, setOpen] = useState("");
+  if (!data.queues.length) return html`<${Notice}>${data.reason || "No run has a job there now."}<//>`;
+  return html`<div class="scroll"><table class="list stack"><thead><tr><th>Run, step</th><th class="right">Waiting</th><th class="right">Running</th><th>Waits for</th><th>Why, as the system says</th><th class="wide">User</th></tr></thead>
+    ${data.queues.map(
+      (/** @type {any} */ q) =>
+        html`<tbody key=${`${q.system}/${q.queue}`}><tr class="section"><th colspan="6">${q.system}${q.queue ? ` · ${q.queue}` : ""} <small class="dim">${count(q.waiting)} waiting, ${count(q.running)} running</small></th></tr>
+        ${q.steps.map((/** @type {any} */ s) => {
+          const key = `${q.system}/${q.queue}/${s.run}/${s.step}`;
+          return html`<tr data-row><td class="name"><${Link} to=${`runs/${s.run}?tab=tasks&step=${s.step}`}><b>${s.run}</b>/${s.step}<//> <button class="link" aria-expanded=${open === key} onClick=${() => setOpen(open === key ? "" : key)}>${open === key ? "hide jobs" : "jobs"}</button></td>
+          <td class="right num">${count(s.waiting)}</td><td class="right num">${count(s.running)}</td><td class="num">${s.since ? span(Math.max(0, now.value - s.since)) : "–"}</td><td>${s.reason || html`<span class="dim">–</span>`}</td><td class="wide dim">${s.user}</td></tr>
+          ${open === key && html`<tr><td colspan="6"><${JobsOfStep} run=${s.run} step=${s.step} tick=${data} /></td></tr>`}`;
+        })}</tbody>`,
+    )}</table></div>${!data.complete && html`<p class="dim">There are more: these are the jobs of the newest runs.</p>`}`;
+}
+
+const JOBS = 100; // of a step that are shown
+
+/** @param {{run: string, step: string, tick: any}} props */
+function JobsOfStep({ run, step, tick }) {
+  const path = withQuery(`v1/runs/${run}/jobs`, { step, limit: JOBS });
+  const found = useApi(path, tick);
+  return html`<section class="panel waiting-panel"><h2>Jobs of ${step} <${Behind} path=${path} /></h2>${shown(found, (data) =>
+    data.jobs.length === 0
+      ? html`<p class="dim">None is left.</p>`
+      : html`<div class="scroll messages" tabindex="0"><table><thead><tr><th>Task</th><th>State</th><th>Job</th><th>Host</th><th>Since</th></tr></thead><tbody>${data.jobs.map(
+          (/** @type {any} */ j) =>
+            html`<tr><td><${Link} to=${`runs/${run}/tasks/${j.task}`}>${j.step}/${j.task}<//></td><td title=${j.reason}><${State} state=${j.state === "running" ? "running" : "pending"} name=${j.state} label /></td><td><code>${j.job || "–"}</code></td><td class="dim">${j.host || "–"}</td><td><${Time} at=${j.since} /></td></tr>`,
+        )}</tbody></table></div>${data.next !== null && html`<p class="dim">The first ${count(data.jobs.length)}; <${Link} to=${`runs/${run}?tab=tasks&step=${step}&state=running`}>all of them<//>.</p>`}`,
+  )}</section>`;
 }
 
 /** @param {{data: any, url?: string, again: () => void}} props */

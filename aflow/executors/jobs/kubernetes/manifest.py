@@ -62,6 +62,11 @@ class KubernetesStepJob(NamedTuple):
     meeting_timeout: float = 600.0
 
     @property
+    def queue(self) -> str:
+        """Where its pods wait: the namespace."""
+        return self.namespace
+
+    @property
     def needed(self) -> list[tuple[str, str]]:
         """The objects that pods refer to, as pairs of a kind's plural and a name."""
         spec = self.template["spec"]

@@ -1,0 +1,131 @@
+"""The jobs that runs have at AWS Batch, Slurm and Kubernetes, read from aflow's own records: no job
+system is asked, and whoever looks needs no credentials of one. Calls block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aflow.executors.jobs.board import KIND, JobsOfRun, of_runs_that_go_on
+from aflow.metadata.base import documents_of
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
+
+if TYPE_CHECKING:
+    from aflow.metadata.base import HandedAttempt, HandedAttempts, MetadataStore, RunRecord
+
+_MOST_RUNS = 500  # that go on
+_MOST_ROWS = 1000  # steps with jobs
+_SUBMITTING = "name="  # what the handle of a job begins with whose id is not known yet
+_UNKNOWN = (
+    "Jobs are listed where the metadata are in SQLite or PostgreSQL: these are those of another "
+    "service."
+)
+_GOING_ON = [state for state in RunState if state not in TERMINAL_RUN_STATES]
+
+
+def queues(metadata: MetadataStore) -> dict[str, Any]:
+    """The queues of all systems with jobs of runs that go on: of each step how many wait and run,
+    since when and why. `complete` says whether that is all."""
+    documents, attempts = documents_of(metadata), _attempts(metadata)
+    if documents is None or attempts is None:
+        return {"queues": [], "complete": False, "reason": _UNKNOWN}
+    jobs = of_runs_that_go_on(documents.documents(KIND))
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rows, runs = 0, []
+    if jobs:
+        runs = metadata.runs(None, states=_GOING_ON, limit=_MOST_RUNS)
+    for run in runs:
+        mine = jobs.get((run.flow, run.run), ())
+        counts = attempts.live_counts(run.key) if mine else {}
+        for each in mine:
+            for step, queue in each.queues.items():
+                row = _row(run, each, step, counts.get(step, {}))
+                if row is not None and rows < _MOST_ROWS:
+                    found.setdefault((each.system, queue), []).append(row)
+                    rows += 1
+    return {
+        "queues": [
+            {
+                "system": system,
+                "queue": queue,
+                "waiting": sum(step["waiting"] for step in steps),
+                "running": sum(step["running"] for step in steps),
+                "steps": steps,
+            }
+            for (system, queue), steps in sorted(found.items())
+        ],
+        "complete": rows < _MOST_ROWS and len(runs) < _MOST_RUNS,
+        "reason": "",
+    }
+
+
+def _row(
+    run: RunRecord, jobs: JobsOfRun, step: str, counts: dict[AttemptState, int]
+) -> dict[str, Any] | None:
+    waiting = counts.get(AttemptState.QUEUED, 0)
+    running = counts.get(AttemptState.RUNNING, 0)
+    if not waiting and not running:
+        return None
+    mine = [each for each in jobs.waiting if each.step == step and waiting]
+    return {
+        "run": f"{run.flow}/{run.run}",
+        "user": run.user,
+        "step": step,
+        "waiting": waiting,
+        "running": running,
+        "since": min((each.since for each in mine), default=None),
+        "reason": next((each.reason for each in mine if each.reason), ""),
+    }
+
+
+def jobs_of(
+    metadata: MetadataStore, run: RunRecord, step: str | None, after: int, limit: int
+) -> dict[str, Any]:
+    """A page of the jobs of a run, or of a step, that have not ended, by task: how far each is,
+    where, and since when. `next` is the task to go on after; None where there are no more."""
+    documents, attempts = documents_of(metadata), _attempts(metadata)
+    if documents is None or attempts is None:
+        return {"jobs": [], "next": None}
+    known = of_runs_that_go_on(documents.documents(KIND)).get((run.flow, run.run), ())
+    page = attempts.handed(run.key, step, after, limit)
+    systems = {step: (each.system, queue) for each in known for step, queue in each.queues.items()}
+    waits = {waiting.job: waiting for each in known for waiting in each.waiting}
+    rows = [
+        _job(each, *systems[each.step], waits.get(_array_of(each.handle)))
+        for each in page
+        if each.step in systems
+    ]
+    return {"jobs": rows, "next": page[-1].task if len(page) == limit else None}
+
+
+def _job(each: HandedAttempt, system: str, queue: str, waits: Any) -> dict[str, Any]:
+    runs = each.state is AttemptState.RUNNING
+    is_submitting = each.handle.startswith(_SUBMITTING)
+    return {
+        "task": each.task,
+        "step": each.step,
+        "attempt": each.attempt,
+        "system": system,
+        "queue": queue,
+        "job": "" if is_submitting else each.handle,
+        "state": "running" if runs else "submitting" if is_submitting else "waiting",
+        "host": each.host,
+        "since": each.started_at if runs else waits.since if waits else each.created_at,
+        "reason": waits.reason if waits and not runs else "",
+    }
+
+
+def _array_of(handle: str) -> str:
+    """The job that the system knows: without the index of a member, or of a node."""
+    for mark in ("#", ":"):
+        head, found, index = handle.rpartition(mark)
+        if found and index.partition("~")[0].isdigit():
+            return head
+    return handle
+
+
+def _attempts(metadata: MetadataStore) -> HandedAttempts | None:
+    kept: Any = metadata
+    try:
+        return kept if hasattr(kept, "live_counts") else None
+    except AttributeError:
+        return None

@@ -108,7 +108,7 @@ def _job(each: HandedAttempt, system: str, queue: str, waits: Any) -> dict[str, 
         "queue": queue,
         "job": "" if is_submitting else each.handle,
         "state": "running" if runs else "submitting" if is_submitting else "waiting",
-        "host": each.host,
+        "host": each.host if runs else "",
         "since": each.started_at if runs else waits.since if waits else each.created_at,
         "reason": waits.reason if waits and not runs else "",
     }

@@ -73,9 +73,7 @@ class _Array:
 
     __slots__ = ("attempt_keys", "away", "id", "mark", "step")
 
-    def __init__(
-        self, id: str, step: str, attempt_keys: dict[int, AttemptKey], mark: str
-    ) -> None:
+    def __init__(self, id: str, step: str, attempt_keys: dict[int, AttemptKey], mark: str) -> None:
         self.id = id
         self.step = step
         self.attempt_keys = attempt_keys

@@ -197,7 +197,7 @@ class Views:
     def overview(self, run: RunRecord) -> dict[str, Any]:
         """A run whole: its graph with places, the figures of its steps, parameters, configs, code,
         and what has failed first."""
-        graph = Graph.from_dict(run.graph) if run.graph else None
+        graph = _graph_of(run)
         facts = run.settings.get("code") or {}
         names = {name for name, _, _ in self._parameters(run)}
         others = [
@@ -621,7 +621,7 @@ class Views:
             }
             grid.append({"run": run.run, "state": run.state.value, "steps": steps})
         newest = self._metadata.run(name, runs[0].run)
-        graph = Graph.from_dict(newest.graph) if newest and newest.graph else None
+        graph = None if newest is None else _graph_of(newest)
         return {
             "flow": name,
             "doc": graph.doc if graph else "",
@@ -904,6 +904,15 @@ def position(cursor: str) -> tuple[float, int]:
         return float(at), int(key)
     except ValueError as error:
         raise InvalidInput(f"{cursor[:80]!r} is not a cursor of a list of runs.") from error
+
+
+def _graph_of(run: RunRecord) -> Graph | None:
+    """The graph of a run; None where there is none, or it is damaged."""
+    try:
+        graph = Graph.from_dict(run.graph) if run.graph else None
+        return None if graph is None or not graph.levels() else graph
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _layout(graph: Graph) -> dict[str, Any]:

@@ -739,6 +739,7 @@ _DAMAGE = [
     ("metadata", "value", "none", ""),
     ("runs", "settings", '{"storage": 7}', "The record of this run is damaged"),
     ("runs", "graph", "none", "The record of this run is damaged"),
+    ("runs", "graph", '{"start": {"next": ["end"]}}', ""),
 ]
 
 

@@ -1,6 +1,6 @@
 // What tasks print: read in pieces, drawn as far as it is on the screen, followed while it grows.
 // @ts-check
-import { get, html, Notice, plural, query, ROOT, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery, woken } from "./lib.js";
+import { get, html, Notice, plural, query, ROOT, Skeleton, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery, woken } from "./lib.js";
 
 const ROW = 19; // pixels, as in app.css
 const PIECE = 2000; // lines a request
@@ -111,11 +111,12 @@ export function Log({ path, task = 0, running, steps = [] }) {
       <form onSubmit=${(/** @type {any} */ e) => (e.preventDefault(), setAsked(search))}><input type="search" aria-label="Search the whole log" placeholder="Search the whole log" value=${search} onInput=${(/** @type {any} */ e) => (setSearch(e.target.value), e.target.value || setAsked(""))} /></form>
       ${steps.length > 1 && html`<select aria-label="Step" value=${step} onChange=${(/** @type {any} */ e) => setQuery({ "log-step": e.target.value })}><option value="">all steps</option>${steps.map((s) => html`<option>${s}</option>`)}</select>`}
       ${running && html`<label class="check"><input type="checkbox" checked=${follow} onChange=${(/** @type {any} */ e) => setFollow(e.target.checked)} /> Follow</label>`}
-      <span class="dim">${plural(lines.length, "line")}${asked ? ` with “${asked}”` : ""}</span><a class="button" href=${download}>Download</a>
+      <span class="dim">${!loaded && !lines.length ? "Reading…" : plural(lines.length, "line")}${asked ? ` with “${asked}”` : ""}</span><a class="button" href=${download}>Download</a>
     </div>
     ${error && html`<${Notice} kind="bad">${error.message}<//>`}
     ${loaded && lines.length === 0 && html`<${Notice}>${asked ? "No line holds this text." : running ? "Nothing was printed yet." : "Nothing was printed."}<//>`}
-    <div class="lines" style=${{ height: `clamp(90px, ${lines.length * ROW + 18}px, 62vh)` }} ref=${box} onScroll=${scrolled} tabindex="0" role="log" aria-label="Output">
+    ${!loaded && !error && lines.length === 0 && html`<${Skeleton} lines=${4} />`}
+    <div class="lines" hidden=${lines.length === 0} style=${{ height: `clamp(90px, ${lines.length * ROW + 18}px, 62vh)` }} ref=${box} onScroll=${scrolled} tabindex="0" role="log" aria-label="Output">
       <div style=${{ height: `${lines.length * ROW}px` }}><div style=${{ transform: `translateY(${first * ROW}px)` }}>
         ${lines.slice(first, end).map((line, n) => html`<div key=${first + n} class=${`line ${line.stream}`}><i title=${new Date(line.at * 1000).toLocaleString()}>${new Date(line.at * 1000).toLocaleTimeString([], { hour12: false })}</i>${shownTask && html`<b>${line.step}/${line.task}</b>`}<span>${ansi(line.text)}</span></div>`)}
       </div></div>

@@ -48,14 +48,14 @@ export function WorkersPage() {
 function Jobs({ data }) {
   const [open, setOpen] = useState("");
   if (!data.queues.length) return html`<${Notice}>${data.reason || "No run has a job there now."}<//>`;
-  return html`<div class="scroll"><table class="list stack"><thead><tr><th>Run, step</th><th class="right">Waiting</th><th class="right">Running</th><th>Waits for</th><th>Why, as the system says</th><th class="wide">User</th></tr></thead>
+  return html`<div class="scroll"><table class="list stack"><thead><tr><th>Run, step</th><th class="right">Waiting</th><th class="right">Running</th><th>For</th><th>Why, as the system says</th><th class="wide">User</th></tr></thead>
     ${data.queues.map(
       (/** @type {any} */ q) =>
         html`<tbody key=${`${q.system}/${q.queue}`}><tr class="section"><th colspan="6">${q.system}${q.queue ? ` · ${q.queue}` : ""} <small class="dim">${count(q.waiting)} waiting, ${count(q.running)} running</small></th></tr>
         ${q.steps.map((/** @type {any} */ s) => {
           const key = `${q.system}/${q.queue}/${s.run}/${s.step}`;
           return html`<tr data-row><td class="name"><${Link} to=${`runs/${s.run}?tab=tasks&step=${s.step}`}><b>${s.run}</b>/${s.step}<//> <button class="link" aria-expanded=${open === key} onClick=${() => setOpen(open === key ? "" : key)}>${open === key ? "hide jobs" : "jobs"}</button></td>
-          <td class="right num">${count(s.waiting)}</td><td class="right num">${count(s.running)}</td><td class="num">${s.since ? span(Math.max(0, now.value - s.since)) : "–"}</td><td>${s.reason || html`<span class="dim">–</span>`}</td><td class="wide dim">${s.user}</td></tr>
+          <td class="right num">${count(s.waiting)}<span class="only-small dim"> waiting</span></td><td class="right num">${count(s.running)}<span class="only-small dim"> running</span></td><td class="num">${s.since ? html`<span class="only-small dim">for </span>${span(Math.max(0, now.value - s.since))}` : "–"}</td><td class="said">${s.reason || html`<span class="dim">–</span>`}</td><td class="wide dim">${s.user}</td></tr>
           ${open === key && html`<tr><td colspan="6"><${JobsOfStep} run=${s.run} step=${s.step} tick=${data} /></td></tr>`}`;
         })}</tbody>`,
     )}</table></div>${!data.complete && html`<p class="dim">There are more: these are the jobs of the newest runs.</p>`}`;

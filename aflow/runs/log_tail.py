@@ -2,7 +2,8 @@
 
 Every reader of the metadata and the datastore can follow a run, wherever it goes on; output comes
 as soon as it is recorded, which is half a second or so after it was printed. What has been yielded
-is not kept: a run of any size is followed in little memory, and no query stays open between two lines.
+is not kept: a run of any size is followed in little memory, and no query stays open between two
+lines.
 
 The position is a short text, so that the tail can resume elsewhere after any line: the greatest
 number of a task so far, and after each `_` a task that may still print something, as far as it was

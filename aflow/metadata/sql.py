@@ -518,11 +518,17 @@ class RecordReader(ABC):
         with self._damage_named():
             return [
                 HandedAttempt(
-                    task, step, attempt, AttemptState(state), time_of(created_at),
-                    None if started_at is None else time_of(started_at), handle, host,
+                    task=task,
+                    step=step,
+                    attempt=attempt,
+                    state=AttemptState(state),
+                    created_at=time_of(created_at),
+                    started_at=None if started_at is None else time_of(started_at),
+                    handle=handle,
+                    host=host,
                 )
                 for task, step, attempt, state, created_at, started_at, handle, host in rows
-            ]  # fmt: skip
+            ]
 
     def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
         """Tasks whose latest attempts were written after a version; see the port."""

@@ -1,5 +1,5 @@
 """The jobs that runs have at AWS Batch, Slurm and Kubernetes, read from aflow's own records: no job
-system is asked, and whoever looks needs no credentials of one. Calls block."""
+system is asked, and readers need no credentials of one. Calls block."""
 
 from __future__ import annotations
 

@@ -608,9 +608,20 @@ def statements(kind: str, folder: str = "queries") -> dict[str, str]:
 
 
 def named(text: str) -> dict[str, str]:
-    """The statements of a text in which each follows a line `-- name: ...`, by name."""
-    parts = _NAME.split(text)
-    return {name: sql.strip() for name, sql in zip(parts[1::2], parts[2::2], strict=True)}
+    """The statements of a text in which each follows a line `-- name: ...`, by name.
+
+    A name that begins with `_` is that of a part, which stands in others as `{_name}`: conditions
+    that several statements have are written once."""
+    split = _NAME.split(text)
+    found = {name: sql.strip() for name, sql in zip(split[1::2], split[2::2], strict=True)}
+    parts = {name: sql for name, sql in found.items() if name.startswith("_")}
+
+    def whole(sql: str) -> str:
+        for name, part in parts.items():  # a part may hold those that follow it
+            sql = sql.replace(f"{{{name}}}", part)
+        return sql
+
+    return {name: whole(sql) for name, sql in found.items() if name not in parts}
 
 
 def migrations(folder: str = "migrations") -> list[tuple[int, str]]:

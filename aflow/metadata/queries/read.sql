@@ -20,60 +20,50 @@ FROM runs LEFT JOIN leases ON leases.run_key = runs.key WHERE flow = :flow AND r
 -- name: run_exists
 SELECT 1 FROM runs WHERE key = :run_key
 
--- name: runs
+-- name: _listed_run
+SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
+  owner, until - lease_now(), cancel
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key
+
+-- name: _runs_filtered
 -- (One upper bound of the time is for the index; unary + keeps the others from it. The first tags
 -- have conditions of their own: a table of wanted tags for each run takes twice as long.)
-SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - lease_now(), cancel
-FROM runs LEFT JOIN leases ON leases.run_key = runs.key
-WHERE flow = :flow AND kind = :kind AND created_at >= coalesce(:since, -9e999)
+kind = :kind AND created_at >= coalesce(:since, -9e999)
   AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))
   AND +created_at < coalesce(:until, 9e999)
   AND (:after_key IS NULL OR (+created_at, +key) < (:after_time, :after_key))
   AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
   AND (:users = '[]' OR user IN (SELECT value FROM json_each(:users)))
-  AND (:tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :tag))
-  AND (:second_tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :second_tag))
-  AND (:more_tags = '[]' OR NOT EXISTS (
-    SELECT 1 FROM json_each(:more_tags) AS wanted
-    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value)))
+  {_runs_tagged}
 ORDER BY created_at DESC, key DESC LIMIT coalesce(:limit, -1)
 
--- name: all_runs
-SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - lease_now(), cancel
-FROM runs LEFT JOIN leases ON leases.run_key = runs.key
-WHERE kind = :kind AND created_at >= coalesce(:since, -9e999)
-  AND created_at <= min(coalesce(:until, 9e999), coalesce(:after_time, 9e999))
-  AND +created_at < coalesce(:until, 9e999)
-  AND (:after_key IS NULL OR (+created_at, +key) < (:after_time, :after_key))
-  AND (:states = '[]' OR state IN (SELECT value FROM json_each(:states)))
-  AND (:users = '[]' OR user IN (SELECT value FROM json_each(:users)))
-  AND (:tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :tag))
+-- name: _runs_tagged
+AND (:tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :tag))
   AND (:second_tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :second_tag))
   AND (:more_tags = '[]' OR NOT EXISTS (
     SELECT 1 FROM json_each(:more_tags) AS wanted
     WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value)))
-ORDER BY created_at DESC, key DESC LIMIT coalesce(:limit, -1)
+
+-- name: runs
+{_listed_run}
+WHERE flow = :flow AND {_runs_filtered}
+
+-- name: all_runs
+{_listed_run}
+WHERE {_runs_filtered}
 
 -- name: runs_with_tag
 SELECT run_key FROM run_tags WHERE tag = :tag LIMIT :limit
 
 -- name: runs_of_keys
 -- (Of few runs: looked up by their keys, and sorted.)
-SELECT key, flow, run, state, user, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - lease_now(), cancel
-FROM runs LEFT JOIN leases ON leases.run_key = runs.key
+{_listed_run}
 WHERE key IN (SELECT value FROM json_each(:keys)) AND (:flow IS NULL OR +flow = :flow)
   AND +kind = :kind AND +created_at >= coalesce(:since, -9e999) AND +created_at < coalesce(:until, 9e999)
   AND (:after_key IS NULL OR (+created_at, +key) < (:after_time, :after_key))
   AND (:states = '[]' OR +state IN (SELECT value FROM json_each(:states)))
   AND (:users = '[]' OR +user IN (SELECT value FROM json_each(:users)))
-  AND (:tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :tag))
-  AND (:second_tag IS NULL OR EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = :second_tag))
-  AND (:more_tags = '[]' OR NOT EXISTS (
-    SELECT 1 FROM json_each(:more_tags) AS wanted
-    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted.value)))
+  {_runs_tagged}
 ORDER BY +created_at DESC, key DESC LIMIT coalesce(:limit, -1)
 
 -- name: tags

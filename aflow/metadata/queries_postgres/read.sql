@@ -20,13 +20,14 @@ FROM runs LEFT JOIN leases ON leases.run_key = runs.key WHERE flow = %(flow)s AN
 -- name: run_exists
 SELECT 1 FROM runs WHERE key = %(run_key)s FOR UPDATE
 
--- name: runs
--- A run's tags are probed one run after another, up to the limit: of EXISTS the server may make a
--- table of all runs with the tag first.
+-- name: _listed_run
 SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
   owner, until - extract(epoch FROM clock_timestamp()), cancel
-FROM runs LEFT JOIN leases ON leases.run_key = runs.key
-WHERE flow = %(flow)s AND kind = %(kind)s
+
+-- name: _runs_filtered
+-- A run's tags are probed one run after another, up to the limit: of EXISTS the server may make a
+-- table of all runs with the tag first.
+kind = %(kind)s
   AND created_at >= coalesce(%(since)s::float8, '-infinity')
   AND created_at <= coalesce(%(after_time)s::float8, 'infinity')
   AND created_at < coalesce(%(until)s::float8, 'infinity')
@@ -40,23 +41,15 @@ WHERE flow = %(flow)s AND kind = %(kind)s
     WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted)))
 ORDER BY created_at DESC, key DESC LIMIT %(limit)s
 
--- name: all_runs
-SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - extract(epoch FROM clock_timestamp()), cancel
+-- name: runs
+{_listed_run}
 FROM runs LEFT JOIN leases ON leases.run_key = runs.key
-WHERE kind = %(kind)s
-  AND created_at >= coalesce(%(since)s::float8, '-infinity')
-  AND created_at <= coalesce(%(after_time)s::float8, 'infinity')
-  AND created_at < coalesce(%(until)s::float8, 'infinity')
-  AND (%(after_key)s::bigint IS NULL OR (created_at, key) < (%(after_time)s::float8, %(after_key)s::bigint))
-  AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
-  AND (cardinality(%(users)s::text[]) = 0 OR user_name = ANY (%(users)s::text[]))
-  AND (%(tag)s::text IS NULL OR (SELECT true FROM run_tags WHERE run_key = runs.key AND tag = %(tag)s::text))
-  AND (%(second_tag)s::text IS NULL OR (SELECT true FROM run_tags WHERE run_key = runs.key AND tag = %(second_tag)s::text))
-  AND (cardinality(%(more_tags)s::text[]) = 0 OR NOT EXISTS (
-    SELECT 1 FROM unnest(%(more_tags)s::text[]) AS wanted
-    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted)))
-ORDER BY created_at DESC, key DESC LIMIT %(limit)s
+WHERE flow = %(flow)s AND {_runs_filtered}
+
+-- name: all_runs
+{_listed_run}
+FROM runs LEFT JOIN leases ON leases.run_key = runs.key
+WHERE {_runs_filtered}
 
 -- name: runs_with_tag
 SELECT run_key FROM run_tags WHERE tag = %(tag)s LIMIT %(limit)s
@@ -64,23 +57,11 @@ SELECT run_key FROM run_tags WHERE tag = %(tag)s LIMIT %(limit)s
 -- name: runs_of_keys
 -- Of few runs: looked up by their keys, and sorted. (Of key = ANY (...) the server may look through
 -- the array for each of all runs.)
-SELECT key, flow, run, state, user_name, created_at, finished_at, version, '{}', settings, reason, heartbeat_at, origin_run, kind,
-  owner, until - extract(epoch FROM clock_timestamp()), cancel
+{_listed_run}
 FROM unnest(%(keys)s::bigint[]) AS wanted (wanted_key) JOIN runs ON runs.key = wanted_key
 LEFT JOIN leases ON leases.run_key = runs.key
 WHERE (%(flow)s::text IS NULL OR flow = %(flow)s::text)
-  AND kind = %(kind)s
-  AND created_at >= coalesce(%(since)s::float8, '-infinity')
-  AND created_at < coalesce(%(until)s::float8, 'infinity')
-  AND (%(after_key)s::bigint IS NULL OR (created_at, key) < (%(after_time)s::float8, %(after_key)s::bigint))
-  AND (cardinality(%(states)s::text[]) = 0 OR state = ANY (%(states)s::text[]))
-  AND (cardinality(%(users)s::text[]) = 0 OR user_name = ANY (%(users)s::text[]))
-  AND (%(tag)s::text IS NULL OR (SELECT true FROM run_tags WHERE run_key = runs.key AND tag = %(tag)s::text))
-  AND (%(second_tag)s::text IS NULL OR (SELECT true FROM run_tags WHERE run_key = runs.key AND tag = %(second_tag)s::text))
-  AND (cardinality(%(more_tags)s::text[]) = 0 OR NOT EXISTS (
-    SELECT 1 FROM unnest(%(more_tags)s::text[]) AS wanted
-    WHERE NOT EXISTS (SELECT 1 FROM run_tags WHERE run_key = runs.key AND tag = wanted)))
-ORDER BY created_at DESC, key DESC LIMIT %(limit)s
+  AND {_runs_filtered}
 
 -- name: tags
 SELECT run_key, tag, is_system FROM run_tags

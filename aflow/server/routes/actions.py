@@ -393,29 +393,15 @@ class ActionRoutes:
         run = await self._run(request)
 
         def delete() -> str | None:
-            why_not = self._why_not(run)
+            why_not = self._refused("delete", run, self._resumed_by_others())
             if why_not is None:
                 self._metadata.delete_run(run.key)
             return why_not
 
         why_not = await asyncio.to_thread(delete)
         if why_not is not None:
-            return refusal(409, why_not)
+            return refusal(409, f"{run.flow}/{run.run} cannot be deleted: it is {why_not}.")
         return web.json_response({"run": f"{run.flow}/{run.run}"})
-
-    def _why_not(self, run: RunRecord) -> str | None:
-        """Why a run cannot be deleted; None where it can."""
-        if run.key >= FIRST_KEY:
-            return READ_ONLY
-        if run.state not in TERMINAL_RUN_STATES:
-            return f"{run.flow}/{run.run} cannot be deleted: it goes on. Cancel it first."
-        alive = [state for state in type(run.state) if state not in TERMINAL_RUN_STATES]
-        for each in self._metadata.runs(run.flow, states=alive):
-            if each.origin_run == run.run:
-                return (
-                    f"{run.flow}/{run.run} cannot be deleted: {each.run} resumes it, and goes on."
-                )
-        return None
 
     async def _run(self, request: web.Request) -> RunRecord:
         flow = str(ids.flow_name(request.match_info["flow"]))

@@ -44,7 +44,7 @@ function cell(section, row, value, n) {
   if (value === null || value === undefined) return html`<span class="dim">–</span>`;
   if (section === "durations" || row.name === "seconds") {
     const most = Math.max(...row.values.filter((/** @type {any} */ v) => v !== null), 0.000001);
-    return html`<span class="paired"><i style=${{ width: `${(value / most) * 100}%` }}></i><span>${span(value)}</span></span>`;
+    return html`<span class="paired"><i style=${{ width: `${(Math.max(value, 0) / most) * 100}%` }}></i><span>${span(value)}</span></span>`;
   }
   if (row.previews)
     return html`<${Preview} artifact=${{ name: row.name, text: String(value), preview: row.previews[n] }} />${row.defaults && differs(value, row.defaults[n]) && html` <small class="changed">default ${row.defaults[n]}</small>`}`;

@@ -50,8 +50,12 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     )
     overwrite = flag("--overwrite", help="Replace the file if there is one.")
     return {
-        "diff": ("What would make the files of this folder those of the run.", [run, root], diff),
-        "diff-runs": ("What was changed from one run to another.", [run, other, root], diff_runs),
+        "diff": (
+            "Show the changes from the files of this folder to those of the run.",
+            [run, root],
+            diff,
+        ),
+        "diff-runs": ("Show the changes from one run to another.", [run, other, root], diff_runs),
         "patch": (
             "Write the difference to a file for `git apply`.",
             [run, file, overwrite, root],

@@ -8,13 +8,13 @@ from typing import Any
 # Those of a flow. The order is that of the help.
 COMMANDS = {
     "run": "Run the flow.",
-    "resume": "Run what a run of the flow has not finished.",
+    "resume": "Resume a run: reuse what it has finished, and run the rest.",
     "spin": "Run one step again on the inputs that it had before.",
-    "check": "Check that the flow can run (what is done without a command).",
-    "show": "Show the steps, what they say of themselves and who leads where.",
+    "check": "Check that the flow can run (the default command).",
+    "show": "Show the steps of the flow, their docstrings, and which step follows which.",
     "dump": "Show the artifacts of tasks.",
     "logs": "Show what tasks have printed, or redact it.",
-    "explain": "Say why tasks ran, or did not.",
+    "explain": "Explain why tasks ran, or why their results were reused.",
     "card": "View, get, list or make the cards of tasks.",
     "package": "Show, list or save the code package of the flow.",
     "batch": "List the jobs of AWS Batch that have not ended, or end them.",
@@ -34,7 +34,7 @@ NEED_NO_FILE = ("batch", "card", "dump", "explain", "kubernetes", "logs")
 # command, which is imported when the command is named.
 OTHERS = {
     "status": (
-        "Flows that have run here: running, and last failed.",
+        "Show the flows, their running runs, and their latest failures.",
         "aflow.cli.status:status",
     ),
     "runs": (

@@ -273,7 +273,7 @@ _AWS_HELP = """Answer questions about the services of AWS that are to be used.
 Each answer is checked: the bucket is written to and read, the queue has to be VALID and ENABLED,
 roles have to be there for those who assume them, the metadata service has to answer. What cannot be
 used is asked for again, or kept if you say so."""
-STACK_HELP = """Take the settings that a stack of CloudFormation has as its outputs.
+STACK_HELP = """Import the settings that a CloudFormation stack has as its outputs.
 
 The stack is one of `aflow stack template`, or of Metaflow's template. What is set otherwise
 in the profile stays. Credentials are those of all tools of AWS."""

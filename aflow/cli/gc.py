@@ -84,7 +84,7 @@ def _parameters() -> list[click.Parameter]:
             "--sole-owner",
             help="Confirm that no other metadata has runs in the datastore (required in S3).",
         ),
-        flag("--dry-run", help="Only say what would be deleted."),
+        flag("--dry-run", help="Only show what would be deleted."),
     ]
 
 

@@ -135,7 +135,8 @@ def init() -> click.Command:
     """The command."""
     return click.Command(
         "init",
-        help="Begin a project in DIR (this folder, if none is given): a flow, its test, a pipeline "
+        help="Create a project in DIR (this folder, if none is given): a flow, its test, a "
+        "pipeline "
         "that runs it, pyproject.toml and .gitignore.",
         params=[
             click.Argument(["folder"], metavar="[DIR]", default=".", required=False),

@@ -38,7 +38,7 @@ _STREAMS = {"stdout": ("stdout",), "stderr": ("stderr",), "both": ("stdout", "st
 
 def logs_commands() -> Commands:
     """The commands below `logs`, by name: help, parameters, body."""
-    scrub_help = "Put a line that says so in the place of what tasks have printed, for good."
+    scrub_help = "Replace what tasks have printed by a line that says so; it cannot be undone."
     return {
         "show": ("Show what tasks have printed.", _show_parameters(), show),
         "scrub": (scrub_help, _scrub_parameters(), scrub),

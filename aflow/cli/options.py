@@ -225,7 +225,7 @@ def run_options() -> list[Option]:
         of_setting("max_log_size", "Log kept of each stream of an attempt, in MB.", **number),
         with_option(OPTIONS, "run_"),
         flag("--cache", help="Use results of earlier runs where nothing has changed (see @cache)."),
-        flag("--dry-run", help="Only say which tasks would run, and why."),
+        flag("--dry-run", help="Only show which tasks would run, and why."),
         flag(
             "--force-rebuild-environments",
             "rebuild",
@@ -411,7 +411,7 @@ def parameters_file() -> Option:
         "--parameters-file",
         type=click.Path(),
         metavar="FILE",
-        help="Take values of parameters from this file: an object of JSON.",
+        help="Read the values of parameters from this file, a JSON object.",
     )
 
 

@@ -45,10 +45,12 @@ def resume_parameters() -> list[click.Parameter]:
         flag("--clone-only/--no-clone-only", help="Reuse finished tasks, and run nothing."),
         flag(
             "--reentrant/--no-reentrant",
-            help="Of several that resume the same run at once, one does it, and all wait for it.",
+            help="Where several processes resume the same run, one does it, and all wait for it.",
         ),
         option("--run-id", metavar="NAME", help="The new run's id, which is not a number."),
-        option("--resume-identifier", metavar="NAME", help="Who resumes, for the record."),
+        option(
+            "--resume-identifier", metavar="NAME", help="A name that is recorded with the new run."
+        ),
     ]
 
 

@@ -60,7 +60,7 @@ def runs() -> click.Command:
             of_a_server(),
         ],
         callback=_runs,
-        help="The runs that are recorded here, newest first: of one flow, or of all.",
+        help="List the recorded runs of one flow or of all flows, newest first.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 

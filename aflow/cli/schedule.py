@@ -38,7 +38,9 @@ def schedule() -> click.Command:
         _create_command(server),
         _edit_command(server),
         click.Command("list", params=[server], callback=_list, help="Show all schedules."),
-        click.Command("show", params=[name, server], callback=_show, help="Show one, as JSON."),
+        click.Command(
+            "show", params=[name, server], callback=_show, help="Show a schedule, as JSON."
+        ),
         click.Command("pause", params=[name, server], callback=_pause, help="Pause a schedule."),
         click.Command("resume", params=[name, server], callback=_resume, help="Resume a schedule."),
         click.Command(

@@ -38,7 +38,11 @@ def spin_parameters() -> list[click.Parameter]:
             default=None,
             help="Store the artifacts that the step leaves, or none.  [default: persist]",
         ),
-        flag("--debug", "debugged", help="Give it the terminal: for breakpoint(), pdb, input()."),
+        flag(
+            "--debug",
+            "debugged",
+            help="Give the step the terminal: for breakpoint(), pdb, input().",
+        ),
         *(each for each in run_options() if each.name in _SHARED),
     ]
 

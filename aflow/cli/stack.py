@@ -24,7 +24,7 @@ _TEMPLATE_HELP = """Print the CloudFormation template, with each resource on one
 So it is small enough for CloudFormation to take it as it is. With its comments it is larger than
 that, and has to be sent by way of a bucket (`aws cloudformation deploy --s3-bucket NAME`)."""
 
-_CHECK_HELP = """Say whether a stack can be made with these parameters.
+_CHECK_HELP = """Check whether a stack can be created with these parameters.
 
 Each is NAME=VALUE, as `aws cloudformation deploy --parameter-overrides` takes them. A sentence for
 each that cannot be used; nothing is sent anywhere."""

@@ -31,7 +31,7 @@ def status() -> click.Command:
         "status",
         params=[of_a_server()],
         callback=_status,
-        help="The flows that have run here, what runs now, and what has failed last.",
+        help="Show the flows that have run here, what runs now, and what failed last.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 

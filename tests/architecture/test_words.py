@@ -28,6 +28,10 @@ REPLACED = {
     r"\bmeans nothing\.": "Malformed or invalid",
     r"\bIt is told, or done\b": "what comes back",
     r"\bA token is wanted\b": "Missing or invalid token",
+    r"\bnot there any more\b": "no longer exists",
+    r"(?<!there )\bis no (?:JSON|pathspec|address|option|datastore)\b": "is not a ...",
+    r"\bRunHasOwner\b|\bOwner = tuple\b": "lease holder, attempt key",
+    r"\babandoned runs?\b": "orphaned run",
 }
 _THIS = Path("tests/architecture/test_words.py")
 _SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sql")

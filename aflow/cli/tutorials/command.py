@@ -31,7 +31,7 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     return {
         "list": ("List the tutorials.", [], list_),
         "pull": ("Copy the tutorials into a folder.", [episode, to, overwrite], pull),
-        "info": ("Say what a tutorial shows.", [click.Argument(["episode"])], info),
+        "info": ("Describe a tutorial.", [click.Argument(["episode"])], info),
     }
 
 

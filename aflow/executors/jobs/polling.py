@@ -108,7 +108,9 @@ class Poller:
             except JobSystemError as error:  # busy, or the credentials have expired
                 return self._refused_by(str(error))
             except Exception as error:  # noqa: BLE001 -- else the run would wait for ever, unnoticed
-                _log.error("Jobs could not be looked at; it is tried again.", exc_info=error)
+                _log.error(
+                    "The states of jobs could not be fetched; this is tried again.", exc_info=error
+                )
                 return self._refused_by(f"{type(error).__name__}: {error}")
         if self._refused is not None:
             self._refused.over()

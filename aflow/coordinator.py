@@ -2,7 +2,7 @@
 
     async with Coordinator(storage=..., metadata=..., max_workers=5) as coordinator:
         run = await coordinator.start(MyFlow, alpha=0.1)
-        async for notice in run.events():
+        async for event in run.events():
             ...
         await run.wait()
 
@@ -89,31 +89,38 @@ class RunHandle:
         return f"{self._record.flow}/{self._record.run}"
 
     async def wait(self) -> RunEnded:
-        """Wait for the end of the run and say how it ended; may be awaited by many, and again.
+        """Wait for the end of the run; returns the event that says how it ended.
 
-        Cancelling the awaiting task does not cancel the run. Raises what the metadata or the store
-        raised, if the run could no longer be recorded."""
+        Several tasks may wait, and may wait again. Cancelling the awaiting task does not cancel the
+        run. Raises RunLeft after `leave`, RunTakenOver where another coordinator drives the run by
+        now, and what the metadata or the store raised, if the run could no longer be recorded."""
         return await asyncio.shield(self.task)
 
     def cancel(self, reason: str = "The run was cancelled.") -> Stopping:
-        """Stop the run: begun at once, and awaited (`await run.cancel()`) it tells how the run has
-        ended. May be called again, and late, when it changes nothing."""
+        """Cancel the run, for a `reason` that is recorded with it.
+
+        Its tasks are stopped from now on; `await run.cancel()` waits for the end of the run and
+        returns the event that says how it ended. Calling this again, or after the run has ended,
+        changes nothing."""
         if not self.task.done():
             self._driver.cancel(reason)
         return Stopping(self)
 
     def leave(self) -> None:
-        """Stop driving the run, which stays as it is until it is recovered (`Coordinator.recover`,
-        `aflow recover`): attempts on workers go on, those in processes here are interrupted, at no
-        cost of their own. `wait` raises RunLeft. May be called again, and late."""
+        """Stop driving the run, without ending it: `Coordinator.recover` or `aflow recover` goes on
+        with it later.
+
+        Attempts on workers go on; those in processes of this machine are interrupted, at no cost of
+        retries. `wait` raises RunLeft from then on. Calling this again changes nothing."""
         if not self.task.done():
             self._driver.leave()
 
     async def events(self) -> AsyncGenerator[RunEvent, None]:
-        """The run's notices from the first `anext` on, until it ends. Several may listen; a
-        listener that is slow holds the others up in nothing, and finds all notices when it comes
-        back: they are kept for it until then. A listener that leaves closes the iterator
-        (`aclosing`)."""
+        """The events of the run, from the first `anext` on, until the run ends.
+
+        There may be several listeners. Events are kept for a slow listener until it reads them, and
+        it does not delay the others. A listener that stops early closes the iterator
+        (`contextlib.aclosing`)."""
         queue: asyncio.Queue[Sequence[RunEvent]] = asyncio.Queue()
         hear = queue.put_nowait
 

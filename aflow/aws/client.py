@@ -12,6 +12,7 @@ from aflow.errors import AwsBusy, AwsError, AwsUnauthorized, InvalidSetting, Mis
 try:
     from botocore import exceptions as faults
     from botocore.config import Config
+    from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
     from botocore.parsers import ResponseParserError
     from botocore.session import Session, get_session
 except ImportError as error:
@@ -181,16 +182,8 @@ class Calls:
 
 # Any service of AWS, asked as somebody and somewhere: one sentence for whatever goes wrong.
 #
-# Calls block. (Calls of runs and deployments, which want to know what is not there: calls.py.)
+# Calls block. (Calls of runs and deployments, which want to know what is not there: `Calls`.)
 
-
-try:
-    from botocore import exceptions as faults
-    from botocore.config import Config
-    from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
-    from botocore.session import Session, get_session
-except ImportError as error:
-    raise MissingExtra("Services of AWS need aiobotocore: install aflow-runtime[aws].") from error
 
 # Throttled calls are retried with backoff; a network that cannot be reached is logged.
 _PATIENT = {

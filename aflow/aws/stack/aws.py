@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
+from aflow.aws.client import AwsRefused, Services
 from aflow.aws.stack.settings import StackOutput
-from aflow.errors import InvalidInput, MissingExtra, StackUnreadable
+from aflow.errors import AwsError, InvalidInput, InvalidSetting, StackUnreadable
 
-try:
-    from botocore import exceptions as faults
-    from botocore.config import Config
-    from botocore.session import get_session
-except ImportError as error:
-    raise MissingExtra("Reading a stack needs botocore: install aflow-runtime[aws].") from error
-
-T = TypeVar("T")
 _FINISHED = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE")
-_TIMES = Config(connect_timeout=10, read_timeout=30, retries={"total_max_attempts": 4})
 
 
 class Stack:
@@ -25,13 +16,12 @@ class Stack:
 
     def __init__(self, name: str, region: str | None) -> None:
         self._name = name
-        self._session = get_session()
-        self._region = region
+        self._services = Services(region)
 
     def outputs(self) -> list[StackOutput]:
         """Its outputs. Raises InvalidInput where there is no such stack or it is not finished, and
         StackUnreadable."""
-        answer = self._ask("cloudformation", lambda aws: aws.describe_stacks(StackName=self._name))
+        answer = self._ask("cloudformation", "describe_stacks", StackName=self._name)
         stack = answer["Stacks"][0]
         if stack["StackStatus"] not in _FINISHED:
             raise InvalidInput(
@@ -47,26 +37,25 @@ class Stack:
         """What is kept in the secret with this ARN, or as the key of API Gateway with this id.
         Raises StackUnreadable."""
         if place.startswith("arn:"):
-            secret = self._ask("secretsmanager", lambda aws: aws.get_secret_value(SecretId=place))
+            secret = self._ask("secretsmanager", "get_secret_value", SecretId=place)
             return str(secret["SecretString"])
-        key = self._ask("apigateway", lambda aws: aws.get_api_key(apiKey=place, includeValue=True))
+        key = self._ask("apigateway", "get_api_key", apiKey=place, includeValue=True)
         return str(key["value"])
 
-    def _ask(self, service: str, call: Callable[[Any], T]) -> T:
+    def _ask(self, service: str, operation: str, **values: Any) -> dict[str, Any]:
         try:
-            return call(self._session.create_client(service, self._region, config=_TIMES))
-        except faults.ClientError as error:
-            said = error.response["Error"]
-            if said["Code"] == "ValidationError" and "exist" in said["Message"]:
+            return self._services.call(service, operation, **values)
+        except AwsRefused as error:
+            if error.code == "ValidationError" and "exist" in error.said:
                 raise InvalidInput(
-                    f"There is no stack {self._name} in this region and account: {said['Message']}."
+                    f"There is no stack {self._name} in this region and account: {error.said}."
                 ) from error
-            raise StackUnreadable(self._failed(service, said["Message"])) from error
-        except faults.NoRegionError as error:
+            raise StackUnreadable(self._failed(service, error.said)) from error
+        except InvalidSetting as error:
             raise InvalidInput(
                 "The region of the stack is not known: give --region, or set AWS_DEFAULT_REGION."
             ) from error
-        except (faults.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
+        except AwsError as error:
             raise StackUnreadable(self._failed(service, str(error))) from error
 
     def _failed(self, service: str, why: str) -> str:

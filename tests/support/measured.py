@@ -1,0 +1,72 @@
+"""A plugin of pytest that says which lines of the pure packages their unit tests run.
+
+It measures within a run of tests, in each worker of pytest-xdist, and the tests of these packages
+alone: a run of their own would take half a minute. `-p tests.support.measured` imports this module
+before anything imports aflow; `scripts/coverage` reports what it has written down.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coverage import Coverage
+
+ROOT = Path(__file__).resolve().parents[2]
+PURE = (
+    "aflow/flow/*",
+    "aflow/scheduler/*",
+    "aflow/_core/cron.py",
+    "aflow/step_functions/machine.py",
+    "aflow/step_functions/plan.py",
+)
+SHOWN_BY = (
+    "tests/machine/",
+    "tests/unit/core/test_cron.py",
+    "tests/unit/flow/",
+    "tests/unit/scheduler/",
+    "tests/unit/step_functions/",
+)
+
+_coverage = Coverage(
+    data_file=os.environ.get("COVERAGE_OF_PURE", str(ROOT / "build" / "coverage" / "pure")),
+    data_suffix=True,
+    include=[str(ROOT / each) for each in PURE],
+    config_file=False,
+)
+
+
+def _import_all() -> None:
+    """Run what these modules do at their import, which tests find done."""
+    for file in sorted(ROOT.glob("aflow/**/*.py")):
+        name = file.relative_to(ROOT).as_posix()
+        if any(fnmatch.fnmatchcase(name, each) for each in PURE):
+            module = name.removesuffix(".py").removesuffix("/__init__")
+            importlib.import_module(module.replace("/", "."))
+
+
+_coverage.start()
+_import_all()
+_coverage.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Measure the tests of the pure packages."""
+    if not item.nodeid.startswith(SHOWN_BY):
+        return (yield)
+    _coverage.start()
+    try:
+        return (yield)
+    finally:
+        _coverage.stop()
+
+
+def pytest_sessionfinish() -> None:
+    """Write down what was run."""
+    _coverage.save()

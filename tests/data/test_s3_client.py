@@ -200,7 +200,7 @@ def test_what_can_be_put(s3: S3, tmp_path: Path) -> None:
     )
     s3.put("empty", b"")
     assert (b"", 0, True) == (s3.get("empty").blob, s3.get("empty").size, s3.get("empty").exists)
-    with pytest.raises(errors.S3InvalidObject, match="as 'x' is int: give a text, bytes or a"):
+    with pytest.raises(errors.S3InvalidObject, match="for 'x' is int: give a text, bytes or a"):
         s3.put("x", 5)  # type: ignore[arg-type]
     text = (tmp_path / "text").open("w+")
     with text, pytest.raises(errors.S3InvalidObject, match="'rb'"):

@@ -12,6 +12,7 @@ kept as JSON beside the scratch folder (`--json`).
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,9 +65,12 @@ def main() -> None:
         print(f"measuring {name} ...", flush=True)
         try:
             rows += CASES[name](bench)
-        except (SystemExit, OSError) as error:
-            # One case that cannot be measured here (a missing server) costs no other figure.
-            unmeasured[name] = str(error)
+        except (SystemExit, Exception) as error:  # noqa: BLE001 -- it is printed
+            # One case that cannot be measured here (a missing server) or that is broken costs no
+            # other figure.
+            if not isinstance(error, SystemExit | OSError):
+                traceback.print_exc()
+            unmeasured[name] = f"{type(error).__name__}: {error}"
     print("\n" + table(rows))
     save(read.json, rows, read.quick)
     missed = sum(row.met is False for row in rows)

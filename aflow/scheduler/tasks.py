@@ -106,12 +106,11 @@ class Items(_Split):
 class Branches(_Split):
     """An open split into branches; `last` are the tasks that have arrived, 0 for those to come."""
 
-    __slots__ = ("last", "outer")
+    __slots__ = ("last",)
 
     def __init__(self, serial: int, task: LiveTask, join: LiveStep) -> None:
         super().__init__(serial, task, join, len(task.step.targets))
         self.last = [0] * self.expected
-        self.outer = task.place()
 
     def arrive(self, index: int, task: int) -> bool:
         """Count a branch whose last task has come to the join; True if it was the last of all."""
@@ -124,8 +123,10 @@ class Branches(_Split):
         return FromBranches(tuple(self.last))
 
     def place(self, index: int) -> Place:
-        """The innermost foreach of a task in a branch: that of the task which opened the split."""
-        return self.outer
+        """The innermost foreach of a task in a branch: that of the task which opened the split.
+
+        It is asked for each time: a foreach whose items still come has no count yet."""
+        return NOWHERE if self.group is None else self.group.place(self.index)
 
     def opens(self, task: LiveTask) -> bool:
         """A branch is not an item."""
@@ -309,10 +310,6 @@ class LiveTask:
         if state not in TASK_MOVES[self.state]:
             raise IllegalMove(f"{self.story()} cannot become {state}.")
         self.state = state
-
-    def place(self) -> Place:
-        """Where the task is in the innermost foreach around it."""
-        return NOWHERE if self.group is None else self.group.place(self.index)
 
     def next_attempt(self) -> LaunchAttempt:
         """Count one more attempt, and say how it is launched."""

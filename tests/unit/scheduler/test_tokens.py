@@ -10,6 +10,7 @@ from aflow.scheduler.messages import (
     FromBranches,
     FromForeach,
     FromTask,
+    ItemsReady,
     LaunchAttempt,
     NoInputs,
     TaskSettled,
@@ -153,6 +154,26 @@ def test_a_split_inside_a_foreach_keeps_the_place_of_the_item() -> None:
     [k] = launches(run.succeed(4))
     assert LaunchAttempt(5, "k", 0, FromBranches((3, 4)), split=1, index=0, count=1) == k
     assert [FromForeach(1, ("k",), 1)] == [each.inputs for each in launches(run.succeed(5))]
+
+
+def test_a_branch_of_an_item_that_came_early_knows_how_many_items_there_are_in_the_end() -> None:
+    flow = graph(
+        foreach("start", "body", join="last"), split("body", "left", "right", join="join"),
+        linear("left", "join"), linear("right", "join"), linear("join", "last"),
+        linear("last", "end"), end(),
+    )  # fmt: skip
+    run = Run(flow, max_workers=2)
+    run.start()
+    run.tell(ItemsReady(1, 0, 1))
+    (left,) = launches(run.succeed(2))
+    assert ("left", 1, 0, None) == (left.step, left.split, left.index, left.count)
+
+    # The worker that the opener frees takes the right branch or the second item.
+    launched = {each.step: each for each in launches(run.succeed(1, count=2))}
+    launched |= {each.step: each for each in launches(run.succeed(left.task))}
+
+    right = launched["right"]
+    assert (1, 0, 2) == (right.split, right.index, right.count)
 
 
 def test_a_foreach_inside_a_branch_returns_to_the_branch() -> None:

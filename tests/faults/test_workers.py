@@ -166,7 +166,7 @@ def test_a_second_sigterm_ends_a_worker_at_once_and_its_task_goes_to_another(
     run = fleet.begin()
     wait_until(lambda: noted(fleet, "begun first"))
     first.send_signal(signal.SIGTERM)
-    wait_until(lambda: "tasks are still running" in fleet.said_by_workers())
+    wait_until(lambda: "1 task is still running" in fleet.said_by_workers())
     first.send_signal(signal.SIGTERM)
     assert -signal.SIGTERM == fleet.ends(first)
     wait_until(lambda: len(fleet.orphans()) == 1)  # the coordinator alone

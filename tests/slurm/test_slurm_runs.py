@@ -238,7 +238,7 @@ def test_jobs_whose_number_was_given_again_are_lost_and_not_taken_for_others(
 
     status = system.describe([f"{number}@mine-abc"])[f"{number}@mine-abc"]
     assert JobState.UNKNOWN is status.state
-    assert "does not know its job" in system.outcome_of(status).reason
+    assert "no longer knows its job" in system.outcome_of(status).reason
     system.terminate([f"{number}@mine-abc"], "It is not wanted.")
     assert bench.queue("%A") == [number], "that of Ann goes on"
 

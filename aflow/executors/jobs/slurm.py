@@ -66,6 +66,7 @@ _BUSY = re.compile(
     "unexpected message|communication|transport endpoint|munge|try again",
     re.IGNORECASE,
 )
+_NO_NODE = "Requested node configuration is not available"
 _FORGOTTEN = re.compile("invalid job id", re.IGNORECASE)
 _OVER = re.compile("invalid job id|already completing or completed", re.IGNORECASE)
 _NOISE = re.compile(r"^(sbatch|squeue|scancel|scontrol|slurm_\w+):? ?(error: )?", re.MULTILINE)
@@ -524,4 +525,8 @@ def _run(
     words = " ".join(_NOISE.sub("", said).split()).rstrip(".") or f"exit code {done.returncode}"
     if _BUSY.search(said):
         raise JobSystemBusy(f"{command}: {words}.")
+    # A controller that has just been started knows no node until the nodes have registered with it,
+    # and refuses each job as one that no node could run.
+    if _NO_NODE in said and "unk" in _run("sinfo", "-h", "-o", "%t"):
+        raise JobSystemBusy(f"{command}: {words}: nodes have not registered with it yet.")
     raise refused(f"{command}: {words}.")

@@ -474,8 +474,21 @@ def written(site: Site, flow: str, count: int) -> str:
 
 
 def test_tables_and_timelines_of_many_tasks_cost_what_is_on_the_screen(browser: Browser) -> None:
+    browser.resize(768)
+    fits = """
+        const box = document.querySelector(".rows, .lines");
+        return box.scrollHeight <= box.clientHeight;
+    """
+    for tab, first in (("tasks", ".all-rows .row"), ("logs", ".lines .line")):
+        browser.open(f"runs/{browser.site.run}?tab={tab}")
+        browser.until(lambda first=first: browser.find(first))
+        browser.until(lambda: browser.driver.execute_script(fits))
+
     run = written(browser.site, "Wide", 20_000)
     browser.resize(1400)
+    browser.open(f"runs/{run}")
+    browser.click("15 more failed tasks")
+    browser.says("20 tasks")
     browser.open(f"runs/{run}?tab=tasks")
     browser.says("20,000 tasks")
     browser.until(lambda: "work/1" in browser.text(".rows"))

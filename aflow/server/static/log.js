@@ -93,9 +93,11 @@ export function Log({ path, task = 0, running, steps = [] }) {
   const box = useRef(/** @type {any} */ (null));
   const [top, setTop] = useState(0);
   const [height, setHeight] = useState(480);
+  const [bar, setBar] = useState(0); // the height of a horizontal scroll bar, which would hide the last line
   useLayoutEffect(() => {
     if (!box.current) return;
     setHeight(box.current.clientHeight);
+    setBar(Math.max(0, box.current.offsetHeight - box.current.clientHeight - 2)); // two borders
     if (follow && running) box.current.scrollTop = box.current.scrollHeight;
   }, [lines, follow]);
   const scrolled = () => {
@@ -116,7 +118,7 @@ export function Log({ path, task = 0, running, steps = [] }) {
     ${error && html`<${Notice} kind="bad">${error.message}<//>`}
     ${loaded && lines.length === 0 && html`<${Notice}>${asked ? "No line holds this text." : running ? "Nothing was printed yet." : "Nothing was printed."}<//>`}
     ${!loaded && !error && lines.length === 0 && html`<${Skeleton} lines=${4} />`}
-    <div class="lines" hidden=${lines.length === 0} style=${{ height: `clamp(90px, ${lines.length * ROW + 18}px, 62vh)` }} ref=${box} onScroll=${scrolled} tabindex="0" role="log" aria-label="Output">
+    <div class="lines" hidden=${lines.length === 0} style=${{ height: `clamp(90px, ${lines.length * ROW + 18 + bar}px, 62vh)` }} ref=${box} onScroll=${scrolled} tabindex="0" role="log" aria-label="Output">
       <div style=${{ height: `${lines.length * ROW}px` }}><div style=${{ transform: `translateY(${first * ROW}px)` }}>
         ${lines.slice(first, end).map((line, n) => html`<div key=${first + n} class=${`line ${line.stream}`}><i title=${new Date(line.at * 1000).toLocaleString()}>${new Date(line.at * 1000).toLocaleTimeString([], { hour12: false })}</i>${shownTask && html`<b>${line.step}/${line.task}</b>`}<span>${ansi(line.text)}</span></div>`)}
       </div></div>

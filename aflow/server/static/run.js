@@ -137,9 +137,14 @@ export const readOnly = (run) =>
 
 function Overview({ data, path }) {
   const retried = data.steps.some((/** @type {any} */ s) => s.retried),
-    reused = data.steps.some((/** @type {any} */ s) => s.reused);
+    reused = data.steps.some((/** @type {any} */ s) => s.reused),
+    more = data.steps.reduce((/** @type {number} */ n, /** @type {any} */ s) => n + (s.tasks.failed || 0), 0) - data.failures.length;
   return html`
-    ${data.failures.length > 0 && html`<section><h2>What failed</h2>${data.failures.map((/** @type {any} */ f) => html`<${Failure} failure=${f} path=${path} />`)}</section>`}
+    ${
+      data.failures.length > 0 &&
+      html`<section><h2>What failed</h2>${data.failures.map((/** @type {any} */ f) => html`<${Failure} failure=${f} path=${path} />`)}
+      ${more > 0 && html`<button class="link" onClick=${() => setQuery({ tab: "tasks", state: "failed" }, false)}>${plural(more, "more failed task")}</button>`}</section>`
+    }
     ${data.doc && html`<p class="doc">${data.doc}</p>`}
     <div class="split">
       ${data.graph && html`<section class="graph-box"><${Graph} graph=${data.graph} steps=${data.steps} open=${(/** @type {string} */ step) => setQuery({ tab: "tasks", step }, false)} /></section>`}

@@ -35,11 +35,17 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
   const box = useRef(/** @type {any} */ (null));
   const [top, setTop] = useState(0);
   const [view, setView] = useState(600);
+  const [bar, setBar] = useState(0); // the height of a horizontal scroll bar, which would hide the last row
   const [at, setAt] = useState(-1);
   const { tall, ratio, first, end, y } = visible({ total, row, top, view });
 
   useLayoutEffect(() => {
-    const watch = new ResizeObserver(() => box.current && setView(Math.max(row, box.current.clientHeight - HEAD)));
+    const watch = new ResizeObserver(() => {
+      const node = box.current;
+      if (!node) return;
+      setView(Math.max(row, node.clientHeight - HEAD));
+      setBar(node.offsetHeight - node.clientHeight - BORDERS);
+    });
     watch.observe(box.current);
     return () => watch.disconnect();
   }, [row]);
@@ -88,7 +94,7 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
     return html`<button class="sort" onClick=${() => sort(up ? `-${c.sort}` : c.sort || "")}>${c.title}<i aria-hidden="true">${up ? "↑" : down ? "↓" : ""}</i></button>`;
   };
   const sorted = (/** @type {Column} */ c) => (!c.sort || !sort ? null : order === c.sort ? "ascending" : order === `-${c.sort}` ? "descending" : "none");
-  const height = Math.min(total * row, tall) + HEAD + 2;
+  const height = Math.min(total * row, tall) + HEAD + BORDERS + bar;
   // A row that stays on the screen is the same object as before, which Preact does not look into.
   const made = useRef({ fresh, columns, rows: /** @type {Map<number, any>} */ (new Map()) });
   if (made.current.fresh !== fresh || made.current.columns !== columns) made.current = { fresh, columns, rows: new Map() };
@@ -115,6 +121,7 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
 }
 
 const HEAD = 32; // pixels of the row of titles, as in app.css
+const BORDERS = 2; // pixels of both, likewise
 
 /**
  * Rows that are read in pages as they come onto the screen. When `version` changes the pages on the screen are read again; what was

@@ -269,8 +269,8 @@ function Chosen({ chosen, kept, clear }) {
   const remove = async () => {
     const plan = await attempt(() => get(`v1/deletion?runs=${encodeURIComponent(paths.join(","))}`), "");
     if (!plan) return;
-    const told = html`<p>${count(plan.runs.length)} of ${plural(paths.length, "run")} can be deleted, with what they alone have left. Runs that go on are kept.</p><ul>${plan.runs.slice(0, 8).map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul><p>This cannot be undone.</p>`;
-    if (await confirm("Delete runs?", told, "Delete them")) each((path) => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.");
+    const plannedText = html`<p>${count(plan.runs.length)} of ${plural(paths.length, "run")} can be deleted, with what they alone have left. Runs that go on are kept.</p><ul>${plan.runs.slice(0, 8).map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul><p>This cannot be undone.</p>`;
+    if (await confirm("Delete runs?", plannedText, "Delete them")) each((path) => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.");
   };
   return html`<div class="chosen-bar" role="toolbar" aria-label="Selected runs"><b>${paths.length} selected</b>
     ${!kept && html`<${Act} onClick=${cancel}>Cancel<//><${Act} onClick=${resume}>Resume<//><${Act} onClick=${tag}>Tag<//>`}

@@ -83,7 +83,7 @@ function Registered({ data, url, again }) {
     if (
       await confirm(
         "Drain the worker?",
-        html`<p>${w.name} takes no more tasks, and ends when ${w.running.length === 0 ? "it has heard of that" : w.running.length === 1 ? "the one that it has is done" : `the ${count(w.running.length)} that it has are done`}. Its pools lose ${plural(w.slots, "slot")}.</p>`,
+        html`<p>${w.name} takes no more tasks, and ends when ${w.running.length === 0 ? "it has received this" : w.running.length === 1 ? "the one that it has is done" : `the ${count(w.running.length)} that it has are done`}. Its pools lose ${plural(w.slots, "slot")}.</p>`,
         "Drain it",
       )
     )

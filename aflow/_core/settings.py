@@ -26,7 +26,7 @@ from aflow._core.private_folders import make_private, read_regular, refuse_forei
 from aflow._core.records import MISSING, NamedTuple, dataclass, field
 from aflow._core.secret import Secret, as_mentioned, revealed, sealed, without_passwords
 from aflow._core.system import read_proc
-from aflow.errors import InvalidName, InvalidSetting, UnsafeFolder
+from aflow.errors import InvalidInput, InvalidName, InvalidSetting, UnsafeFolder
 
 # Files of settings: one JSON object each, for one user and profile.
 
@@ -800,6 +800,15 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
 
         return json.dumps(hit.value)
     return None if hit is None else _text(hit)
+
+
+def variable_of(job: str, key: str) -> str:
+    """A variable that each job of a kind has, which `job` names, without `AFLOW_`. Raises
+    InvalidInput where it is not set."""
+    value = looked_up(key)
+    if value is None:
+        raise InvalidInput(f"This is not {job}: AFLOW_{key} is not set.")
+    return value
 
 
 def environment_value(name: str) -> str | None:

@@ -29,6 +29,7 @@ from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.jobs.slurm import submit_workers
 from aflow.executors.local.admission import machine_with
 from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
+from aflow.metadata.base import registry_of
 from aflow.metadata.factory import open_metadata
 from aflow.queue.factory import open_queue
 from aflow.worker import Worker, WorkerOptions
@@ -187,8 +188,7 @@ def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
     def opened() -> WorkerRegistry | None:
         if not settings.has_metadata:
             return None
-        store: Any = open_metadata(settings.metadata_url, settings.durability)
-        return store if hasattr(store, "beat_worker") else None
+        return registry_of(open_metadata(settings.metadata_url, settings.durability))
 
     return opened
 
@@ -592,10 +592,11 @@ def _listed_in(metadata: str | None) -> Iterator[WorkerRegistry]:
             f"There are no metadata in {settings.root}, so no worker has registered there: name "
             "those that workers are given with --metadata URL."
         )
-    store: Any = open_metadata(settings.metadata_url, settings.durability)
+    store = open_metadata(settings.metadata_url, settings.durability)
     try:
-        if not hasattr(store, "beat_worker"):
+        registry = registry_of(store)
+        if registry is None:
             raise InvalidInput(f"Workers do not register in {store.url}.")
-        yield store
+        yield registry
     finally:
         store.close()

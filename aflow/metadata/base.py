@@ -589,6 +589,19 @@ def documents_of(store: object) -> Documents | None:
     return kept if hasattr(store, "put_document") else None
 
 
+def registry_of(store: object) -> WorkerRegistry | None:
+    """The workers that a metadata store keeps; None for one in which none register."""
+    kept: Any = store
+    return kept if hasattr(store, "beat_worker") else None
+
+
+def handed_attempts_of(store: object) -> HandedAttempts | None:
+    """What a metadata store finds of attempts that other executors have; None for one over a
+    service, which finds none."""
+    kept: Any = store
+    return kept if hasattr(store, "live_counts") else None
+
+
 # Where a run has failed.
 
 

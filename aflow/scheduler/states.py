@@ -67,6 +67,7 @@ TASK_MOVES: dict[TaskState, frozenset[TaskState]] = {
 }
 
 TERMINAL_RUN_STATES = frozenset(state for state, moves in RUN_MOVES.items() if not moves)
+LIVE_RUN_STATES = tuple(state for state in RunState if state not in TERMINAL_RUN_STATES)
 TERMINAL_ATTEMPT_STATES = frozenset(AttemptState) - {AttemptState.QUEUED, AttemptState.RUNNING}
 
 

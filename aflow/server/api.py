@@ -18,7 +18,7 @@ from aflow.server.routes.views import ViewRoutes
 from aflow.server.run_requests import order
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
-from aflow.server.views import Views, source_of
+from aflow.server.views import Views, plain_run
 from aflow.task import code_package
 
 try:
@@ -183,7 +183,7 @@ class RunRoutes:
         name = None if flow is None else ids.flow_name(flow)
         limit = number_of(request, "limit", 20, LARGEST_PAGE)
         found = await asyncio.to_thread(self._shown.runs, name, limit=limit)
-        return web.json_response({"runs": [_run_json(run) for run in found]})
+        return web.json_response({"runs": [plain_run(run) for run in found]})
 
     async def show_run(self, request: web.Request) -> web.StreamResponse:
         """A run; `wait` seconds at most are waited for its end."""
@@ -195,7 +195,7 @@ class RunRoutes:
         record = await asyncio.to_thread(self._record, flow, run)
         steps = await asyncio.to_thread(self._shown.progress, record.key)
         progress = [{"step": each.step, "tasks": each.tasks} for each in steps]
-        return web.json_response({**_run_json(record), "here": here, "steps": progress})
+        return web.json_response({**plain_run(record), "here": here, "steps": progress})
 
     async def _wait(self, flow: str, run: str, at_most: float) -> None:
         loop = asyncio.get_running_loop()
@@ -267,20 +267,6 @@ class RunRoutes:
 
 def _named(request: web.Request) -> tuple[str, str]:
     return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
-
-
-def _run_json(run: RunRecord) -> dict[str, Any]:
-    return {
-        **source_of(run),
-        "flow": run.flow,
-        "run": run.run,
-        "state": run.state.value,
-        "user": run.user,
-        "created_at": run.created_at,
-        "finished_at": run.finished_at,
-        "tags": list(run.tags),
-        "reason": run.reason,
-    }
 
 
 def _task_json(view: TaskView) -> dict[str, Any]:

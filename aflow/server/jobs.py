@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aflow.executors.jobs.board import KIND, JobsOfRun, of_runs_that_go_on
-from aflow.metadata.base import documents_of
-from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
+from aflow.metadata.base import documents_of, handed_attempts_of
+from aflow.scheduler.states import LIVE_RUN_STATES, AttemptState
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import HandedAttempt, HandedAttempts, MetadataStore, RunRecord
+    from aflow.metadata.base import HandedAttempt, MetadataStore, RunRecord
 
 _MOST_RUNS = 500  # that go on
 _MOST_ROWS = 1000  # steps with jobs
@@ -19,20 +19,19 @@ _UNKNOWN = (
     "Jobs are listed where the metadata are in SQLite or PostgreSQL: these are those of another "
     "service."
 )
-_GOING_ON = [state for state in RunState if state not in TERMINAL_RUN_STATES]
 
 
 def queues(metadata: MetadataStore) -> dict[str, Any]:
     """The queues of all systems with jobs of runs that go on: of each step how many wait and run,
     since when and why. `complete` says whether that is all."""
-    documents, attempts = documents_of(metadata), _attempts(metadata)
+    documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
     if documents is None or attempts is None:
         return {"queues": [], "complete": False, "reason": _UNKNOWN}
     jobs = of_runs_that_go_on(documents.documents(KIND))
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     rows, runs = 0, []
     if jobs:
-        runs = metadata.runs(None, states=_GOING_ON, limit=_MOST_RUNS)
+        runs = metadata.runs(None, states=LIVE_RUN_STATES, limit=_MOST_RUNS)
     for run in runs:
         mine = jobs.get((run.flow, run.run), ())
         counts = attempts.live_counts(run.key) if mine else {}
@@ -82,7 +81,7 @@ def jobs_of(
 ) -> dict[str, Any]:
     """A page of the jobs of a run, or of a step, that have not ended, by task: how far each is,
     where, and since when. `next` is the task to go on after; None where there are no more."""
-    documents, attempts = documents_of(metadata), _attempts(metadata)
+    documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
     if documents is None or attempts is None:
         return {"jobs": [], "next": None}
     known = of_runs_that_go_on(documents.documents(KIND)).get((run.flow, run.run), ())
@@ -121,11 +120,3 @@ def _array_of(handle: str) -> str:
         if found and index.partition("~")[0].isdigit():
             return head
     return handle
-
-
-def _attempts(metadata: MetadataStore) -> HandedAttempts | None:
-    kept: Any = metadata
-    try:
-        return kept if hasattr(kept, "live_counts") else None
-    except AttributeError:
-        return None

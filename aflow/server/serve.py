@@ -17,7 +17,7 @@ from aflow._core.backoff import Backoff, Tries
 from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_loop, on_signal
 from aflow.errors import AflowError, InvalidSetting
-from aflow.metadata.base import documents_of
+from aflow.metadata.base import documents_of, registry_of
 from aflow.server.api import AflowApi
 from aflow.server.app import Api, application
 from aflow.server.auth import Authenticator, is_loopback
@@ -221,8 +221,8 @@ def _with_loops(
     if documents is not None:
         scheduling = Scheduling(documents, metadata, runs, blobs, clock)
         loops["schedules"] = scheduling.look_on
-    registry: Any = metadata
-    if queue is not None and hasattr(registry, "beat_worker"):
+    registry = registry_of(metadata)
+    if queue is not None and registry is not None:
         loops["workers of the queue"] = AnnouncedWorkers(registry, queue, clock, keys).look_on
     return AflowApi(
         runs, blobs, metadata, metrics, scheduling, authenticator,

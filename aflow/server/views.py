@@ -171,7 +171,7 @@ class Views:
             for state, tasks in step.tasks.items():
                 counts[state.value] = counts.get(state.value, 0) + tasks
         return {
-            **_plain_run(run),
+            **_listed(run),
             "tasks": counts,
             "parameters": [
                 {"name": name, "value": text, "default": default_of(run, name)}
@@ -626,7 +626,7 @@ class Views:
             "flow": name,
             "doc": graph.doc if graph else "",
             "graph": _layout(graph) if graph else None,
-            "runs": [_plain_run(run) for run in runs],
+            "runs": [_listed(run) for run in runs],
             "grid": grid,
             "parameters": [
                 {"name": n, "type": kind, "value": text, "default": default_of(runs[0], n)}
@@ -677,7 +677,7 @@ class Views:
         lefts = [self._left(run) for run in runs]
         for name in sorted({name for each in lefts for name in each}):
             add_values("artifacts", name, [each.get(name) for each in lefts])
-        return {"runs": [_plain_run(run) for run in runs], "rows": rows}
+        return {"runs": [_listed(run) for run in runs], "rows": rows}
 
     def _left(self, run: RunRecord) -> dict[str, dict[str, Any]]:
         """The artifacts of steps with one task, as step.name."""
@@ -785,7 +785,8 @@ def default_of(run: RunRecord, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _plain_run(run: RunRecord) -> dict[str, Any]:
+def plain_run(run: RunRecord) -> dict[str, Any]:
+    """A run as JSON has it."""
     return {
         **source_of(run),
         "flow": run.flow,
@@ -794,10 +795,14 @@ def _plain_run(run: RunRecord) -> dict[str, Any]:
         "user": run.user,
         "created_at": run.created_at,
         "finished_at": run.finished_at,
-        "heartbeat_at": run.heartbeat_at,
         "tags": list(run.tags),
         "reason": run.reason,
     }
+
+
+def _listed(run: RunRecord) -> dict[str, Any]:
+    """The same, with the last sign of life of its coordinator."""
+    return {**plain_run(run), "heartbeat_at": run.heartbeat_at}
 
 
 def _task_row(view: TaskView) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgpack
 
 from aflow._core.ids import blob_key
-from aflow._core.settings import looked_up
+from aflow._core.settings import looked_up, variable_of
 from aflow.environments.lock import Shipped
 from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
 from aflow.executors.local.executor import StepNeeds, needs_from
@@ -128,13 +129,7 @@ class StateJobVariables(NamedTuple):
     @classmethod
     def load(cls) -> StateJobVariables:
         """The variables of this process; raises InvalidInput where it is no such job."""
-
-        def needed(key: str) -> str:
-            value = looked_up(key)
-            if value is None:
-                raise InvalidInput(f"This is not a job of a state machine: AFLOW_{key} is not set.")
-            return value
-
+        needed = partial(variable_of, "a job of a state machine")
         started = looked_up("SFN_STARTED")
         return cls(
             needed("SFN_ORDER"),

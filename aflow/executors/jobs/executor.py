@@ -331,9 +331,8 @@ class JobExecutor:
         self._hand(attempt_keys, job, group.mark)
         self._know(array)
         for index, attempt_key in enumerate(attempt_keys):
-            if (
-                attempt_key not in self._mail.away
-            ):  # given up while it was submitted: it ends with others
+            if attempt_key not in self._mail.away:
+                # It was given up while it was submitted: it ends with others.
                 self._cancels.setdefault(attempt_key, (AttemptState.CANCELLED, _CANCELLED))
                 self._left[attempt_key] = array, index
 

@@ -11,10 +11,11 @@ import asyncio
 import math
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.clock import Clock, SystemClock
-from aflow._core.settings import looked_up
+from aflow._core.settings import looked_up, variable_of
 from aflow._core.system import DESCRIPTORS
 from aflow._core.threads import in_thread
 from aflow.errors import AflowError, InvalidInput
@@ -67,13 +68,7 @@ class JobVariables(NamedTuple):
     @classmethod
     def load(cls) -> JobVariables:
         """The variables of this process; raises InvalidInput where it is no such job."""
-
-        def needed(key: str) -> str:
-            value = looked_up(key)
-            if value is None:
-                raise InvalidInput(f"This is not a job of a run: AFLOW_{key} is not set.")
-            return value
-
+        needed = partial(variable_of, "a job of a run")
         flow, _, run = needed("JOB_RUN").partition("/")
         return cls(
             needed("JOB_STORE"),

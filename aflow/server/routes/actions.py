@@ -47,12 +47,12 @@ from aflow.executors.queue_status import (
     workers_of,
 )
 from aflow.metadata import tokens
-from aflow.metadata.base import WORKER_EXPIRY, documents_of
+from aflow.metadata.base import WORKER_EXPIRY, documents_of, registry_of
 from aflow.metadata.metaflow.keys import FIRST_KEY, READ_ONLY
 from aflow.queue.base import check_topic
 from aflow.runs import gc
 from aflow.runs.liveness import request_end
-from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
+from aflow.scheduler.states import LIVE_RUN_STATES, TERMINAL_RUN_STATES, RunState
 from aflow.server.auth import Caller, attended, caller_of, refusal
 from aflow.server.bodies import json_of, number_of
 from aflow.server.filters import RunFilter, parse
@@ -345,8 +345,7 @@ class ActionRoutes:
 
     def _resumed_by_others(self) -> set[tuple[str, str]]:
         """The runs that others, which go on, have resumed."""
-        alive = [state for state in RunState if state not in TERMINAL_RUN_STATES]
-        found = self._metadata.runs(None, states=alive)
+        found = self._metadata.runs(None, states=LIVE_RUN_STATES)
         return {(run.flow, run.origin_run) for run in found if run.origin_run is not None}
 
     def _refused(
@@ -445,9 +444,10 @@ class ActionRoutes:
 
     def _rates(self, url: str) -> dict[str, float]:
         """By pool, how many tasks a minute the registered workers of a queue have ended lately."""
-        if not hasattr(self._metadata, "beat_worker"):
+        registry = registry_of(self._metadata)
+        if registry is None:
             return {}
-        return rates_of([each for each in self._registry.workers() if each.queue == url])
+        return rates_of([each for each in registry.workers() if each.queue == url])
 
     async def list_messages(self, request: web.Request) -> web.StreamResponse:
         """What waits in a `pool` of the queue: the first messages (`limit`) that are ready, and of
@@ -545,10 +545,9 @@ class ActionRoutes:
 
     @property
     def _registry(self) -> WorkerRegistry:
-        kept: Any = self._metadata
-        if not hasattr(kept, "beat_worker"):
+        registry = registry_of(self._metadata)
+        if registry is None:
             raise InvalidInput(f"Workers do not register in {self._metadata.url}.")
-        registry: WorkerRegistry = kept
         return registry
 
     # ------------------------------------------------------------ tokens

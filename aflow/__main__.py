@@ -1,4 +1,4 @@
-"""`python -m aflow` and the command `aflow`."""
+"""`python -m aflow` and the command `aflow`; and the programs of aflow that others name."""
 
 import os
 import sys
@@ -9,10 +9,21 @@ if __name__ == "__main__" and not sys.flags.safe_path:
     keep_hidden_beside(None, sys.path[0])  # `python -m aflow`: the working folder is on sys.path
 
 from contextlib import suppress
+from importlib import import_module
+
+# Job definitions, state machines, images and manifests name these, wherever the modules are. Each
+# module has a `main` that returns the exit code, and is imported without the command line.
+INTERNAL = {
+    "_task": "aflow.executors.remote.job",  # an attempt of a run, in a job
+    "_state": "aflow.step_functions.job",  # a task of a state machine, in a job
+    "_health": "aflow.cli.health",  # the health check of a container
+}
 
 
 def main() -> None:
     """Run the command line on sys.argv; leaves the program with its exit code."""
+    if len(sys.argv) == 2 and sys.argv[1] in INTERNAL:
+        sys.exit(import_module(INTERNAL[sys.argv[1]]).main())
     if os.getpid() == 1:  # of a container
         from aflow._core.process import delegate
 

@@ -1,6 +1,6 @@
 """Whether a worker or a server is well: what a container runs as its health check.
 
-    python -m aflow.cli.health
+    python -m aflow _health
 
 AFLOW_HEALTH_FILE is a file that a worker touches as long as its event loop goes round,
 AFLOW_HEALTH_URL an address that a server answers. Exit code 0 is well, 1 is not, with a sentence.
@@ -82,7 +82,3 @@ def main() -> int:
     if found:
         sys.stderr.write(found + "\n")
     return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -240,7 +240,7 @@ def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
             wait = min(2 * wait, 10)
 
 
-def boot(runtime: str, program: str) -> None:
+def boot(runtime: str, program: list[str]) -> None:
     """Go on with what `runtime` names: the key of a blob, its size, its SHA-256, and the store."""
     try:
         key, size, digest, store = runtime.split(":", 3)

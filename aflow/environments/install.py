@@ -36,11 +36,11 @@ found = find_spec("aflow")
 if found is None or not str(found.origin).startswith(sys.prefix):
     sys.path.insert(0, next(path for path in sys.path if path.startswith(sys.prefix)))
 import runpy
-runpy.run_module(%r, run_name="__main__", alter_sys=True)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
 
-def install(manifest: Any, store: str, program: str) -> None:
+def install(manifest: Any, store: str, program: list[str]) -> None:
     """Install what fits this Python, and become the program. Raises BootError and OSError."""
     runtime = fitting(manifest["runtimes"])
     base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
@@ -71,7 +71,7 @@ def install(manifest: Any, store: str, program: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     python = os.path.join(folder, "bin", "python")
-    os.execv(python, [python, "-c", RUN % program])
+    os.execv(python, [python, "-c", RUN, *program])
 
 
 def fitting(runtimes: Any) -> Any:

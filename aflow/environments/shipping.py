@@ -46,7 +46,7 @@ from importlib.util import find_spec
 from os import environ
 shipped = environ.get("AFLOW_RUNTIME")
 try:
-    found = find_spec("{program}")
+    found = find_spec("aflow._core.version")
     from aflow import __version__ as here
 except ImportError:
     found = here = None
@@ -58,9 +58,9 @@ if found is None or (shipped and here != "{version}"):
             file=sys.stderr,
         )
         sys.exit(FINAL)
-    boot(shipped, "{program}")
+    boot(shipped, sys.argv[1:])
 import runpy
-runpy.run_module("{program}", run_name="__main__", alter_sys=True)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
 
@@ -103,15 +103,15 @@ class Shipment(NamedTuple):
             roots.declare(store, name, roots.GcRoot(self.blobs, self.about, until=now + KEPT))
 
 
-def command(python: Sequence[str], program: str) -> list[str]:
-    """The command of a job that runs a module of aflow: the image's own aflow, if it is of this
-    version, else the one that AFLOW_RUNTIME names. Nothing is installed by its name: the owner of
-    a name on an index would run code with the rights of the job."""
-    # An image may have another package of the name `aflow`, so the program itself is looked for.
+def command(python: Sequence[str], program: Sequence[str]) -> list[str]:
+    """The command of a job that runs a module of aflow, with its arguments: the image's own aflow,
+    if it is of this version, else the one that AFLOW_RUNTIME names. Nothing is installed by its
+    name: the owner of a name on an index would run code with the rights of the job."""
+    # An image may have another package of the name `aflow`, so one of its modules is looked for.
     # Nothing is garbage while modules are imported, and looking for it would take a tenth of the
     # job's own time: what is forked from the program (early.py) has it looked for again.
-    start = _START.format(program=program, distribution=DISTRIBUTION, version=__version__)
-    return [*python, "-c", f"{_boot()}\n{start}"]
+    start = _START.format(distribution=DISTRIBUTION, version=__version__)
+    return [*python, "-c", f"{_boot()}\n{start}", *program]
 
 
 @cache

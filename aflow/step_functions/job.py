@@ -1,5 +1,4 @@
-"""What a job of a state machine does: `python -m aflow.step_functions.job`, configured by its
-variables.
+"""What a job of a state machine does: `python -m aflow _state`, configured by its variables.
 
 It finds its task by step and place, reads inputs from the metadata and the store, runs one attempt
 and records it. It ends with 0 where the task has succeeded (now or before), with 1 where Batch
@@ -19,7 +18,7 @@ import socket
 import sys
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.settings import RunOptions
@@ -193,8 +192,8 @@ def _with_log(record: AttemptRecord, log: Kept | None) -> AttemptRecord:
     )
 
 
-def main() -> int:
-    """Do what the variables of this process say; its exit code."""
+def main() -> NoReturn:
+    """Do what the variables of this process say, and end it with the exit code of that."""
 
     def work(variables: StateJobVariables, container: Container) -> int:
         sys.path.insert(0, str(container.folder))
@@ -204,7 +203,7 @@ def main() -> int:
         finally:
             job.close()
 
-    return run_job(StateJobVariables.load, lambda variables: variables.storage, work)
+    leave(run_job(StateJobVariables.load, lambda variables: variables.storage, work))
 
 
 class StateMachineJob:
@@ -556,7 +555,3 @@ class StateMachineJob:
 def _shape(graph: Graph) -> dict[str, tuple[Any, ...]]:
     """What of a graph the numbers of tasks depend on."""
     return {name: (node.kind, node.next) for name, node in graph.nodes.items()}
-
-
-if __name__ == "__main__":
-    leave(main())

@@ -157,7 +157,7 @@ def _by_end(
 # How the jobs of a state machine are submitted.
 
 
-PROGRAM = "aflow.step_functions.job"
+PROGRAM = ("aflow", "_state")
 
 
 def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) -> JobOf:

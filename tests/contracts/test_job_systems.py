@@ -24,7 +24,7 @@ from tests.support.waiting import select_nothing
 
 pytestmark = pytest.mark.timeout(240)
 PATIENCE = 100.0  # seconds
-PROGRAM = "tests.support.job_program"
+PROGRAM = ("tests.support.job_program",)
 REPOSITORY = str(Path(__file__).parents[2])
 
 

@@ -7,7 +7,7 @@ tries again where JobSystemBusy says that it may help.
 
 What every backend promises, and tests/contracts/test_job_systems.py checks:
 
-- `submit` runs `python -m aflow.executors.remote.job` once for each attempt, with the variables
+- `submit` runs `python -m aflow _task` once for each attempt, with the variables
   of the submission. Which of them it is a job learns by `place.place_of_this_job`.
 - An id names one job for good. A system that gives ids again puts more into them than its own.
 - A submission whose answer was lost is found by `find`, by its name, which no other job has.

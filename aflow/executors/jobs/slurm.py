@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import StepDefinition
     from aflow.task.spec import RunContext
 
-PROGRAM = "aflow.executors.remote.job"
+PROGRAM = ("aflow", "_task")
 MARGIN = 60  # seconds beyond @timeout for a job to start its task, and to report its end
 LONGEST_NAME = 128
 LARGEST_ARRAY = 10_000
@@ -302,7 +302,7 @@ class SlurmSystem:
 def _script(python: str, nodes: int) -> str:
     # The shell is replaced by the program, so that Slurm's SIGTERM comes to that.
     launcher = "srun " if nodes > 1 else ""
-    return f"#!/bin/sh\nexec {launcher}{_quote(python)} -m {PROGRAM}\n"
+    return f"#!/bin/sh\nexec {launcher}{_quote(python)} -m {' '.join(PROGRAM)}\n"
 
 
 def _quote(word: str) -> str:

@@ -1,4 +1,4 @@
-"""What a job does for a run: `python -m aflow.executors.remote.job`, described by its variables.
+"""What a job does for a run: `python -m aflow _task`, described by its variables.
 
 It finds its attempt in the list of its array, runs it in a process of its own, and reports to the
 coordinator by objects in the store: that it has begun, what it prints, how it has ended. Its exit
@@ -12,7 +12,7 @@ import math
 import os
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.settings import looked_up, variable_of
@@ -86,13 +86,16 @@ class JobVariables(NamedTuple):
         return self.place.worker.partition("#")[0]
 
 
-def main() -> int:
-    """Run the attempt that the variables name; the exit code."""
+def main() -> NoReturn:
+    """Run the attempt that the variables name, and end this process with its exit code."""
 
     def work(variables: JobVariables, container: Container) -> int:
         return asyncio.run(OneJob(variables, container, SystemClock()).run())
 
-    return run_job(JobVariables.load, lambda variables: variables.store, work)
+    code = run_job(JobVariables.load, lambda variables: variables.store, work)
+    if looked_up("JOB_SYSTEM") == SLURM:
+        remove_empty_output()
+    leave(code)
 
 
 class OneJob(JobAttempt):
@@ -288,10 +291,3 @@ def remove_empty_output() -> None:
             os.unlink(path)
     except OSError:  # it is not a file, or was removed before
         return
-
-
-if __name__ == "__main__":
-    code = main()
-    if looked_up("JOB_SYSTEM") == SLURM:
-        remove_empty_output()
-    leave(code)

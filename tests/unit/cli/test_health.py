@@ -63,7 +63,7 @@ def test_the_check_is_a_program_whose_exit_code_is_the_answer(
     if there:
         file.touch()
     done = subprocess.run(
-        [sys.executable, "-m", "aflow.cli.health"],
+        [sys.executable, "-m", "aflow", "_health"],
         env=os.environ | {"AFLOW_HEALTH_FILE": str(file)},
         capture_output=True,
         text=True,

@@ -39,7 +39,7 @@ from tests.support import packages
 from tests.support.s3 import S3Bucket
 from tests.support.servers import free_port
 
-PROGRAM = "aflow.executors.remote.job"
+PROGRAM = ("aflow", "_task")
 BEGUN = "aflow: This is not a job of a run"  # what it says when it runs without variables
 # Without `site` and the working folder there is the standard library alone.
 BARE = [sys.executable, "-S", "-P"]
@@ -190,20 +190,19 @@ def test_an_aflow_of_the_same_version_in_the_image_is_used_as_it_is(tmp_path: Pa
 def test_an_aflow_of_another_version_in_the_image_gives_way_to_the_one_that_was_shipped(
     store: ObjectStore, shipment: Shipment, tmp_path: Path
 ) -> None:
-    package = tmp_path / "aflow" / "executors" / "remote"
-    package.mkdir(parents=True)
+    (tmp_path / "aflow" / "_core").mkdir(parents=True)
     for name, text in (
         ("__init__.py", "__version__ = '0.0.9'"),
-        ("executors/__init__.py", ""),
-        ("executors/remote/__init__.py", ""),
-        ("executors/remote/job.py", "print('the one of the image')"),
+        ("_core/__init__.py", ""),
+        ("_core/version.py", ""),
+        ("__main__.py", "import sys; print('the one of the image', *sys.argv[1:])"),
     ):
         (tmp_path / "aflow" / name).write_text(text)
 
     other = begin({}, tmp_path, PYTHONPATH=str(tmp_path))
     ran = begin(shipment.variables(store.url), tmp_path, PYTHONPATH=str(tmp_path))
 
-    assert "the one of the image\n" == other.stdout, "nothing was shipped"
+    assert "the one of the image _task\n" == other.stdout, "nothing was shipped"
     assert ran.stderr.startswith(BEGUN)
 
 

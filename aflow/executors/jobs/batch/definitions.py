@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.settings import Settings
@@ -40,13 +40,13 @@ def definition_of(
     step: StepDefinition | None,
     settings: AwsSettings,
     environment: Mapping[str, str],
-    program: str,
+    program: Sequence[str],
     *,
     fargate: bool = False,
     attempt: int = 0,
 ) -> Definition:
     """What `register_job_definition` takes for an attempt of a step; None is what belongs to no
-    step. `program` is the module that jobs run.
+    step. `program` is the module that jobs run, with its arguments.
 
     Raises InvalidSetting where no image or role is known.
     """
@@ -272,7 +272,7 @@ def _whole(value: Any, option: str) -> int:
 MOST = 10_000  # jobs of an array
 MOST_DESCRIBED = 100  # jobs of one call
 LONGEST_NAME = 128
-PROGRAM = "aflow.executors.remote.job"
+PROGRAM = ("aflow", "_task")
 SAID = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
 _SAYS_YES = frozenset({"1", "true", "yes", "on"})
 

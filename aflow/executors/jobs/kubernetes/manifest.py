@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
-PROGRAM = "aflow.executors.remote.job"
+PROGRAM = ("aflow", "_task")
 PYTHON = "python"
 LONGEST_NAME = 57  # a pod's host name has the index behind it, and 63 characters at most
 KEPT = 86_400  # seconds after its end that a Job is kept

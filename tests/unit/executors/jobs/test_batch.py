@@ -173,7 +173,7 @@ def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
 
     needs = job.definition["containerProperties"]["resourceRequirements"]
     assert {"VCPU": "2", "MEMORY": "3000"} == {each["type"]: each["value"] for each in needs}
-    assert "aflow.executors.remote.job" in job.definition["containerProperties"]["command"][2]
+    assert ["aflow", "_task"] == job.definition["containerProperties"]["command"][-2:]
     variables = {e["name"]: e["value"] for e in values["containerOverrides"]["environment"]}
     assert {"A": "1", "AFLOW_TEMPDIR": "/aflow_temp", "B": "2"} == variables
     assert ("own", 240) == (values["jobQueue"], values["timeout"]["attemptDurationSeconds"])

@@ -44,12 +44,12 @@ def main() -> None:
 
 
 def _start_early(words: list[str]) -> None:
-    """Start the ground of the run that these words begin, if they do: it gets ready while this
+    """Start the zygote of the run that these words begin, if they do: it gets ready while this
     process imports the command line and the event loop."""
     from aflow._core.process import fill_descriptors
-    from aflow.executors.local import ground_start
+    from aflow.executors.local import zygote_start
 
-    if ground_start.looks_like_a_run(words):
+    if zygote_start.looks_like_a_run(words):
         # What both processes need is imported before the fork, once.
         import aflow.flow.spec
         import aflow.metadata.base
@@ -61,7 +61,7 @@ def _start_early(words: list[str]) -> None:
         with suppress(OSError):  # no process to be had: the command asks again, and says so
             # Tasks do not inherit the descriptors that a server has passed to its run.
             is_servers = any(word.startswith("--aflow-words=") for word in words)
-            ground_start.have_ground(fork=True, inherits=not is_servers)
+            zygote_start.have_zygote(fork=True, inherits=not is_servers)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from aflow.environments.build import Built
     from aflow.executors.base import Executor
     from aflow.executors.factory import Travelling
-    from aflow.executors.local.ground_client import GroundProcess
+    from aflow.executors.local.zygote_client import ZygoteProcess
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.spec import FlowSpec
     from aflow.metadata.base import MetadataStore
@@ -250,14 +250,14 @@ class Coordinator:
         flow: type[FlowSpec] | FlowDefinition,
         *,
         options: RunOptions | None = None,
-        ground: GroundProcess | None = None,
+        zygote: ZygoteProcess | None = None,
         watch: Watch | None = None,
         **parameters: Any,
     ) -> RunHandle:
         """Begin a run of the flow with these parameters. The run is recorded when this returns.
 
         Raises InvalidFlow, InvalidParameter, CoordinatorFull, CoordinatorClosed, StorageError and
-        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `ground`
+        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `zygote`
         is a process that has imported the flow already (the command line has one); without it one
         is started."""
         self._check_entered()
@@ -265,7 +265,7 @@ class Coordinator:
         # Some milliseconds for a flow that is new: its sources are parsed.
         definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
-        return await self._admitted(self._begin(definition, options, given, ground, watch))
+        return await self._admitted(self._begin(definition, options, given, zygote, watch))
 
     async def orphaned(self, limit: int = 100) -> list[str]:
         """The pathspecs of runs that go on without a coordinator: those that were left by one with
@@ -280,7 +280,7 @@ class Coordinator:
         run: str,
         *,
         options: RunOptions | None = None,
-        ground: GroundProcess | None = None,
+        zygote: ZygoteProcess | None = None,
         watch: Watch | None = None,
     ) -> RunHandle:
         """Recover a run of the flow, by its id, whose coordinator has died.
@@ -294,7 +294,7 @@ class Coordinator:
         self._check_entered()
         options = options or RunOptions(isolation=self._isolation)
         definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
-        return await self._admitted(self._go_on(definition, run, options, ground, watch))
+        return await self._admitted(self._go_on(definition, run, options, zygote, watch))
 
     adopt = recover  # its earlier name, which programs may use
 
@@ -321,11 +321,11 @@ class Coordinator:
         definition: FlowDefinition,
         options: RunOptions,
         given: Mapping[str, Any],
-        ground: GroundProcess | None,
+        zygote: ZygoteProcess | None,
         watch: Watch | None,
     ) -> RunHandle:
         try:
-            options, executor = await self._executor(definition, options, ground)
+            options, executor = await self._executor(definition, options, zygote)
             driving = Driving(self._holder, executor.lookahead, bounds=executor.bounds)
             new = await in_thread(self._creation.create, definition, options, given, driving)
             listeners: list[Watch] = [] if watch is None else [watch]
@@ -341,7 +341,7 @@ class Coordinator:
         definition: FlowDefinition,
         run: str,
         options: RunOptions,
-        ground: GroundProcess | None,
+        zygote: ZygoteProcess | None,
         watch: Watch | None,
     ) -> RunHandle:
         try:
@@ -349,7 +349,7 @@ class Coordinator:
             try:
                 options = as_recorded(options, record)
                 options = await in_thread(self._with_recorded_locks, options, record)
-                options, executor = await self._executor(definition, options, ground)
+                options, executor = await self._executor(definition, options, zygote)
                 settings = record.settings
                 bounds = settings.get("bounds") or {}  # as they were: the journal is of these
                 machine = _machine(definition, options, None, settings["lookahead"], bounds)
@@ -412,7 +412,7 @@ class Coordinator:
         return NewRun(record, parameters, fact, reusable), unfinished
 
     async def _executor(
-        self, definition: FlowDefinition, options: RunOptions, ground: GroundProcess | None
+        self, definition: FlowDefinition, options: RunOptions, zygote: ZygoteProcess | None
     ) -> tuple[RunOptions, Executor]:
         """What carries out the attempts, and the options with the packages of steps."""
 
@@ -430,7 +430,7 @@ class Coordinator:
             self._records,
             self._clock,
             travels=travels,
-            ground=ground,
+            zygote=zygote,
             grace=self._grace,
             built=built,
         )

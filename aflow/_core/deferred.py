@@ -88,7 +88,7 @@ def _defer(spec: ModuleSpec) -> None:
     sys.modules[spec.name] = module
 
 
-# What modules that commands and grounds import name, and these seldom use.
+# What modules that commands and zygotes import name, and these seldom use.
 _NAMED = (
     "dis", "inspect", "ipaddress", "linecache", "locale", "shlex", "shutil", "tarfile", "textwrap",
 )  # fmt: skip

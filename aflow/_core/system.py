@@ -121,7 +121,7 @@ def sync(file: int) -> None:
 
 
 def start_sync(file: int) -> None:
-    """Have what was written to a file go to the disk soon, where a ground has prepared that: `sync`
+    """Have what was written to a file go to the disk soon, where a zygote has prepared that: `sync`
     has less to wait for then, and nothing depends on it."""
     if _sync_file_range is not None:
         _sync_file_range(file, 0, 0, _SYNC_FILE_RANGE_WRITE)
@@ -208,7 +208,7 @@ _sync_file_range: Any = None
 def prepare_forks() -> None:
     """Load what forked processes call, once, before they are forked."""
     global _prctl, _sync_file_range
-    import ctypes  # costs start-up time: only a ground pays it, while nobody waits
+    import ctypes  # costs start-up time: only a zygote pays it, while nobody waits
 
     libc = ctypes.CDLL(None, use_errno=True)
     _prctl = getattr(libc, "prctl", None)

@@ -1,6 +1,6 @@
 """One run in the foreground: what `aflow run` and `python flow.py run` do.
 
-The ground of its tasks was started first thing (executors/local/ground_start.py), and gets ready
+The zygote of its tasks was started first thing (executors/local/zygote_start.py), and gets ready
 while this process checks the flow and imports asyncio: on two cores at once.
 """
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import MetadataUnavailable, StoreUnavailable
-from aflow.executors.local import ground_start
+from aflow.executors.local import zygote_start
 
 if TYPE_CHECKING:
     from aflow._core.settings import RunOptions, Settings
     from aflow.coordinator import RunHandle
-    from aflow.executors.local.ground_start import EarlyGround
+    from aflow.executors.local.zygote_start import EarlyZygote
     from aflow.flow.definition import FlowDefinition
     from aflow.runs.events import RunEnded, RunEvent
 
-# Imports are inside the functions: asyncio and all that needs it are imported while the ground
+# Imports are inside the functions: asyncio and all that needs it are imported while the zygote
 # imports its own.
 
 
@@ -36,10 +36,10 @@ def run(
     if the run could not go on."""
     has_local_steps = _has_local_steps(definition, options)
     if has_local_steps:
-        ground_start.have_ground()
-    ground = ground_start.take_ground()
-    if ground is not None and not has_local_steps:
-        ground.close()
+        zygote_start.have_zygote()
+    zygote = zygote_start.take_zygote()
+    if zygote is not None and not has_local_steps:
+        zygote.close()
     try:
         import asyncio
 
@@ -49,11 +49,11 @@ def run(
         # what it imports, would pay off after some hundred tasks.
         factory = None if _forks_each(definition, options) else fastest_loop()
         with asyncio.Runner(loop_factory=factory) as runner:
-            given = ground if has_local_steps else None
+            given = zygote if has_local_steps else None
             return runner.run(_run(definition, options, settings, watch, given, recover))
     finally:
-        if ground is not None:
-            ground.close()
+        if zygote is not None:
+            zygote.close()
 
 
 def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
@@ -78,7 +78,7 @@ async def _run(
     options: RunOptions,
     settings: Settings,
     watch: Callable[[Sequence[RunEvent]], None],
-    ground: EarlyGround | None,
+    zygote: EarlyZygote | None,
     recover: str | None,
 ) -> tuple[RunEnded, int | None]:
 
@@ -92,8 +92,8 @@ async def _run(
         user=settings.user,
         holder_kind=settings.holder_kind,
     ) as coordinator:
-        first = None if ground is None else ground.start()
-        given: Any = {"options": options, "ground": first, "watch": watch}
+        first = None if zygote is None else zygote.start()
+        given: Any = {"options": options, "zygote": first, "watch": watch}
         if recover is None:
             handle = await coordinator.start(definition, **given)
         else:

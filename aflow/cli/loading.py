@@ -22,7 +22,7 @@ from aflow._core.deferred import loaded
 from aflow._core.process import fill_descriptors
 from aflow._core.shadowed import keep_hidden_beside
 from aflow.errors import FlowFileError
-from aflow.executors.local.ground_start import environment_at_start, have_ground, looks_like_a_run
+from aflow.executors.local.zygote_start import environment_at_start, have_zygote, looks_like_a_run
 from aflow.task.program import Started, note_start, package_of, program_in, run_as_main
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def begins(
     """Whether a call of this flow starts its command line: not where its file is only being
     imported, nor where another flow was asked for. Notes with which words and in which folder the
     program was started, and which modules it had imported when it called its flow, for its tasks
-    run it again. Where the words are those of a run, it starts the ground of those tasks.
+    run it again. Where the words are those of a run, it starts the zygote of those tasks.
 
     Where the file is only being loaded, or another flow was asked for, the caller decides
     what is done with the flow.
@@ -76,7 +76,7 @@ def begins(
     fill_descriptors()
     if looks_like_a_run(sys.argv[1:]):
         with suppress(OSError):  # no process is to be had: the command tries again, and says so
-            have_ground()
+            have_zygote()
     return True
 
 

@@ -26,7 +26,7 @@ from aflow.cli.commands import COMMANDS, EARLIER, NEED_NO_FILE, OTHERS, imported
 from aflow.cli.config_options import CONFIG_OPTIONS, given_configs
 from aflow.cli.errors import guarded, leave
 from aflow.cli.session import Defined
-from aflow.executors.local import ground_start
+from aflow.executors.local import zygote_start
 
 if TYPE_CHECKING:
     import click
@@ -93,7 +93,7 @@ def run_program(words: Sequence[str]) -> NoReturn:
         try:
             return _program(words)
         finally:
-            ground_start.drop_ground()
+            zygote_start.drop_zygote()
 
     leave(guarded(body))
 
@@ -119,7 +119,7 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
         group = FlowGroup(flow, script, defined, tuple(words))
         return group.main(rest, prog_name=os.path.basename(script), standalone_mode=False)
     finally:
-        ground_start.drop_ground()
+        zygote_start.drop_zygote()
 
 
 def _program(words: Sequence[str]) -> object:
@@ -141,8 +141,8 @@ def _program(words: Sequence[str]) -> object:
         command = [] if line.command is None else [line.command]
         rest = [*line.ahead, *command, *line.rest]
         target = line.target
-        if ground_start.STARTING & {*rest}:
-            ground_start.have_ground(fork=True)  # while there is nothing of the user's here yet
+        if zygote_start.STARTING & {*rest}:
+            zygote_start.have_zygote(fork=True)  # while there is nothing of the user's here yet
         gc.freeze()  # what is ours so far need not be looked at when the program ends (ending.py)
         flow = loading.run_file(target, rest)
         return flow_group(flow, target, rest)

@@ -20,7 +20,7 @@ from aflow.cli.errors import show_frames
 from aflow.cli.session import Session
 from aflow.environments import asks
 from aflow.errors import AflowError, InvalidInput, InvalidName
-from aflow.executors.local import ground_start
+from aflow.executors.local import zygote_start
 from aflow.executors.local.preload import imported_here
 from aflow.flow.names import did_you_mean
 from aflow.runs.create import parameter_values
@@ -59,9 +59,9 @@ def _note_cold(session: Session, definition: FlowDefinition, decospecs: Sequence
     imported = imported_here()
     if imported is None:
         return
-    from aflow.executors.local.ground_client import check_warm  # runs import it later
+    from aflow.executors.local.zygote_client import check_warm  # runs import it later
 
-    note = check_warm(ground_start.spawn_here(), request_of(definition, decospecs, imported))
+    note = check_warm(zygote_start.spawn_here(), request_of(definition, decospecs, imported))
     if note is not None:
         session.note(note)
 
@@ -85,7 +85,7 @@ def run(
     on with instead of a new one. `rest` are overrides of settings, and fields of RunOptions."""
     settings = session.settings(**{name: rest.pop(name) for name in _OVERRIDES & rest.keys()})
     if settings.executor == "local" and not dry_run:
-        ground_start.have_ground()  # it gets ready while the flow is checked
+        zygote_start.have_zygote()  # it gets ready while the flow is checked
     definition = session.define()
     with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
         _banner(session, definition, settings)

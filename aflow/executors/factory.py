@@ -26,8 +26,8 @@ from aflow.errors import AflowError, CodePackageError, EnvironmentFailed, Invali
 from aflow.executors import jobs as job_systems
 from aflow.executors.local.admission import admission_for
 from aflow.executors.local.executor import ProcessExecutor, needs_of
-from aflow.executors.local.ground_start import spawn_here
 from aflow.executors.local.preload import imported_here
+from aflow.executors.local.zygote_start import spawn_here
 from aflow.queue.factory import open_queue
 from aflow.storage.blobs import BlobStore
 from aflow.storage.factory import open_store
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from aflow.environments.build import Built
     from aflow.environments.lock import Lock, Shipped
     from aflow.executors.base import Executor, Orphan, Reports
-    from aflow.executors.local.ground_client import GroundProcess
+    from aflow.executors.local.zygote_client import ZygoteProcess
     from aflow.executors.protocol import Job
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.metadata.base import MetadataStore, RunRecord
@@ -364,7 +364,7 @@ def executor_for(
     clock: Clock,
     *,
     travels: Travelling | None,
-    ground: GroundProcess | None,
+    zygote: ZygoteProcess | None,
     grace: float,
     built: Mapping[str, Built] | None = None,
 ) -> Executor:
@@ -376,7 +376,7 @@ def executor_for(
         # What settles a step whose job has died needs none of its packages.
         local = [name for name, place in of_step.items() if place == "local"]
         on_machine = _on_machine(definition, options, local)
-        made["local"] = _local(definition, options, clock, ground, grace, on_machine)
+        made["local"] = _local(definition, options, clock, zygote, grace, on_machine)
         inside = _in_environments(definition, options, clock, local, built, grace, on_machine)
     else:
         inside = {}
@@ -430,7 +430,7 @@ def _local(
     definition: FlowDefinition,
     options: RunOptions,
     clock: Clock,
-    ground: GroundProcess | None,
+    zygote: ZygoteProcess | None,
     grace: float,
     on_machine: Mapping[str, Any],
     built: Built | None = None,
@@ -443,7 +443,7 @@ def _local(
         request if built is None else packaged(request),
         lambda: spawn_here(built),
         clock,
-        first=ground,
+        first=zygote,
         max_workers=options.max_workers,
         isolation=options.isolation,
         grace=grace,

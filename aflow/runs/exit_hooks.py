@@ -21,7 +21,7 @@ from aflow._core.secret import revealed
 from aflow._core.settings import withhold_secrets
 from aflow.compat import metaflow
 from aflow.errors import InvalidInput
-from aflow.executors.local.ground_start import command_of
+from aflow.executors.local.zygote_start import command_of
 from aflow.task.program import class_from, source_of, stands_for_metaflow
 
 if TYPE_CHECKING:

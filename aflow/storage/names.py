@@ -34,7 +34,7 @@ from aflow.compat import metaflow
 from aflow.errors import AflowError
 from aflow.storage.base import Buffer
 
-# The import of importlib.abc takes 4 ms in each command and each ground: it imports tempfile,
+# The import of importlib.abc takes 4 ms in each command and each zygote: it imports tempfile,
 # shutil and the compression libraries. What it has to offer at run time is SourceLoader's own base.
 if TYPE_CHECKING:
     from importlib.abc import Loader, SourceLoader

@@ -64,7 +64,7 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     Path("aflow/_core/settings.py"): "it is the one that reads settings",
     Path("aflow/task/environment.py"): "@environment and @secrets set variables for a step",
     Path("aflow/task/secrets.py"): "@secrets refuses to hide a variable that is there",
-    Path("aflow/executors/local/ground.py"): "a ground has the variables of the steps it is for",
+    Path("aflow/executors/local/zygote.py"): "a zygote has the variables of the steps it is for",
     Path("aflow/executors/local/child.py"): "PYTHONBREAKPOINT is Python's own",
     Path("aflow/testing/chaos.py"): "processes that it starts inherit what it sets",
     **dict.fromkeys(BEFORE_AFLOW, "there is no aflow yet in the job"),

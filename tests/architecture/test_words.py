@@ -32,6 +32,7 @@ REPLACED = {
     r"(?<!there )\bis no (?:JSON|pathspec|address|option|datastore)\b": "is not a ...",
     r"\bRunHasOwner\b|\bOwner = tuple\b": "lease holder, attempt key",
     r"\babandoned runs?\b": "orphaned run",
+    r"\b(?:a|the|warm|its|first) grounds?\b|\bGrounds?\(|_grounds?\b|\bground_": "zygote",
 }
 _THIS = Path("tests/architecture/test_words.py")
 _SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sql")

@@ -19,8 +19,8 @@ import pytest
 from aflow._core.clock import SystemClock
 from aflow.executors.base import Usage
 from aflow.executors.local.executor import ProcessExecutor, needs_of
-from aflow.executors.local.ground_client import GroundProcess
-from aflow.executors.local.ground_start import spawn_ground
+from aflow.executors.local.zygote_client import ZygoteProcess
+from aflow.executors.local.zygote_start import spawn_zygote
 from aflow.flow.spec import define
 from aflow.scheduler.messages import FromTask, encode_inputs
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
@@ -103,10 +103,10 @@ class Recorder:
 class Bench:
     """One executor, what it was given and what it has said."""
 
-    def __init__(self, executor: Any, kind: str, grounds: list[GroundProcess]):
+    def __init__(self, executor: Any, kind: str, zygotes: list[ZygoteProcess]):
         self.executor = executor
         self.kind = kind
-        self.grounds = grounds  # those that were started, the last one last
+        self.zygotes = zygotes  # those that were started, the last one last
         self.recorder = Recorder()
         self.specs: dict[int, AttemptSpec] = {}
         self._tasks = 0
@@ -181,20 +181,20 @@ def new_executor(
     kind: str = "task",
     workers: int = 2,
     grace: float = GRACE,
-    start: Callable[[], GroundProcess] | None = None,
+    start: Callable[[], ZygoteProcess] | None = None,
 ) -> Bench:
     """An executor that has not started."""
     definition = define(ActionFlow)
-    grounds: list[GroundProcess] = []
+    zygotes: list[ZygoteProcess] = []
 
-    def start_one() -> GroundProcess:
-        grounds.append(start() if start else spawn_ground())
-        return grounds[-1]
+    def start_one() -> ZygoteProcess:
+        zygotes.append(start() if start else spawn_zygote())
+        return zygotes[-1]
 
     if kind == "queue":
-        return Bench(OverAQueue(definition, workers, grace), kind, grounds)
+        return Bench(OverAQueue(definition, workers, grace), kind, zygotes)
     if kind == "batch":
-        return Bench(OverBatch(definition, grace), kind, grounds)
+        return Bench(OverBatch(definition, grace), kind, zygotes)
     executor = ProcessExecutor(
         needs_of(definition),
         request_of(definition),
@@ -204,7 +204,7 @@ def new_executor(
         isolation="worker" if kind == "worker" else "task",
         grace=grace,
     )
-    return Bench(executor, kind, grounds)
+    return Bench(executor, kind, zygotes)
 
 
 def context_in(folder: Path) -> RunContext:

@@ -133,10 +133,10 @@ def plain() -> dict[str, list[dict[str, str]]]:
 
 def local(bench: Bench, request: pytest.FixtureRequest, until: ExitStack) -> Engine:
     def lose(tasks: list[Begun]) -> None:
-        # All tasks are lost with their ground, also one that is to fail by itself first.
+        # All tasks are lost with their zygote, also one that is to fail by itself first.
         wait_until(lambda: "Task is starting (retry)." in bench.said())
-        ground = int(Path(f"/proc/{tasks[0].pid}/stat").read_text().rpartition(")")[2].split()[1])
-        os.kill(ground, signal.SIGKILL)
+        zygote = int(Path(f"/proc/{tasks[0].pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(zygote, signal.SIGKILL)
 
     return Engine(["--resources", "gpu=2,cpu=8"], lose)
 

@@ -16,8 +16,8 @@ import pytest
 from aflow.errors import AflowError
 from aflow.executors.base import Orphan
 from aflow.executors.local import executor
-from aflow.executors.local.ground_client import GroundProcess
-from aflow.executors.local.ground_start import spawn_ground
+from aflow.executors.local.zygote_client import ZygoteProcess
+from aflow.executors.local.zygote_start import spawn_zygote
 from tests.contracts.executing import (
     BATCH,
     EVERYWHERE,
@@ -313,7 +313,7 @@ async def test_stopping_before_the_start_does_nothing() -> None:
         bench = new_executor()
         await bench.executor.stop()
 
-        assert [] == bench.grounds
+        assert [] == bench.zygotes
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
             await start
         await bench.executor.stop()
 
-        assert 1 == len(bench.grounds)
+        assert 1 == len(bench.zygotes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -442,7 +442,7 @@ async def test_coroutines_whose_process_is_killed_are_lost_and_new_ones_run(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_attempts_are_lost_with_the_ground_and_the_next_ones_run(
+async def test_attempts_are_lost_with_the_zygote_and_the_next_ones_run(
     kind: str, tmp_path: Path
 ) -> None:
     async with executing(tmp_path, kind) as bench:
@@ -450,7 +450,7 @@ async def test_attempts_are_lost_with_the_ground_and_the_next_ones_run(
         await bench.started(tasks[0])
         await bench.written(tasks[0], b"waiting")
         child = int(bench.recorder.out(tasks[0]).split()[0])
-        os.kill(bench.grounds[0].pid, signal.SIGKILL)
+        os.kill(bench.zygotes[0].pid, signal.SIGKILL)
 
         assert ["lost", "lost"] == await bench.ended(*tasks)
         assert (
@@ -461,23 +461,23 @@ async def test_attempts_are_lost_with_the_ground_and_the_next_ones_run(
         cancelled = bench.launch(waiting_of(kind))
         bench.cancel(cancelled)
         assert ["succeeded", "cancelled"] == await bench.ended(later, cancelled)
-        assert 2 == len(bench.grounds)
+        assert 2 == len(bench.zygotes)
         assert ends(child)
 
 
-async def test_where_no_ground_can_be_had_attempts_are_lost_until_one_can(
+async def test_where_no_zygote_can_be_had_attempts_are_lost_until_one_can(
     tmp_path: Path,
 ) -> None:
     refusals = iter([None, OSError(11, "no process for you"), AflowError("not again"), None])
 
-    def start() -> GroundProcess:
+    def start() -> ZygoteProcess:
         refusal = next(refusals)
         if refusal is not None:
             raise refusal
-        return spawn_ground()
+        return spawn_zygote()
 
     async with executing(tmp_path, "task", start=start) as bench:
-        os.kill(bench.grounds[0].pid, signal.SIGKILL)
+        os.kill(bench.zygotes[0].pid, signal.SIGKILL)
         assert ["lost"] == await bench.ended(bench.launch("wait"))
         states, task = ["lost"], 0
         while states[-1] == "lost":
@@ -488,10 +488,10 @@ async def test_where_no_ground_can_be_had_attempts_are_lost_until_one_can(
 
         assert "succeeded" == states[-1]
         assert 2 <= states.count("lost") <= 3  # one or two of them found the start going on
-        assert 2 == len(bench.grounds)
+        assert 2 == len(bench.zygotes)
 
 
-async def test_a_ground_that_dies_while_the_executor_stops_holds_up_nothing(
+async def test_a_zygote_that_dies_while_the_executor_stops_holds_up_nothing(
     tmp_path: Path,
 ) -> None:
     async with executing(tmp_path, "task", grace=PATIENCE) as bench:
@@ -499,8 +499,8 @@ async def test_a_ground_that_dies_while_the_executor_stops_holds_up_nothing(
         await bench.written(task, b"waiting")
         stopping = asyncio.create_task(bench.executor.stop())
         await settled()
-        os.kill(bench.grounds[0].pid, signal.SIGKILL)
+        os.kill(bench.zygotes[0].pid, signal.SIGKILL)
         await stopping
 
         assert "interrupted" == bench.recorder.reports[task].state
-        assert 1 == len(bench.grounds)
+        assert 1 == len(bench.zygotes)

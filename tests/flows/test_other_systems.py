@@ -113,8 +113,8 @@ def test_a_run_that_is_stopped_or_killed_leaves_no_process(
     # The coordinator cannot see that the process that tasks come of has ended, nor that process
     # that the coordinator has.
     killed.send_signal(signal.SIGSTOP)
-    for ground in children_of(killed.pid):
-        os.kill(ground, signal.SIGKILL)
+    for zygote in children_of(killed.pid):
+        os.kill(zygote, signal.SIGKILL)
     killed.send_signal(signal.SIGKILL)
     workspace.finish(killed)
     wait_until(lambda: [] == processes_in(workspace.path), lambda: processes_in(workspace.path))

@@ -159,8 +159,8 @@ def test_what_tasks_have_started_ends_when_the_process_that_they_came_of_is_kill
     wait_until(lambda: (workspace.path / "pids").exists() and len(living(workspace)) == 2)
     first = living(workspace)
     (workspace.path / "go").touch()
-    for ground in children_of(process.pid):
-        os.kill(ground, signal.SIGKILL)
+    for zygote in children_of(process.pid):
+        os.kill(zygote, signal.SIGKILL)
     ran = workspace.finish(process)
     assert not set(first) & set(living(workspace)), ran.err
     workspace.check()

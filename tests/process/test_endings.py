@@ -96,7 +96,7 @@ def test_an_end_by_an_exception_is_no_different_from_that_of_python(
 def test_the_end_of_a_forked_process_is_no_different_from_that_of_python(
     of_python: OUTCOME, tmp_path: Path
 ) -> None:
-    assert {BETTER} == differing(of_python, effects(tmp_path, "ground.py"))
+    assert {BETTER} == differing(of_python, effects(tmp_path, "zygote.py"))
 
 
 @pytest.mark.parametrize(

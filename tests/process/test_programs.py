@@ -337,7 +337,7 @@ def test_a_program_without_a_guarded_block_that_begins_a_run_ends_in_one_sentenc
     assert [] == processes_in(tmp_path)
 
 
-# ------------------------------------------------------------------ grounds
+# ------------------------------------------------------------------ zygotes
 
 COLD = """
 import os
@@ -514,7 +514,7 @@ def test_a_task_has_imported_nothing_of_the_command_line(workspace: Workspace, w
                 found = {"asyncio", "click", "aflow.cli.main", "aflow.coordinator"} & {*sys.modules}
                 print("imported:", sorted(found))
                 status = open(f"/proc/{os.getppid()}/status").read()
-                print("ground of:", status.partition("PPid:")[2].split()[0])
+                print("zygote of:", status.partition("PPid:")[2].split()[0])
                 self.next(self.end)
 
             @step
@@ -531,8 +531,8 @@ def test_a_task_has_imported_nothing_of_the_command_line(workspace: Workspace, w
 
     assert 0 == ran.code, ran.err
     assert any("imported: []" in line for line in ran.lines), ran.out
-    # From the first ground, which has all that this file imports, however early it is asked.
-    assert any(f"ground of: {process.pid}" in line for line in ran.lines), ran.out
+    # From the first zygote, which has all that this file imports, however early it is asked.
+    assert any(f"zygote of: {process.pid}" in line for line in ran.lines), ran.out
 
 
 def test_a_program_that_forks_before_it_calls_its_flow_runs_it_in_both_processes(

@@ -1,7 +1,7 @@
 """Which task a process belongs to, also when it has left the task's session and lost its parents.
 
-A ground is the *subreaper* of all that it has forked: what loses its parent becomes a child of the
-ground, rather than of the system's first process. Its owner is found by a mark that a process
+A zygote is the *subreaper* of all that it has forked: what loses its parent becomes a child of the
+zygote, rather than of the system's first process. Its owner is found by a mark that a process
 passes on to whatever it starts, through forks, other programs, sessions and empty environments: its
 soft limit of CPU time under real-time scheduling (RLIMIT_RTTIME), in the order of 30,000 years. The
 kernel heeds it for processes of real-time classes alone, and lets everybody read it.
@@ -89,7 +89,7 @@ def end_all_children() -> None:
 
 
 def kill_marked(token: int) -> None:
-    """End every process of this machine that has this token: those of a ground that was killed, and
+    """End every process of this machine that has this token: those of a zygote that was killed, and
     could not do so itself."""
     for pid in processes():
         owner = owner_of(pid)

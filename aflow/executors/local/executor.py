@@ -1,4 +1,4 @@
-"""Local processes: attempts run on this machine, forked from grounds (ground.py).
+"""Local processes: attempts run on this machine, forked from zygotes (zygote.py).
 
 isolation `task`    a fresh process for each attempt            executors/local/task_processes.py
 isolation `worker`  a few processes that run many attempts      executors/local/worker_processes.py
@@ -22,9 +22,9 @@ from aflow.errors import InvalidDecorator
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.executors.local.admission import FREE, Granted, SlotQueue, too_much
-from aflow.executors.local.ground_client import GroundProcess, Grounds
 from aflow.executors.local.task_processes import FreshProcesses, over_memory
 from aflow.executors.local.worker_processes import MAX_AHEAD, WorkerPool
+from aflow.executors.local.zygote_client import ZygoteProcess, Zygotes
 from aflow.scheduler.slots import demand_of
 from aflow.scheduler.states import AttemptState
 from aflow.task.program import LoadRequest
@@ -41,7 +41,7 @@ GRACE = 5.0  # seconds between asking a process to end and killing it
 MEASURED = 0.25  # seconds between two looks at the memory of attempts that have a limit
 BACKSTOP = 5.0  # seconds after its timeout in which a step may still react by itself
 
-StartGround = Callable[[], GroundProcess]
+StartZygote = Callable[[], ZygoteProcess]
 Key = tuple[int, int, int]  # of an attempt, among those of all executors that share a machine
 # What an attempt of this machine asks for, by name. Raises InvalidDecorator.
 Amounts = Callable[[AttemptSpec], dict[str, float]]
@@ -93,7 +93,7 @@ class ProcessExecutor:
     """Runs the attempts of one run in local processes; `needs` are those of its steps, `request`
     says how the flow is loaded.
 
-    `first` is a ground that has been started already; `start_ground` starts another one, blocking,
+    `first` is a zygote that has been started already; `start_zygote` starts another one, blocking,
     in any thread: where there is none yet, and when one has died. With `is_lazy` that is not before
     there is an attempt to run. The tasks of `debug_step` get the terminal of this process, each in
     a process of its own.
@@ -106,10 +106,10 @@ class ProcessExecutor:
         self,
         needs: Mapping[str, StepNeeds],
         request: LoadRequest,
-        start_ground: StartGround,
+        start_zygote: StartZygote,
         clock: Clock,
         *,
-        first: GroundProcess | None = None,
+        first: ZygoteProcess | None = None,
         max_workers: int,
         isolation: str = "task",
         grace: float = GRACE,
@@ -133,17 +133,17 @@ class ProcessExecutor:
         self._terminal: Terminal | None = None
         self._needs = dict(needs)
         self._request = request
-        self._start_ground = start_ground
+        self._start_zygote = start_zygote
         self._clock = clock
         self._first = first
         self._size = max_workers
         self._sequential = isolation == "worker"
         self._grace = grace
         self._stopping = False
-        self._starting: asyncio.Task[None] | None = None  # a ground that is being started
+        self._starting: asyncio.Task[None] | None = None  # a zygote that is being started
         self._waiting: list[tuple[AttemptSpec, Granted]] = []
         self._idle = asyncio.Event()
-        self._link: Grounds | None = None
+        self._link: Zygotes | None = None
         self._pools: dict[tuple[Any, ...], WorkerPool] = {}
         self._pool_of: dict[int, WorkerPool] = {}
         self._loop: asyncio.AbstractEventLoop
@@ -190,17 +190,17 @@ class ProcessExecutor:
         await asyncio.shield(self._starting)
 
     async def _start_one(self) -> None:
-        self._use(await in_thread(self._start_ground))
+        self._use(await in_thread(self._start_zygote))
 
-    def _use(self, process: GroundProcess) -> None:
-        link = Grounds(self._loop, process, self, self._request, self._context)
+    def _use(self, process: ZygoteProcess) -> None:
+        link = Zygotes(self._loop, process, self, self._request, self._context)
         self._link = link
         self._fresh = FreshProcesses(link, self._reports, self._clock, self._grace, self._learn)
         self._pools = {}
 
     def _pool(self, step: str, granted: Granted) -> WorkerPool:
         """The processes that run many attempts of this step and others like it."""
-        assert self._link is not None, "there are grounds"
+        assert self._link is not None, "there are zygotes"
         needs = self._needs[step]
         environment = {**granted.early, **needs.environment}
         shown = (*sorted(environment.items()), *sorted(granted.late.items()))
@@ -386,7 +386,7 @@ class ProcessExecutor:
         return found
 
     async def stop(self) -> None:
-        """Interrupt all that runs, wait for it to end, and release the grounds."""
+        """Interrupt all that runs, wait for it to end, and release the zygotes."""
         self._stopping = True
         self._interrupt_waiting()
         measuring, self._measuring = self._measuring, None
@@ -421,7 +421,7 @@ class ProcessExecutor:
         if self._stopping and not live:
             self._idle.set()
 
-    # ------------------------------------------------------------ what grounds report
+    # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """A process runs."""
@@ -450,8 +450,8 @@ class ProcessExecutor:
         (self._pool_of.pop(child, None) or self._fresh).refused(child, reason)
         self._note_idle()
 
-    def ground_lost(self, reason: str) -> None:
-        """All processes are gone: their attempts are lost, and a new ground is started."""
+    def zygote_lost(self, reason: str) -> None:
+        """All processes are gone: their attempts are lost, and a new zygote is started."""
         self._link = None
         self._see_that_one_starts()
         self._pool_of.clear()

@@ -1,4 +1,4 @@
-"""Messages over a socket between the coordinator and the grounds that fork its processes.
+"""Messages over a socket between the coordinator and the zygotes that fork its processes.
 
 A stream of msgpack values; file descriptors travel beside the first byte of the message that
 they belong to (SCM_RIGHTS), and arrive in the order in which they were sent.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-# Coordinator -> ground
+# Coordinator -> zygote
 CONFIGURE = 0  # [CONFIGURE, RunContext, token]
 RUN = 1  # [RUN, id, environment, learn?, spec] with stdout, stderr, report
 DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin besides
@@ -27,16 +27,16 @@ WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, st
 MEMORY_GROUP = "AFLOW_MEMORY_GROUP"  # among the variables of RUN: the cgroup that it is to join
 KILL = 3  # [KILL, id, signal]
 PROGRAM = 4  # [PROGRAM, *Request]: before anything is run
-ASK = 6  # [ASK, names]: whether the ground has all of these modules; answered by HAS
-GROW = 5  # [GROW, environment, imported] with the socket of a ground that has imported that, or
+ASK = 6  # [ASK, names]: whether the zygote has all of these modules; answered by HAS
+GROW = 5  # [GROW, environment, imported] with the socket of a zygote that has imported that, or
 # (nil) has run the program
 
-# Ground -> coordinator
+# Zygote -> coordinator
 FORKED = 0  # [FORKED, id, pid, at]
 EXITED = 1  # [EXITED, id, wait status, peak memory in bytes, CPU seconds]
 NOT_FORKED = 2  # [NOT_FORKED, id, reason]
 COLD = 3  # [COLD, reason, seconds]: tasks import by themselves what they need, which takes so long
-READY = 5  # [READY]: a ground that was grown serves
+READY = 5  # [READY]: a zygote that was grown serves
 HAS = 6  # [HAS, all?]
 ARRIVED = 7  # [ARRIVED, count]: of descriptors, where these stay open until then
 REFUSED = 4  # [REFUSED, id, reason]: the process cannot be forked from the program
@@ -105,7 +105,7 @@ class SendBuffer:
             except BlockingIOError:
                 self._wait()
                 return
-            except OSError:  # the ground is gone; its end is noticed on the reading side
+            except OSError:  # the zygote is gone; its end is noticed on the reading side
                 self.close()
                 return
             if NEEDS_RECEIPTS:

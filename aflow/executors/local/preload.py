@@ -1,6 +1,6 @@
-"""Warm grounds: what the user's file imports, imported before the file is run.
+"""Warm zygotes: what the user's file imports, imported before the file is run.
 
-Importing a library hardly ever makes a process unfit for forks; using it does. So a ground imports
+Importing a library hardly ever makes a process unfit for forks; using it does. So a zygote imports
 what the first run of the file has imported and is not the user's, and runs none of the user's code:
 tasks that are forked from it run the whole file, and find its imports done.
 """
@@ -27,7 +27,7 @@ _OF_COMMANDS = (
     "aflow.cli",
     "aflow.__main__",
     "aflow._core.process",
-    "aflow.executors.local.ground_start",
+    "aflow.executors.local.zygote_start",
 )
 _FRESH_SEED = 1 << 96  # NumPy draws 128 bits where nobody gives a seed
 _REPLACED = "gevent"  # has replaced what imports would have seen
@@ -121,7 +121,7 @@ class Generators:
         self._of_numpy: list[Any] = []
 
     def __enter__(self) -> Self:
-        from random import Random  # only grounds, which import for tasks, have any use for it
+        from random import Random  # only zygotes, which import for tasks, have any use for it
 
         self._seed = seed = Random.seed
         unseeded = self._unseeded

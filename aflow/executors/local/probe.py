@@ -1,4 +1,4 @@
-"""Whether processes can be forked from this one: asked of grounds, which have run nothing of the
+"""Whether processes can be forked from this one: asked of zygotes, which have run nothing of the
 user's, and of the user's own program where `process="fork"` wants its tasks forked from it.
 
 What stands in the way of a fork is what a child has not got, or has in common with all others:

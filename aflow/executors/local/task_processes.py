@@ -1,4 +1,4 @@
-"""Isolation `task`: a fresh process for each attempt, forked from a ground."""
+"""Isolation `task`: a fresh process for each attempt, forked from a zygote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports, Usage
 from aflow.executors.local import messages
 from aflow.executors.local.admission import FREE, Granted
-from aflow.executors.local.ground_client import Grounds
+from aflow.executors.local.zygote_client import Zygotes
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import GROWN, IMPORTED, AttemptReport, AttemptSpec
 
@@ -66,7 +66,7 @@ class FreshProcesses:
     """All attempts that run in processes of their own."""
 
     def __init__(
-        self, link: Grounds, reports: Reports, clock: Clock, grace: float, learn: Learn
+        self, link: Zygotes, reports: Reports, clock: Clock, grace: float, learn: Learn
     ) -> None:
         self._learn = learn
         self._loop = asyncio.get_running_loop()
@@ -180,7 +180,7 @@ class FreshProcesses:
     def _after(self, process: FreshProcess, seconds: float, what: Callable[[], None]) -> None:
         process.timers.append(self._loop.call_later(seconds, what))
 
-    # ------------------------------------------------------------ what grounds report
+    # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """The process runs: from now on we listen to it."""
@@ -201,7 +201,7 @@ class FreshProcesses:
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process to be had, or its ground has ended: the attempt is lost."""
+        """There was no process to be had, or its zygote has ended: the attempt is lost."""
         pid = self._live[child].pid
         if pid is not None:
             end_group(pid)
@@ -218,7 +218,7 @@ class FreshProcesses:
         self._settle(child, report, NO_USAGE)
 
     def lost(self, reason: str) -> None:
-        """The first ground is gone, and all processes with it."""
+        """The first zygote is gone, and all processes with it."""
         self._settle_postponed(AttemptState.LOST, f"The task was lost: {reason}.")
         for child, process in [*self._live.items()]:
             if process.pid is not None:

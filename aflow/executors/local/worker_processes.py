@@ -25,8 +25,8 @@ from aflow._core.system import end_group, message_pair, messages_have_an_end
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports
 from aflow.executors.local import messages
-from aflow.executors.local.ground_client import Grounds
 from aflow.executors.local.task_processes import Learn, pipes
+from aflow.executors.local.zygote_client import Zygotes
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import (
     ENDED,
@@ -57,7 +57,7 @@ class WorkerProcess:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        link: Grounds,
+        link: Zygotes,
         start: str,
         environment: Mapping[str, str],
         late: Mapping[str, str],
@@ -245,7 +245,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        link: Grounds,
+        link: Zygotes,
         reports: Reports,
         clock: Clock,
         *,
@@ -528,7 +528,7 @@ class WorkerPool:
                 grace, lambda: self._link.kill(worker.child, signal.SIGKILL)
             )
 
-    # ------------------------------------------------------------ what grounds report
+    # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int) -> None:
         """The process runs."""
@@ -586,7 +586,7 @@ class WorkerPool:
             self._fail_all(reason)
 
     def lost(self, reason: str) -> None:
-        """The first ground is gone, and all workers with it."""
+        """The first zygote is gone, and all workers with it."""
         for worker in [*self._workers.values()]:
             if worker.pid is not None:
                 end_group(worker.pid)

@@ -26,7 +26,7 @@ from aflow._core.threads import in_thread
 from aflow.environments import transport
 from aflow.errors import AflowError, CodePackageError, InvalidInput
 from aflow.executors.local.executor import ProcessExecutor
-from aflow.executors.local.ground_start import EarlyGround, fork_ground, spawn_ground
+from aflow.executors.local.zygote_start import EarlyZygote, fork_zygote, spawn_zygote
 from aflow.executors.protocol import Job, python_version
 from aflow.scheduler.states import AttemptState
 from aflow.storage.blobs import BlobStore
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from aflow.environments.build import Built
     from aflow.environments.lock import Shipped
     from aflow.executors.base import Usage
-    from aflow.executors.local.executor import StartGround, StepNeeds
+    from aflow.executors.local.executor import StartZygote, StepNeeds
     from aflow.executors.mailbox import Rendezvous
     from aflow.storage.base import ObjectStore
 
@@ -165,7 +165,7 @@ class Container(NamedTuple):
 
     store: ObjectStore
     folder: Path
-    ground: EarlyGround
+    zygote: EarlyZygote
 
 
 def run_job(
@@ -187,15 +187,15 @@ def run_job(
             from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
 
             fetch_service_key()
-        # Now, for the ground to have all of it, too: it is what takes longest.
+        # Now, for the zygote to have all of it, too: it is what takes longest.
         store = open_store(storage_of(variables))
         # Before the folder is made: a process that was forked after would remove it at its end.
-        ground = EarlyGround(fork_ground())
+        zygote = EarlyZygote(fork_zygote())
         conceal_secrets()  # of the environment that steps can look up in /proc
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
-            made.callback(ground.close)
-            return work(variables, Container(store, Path(folder), ground))
+            made.callback(zygote.close)
+            return work(variables, Container(store, Path(folder), zygote))
     except InvalidInput as error:  # it is as wrong the next time
         log_line(str(error))
         return NO_RETRY_EXIT_CODE
@@ -217,7 +217,7 @@ class Work(NamedTuple):
     context: RunContext
     needs: Mapping[str, StepNeeds]
     request: LoadRequest
-    start: StartGround
+    start: StartZygote
 
 
 class JobAttempt:
@@ -240,17 +240,17 @@ class JobAttempt:
         self._end: asyncio.Future[tuple[AttemptReport, Usage]] = loop.create_future()
         on_signal(loop, signal.SIGTERM, self._stopping.set)
 
-    def start_of(self, step: str, shipped: Shipped | None, python: str) -> StartGround:
+    def start_of(self, step: str, shipped: Shipped | None, python: str) -> StartZygote:
         """What starts the processes of a step: in its environment, which is built before, if it has
         one. Blocks. Raises CodePackageError where Python is another one than that of the run,
         EnvironmentFailed and StorageError."""
         if shipped is not None:
             built: Built = transport.built(shipped, self._store, log_line, [step])
-            return partial(spawn_ground, built=built)
+            return partial(spawn_zygote, built=built)
         why_not = other_python(step, python)
         if why_not is not None:
             raise CodePackageError(why_not)
-        return self._container.ground.start
+        return self._container.zygote.start
 
     async def begin(self, work: Work) -> ProcessExecutor:
         """Start what runs the attempt. Raises AflowError."""

@@ -42,7 +42,7 @@ from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
     from aflow.executors.base import Usage
-    from aflow.executors.local.executor import StartGround
+    from aflow.executors.local.executor import StartZygote
     from aflow.executors.protocol import Job
     from aflow.storage.base import ObjectStore
 
@@ -154,7 +154,7 @@ class OneJob(JobAttempt):
             return
         await self.finish(executor, spec)
 
-    def _prepared(self, step: str) -> tuple[Job, StartGround]:
+    def _prepared(self, step: str) -> tuple[Job, StartZygote]:
         """The run, with its code here, and what starts processes of the step. Blocks."""
         variables, unpack = self._variables, unpacked_in(self._container.folder)
         job, _ = delivered(self._store, variables.flow, variables.run, variables.job, unpack)

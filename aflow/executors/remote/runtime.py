@@ -1,4 +1,4 @@
-"""The processes of one run on a worker: its code is fetched once, and its grounds are kept."""
+"""The processes of one run on a worker: its code is fetched once, and its zygotes are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aflow.errors import AflowError, StorageError
 from aflow.executors import protocol
 from aflow.executors.local.admission import SlotQueue, bounded, too_much
 from aflow.executors.local.executor import ProcessExecutor
-from aflow.executors.local.ground_start import spawn_ground
+from aflow.executors.local.zygote_start import spawn_zygote
 from aflow.executors.mailbox import Rendezvous
 from aflow.executors.protocol import Job, TaskMessage
 from aflow.executors.remote.attempt import delivered, gang_address, other_python
@@ -324,7 +324,7 @@ class Runtime:
         return ProcessExecutor(
             job.needs,
             job.request if built is None else packaged(job.request, is_here=False),
-            lambda: spawn_ground(built=built),
+            lambda: spawn_zygote(built=built),
             self._site.clock,
             max_workers=self._site.slots,
             isolation=job.isolation,

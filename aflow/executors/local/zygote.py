@@ -1,13 +1,13 @@
-"""Grounds: the processes that the processes of tasks are forked from.
+"""Zygotes: the processes that the processes of tasks are forked from.
 
-A ground has aflow and what tasks import of the standard library, one thread, no event loop, and
+A zygote has aflow and what tasks import of the standard library, one thread, no event loop, and
 nothing of the user's: a fork is safe at any time, and the forked process runs the user's whole
-program (task.py), as a fresh interpreter would. It decides nothing: it forks, kills, and reports
-which process has ended, and how. What a task has started ends with it, wherever it has gone
+program (child_task.py), as a fresh interpreter would. It decides nothing: it forks, kills, and
+reports which process has ended, and how. What a task has started ends with it, wherever it has gone
 (descendants.py). When the coordinator goes away, it kills all that it has forked, and ends.
 
-A warm ground has besides imported what the program imports (warm.py), with the variables of one
-environment of steps. It is forked from the first ground, and has a socket of its own.
+A warm zygote has besides imported what the program imports (preload.py), with the variables of one
+environment of steps. It is forked from the first zygote, and has a socket of its own.
 """
 
 from __future__ import annotations
@@ -184,16 +184,16 @@ def _reopen(number: int) -> None:
     os.close(again)
 
 
-# What a ground does before its first fork, so that each forked process has less to do.
+# What a zygote does before its first fork, so that each forked process has less to do.
 #
-# A process that was just forked shares all memory with the ground; whatever it writes to is
+# A process that was just forked shares all memory with the zygote; whatever it writes to is
 # copied, page by page, and a page costs as much as a hundred lines of Python. The interpreter
 # writes to code when it runs it for the first times (it specialises it), modules write all over
 # when they are imported. So the modules are imported here, and the runner's code has run here, on
 # a flow of its own whose tasks do what all tasks do.
 
 # What tasks import when they first need it, and what a program has imported by then because aflow
-# did. In the ground nobody waits for it.
+# did. In the zygote nobody waits for it.
 _MODULES = ("blake3", "sqlite3", "json", "traceback", "signal", "subprocess")
 _ROUNDS = 12  # the interpreter specialises code that has run some eight times
 
@@ -318,19 +318,19 @@ def _graph() -> Graph:
 def _has(modules: Iterable[str]) -> bool:
     """Whether all of these modules are here. What was deferred is loaded sooner or later, and what
     is aflow's own (a decorator, say) may be here: to import that takes less time than to fork a
-    ground that has it."""
+    zygote that has it."""
     missing = [each for each in modules if each not in sys.modules]
     if missing:
         deferred.load_all()
     for each in missing:
         if each.startswith("aflow.") and each not in sys.modules:
-            with suppress(ImportError):  # then a warm ground, and tasks, do without it
+            with suppress(ImportError):  # then a warm zygote, and tasks, do without it
                 importlib.import_module(each)
     return all(each in sys.modules for each in missing)
 
 
 def _never(flow: FlowSpec) -> None:
-    raise AssertionError("a ground runs no flow")
+    raise AssertionError("a zygote runs no flow")
 
 
 def _spec(
@@ -360,7 +360,7 @@ def _no_metadata() -> MetadataStore:
 OpenStore = Callable[[str], "ObjectStore"]
 OpenMetadata = Callable[[str, str], "MetadataStore"]
 
-IMPORT_LIMIT = 300.0  # seconds that the imports of a warm ground may take
+IMPORT_LIMIT = 300.0  # seconds that the imports of a warm zygote may take
 PATIENCE = 5.0  # seconds for which a process is waited for where the system has none to give
 _AGAIN = 0.05  # seconds after which it is asked again
 _ADVICE = {
@@ -378,7 +378,7 @@ class _Postponed(NamedTuple):
     fork: Callable[[], OSError | None]
 
 
-class Ground:
+class Zygote:
     """Forks processes on request, as the messages on the socket `control` say. `parent` is the
     process of the coordinator; `path` what a fresh interpreter has as sys.path, without the folder
     of its script. `open_store` and `open_metadata` turn the URLs of a run's context into backends,
@@ -399,14 +399,14 @@ class Ground:
         self._coordinator = parent
         self._parent = tuple(map(inside.out_of_the_way, _watch(parent)))
         self._sigint = signal.getsignal(signal.SIGINT)
-        self._environment: dict[str, str] = {}  # variables of steps that this ground has already
-        self._printed = (b"", b"")  # by the imports of this ground, to stdout and stderr
-        self._grounds: set[int] = set()  # processes of other grounds
+        self._environment: dict[str, str] = {}  # variables of steps that this zygote has already
+        self._printed = (b"", b"")  # by the imports of this zygote, to stdout and stderr
+        self._zygotes: set[int] = set()  # processes of other zygotes
         self._inherited: set[int] = set()  # descriptors that any program would have here
         self._token = 0  # marks what belongs to the run
         self._user_program: UserProgram | None = None  # where tasks are forked from it
         self._refusal: str | None = None  # why none can be
-        self._generators = Generators()  # of random numbers, made by the imports of this ground
+        self._generators = Generators()  # of random numbers, made by the imports of this zygote
         self._runner: AttemptRunner | None = None
         self._program: Program | None = None
         self._request: LoadRequest
@@ -469,7 +469,7 @@ class Ground:
     def _end_all(self) -> None:
         for pid in self._children:
             kill_group(pid, signal.SIGKILL)
-        for pid in self._grounds:  # they end by themselves, as we do
+        for pid in self._zygotes:  # they end by themselves, as we do
             os.waitpid(pid, 0)
         descendants.end_all_children()
 
@@ -724,7 +724,7 @@ class Ground:
         raise _GoOn(made if made.begin() else None)
 
     def _release(self, child: int) -> None:
-        """Close what belongs to the ground, and to other processes that it is still to fork."""
+        """Close what belongs to the zygote, and to other processes that it is still to fork."""
         # By its number: the methods of sockets would copy a dozen pages.
         line = () if self._line is None else (self._line[1],)
         messages.close_all(
@@ -736,12 +736,12 @@ class Ground:
         postponed = (each.fds for each in self._postponed if each.child != child)
         return [*self._fds, *itertools.chain.from_iterable(postponed)]
 
-    # ------------------------------------------------------------ other grounds
+    # ------------------------------------------------------------ other zygotes
 
     def _grow(
         self, control: int, environment: dict[str, str], imported: Mapping[str, Any] | None
     ) -> None:
-        """Fork a ground for steps with these variables, which imports what the program imports, or
+        """Fork a zygote for steps with these variables, which imports what the program imports, or
         (None) runs it."""
         try:
             pid = os.fork()
@@ -750,14 +750,14 @@ class Ground:
             return
         if pid:
             os.close(control)
-            self._grounds.add(pid)
+            self._zygotes.add(pid)
             return
         code = 1
         try:
-            self._become_ground()
+            self._become_zygote()
             self._control.close()
             self._control = socket.socket(fileno=inside.out_of_the_way(control))
-            self._grounds = set()
+            self._zygotes = set()
             before = dict(os.environ)
             os.environ.update(environment)
             self._environment = environment
@@ -769,12 +769,12 @@ class Ground:
             self._say(*((messages.READY,) if cold is None else (messages.COLD, *cold)))
             self.serve()
             code = 0
-        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
+        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
             traceback.print_exc()
         finally:
             os._exit(code)
 
-    def _become_ground(self) -> None:
+    def _become_zygote(self) -> None:
         inside.begin(self._pid, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         messages.close_all([*self._wakeup, *(self._line or ()), *self._of_others()])
@@ -824,7 +824,7 @@ class Ground:
     ) -> NoReturn:
         code = 1
         try:
-            self._become_ground()
+            self._become_zygote()
             with inside.CapturedOutput() as printed, Generators() as self._generators:
                 reason = import_all(imported, environment)
             self._printed = printed.bytes
@@ -842,7 +842,7 @@ class Ground:
                 self._say(messages.READY)
                 self.serve()
             code = 0
-        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
+        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
             traceback.print_exc()
         finally:
             os._exit(code)
@@ -889,7 +889,7 @@ class Ground:
         while (ended := system.reap(self._end_group_of)) is not None:
             has_ended = True
             pid, status, usage = ended
-            self._grounds.discard(pid)
+            self._zygotes.discard(pid)
             child = self._children.pop(pid, None)
             if child is not None:
                 del self._pids[child]
@@ -901,14 +901,14 @@ class Ground:
             self._say(messages.EXITED, *each)
 
     def _end_group_of(self, pid: int) -> None:
-        if pid in self._children or pid in self._grounds:
+        if pid in self._children or pid in self._zygotes:
             system.end_group(pid)
 
     def _end_orphans(self) -> None:
         """End what has come to us because its parents are gone, if its task is, too. What it has
         started comes next: its end wakes us again."""
         for pid in descendants.children():
-            if pid in self._children or pid in self._grounds:
+            if pid in self._children or pid in self._zygotes:
                 continue
             owner = descendants.owner_of(pid)
             if owner is not None and owner[0] == self._token:

@@ -1,4 +1,4 @@
-"""The main program of a ground: the process that tasks are forked from (executors/local/ground.py).
+"""The main program of a zygote: the process that tasks are forked from (executors/local/zygote.py).
 
 It stands above what it connects: the backends, by their URLs, and the names that flows import from
 aflow.
@@ -12,14 +12,14 @@ import sys
 from collections.abc import Sequence
 
 from aflow._core.settings import withhold_secrets
-from aflow.executors.local.ground import Ground
+from aflow.executors.local.zygote import Zygote
 from aflow.flow.spec import FlowSpec
 from aflow.metadata.factory import open_metadata
 from aflow.storage.factory import open_store
 
 
 def main() -> None:
-    """Serve as a ground that was spawned, with the number of its socket and of its parent as
+    """Serve as a zygote that was spawned, with the number of its socket and of its parent as
     arguments."""
     control, parent = map(int, sys.argv[1:3])
     path = sys.path if sys.flags.safe_path else sys.path[1:]
@@ -32,11 +32,11 @@ def main() -> None:
 
 
 def serve(control: socket.socket, parent: int, path: Sequence[str]) -> None:
-    """Serve as a ground, until the coordinator is gone; see Ground."""
+    """Serve as a zygote, until the coordinator is gone; see Zygote."""
     withhold_secrets()
     names = sys.modules["aflow"]
     vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks have no use for
     _ = names.current
-    ground = Ground(control, parent, [*path], open_store, open_metadata)
-    ground.prepare()
-    ground.serve()
+    zygote = Zygote(control, parent, [*path], open_store, open_metadata)
+    zygote.prepare()
+    zygote.serve()

@@ -1,4 +1,4 @@
-"""The coordinator's end of the grounds of a run: requests to them, and what they report."""
+"""The coordinator's end of the zygotes of a run: requests to them, and what they report."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from aflow._core.secret import revealed
 from aflow._core.system import usable_cpus
 from aflow.executors.base import ended_by
 from aflow.executors.local import descendants, messages
-from aflow.executors.local.ground_start import keep_from_forks
+from aflow.executors.local.zygote_start import keep_from_forks
 
 if TYPE_CHECKING:
     from aflow.task.program import LoadRequest
     from aflow.task.spec import RunContext
 
 UNNOTICED = 0.05  # seconds of imports that are not reported
-MOST_GROUNDS = 8  # warm ones of a run: tasks of further environments start cold
+MOST_ZYGOTES = 8  # warm ones of a run: tasks of further environments start cold
 
 _log = logging.getLogger("aflow.processes")
 
 
-class GroundProcess(Protocol):
-    """A ground that has been started, in whatever way."""
+class ZygoteProcess(Protocol):
+    """A zygote that has been started, in whatever way."""
 
     @property
     def control(self) -> socket.socket:
@@ -44,7 +44,7 @@ class GroundProcess(Protocol):
 
 
 class Children(Protocol):
-    """Receives what grounds report about the processes that they have forked."""
+    """Receives what zygotes report about the processes that they have forked."""
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """The process runs."""
@@ -58,8 +58,8 @@ class Children(Protocol):
     def refused(self, child: int, reason: str) -> None:
         """The process cannot be forked from the program."""
 
-    def ground_lost(self, reason: str) -> None:
-        """The first ground is gone, and every process with it."""
+    def zygote_lost(self, reason: str) -> None:
+        """The first zygote is gone, and every process with it."""
 
 
 class _RequestedProcess(NamedTuple):
@@ -74,18 +74,18 @@ class _RequestedProcess(NamedTuple):
     late: dict[str, str]  # variables that are set when it is forked
 
 
-class Grounds:
-    """The grounds of one run: the first one, from which all can be forked, and the warm ones.
+class Zygotes:
+    """The zygotes of one run: the first one, from which all can be forked, and the warm ones.
 
     Which modules the program imports is known from the run's own start (`request.imported`), or is
-    learned from the first processes, which are forked from the first ground. A program that imports
-    nothing but what the first ground has already needs no warm one: the first ground is asked.
+    learned from the first processes, which are forked from the first zygote. A program that imports
+    nothing but what the first zygote has already needs no warm one: the first zygote is asked.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        process: GroundProcess,
+        process: ZygoteProcess,
         children: Children,
         request: LoadRequest,
         context: RunContext,
@@ -96,25 +96,25 @@ class Grounds:
         self._context = context
         self._request = request._replace(imported=None)
         self._imported: Mapping[str, Any] | None = request.imported
-        self._is_warm: bool | None = None  # whether the first ground has all that is imported
+        self._is_warm: bool | None = None  # whether the first zygote has all that is imported
         self._token = descendants.new_token()
         self._ids = 0
         self._open = True
         self._learning: set[int] = set()  # processes that will say what they have imported
         self._held: deque[_RequestedProcess] = (
             deque()
-        )  # until one of them has, and the first ground answered
-        self._grown: dict[tuple[Any, ...], _GroundSocket] = {}  # by what they are for
-        self._of: dict[int, _GroundSocket] = {}  # child -> where it was asked for
-        self._first = _GroundSocket(self, process.control)
+        )  # until one of them has, and the first zygote answered
+        self._grown: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by what they are for
+        self._of: dict[int, _ZygoteSocket] = {}  # child -> where it was asked for
+        self._first = _ZygoteSocket(self, process.control)
         self._first.send(messages.PROGRAM, *self._request)
-        # The ground connects by itself. What it is sent stays in the memory of both.
+        # The zygote connects by itself. What it is sent stays in the memory of both.
         whole = context._replace(metadata_url=revealed(context.metadata_url))
         self._first.send(messages.CONFIGURE, whole, self._token)
         self._ask()
 
     def _ask(self) -> None:
-        """Ask the first ground whether it has what the program imports, once that is known."""
+        """Ask the first zygote whether it has what the program imports, once that is known."""
         if self._imported is None:
             return
         if self._imported["modules"]:
@@ -150,7 +150,7 @@ class Grounds:
     def _sends(self, wanted: _RequestedProcess) -> bool:
         """Whether the process could be asked for: else more has to be known of the program."""
         if self._is_warm is not None or wanted.start == "fork":
-            self._send(self._ground_of(wanted), wanted)
+            self._send(self._zygote_of(wanted), wanted)
         elif self._imported is None and len(self._learning) < usable_cpus():
             self._learning.add(wanted.child)
             self._send(self._first, wanted, learn=True)
@@ -158,15 +158,15 @@ class Grounds:
             return False
         return True
 
-    def _send(self, link: _GroundSocket, wanted: _RequestedProcess, *, learn: bool = False) -> None:
+    def _send(self, link: _ZygoteSocket, wanted: _RequestedProcess, *, learn: bool = False) -> None:
         self._of[wanted.child] = link
         environment = wanted.late
         if link is self._first:
             environment = {**wanted.environment, **wanted.late}
         link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
 
-    def _ground_of(self, wanted: _RequestedProcess) -> _GroundSocket:
-        """The ground for steps with these variables: where nothing is imported, the first."""
+    def _zygote_of(self, wanted: _RequestedProcess) -> _ZygoteSocket:
+        """The zygote for steps with these variables: where nothing is imported, the first."""
         forks = wanted.start == "fork"
         if not forks:
             assert self._imported is not None, "it is known"
@@ -176,19 +176,19 @@ class Grounds:
         link = self._grown.get(key)
         if link is not None and link.is_open:
             return link
-        if forks or (link is None and len(self._grown) < MOST_GROUNDS):
+        if forks or (link is None and len(self._grown) < MOST_ZYGOTES):
             return self._grow(key, wanted.environment, None if forks else self._imported)
         return self._first
 
     def _grow(
         self, key: tuple[Any, ...], environment: dict[str, str], imported: Any
-    ) -> _GroundSocket:
+    ) -> _ZygoteSocket:
         try:
             ours, theirs = socket.socketpair()
-        except OSError:  # no descriptors are left: the first ground does without
+        except OSError:  # no descriptors are left: the first zygote does without
             return self._first
         self._first.send(messages.GROW, environment, imported, fds=[theirs.detach()])
-        link = self._grown[key] = _GroundSocket(self, ours)
+        link = self._grown[key] = _ZygoteSocket(self, ours)
         return link
 
     def learn(self, imported: Mapping[str, Any]) -> None:
@@ -216,10 +216,10 @@ class Grounds:
                 self._loop.call_soon(self._children.not_forked, child, "it was no longer needed")
                 return
 
-    # ------------------------------------------------------------ what grounds report
+    # ------------------------------------------------------------ what zygotes report
 
-    def hear(self, link: _GroundSocket, kind: int, *rest: Any) -> None:
-        """A ground has reported something."""
+    def hear(self, link: _ZygoteSocket, kind: int, *rest: Any) -> None:
+        """A zygote has reported something."""
         if kind == messages.FORKED:
             self._children.forked(*rest)
         elif kind == messages.HAS:
@@ -245,8 +245,8 @@ class Grounds:
             self._learning.discard(child)
             self._release()
 
-    def lost(self, link: _GroundSocket) -> None:
-        """A ground has ended by itself."""
+    def lost(self, link: _ZygoteSocket) -> None:
+        """A zygote has ended by itself."""
         reason = "the process that starts tasks has died"
         if link is self._first:
             self.close()
@@ -254,7 +254,7 @@ class Grounds:
             if status is not None:
                 reason = f"{reason} ({_how(status)})"
             descendants.kill_marked(self._token)
-            self._children.ground_lost(reason)
+            self._children.zygote_lost(reason)
             return
         link.close()
         for child in [child for child, of in self._of.items() if of is link]:
@@ -262,7 +262,7 @@ class Grounds:
             self._children.not_forked(child, reason)
 
     def close(self) -> None:
-        """Release the grounds: they kill what they have forked, and end. May be called twice;
+        """Release the zygotes: they kill what they have forked, and end. May be called twice;
         `reap` waits for their end."""
         self._open = False
         for link in (*self._grown.values(), self._first):
@@ -271,13 +271,13 @@ class Grounds:
             messages.close_all(self._held.popleft().fds)
 
     def reap(self) -> int | None:
-        """Wait for the end of grounds that were released: some milliseconds, since they have
+        """Wait for the end of zygotes that were released: some milliseconds, since they have
         memory to give back. Blocks; any thread may call. The wait status of the first, if known."""
         return self._process.reap()
 
 
 def _how(status: int) -> str:
-    """How a ground has ended, which has caught no error of its own."""
+    """How a zygote has ended, which has caught no error of its own."""
     how = ended_by(status).rstrip(".")
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return f"{how}: by somebody, or by the system, for want of memory"
@@ -294,7 +294,7 @@ def cold_note(reason: str, seconds: float) -> str | None:
     )
 
 
-def check_warm(process: GroundProcess, request: LoadRequest) -> str | None:
+def check_warm(process: ZygoteProcess, request: LoadRequest) -> str | None:
     """The note, if tasks of a program would start cold. Blocks while the process imports what the
     program has imported; releases it."""
     ours, theirs = socket.socketpair()
@@ -315,11 +315,11 @@ def check_warm(process: GroundProcess, request: LoadRequest) -> str | None:
     return cold_note(*answer[1:])
 
 
-class _GroundSocket:
-    """The socket of one ground."""
+class _ZygoteSocket:
+    """The socket of one zygote."""
 
-    def __init__(self, grounds: Grounds, control: socket.socket) -> None:
-        self._grounds = grounds
+    def __init__(self, zygotes: Zygotes, control: socket.socket) -> None:
+        self._zygotes = zygotes
         self._loop = asyncio.get_running_loop()
         self._control = keep_from_forks(control)
         self._unpacker = messages.unpacker()
@@ -339,17 +339,17 @@ class _GroundSocket:
         except OSError:
             data = b""
         if not data:
-            self._grounds.lost(self)
+            self._zygotes.lost(self)
             return
         self._unpacker.feed(data)
         for message in self._unpacker:
             if message[0] == messages.ARRIVED:
                 self._unsent.arrived(message[1])
             else:
-                self._grounds.hear(self, *message)
+                self._zygotes.hear(self, *message)
 
     def close(self) -> None:
-        """Release the ground. May be called twice."""
+        """Release the zygote. May be called twice."""
         if not self.is_open:
             return
         self.is_open = False

@@ -1,4 +1,4 @@
-"""How the first ground of a run is started: forked from a process that has run nothing of the
+"""How the first zygote of a run is started: forked from a process that has run nothing of the
 user's yet, or as a fresh interpreter where there are threads, an event loop, or the user's program.
 """
 
@@ -53,16 +53,16 @@ names["keep"](sys.argv.pop(3).split(","), sys.argv[2])
 """
 
 
-# By its name, since the main program of a ground stands above all that starts it.
-GROUND = "aflow.executors.local.ground_main"
+# By its name, since the main program of a zygote stands above all that starts it.
+ZYGOTE = "aflow.executors.local.zygote_main"
 
 
 _ours: WeakSet[socket.socket] = WeakSet()  # sockets whose end is ours alone
 
 
 def keep_from_forks(control: socket.socket) -> socket.socket:
-    """The socket, our end of one to a ground, which no process that this program forks is to hold:
-    grounds end when it is closed, and nobody else may keep them alive, or be taken for the
+    """The socket, our end of one to a zygote, which no process that this program forks is to hold:
+    zygotes end when it is closed, and nobody else may keep them alive, or be taken for the
     coordinator."""
     _ours.add(control)
     return control
@@ -76,8 +76,8 @@ def _close_in_forks() -> None:
 os.register_at_fork(after_in_child=_close_in_forks)
 
 
-class ForkedGround:
-    """A ground that was forked from this very process, before it had any thread or event loop."""
+class ForkedZygote:
+    """A zygote that was forked from this very process, before it had any thread or event loop."""
 
     def __init__(self, control: socket.socket, pid: int) -> None:
         self.control = control
@@ -91,8 +91,8 @@ class ForkedGround:
             return None
 
 
-class SpawnedGround:
-    """A ground in an interpreter of its own."""
+class SpawnedZygote:
+    """A zygote in an interpreter of its own."""
 
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self.control = control
@@ -109,16 +109,16 @@ class SpawnedGround:
         return code << 8 if code >= 0 else -code
 
 
-def fork_ground(*, inherits: bool = True) -> ForkedGround:
-    """Fork a ground from this process, which has one thread, no event loop, and has run nothing of
-    the user's. What it has open beside its streams is for this process alone unless the ground
+def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
+    """Fork a zygote from this process, which has one thread, no event loop, and has run nothing of
+    the user's. What it has open beside its streams is for this process alone unless the zygote
     `inherits` it."""
     ours, theirs = socket.socketpair()
     parent = os.getpid()
     pid = os.fork()
     if pid:
         theirs.close()
-        return ForkedGround(keep_from_forks(ours), pid)
+        return ForkedZygote(keep_from_forks(ours), pid)
     code = 1
     try:
         os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
@@ -128,9 +128,9 @@ def fork_ground(*, inherits: bool = True) -> ForkedGround:
                 os.close(each)
         # Imported here, while the coordinator imports its own: on two cores at once.
         path = sys.path if sys.flags.safe_path else sys.path[1:]
-        import_module(GROUND).serve(theirs, parent, path)
+        import_module(ZYGOTE).serve(theirs, parent, path)
         code = 0
-    except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the ground has died
+    except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
         import traceback
 
         traceback.print_exc()
@@ -152,12 +152,12 @@ def command_of(module: str, built: Built | None = None) -> list[str]:
     return [sys.executable, *flags, "-c", _PROGRAM, module, os.path.join(own, "")]
 
 
-def spawn_ground(
+def spawn_zygote(
     environment: Mapping[str, str] | None = None,
     folder: str | None = None,
     built: Built | None = None,
-) -> SpawnedGround:
-    """Start a ground in a fresh interpreter, with these variables and this folder (else our own):
+) -> SpawnedZygote:
+    """Start a zygote in a fresh interpreter, with these variables and this folder (else our own):
     one like this, or that of an environment. Does not wait until it is ready. Raises OSError if
     there is no process to be had."""
     variables = dict(environment_with({}) if environment is None else environment)
@@ -169,7 +169,7 @@ def spawn_ground(
         with theirs:
             process = subprocess.Popen(
                 [
-                    *command_of(GROUND, built),
+                    *command_of(ZYGOTE, built),
                     str(theirs.fileno()),
                     str(os.getpid()),
                 ],
@@ -180,16 +180,16 @@ def spawn_ground(
                 start_new_session=True,  # the terminal's Ctrl-C is for the coordinator alone
             )
         made.pop_all()
-        return SpawnedGround(keep_from_forks(ours), process)
+        return SpawnedZygote(keep_from_forks(ours), process)
 
 
-def spawn_here(built: Built | None = None) -> SpawnedGround:
-    """Start a ground for the program that this process is, as it was when it began; with the
+def spawn_here(built: Built | None = None) -> SpawnedZygote:
+    """Start a zygote for the program that this process is, as it was when it began; with the
     interpreter of an environment, if one is given."""
     start = started()
     if start is None:
-        return spawn_ground(built=built)
-    return spawn_ground(start.environment, start.folder, built)
+        return spawn_zygote(built=built)
+    return spawn_zygote(start.environment, start.folder, built)
 
 
 _OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
@@ -222,52 +222,52 @@ def looks_like_a_run(words: Sequence[str]) -> bool:
     return bool(STARTING & given) and not _NOT_STARTING & given
 
 
-_wanted: EarlyGround | None = None  # the ground of the run that this command is about to begin
+_wanted: EarlyZygote | None = None  # the zygote of the run that this command is about to begin
 
 
-def have_ground(*, fork: bool = False, inherits: bool = True) -> None:
-    """Start a ground for the run that this command is about to begin, if there is none yet: by a
-    fork (see `fork_ground`), where nothing of the user's has run here, else as a fresh
+def have_zygote(*, fork: bool = False, inherits: bool = True) -> None:
+    """Start a zygote for the run that this command is about to begin, if there is none yet: by a
+    fork (see `fork_zygote`), where nothing of the user's has run here, else as a fresh
     interpreter."""
     global _wanted
     if _wanted is None:
-        delegate_if_first()  # now, since the ground is to be a child of the process that goes on
+        delegate_if_first()  # now, since the zygote is to be a child of the process that goes on
         # A fork would be traced or profiled as this process is, by a tool that does not expect it.
         alone = fork and sys.gettrace() is None and sys.getprofile() is None
-        _wanted = EarlyGround(fork_ground(inherits=inherits) if alone else spawn_here())
+        _wanted = EarlyZygote(fork_zygote(inherits=inherits) if alone else spawn_here())
 
 
-def drop_ground() -> None:
-    """End the ground that was started for a run, if the run has not come about."""
-    taken = take_ground()
+def drop_zygote() -> None:
+    """End the zygote that was started for a run, if the run has not come about."""
+    taken = take_zygote()
     if taken is not None:
         taken.close()
 
 
-def take_ground() -> EarlyGround | None:
-    """The ground that was started for this run; None if none was, or it was taken."""
+def take_zygote() -> EarlyZygote | None:
+    """The zygote that was started for this run; None if none was, or it was taken."""
     global _wanted
     taken, _wanted = _wanted, None
     return taken
 
 
-class EarlyGround:
-    """A ground that is started before it is wanted. The second one, should the first die, is
+class EarlyZygote:
+    """A zygote that is started before it is wanted. The second one, should the first die, is
     spawned."""
 
-    def __init__(self, ground: ForkedGround | SpawnedGround | None = None) -> None:
-        self._ground = ground
+    def __init__(self, zygote: ForkedZygote | SpawnedZygote | None = None) -> None:
+        self._zygote = zygote
 
-    def start(self) -> ForkedGround | SpawnedGround:
-        """The ground; another one the second time."""
-        ground, self._ground = self._ground, None
-        return ground or spawn_ground()
+    def start(self) -> ForkedZygote | SpawnedZygote:
+        """The zygote; another one the second time."""
+        zygote, self._zygote = self._zygote, None
+        return zygote or spawn_zygote()
 
     def close(self) -> None:
         """End it, if it was never wanted: it has forked nothing yet, and nobody waits until it has
         imported all that it does. May be called twice."""
-        ground, self._ground = self._ground, None
-        if ground is not None:
-            os.kill(ground.pid, signal.SIGKILL)
-            ground.control.close()
-            ground.reap()
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            os.kill(zygote.pid, signal.SIGKILL)
+            zygote.control.close()
+            zygote.reap()

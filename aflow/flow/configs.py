@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 from aflow.errors import InvalidConfig, MissingExtra
@@ -55,7 +55,7 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return ConfigValue(value)
     if isinstance(value, list | tuple | set):
-        return type(value)(map(_frozen, value))
+        return _alike(value, map(_frozen, value))
     return value
 
 
@@ -63,8 +63,14 @@ def _thawed(value: Any) -> Any:
     if isinstance(value, ConfigValue):
         return value.to_dict()
     if isinstance(value, list | tuple | set):
-        return type(value)(map(_thawed, value))
+        return _alike(value, map(_thawed, value))
     return value
+
+
+def _alike(value: Any, items: Iterable[Any]) -> Any:
+    """The items in a collection of the value's own type."""
+    # A named tuple takes its items one by one.
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 # ------------------------------------------------------------ evaluated later
@@ -88,7 +94,10 @@ class Delayed:
     def __getitem__(self, key: Any) -> Delayed:
         if isinstance(key, str) and key.startswith(_UNPACKED):
             return self
-        return Delayed(f"{self._text}[{key!r}]", lambda values: self._evaluate(values)[key])
+        return Delayed(
+            f"{self._text}[{key!r}]",
+            lambda values: self._evaluate(values)[evaluated(key, values)],
+        )
 
     def get(self, key: Any, default: Any = None) -> Delayed:
         """The value of a key, the default where there is none."""
@@ -150,7 +159,7 @@ def evaluated(value: Any, values: Mapping[str, Any]) -> Any:
                 found[key] = evaluated(each, values)
         return found
     if isinstance(value, list | tuple):
-        return type(value)([evaluated(each, values) for each in value])
+        return _alike(value, [evaluated(each, values) for each in value])
     return value
 
 
@@ -228,6 +237,10 @@ class Config:
         """What `**` asks for: one key that stands for all that there will be."""
         return self._as_delayed().keys()
 
+    def __call__(self, context: Any) -> Any:
+        """The value, as the default of a parameter."""
+        return evaluated(self, context.configs)
+
     def __repr__(self) -> str:
         return f"<Config {self.name}>"
 
@@ -255,25 +268,34 @@ def _parsed(config: Config, text: str, where: str) -> Any:
     if parser is None and config._plain:
         return text
     try:
-        return _parser_of(parser)(text)
+        return imported(parser)(text) if parser is not None else _from_json(text)
     except Exception as error:
         raise InvalidConfig(
             f"Config {config.name!r}, {where}, does not parse: {type(error).__name__}: {error}"
         ) from error
 
 
-def _parser_of(parser: Any) -> Callable[[str], Any]:
-    if parser is None:
-        import json
+def _from_json(text: str) -> Any:
+    import json
 
-        return json.loads
+    return json.loads(text)
+
+
+def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function that a parser is, or that its dotted path names; without a module it is one of
+    those below. Raises what importing it raises, and TypeError for what is not a function."""
+    found: Any = parser
     if isinstance(parser, str):
         from importlib import import_module
 
         module, _, name = parser.rpartition(".")
-        found: Callable[[str], Any] = getattr(import_module(module or "aflow.flow.configs"), name)
-        return found
-    return parser  # type: ignore[no-any-return]
+        # A path that begins with a dot is within Metaflow, whose parsers are here.
+        within = not module or module.startswith(".")
+        found = getattr(import_module(__name__ if within else module), name)
+    if not callable(found):
+        raise TypeError(f"{shown(found)} is not a function")
+    function: Callable[[Any], Any] = found
+    return function
 
 
 def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,7 +354,10 @@ def conda_environment_yml_parser(content: str) -> dict[str, Any]:
     """What an environment.yml asks for, without its pip section: `packages` and `python`. Needs
     PyYAML; raises MissingExtra without it."""
     packages: dict[str, str] = {}
-    for each in _yaml().safe_load(content).get("dependencies", []):
+    found = _yaml().safe_load(content) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError("an environment is a mapping with the key dependencies")
+    for each in found.get("dependencies") or []:
         if isinstance(each, str):
             _add(packages, re.sub(r"^([\w.-]+)\s*=\s*([^=\s].*)$", r"\1==\2", each.strip()))
     python = packages.pop("python", None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from aflow._core.records import NamedTuple
 from aflow.errors import InvalidParameter
+from aflow.flow.configs import imported
 from aflow.flow.names import did_you_mean, shown
 
 if TYPE_CHECKING:
@@ -116,21 +117,25 @@ class Parameter:
         self.infers_type = type is None
         # The values of one parameter: as many as are given, or a fixed number at a time.
         self.multiple = bool(click_options.get("multiple"))
-        self.nargs = len(type) if isinstance(type, tuple) else int(click_options.get("nargs", 1))
-        if self.nargs < 1:
+        self.nargs = len(type) if isinstance(type, tuple) else click_options.get("nargs", 1)
+        if not isinstance(self.nargs, int) or self.nargs < 1:
             raise InvalidParameter(
-                f"Parameter {name!r} has nargs={self.nargs}: it must be above 0."
+                f"Parameter {name!r} has nargs={shown(self.nargs)}: it must be a whole number "
+                "above 0."
             )
         if separator and (self.multiple or self.nargs > 1):
             raise InvalidParameter(
                 f"Parameter {name!r} has a separator, and multiple= or nargs=: use one of them."
             )
         self.type = self._declared_type(type, default)
-        if choices is not None and (isinstance(choices, str) or not isinstance(choices, Iterable)):
-            raise InvalidParameter(
-                f"Parameter {name}: choices={choices!r} is not a list of values."
-            )
-        self.choices = None if choices is None else [self._convert_one(each) for each in choices]
+        if choices is not None:
+            listed = hasattr(choices, "__iter__") and not isinstance(choices, str)
+            self.choices = [self._convert_one(each) for each in choices] if listed else []
+            if not self.choices:
+                raise InvalidParameter(
+                    f"Parameter {name!r} has choices={shown(choices)}, which is not a list of "
+                    "values."
+                )
         self.default = default
         if default is not None and not callable(default):
             self.default = self.convert(default)
@@ -289,7 +294,7 @@ def _checked_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise InvalidParameter(
             f"Parameter {name!r} takes no {unknown[0]}=."
-            f"{did_you_mean(unknown[0], [*_CLICK_OPTIONS, *_OWN_OPTIONS])}"
+            f"{did_you_mean(unknown[0], {*_CLICK_OPTIONS, *_OWN_OPTIONS} - {unknown[0]})}"
         )
     return options
 
@@ -524,8 +529,11 @@ class IncludeFile(Parameter):
             help=help,
             required=required,
             show_default=show_default,
-            **click_options,
+            choices=click_options.pop("choices", None),
+            **_checked_options(name, click_options),
         )
+        if self.multiple or self.nargs > 1:
+            raise InvalidParameter(f"Parameter {name!r} is an IncludeFile, which takes one path.")
         self.is_text = True if is_text is None else is_text
         self.encoding = encoding or "utf-8"
         self.parser = parser
@@ -537,11 +545,12 @@ class IncludeFile(Parameter):
             data = read(path)
         except OSError as error:
             raise InvalidParameter(
-                f"The file {path} of parameter {self.name!r} cannot be read: {error.strerror}."
+                f"The file {path} of parameter {self.name!r} cannot be read: "
+                f"{error.strerror or error}."
             ) from error
         try:
             value: Any = data.decode(self.encoding) if self.is_text else data
-        except (UnicodeDecodeError, LookupError) as error:
+        except (ValueError, LookupError, TypeError) as error:  # of codecs, each has its own
             raise InvalidParameter(
                 f"The file {path} of parameter {self.name!r} is not text in {self.encoding}: give "
                 "another encoding=, or is_text=False."
@@ -550,21 +559,9 @@ class IncludeFile(Parameter):
 
     def _parsed(self, path: str, value: Any) -> Any:
         try:
-            return self._function()(value)
+            return imported(self.parser)(value)  # type: ignore[arg-type]  # there is one
         except Exception as error:
             raise InvalidParameter(
                 f"The file {path} of parameter {self.name!r} does not parse: "
                 f"{type(error).__name__}: {error}"
             ) from error
-
-    def _function(self) -> Callable[[Any], Any]:
-        if callable(self.parser):
-            return self.parser
-        from importlib import import_module
-
-        module, _, name = str(self.parser).rpartition(".")
-        function: Any = getattr(import_module(module or "aflow.flow.configs"), name)
-        if not callable(function):
-            raise TypeError(f"{shown(function)} is not a function")
-        made: Callable[[Any], Any] = function
-        return made

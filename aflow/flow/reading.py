@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
 from aflow.errors import InvalidFlow
+from aflow.flow.configs import Config
 from aflow.flow.decorators.base import decorators_of, step_mark
 from aflow.flow.decorators.flow_base import flow_decorators_of
 from aflow.flow.definition import FlowDefinition, StepDefinition
@@ -125,21 +126,14 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
         )
     elif isinstance(value, Parameter):
         members.parameters[name] = value
-    elif _is_config(value):
+    elif isinstance(value, Config):
         members.configs[name] = value
     elif not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
         members.constants[name] = value
 
 
-# Most flows have neither configs nor mutators: what they are is not imported for those.
-
-
-def _is_config(value: Any) -> bool:
-    module = sys.modules.get("aflow.flow.configs")
-    return module is not None and isinstance(value, module.Config)
-
-
 def _mutators_of(cls: type) -> tuple[Any, ...]:
+    # Most flows have no mutators: what these are is not imported for them.
     module = sys.modules.get("aflow.flow.custom")
     found: tuple[Any, ...] = () if module is None else module.mutators_of(cls)
     return found

@@ -400,6 +400,8 @@ def _cannot_set(cls: type[FlowSpec], name: str) -> str:
     definition = define(cls)
     if name in definition.parameters:
         what = "a parameter, and has the value that the run was started with"
+    elif name in definition.configs:
+        what = "a config, and has the value that the run was started with"
     elif name in definition.constants:
         what = "a constant of the class"
     elif name in RESERVED_NAMES:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from aflow._core.records import NamedTuple, replace
 from aflow._core.settings import Settings, expanded
 from aflow.errors import InvalidConfig
-from aflow.flow.configs import ConfigValue, Delayed, evaluated, names_of, value_of
+from aflow.flow.configs import Config, ConfigValue, Delayed, evaluated, names_of, value_of
 from aflow.flow.parameters import ParameterContext
 from aflow.flow.spec import define
 
 if TYPE_CHECKING:
-    from aflow.flow.configs import Config
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.graph import Node
     from aflow.flow.parameters import Parameter
@@ -152,7 +151,7 @@ def _called(config: Config, default: Any, context: Context) -> Any:
 
 def _with_default(parameter: Parameter, configs: Mapping[str, Any]) -> Parameter:
     """The parameter, with a default that was an expression of configs."""
-    if not isinstance(parameter.default, Delayed):
+    if not isinstance(parameter.default, Delayed | Config):
         return parameter
     made = copy(parameter)
     value = evaluated(parameter.default, configs)

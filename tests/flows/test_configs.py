@@ -139,19 +139,10 @@ def test_a_resumed_run_has_the_configs_of_its_origin(flow: Workspace) -> None:
     ("words", "reported"),
     [
         (["--config-value", "settings", "{x"], "'settings', as it was given, does not parse"),
-        (["--config-value", "settings", "[1]"], "it has to be a mapping"),
-        (["--config", "settings", "no.json"], "The file no.json of config 'settings' cannot be"),
         (["--config", "unknown", "x"], "has no config 'unknown'; its configs are: settings, pairs"),
         (["--config", "settings"], "--config takes two words"),
-        (
-            ["--config-value", "settings", "{}"],
-            "'self.settings.first' of configs cannot",
-        ),
-        (["--config", "raw", "notes.txt", "--config-value", "raw", "x"], "both a file and a value"),
         (["--notes", "no.txt"], "The file no.txt of parameter 'notes' cannot be read: No such"),
-        (["--parsed", "notes.txt"], "of parameter 'parsed' does not parse: JSONDecodeError"),
         (["--kind", "middle"], "which is none of its choices: small, large"),
-        (["--level", "4"], "which is none of its choices: 1, 2, 3"),
     ],
 )
 def test_what_cannot_be_used_is_reported_in_a_sentence(
@@ -161,48 +152,6 @@ def test_what_cannot_be_used_is_reported_in_a_sentence(
     assert 2 == ran.code
     assert reported in ran.err
     assert "Traceback" not in ran.err
-
-
-def test_a_default_file_that_is_missing_is_named(flow: Workspace) -> None:
-    (flow.path / "settings.json").unlink()
-    ran = command(flow, "run")
-    assert 2 == ran.code
-    assert "The file settings.json of config 'settings' is not there" in ran.err
-
-
-def test_the_parsers_that_come_along_read_their_files(workspace: Workspace) -> None:
-    pytest.importorskip("yaml", reason="YAML is read with the extra yaml")
-    files = {
-        "plain.yml": "a: [1, 2]",
-        "requirements.txt": "# python==3.11\nnumpy==1.26\nrich>=13\n",
-        "pyproject.toml": '[project]\nrequires-python = ">=3.11"\ndependencies = ["numpy==1.26"]\n',
-        "environment.yml": "dependencies:\n- python=3.11\n- numpy=1.26\n",
-    }
-    for name, text in files.items():
-        (workspace.path / name).write_text(text)
-    workspace.write("""
-        from aflow import (Config, conda_environment_yml_parser, pyproject_toml_parser,
-                           requirements_txt_parser, yaml_parser)
-
-        class Flow_(FlowSpec):
-            y = Config("y", default="plain.yml", parser=yaml_parser)
-            r = Config("r", default="requirements.txt", parser=requirements_txt_parser)
-            p = Config("p", default="pyproject.toml", parser=pyproject_toml_parser)
-            c = Config("c", default="environment.yml", parser=conda_environment_yml_parser)
-            @step
-            def start(self):
-                print("plain", list(self.y.a))
-                for each in (self.r, self.p, self.c):
-                    print("read", dict(each.packages), each.python)
-    """)
-    ran = workspace.run()
-    assert 0 == ran.code, ran.err
-    assert "plain [1, 2]" in ran.lines
-    assert [
-        "read {'numpy': '1.26', 'rich': '>=13'} 3.11",
-        "read {'numpy': '1.26'} >=3.11",
-        "read {'numpy': '1.26'} 3.11",
-    ] == [line for line in ran.lines if line.startswith("read")]
 
 
 def test_help_shows_choices(flow: Workspace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from types import FunctionType
@@ -59,8 +58,9 @@ def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> Non
 
 def decorators_of(function: object) -> tuple[StepDecorator, ...]:
     """The decorators on the function, outermost first."""
-    there: tuple[StepDecorator, ...] = getattr(function, _DECORATORS, ())
-    return there
+    # Some objects (expressions of configs, say) have an attribute of any name.
+    there = getattr(function, _DECORATORS, ())
+    return there if isinstance(there, tuple) else ()
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -111,7 +111,7 @@ def build(kind: type[StepDecorator], options: Mapping[str, Any]) -> StepDecorato
                 f"@{kind.name} has no option {option!r}.{did_you_mean(option, known)} "
                 f"Its options are: {', '.join(known)}."
             )
-    if "aflow.flow.configs" in sys.modules and _is_delayed(options):
+    if is_delayed(options):
         return DelayedDecorator(kind, options)
     if own:
         options = {name: value for name, value in options.items() if name not in own}
@@ -125,10 +125,6 @@ def _is_own(kind: type[StepDecorator], option: str, known: Sequence[str]) -> boo
     if not kind.open_options or option in known or not option.isidentifier():
         return False
     return not option.startswith("_") and not did_you_mean(option, known)
-
-
-def _is_delayed(options: Mapping[str, Any]) -> bool:
-    return is_delayed(options)
 
 
 @dataclass(frozen=True, slots=True)

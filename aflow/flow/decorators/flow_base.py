@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -48,13 +47,9 @@ def build(kind: type[FlowDecorator], options: Mapping[str, Any]) -> FlowDecorato
                 f"@{kind.kind} has no option {option!r}.{did_you_mean(option, known)} "
                 f"Its options are: {', '.join(known)}."
             )
-    if "aflow.flow.configs" in sys.modules and _is_delayed(options):
+    if is_delayed(options):
         return DelayedFlowDecorator(kind, options)
     return kind(**options)
-
-
-def _is_delayed(options: Mapping[str, Any]) -> bool:
-    return is_delayed(options)
 
 
 @dataclass(frozen=True, slots=True)

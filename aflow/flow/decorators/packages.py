@@ -51,8 +51,11 @@ def check_packages(decorator: Any) -> None:
             raise decorator._fault(option, 'a mapping such as {"numpy": "1.26"}')
         if value:
             decorator._set(option, {str(key): str(each) for key, each in value.items()})
-    if str(decorator.disabled).lower() not in ("true", "false", "none"):
-        raise decorator._fault("disabled", "True or False")
+    if decorator.disabled not in (True, False, None):
+        words = {"true": True, "false": False, "none": None}  # as they come out of a config
+        if str(decorator.disabled).lower() not in words:
+            raise decorator._fault("disabled", "True or False")
+        decorator._set("disabled", words[str(decorator.disabled).lower()])
     if decorator.python is not None:
         decorator._set("python", str(decorator.python))
 

@@ -77,6 +77,8 @@ def running(cls: type[FlowSpec], step: str, **artifacts: Any) -> tuple[Any, Fake
     definition = define(cls)
     flow = new_instance(definition)
     node = definition.graph.nodes[step]
-    context = FakeContext(node, artifacts, [*definition.parameters, *definition.constants])
+    context = FakeContext(
+        node, artifacts, [*definition.parameters, *definition.constants, *definition.configs]
+    )
     bind(flow, cast(TaskContext, context))
     return flow, context

@@ -6,24 +6,39 @@ import json
 from dataclasses import replace
 from datetime import date
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aflow.errors import InvalidParameter
 from aflow.flow.definition import FlowDefinition
-from aflow.flow.parameters import RESERVED, JSONType, Parameter, ParameterContext, resolve
+from aflow.flow.parameters import (
+    RESERVED,
+    IncludedFile,
+    IncludeFile,
+    JSONType,
+    JSONTypeClass,
+    Parameter,
+    ParameterContext,
+    resolve,
+)
 from aflow.flow.spec import define
 from tests.unit.flow.flows import MakeFlow
 
 
 def context(name: str) -> ParameterContext:
     return ParameterContext("F", "ada", name, lambda line: None, "local", {})
+
+
+class Size(Enum):
+    SMALL = "s"
+    LARGE = "l"
 
 
 # ------------------------------------------------------------ types
@@ -142,6 +157,23 @@ def test_a_separator_makes_a_list_of_values_of_the_type() -> None:
         ({"name": "p", "type": []}, "Parameter 'p' has the type []"),
         ({"name": "p", "default": "x", "type": int}, "has the value 'x', which is not a whole"),
         ({"name": "p", "separator": ""}, "Parameter 'p' has the separator ''"),
+        (
+            {"name": "p", "choices": "abc"},
+            "Parameter 'p' has choices='abc', which is not a list of values.",
+        ),
+        (
+            {"name": "p", "choices": 3},
+            "Parameter 'p' has choices=3, which is not a list of values.",
+        ),
+        (
+            {"name": "p", "choices": []},
+            "Parameter 'p' has choices=[], which is not a list of values.",
+        ),
+        ({"name": "p", "type": int, "choices": ["x"]}, "has the value 'x', which is not a whole"),
+        ({"name": "p", "default": "c", "choices": ["a"]}, "which is none of its choices: a."),
+        ({"name": "p", "type": bytes}, "Parameter 'p' has the type <class 'bytes'>"),
+        ({"name": "p", "type": list[int]}, "Parameter 'p' has the type list[int]"),
+        ({"name": "p", "type": Literal["a"], "default": "b"}, "which is none of its choices: a."),
     ],
 )
 def test_a_declaration_that_cannot_be_used_is_refused(arguments: Any, part: str) -> None:
@@ -199,6 +231,46 @@ def test_an_unknown_parameter_is_reported_with_those_there_are(definition: FlowD
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"p": 1}, "Flow F has no parameter 'p'. It has none."),
+        ({}, ""),
+    ],
+)
+def test_a_flow_without_parameters_takes_none(
+    make_flow: MakeFlow, given: Any, sentence: str
+) -> None:
+    flow = define(make_flow("class F(FlowSpec):\n    @step\n    def only(self): pass\n"))
+    try:
+        said = str(resolve(flow, given, context) or "")
+    except InvalidParameter as error:
+        said = str(error)
+
+    assert sentence == said
+
+
+def test_names_that_differ_in_capitals_and_dashes_alone_are_refused(make_flow: MakeFlow) -> None:
+    definition = define(
+        make_flow(
+            """
+            class F(FlowSpec):
+                a = Parameter("my-name")
+                b = Parameter("My_Name")
+                @step
+                def only(self): pass
+            """
+        )
+    )
+
+    with pytest.raises(InvalidParameter) as caught:
+        resolve(definition, {}, context)
+    assert (
+        "The parameters 'my-name' and 'My_Name' cannot be distinguished: names must differ in more "
+        "than capitals, - and _." == str(caught.value)
+    )
+
+
 def one_parameter(make_flow: MakeFlow, declaration: str) -> FlowDefinition:
     return define(
         make_flow(
@@ -234,6 +306,192 @@ def test_the_class_gives_the_parameter_itself(definition: FlowDefinition) -> Non
     assert "<Parameter batch-size: int>" == repr(definition.cls.size)  # type: ignore[attr-defined]
 
 
+def test_a_default_that_gives_nothing_is_no_value(make_flow: MakeFlow) -> None:
+    definition = one_parameter(make_flow, 'Parameter("p", type=int, default=lambda ctx: None)')
+
+    assert {"p": None} == resolve(definition, {}, context)
+
+
+@pytest.mark.parametrize(
+    ("declared", "name"),
+    [
+        ({"type": JSONType}, "JSON"),
+        ({"type": (str, int)}, "<str int>"),
+        ({"type": click.IntRange(1, 9)}, "integer range"),
+        ({"type": Path}, "Path"),
+        ({"type": partial(int, base=16)}, "partial"),
+    ],
+)
+def test_a_type_has_a_name_for_people(declared: Any, name: str) -> None:
+    assert f"<Parameter p: {name}>" == repr(Parameter("p", **declared))
+    assert "JSONType" == repr(JSONType)
+
+
+class Unreadable:
+    """An object as no JSON has it."""
+
+    def __str__(self) -> str:
+        return "shown"
+
+
+def test_what_json_cannot_hold_becomes_a_text() -> None:
+    assert ["shown", "l", {"a": 1}, None] == Parameter("p").plain(
+        [Unreadable(), Size.LARGE, {"a": 1}, None]
+    )
+
+
+# ------------------------------------------------------------ any value
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+DECLARED = st.fixed_dictionaries(
+    {"type": st.sampled_from([str, int, float, bool, JSONType, Path, (str, int), Size, None])},
+    optional={
+        "separator": st.sampled_from([",", "::", ""]),
+        "multiple": st.booleans(),
+        "nargs": st.integers(-1, 3),
+        "choices": st.lists(st.text(max_size=2) | st.integers(0, 3), max_size=3),
+        "default": VALUES,
+    },
+)
+
+
+@given(DECLARED, VALUES)
+def test_any_value_is_converted_for_good_or_refused_with_a_sentence(
+    declared: dict[str, Any], value: Any
+) -> None:
+    try:
+        parameter = Parameter("p", **declared)
+        once = parameter.convert(value)
+        said = "Parameter 'p' is converted once" if same(parameter.convert(once), once) else ""
+    except InvalidParameter as error:
+        said = str(error)
+
+    assert said.startswith("Parameter 'p' ")
+    assert said.count("\n") == 0
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether both are the same; NaN is."""
+    return repr(one) == repr(other)
+
+
+@given(st.sampled_from([str, int, float, bool, JSONType]), VALUES)
+def test_a_value_survives_the_way_to_another_process(type: Any, value: Any) -> None:
+    parameter = Parameter("p", type=type)
+    try:
+        value = parameter.convert(value)
+    except InvalidParameter:
+        assume(False)
+
+    assert same(value, parameter.convert(json.loads(json.dumps(parameter.plain(value)))))
+
+
+# ------------------------------------------------------------ included files
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "café"),
+        ({"encoding": "latin-1"}, "cafÃ©"),
+        ({"is_text": False}, "café".encode()),
+        ({"parser": str.upper}, "CAFÉ"),
+        ({"parser": "yaml_parser"}, "café"),
+        ({"parser": "builtins.len", "is_text": False}, 5),
+    ],
+)
+def test_an_included_file_is_text_bytes_or_what_a_parser_makes(
+    options: Any, expected: object
+) -> None:
+    assert expected == IncludeFile("f", **options).content("f.txt", lambda path: "café".encode())
+
+
+def missing(path: str) -> bytes:
+    raise FileNotFoundError(2, "No such file or directory", path)
+
+
+def broken(path: str) -> bytes:
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize(
+    ("options", "read", "sentence"),
+    [
+        (
+            {},
+            missing,
+            "The file f.txt of parameter 'f' cannot be read: No such file or directory.",
+        ),
+        ({}, broken, "The file f.txt of parameter 'f' cannot be read: the disk is gone."),
+        (
+            {},
+            lambda path: b"\xff",
+            "The file f.txt of parameter 'f' is not text in utf-8: give another encoding=, or "
+            "is_text=False.",
+        ),
+        *[
+            (
+                {"encoding": encoding},
+                lambda path: b"xn--a",
+                f"The file f.txt of parameter 'f' is not text in {encoding}: give another "
+                "encoding=, or is_text=False.",
+            )
+            for encoding in ("no-such", "hex", "a\0b", 8, "idna")
+        ],
+        (
+            {"parser": json.loads},
+            lambda path: b"{x",
+            "The file f.txt of parameter 'f' does not parse: JSONDecodeError: Expecting property "
+            "name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
+        (
+            {"parser": "nowhere.parse"},
+            lambda path: b"",
+            "The file f.txt of parameter 'f' does not parse: ModuleNotFoundError: No module named "
+            "'nowhere'",
+        ),
+        (
+            {"parser": "json.__name__"},
+            lambda path: b"",
+            "The file f.txt of parameter 'f' does not parse: TypeError: 'json' is not a function",
+        ),
+    ],
+)
+def test_an_included_file_that_cannot_be_used_is_reported(
+    options: Any, read: Any, sentence: str
+) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        IncludeFile("f", **options).content("f.txt", read)
+    assert sentence == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"type": int}, "Parameter 'f' takes no type=."),
+        ({"separator": ","}, "Parameter 'f' takes no separator=."),
+        ({"multiple": True}, "Parameter 'f' is an IncludeFile, which takes one path."),
+        ({"nargs": 2}, "Parameter 'f' is an IncludeFile, which takes one path."),
+    ],
+)
+def test_an_included_file_is_one_file(options: Any, sentence: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        IncludeFile("f", **options)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_an_included_file_may_be_one_of_some() -> None:
+    assert "a.txt" == IncludeFile("f", default="a.txt", choices=["a.txt", "b.txt"]).default
+
+
+def test_programs_may_ask_for_what_metaflow_has_in_place_of_a_file() -> None:
+    assert {"type": "self-contained"} == IncludedFile({"type": "self-contained"}).descriptor
+
+
 # ------------------------------------------------------------ what click's options can do
 
 
@@ -245,11 +503,6 @@ def with_parameter(make_flow: MakeFlow, declared: dict[str, Any]) -> FlowDefinit
 def with_value(make_flow: MakeFlow, declared: dict[str, Any], given: Any) -> dict[str, Any]:
     values = {} if given is None else {"p": given}
     return resolve(with_parameter(make_flow, declared), values, context)
-
-
-class Size(Enum):
-    SMALL = "s"
-    LARGE = "l"
 
 
 @pytest.mark.parametrize(
@@ -266,6 +519,12 @@ class Size(Enum):
         ({"nargs": 2, "type": float}, ["1", 2], (1.0, 2.0)),
         ({"nargs": 2, "multiple": True, "type": int}, [["1", 2], (3, 4)], ((1, 2), (3, 4))),
         ({"type": (str, int)}, ["a", "1"], ("a", 1)),
+        ({"count": True}, 3, 3),
+        ({"type": Literal["a", "b"]}, "b", "b"),
+        ({"type": Literal[1, 2]}, "2", 2),
+        ({"type": int, "choices": {1: "one", 2: "two"}}, "2", 2),
+        ({"type": JSONTypeClass}, "[1]", [1]),
+        ({"default": Size.SMALL}, None, Size.SMALL),
         ({"type": Path}, "a/b", Path("a/b")),
         ({"default": Path("c")}, None, Path("c")),
         ({"type": Size}, "l", Size.LARGE),
@@ -294,6 +553,7 @@ def test_keywords_and_types_of_click_give_the_values_that_click_gives(
         ({"cls": object}, None, "Parameter 'p' takes no cls="),
         ({"nargs": 0}, None, "has nargs=0"),
         ({"nargs": -1}, None, "has nargs=-1"),
+        ({"nargs": "many"}, None, "has nargs='many': it must be a whole number above 0."),
         ({"multiple": True, "separator": ","}, None, "has a separator, and multiple="),
         ({"type": click.File()}, None, "use click.Path for its name, or IncludeFile"),
         ({"type": click.IntRange}, None, "has the type <class 'click"),

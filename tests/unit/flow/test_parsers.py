@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 import pytest
 
+from aflow.errors import MissingExtra
 from aflow.flow import configs
 
 
@@ -63,3 +67,37 @@ def test_a_conda_environment_becomes_packages_and_python() -> None:
         "packages": {"numpy": "1.26", "scipy": ">=1.5", "pandas": ""},
         "python": "3.11",
     } == configs.conda_environment_yml_parser(text)
+
+
+@pytest.mark.parametrize("parse", [configs.yaml_parser, configs.conda_environment_yml_parser])
+def test_yaml_without_its_package_says_what_to_install(
+    parse: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+
+    with pytest.raises(MissingExtra) as caught:
+        parse("a: 1")
+    assert "YAML is read with PyYAML: install aflow-runtime[yaml]." == str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "[project]", "[project]\ndependencies = []"])
+def test_files_that_ask_for_nothing_give_no_packages(text: str) -> None:
+    parse = configs.pyproject_toml_parser if "[" in text else configs.requirements_txt_parser
+
+    assert {"packages": {}} == parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing", "name: x", "dependencies:", "[]"])
+def test_an_environment_that_asks_for_nothing_gives_no_packages(text: str) -> None:
+    assert {"packages": {}} == configs.conda_environment_yml_parser(text)
+
+
+def test_an_environment_that_is_a_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="a mapping with the key dependencies"):
+        configs.conda_environment_yml_parser("- numpy")
+
+
+@pytest.mark.parametrize("line", ["==1.0", "; sys_platform == 'x'", "@ git+https://host/x"])
+def test_a_line_that_names_no_package_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="names no package"):
+        configs.requirements_txt_parser(line)

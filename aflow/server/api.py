@@ -13,7 +13,8 @@ from aflow.server.auth import Authenticator, attended, is_page, refusal
 from aflow.server.bodies import body_of, check_type, json_of, number_of
 from aflow.server.routes.actions import ActionRoutes
 from aflow.server.routes.schedules import ScheduleRoutes
-from aflow.server.routes.table import LARGEST_PAGE, LONGEST_WAIT, ROUTES
+from aflow.server.routes.schemas import LARGEST_PAGE, LONGEST_WAIT
+from aflow.server.routes.table import ROUTES
 from aflow.server.routes.views import ViewRoutes
 from aflow.server.run_requests import order
 from aflow.server.streams import Streams, last_event
@@ -124,11 +125,14 @@ class RunRoutes:
         self._streams.close()
 
     async def alive(self, _: web.Request) -> web.StreamResponse:
-        """The process answers."""
+        """Check that the process answers."""
         return web.json_response({"status": "alive"})
 
     async def ready(self, _: web.Request) -> web.StreamResponse:
-        """The metadata answers, too, the datastore's disk has room, and runs are begun; 503."""
+        """Check that the server accepts runs.
+
+        The metadata answers within three seconds, the datastore's disk has room, and the server is
+        not shutting down; otherwise 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
         # One look for all who ask: one that waits for a database that does not answer keeps a
@@ -154,12 +158,14 @@ class RunRoutes:
             store.put(_PROBE, [b"ready\n"])
 
     async def measure(self, _: web.Request) -> web.StreamResponse:
-        """Figures for Prometheus."""
+        """Show metrics for Prometheus."""
         text = await self._metrics.text()
         return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def add_package(self, request: web.Request) -> web.StreamResponse:
-        """Keep a code package: the body is the archive; its key is said."""
+        """Upload a code package.
+
+        The body is a tar archive. The response has its key, which POST /v1/runs takes."""
         check_type(request, "application/x-tar")
         async with self._uploads:
             data = await body_of(request, _LARGEST_PACKAGE)
@@ -171,14 +177,16 @@ class RunRoutes:
         return self._blobs.put(data)
 
     async def add_run(self, request: web.Request) -> web.StreamResponse:
-        """Begin a run."""
+        """Start a run.
+
+        The response comes when the run is recorded; it does not wait for the end of the run."""
         wanted = order(await json_of(request))
         # Shielded: who goes away while a run begins leaves a run that is known.
         pathspec = await asyncio.shield(self._runs.begin(wanted))
         return web.json_response({"run": pathspec}, status=201)
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
-        """The latest runs (`limit`) of a flow (`flow`), or of all."""
+        """List the latest runs of a flow, or of all flows."""
         flow = request.query.get("flow")
         name = None if flow is None else ids.flow_name(flow)
         limit = number_of(request, "limit", 20, LARGEST_PAGE)
@@ -186,7 +194,9 @@ class RunRoutes:
         return web.json_response({"runs": [plain_run(run) for run in found]})
 
     async def show_run(self, request: web.Request) -> web.StreamResponse:
-        """A run; `wait` seconds at most are waited for its end."""
+        """Show a run and the progress of its steps.
+
+        With `wait` the response comes when the run has ended, or after that many seconds."""
         flow, run = _named(request)
         if "wait" in request.query:
             seconds = number_of(request, "wait", 0, LONGEST_WAIT)
@@ -221,7 +231,7 @@ class RunRoutes:
         return await asyncio.shield(look)
 
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
-        """The tasks of a run by number, those above `after`, with their latest attempts."""
+        """List the tasks of a run by number, with their latest attempts."""
         flow, run = _named(request)
         limit = number_of(request, "limit", 100, LARGEST_PAGE)
         after = number_of(request, "after", 0)  # 0 holds the parameters
@@ -234,8 +244,11 @@ class RunRoutes:
         return web.json_response({"tasks": await asyncio.to_thread(page)})
 
     async def show_events(self, request: web.Request) -> web.StreamResponse:
-        """What happens in a run, as server-sent events: after the one of `Last-Event-ID`; with
-        `follow=1` until the run has ended."""
+        """Stream the events of a run as server-sent events.
+
+        The events are `run_started`, `items_ready`, `attempt_ended`, `cancel_requested`, `damaged`
+        (a record that cannot be read), and a last one, `end`. With `follow=1` the stream stays open
+        until the run has ended. A client that reconnects sends `Last-Event-ID`."""
         flow, run = _named(request)
         after = last_event(request.headers.get("Last-Event-ID"))
         follow = bool(number_of(request, "follow", 0, 1))
@@ -244,8 +257,10 @@ class RunRoutes:
         return await self._streams.answer(request, stream)
 
     async def show_logs(self, request: web.Request) -> web.StreamResponse:
-        """What the tasks of a run have printed, as server-sent events: of one `step`, or of one
-        `task`; after the line of `Last-Event-ID`; with `follow=1` until the run has ended."""
+        """Stream the lines of a run's tasks as server-sent events.
+
+        Each line is an event `line`; the last event is `end`. With `follow=1` the stream stays open
+        until the run has ended. A client that reconnects sends `Last-Event-ID`."""
         flow, run = _named(request)
         step = request.query.get("step")
         if step is not None:

@@ -30,6 +30,7 @@ from aflow.errors import (
     MissingExtra,
     NotFound,
     ObjectNotFound,
+    QueueUnavailable,
     RegistrationRefused,
     StorageError,
     StoreUnavailable,
@@ -58,6 +59,7 @@ _STATUSES: list[tuple[type[AflowError], int]] = [
     (MetadataUnavailable, 503),
     (MetadataTooNew, 503),
     (StoreUnavailable, 503),
+    (QueueUnavailable, 503),
     (ObjectNotFound, 404),
     # What is kept of a run is damaged: asking again does not help.
     (MetadataError, 422),

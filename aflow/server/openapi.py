@@ -3,31 +3,47 @@ which is made of its table of routes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from inspect import cleandoc
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from aflow._core.version import __version__
 from aflow.server.auth import SCOPE_HEADER
-from aflow.server.routes.table import ROUTES, TEXT, Route
+from aflow.server.routes.schemas import Schema, text
+from aflow.server.routes.table import ROUTES, Route
 
 _REFUSALS = {
     400: "Malformed or invalid request.",
     401: "Missing or invalid token.",
-    403: "Access denied: the token has expired, or does not allow this; or, without tokens, a "
-    "request of another site or machine.",
-    404: "Not found.",
+    403: "Access denied: the token has expired, or its scope is `read` and the request changes "
+    "something. Without tokens: the request comes from a page of another site, or names another "
+    "host.",
     408: "The body did not arrive in time.",
-    409: "Conflict: the run has ended, or the schedule was changed meanwhile.",
     413: "The body is too large.",
     415: "The body has another type, or is compressed.",
-    422: "The run did not start, and `error` has its output; or what is kept of a run is damaged.",
-    429: "Too many runs are active (--max-runs).",
-    503: "The metadata or the datastore do not answer, too many streams are open, or the server is "
-    "shutting down.",
+    429: "Too many runs are active (--max-runs): try again when one has ended.",
+    500: "The server failed unexpectedly: its log has the cause.",
+    503: "The metadata, the datastore or the queue does not answer, too many streams are open, or "
+    "the server is shutting down: try again later.",
 }
-_REFUSAL = {"type": "object", "properties": {"error": TEXT}, "required": ["error"]}
+_CONFLICTS = {
+    "cancel_run": "The run has ended.",
+    "delete_run": "The run is active, or an active run has resumed it.",
+    "put_schedule": "The schedule was changed at the same time: try again.",
+    "change_schedule": "The schedule was changed at the same time: try again.",
+}
+_DAMAGED = "The records or the stored data of the run are damaged."
+_NOT_BEGUN = "The run did not start: `error` has what it printed."
+_REFUSAL = {
+    "type": "object",
+    "properties": {"error": text("One sentence: what failed, and what to do.")},
+    "required": ["error"],
+}
 _RESULTS = {  # what comes back where the summary says what is done
+    "alive": "The process answers.",
+    "ready": "The server accepts runs.",
+    "measure": "The metrics.",
     "add_package": "The key of the package.",
     "add_run": "The pathspec (Flow/run) of the run that was started.",
     "cancel_run": "The run, and whether it has ended or is stopping.",
@@ -37,13 +53,31 @@ _RESULTS = {  # what comes back where the summary says what is done
     "trigger_schedule": "The pathspec (Flow/run) of the run that was started.",
     "resume_run": "The pathspec (Flow/run) of the run that was started.",
     "rerun": "The pathspec (Flow/run) of the run that was started.",
-    "drain_worker": "The worker: it ends when what it runs has ended.",
+    "drain_worker": "The worker. It ends when its running tasks have ended.",
     "release_messages": "How many messages were released.",
     "delete_messages": "How many messages were deleted.",
-    "tag_run": "The tags that the run has now.",
+    "tag_run": "The tags of the run after the change.",
+    "change_many": "How many runs were changed, and where the next request continues.",
     "delete_run": "The run that was deleted.",
-    "add_token": "The token: it is not shown again.",
+    "add_token": "The token. It is not shown again.",
     "revoke_token": "The name of the token that was revoked.",
+    "check_settings": "The result of each check.",
+    "show_events": "The events.",
+    "show_logs": "The lines, one event for each.",
+    "stream": "The events.",
+}
+# What the last part of a path names, by the part before it.
+_NAMED = {
+    "schedules": "The name of the schedule.",
+    "workers": "The name of the worker.",
+    "tokens": "The name of the token.",
+    "artifacts": "The name of the artifact.",
+    "cards": "The name of the card, from the list of cards.",
+}
+_PLACES = {
+    "flow": "The name of the flow.",
+    "run": "The id of the run.",
+    "task": "The number of the task.",
 }
 _OPEN = ("/healthz", "/readyz")
 _HEADERS = {
@@ -51,6 +85,38 @@ _HEADERS = {
         "description": "What the token of the request allows: `read`, or `write` for everything.",
         "schema": {"enum": ["read", "write"]},
     }
+}
+_ETAG = {"ETag": {"description": "The version of the response.", "schema": {"type": "string"}}}
+_ABOUT = """\
+The HTTP API of aflow. All operations below /v1/ belong to `aflow server`; those below /flows are \
+Metaflow's metadata service, which `aflow metadata-service` serves as well.
+
+Authentication: send a token of `aflow token create`, or a key of AFLOW_SERVICE_AUTH_KEY, as \
+`Authorization: Bearer TOKEN` or as `x-api-key: TOKEN`.
+
+Errors: each response with a status of 400 or more has a JSON object whose field `error` (for the \
+metadata service `message` or `detail`) is one sentence. A method that a path does not have is \
+refused with 405.
+
+Times are seconds since 1970 (UTC), those of the metadata service milliseconds. Clients have to \
+ignore fields that they do not know: later versions add some."""
+_TAGS = {
+    "runs": "Start, list, show, change and delete runs.",
+    "tasks": "The tasks of a run.",
+    "artifacts": "Artifacts and cards of tasks.",
+    "logs": "What tasks have printed.",
+    "streams": "Server-sent events (text/event-stream).",
+    "flows": "Flows and their history.",
+    "dry runs": "What a run would do. Nothing is run.",
+    "schedules": "Runs that the server starts on a schedule.",
+    "queue": "The messages of the queue.",
+    "workers": "The registered workers.",
+    "jobs": "Jobs at AWS Batch, Slurm and Kubernetes.",
+    "storage": "What runs take in the datastore, and what could be deleted.",
+    "server": "The server and its configuration.",
+    "tokens": "API tokens.",
+    "probes": "Health checks and metrics.",
+    "metadata service": "Metaflow's metadata service, version 2.5.",
 }
 
 
@@ -69,84 +135,167 @@ class Description(NamedTuple):
 def document(*apis: Description) -> dict[str, Any]:
     """The document, of OpenAPI 3.1, of a server that answers these APIs: it has the name of the
     first one."""
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, dict[str, Any]] = {"/openapi.json": {"get": _DOCUMENT}}
     for api in apis:
         for path, operations in api.paths.items():
             paths.setdefault(path, {}).update(operations)
+    used = {tag for each in paths.values() for one in each.values() for tag in one.get("tags", ())}
     return {
         "openapi": "3.1.0",
-        "info": {"title": apis[0].title, "version": apis[0].version},
+        "info": {"title": apis[0].title, "version": apis[0].version, "description": _ABOUT},
+        "tags": [{"name": name, "description": _TAGS[name]} for name in _TAGS if name in used],
         "paths": paths,
         "components": {
             "schemas": {name: each for api in apis for name, each in api.schemas.items()},
             "securitySchemes": {
-                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "x-api-key",
+                    "description": "A token or a key, as Metaflow's clients send it.",
+                },
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A token of `aflow token create`, or a key of "
+                    "AFLOW_SERVICE_AUTH_KEY.",
+                },
             },
         },
     }
 
 
-def parameters(path: str, patterns: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """What stands in a path."""
+_DOCUMENT: dict[str, Any] = {
+    "operationId": "openapi",
+    "summary": "Get this document.",
+    "tags": ["server"],
+    "security": SECURITY,
+    "responses": {
+        "200": {
+            "description": "The OpenAPI document of the server.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+        **{
+            str(status): {"description": _REFUSALS[status]} for status in (401, 403, 500, 503)
+        },
+    },
+}  # fmt: skip
+
+
+def parameters(
+    path: str, patterns: Mapping[str, str] | None = None, meanings: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """The parameters in a path. `meanings` describes them by name."""
+    found = []
+    for before, name in places_of(path):
+        schema = {"type": "string"}
+        if patterns is not None:
+            schema["pattern"] = patterns[name]
+        meaning = (meanings or _PLACES).get(name) or _NAMED[before]
+        found.append(
+            {"name": name, "in": "path", "required": True, "schema": schema, "description": meaning}
+        )
+    return found
+
+
+def places_of(path: str) -> list[tuple[str, str]]:
+    """The parameters of a path, each with the part before it."""
+    parts = path.split("/")
+    return [(before, part.strip("{}")) for before, part in pairwise(parts) if part.startswith("{")]
+
+
+def query(schemas: Mapping[str, Schema], where: str = "query") -> list[dict[str, Any]]:
+    """The parameters of a query, or the headers of a request. The descriptions are in the
+    schemas."""
     return [
         {
             "name": name,
-            "in": "path",
-            "required": True,
-            "schema": TEXT if patterns is None else {**TEXT, "pattern": patterns[name]},
+            "in": where,
+            "required": False,
+            "description": schema["description"],
+            "schema": {key: each for key, each in schema.items() if key != "description"},
         }
-        for name in re.findall(r"{(\w+)}", path)
-    ]
-
-
-def query(schemas: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a query may have."""
-    return [
-        {"name": name, "in": "query", "required": False, "schema": schema}
         for name, schema in schemas.items()
     ]
 
 
-def of_daemon(summaries: Mapping[str, str]) -> Description:
-    """The API of the daemon. `summaries` says what each method does, by its name."""
+def summary_of(docstring: str) -> dict[str, str]:
+    """The first paragraph of a docstring as the summary of an operation, the others as its
+    description."""
+    first, _, rest = cleandoc(docstring).partition("\n\n")
+    found = {"summary": " ".join(first.split())}
+    if rest:
+        found["description"] = "\n\n".join(" ".join(each.split()) for each in rest.split("\n\n"))
+    return found
+
+
+def of_daemon(docstrings: Mapping[str, str]) -> Description:
+    """The API of the daemon. `docstrings` has those of the methods that answer, by their names."""
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         operations = paths.setdefault(route.path, {})
-        operations[route.method.lower()] = _operation(route, summaries[route.name])
+        operations[route.method.lower()] = _operation(route, docstrings[route.name])
     return Description("aflow server", __version__, paths)
 
 
-def _operation(route: Route, summary: str) -> dict[str, Any]:
-    summary = " ".join(summary.split())
+def _operation(route: Route, docstring: str) -> dict[str, Any]:
+    said = summary_of(docstring)
     operation: dict[str, Any] = {
         "operationId": route.name,
-        "summary": summary,
-        "security": SECURITY,
-        "parameters": [*parameters(route.path), *query(route.query)],
-        "responses": {str(route.status): _success(route, summary), **_refusals(route)},
-    }
+        **said,
+        "tags": [route.tag],
+        "security": [] if route.path in _OPEN else SECURITY,
+        "parameters": [
+            *parameters(route.path), *query(route.query), *query(route.headers, "header")
+        ],
+        "responses": {str(route.status): _success(route, said["summary"]), **_refusals(route)},
+    }  # fmt: skip
     if route.takes is not None:
-        schema = route.body or {"type": "string", "format": "binary"}
-        content = {route.takes: {"schema": schema}}
-        operation["requestBody"] = {"required": True, "content": content}
+        body = route.body or {"type": "string", "format": "binary"}
+        what = "A JSON object." if route.body else "A tar archive of the code, 64 MB at most."
+        content = {route.takes: {"schema": body}}
+        operation["requestBody"] = {"required": True, "description": what, "content": content}
     return operation
 
 
 def _success(route: Route, summary: str) -> dict[str, Any]:
+    headers = {} if route.path in _OPEN or route.says == "text/event-stream" else _HEADERS
+    if "If-None-Match" in route.headers:
+        headers = {**headers, **_ETAG}
     return {
-        "description": _RESULTS.get(route.name, summary),
-        "headers": {} if route.path in _OPEN or route.says == "text/event-stream" else _HEADERS,
+        "description": _RESULTS.get(route.name) or _result(summary),
+        "headers": headers,
         "content": {route.says: {"schema": route.answer}},
     }
 
 
+def _result(summary: str) -> str:
+    """`List the runs.` is answered with `The runs.`"""
+    _, _, what = summary.partition(" ")
+    return f"{what[:1].upper()}{what[1:]}"
+
+
 def _refusals(route: Route) -> dict[str, Any]:
-    always = (503,) if route.path in _OPEN else (401, 403, 503)
-    return {
-        str(status): {
-            "description": _REFUSALS[status],
+    always = (500, 503) if route.path in _OPEN else (401, 403, 500, 503)
+    found: dict[str, Any] = {}
+    if "If-None-Match" in route.headers:
+        found["304"] = {"description": "The response is the one with the ETag of `If-None-Match`."}
+    for status in sorted((*always, *route.refuses)):
+        found[str(status)] = {
+            "description": _refusal_of(route, status),
             "content": {"application/json": {"schema": _REFUSAL}},
         }
-        for status in sorted((*always, *route.refuses))
-    }
+    return found
+
+
+def _refusal_of(route: Route, status: int) -> str:
+    if status == 409:
+        return _CONFLICTS[route.name]
+    if status == 422:
+        starts = 429 in route.refuses or route.tag == "dry runs"
+        return _NOT_BEGUN if starts else _DAMAGED
+    if status != 404:
+        return _REFUSALS[status]
+    kinds = [name if name != "name" else before[:-1] for before, name in places_of(route.path)]
+    kinds = kinds[1:] if kinds[:2] == ["flow", "run"] else kinds
+    return f"There is no such {' or '.join(kinds) or 'run'}."

@@ -562,6 +562,5 @@ def test_the_document_tells_of_every_route_but_those_for_machines_of_ours(served
     paths = served.ask("GET", "/openapi.json")[1]["paths"]
     said = {f"{method.upper()} {path}" for path, each in paths.items() for method in each}
     assert {
-        "GET /openapi.json", "GET /healthcheck", "GET /auth/token",
         "POST /aflow/v1/metadata/{call}", "POST /ui/links",
     } == {f"{route.method} {route.path}" for route in ROUTES} - said  # fmt: skip

@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from aflow.server.metaflow.openapi import description
 from aflow.server.openapi import document, of_daemon
 from aflow.server.routes.table import ROUTES, Route
 from tests.server.conftest import FLOW, Daemon
@@ -26,7 +27,31 @@ CHECKS = [
     status_code_conformance,
 ]
 OURS = "^/(v1/|healthz|readyz)"
-SCHEMA = schemathesis.openapi.from_dict(document(of_daemon({route.name: "" for route in ROUTES})))
+
+
+def strict(schema: Any) -> Any:
+    """The schema, where an object has no fields but those that are described."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: strict(each) for name, each in schema.items()}
+    if "properties" in found and "type" in found:
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+def of_strict_answers(described: dict[str, Any]) -> dict[str, Any]:
+    """The document, where no answer has a field that is not described."""
+    for operations in described["paths"].values():
+        for operation in operations.values():
+            operation["responses"] = strict(operation["responses"])
+    return described
+
+
+SCHEMA = schemathesis.openapi.from_dict(
+    of_strict_answers(document(of_daemon({route.name: "" for route in ROUTES})))
+)
 SCHEMA.config.phases.coverage.enabled = False  # half a minute more: for who has the time
 NAMES = [f"{route.method} {route.path}" for route in ROUTES]
 
@@ -54,6 +79,42 @@ def test_every_route_is_in_the_document(served: Daemon) -> None:
     for route in ROUTES:
         assert paths[route.path][route.method.lower()]["summary"]
     assert "/flows/{flow_id}" in paths  # of the metadata service
+
+
+def test_everything_in_the_document_is_described() -> None:
+    daemon, service = of_daemon({route.name: "Show it." for route in ROUTES}), description()
+    whole = document(daemon, service)
+    missing = [*undescribed(whole["components"], "components")]
+    ids = []
+    for path, operations in whole["paths"].items():
+        for method, operation in operations.items():
+            where = f"{method} {path}"
+            ids.append(operation["operationId"])
+            assert operation["summary"].endswith("."), where
+            assert operation["tags"], where
+            for each in (*operation.get("parameters", ()), *operation["responses"].values()):
+                assert each["description"], (where, each)
+            missing += undescribed(operation, where)
+
+    assert [] == missing
+    assert len(ids) == len(set(ids))
+    for operations in daemon.paths.values():
+        for operation in operations.values():
+            assert {"500", "503"} <= operation["responses"].keys()
+
+
+def undescribed(value: Any, where: str) -> Iterator[str]:
+    """The fields of objects that have no description."""
+    if isinstance(value, list):
+        for each in value:
+            yield from undescribed(each, where)
+    elif isinstance(value, dict):
+        for name, field in value.get("properties", {}).items():
+            # An object is described by its own fields.
+            if not (field.get("description") or field.get("properties")):
+                yield f"{where}: {name}"
+        for name, each in value.items():
+            yield from undescribed(each, f"{where}.{name}")
 
 
 @SCHEMA.include(path_regex=OURS).parametrize()

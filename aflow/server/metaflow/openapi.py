@@ -8,40 +8,97 @@ from typing import Any
 from aflow.server.metaflow.checks import MAX_ITEMS, NAMES
 from aflow.server.metaflow.messages import LIMIT, MAX_LIMIT, SPOKEN
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
-from aflow.server.openapi import SECURITY, Description, parameters, query
+from aflow.server.openapi import SECURITY, Description, parameters, query, summary_of
 
 _Schema = dict[str, Any]
 
-_TEXT: _Schema = {"type": "string"}
-_MAY_BE_TEXT: _Schema = {"type": ["string", "null"]}
-_NUMBER: _Schema = {"type": "integer"}
-_NAME_OR_NUMBER: _Schema = {"type": ["string", "integer"]}
-_TAGS: _Schema = {"type": ["array", "object", "null"]}
-_TEXTS: _Schema = {"type": "array", "items": _TEXT}
-_GIVEN_TAGS: _Schema = {"type": ["array", "null"], "items": _TEXT}
+_NULLABLE: _Schema = {"type": ["string", "null"]}
 
-_WHO = {"user_name": _MAY_BE_TEXT, "ts_epoch": _NUMBER, "tags": _TAGS, "system_tags": _TAGS}
-_IN_RUN = {"flow_id": _TEXT, "run_number": _NAME_OR_NUMBER, **_WHO}
-_IN_STEP = {"step_name": _TEXT, **_IN_RUN}
-_IN_TASK = {"task_id": _NAME_OR_NUMBER, **_IN_STEP}
-_HEARTBEAT = {"last_heartbeat_ts": {"type": ["integer", "null"]}}
-_OF_ARTIFACT = ("location", "ds_type", "sha", "type", "content_type")
+
+def _text(meaning: str) -> _Schema:
+    return {"type": "string", "description": meaning}
+
+
+def _maybe_text(meaning: str) -> _Schema:
+    return {**_NULLABLE, "description": meaning}
+
+
+def _number(meaning: str) -> _Schema:
+    return {"type": "integer", "description": meaning}
+
+
+def _name_or_number(meaning: str) -> _Schema:
+    return {"type": ["string", "integer"], "description": meaning}
+
+
+def _tags(meaning: str) -> _Schema:
+    return {"type": ["array", "object", "null"], "description": meaning}
+
+
+def _texts(meaning: str) -> _Schema:
+    return {"type": "array", "items": {"type": "string"}, "description": meaning}
+
+
+def _sent_tags(meaning: str) -> _Schema:
+    return {"type": ["array", "null"], "items": {"type": "string"}, "description": meaning}
+
+
+_USER = _maybe_text("The user that registered it.")
+_WHO = {
+    "user_name": _USER,
+    "ts_epoch": _number("When it was registered, in milliseconds since 1970 (UTC)."),
+    "tags": _tags("The tags."),
+    "system_tags": _tags("The tags that clients set by themselves."),
+}
+_IN_RUN = {
+    "flow_id": _text("The name of the flow."),
+    "run_number": _name_or_number("The number of the run, or its name where it has one."),
+    **_WHO,
+}
+_IN_STEP = {"step_name": _text("The name of the step."), **_IN_RUN}
+_IN_TASK = {
+    "task_id": _name_or_number("The number of the task, or its name where it has one."),
+    **_IN_STEP,
+}
+_HEARTBEAT = {
+    "last_heartbeat_ts": {
+        "type": ["integer", "null"],
+        "description": "The last heartbeat, in seconds since 1970 (UTC); null if there was none.",
+    }
+}
+_OF_ARTIFACT = {
+    "location": _maybe_text("Where the value is stored."),
+    "ds_type": _maybe_text("The type of the datastore: `s3` or `local`."),
+    "sha": _maybe_text("The digest of the value."),
+    "type": _maybe_text("The type of the record: `metaflow.artifact`."),
+    "content_type": _maybe_text("The encoding of the value, such as `gzip+pickle-v4`."),
+}
+_FIELD = _text("The name of the field.")
+_VALUE = {
+    "value": _maybe_text("The value of the field."),
+    "type": _maybe_text("The kind of the field."),
+}
 
 _RECORDS: dict[str, _Schema] = {
-    "Flow": {"flow_id": _TEXT, **_WHO},
+    "Flow": {"flow_id": _text("The name of the flow."), **_WHO},
     "Run": {**_IN_RUN, **_HEARTBEAT},
     "Step": _IN_STEP,
     "Task": {**_IN_TASK, **_HEARTBEAT},
-    "Metadata": {
-        "id": _NUMBER, "field_name": _TEXT, "value": _MAY_BE_TEXT, "type": _MAY_BE_TEXT, **_IN_TASK
-    },
+    "Metadata": {"id": _number("The number of the record."), "field_name": _FIELD, **_VALUE,
+                 **_IN_TASK},
     "Artifact": {
-        "name": _TEXT, "attempt_id": _NUMBER, **_IN_TASK,
-        **dict.fromkeys(_OF_ARTIFACT, _MAY_BE_TEXT),
+        "name": _text("The name of the artifact."),
+        "attempt_id": _number("The number of the attempt, from 0 on."),
+        **_IN_TASK,
+        **_OF_ARTIFACT,
     },
 }  # fmt: skip
 
-_BY_WHOM = {"user_name": _MAY_BE_TEXT, "tags": _GIVEN_TAGS, "system_tags": _GIVEN_TAGS}
+_BY_WHOM = {
+    "user_name": _USER,
+    "tags": _sent_tags("The tags."),
+    "system_tags": _sent_tags("The tags that the client sets by itself."),
+}
 
 
 def _object(properties: _Schema, required: Iterable[str] = ()) -> _Schema:
@@ -54,52 +111,86 @@ def _list(items: _Schema) -> _Schema:
 
 _BODIES: dict[str, _Schema] = {
     "add_flow": _object(_BY_WHOM),
-    "add_run": _object({**_BY_WHOM, "run_number": _MAY_BE_TEXT}),
+    "add_run": _object(
+        {**_BY_WHOM, "run_number": _maybe_text("A name for the run; null: it gets a number.")}
+    ),
     "add_step": _object(_BY_WHOM),
-    "add_task": _object({**_BY_WHOM, "task_id": _MAY_BE_TEXT}),
+    "add_task": _object(
+        {**_BY_WHOM, "task_id": _maybe_text("A name for the task; null: it gets a number.")}
+    ),
     "beat_run": {"type": "object"},
     "beat_task": {"type": "object"},
-    "change_tags": _object({"tags_to_add": _TEXTS, "tags_to_remove": _TEXTS}),
-    "add_metadata": _list(
-        _object({"field_name": _TEXT, "value": _MAY_BE_TEXT, "type": _MAY_BE_TEXT, **_BY_WHOM})
+    "change_tags": _object(
+        {
+            "tags_to_add": _texts("Tags to add."),
+            "tags_to_remove": _texts("Tags to remove."),
+        }
     ),
+    "add_metadata": _list(_object({"field_name": _FIELD, **_VALUE, **_BY_WHOM})),
     "add_artifacts": _list(
         _object(
             {
-                "name": _TEXT,
-                "attempt_id": {"type": "integer", "minimum": 0, "maximum": 9999},
-                **dict.fromkeys(_OF_ARTIFACT, _MAY_BE_TEXT),
+                "name": _text("The name of the artifact."),
+                "attempt_id": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "maximum": 9999,
+                    "description": "The number of the attempt, from 0 on.",
+                },
+                **_OF_ARTIFACT,
                 **_BY_WHOM,
             }
         )
     ),
 }
 _ANSWERS: dict[str, _Schema] = {
-    "get_filtered_tasks": {"type": "array", "items": _TEXT},
-    "beat_run": _TEXT,
-    "beat_task": _TEXT,
-    "change_tags": _object({"tags": _TEXTS}, ["tags"]),
-    "add_metadata": _object({"metadata_created": _NUMBER}, ["metadata_created"]),
-    "add_artifacts": _object({"artifacts_created": _NUMBER}, ["artifacts_created"]),
+    "get_filtered_tasks": _texts("The pathspecs of the tasks."),
+    "beat_run": _text("A JSON object in a string: `wait_time_in_seconds`."),
+    "beat_task": _text("A JSON object in a string: `wait_time_in_seconds`."),
+    "change_tags": _object({"tags": _texts("The tags of the run after the change.")}, ["tags"]),
+    "add_metadata": _object(
+        {"metadata_created": _number("How many fields were registered.")}, ["metadata_created"]
+    ),
+    "add_artifacts": _object(
+        {"artifacts_created": _number("How many artifacts were new.")}, ["artifacts_created"]
+    ),
+}
+_MEANINGS = {
+    "flow_id": "The name of the flow.",
+    "run_number": "The number or the name of the run.",
+    "step_name": "The name of the step.",
+    "task_id": "The number or the name of the task.",
+    "attempt_id": "The number of the attempt, from 0 on.",
+    "artifact_name": "The name of the artifact.",
 }
 _REFUSALS = {
     400: "Malformed or invalid request.",
     401: "Missing or invalid token.",
-    404: "Not found, or what it would belong to is not registered.",
+    403: "Access denied: the token has expired, or its scope is `read` and the request writes.",
+    404: "Not found, or its flow, run, step or task is not registered.",
+    408: "The body did not arrive in time.",
     409: "It is registered already.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     422: "A system tag cannot be removed.",
-    503: "The database cannot be used.",
+    500: "The service failed unexpectedly: its log has the cause.",
+    503: "The database does not answer: try again later.",
 }
-_CURSOR = "`X-Next-Cursor` of the page before"
 _ONE_BY_ONE = ("add_flow", "add_run", "add_step", "add_task")
+_TAG = "metadata service"
 
 
 def description() -> Description:
     """The API of Metaflow's service."""
     paths: dict[str, dict[str, Any]] = {
-        "/ping": {"get": _plain("Whether the service answers.")},
-        "/version": {"get": _plain("The version of metaflow-service that is spoken.")},
+        "/ping": {"get": _plain("service_ping", "Check that the process answers.", "`pong`.")},
+        "/version": {
+            "get": _plain(
+                "service_version", "Show the version of the protocol.", "A version such as 2.5.1."
+            )
+        },
+        "/healthcheck": {"get": _HEALTH},
+        "/auth/token": {"get": _NO_CREDENTIALS},
     }
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -107,50 +198,101 @@ def description() -> Description:
     return Description("aflow metadata service", SPOKEN, paths, schemas)
 
 
-def _plain(summary: str) -> dict[str, Any]:
-    content = {"text/plain": {"schema": _TEXT}}
-    return {"summary": summary, "responses": {"200": {"description": "Yes.", "content": content}}}
+def _status(meaning: str, status: str) -> dict[str, Any]:
+    schema = _object({"status": {"enum": [status], "description": meaning}}, ["status"])
+    return {"description": meaning, "content": {"application/json": {"schema": schema}}}
+
+
+_HEALTH: dict[str, Any] = {
+    "operationId": "service_healthcheck",
+    "summary": "Check that the database answers.",
+    "tags": [_TAG],
+    "security": [],
+    "responses": {
+        "200": _status("The database answers.", "UP"),
+        "500": {"description": _REFUSALS[500]},
+        "503": _status("The database does not answer.", "DOWN"),
+    },
+}
+_NO_CREDENTIALS: dict[str, Any] = {
+    "operationId": "service_auth_token",
+    "summary": "Refuse credentials: the service has none to give.",
+    "description": "Clients of Metaflow may ask here for credentials of AWS. They have to use "
+    "those of their own account.",
+    "tags": [_TAG],
+    "security": SECURITY,
+    "responses": {
+        "401": {"description": _REFUSALS[401]},
+        "403": {"description": "The service gives out no credentials."},
+    },
+}
+
+
+def _plain(name: str, summary: str, answer: str) -> dict[str, Any]:
+    content = {"text/plain": {"schema": {"type": "string"}}}
+    return {
+        "operationId": name,
+        "summary": summary,
+        "tags": [_TAG],
+        "security": [] if name == "service_ping" else SECURITY,
+        "responses": {"200": {"description": answer, "content": content}},
+    }
 
 
 def _operation(route: ServiceRoute) -> dict[str, Any]:
     name = route.answer.__name__
     listed = not route.writes and _answer_of(name).get("type") == "array"
     operation: dict[str, Any] = {
-        "operationId": name if "{attempt_id}" not in route.path else f"{name}_of_attempt",
-        "summary": (route.answer.__doc__ or "").split("\n\n")[0].replace("\n    ", " "),
+        "operationId": f"service_{name}" + ("_of_attempt" if "{attempt_id}" in route.path else ""),
+        **summary_of(route.answer.__doc__ or ""),
+        "tags": [_TAG],
         "security": SECURITY,
         "parameters": [
-            *parameters(route.path, _PATTERNS),
+            *parameters(route.path, _PATTERNS, _MEANINGS),
             *query(_queried(name) if listed else {}),
         ],
         "responses": _responses(route, name),
     }
     if route.writes:
         content = {"application/json": {"schema": _BODIES[name]}}
-        operation["requestBody"] = {"content": content, "required": False}
+        operation["requestBody"] = {
+            "description": "JSON, 16 MB at most.", "content": content, "required": False
+        }  # fmt: skip
     return operation
 
 
 def _responses(route: ServiceRoute, name: str) -> dict[str, Any]:
-    statuses = [400, 401, 404, 503]
+    statuses = [400, 401, 403, 404, 500, 503]
     if route.writes:
-        statuses.append(413)
+        statuses += [408, 413, 415]
     if name in _ONE_BY_ONE:
         statuses.append(409)
     if name == "change_tags":
         statuses.append(422)
     responses: dict[str, Any] = {
         "200": {
-            "description": "What was registered." if route.writes else "What was asked for.",
+            "description": _result_of(name, writes=route.writes),
             "content": {"application/json": {"schema": _answer_of(name)}},
         }
     }
     if not route.writes:
-        responses["304"] = {"description": "The `ETag` in `If-None-Match` is that of now."}
+        responses["304"] = {
+            "description": "The response is the one with the ETag of `If-None-Match`."
+        }
     for status in sorted(statuses):
         content: dict[str, Any] = {"application/json": {"schema": {}}}
         responses[str(status)] = {"description": _REFUSALS[status], "content": content}
     return responses
+
+
+def _result_of(name: str, *, writes: bool) -> str:
+    if name.startswith("beat_"):
+        return "When to send the next heartbeat."
+    if name == "change_tags":
+        return "The tags of the run after the change."
+    if not writes:
+        return "The records."
+    return "The record." if name in _ONE_BY_ONE else "How many were registered."
 
 
 def _answer_of(name: str) -> _Schema:
@@ -174,18 +316,40 @@ _PATTERNS = {name: _ascii_pattern(each.pattern) for name, each in NAMES.items()}
 
 def _queried(name: str) -> _Schema:
     schemas: dict[str, _Schema] = {
-        "_limit": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": LIMIT},
-        "_cursor": {**_TEXT, "description": _CURSOR},
+        "_limit": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_LIMIT,
+            "default": LIMIT,
+            "description": "The largest number of records of a page. Without `_limit` and "
+            "`_cursor` all records are sent.",
+        },
+        "_cursor": _text("The header `X-Next-Cursor` of the page before."),
     }
     if name == "get_filtered_tasks":
-        schemas |= {"metadata_field_name": _TEXT, "pattern": {**_TEXT, "format": "regex"}}
+        schemas |= {
+            "metadata_field_name": _text("Only tasks that have this metadata field."),
+            "pattern": {
+                **_text("Only tasks with a value in which this expression (RE2) is found."),
+                "format": "regex",
+            },
+        }
     else:
-        schemas["ts_epoch:ge"] = {"type": "integer", "minimum": 0}
+        schemas["ts_epoch:ge"] = {
+            "type": "integer",
+            "minimum": 0,
+            "description": "Only records since this time, in milliseconds since 1970 (UTC). Other "
+            "operators: eq, ne, lt, le, gt.",
+        }
     if name == "get_runs":
         schemas |= {
-            "user:eq": _TEXT,
-            "status:eq": {"enum": ["completed", "running", "failed"]},
-            "_tags:any": {**_TEXT, "description": "tags, with commas between them"},
-            "_tags:all": {**_TEXT, "description": "tags, with commas between them"},
-        }
+            "user:eq": _text("Only runs of this user. Other operators: ne, co (contains), sw "
+                             "(starts with), ew (ends with)."),
+            "status:eq": {
+                "enum": ["completed", "running", "failed"],
+                "description": "Only runs of this status. Other operator: ne.",
+            },
+            "_tags:any": _text("Only runs with one of these tags, with commas between them."),
+            "_tags:all": _text("Only runs with all of these tags, with commas between them."),
+        }  # fmt: skip
     return schemas

@@ -34,13 +34,13 @@ _FLOW_FIELDS = {"flow_id": "f.flow_id", "user": "f.user_name", "ts_epoch": "f.ts
 
 
 def get_flows(session: Transaction, asked: Asked) -> Listing:
-    """All flows."""
+    """List all flows."""
     condition = filters(asked.query, _FLOW_FIELDS, Condition())
     return Listing(sql()["flows"], condition, "f.flow_id", _flow_answer, page_of(asked.query, str))
 
 
 def get_flow(session: Transaction, asked: Asked) -> JsonResponse:
-    """One flow; 404."""
+    """Show a flow. Refused with 404 if there is none."""
     found = session.rows(sql()["flow"], [asked.flow])
     if not found:
         raise missing()
@@ -48,7 +48,7 @@ def get_flow(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def add_flow(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a flow; 409."""
+    """Register a flow. Refused with 409 if it is registered already."""
     body = checks.parsed(asked.body, dict)
     values = [
         asked.flow,
@@ -93,7 +93,7 @@ _RUN_FIELDS = {
 
 
 def get_runs(session: Transaction, asked: Asked) -> Listing:
-    """The runs of a flow."""
+    """List the runs of a flow."""
     condition = filters(
         asked.query,
         _RUN_FIELDS,
@@ -112,12 +112,13 @@ def get_runs(session: Transaction, asked: Asked) -> Listing:
 
 
 def get_run(session: Transaction, asked: Asked) -> JsonResponse:
-    """One run; 404."""
+    """Show a run. Refused with 404 if there is none."""
     return JsonResponse(the_run(session, asked).row())
 
 
 def add_run(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a run, which gets a number, or has a name; 409, 404 without its flow."""
+    """Register a run, with a number or the name that is sent. Refused with 409, or 404 if its
+    flow is not registered."""
     body = checks.parsed(asked.body, dict)
     name = checks.given_name("run_number", body.get("run_number"))
     user, tags = checks.text(body, "user_name"), checks.tags(body, "tags")
@@ -133,7 +134,7 @@ def add_run(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def beat_run(session: Transaction, asked: Asked) -> JsonResponse:
-    """A run is alive; 404."""
+    """Record a heartbeat of a run. Refused with 404 if there is none."""
     run = the_run(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
     return heard()
@@ -145,7 +146,8 @@ def heard() -> JsonResponse:
 
 
 def change_tags(session: Transaction, asked: Asked) -> JsonResponse:
-    """Remove tags from a run, then add others, in one step; 404, 422 for a system tag."""
+    """Remove tags from a run, then add others, in one transaction. Refused with 404, or 422
+    for a system tag."""
     body = checks.parsed(asked.body, dict)
     if not {"tags_to_add", "tags_to_remove"} & body.keys():
         raise RegistrationRefused.of(400, "the body has to have tags_to_add or tags_to_remove")
@@ -176,7 +178,7 @@ _STEP_FIELDS = {"step_name": "s.step_name", "user": "s.user_name", "ts_epoch": "
 
 
 def get_steps(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """The steps of a run that have begun."""
+    """List the steps of a run that have begun."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
         return empty()
@@ -188,7 +190,7 @@ def get_steps(session: Transaction, asked: Asked) -> Listing | JsonResponse:
 
 
 def get_step(session: Transaction, asked: Asked) -> JsonResponse:
-    """One step; 404."""
+    """Show a step. Refused with 404 if there is none."""
     run = the_run(session, asked)
     found = session.rows(sql()["step"], [run.number, asked.step])
     if not found:
@@ -197,7 +199,7 @@ def get_step(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def add_step(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a step; 409, 404 without its run."""
+    """Register a step. Refused with 409, or 404 if its run is not registered."""
     user = checks.text(checks.parsed(asked.body, dict), "user_name")
     run = the_run(session, asked)
     values = [run.number, asked.step, user, asked.ts_epoch]
@@ -222,7 +224,7 @@ _TASK_FIELDS = {
 
 
 def get_tasks(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """The tasks of a step."""
+    """List the tasks of a step."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
         return empty()
@@ -234,14 +236,14 @@ def get_tasks(session: Transaction, asked: Asked) -> Listing | JsonResponse:
 
 
 def get_task(session: Transaction, asked: Asked) -> JsonResponse:
-    """One task; 404."""
+    """Show a task. Refused with 404 if there is none."""
     run, task = the_task(session, asked)
     return JsonResponse(task.row(run))
 
 
 def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """The pathspecs of the tasks of a step that have this metadata field with a value in which the
-    regular expression `pattern` is found; both may be left out."""
+    """List the pathspecs of the tasks of a step that have a metadata field with a value in which
+    the regular expression `pattern` is found. Both may be left out."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
         return empty()
@@ -262,7 +264,8 @@ def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing | JsonResp
 
 
 def add_task(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a task, which gets a number, or has a name; 409, 404 without its run or step."""
+    """Register a task, with a number or the name that is sent. Refused with 409, or 404 if its run
+    or step is not registered."""
     body = checks.parsed(asked.body, dict)
     name = checks.given_name("task_id", body.get("task_id"))
     user = checks.text(body, "user_name")
@@ -285,7 +288,7 @@ def add_task(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def beat_task(session: Transaction, asked: Asked) -> JsonResponse:
-    """A task is alive, and its run with it; 404."""
+    """Record a heartbeat of a task and its run. Refused with 404 if there is none."""
     run, task = the_task(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
     session.change(sql()["beat_task"], [int(asked.now), task.number])
@@ -318,7 +321,7 @@ _METADATA_FIELDS = {
 
 
 def get_metadata_of_run(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """What is said of all tasks of a run."""
+    """List the metadata of all tasks of a run."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
         return empty()
@@ -326,7 +329,7 @@ def get_metadata_of_run(session: Transaction, asked: Asked) -> Listing | JsonRes
 
 
 def get_metadata(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """What is said of a task."""
+    """List the metadata of a task."""
     run = find_run(session, asked.flow, asked.run)
     task = run and find_task(session, run, asked.step, asked.task)
     if run is None or task is None:
@@ -335,7 +338,8 @@ def get_metadata(session: Transaction, asked: Asked) -> Listing | JsonResponse:
 
 
 def add_metadata(session: Transaction, asked: Asked) -> JsonResponse:
-    """Say more of a task; 400 where there is none. Answers with how much was said."""
+    """Register metadata of a task. Refused with 400 if the task is not registered. Returns how
+    many fields were registered."""
     items = checks.items(asked.body)
     run, task = registered(session, asked)
     rows = [
@@ -407,7 +411,7 @@ _ARTIFACT_FIELDS = {
 
 
 def get_artifacts_of_run(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """Those of all tasks of a run."""
+    """List the artifacts of all tasks of a run."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
         return empty()
@@ -415,7 +419,7 @@ def get_artifacts_of_run(session: Transaction, asked: Asked) -> Listing | JsonRe
 
 
 def get_artifacts_of_step(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """Those of all tasks of a step."""
+    """List the artifacts of all tasks of a step."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
         return empty()
@@ -424,7 +428,7 @@ def get_artifacts_of_step(session: Transaction, asked: Asked) -> Listing | JsonR
 
 
 def get_artifacts(session: Transaction, asked: Asked) -> Listing | JsonResponse:
-    """Those of a task, or of the attempt that the path names."""
+    """List the artifacts of a task, or of the attempt in the path."""
     run = find_run(session, asked.flow, asked.run)
     if run is None:
         return empty()
@@ -439,7 +443,8 @@ def get_artifacts(session: Transaction, asked: Asked) -> Listing | JsonResponse:
 
 
 def get_artifact(session: Transaction, asked: Asked) -> JsonResponse:
-    """One artifact of a task, by the latest attempt that has it, or by the one asked for; 404."""
+    """Show an artifact of a task: of the attempt in the path, or of the latest attempt that has
+    it. Refused with 404 if there is none."""
     run, task = the_task(session, asked)
     condition = Condition().add("a.task_id = ?", task.number)
     condition.add("a.name = ?", asked.names["artifact_name"])
@@ -454,7 +459,8 @@ def get_artifact(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def add_artifacts(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register artifacts of a task; 400 where there is none. Answers with how many were new."""
+    """Register artifacts of a task. Refused with 400 if the task is not registered. Returns how
+    many artifacts were new."""
     items = checks.items(asked.body)
     run, task = registered(session, asked)
     rows = [

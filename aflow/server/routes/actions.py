@@ -105,8 +105,7 @@ class ActionRoutes:
         self._checking = asyncio.Lock()  # one check, one plan at a time: each reads a lot
 
     async def show_server(self, request: web.Request) -> web.StreamResponse:
-        """What the server is: version, where data and metadata are, how many runs it drives; and
-        whose token the request has, with what it allows."""
+        """Show the version and the places of the server, and who is calling."""
         caller = caller_of(request)
         return web.json_response(
             {
@@ -121,8 +120,10 @@ class ActionRoutes:
         )
 
     async def check_settings(self, _: web.Request) -> web.StreamResponse:
-        """What `aflow doctor` finds with the settings that the server gives its runs: this machine,
-        datastore, metadata, queue, and what is set of AWS."""
+        """Run `aflow doctor` with the settings that the server gives its runs.
+
+        It checks the machine, the datastore, the metadata, the queue, and the configured services
+        of AWS. It is given up after two minutes (500)."""
         async with self._checking:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "aflow", "doctor", "--json",
@@ -147,9 +148,9 @@ class ActionRoutes:
         return web.json_response({"findings": found})
 
     async def plan_collection(self, request: web.Request) -> web.StreamResponse:
-        """What `aflow gc` would delete: runs that ended more than `older_than` seconds ago, or did
-        not succeed (`failed`), of a `flow`, but for the `keep` newest of each; and what nothing
-        refers to. Nothing is deleted."""
+        """Show what `aflow gc` would delete.
+
+        The filters are combined: runs have to match all of them. Nothing is deleted."""
         fields = fields_of(await json_of(request))
         wanted = _wanted(fields, self._clock.now())
 
@@ -170,9 +171,10 @@ class ActionRoutes:
         )
 
     async def measure_storage(self, request: web.Request) -> web.StreamResponse:
-        """How many bytes the artifacts and the code of each flow's runs take in the datastore, what
-        several of its runs share counted once; the largest first. Reads the manifests of all runs,
-        for a minute at most: `complete` says whether that was enough."""
+        """Measure how much the artifacts and the code of each flow take.
+
+        Objects that several runs of a flow share are counted once. It reads the manifests of all
+        runs, for a minute at most."""
         give_up_at = self._clock.monotonic() + _MEASURING
 
         def measure() -> gc.StorageSizes:
@@ -186,7 +188,9 @@ class ActionRoutes:
     # ------------------------------------------------------------ runs
 
     async def tag_run(self, request: web.Request) -> web.StreamResponse:
-        """Remove (`remove`), then add (`add`) tags of a run; the tags that it has now."""
+        """Add tags to a run, and remove some.
+
+        Tags are removed first."""
         fields = fields_of(await json_of(request))
         add, remove = _texts(fields, "add"), _texts(fields, "remove")
         run = await self._run(request)
@@ -194,8 +198,10 @@ class ActionRoutes:
         return web.json_response({"tags": list(found)})
 
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
-        """Stop a run, wherever it goes on; one that nobody drives has ended when this is
-        answered."""
+        """Cancel a run.
+
+        The coordinator of the run stops it, on whichever machine it is. A run without a coordinator
+        is recorded as cancelled at once."""
         run = await self._run(request)
         state = await self._cancel(run)
         return web.json_response({"run": f"{run.flow}/{run.run}", "state": state}, status=202)
@@ -219,25 +225,32 @@ class ActionRoutes:
         return "cancelled" if outcome == "ended" else "stopping"
 
     async def foresee_run(self, request: web.Request) -> web.StreamResponse:
-        """What a run would do: the values that its parameters would have, checked, and of each step
-        how many tasks would run or take over a result, with the reasons. Nothing is run."""
+        """Show what a run would do.
+
+        The parameters are checked. For each step the response counts the tasks that would run and
+        those whose results would be reused. Nothing is run."""
         wanted = order_of(fields_of(await json_of(request)))
         return web.json_response(await attended(request, self._runs.foresee(wanted)))
 
     async def foresee_resume(self, request: web.Request) -> web.StreamResponse:
-        """What a run would do that resumes this one; see `resume`. Nothing is run."""
+        """Show what a resume of a run would do.
+
+        Takes the body of `resume`. Nothing is run."""
         wanted = await self._resume_order(request)
         return web.json_response(await attended(request, self._runs.foresee(wanted)))
 
     async def foresee_rerun(self, request: web.Request) -> web.StreamResponse:
-        """What a run would do that runs this one again; see `rerun`. Nothing is run."""
+        """Show what a rerun of a run would do.
+
+        Takes the body of `rerun`. Nothing is run."""
         wanted = await self._rerun_order(request)
         return web.json_response(await attended(request, self._runs.foresee(wanted)))
 
     async def resume_run(self, request: web.Request) -> web.StreamResponse:
-        """Resume a run that has ended with the code that it had: from where it failed, or from a
-        `step` on; with other values for some `parameters`, which the steps that run see. Answers
-        with the new run."""
+        """Resume a run that has ended, with the code that it had.
+
+        The new run reuses the results of finished tasks. It continues where the run failed, or from
+        `step`. `parameters` replace values for the steps that run."""
         wanted = await self._resume_order(request)
         pathspec = await asyncio.shield(self._runs.begin(wanted))
         return web.json_response({"run": pathspec}, status=201)
@@ -258,8 +271,9 @@ class ActionRoutes:
         )  # fmt: skip
 
     async def rerun(self, request: web.Request) -> web.StreamResponse:
-        """Run the code of a run again, from the start: with its parameters, but for those in
-        `parameters`, and with `tags` and `max_workers`. Answers with the new run."""
+        """Run the code of a run again from the start.
+
+        The new run has the parameters of the earlier one, except for those in `parameters`."""
         pathspec = await asyncio.shield(self._runs.begin(await self._rerun_order(request)))
         return web.json_response({"run": pathspec}, status=201)
 
@@ -277,13 +291,12 @@ class ActionRoutes:
     # ------------------------------------------------------------ many runs at once
 
     async def change_many(self, request: web.Request) -> web.StreamResponse:
-        """Do something (`action`: `cancel`, `resume`, `tag`, `untag` with `tags`, or `delete`) with
-        all runs that a `filter` means and that began before `until`, newest first, from `cursor`
-        on. One request changes at most 200 runs and takes few seconds; the `cursor` of the answer
-        is where the next one goes on (null: that were all). With `dry_run` nothing is changed: the
-        answer counts the runs with which it would be done, and those with which it cannot be, by
-        reason. Its `until` keeps runs that begin later from being changed with those that were
-        counted."""
+        """Change all runs that match a filter, newest first.
+
+        One request changes at most 200 runs and takes about two seconds; send the `cursor` of the
+        response until it is null. With `dry_run` nothing is changed: the response counts the runs
+        that would be changed, and those that cannot be, by reason. Send its `until` with the
+        requests that follow, so that runs which were created meanwhile are not changed."""
         wanted = _many_of(fields_of(await json_of(request)), self._clock.now())
         done = ManyRunsDone(wanted.until)
         if wanted.dry_run:
@@ -368,8 +381,9 @@ class ActionRoutes:
         return None
 
     async def plan_deletion(self, request: web.Request) -> web.StreamResponse:
-        """Which of these runs (`runs`, pathspecs with commas between them) can be deleted: those
-        that have ended, and that no run which goes on has resumed."""
+        """List which of some runs can be deleted.
+
+        A run can be deleted when it has ended and no active run has resumed it."""
         specs = request.query.get("runs", "").split(",")
         if not 1 <= len(specs) <= _MOST_DELETED:
             raise InvalidInput(f"`runs` names 1 to {_MOST_DELETED} runs, as Flow/1,Flow/2.")
@@ -387,8 +401,10 @@ class ActionRoutes:
         return web.json_response({"runs": await asyncio.to_thread(plan)})
 
     async def delete_run(self, request: web.Request) -> web.StreamResponse:
-        """Delete the records of a run that has ended. What it has left in the datastore goes with
-        the next `aflow gc`, but for what other runs share."""
+        """Delete the records of a run that has ended.
+
+        The next `aflow gc` deletes its data from the datastore, except for what other runs share.
+        """
         run = await self._run(request)
 
         def delete() -> str | None:
@@ -413,8 +429,7 @@ class ActionRoutes:
     # ------------------------------------------------------------ the queue
 
     async def show_queue(self, _: web.Request) -> web.StreamResponse:
-        """The queue of this server: its pools, the workers that have announced themselves, and the
-        messages that are buried."""
+        """Show the queue of the server: pools, workers, buried messages."""
         if self._queue is None:
             return web.json_response({"url": None, "pools": [], "workers": [], "buried": []})
         async with self._opened() as queue:
@@ -450,8 +465,7 @@ class ActionRoutes:
         return rates_of([each for each in registry.workers() if each.queue == url])
 
     async def list_messages(self, request: web.Request) -> web.StreamResponse:
-        """What waits in a `pool` of the queue: the first messages (`limit`) that are ready, and of
-        how many of them each run is."""
+        """List the messages of a pool that wait for a worker."""
         pool = request.query.get("pool", DEFAULT_POOL)
         limit = number_of(request, "limit", 100, _PEEKED)
         check_topic(tasks_topic(pool))
@@ -469,7 +483,7 @@ class ActionRoutes:
         )
 
     async def release_messages(self, request: web.Request) -> web.StreamResponse:
-        """Give buried messages (`ids`) to workers again; how many were."""
+        """Deliver buried messages to workers again."""
         ids_ = await self._ids(request)
         async with self._opened() as queue:
             topics = await chosen(queue, (), ids_, False)
@@ -477,7 +491,9 @@ class ActionRoutes:
         return web.json_response({"count": count})
 
     async def delete_messages(self, request: web.Request) -> web.StreamResponse:
-        """Forget messages (`ids`) that are buried, or wait. The runs of their tasks notice."""
+        """Delete messages that are buried or wait.
+
+        An active run sends a deleted message again if it still waits for its task."""
         ids_ = await self._ids(request)
         async with self._opened() as queue:
             for topic, names in (await chosen(queue, (), ids_, False)).items():
@@ -505,9 +521,7 @@ class ActionRoutes:
     # ------------------------------------------------------------ workers
 
     async def list_workers(self, _: web.Request) -> web.StreamResponse:
-        """The workers that have registered in the metadata, by name: state, host, pools, slots,
-        what each runs, version, last heartbeat. One is silent after `silent_after` seconds without
-        a heartbeat, and left out after `expires_after`."""
+        """List the workers that are registered in the metadata, by name."""
         found = await asyncio.to_thread(self._registry.workers)
         now = self._clock.now()
         return web.json_response(
@@ -520,12 +534,13 @@ class ActionRoutes:
         )
 
     async def show_worker(self, request: web.Request) -> web.StreamResponse:
-        """A worker that has registered."""
+        """Show a registered worker."""
         return web.json_response(await asyncio.to_thread(self._worker, request))
 
     async def drain_worker(self, request: web.Request) -> web.StreamResponse:
-        """Have a worker take no more tasks, and end when what it runs has ended; it hears of that
-        with its next heartbeat."""
+        """Drain a worker: it leases no more tasks, and ends after its running ones.
+
+        The worker receives the request with its next heartbeat."""
         caller = caller_of(request)
         who = "Somebody" if caller is None or not caller.name else caller.name
 
@@ -562,7 +577,7 @@ class ActionRoutes:
         return found
 
     async def list_tokens(self, _: web.Request) -> web.StreamResponse:
-        """All tokens, without what they are."""
+        """List all tokens without their secrets."""
         found = await asyncio.to_thread(tokens.tokens, self._documents())
         rows = [
             {
@@ -576,7 +591,9 @@ class ActionRoutes:
         return web.json_response({"tokens": rows})
 
     async def add_token(self, request: web.Request) -> web.StreamResponse:
-        """Make a token (`name`, `scope`, `seconds` that it lasts); it is in this answer alone."""
+        """Create a token.
+
+        The secret is in this response alone. A token does not outlive the token that created it."""
         fields = fields_of(await json_of(request))
         name, scope = fields.get("name"), fields.get("scope", "read")
         seconds = fields.get("seconds")
@@ -599,7 +616,7 @@ class ActionRoutes:
         return web.json_response({"token": made}, status=201)
 
     async def revoke_token(self, request: web.Request) -> web.StreamResponse:
-        """Revoke a token, at once."""
+        """Revoke a token at once."""
         name = request.match_info["name"]
         await asyncio.to_thread(tokens.revoke, self._documents(), name)
         return web.json_response({"token": name})

@@ -31,18 +31,21 @@ class ScheduleRoutes:
         self._clock = clock
 
     async def list_schedules(self, _: web.Request) -> web.StreamResponse:
-        """All schedules, by name."""
+        """List all schedules by name."""
         found = await asyncio.to_thread(lambda: [*map(self._as_json, self._kept.all())])
         return web.json_response({"schedules": found})
 
     async def show_schedule(self, request: web.Request) -> web.StreamResponse:
-        """A schedule."""
+        """Show a schedule."""
         name = request.match_info["name"]
         found = await asyncio.to_thread(lambda: self._as_json(self._kept.get(name)))
         return web.json_response(found)
 
     async def put_schedule(self, request: web.Request) -> web.StreamResponse:
-        """Create a schedule, or put it in the place of the one of this name."""
+        """Create or replace a schedule.
+
+        The schedule runs in the name of the token of the request: it starts nothing once the token
+        is revoked or has expired."""
         fields = fields_of(await json_of(request))
         unknown = sorted(fields.keys() - _FIELDS)
         if unknown:
@@ -63,8 +66,10 @@ class ScheduleRoutes:
         return web.json_response(await asyncio.to_thread(put))
 
     async def change_schedule(self, request: web.Request) -> web.StreamResponse:
-        """Pause a schedule or have it go on from now (`paused`); change its `cron`, `timezone`,
-        `missed`, `overlap`, or the `parameters` and `tags` of its runs. What is not named stays."""
+        """Change a schedule.
+
+        Pause or resume it (`paused`), or change its `cron`, `timezone`, `missed`, `overlap`, or the
+        `parameters` and `tags` of its runs. Fields that are left out keep their values."""
         fields = fields_of(await json_of(request))
         unknown = sorted(fields.keys() - _CHANGES)
         if unknown:
@@ -80,7 +85,7 @@ class ScheduleRoutes:
         return web.json_response(changed)
 
     async def preview_schedule(self, request: web.Request) -> web.StreamResponse:
-        """When an expression (`cron`, with a `timezone`) is due next: five times at most."""
+        """Show the next five times at which a cron expression is due."""
         cron, zone = request.query.get("cron", ""), request.query.get("timezone") or None
         if len(cron) > 500:
             raise InvalidInput("'cron' has to be an expression such as '0 12 ? * MON-FRI *'.")
@@ -89,13 +94,13 @@ class ScheduleRoutes:
         return web.json_response({"next": found})
 
     async def delete_schedule(self, request: web.Request) -> web.StreamResponse:
-        """Forget a schedule; its runs stay."""
+        """Delete a schedule and keep its runs."""
         name = request.match_info["name"]
         await asyncio.to_thread(self._kept.delete, name)
         return web.json_response({"schedule": name})
 
     async def trigger_schedule(self, request: web.Request) -> web.StreamResponse:
-        """Run the flow of a schedule now."""
+        """Start a run of a schedule now."""
         run = await asyncio.shield(self._kept.trigger(request.match_info["name"]))
         return web.json_response({"run": run}, status=201)
 

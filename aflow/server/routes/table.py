@@ -4,122 +4,32 @@ application and its OpenAPI document are both made of this table."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from aflow.scheduler.states import TaskState
 from aflow.server.bodies import LARGEST_NUMBER
-
-Schema = Mapping[str, Any]
-
-TEXT: Schema = {"type": "string"}
-MAYBE_TEXT: Schema = {"type": ["string", "null"]}
-_TIME: Schema = {"type": ["number", "null"]}
-_COUNT: Schema = {"type": "integer", "minimum": 0}
-
-
-def _object(optional: Mapping[str, Schema] | None = None, **properties: Schema) -> Schema:
-    return {
-        "type": "object",
-        "properties": {**properties, **(optional or {})},
-        "required": [*properties],
-    }
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def number(most: int) -> Schema:
-    """A whole number from 0 to this one."""
-    return {"type": "integer", "minimum": 0, "maximum": most}
-
-
-LARGEST_PAGE = 1000
-LONGEST_WAIT = 60  # seconds that a request may wait for the end of a run
-
-_RUN = _object(
-    flow=TEXT, run=TEXT, state=TEXT, user=TEXT, created_at={"type": "number"},
-    finished_at=_TIME, tags=_list(TEXT), reason=TEXT,
-    recorded_by={"enum": ["aflow", "metaflow"]}, read_from=MAYBE_TEXT,
-    read_only={"type": "boolean"},
-)  # fmt: skip
-_TASK = _object(
-    task={"type": "integer"}, step=TEXT, state=TEXT, attempts={"type": "integer"},
-    started_at=_TIME, finished_at=_TIME, reason=TEXT,
-)  # fmt: skip
-_HOW_FAR = _object(
-    here={"type": "boolean"}, steps=_list(_object(step=TEXT, tasks={"type": "object"}))
+from aflow.server.routes import schemas
+from aflow.server.routes.schemas import (
+    LARGEST_PAGE,
+    LONGEST_WAIT,
+    Schema,
+    array,
+    choice,
+    fields,
+    number,
+    text,
 )
-_WORKER = _object(
-    name=TEXT, state={"enum": ["idle", "busy", "draining", "silent"]}, host=TEXT,
-    pid={"type": "integer"}, queue=TEXT, pools=_list(TEXT), slots={"type": "integer"},
-    labels={"type": "object", "additionalProperties": TEXT}, version=TEXT, python=TEXT,
-    started_at={"type": "number"}, heartbeat_at={"type": "number"},
-    expires_in={"type": "number"}, drain=MAYBE_TEXT, done={"type": "integer"},
-    failed={"type": "integer"},
-    running=_list(
-        _object(
-            task=TEXT, attempt={"type": "integer"}, since={"type": "number"},
-            begun={"type": "boolean"},
-        )
-    ),
-)  # fmt: skip
-_COUNTED = _object(tasks={"type": "object"}, parameters=_list(_object(name=TEXT, value=TEXT)))
-_ORDER = _object(
-    {
-        "flow": MAYBE_TEXT,
-        "parameters": {"type": "object"},
-        "tags": _list(TEXT),
-        "max_workers": {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000},
-    },
-    package={"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    script={"type": "string", "pattern": r"^[A-Za-z0-9_][A-Za-z0-9_. -]{0,199}\.py$"},
-)
-
-
-_SCHEDULE = _object(
-    name=TEXT, flow=MAYBE_TEXT, cron=TEXT, timezone=TEXT, missed=TEXT, overlap=TEXT,
-    paused={"type": "boolean"}, created_by=TEXT, parameters={"type": "object"}, tags=_list(TEXT),
-    script=MAYBE_TEXT, next=_TIME,
-    latest=MAYBE_TEXT, said=TEXT, started={"type": "integer"}, skipped={"type": "integer"},
-)  # fmt: skip
-_WANTED = _object(
-    {
-        "timezone": MAYBE_TEXT,
-        "missed": {"enum": ["latest", "skip", "all"]},
-        "overlap": {"enum": ["skip", "allow", "wait", "cancel"]},
-        "since": {"type": "number", "minimum": 0},
-    },
-    cron={"type": "string", "maxLength": 500},
-    run=_ORDER,
-)
-
-
-_MAX_WORKERS = {"type": ["integer", "null"], "minimum": 1, "maximum": 10_000}
-_RESUME = _object(
-    {"step": MAYBE_TEXT, "parameters": {"type": "object"}, "max_workers": _MAX_WORKERS}
-)
-_RERUN = _object(
-    {"parameters": {"type": "object"}, "tags": _list(TEXT), "max_workers": _MAX_WORKERS}
-)
-_FORECAST = _object(
-    parameters=_list(_object(name=TEXT, type=TEXT, value=TEXT)), run=_COUNT, reuse=_COUNT,
-    steps=_list(
-        _object(
-            step=TEXT, run=_COUNT, reuse=_COUNT,
-            reasons=_list(_object(text=TEXT, count=_COUNT)),
-        )
-    ),
-    after=_list(TEXT),
-)  # fmt: skip
 
 
 class Route(NamedTuple):
-    """One route. `name` is that of the method that answers; `takes` the type of the body, `body`
-    its schema; `says` the type of the answer; `refuses` the statuses beside 401, 403 and 503."""
+    """One route. `name` is that of the method that answers; `tag` the group in the document;
+    `takes` the type of the body, `body` its schema; `says` the type of the answer; `refuses` the
+    statuses beside 401, 403, 500 and 503; `headers` those of a request."""
 
     method: str
     path: str
     name: str
+    tag: str
     answer: Schema
     status: int = 200
     query: Mapping[str, Schema] = {}
@@ -127,321 +37,374 @@ class Route(NamedTuple):
     body: Schema | None = None
     says: str = "application/json"
     refuses: tuple[int, ...] = ()
+    headers: Mapping[str, Schema] = {}
 
 
-_EVENT = _object({"id": TEXT}, event=TEXT, data=TEXT)  # of a stream, one of many
 _JSON, _TAR, _EVENTS = "application/json", "application/x-tar", "text/event-stream"
+_BINARY = {"type": "string", "format": "binary"}
 _ONE = "/v1/runs/{flow}/{run}"
 _PLAN = "/v1/schedules/{name}"
-_FOLLOW = {"follow": number(1)}
+_STEP = text("Only this step.")
+_TASK = number(LARGEST_NUMBER, "Only the task with this number; 0: all tasks.", 0)
+_FOLLOW = {"follow": number(1, "1: keep the stream open until the run has ended.", 0)}
+_LAST = {"Last-Event-ID": text("The id of the last event that was received.")}
+_ETAG = {"If-None-Match": text("The `ETag` of an earlier response: 304 if nothing has changed.")}
+_BODY = (400, 408, 413, 415)
+_FOUND = (400, 404, 422)
+_BEGUN = (400, 404, 408, 413, 415, 422, 429)
+
+
+def _limit(most: int, default: int, what: str) -> Schema:
+    return number(most, f"The largest number of {what}.", default)
+
 
 ROUTES = [
-    Route("GET", "/healthz", "alive", _object(status=TEXT)),
-    Route("GET", "/readyz", "ready", _object(status=TEXT)),
-    Route("GET", "/metrics", "measure", TEXT, says="text/plain"),
     Route(
-        "POST", "/v1/packages", "add_package", _object(package=TEXT), 201,
-        takes=_TAR, refuses=(400, 408, 413, 415),
+        "GET", "/healthz", "alive", "probes",
+        fields({"status": choice(("alive",), "The process answers.")}),
     ),
     Route(
-        "POST", "/v1/runs", "add_run", _object(run=TEXT), 201,
-        takes=_JSON, body=_ORDER, refuses=(400, 408, 413, 415, 422, 429),
+        "GET", "/readyz", "ready", "probes",
+        fields({"status": choice(("ready",), "The server accepts runs.")}),
     ),
     Route(
-        "GET", "/v1/runs", "list_runs", _object(runs=_list(_RUN)),
-        query={"flow": TEXT, "limit": number(LARGEST_PAGE)}, refuses=(400,),
+        "GET", "/metrics", "measure", "probes",
+        text("Metrics in the text format of Prometheus, version 0.0.4."), says="text/plain",
     ),
     Route(
-        "GET", _ONE, "show_run", {"allOf": [_RUN, _HOW_FAR]},
-        query={"wait": number(LONGEST_WAIT)}, refuses=(400, 404, 422),
+        "POST", "/v1/packages", "add_package", "runs",
+        fields({"package": text("The key of the package.")}), status=201, takes=_TAR, refuses=_BODY,
     ),
     Route(
-        "GET", _ONE + "/tasks", "list_tasks", _object(tasks=_list(_TASK)),
-        query={"after": number(LARGEST_NUMBER), "limit": number(LARGEST_PAGE)},
-        refuses=(400, 404, 422),
+        "POST", "/v1/runs", "add_run", "runs", schemas.STARTED_RUN, status=201,
+        takes=_JSON, body=schemas.RUN_REQUEST, refuses=(*_BODY, 422, 429),
     ),
     Route(
-        "GET", _ONE + "/events", "show_events", _EVENT,
-        query=_FOLLOW, says=_EVENTS, refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/logs", "show_logs", _EVENT,
-        query={"step": TEXT, "task": number(LARGEST_NUMBER), **_FOLLOW},
-        says=_EVENTS, refuses=(400, 404, 422),
-    ),
-    Route("DELETE", _ONE, "cancel_run", _object(run=TEXT), 202, refuses=(400, 404, 409)),
-    Route(
-        "GET", "/v1/schedules", "list_schedules", _object(schedules=_list(_SCHEDULE)),
+        "GET", "/v1/runs", "list_runs", "runs",
+        fields({"runs": array(fields(schemas.RUN), "The runs, newest first.")}),
+        query={
+            "flow": text("Only runs of this flow."),
+            "limit": _limit(LARGEST_PAGE, 20, "runs"),
+        },
         refuses=(400,),
     ),
     Route(
-        "GET", "/v1/ticks", "preview_schedule", _object(next=_list({"type": "number"})),
-        query={"cron": TEXT, "timezone": TEXT}, refuses=(400,),
+        "GET", _ONE, "show_run", "runs", fields(schemas.SHOWN_RUN),
+        query={
+            "wait": number(
+                LONGEST_WAIT, "Wait for the end of the run, at most this many seconds.", 0
+            )
+        },
+        refuses=_FOUND,
     ),
-    Route("GET", _PLAN, "show_schedule", _SCHEDULE, refuses=(400, 404)),
     Route(
-        "PUT", _PLAN, "put_schedule", _SCHEDULE,
-        takes=_JSON, body=_WANTED, refuses=(400, 408, 409, 413, 415),
+        "GET", _ONE + "/tasks", "list_tasks", "tasks",
+        fields({"tasks": array(fields(schemas.TASK), "The tasks, by number.")}),
+        query={
+            "after": number(LARGEST_NUMBER, "Only tasks with a higher number.", 0),
+            "limit": _limit(LARGEST_PAGE, 100, "tasks"),
+        },
+        refuses=_FOUND,
     ),
     Route(
-        "PATCH", _PLAN, "change_schedule", _SCHEDULE,
-        takes=_JSON, body=_object(
-            {
-                "paused": {"type": "boolean"},
-                "cron": {"type": "string", "maxLength": 500},
-                "timezone": MAYBE_TEXT,
-                "missed": {"enum": ["latest", "skip", "all"]},
-                "overlap": {"enum": ["skip", "allow", "wait", "cancel"]},
-                "parameters": {"type": "object"},
-                "tags": _list(TEXT),
-            }
-        ),
-        refuses=(400, 404, 408, 409, 413, 415),
+        "GET", _ONE + "/events", "show_events", "streams", schemas.EVENT,
+        query=_FOLLOW, says=_EVENTS, refuses=_FOUND, headers=_LAST,
     ),
-    Route("DELETE", _PLAN, "delete_schedule", _object(schedule=TEXT), refuses=(400, 404)),
     Route(
-        "POST", _PLAN + "/runs", "trigger_schedule", _object(run=TEXT), 201,
+        "GET", _ONE + "/logs", "show_logs", "streams", schemas.EVENT,
+        query={"step": _STEP, "task": _TASK, **_FOLLOW}, says=_EVENTS, refuses=_FOUND,
+        headers=_LAST,
+    ),
+    Route(
+        "DELETE", _ONE, "cancel_run", "runs",
+        fields({
+            "run": text("The pathspec of the run."),
+            "state": choice(
+                ("stopping", "cancelled"),
+                "`cancelled`: the run has ended; `stopping`: its coordinator stops it.",
+            ),
+        }),
+        status=202, refuses=(400, 404, 409),
+    ),
+    Route(
+        "GET", "/v1/schedules", "list_schedules", "schedules",
+        fields({"schedules": array(fields(schemas.SCHEDULE), "The schedules, by name.")}),
+        refuses=(400,),
+    ),
+    Route(
+        "GET", "/v1/ticks", "preview_schedule", "schedules",
+        fields({"next": array(
+            {"type": "number"}, "The next times, in seconds since 1970 (UTC).")}),
+        query={
+            "cron": text("The cron expression."),
+            "timezone": text("The time zone, such as Europe/Berlin.", default="UTC"),
+        },
+        refuses=(400,),
+    ),
+    Route(
+        "GET", _PLAN, "show_schedule", "schedules", fields(schemas.SCHEDULE), refuses=(400, 404),
+    ),
+    Route(
+        "PUT", _PLAN, "put_schedule", "schedules", fields(schemas.SCHEDULE),
+        takes=_JSON, body=schemas.SCHEDULE_REQUEST, refuses=(400, 408, 409, 413, 415),
+    ),
+    Route(
+        "PATCH", _PLAN, "change_schedule", "schedules", fields(schemas.SCHEDULE),
+        takes=_JSON, body=schemas.SCHEDULE_CHANGES, refuses=(400, 404, 408, 409, 413, 415),
+    ),
+    Route(
+        "DELETE", _PLAN, "delete_schedule", "schedules",
+        fields({"schedule": text("The name of the schedule.")}), refuses=(400, 404),
+    ),
+    Route(
+        "POST", _PLAN + "/runs", "trigger_schedule", "schedules", schemas.STARTED_RUN, status=201,
         refuses=(400, 404, 422, 429),
     ),
     Route(
-        "GET", "/v1/search", "find_runs",
-        _object(runs=_list({"allOf": [_RUN, _COUNTED]}), cursor=MAYBE_TEXT),
-        query={"filter": TEXT, "cursor": TEXT, "limit": number(200)}, refuses=(400,),
-    ),
-    Route("GET", "/v1/flows", "list_flows", _object(flows=_list(_object(flow=TEXT)))),
-    Route("GET", "/v1/flows/{flow}", "show_flow", _object(flow=TEXT), refuses=(400, 404, 422)),
-    Route(
-        "GET", "/v1/compare", "compare_runs", _object(runs=_list(_RUN), rows=_list(_object())),
-        query={"runs": TEXT}, refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", "/v1/suggest", "suggest", _object(found=_list(_object(kind=TEXT, text=TEXT))),
-        query={"prefix": TEXT}, refuses=(400,),
-    ),
-    Route(
-        "GET", "/v1/stream", "stream", _EVENT, query={"topics": TEXT}, says=_EVENTS,
-        refuses=(400, 404),
-    ),
-    Route(
-        "GET", _ONE + "/overview", "show_overview", {"allOf": [_RUN, _COUNTED]},
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/columns", "show_columns", {"type": "string", "format": "binary"},
-        query={"since": number(LARGEST_NUMBER)}, says="application/octet-stream",
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/trace.json", "get_trace", _object(traceEvents=_list(_object())),
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/task-page", "page_tasks",
-        _object(total={"type": "integer"}, tasks=_list(_TASK)),
+        "GET", "/v1/search", "find_runs", "runs",
+        fields({
+            "runs": array(fields(schemas.SUMMARY), "The runs, newest first."),
+            "cursor": schemas.maybe_text("`cursor` for the next page; null after the last one."),
+        }),
         query={
-            "step": TEXT, "state": TEXT, "sort": TEXT, "offset": number(LARGEST_NUMBER),
-            "limit": number(500),
+            "filter": text(
+                "Filter words with spaces between them: flow:NAME, state:STATE, tag:TAG, "
+                "user:NAME, since:WHEN, until:WHEN, id:RUN, artifact:NAME, param.NAME:VALUE, or "
+                "any text."
+            ),
+            "cursor": text("The `cursor` of the page before."),
+            "limit": _limit(200, 50, "runs"),
         },
-        refuses=(400, 404, 422),
-    ),
-    Route("GET", _ONE + "/tasks/{task}", "show_task", _TASK, refuses=(400, 404, 422)),
-    Route(
-        "GET", _ONE + "/artifacts", "list_artifacts", _object(steps=_list(_object(step=TEXT))),
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/tasks/{task}/artifacts/{name}", "get_artifact",
-        {"type": "string", "format": "binary"}, says="application/octet-stream",
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/cards", "list_cards", _object(cards=_list(_object(name=TEXT))),
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", TEXT,
-        query={"theme": {"enum": ["light", "dark"]}}, says="text/html", refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/explain", "explain_run", _object(lines=_list(_object(text=TEXT))),
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/code", "show_code", _object(files=_list(_object(name=TEXT, text=TEXT))),
-        query={"against": TEXT}, refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/log", "page_log",
-        _object(lines=_list(_object(text=TEXT)), next=TEXT, end={"type": "boolean"}),
-        query={
-            "step": TEXT, "task": number(LARGEST_NUMBER), "after": TEXT, "search": TEXT,
-            "limit": number(5000), "tail": number(5000),
-        },
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", _ONE + "/log.txt", "get_log", TEXT,
-        query={"step": TEXT, "task": number(LARGEST_NUMBER)}, says="text/plain",
-        refuses=(400, 404, 422),
-    ),
-    Route(
-        "GET", "/v1/queue", "show_queue",
-        _object(url=MAYBE_TEXT, pools=_list(_object(pool=TEXT)), workers=_list(_object(name=TEXT)),
-                buried=_list(_object(id=TEXT))),
-    ),
-    Route(
-        "POST", "/v1/queue/release", "release_messages", _object(count={"type": "integer"}),
-        takes=_JSON, body=_object(ids=_list(TEXT)), refuses=(400, 408, 413, 415),
-    ),
-    Route(
-        "POST", "/v1/queue/delete", "delete_messages", _object(count={"type": "integer"}),
-        takes=_JSON, body=_object(ids=_list(TEXT)), refuses=(400, 408, 413, 415),
-    ),
-    Route(
-        "GET", "/v1/workers", "list_workers",
-        _object(
-            workers=_list(_WORKER), heartbeat={"type": "number"}, silent_after={"type": "number"},
-            expires_after={"type": "number"},
-        ),
         refuses=(400,),
     ),
     Route(
-        "GET", "/v1/jobs", "list_jobs",
-        _object(
-            queues=_list(
-                _object(
-                    system=TEXT, queue=TEXT, waiting=_COUNT, running=_COUNT,
-                    steps=_list(
-                        _object(
-                            run=TEXT, user=TEXT, step=TEXT, waiting=_COUNT, running=_COUNT,
-                            since=_TIME, reason=TEXT,
-                        )
-                    ),
-                )
-            ),
-            complete={"type": "boolean"}, reason=TEXT,
-        ),
+        "GET", "/v1/flows", "list_flows", "flows",
+        fields({"flows": array(
+            fields({
+                "flow": text("The name of the flow."),
+                "created_at": schemas.real(
+                    "When the flow was first recorded, in seconds since 1970 (UTC)."
+                ),
+                "latest": schemas.maybe_fields(
+                    "The latest run; null if all runs were deleted.", schemas.SUMMARY
+                ),
+            }),
+            "The flows, newest first.",
+        )}),
     ),
     Route(
-        "GET", _ONE + "/jobs", "list_run_jobs",
-        _object(
-            jobs=_list(
-                _object(
-                    task={"type": "integer"}, step=TEXT, attempt={"type": "integer"}, system=TEXT,
-                    queue=TEXT, job=TEXT, state={"enum": ["submitting", "waiting", "running"]},
-                    host=TEXT, since=_TIME, reason=TEXT,
-                )
-            ),
-            next={"type": ["integer", "null"]},
-        ),
-        query={"step": TEXT, "after": number(LARGEST_NUMBER), "limit": number(500)},
-        refuses=(400, 404, 422),
-    ),
-    Route("GET", "/v1/workers/{name}", "show_worker", _WORKER, refuses=(400, 404)),
-    Route(
-        "POST", "/v1/workers/{name}/drain", "drain_worker", _WORKER, 202, refuses=(400, 404),
+        "GET", "/v1/flows/{flow}", "show_flow", "flows", fields(schemas.SHOWN_FLOW),
+        refuses=_FOUND,
     ),
     Route(
-        "GET", "/v1/server", "show_server",
-        _object(
-            {"caller": _object(name=TEXT, scope={"enum": ["read", "write"]}, expires_at=_TIME)},
-            version=TEXT,
-        ),
+        "GET", "/v1/compare", "compare_runs", "runs", fields(schemas.COMPARISON),
+        query={"runs": text("The pathspecs of 2 to 5 runs with commas between them.")},
+        refuses=_FOUND,
     ),
     Route(
-        "POST", "/v1/doctor", "check_settings",
-        _object(findings=_list(_object(name=TEXT, state=TEXT, said=TEXT, advice=TEXT))),
+        "GET", "/v1/suggest", "suggest", "runs", schemas.SUGGESTIONS,
+        query={"prefix": text("The text to complete.")}, refuses=(400,),
     ),
     Route(
-        "POST", "/v1/gc", "plan_collection",
-        _object(runs=_list(TEXT), count=_COUNT, objects=_COUNT, size=_COUNT, young=_COUNT),
-        takes=_JSON,
-        body=_object(
+        "GET", "/v1/stream", "stream", "streams", schemas.EVENT,
+        query={
+            "topics": text(
+                "1 to 8 topics with commas between them: runs, run:Flow/1, logs:Flow/1, "
+                "logs:Flow/1/7, logs:Flow/1@POSITION."
+            )
+        },
+        says=_EVENTS, refuses=(400, 404),
+    ),
+    Route(
+        "GET", _ONE + "/overview", "show_overview", "runs", fields(schemas.OVERVIEW),
+        refuses=_FOUND, headers=_ETAG,
+    ),
+    Route(
+        "GET", _ONE + "/columns", "show_columns", "tasks",
+        {**_BINARY, "description": "Columns of numbers; see the description of the operation."},
+        query={
+            "since": number(
+                LARGEST_NUMBER, "Only tasks that changed after this version of the run."
+            )
+        },
+        says="application/octet-stream", refuses=_FOUND, headers=_ETAG,
+    ),
+    Route(
+        "GET", _ONE + "/trace.json", "get_trace", "tasks",
+        schemas.described(
             {
-                "older_than": {"type": ["number", "null"], "minimum": 0},
-                "failed": {"type": "boolean"},
-                "flow": MAYBE_TEXT,
-                "keep": {"type": "integer", "minimum": 0},
-            }
-        ),
-        refuses=(400, 408, 413, 415),
-    ),
-    Route(
-        "PATCH", _ONE + "/tags", "tag_run", _object(tags=_list(TEXT)),
-        takes=_JSON, body=_object({"add": _list(TEXT), "remove": _list(TEXT)}),
-        refuses=(400, 404, 408, 413, 415),
-    ),
-    Route(
-        "POST", _ONE + "/resume", "resume_run", _object(run=TEXT), 201,
-        takes=_JSON, body=_RESUME,
-        refuses=(400, 404, 408, 413, 415, 422, 429),
-    ),
-    Route(
-        "POST", _ONE + "/rerun", "rerun", _object(run=TEXT), 201, takes=_JSON, body=_RERUN,
-        refuses=(400, 404, 408, 413, 415, 422, 429),
-    ),
-    Route(
-        "POST", "/v1/dry-run", "foresee_run", _FORECAST,
-        takes=_JSON, body=_ORDER, refuses=(400, 408, 413, 415, 422),
-    ),
-    Route(
-        "POST", _ONE + "/resume/dry-run", "foresee_resume", _FORECAST,
-        takes=_JSON, body=_RESUME, refuses=(400, 404, 408, 413, 415, 422),
-    ),
-    Route(
-        "POST", _ONE + "/rerun/dry-run", "foresee_rerun", _FORECAST,
-        takes=_JSON, body=_RERUN, refuses=(400, 404, 408, 413, 415, 422),
-    ),
-    Route(
-        "POST", "/v1/batch", "change_many",
-        _object(
-            count=_COUNT, runs=_list(TEXT), refused=_list(_object(reason=TEXT, count=_COUNT)),
-            cursor=MAYBE_TEXT, until={"type": "number"}, stopped=MAYBE_TEXT,
-        ),
-        takes=_JSON,
-        body=_object(
-            {
-                "filter": {"type": "string", "maxLength": 1000},
-                "tags": _list(TEXT),
-                "until": {"type": ["number", "null"], "minimum": 0},
-                "cursor": MAYBE_TEXT,
-                "dry_run": {"type": "boolean"},
+                "type": "object",
+                "properties": {
+                    "traceEvents": array({"type": "object"}, "The events of the trace.")
+                },
+                "required": ["traceEvents"],
+                "additionalProperties": True,
             },
-            action={"enum": ["cancel", "resume", "tag", "untag", "delete"]},
+            "A trace in the format of Chrome's tracing, which Perfetto shows.",
         ),
-        refuses=(400, 408, 413, 415),
+        refuses=_FOUND,
     ),
     Route(
-        "POST", "/v1/storage", "measure_storage",
-        _object(
-            flows=_list(_object(flow=TEXT, runs=_COUNT, objects=_COUNT, size=_COUNT)),
-            objects=_COUNT, size=_COUNT, complete={"type": "boolean"},
-        ),
+        "GET", _ONE + "/task-page", "page_tasks", "tasks",
+        fields({
+            "total": schemas.count("The number of tasks on all pages."),
+            "tasks": array(fields(schemas.TASK_ROW), "The tasks of this page."),
+        }),
+        query={
+            "step": _STEP,
+            "state": text("Only tasks in this state: " + ", ".join(TaskState) + "."),
+            "sort": text(
+                "task, started, duration or wait; with `-` before it, the largest first.",
+                default="task",
+            ),
+            "offset": number(LARGEST_NUMBER, "The number of tasks to skip.", 0),
+            "limit": _limit(500, 100, "tasks"),
+        },
+        refuses=_FOUND,
     ),
     Route(
-        "GET", "/v1/queue/messages", "list_messages",
-        _object(
-            pool=TEXT, ready=_COUNT, messages=_list(_object(id=TEXT, task=TEXT)),
-            runs=_list(_object(run=TEXT, ready=_COUNT)),
-        ),
-        query={"pool": TEXT, "limit": number(1000)}, refuses=(400,),
+        "GET", _ONE + "/tasks/{task}", "show_task", "tasks", fields(schemas.SHOWN_TASK),
+        refuses=_FOUND,
     ),
     Route(
-        "GET", "/v1/deletion", "plan_deletion", _object(runs=_list(TEXT)),
-        query={"runs": TEXT}, refuses=(400,),
-    ),
-    Route("DELETE", _ONE + "/records", "delete_run", _object(run=TEXT), refuses=(400, 404, 409)),
-    Route(
-        "GET", "/v1/tokens", "list_tokens",
-        _object(tokens=_list(_object(name=TEXT, scope=TEXT, expires_at=_TIME))), refuses=(400,),
+        "GET", _ONE + "/artifacts", "list_artifacts", "artifacts", schemas.STEP_ARTIFACTS,
+        refuses=_FOUND,
     ),
     Route(
-        "POST", "/v1/tokens", "add_token", _object(token=TEXT), 201, takes=_JSON,
-        body=_object(
-            {"scope": {"enum": ["read", "write"]}, "seconds": {"type": ["number", "null"]}},
-            name=TEXT,
-        ),
-        refuses=(400, 408, 413, 415),
+        "GET", _ONE + "/tasks/{task}/artifacts/{name}", "get_artifact", "artifacts",
+        {**_BINARY, "description": "The pickle of the value."},
+        says="application/octet-stream", refuses=_FOUND,
     ),
-    Route("DELETE", "/v1/tokens/{name}", "revoke_token", _object(token=TEXT), refuses=(400, 404)),
+    Route("GET", _ONE + "/cards", "list_cards", "artifacts", schemas.RUN_CARDS, refuses=_FOUND),
+    Route(
+        "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", "artifacts",
+        text("The page."), query={"theme": choice(("light", "dark"), "The colours of the page.")},
+        says="text/html", refuses=_FOUND,
+    ),
+    Route(
+        "GET", _ONE + "/explain", "explain_run", "tasks", schemas.EXPLANATIONS, refuses=_FOUND,
+    ),
+    Route(
+        "GET", _ONE + "/code", "show_code", "runs", schemas.CODE,
+        query={"against": text("The id of another run of the flow: add a diff from its code.")},
+        refuses=_FOUND,
+    ),
+    Route(
+        "GET", _ONE + "/log", "page_log", "logs", schemas.LOG_PAGE,
+        query={
+            "step": _STEP,
+            "task": _TASK,
+            "after": text("The `next` of the page before."),
+            "search": text("Only lines with this text; upper and lower case are the same."),
+            "limit": _limit(5000, 1000, "lines"),
+            "tail": number(5000, "The last lines of one task; 0: the first ones.", 0),
+        },
+        refuses=_FOUND,
+    ),
+    Route(
+        "GET", _ONE + "/log.txt", "get_log", "logs", text("The lines."),
+        query={"step": _STEP, "task": _TASK}, says="text/plain", refuses=_FOUND,
+    ),
+    Route("GET", "/v1/queue", "show_queue", "queue", schemas.QUEUE),
+    Route(
+        "POST", "/v1/queue/release", "release_messages", "queue", schemas.CHANGED_MESSAGES,
+        takes=_JSON, body=schemas.MESSAGE_IDS, refuses=_BODY,
+    ),
+    Route(
+        "POST", "/v1/queue/delete", "delete_messages", "queue", schemas.CHANGED_MESSAGES,
+        takes=_JSON, body=schemas.MESSAGE_IDS, refuses=_BODY,
+    ),
+    Route(
+        "GET", "/v1/workers", "list_workers", "workers",
+        fields({
+            "workers": array(fields(schemas.WORKER), "The workers, by name."),
+            "heartbeat": schemas.real("Seconds between the heartbeats of a worker."),
+            "silent_after": schemas.real("Seconds without a heartbeat until a worker is silent."),
+            "expires_after": schemas.real(
+                "Seconds without a heartbeat until a worker is no longer listed."
+            ),
+        }),
+        refuses=(400,),
+    ),
+    Route("GET", "/v1/jobs", "list_jobs", "jobs", schemas.JOB_QUEUES),
+    Route(
+        "GET", _ONE + "/jobs", "list_run_jobs", "jobs", schemas.RUN_JOBS,
+        query={
+            "step": _STEP,
+            "after": number(LARGEST_NUMBER, "Only tasks with a higher number.", 0),
+            "limit": _limit(500, 100, "jobs"),
+        },
+        refuses=_FOUND,
+    ),
+    Route(
+        "GET", "/v1/workers/{name}", "show_worker", "workers", fields(schemas.WORKER),
+        refuses=(400, 404),
+    ),
+    Route(
+        "POST", "/v1/workers/{name}/drain", "drain_worker", "workers", fields(schemas.WORKER),
+        status=202, refuses=(400, 404),
+    ),
+    Route("GET", "/v1/server", "show_server", "server", schemas.SERVER),
+    Route("POST", "/v1/doctor", "check_settings", "server", schemas.FINDINGS),
+    Route(
+        "POST", "/v1/gc", "plan_collection", "storage", schemas.COLLECTION,
+        takes=_JSON, body=schemas.COLLECTION_REQUEST, refuses=_BODY,
+    ),
+    Route(
+        "PATCH", _ONE + "/tags", "tag_run", "runs", fields({"tags": schemas.RUN["tags"]}),
+        takes=_JSON, body=schemas.TAG_CHANGES, refuses=(400, 404, 408, 413, 415),
+    ),
+    Route(
+        "POST", _ONE + "/resume", "resume_run", "runs", schemas.STARTED_RUN, status=201,
+        takes=_JSON, body=schemas.RESUME_REQUEST, refuses=_BEGUN,
+    ),
+    Route(
+        "POST", _ONE + "/rerun", "rerun", "runs", schemas.STARTED_RUN, status=201,
+        takes=_JSON, body=schemas.RERUN_REQUEST, refuses=_BEGUN,
+    ),
+    Route(
+        "POST", "/v1/dry-run", "foresee_run", "dry runs", schemas.FORECAST,
+        takes=_JSON, body=schemas.RUN_REQUEST, refuses=(*_BODY, 422),
+    ),
+    Route(
+        "POST", _ONE + "/resume/dry-run", "foresee_resume", "dry runs", schemas.FORECAST,
+        takes=_JSON, body=schemas.RESUME_REQUEST, refuses=(400, 404, 408, 413, 415, 422),
+    ),
+    Route(
+        "POST", _ONE + "/rerun/dry-run", "foresee_rerun", "dry runs", schemas.FORECAST,
+        takes=_JSON, body=schemas.RERUN_REQUEST, refuses=(400, 404, 408, 413, 415, 422),
+    ),
+    Route(
+        "POST", "/v1/batch", "change_many", "runs", schemas.BATCH_RESULT,
+        takes=_JSON, body=schemas.BATCH_REQUEST, refuses=_BODY,
+    ),
+    Route("POST", "/v1/storage", "measure_storage", "storage", schemas.STORAGE_SIZES),
+    Route(
+        "GET", "/v1/queue/messages", "list_messages", "queue", schemas.MESSAGES,
+        query={
+            "pool": text("The pool.", default="default"),
+            "limit": _limit(1000, 100, "messages"),
+        },
+        refuses=(400,),
+    ),
+    Route(
+        "GET", "/v1/deletion", "plan_deletion", "storage",
+        fields({"runs": array({"type": "string"}, "The runs that can be deleted.")}),
+        query={"runs": text("The pathspecs of 1 to 200 runs with commas between them.")},
+        refuses=(400,),
+    ),
+    Route(
+        "DELETE", _ONE + "/records", "delete_run", "runs",
+        fields({"run": text("The pathspec of the run.")}), refuses=(400, 404, 409),
+    ),
+    Route("GET", "/v1/tokens", "list_tokens", "tokens", schemas.TOKENS, refuses=(400,)),
+    Route(
+        "POST", "/v1/tokens", "add_token", "tokens",
+        fields({"token": text("The secret of the token. It is not shown again.")}), status=201,
+        takes=_JSON, body=schemas.TOKEN_REQUEST, refuses=_BODY,
+    ),
+    Route(
+        "DELETE", "/v1/tokens/{name}", "revoke_token", "tokens",
+        fields({"token": text("The name of the token.")}), refuses=(400, 404),
+    ),
 ]  # fmt: skip

@@ -63,9 +63,10 @@ class ViewRoutes:
     # ------------------------------------------------------------ runs
 
     async def find_runs(self, request: web.Request) -> web.StreamResponse:
-        """Runs of all flows, newest first: those that the words of `filter` mean (as
-        `flow:Train state:failed tag:prod user:ann since:7d param.alpha:0.1`, or any text), in pages
-        by `cursor`."""
+        """List the runs that match a filter, newest first, in pages.
+
+        A page may be shorter than `limit` although more runs follow: one request reads a bounded
+        number of runs. Follow `cursor` until it is null."""
         wanted = filters.parse(request.query.get("filter", ""), self._clock.now())
         limit = number_of(request, "limit", 50, 200)
         cursor = request.query.get("cursor")
@@ -73,7 +74,7 @@ class ViewRoutes:
         return web.json_response({"runs": page.runs, "cursor": page.cursor})
 
     async def show_overview(self, request: web.Request) -> web.StreamResponse:
-        """A run whole: graph with places, figures of steps, parameters, what has failed."""
+        """Show a run: graph, statistics of steps, parameters, failures."""
         run = await self._run(request)
         known = ("overview", run.key, run.version, run.state, run.tags, run.heartbeat_at)
 
@@ -83,8 +84,13 @@ class ViewRoutes:
         return await self._bodies.answer(request, known, read, "application/json")
 
     async def show_columns(self, request: web.Request) -> web.StreamResponse:
-        """The tasks of a run as columns of numbers (little endian, a JSON header before them); with
-        `since`, only those that have changed after the run was at that version."""
+        """Get the tasks of a run as columns of numbers.
+
+        The format is little endian: 4 bytes with the length of a header, the header (JSON), then
+        the columns `task` (u32), `ready`, `start`, `end` (f32, seconds after `base`), `step` and
+        `worker` (u16, indexes into `steps` and `workers`), `state` (u8, index into `states`) and
+        `flags` (u8: 1 reused, 2 retried), each padded to a multiple of 8 bytes. With `since` only
+        tasks that changed after that version of the run."""
         run = await self._run(request)
         since = None if "since" not in request.query else number_of(request, "since", 0)
         known = ("columns", run.key, run.version, since)
@@ -95,8 +101,7 @@ class ViewRoutes:
         return await self._bodies.answer(request, known, read, "application/octet-stream")
 
     async def get_trace(self, request: web.Request) -> web.StreamResponse:
-        """When each task of a run ran, as a download in the format of Chrome's tracing, which
-        Perfetto shows."""
+        """Download when each task of a run ran, as a trace for Perfetto."""
         run = await self._run(request)
         parts = await asyncio.to_thread(self._views.trace, run)
         response = web.StreamResponse(headers=_attachment(f"{run.flow}-{run.run}.trace.json"))
@@ -108,8 +113,7 @@ class ViewRoutes:
         return response
 
     async def page_tasks(self, request: web.Request) -> web.StreamResponse:
-        """A page of the tasks of a run: of a `step`, in a `state`, sorted by `task`, `started`,
-        `duration` or `wait` (`-` before it: the largest first), from `offset` on."""
+        """List the tasks of a run, filtered and sorted, in pages."""
         step, state = request.query.get("step"), request.query.get("state")
         if step is not None:
             ids.step_name(step)
@@ -124,16 +128,19 @@ class ViewRoutes:
         )
 
     async def show_task(self, request: web.Request) -> web.StreamResponse:
-        """A task with its attempts, facts, inputs, artifacts and cards."""
+        """Show a task with its attempts, metadata, inputs, artifacts and cards."""
         task = number_of(request, "task", 0)
         return await self._of_run(request, lambda run: self._views.task(run, task))
 
     async def list_artifacts(self, request: web.Request) -> web.StreamResponse:
-        """The artifacts of each step, as its first tasks have left them."""
+        """List the artifacts of the first tasks of each step."""
         return await self._of_run(request, lambda run: {"steps": self._views.artifacts(run)})
 
     async def get_artifact(self, request: web.Request) -> web.StreamResponse:
-        """The pickle of an artifact, as a download. Unpickling it runs the code that is in it."""
+        """Download the pickle of an artifact.
+
+        Unpickling executes the code that the pickle contains. Artifacts of more than 64 MB are
+        refused (400): read them with the client."""
         task = number_of(request, "task", 0)
         name = str(ids.artifact_name(request.match_info["name"]))
         run = await self._run(request)
@@ -145,12 +152,13 @@ class ViewRoutes:
         )
 
     async def list_cards(self, request: web.Request) -> web.StreamResponse:
-        """The cards of a run."""
+        """List the cards of a run."""
         return await self._of_run(request, lambda run: {"cards": self._views.cards(run)})
 
     async def get_card(self, request: web.Request) -> web.StreamResponse:
-        """The page of a card, which a browser shows in a sandbox; in the `theme` light or dark, if
-        one is named."""
+        """Get the page of a card.
+
+        Browsers show it in a sandbox (Content-Security-Policy)."""
         run = await self._run(request)
         task, name = number_of(request, "task", 0), request.match_info["name"]
         page = await asyncio.to_thread(self._views.card, run, task, name)
@@ -161,12 +169,11 @@ class ViewRoutes:
         return web.Response(body=page, content_type="text/html", charset="utf-8", headers=headers)
 
     async def explain_run(self, request: web.Request) -> web.StreamResponse:
-        """Why each task of a run ran, or was reused."""
+        """Explain why tasks of a run ran, or why their results were reused."""
         return await self._of_run(request, lambda run: {"lines": self._views.explain(run)})
 
     async def show_code(self, request: web.Request) -> web.StreamResponse:
-        """The files of a run's code; with `against`, the id of another run of the flow, what
-        differs from its code, too."""
+        """Show the files of a run's code package."""
         other = request.query.get("against")
         flow = str(ids.flow_name(request.match_info["flow"]))
         against = None if other is None else str(ids.run_id(other))
@@ -180,9 +187,9 @@ class ViewRoutes:
     # ------------------------------------------------------------ logs
 
     async def page_log(self, request: web.Request) -> web.StreamResponse:
-        """Lines of the output of a run, of a `step` or a `task`, after a position (`after`); with
-        `search` those alone that hold the text; of a task with `tail` the last ones, and how many
-        were `skipped` before them."""
+        """List lines that the tasks of a run have printed, in pages.
+
+        `tail` needs a `task`."""
         run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
         after, search = request.query.get("after", ""), request.query.get("search", "")[:500]
         limit = max(1, number_of(request, "limit", 1000, 5000))
@@ -196,7 +203,7 @@ class ViewRoutes:
         )
 
     async def get_log(self, request: web.Request) -> web.StreamResponse:
-        """The whole output of a run, of a `step` or a `task` as text, as a download."""
+        """Download all lines that the tasks of a run have printed."""
         run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
         name = "-".join(filter(None, [run.flow, run.run, step, str(task or "")]))
         parts = await asyncio.to_thread(self._views.log_text, run, step, task or None)
@@ -211,23 +218,22 @@ class ViewRoutes:
     # ------------------------------------------------------------ flows, comparisons
 
     async def list_flows(self, _: web.Request) -> web.StreamResponse:
-        """All flows, each with its latest run."""
+        """List all flows, each with its latest run."""
         return web.json_response({"flows": await asyncio.to_thread(self._views.flows)})
 
     async def show_flow(self, request: web.Request) -> web.StreamResponse:
-        """A flow: its latest runs, how long they and their steps took, its graph."""
+        """Show a flow: latest runs, durations of steps, graph."""
         name = str(ids.flow_name(request.match_info["flow"]))
         return web.json_response(await asyncio.to_thread(self._views.flow, name))
 
     async def list_jobs(self, _: web.Request) -> web.StreamResponse:
-        """The queues of AWS Batch, Slurm and Kubernetes in which runs that go on have jobs: of each
-        step how many wait and run, since when, and why they wait, as the system says. Read from
-        aflow's records: no system is asked."""
+        """List the jobs of active runs at AWS Batch, Slurm and Kubernetes.
+
+        The response is made of aflow's records: the server does not ask the job systems."""
         return web.json_response(await asyncio.to_thread(jobs.queues, self._metadata))
 
     async def list_run_jobs(self, request: web.Request) -> web.StreamResponse:
-        """The jobs of a run, or of a `step`, that have not ended, in pages by task (`after`):
-        state, host, since when, and the reason for which one waits."""
+        """List the jobs of a run that have not ended, in pages by task."""
         step, after = _step(request), number_of(request, "after", 0)
         limit = max(1, number_of(request, "limit", 100, 500))
         return await self._of_run(
@@ -235,7 +241,7 @@ class ViewRoutes:
         )
 
     async def compare_runs(self, request: web.Request) -> web.StreamResponse:
-        """Two to five runs (`runs`, pathspecs with commas between them) side by side."""
+        """Compare two to five runs: state, parameters, durations, artifacts."""
         specs = [ids.Pathspec.parse(each) for each in request.query.get("runs", "").split(",")]
         if any(spec.run is None for spec in specs):
             raise InvalidInput("`runs` takes pathspecs of runs, as Flow/1,Flow/2.")
@@ -246,7 +252,7 @@ class ViewRoutes:
         return web.json_response(await asyncio.to_thread(compare))
 
     async def suggest(self, request: web.Request) -> web.StreamResponse:
-        """Flows and runs whose names begin with `prefix`, for a search box."""
+        """Complete names for a search box: flows, runs, steps, artifacts, tags, users."""
         prefix = request.query.get("prefix", "")[:300]
         found = await asyncio.to_thread(self._views.suggest, prefix)
         return web.json_response({"found": found})
@@ -254,10 +260,12 @@ class ViewRoutes:
     # ------------------------------------------------------------ what is live
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events of up to eight `topics` (with commas between them): `runs` says that
-        the list of runs has changed, `run:Flow/1` that a run has (its version and state),
-        `logs:Flow/1` and `logs:Flow/1/7` bring lines of a run or a task, after the position that
-        follows `@`."""
+        """Stream changes of runs and lines of logs as events.
+
+        The topic `runs` sends an event when the list of runs has changed, `run:Flow/1` when the run
+        has (its version and state), `logs:Flow/1` and `logs:Flow/1/7` send the lines of a run or a
+        task, after the position that follows `@`. An event `alive` is sent after 15 seconds without
+        another event."""
         topics = [_topic(each) for each in request.query.get("topics", "").split(",") if each]
         if not 1 <= len(topics) <= _MOST_TOPICS:
             raise InvalidInput(f"`topics` names 1 to {_MOST_TOPICS} topics of a stream.")

@@ -231,6 +231,8 @@ def __getattr__(name: str) -> "Any":
 
     if home is None:
         return import_module("aflow.errors")
+    if name == "FlowSpec":
+        _start_early()
     value = getattr(import_module(home), name)
     if name == "FlowSpec":
         _connect_the_command_line()
@@ -242,6 +244,15 @@ def __getattr__(name: str) -> "Any":
 
 def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
+
+
+def _start_early() -> None:
+    """Start the process that tasks are forked from, where the program begins a run."""
+    # Commands that do (see zygote_start.STARTING, whose import would cost others something).
+    if not {"run", "resume", "spin"}.isdisjoint(getattr(sys, "argv", ())[1:]):
+        from aflow.cli.early import start_in_program
+
+        start_in_program()
 
 
 def _connect_the_command_line() -> None:

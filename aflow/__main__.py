@@ -8,7 +8,6 @@ from aflow._core.shadowed import keep_hidden_beside, keep_importable
 if __name__ == "__main__" and not sys.flags.safe_path:
     keep_hidden_beside(None, sys.path[0])  # `python -m aflow`: the working folder is on sys.path
 
-from contextlib import suppress
 from importlib import import_module
 
 # Job definitions, state machines, images and manifests name these, wherever the modules are. Each
@@ -36,32 +35,17 @@ def main() -> None:
 
     process.seldom()
     deferred.defer_all()
-    if any(".py" in word for word in sys.argv[1:]):
-        _start_early(sys.argv[1:])
+    words = sys.argv[1:]
+    if any(".py" in word for word in words):
+        # It gets ready while this process imports the command line and the event loop.
+        from aflow.cli import early
+
+        # Tasks do not inherit the descriptors that a server has passed to its run.
+        is_servers = any(word.startswith("--aflow-words=") for word in words)
+        early.start(words, inherits=not is_servers)
     from aflow.cli.main import run_program
 
-    run_program(sys.argv[1:])
-
-
-def _start_early(words: list[str]) -> None:
-    """Start the zygote of the run that these words begin, if they do: it gets ready while this
-    process imports the command line and the event loop."""
-    from aflow._core.process import fill_descriptors
-    from aflow.executors.local import zygote_start
-
-    if zygote_start.looks_like_a_run(words):
-        # What both processes need is imported before the fork, once.
-        import aflow.flow.spec
-        import aflow.metadata.base
-        import aflow.metadata.factory
-        import aflow.storage.artifacts
-        import aflow.task.spec  # noqa: F401
-
-        fill_descriptors()
-        with suppress(OSError):  # no process to be had: the command asks again, and says so
-            # Tasks do not inherit the descriptors that a server has passed to its run.
-            is_servers = any(word.startswith("--aflow-words=") for word in words)
-            zygote_start.have_zygote(fork=True, inherits=not is_servers)
+    run_program(words)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,16 @@ def _end_or_thaw(code: int, release: Callable[[], None] | None = None) -> None:
     gc.unfreeze()
 
 
+_is_judging = False  # exit functions run because an end is judged
+
+
+def thaw() -> None:
+    """For an exit function of a program that has frozen objects: where Python itself ends it, let
+    that reach all of them."""
+    if not _is_judging:
+        gc.unfreeze()
+
+
 def exit_code(error: SystemExit) -> int:
     """The exit code of a program that ends with this exception. Where it is a text, the text is
     printed on stderr, as Python does."""
@@ -172,9 +182,12 @@ def prepare() -> None:
 def _needs_interpreter() -> bool:
     """Do what Python does before it takes modules apart, and what is left to do where that is
     little; whether it is more than that."""
+    global _is_judging
     _join_threads()
     _skip_finalizers_in_memory()
+    _is_judging = True
     atexit._run_exitfuncs()
+    _is_judging = False
     if sys.flags.dev_mode or sys.flags.verbose or not all(map(_silences, sys.warnoptions)):
         return True  # it may have something to say
     if not _flush_streams() or any(name in sys.modules for name in _HARMFUL_LIBRARIES):

@@ -42,6 +42,8 @@ LOOK_AGAIN = (
     1.0  # seconds after which it is looked whether a process that cannot be watched is there
 )
 
+_HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
+
 # Descriptors that travel over a socket have to stay open here until they have arrived.
 NEEDS_RECEIPTS = sys.platform != "linux"
 
@@ -89,6 +91,16 @@ def processes() -> list[int]:
 def usable_cpus() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_here() -> int:
+    """How many threads this process has, those that Python does not know included where the system
+    says so."""
+    if HAS_PROC:
+        return len(os.listdir("/proc/self/task"))
+    import threading  # where it was not imported yet, there is one
+
+    return threading.active_count()
 
 
 def monotonic_domain() -> str:
@@ -157,6 +169,20 @@ def open_descriptors() -> set[int]:
 
         numbers = range(min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
     return {*filter(_is_open, numbers)}
+
+
+def out_of_the_way(fd: int) -> int:
+    """The same as a descriptor with a high number, if there is one to be had."""
+    import fcntl  # here and below: few programs that import this module move any
+    import resource
+
+    least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+    try:
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+    except OSError:
+        return fd
+    os.close(fd)
+    return moved
 
 
 _MOST_DESCRIPTORS = 1024  # that are looked at where the system has no list

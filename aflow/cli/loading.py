@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
@@ -34,12 +34,18 @@ _loading = False
 _asked_for: str | None = None  # the name of the only flow that may begin, where one was asked for
 _root: str | None = None  # the folder of the package that the file is a module of
 _begun = False  # a flow of the file that we run has been called
-_before: frozenset[str] = frozenset()  # the modules that were there before the file was run
+_before: frozenset[str] = frozenset()  # modules that the program need not import
 
 
 def is_target(word: str) -> bool:
     """Whether a word of the command line means a flow file."""
     return bool(_TARGET.match(word)) and not word.startswith("-")
+
+
+def note_own(names: Collection[str]) -> None:
+    """Note that processes of tasks need not import these modules for the program."""
+    global _before
+    _before = frozenset(names)
 
 
 def begins(

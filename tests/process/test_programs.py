@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from tests.support.aws.furnished import Account
 
 HERE = Path(__file__).parent / "programs"
+MIRROR = (HERE / "mirror.py").read_text()
 TIMEOUT = 90  # seconds after which a program that hangs fails its test
 
 PYTHON = [sys.executable, "mirror.py", "--no-pylint"]
 WAYS = {
     "python": [*PYTHON, "run"],
+    "python, imports first": [sys.executable, "imports_first.py", "--no-pylint", "run"],
     "aflow run": [sys.executable, "-m", "aflow", "run", "mirror.py", "--no-pylint"],
     "python -m aflow": [sys.executable, "-m", "aflow", "mirror.py", "--no-pylint", "run"],
     "isolation worker": [*PYTHON, "run", "--isolation", "worker"],
@@ -83,6 +85,9 @@ def only(notes: list[dict[str, Any]], where: str) -> dict[str, Any]:
 def mirror(tmp_path: Path) -> Path:
     """A folder with the program that writes down what it sees."""
     shutil.copy(HERE / "mirror.py", tmp_path)
+    # The same program where all that it does before it asks for aflow are imports.
+    ours = next(line for line in MIRROR.splitlines() if line.startswith("from aflow"))
+    (tmp_path / "imports_first.py").write_text(f"import os\n{ours}\n{MIRROR}")
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -533,6 +538,70 @@ def test_a_task_has_imported_nothing_of_the_command_line(workspace: Workspace, w
     assert any("imported: []" in line for line in ran.lines), ran.out
     # From the first zygote, which has all that this file imports, however early it is asked.
     assert any(f"zygote of: {process.pid}" in line for line in ran.lines), ran.out
+
+
+# What a program does before it asks for FlowSpec, and whether its own process is still as a fresh
+# one then.
+BEGINNINGS = {
+    "'docs'\nfrom __future__ import annotations\nimport os, json as j, xml.dom\nA = 1\n": True,
+    "import os\nos.environ['SET'] = 'by the program'\n": False,
+    "import threading as t\nt.Thread(target=t.Event().wait, daemon=True).start()\n": False,
+    "import beside\n": False,
+    "import msgpack\n": False,
+}
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_tasks_are_forked_from_a_process_in_which_nothing_of_the_program_has_run(
+    beginning: str, workspace: Workspace
+) -> None:
+    (workspace.path / "beside.py").touch()
+    (workspace.path / "flow.py").write_text(
+        f"""{beginning}
+from aflow import FlowSpec, step
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        import os
+        words = open(f"/proc/{{os.getppid()}}/cmdline").read().split(chr(0))
+        print("zygote:", "forked" if words[-4] == "flow.py" else "spawned")
+        print("SET:", os.environ.get("SET"))
+        self.next(self.end)
+    @step
+    def end(self):
+        pass
+if __name__ == "__main__":
+    Flow_()
+"""
+    )
+
+    ran = workspace.run()
+
+    assert 0 == ran.code, ran.err
+    assert f"zygote: {'forked' if BEGINNINGS[beginning] else 'spawned'}" in ran.lines, ran.out
+    assert f"SET: {'by the program' if 'SET' in beginning else None}" in ran.lines, ran.out
+
+
+def test_nothing_is_left_of_a_program_that_begins_no_flow_though_its_words_are_those_of_a_run(
+    workspace: Workspace,
+) -> None:
+    file = workspace.path / "flow.py"
+    file.write_text("""import os
+from aflow import FlowSpec
+class Held:
+    def __init__(self):
+        self.me, self.file = self, open("held", "w")
+        self.file.write("written")
+HELD = Held()
+print("children:", len(open(f"/proc/self/task/{os.getpid()}/children").read().split()))
+raise SystemExit(3)
+""")
+
+    ran = workspace.run()
+
+    assert (3, "children: 1\n", "") == (ran.code, ran.out, ran.err)
+    assert [] == processes_in(workspace.path)
+    assert "written" == (workspace.path / "held").read_text()
 
 
 def test_a_program_that_forks_before_it_calls_its_flow_runs_it_in_both_processes(

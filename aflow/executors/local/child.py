@@ -4,20 +4,16 @@ from __future__ import annotations
 
 # signal's own functions turn each number into an enum, which writes to many more pages.
 import _signal  # type: ignore[import-not-found]
-import fcntl
 import os
-import resource
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aflow._core import ending
-from aflow._core.system import end_with_parent, memory_file
+from aflow._core.system import end_with_parent, memory_file, out_of_the_way
 from aflow.errors import TaskError
 from aflow.flow.current import current
 from aflow.task.runner import no_terminal
-
-_HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
 
 
 def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | None = None) -> None:
@@ -146,14 +142,3 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def out_of_the_way(fd: int) -> int:
-    """The same as a descriptor with a high number, if there is one to be had."""
-    least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
-    try:
-        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
-    except OSError:
-        return fd
-    os.close(fd)
-    return moved

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core.clock import SystemClock
 from aflow._core.records import replace
+from aflow._core.system import out_of_the_way
 from aflow.executors.local import child, messages
 from aflow.executors.local.preload import imported_since
 from aflow.flow.decorators.attach import attach
@@ -246,7 +247,7 @@ class OneAttempt:
             sys.breakpointhook = sys.__breakpointhook__
         os.close(stdout)
         os.close(stderr)
-        self._report = child.out_of_the_way(report)
+        self._report = out_of_the_way(report)
         return True
 
     def say(self, *message: Any) -> None:
@@ -282,7 +283,7 @@ class ManyAttempts:
         else:
             from aflow.executors.local.child_worker import SequentialWorker as Worker  # type: ignore[assignment]
 
-        self._worker = Worker(self._runner, [child.out_of_the_way(each) for each in self._fds])
+        self._worker = Worker(self._runner, [out_of_the_way(each) for each in self._fds])
         spec = self._worker.first()
         if spec is None:
             return False

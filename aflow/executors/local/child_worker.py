@@ -19,6 +19,7 @@ import msgpack
 
 from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_kind
+from aflow._core.system import out_of_the_way
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
 from aflow.task.runner import AttemptRunner
@@ -283,7 +284,7 @@ class Surroundings:
     """What a step may change of its process, and the next one must not notice."""
 
     def __init__(self, stdout: int, stderr: int) -> None:
-        nothing = child.out_of_the_way(os.open(os.devnull, os.O_RDONLY))
+        nothing = out_of_the_way(os.open(os.devnull, os.O_RDONLY))
         self._descriptors = [nothing, stdout, stderr]
         self._cwd = os.getcwd()
         self._environ = dict(os.environ)

@@ -392,12 +392,12 @@ class Zygote:
         open_store: OpenStore,
         open_metadata: OpenMetadata,
     ) -> None:
-        self._control = socket.socket(fileno=inside.out_of_the_way(control.detach()))
+        self._control = socket.socket(fileno=system.out_of_the_way(control.detach()))
         self._path = path
         self._open_store = open_store
         self._open_metadata = open_metadata
         self._coordinator = parent
-        self._parent = tuple(map(inside.out_of_the_way, _watch(parent)))
+        self._parent = tuple(map(system.out_of_the_way, _watch(parent)))
         self._sigint = signal.getsignal(signal.SIGINT)
         self._environment: dict[str, str] = {}  # variables of steps that this zygote has already
         self._printed = (b"", b"")  # by the imports of this zygote, to stdout and stderr
@@ -427,13 +427,13 @@ class Zygote:
     def serve(self) -> None:
         """Do what the coordinator asks, until it closes its end or dies; then kill all and
         return."""
-        readable, writable = self._wakeup = tuple(map(inside.out_of_the_way, os.pipe()))
+        readable, writable = self._wakeup = tuple(map(system.out_of_the_way, os.pipe()))
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
         system.adopt_orphans()
         line = system.lifeline()
         if line is not None:
-            self._line = inside.out_of_the_way(line[0]), inside.out_of_the_way(line[1])
+            self._line = system.out_of_the_way(line[0]), system.out_of_the_way(line[1])
         poll = select.poll()
         for each in (self._control.fileno(), readable, *self._parent):
             poll.register(each, select.POLLIN)
@@ -756,7 +756,7 @@ class Zygote:
         try:
             self._become_zygote()
             self._control.close()
-            self._control = socket.socket(fileno=inside.out_of_the_way(control))
+            self._control = socket.socket(fileno=system.out_of_the_way(control))
             self._zygotes = set()
             before = dict(os.environ)
             os.environ.update(environment)

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from aflow._core.process import delegate_if_first
 from aflow._core.settings import environment_with, secret_variables, without_signing_key
-from aflow._core.system import open_descriptors, read_proc
+from aflow._core.system import open_descriptors, out_of_the_way, read_proc
 from aflow.task.program import started
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def keep_from_forks(control: socket.socket) -> socket.socket:
 
 
 def _close_in_forks() -> None:
+    global _wanted
+    _wanted = None  # that of the other process
     for each in [*_ours]:
         each.close()
 
@@ -118,6 +120,8 @@ def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
     pid = os.fork()
     if pid:
         theirs.close()
+        # The user's program may run in this process.
+        ours = socket.socket(fileno=out_of_the_way(ours.detach()))
         return ForkedZygote(keep_from_forks(ours), pid)
     code = 1
     try:

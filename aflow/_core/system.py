@@ -594,8 +594,10 @@ def _write(path: str, value: object) -> None:
 def kills_for_memory() -> int | None:
     """How many processes the system has killed since memory ran out, of the container or cgroup
     that this one is in, else of this machine; None where it does not say."""
-    found = re.search(rb"^oom_kill (\d+)", _read(_where_kills_are_counted()), re.MULTILINE)
-    return None if found is None else int(found[1])
+    for line in _read(_where_kills_are_counted()).splitlines():
+        if line.startswith(b"oom_kill "):
+            return int(line.split()[1])
+    return None
 
 
 @functools.cache

@@ -92,7 +92,7 @@ async def _run(
         user=settings.user,
         holder_kind=settings.holder_kind,
     ) as coordinator:
-        first = None if zygote is None else zygote.start()
+        first = None if zygote is None else zygote.lend()
         given: Any = {"options": options, "zygote": first, "watch": watch}
         if recover is None:
             handle = await coordinator.start(definition, **given)

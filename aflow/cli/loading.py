@@ -8,7 +8,6 @@ and without that block.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,8 +27,6 @@ from aflow.task.program import Started, note_start, package_of, program_in, run_
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
 
-_TARGET = re.compile(r"(?P<path>.+\.py)(:(?P<name>\w+))?\Z", re.DOTALL)
-
 _loading = False
 _asked_for: str | None = None  # the name of the only flow that may begin, where one was asked for
 _root: str | None = None  # the folder of the package that the file is a module of
@@ -39,7 +36,18 @@ _before: frozenset[str] = frozenset()  # modules that the program need not impor
 
 def is_target(word: str) -> bool:
     """Whether a word of the command line means a flow file."""
-    return bool(_TARGET.match(word)) and not word.startswith("-")
+    return _parted(word) is not None and not word.startswith("-")
+
+
+def _parted(word: str) -> tuple[str, str | None] | None:
+    """The path of `path.py[:Name]`, and the name; None where the word is nothing like that."""
+    # Without an expression: to compile one takes longer than all that is made of it here.
+    path, colon, name = word.rpartition(":")
+    if word.endswith(".py"):
+        path, name = word, ""
+    elif not colon or not name.replace("_", "a").isalnum():
+        return None
+    return (path, name or None) if path.endswith(".py") and path != ".py" else None
 
 
 def note_own(names: Collection[str]) -> None:
@@ -94,16 +102,16 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     is not clear which flow is meant; and whatever the file raises after that.
     """
     global _asked_for, _before, _root
-    match = _TARGET.match(target)
-    if match is None:
+    parted = _parted(target)
+    if parted is None:
         raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
-    path = Path(match["path"])
+    path, wanted = Path(parted[0]), parted[1]
     _check_file(path)
     _stand_for_metaflow()
-    _asked_for = match["name"]
-    file = os.path.join(os.getcwd(), match["path"])
+    _asked_for = wanted
+    file = os.path.join(os.getcwd(), parted[0])
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
-    argv, folder = [match["path"], *words], os.getcwd()
+    argv, folder = [parted[0], *words], os.getcwd()
     _root, name = package_of(file) or (None, None)
     _keep_importable(target, file, _root)
     _before = frozenset(loaded())
@@ -116,7 +124,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
         sys.excepthook(type(error), error, error.__traceback__)  # as Python ends a program
         sys.exit(1)
     names = [each for each in loaded() if each not in _before]
-    flow = _choose(module, path, match["name"])
+    flow = _choose(module, path, wanted)
     note_start(
         Started(
             flow=flow,
@@ -145,15 +153,15 @@ def load_flow(target: str) -> type[FlowSpec]:
     Raises FlowFileError where there is no such file, it does not import, or it is not clear which
     flow is meant.
     """
-    match = _TARGET.match(target)
-    if match is None:
+    parted = _parted(target)
+    if parted is None:
         raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
-    path = Path(match["path"])
+    path, wanted = Path(parted[0]), parted[1]
     _check_file(path)
     _stand_for_metaflow()
     found = package_of(str(path.resolve()))
     name = path.stem if found is None else found[1]
-    return _choose(_import(path.resolve(), path, name), path, match["name"])
+    return _choose(_import(path.resolve(), path, name), path, wanted)
 
 
 def look_into(path: Path) -> list[type[FlowSpec]]:

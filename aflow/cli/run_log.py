@@ -48,8 +48,7 @@ _RESET = b"\x1b[0m"
 _PAUSE = 0.04  # seconds from the first news to the moment at which they are shown, with bars
 _TICK = 1.0  # seconds between pictures of bars while there is no news
 
-_MILLISECONDS = [b".%03d " % number for number in range(1000)]
-_SIGNAL = re.compile(r"stopped by (SIG[A-Z]+)")
+_SIGNAL = r"stopped by (SIG[A-Z]+)"
 
 
 class Console:
@@ -254,7 +253,7 @@ class Console:
         if line.whole and self._unfinished is None:
             self._output.add(
                 b"%b%b%b%b\n"
-                % (self._stamp, _MILLISECONDS[int(line.at % 1 * 1000)], self._head, line.text)
+                % (self._stamp, b".%03d " % int(line.at % 1 * 1000), self._head, line.text)
             )
         else:
             self._piece(line)
@@ -264,7 +263,7 @@ class Console:
         owner = (line.task, line.stream)
         if self._unfinished != owner:
             self._end_piece()
-            self._output.add(self._stamp + _MILLISECONDS[int(line.at % 1 * 1000)] + self._head)
+            self._output.add(self._stamp + b".%03d " % int(line.at % 1 * 1000) + self._head)
         self._output.add(line.text + b"\n" if line.whole else line.text)
         self._unfinished = None if line.whole else owner
 
@@ -307,7 +306,7 @@ class Console:
             + printable(text).encode("utf-8", "replace")
             + self._reset
         )
-        milliseconds = _MILLISECONDS[int(at % 1 * 1000)]
+        milliseconds = b".%03d " % int(at % 1 * 1000)
         self._output.add(self._stamp + milliseconds + self._head + body + b"\n")
 
     def _task_taken_over(self, notice: TaskReused) -> None:
@@ -363,7 +362,7 @@ class Console:
 
     def _run_stopping(self, notice: RunStopping) -> None:
         # The notice has a sentence, and no field that tells our own signals from a failure.
-        signal = _SIGNAL.search(notice.reason)
+        signal = re.search(_SIGNAL, notice.reason)
         if signal is None:
             self._say_failed(notice.at)
         else:

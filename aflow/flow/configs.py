@@ -307,7 +307,7 @@ def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[s
 # Parsers for configs and included files: from a text to plain values.
 
 
-_PIN = re.compile(r"([A-Za-z0-9._-]+(?:\[[^\]]*\])?)\s*(.*)\Z")
+_PIN = r"([A-Za-z0-9._-]+(?:\[[^\]]*\])?)\s*(.*)\Z"
 
 
 def yaml_parser(content: str) -> Any:
@@ -365,7 +365,7 @@ def conda_environment_yml_parser(content: str) -> dict[str, Any]:
 
 
 def _add(packages: dict[str, str], text: str) -> None:
-    found = _PIN.match(text)
+    found = re.match(_PIN, text)
     if found is None:
         raise ValueError(f"{text!r} names no package")
     digests = re.findall(r"\s--hash=\S+", f" {found[2]}")

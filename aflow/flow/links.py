@@ -17,7 +17,7 @@ from aflow.flow.names import shown
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 Fault = Callable[[ast.AST, str], InvalidFlow]
 
-_CONFIG_KEY = re.compile(r"self\.\w+(\.\w+|\[[^\]]+\])+\Z")
+_CONFIG_KEY = r"self\.\w+(\.\w+|\[[^\]]+\])+\Z"
 _HOW = "foreach", "num_parallel", "condition"
 
 
@@ -175,7 +175,7 @@ class LinkReader:
                 value = ast.literal_eval(key)
             except ValueError:
                 value = None
-        if value is None and key is not None and _CONFIG_KEY.match(ast.unparse(key)):
+        if value is None and key is not None and re.match(_CONFIG_KEY, ast.unparse(key)):
             return ast.unparse(key)  # what it stands for is known with the configs
         if not isinstance(value, str | int | float | bool):
             written = "**" if key is None else ast.unparse(key)

@@ -7,7 +7,6 @@ are the same everywhere, and so are the columns that they give.
 from __future__ import annotations
 
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -598,7 +597,6 @@ class RecordReader(ABC):
 
 
 _FOLDER = Path(__file__).parent
-_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 @cache
@@ -612,8 +610,8 @@ def named(text: str) -> dict[str, str]:
 
     A name that begins with `_` is that of a part, which stands in others as `{_name}`: conditions
     that several statements have are written once."""
-    split = _NAME.split(text)
-    found = {name: sql.strip() for name, sql in zip(split[1::2], split[2::2], strict=True)}
+    each_named = (each.partition("\n") for each in f"\n{text}".split("\n-- name: ")[1:])
+    found = {name.strip(): sql.strip() for name, _, sql in each_named}
     parts = {name: sql for name, sql in found.items() if name.startswith("_")}
 
     def whole(sql: str) -> str:

@@ -37,9 +37,9 @@ Asked = Literal["over", "asked", "ended"]
 
 _RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
 # The ids of jobs of AWS Batch, Slurm and Kubernetes, as handles begin with them.
-_BATCH_JOB = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)")
-_SLURM_JOB = re.compile(r"\d+@[A-Za-z0-9_-]+(?=[:#]|\Z)")
-_KUBERNETES_JOB = re.compile(r"k8s@[a-z0-9-]+@[a-z0-9-]+(?=[:#~]|\Z)")
+_BATCH_JOB = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)"
+_SLURM_JOB = r"\d+@[A-Za-z0-9_-]+(?=[:#]|\Z)"
+_KUBERNETES_JOB = r"k8s@[a-z0-9-]+@[a-z0-9-]+(?=[:#~]|\Z)"
 _TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
 
 
@@ -174,7 +174,8 @@ def _end_jobs(handles: Sequence[str], reason: str) -> None:
         (_SLURM_JOB, "Slurm", _end_slurm_jobs),
         (_KUBERNETES_JOB, "Kubernetes", _end_kubernetes_jobs),
     ):
-        jobs = sorted({found[0] for each in handles if (found := pattern.match(each)) is not None})
+        found = (re.match(pattern, each) for each in handles)
+        jobs = sorted({each[0] for each in found if each is not None})
         if jobs:
             try:
                 end(jobs, reason[:1000])

@@ -187,10 +187,10 @@ _KINDS = frozenset([b"0", b"\0", b"x", b"g", b"L"])  # plain files, and headers 
 _BLOCK = 512
 _LARGEST_HEADER = 64 << 10
 _MOST_CHAINED = 8  # headers of one file
-_DIGITS = re.compile(rb"\d+")
+_DIGITS = rb"\d+"
 _MOST_DIGITS = 5_000_000  # squares of the lengths of rows of digits, in all headers
-_RECORD = re.compile(rb"([1-9]\d{0,5}) ([^=\n]+)=")  # of a pax header: its length, and a keyword
-_REFUSED = re.compile(rb"(?:size|hdrcharset|GNU\.sparse\..*)\Z", re.DOTALL)
+_RECORD = rb"([1-9]\d{0,5}) ([^=\n]+)="  # of a pax header: its length, and a keyword
+_REFUSED = rb"(?s:size|hdrcharset|GNU\.sparse\..*)\Z"
 
 
 def _check_headers(data: bytes) -> None:
@@ -217,7 +217,7 @@ def _check_headers(data: bytes) -> None:
             raise CodePackageError("This is not a code package: a file has too many headers.")
         if chained:
             more = data[offset + _BLOCK : offset + _BLOCK + length]
-            cost += sum(len(each) ** 2 for each in _DIGITS.findall(more))
+            cost += sum(len(each) ** 2 for each in re.findall(_DIGITS, more))
             if length > _LARGEST_HEADER or cost > _MOST_DIGITS or not _is_sound(kind, more):
                 raise CodePackageError(
                     "This is not a code package: a header is too long, or damaged."
@@ -227,13 +227,14 @@ def _check_headers(data: bytes) -> None:
 
 def _is_sound(kind: bytes, header: bytes) -> bool:
     """Whether a header of longer names has the form of one, and says nothing else of the file."""
+    record_at = re.compile(_RECORD).match
     position = 0 if kind in (b"x", b"g") else len(header)
     while position < len(header):
-        record = _RECORD.match(header, position)
+        record = record_at(header, position)
         end = position + int(record[1]) if record else 0
         if record is None or end > len(header) or end < record.end() + 1:
             return False
-        if header[end - 1 : end] != b"\n" or _REFUSED.match(record[2]):
+        if header[end - 1 : end] != b"\n" or re.match(_REFUSED, record[2]):
             return False
         position = end
     return True

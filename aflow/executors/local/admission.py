@@ -33,7 +33,7 @@ THREADS = (
 )  # fmt: skip
 NVIDIA, AMD = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 HIP = "HIP_VISIBLE_DEVICES"
-_DEVICE = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")  # a number, or a UUID, maybe the beginning of one
+_DEVICE = r"\d+|(GPU|MIG)-[\w/-]+"  # a number, or a UUID, maybe the beginning of one
 MOST_KINDS = 1000  # of demands that are remembered
 _ASKING = 10.0  # seconds for a tool that lists GPUs
 _MB = 1 << 20
@@ -109,7 +109,7 @@ def visible_devices(said: str) -> tuple[str, ...]:
     the first that cannot be one (-1, NoDevFiles, none, void), each once."""
     found: dict[str, None] = {}
     for each in map(str.strip, said.split(",")):
-        if not _DEVICE.fullmatch(each):
+        if not re.fullmatch(_DEVICE, each):
             break
         found[each] = None
     return tuple(found)

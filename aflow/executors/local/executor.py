@@ -404,7 +404,8 @@ class ProcessExecutor:
         link, self._link = self._link, None  # it may have died meanwhile, or been stopped twice
         if link is not None:
             link.close()
-            await in_thread(link.reap)
+            if not link.is_lent:
+                await in_thread(link.reap)
             self._fresh.tidy()
 
     def _interrupt_waiting(self) -> None:

@@ -31,6 +31,8 @@ _log = logging.getLogger("aflow.processes")
 class ZygoteProcess(Protocol):
     """A zygote that has been started, in whatever way."""
 
+    is_lent: bool  # its end is waited for by what has lent it to the run
+
     @property
     def control(self) -> socket.socket:
         """Our end of its socket."""
@@ -274,6 +276,11 @@ class Zygotes:
         """Wait for the end of zygotes that were released: some milliseconds, since they have
         memory to give back. Blocks; any thread may call. The wait status of the first, if known."""
         return self._process.reap()
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether another one waits for their end, once they were released."""
+        return self._process.is_lent
 
 
 def _how(status: int) -> str:

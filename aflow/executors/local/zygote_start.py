@@ -81,6 +81,8 @@ os.register_at_fork(after_in_child=_close_in_forks)
 class ForkedZygote:
     """A zygote that was forked from this very process, before it had any thread or event loop."""
 
+    is_lent = False
+
     def __init__(self, control: socket.socket, pid: int) -> None:
         self.control = control
         self.pid = pid
@@ -95,6 +97,8 @@ class ForkedZygote:
 
 class SpawnedZygote:
     """A zygote in an interpreter of its own."""
+
+    is_lent = False
 
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self.control = control
@@ -261,17 +265,28 @@ class EarlyZygote:
 
     def __init__(self, zygote: ForkedZygote | SpawnedZygote | None = None) -> None:
         self._zygote = zygote
+        self._lent: ForkedZygote | SpawnedZygote | None = None
 
     def start(self) -> ForkedZygote | SpawnedZygote:
         """The zygote; another one the second time."""
         zygote, self._zygote = self._zygote, None
         return zygote or spawn_zygote()
 
+    def lend(self) -> ForkedZygote | SpawnedZygote:
+        """The zygote, for a run: `close` waits for its end, while which the run's end is recorded
+        and its coordinator closed."""
+        self._lent = self.start()
+        self._lent.is_lent = True
+        return self._lent
+
     def close(self) -> None:
-        """End it, if it was never wanted: it has forked nothing yet, and nobody waits until it has
-        imported all that it does. May be called twice."""
+        """See that it has ended. If it was never wanted it has forked nothing yet, and nobody waits
+        until it has imported all that it does. May be called twice."""
         zygote, self._zygote = self._zygote, None
+        lent, self._lent = self._lent, None
         if zygote is not None:
             os.kill(zygote.pid, signal.SIGKILL)
-            zygote.control.close()
-            zygote.reap()
+        for each in (zygote, lent):
+            if each is not None:
+                each.control.close()
+                each.reap()

@@ -409,7 +409,7 @@ class Coordinator:
             type="adopted_by",
             created_at=self._clock.now(),
         )
-        return NewRun(record, parameters, fact, reusable), unfinished
+        return NewRun(record, parameters, lambda: fact, reusable), unfinished
 
     async def _executor(
         self, definition: FlowDefinition, options: RunOptions, zygote: ZygoteProcess | None

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 
 class Pending:
-    """What the next commit will write. An attempt that starts and ends within it is one row."""
+    """What the next commit will write. An attempt that starts and ends within it is one row. What
+    is `late` is worked out when it is written, in the thread that does."""
 
     def __init__(self) -> None:
         self.events: list[tuple[float, Event]] = []
         self.tasks: list[TaskRecord] = []
         self.attempts: dict[tuple[int, int], AttemptRecord] = {}
-        self.metadata: list[MetadataRecord] = []
+        self.late: list[Callable[[], MetadataRecord]] = []
         self.run: RunUpdate | None = None
 
     def batch(self) -> Batch:
@@ -40,7 +41,7 @@ class Pending:
             encode_events(self.events) if self.events else b"",
             self.tasks,
             [*self.attempts.values()],
-            self.metadata,
+            [each() for each in self.late],
             self.run,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,6 @@ from aflow.flow.configs import ConfigValue, names_of
 from aflow.flow.current import current
 from aflow.flow.parameters import Parameter, ParameterContext, resolve
 from aflow.metadata.base import LEASE, SPIN, RunRecord
-from aflow.runs.cache.key import code_of
-from aflow.runs.cache.reuse import CachedTasks, InTurn, cached_steps
 from aflow.runs.liveness import end_left_run, settled
 from aflow.runs.resume import ResumedRun, check_blobs, finished_of
 from aflow.runs.spin import find_task, prepare
@@ -167,10 +166,11 @@ def _ended(pathspec: str, metadata: MetadataStore) -> Iterator[dict[str, Any]]:
 
 
 class RunInputs(NamedTuple):
-    """What a run begins with. `parameters` is the manifest of its task 0."""
+    """What a run begins with. `parameters` is the manifest of its task 0, `code` gives what its
+    results rest on, which takes some milliseconds the first time."""
 
     parameters: bytes
-    code: CodeFingerprints
+    code: Callable[[], CodeFingerprints]
     reusable: ReusableResults | None
 
 
@@ -187,13 +187,14 @@ class Driving(NamedTuple):
 class NewRun(NamedTuple):
     """A run that is recorded, and has not begun.
 
-    `facts` about its code are still to be recorded, and so are tasks that are `settled` before it
-    begins. `launch` is its only task, if it has but one.
+    `facts` gives what is still to be recorded about its code: that is worked out while the first
+    task runs. Tasks that are `settled` before it begins are to be recorded, too. `launch` is its
+    only task, if it has but one.
     """
 
     record: RunRecord
     parameters: bytes
-    facts: MetadataRecord
+    facts: Callable[[], MetadataRecord]
     reusable: ReusableResults | None = None
     settled: Sequence[Settled] = ()
     launch: LaunchAttempt | None = None
@@ -236,8 +237,10 @@ class Creation:
         if options.origin_run is not None:
             self._end_origin(definition.name, options.origin_run)
         record = self._recorded(definition, options, plan.parameters, driving)
-        facts = plan.code.record(self._clock.now())
-        return NewRun(record, plan.parameters, facts, plan.reusable)
+        return NewRun(record, plan.parameters, self._facts(plan.code), plan.reusable)
+
+    def _facts(self, code: Callable[[], CodeFingerprints]) -> Callable[[], MetadataRecord]:
+        return lambda: code().record(self._clock.now())
 
     def _end_origin(self, flow: str, origin: str) -> None:
         """See that a run that is resumed has ended: a server, or another coordinator, would take it
@@ -262,11 +265,10 @@ class Creation:
         spin = prepare(self._metadata, self._writer(), definition, origin, task, which.artifacts)
         named = replace(options, origin_run=origin.run)
         record = self._recorded(definition, named, spin.parameters, driving, SPIN)
-        facts = code_of(definition, options.locks).record(self._clock.now())
         return NewRun(
             record=record,
             parameters=spin.parameters,
-            facts=facts,
+            facts=self._facts(_code_of(definition, options)),
             reusable=None,
             settled=spin.inputs,
             launch=spin.launch,
@@ -284,7 +286,7 @@ class Creation:
         origin = self._origin(definition, options)
         values = self._values(definition, options, given, origin)
         parameters = self._parameters(definition, values, origin, store).encode()
-        code = code_of(definition, options.locks)
+        code = _code_of(definition, options)
         reusable = self._reusable(definition, options, origin, code, parameters)
         return RunInputs(parameters, code, reusable)
 
@@ -295,7 +297,7 @@ class Creation:
         raises for the run that it resumes."""
         options = replace(options, origin_run=run.origin_run)
         origin = self._origin(definition, options)
-        code = code_of(definition, options.locks)
+        code = _code_of(definition, options)
         return self._reusable(definition, options, origin, code, parameters)
 
     def _reusable(
@@ -303,7 +305,7 @@ class Creation:
         definition: FlowDefinition,
         options: RunOptions,
         origin: Finished | None,
-        code: CodeFingerprints,
+        code: Callable[[], CodeFingerprints],
         parameters: bytes,
     ) -> ReusableResults | None:
         """The sources of reusable results of the run; None where there are none."""
@@ -311,11 +313,16 @@ class Creation:
         if origin is not None:
             assert options.origin_run is not None, "an origin has a name"
             known.append(ResumedRun(options.origin_run, origin, definition.graph))
-        steps = cached_steps(definition)
-        if steps:
-            blobs = BlobStore(self._store)
-            known.append(CachedTasks(definition, steps, code, self._metadata, blobs, parameters))
-        return InTurn(*known) if len(known) > 1 else next(iter(known), None)
+        if any(step.decorator("cache") for step in definition.steps.values()):
+            from aflow.runs.cache import reuse  # few flows have any: the first task waits for it
+
+            steps, blobs = reuse.cached_steps(definition), BlobStore(self._store)
+            if steps:
+                known.append(
+                    reuse.CachedTasks(definition, steps, code(), self._metadata, blobs, parameters)
+                )
+                return known[0] if origin is None else reuse.InTurn(*known)
+        return next(iter(known), None)
 
     def _origin(self, definition: FlowDefinition, options: RunOptions) -> Finished | None:
         """What the run to resume has finished; None where no run is resumed.
@@ -481,6 +488,18 @@ class Creation:
             origin_run=options.origin_run,
             kind=kind,
         )
+
+
+def _code_of(definition: FlowDefinition, options: RunOptions) -> Callable[[], CodeFingerprints]:
+    """Gives the code that results of the run rest on, as it is when it is asked first."""
+
+    @functools.cache
+    def code() -> CodeFingerprints:
+        from aflow.runs.cache.key import code_of  # what it imports, the first task need not await
+
+        return code_of(definition, options.locks)
+
+    return code
 
 
 def _defaults(definition: FlowDefinition) -> dict[str, str]:

@@ -156,7 +156,7 @@ class RunDriver:
         self._retry_at: float | None = None
         self._refused = ""
         self._wakes_at: float | None = None
-        self._commits.pending.metadata.append(new.facts)
+        self._commits.pending.late.append(new.facts)
         for task, attempt in new.settled:
             self._commits.pending.tasks.append(task)
             self._commits.pending.attempts[(task.task, attempt.attempt)] = attempt

@@ -141,7 +141,7 @@ class DryRun:
             launch.step,
             launch.inputs,
             self._item(launch),
-            self._plan.code,
+            self._plan.code(),
             self._settled,
             self._reader,
         )

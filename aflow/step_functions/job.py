@@ -490,7 +490,7 @@ class StateMachineJob:
         except VersionConflict:  # an attempt before this one, whose answer was lost
             return
         records = Records(self._metadata, new.record)
-        records.commit(Batch(metadata=[new.facts]))
+        records.commit(Batch(metadata=[new.facts()]))
         if given.origin is not None:
             self._take_over(records, given)
 

@@ -37,7 +37,7 @@ from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, decode
 from aflow.scheduler.states import TaskState
 from aflow.server.columns import ColumnsCache, StepFigures
 from aflow.server.filters import RunFilter
-from aflow.storage.artifacts import Manifest
+from aflow.storage.artifacts import ArtifactReader, Manifest, keys_of
 from aflow.storage.blobs import BlobStore
 from aflow.storage.codecs import gunzipped
 from aflow.storage.factory import open_store
@@ -472,7 +472,7 @@ class Views:
             if (store.size(key) or 0) > _LARGEST_VALUE:
                 raise InvalidInput(f"{name} is too large to be downloaded here.")
             return gunzipped(store.get(key), key, _LARGEST_VALUE)
-        return bytes(BlobStore(store).get(key))
+        return bytes(ArtifactReader(BlobStore(store)).pickle(name, entry))
 
     # ------------------------------------------------------------ logs
 
@@ -857,7 +857,7 @@ def _decoded(data: bytes) -> Manifest:
 
 
 def _artifact(name: str, entry: Entry) -> dict[str, Any]:
-    key = entry.blobs[0][0] if entry.blobs else (entry.inline or b"").hex()
+    key = keys_of(entry)[0] if entry.blobs else (entry.inline or b"").hex()
     return {
         "name": name,
         "type": entry.type,

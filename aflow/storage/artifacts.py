@@ -3,6 +3,7 @@
 A value is pickled (`storage.pickles`). Small pickles ride in the manifest; larger ones, and every
 buffer that left its pickle, are blobs. Arrays are neither copied when they are stored nor read
 when they are loaded: their bytes are hashed and written where they lie, and mapped copy-on-write.
+Where a task leaves many values of some kilobytes, several of them share a blob, a pack.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from typing import Any
 
 import msgpack
 
+from aflow._core.ids import blob_key
 from aflow._core.records import NamedTuple, dataclass, field
 from aflow._core.unpacking import unpack
-from aflow.errors import AflowError, ArtifactNotLoadable, CorruptBlob, ObjectNotFound, StorageError
+from aflow.errors import (
+    AflowError,
+    ArtifactNotLoadable,
+    CorruptBlob,
+    ObjectNotFound,
+    StorageError,
+)
 from aflow.storage import codecs
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, digest_of
@@ -49,6 +57,10 @@ from aflow.storage.previews import SHAPE, preview
 # plain values for people: `repr` (short), `len`, `shape`, `dtype`, `columns`, whatever applies.
 # `content` is the digest of the content of a value with sets, whose pickles differ from process to
 # process; empty for all others.
+#
+# Of a value in a pack the encoding is "pack5:START:LENGTH:KEY": LENGTH bytes of the one blob, from
+# START on, are the pickle (one zstd frame of it, where they are fewer than `size`), and KEY is the
+# blake3 of the pickle, as if it were a blob of its own.
 
 
 VERSION = 1
@@ -71,7 +83,8 @@ def _entry(fields: Any) -> Entry:
     a caller that uses them would stumble on."""
     entry = Entry(*fields)
     if (
-        type(entry.size) is not int
+        type(entry.encoding) is not str
+        or type(entry.size) is not int
         or type(entry.type) is not str
         or type(entry.preview) is not dict
         or (entry.inline is not None and type(entry.inline) is not bytes)
@@ -80,7 +93,26 @@ def _entry(fields: Any) -> Entry:
     for key, size in entry.blobs:
         if type(key) is not str or type(size) is not int:
             raise TypeError("an entry names no blob")
+    if _piece_of(entry) is not None and not entry.blobs:
+        raise TypeError("an entry names no pack")
     return entry
+
+
+class _Piece(NamedTuple):
+    """Where in a pack the pickle of a value is, and the digest of the pickle."""
+
+    start: int
+    length: int
+    key: str
+
+
+def _piece_of(entry: Entry) -> _Piece | None:
+    """Where in its first blob the entry's pickle is; None where it is not in a pack. Raises
+    ValueError for what says neither."""
+    if not entry.encoding.startswith(PACKED):
+        return None
+    start, length, key = entry.encoding.removeprefix(PACKED).split(":")
+    return _Piece(int(start), int(length), blob_key(key))
 
 
 class ForeachFrame(NamedTuple):
@@ -165,8 +197,20 @@ class Manifest:
 
 _MOST = 2_000_000  # lists and maps of a manifest, which others may have written: memory is bounded
 ENCODING = "pickle5"
+PACKED = "pack5:"
 THEIRS = "gzip+pickle", "pickle-v"
 """What encodings begin with in which Metaflow stores pickles, compressed in either case."""
+
+# Values that are held back until it is known how many they are: up to so many become blobs of their
+# own, which later tasks need not write again; more of them share packs. A disk takes about as long
+# for an object of any size.
+_FEW = 64
+_IN_PACK_BELOW = 64 << 10  # bytes of a pickle
+_LARGEST_PACK = 8 << 20
+# A pack ends with a value whose key begins like this, which one of 256 does. So the values decide
+# where it ends, not how many are before them: tasks that leave nearly the same values leave nearly
+# the same packs, and those that are the same are stored once.
+_LAST_OF_PACK = "00"
 
 _IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
@@ -199,7 +243,7 @@ class ArtifactWriter:
         # Sets of texts are pickled in another order by each process.
         content = (content_digest(value) or "") if has_sets(parts) else ""
         inline = self._inline(parts, size)
-        blobs = [] if inline is not None else [(str(self._blobs.put(*parts)), size)]
+        blobs = [] if inline is not None else [(self._put(parts, size), size)]
         for buffer in buffers:
             blobs.append((str(self._blobs.put(buffer, mappable=True)), buffer.nbytes))
             size += buffer.nbytes
@@ -213,11 +257,90 @@ class ArtifactWriter:
             content=content,
         )
 
+    def _put(self, parts: Sequence[Buffer], size: int) -> str:
+        return str(self._blobs.put(*parts))
+
     def _inline(self, parts: Sequence[Buffer], size: int) -> bytes | None:
         if size > self._inline_limit or size > self._inline_left:
             return None
         self._inline_left -= size
         return b"".join(parts)
+
+
+class PackingWriter(ArtifactWriter):
+    """The same for all that an attempt leaves: holds small values back until it is known how many
+    they are. None of these is stored before `finish` has returned."""
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        inline_limit: int = 4096,
+        inline_total: int = 32768,
+        *,
+        previews: bool = True,
+    ) -> None:
+        super().__init__(blobs, inline_limit, inline_total, previews=previews)
+        self._held: dict[str, bytes] = {}  # key -> what is to be stored
+        self._size = 0  # bytes of the pack that is being made
+        self._are_many = False
+        self._packed: dict[str, tuple[str, str, int]] = {}  # key -> encoding, pack, its size
+
+    def _put(self, parts: Sequence[Buffer], size: int) -> str:
+        if size >= _IN_PACK_BELOW:
+            return super()._put(parts, size)
+        key = str(digest_of(parts))
+        if key not in self._held and key not in self._packed:
+            self._hold(key, b"".join(parts))
+        return key
+
+    def _hold(self, key: str, data: bytes) -> None:
+        if self._are_many:
+            self._pack(key, data)
+            return
+        self._held[key] = data
+        if len(self._held) > _FEW:
+            self._are_many = True
+            held, self._held = self._held, {}
+            for each in held.items():
+                self._pack(*each)
+
+    def _pack(self, key: str, data: bytes) -> None:
+        parts = [memoryview(data)]
+        if codecs.pays(parts, len(data)):
+            data = b"".join(codecs.compress(parts, len(data)))
+        self._held[key] = data
+        self._size += len(data)
+        if key.startswith(_LAST_OF_PACK) or self._size >= _LARGEST_PACK:
+            self._close_pack()
+
+    def _close_pack(self) -> None:
+        held, self._held, self._size = self._held, {}, 0
+        if not held:
+            return
+        pack, size, start = (
+            str(self._blobs.put_raw(*held.values())),
+            sum(map(len, held.values())),
+            0,
+        )
+        for key, data in held.items():
+            self._packed[key] = f"{PACKED}{start}:{len(data)}:{key}", pack, size
+            start += len(data)
+
+    def finish(self, entries: dict[str, Entry]) -> None:
+        """Store what was held back, and let the entries say where it is. Their digests stay."""
+        if self._are_many:
+            self._close_pack()
+        for data in self._held.values():
+            self._blobs.put(data)
+        self._held = {}
+        if not self._packed:
+            return
+        for name, entry in entries.items():
+            packed = self._packed.get(entry.blobs[0][0]) if entry.inline is None else None
+            if packed is not None:
+                encoding, pack, size = packed
+                blobs = ((pack, size), *entry.blobs[1:])
+                entries[name] = entry._replace(encoding=encoding, blobs=blobs)
 
 
 class ArtifactReader:
@@ -235,6 +358,7 @@ class ArtifactReader:
         self._verified: set[str] = set()
         self._failures: list[AflowError] = []
         self._thread: threading.Thread | None = None
+        self._pack: tuple[str, Buffer | None] = "", None  # the one that was read from last
 
     def load(self, name: str, entry: Entry) -> Any:
         """The value, writable and the caller's own. Raises ArtifactNotLoadable (names the
@@ -242,19 +366,44 @@ class ArtifactReader:
         if entry.encoding.startswith(THEIRS):
             data = self._theirs(name, *entry.blobs[0])
             return codecs.load(f"Artifact {name!r}", data, (), self.names)
-        if entry.encoding != ENCODING:
+        try:
+            pickled = self.pickle(name, entry)
+        except (CorruptBlob, ObjectNotFound) as error:
+            raise _named(name, error) from error
+        apart = entry.blobs if entry.inline is not None else entry.blobs[1:]
+        buffers = [_writable(self._read(name, key, size)) for key, size in apart]
+        return codecs.load(f"Artifact {name!r}", pickled, buffers, self.names)
+
+    def pickle(self, name: str, entry: Entry) -> Buffer:
+        """The pickle of a value that aflow has stored, verified, without its buffers. Raises
+        ArtifactNotLoadable for one of a newer aflow, CorruptBlob, ObjectNotFound,
+        StoreUnavailable."""
+        piece = _piece_of(entry)
+        if entry.encoding != ENCODING and piece is None:
             raise ArtifactNotLoadable(
                 f"Artifact {name!r} is stored as {entry.encoding!r}, which this aflow does not "
                 "know. Upgrade aflow."
             )
-        blobs = list(entry.blobs)
         if entry.inline is not None:
-            pickled: Buffer = entry.inline
+            return entry.inline
+        # Never one that is mapped before it is verified: to unpickle is to run what it says.
+        if piece is None:
+            return self._blobs.get(*entry.blobs[0])
+        return self._from_pack(piece, entry)
+
+    def _from_pack(self, piece: _Piece, entry: Entry) -> Buffer:
+        pack, pack_size = entry.blobs[0]
+        size = entry.size - sum(size for _, size in entry.blobs[1:])
+        last, held = self._pack
+        if last == pack and held is None:  # the second one in a row: others are likely to follow
+            held = self._blobs.get(pack, pack_size)
+        if last == pack and held is not None:
+            data: Buffer = memoryview(held)[piece.start : piece.start + piece.length]
         else:
-            # Never one that is mapped before it is verified: to unpickle is to run what it says.
-            pickled = self._verified_bytes(name, *blobs.pop(0))
-        buffers = [_writable(self._read(name, key, size)) for key, size in blobs]
-        return codecs.load(f"Artifact {name!r}", pickled, buffers, self.names)
+            held = None
+            data = self._blobs.get_range(pack, piece.start, piece.length)
+        self._pack = pack, held
+        return self._blobs.checked_part(pack, data, piece.key, size)
 
     def _theirs(self, name: str, key: str, size: int) -> bytes:
         """A pickle that Metaflow has stored: `key` is the name of its object, which ends with the
@@ -299,12 +448,6 @@ class ArtifactReader:
             else:
                 self._verified.add(key)
 
-    def _verified_bytes(self, name: str, key: str, size: int) -> Buffer:
-        try:
-            return self._blobs.get(key, size)
-        except (CorruptBlob, ObjectNotFound) as error:
-            raise _named(name, error) from error
-
     def _read(self, name: str, key: str, size: int) -> Buffer:
         try:
             data, verified = self._blobs.map(key, size)
@@ -320,10 +463,19 @@ def digest(entry: Entry) -> str:
     they ride inline or not, and so have equal values with sets, whose bytes may differ."""
     if entry.content:
         return entry.content
-    keys = [key.rpartition("/")[2] for key, _ in entry.blobs]
+    keys = keys_of(entry)
     if entry.inline is not None:
         keys.insert(0, digest_of([entry.inline]))
     return keys[0] if len(keys) == 1 else digest_of(key.encode() for key in keys)
+
+
+def keys_of(entry: Entry) -> list[str]:
+    """The digests of its pickle, where that does not ride inline, and of its buffers."""
+    keys = [key.rpartition("/")[2] for key, _ in entry.blobs]
+    piece = _piece_of(entry)
+    if piece is not None:
+        keys[0] = piece.key
+    return keys
 
 
 def unchanged(
@@ -342,7 +494,7 @@ def unchanged(
     if entry.blobs and blobs is None:
         return False
     parts, size, buffers = codecs.dump("A loaded artifact", "value", value)
-    keys = [key for key, _ in entry.blobs]
+    keys = keys_of(entry)
     if entry.inline is None:
         stored = keys.pop(0) == digest_of(parts, size)
     else:

@@ -183,6 +183,16 @@ class BlobStore:
         alone keeps checksums of its own."""
         return self.store.get(blob_name(key), start, length)
 
+    def checked_part(self, pack: str, data: Buffer, key: str, size: int) -> Buffer:
+        """`size` raw bytes whose digest is `key`, which are a part (`data`) of the blob `pack`: as
+        they are, or one zstd frame of them. Raises CorruptBlob."""
+        raw = memoryview(data)
+        if raw.nbytes != size:
+            raw = self._unpacked(pack, raw, size)
+        if digest_of([raw]) != key:
+            raise self._corrupt(pack, "the digest of a part is another")
+        return raw
+
     def has(self, key: str) -> bool:
         """Whether the blob is there."""
         return self.store.size(blob_name(key)) is not None

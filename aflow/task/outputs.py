@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.graph import Node
     from aflow.flow.spec import FlowSpec
-    from aflow.storage.artifacts import ArtifactReader, ArtifactWriter
+    from aflow.storage.artifacts import ArtifactReader, PackingWriter
     from aflow.storage.blobs import BlobStore
     from aflow.storage.items import Item, ItemReader
     from aflow.task.spec import AttemptSpec
@@ -218,7 +218,7 @@ class StepContext:
 
     # ------------------------------------------------------------ what the step leaves
 
-    def manifest(self, left: dict[str, Any], writer: ArtifactWriter) -> Manifest:
+    def manifest(self, left: dict[str, Any], writer: PackingWriter) -> Manifest:
         """What the task leaves: new and changed values stored, all else passed on by key.
 
         Raises ArtifactNotPicklable, naming the artifact, and StoreUnavailable.
@@ -228,6 +228,7 @@ class StepContext:
             entry = self._changed(name, value, writer)
             if entry is not None:
                 manifest.artifacts[name] = entry
+        writer.finish(manifest.artifacts)
         manifest.inherited = self._passed_on(manifest.artifacts.keys())
         return manifest
 
@@ -235,7 +236,7 @@ class StepContext:
         """Return when all that was mapped unverified has been verified; raises CorruptBlob."""
         self._reader.verify_pending()
 
-    def _changed(self, name: str, value: Any, writer: ArtifactWriter) -> Entry | None:
+    def _changed(self, name: str, value: Any, writer: PackingWriter) -> Entry | None:
         """The entry of a value that is new or has changed; None for one that is as it was."""
         loaded = self._loaded.get(name)
         if loaded is None:

@@ -23,7 +23,7 @@ from aflow.flow.graph import Kind, outline
 from aflow.flow.spec import NextCall, bind, left_artifacts, new_instance
 from aflow.scheduler.messages import decode_inputs
 from aflow.scheduler.states import AttemptState
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Manifest
+from aflow.storage.artifacts import ArtifactReader, Manifest, PackingWriter
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.names import MAIN, Names, ProgramFile, code_in
 from aflow.task.environment import Variables
@@ -368,7 +368,7 @@ class AttemptRunner:
         task = execution.task
         if self.context.persist:
             with self._blobs.batch() as blobs:
-                writer = ArtifactWriter(blobs, previews=self.context.previews)
+                writer = PackingWriter(blobs, previews=self.context.previews)
                 manifest = task.manifest(left_artifacts(execution.flow), writer)
         else:
             manifest = Manifest(step=execution.step.name, stack=task.stack)

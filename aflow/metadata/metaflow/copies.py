@@ -20,7 +20,7 @@ from aflow.flow.graph import Graph
 from aflow.metadata.metaflow import layout
 from aflow.scheduler.messages import FromTask, decode_inputs
 from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState
-from aflow.storage.artifacts import Manifest, digest
+from aflow.storage.artifacts import ArtifactReader, Manifest, digest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.logs import STREAMS, read_chunks, read_log
 
@@ -269,13 +269,10 @@ def _pickle(blobs: BlobStore, copy: Copy) -> Iterator[Buffer]:
         assert copy.made is not None, "it is the step's or ours"
         yield copy.made
         return
-    stored = [*copy.entry.blobs]
-    data: Buffer
-    if copy.entry.inline is not None:
-        data = copy.entry.inline
-    else:
-        data = blobs.get(*stored.pop(0))
-    yield from layout.in_band(data, [blobs.get(*each) for each in stored])
+    entry = copy.entry
+    data = ArtifactReader(blobs).pickle(copy.name, entry)
+    apart = entry.blobs if entry.inline is not None else entry.blobs[1:]
+    yield from layout.in_band(data, [blobs.get(*each) for each in apart])
 
 
 def _exception(attempt: AttemptRecord, manifest: Manifest) -> bytes:

@@ -12,7 +12,7 @@ from aflow.errors import StorageError
 from aflow.metadata.base import AttemptRecord, RunRecord
 from aflow.metadata.metaflow.layout import ENCODING
 from aflow.scheduler.states import AttemptState
-from aflow.storage.artifacts import Manifest
+from aflow.storage.artifacts import Manifest, keys_of
 
 if TYPE_CHECKING:
     from aflow.metadata.base import TaskView
@@ -154,7 +154,7 @@ def artifacts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
             "name": name,
             "location": f"aflow:{entry.blobs[0][0]}" if entry.blobs else "aflow:",
             "ds_type": "aflow",
-            "sha": entry.blobs[0][0] if entry.blobs else "",
+            "sha": keys_of(entry)[0] if entry.blobs else "",
             "type": "metaflow.artifact",
             "content_type": entry.encoding,
             "attempt_id": attempt.attempt,

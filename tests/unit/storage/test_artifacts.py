@@ -14,8 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.errors import ArtifactNotLoadable, CorruptBlob, StoreUnavailable
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry, digest, unchanged
+from aflow.errors import ArtifactNotLoadable, CorruptBlob, StorageError, StoreUnavailable
+from aflow.storage.artifacts import (
+    ArtifactReader,
+    ArtifactWriter,
+    Entry,
+    Manifest,
+    PackingWriter,
+    digest,
+    unchanged,
+)
 from aflow.storage.blobs import MAP_UNVERIFIED_FROM, BlobStore, blob_name
 from aflow.storage.local import LocalStore
 from aflow.storage.memory import MemoryStore
@@ -111,6 +119,91 @@ def test_different_values_have_different_digests(blobs: BlobStore) -> None:
     values = ["a", "b", array, array + 1, array.astype(float), [array, array], list(range(10_000))]
 
     assert len(values) == len({digest(writer.save("x", value)) for value in values})
+
+
+# ------------------------------------------------------------------ many small values
+
+
+def left(blobs: BlobStore, values: dict[str, Any]) -> dict[str, Entry]:
+    """The entries of what an attempt leaves."""
+    with blobs.batch() as batch:
+        writer = PackingWriter(batch, inline_total=100)
+        entries = {name: writer.save(name, value) for name, value in values.items()}
+        writer.finish(entries)
+    return Manifest.decode(Manifest("start", entries).encode()).artifacts
+
+
+def some_values(count: int) -> dict[str, Any]:
+    return {f"x{number}": f"{number:05}" * 50 for number in range(count)}
+
+
+def test_many_small_values_share_few_blobs_and_come_back_in_any_order(blobs: BlobStore) -> None:
+    column = np.arange(20_000)
+    values = some_values(2000) | {"same": "00007" * 50, "numbers": [1, 2, 3] * 5000}
+    entries = left(blobs, values | {"column": {"column": column}})
+    reader = ArtifactReader(blobs)
+
+    assert len(names_in(blobs)) < 40
+    for names in (list(values), sorted(values, key=lambda name: name[::-1])):
+        assert values == {name: reader.load(name, entries[name]) for name in sorted(names)}
+        assert values == {name: reader.load(name, entries[name]) for name in names}
+    assert np.array_equal(column, reader.load("column", entries["column"])["column"])
+    assert unchanged(values["numbers"], entries["numbers"], blobs)
+    assert not unchanged([1, *values["numbers"][1:], 4], entries["numbers"], blobs)
+    assert bytes_in(blobs) < 2000 * 300 + column.nbytes + 40 * 16
+
+
+def test_a_value_in_a_pack_is_the_same_value_as_in_a_blob_of_its_own(blobs: BlobStore) -> None:
+    values = some_values(100) | {"array": np.arange(20_000)}
+    alone = {
+        name: ArtifactWriter(blobs, inline_limit=0).save(name, values[name]) for name in values
+    }
+
+    assert {name: digest(entry) for name, entry in alone.items()} == {
+        name: digest(entry) for name, entry in left(blobs, values).items()
+    }
+
+
+def test_few_small_values_are_blobs_of_their_own_which_other_tasks_share(blobs: BlobStore) -> None:
+    left(blobs, some_values(50))
+    before = names_in(blobs)
+    left(blobs, some_values(51))
+
+    assert (50, 51) == (len(before), len(names_in(blobs)))
+
+
+def test_a_task_that_leaves_nearly_the_same_values_stores_what_is_around_the_others(
+    blobs: BlobStore,
+) -> None:
+    left(blobs, some_values(5000))
+    before, size = names_in(blobs), bytes_in(blobs)
+    left(blobs, {"new": "z" * 250} | some_values(5000) | {"x2500": "another" * 40})
+
+    assert len(before) > 10
+    assert len(names_in(blobs)) <= len(before) + 2
+    assert bytes_in(blobs) < 1.4 * size
+
+
+def test_a_damaged_pack_names_itself_and_the_artifact(disk: BlobStore) -> None:
+    entries = left(disk, {f"x{number}": os.urandom(4000) for number in range(70)})
+    ((pack, _),) = {entry.blobs for entry in entries.values()}.pop()
+    damage(disk, pack)
+    whole = ArtifactReader(disk)
+    whole.load("x60", entries["x60"])
+
+    with pytest.raises(CorruptBlob, match=f"Artifact 'x0': Blob {pack}.*a part is another"):
+        ArtifactReader(disk).load("x0", entries["x0"])
+    with pytest.raises(CorruptBlob, match=f"Artifact 'x61': Blob {pack}"):
+        whole.load("x61", entries["x61"])  # the second one in a row: the pack is read as a whole
+
+
+@pytest.mark.parametrize(
+    "encoding", ["pack5:", "pack5:0:1", "pack5:a:1:" + "0" * 64, "pack5:0:1:../x", 5, None]
+)
+def test_an_encoding_that_names_no_part_of_a_pack_is_damage(encoding: Any) -> None:
+    entry = Entry(encoding, 1, "int", {}, None, (("0" * 64, 1),))
+    with pytest.raises(StorageError, match="A manifest is damaged"):
+        Manifest.decode(Manifest("start", {"x": entry}).encode())
 
 
 # ------------------------------------------------------------------ arrays and tables

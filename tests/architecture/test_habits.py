@@ -75,7 +75,7 @@ MAY_TOUCH_THE_ENVIRONMENT = {
     ): "a task has the variables of its step from the start",
     Path("aflow/executors/local/preload.py"): "it compares what imports could read",
     Path(
-        "aflow/executors/local/child_worker.py"
+        "aflow/executors/local/surroundings.py"
     ): "a process of many tasks puts back what a task changed",
 }
 

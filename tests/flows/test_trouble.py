@@ -67,6 +67,113 @@ def test_the_next_task_does_not_notice_what_a_step_did_to_its_process(
     workspace.check()
 
 
+# What the standard library keeps in one place for the whole process, changed in every such place.
+STATE_OF_A_PROCESS = """
+    import asyncio, decimal, faulthandler, gc, locale, logging, multiprocessing, random, resource
+    import socket, tempfile, threading, warnings
+    import numpy
+
+    decimal.getcontext().prec = 20
+    random.seed(42)
+
+    def odd(*args):
+        pass
+
+    def state():
+        warned = []
+        warnings.showwarning = lambda *args, **options: warned.append(args)
+        warnings.warn("each task is to see this one")
+        loop = asyncio.get_event_loop_policy().new_event_loop()
+        loop.close()
+        return {
+            "decimal": (decimal.getcontext().prec, decimal.getcontext().rounding),
+            "random": random.random(),
+            "warnings": (len(warnings.filters), len(warned)),
+            "locale": locale.setlocale(locale.LC_ALL),
+            "zone": (time.tzname, time.localtime(0).tm_hour),
+            "recursion": sys.getrecursionlimit(),
+            "digits": sys.get_int_max_str_digits(),
+            "hooks": (sys.excepthook is odd, sys.displayhook is odd, threading.excepthook is odd,
+                      sys.gettrace(), sys.getprofile(), threading.gettrace()),
+            "gc": (gc.isenabled(), gc.get_threshold()),
+            "socket": socket.getdefaulttimeout(),
+            "temporary": tempfile.gettempdir(),
+            "logging": (logging.root.level, len(logging.root.handlers)),
+            "disabled": logging.root.manager.disable,
+            "start method": multiprocessing.get_start_method(allow_none=True),
+            "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            "handler": signal.getsignal(signal.SIGPROF),
+            "words": [*sys.argv[1:]],
+            "folders": sys.path.count("a folder"),
+            "processors": os.sched_getaffinity(0),
+            "loop": asyncio.get_event_loop_policy()._local.__dict__ == {},
+        }
+
+    def change():
+        decimal.getcontext().prec = 3
+        random.seed(1); numpy.random.seed(1)
+        warnings.simplefilter("error")
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+        os.environ["TZ"] = "Asia/Tokyo"; time.tzset()
+        sys.setrecursionlimit(5000); sys.set_int_max_str_digits(0)
+        sys.excepthook = sys.displayhook = threading.excepthook = odd
+        sys.setprofile(odd); threading.settrace(odd)
+        gc.disable(); gc.set_threshold(1)
+        socket.setdefaulttimeout(0.001)
+        tempfile.tempdir = "/nowhere"
+        logging.basicConfig(level="DEBUG")
+        logging.disable(logging.CRITICAL)
+        multiprocessing.set_start_method("spawn")
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.signal(signal.SIGPROF, odd)
+        signal.setitimer(signal.ITIMER_PROF, 0.01, 0.01)
+        sys.argv.append("another"); sys.path.insert(0, "a folder"); sys.path.insert(0, "a folder")
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        faulthandler.dump_traceback_later(1, exit=True)
+        asyncio.run(asyncio.sleep(0))
+
+    class Flow_(FlowSpec):
+        @step
+        def start(self):
+            self.xs = [1, 2, 3]
+            self.next(self.work, foreach="xs")
+        @step
+        def work(self):
+            self.state, self.drawn, self.process = state(), numpy.random.random(), os.getpid()
+            change()
+            sum(range(3_000_000))  # as long as a timer of the step before needs to ring
+            self.next(self.join)
+        @step
+        def join(self, inputs):
+            self.states = [each.state for each in inputs]
+            self.drawn = len({each.drawn for each in inputs})
+            self.processes = len({each.process for each in inputs})
+            self.next(self.end)
+        @step
+        def end(self):
+            first, *others = self.states
+            for each in others:
+                found = {name: each[name] for name in first if each[name] != first[name]}
+                assert found in ({}, {"folders": 1}), (found, first)
+            assert first["random"] == random.Random(42).random()
+            assert first["decimal"][0] == 20
+            print("as at first:", self.drawn, "of", self.processes)
+"""
+
+
+@pytest.mark.parametrize(("isolation", "processes"), [("worker", 1), ("task", 3)])
+def test_what_a_step_changes_of_the_standard_library_the_next_one_does_not_see(
+    workspace: Workspace, isolation: str, processes: int
+) -> None:
+    workspace.write(STATE_OF_A_PROCESS)
+    ran = workspace.run("--isolation", isolation, "--max-workers", "1")
+    assert ran.code == 0, ran.out + ran.err
+    assert f"as at first: 3 of {processes}" in ran.lines
+
+
 @pytest.mark.parametrize("isolation", ISOLATIONS)
 def test_a_daemon_that_holds_on_to_stdout_does_not_hold_up_the_run(
     workspace: Workspace, isolation: str

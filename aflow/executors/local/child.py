@@ -5,6 +5,7 @@ from __future__ import annotations
 # signal's own functions turn each number into an enum, which writes to many more pages.
 import _signal  # type: ignore[import-not-found]
 import os
+import random
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -14,6 +15,8 @@ from aflow._core.system import end_with_parent, memory_file, out_of_the_way
 from aflow.errors import TaskError
 from aflow.flow.current import current
 from aflow.task.runner import no_terminal
+
+_TWISTS = 200  # blocks of 624 numbers for which it is tried whether `random` was only used
 
 
 def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | None = None) -> None:
@@ -40,6 +43,24 @@ def reseed() -> None:
     generator = numpy_random.mtrand._rand._bit_generator
     if getattr(generator, "seed_seq", None) is not None:
         numpy_random.seed()
+
+
+def was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether somebody has seeded a Mersenne Twister, rather than only used it, between these
+    states (624 words and a position): it is tried whether drawing numbers leads from the one to the
+    other."""
+    if before == after:
+        return False
+    tried = random.Random()
+    tried.setstate((3, before, None))
+    wanted = after[:624]
+    for _ in range(_TWISTS):
+        state = tried.getstate()[1]
+        if state[:624] == wanted:
+            return False
+        for _ in range(624 - state[624] + 1):
+            tried.getrandbits(32)
+    return True
 
 
 def redirect(stdout: int, stderr: int) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import asyncio
 import io
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -22,6 +20,7 @@ from aflow._core.process import fastest_kind
 from aflow._core.system import out_of_the_way
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
+from aflow.executors.local.surroundings import Randomness, Surroundings, own_decimal_context
 from aflow.task.runner import AttemptRunner
 from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptKey, AttemptReport, AttemptSpec
 
@@ -280,49 +279,6 @@ class WorkerSockets:
                     self._flush()
 
 
-class Surroundings:
-    """What a step may change of its process, and the next one must not notice."""
-
-    def __init__(self, stdout: int, stderr: int) -> None:
-        nothing = out_of_the_way(os.open(os.devnull, os.O_RDONLY))
-        self._descriptors = [nothing, stdout, stderr]
-        self._cwd = os.getcwd()
-        self._environ = dict(os.environ)
-        # As bytes, the form that the interpreter holds: comparing os.environ would decode it all.
-        self._raw_environ = dict(os.environb)
-        self._umask = os.umask(0o022)
-        os.umask(self._umask)
-        self._streams = (sys.stdin, sys.stdout, sys.stderr)
-        numbers = (
-            signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD, signal.SIGHUP,
-            signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2,
-        )  # fmt: skip
-        self._signals = {int(number): _signal.getsignal(number) for number in numbers}
-
-    def restore(self) -> None:
-        """Put everything back as it was."""
-        if _cwd() != self._cwd:
-            os.chdir(self._cwd)
-        if os.environb._data != self._raw_environ:  # type: ignore[attr-defined]
-            os.environ.clear()
-            os.environ.update(self._environ)
-        os.umask(self._umask)
-        _signal.alarm(0)
-        sys.stdin, sys.stdout, sys.stderr = self._streams
-        for number, handler in self._signals.items():
-            if _signal.getsignal(number) is not handler:
-                _signal.signal(number, handler)
-        for target, descriptor in enumerate(self._descriptors):
-            os.dup2(descriptor, target)
-
-
-def _cwd() -> str | None:
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # the step has removed the folder that it was in
-        return None
-
-
 class SequentialWorker:
     """Runs the specs that it is sent, in order. The streams are those of attempts from the start:
     what the user's program prints before it comes to its flow belongs to the first one."""
@@ -339,6 +295,7 @@ class SequentialWorker:
         self.say = self._link.say
         self._pid = os.getpid()
         self._spec: AttemptSpec | None = None
+        self._randomness = Randomness()
 
     def first(self) -> AttemptSpec | None:
         """Begin with the first attempt; None if there is none, and never will be."""
@@ -357,7 +314,8 @@ class SequentialWorker:
 
     def serve(self) -> None:
         """Run the first attempt and what comes, until the coordinator closes its end."""
-        self._surroundings = Surroundings(*self._descriptors)
+        stdout, stderr = self._descriptors
+        self._surroundings = Surroundings(stdout, stderr, self._randomness)
         spec = self._spec
         assert spec is not None, "there is a first one"
         while True:
@@ -380,9 +338,13 @@ class SequentialWorker:
         started = (STARTED, *attempt_key, self._pid, self._clock.now())
         self._link.send(before + msgpack.packb(started))
 
+    def _run_in_context(self, spec: AttemptSpec) -> AttemptReport:
+        own_decimal_context()
+        return self._runner.run(spec)
+
     def _run(self, spec: AttemptSpec) -> AttemptReport:
         # What a step sets of context variables (decimal's precision among them) is its own.
-        report = copy_context().run(self._runner.run, spec)
+        report = copy_context().run(self._run_in_context, spec)
         self._surroundings.restore()
         self._streams.finish((spec.task, spec.attempt))
         self._streams.attempt_key.reset(self._token)
@@ -514,6 +476,7 @@ class CoroutineWorker:
     async def _run(self, spec: AttemptSpec) -> None:
         attempt_key = (spec.task, spec.attempt)
         self._streams.attempt_key.set(attempt_key)
+        own_decimal_context()
         if spec is not self._begun:
             self._say_started(spec)
         try:

@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 # is put right there: files that are open for reading, and the state of `random`.
 
 
-_TWISTS = 200  # blocks of 624 numbers for which it is tried whether `random` was only used
 _IN_MEMORY = ("torch",)  # libraries whose finalizers only tidy up memory
 
 
@@ -90,7 +89,7 @@ class UserProgram:
     def reached(self) -> None:
         """The program has come to its flow."""
         atexit.register = self._register
-        self._seeded = _was_seeded(self._random, random.getstate())
+        self._seeded = inside.was_seeded(self._random[1], random.getstate()[1])
         self._random = random.getstate()
 
     def obstacle(self, ours: Collection[int]) -> str | None:
@@ -127,23 +126,6 @@ class UserProgram:
             random.setstate(self._random)
         for number in _readable_files(self._descriptors):
             _reopen(number)
-
-
-def _was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    """Whether somebody has seeded `random`, rather than only used it, between these states: it is
-    tried whether drawing numbers leads from the one to the other."""
-    if before[1] == after[1]:
-        return False
-    tried = random.Random()
-    tried.setstate(before)
-    wanted = after[1][:624]
-    for _ in range(_TWISTS):
-        state = tried.getstate()[1]
-        if state[:624] == wanted:
-            return False
-        for _ in range(624 - state[624] + 1):
-            tried.getrandbits(32)
-    return True
 
 
 def _generator() -> str | None:

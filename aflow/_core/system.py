@@ -103,6 +103,16 @@ def threads_here() -> int:
     return threading.active_count()
 
 
+def affinity() -> frozenset[int]:
+    """The processors that this process may use; empty where a process has no say in it."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def set_affinity(processors: frozenset[int]) -> None:
+    """Use no others than these processors."""
+    os.sched_setaffinity(0, processors)
+
+
 def monotonic_domain() -> str:
     """What has to be equal for monotonic times of two processes to be comparable: one start of one
     machine, and its time namespace. Empty where the system does not say."""

@@ -17,7 +17,6 @@ import msgpack
 
 from aflow._core.clock import SystemClock
 from aflow._core.process import fastest_kind
-from aflow._core.system import out_of_the_way
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
 from aflow.executors.local.surroundings import Randomness, Surroundings, own_decimal_context

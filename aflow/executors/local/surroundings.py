@@ -28,7 +28,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from aflow._core.system import out_of_the_way
+from aflow._core import system
 from aflow.executors.local.child import was_seeded
 
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
@@ -126,7 +126,7 @@ class Surroundings:
     its attempts."""
 
     def __init__(self, stdout: int, stderr: int, randomness: Randomness) -> None:
-        nothing = out_of_the_way(os.open(os.devnull, os.O_RDONLY))
+        nothing = system.out_of_the_way(os.open(os.devnull, os.O_RDONLY))
         self._descriptors = [nothing, stdout, stderr]
         self._cwd = _cwd()
         self._folder = _folder()
@@ -231,8 +231,7 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     yield _get_root_logger, _set_root_logger
     yield _get_start_method, _set_start_method
     yield _get_event_loop, _set_event_loop
-    if hasattr(os, "sched_setaffinity"):
-        yield (lambda: os.sched_getaffinity(0)), (lambda each: os.sched_setaffinity(0, each))
+    yield system.affinity, system.set_affinity
     for name in _LIMITS:
         if (number := getattr(resource, name, None)) is not None:
             yield partial(resource.getrlimit, number), partial(resource.setrlimit, number)
@@ -297,6 +296,6 @@ def _folder() -> int | None:
     """The working folder, whatever becomes of its name."""
     try:
         flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
-        return out_of_the_way(os.open(".", flags))
+        return system.out_of_the_way(os.open(".", flags))
     except OSError:  # it may not be entered
         return None

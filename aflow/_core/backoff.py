@@ -40,23 +40,40 @@ class Backoff:
     jitter: float = 1.0
 
     def bound(self, failures: int) -> float:
-        """The longest delay, in seconds, after `failures` (1 or more) in a row."""
+        """Return the longest delay, in seconds, after `failures` (1 or more) in a row.
+
+        Args:
+            failures: How many tries have failed in a row, 1 or more.
+        """
         try:
             return min(self.longest, self.first * self.growth ** max(failures - 1, 0))
         except OverflowError:
             return self.longest
 
     def after(self, previous: float) -> float:
-        """The bound that follows one of `previous` seconds."""
+        """Return the bound that follows one of `previous` seconds.
+
+        Args:
+            previous: The bound of the last delay, in seconds.
+        """
         return min(self.longest, max(self.first, previous * self.growth))
 
     def spread(self, bound: float, share: float) -> float:
-        """The delay within a bound; `share` is a random number between 0 and 1."""
+        """Return the delay within a bound; `share` is a random number between 0 and 1.
+
+        Args:
+            bound: The longest delay, in seconds.
+            share: A random number between 0 and 1.
+        """
         return bound * (1.0 - self.jitter * (1.0 - share))
 
     def delay(self, failures: int, share: float) -> float:
-        """Seconds to wait after `failures` in a row; `share` is a random number between 0 and
-        1."""
+        """Return the seconds to wait before the next try.
+
+        Args:
+            failures: How many tries have failed in a row, 1 or more.
+            share: A random number between 0 and 1.
+        """
         return self.spread(self.bound(failures), share)
 
 
@@ -97,7 +114,14 @@ class Tries:
         self.failures = 0  # in a row
 
     def failed(self, error: object = "") -> float | None:
-        """Note a failure. Returns the seconds until the next try, None where none is left."""
+        """Note a failure.
+
+        Args:
+            error: What failed; the notice of a long wait ends with it.
+
+        Returns:
+            Seconds until the next try; None where no try is left.
+        """
         self.failures += 1
         if self._most is not None and self.failures >= self._most:
             return None
@@ -128,13 +152,17 @@ class Tries:
         unless: Errors = (),
         pause: Callable[[float], object] | None = None,
     ) -> T:
-        """Call until it succeeds, and return what it returns. Blocks.
+        """Call a function until it succeeds. Blocks between the tries.
 
         Args:
-            call: What to call.
-            on: The errors after which it is called again. The last one is raised.
+            call: The function.
+            on: The errors after which it is called again. When no try is left, the last one is
+                raised.
             unless: Those of them that no further try can repair: they are raised at once.
-            pause: Waits for a number of seconds.
+            pause: Waits for a number of seconds; by default it blocks the thread.
+
+        Returns:
+            What the function returned.
         """
         pause = pause or threading.Event().wait
         while True:
@@ -150,7 +178,16 @@ class Tries:
                 return found
 
     async def retry_async(self, call: Callable[[], Awaitable[T]], on: Errors) -> T:
-        """`retry`, for a call that is awaited."""
+        """Await a call until it succeeds, with `asyncio.sleep` between the tries.
+
+        Args:
+            call: Makes the awaitable of one try.
+            on: The errors after which there is another try. When none is left, the last one is
+                raised.
+
+        Returns:
+            What the call returned.
+        """
         while True:
             try:
                 found = await call()

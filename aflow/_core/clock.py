@@ -18,10 +18,10 @@ class Clock(Protocol):
     """Where the time comes from."""
 
     def now(self) -> float:
-        """Seconds since the epoch, UTC; may jump when somebody sets the machine's clock."""
+        """Return seconds since the epoch, UTC; may jump when somebody sets the machine's clock."""
 
     def monotonic(self) -> float:
-        """Seconds since some point in the past; never jumps."""
+        """Return seconds since some point in the past; never jumps."""
 
 
 class SystemClock:
@@ -72,7 +72,12 @@ class LeaseClock:
         return self._ahead + self._clock.monotonic()
 
     def read(self, db: sqlite3.Connection) -> None:
-        """Take over what the file says, if it says something. Cheap where it is known already."""
+        """Take over what the file says, if it says something. Cheap where it is known already.
+
+        Args:
+            db: The connection to the database; `begin` has to be called inside of a transaction
+                that may write.
+        """
         if self._ahead is None and self._domain:
             found = db.execute(
                 "SELECT ahead FROM lease_clocks WHERE domain = ?", (self._domain,)
@@ -80,9 +85,17 @@ class LeaseClock:
             self._ahead = None if found is None else float(found[0])
 
     def begin(self, db: sqlite3.Connection) -> bool:
-        """The same within a transaction that may write: writes what is not there yet. True if this
-        is the first process since the start of the machine; then no lease in the file is of a
-        process that lives, unless the file has users elsewhere."""
+        """Read the file's clock within a transaction that may write, and write it if it is not
+        there yet.
+
+        Args:
+            db: The connection to the database; `begin` has to be called inside of a transaction
+                that may write.
+
+        Returns:
+            True if this is the first process since the machine was started. Then the holder of no
+            lease in the file is alive, unless other machines use the file.
+        """
         self.read(db)
         if self._ahead is not None or not self._domain:
             return False
@@ -115,19 +128,31 @@ class FakeClock:
         return self._elapsed
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass (not negative)."""
+        """Let `seconds` pass (not negative).
+
+        Args:
+            seconds: How far the clock moves forward; not negative.
+        """
         if seconds < 0:
             raise ValueError(f"time cannot go back by {seconds} seconds")
         self._elapsed += seconds
 
     def jump(self, seconds: float) -> None:
         """Set the clock by `seconds`, forward or back, as somebody sets a machine's clock: the time
-        since the epoch changes, and the monotonic time does not."""
+        since the epoch changes, and the monotonic time does not.
+
+        Args:
+            seconds: The change of the time since the epoch; negative to go back.
+        """
         self._set_by += seconds
 
 
 def duration(seconds: float) -> str:
-    """A time in the two largest of its units, as `1m 05s`."""
+    """Return a time in the two largest of its units, as `1m 05s`.
+
+    Args:
+        seconds: The duration; a negative one counts as 0.
+    """
     if seconds < 60:
         return f"{max(seconds, 0.0):.1f}s"
     minutes, rest = divmod(int(seconds), 60)
@@ -144,6 +169,10 @@ LATEST = 253370764800.0  # the first second of the year 9999, which is one in ea
 
 
 def shown_time(at: float) -> float:
-    """The nearest time of the years 1970 to 9998, in seconds since 1970: records may hold any
-    number, and the functions that make dates of them raise errors for others."""
+    """Return the nearest time of the years 1970 to 9998, in seconds since 1970: records may hold
+    any number, and the functions that make dates of them raise errors for others.
+
+    Args:
+        at: Seconds since 1970, of any size.
+    """
     return max(0.0, min(at, LATEST)) if at == at else 0.0

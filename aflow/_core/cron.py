@@ -47,7 +47,17 @@ class Cron(NamedTuple):
 
 @lru_cache(1000)
 def parse(text: str) -> Cron:
-    """Read an expression. Raises InvalidInput, which says what cannot be read."""
+    """Parse a cron expression of AWS, of six fields, or one of Unix, of five.
+
+    Args:
+        text: The expression, as `0 12 ? * MON-FRI *`.
+
+    Returns:
+        The minutes, hours and days on which it is due.
+
+    Raises:
+        InvalidInput: A field cannot be read; the error says which.
+    """
     fields = text.upper().split()
     if len(fields) not in (5, 6):
         raise InvalidInput(f"{text!r} has to have six fields, as in '0 12 ? * MON-FRI *'.")
@@ -62,7 +72,14 @@ def parse(text: str) -> Cron:
 
 
 def zone_of(name: str | None) -> ZoneInfo:
-    """The time zone of this IANA name; None is UTC. Raises InvalidInput."""
+    """Return the time zone of an IANA name.
+
+    Args:
+        name: The name, such as `Europe/Berlin`; None is UTC.
+
+    Raises:
+        InvalidInput: There is no such zone.
+    """
     try:
         return ZoneInfo(name or "UTC")
     except (KeyError, OSError, ValueError) as error:  # one that is unknown is a KeyError
@@ -72,8 +89,16 @@ def zone_of(name: str | None) -> ZoneInfo:
 
 
 def latest_ticks(cron: Cron, zone: ZoneInfo, after: float, until: float, most: int) -> list[float]:
-    """The times at which it is due, after the one and up to the other (seconds since the epoch), in
-    their order: the last of them, `most` at most. It costs what these cost, and not what all do."""
+    """Return the last times within an interval at which the expression is due, in ascending order.
+    The cost depends on `most`, not on the length of the interval.
+
+    Args:
+        cron: The parsed expression.
+        zone: The time zone in which the expression is meant.
+        after: The start of the interval, itself left out, in seconds since the epoch.
+        until: The end of the interval, itself included, in seconds since the epoch.
+        most: How many times to return at most.
+    """
     found: list[float] = []
     day = datetime.fromtimestamp(until, zone).date()
     first = datetime.fromtimestamp(after, zone).date()
@@ -85,7 +110,14 @@ def latest_ticks(cron: Cron, zone: ZoneInfo, after: float, until: float, most: i
 
 
 def next_tick(cron: Cron, zone: ZoneInfo, after: float) -> float | None:
-    """The first time after this one at which it is due; None if it never is again."""
+    """Return the next time at which the expression is due, in seconds since the epoch; None if it
+    never is again.
+
+    Args:
+        cron: The parsed expression.
+        zone: The time zone in which the expression is meant.
+        after: The time after which to look, in seconds since the epoch.
+    """
     day = datetime.fromtimestamp(after, zone).date()
     while day.year <= _YEARS[1]:
         if cron.years is not None and day.year not in cron.years:

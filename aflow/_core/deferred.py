@@ -74,8 +74,12 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def defer(names: Iterable[str]) -> None:
-    """Have these modules of the standard library (of no package) loaded when they are first used.
-    Those that are there already stay as they are."""
+    """Have modules of the standard library loaded when they are first used. Modules that are loaded
+    already stay as they are.
+
+    Args:
+        names: Their names; none of them may be in a package.
+    """
     for name in names:
         spec = None if name in sys.modules else PathFinder.find_spec(name)
         if spec is not None:
@@ -120,19 +124,23 @@ def import_asyncio() -> None:
 
 
 def loaded() -> list[str]:
-    """The names of the modules that are loaded, in the order in which they were imported."""
+    """Return the names of the modules that are loaded, in the order in which they were imported."""
     return [name for name, module in [*sys.modules.items()] if type(module) is not _Deferred]
 
 
 def load(name: str) -> None:
-    """Load this module, if it is there and was deferred."""
+    """Load a module now, if it was deferred.
+
+    Args:
+        name: The name.
+    """
     module = sys.modules.get(name)
     if type(module) is _Deferred:
         _load(module)
 
 
 def waiting() -> list[str]:
-    """The names of the modules that were deferred and are not loaded yet."""
+    """Return the names of the modules that were deferred and are not loaded yet."""
     return [name for name, module in [*sys.modules.items()] if type(module) is _Deferred]
 
 

@@ -118,11 +118,17 @@ class Leave(SystemExit):
 
 def leave(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
     """End this process with this exit code, as Python's own end would, wherever we are. `release`
-    drops what the caller holds of the user's objects; it is called only where the interpreter
-    takes the process apart: in a forked process it costs copies of the pages that it touches.
+    drops what the caller holds of the user's objects; it is called only where the interpreter takes
+    the process apart: in a forked process it costs copies of the pages that it touches.
 
     What is on the stack stays as it is: `finally` blocks of the callers do not run, and what they
     hold lives on. Where the stack can be left, `raise Leave(code)` is better.
+
+    Args:
+        code: The exit code.
+        release: Drops the references that the caller holds to the user's objects. It is called only
+            where the interpreter is taken apart: in a forked process it costs copies of memory
+            pages.
     """
     _end_or_thaw(code, release)
     import ctypes  # slow to import, and rarely needed
@@ -152,8 +158,12 @@ def thaw() -> None:
 
 
 def exit_code(error: SystemExit) -> int:
-    """The exit code of a program that ends with this exception. Where it is a text, the text is
-    printed on stderr, as Python does."""
+    """Return the exit code of a program that ends with this exception. Where it is a text, the text
+    is printed on stderr, as Python does.
+
+    Args:
+        error: The exception that ends the program.
+    """
     code = error.code
     if code is None:
         return 0

@@ -41,27 +41,62 @@ def _checked(pattern: re.Pattern[str], what: str, value: object) -> str:
 
 
 def flow_name(value: str) -> FlowName:
-    """The value, if it can name a flow; raises InvalidName."""
+    """Return the value, if it can name a flow.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     return FlowName(_checked(_FLOW, "flow", value))
 
 
 def run_id(value: str) -> RunId:
-    """The value, if it can name a run; raises InvalidName."""
+    """Return the value, if it can name a run.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     return RunId(_checked(_RUN, "run", value))
 
 
 def step_name(value: str) -> StepName:
-    """The value, if it can name a step (also `_parameters`); raises InvalidName."""
+    """Return the value, if it can name a step (also `_parameters`).
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     return StepName(_checked(_STEP, "step", value))
 
 
 def worker_name(value: str) -> str:
-    """The value, if it can name a worker; raises InvalidName."""
+    """Return the value, if it can name a worker.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     return _checked(_RUN, "worker", value)
 
 
 def task_id(value: str) -> TaskId:
-    """The task's number, if the value can name a task; raises InvalidName."""
+    """Return the task's number, if the value can name a task.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidName: It is not a decimal number of at most 18 digits.
+    """
     _checked(_TASK, "task", value)
     if not value.isascii() or not value.isdigit() or len(value) > 18:
         raise InvalidName(f"{value!r} cannot be the name of a task: tasks are numbered.")
@@ -69,17 +104,38 @@ def task_id(value: str) -> TaskId:
 
 
 def artifact_name(value: str) -> str:
-    """The value, if it can name an artifact; raises InvalidName."""
+    """Return the value, if it can name an artifact.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     return _checked(_ARTIFACT, "artifact", value)
 
 
 def blob_key(value: str) -> BlobKey:
-    """The value, if it is a blob's key: 64 hex digits of blake3; raises InvalidName."""
+    """Return the value, if it is a blob's key: 64 hex digits of blake3.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     return BlobKey(_checked(_BLOB, "blob", value))
 
 
 def tag(value: object) -> str:
-    """The value, if it can be a tag: 1 to 500 characters of valid UTF-8; raises InvalidName."""
+    """Return the value, if it can be a tag: 1 to 500 characters of valid UTF-8.
+
+    Args:
+        value: The tag to check.
+
+    Raises:
+        InvalidName: It is not a text, empty, too long or not valid UTF-8.
+    """
     if not isinstance(value, str) or not value:
         raise InvalidName(f"{value!r} cannot be a tag: a tag is a text that is not empty.")
     if len(value) > MAX_TAG_LENGTH:
@@ -95,8 +151,14 @@ def tag(value: object) -> str:
 
 
 def tags(values: Iterable[object]) -> tuple[str, ...]:
-    """The tags that a run is given, each of them once, in their order. Raises InvalidName for one
-    that cannot be a tag, for too many, and for a text instead of several."""
+    """Return the tags of a run without repetitions, in their order.
+
+    Args:
+        values: The tags to check.
+
+    Raises:
+        InvalidName: A tag is not allowed, there are too many, or `values` is a single text.
+    """
     if isinstance(values, str):  # it would become a tag for each of its letters
         raise InvalidName(f"{values!r} is one tag: give a list of tags, as [{values!r}].")
     unique = tuple(dict.fromkeys(tag(each) for each in values))
@@ -119,7 +181,17 @@ class Pathspec(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Pathspec:
-        """Read a pathspec of one to five parts; raises InvalidName that names the part at fault."""
+        """Parse a pathspec.
+
+        Args:
+            text: One to five parts, separated by slashes.
+
+        Returns:
+            The pathspec, with None for the parts that are absent.
+
+        Raises:
+            InvalidName: A part is not allowed; the error names it.
+        """
         parts = text.split("/")
         checks: tuple[Callable[[str], Any], ...] = (
             flow_name, run_id, step_name, task_id, artifact_name

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
 
 def modules_of(package: str, names: "Iterable[str]") -> "Callable[[str], ModuleType]":
-    """The `__getattr__` of a package: it imports the modules of these names when they are first
-    used.
+    """Return a `__getattr__` for a package, which imports its modules when they are first used.
 
     For type checkers the package imports them in `if TYPE_CHECKING`, and has no `__getattr__`, so
     that they find a name that is misspelt. An attribute of any other name raises AttributeError, as
     without it.
+
+    Args:
+        package: The full name of the package.
+        names: The names of its modules.
     """
     known = frozenset(names)
 

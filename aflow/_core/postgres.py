@@ -53,8 +53,12 @@ _ADVICE = {
 
 
 def state_of(error: psycopg.Error) -> str:
-    """The SQLSTATE of an error; empty where it is not known. libpq gives none for a connection that
-    failed, only the server's words."""
+    """Return the SQLSTATE of an error; empty where it is not known. libpq gives none for a
+    connection that failed, only the server's words.
+
+    Args:
+        error: The error that the driver has raised.
+    """
     if error.sqlstate:
         return error.sqlstate
     text = str(error)
@@ -66,20 +70,32 @@ def state_of(error: psycopg.Error) -> str:
 
 
 def advice(error: psycopg.Error) -> str | None:
-    """What is wrong and what to do, if the error's SQLSTATE tells it."""
+    """Return what is wrong and what to do, if the error's SQLSTATE tells it.
+
+    Args:
+        error: The error that the driver has raised.
+    """
     state = state_of(error)
     return next((text for prefix, text in _ADVICE.items() if state.startswith(prefix)), None)
 
 
 def line(error: psycopg.Error) -> str:
-    """What the driver says, in one line, without passwords."""
+    """Return what the driver says, in one line, without passwords.
+
+    Args:
+        error: The error that the driver has raised.
+    """
     text = without_passwords(" ".join(str(error).split())).rstrip(".?")
     return text or "the server cannot be reached"
 
 
 def adapt_texts(adapters: psycopg.adapt.AdaptersMap) -> None:
-    """Let a connection write and read every text. PostgreSQL holds all but those with the
-    character 0: it is escaped."""
+    """Let a connection write and read every text. PostgreSQL holds all but those with the character
+    0: it is escaped.
+
+    Args:
+        adapters: The adapters of a connection, which are changed.
+    """
     adapters.register_dumper(str, _Dumper)
     adapters.register_loader("text", _EscapedTextLoader)
     adapters.register_loader("text", _BinaryLoader)
@@ -101,5 +117,9 @@ class _BinaryLoader(TextBinaryLoader):
 
 
 def unescaped(text: str) -> str:
-    """A text of the database as it was given to it; see `adapt_texts`."""
+    """Return a text of the database as it was given to it; see `adapt_texts`.
+
+    Args:
+        text: The text as the database has it.
+    """
     return text.replace("\x1a0", "\0").replace("\x1a1", "\x1a") if "\x1a" in text else text

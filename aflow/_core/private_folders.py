@@ -22,16 +22,28 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def own_folder(path: Path) -> Path:
-    """The folder at `path`, made with mode 0700 if it is not there (its parent has to be). Raises
-    UnsafeFolder where it is a link, no folder, another user's, or open to others; OSError where it
-    cannot be made."""
+    """Return a folder that is the user's own, and make it with mode 0700 if it does not exist. Its
+    parent has to exist.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UnsafeFolder: It is a link, not a folder, another user's, or open to others.
+        OSError: It cannot be made.
+    """
     with open_folder(path):
         return path
 
 
 @contextmanager
 def open_folder(path: Path) -> Iterator[int]:
-    """The descriptor of `own_folder(path)`, closed at the end of the block. It raises the same."""
+    """Yield the descriptor of `own_folder(path)`, and close it at the end of the block. It raises
+    the same errors.
+
+    Args:
+        path: The folder.
+    """
     with suppress(FileExistsError):
         os.mkdir(path, PRIVATE)
     descriptor = open_checked(path)
@@ -42,8 +54,15 @@ def open_folder(path: Path) -> Iterator[int]:
 
 
 def open_checked(path: Path) -> int:
-    """A descriptor of a folder that is there and the user's own. Raises UnsafeFolder, and OSError
-    where there is none."""
+    """Return a descriptor of an existing folder that is the user's own. The caller closes it.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UnsafeFolder: It is a link, not a folder, another user's, or open to others.
+        OSError: It does not exist.
+    """
     try:
         descriptor = os.open(path, _FLAGS)
     except OSError as error:
@@ -72,9 +91,17 @@ def _check(path: Path, found: os.stat_result) -> None:
 
 
 def open_regular(path: str | Path) -> int:
-    """A descriptor to read a regular file by, which is what the path, or the link there, leads to.
-    Raises OSError, also for anything else: opening a FIFO that others have put there would block
-    for ever, and reading a device would never end."""
+    """Return a descriptor to read a regular file by; the caller closes it.
+
+    Opening a FIFO that another user has put there would block for ever, and reading a device would
+    never end: anything but a regular file, or a link to one, is refused.
+
+    Args:
+        path: The file, or a link to it.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -86,14 +113,28 @@ def open_regular(path: str | Path) -> int:
 
 
 def read_regular(path: str | Path) -> bytes:
-    """The content of a regular file; raises OSError as `open_regular` does."""
+    """Return the content of a regular file.
+
+    Args:
+        path: The file, or a link to it.
+
+    Raises:
+        OSError: As `open_regular` does.
+    """
     with os.fdopen(open_regular(path), "rb") as file:
         return file.read()
 
 
 def make_private(path: Path) -> None:
-    """Make a folder that may hold secrets, with mode 0700, and those above it as they are usually
-    made; a new `.aflow` is kept from git. One that is there stays as it is. Raises OSError."""
+    """Make a folder that may hold secrets, with mode 0700, and its parents with the usual mode; a
+    new `.aflow` is kept from git. An existing folder stays as it is.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        OSError: It cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.mkdir(path, PRIVATE)
@@ -105,10 +146,17 @@ def make_private(path: Path) -> None:
 
 
 def refuse_foreign(path: Path, env: Mapping[str, str]) -> None:
-    """Nothing for a folder that only the user (or root) can have filled: what is in it decides
-    which code runs. Raises UnsafeFolder where it, or the link to it, belongs to somebody else, or
-    where others may write to it, unless AFLOW_SAFE_DIRECTORIES in `env` names it or its parent (or
-    is `*`). Under sudo the user that called sudo counts, too."""
+    """Check that only the user, or root, can have filled a folder, since its content decides which
+    code runs. Under sudo the user that called sudo counts, too.
+
+    Args:
+        path: The folder.
+        env: The variables: a folder that AFLOW_SAFE_DIRECTORIES names, itself or by its parent, or
+            by `*`, is allowed.
+
+    Raises:
+        UnsafeFolder: It, or the link to it, belongs to another user, or others may write to it.
+    """
     try:
         found = (os.lstat(path), os.stat(path))
     except OSError:
@@ -154,8 +202,15 @@ def _shares(found: os.stat_result) -> bool:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether something stands at `path` that is not a folder which only the user, or root, has
-    filled. Raises OSError."""
+    """Return whether `path` exists and is anything but a folder that only the user, or root, can
+    have filled.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        OSError: It cannot be examined.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -165,10 +220,18 @@ def is_foreign(path: Path) -> bool:
 
 
 def runtime_folder(*names: str) -> Path:
-    """The folder `names` inside of the user's folder for sockets and the like, which is of this
-    machine and may be gone after a restart: `aflow` in XDG_RUNTIME_DIR (or /run/user/UID) where
-    that is there and the user's own, else `aflow-UID` in the folder for temporary files. Made, and
-    checked, as `own_folder` does. Raises UnsafeFolder and OSError."""
+    """Return a folder of the user for sockets and the like, which belongs to this machine and may
+    be gone after a restart. It is in `aflow` in XDG_RUNTIME_DIR (or /run/user/UID) where that is
+    the user's own, else in `aflow-UID` in the folder for temporary files. It is made and checked as
+    `own_folder` does.
+
+    Args:
+        *names: The names of the folders inside of it, from the top.
+
+    Raises:
+        UnsafeFolder: Another user can have filled it.
+        OSError: It cannot be made.
+    """
     folder = own_folder(_base())
     for name in names:
         folder = own_folder(folder / name)
@@ -176,9 +239,17 @@ def runtime_folder(*names: str) -> Path:
 
 
 def writable_or_temporary(path: Path) -> Path:
-    """The folder at `path`, where it is, or can be made, and can be written to; else one of the
-    same name in the user's own folder for temporary files, as jobs need that have no home, or may
-    not write there. Raises UnsafeFolder and OSError for that."""
+    """Return the folder at `path` if it can be written to, and make it if necessary; else one of
+    the same name in the user's own folder for temporary files. Jobs need that which have no home,
+    or may not write there.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UnsafeFolder: Another user can have filled the temporary one.
+        OSError: Neither can be made.
+    """
     there = next((each for each in (path, *path.parents) if each.is_dir()), path)
     if path.is_absolute() and os.access(there, os.W_OK | os.X_OK):
         return path
@@ -196,7 +267,11 @@ _IGNORED = """\
 
 def keep_from_git(folder: str | Path) -> None:
     """Have git leave out what is in a `.aflow` folder that was made just now, as it does with the
-    folders of virtual environments and caches. Other folders are left alone."""
+    folders of virtual environments and caches. Other folders are left alone.
+
+    Args:
+        folder: The new folder; only one that is called `.aflow` gets a `.gitignore`.
+    """
     if os.path.basename(folder) != ".aflow":
         return
     with suppress(OSError):  # without it git shows the folder, which does no harm

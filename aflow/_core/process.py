@@ -65,7 +65,7 @@ def _libc() -> Any:
 
 
 def fastest_kind() -> type[asyncio.AbstractEventLoop]:
-    """The class of that event loop, to derive from."""
+    """Return the class of that event loop, to derive from."""
     try:
         import uvloop
     except ImportError:
@@ -76,7 +76,8 @@ def fastest_kind() -> type[asyncio.AbstractEventLoop]:
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """What makes an event loop: uvloop's where it is installed, else None for asyncio's own."""
+    """Return what makes an event loop: uvloop's where it is installed, else None for asyncio's
+    own."""
     try:
         import uvloop
     except ImportError:
@@ -87,7 +88,15 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def on_signal(
     loop: asyncio.AbstractEventLoop, signum: int, callback: Callable[..., object], *args: object
 ) -> None:
-    """Call back when the signal comes. One that is ignored stays so: under nohup and the like."""
+    """Call back in the event loop when a signal comes. A signal that is ignored stays ignored, as
+    under nohup.
+
+    Args:
+        loop: The running event loop.
+        signum: The number of the signal.
+        callback: What is called.
+        *args: The arguments of the callback.
+    """
     # signal.getsignal would look for an enum's member, and write the handler down for an error.
     if _signal.getsignal(signum) != _signal.SIG_IGN:
         loop.add_signal_handler(signum, callback, *args)
@@ -181,7 +190,11 @@ def fill_descriptors() -> None:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a person sees what is written to the stream."""
+    """Return whether a person sees what is written to the stream.
+
+    Args:
+        stream: The stream; None, closed and replaced ones are allowed.
+    """
     try:
         return bool(stream.isatty())
     except (AttributeError, OSError, ValueError):
@@ -189,7 +202,14 @@ def is_terminal(stream: Any) -> bool:
 
 
 def flush(stream: Any) -> None:
-    """Flush the stream, if there is one that can be flushed. Raises OSError, as BrokenPipeError."""
+    """Flush a stream that can be flushed; do nothing for any other.
+
+    Args:
+        stream: The stream; None, closed and replaced ones are allowed.
+
+    Raises:
+        OSError: The other end is gone (BrokenPipeError), or the disk is full.
+    """
     try:
         stream.flush()
     except (AttributeError, ValueError):  # none, or closed
@@ -197,7 +217,11 @@ def flush(stream: Any) -> None:
 
 
 def binary(stream: Any) -> BinaryIO:
-    """The stream for bytes: Python's own ones have a buffer, others are given text."""
+    """Return the stream for bytes: Python's own ones have a buffer, others are given text.
+
+    Args:
+        stream: The stream; None, closed and replaced ones are allowed.
+    """
     # Not whatever has a `buffer`: what copies to several places may hand on that of one of them.
     if getattr(type(stream), "write", None) is io.TextIOWrapper.write and not _is_closed(stream):
         try:

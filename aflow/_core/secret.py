@@ -19,7 +19,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """The text itself, for the one place that sends or compares it."""
+        """Return the text itself, for the one place that sends or compares it."""
         return self._text
 
     def __repr__(self) -> str:
@@ -71,12 +71,20 @@ class SecretUrl(str):
 
 
 def sealed(url: str) -> str:
-    """The URL, as a SecretUrl if it holds a password."""
+    """Return the URL, as a SecretUrl if it holds a password.
+
+    Args:
+        url: The URL.
+    """
     return SecretUrl(url) if without_passwords(url) != url else url
 
 
 def revealed(url: str) -> str:
-    """The URL with its password, for what connects, or starts a program that does."""
+    """Return the URL with its password, for what connects, or starts a program that does.
+
+    Args:
+        url: The URL.
+    """
     return url._whole if isinstance(url, SecretUrl) else url
 
 
@@ -93,8 +101,12 @@ _HOST = r"(?:\[[^\]]*\]|[^:@\[\]]*)(?::\d*)?"
 
 
 def without_passwords(text: str) -> str:
-    """A text (a word of a command line, a URL, an error) without the passwords of its URLs, as it
-    may be recorded and sent to others."""
+    """Return a text (a word of a command line, a URL, an error) without the passwords of its URLs,
+    as it may be recorded and sent to others.
+
+    Args:
+        text: A word of a command line, a URL, or the text of an error.
+    """
     text = str(text)
     if "://" not in text or (text.count(":") == 1 and "@" not in text and "=" not in text):
         return text
@@ -104,8 +116,12 @@ def without_passwords(text: str) -> str:
 
 
 def as_mentioned(text: str) -> str:
-    """What is not a URL as it should be, for the error that says so: here a colon and an @ are
-    enough for what is between them to be a password."""
+    """Return a text that is not a well-formed URL without what may be a password, for the error
+    that mentions it: whatever stands between a colon and an @ counts as one.
+
+    Args:
+        text: The text.
+    """
     return re.sub(r":(?!//)\S*@", ":****@", without_passwords(text))
 
 

@@ -41,7 +41,11 @@ class ConfigFile:
     path: Path
 
     def read(self) -> dict[str, Any] | None:
-        """What it sets; None where there is no such file. Raises InvalidSetting."""
+        """Return what it sets; None where there is no such file.
+
+        Raises:
+            InvalidSetting: The file cannot be read, or is not a JSON object.
+        """
         try:
             text = read_regular(self.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -65,7 +69,14 @@ class ConfigFile:
         return values
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Replace the file as a whole; nobody else may read it. Raises InvalidSetting."""
+        """Replace the file as a whole, with mode 0600.
+
+        Args:
+            values: The settings, by key.
+
+        Raises:
+            InvalidSetting: The file cannot be written.
+        """
         import json
         import tempfile
 
@@ -83,8 +94,16 @@ class ConfigFile:
 
 
 def files_of_profile(profile: str | None, env: Mapping[str, str]) -> list[ConfigFile]:
-    """The files of the profile, else of the one that the environment names; the first counts before
-    the others, and they may be absent. Raises InvalidSetting for a name that is none."""
+    """Return the files of the profile, else of the one that the environment names; the first counts
+    before the others, and they may be absent.
+
+    Args:
+        profile: The name of the profile; None for the one that AFLOW_PROFILE chooses.
+        env: The variables to read.
+
+    Raises:
+        InvalidSetting: The name of the profile is not allowed.
+    """
     profile = profile or env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
     if profile and not profile.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise InvalidSetting(
@@ -103,14 +122,26 @@ def files_of_profile(profile: str | None, env: Mapping[str, str]) -> list[Config
 
 
 def home_of_settings(env: Mapping[str, str]) -> Path:
-    """The folder of the user's own settings: AFLOW_HOME, else `~/.aflowconfig`. Raises
-    InvalidSetting where the user has no home."""
+    """Return the folder of the user's own settings: AFLOW_HOME, else `~/.aflowconfig`.
+
+    Args:
+        env: The variables to read.
+
+    Raises:
+        InvalidSetting: Where the user has no home.
+    """
     return expanded(env.get("AFLOW_HOME") or _OWN)
 
 
 def expanded(path: str) -> Path:
-    """The path, with the home of the user for `~`. Raises InvalidSetting where that is not
-    known."""
+    """Return the path, with the user's home in place of `~`.
+
+    Args:
+        path: The path as it was written.
+
+    Raises:
+        InvalidSetting: The user has no home.
+    """
     found = os.path.expanduser(path)
     if found.startswith("~"):
         raise InvalidSetting(
@@ -120,14 +151,25 @@ def expanded(path: str) -> Path:
 
 
 def path_in(text: str) -> str:
-    """The path in a URL. Names of files are bytes, which need not be UTF-8."""
+    """Return the path in a URL. Names of files are bytes, which need not be UTF-8.
+
+    Args:
+        text: The path, with its percent escapes.
+    """
     from urllib.parse import unquote_to_bytes  # not for all who have settings
 
     return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
 
 
 def path_at(url: str) -> Path:
-    """The path that a URL of a file names; raises InvalidSetting where it names none."""
+    """Return the path that a URL of a file names.
+
+    Args:
+        url: The URL.
+
+    Raises:
+        InvalidSetting: The URL names no path.
+    """
     rest = url.partition(":")[2]
     if not rest.startswith("//"):
         raise InvalidSetting(
@@ -403,10 +445,20 @@ class Settings:
         cwd: str | Path | None = None,
         **overrides: Any,
     ) -> Settings:
-        """Read the settings. `overrides` name fields and win over all; None leaves a field alone.
+        """Read the settings.
 
-        Raises InvalidSetting, naming key, value, place and what is allowed, or the `.aflow` that
-        somebody else may have filled.
+        Args:
+            env: The variables to read; None for this process's environment.
+            cwd: The folder in which the search for `.aflow` begins, and goes up; None for the
+                working folder.
+            **overrides: Fields that win over all sources; None leaves a field alone.
+
+        Returns:
+            The settings, checked.
+
+        Raises:
+            InvalidSetting: A value cannot be used: the error names key, value, place and what is
+                allowed; or the `.aflow` that was found may have been filled by another user.
         """
         env = _environment() if env is None else env
         base = _working_directory() if cwd is None else Path(cwd).absolute()
@@ -508,8 +560,13 @@ class Settings:
 
 
 def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> dict[str, str]:
-    """The environment of this program, and what is to be set for one that it starts; but for those
-    variables, which are not for it to know."""
+    """Return the environment of this program, and what is to be set for one that it starts; but for
+    those variables, which are not for it to know.
+
+    Args:
+        more: Variables that are set in addition, and win.
+        without: Variables that the program is not to have.
+    """
     known = {name: value for name, value in _environment().items() if name not in without}
     return {**known, **{name: revealed(value) for name, value in more.items()}}
 
@@ -520,15 +577,23 @@ _OF_ALL_JOBS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
 
 
 def environment_of_jobs(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment of this program for commands that submit jobs, which inherit it: without the
-    key of messages, and without what says which job this program itself is."""
+    """Return the environment of this program for commands that submit jobs, which inherit it:
+    without the key of messages, and without what says which job this program itself is.
+
+    Args:
+        more: Variables that are set in addition.
+    """
     known = without_signing_key(dict(os.environ)).items()
     kept = {k: v for k, v in known if k in _OF_ALL_JOBS or not k.startswith(_OF_THIS_JOB)}
     return {**kept, **{name: revealed(value) for name, value in more.items()}}
 
 
 def keep_service_key(key: str) -> None:
-    """Have this program, and those that it starts, ask the metadata service with this key."""
+    """Have this program, and those that it starts, ask the metadata service with this key.
+
+    Args:
+        key: The key, sent as `x-api-key`.
+    """
     os.environ["AFLOW_SERVICE_AUTH_KEY"] = key
 
 
@@ -555,7 +620,11 @@ def _environment() -> Mapping[str, str]:
 
 
 def without_signing_key(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment for a process that runs steps."""
+    """Return an environment for a process that runs steps.
+
+    Args:
+        environment: The variables of this process.
+    """
     return {
         name: value
         for name, value in environment.items()
@@ -630,7 +699,12 @@ def _alike(one: bytes, other: bytes) -> int:
 
 
 def secret_variables(environment: Mapping[str, str] | None = None) -> list[str]:
-    """The names of the variables that hold a key of aflow's, or a URL with a password for it."""
+    """Return the names of the variables that hold a key of aflow's, or a URL with a password for
+    it.
+
+    Args:
+        environment: The variables to look through; None for those of this process.
+    """
     found = []
     for name, value in (os.environ if environment is None else environment).items():
         prefix = next(filter(name.startswith, _PREFIXES), None)
@@ -665,14 +739,22 @@ KEYS = frozenset(key for each in SETTINGS.values() for key in each["keys"])
 
 
 def words_of(setting: str) -> tuple[str, ...]:
-    """The words that a setting may be."""
+    """Return the values that a setting with a fixed choice may have.
+
+    Args:
+        setting: The name of the setting, a field of `Settings`.
+    """
     check = SETTINGS[setting]["check"]
     assert isinstance(check, _OneOf), f"{setting} may be anything"
     return check.words
 
 
 def default_of(setting: str) -> Any:
-    """What a setting is where nothing is set."""
+    """Return the default of a setting.
+
+    Args:
+        setting: The name of the setting, a field of `Settings`.
+    """
     return Settings.__dataclass_fields__[setting].default
 
 
@@ -751,10 +833,17 @@ class RunOptions:
         namespace: str | None = None,
         **given: Any,
     ) -> RunOptions:
-        """The options of a run under these settings, and what is `given` for this run alone, by the
-        names of the fields. A field that has the name of a setting is taken from it.
+        """Return the options of a run: what is given for this run alone, else what the settings
+        say.
 
-        Raises InvalidName for what cannot be a tag, and for too many tags.
+        Args:
+            settings: The settings: a field with the name of a setting is taken from it.
+            tags: The tags of the run.
+            namespace: The namespace in which the run is made.
+            **given: Options of this run, by the names of the fields.
+
+        Raises:
+            InvalidName: A tag is not allowed, or there are too many.
         """
         values = {name: getattr(settings, name) for name in _OF_SETTINGS}
         values["max_log_size"] <<= 20  # the setting is in megabytes
@@ -770,8 +859,15 @@ _OF_SETTINGS = RunOptions.__dataclass_fields__.keys() & Settings.__dataclass_fie
 def configs_in_environment(
     env: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE give,
-    each a JSON object by name (METAFLOW_... are read, too). Raises InvalidSetting."""
+    """Return the files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE
+    give, each a JSON object by name (METAFLOW_... are read, too).
+
+    Args:
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: One of them is not a JSON object.
+    """
     sources = [_SettingsLayer(_environment() if env is None else env, _ENVIRONMENT)]
     found = []
     for key in ("FLOW_CONFIG", "FLOW_CONFIG_VALUE"):
@@ -781,19 +877,41 @@ def configs_in_environment(
 
 
 def resource_amounts(value: str) -> dict[str, float]:
-    """The amounts in `gpu=4,memory=64000`, by name; raises InvalidSetting."""
+    """Return the amounts in `gpu=4,memory=64000`, by name.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidSetting: An amount is not a number, or has no name.
+    """
     return _amounts(_Hit("The amount of resources", value, "that was given"))
 
 
 def metadata_place(value: str) -> str:
-    """The value, if it says where metadata is; raises InvalidSetting."""
+    """Return the value, if it says where metadata is.
+
+    Args:
+        value: The text to check.
+
+    Raises:
+        InvalidSetting: It is not the URL or path of a metadata store.
+    """
     return _metadata(_Hit("The place of the metadata", value, "that was given"))
 
 
 def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
-    """The value of the first of these keys that is set, for settings of one part of aflow; None
-    where none of them is. A number or an object of a file is a text as the environment would have
-    it. Raises InvalidSetting for a value that is no such thing."""
+    """Return the value of the first of these keys that is set, for settings of one part of aflow;
+    None where none of them is. A number or an object in a file is returned as the text that the
+    environment would have.
+
+    Args:
+        *keys: The keys, without `AFLOW_`.
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: The value in a file is of another type.
+    """
     hit = _first(keys, _environment() if env is None else env)
     if hit is not None and isinstance(hit.value, int | float | dict | list):
         import json
@@ -803,8 +921,15 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
 
 
 def variable_of(job: str, key: str) -> str:
-    """A variable that each job of a kind has, which `job` names, without `AFLOW_`. Raises
-    InvalidInput where it is not set."""
+    """Return a variable that each job of a kind has.
+
+    Args:
+        job: The kind of job, for the error.
+        key: The variable, without `AFLOW_`.
+
+    Raises:
+        InvalidInput: It is not set: this process is not such a job.
+    """
     value = looked_up(key)
     if value is None:
         raise InvalidInput(f"This is not {job}: AFLOW_{key} is not set.")
@@ -812,22 +937,40 @@ def variable_of(job: str, key: str) -> str:
 
 
 def environment_value(name: str) -> str | None:
-    """A variable of others (AWS_BATCH_JOB_ID, OMP_NUM_THREADS); None where it is not set."""
+    """Return a variable that is not aflow's (AWS_BATCH_JOB_ID, OMP_NUM_THREADS); None where it is
+    not set.
+
+    Args:
+        name: The name.
+    """
     return os.environ.get(name)
 
 
 def shell_asks() -> str | None:
-    """What a shell that completes a command line asks for (click's protocol), else None."""
+    """Return what a shell that completes a command line asks for (click's protocol), else None."""
     return os.environ.get("_AFLOW_COMPLETE")
 
 
 def has_variables(names: Collection[str], prefixes: tuple[str, ...]) -> bool:
-    """Whether the environment has one of these variables, or one that begins with a prefix."""
+    """Return whether the environment has one of these variables, or one that begins with a prefix.
+
+    Args:
+        names: Full names.
+        prefixes: Beginnings of names.
+    """
     return any(name in names or name.startswith(prefixes) for name in os.environ)
 
 
 def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
-    """Whether this key is set to what means yes. Raises InvalidSetting for what means neither."""
+    """Return whether this key is set to what means yes.
+
+    Args:
+        key: The key, without `AFLOW_`.
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: The value means neither yes nor no.
+    """
     hit = _first((key,), _environment() if env is None else env)
     return hit is not None and _flag(hit)
 
@@ -838,16 +981,22 @@ def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
 
 
 def user_folder() -> Path:
-    """Where the user's own settings are: AFLOW_HOME, else `~/.aflowconfig`. It may not exist."""
+    """Return where the user's own settings are: AFLOW_HOME, else `~/.aflowconfig`. It may not
+    exist."""
     return home_of_settings(os.environ)
 
 
 def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What every request to a server or metadata service at this address carries:
-    AFLOW_SERVICE_HEADERS, a JSON object, and AFLOW_SERVICE_AUTH_KEY as `x-api-key`.
+    """Return the headers of every request to a server or metadata service: AFLOW_SERVICE_HEADERS, a
+    JSON object, and AFLOW_SERVICE_AUTH_KEY as `x-api-key`.
 
-    Raises InvalidSetting, also where the address is in one file and the key is in another: a
-    process that wrote the first one (a cloned project, say) would get the key of the second.
+    Args:
+        address: The URL of the service.
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: A value is malformed, or the address is in one file and the key in another:
+            the writer of the first one (a cloned project, say) would get the key of the second.
     """
     env = _environment() if env is None else env
     sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
@@ -905,7 +1054,12 @@ def _mapping(hit: _Hit) -> dict[str, Any]:
 
 
 def at_endpoint(place: str, endpoint: str | None) -> str:
-    """A place in S3 at this endpoint, unless it says itself where it is."""
+    """Return a place in S3 at this endpoint, unless it says itself where it is.
+
+    Args:
+        place: An `s3://` URL.
+        endpoint: The URL of the endpoint; None or empty for AWS itself.
+    """
     from urllib.parse import quote
 
     return (
@@ -914,8 +1068,13 @@ def at_endpoint(place: str, endpoint: str | None) -> str:
 
 
 def as_reached_here(place: str, settings: Settings) -> str:
-    """A datastore that a record names, as this program reaches it. The record says at which
-    endpoint its writer has found S3; where this program has one of its own set, that counts."""
+    """Return a datastore that a record names, as this program reaches it. The record says at which
+    endpoint its writer has found S3; where this program has one of its own set, that counts.
+
+    Args:
+        place: The datastore as the record names it.
+        settings: The settings, with the passwords that are set here.
+    """
     bare, _, options = place.partition("?")
     if not _is_s3(place) or "endpoint=" not in options:
         return place
@@ -929,8 +1088,13 @@ def as_reached_here(place: str, settings: Settings) -> str:
 
 
 def with_own_passwords(text: str, settings: Settings) -> str:
-    """What `without_passwords` has left of a text, with the URLs that are set here in the place of
-    those that are the same but for the password."""
+    """Return what `without_passwords` has left of a text, with the URLs that are set here in the
+    place of those that are the same but for the password.
+
+    Args:
+        text: The text.
+        settings: The settings, with the passwords that are set here.
+    """
     for url in (settings.queue, settings.metadata):
         if url is not None and revealed(url) != url:
             text = text.replace(url, revealed(url))
@@ -979,8 +1143,16 @@ def _root(
 
 
 def config_file(profile: str | None = None, env: Mapping[str, str] | None = None) -> ConfigFile:
-    """The file of the profile, else of the one that is chosen, that `aflow configure` writes.
-    Raises InvalidSetting for a name that is none."""
+    """Return the file of the profile, else of the one that is chosen, that `aflow configure`
+    writes.
+
+    Args:
+        profile: The name of the profile; None for the one that AFLOW_PROFILE chooses.
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: The name of the profile is not allowed.
+    """
     env = _environment() if env is None else env
     home_of_settings(env)  # without one the first file would be Metaflow's
     return config_files(profile, env)[0]
@@ -989,14 +1161,29 @@ def config_file(profile: str | None = None, env: Mapping[str, str] | None = None
 def config_files(
     profile: str | None = None, env: Mapping[str, str] | None = None
 ) -> list[ConfigFile]:
-    """The files of the profile that are read, the first before the others; they may be absent.
-    Raises InvalidSetting for a name that is none."""
+    """Return the files of the profile that are read, the first before the others; they may be
+    absent.
+
+    Args:
+        profile: The name of the profile; None for the one that AFLOW_PROFILE chooses.
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: The name of the profile is not allowed.
+    """
     return files_of_profile(profile, os.environ if env is None else env)
 
 
 def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
-    """The files that settings are looked up in, the first before the others; they may be absent.
-    Raises InvalidSetting for a name of a profile that is none."""
+    """Return the files that settings are looked up in, the first before the others; they may be
+    absent.
+
+    Args:
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: The name of the profile is not allowed.
+    """
     env = _environment() if env is None else env
     return _all_files(env, _walk_up(_working_directory(), env))
 

@@ -36,8 +36,13 @@ NEEDED = frozenset(
 
 
 def keep_importable(name: str, folder: str) -> None:
-    """Import the module that the program called `name` in this folder ("" for the working folder)
-    would hide, if aflow or the standard library may ask for it later."""
+    """Import the module that a program would hide by its own name, if aflow or the standard library
+    may import it later.
+
+    Args:
+        name: The name of the program's module.
+        folder: The folder of the program; "" for the working folder.
+    """
     if name in sys.modules or name in _NEVER:
         return
     if name not in sys.stdlib_module_names and name not in _OURS:
@@ -92,9 +97,17 @@ def _refusal(name: str, folder: str) -> str:
 
 
 def keep_hidden_beside(file: str | None, folder: str) -> str | None:
-    """Import the modules that are hidden by what lies in this folder, where the program in `file`
-    has its modules. The sentence that says why that cannot be, where the program imports one of
-    them itself."""
+    """Import the modules that files beside a program hide, before the program's folder is searched
+    first.
+
+    Args:
+        file: The program, which has its modules in `folder`; None if there is no file.
+        folder: The folder whose files hide modules; "" for the working folder.
+
+    Returns:
+        The sentence that says why that is not possible, where the program imports one of them
+        itself; else None.
+    """
     own = "" if file is None else os.path.basename(file).removesuffix(".py")
     hidden = [name for name in _hidden_in(folder) if name != own]
     if not hidden:

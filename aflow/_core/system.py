@@ -49,7 +49,11 @@ NEEDS_RECEIPTS = sys.platform != "linux"
 
 
 def read_proc(name: str) -> bytes | None:
-    """A file of /proc, as `self/environ`; None where there is none, or it may not be read."""
+    """Return the content of a file of /proc; None where it does not exist, or may not be read.
+
+    Args:
+        name: The path inside of /proc, as `self/environ`.
+    """
     try:
         with open(f"/proc/{name}", "rb") as file:
             return file.read()
@@ -60,8 +64,14 @@ def read_proc(name: str) -> bytes | None:
 def holds_connection(
     users: Collection[int], local: tuple[str, int], remote: tuple[str, int]
 ) -> bool:
-    """Whether a program of one of these users (uids) on this machine holds the `local` end of a TCP
-    connection over IPv4 that leads to `remote`. True where the system does not say."""
+    """Return whether a program of certain users on this machine holds one end of a TCP connection
+    over IPv4. True where the system does not say.
+
+    Args:
+        users: Their uids.
+        local: The address and port of the end in question.
+        remote: The address and port of the other end.
+    """
     ends = [f"{_in_proc(host)}:{port:04X}" for host, port in (local, remote)]
     # One that was opened by a socket of IPv6 (::ffff:127.0.0.1) is in the other table.
     mapped = [f"0000000000000000{_in_proc('0.0.255.255')}{each}" for each in ends]
@@ -81,7 +91,7 @@ def _in_proc(host: str) -> str:
 
 
 def processes() -> list[int]:
-    """The numbers of all processes of this machine; none where the system does not say."""
+    """Return the numbers of all processes of this machine; none where the system does not say."""
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
@@ -89,13 +99,13 @@ def processes() -> list[int]:
 
 
 def usable_cpus() -> int:
-    """How many processors this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_here() -> int:
-    """How many threads this process has, those that Python does not know included where the system
-    says so."""
+    """Return how many threads this process has, those that Python does not know included where the
+    system says so."""
     if HAS_PROC:
         return len(os.listdir("/proc/self/task"))
     import threading  # where it was not imported yet, there is one
@@ -114,8 +124,8 @@ def set_affinity(processors: frozenset[int]) -> None:
 
 
 def monotonic_domain() -> str:
-    """What has to be equal for monotonic times of two processes to be comparable: one start of one
-    machine, and its time namespace. Empty where the system does not say."""
+    """Return what has to be equal for monotonic times of two processes to be comparable: one start
+    of one machine, and its time namespace. Empty where the system does not say."""
     booted = read_proc("sys/kernel/random/boot_id")
     if booted is None:
         return ""
@@ -129,7 +139,14 @@ def monotonic_domain() -> str:
 
 
 def sync(file: int) -> None:
-    """Return when what was written to a file, or folder, is on the disk. Raises OSError."""
+    """Block until what was written to a file or folder is on the disk.
+
+    Args:
+        file: The descriptor of the file or folder.
+
+    Raises:
+        OSError: The disk has failed, or is full.
+    """
     if _IS_MAC:  # where fsync leaves it in the disk's cache
         import fcntl
 
@@ -144,13 +161,25 @@ def sync(file: int) -> None:
 
 def start_sync(file: int) -> None:
     """Have what was written to a file go to the disk soon, where a zygote has prepared that: `sync`
-    has less to wait for then, and nothing depends on it."""
+    has less to wait for then, and nothing depends on it.
+
+    Args:
+        file: The descriptor of the file or folder.
+    """
     if _sync_file_range is not None:
         _sync_file_range(file, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def reserve(file: int, size: int) -> None:
-    """Have so many bytes for a file, or raise OSError, where the system and its disk can."""
+    """Reserve disk space for a file, where the system and its disk can.
+
+    Args:
+        file: The descriptor of the file or folder.
+        size: How many bytes.
+
+    Raises:
+        OSError: There is not enough space.
+    """
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file, 0, size)
@@ -160,7 +189,12 @@ def reserve(file: int, size: int) -> None:
 
 
 def memory_file(name: str) -> int:
-    """The descriptor of a file without a place, which is gone when it is closed."""
+    """Return the descriptor of a file in memory, which is gone when it is closed. The caller closes
+    it.
+
+    Args:
+        name: A name for the listings of the system.
+    """
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
     import tempfile
@@ -171,7 +205,7 @@ def memory_file(name: str) -> int:
 
 
 def open_descriptors() -> set[int]:
-    """The descriptors that are open now."""
+    """Return the descriptors that are open now."""
     try:
         numbers: Sequence[int] = [*map(int, os.listdir(DESCRIPTORS or "/dev/fd"))]
     except OSError:
@@ -182,7 +216,11 @@ def open_descriptors() -> set[int]:
 
 
 def out_of_the_way(fd: int) -> int:
-    """The same as a descriptor with a high number, if there is one to be had."""
+    """Return the same as a descriptor with a high number, if there is one to be had.
+
+    Args:
+        fd: The descriptor.
+    """
     import fcntl  # here and below: few programs that import this module move any
     import resource
 
@@ -210,8 +248,15 @@ def _is_open(number: int) -> bool:
 
 
 def message_pair(largest: int) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a socket that keeps messages apart, of so many bytes at most: each is received as
-    a whole, by one of those who receive. Raises OSError."""
+    """Return the two ends of a socket that preserves message boundaries: each message is received
+    as a whole, by one receiver.
+
+    Args:
+        largest: How many bytes a message may have.
+
+    Raises:
+        OSError: The system cannot make them.
+    """
     import socket
 
     if messages_have_an_end():
@@ -225,8 +270,8 @@ def message_pair(largest: int) -> tuple[socket.socket, socket.socket]:
 
 @functools.cache
 def messages_have_an_end() -> bool:
-    """Whether who receives from a `message_pair` notices that the other end was shut down (else an
-    empty message has to say so), and a socket without room can be waited for."""
+    """Return whether who receives from a `message_pair` notices that the other end was shut down
+    (else an empty message has to say so), and a socket without room can be waited for."""
     import socket
 
     return not _IS_MAC and hasattr(socket, "SOCK_SEQPACKET")
@@ -260,14 +305,20 @@ def adopt_orphans() -> None:
 
 
 def lifeline() -> tuple[int, int] | None:
-    """A pipe for `end_with_parent`, where the kernel does not end processes with their parents:
-    the parent keeps both ends, its children the first alone."""
+    """Return a pipe for `end_with_parent`, where the kernel does not end processes with their
+    parents: the parent keeps both ends, its children the first alone."""
     return os.pipe() if _prctl is None else None
 
 
 def end_with_parent(parent: int, line: int | None = None) -> None:
-    """Have this process, and its group, ended when its parent is: by the kernel, or when the other
-    end of a lifeline is closed. Does not return if it has ended already."""
+    """Have this process, and its group, killed when its parent ends: by the kernel, or when the
+    other end of a lifeline is closed. If the parent has ended already, the call does not return.
+
+    Args:
+        parent: The process id of the parent.
+        line: The descriptor of the lifeline, for systems whose kernel does not do it; None
+            elsewhere.
+    """
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
     elif line is not None:
@@ -287,8 +338,15 @@ def _wait_at(line: int) -> None:
 
 
 def watch(pid: int) -> int | None:
-    """A descriptor that can be read once the process has ended; None where there is no such thing:
-    ask `is_there` now and then. Raises ProcessLookupError if there is no such process."""
+    """Return a descriptor that can be read once a process has ended; the caller closes it. None
+    where the system has no such thing: call `is_there` now and then.
+
+    Args:
+        pid: The id of the process.
+
+    Raises:
+        ProcessLookupError: There is no such process.
+    """
     if not hasattr(os, "pidfd_open"):
         return None
     try:
@@ -300,7 +358,11 @@ def watch(pid: int) -> int | None:
 
 
 def is_there(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Return whether there is such a process.
+
+    Args:
+        pid: The id of the process.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -311,7 +373,11 @@ def is_there(pid: int) -> bool:
 
 
 def watch_child(process: subprocess.Popen[bytes]) -> int:
-    """A descriptor, to be closed by the caller, that can be read once this child has ended."""
+    """Return a descriptor, to be closed by the caller, that can be read once this child has ended.
+
+    Args:
+        process: The child.
+    """
     try:
         watched = watch(process.pid) if process.poll() is None else None
     except ProcessLookupError:  # it was waited for by somebody else meanwhile
@@ -337,8 +403,14 @@ def watch_child(process: subprocess.Popen[bytes]) -> int:
 def reap(
     at_end: Callable[[int], object],
 ) -> tuple[int, int, resource.struct_rusage] | None:
-    """Reap a child that has ended, as os.wait4 does; None where there is none. `at_end` is called
-    with its number while that cannot be another process's yet, or just after."""
+    """Reap a child that has ended, as os.wait4 does.
+
+    Args:
+        at_end: Called with its pid while that cannot be another process's yet, or just after.
+
+    Returns:
+        The pid, the status and the usage; None where no child has ended.
+    """
     try:
         if not hasattr(os, "waitid"):
             ended = os.wait4(-1, os.WNOHANG)
@@ -356,8 +428,12 @@ def reap(
 
 
 def end_group(pid: int) -> None:
-    """End what is left of a process's group, at once. Its number names the group for as long as
-    that has a member."""
+    """Kill what is left of a process's group with SIGKILL. The id names the group for as long as
+    the group has a member.
+
+    Args:
+        pid: The id of the process.
+    """
     try:
         os.killpg(pid, _signal.SIGKILL)
     except (
@@ -368,7 +444,12 @@ def end_group(pid: int) -> None:
 
 
 def peak_memory(usage: resource.struct_rusage) -> int:
-    """The most memory that what this is the usage of has had, in bytes."""
+    """Return the peak memory in bytes out of what `getrusage` reports, whose unit differs between
+    systems.
+
+    Args:
+        usage: The usage of a process.
+    """
     return usage.ru_maxrss * (1 if _IS_MAC else 1024)
 
 
@@ -376,9 +457,13 @@ def peak_memory(usage: resource.struct_rusage) -> int:
 
 
 def memory_of(sessions: Sequence[int]) -> dict[int, int]:
-    """The bytes of memory that all processes of these sessions have now, by session. Blocks for
-    some milliseconds. A process alone counts as a whole; of several, what they share once (where
-    there is no /proc: as often as they are)."""
+    """Return the bytes of memory that all processes of each session have now, by session. Blocks
+    for some milliseconds. Memory that several processes share counts once (where there is no /proc:
+    as often as it is shared).
+
+    Args:
+        sessions: The ids of the sessions.
+    """
     return _memory_by_proc({*sessions}) if HAS_PROC else _memory_by_ps({*sessions})
 
 
@@ -431,7 +516,14 @@ class MemoryGroup:
         self._is_unified = is_unified
 
     def limit(self, size: int) -> None:
-        """Let its processes have so many bytes. Raises OSError."""
+        """Limit the memory of the group's processes.
+
+        Args:
+            size: How many bytes.
+
+        Raises:
+            OSError: The kernel refuses.
+        """
         if self._is_unified:
             _write(f"{self.path}/memory.max", size)
             for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
@@ -443,13 +535,17 @@ class MemoryGroup:
             _write(f"{self.path}/memory.memsw.limit_in_bytes", size)
 
     def kills(self) -> int:
-        """How many of its processes were killed since memory had run out."""
+        """Return how many of its processes were killed since memory had run out."""
         name = "memory.events" if self._is_unified else "memory.oom_control"
         found = re.search(rb"^oom_kill (\d+)", _read(f"{self.path}/{name}"), re.MULTILINE)
         return 0 if found is None else int(found[1])
 
     def remove(self) -> bool:
-        """Remove it, as far as its processes have ended; whether it is gone."""
+        """Remove the group, if all of its processes have ended.
+
+        Returns:
+            Whether it is gone.
+        """
         try:
             os.rmdir(self.path)
         except FileNotFoundError:
@@ -460,7 +556,14 @@ class MemoryGroup:
 
 
 def memory_group(size: int) -> MemoryGroup | None:
-    """A new group whose processes may have so many bytes; None where this process may make none."""
+    """Make a cgroup whose processes may have so many bytes together.
+
+    Args:
+        size: How many bytes.
+
+    Returns:
+        The group; None where this process may not make one.
+    """
     global _groups
     found = _home_of_groups()
     if found is None:
@@ -479,7 +582,11 @@ def memory_group(size: int) -> MemoryGroup | None:
 
 def join_memory_group(path: str) -> None:
     """Have the memory of this process, and of all that it starts, bounded by a group. Where that
-    fails it is measured, as where there are no groups."""
+    fails it is measured, as where there are no groups.
+
+    Args:
+        path: The folder of the group.
+    """
     try:
         _write(f"{path}/cgroup.procs", 0)
     except OSError:  # the group was removed, or belongs to somebody else by now
@@ -602,8 +709,8 @@ def _write(path: str, value: object) -> None:
 
 
 def kills_for_memory() -> int | None:
-    """How many processes the system has killed since memory ran out, of the container or cgroup
-    that this one is in, else of this machine; None where it does not say."""
+    """Return how many processes the system has killed since memory ran out, of the container or
+    cgroup that this one is in, else of this machine; None where it does not say."""
     for line in _read(_where_kills_are_counted()).splitlines():
         if line.startswith(b"oom_kill "):
             return int(line.split()[1])

@@ -26,14 +26,32 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """What the call gives, or raises, made in a thread of its own with the context variables of the
-    caller. A call that has begun goes on when this is cancelled, and its result is dropped."""
+    """Call a blocking function in a thread of its own, with the context variables of the caller. If
+    the awaiting task is cancelled, a call that has begun goes on, and its result is dropped.
+
+    Args:
+        function: The blocking function.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        What the function returned.
+    """
     return await _threaded(partial(function, *args, **kwargs), daemon=False)
 
 
 async def in_daemon_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """The same as `in_thread`, for a call that must not hold up the end of the program: one that
-    has not ended by then is cut off."""
+    """Call a blocking function as `in_thread` does, in a thread that does not delay the end of the
+    program: a call that goes on then is cut off.
+
+    Args:
+        function: The blocking function.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        What the function returned.
+    """
     return await _threaded(partial(function, *args, **kwargs), daemon=True)
 
 
@@ -77,10 +95,15 @@ def _conclude(done: asyncio.Future[Any], result: Any, error: BaseException | Non
 
 
 async def to_the_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What the work gives, or raises: for clean-up that has to happen in any case. A caller that is
-    cancelled while it waits here, once or often, is cancelled when the work is done. Work whose own
-    task is cancelled (by a program that cancels all tasks of its loop) begins again: it has to bear
-    that.
+    """Run clean-up that has to happen in any case, and only then pass on a cancellation of the
+    caller. If the work's own task is cancelled (by a program that cancels all tasks of its loop) it
+    begins again: it has to be idempotent.
+
+    Args:
+        work: Makes the coroutine of the clean-up.
+
+    Returns:
+        What the coroutine returned.
     """
     loop = asyncio.get_running_loop()
     cancelled, doing = False, loop.create_task(work())
@@ -129,11 +152,27 @@ class Portal(Generic[R]):
         self._resource: R
 
     def call(self, work: Callable[[R], Coroutine[Any, Any, T]]) -> T:
-        """What `work(resource)` gives or raises; blocks. Raises what `opened` raised."""
+        """Run a coroutine in the loop's thread, and block until it is done. An error of `opened` is
+        raised here.
+
+        Args:
+            work: Called with the resource in the loop's thread; its coroutine is run there.
+
+        Returns:
+            What the coroutine returned.
+        """
         return self.begin(work).result()
 
     def begin(self, work: Callable[[R], Coroutine[Any, Any, T]]) -> Future[T]:
-        """The same, whose answer comes later. To cancel it is to cancel the coroutine."""
+        """Start a coroutine in the loop's thread without waiting for it. Cancelling the future
+        cancels the coroutine.
+
+        Args:
+            work: Called with the resource in the loop's thread; its coroutine is run there.
+
+        Returns:
+            The future of its result.
+        """
         loop = self._running()
         return asyncio.run_coroutine_threadsafe(work(self._resource), loop)
 
@@ -163,8 +202,15 @@ class Portal(Generic[R]):
         _started.add(self)
 
     def close(self, timeout: float | None = None) -> None:
-        """Cancel the calls that still go on, and close what was opened; the next call begins again.
-        May be called twice. Raises TimeoutError where that takes longer than `timeout` seconds."""
+        """Cancel the calls that still go on, and close the resource. The next call opens it again.
+        May be called twice.
+
+        Args:
+            timeout: Seconds to wait at most; None for no limit.
+
+        Raises:
+            TimeoutError: It takes longer.
+        """
         if self._pid != os.getpid():
             return
         with self._lock:

@@ -23,10 +23,19 @@ Extended = Callable[[int, Any], Any]  # makes the value of an extension, of its 
 
 
 def unpack(data: bytes, most: int, extended: Extended | None = None, **how: Any) -> Any:
-    """The value in these bytes, with at most this many lists, maps and extensions in it; `how` is
-    for msgpack, and `extended` makes the values of extensions, which hold msgpack themselves.
-    Raises ValueError, TypeError, KeyError and RecursionError. (An empty map is one byte to send,
-    and 64 to keep; and while they are made no other thread has its turn.)"""
+    """Return the value in bytes of msgpack, with a limit on the containers in it. An empty map is
+    one byte to send and 64 to keep, and no other thread has its turn while they are made.
+
+    Args:
+        data: The bytes.
+        most: How many lists, maps and extensions are allowed.
+        extended: Makes the values of msgpack's extensions; None where none are allowed.
+        **how: Options of `msgpack.unpackb`.
+
+    Raises:
+        ValueError: The bytes are not msgpack, or there are more; TypeError, KeyError and
+            RecursionError are possible, too.
+    """
     at_most = len(data) - len(data.translate(None, _BEGINNINGS))
     if at_most <= most:
         return msgpack.unpackb(data, **with_extensions(extended, **how))
@@ -34,7 +43,12 @@ def unpack(data: bytes, most: int, extended: Extended | None = None, **how: Any)
 
 
 def with_extensions(extended: Extended | None, **how: Any) -> dict[str, Any]:
-    """The options of msgpack that have it unpack extensions, too."""
+    """Return the options of msgpack that have it unpack extensions, too.
+
+    Args:
+        extended: Makes the values of msgpack's extensions; None where none are allowed.
+        **how: Options of `msgpack.unpackb`.
+    """
     return how if extended is None else {**how, "ext_hook": _Deeper(extended, how, _DEEPEST)}
 
 

@@ -46,7 +46,12 @@ class Waiting:
         return self._clock.monotonic() - self._began >= self._next
 
     def still(self, why: str = "", advice: str = "") -> None:
-        """It has not come yet, for this reason; said if it is time to."""
+        """Note that the wait goes on; the sentence is written when it is time to.
+
+        Args:
+            why: The reason, if it is known.
+            advice: What the user can do about it.
+        """
         waited = self._clock.monotonic() - self._began
         if waited < self._next:
             return
@@ -56,7 +61,11 @@ class Waiting:
         self._say(f"Waiting for {self._what} ({duration(waited)} so far){reason}.{more}")
 
     def capped(self, pause: float) -> float:
-        """The pause, but not past the moment at which it is to be said."""
+        """Return the pause, shortened so that it ends when the next sentence is due.
+
+        Args:
+            pause: Seconds until the next look.
+        """
         left = self._next - (self._clock.monotonic() - self._began)
         return min(pause, left) if left > 0 else pause
 

@@ -253,8 +253,15 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def writes(method: Method) -> Method:
-    """Mark a method of a port that changes something: a token that may only read may not call it,
-    and a call of it may be large."""
+    """Mark a method of a port that writes: a token with the scope `read` may not call it, and its
+    requests may be large.
+
+    Args:
+        method: The method.
+
+    Returns:
+        The same method.
+    """
     vars(method)["writes"] = True
     return method
 
@@ -263,17 +270,47 @@ class Documents(Protocol):
     """Small documents of aflow's own: not over the metadata service, which others may use."""
 
     def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
-        """Write a new document, or (with the version that it has) change one; its version now.
-        Raises VersionConflict where it already exists, or was changed in the meantime."""
+        """Write a new document, or change one.
+
+        Args:
+            kind: The kind of document, such as `schedule` or `token`.
+            name: The name of the document within its kind.
+            data: The content.
+            version: 0 for a new document; else the version that was read, which the document still
+                has to have.
+
+        Returns:
+            The version that the document has now.
+
+        Raises:
+            VersionConflict: It already exists, or was changed in the meantime.
+        """
 
     def delete_document(self, kind: str, name: str) -> bool:
-        """Remove a document; whether there was one."""
+        """Remove a document.
+
+        Args:
+            kind: The kind of document, such as `schedule` or `token`.
+            name: The name of the document.
+
+        Returns:
+            Whether it existed.
+        """
 
     def documents(self, kind: str) -> list[Document]:
-        """All documents of this kind, by name."""
+        """Return all documents of this kind, by name.
+
+        Args:
+            kind: The kind of document, such as `schedule` or `token`.
+        """
 
     def document(self, kind: str, name: str) -> Document | None:
-        """One document; None where there is none."""
+        """Return one document; None where there is none.
+
+        Args:
+            kind: The kind of document, such as `schedule` or `token`.
+            name: The name of the document.
+        """
 
 
 class RunningTask(NamedTuple):
@@ -331,21 +368,43 @@ class WorkerRegistry(Protocol):
 
     @writes
     def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
-        """Register the worker, or renew that: it is listed for this many seconds by the store's own
-        clock. Why somebody wants it to be drained, if anybody does. Raises InvalidName for a name
-        that is not allowed."""
+        """Register a worker, or renew its registration.
+
+        Args:
+            worker: What the worker has announced of itself.
+            seconds: For how many seconds, by the store's own clock.
+
+        Returns:
+            Why the worker is to be drained, if somebody has asked for that; else None.
+
+        Raises:
+            InvalidName: The name of the worker is not allowed.
+        """
 
     def workers(self) -> list[WorkerRecord]:
-        """The workers that have registered and whose registration has not expired, by name."""
+        """Return the workers that have registered and whose registration has not expired, by
+        name."""
 
     @writes
     def drain_worker(self, name: str, reason: str) -> bool:
-        """Ask a worker to end once what it runs has ended: its next heartbeat says so to it.
-        Whether it is listed. The first reason stays."""
+        """Ask a worker to end once its tasks have ended: its next heartbeat returns the request.
+        The first reason stays.
+
+        Args:
+            name: The name of the worker.
+            reason: Why, in one sentence.
+
+        Returns:
+            Whether the worker is registered.
+        """
 
     @writes
     def remove_worker(self, name: str) -> None:
-        """List the worker no longer. Fine if it is not listed."""
+        """Remove the registration of a worker, if there is one.
+
+        Args:
+            name: The name of the worker.
+        """
 
 
 class HandedAttempt(NamedTuple):
@@ -367,11 +426,22 @@ class HandedAttempts(Protocol):
     """Attempts that other executors have; SQLite and PostgreSQL find them by an index."""
 
     def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
-        """By step, how many attempts are queued and how many run; kept by commits."""
+        """Return by step, how many attempts are queued and how many run; kept by commits.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+        """
 
     def handed(self, run_key: int, step: str | None, after: int, limit: int) -> list[HandedAttempt]:
-        """A page of the attempts of a run, or of a step, that another executor has: by task, those
-        above `after`."""
+        """Return a page of the attempts of a run, or of a step, that another executor has: by task,
+        those above `after`.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            step: The name of the step; None for all steps.
+            after: The last task of the page before; 0 for the first page.
+            limit: How many at most.
+        """
 
 
 class Journal(Protocol):
@@ -382,23 +452,51 @@ class Journal(Protocol):
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run (its flow too, if it is the first) with its task 0 of step
-        `_parameters`, succeeded, whose manifest is `parameters`. `run.key` is ignored; the answer
-        carries the real one and version 0. The holder, if one is named, acquires the lease. Raises
-        VersionConflict if the flow has this run id."""
+        `_parameters`, succeeded. The holder, if one is named, acquires the lease.
+
+        Args:
+            run: The record; its `key` is ignored.
+            parameters: The manifest of task 0.
+            holder: The holder, as `kind/name`; empty for none.
+            seconds: For how many seconds the lease is acquired, by the store's own clock.
+
+        Returns:
+            The record with its real key, at version 0.
+
+        Raises:
+            VersionConflict: The flow has a run with this id.
+        """
 
     @writes
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write the batch if the run is still at `version`; the new version.
+        """Write a batch in one transaction, if the run is still at a version.
 
-        `mark` is a name that no other commit has. A caller that lost the answer asks again with the
-        same one: what was carried out already is not done again, and answered as if it were."""
+        Args:
+            run_key: The key of the run in the metadata store.
+            version: The version that the run has to have.
+            batch: The events and the records that follow from them.
+            mark: A name that no other commit has: a caller that lost the answer asks again with the
+                same one, and what was committed already is not committed twice.
+
+        Returns:
+            The new version of the run.
+        """
 
     def journal(self, run_key: int) -> Iterator[bytes]:
-        """The event batches of the run, oldest first."""
+        """Return the event batches of the run, oldest first.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+        """
 
     def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
-        """Those that were written after the run was at this version, each with the version that it
-        brought the run to."""
+        """Return those that were written after the run was at this version, each with the version
+        that it brought the run to.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            version: The version above which event batches are wanted; 0 for all.
+        """
 
 
 class Leases(Protocol):
@@ -406,27 +504,54 @@ class Leases(Protocol):
 
     @writes
     def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
-        """Acquire the lease of the run, or renew it, for this many seconds by the store's own
-        clock.
+        """Acquire the lease of a run, or renew it.
 
         It is not acquired while another holder has a lease that has not expired, or once the run
-        has ended. Holders are `kind/name`. The time of the heartbeat is recorded (`at`, by the
-        holder's clock). This does not change the version: `commit` refuses a holder whose lease has
-        expired once the next one has written."""
+        has ended. This does not change the version of the run: `commit` refuses a holder whose
+        lease has expired once the next one has written.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            holder: The holder, as `kind/name`.
+            seconds: For how many seconds, by the store's own clock.
+            at: The time of the heartbeat by the holder's clock, in seconds since the epoch; it is
+                recorded.
+
+        Returns:
+            Who holds the lease now, and whether somebody has asked to cancel the run.
+        """
 
     @writes
     def release_lease(self, run_key: int, holder: str) -> None:
-        """Release the lease, if this is its holder: another one may acquire it at once."""
+        """Release the lease, if this is its holder: another one may acquire it at once. Does
+        nothing otherwise.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            holder: The holder, as `kind/name`.
+        """
 
     def orphaned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Flow and id of orphaned runs: they have not ended, and their lease, whose holder was of
-        this kind, has expired. The lease that expired first comes first."""
+        """Return flow and id of orphaned runs: they have not ended, and their lease has expired.
+        The lease that expired first comes first.
+
+        Args:
+            kind: The kind of the holders, as in `kind/name`.
+            limit: How many at most.
+        """
 
     @writes
     def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the lease holder of the run, this one or the next, to stop it: `acquire_lease`
-        returns the request. Whether the run has not ended and has had a holder. The first reason
-        stays."""
+        """Ask the lease holder of the run, this one or the next, to cancel it: `acquire_lease`
+        returns the request. The first reason stays.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            reason: Why, in one sentence.
+
+        Returns:
+            Whether the run has not ended and has had a holder.
+        """
 
 
 class Records(Protocol):
@@ -436,27 +561,52 @@ class Records(Protocol):
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove, then add user tags, in one step; the tags that the run has now. Raises
-        InvalidName for a tag that is not allowed, for a system tag to remove, or past the limit;
-        NotFound where there is no such run."""
+        """Remove, then add user tags, in one transaction.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            add: The tags to add; those that the run has already change nothing.
+            remove: The tags to remove; those that the run lacks change nothing.
+
+        Returns:
+            The tags that the run has now.
+
+        Raises:
+            InvalidName: A tag is not allowed, one to remove is a system tag, or there would be too
+                many.
+            NotFound: There is no such run.
+        """
 
     @writes
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
-        """Put these logs in the place of those of attempts that are over, in one step, and leave
-        nothing of the old ones in the store's own files, as far as it has files of its own: that
-        may take as long as copying them."""
+        """Replace the logs of attempts that have ended, in one transaction, and leave nothing of
+        the old ones in the store's own files, as far as it has files of its own: that may take as
+        long as copying them.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            logs: The new content, by attempt.
+        """
 
     @writes
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records, in one step, and its flow if that was its last run.
-        Fine if there is no such run. Its key is never given to another."""
+        Fine if there is no such run. Its key is never given to another.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+        """
 
     def all_manifests(self, run_key: int) -> Iterator[bytes]:
-        """The manifests of all attempts of a run, some of them twice: what they refer to is in
-        use."""
+        """Return the manifests of all attempts of a run, some of them twice: what they refer to is
+        in use.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+        """
 
     def flows(self) -> list[tuple[str, float]]:
-        """Name and time of creation of every flow, newest first."""
+        """Return name and time of creation of every flow, newest first."""
 
     def runs(
         self,
@@ -471,17 +621,35 @@ class Records(Protocol):
         limit: int | None = None,
         kind: str = "",
     ) -> list[RunRecord]:
-        """The runs of the flow (None: of all flows) of this kind, newest first: those by one of
-        `users`, in one of `states`, that have all `tags` (user or system), were created at `since`
-        or later and before `until`, and come after the run of this time of creation and key
-        (`after`). The graphs are left out ({}): `run` has them."""
+        """Return runs, newest first, without their graphs ({}): `run` has them.
+
+        Args:
+            flow: The name of the flow; None for all flows.
+            tags: Tags, of users or of the system, that a run has to have, all of them.
+            states: States of which a run has to have one; empty for any.
+            users: Users of whom one has to have created the run; empty for any.
+            since: The earliest time of creation, in seconds since the epoch.
+            until: The time before which a run was created, in seconds since the epoch.
+            after: Time of creation and key of the last run of the page before.
+            limit: How many at most; None for all.
+            kind: The kind of runs.
+        """
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run, whole; None where there is none."""
+        """Return one run, whole; None where there is none.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
 
     def steps(self, run_key: int) -> list[tuple[str, float, int]]:
-        """Name, time of its first task and number of tasks of every step that has begun, without
-        `_parameters`, newest first."""
+        """Return name, time of its first task and number of tasks of every step that has begun,
+        without `_parameters`, newest first.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+        """
 
     def tasks(
         self,
@@ -494,11 +662,18 @@ class Records(Protocol):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Tasks with their latest attempts, in one query that streams.
+        """Return tasks with their latest attempts, in one query that streams: in the order of
+        tasks, or with `split` in that of the foreach.
 
-        With `split`: the tasks of `steps` directly in the foreach that this task opened, ordered
-        by index (`after`: index above this one). Else ordered by task (`after`: task above this
-        one). `light` leaves manifests and logs out (None).
+        Args:
+            run_key: The key of the run in the metadata store.
+            step: The name of the step; None for all steps.
+            split: The task that opened a foreach: tasks of `steps` directly in it, by index.
+            steps: The steps, with `split`.
+            after: The last task, or with `split` the last index, of the page before; None for the
+                first.
+            limit: How many at most; None for all.
+            light: Whether to leave out manifests and logs, as None.
         """
 
     def newest_tasks(
@@ -511,40 +686,94 @@ class Records(Protocol):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Tasks of the run or of a step with their latest attempts, the newest (with the greatest
-        number) first, in one query that streams: those in one of `states`, below `before`."""
+        """Return tasks with their latest attempts, those with the greatest number first, in one
+        query that streams.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            step: The name of the step; None for all steps.
+            states: The states of which a task has to have one; empty for any.
+            before: The last task of the page before; None for the first.
+            limit: How many at most; None for all.
+            light: Whether to leave out manifests and logs, as None.
+        """
 
     def progress(self, run_key: int) -> list[StepProgress]:
-        """How far every step that has begun has come, without `_parameters`, oldest first. The
-        counts are kept by commits: the time that it takes does not depend on how many tasks
-        there are."""
+        """Return how far every step that has begun has come, without `_parameters`, oldest first.
+        The counts are kept by commits: the time that it takes does not depend on how many tasks
+        there are.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+        """
 
     def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
-        """Tasks of a run with what a timeline shows of their latest attempts, in no order: those
-        whose latest attempt was written after the run was at version `after`."""
+        """Return tasks of a run with what a timeline shows of their latest attempts, in no order:
+        those whose latest attempt was written after the run was at version `after`.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            after: The version of the run: tasks are left out whose latest attempt was written up to
+                then.
+        """
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
-        """One task with its latest attempt, or with the attempt asked for."""
+        """Return one task with its latest attempt, or with the attempt asked for.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            task: The number of the task within its run.
+            attempt: The number of the attempt; None for the latest.
+        """
 
     def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
-        """The manifests of the latest attempts of these tasks, where they succeeded, or run and
-        have left one already."""
+        """Return the manifests of the latest attempts of these tasks, where they succeeded, or run
+        and have left one already.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            tasks: The numbers of the tasks.
+        """
 
     def split_manifests(
         self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
     ) -> list[tuple[int, int, str, bytes]]:
-        """A page of a foreach join's inputs: (index, task, step, manifest) of the succeeded tasks
-        of `steps` directly in the foreach that `split` opened, by index from `start` on."""
+        """Return a page of a foreach join's inputs: (index, task, step, manifest) of the succeeded
+        tasks of `steps` directly in the foreach that `split` opened, by index from `start` on.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            split: The task that opened the foreach.
+            steps: The names of the steps.
+            start: The index of the first item.
+            limit: How many at most.
+        """
 
     def cached(self, flow: str, key: bytes) -> CachedTask | None:
-        """The task of the flow's runs that has this cache key and succeeded; None where there is
-        none. Of several the latest that ran, before those that took a result over."""
+        """Return the task of the flow's runs that has this cache key and succeeded; None where
+        there is none. Of several it is the latest that ran itself, before those that reused a
+        result.
+
+        Args:
+            flow: The name of the flow.
+            key: The cache key.
+        """
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
-        """All attempts of a task, oldest first."""
+        """Return all attempts of a task, oldest first.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            task: The number of the task within its run.
+        """
 
     def metadata(self, run_key: int, task: int) -> list[MetadataRecord]:
-        """The metadata records of a task, oldest first."""
+        """Return the metadata records of a task, oldest first.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            task: The number of the task within its run.
+        """
 
 
 class MetadataStore(Journal, Leases, Records, Protocol):
@@ -568,14 +797,28 @@ class MetadataStore(Journal, Leases, Records, Protocol):
 def document_change(
     sql: Mapping[str, str], kind: str, name: str, data: bytes, version: int
 ) -> tuple[str, tuple[Any, ...]]:
-    """The statement that writes a document, and its values."""
+    """Return the statement that writes a document, and its values.
+
+    Args:
+        sql: The statements of the backend, by name.
+        kind: The kind of document, such as `schedule` or `token`.
+        name: The name of the document.
+        data: The content.
+        version: The version that was read; 0 for a new document.
+    """
     if version == 0:
         return sql["add_document"], (kind, name, data)
     return sql["change_document"], (data, kind, name, version)
 
 
 def document_conflict(kind: str, name: str, version: int) -> VersionConflict:
-    """Why that has written nothing."""
+    """Return the error for a document that was not written.
+
+    Args:
+        kind: The kind of document, such as `schedule` or `token`.
+        name: The name of the document.
+        version: The version that was to be changed; 0 for a new document.
+    """
     if version == 0:
         return VersionConflict(f"There is a {kind} {name} already.")
     return VersionConflict(
@@ -584,20 +827,33 @@ def document_conflict(kind: str, name: str, version: int) -> VersionConflict:
 
 
 def documents_of(store: object) -> Documents | None:
-    """The documents that a metadata store keeps; None for one over a service, which keeps none."""
+    """Return the documents that a metadata store keeps; None for one over a service, which keeps
+    none.
+
+    Args:
+        store: The metadata store.
+    """
     kept: Any = store
     return kept if hasattr(store, "put_document") else None
 
 
 def registry_of(store: object) -> WorkerRegistry | None:
-    """The workers that a metadata store keeps; None for one in which none register."""
+    """Return the registry of workers of a metadata store; None for one that has none.
+
+    Args:
+        store: The metadata store.
+    """
     kept: Any = store
     return kept if hasattr(store, "beat_worker") else None
 
 
 def handed_attempts_of(store: object) -> HandedAttempts | None:
-    """What a metadata store finds of attempts that other executors have; None for one over a
-    service, which finds none."""
+    """Return what a metadata store finds of attempts that other executors have; None for one over a
+    service, which finds none.
+
+    Args:
+        store: The metadata store.
+    """
     kept: Any = store
     return kept if hasattr(store, "live_counts") else None
 
@@ -609,9 +865,15 @@ _LOOKED_AT = 100
 
 
 def failed_task(metadata: MetadataStore, run: RunRecord) -> TaskView | None:
-    """The task that the run has failed of; None where it has not, or where no task is to blame.
+    """Return the task that the run has failed of; None where it has not, or where no task is to
+    blame.
 
-    The run's reason is that of this task. Of several with the same reason, the first to fail."""
+    The run's reason is that of this task. Of several with the same reason, the first to fail.
+
+    Args:
+        metadata: The metadata store.
+        run: The record of the run.
+    """
     if run.state is not RunState.FAILED:
         return None
     failed = metadata.newest_tasks(run.key, states=[TaskState.FAILED], limit=_LOOKED_AT, light=True)
@@ -623,8 +885,13 @@ def failed_task(metadata: MetadataStore, run: RunRecord) -> TaskView | None:
 
 
 def why(run: RunRecord, task: TaskView | None) -> str:
-    """Why a run has not succeeded, in one line that begins with the task; "" where it did not
-    say."""
+    """Return why a run has not succeeded, in one line that begins with the task; "" where no reason
+    was recorded.
+
+    Args:
+        run: The record of the run.
+        task: The task that failed first; None where none has.
+    """
     first = next(iter(run.reason.strip().splitlines()), "")
     return first if task is None else f"{task.task.step}/{task.task.task}: {first}"
 
@@ -635,9 +902,18 @@ def why(run: RunRecord, task: TaskView | None) -> str:
 def changed(
     known: Iterable[tuple[str, object]], add: Sequence[str], remove: Sequence[str]
 ) -> tuple[str, ...]:
-    """The user tags of a run after some were removed and then others added. `known` are its tags,
-    each with whether it is one of the system: the run has those already, so that adding one changes
-    nothing. Raises InvalidName as the port says."""
+    """Return the user tags of a run after some were removed and then others added.
+
+    Args:
+        known: The tags of the run, each with whether it is a system tag: the run has those already,
+            so that adding one changes nothing.
+        add: The tags to add.
+        remove: The tags to remove.
+
+    Raises:
+        InvalidName: A tag is not allowed, one to remove is a system tag, or there would be too
+            many.
+    """
     of_system = dict(known)
     for tag in remove:
         if of_system.get(tag):

@@ -38,8 +38,18 @@ _REMEMBER = 10.0  # seconds for which a server does not read lists of Metaflow's
 def open_metadata(
     url: str, durability: str = "power", *, read_only: bool = False, own: bool = False
 ) -> MetadataStore:
-    """The metadata store at `url`; raises InvalidSetting for a kind that is not known. A service is
-    asked whether it is Metaflow's, unless it is known to be aflow's `own`."""
+    """Return the metadata store at `url`. A service is asked whether it is Metaflow's, unless it is
+    known to be aflow's `own`.
+
+    Args:
+        url: The URL of the metadata store.
+        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
+        read_only: Whether nothing is to be written.
+        own: Whether a service is known to be aflow's; else it is asked whether it is Metaflow's.
+
+    Raises:
+        InvalidSetting: The kind of URL is not known.
+    """
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         return metadata_stores.sqlite.SqliteMetadata(
@@ -60,8 +70,13 @@ def open_metadata(
 
 
 def open_to_read(url: str, durability: str = "power") -> MetadataStore:
-    """The metadata at `url`, to be read, with what Metaflow has recorded beside it; see
-    `histories_of`."""
+    """Return the metadata at `url`, to be read, with what Metaflow has recorded beside it; see
+    `histories_of`.
+
+    Args:
+        url: The URL of the metadata store.
+        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
+    """
     scheme = url.partition(":")[0]
     if scheme == "sqlite" and not path_at(url).exists():
         own: MetadataStore = metadata_stores.sqlite.SqliteMetadata(":memory:")
@@ -78,7 +93,13 @@ def open_to_read(url: str, durability: str = "power") -> MetadataStore:
 
 
 def open_all_own(url: str, durability: str = "power", *, read_only: bool = False) -> MetadataStore:
-    """The metadata at `url`, with what jobs have recorded in the object store."""
+    """Return the metadata at `url`, with what jobs have recorded in the object store.
+
+    Args:
+        url: The URL of the metadata store.
+        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
+        read_only: Whether nothing is to be written.
+    """
     own = open_metadata(url, durability, read_only=read_only)
     return _together(own, recorded_by_jobs(own))
 
@@ -90,8 +111,12 @@ def _together(own: MetadataStore, others: Sequence[Beside]) -> MetadataStore:
 
 
 def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
-    """Where jobs of deployed flows record runs, if the `own` metadata is registered in a service of
-    Metaflow's, which cannot keep that: the object store, if there are any."""
+    """Return where jobs of deployed flows record runs, if the `own` metadata is registered in a
+    service of Metaflow's, which cannot keep that: the object store, if there are any.
+
+    Args:
+        own: The metadata store of aflow itself.
+    """
     url = Settings.load().storage_url
     if not isinstance(own, metaflow.service.RegisteringMetadata) or not url.startswith("s3://"):
         return []
@@ -103,14 +128,22 @@ def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
 
 
 def has_runs(url: str) -> bool:
-    """Whether there may be runs in the metadata at `url`, or beside it: of a server that has to be
-    asked."""
+    """Return whether there may be runs in the metadata at `url`, or beside it: of a server that has
+    to be asked.
+
+    Args:
+        url: The URL of the metadata store.
+    """
     scheme = url.partition(":")[0]
     return scheme != "sqlite" or path_at(url).exists() or bool(histories_of(url))
 
 
 def history_folder(url: str) -> Path | None:
-    """The folder of Metaflow's local metadata beside aflow's; None where there is none."""
+    """Return the folder of Metaflow's local metadata beside aflow's; None where there is none.
+
+    Args:
+        url: The URL of the metadata store.
+    """
     scheme = url.partition(":")[0]
     if scheme != "sqlite" or looked_up("HISTORY") is not None:
         return None
@@ -120,10 +153,14 @@ def history_folder(url: str) -> Path | None:
 
 
 def open_to_serve(own: MetadataStore, url: str) -> MetadataStore:
-    """The `own` metadata of a server, at `url`, with what Metaflow has recorded beside it.
+    """Return the `own` metadata of a server, at `url`, with what Metaflow has recorded beside it.
 
     Lists are read every few seconds at most. Of folders only those are opened that settings name:
     elsewhere a record would decide which files of this machine a server reads.
+
+    Args:
+        own: The metadata store of aflow itself.
+        url: The URL of the metadata store.
     """
     return _together(own, histories_of(url, own, to_serve=True))
 
@@ -131,9 +168,18 @@ def open_to_serve(own: MetadataStore, url: str) -> MetadataStore:
 def histories_of(
     url: str, own: MetadataStore | None = None, *, to_serve: bool = False
 ) -> list[MetaflowHistory]:
-    """What Metaflow has recorded beside the metadata at `url`: in the folder `.metaflow`, in the
+    """Return what Metaflow has recorded beside the metadata: in the folder `.metaflow`, in the
     service, in the tables of its service in the same database. AFLOW_HISTORY names other places,
-    with commas between them, or `none`. Raises InvalidSetting for what is no such place."""
+    separated by commas, or `none`.
+
+    Args:
+        url: The URL of the metadata store.
+        own: The metadata store at the URL, if it is open.
+        to_serve: Whether a server asks, which opens only folders that settings name.
+
+    Raises:
+        InvalidSetting: A place in AFLOW_HISTORY is not one of these.
+    """
     named = looked_up("HISTORY")
     if named is not None:
         places = [each.strip() for each in named.split(",") if each.strip() not in ("", "none")]

@@ -90,13 +90,32 @@ class ServiceClient:
         self._process = os.getpid()
 
     def call(self, path: str, body: bytes) -> FrameResponse:
-        """POST until the service answers. Raises MetadataUnavailable if it does not within the
-        patience, or turns the call down."""
+        """POST a request until the service answers.
+
+        Args:
+            path: The path below the URL of the service.
+            body: The body, as msgpack.
+
+        Returns:
+            The frames of the answer.
+
+        Raises:
+            MetadataUnavailable: It does not answer in time, or turns the call down.
+        """
         return FrameResponse(*self.patiently(lambda waiting: self._post(path, body, waiting)))
 
     def patiently(self, attempt: Callable[[Waiting], T]) -> tuple[T, bool]:
-        """What an attempt gives at last, and whether it was not the first. It is given the wait
-        that it is part of. Raises MetadataUnavailable as `call` does."""
+        """Make attempts until one succeeds, or the patience is over.
+
+        Args:
+            attempt: Makes one attempt; it is given the wait that it is part of.
+
+        Returns:
+            What the attempt returned, and whether it was not the first.
+
+        Raises:
+            MetadataUnavailable: As `call` raises it.
+        """
         waiting = Waiting(f"the metadata service at {self.url}", self._clock)
         tries = Tries(_BACKOFF, patience=self._patience, clock=self._clock)
         while True:

@@ -107,8 +107,12 @@ class PostgresAddress:
         self.url = without_passwords(whole)
 
     def connect(self, read_only: bool) -> Connection:
-        """A new connection, in autocommit mode. Raises MetadataUnavailable; of these MetadataAway
-        where the server does not answer."""
+        """Return a new connection, in autocommit mode. Raises MetadataUnavailable; of these
+        MetadataAway where the server does not answer.
+
+        Args:
+            read_only: Whether nothing is to be written.
+        """
         given = {f"-c {name}={value}" for name, value in self._settings(read_only).items()}
         made = self._connected(" ".join(sorted(given)), read_only)
         adapt_texts(made.adapters)
@@ -136,8 +140,14 @@ class PostgresAddress:
 
     @contextmanager
     def using(self, connection: Connection, read_only: bool) -> Iterator[None]:
-        """Use a connection. Behind a pooler that hands each transaction to another connection
-        (PgBouncer with pool_mode=transaction) all of it is one transaction, with our settings."""
+        """Enclose the use of a connection. Behind a pooler that hands each transaction to another
+        connection (PgBouncer with pool_mode=transaction) all of it is one transaction, with our
+        settings.
+
+        Args:
+            connection: The connection.
+            read_only: Whether nothing is to be written.
+        """
         if not self.is_pooled:
             yield
             return
@@ -147,7 +157,13 @@ class PostgresAddress:
             yield
 
     def named(self, error: psycopg.Error, *, away: bool = False) -> MetadataUnavailable:
-        """The error as one sentence with place, reason and advice. No password is in it."""
+        """Return an error of the driver as one sentence with place, reason and advice, and without
+        a password.
+
+        Args:
+            error: The error of the driver.
+            away: Whether the server could not be reached, so that another try may succeed.
+        """
         kind = MetadataAway if away else MetadataUnavailable
         return kind(f"The metadata in {self.url} cannot be used: {advice(error) or line(error)}.")
 
@@ -177,7 +193,7 @@ class Connections:
 
     @contextmanager
     def one(self) -> Iterator[Connection]:
-        """A connection, for one use.
+        """Yield a connection, for one use.
 
         Raises MetadataUnavailable and MetadataTooNew; MetadataAway where the connection cannot be
         made, or broke while it was in use: whether the last statement was carried out is not known
@@ -232,9 +248,17 @@ class Connections:
 
 
 def bring_up_to_date(connection: Connection, place: PostgresAddress, read_only: bool) -> None:
-    """See that the schema is there and of our version; of several processes one makes it so.
+    """Migrate the schema to the version of this aflow; of several processes one does it.
 
-    Raises MetadataTooNew, and MetadataUnavailable where only a writer could."""
+    Args:
+        connection: A connection outside of a transaction.
+        place: Its address.
+        read_only: Whether nothing is to be written.
+
+    Raises:
+        MetadataTooNew: A newer aflow has made the schema.
+        MetadataUnavailable: The schema is missing or old, and this connection may not write.
+    """
     version = _version(connection, place.schema)
     if version > LATEST:
         raise MetadataTooNew(

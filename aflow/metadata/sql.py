@@ -60,13 +60,22 @@ _RUN_STATES = {state.value: state for state in RunState}
 
 
 def text(value: str) -> str:
-    """The value as SQLite can hold it. What Python could not decode (a file's name in the message
-    of an exception) becomes an escape such as `\\udce9`: no message is a reason to lose a run."""
+    """Return the value as SQLite can hold it. What Python could not decode (a file's name in the
+    message of an exception) becomes an escape such as `\\udce9`: no message is a reason to lose a
+    run.
+
+    Args:
+        value: The text, which may hold surrogates.
+    """
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
 
 
 def run_row(run: RunRecord) -> Row:
-    """A new run as `add_run` takes it."""
+    """Return a new run as `add_run` takes it.
+
+    Args:
+        run: The record of the run.
+    """
     return (
         run.flow,
         run.run,
@@ -84,14 +93,25 @@ def run_row(run: RunRecord) -> Row:
 
 
 def tag_rows(run_key: int, run: RunRecord) -> list[Row]:
-    """The tags of a new run as `add_tag` takes them: key, tag, and whether it is a system tag."""
+    """Return the tags of a new run as `add_tag` takes them: key, tag, and whether it is a system
+    tag.
+
+    Args:
+        run_key: The key of the run in the metadata store.
+        run: The record of the run.
+    """
     user: list[Row] = [(run_key, tag, False) for tag in run.tags]
     return user + [(run_key, tag, True) for tag in run.system_tags]
 
 
 def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
-    """A run from its row and its tags. What is damaged in the row is shown as nothing, and in the
-    reason: one such record keeps nobody from seeing, or deleting, all the others."""
+    """Return a run from its row and its tags. What is damaged in the row is left out and named in
+    the reason: one such record does not hide all others.
+
+    Args:
+        row: The row of the query, with the columns in its order.
+        tags: The tags, each with 1 for one of the system.
+    """
     tags = list(tags)
     state, graph, settings = _RUN_STATES.get(row[3]), _object(row[8]), _settings(row[9])
     reason = str(row[10] or "")
@@ -140,17 +160,33 @@ def _object(text: Any) -> dict[str, Any] | None:
 
 
 def time_of(value: Any) -> float:
-    """A time that people can be shown, whatever is in the column."""
+    """Return the time in a column in seconds since the epoch, within the years that can be shown; 0
+    for anything that is not a number.
+
+    Args:
+        value: The value of the column.
+    """
     return shown_time(value) if isinstance(value, float | int) else 0.0
 
 
 def task_row(run_key: int, task: TaskRecord) -> Row:
-    """A task as `add_task` takes it."""
+    """Return a task as `add_task` takes it.
+
+    Args:
+        run_key: The key of the run in the metadata store.
+        task: The record of the task.
+    """
     return (run_key, *task)
 
 
 def attempt_row(run_key: int, attempt: AttemptRecord, version: int) -> Row:
-    """An attempt as `put_attempt` takes it; `version` is that of the run after the commit."""
+    """Return an attempt as `put_attempt` takes it; `version` is that of the run after the commit.
+
+    Args:
+        run_key: The key of the run in the metadata store.
+        attempt: The record of the attempt.
+        version: The version of the run after the commit.
+    """
     task, number, state, started_at, finished_at, reason, *rest = attempt
     return (
         run_key,
@@ -166,7 +202,11 @@ def attempt_row(run_key: int, attempt: AttemptRecord, version: int) -> Row:
 
 
 def attempt_record(row: Row) -> AttemptRecord:
-    """An attempt from the columns of the query `attempts`."""
+    """Return an attempt from the columns of the query `attempts`.
+
+    Args:
+        row: The row of the query, with the columns in its order.
+    """
     task, attempt, state, started_at, finished_at, *rest = row
     return AttemptRecord(
         task,
@@ -179,15 +219,23 @@ def attempt_record(row: Row) -> AttemptRecord:
 
 
 def task_view(row: Row) -> TaskView:
-    """A task and its attempt from COLUMNS or LIGHT_COLUMNS."""
+    """Return a task and its attempt from COLUMNS or LIGHT_COLUMNS.
+
+    Args:
+        row: The row of the query, with the columns in its order.
+    """
     task = TaskRecord(row[1], row[2], time_of(row[3]), *row[4:9])
     attempt = None if row[10] is None else attempt_record((row[1], *row[10:]))
     return TaskView(row[0], task, attempt, row[9])
 
 
 def task_columns(rows: Iterable[Row]) -> Iterator[TaskColumns]:
-    """What a timeline shows of tasks, from the columns of the query `task_columns`. A run may have
-    a million: the call of the record's own constructor for each would take twice as long."""
+    """Yield what a timeline shows of tasks, from the columns of the query `task_columns`. A run may
+    have a million: the call of the record's own constructor for each would take twice as long.
+
+    Args:
+        rows: The rows of the query.
+    """
     new, states = tuple.__new__, _STATES
     for task, step, created_at, started_at, finished_at, state, attempt, reused, host, pid in rows:
         yield new(
@@ -198,8 +246,12 @@ def task_columns(rows: Iterable[Row]) -> Iterator[TaskColumns]:
 
 
 def attempt_states(states: Sequence[TaskState]) -> list[str]:
-    """The states of latest attempts that tasks in these states have, as the queries take them:
-    "" is that of no attempt."""
+    """Return the states of latest attempts that tasks in these states have, as the queries take
+    them: "" is that of no attempt.
+
+    Args:
+        states: The states of tasks.
+    """
     none = [""] if TaskState.READY in states else []
     return none + [state.value for state, made in TASK_STATES.items() if made in states]
 
@@ -250,13 +302,22 @@ def _most(one: N | None, other: N | None) -> N | None:
 
 
 def known_before(batch: Batch) -> list[int]:
-    """The tasks in the batch's attempts that an earlier commit has written."""
+    """Return the tasks in the batch's attempts that an earlier commit has written.
+
+    Args:
+        batch: The batch to commit.
+    """
     new = {task.task for task in batch.tasks}
     return list({each.task for each in batch.attempts} - new)
 
 
 def progress(found: Iterable[Row]) -> list[StepProgress]:
-    """What the query `progress` tells of each step, in the order of their first tasks."""
+    """Return the progress of each step out of the query `progress`, in the order of the first
+    tasks.
+
+    Args:
+        found: The rows of the query.
+    """
     steps: dict[str, StepProgress] = {}
     for step, created_at, state, count, finished_at, max_rss in found:
         made = TASK_STATES[_STATES.get(state, AttemptState.FAILED)] if state else TaskState.READY
@@ -269,7 +330,12 @@ def progress(found: Iterable[Row]) -> list[StepProgress]:
 
 
 def metadata_row(run_key: int, record: MetadataRecord) -> Row:
-    """A metadata record as `add_metadata` takes it."""
+    """Return a metadata record as `add_metadata` takes it.
+
+    Args:
+        run_key: The key of the run in the metadata store.
+        record: The record.
+    """
     return (
         run_key,
         record.task,
@@ -291,19 +357,35 @@ _OF_THE_STORE = ("name", "heartbeat_at", "left", "drain")  # not in the data of 
 
 
 def worker_row(worker: WorkerRecord, seconds: float) -> Row:
-    """A worker as `beat_worker` takes it. Raises InvalidName."""
+    """Return a worker as `beat_worker` takes it.
+
+    Args:
+        worker: What the worker has announced of itself.
+        seconds: For how many seconds, by the store's own clock.
+
+    Raises:
+        InvalidName: The name of the worker is not allowed.
+    """
     return (ids.worker_name(worker.name), worker_data(worker), seconds)
 
 
 def worker_data(worker: WorkerRecord) -> str:
-    """What a worker says of itself, as text; `worker_record` reads it."""
+    """Return what a worker says of itself, as text; `worker_record` reads it.
+
+    Args:
+        worker: What the worker has announced of itself.
+    """
     fields = {name: value for name, value in worker._asdict().items() if name not in _OF_THE_STORE}
     return json.dumps(fields)
 
 
 def worker_record(row: Row) -> WorkerRecord | None:
-    """A worker from the columns of the query `workers`; None where its data are damaged, or those
-    of a later version."""
+    """Return a worker from the columns of the query `workers`; None where its data are damaged, or
+    those of a later version.
+
+    Args:
+        row: The row of the query, with the columns in its order.
+    """
     name, data, heartbeat_at, left, drain = row
     try:
         fields = json.loads(data)
@@ -601,15 +683,24 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def statements(kind: str, folder: str = "queries") -> dict[str, str]:
-    """The statements of `<folder>/<kind>.sql`, by name."""
+    """Return the statements of `<folder>/<kind>.sql`, by name.
+
+    Args:
+        kind: The name of the file.
+        folder: The folder of a backend below `queries`.
+    """
     return named((_FOLDER / folder / f"{kind}.sql").read_text())
 
 
 def named(text: str) -> dict[str, str]:
-    """The statements of a text in which each follows a line `-- name: ...`, by name.
+    """Return the statements of a text in which each follows a line `-- name: ...`, by name.
 
     A name that begins with `_` is that of a part, which stands in others as `{_name}`: conditions
-    that several statements have are written once."""
+    that several statements have are written once.
+
+    Args:
+        text: The content of the file.
+    """
     each_named = (each.partition("\n") for each in f"\n{text}".split("\n-- name: ")[1:])
     found = {name.strip(): sql.strip() for name, _, sql in each_named}
     parts = {name: sql for name, sql in found.items() if name.startswith("_")}
@@ -623,7 +714,11 @@ def named(text: str) -> dict[str, str]:
 
 
 def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
-    """Number and text of every migration, in order: `<folder>/<number>_<what>.sql`."""
+    """Return number and text of every migration, in order: `<folder>/<number>_<what>.sql`.
+
+    Args:
+        folder: The folder of a backend below `queries`.
+    """
     files = sorted((_FOLDER / folder).glob("*.sql"))
     return [(int(file.name[:4]), file.read_text()) for file in files]
 

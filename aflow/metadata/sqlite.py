@@ -68,8 +68,15 @@ _ADVICE = {
 
 @contextmanager
 def errors_named(where: str) -> Iterator[None]:
-    """Turn sqlite3's errors into one sentence with place, reason and advice. Our own mistakes
-    (wrong SQL, wrong arguments) stay what they are."""
+    """Turn errors of sqlite3 into one sentence with place, reason and advice. Our own mistakes
+    (wrong SQL, wrong arguments) pass as they are.
+
+    Args:
+        where: The place of the database, for the sentence.
+
+    Raises:
+        MetadataUnavailable: SQLite has raised an error inside of the block.
+    """
     try:
         yield
     except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
@@ -84,8 +91,15 @@ def errors_named(where: str) -> Iterator[None]:
 
 @contextmanager
 def damage_named(where: str) -> Iterator[None]:
-    """Turn what is raised by reading a record that is none into one sentence: SQLite notices
-    damage in its own pages, not in what is written there."""
+    """Turn errors of reading a damaged record into one sentence: SQLite notices damage in its own
+    pages, not in what is written there.
+
+    Args:
+        where: The place of the database, for the sentence.
+
+    Raises:
+        MetadataUnavailable: A record inside of the block could not be decoded.
+    """
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
@@ -109,8 +123,11 @@ class OpenFiles:
         self._beside = [f"{path}-wal", f"{path}-shm"] if mode == "wal" else []
 
     def check(self) -> None:
-        """Raises MetadataUnavailable if one of them is gone. Inside of a transaction all of them
-        are there; outside of one they need not be."""
+        """Inside of a transaction all of them are there; outside of one they need not be.
+
+        Raises:
+            MetadataUnavailable: If one of them is gone.
+        """
         if _identity(self._path) != self._identity or not all(map(os.path.exists, self._beside)):
             raise MetadataUnavailable(
                 f"The metadata in {self._path} cannot be used: its files were deleted or replaced "
@@ -128,9 +145,20 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.Connection:
-    """Open the database at `path` (None: one in memory), up to date.
+    """Open a database, and migrate it to the schema of this aflow.
 
-    Raises MetadataUnavailable and MetadataTooNew."""
+    Args:
+        path: The file; None for a database in memory.
+        synchronous: The value of SQLite's pragma `synchronous`.
+        read_only: Whether nothing is to be written.
+
+    Returns:
+        The connection; it belongs to the caller.
+
+    Raises:
+        MetadataUnavailable: The file cannot be opened, or is damaged.
+        MetadataTooNew: A newer aflow has written it.
+    """
     where = str(path or "memory")
     with errors_named(where):
         if path is None:

@@ -50,7 +50,12 @@ class Token(NamedTuple):
     digest: str
 
     def allows(self, writing: bool, now: float) -> bool:
-        """Whether a request may be answered whose token this is."""
+        """Return whether a request with this token is allowed.
+
+        Args:
+            writing: Whether the request changes something.
+            now: The present time, in seconds since the epoch.
+        """
         if self.expires_at is not None and now >= self.expires_at:
             return False
         return self.scope == "write" or not writing
@@ -59,8 +64,22 @@ class Token(NamedTuple):
 def create(
     store: Documents, name: str, scope: Scope, now: float, seconds: float | None = None
 ) -> str:
-    """Make a token; its text is returned this once. Raises InvalidInput for a name that is
-    taken, and MetadataError."""
+    """Make a token. Its text is returned this once: the store keeps its digest alone.
+
+    Args:
+        store: The store of the tokens.
+        name: The name of the token.
+        scope: What it allows: `read` or `write`.
+        now: The present time, in seconds since the epoch.
+        seconds: After how many seconds it expires; None for never.
+
+    Returns:
+        The text of the token.
+
+    Raises:
+        InvalidInput: The name is taken, or not allowed.
+        MetadataError: The store does not answer.
+    """
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidInput("A token needs a name of at most 100 printable characters.")
     if any(each.name == name for each in tokens(store)):
@@ -74,7 +93,15 @@ def create(
 
 
 def revoke(store: Documents, name: str) -> None:
-    """From now on nobody gets in by the token of this name. Raises NotFound."""
+    """Revoke a token: from now on no request with it is allowed.
+
+    Args:
+        store: The store of the tokens.
+        name: The name of the token.
+
+    Raises:
+        NotFound: There is no token of this name.
+    """
     found = [each for each in tokens(store) if each.name == name]
     if not found:
         raise NotFound(f"There is no token {name!r}.")
@@ -83,24 +110,42 @@ def revoke(store: Documents, name: str) -> None:
 
 
 def tokens(store: Documents) -> list[Token]:
-    """All tokens, by name."""
+    """Return all tokens, by name.
+
+    Args:
+        store: The store of the tokens.
+    """
     return sorted(map(_read, store.documents(KIND)))
 
 
 def known(store: Documents, secret: str) -> Token | None:
-    """The token that somebody shows; None where it is none. It is looked for by its digest: how
-    long that takes reveals nothing of the token."""
+    """Return the token of a request; None where it is unknown. It is looked up by its digest: how
+    long that takes reveals nothing of the token.
+
+    Args:
+        store: The store of the tokens.
+        secret: The text that the request carries.
+    """
     return of_digest(store, digest(secret))
 
 
 def of_digest(store: Documents, digest: str) -> Token | None:
-    """The token with this digest; None where there is none, or it was revoked."""
+    """Return the token with this digest; None where there is none, or it was revoked.
+
+    Args:
+        store: The store of the tokens.
+        digest: The digest, as `digest` makes it.
+    """
     found = store.document(KIND, digest)
     return None if found is None else _read(found)
 
 
 def digest(secret: str) -> str:
-    """What the store knows of a token."""
+    """Return the digest by which the store knows a token: its SHA-256 in hex.
+
+    Args:
+        secret: The text of the token.
+    """
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -115,8 +160,14 @@ def _read(document: Document) -> Token:
 
 
 def local_token(folder: Path | None = None) -> str:
-    """The token of this user for servers on this machine, made where there is none. Raises
-    InvalidSetting where it cannot be kept, or others can read it."""
+    """Return the token of this user for servers on this machine, and make it if there is none.
+
+    Args:
+        folder: The folder that keeps it; None for the user's own.
+
+    Raises:
+        InvalidSetting: It cannot be kept, or others can read it.
+    """
     folder = folder or user_folder()
     file = folder / _LOCAL
     try:
@@ -162,9 +213,15 @@ def _read_local(file: Path) -> str | None:
 
 
 def headers_for(url: str) -> dict[str, str]:
-    """What requests of this program to the server or service at this address carry: the key of the
-    settings; without one, the local token, if a server of this user listens there. Raises
-    InvalidSetting."""
+    """Return the headers of this program's requests to a server or service: the key of the
+    settings; without one, the local token, if a server of this user listens there.
+
+    Args:
+        url: The URL of the server.
+
+    Raises:
+        InvalidSetting: The settings of the key cannot be used.
+    """
     headers = service_headers(url)
     if "x-api-key" not in headers:
         try:
@@ -183,7 +240,11 @@ def headers_for(url: str) -> dict[str, str]:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether the host is this machine, by a name that means no other."""
+    """Return whether a host is this machine, by a name that cannot mean another.
+
+    Args:
+        host: The name or address.
+    """
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -76,7 +76,11 @@ _packers: list[Any] = []  # that nobody uses at this moment
 
 
 def pack(value: object) -> bytes:
-    """The value, made of plain values and records, as bytes."""
+    """Return a value as msgpack.
+
+    Args:
+        value: A value made of plain values and records.
+    """
     # A packer has a buffer, which takes longer to make than most values to pack; and records are in
     # records, each with a packer of its own.
     try:
@@ -91,8 +95,15 @@ def pack(value: object) -> bytes:
 
 
 def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
-    """The value in these bytes, with at most this many lists, maps and records in it. Raises
-    InvalidMessage."""
+    """Return the value in bytes of msgpack.
+
+    Args:
+        body: The bytes, which others may have written.
+        most: How many lists, maps and records are allowed in it.
+
+    Raises:
+        InvalidMessage: The bytes are malformed, or there are more.
+    """
     try:
         return unpacking.unpack(body, most, _made, **_HOW)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -100,27 +111,46 @@ def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
 
 
 def value_frame(value: object) -> bytes:
-    """The whole answer, if it is one value."""
+    """Return the frame of an answer that is one value.
+
+    Args:
+        value: The value.
+    """
     return pack(["value", value])
 
 
 def items_frame(items: list[Any]) -> bytes:
-    """Some of the items."""
+    """Return a frame with some of the items of an answer.
+
+    Args:
+        items: The items.
+    """
     return pack(["items", items])
 
 
 def end_frame() -> bytes:
-    """No more items."""
+    """Return no more items."""
     return pack(["end"])
 
 
 def error_frame(error: AflowError) -> bytes:
-    """The call has failed."""
+    """Return the frame of a call that has failed.
+
+    Args:
+        error: The error that the caller raises.
+    """
     return pack(["error", type(error).__name__, str(error)])
 
 
 def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
-    """The frames of an answer. Raises InvalidMessage where it has none, or has been cut off."""
+    """Yield the frames of an answer.
+
+    Args:
+        chunks: The bytes, as they arrive.
+
+    Raises:
+        InvalidMessage: The answer has no frame, is malformed, or was cut off.
+    """
     unpacker = msgpack.Unpacker(max_buffer_size=LARGEST, **_unpacking())
     for chunk in chunks:
         unpacker.feed(chunk)
@@ -139,7 +169,11 @@ def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
 
 
 def raise_received(frame: list[Any]) -> None:
-    """Raise the error that a frame tells of, if it does."""
+    """Raise the error that a frame carries, if it is an error frame.
+
+    Args:
+        frame: The frame.
+    """
     if frame[0] == "error":
         raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])
 

@@ -98,7 +98,13 @@ class Queue(Protocol):
         """How many bytes the body of a message may have; None where aflow's own limit is lower."""
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
-        """Add messages to the topic."""
+        """Add messages to the topic, all or none. A message whose id the topic has already is left
+        out.
+
+        Args:
+            topic: The name of the topic.
+            messages: The messages.
+        """
 
     async def lease(
         self,
@@ -108,63 +114,144 @@ class Queue(Protocol):
         wait: float = 0.0,
         skip: Collection[str] = (),
     ) -> list[Lease]:
-        """Up to `limit` messages of these topics, but for those of groups in `skip`, for `ttl`
-        seconds; the topics named first go first. Waits up to `wait` seconds for the first message,
-        and gives none if none came."""
+        """Lease messages for `ttl` seconds. Returns an empty list if none came in time.
+
+        Args:
+            topics: The topics; those named first go first.
+            limit: How many at most.
+            ttl: For how many seconds.
+            wait: How many seconds to wait for the first message.
+            skip: Groups whose messages are left to others.
+
+        Returns:
+            The leases.
+        """
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
-        """The same leases, for `ttl` seconds from now."""
+        """Extend leases to `ttl` seconds from now.
+
+        Args:
+            leases: The leases.
+            ttl: For how many seconds.
+
+        Returns:
+            The leases with their new ends.
+
+        Raises:
+            LeaseLost: A lease had ended; the others are extended.
+        """
 
     async def ack(self, leases: Sequence[Lease]) -> None:
-        """The messages are done with."""
+        """The messages are done with.
+
+        Args:
+            leases: The leases.
+        """
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
-        """Give the messages back, to be delivered again after `delay` seconds."""
+        """Give messages back, to be delivered again.
+
+        Args:
+            leases: The leases.
+            delay: After how many seconds they are ready.
+            counted: Whether this delivery counts towards `max_deliveries`.
+
+        Raises:
+            LeaseLost: A lease had ended; the other messages are released.
+        """
 
     async def bury(self, leases: Sequence[Lease]) -> None:
-        """Keep the messages, to be looked at: nobody can do them."""
+        """Keep the messages, to be looked at: nobody can do them.
+
+        Args:
+            leases: The leases.
+        """
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
-        """Forget messages, buried ones among them: those that nobody has leased, or with `leased`
-        the others, too, whose leases end."""
+        """Remove messages, buried ones among them.
+
+        Args:
+            topic: The name of the topic.
+            ids: The ids of the messages.
+            leased: Whether leased messages are removed, too; their leases end.
+        """
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """Which of these messages the topic has: ready, leased or buried. None where the broker
-        cannot tell."""
+        """Return which of these messages the topic has: ready, leased or buried. None where the
+        broker cannot tell.
+
+        Args:
+            topic: The name of the topic.
+            ids: The ids of the messages.
+        """
 
     async def drop(self, topic: str) -> None:
-        """Forget the topic, with all of its messages."""
+        """Forget the topic, with all of its messages.
+
+        Args:
+            topic: The name of the topic.
+        """
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
-        """The buried messages of a topic, oldest first."""
+        """Return the buried messages of a topic, oldest first.
+
+        Args:
+            topic: The name of the topic.
+            limit: How many at most.
+        """
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
-        """Make buried messages ready again, as if they had never been delivered; how many were."""
+        """Make buried messages ready again, as if they had never been delivered.
+
+        Args:
+            topic: The name of the topic.
+            ids: The ids of the messages.
+
+        Returns:
+            How many were buried.
+        """
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """The messages that are ready, in the order in which they would be handed out; their
-        priority is not counted. None where the broker cannot tell."""
+        """Return the messages that are ready, in the order in which they would be handed out; their
+        priority is not counted. None where the broker cannot tell.
+
+        Args:
+            topic: The name of the topic.
+            limit: How many at most.
+        """
 
     async def topics(self) -> list[str] | None:
-        """The topics that have messages, in alphabetical order. None where the broker cannot
+        """Return the topics that have messages, in alphabetical order. None where the broker cannot
         tell."""
 
     async def depth(self, topic: str) -> Depth:
-        """How many messages the topic has."""
+        """Return how many messages the topic has.
+
+        Args:
+            topic: The name of the topic.
+        """
 
     async def longest_wait(self, topic: str) -> float | None:
-        """For how many seconds the message that has been ready for longest waits, by the broker's
-        clock: since it was put, or came back. 0 where none is ready, None where the broker cannot
-        tell."""
+        """Return for how many seconds the oldest ready message has waited, by the broker's clock,
+        since it was put or came back. 0 where none is ready, None where the broker cannot say.
+
+        Args:
+            topic: The name of the topic.
+        """
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
-        """Let all users see this of a worker for `ttl` seconds; empty: no longer. The name is like
-        a message's id."""
+        """Show all users of the queue a record of a worker.
+
+        Args:
+            name: The name of the worker, formed like a message's id.
+            body: The record; empty to remove it.
+            ttl: For how many seconds.
+        """
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """What workers have announced, by name. None where the broker cannot tell."""
+        """Return what workers have announced, by name. None where the broker cannot tell."""
 
     async def close(self) -> None:
         """Release connections; what was leased stays so until its time has passed. May be called
@@ -172,13 +259,24 @@ class Queue(Protocol):
 
 
 def group_of(id: str) -> str:
-    """The group of a message with this id; empty for one that has none."""
+    """Return the group of a message with this id; empty for one that has none.
+
+    Args:
+        id: The id of the message.
+    """
     group, colon, _ = id.partition(":")
     return group if colon else ""
 
 
 def check_topic(topic: str) -> str:
-    """The topic, if it can be one; raises InvalidName."""
+    """Return the topic, if it can be one.
+
+    Args:
+        topic: The name of the topic.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     if not _TOPIC.match(topic):
         raise InvalidName(
             f"{topic[:80]!r} cannot be the name of a topic: use letters, digits and . _ -, at most "
@@ -188,8 +286,14 @@ def check_topic(topic: str) -> str:
 
 
 def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages, if their ids can be ids, and their priorities priorities; raises
-    InvalidName."""
+    """Return the messages, if their ids can be ids, and their priorities priorities.
+
+    Args:
+        messages: The messages to put.
+
+    Raises:
+        InvalidName: An id is malformed, or a priority out of range.
+    """
     for message in messages:
         if not _ID.match(message.id):
             raise InvalidName(f"{message.id[:80]!r} cannot be the id of a message.")

@@ -23,8 +23,17 @@ if TYPE_CHECKING:
 
 
 def open_queue(url: str) -> Queue:
-    """The queue at `url`; raises InvalidSetting for a kind that is not known. It belongs to the
-    event loop in which it is first used."""
+    """Open a queue. It belongs to the event loop in which it is first used.
+
+    Args:
+        url: The URL; its scheme names the backend.
+
+    Returns:
+        The queue, not connected yet.
+
+    Raises:
+        InvalidSetting: The kind of URL is not known.
+    """
     scheme = url.partition(":")[0]
     if scheme == "memory":
         return queues.memory.MemoryQueue()

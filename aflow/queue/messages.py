@@ -38,9 +38,18 @@ Keys = Sequence[bytes]
 
 
 def seal(kind: str, topic: str, at: float, fields: dict[str, Any], keys: Keys = ()) -> bytes:
-    """The message of this kind for a topic, written at this time, with these fields, which msgpack
-    can hold; signed with the first key, if there is one. Raises InvalidMessage for one that is too
-    large."""
+    """Return the bytes of a message, signed with the first key, if there is one.
+
+    Args:
+        kind: The kind of message.
+        topic: The topic that it is for; the signature covers it.
+        at: When it is written, in seconds since the epoch.
+        fields: The fields, which msgpack can hold.
+        keys: The keys that messages are signed with, the newest first; empty for none.
+
+    Raises:
+        InvalidMessage: It is too large.
+    """
     body: bytes = msgpack.packb([kind, topic, at, fields])
     if len(body) > MAX_SIZE:
         raise InvalidMessage(f"A message of {len(body)} bytes is larger than {MAX_SIZE}.")
@@ -52,10 +61,20 @@ def seal(kind: str, topic: str, at: float, fields: dict[str, Any], keys: Keys = 
 def unseal(
     data: bytes, kinds: Collection[str], topic: str, now: float | None, keys: Keys = ()
 ) -> tuple[str, dict[str, Any]]:
-    """Kind and fields of a message that has come by this topic. `now` is None where its age does
-    not matter. Raises ForgedMessage where the signature is not what it has to be, or is for another
-    topic; MessageTooNew for another version; InvalidMessage for what is not a message, or of
-    another kind, or too old."""
+    """Return kind and fields of a message, after its signature is checked.
+
+    Args:
+        data: The bytes.
+        kinds: The kinds that may come by this topic.
+        topic: The topic by which it has come.
+        now: The present time, in seconds since the epoch; None where the age does not matter.
+        keys: The keys that messages are signed with, the newest first; empty for none.
+
+    Raises:
+        ForgedMessage: The signature is missing, wrong, or for another topic.
+        MessageTooNew: Another version of aflow has written it.
+        InvalidMessage: It is malformed, of another kind, or too old.
+    """
     if len(data) > MAX_SIZE + _HEAD + _SIGNATURE:
         raise InvalidMessage(f"A message of {len(data)} bytes is larger than {MAX_SIZE}.")
     if not data.startswith(_MAGIC) or data[_HEAD - 1 : _HEAD] not in (_PLAIN, _SIGNED):
@@ -71,8 +90,12 @@ def unseal(
 
 
 def peek(data: bytes) -> tuple[str, float, dict[str, Any]] | None:
-    """Kind, time and fields of a message, for people to look at: nothing is checked. None for what
-    cannot be read, or is so large that looking would cost too much."""
+    """Return kind, time and fields of a message, for people to look at. No signature is checked.
+    None for a message that is malformed, or so large that decoding it would cost too much.
+
+    Args:
+        data: The bytes.
+    """
     body = data[_HEAD + (_SIGNATURE if data[_HEAD - 1 : _HEAD] == _SIGNED else 0) :]
     try:
         if len(body) > _LOOKED_AT:

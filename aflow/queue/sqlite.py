@@ -107,7 +107,11 @@ class WakeUp:
             return
 
     def listen(self) -> Bell:
-        """Something to wait at: a socket, or a clock where there can be none."""
+        """Begin to listen for new messages of other processes.
+
+        Returns:
+            The bell to wait at: a socket, or where that is impossible a timer.
+        """
         try:
             return self._listen()
         except (OSError, UnsafeFolder) as error:
@@ -164,7 +168,11 @@ class Bell:
             return
 
     async def wait(self, seconds: float) -> None:
-        """Wait for a datagram, or for `seconds`."""
+        """Wait for a datagram, or for `seconds`.
+
+        Args:
+            seconds: How long to wait at most.
+        """
         seconds = min(seconds, LOOK_AGAIN)
         if self._bell is None:
             await asyncio.sleep(seconds)

@@ -96,7 +96,11 @@ class SqsMessage(NamedTuple):
 
 
 def write(entries: Sequence[SqsMessage]) -> str:
-    """The text of an entry, or of a bundle of several, none of which is buried or kept."""
+    """Return the text of an entry, or of a bundle of several, none of which is buried or kept.
+
+    Args:
+        entries: The entries.
+    """
     fields: list[Any]
     if len(entries) == 1:
         (entry,) = entries
@@ -110,7 +114,14 @@ def write(entries: Sequence[SqsMessage]) -> str:
 
 
 def read(text: str) -> list[SqsMessage]:
-    """The entries of a text; raises InvalidMessage if it is malformed."""
+    """Return the entries of a text.
+
+    Args:
+        text: The body of a message in SQS.
+
+    Raises:
+        InvalidMessage: It is malformed.
+    """
     try:
         version, *rest = msgpack.unpackb(base64.b64decode(text, validate=True))
         if version == _ONE:
@@ -129,8 +140,13 @@ def read(text: str) -> list[SqsMessage]:
 
 
 def bundled(entries: Sequence[SqsMessage]) -> list[list[SqsMessage]]:
-    """Which entries go together in a message. As many messages as a call can have come before
-    messages with several entries: few entries are for as many workers as there are."""
+    """Return which entries go together in a message. A call can carry several messages: only when
+    there are more entries than that do messages carry several, so that few entries reach as many
+    workers.
+
+    Args:
+        entries: The entries.
+    """
     most = min(-(-len(entries) // MOST), _MOST_IN_BUNDLE)
     bundles: list[list[SqsMessage]] = []
     room = 0
@@ -146,12 +162,20 @@ def bundled(entries: Sequence[SqsMessage]) -> list[list[SqsMessage]]:
 
 
 def size_of(entry: SqsMessage) -> int:
-    """How many characters the entry takes at most, if its body goes with it."""
+    """Return how many characters the entry takes at most, if its body goes with it.
+
+    Args:
+        entry: The entry.
+    """
     return (len(entry.body) + len(entry.id) + len(entry.kept) + 64) * 4 // 3
 
 
 def calls_of(sizes: Sequence[int]) -> Iterator[range]:
-    """Which messages of these sizes go together in a call."""
+    """Yield which messages go together in a call.
+
+    Args:
+        sizes: The sizes of the messages, in bytes.
+    """
     first = total = 0
     for number, size in enumerate(sizes):
         if number > first and (number - first == MOST or total + size > LARGEST):
@@ -211,7 +235,11 @@ class SqsService:
         self._urls: dict[str, str] = {}
 
     async def url_of(self, name: str) -> str:
-        """The URL of the queue of this name, which is made if it is not there."""
+        """Return the URL of a queue, which is created if it does not exist.
+
+        Args:
+            name: The name of the queue in SQS.
+        """
         if name not in self._urls:
             try:
                 answer = await self.call("get_queue_url", QueueName=name)
@@ -237,7 +265,16 @@ class SqsService:
     async def in_calls(
         self, call: str, name: str, entries: Sequence[dict[str, Any]]
     ) -> dict[int, str]:
-        """Do it in as many calls as it takes: the codes of those that failed, by number."""
+        """Make a batch call as often as its entries need.
+
+        Args:
+            call: The name of the call.
+            name: The name of the queue in SQS.
+            entries: The entries, without their ids.
+
+        Returns:
+            The error codes of the entries that failed, by their number.
+        """
         if not entries:
             return {}
         url = await self.url_of(name)
@@ -253,7 +290,18 @@ class SqsService:
         return {int(each["Id"]): str(each["Code"]) for each in failed}
 
     async def call(self, name: str, **values: Any) -> Any:
-        """What SQS answers to one call."""
+        """Call SQS.
+
+        Args:
+            name: The name of the call, as botocore has it.
+            **values: Its parameters.
+
+        Returns:
+            The answer.
+
+        Raises:
+            QueueUnavailable: SQS refuses, or does not answer.
+        """
         try:
             if self._sqs is None:
                 await self._open()
@@ -296,7 +344,11 @@ class SqsService:
 
 
 def code_of(error: QueueUnavailable) -> str:
-    """The code with which SQS has refused a call; empty where it did not."""
+    """Return the code with which SQS has refused a call; empty where it did not.
+
+    Args:
+        error: The error of a call.
+    """
     cause = error.__cause__
     return str(cause.response["Error"]["Code"]) if isinstance(cause, faults.ClientError) else ""
 
@@ -333,13 +385,29 @@ class Store(Protocol):
     """Where large bodies are kept: these calls of the object store's port, which block."""
 
     def put(self, name: str, parts: Sequence[bytes]) -> object:
-        """Write an object."""
+        """Write an object.
+
+        Args:
+            name: The name of the object.
+            parts: Its content, in parts.
+        """
 
     def get(self, name: str) -> Any:
-        """Its bytes; raises ObjectNotFound."""
+        """Return the bytes of an object.
+
+        Args:
+            name: The name of the object.
+
+        Raises:
+            ObjectNotFound: There is no such object.
+        """
 
     def delete(self, name: str) -> None:
-        """Remove it, if it is there."""
+        """Remove an object, if it exists.
+
+        Args:
+            name: The name of the object.
+        """
 
 
 class _LeaseState(NamedTuple):

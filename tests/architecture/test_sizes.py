@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.architecture.sources import python_files, text_of, tree_of, violations
 
-LONGEST_FILE = 1200
+LONGEST_FILE = 1100
 LONGEST_FUNCTION = 100
 
 FILES = python_files("aflow", "benchmarks", "examples", "tests")
@@ -29,8 +29,20 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield node.name, lines
 
 
-def test_no_file_is_longer_than_1200_lines() -> None:
-    lengths = {path: text_of(path).count("\n") for path in FILES}
+def length(path: Path) -> int:
+    """The number of lines of a file, docstrings of functions left out, as in `functions`: what is
+    explained at length is not two subjects."""
+    of_functions = sum(
+        (node.body[0].end_lineno or node.body[0].lineno) - node.body[0].lineno + 1
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and ast.get_docstring(node) is not None
+    )
+    return text_of(path).count("\n") - of_functions
+
+
+def test_no_file_is_longer_than_1100_lines() -> None:
+    lengths = {path: length(path) for path in FILES}
 
     assert {} == {str(path): each for path, each in lengths.items() if each > LONGEST_FILE}
 

@@ -87,8 +87,16 @@ class Copies:
     # ------------------------------------------------------------ artifacts
 
     def artifacts(self, run: RunRecord, view: TaskView) -> list[Copy]:
-        """What the attempt has left, carried artifacts and those that Metaflow's client asks for
-        itself included; nothing before it has ended. Raises StorageError for what is damaged."""
+        """Return what the attempt has left, including carried artifacts and those that Metaflow's
+        client asks for itself; nothing before it has ended.
+
+        Args:
+            run: The record of the run.
+            view: The task with the attempt.
+
+        Raises:
+            StorageError: The manifest is damaged.
+        """
         attempt = view.attempt
         if attempt is None or attempt.state not in TERMINAL_ATTEMPT_STATES:
             return []
@@ -167,7 +175,17 @@ class Copies:
         return self._graphs[run.key]
 
     def write(self, run: RunRecord, view: TaskView, copies: list[Copy]) -> None:
-        """Have the values of these artifacts where `artifacts` says. Raises StorageError."""
+        """Write the values of artifacts to where `artifacts` says they are. May be called twice:
+        what is there already stays.
+
+        Args:
+            run: The record of the run.
+            view: The task with the attempt.
+            copies: The artifacts.
+
+        Raises:
+            StorageError: A value is damaged, or the datastore does not answer.
+        """
         attempt = view.attempt
         if attempt is None or not copies:
             return
@@ -193,8 +211,15 @@ class Copies:
     # ------------------------------------------------------------ logs and cards
 
     def write_logs(self, run: RunRecord, view: TaskView) -> None:
-        """Have what the attempt has printed so far where Metaflow's client looks for it. Raises
-        StorageError."""
+        """Write what the attempt has printed so far to where Metaflow's client looks for it.
+
+        Args:
+            run: The record of the run.
+            view: The task with the attempt.
+
+        Raises:
+            StorageError: The datastore does not answer.
+        """
         attempt = view.attempt
         if attempt is None:
             return
@@ -211,7 +236,15 @@ class Copies:
             self.store.put(name, [layout.log_file(records, stream)])
 
     def write_cards(self, run: RunRecord, view: TaskView) -> None:
-        """Have the task's cards where Metaflow's client looks for them. Raises StorageError."""
+        """Write the task's cards to where Metaflow's client looks for them.
+
+        Args:
+            run: The record of the run.
+            view: The task with the attempt.
+
+        Raises:
+            StorageError: The datastore does not answer.
+        """
         if view.task.origin:
             return  # its client looks at the cards of the task whose result was reused
         names = (run.flow, run.run, view.task.step, view.task.task)
@@ -248,9 +281,14 @@ class Copies:
 def kept_for(
     store: ObjectStore, known: Container[tuple[str, str]], grace: float
 ) -> Iterator[tuple[str, float]]:
-    """The names of all copies, with how many seconds they stay after they were last written or
-    asked for: those of runs that are not `known` for the grace, others for a day. What says that
-    copies are whole goes before the copies."""
+    """Yield the names of all copies, with how many seconds they stay after they were last written
+    or asked for. The markers that say that copies are complete come before the copies.
+
+    Args:
+        store: The datastore.
+        known: Flow and id of the runs that the metadata has: their copies stay for a day.
+        grace: For how many seconds copies of other runs stay.
+    """
     flows = set()
     for name in store.list(f"{FOLDER}/"):
         _, *parts = name.split("/")

@@ -20,7 +20,11 @@ from aflow.errors import InvalidName
 
 
 def is_utf8_encodable(text: str) -> bool:
-    """Whether the text can be written in UTF-8."""
+    """Return whether the text can be written in UTF-8.
+
+    Args:
+        text: The text.
+    """
     try:
         text.encode()
     except UnicodeError:
@@ -29,7 +33,11 @@ def is_utf8_encodable(text: str) -> bool:
 
 
 def is_utf8_decodable(data: bytes) -> bool:
-    """Whether the bytes are UTF-8."""
+    """Return whether the bytes are UTF-8.
+
+    Args:
+        data: The bytes.
+    """
     try:
         data.decode()
     except UnicodeError:
@@ -38,7 +46,14 @@ def is_utf8_decodable(data: bytes) -> bool:
 
 
 def validate_tag(tag: object) -> None:
-    """Check a tag of a run. Raises InvalidName."""
+    """Check a tag of a run.
+
+    Args:
+        tag: The tag.
+
+    Raises:
+        InvalidName: It is not a text, or not allowed.
+    """
     if isinstance(tag, bytes):
         if not is_utf8_decodable(tag):
             raise InvalidName("A tag has to be UTF-8.")
@@ -49,8 +64,15 @@ def validate_tag(tag: object) -> None:
 
 
 def validate_tags(tags: Iterable[object], existing_tags: Iterable[object] | None = None) -> None:
-    """Check the tags of a run: each of them, and that there are not too many, unless there were as
-    many before. Raises InvalidName."""
+    """Check the tags of a run, and their number.
+
+    Args:
+        tags: The tags.
+        existing_tags: The tags before: as many as there were are allowed.
+
+    Raises:
+        InvalidName: A tag is not allowed, or there are too many.
+    """
     wanted = frozenset(tags)
     there = None if existing_tags is None else len(frozenset(existing_tags))
     if len(wanted) > ids.MAX_TAGS and (there is None or there < len(wanted)):
@@ -119,7 +141,14 @@ class InternalTestUnboundedForeachInput(UnboundedForeachInput):
 
 
 def unbounded_test_foreach(step: Any = None) -> Any:
-    """A decorator without effect: a step in a foreach needs none here."""
+    """Do nothing: a step in an unbounded foreach needs no decorator here.
+
+    Args:
+        step: The decorated step; None where the decorator is called with arguments.
+
+    Returns:
+        The step, or the decorator.
+    """
     return unbounded_test_foreach if step is None else step
 
 
@@ -159,7 +188,15 @@ def decorate(
     now: datetime | None = None,
     lineid: str | bytes | None = None,
 ) -> bytes:
-    """The line as it stands in the file of a log."""
+    """Return a line with the header that it has in the file of a log.
+
+    Args:
+        source: Who writes it: `task` or `runtime`.
+        line: The line, as the file of a log has it.
+        version: The version of the format.
+        now: The time; None for the present.
+        lineid: The id of the line; None for a new one.
+    """
     at = (now or datetime.fromtimestamp(SystemClock.now(), UTC)).strftime(ISOFORMAT).encode()
     number = _bytes(lineid or str(uuid.uuid4()))
     head = b"|".join((b"[MFLOG", version, at + b"Z", _bytes(source), number))
@@ -167,12 +204,20 @@ def decorate(
 
 
 def is_structured(line: str | bytes) -> bool:
-    """Whether the line says where it is from."""
+    """Return whether the line has the header of a log.
+
+    Args:
+        line: The line, as the file of a log has it.
+    """
     return _bytes(line).startswith((_MARK, _TO_KEEP + _MARK))
 
 
 def parse(line: str | bytes) -> MFLogline | None:
-    """The parts of a line; None for one that says nothing of itself."""
+    """Return the parts of a line; None for one without a header.
+
+    Args:
+        line: The line, as the file of a log has it.
+    """
     found = _LINE.match(_bytes(line))
     if found is None:
         return None
@@ -193,13 +238,21 @@ def parse(line: str | bytes) -> MFLogline | None:
 
 
 def set_should_persist(line: str | bytes) -> bytes:
-    """The line with the mark of one that has not been kept yet."""
+    """Return the line with the mark of one that has not been kept yet.
+
+    Args:
+        line: The line, as the file of a log has it.
+    """
     data = _bytes(line)
     return _TO_KEEP + data if data.startswith(_MARK) else data
 
 
 def unset_should_persist(line: str | bytes) -> bytes:
-    """The line without that mark."""
+    """Return the line without that mark.
+
+    Args:
+        line: The line, as the file of a log has it.
+    """
     data = _bytes(line)
     return data[2:] if data.startswith(_TO_KEEP + _MARK) else data
 
@@ -207,7 +260,13 @@ def unset_should_persist(line: str | bytes) -> bytes:
 def refine(
     line: str | bytes, prefix: str | bytes | None = None, suffix: str | bytes | None = None
 ) -> bytes:
-    """The line with something before and after its text."""
+    """Return the line with something before and after its text.
+
+    Args:
+        line: The line, as the file of a log has it.
+        prefix: What goes before the text.
+        suffix: What goes after it.
+    """
     head, mark, text = _bytes(line).partition(b"]")
     if not mark:
         return _bytes(line)
@@ -215,7 +274,11 @@ def refine(
 
 
 def merge_logs(logs: Iterable[str | bytes]) -> Iterator[MFLogline]:
-    """The lines of several logs by time; those that say none come last."""
+    """Yield the lines of several logs in the order of their times; those without a time come last.
+
+    Args:
+        logs: The content of the files.
+    """
     missing = MISSING_TIMESTAMP_STR.encode()
 
     def lines(log: str | bytes) -> list[MFLogline]:
@@ -241,7 +304,11 @@ def _at(line: MFLogline) -> bytes:
 
 
 def utc_to_local(at: datetime) -> datetime:
-    """A time in UTC as this machine tells it."""
+    """Return a time in UTC as this machine tells it.
+
+    Args:
+        at: The time in UTC, without a zone.
+    """
     return at.replace(tzinfo=UTC).astimezone()
 
 
@@ -255,16 +322,28 @@ class SystemMonitor:
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Around what takes time."""
+        """Enclose what takes time. Nothing is measured.
+
+        Args:
+            name: The name of the measure.
+        """
         yield
 
     @contextmanager
     def count(self, name: str) -> Iterator[None]:
-        """Around what is counted."""
+        """Enclose what is counted. Nothing is counted.
+
+        Args:
+            name: The name of the counter.
+        """
         yield
 
     def gauge(self, gauge: object) -> None:
-        """A value at this moment."""
+        """Take a value at this moment. Nothing is recorded.
+
+        Args:
+            gauge: The gauge.
+        """
 
 
 class SystemLogger:
@@ -273,7 +352,14 @@ class SystemLogger:
     def log_event(
         self, level: str, module: str, name: str, payload: dict[str, Any] | None = None
     ) -> None:
-        """Log an event."""
+        """Log an event at the level DEBUG.
+
+        Args:
+            level: The level that Metaflow gives it.
+            module: The module that it is from.
+            name: The name of the event.
+            payload: More about it.
+        """
         _log.debug("%s %s.%s %s", level, module, name, payload)
 
 

@@ -149,8 +149,13 @@ class MetaflowHistory:
         return sorted(valid, key=lambda row: row[1], reverse=True)
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """The runs of the flow, or of all, newest first; see MetadataStore for what may be asked
-        for."""
+        """Return the runs of the flow, or of all, newest first; see MetadataStore for what may be
+        asked for.
+
+        Args:
+            flow: The name of the flow; None for all.
+            **which: The options of the port.
+        """
         wanted = _RunFilter(**which)
         if wanted.kind:
             return []
@@ -270,11 +275,22 @@ class MetaflowHistory:
         return self._loaded.get(key) or self._load(key)
 
     def name_of(self, flow: str, run: str, task: int) -> str:
-        """What Metaflow calls a task, which has this number here."""
+        """Return what Metaflow calls a task, which has this number here.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+            task: The number of the task within its run.
+        """
         return self._load(_Key(flow, run)).names.get(task, str(task))
 
     def tasks_of(self, flow: str, run: str) -> list[tuple[str, int]]:
-        """The steps and numbers of the tasks of a run."""
+        """Return the steps and numbers of the tasks of a run.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
         key = self._load(_Key(flow, run)).key
         return [(v.task.step, v.task.task) for v in self._memory.tasks(key, light=True)]
 
@@ -282,11 +298,21 @@ class MetaflowHistory:
         return (view._replace(run_key=run_key) for view in views)
 
     def tasks(self, run_key: int, **how: Any) -> Iterator[TaskView]:
-        """Tasks with their latest attempts; see MetadataStore."""
+        """Return tasks with their latest attempts; see MetadataStore.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            **how: The options of the port.
+        """
         return self._views(run_key, self._memory.tasks(self._there(run_key).key, **how))
 
     def newest_tasks(self, run_key: int, **how: Any) -> Iterator[TaskView]:
-        """The same, the newest first; see MetadataStore."""
+        """Return the same, the newest first; see MetadataStore.
+
+        Args:
+            run_key: The key of the run in the metadata store.
+            **how: The options of the port.
+        """
         return self._views(run_key, self._memory.newest_tasks(self._there(run_key).key, **how))
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
@@ -304,17 +330,30 @@ class MetaflowHistory:
     # ------------------------------------------------------------ where values lie
 
     def open_store(self, url: str) -> ObjectStore:
-        """The object store of a run, by the URL that its record has."""
+        """Return the object store of a run, by the URL that its record has.
+
+        Args:
+            url: The URL in the record of the run.
+        """
         return TheirStore(self, self.place(url.removeprefix(SCHEME)), url)
 
     def place(self, root: str) -> ObjectStore:
-        """The object store of Metaflow's at a root."""
+        """Return the object store at a root of Metaflow's datastore. It is opened once.
+
+        Args:
+            root: The root, as the artifacts' records name it.
+        """
         if root not in self._stores:
             self._stores[root] = self._open_place(root)
         return self._stores[root]
 
     def in_threads(self, call: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-        """What the call gives for each of the values."""
+        """Return the results of a call for many values, in their order, made in several threads.
+
+        Args:
+            call: The call, which blocks.
+            values: Its arguments.
+        """
         return list(self._threads.map(call, values))
 
     @property
@@ -772,7 +811,13 @@ def _frames(
 
 
 def read_theirs(place: ObjectStore, task: Sequence[str], attempt: int) -> LogBuffer:
-    """What an attempt has printed, by its files in Metaflow's datastore."""
+    """Return what an attempt has printed, by its files in Metaflow's datastore.
+
+    Args:
+        place: Metaflow's datastore.
+        task: Flow, run, step and task.
+        attempt: The number of the attempt, from 0.
+    """
     found: list[LogRecord] = []
     for stream in STREAMS:
         for source in layout.SOURCES:

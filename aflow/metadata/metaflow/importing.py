@@ -38,8 +38,23 @@ def import_run(
     own: MetadataStore,
     blobs: BlobStore,
 ) -> RunRecord:
-    """Record the run, which `history` has and whose values are in `place`, in `own`. Raises
-    InvalidInput for one that cannot be resumed, StorageError and MetadataError."""
+    """Record a run of Metaflow's in aflow's own metadata, so that it can be resumed.
+
+    Args:
+        history: The history that has the run.
+        found: Its record there.
+        place: The datastore that has its values.
+        own: The metadata store to write to.
+        blobs: The datastore to copy values to.
+
+    Returns:
+        The new record.
+
+    Raises:
+        InvalidInput: The run cannot be resumed.
+        StorageError: A value cannot be read or written.
+        MetadataError: The record cannot be written.
+    """
     taking = _Taking(found, place, blobs)
     settings = {
         **found.settings, "storage": blobs.store.url, IMPORTED: found.settings.get("metaflow"),

@@ -41,17 +41,38 @@ _TYPES = {
 
 
 def data_name(flow: str, sha: str) -> str:
-    """The file of a value."""
+    """Return the name of the file that holds a value.
+
+    Args:
+        flow: The name of the flow.
+        sha: The SHA-1 of the value's pickle.
+    """
     return f"{flow}/data/{sha[:2]}/{sha}"
 
 
 def attempt_file(flow: str, run: str, step: str, task: int | str, attempt: int, what: str) -> str:
-    """A file of an attempt: `data.json`, `DONE.lock`, `task_stdout.log`..."""
+    """Return the name of a file of an attempt.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        step: The name of the step.
+        task: The id of the task.
+        attempt: The number of the attempt, from 0.
+        what: Which one: `data.json`, `DONE.lock`, `task_stdout.log`...
+    """
     return f"{flow}/{run}/{step}/{task}/{attempt}.{what}"
 
 
 def card_folder(flow: str, run: str, step: str, task: int | str) -> str:
-    """What the names of a task's cards begin with, below the root of cards."""
+    """Return what the names of a task's cards begin with, below the root of cards.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        step: The name of the step.
+        task: The id of the task.
+    """
     return f"{flow}/runs/{run}/steps/{step}/tasks/{task}/cards/"
 
 
@@ -59,7 +80,11 @@ def card_folder(flow: str, run: str, step: str, task: int | str) -> str:
 
 
 def packed(parts: Iterable[Buffer]) -> bytes:
-    """A pickle as its file holds it."""
+    """Return a pickle as its file holds it: compressed by gzip, without a time.
+
+    Args:
+        parts: The parts of the pickle.
+    """
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=_LEVEL, mtime=0) as file:
         for part in parts:
@@ -68,8 +93,16 @@ def packed(parts: Iterable[Buffer]) -> bytes:
 
 
 def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """The parts of a pickle that has its buffers inside. Nothing of it is executed. Raises
-    CorruptBlob for what is not a pickle with this many buffers."""
+    """Yield the parts of a pickle whose out-of-band buffers are moved into it. Nothing of it is
+    executed.
+
+    Args:
+        data: The pickle.
+        buffers: Its buffers, in order.
+
+    Raises:
+        CorruptBlob: It is not a pickle with this many buffers.
+    """
     if not buffers:
         yield data
         return
@@ -93,19 +126,33 @@ def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
 
 
 def pickled(value: object) -> bytes:
-    """A plain value."""
+    """Return the pickle of a value of builtin types.
+
+    Args:
+        value: The value.
+    """
     return pickle.dumps(value, 4)
 
 
 def exception_pickle(type_: str, message: str, traceback: str) -> bytes:
-    """What Metaflow keeps of an exception; its class need not be there to write it."""
+    """Return the pickle that Metaflow keeps of an exception; its class need not be importable here.
+
+    Args:
+        type_: The name of the exception's class.
+        message: Its text.
+        traceback: The formatted traceback.
+    """
     state = {"exception": message, "type": type_, "stacktrace": traceback}
     made = b"cmetaflow.exception\nMetaflowExceptionWrapper\n" + _inner((None,)) + b"R"
     return b"\x80\x02" + made + _inner(state) + b"b."
 
 
 def stack_pickle(stack: Iterable[ForeachFrame]) -> bytes:
-    """The foreachs around a task."""
+    """Return the pickle of the foreach stack of a task.
+
+    Args:
+        stack: The frames, the outermost first.
+    """
     frames = (
         b"c__main__\nForeachFrame\n"
         + _inner((each.step, each.var, each.num_splits, each.index, each.value))
@@ -124,7 +171,12 @@ def _inner(value: object) -> bytes:
 
 
 def graph_info(graph: Graph, parameters: Iterable[str]) -> dict[str, Any]:
-    """What Metaflow keeps of a flow's graph."""
+    """Return the artifact `_graph_info` of a flow.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        parameters: The names of the parameters.
+    """
     steps = {name: _node(graph, node) for name, node in graph.nodes.items()}
     return {
         "file": next((node.file for node in graph.nodes.values() if node.file), ""),
@@ -192,7 +244,12 @@ def _structure(graph: Graph) -> list[Any]:
 
 
 def log_file(records: Iterable[LogRecord], stream: str) -> bytes:
-    """The lines of one stream, as the file of an attempt's log holds them."""
+    """Return the lines of one stream, as the file of an attempt's log holds them.
+
+    Args:
+        records: The records of the log, in order.
+        stream: `stdout` or `stderr`.
+    """
     lines: list[bytes] = []
     pieces: list[bytes] = []
     for number, record in enumerate(each for each in records if each.stream == stream):
@@ -205,7 +262,13 @@ def log_file(records: Iterable[LogRecord], stream: str) -> bytes:
 
 
 def log_records(data: Buffer, stream: str) -> Iterator[LogRecord]:
-    """The lines of a file of a log; one that is none has the time of the line before it."""
+    """Yield the records of a log's file; a line without a header has the time of the line before
+    it.
+
+    Args:
+        data: The content of the file.
+        stream: `stdout` or `stderr`.
+    """
     at = 0.0
     lines = bytes(data).split(b"\n")
     if not lines[-1]:
@@ -225,7 +288,14 @@ def log_records(data: Buffer, stream: str) -> Iterator[LogRecord]:
 def described(
     info: Mapping[str, tuple[str, int, str]], kind: str, attempt: int, python: str
 ) -> str:
-    """The file that says what an attempt has left: sha, size and type of each artifact."""
+    """Return the content of `data.json`, which lists what an attempt has left.
+
+    Args:
+        info: SHA-1, size and type of each artifact, by name.
+        kind: The kind of datastore: `local` or `s3`.
+        attempt: The number of the attempt, from 0.
+        python: The version of Python.
+    """
     return json.dumps(
         {
             "datastore": kind,

@@ -25,22 +25,38 @@ _GOES_ON = frozenset({AttemptState.QUEUED, AttemptState.RUNNING})
 
 
 def run_name(run: str) -> str:
-    """The name of a run of aflow's in Metaflow's service, which numbers are not."""
+    """Return the name of a run of aflow's in Metaflow's service, which numbers are not.
+
+    Args:
+        run: The id of the run.
+    """
     return f"aflow-{run}"
 
 
 def task_name(task: int) -> str:
-    """The name of a task of aflow's there."""
+    """Return the name of a task of aflow's there.
+
+    Args:
+        task: The number of the task within its run.
+    """
     return f"aflow-{task}"
 
 
 def mark_of(run: str) -> str:
-    """The system tag by which a run is found in a service that gives it a name of its own."""
+    """Return the system tag by which a run is found in a service that gives it a name of its own.
+
+    Args:
+        run: The id of the run.
+    """
     return f"aflow_run:{run}"
 
 
 def run_body(run: RunRecord) -> dict[str, Any]:
-    """A run, as it is registered."""
+    """Return a run, as it is registered.
+
+    Args:
+        run: The record of the run.
+    """
     return {
         "run_number": run_name(run.run),
         "user_name": plain(run.user),
@@ -50,7 +66,12 @@ def run_body(run: RunRecord) -> dict[str, Any]:
 
 
 def surroundings(run: RunRecord, view: TaskView) -> Iterator[tuple[str, str]]:
-    """What is said of a task beside its attempts, under the names that Metaflow has for it."""
+    """Yield the metadata of a task that does not depend on its attempts, under Metaflow's names.
+
+    Args:
+        run: The record of the run.
+        view: The task with the attempt.
+    """
     for name in ("runtime", "python_version", "user"):
         value = next((t for t in run.system_tags if t.startswith(f"{name}:")), "")
         if value:
@@ -91,7 +112,13 @@ def _foreachs(run: RunRecord, data: bytes) -> Iterator[tuple[str, str]]:
 def copies_metadata(
     attempt: AttemptRecord, copies: Copies, left: Iterable[Copy]
 ) -> list[dict[str, Any]]:
-    """The artifacts that Metaflow's client can read, and where their values are."""
+    """Return the artifacts that Metaflow's client can read, and where their values are.
+
+    Args:
+        attempt: The record of the attempt.
+        copies: Where the copies are.
+        left: The artifacts that the attempt has left.
+    """
     return [
         {
             "name": each.name,
@@ -109,7 +136,11 @@ def copies_metadata(
 
 
 def facts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
-    """What is said of an attempt: that it is one, and once it has ended, how."""
+    """Return what is said of an attempt: that it is one, and once it has ended, how.
+
+    Args:
+        attempt: The record of the attempt.
+    """
     facts = [("attempt", str(attempt.attempt), "attempt")]
     if attempt.state not in _GOES_ON:
         succeeded = str(attempt.state is AttemptState.SUCCEEDED)
@@ -124,7 +155,14 @@ def facts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
 
 
 def fact(attempt: int, name: str, value: str, type_: str) -> dict[str, Any]:
-    """One thing that is said of an attempt."""
+    """Return one record of metadata about an attempt, as the service has it.
+
+    Args:
+        attempt: The number of the attempt, from 0.
+        name: The name of the field.
+        value: Its value.
+        type_: Its type, as Metaflow names it.
+    """
     tags = [f"attempt_id:{attempt}"]
     return {
         "field_name": plain(name),
@@ -136,13 +174,21 @@ def fact(attempt: int, name: str, value: str, type_: str) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """The text without what databases of a service cannot keep."""
+    """Return a text without the characters that the databases of a service cannot keep.
+
+    Args:
+        text: The text.
+    """
     return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
 
 
 def artifacts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
-    """The artifacts that an attempt has set: what they are, and in which blob. Only aflow can
-    read these."""
+    """Return the artifacts that an attempt has set: what they are, and in which blob. Only aflow
+    can read these.
+
+    Args:
+        attempt: The record of the attempt.
+    """
     if attempt.manifest is None or attempt.state in _GOES_ON:
         return []
     try:

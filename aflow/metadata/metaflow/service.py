@@ -72,7 +72,7 @@ class Registry(ServiceClient):
     not_there = "what this would belong to is not registered"
 
     def is_one(self) -> bool:
-        """Whether such a service is there, and not one of aflow's."""
+        """Return whether such a service is there, and not one of aflow's."""
         try:
             response, _ = self._ask("GET", "/ping", b"")
         except (OSError, http.client.HTTPException):
@@ -82,8 +82,20 @@ class Registry(ServiceClient):
     def register(
         self, path: str, body: dict[str, Any] | list[dict[str, Any]], method: str = "POST"
     ) -> dict[str, Any]:
-        """Send an object, or a list of some, which may have been sent before, with the time; the
-        object that the service answers, empty where it answers none. Raises MetadataUnavailable."""
+        """Send an object, or a list of some, with the present time, to Metaflow's service. May be
+        called twice with the same.
+
+        Args:
+            path: The path below the URL of the service.
+            body: The object or the list.
+            method: The method of HTTP.
+
+        Returns:
+            The object that the service answers; empty where it answers none.
+
+        Raises:
+            MetadataUnavailable: The service does not answer in time, or refuses.
+        """
         # Metaflow's clients say the time, too, and a service may keep what it is sent as it is.
         at = {"ts_epoch": round(self._clock.now() * 1000)}
         if isinstance(body, list):
@@ -93,8 +105,16 @@ class Registry(ServiceClient):
         return self.patiently(lambda _: self._say(method, path, body))[0]
 
     def name_of_run(self, flow: str, run: str) -> str:
-        """The name of a run there: the one that aflow gives it, or that of the run that carries its
-        mark, in a service that numbers all runs itself. Raises MetadataUnavailable."""
+        """Return the name of a run there: the one that aflow gives it, or that of the run that
+        carries its mark, in a service that numbers all runs itself.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+
+        Raises:
+            MetadataUnavailable: The metadata store does not answer, or is damaged.
+        """
         path, wanted = f"/flows/{flow}/runs", records.run_name(run)
         if self._patient(f"{path}/{wanted}") is not None:
             return wanted
@@ -105,8 +125,16 @@ class Registry(ServiceClient):
         return wanted
 
     def name_of_task(self, step: str, task: int) -> str:
-        """The name of a task there, of the step at this path, in a service that numbers all tasks
-        itself. Raises MetadataUnavailable."""
+        """Return the name of a task there, of the step at this path, in a service that numbers all
+        tasks itself.
+
+        Args:
+            step: The name of the step.
+            task: The number of the task within its run.
+
+        Raises:
+            MetadataUnavailable: The metadata store does not answer, or is damaged.
+        """
         asked = f"metadata_field_name={records.TASK_MARK}&pattern=%5E{task}%24"
         found = self._patient(f"{step}/filtered_tasks?{asked}") or ()
         return next((str(each).rpartition("/")[2] for each in found), records.task_name(task))
@@ -126,7 +154,11 @@ class Registry(ServiceClient):
             raise http.client.HTTPException("its answer is not valid JSON") from error
 
     def beat(self, path: str) -> None:
-        """Say that something is alive."""
+        """Send a heartbeat. A failure is ignored: the next one follows soon.
+
+        Args:
+            path: The path of the run or task, below the URL of the service.
+        """
         try:
             self._say("POST", path, {})
         except (OSError, http.client.HTTPException, MetadataUnavailable):

@@ -35,28 +35,65 @@ class RecordSource(Protocol):
         """Where values lie that are in no store with an address of its own; None without such."""
 
     def flows(self) -> list[Row]:
-        """All flows."""
+        """Return all flows."""
 
     def runs(self, flow: str) -> list[Row]:
-        """All runs of a flow."""
+        """Return all runs of a flow.
+
+        Args:
+            flow: The name of the flow.
+        """
 
     def run(self, flow: str, run: str) -> Row | None:
-        """One run."""
+        """Return one run.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
 
     def steps(self, flow: str, run: str) -> list[Row]:
-        """The steps of a run that have begun."""
+        """Return the steps of a run that have begun.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
 
     def tasks(self, flow: str, run: str, step: str) -> list[Row]:
-        """The tasks of a step."""
+        """Return the tasks of a step.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+            step: The name of the step.
+        """
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
-        """What is said of a task."""
+        """Return the records of metadata about a task.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+            step: The name of the step.
+            task: The id of the task.
+        """
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
-        """What is said of all tasks of a run."""
+        """Return what is said of all tasks of a run.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
-        """The artifacts of all tasks of a run: those of attempts that have ended."""
+        """Return the artifacts of all tasks of a run: those of attempts that have ended.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
 
     def close(self) -> None:
         """Release connections."""

@@ -61,7 +61,14 @@ class _OnlyPlain(pickle.Unpickler):
 
 
 def plain(data: bytes) -> Any:
-    """A value that Metaflow itself keeps; nothing of it is executed. Raises ArtifactNotLoadable."""
+    """Return a value of builtin types that Metaflow itself has pickled. Nothing of it is executed.
+
+    Args:
+        data: The pickle.
+
+    Raises:
+        ArtifactNotLoadable: The value is not one of those types, or is damaged.
+    """
     try:
         return _OnlyPlain(io.BytesIO(data)).load()
     except Exception as error:
@@ -72,7 +79,14 @@ def plain(data: bytes) -> Any:
 
 
 def graph_of(flow: str, info: Mapping[str, Any] | None, steps: Sequence[str]) -> Graph:
-    """The graph that Metaflow's `_graph_info` describes; of a run without one, its steps alone."""
+    """Return the graph that Metaflow's `_graph_info` describes; of a run without one, its steps
+    alone.
+
+    Args:
+        flow: The name of the flow.
+        info: The artifact `_graph_info`; None where the run has none.
+        steps: The names of the steps.
+    """
     described: Mapping[str, Any] = (info or {}).get("steps") or {}
     if not described:
         described = {name: {"type": "end" if name == "end" else "linear"} for name in steps}
@@ -136,8 +150,11 @@ class TaskPlace(NamedTuple):
 
 
 def path_of(said: Iterable[tuple[str, str]]) -> Path | None:
-    """The items that a task stands in, by what is said of it (`foreach-execution-path`); None where
-    nothing is said."""
+    """Return the indices of the foreach items around a task; None where the metadata do not say.
+
+    Args:
+        said: Names and values of the metadata of the task (`foreach-execution-path`).
+    """
     value = dict(said).get("foreach-execution-path")
     if not value:
         return None
@@ -166,7 +183,13 @@ class MetaflowPositions:
                 self._items[outer] = max(self._items[outer], path[-1] + 1)
 
     def standing(self, step: str, number: int) -> TaskPlace:
-        """Where a task stands."""
+        """Return the place of a task in the graph of its run: its inputs, its foreach and its
+        index.
+
+        Args:
+            step: The name of the step.
+            number: The number of the task.
+        """
         node, path = self._graph.nodes.get(step), self._paths[step, number]
         if node is None:
             return TaskPlace(NoInputs(), None, None)
@@ -212,8 +235,15 @@ class MetaflowPositions:
 
 
 def numbered(tasks: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """Numbers for tasks (step and id), in this order: their own where they are numbers, else what
-    is free. `_parameters` is 0, whatever it is called there."""
+    """Return numbers for tasks: their own where their ids are numbers, else ones that are free.
+    `_parameters` is 0, whatever its id is.
+
+    Args:
+        tasks: Step and id of each, in order.
+
+    Returns:
+        The numbers, by step and id.
+    """
     found: dict[tuple[str, str], int] = {}
     for step, id_ in tasks:
         if step == "_parameters":

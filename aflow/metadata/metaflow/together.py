@@ -22,8 +22,13 @@ Beside = MetaflowHistory | StoreMetadata
 
 
 def store_of_history(metadata: object, url: str) -> ObjectStore | None:
-    """The object store at `url` where that is one of a run of Metaflow's, which its history alone
-    opens; None for one of aflow's."""
+    """Return the object store at `url` where that is one of a run of Metaflow's, which its history
+    alone opens; None for one of aflow's.
+
+    Args:
+        metadata: The metadata store, which may include histories.
+        url: The URL in the record of a run.
+    """
     return metadata.open_store(url) if isinstance(metadata, WithHistory) else None
 
 
@@ -62,7 +67,12 @@ class WithHistory:
         yield from self._histories
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """The runs, newest first; see MetadataStore."""
+        """Return the runs, newest first; see MetadataStore.
+
+        Args:
+            flow: The name of the flow; None for all.
+            **which: The options of the port.
+        """
         runs = self._own.runs(flow, **which)
         known = {(run.flow, run.run) for run in runs}
         for history in self._histories:
@@ -97,7 +107,11 @@ class WithHistory:
             yield run._replace(key=key + number * _STEP, settings=settings)
 
     def open_store(self, url: str) -> ObjectStore | None:
-        """The object store of a run of a history; None for one of aflow's own."""
+        """Return the object store of a run of a history; None for one of aflow's own.
+
+        Args:
+            url: The URL in the record of a run.
+        """
         number, _, rest = url.partition(":")
         if not number.isdigit() or not rest.startswith(SCHEME):
             return None

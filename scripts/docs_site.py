@@ -1,5 +1,6 @@
 """A hook of mkdocs: pages link to files of the repository, which readers of the sources follow. The
-site has those files as pages of its own, so that every link leads somewhere on it, too."""
+site has those files as pages of its own, so that every link leads somewhere on it, too. A page that
+loads a script, a style or a picture from another host fails the build."""
 
 from __future__ import annotations
 
@@ -7,12 +8,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / "docs"
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
+# What a browser loads by itself. Mermaid is loaded by the theme, from a CDN, where a page has a
+# diagram of it.
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
+    r"""|<link\b[^>]*\brel=["']?(?:stylesheet|preload|preconnect|icon)\b[^>]*\bhref=["']?(?:https?:)?//[^"'\s>]+"""
+    r"""|class=["']?mermaid\b"""
+)
 
 
 def _target(file: Path, link: str) -> Path | None:
@@ -75,3 +84,11 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         return "../" * uri.count("/") + found.relative_to(DOCS).as_posix()
 
     return LINK.sub(moved, markdown)
+
+
+def on_post_page(output: str, page: Page, config: Any) -> str:
+    """Refuse what comes from another host."""
+    found = LOADED.search(output)
+    if found:
+        raise PluginError(f"{page.file.src_uri} loads from another host: {found[0]}")
+    return output

@@ -313,7 +313,7 @@ class Console:
         if self._owner != (notice.task, None):
             self._begin_head(notice.run, notice.step, notice.task, None)
         if notice.cached:
-            text = f"Nothing has changed since task {notice.origin}: its result is used again."
+            text = f"Nothing has changed since task {notice.origin}: its result is reused."
         else:
             text = f"Cloning previously run task {notice.origin}"
         self._line(notice.at, text, bad=False)

@@ -22,7 +22,7 @@ _WINDOW = 10_000
 # This many tasks that stand together read what they inherit in one query.
 _PAGE = 200
 # States that tasks have inside of a run alone: what is recorded has one of the others.
-_NEVER_RECORDED = frozenset({TaskState.WAITING, TaskState.SKIPPED})
+_NEVER_RECORDED = frozenset({TaskState.WAITING})
 
 
 class Step(PartOfRun):

@@ -24,7 +24,6 @@ class TaskState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-    SKIPPED = "skipped"
 
 
 class AttemptState(StrEnum):
@@ -63,7 +62,6 @@ TASK_MOVES: dict[TaskState, frozenset[TaskState]] = {
     TaskState.SUCCEEDED: frozenset(),
     TaskState.FAILED: frozenset(),
     TaskState.CANCELLED: frozenset(),
-    TaskState.SKIPPED: frozenset(),
 }
 
 TERMINAL_RUN_STATES = frozenset(state for state, moves in RUN_MOVES.items() if not moves)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from aflow._core.version import __version__
+from aflow.scheduler.states import RUN_MOVES, TASK_MOVES
 from tests.architecture.sources import REPOSITORY, text_of, tracked, violations
 
 DOCUMENTS = tracked(".md")
@@ -53,6 +54,16 @@ def test_python_in_documents_is_python() -> None:
     assert blocks
     for block in blocks:
         assert ast.parse(block), block
+
+
+def test_diagrams_are_pictures_of_the_repository_and_name_every_state() -> None:
+    """The theme of the site would load the library that draws Mermaid from another host."""
+    assert [] == [str(path) for path in DOCUMENTS if "```mermaid" in text_of(path)]
+    for name, states in (("run", RUN_MOVES), ("task", TASK_MOVES)):
+        drawn = re.findall(
+            r"<text x=[^>]*>([^<]*)</text>", text_of(Path(f"docs/images/{name}-states.svg"))
+        )
+        assert {str(state) for state in states} == {*drawn}
 
 
 def test_images_and_wheels_are_named_by_the_version_of_aflow() -> None:

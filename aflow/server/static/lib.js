@@ -263,7 +263,7 @@ export const took = (each) =>
 export const differs = (value, usual) => usual !== null && usual !== undefined && usual !== value;
 
 /** The states of tasks and runs, in the order of bars. */
-export const STATES = ["succeeded", "failed", "cancelled", "running", "ready", "waiting", "pending", "skipped"];
+export const STATES = ["succeeded", "failed", "cancelled", "running", "ready", "waiting", "pending"];
 
 const SIGNS = {
   succeeded: html`<circle cx="8" cy="8" r="7" /><path class="cut" d="M4.6 8.3 7 10.6l4.4-5" />`,
@@ -274,7 +274,6 @@ const SIGNS = {
   waiting: html`<circle class="ring dots" cx="8" cy="8" r="6" />`,
   pending: html`<circle class="ring" cx="8" cy="8" r="6" /><path class="line" d="M8 4.6V8l2.4 1.6" />`,
   reused: html`<path class="ring" d="m8 1.6 6.4 6.4L8 14.4 1.6 8z" />`,
-  skipped: html`<path class="line" d="M3 8h10" />`,
 };
 
 /** A state as a sign: a shape and a colour. @param {{state: string, label?: boolean, name?: string}} props */

@@ -206,7 +206,6 @@ const PALETTE = {
   cancelled: "--dim",
   ready: "--line",
   waiting: "--line",
-  skipped: "--line",
 };
 
 /**

@@ -18,7 +18,7 @@ import socket
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from aflow import environments
+from aflow import environments, runs
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import replace
@@ -33,8 +33,6 @@ from aflow.runs.admission import Admission, WhenFull
 from aflow.runs.create import Creation, Driving, NewRun, current_facts
 from aflow.runs.driver import DriverPorts, RunDriver
 from aflow.runs.events import RunEnded, RunEvent, Watch
-from aflow.runs.recovery import as_recorded, check_recoverable, replay
-from aflow.runs.resume import AT_ONCE, CloneOnly
 from aflow.scheduler.machine import Machine, RunMachine, SingleTask
 from aflow.scheduler.retry import policies_from
 from aflow.storage.factory import open_store
@@ -347,7 +345,7 @@ class Coordinator:
         try:
             record = await in_thread(self._held, definition, run)
             try:
-                options = as_recorded(options, record)
+                options = runs.recovery.as_recorded(options, record)
                 options = await in_thread(self._with_recorded_locks, options, record)
                 options, executor = await self._executor(definition, options, zygote)
                 settings = record.settings
@@ -378,7 +376,7 @@ class Coordinator:
         record = self._records.run(definition.name, run)
         if record is None:
             raise NotFound(f"There is no run {definition.name}/{run} in {self._records.url}.")
-        check_recoverable(record, definition)
+        runs.recovery.check_recoverable(record, definition)
         if not self._records.acquire_lease(record.key, self._holder, LEASE, self._clock.now()).mine:
             raise RunHasCoordinator(
                 f"{definition.name}/{run} has a coordinator that drives it: it can be recovered "
@@ -400,7 +398,7 @@ class Coordinator:
         parameters = first.attempt.manifest if first and first.attempt else None
         assert parameters is not None, "every run has parameters"
         reusable = self._creation.known_to(definition, options, record, parameters)
-        unfinished = replay(machine, self._records, record, reusable)
+        unfinished = runs.recovery.replay(machine, self._records, record, reusable)
         fact = MetadataRecord(
             task=int(PARAMETERS_TASK),
             attempt=0,
@@ -461,7 +459,7 @@ class Coordinator:
         if options.clone_only:
             assert isinstance(machine, RunMachine), "only whole runs are resumed"
             assert new.reusable is not None, "who resumes a run knows its results"
-            clone_only = CloneOnly(machine, new.reusable, _cloned(new.record))
+            clone_only = runs.resume.CloneOnly(machine, new.reusable, _cloned(new.record))
             machine, new = clone_only, new._replace(reusable=clone_only)
         context = RunContext(
             flow=definition.name,
@@ -535,7 +533,7 @@ def _machine(
     return RunMachine(
         definition.graph,
         policies,
-        max_workers=AT_ONCE if options.clone_only else options.max_workers,
+        max_workers=runs.resume.AT_ONCE if options.clone_only else options.max_workers,
         lookahead=lookahead,
         max_num_splits=options.max_num_splits,
         fail_fast=options.fail_fast,

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 # What import statements, and those who look through sys.modules, ask of every module.
@@ -36,9 +36,25 @@ class _Deferred(ModuleType):
     """A module that is loaded by the first use of anything in it."""
 
     def __getattribute__(self, name: str) -> Any:
+        if name == "iscoroutinefunction":  # of inspect
+            return _is_coroutine_function
         if name not in _KNOWN_BEFORE:
             _load(self)
         return ModuleType.__getattribute__(self, name)
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    """inspect.iscoroutinefunction, for which the module is loaded only where it is not clear at
+    once: an event loop asks it for each signal that is handled."""
+    asked = function.__func__ if type(function) is MethodType else function
+    if type(asked) is FunctionType and not vars(asked):
+        return bool(asked.__code__.co_flags & _CO_COROUTINE)
+    load("inspect")
+    found: bool = sys.modules["inspect"].iscoroutinefunction(function)
+    return found
+
+
+_CO_COROUTINE = 128  # inspect.CO_COROUTINE
 
 
 def _by_name(module: ModuleType) -> tuple[Any, tuple[str]]:

@@ -11,7 +11,7 @@ What is not known to be harmless counts as harmful: that costs time, and loses n
 the user's classes is called here.
 
 Objects in the collector's permanent generation (`gc.freeze`) are not looked at: only what was made
-before the user's code ran may be in it.
+before the user's code ran may be in it, or what was looked at while there was time (`look_ahead`).
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ _is_judging = False  # exit functions run because an end is judged
 
 
 def thaw() -> None:
-    """For an exit function of a program that has frozen objects: where Python itself ends it, let
-    that reach all of them."""
+    """As an exit function of a program that has frozen objects: where Python itself ends it, let it
+    reach all of them."""
     if not _is_judging:
         gc.unfreeze()
 
@@ -186,6 +186,32 @@ def prepare() -> None:
     _flush_c()  # finds the function, which each process would do for itself
 
 
+def look_ahead() -> None:
+    """Look at the objects that are there now, in a process that waits for others. Where their end
+    can do nothing outside of the process, the end has to look at those that come later alone."""
+    made = gc.get_objects()
+    types_made = [*map(type, made)]
+    judgements = {kind: _judge(kind) for kind in set(types_made)}
+    if _UNKNOWN in judgements.values() or _has_unknown_extensions():
+        return
+    looked_at = {kind for kind, each in judgements.items() if callable(each)}
+    again = []  # files and all that goes on: how they end depends on how they are then
+    for each in compress(made, map(looked_at.__contains__, types_made)):
+        if type(each) is not weakref.ReferenceType:
+            try:
+                again.append(weakref.ref(each))
+            except TypeError:  # there is none to an object of this type
+                return
+        elif _has_callback(each):
+            return
+    _again.extend(again)
+    atexit.register(thaw)
+    gc.freeze()
+
+
+_again: list[weakref.ReferenceType[Any]] = []
+
+
 # ------------------------------------------------------------------ the end
 
 
@@ -203,6 +229,7 @@ def _needs_interpreter() -> bool:
     if not _flush_streams() or any(name in sys.modules for name in _HARMFUL_LIBRARIES):
         return True
     made = gc.get_objects()
+    made += [each for reference in _again if (each := reference()) is not None]
     try:
         if _need_more_than_a_look(made):
             return True
@@ -314,7 +341,7 @@ def _judge(kind: type) -> Judgement:
             return _LOOKED_AT[base]
         name = (_home(base), base.__name__)
         if name == ("sqlite3", "Connection"):
-            return _close_database if base is kind else _UNKNOWN
+            return _close_database if base is kind or _top(_home(kind)) == "aflow" else _UNKNOWN
         if name in _HARMLESS_DEL and (base is kind or name[0] != "_io"):
             return _NOTHING
         if name[0] == "_asyncio" and name[1] in ("Future", "Task"):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Imports are inside the functions: asyncio and all that needs it are imported while the zygote
 # imports its own.
 
+LOOK_AHEAD = 0.1  # seconds after the start of a run's first task
+
 
 def run(
     definition: FlowDefinition,
@@ -81,7 +83,6 @@ async def _run(
     zygote: EarlyZygote | None,
     recover: str | None,
 ) -> tuple[RunEnded, int | None]:
-
     from aflow._core.threads import in_thread
     from aflow.coordinator import Coordinator
 
@@ -93,7 +94,7 @@ async def _run(
         holder_kind=settings.holder_kind,
     ) as coordinator:
         first = None if zygote is None else zygote.lend()
-        given: Any = {"options": options, "zygote": first, "watch": watch}
+        given: Any = {"options": options, "zygote": first, "watch": _ahead(watch)}
         if recover is None:
             handle = await coordinator.start(definition, **given)
         else:
@@ -108,6 +109,38 @@ async def _run(
                 f"{error} What the run has finished is kept: then resume the run, or go on with it "
                 f"(aflow recover {handle.pathspec})."
             ) from error
+
+
+def _ahead(
+    watch: Callable[[Sequence[RunEvent]], None],
+) -> Callable[[Sequence[RunEvent]], None]:
+    """The same, and does a part of what the end of this process takes while it waits for tasks:
+    when the second one starts (beside the first one there is more to do), or some time has gone."""
+    import asyncio
+
+    from aflow._core import ending
+    from aflow.runs.events import TaskStarting
+
+    starts = 0
+    timer: asyncio.TimerHandle
+
+    def heard(notices: Sequence[RunEvent]) -> None:
+        nonlocal starts, timer
+        watch(notices)
+        if starts < 2 and any(type(each) is TaskStarting for each in notices):
+            starts += 1
+            if starts == 1:
+                timer = asyncio.get_running_loop().call_later(LOOK_AHEAD, look_ahead)
+            else:
+                timer.cancel()
+                asyncio.get_running_loop().call_soon(look_ahead)
+
+    def look_ahead() -> None:
+        nonlocal starts
+        starts = 2
+        ending.look_ahead()
+
+    return heard
 
 
 def _stop_on_signals(handle: RunHandle, *, leave_on_signal: bool) -> list[int]:

@@ -181,12 +181,16 @@ def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.
     return connection
 
 
-class Snapshot(sqlite3.Connection):
+class Connection(sqlite3.Connection):
+    """A connection that can have weak references, as `aflow._core.ending` wants to have them."""
+
+
+class Snapshot(Connection):
     """A connection that takes for granted that nobody changes the file: it is good for one look."""
 
 
 def _open(
-    database: str, uri: bool = False, kind: type[sqlite3.Connection] = sqlite3.Connection
+    database: str, uri: bool = False, kind: type[Connection] = Connection
 ) -> sqlite3.Connection:
     return sqlite3.connect(
         database,

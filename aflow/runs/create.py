@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aflow import environments
+from aflow import environments, runs
 from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP, Pathspec
 from aflow._core.records import NamedTuple, replace
@@ -20,9 +20,6 @@ from aflow.flow.configs import ConfigValue, names_of
 from aflow.flow.current import current
 from aflow.flow.parameters import Parameter, ParameterContext, resolve
 from aflow.metadata.base import LEASE, SPIN, RunRecord
-from aflow.runs.liveness import end_left_run, settled
-from aflow.runs.resume import ResumedRun, check_blobs, finished_of
-from aflow.runs.spin import find_task, prepare
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage.artifacts import ArtifactWriter, Manifest
 from aflow.storage.blobs import BlobStore
@@ -250,7 +247,7 @@ class Creation:
             return
         reason = "No coordinator drove the run, and it was resumed."
         now = self._clock.now()
-        if not end_left_run(self._metadata, run, RunState.FAILED, reason, now):
+        if not runs.liveness.end_left_run(self._metadata, run, RunState.FAILED, reason, now):
             raise _still_runs(run)
 
     def _spin(
@@ -261,8 +258,10 @@ class Creation:
         driving: Driving,
     ) -> NewRun:
         """A run of one task, with the inputs that it had before."""
-        origin, task = find_task(self._metadata, definition.name, which)
-        spin = prepare(self._metadata, self._writer(), definition, origin, task, which.artifacts)
+        origin, task = runs.spin.find_task(self._metadata, definition.name, which)
+        spin = runs.spin.prepare(
+            self._metadata, self._writer(), definition, origin, task, which.artifacts
+        )
         named = replace(options, origin_run=origin.run)
         record = self._recorded(definition, named, spin.parameters, driving, SPIN)
         return NewRun(
@@ -312,7 +311,7 @@ class Creation:
         known: list[ReusableResults] = []
         if origin is not None:
             assert options.origin_run is not None, "an origin has a name"
-            known.append(ResumedRun(options.origin_run, origin, definition.graph))
+            known.append(runs.resume.ResumedRun(options.origin_run, origin, definition.graph))
         if any(step.decorator("cache") for step in definition.steps.values()):
             from aflow.runs.cache import reuse  # few flows have any: the first task waits for it
 
@@ -341,7 +340,7 @@ class Creation:
             raise NotFound(f"There is no run {flow}/{run} to resume in {self._metadata.url}.")
         if origin.kind == SPIN:
             raise InvalidInput(f"{flow}/{run} is a spin of one task, which cannot be resumed.")
-        left = settled(self._metadata, origin, time.sleep)
+        left = runs.liveness.settled(self._metadata, origin, time.sleep)
         if left is None:
             raise _still_runs(origin)
         if options.rerun_step is not None and options.rerun_step not in definition.steps:
@@ -350,9 +349,9 @@ class Creation:
                 f"{', '.join(definition.steps)}."
             )
         origin = left
-        finished = finished_of(self._metadata, origin, options.rerun_step)
+        finished = runs.resume.finished_of(self._metadata, origin, options.rerun_step)
         blobs = BlobStore(self._store)
-        check_blobs(finished, blobs, origin, leave_out=options.rerun_missing)
+        runs.resume.check_blobs(finished, blobs, origin, leave_out=options.rerun_missing)
         return finished
 
     def _values(

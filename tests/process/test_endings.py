@@ -84,13 +84,20 @@ def test_most_effects_are_lost_where_a_process_ends_at_once(
     assert of_python.keys() - NOT_TOLD <= lost
 
 
+@pytest.mark.parametrize("how", ["raised", "looked ahead, raised"])
 def test_an_end_by_an_exception_is_no_different_from_that_of_python(
-    of_python: OUTCOME, tmp_path: Path
+    how: str, of_python: OUTCOME, tmp_path: Path
 ) -> None:
-    raised = effects(tmp_path, "effects.py", "raised")
+    raised = effects(tmp_path, "effects.py", how)
 
     assert {BETTER} == differing(of_python, raised)
     assert raised[BETTER]["file"] == b"x"
+
+
+def test_an_end_by_python_itself_is_the_same_where_objects_were_looked_at_before(
+    of_python: OUTCOME, tmp_path: Path
+) -> None:
+    assert set() == differing(of_python, effects(tmp_path, "effects.py", "looked ahead, python"))
 
 
 def test_the_end_of_a_forked_process_is_no_different_from_that_of_python(

@@ -19,11 +19,10 @@ from aflow._core.records import NamedTuple
 from aflow._core.system import memory_of
 from aflow._core.threads import in_thread
 from aflow.errors import InvalidDecorator
-from aflow.executors import base
+from aflow.executors import base, local
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.executors.local.admission import FREE, Granted, SlotQueue, too_much
 from aflow.executors.local.task_processes import FreshProcesses, over_memory
-from aflow.executors.local.worker_processes import MAX_AHEAD, WorkerPool
 from aflow.executors.local.zygote_client import ZygoteProcess, Zygotes
 from aflow.scheduler.slots import demand_of
 from aflow.scheduler.states import AttemptState
@@ -33,6 +32,7 @@ from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.executors.local.terminal import Terminal
+    from aflow.executors.local.worker_processes import WorkerPool
     from aflow.flow.definition import FlowDefinition
 
 _log = logging.getLogger("aflow.processes")
@@ -154,7 +154,7 @@ class ProcessExecutor:
     def lookahead(self) -> int:
         """How many attempts more than can run the executor wants in hand: those that wait for what
         the machine has are not to keep others from running."""
-        ahead = self._size * (MAX_AHEAD - 1) if self._sequential else 0
+        ahead = self._size * (local.worker_processes.MAX_AHEAD - 1) if self._sequential else 0
         return ahead + sum(self.bounds.values())
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
@@ -207,7 +207,7 @@ class ProcessExecutor:
         key = (needs.is_async, needs.start, *shown)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = WorkerPool(
+            pool = self._pools[key] = local.worker_processes.WorkerPool(
                 self._link,
                 self._reports,
                 self._clock,

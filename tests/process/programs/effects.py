@@ -428,7 +428,9 @@ if __name__ == "__main__":
     if sys.argv[1] == "as a task":  # this whole file was run in a process forked before
         let_happen(globals()[sys.argv[3]], sys.argv[2])
     elif in_forked_processes(sys.argv[2]):
-        if sys.argv[1] == "raised":
+        if "ahead" in sys.argv[1]:
+            ending.look_ahead()
+        if "raised" in sys.argv[1]:
             raise ending.Leave(3)
         if sys.argv[1] == "at once":
             os._exit(3)

@@ -99,6 +99,10 @@ def on_signal(
     """
     # signal.getsignal would look for an enum's member, and write the handler down for an error.
     if _signal.getsignal(signum) != _signal.SIG_IGN:
+        if signum == signal.SIGINT:
+            # That of asyncio.Runner, for the same reason: it would be written down with its task,
+            # for which inspect is loaded.
+            _signal.signal(signum, _signal.default_int_handler)
         loop.add_signal_handler(signum, callback, *args)
 
 

@@ -82,23 +82,43 @@ class Api(Protocol):
     """Routes that belong together."""
 
     def owns(self, path: str) -> bool:
-        """Whether a path is one of this API, also where no route has it."""
+        """Return whether a path is one of this API, also where no route has it.
+
+        Args:
+            path: The path of the URL.
+        """
 
     def add_to(self, app: web.Application) -> None:
-        """Add the routes, and what is to be done when the application ends."""
+        """Add the routes, and what is to be done when the application ends.
+
+        Args:
+            app: The application of aiohttp.
+        """
 
     def description(self) -> Description:
-        """What its routes take and answer."""
+        """Return what its routes take and answer."""
 
     def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
-        """A refusal or a failure, in the form that its clients read."""
+        """Return a refusal or a failure, in the form that its clients read.
+
+        Args:
+            status: The status of HTTP.
+            sentence: What was wrong, in one sentence.
+            headers: More headers of the answer.
+        """
 
 
 def application(
     apis: Sequence[Api], authenticator: Authenticator, metrics: Metrics | None = None
 ) -> web.Application:
-    """An application that answers these APIs. Paths that none of them owns are refused as the first
-    one does. `metrics` counts requests."""
+    """Return an application that answers these APIs. Paths that none of them owns are refused as
+    the first one does. `metrics` counts requests.
+
+    Args:
+        apis: The APIs; paths that none of them owns are refused as the first one does.
+        authenticator: Decides which requests are allowed.
+        metrics: Counts the requests; None to count none.
+    """
     counted = [] if metrics is None else [metrics]
     app = web.Application(middlewares=[*counted, _Errors(apis), authenticator])
     for api in apis:

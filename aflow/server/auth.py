@@ -125,7 +125,11 @@ class Authenticator:
         return None
 
     async def allows(self, token: str) -> bool:
-        """Whether a token gets in at all."""
+        """Return whether a token gets in at all.
+
+        Args:
+            token: The token of the request.
+        """
         if self._is_key(token):
             return True
         return any(each.allows(False, self._clock.now()) for each in await self._known([token]))
@@ -177,8 +181,18 @@ class Authenticator:
 
 
 def check_guarded(host: str, keys: Sequence[str], store: Any, *, anonymous: bool) -> None:
-    """Check that a server which listens on this host does not answer strangers. Raises
-    InvalidSetting."""
+    """Check that a server which listens on this host does not answer strangers.
+
+    Args:
+        host: The name or address of the host.
+        keys: The keys that are allowed.
+        store: The metadata store.
+        anonymous: Whether requests without a token are meant to be allowed.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     if is_loopback(host):
         return
     kept = documents_of(store)
@@ -206,8 +220,15 @@ def refusal(
     headers: Mapping[str, str] | None = None,
     fields: Sequence[str] = ("error", "message"),
 ) -> web.Response:
-    """An answer that says why not, which no cache keeps. Clients of aflow's routes read the field
-    `error`, those of Metaflow's service `message`; what concerns all routes has both."""
+    """Return an answer that says why not, which no cache keeps. Clients of aflow's routes read the
+    field `error`, those of Metaflow's service `message`; what concerns all routes has both.
+
+    Args:
+        status: The status of HTTP.
+        sentence: What was wrong, in one sentence.
+        headers: More headers of the answer.
+        fields: The fields, by name.
+    """
     return web.json_response(
         dict.fromkeys(fields, sentence),
         status=status,
@@ -216,14 +237,29 @@ def refusal(
 
 
 def caller_of(request: web.Request) -> Caller | None:
-    """Who sent the request; None for a request that was not authenticated."""
+    """Return who sent the request; None for a request that was not authenticated.
+
+    Args:
+        request: The request that is answered.
+    """
     return request.get(CALLER)
 
 
 async def attended(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work as long as the client is connected and its token is valid. Raises
-    ConnectionResetError where the client has gone, and HTTPUnauthorized where the token was revoked
-    or has expired meanwhile."""
+    """Run a coroutine as long as the client is connected and its token is valid; cancel it
+    otherwise.
+
+    Args:
+        request: The request that is answered.
+        work: The coroutine that makes the answer.
+
+    Returns:
+        What the coroutine returned.
+
+    Raises:
+        ConnectionResetError: The client has gone.
+        HTTPUnauthorized: The token was revoked, or has expired meanwhile.
+    """
     is_valid = request.get(IS_VALID)
     task = asyncio.get_running_loop().create_task(work)
     try:
@@ -276,16 +312,24 @@ def _token_of_cookie(request: web.Request) -> str:
 
 
 def cookie_of(request: web.Request) -> str:
-    """The name of the cookie of a browser that has logged in. Cookies belong to a host, whatever
-    the port: two servers of one machine would replace each other's, so that the port that the
-    browser knows is in the name."""
+    """Return the name of the cookie of a browser that has logged in. Cookies belong to a host,
+    whatever the port: two servers of one machine would replace each other's, so that the port that
+    the browser knows is in the name.
+
+    Args:
+        request: The request that is answered.
+    """
     _, colon, port = request.host.rpartition(":")
     has_port = colon and port.isascii() and port.isdigit() and len(port) <= 5
     return f"aflow_token_{port}" if has_port else "aflow_token"
 
 
 def is_page(path: str) -> bool:
-    """Whether a path is that of the web UI's pages and their files, which hold no data."""
+    """Return whether a path is that of the web UI's pages and their files, which hold no data.
+
+    Args:
+        path: The path of the URL.
+    """
     return path in ("/", "/ui") or (path.startswith("/ui/") and path != "/ui/links")
 
 
@@ -303,7 +347,11 @@ def _writes(request: web.Request) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host is this machine, for itself alone."""
+    """Return whether the host is this machine, for itself alone.
+
+    Args:
+        host: The name or address of the host.
+    """
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -311,15 +359,23 @@ def is_loopback(host: str) -> bool:
 
 
 def names_this_machine(request: web.Request) -> bool:
-    """Whether it is addressed to this machine by a name that no site can take: a site can have its
-    own name resolve to 127.0.0.1 (DNS rebinding), but not these."""
+    """Return whether it is addressed to this machine by a name that no site can take: a site can
+    have its own name resolve to 127.0.0.1 (DNS rebinding), but not these.
+
+    Args:
+        request: The request that is answered.
+    """
     host = request.host
     name, colon, port = host.rpartition(":")
     return is_loopback(name if colon and port.isdigit() else host)
 
 
 def is_of_another_site(request: web.Request) -> bool:
-    """Whether a browser sends it for a page that is not of this server."""
+    """Return whether a browser sends it for a page that is not of this server.
+
+    Args:
+        request: The request that is answered.
+    """
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         return True
     origin = request.headers.get("Origin")

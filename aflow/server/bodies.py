@@ -18,11 +18,19 @@ _VALUES = 1_000_000
 
 
 async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -> bytes:
-    """The body, of at most this many bytes, which has `patience` seconds, and more if it may be
-    large. Raises HTTPRequestEntityTooLarge (413),
-    HTTPRequestTimeout (408) for one that does not come to its end, HTTPBadRequest for one that
-    breaks off, and HTTPUnsupportedMediaType (415) for one that is compressed: a few bytes of that
-    can be gigabytes."""
+    """Return the body, of at most this many bytes, which has `patience` seconds, and more if it may
+    be large.
+
+    Args:
+        request: The request that is answered.
+        most: The limit.
+        patience: How many seconds the client has to send it.
+
+    Raises:
+        HTTPRequestEntityTooLarge: (413), HTTPRequestTimeout (408) for one that does not come to its
+            end, HTTPBadRequest for one that breaks off, and HTTPUnsupportedMediaType (415) for one
+            that is compressed: a few bytes of that can be gigabytes.
+    """
     if "Content-Encoding" in request.headers:
         raise web.HTTPUnsupportedMediaType(reason="The body may not be compressed.")
     if (request.content_length or 0) > most:
@@ -42,8 +50,13 @@ async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -
 
 
 async def json_of(request: web.Request, most: int = LARGEST_JSON) -> bytes:
-    """A body that says it is JSON (415): that is required, since a page of another site cannot send
-    it without a preflight request. Raises what `body_of` and `check_json` raise."""
+    """Return a body that says it is JSON (415): that is required, since a page of another site
+    cannot send it without a preflight request. Raises what `body_of` and `check_json` raise.
+
+    Args:
+        request: The request that is answered.
+        most: The limit.
+    """
     check_type(request, "application/json")
     data = await body_of(request, most)
     check_json(data)
@@ -51,14 +64,23 @@ async def json_of(request: web.Request, most: int = LARGEST_JSON) -> bytes:
 
 
 def check_type(request: web.Request, type_: str) -> None:
-    """Refuse a body of another type (415)."""
+    """Refuse a body of another type (415).
+
+    Args:
+        request: The request that is answered.
+        type_: The media type that is required.
+    """
     if request.content_type != type_:
         raise web.HTTPUnsupportedMediaType(reason=f"The body has to be {type_}.")
 
 
 def check_json(data: bytes) -> None:
     """Refuse JSON of which far more objects would be made than its bytes (413). Characters inside
-    of texts count, too: the limits are far above what requests have."""
+    of texts count, too: the limits are far above what requests have.
+
+    Args:
+        data: The bytes, or the value that becomes the JSON of the event.
+    """
     if (
         data.count(b"[") + data.count(b"{") > _CONTAINERS
         or data.count(b",") + data.count(b":") > _VALUES
@@ -69,8 +91,18 @@ def check_json(data: bytes) -> None:
 
 
 def number_of(request: web.Request, name: str, default: int, most: int = LARGEST_NUMBER) -> int:
-    """A whole number of the query, or of the path, from 0 to `most`; `default` where it is not
-    there. Raises InvalidInput."""
+    """Return a whole number of the query, or of the path, from 0 to `most`; `default` where it is
+    not there.
+
+    Args:
+        request: The request that is answered.
+        name: The name.
+        default: What counts where the value is absent.
+        most: The limit.
+
+    Raises:
+        InvalidInput: The value cannot be used; the error says why.
+    """
     text = request.match_info.get(name) or request.query.get(name)
     if text is None:
         return default

@@ -77,7 +77,14 @@ class Columns:
         return len(self.task)
 
     def update(self, found: Iterable[TaskColumns]) -> list[int]:
-        """Take in tasks as they are now; their rows."""
+        """Take in tasks as they are now.
+
+        Args:
+            found: What was found in the database.
+
+        Returns:
+            Their rows.
+        """
         self._orders.clear()
         if not len(self):
             self._fill(found)
@@ -129,7 +136,11 @@ class Columns:
         return row
 
     def encode(self, rows: list[int] | None = None) -> bytes:
-        """All rows, or these, as bytes; see the module's text."""
+        """Return all rows, or these, as bytes; see the module's text.
+
+        Args:
+            rows: The rows; None for all.
+        """
         names = {"version": self.version, "base": self.base, "states": STATES}
         count = len(self) if rows is None else len(rows)
         names_of = [f"{host}:{pid}" if pid else "" for host, pid in self.workers]
@@ -150,7 +161,7 @@ class Columns:
         return b"".join(parts)
 
     def copy(self) -> Columns:
-        """The same columns for somebody else, who may take long over them."""
+        """Return the same columns for somebody else, who may take long over them."""
         made = Columns(self.base)
         made.version, made.steps, made.workers = self.version, {**self.steps}, {**self.workers}
         made.task, made.step, made.worker = copy(self.task), copy(self.step), copy(self.worker)
@@ -159,7 +170,7 @@ class Columns:
         return made
 
     def figures(self) -> dict[str, StepFigures]:
-        """The figures of each step, out of one pass over the tasks."""
+        """Return the figures of each step, out of one pass over the tasks."""
         took: list[array[float]] = [array("d") for _ in self.steps]
         waits: list[array[float]] = [array("d") for _ in self.steps]
         retried, reused = [0] * len(self.steps), [0] * len(self.steps)
@@ -183,9 +194,14 @@ class Columns:
         }
 
     def trace(self, name: str, now: float) -> Iterator[str]:
-        """When each task ran as a trace in the format of Chrome's tracing, which Perfetto shows:
-        JSON text in pieces. A host is a process there; its tasks have as many threads as went on
-        at once. Tasks that go on last until `now`."""
+        """Yield when each task ran as a trace in the format of Chrome's tracing, which Perfetto
+        shows: JSON text in pieces. A host is a process there; its tasks have as many threads as
+        went on at once. Tasks that go on last until `now`.
+
+        Args:
+            name: The name.
+            now: The present time, in seconds since the epoch.
+        """
         hosts: dict[str, int] = {}
         host_of = [hosts.setdefault(host, len(hosts)) for host, _ in self.workers]
         yield f'{{"displayTimeUnit":"ms","otherData":{{"run":{json.dumps(name)}}},"traceEvents":[\n'
@@ -221,8 +237,17 @@ class Columns:
     def page(
         self, step: str | None, state: str | None, sort: str, offset: int, limit: int
     ) -> tuple[int, list[int]]:
-        """How many tasks there are of this step and in this state, and the numbers of some of them,
-        sorted by `task`, `started`, `duration` or `wait`, `-` before it for the largest first."""
+        """Return how many tasks there are of this step and in this state, and the numbers of some
+        of them, sorted by `task`, `started`, `duration` or `wait`, `-` before it for the largest
+        first.
+
+        Args:
+            step: The name of the step; None for all steps.
+            state: The state of the tasks; None for all.
+            sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
+            offset: How many to leave out before the first.
+            limit: How many at most.
+        """
         key = (step, state, sort)
         order = self._orders.get(key)
         if order is None:
@@ -332,8 +357,13 @@ class ColumnsCache:
         self._found: OrderedDict[int, _Kept] = OrderedDict()
 
     def read(self, run: RunRecord, since: int | None = None) -> bytes:
-        """The columns of a run as bytes: all of them, or the rows that changed after its version
-        `since`."""
+        """Return the columns of a run as bytes: all of them, or the rows that changed after its
+        version `since`.
+
+        Args:
+            run: The record of the run.
+            since: The version of the run that the client has; None for nothing.
+        """
         with self._fresh(run) as columns:
             if since is None or since > columns.version:
                 return columns.encode()
@@ -351,18 +381,35 @@ class ColumnsCache:
         offset: int,
         limit: int,
     ) -> tuple[int, list[int]]:
-        """A page of a run's tasks; see `Columns.page`."""
+        """Return a page of a run's tasks; see `Columns.page`.
+
+        Args:
+            run: The record of the run.
+            step: The name of the step; None for all steps.
+            state: The state of the tasks; None for all.
+            sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
+            offset: How many to leave out before the first.
+            limit: How many at most.
+        """
         with self._fresh(run) as columns:
             return columns.page(step, state, sort, offset, limit)
 
     def copy(self, run: RunRecord) -> Columns:
-        """The columns of a run, for the caller alone."""
+        """Return the columns of a run, for the caller alone.
+
+        Args:
+            run: The record of the run.
+        """
         with self._fresh(run) as columns:
             return columns.copy()
 
     def figures(self, run: RunRecord) -> dict[str, StepFigures]:
-        """The figures of a run's steps. Of a run that goes on they may be a little older than the
-        run: it takes a pass over all its tasks to find them."""
+        """Return the figures of a run's steps. Of a run that goes on they may be a little older
+        than the run: it takes a pass over all its tasks to find them.
+
+        Args:
+            run: The record of the run.
+        """
         kept = self._kept(run)
         version, at, cost = kept.found_at
         goes_on = run.state not in TERMINAL_RUN_STATES

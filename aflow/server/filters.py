@@ -48,7 +48,12 @@ class RunFilter:
         return not (self.text or self.parameters or self.artifacts or self.run)
 
     def takes(self, run: RunRecord) -> bool:
-        """Whether a run is one of those that the metadata give where they are asked for this."""
+        """Return whether a run is one of those that the metadata give where they are asked for
+        this.
+
+        Args:
+            run: The record of the run.
+        """
         return (
             (not self.states or run.state in self.states)
             and (not self.users or run.user in self.users)
@@ -60,8 +65,16 @@ class RunFilter:
 
 
 def parse(words: str, now: float) -> RunFilter:
-    """The filter that these words are; `now` in seconds since the epoch is what `since:7d` counts
-    back from. Raises InvalidInput, which says which word is wrong and what would be right."""
+    """Return the filter that these words are; `now` in seconds since the epoch is what `since:7d`
+    counts back from.
+
+    Args:
+        words: The words of the filter.
+        now: The present time, in seconds since the epoch.
+
+    Raises:
+        InvalidInput: It says which word is wrong and what would be right.
+    """
     if len(words) > _LONGEST:
         raise InvalidInput(f"The filter is too long: {_LONGEST} characters is the most.")
     parts = words.split()

@@ -22,8 +22,12 @@ _UNKNOWN = (
 
 
 def queues(metadata: MetadataStore) -> dict[str, Any]:
-    """The queues of all systems with jobs of runs that go on: of each step how many wait and run,
-    since when and why. `complete` says whether that is all."""
+    """Return the queues of all systems with jobs of runs that go on: of each step how many wait and
+    run, since when and why. `complete` says whether that is all.
+
+    Args:
+        metadata: The metadata store.
+    """
     documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
     if documents is None or attempts is None:
         return {"queues": [], "complete": False, "reason": _UNKNOWN}
@@ -79,8 +83,16 @@ def _row(
 def jobs_of(
     metadata: MetadataStore, run: RunRecord, step: str | None, after: int, limit: int
 ) -> dict[str, Any]:
-    """A page of the jobs of a run, or of a step, that have not ended, by task: how far each is,
-    where, and since when. `next` is the task to go on after; None where there are no more."""
+    """Return a page of the jobs of a run, or of a step, that have not ended, by task: how far each
+    is, where, and since when. `next` is the task to go on after; None where there are no more.
+
+    Args:
+        metadata: The metadata store.
+        run: The record of the run.
+        step: The name of the step; None for all steps.
+        after: What the page before ended with: its last task, position or time and key.
+        limit: How many at most.
+    """
     documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
     if documents is None or attempts is None:
         return {"jobs": [], "next": None}

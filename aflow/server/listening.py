@@ -69,7 +69,8 @@ class Bounds(NamedTuple):
 
 
 def room() -> int:
-    """How many connections may be open at once: the rest of the descriptors is for the work."""
+    """Return how many connections may be open at once: the rest of the descriptors is for the
+    work."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if allowed == resource.RLIM_INFINITY else min(MOST, allowed // 2)
 
@@ -94,9 +95,23 @@ async def listening(
     tls: ssl.SSLContext | None = None,
     bounds: Bounds | None = None,
 ) -> AsyncIterator[int]:
-    """Answer requests with the application, and give the port; 0 takes a free one. At the end
-    requests that are being answered have some seconds. Raises InvalidSetting, which names `who`
-    cannot listen."""
+    """Listen for requests to an application, inside of the block. At its end requests that are
+    being answered have some seconds.
+
+    Args:
+        app: The application of aiohttp.
+        host: The name or address of the host.
+        port: The port; 0 for a free one.
+        who: What listens, for the error.
+        tls: The certificate and key; None for plain HTTP.
+        bounds: How many connections are accepted; None for what the limit of descriptors allows.
+
+    Yields:
+        The port.
+
+    Raises:
+        InvalidSetting: The address cannot be listened at; the error names `who`.
+    """
     if bounds is None:
         most = room()
         bounds = Bounds(most, max(1, most // 2))

@@ -102,8 +102,8 @@ class Metrics:
             self._lag.set(max(0.0, loop.time() - due))
 
     async def text(self) -> bytes:
-        """All figures as they are now. The figures of a backend that does not answer stay as they
-        were."""
+        """Return all figures as they are now. The figures of a backend that does not answer stay as
+        they were."""
         names = self._runs.going_on()
         self._going_on.set(len(names))
         await self._look_at("metadata", asyncio.to_thread(self._ask_metadata, names))

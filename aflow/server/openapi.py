@@ -133,8 +133,12 @@ class Description(NamedTuple):
 
 
 def document(*apis: Description) -> dict[str, Any]:
-    """The document, of OpenAPI 3.1, of a server that answers these APIs: it has the name of the
-    first one."""
+    """Return the document, of OpenAPI 3.1, of a server that answers these APIs: it has the name of
+    the first one.
+
+    Args:
+        *apis: The APIs; paths that none of them owns are refused as the first one does.
+    """
     paths: dict[str, dict[str, Any]] = {"/openapi.json": {"get": _DOCUMENT}}
     for api in apis:
         for path, operations in api.paths.items():
@@ -185,7 +189,13 @@ _DOCUMENT: dict[str, Any] = {
 def parameters(
     path: str, patterns: Mapping[str, str] | None = None, meanings: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """The parameters in a path. `meanings` describes them by name."""
+    """Return the parameters in a path. `meanings` describes them by name.
+
+    Args:
+        path: The path of the URL.
+        patterns: The regular expressions of the places in the path, by name.
+        meanings: The descriptions of the places in the path, by name.
+    """
     found = []
     for before, name in places_of(path):
         schema = {"type": "string"}
@@ -199,14 +209,23 @@ def parameters(
 
 
 def places_of(path: str) -> list[tuple[str, str]]:
-    """The parameters of a path, each with the part before it."""
+    """Return the parameters of a path, each with the part before it.
+
+    Args:
+        path: The path of the URL.
+    """
     parts = path.split("/")
     return [(before, part.strip("{}")) for before, part in pairwise(parts) if part.startswith("{")]
 
 
 def query(schemas: Mapping[str, Schema], where: str = "query") -> list[dict[str, Any]]:
-    """The parameters of a query, or the headers of a request. The descriptions are in the
-    schemas."""
+    """Return the parameters of a query, or the headers of a request. The descriptions are in the
+    schemas.
+
+    Args:
+        schemas: The schemas of the fields, by name.
+        where: The place, for the sentence.
+    """
     return [
         {
             "name": name,
@@ -220,8 +239,12 @@ def query(schemas: Mapping[str, Schema], where: str = "query") -> list[dict[str,
 
 
 def summary_of(docstring: str) -> dict[str, str]:
-    """The first paragraph of a docstring as the summary of an operation, the others as its
-    description."""
+    """Return the first paragraph of a docstring as the summary of an operation, the others as its
+    description.
+
+    Args:
+        docstring: The docstring of the handler.
+    """
     first, _, rest = cleandoc(docstring).partition("\n\n")
     found = {"summary": " ".join(first.split())}
     if rest:
@@ -230,7 +253,12 @@ def summary_of(docstring: str) -> dict[str, str]:
 
 
 def of_daemon(docstrings: Mapping[str, str]) -> Description:
-    """The API of the daemon. `docstrings` has those of the methods that answer, by their names."""
+    """Return the API of the daemon. `docstrings` has those of the methods that answer, by their
+    names.
+
+    Args:
+        docstrings: The docstrings of the handlers, by their names.
+    """
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         operations = paths.setdefault(route.path, {})

@@ -55,7 +55,14 @@ class Tries:
 
 
 def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
-    """What is to be done with a run that nobody drives."""
+    """Return what is to be done with an orphaned run.
+
+    Args:
+        tries: What was tried before.
+        run: The record of the run.
+        now: The present time, in seconds since the epoch.
+        recovery: For how many seconds an orphaned run is tried before it fails.
+    """
     cancelled = run.lease is not None and run.lease.cancel is not None
     if cancelled and tries.failed:
         return "cancel"
@@ -80,8 +87,12 @@ class Sharing:
         self._cancelled: dict[str, float] = {}  # runs to watch, and until when
 
     def watch(self, pathspec: str) -> None:
-        """Somebody has cancelled the run: see that it ends, though whatever drives it may have
-        died a moment ago."""
+        """Somebody has cancelled the run: see that it ends, though whatever drives it may have died
+        a moment ago.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        """
         self._cancelled[pathspec] = self._clock.monotonic() + _WATCHED
 
     async def look_on(self) -> None:

@@ -32,14 +32,25 @@ class RunRequest(NamedTuple):
     parameters: tuple[str, ...] = ()
 
     def encode(self, run: str) -> bytes:
-        """The order of a run, to recover it: without the parameters, which are recorded."""
+        """Return the order of a run, to recover it: without the parameters, which are recorded.
+
+        Args:
+            run: The id of the run.
+        """
         fields = {**self._asdict(), "run": run}
         del fields["parameters"]
         return json.dumps(fields).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> RunRequest:
-        """The order that was encoded. Raises InvalidInput."""
+        """Return the run request that was encoded.
+
+        Args:
+            data: The bytes, or the value that becomes the JSON of the event.
+
+        Raises:
+            InvalidInput: The bytes are damaged, or of a later version.
+        """
         fields = fields_of(data)
         words, command = fields.get("words"), fields.get("command")
         if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
@@ -57,13 +68,26 @@ class RunRequest(NamedTuple):
 
 
 def order(body: bytes) -> RunRequest:
-    """The order that the body of a request is, a JSON object. Raises InvalidInput, which says what
-    is wrong."""
+    """Return the run request in the body of a request, a JSON object.
+
+    Args:
+        body: The body of the request.
+
+    Raises:
+        InvalidInput: It is malformed; the error says what is wrong.
+    """
     return order_of(fields_of(body))
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
-    """The fields of a body that is a JSON object; raises InvalidInput for any other."""
+    """Return the fields of a body that is a JSON object.
+
+    Args:
+        body: The body of the request.
+
+    Raises:
+        InvalidInput: For any other.
+    """
     try:
         fields = json.loads(body, parse_constant=_no_number, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
@@ -86,7 +110,15 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> RunRequest:
-    """The order that these fields are, and `more` words of ours. Raises InvalidInput."""
+    """Return the run request with these fields.
+
+    Args:
+        fields: The fields, by name.
+        more: Arguments of the command line that are added.
+
+    Raises:
+        InvalidInput: A field is unknown, or cannot be used.
+    """
     unknown = sorted(fields.keys() - _FIELDS)
     if unknown:
         raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run.")
@@ -117,8 +149,20 @@ def resume_order(
     parameters: object = None,
     max_workers: object = None,
 ) -> RunRequest:
-    """The order to resume a run of this flow: from a step on if one is named, and with other values
-    of these parameters. Raises InvalidInput."""
+    """Return the run request to resume a run.
+
+    Args:
+        package: The key of the code package.
+        script: The name of the flow's file in the code package.
+        flow: The name of the flow.
+        run: The id of the run.
+        step: The step from which on tasks run again; None for what has failed.
+        parameters: The parameters, as the request has them.
+        max_workers: The limit of tasks at a time, as the request has it.
+
+    Raises:
+        InvalidInput: A parameter or the limit cannot be used.
+    """
     given = {} if parameters is None else parameters
     changed = tuple(_parameters(given))
     for name in given if isinstance(given, dict) else ():

@@ -65,9 +65,12 @@ class RunsLocation(NamedTuple):
         return self.root / "server" / "code"
 
     def prepare(self) -> None:
-        """Make the folder for code, which belongs to this user alone: what is written there is
-        run. Raises InvalidSetting where it is somebody else's, or cannot be made, and UnsafeFolder
-        where others may write to the folder above it, and so put another in its place."""
+        """Make the folder for code, which belongs to this user alone: what is written there is run.
+
+        Raises:
+            InvalidSetting: Where it is somebody else's, or cannot be made, and UnsafeFolder where
+                others may write to the folder above it, and so put another in its place.
+        """
         folder = self.code.parent
         refuse_foreign(self.root, self.environment)
         try:
@@ -113,7 +116,7 @@ class Runs:
         return self._place.environment
 
     def going_on(self) -> list[str]:
-        """The pathspecs (Flow/run) of the runs that go on."""
+        """Return the pathspecs (Flow/run) of the runs that go on."""
         self._processes = {k: p for k, p in self._processes.items() if p.returncode is None}
         return [*self._processes]
 
@@ -128,10 +131,21 @@ class Runs:
         return len(self.going_on()) + self._beginning < self._limit
 
     async def begin(self, order: RunRequest) -> str:
-        """Begin the run and give its pathspec: it is recorded when this returns. Raises
-        CodePackageError where the package is not there, InvalidInput where it has no such file,
-        CoordinatorFull, CoordinatorClosed, and CommandFailed with what the run says where it does
-        not begin."""
+        """Begin a run. Its record exists when this returns.
+
+        Args:
+            order: The run request.
+
+        Returns:
+            The pathspec of the run.
+
+        Raises:
+            CodePackageError: The code package does not exist.
+            InvalidInput: The package has no such file.
+            CoordinatorFull: As many runs go on as are allowed.
+            CoordinatorClosed: The server is being stopped.
+            CommandFailed: The run did not begin; the error has its output.
+        """
         if self._closed:
             raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
         if not self.has_room:
@@ -160,9 +174,16 @@ class Runs:
             self._beginning -= 1
 
     async def foresee(self, order: RunRequest) -> dict[str, Any]:
-        """What the run would begin with and do (see `aflow.runs.dry_run.counted`), its parameters
-        checked; nothing is run or recorded but the flow's file, which is imported. Raises what
-        `begin` does, but for CoordinatorFull."""
+        """Return what a run would begin with and do (see `aflow.runs.dry_run.counted`), with its
+        parameters checked. The flow's file is imported; nothing is run or recorded. It raises what
+        `begin` raises, but for CoordinatorFull.
+
+        Args:
+            order: The run request.
+
+        Raises:
+            CoordinatorClosed: The server is being stopped.
+        """
         if self._closed:
             raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
         async with self._foreseeing:
@@ -272,14 +293,22 @@ class Runs:
             _log.error("%s could not be recovered: its order is not kept: %s", pathspec, error)
 
     def forget(self, pathspec: str) -> None:
-        """The run has ended: it is not to be recovered. Blocks."""
+        """The run has ended: it is not to be recovered. Blocks.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        """
         try:
             self._blobs.store.delete(_name_of(pathspec))
         except StorageError as error:
             _log.warning("The order of %s cannot be removed: %s", pathspec, error)
 
     def remembered(self, most: int) -> Iterator[str]:
-        """Runs whose orders are kept, `most` at most. Blocks. Raises StorageError."""
+        """Yield runs whose orders are kept, `most` at most. Blocks. Raises StorageError.
+
+        Args:
+            most: The limit.
+        """
         for name in islice(self._blobs.store.list(ORDERS), most):
             try:
                 run = fields_of(bytes(self._blobs.store.get(name))).get("run")
@@ -289,8 +318,15 @@ class Runs:
                 continue
 
     def ordered(self, pathspec: str) -> RunRequest:
-        """What was ordered when a run began. Blocks. Raises NotFound for a run that no server with
-        this datastore has begun, StorageError, and InvalidInput."""
+        """Return what was ordered when a run began. Blocks.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+
+        Raises:
+            NotFound: For a run that no server with this datastore has begun, StorageError, and
+                InvalidInput.
+        """
         try:
             data = bytes(self._blobs.store.get(_name_of(pathspec)))
         except ObjectNotFound as error:
@@ -302,7 +338,11 @@ class Runs:
 
     async def take_up(self, pathspec: str) -> None:
         """Recover a run that nobody drives, with the code and the words that it was ordered with.
-        What keeps it from that is in the log, and in `last_words`."""
+        What keeps it from that is in the log, and in `last_words`.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        """
         if self._closed:
             return
         try:
@@ -354,18 +394,33 @@ class Runs:
                 )
 
     def last_words(self, pathspec: str) -> str | None:
-        """What the process has said that was last to take the run up, and could not, or ended
-        before the run had; None where there is none, or this was asked before."""
+        """Return what the process has said that was last to take the run up, and could not, or
+        ended before the run had; None where there is none, or this was asked before.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        """
         return self._last_words.pop(pathspec, None)
 
     def kill(self, pathspec: str) -> None:
-        """End the process that has the run, with all that it has started, at once."""
+        """End the process that has the run, with all that it has started, at once.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        """
         process = self._processes.get(pathspec)
         if process is not None and process.returncode is None:
             end_group(process.pid)
 
     def cancel(self, pathspec: str) -> bool:
-        """Stop the run; False where it is none of those that go on here."""
+        """Cancel a run: SIGTERM to its process.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+
+        Returns:
+            False where the run does not go on here.
+        """
         process = self._processes.get(pathspec)
         if process is None or process.returncode is not None:
             return False
@@ -373,7 +428,12 @@ class Runs:
         return True
 
     async def wait(self, pathspec: str, at_most: float) -> None:
-        """Wait for the end of the run, if it goes on here, at most this many seconds."""
+        """Wait for the end of the run, if it goes on here, at most this many seconds.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            at_most: How many seconds to wait at most.
+        """
         if (process := self._processes.get(pathspec)) is not None:
             try:
                 await asyncio.wait_for(process.wait(), at_most)
@@ -382,7 +442,12 @@ class Runs:
 
     async def close(self, grace: float, hurry: asyncio.Event) -> None:
         """Begin no more runs; wait `grace` seconds, or until there is hurry, for those that go on,
-        then leave them for the server that recovers them, and wait for that."""
+        then leave them for the server that recovers them, and wait for that.
+
+        Args:
+            grace: Seconds between SIGTERM and SIGKILL.
+            hurry: Set when the grace is to end at once.
+        """
         self._closed = True
         ended = asyncio.gather(*(self._processes[name].wait() for name in self.going_on()))
         hurried = asyncio.get_running_loop().create_task(hurry.wait())

@@ -72,7 +72,7 @@ class Schedule:
     known: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of a later version
 
     def encode(self) -> bytes:
-        """The schedule as the data of its document."""
+        """Return the schedule as the data of its document."""
         fields = asdict(self)
         later = fields.pop("known")
         del fields["name"]
@@ -80,7 +80,14 @@ class Schedule:
 
 
 def read(document: Document) -> Schedule:
-    """The schedule that a document keeps; raises MetadataUnavailable for one that is damaged."""
+    """Return the schedule that a document keeps.
+
+    Args:
+        document: The document of the metadata store.
+
+    Raises:
+        MetadataUnavailable: For one that is damaged.
+    """
     try:
         fields = json.loads(document.data)
         ours = {key: value for key, value in fields.items() if key in Schedule.__slots__}
@@ -114,8 +121,16 @@ def _is_sound(schedule: Any) -> bool:
 
 
 def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
-    """A schedule that somebody asks for, checked. `fields` are those of the request beside those of
-    the run. Raises InvalidInput."""
+    """Return a new schedule, checked.
+
+    Args:
+        name: The name.
+        fields: The fields of the request: those of the schedule and those of the run.
+        now: The present time, in seconds since the epoch.
+
+    Raises:
+        InvalidInput: A field cannot be used.
+    """
     if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidInput("A schedule's name is letters, digits, _ and -, at most 100 of them.")
     cron, zone = fields.get("cron"), fields.get("timezone")
@@ -143,7 +158,16 @@ def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
 
 
 def changed(schedule: Schedule, fields: Mapping[str, Any], now: float) -> Schedule:
-    """A schedule with what these fields say in the place of what it says. Raises InvalidInput."""
+    """Return a schedule with some fields replaced.
+
+    Args:
+        schedule: The schedule.
+        fields: The fields to replace.
+        now: The present time, in seconds since the epoch.
+
+    Raises:
+        InvalidInput: A field cannot be used.
+    """
     paused = fields.get("paused", schedule.paused)
     if not isinstance(paused, bool):
         raise InvalidInput("'paused' has to be true or false.")
@@ -179,8 +203,13 @@ def _one_of(what: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 
 
 def due(schedule: Schedule, now: float) -> list[float]:
-    """The ticks that are to be started now, in their order. Those before them, up to `now`, are
-    not: they were missed."""
+    """Return the ticks that are to be started now, in their order. Those before them, up to `now`,
+    are not: they were missed.
+
+    Args:
+        schedule: The schedule.
+        now: The present time, in seconds since the epoch.
+    """
     if schedule.paused:
         return []
     cron, zone = parse(schedule.cron), zone_of(schedule.timezone)
@@ -192,7 +221,12 @@ def due(schedule: Schedule, now: float) -> list[float]:
 
 
 def upcoming(schedule: Schedule, now: float) -> float | None:
-    """When it is due next; None if it is paused, or never is."""
+    """Return when it is due next; None if it is paused, or never is.
+
+    Args:
+        schedule: The schedule.
+        now: The present time, in seconds since the epoch.
+    """
     if schedule.paused:
         return None
     after = max(schedule.done_until, now)
@@ -200,7 +234,17 @@ def upcoming(schedule: Schedule, now: float) -> float | None:
 
 
 def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
-    """When an expression is due next, at most this many times. Raises InvalidInput."""
+    """Return when an expression is due next, at most this many times.
+
+    Args:
+        cron: The cron expression.
+        zone: The name of the time zone; None for UTC.
+        now: The present time, in seconds since the epoch.
+        count: How many at most.
+
+    Raises:
+        InvalidInput: The value cannot be used; the error says why.
+    """
     found: list[float] = []
     parsed, place = parse(cron), zone_of(zone)
     while len(found) < count:
@@ -212,13 +256,25 @@ def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
 
 
 def run_id(schedule: Schedule, tick: float) -> str:
-    """The id of the run of a tick: of two servers that start it, one is refused."""
+    """Return the id of the run of a tick: of two servers that start it, one is refused.
+
+    Args:
+        schedule: The schedule.
+        tick: The time at which it was due, in seconds since the epoch.
+    """
     when = datetime.fromtimestamp(tick, UTC).strftime("%Y%m%dT%H%M%SZ")
     return f"{schedule.name}-{when}"
 
 
 def seen_to(schedule: Schedule, until: float, run: str | None, said: str = "") -> Schedule:
-    """The schedule after a tick that started this run, or none, for the reason that is said."""
+    """Return the schedule after a tick that started this run, or none, for the reason that is said.
+
+    Args:
+        schedule: The schedule.
+        until: The time of the tick, in seconds since the epoch.
+        run: The id of the run that was started; None for none.
+        said: Why no run was started; empty where one was.
+    """
     return replace(
         schedule,
         done_until=until,
@@ -289,8 +345,17 @@ class Scheduling:
         return [each for each in found if each[2]]
 
     async def trigger(self, name: str) -> str:
-        """Run the flow of a schedule now; the run's pathspec. Raises NotFound, and what
-        `Runs.begin` raises."""
+        """Run the flow of a schedule now. Raises what `Runs.begin` raises.
+
+        Args:
+            name: The name.
+
+        Returns:
+            The pathspec of the run.
+
+        Raises:
+            NotFound: There is no such schedule.
+        """
         schedule = await asyncio.to_thread(self.get, name)
         return await self._runs.begin(order_of(schedule.order, [f"--tag=schedule:{name}"]))
 
@@ -302,7 +367,7 @@ class Scheduling:
         return read(document)
 
     def all(self) -> list[Schedule]:
-        """All schedules that can be read, by name. Blocks."""
+        """Return all schedules that can be read, by name. Blocks."""
         found = []
         for document in self._documents.documents(KIND):
             try:
@@ -313,7 +378,14 @@ class Scheduling:
 
     def put(self, schedule: Schedule) -> None:
         """Write a schedule, in the place of one of the same name, whose last run stays known.
-        Blocks."""
+        Blocks.
+
+        Args:
+            schedule: The schedule.
+
+        Raises:
+            CodePackageError: The code package cannot be made, read or unpacked.
+        """
         there = self._documents.document(KIND, schedule.name)
         former = None if there is None else read(there)
         if former is not None:
@@ -332,9 +404,21 @@ class Scheduling:
         self._keep(schedule.name, new)
 
     def change(self, name: str, fields: Mapping[str, Any]) -> Schedule:
-        """Change what these fields say of a schedule (`cron`, `timezone`, `missed`, `overlap`,
-        `parameters`, `tags`, `paused`, and the user who does it), and nothing else: neither its
-        code, nor what is known of its runs. Blocks. Raises NotFound, and InvalidInput."""
+        """Change fields of a schedule (`cron`, `timezone`, `missed`, `overlap`, `parameters`,
+        `tags`, `paused`, and the user who does it), and nothing else: neither its code, nor what is
+        known of its runs. Blocks.
+
+        Args:
+            name: The name.
+            fields: The fields to replace.
+
+        Returns:
+            The changed schedule.
+
+        Raises:
+            NotFound: There is no such schedule.
+            InvalidInput: A field cannot be used.
+        """
         document = self._documents.document(KIND, name)
         if document is None:
             raise NotFound(f"There is no schedule {name[:100]!r}.")

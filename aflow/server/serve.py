@@ -234,8 +234,17 @@ async def run_until(
     stop: asyncio.Event, loops: Mapping[str, Loop], backoff: Backoff = _RESTARTS
 ) -> None:
     """Keep the background tasks going until it is time to stop. One that fails is logged, and
-    begins again. Raises AflowError where one has ended all the same: a server that does only a part
-    of its work has to be started again, by whatever started it."""
+    begins again.
+
+    Args:
+        stop: Set when it is time to stop.
+        loops: The background tasks, by name.
+        backoff: The delays before a loop that failed begins again.
+
+    Raises:
+        AflowError: Where one has ended all the same: a server that does only a part of its work has
+            to be started again, by whatever started it.
+    """
     async with asyncio.TaskGroup() as group:
         doing = {
             group.create_task(_kept_going(name, loop, backoff)): name

@@ -65,7 +65,14 @@ class Streams:
             return await asyncio.to_thread(read, *given)
 
     async def rest(self, seconds: float) -> bool:
-        """Wait that long, or until it is time to end: whether it is."""
+        """Wait that long, or until it is time to end.
+
+        Args:
+            seconds: How many seconds.
+
+        Returns:
+            Whether it is.
+        """
         try:
             async with asyncio.timeout(seconds):
                 return await self._closed.wait()
@@ -92,8 +99,18 @@ class Streams:
     def following(
         self, run: RunRecord, step: str | None, task: int | None, after: str
     ) -> Following:
-        """The output of a run, of a step or of a task, after the line of that id. Raises
-        InvalidInput for what is not an id."""
+        """Return the logs of a run, of a step or of a task, to be followed.
+
+        Args:
+            run: The record of the run.
+            step: The name of the step; None for all steps.
+            task: The number of the task; None for all.
+            after: The id of the line after which to begin; empty for the start.
+
+        Raises:
+            NotFound: There is no such step or task.
+            InvalidInput: The id is malformed.
+        """
         url = run.settings.get("storage")
         if not isinstance(url, str):
             raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
@@ -104,7 +121,13 @@ class Streams:
     async def lines(
         self, run: RunRecord, following: Following, *, follow: bool
     ) -> AsyncGenerator[bytes, None]:
-        """The output of a run: `line` events, and one `end` with its state."""
+        """Yield the output of a run: `line` events, and one `end` with its state.
+
+        Args:
+            run: The record of the run.
+            following: The logs that are followed, and how far they were read.
+            follow: Whether to go on until the run has ended.
+        """
         silence = 0.0
         while True:
             is_last = not follow or await self._read(following.has_ended)
@@ -125,7 +148,13 @@ class Streams:
     async def happenings(
         self, run: RunRecord, after: Last, *, follow: bool
     ) -> AsyncGenerator[bytes, None]:
-        """The events of a run's journal after that one, and one `end`."""
+        """Yield the events of a run's journal, and one `end`.
+
+        Args:
+            run: The record of the run.
+            after: The event after which to begin.
+            follow: Whether to go on until the run has ended.
+        """
         silence = 0.0
         while True:
             now = await self._read(self._metadata.run, run.flow, run.run)
@@ -160,13 +189,26 @@ async def _write(response: web.StreamResponse, chunks: AsyncGenerator[bytes, Non
 
 
 def event(kind: str, data: Any, id_: str | None = None) -> bytes:
-    """One event as it is sent."""
+    """Return one event, as it is sent.
+
+    Args:
+        kind: The name of the event.
+        data: The bytes, or the value that becomes the JSON of the event.
+        id_: The id of the event; None for one that a client cannot go on from.
+    """
     head = f"event: {kind}\n" if id_ is None else f"id: {id_}\nevent: {kind}\n"
     return f"{head}data: {json.dumps(data)}\n\n".encode()
 
 
 def last_event(text: str | None) -> Last:
-    """The id of an event of a run, as clients say it. Raises InvalidInput."""
+    """Return the id of the last event that a client has seen.
+
+    Args:
+        text: The id, as the client sends it; None for the start.
+
+    Raises:
+        InvalidInput: It is malformed.
+    """
     if text is None:
         return 0, 0
     if not re.fullmatch(r"\d{1,9}(?:\.\d{1,9})?", text, re.ASCII):

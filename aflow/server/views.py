@@ -93,9 +93,18 @@ class Views:
         return record
 
     def runs(self, wanted: RunFilter, cursor: str | None, limit: int) -> RunPage:
-        """The newest runs that are meant, after a cursor that an earlier page gave. A page may be
-        shorter than `limit` though there are more: one request looks at a bounded number of runs.
-        Raises InvalidInput for a cursor that is none."""
+        """Return the newest runs that are meant, after a cursor that an earlier page gave. A page
+        may be shorter than `limit` though there are more: one request looks at a bounded number of
+        runs.
+
+        Args:
+            wanted: Which runs are asked for.
+            cursor: The cursor that an earlier page gave; None for the first page.
+            limit: How many at most.
+
+        Raises:
+            InvalidInput: For a cursor that is none.
+        """
         after = None if cursor is None else position(cursor)
         found, cursor = self.records(wanted, after, limit)
         return RunPage([self.summary(run) for run in found], cursor)
@@ -103,7 +112,13 @@ class Views:
     def records(
         self, wanted: RunFilter, after: tuple[float, int] | None, limit: int
     ) -> tuple[list[RunRecord], str | None]:
-        """The records of such a page, and its cursor."""
+        """Return the records of such a page, and its cursor.
+
+        Args:
+            wanted: Which runs are asked for.
+            after: What the page before ended with: its last task, position or time and key.
+            limit: How many at most.
+        """
         if wanted.run is not None:
             return self._named(wanted), None
         give_up_at = self._clock.monotonic() + _PATIENCE
@@ -165,7 +180,12 @@ class Views:
         return names
 
     def summary(self, run: RunRecord) -> dict[str, Any]:
-        """A run as lists show it: with the number of its tasks in each state and its parameters."""
+        """Return a run as lists show it: with the number of its tasks in each state and its
+        parameters.
+
+        Args:
+            run: The record of the run.
+        """
         counts: dict[str, int] = {}
         for step in self._metadata.progress(run.key):
             for state, tasks in step.tasks.items():
@@ -195,8 +215,12 @@ class Views:
     # ------------------------------------------------------------ one run
 
     def overview(self, run: RunRecord) -> dict[str, Any]:
-        """A run whole: its graph with places, the figures of its steps, parameters, configs, code,
-        and what has failed first."""
+        """Return a run whole: its graph with places, the figures of its steps, parameters, configs,
+        code, and what has failed first.
+
+        Args:
+            run: The record of the run.
+        """
         graph = _graph_of(run)
         facts = run.settings.get("code") or {}
         names = {name for name, _, _ in self._parameters(run)}
@@ -226,9 +250,16 @@ class Views:
         }
 
     def parameters_again(self, run: RunRecord, given: dict[str, Any]) -> dict[str, Any]:
-        """The parameters of a run, with those that are given in place of some. Raises InvalidInput
-        for one that is neither given nor known in full: values are pickled, and not unpickled
-        here."""
+        """Return the parameters of a run, with those that are given in place of some.
+
+        Args:
+            run: The record of the run.
+            given: The parameters that the request gives.
+
+        Raises:
+            InvalidInput: For one that is neither given nor known in full: values are pickled, and
+                not unpickled here.
+        """
         values = {}
         for name, kind, text in self._parameters(run):
             if name in given or kind == "NoneType":
@@ -287,11 +318,20 @@ class Views:
         ]
 
     def columns(self, run: RunRecord, since: int | None) -> bytes:
-        """The tasks of a run as columns; see `server.columns`."""
+        """Return the tasks of a run as columns; see `server.columns`.
+
+        Args:
+            run: The record of the run.
+            since: The version of the run that the client has; None for nothing.
+        """
         return self._columns.read(run, since)
 
     def trace(self, run: RunRecord) -> Iterator[str]:
-        """When each task of a run ran, as a trace that Perfetto shows; text in pieces."""
+        """Return when each task of a run ran, as a trace that Perfetto shows; text in pieces.
+
+        Args:
+            run: The record of the run.
+        """
         return self._columns.copy(run).trace(f"{run.flow}/{run.run}", self._clock.now())
 
     def tasks(
@@ -303,14 +343,27 @@ class Views:
         offset: int,
         limit: int,
     ) -> dict[str, Any]:
-        """A page of tasks, sorted and filtered: how many there are in all, and these."""
+        """Return a page of tasks, sorted and filtered: how many there are in all, and these.
+
+        Args:
+            run: The record of the run.
+            step: The name of the step; None for all steps.
+            state: The state of the tasks; None for all.
+            sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
+            offset: How many to leave out before the first.
+            limit: How many at most.
+        """
         total, numbers = self._columns.page(run, step, state, sort, offset, limit)
         views = (self._metadata.task(run.key, number) for number in numbers)
         rows = [_task_row(view) for view in views if view is not None]
         return {"total": total, "tasks": rows}
 
     def artifacts(self, run: RunRecord) -> list[dict[str, Any]]:
-        """By step, the artifacts that its first tasks have left, without private ones."""
+        """Return by step, the artifacts that its first tasks have left, without private ones.
+
+        Args:
+            run: The record of the run.
+        """
         found = []
         for step in self._metadata.progress(run.key):
             views = self._metadata.tasks(run.key, step=step.step, limit=_SAMPLED)
@@ -330,8 +383,12 @@ class Views:
         return found
 
     def explain(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Why each task ran, or was reused: tasks of a step of which the same is said stand in one
-        line, with the numbers of some of them."""
+        """Return why each task ran, or was reused: tasks of a step of which the same is said stand
+        in one line, with the numbers of some of them.
+
+        Args:
+            run: The record of the run.
+        """
         grouped: dict[tuple[str, str], list[int]] = {}
         for each in self._explanations(run):
             grouped.setdefault((each.step, each.text), []).append(each.task)
@@ -346,7 +403,15 @@ class Views:
     # ------------------------------------------------------------ one task
 
     def task(self, run: RunRecord, task: int) -> dict[str, Any]:
-        """A task: its attempts, facts, inputs, artifacts, and its cards. Raises NotFound."""
+        """Return a task: its attempts, facts, inputs, artifacts, and its cards.
+
+        Args:
+            run: The record of the run.
+            task: The number of the task within its run.
+
+        Raises:
+            NotFound: There is no such object.
+        """
         view = self._view(run, task)
         manifest = _manifest_of(view)
         inherited = [
@@ -430,7 +495,11 @@ class Views:
         return sorted(found, key=lambda each: each["name"])
 
     def cards(self, run: RunRecord) -> list[dict[str, Any]]:
-        """The cards of a run, by step and task."""
+        """Return the cards of a run, by step and task.
+
+        Args:
+            run: The record of the run.
+        """
         folder = f"cards/{run.flow}/{run.run}/"
         found = []
         for name in self._store(run).list(folder):
@@ -439,7 +508,17 @@ class Views:
         return sorted(found, key=lambda each: (each["task"], each["name"]))
 
     def card(self, run: RunRecord, task: int, name: str) -> bytes:
-        """The page of a card, by the name that `cards` gave. Raises NotFound."""
+        """Return the page of a card, as HTML.
+
+        Args:
+            run: The record of the run.
+            task: The number of the task within its run.
+            name: The name, as `cards` gave it.
+
+        Raises:
+            NotFound: The task has no such card.
+            CorruptBlob: The page is not the one that was stored.
+        """
         view = self._view(run, task)
         if name not in {each["name"] for each in self._cards(run, view)}:
             raise NotFound(f"Task {task} of {run.flow}/{run.run} has no card {name[:100]!r}.")
@@ -451,8 +530,18 @@ class Views:
         return page
 
     def artifact(self, run: RunRecord, task: int, name: str) -> bytes:
-        """The pickle of an artifact that a task has left. Raises NotFound, StorageError for what is
-        damaged, and InvalidInput for one that is too large or consists of several parts."""
+        """Return the pickle of an artifact.
+
+        Args:
+            run: The record of the run.
+            task: The number of the task within its run.
+            name: The name of the artifact.
+
+        Raises:
+            NotFound: The task has not left it.
+            StorageError: It is damaged.
+            InvalidInput: It is too large, or consists of several parts.
+        """
         view = self._view(run, task)
         if (damage := _damage(view)) is not None:
             raise StorageError(damage)
@@ -486,10 +575,20 @@ class Views:
         search: str = "",
         tail: int = 0,
     ) -> dict[str, Any]:
-        """Lines that the tasks of a run, of a step or one task have printed, after a position; with
-        `search` those that hold the text, in any case of letters; with `tail` the last ones alone,
-        `skipped` being how many stand before them. `next` is the position to go on from, `end`
-        whether that was all for now. A search looks at a bounded number of lines."""
+        """Return lines that the tasks of a run, of a step or one task have printed, after a
+        position; with `search` those that hold the text, in any case of letters; with `tail` the
+        last ones alone, `skipped` being how many stand before them. `next` is the position to go on
+        from, `end` whether that was all for now. A search looks at a bounded number of lines.
+
+        Args:
+            run: The record of the run.
+            step: The name of the step; None for all steps.
+            task: The number of the task; None for all.
+            after: What the page before ended with: its last task, position or time and key.
+            limit: How many at most.
+            search: The text that lines have to hold, in any case of letters; empty for all lines.
+            tail: How many lines from the end; 0 for all.
+        """
         following = Following(self._metadata, self._store(run), run, step, task, after)
         wanted, looked_at = search.lower(), 0
         if tail:
@@ -516,8 +615,14 @@ class Views:
         return {"lines": lines, "next": following.position, "end": end, "looked_at": looked_at}
 
     def log_text(self, run: RunRecord, step: str | None, task: int | None) -> Iterator[bytes]:
-        """The whole output as text, a piece at a time: one task plain, several with the task before
-        each line."""
+        """Return the whole output as text, a piece at a time: one task plain, several with the task
+        before each line.
+
+        Args:
+            run: The record of the run.
+            step: The name of the step; None for all steps.
+            task: The number of the task; None for all.
+        """
         following = Following(self._metadata, self._store(run), run, step, task, "")
         return self._log_parts(following, plain=task is not None)
 
@@ -536,7 +641,12 @@ class Views:
     # ------------------------------------------------------------ code
 
     def code(self, run: RunRecord, against: RunRecord | None) -> dict[str, Any]:
-        """The files of a run's code package and, with another run, what differs from its."""
+        """Return the files of a run's code package and, with another run, what differs from its.
+
+        Args:
+            run: The record of the run.
+            against: The run to compare with; None for none.
+        """
         files = self._files(run)
         answer: dict[str, Any] = {
             "script": (run.settings.get("code") or {}).get("script"),
@@ -605,8 +715,14 @@ class Views:
         return found
 
     def flow(self, name: str) -> dict[str, Any]:
-        """A flow: its latest runs and how long they took, and of some of them each step. Raises
-        NotFound."""
+        """Return a flow: its latest runs and how long they took, and of some of them each step.
+
+        Args:
+            name: The name.
+
+        Raises:
+            NotFound: There is no such object.
+        """
         runs = self._metadata.runs(name, limit=_RECENT)
         if not runs:
             raise NotFound(f"There is no flow {name}.")
@@ -638,8 +754,15 @@ class Views:
     # ------------------------------------------------------------ compare
 
     def compare(self, runs: Sequence[RunRecord]) -> dict[str, Any]:
-        """Two to five runs side by side: parameters, configs, tags, code, artifacts by digest and
-        durations by step. Each row says whether the runs differ in it. Raises InvalidInput."""
+        """Return two to five runs side by side: parameters, configs, tags, code, artifacts by
+        digest and durations by step. Each row says whether the runs differ in it.
+
+        Args:
+            runs: The records of the runs, two to five.
+
+        Raises:
+            InvalidInput: There are fewer or more runs.
+        """
         if not 2 <= len(runs) <= _COMPARED:
             raise InvalidInput(f"2 to {_COMPARED} runs can be compared, not {len(runs)}.")
         rows: list[dict[str, Any]] = []
@@ -689,9 +812,13 @@ class Views:
         return found
 
     def suggest(self, prefix: str) -> list[dict[str, str]]:
-        """What a search box completes: flows, their runs, the steps of these and the artifacts of
-        these, by how they begin; tags and artifacts of the latest runs; after `tag:`, `user:` and
-        `artifact:` those alone."""
+        """Return what a search box completes: flows, their runs, the steps of these and the
+        artifacts of these, by how they begin; tags and artifacts of the latest runs; after `tag:`,
+        `user:` and `artifact:` those alone.
+
+        Args:
+            prefix: What was typed so far.
+        """
         word, colon, begun = prefix.partition(":")
         if colon and word in ("tag", "user", "artifact"):
             return self._latest_named(word, begun, self._metadata.runs(None, limit=_PAGE))
@@ -767,8 +894,12 @@ class Views:
 
 
 def source_of(run: RunRecord) -> dict[str, Any]:
-    """Where a run is from: what has recorded it, and, of one of Metaflow's, the place where that
-    is read. Such a run is shown, and never changed."""
+    """Return where a run is from: what has recorded it, and, of one of Metaflow's, the place where
+    that is read. Such a run is shown, and never changed.
+
+    Args:
+        run: The record of the run.
+    """
     place = run.settings.get("metaflow")
     return {
         "recorded_by": "aflow" if place is None else "metaflow",
@@ -778,15 +909,24 @@ def source_of(run: RunRecord) -> dict[str, Any]:
 
 
 def default_of(run: RunRecord, name: str) -> str | None:
-    """The default of a parameter as a short text; None where it was not recorded: it is not a plain
-    value, or the run is an older one."""
+    """Return the default of a parameter as a short text; None where it was not recorded: it is not
+    a plain value, or the run is an older one.
+
+    Args:
+        run: The record of the run.
+        name: The name.
+    """
     defaults = run.settings.get("defaults")
     found = defaults.get(name) if isinstance(defaults, dict) else None
     return found if isinstance(found, str) else None
 
 
 def plain_run(run: RunRecord) -> dict[str, Any]:
-    """A run as JSON has it."""
+    """Return a run as JSON has it.
+
+    Args:
+        run: The record of the run.
+    """
     return {
         **source_of(run),
         "flow": run.flow,
@@ -903,7 +1043,14 @@ def _cursor(after: tuple[float, int]) -> str:
 
 
 def position(cursor: str) -> tuple[float, int]:
-    """The time and the key that a cursor of a list of runs is. Raises InvalidInput."""
+    """Return the time and the key in a cursor of a list of runs.
+
+    Args:
+        cursor: The cursor that an earlier page gave; None for the first page.
+
+    Raises:
+        InvalidInput: It is malformed.
+    """
     at, _, key = cursor.partition("_")
     try:
         return float(at), int(key)

@@ -139,7 +139,7 @@ class Manifest:
     error: dict[str, Any] | None = None
 
     def encode(self) -> bytes:
-        """The manifest as bytes; the same manifest gives the same bytes."""
+        """Return the manifest as bytes; the same manifest gives the same bytes."""
         return msgpack.packb(  # type: ignore[no-any-return]
             {
                 "v": VERSION,
@@ -155,7 +155,14 @@ class Manifest:
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
-        """The manifest that `encode` gave; raises StorageError for anything else."""
+        """Return the manifest that `encode` gave.
+
+        Args:
+            data: The bytes.
+
+        Raises:
+            StorageError: For anything else.
+        """
         try:
             raw = unpack(data, _MOST, strict_map_key=False, use_list=False)
             if raw["v"] > VERSION:
@@ -185,11 +192,15 @@ class Manifest:
         return set(self.artifacts).union(*self.inherited.values())
 
     def origins(self) -> dict[str, int]:
-        """The task that set each inherited artifact, by name."""
+        """Return the task that set each inherited artifact, by name."""
         return {name: task for task, names in self.inherited.items() for name in names}
 
     def origin(self, name: str) -> int | None:
-        """The task that set an inherited artifact; None if it is this one's own, or unknown."""
+        """Return the task that set an inherited artifact; None if it is this one's own, or unknown.
+
+        Args:
+            name: The name.
+        """
         if name in self.artifacts:
             return None
         return next((task for task, names in self.inherited.items() if name in names), None)
@@ -234,8 +245,19 @@ class ArtifactWriter:
         self._inline_left = inline_total
 
     def save(self, name: str, value: object) -> Entry:
-        """Store a value; raises StoreUnavailable, and ArtifactNotPicklable, which names the part
-        at fault."""
+        """Store a value.
+
+        Args:
+            name: The name of the artifact.
+            value: The value.
+
+        Returns:
+            The entry for the manifest.
+
+        Raises:
+            StoreUnavailable: The datastore does not answer.
+            ArtifactNotPicklable: The value cannot be pickled; the error names the part at fault.
+        """
         parts, size, buffers = codecs.dump(f"Artifact {name!r}", name, value)
         kind, facts = preview(value)
         if not self._previews:
@@ -327,7 +349,11 @@ class PackingWriter(ArtifactWriter):
             start += len(data)
 
     def finish(self, entries: dict[str, Entry]) -> None:
-        """Store what was held back, and let the entries say where it is. Their digests stay."""
+        """Store what was held back, and let the entries say where it is. Their digests stay.
+
+        Args:
+            entries: The entries, by the names of the artifacts.
+        """
         if self._are_many:
             self._close_pack()
         for data in self._held.values():
@@ -361,8 +387,16 @@ class ArtifactReader:
         self._pack: tuple[str, Buffer | None] = "", None  # the one that was read from last
 
     def load(self, name: str, entry: Entry) -> Any:
-        """The value, writable and the caller's own. Raises ArtifactNotLoadable (names the
-        artifact, and the module that is missing), CorruptBlob, StoreUnavailable."""
+        """Return the value, writable and the caller's own.
+
+        Args:
+            name: The name.
+            entry: The entry of the manifest.
+
+        Raises:
+            ArtifactNotLoadable: (names the artifact, and the module that is missing), CorruptBlob,
+                StoreUnavailable.
+        """
         if entry.encoding.startswith(THEIRS):
             data = self._theirs(name, *entry.blobs[0])
             return codecs.load(f"Artifact {name!r}", data, (), self.names)
@@ -375,9 +409,16 @@ class ArtifactReader:
         return codecs.load(f"Artifact {name!r}", pickled, buffers, self.names)
 
     def pickle(self, name: str, entry: Entry) -> Buffer:
-        """The pickle of a value that aflow has stored, verified, without its buffers. Raises
-        ArtifactNotLoadable for one of a newer aflow, CorruptBlob, ObjectNotFound,
-        StoreUnavailable."""
+        """Return the pickle of a value that aflow has stored, verified, without its buffers.
+
+        Args:
+            name: The name.
+            entry: The entry of the manifest.
+
+        Raises:
+            ArtifactNotLoadable: For one of a newer aflow, CorruptBlob, ObjectNotFound,
+                StoreUnavailable.
+        """
         piece = _piece_of(entry)
         if entry.encoding != ENCODING and piece is None:
             raise ArtifactNotLoadable(
@@ -459,8 +500,12 @@ class ArtifactReader:
 
 
 def digest(entry: Entry) -> str:
-    """The identity of a stored value: entries of the same bytes have the same digest, whether
-    they ride inline or not, and so have equal values with sets, whose bytes may differ."""
+    """Return the identity of a stored value: entries of the same bytes have the same digest,
+    whether they ride inline or not, and so have equal values with sets, whose bytes may differ.
+
+    Args:
+        entry: The entry of the manifest.
+    """
     if entry.content:
         return entry.content
     keys = keys_of(entry)
@@ -470,7 +515,11 @@ def digest(entry: Entry) -> str:
 
 
 def keys_of(entry: Entry) -> list[str]:
-    """The digests of its pickle, where that does not ride inline, and of its buffers."""
+    """Return the digests of its pickle, where that does not ride inline, and of its buffers.
+
+    Args:
+        entry: The entry of the manifest.
+    """
     keys = [key.rpartition("/")[2] for key, _ in entry.blobs]
     piece = _piece_of(entry)
     if piece is not None:
@@ -481,13 +530,21 @@ def keys_of(entry: Entry) -> list[str]:
 def unchanged(
     value: object, entry: Entry, blobs: BlobStore | None = None, names: Names | None = None
 ) -> bool:
-    """Whether a value that was loaded from `entry` is still as it was then.
+    """Return whether a value that was loaded from an entry is still as it was then.
 
-    `value` is the very object that `load` gave. Python's own immutable values are; all others
-    are pickled again and compared with the entry and, because the same value can have several
-    pickles (sets, tables), with the pickle of a fresh copy. Large mapped arrays that nobody wrote
-    to are recognised without reading them. Without `blobs` a value that has some counts as
-    changed. Raises ArtifactNotPicklable if the value can no longer be stored.
+    Python's own immutable values are. All others are pickled again and compared with the entry and,
+    because the same value can have several pickles (sets, tables), with the pickle of a fresh copy.
+    Large mapped arrays that nobody wrote to are recognised without reading them.
+
+    Args:
+        value: The very object that `load` returned.
+        entry: The entry that it was loaded from.
+        blobs: The datastore; without it a value that has blobs counts as changed.
+        names: Finds the classes that the pickle names, where this program is not the one that has
+            stored it; None for Python's own way.
+
+    Raises:
+        ArtifactNotPicklable: The value can no longer be stored.
     """
     if _is_immutable(value):
         return True

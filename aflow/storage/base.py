@@ -40,14 +40,28 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)
 
 
 def check_name(name: str) -> str:
-    """The name, if it can name an object; raises InvalidName for anything that could escape."""
+    """Return the name, if it can name an object.
+
+    Args:
+        name: The name.
+
+    Raises:
+        InvalidName: For anything that could escape.
+    """
     if len(name) > 1000 or not _NAME.match(name) or ".." in name:
         raise InvalidName(f"{name[:80]!r} cannot be the name of an object.")
     return name
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix, if names can begin with it (the empty one: all); raises InvalidName."""
+    """Return the prefix, if names can begin with it (the empty one: all).
+
+    Args:
+        prefix: What the names begin with; empty for all.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     if prefix:
         check_name(prefix.removesuffix("/"))
     return prefix
@@ -61,42 +75,104 @@ class ObjectStore(Protocol):
         """Where it is, for people and for other processes."""
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
-        """Write the parts, one after the other, as one object."""
+        """Write the parts, one after the other, as one object.
+
+        Args:
+            name: The name.
+            parts: The bytes, in parts, one after the other.
+            durable: Whether the object has to survive a power cut when this returns.
+        """
 
     def batch(self, *, durable: bool = False) -> AbstractContextManager[Put]:
-        """Put several objects by what the context gives, for less than as many calls of `put`; one
-        thread. What the parts hold is free to change after each call."""
+        """Put several objects for less than as many calls of `put` cost. The context belongs to one
+        thread. The memory of the parts may be reused after each call.
+
+        Args:
+            durable: Whether the object has to survive a power cut when this returns.
+
+        Returns:
+            A context manager that gives the function to put an object with.
+        """
         ...
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
-        """The same where no such object is; True if this call wrote it."""
+        """Write the parts as one object, unless an object has this name.
+
+        Args:
+            name: The name.
+            parts: The bytes, in parts, one after the other.
+            durable: Whether the object has to survive a power cut when this returns.
+
+        Returns:
+            Whether this call wrote it.
+        """
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
-        """The bytes from `start`, `length` of them or up to the end (fewer past the end).
+        """Return the bytes from `start`, `length` of them or up to the end (fewer past the end).
 
         A backend may give a private copy-on-write mapping instead of bytes.
+
+        Args:
+            name: The name.
+            start: The position of the first byte.
+            length: How many bytes or characters; None for all up to the end.
         """
 
     def size(self, name: str) -> int | None:
-        """How many bytes the object has; None where there is no such object."""
+        """Return how many bytes the object has; None where there is no such object.
+
+        Args:
+            name: The name.
+        """
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names that begin with `prefix`, sorted."""
+        """Return the names that begin with `prefix`, sorted.
+
+        Args:
+            prefix: What the names begin with; empty for all.
+        """
 
     def delete(self, name: str) -> None:
-        """Remove the object, if it is there."""
+        """Remove the object, if it is there.
+
+        Args:
+            name: The name.
+        """
 
     def touch(self, name: str) -> bool:
-        """Say that the object is wanted: `remove_untouched` leaves it alone for a while. False
-        where there is no such object."""
+        """Keep `remove_untouched` from removing an object for a while.
+
+        Args:
+            name: The name.
+
+        Returns:
+            False where there is no such object.
+        """
         ...
 
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
         """Remove the object if it was neither written nor touched since then (seconds since the
-        epoch); how many bytes it had, None if it stays or was not there. A touch at the same time
-        either keeps the object, or says that it is gone. With `dry_run` it stays in any case."""
+        epoch). A touch at the same time either keeps the object, or says that it is gone. With
+        `dry_run` it stays in any case.
+
+        Args:
+            name: The name.
+            since: Seconds since the epoch.
+            dry_run: Whether only to say what would be done.
+
+        Returns:
+            How many bytes it had, None if it stays or was not there.
+        """
         ...
 
     def sweep(self, older_than_s: float, now: float) -> int:
         """Remove what writers that died have left behind, if it was last touched longer than
-        `older_than_s` seconds before `now`; how many things that were."""
+        `older_than_s` seconds before `now`.
+
+        Args:
+            older_than_s: For how many seconds it was not touched.
+            now: The present time, in seconds since the epoch.
+
+        Returns:
+            How many things that were.
+        """

@@ -43,14 +43,23 @@ class Mappings:
         self._at: dict[int, tuple[int, str, weakref.ref[mmap.mmap]]] = {}
 
     def remember(self, view: memoryview, key: str) -> None:
-        """`view` is the bytes of blob `key` as long as nobody writes to it. Views of anything
-        but a mapping are ignored."""
+        """`view` is the bytes of blob `key` as long as nobody writes to it. Views of anything but a
+        mapping are ignored.
+
+        Args:
+            view: The memory.
+            key: The key of the blob: the blake3 of its bytes in hex.
+        """
         if isinstance(view.obj, mmap.mmap):
             self._forget_the_dead()
             self._at[_address(view)] = (view.nbytes, key, weakref.ref(view.obj))
 
     def key_of(self, view: memoryview) -> str | None:
-        """The blob that exactly these bytes of memory are mapped from and still equal."""
+        """Return the blob that exactly these bytes of memory are mapped from and still equal.
+
+        Args:
+            view: The memory.
+        """
         if not self._at or view.readonly or not view.nbytes:
             return None
         address = _address(view)
@@ -94,14 +103,26 @@ _threads_of: int | None = None  # the process that started blake3's threads
 
 
 def blob_name(key: str) -> str:
-    """The name of a blob's object; raises InvalidName for what is not a key."""
+    """Return the name of a blob's object.
+
+    Args:
+        key: The key of the blob: the blake3 of its bytes in hex.
+
+    Raises:
+        InvalidName: For what is not a key.
+    """
     blob_key(key)
     return f"blobs/{key[:2]}/{key[2:]}"
 
 
 def digest_of(parts: Iterable[Buffer], size: int = 0) -> BlobKey:
-    """The key of the parts, one after the other. If they come to `size` bytes of 1 MiB and more,
-    many threads hash them."""
+    """Return the key of the parts, one after the other. If they come to `size` bytes of 1 MiB and
+    more, many threads hash them.
+
+    Args:
+        parts: The bytes, in parts, one after the other.
+        size: How many bytes it has uncompressed; None where that is not known.
+    """
     import blake3  # when the first value is large enough to become a blob
 
     state = blake3.blake3(max_threads=blake3.blake3.AUTO if _may_use_threads(size) else 1)
@@ -130,36 +151,62 @@ class BlobStore:
         self._mappings = Mappings()
 
     def batch(self) -> BlobBatch:
-        """The same store, for blobs that are put together: they are stored when the context of this
-        has ended."""
+        """Return the same store, for blobs that are put together: they are stored when the context
+        of this has ended."""
         return BlobBatch(self)
 
     def put(self, *parts: Buffer, mappable: bool = False) -> BlobKey:
-        """Store the parts, one after the other, as one blob; gives its key.
+        """Store the parts, one after the other, as one blob.
 
-        Nothing is written if it exists already. `mappable` keeps blobs of 64 MiB and more
-        raw; all others are compressed where it pays.
+        Nothing is written if it exists already. `mappable` keeps blobs of 64 MiB and more raw; all
+        others are compressed where it pays.
+
+        Args:
+            *parts: The bytes, in parts, one after the other.
+            mappable: Whether blobs of 64 MiB and more stay raw, so that they can be mapped.
+
+        Returns:
+            Its key.
         """
         keep_raw = mappable and sum(map(_size, parts)) >= MAP_UNVERIFIED_FROM
         return self._put([memoryview(part).cast("B") for part in parts], keep_raw)
 
     def put_raw(self, *parts: Buffer) -> BlobKey:
-        """The same, but never compressed: `get_range` can read it."""
+        """Store the parts as one blob that is never compressed: `get_range` can read it.
+
+        Args:
+            *parts: The bytes, in parts, one after the other.
+
+        Returns:
+            The key.
+        """
         return self._put([memoryview(part).cast("B") for part in parts], True)
 
     def get(self, key: str, size: int | None = None) -> Buffer:
-        """The raw bytes of a blob, verified.
+        """Return the raw bytes of a blob, verified.
 
-        `size` is what they should come to, where that is known: then a damaged or malicious
-        object cannot make this unpack more. Raises CorruptBlob, ObjectNotFound.
+        `size` is what they should come to, where that is known: then a damaged or malicious object
+        cannot make this unpack more.
+
+        Args:
+            key: The key of the blob: the blake3 of its bytes in hex.
+            size: How many bytes it has uncompressed; None where that is not known.
+
+        Raises:
+            CorruptBlob: The bytes are not those that the key names.
+            ObjectNotFound: The datastore has no object of this name.
         """
         return self._verified(key, *self._open(key, size))
 
     def map(self, key: str, size: int | None = None) -> tuple[Buffer, bool]:
-        """The raw bytes of a blob, and whether they have been verified.
+        """Return the raw bytes of a blob, and whether they have been verified.
 
-        What a store gives as a mapping of 64 MiB or more is given at once, unverified: the
-        caller calls `verify` before it relies on what it computed.
+        What a store gives as a mapping of 64 MiB or more is given at once, unverified: the caller
+        calls `verify` before it relies on what it computed.
+
+        Args:
+            key: The key of the blob: the blake3 of its bytes in hex.
+            size: How many bytes it has uncompressed; None where that is not known.
         """
         body, codec, raw_size = self._open(key, size)
         if codec == _RAW and raw_size >= MAP_UNVERIFIED_FROM and isinstance(body.obj, mmap.mmap):
@@ -168,8 +215,17 @@ class BlobStore:
         return self._verified(key, body, codec, raw_size), True
 
     def verify(self, key: str, size: int) -> None:
-        """Read again, a piece at a time, what `map` gave unverified; raises CorruptBlob,
-        ObjectNotFound. Mapping it once more would count as memory of this process."""
+        """Read again, a piece at a time, what `map` gave unverified. Mapping it once more would
+        count as memory of this process.
+
+        Args:
+            key: The key of the blob: the blake3 of its bytes in hex.
+            size: How many bytes it has uncompressed; None where that is not known.
+
+        Raises:
+            CorruptBlob: The bytes are not those that the key names.
+            ObjectNotFound: The datastore has no object of this name.
+        """
         name = blob_name(key)
         pieces = range(0, size, _VERIFIED_AT_ONCE)
         found = digest_of(
@@ -179,13 +235,28 @@ class BlobStore:
             raise self._corrupt(key, "its digest is another")
 
     def get_range(self, key: str, start: int, length: int) -> Buffer:
-        """Some bytes of a blob that `put_raw` stored, not verified: a caller that needs parts
-        alone keeps checksums of its own."""
+        """Return some bytes of a blob that `put_raw` stored, not verified: a caller that needs
+        parts alone keeps checksums of its own.
+
+        Args:
+            key: The key of the blob: the blake3 of its bytes in hex.
+            start: The position of the first byte.
+            length: How many bytes or characters; None for all up to the end.
+        """
         return self.store.get(blob_name(key), start, length)
 
     def checked_part(self, pack: str, data: Buffer, key: str, size: int) -> Buffer:
-        """`size` raw bytes whose digest is `key`, which are a part (`data`) of the blob `pack`: as
-        they are, or one zstd frame of them. Raises CorruptBlob."""
+        """Return raw bytes that are a part of a larger blob, after a check of their digest.
+
+        Args:
+            pack: The key of the blob that it is a part of.
+            data: The part: as it is, or as one zstd frame.
+            key: The key of the blob: the blake3 of its bytes in hex.
+            size: How many raw bytes there are.
+
+        Raises:
+            CorruptBlob: The digest is another one.
+        """
         raw = memoryview(data)
         if raw.nbytes != size:
             raw = self._unpacked(pack, raw, size)
@@ -194,16 +265,28 @@ class BlobStore:
         return raw
 
     def has(self, key: str) -> bool:
-        """Whether the blob is there."""
+        """Return whether the blob is there.
+
+        Args:
+            key: The key of the blob: the blake3 of its bytes in hex.
+        """
         return self.store.size(blob_name(key)) is not None
 
     def claim(self, key: str) -> bool:
-        """Whether the blob is there; if it is, it is not removed before somebody has had the time
-        to commit a manifest that refers to it."""
+        """Return whether the blob is there; if it is, it is not removed before somebody has had the
+        time to commit a manifest that refers to it.
+
+        Args:
+            key: The key of the blob: the blake3 of its bytes in hex.
+        """
         return self.store.touch(blob_name(key))
 
     def key_of_mapped(self, buffer: memoryview) -> str | None:
-        """The key of a buffer that was mapped from a blob and not written to since."""
+        """Return the key of a buffer that was mapped from a blob and not written to since.
+
+        Args:
+            buffer: The memory of the buffer.
+        """
         return self._mappings.key_of(buffer)
 
     # ------------------------------------------------------------------ inside

@@ -34,7 +34,14 @@ _MAX_TEXT = 200
 
 
 def describe_unpicklable(root: str, value: object, part: object, error: BaseException) -> str:
-    """Some words on what is at fault, where it is in `value`, and what to do about it."""
+    """Return what is at fault, where it is in the value, and what to do about it.
+
+    Args:
+        root: How the path to a part begins: the name of the artifact.
+        value: The value.
+        part: The part that cannot be pickled.
+        error: The error.
+    """
     kind = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
     path = find_path(root, value, part)
     where = path or f"a part of {root}"
@@ -42,8 +49,14 @@ def describe_unpicklable(root: str, value: object, part: object, error: BaseExce
 
 
 def find_path(root: str, value: object, target: object) -> str | None:
-    """How Python code would write the way from `value` to `target`; None if it is not found
-    among the first 100,000 parts, or made by the value's own pickling code."""
+    """Return how Python code would write the way from `value` to `target`; None if it is not found
+    among the first 100,000 parts, or made by the value's own pickling code.
+
+    Args:
+        root: How the path to a part begins: the name of the artifact.
+        value: The value.
+        target: The part to find.
+    """
     seen = {id(value)}
     queue: deque[tuple[str, object]] = deque([(root, value)])
     while queue and len(seen) < _MAX_VISITED:
@@ -58,7 +71,11 @@ def find_path(root: str, value: object, target: object) -> str | None:
 
 
 def safe_text(error: BaseException) -> str:
-    """The text of an exception in one line of at most 200 characters; never raises."""
+    """Return the text of an exception in one line of at most 200 characters; never raises.
+
+    Args:
+        error: The error.
+    """
     try:
         text = " ".join(str(error).split()).rstrip(".")
     except Exception as another:  # noqa: BLE001 -- the user's exception, and its __str__
@@ -147,11 +164,17 @@ class _Sink(list[Any]):
 
 
 def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAND_FROM) -> Pickled:
-    """The value as bytes, with buffers of `out_of_band_from` bytes and more beside them.
+    """Return the value as bytes, with buffers of `out_of_band_from` bytes and more beside them.
 
     The parts and buffers may be the value's own memory: use them before it changes. Raises
-    ArtifactNotPicklable: `what` is how its sentence calls the value ("Artifact 'x'"), `root`
-    how its path to the part at fault begins ("x").
+    ArtifactNotPicklable: `what` is how its sentence calls the value ("Artifact 'x'"), `root` how
+    its path to the part at fault begins ("x").
+
+    Args:
+        what: How errors call the value, as `Artifact 'x'`.
+        root: How the path to a part begins: the name of the artifact.
+        value: The value.
+        out_of_band_from: The size in bytes from which buffers are kept apart.
     """
     if type(value) in _SCALARS or (type(value) is str and len(value) < _SHORT):
         data = pickle.dumps(value, PROTOCOL)
@@ -167,8 +190,19 @@ def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAN
 def load(
     what: str, data: Buffer, buffers: Sequence[Buffer] = (), names: Names | None = None
 ) -> Any:
-    """The value of a pickle and its buffers; `names` finds what it names, where this program may
-    not be the one that has stored it. Raises ArtifactNotLoadable, which names `what`."""
+    """Return the value of a pickle and its buffers; `names` finds what it names, where this program
+    may not be the one that has stored it.
+
+    Args:
+        what: How errors call the value, as `Artifact 'x'`.
+        data: The bytes.
+        buffers: The out-of-band buffers of the pickle, in order.
+        names: Finds the classes that the pickle names, where this program is not the one that has
+            stored it; None for Python's own way.
+
+    Raises:
+        ArtifactNotLoadable: It names `what`.
+    """
     try:
         try:
             if names is None:
@@ -304,7 +338,12 @@ _THREADS_FROM = 8 << 20
 
 
 def pays(parts: Sequence[memoryview], size: int) -> bool:
-    """Whether the bytes would shrink by a fifth, judged by 64 KiB of them."""
+    """Return whether the bytes would shrink by a fifth, judged by 64 KiB of them.
+
+    Args:
+        parts: The bytes, in parts, one after the other.
+        size: How many bytes it has uncompressed; None where that is not known.
+    """
     if size < MIN_SIZE:
         return False
     import zstandard
@@ -314,7 +353,12 @@ def pays(parts: Sequence[memoryview], size: int) -> bool:
 
 
 def compress(parts: Sequence[memoryview], size: int) -> list[bytes]:
-    """The bytes as one zstd frame, in pieces."""
+    """Return the bytes as one zstd frame, in pieces.
+
+    Args:
+        parts: The bytes, in parts, one after the other.
+        size: How many bytes it has uncompressed; None where that is not known.
+    """
     import zstandard
 
     threads = -1 if size >= _THREADS_FROM else 0
@@ -324,8 +368,16 @@ def compress(parts: Sequence[memoryview], size: int) -> list[bytes]:
 
 
 def decompress(data: Buffer, size: int) -> bytearray:
-    """The bytes that were compressed. Never more than `size` of them are made, whatever the data
-    claims; raises ValueError if they are not exactly `size`, or no zstd frame."""
+    """Return the bytes that were compressed. Never more than `size` of them are made, whatever the
+    data claims.
+
+    Args:
+        data: The bytes.
+        size: How many bytes it has uncompressed; None where that is not known.
+
+    Raises:
+        ValueError: If they are not exactly `size`, or no zstd frame.
+    """
     import zstandard
 
     result = bytearray(size)
@@ -352,8 +404,16 @@ def _slice(parts: Sequence[memoryview], start: int, length: int) -> bytes:
 
 
 def gunzipped(data: Buffer, where: str, largest: int | None = None) -> bytes:
-    """The bytes of a gzip file, or those that are none as they are. Raises CorruptBlob, which names
-    `where`, for what is damaged or holds more than `largest` bytes."""
+    """Return the bytes of a gzip file, or those that are none as they are.
+
+    Args:
+        data: The bytes.
+        where: The place of the data, for the error.
+        largest: How many bytes it may hold at most; None for no limit.
+
+    Raises:
+        CorruptBlob: It names `where`, for what is damaged or holds more than `largest` bytes.
+    """
     if bytes(data[:2]) != b"\x1f\x8b":
         return bytes(data)
     unpacking = zlib.decompressobj(wbits=31)

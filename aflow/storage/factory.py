@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 
 def open_store(url: str) -> ObjectStore:
-    """The object store at `url`; raises InvalidSetting for a kind that is not known."""
+    """Return the object store at `url`.
+
+    Args:
+        url: The URL of the datastore.
+
+    Raises:
+        InvalidSetting: For a kind that is not known.
+    """
     scheme = url.partition(":")[0]
     if scheme == "file":
         return storage.local.LocalStore(path_at(url))
@@ -40,17 +47,25 @@ def open_store(url: str) -> ObjectStore:
 
 
 def open_recorded_store(url: str) -> ObjectStore:
-    """The object store that the record of a run names; see `open_store`. The S3 endpoint that is
-    set here counts, not the one at which the run's writer has reached it."""
+    """Return the object store that the record of a run names; see `open_store`. The S3 endpoint
+    that is set here counts, not the one at which the run's writer has reached it.
+
+    Args:
+        url: The URL of the datastore.
+    """
     return open_store(as_reached_here(url, Settings.load()) if url.startswith("s3:") else url)
 
 
 def store_to_copy(url: str) -> ObjectStore | None:
-    """The object store at `url`, which a record of a run names, for a service that copies artifacts
-    of the run for Metaflow's client; None for one that the service does not write to.
+    """Return the object store at `url`, which a record of a run names, for a service that copies
+    artifacts of the run for Metaflow's client; None for one that the service does not write to.
 
     Everybody with access can write a record: so a folder has to exist and to belong to the user of
-    this program, and a bucket to be the one of this program's settings."""
+    this program, and a bucket to be the one of this program's settings.
+
+    Args:
+        url: The URL of the datastore.
+    """
     scheme = url.partition(":")[0]
     if scheme == "file":
         try:

@@ -35,15 +35,23 @@ class NotTellable(Exception):
 
 
 def has_sets(pickled: Iterable[Any]) -> bool:
-    """Whether a pickle may hold a set, whose order differs from process to process. It may say yes
-    where there is none, and never no where there is one."""
+    """Return whether a pickle may hold a set, whose order differs from process to process. It may
+    say yes where there is none, and never no where there is one.
+
+    Args:
+        pickled: The bytes of the pickle, in parts.
+    """
     # What is not bytes is the memory of a buffer that rides in the pickle: it has no opcodes.
     texts = [part for part in pickled if isinstance(part, bytes | bytearray)]
     return any(opcode in text for text in texts for opcode in _SET_OPCODES)
 
 
 def content_digest(value: object) -> str | None:
-    """The digest of a value that may be stored; None where its content cannot be hashed."""
+    """Return the digest of a value that may be stored; None where its content cannot be hashed.
+
+    Args:
+        value: The value.
+    """
     try:
         return Contents(_by_name, _not_tellable).digest(value)
     except (NotTellable, RecursionError):
@@ -68,14 +76,25 @@ class Contents:
         self._bytes = 0
 
     def digest(self, value: object) -> str:
-        """The digest of a value. Raises NotTellable for one that has too many parts, or that
-        `opaque` refuses, and RecursionError for one that is nested too deeply."""
+        """Return the digest of a value.
+
+        Args:
+            value: The value.
+
+        Raises:
+            NotTellable: For one that has too many parts, or that `opaque` refuses, and
+                RecursionError for one that is nested too deeply.
+        """
         self._parts = self._bytes = 0
         self._open.clear()
         return str(digest_of([self.of(value)]))
 
     def of(self, value: Any) -> bytes:
-        """What stands for the value in what it is part of."""
+        """Return what stands for the value in what it is part of.
+
+        Args:
+            value: The value.
+        """
         kind = type(value)
         if kind in _BY_REPR:
             return f"{kind.__name__}:{value!r};".encode()

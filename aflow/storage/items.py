@@ -91,20 +91,27 @@ class ItemWriter:
         self.count = 0
 
     def add(self, item: Any) -> None:
-        """One more item; raises ArtifactNotPicklable, which names it."""
+        """One more item.
+
+        Args:
+            item: The item.
+
+        Raises:
+            ArtifactNotPicklable: It names it.
+        """
         self._segment.add(_record(item, self.count, self._writer))
         self.count += 1
         if self._segment.size >= SEGMENT_SIZE:
             self._store()
 
     def cut(self) -> list[Any]:
-        """What `Manifest.items` is as of now; all items so far are stored then."""
+        """Return what `Manifest.items` is as of now; all items so far are stored then."""
         if self._segment.records:
             self._store()
         return [self.count, *self._segments]
 
     def finish(self) -> tuple[list[Any], int]:
-        """The value for `Manifest.items`, and the number of items."""
+        """Return the value for `Manifest.items`, and the number of items."""
         if self._segments or self._segment.size > INLINE_LIMIT:
             return self.cut(), self.count
         inline = self._segment.inline()
@@ -116,10 +123,19 @@ class ItemWriter:
 
 
 def write_items(items: Iterable[Any], blobs: BlobStore, limit: int) -> tuple[Any, int]:
-    """Store the items; gives the value for `Manifest.items` and their number.
+    """Store the items of a foreach. What iterating raises passes through.
 
-    Stops at the first item past `limit`, with (None, limit + 1): the caller says that they are
-    too many. Raises ArtifactNotPicklable, which names the item, and what iterating raises.
+    Args:
+        items: The items.
+        blobs: The blobs of the datastore, addressed by content.
+        limit: How many items are allowed.
+
+    Returns:
+        The value for `Manifest.items` and the number of items; None and `limit + 1` if there are
+        more.
+
+    Raises:
+        ArtifactNotPicklable: An item cannot be pickled; the error names it.
     """
     writer = ItemWriter(blobs)
     for item in items:
@@ -138,8 +154,19 @@ class Item(NamedTuple):
     body: bytes
 
     def value(self, blobs: BlobStore, names: Names | None = None) -> Any:
-        """The item itself; each call gives a new object. `names` is as in ArtifactReader. Raises
-        CorruptBlob, ArtifactNotLoadable, StoreUnavailable."""
+        """Return the item itself; each call gives a new object. `names` is as in ArtifactReader.
+
+        Args:
+            blobs: The blobs of the datastore, addressed by content.
+            names: Finds the classes that the pickle names, where this program is not the one that
+                has stored it; None for Python's own way.
+
+        Raises:
+            CorruptBlob: The bytes are not those that the key names.
+            ArtifactNotLoadable: The value cannot be unpickled; the error names it, and a module
+                that is missing.
+            StoreUnavailable: The datastore does not answer, or refuses.
+        """
         if not self.has_blobs:
             return codecs.load(f"Item {self.index} of the foreach", self.body, (), names)
         entry = Entry(*msgpack.unpackb(self.body, use_list=False))
@@ -162,8 +189,17 @@ class ItemReader:
         self._held: tuple[str, Buffer] = ("", b"")
 
     def read(self, items: Any, index: int) -> Item:
-        """Item number `index` of what `write_items` gave. Raises CorruptBlob, StoreUnavailable,
-        and StorageError if there is no such item."""
+        """Return an item of a foreach.
+
+        Args:
+            items: What `write_items` returned.
+            index: The index of the item, from 0.
+
+        Raises:
+            CorruptBlob: A segment is damaged.
+            StoreUnavailable: The datastore does not answer.
+            StorageError: There is no such item.
+        """
         record = self._record(items, index)
         start = 1 + (record[0] & _TEXT_BYTES)
         text = record[1:start].decode("utf-8", "replace")
@@ -228,9 +264,17 @@ def _pages(records: int) -> int:
 
 
 def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:
-    """The keys of all blobs that the items of a foreach are in, and those that large items have of
-    their own. Segments in `seen` are not read again; one that is gone has nothing to say. Raises
-    CorruptBlob."""
+    """Yield the keys of all blobs that the items of a foreach are in, and those that large items
+    have of their own. Segments in `seen` are not read again; one that is gone has nothing to say.
+
+    Args:
+        items: The items.
+        blobs: The blobs of the datastore, addressed by content.
+        seen: The keys of the segments that were read before.
+
+    Raises:
+        CorruptBlob: The bytes are not those that the key names.
+    """
     try:
         yield from _blobs_of_items(items, blobs, seen)
     except (struct.error, LookupError, TypeError, ValueError) as error:

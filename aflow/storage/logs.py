@@ -56,8 +56,12 @@ class LineSplitter:
         return bytes(self._rest).strip(b"\r") if self._rewritten else None
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
-        """The lines that `data` completes, without newlines, each with True; pieces of
-        `max_line` bytes of a line that is longer, with False, as they come."""
+        """Return the lines that `data` completes, without newlines, each with True; pieces of
+        `max_line` bytes of a line that is longer, with False, as they come.
+
+        Args:
+            data: The bytes.
+        """
         lines: list[tuple[bytes, bool]] = []
         first, *others = data.split(b"\n")
         self._rest += first
@@ -74,7 +78,7 @@ class LineSplitter:
         return lines
 
     def finish(self) -> list[tuple[bytes, bool]]:
-        """The last line, if the stream ended without a newline."""
+        """Return the last line, if the stream ended without a newline."""
         if not self._rest:
             return []
         line = bytes(self._rest)
@@ -134,8 +138,18 @@ class LogBuffer:
         return self._sizes[1]
 
     def add(self, at: float, stream: int, data: bytes, whole: bool = True) -> bool:
-        """Add a line (or a piece of one) without its newline, printed `at` seconds since the
-        epoch to stream 0 (stdout) or 1 (stderr). False if it was dropped: the stream is full."""
+        """Add a line (or a piece of one) without its newline, printed `at` seconds since the epoch
+        to stream 0 (stdout) or 1 (stderr).
+
+        Args:
+            at: When it happened, in seconds since the epoch.
+            stream: 0 for stdout, 1 for stderr.
+            data: The bytes.
+            whole: Whether the line ends here; False for a piece of a longer one.
+
+        Returns:
+            False if it was dropped: the stream is full.
+        """
         if self._full[stream]:
             return False
         size = len(data) + whole
@@ -154,7 +168,7 @@ class LogBuffer:
         return kept
 
     def take_chunk(self) -> bytes:
-        """All records since the last call, whole, in order; empty if there are none."""
+        """Return all records since the last call, whole, in order; empty if there are none."""
         chunk = b"".join(self._records)
         self._records.clear()
         self.size = 0
@@ -162,23 +176,50 @@ class LogBuffer:
 
 
 def chunk_name(flow: str, run: str, step: str, task: int, attempt: int, number: int) -> str:
-    """The name of the object that holds chunk `number`, from 0, of an attempt's log."""
+    """Return the name of the object that holds chunk `number`, from 0, of an attempt's log.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        step: The name of the step.
+        task: The number of the task within its run.
+        attempt: The number of the attempt, from 0.
+        number: The number of the chunk, from 0.
+    """
     return f"logs/{flow}/{run}/{step}/{task}/{attempt}/{number:08d}"
 
 
 def read_chunks(
     store: ObjectStore, flow: str, run: str, step: str, task: int, attempt: int, count: int
 ) -> Iterator[bytes]:
-    """The first `count` chunks of an attempt's log; raises ObjectNotFound for one that is gone."""
+    """Yield the first `count` chunks of an attempt's log.
+
+    Args:
+        store: The datastore.
+        flow: The name of the flow.
+        run: The id of the run.
+        step: The name of the step.
+        task: The number of the task within its run.
+        attempt: The number of the attempt, from 0.
+        count: How many.
+
+    Raises:
+        ObjectNotFound: For one that is gone.
+    """
     for number in range(count):
         yield bytes(store.get(chunk_name(flow, run, step, task, attempt, number)))
 
 
 def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
-    """The records of a log, or of its chunks in order, both streams merged by time.
+    """Return the records of a log, or of its chunks in order, both streams merged by time.
 
-    Within a stream the order is that in which the lines came. Raises StorageError for bytes that
-    are no log.
+    Within a stream the order is that in which the lines came.
+
+    Args:
+        stored: The bytes of the log, or its chunks in order.
+
+    Raises:
+        StorageError: For bytes that are no log.
     """
     by_stream: tuple[list[LogRecord], list[LogRecord]] = ([], [])
     for chunk in (stored,) if isinstance(stored, bytes) else stored:
@@ -187,9 +228,14 @@ def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
 
 
 def read_chunk(chunk: bytes) -> Iterator[LogRecord]:
-    """The same as `read_log` of one chunk, little by little: a reader that stops in the middle
-    holds the chunk, and not all of its records. Raises StorageError when it comes to bytes that are
-    no log.
+    """Return the same as `read_log` of one chunk, little by little: a reader that stops in the
+    middle holds the chunk, and not all of its records.
+
+    Args:
+        chunk: The bytes of the chunk.
+
+    Raises:
+        StorageError: When it comes to bytes that are no log.
     """
     return heapq.merge(
         *(_of_stream(chunk, number) for number in range(len(STREAMS))), key=lambda record: record.at
@@ -208,7 +254,13 @@ def _of_stream(chunk: bytes, wanted: int) -> Iterator[LogRecord]:
 
 
 def as_text(records: Iterable[LogRecord], stream: str | None = None) -> str:
-    """What was printed to a stream, or to both, as text; bytes that are not UTF-8 are replaced."""
+    """Return what was printed to a stream, or to both, as text; bytes that are not UTF-8 are
+    replaced.
+
+    Args:
+        records: The records of the log.
+        stream: The stream: `stdout`, `stderr`, or None for both.
+    """
     wanted = (record for record in records if stream in (None, record.stream))
     lines = (record.text + b"\n" if record.whole else record.text for record in wanted)
     return b"".join(lines).decode("utf-8", "replace")

@@ -61,7 +61,12 @@ class ProgramFile(NamedTuple):
 
     @classmethod
     def of(cls, file: str, module: str | None) -> ProgramFile:
-        """The program of this file, as it is now."""
+        """Return the program of this file, as it is now.
+
+        Args:
+            file: The path of the file.
+            module: The name of the module; None where it is a file without one.
+        """
         return cls(os.path.abspath(file), _sha_of(file), module)
 
     @property
@@ -80,7 +85,11 @@ class ProgramFile(NamedTuple):
         return os.path.dirname(self.file), os.path.basename(self.file)
 
     def is_file_of(self, module: object) -> bool:
-        """Whether a module was made of this file: the same path, or the same content."""
+        """Return whether a module was made of this file: the same path, or the same content.
+
+        Args:
+            module: The name of the module; None where it is a file without one.
+        """
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or file.startswith(PREFIX):
             return False
@@ -106,12 +115,22 @@ class Names:
         self._signs.append(PREFIX.encode())
 
     def concern(self, data: Buffer) -> bool:
-        """Whether the pickle may name what is not found where Python would look."""
+        """Return whether the pickle may name what is not found where Python would look.
+
+        Args:
+            data: The bytes.
+        """
         content = data if isinstance(data, bytes) else bytes(data)
         return any(sign in content for sign in self._signs)
 
     def find(self, module: str, name: str, usual: Callable[[str, str], Any]) -> Any:
-        """The class or function; `usual` is Python's own way. Raises what that raises."""
+        """Return the class or function; `usual` is Python's own way. Raises what that raises.
+
+        Args:
+            module: The name of the module; None where it is a file without one.
+            name: The name.
+            usual: Python's own way to find it.
+        """
         if module == MAIN or self._is_program(module):
             for each in self._programs():
                 found = _attribute(each, name)
@@ -161,7 +180,11 @@ class Names:
 
 def written_by_main(file: str) -> None:
     """Note that this program, which has no file, has written what it holds to this file, as a
-    notebook writes a cell: classes of the file are its own."""
+    notebook writes a cell: classes of the file are its own.
+
+    Args:
+        file: The path of the file.
+    """
     sha = _sha_of(file)
     if sha is not None:
         _WRITTEN_BY_MAIN.add(sha)
@@ -171,8 +194,12 @@ _WRITTEN_BY_MAIN: set[str] = set()  # sha256
 
 
 def is_found_in_main(made: object) -> bool:
-    """Whether a class or function is found by its name in the program that runs, which is a file:
-    others find it there, too."""
+    """Return whether a class or function is found by its name in the program that runs, which is a
+    file: others find it there, too.
+
+    Args:
+        made: The class or function.
+    """
     main = sys.modules.get(MAIN)
     if getattr(made, "__module__", None) != MAIN or not getattr(main, "__file__", None):
         return False
@@ -232,13 +259,25 @@ class CodeFiles(Protocol):
     """The files of a run's code, by their names in it, with `/` between folders."""
 
     def is_file(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Return whether there is a file of this name.
+
+        Args:
+            name: The name.
+        """
 
     def is_folder(self, name: str) -> bool:
-        """Whether there is a folder of this name, with something in it."""
+        """Return whether there is a folder of this name, with something in it.
+
+        Args:
+            name: The name.
+        """
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
+        """Return the content of a file.
+
+        Args:
+            name: The name.
+        """
 
 
 class _FilesOfPackage:
@@ -307,7 +346,11 @@ class CodeModules:
         return f"{self.prefix}.{self._script[1]}"
 
     def path_of(self, module: str) -> str | None:
-        """The file or folder of a module, by its name in the run; None where it has none."""
+        """Return the file or folder of a module, by its name in the run; None where it has none.
+
+        Args:
+            module: The name of the module; None where it is a file without one.
+        """
         if self._script[0] and module == self._script[1]:
             return self._script[0]
         path = module.replace(".", "/")
@@ -317,7 +360,11 @@ class CodeModules:
         return path if self._files.is_folder(path) else None
 
     def spec_of(self, module: str) -> ModuleSpec | None:
-        """How the import system loads the module of this name in the run."""
+        """Return how the import system loads the module of this name in the run.
+
+        Args:
+            module: The name of the module; None where it is a file without one.
+        """
         name = f"{self.prefix}.{module}" if module else self.prefix
         path = self.path_of(module) if module else ""
         if path is None:
@@ -331,7 +378,11 @@ class CodeModules:
         return spec
 
     def read(self, path: str) -> bytes:
-        """The content of a file."""
+        """Return the content of a file.
+
+        Args:
+            path: The path below the root of the code.
+        """
         return self._files.read(path)
 
     def import_module(
@@ -342,7 +393,16 @@ class CodeModules:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """What `__import__` is in the code: modules that stood beside the program come from it."""
+        """Return what `__import__` is in the code: modules that stood beside the program come from
+        it.
+
+        Args:
+            name: The name.
+            globals: The globals of the importing module.
+            locals: Ignored, as Python does.
+            fromlist: The names that are imported from it.
+            level: How many packages up a relative import begins.
+        """
         top = name.partition(".")[0]
         if level or top in sys.stdlib_module_names or self.path_of(top) is None:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
@@ -358,7 +418,14 @@ class CodeModules:
 def code_in(
     blobs: BlobStore, key: str, script: str = "", module: str | None = None
 ) -> CodeModules | None:
-    """The code package of this key as modules of this process; None where it cannot be read."""
+    """Return the code package of this key as modules of this process; None where it cannot be read.
+
+    Args:
+        blobs: The blobs of the datastore, addressed by content.
+        key: The key of the blob: the blake3 of its bytes in hex.
+        script: The name of the program's file in the package.
+        module: The name of the module; None where it is a file without one.
+    """
     try:
         files = _FilesOfPackage(blobs.get(blob_key(key)))
     except (AflowError, OSError, ValueError):  # tarfile lets some of each out
@@ -368,7 +435,11 @@ def code_in(
 
 
 def code_beside(program: ProgramFile) -> CodeModules | None:
-    """What stands beside the program's file now; None where it no longer exists."""
+    """Return what stands beside the program's file now; None where it no longer exists.
+
+    Args:
+        program: The program.
+    """
     if program.sha is None or not os.path.isfile(program.file):
         return None
     metaflow.install_if_missing()

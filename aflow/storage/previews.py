@@ -44,8 +44,12 @@ _SEQUENCES: dict[type, tuple[str, str]] = {
 
 
 def preview(value: object) -> tuple[str, dict[str, Any]]:
-    """The name of the value's type, and facts on it: `repr` (at most 80 characters), `len`,
-    `shape`, `dtype`, `columns`: whatever applies. Never raises."""
+    """Return the name of the value's type, and facts on it: `repr` (at most 80 characters), `len`,
+    `shape`, `dtype`, `columns`: whatever applies. Never raises.
+
+    Args:
+        value: The value.
+    """
     kind = type(value)
     if kind is int or kind in _SIMPLE or kind is str:
         return kind.__name__, {"repr": short_repr(value)}
@@ -59,14 +63,24 @@ def preview(value: object) -> tuple[str, dict[str, Any]]:
 
 
 def short_text(value: Any, length: int = 30) -> str:
-    """The value in at most `length` characters, for a foreach stack: a str as it is, others as
-    their repr, or by their type where they are not plain values."""
+    """Return the value in at most `length` characters, for a foreach stack: a str as it is, others
+    as their repr, or by their type where they are not plain values.
+
+    Args:
+        value: The value.
+        length: How many bytes or characters; None for all up to the end.
+    """
     text: str = value if type(value) is str else short_repr(value)
     return text[:length]
 
 
 def short_repr(value: Any, length: int = _REPR_LENGTH) -> str:
-    """The repr of a value of Python's own types, cut; the name of the type of any other."""
+    """Return the repr of a value of Python's own types, cut; the name of the type of any other.
+
+    Args:
+        value: The value.
+        length: How many bytes or characters; None for all up to the end.
+    """
     kind = type(value)
     if kind in _SIMPLE:
         return repr(value)

@@ -23,15 +23,30 @@ _ALONE_FROM = 8 << 20  # bytes of an object that is not copied, and goes before 
 
 
 def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
-    """What is said after the last try."""
+    """Return the error that is raised after the last try.
+
+    Args:
+        error: The error of the last try.
+        tries: How many tries were made, or are made at most.
+    """
     return StoreUnavailable(
         f"{error} It was tried {tries} times. See whether it is up and can be reached."
     )
 
 
 async def retried(act: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
-    """What `act()` gives; where it raises StoreBusy it is called again, up to `tries` times in all,
-    and StoreUnavailable says so in the end."""
+    """Call again while StoreBusy is raised.
+
+    Args:
+        act: Makes one try.
+        tries: How many tries were made, or are made at most.
+
+    Returns:
+        What the call returned.
+
+    Raises:
+        StoreUnavailable: All tries have failed.
+    """
     try:
         return await Tries(BACKOFF, most=tries).retry_async(act, StoreBusy)
     except StoreBusy as error:

@@ -36,19 +36,38 @@ class GcRoot(NamedTuple):
 
 
 def root_name(kind: str, *holder: str) -> str:
-    """The name of the root of a holder of this kind, whatever characters its name has."""
+    """Return the name of the root of a holder of this kind, whatever characters its name has.
+
+    Args:
+        kind: The kind of holder.
+        *holder: The name of the holder.
+    """
     digest = hashlib.blake2b("\0".join(holder).encode(), digest_size=16).hexdigest()
     return f"{FOLDER}{kind}/{digest}"
 
 
 def declare(store: ObjectStore, name: str, root: GcRoot) -> None:
-    """Keep the blobs of the root from now on, in the place of those that this name kept before."""
+    """Keep the blobs of a root from now on, in place of those that this name kept before.
+
+    Args:
+        store: The datastore.
+        name: The name, as `root_name` makes it.
+        root: The blobs to keep, and until when.
+    """
     data = {"blobs": list(root.blobs), "about": root.about, "until": root.until}
     store.put(name, [json.dumps(data).encode()], durable=True)
 
 
 def declared(store: ObjectStore, name: str) -> GcRoot | None:
-    """The root of this name; None where nothing is declared. Raises CorruptBlob."""
+    """Return the root of this name; None where nothing is declared.
+
+    Args:
+        store: The datastore.
+        name: The name.
+
+    Raises:
+        CorruptBlob: The bytes are not those that the key names.
+    """
     try:
         return _read(name, bytes(store.get(name)), store.url)
     except ObjectNotFound:
@@ -56,12 +75,24 @@ def declared(store: ObjectStore, name: str) -> GcRoot | None:
 
 
 def withdraw(store: ObjectStore, name: str) -> None:
-    """Keep nothing for this holder any more; fine if nothing was."""
+    """Remove a root, if it is declared.
+
+    Args:
+        store: The datastore.
+        name: The name, as `root_name` makes it.
+    """
     store.delete(name)
 
 
 def roots(store: ObjectStore) -> Iterator[tuple[str, GcRoot]]:
-    """All roots with their names. Raises CorruptBlob for one that cannot be read."""
+    """Yield all roots with their names.
+
+    Args:
+        store: The datastore.
+
+    Raises:
+        CorruptBlob: For one that cannot be read.
+    """
     for name in store.list(FOLDER):
         root = declared(store, name)
         if root is not None:  # else: withdrawn a moment ago
@@ -69,14 +100,24 @@ def roots(store: ObjectStore) -> Iterator[tuple[str, GcRoot]]:
 
 
 def kept(found: Sequence[tuple[str, GcRoot]], now: float) -> set[str]:
-    """The keys of the blobs that these roots keep at this time."""
+    """Return the keys of the blobs that these roots keep at this time.
+
+    Args:
+        found: The names and the roots.
+        now: The present time, in seconds since the epoch.
+    """
     return {
         key for _, root in found if root.until is None or root.until > now for key in root.blobs
     }
 
 
 def expired(found: Sequence[tuple[str, GcRoot]], now: float) -> list[str]:
-    """The names of the roots that keep nothing."""
+    """Return the names of the roots that keep nothing.
+
+    Args:
+        found: The names and the roots.
+        now: The present time, in seconds since the epoch.
+    """
     return [name for name, root in found if root.until is not None and root.until <= now]
 
 

@@ -119,8 +119,16 @@ _ADVICE = {
 
 @contextlib.contextmanager
 def translated(subject: Subject) -> Iterator[None]:
-    """Errors of the libraries inside of the block as ours: ObjectNotFound, StoreBusy, and
-    StoreUnavailable with the kinds above."""
+    """Translate errors of the libraries inside of the block to aflow's.
+
+    Args:
+        subject: What is transferred, for the errors.
+
+    Raises:
+        ObjectNotFound: S3 has no such object.
+        StoreBusy: S3 did not answer, or not whole: another try may succeed.
+        StoreUnavailable: S3 refuses.
+    """
     try:
         yield
     except faults.ClientError as error:
@@ -191,17 +199,31 @@ class UploadSource(Protocol):
     size: int
 
     def read(self, start: int, length: int) -> bytes:
-        """That many bytes from there; they are there."""
+        """Return exactly that many bytes from a position.
+
+        Args:
+            start: The position of the first byte.
+            length: How many bytes or characters; None for all up to the end.
+        """
 
 
 class Sink(Protocol):
     """Where bytes that come down are put. A part that was cut off is put there again."""
 
     def begin(self, size: int) -> None:
-        """Announce the number of bytes. Called again when the transfer begins again."""
+        """Announce the number of bytes. Called again when the transfer begins again.
+
+        Args:
+            size: How many bytes it has uncompressed; None where that is not known.
+        """
 
     def write(self, at: int, data: bytes) -> None:
-        """These are the bytes from there."""
+        """Take bytes at a position.
+
+        Args:
+            at: The position of the bytes.
+            data: The bytes.
+        """
 
 
 class BytesSource:
@@ -263,7 +285,11 @@ def _loader() -> Loader:
 
 
 def new_session(profile: str | None = None) -> AioSession:
-    """Where credentials are found, as botocore finds them."""
+    """Return where credentials are found, as botocore finds them.
+
+    Args:
+        profile: The profile of AWS; None for the default one.
+    """
     session = AioSession(profile=profile)
     session.register_component("data_loader", _loader())
     return session
@@ -281,11 +307,15 @@ class _Once(AIOHTTPSession):  # type: ignore[misc]
 
 
 async def connect(session: AioSession, again: Again | None = None, **options: Any) -> Any:
-    """A client of S3 with many connections, which makes each call once. `options` are those of
-    create_client; `config` may hold more. It is release with `disconnect`.
+    """Return a client of S3 with many connections, which makes each call once. It is closed by
+    `disconnect`.
 
-    `again` makes another such client without lanes of its own: large objects go over several, each
-    with a thread, since one thread does not keep a fast network busy."""
+    Args:
+        session: The session of botocore, with the credentials.
+        again: Makes another such client without lanes: large objects go over several, each with a
+            thread, since one thread does not keep a fast network busy.
+        **options: Options of botocore's create_client.
+    """
     config = AioConfig(
         max_pool_connections=CONNECTIONS,
         retries={"total_max_attempts": 1},
@@ -316,7 +346,11 @@ def _sends_checksums(s3: Any) -> bool:
 
 
 async def disconnect(client: Any) -> None:
-    """Close its connections."""
+    """Close its connections.
+
+    Args:
+        client: The client that `connect` has made.
+    """
     for lane in client.aflow_lanes:
         await in_thread(lane.close)
     await client.aflow_stack.aclose()
@@ -361,7 +395,16 @@ async def upload(
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an object. `where` is Bucket and Key, `condition` and `about` more arguments of the
-    write. Raises what `translated` does; what was not finished is given up."""
+    write. Raises what `translated` does; what was not finished is given up.
+
+    Args:
+        s3: The client that `connect` has made.
+        subject: What is transferred, for the errors.
+        where: Bucket and Key.
+        source: Gives the bytes, a range at a time.
+        condition: Headers that make the write conditional.
+        about: Headers that are stored with the object.
+    """
     if source.size <= 2 * PART:
         with translated(subject):
             body = source.read(0, source.size)
@@ -421,10 +464,22 @@ async def download(
     sink: Sink,
     range_: str | None = None,
 ) -> Any:
-    """Fetch an object, or a range of it ("bytes=0-99"), into the sink; what S3 said of it. Raises
-    what `translated` does.
+    """Fetch an object into the sink. The first answer says how much there is, and is the first
+    part; others are fetched at the same time. Raises what `translated` raises.
 
-    The first answer tells how much there is, and is the first part; others come beside it."""
+    Args:
+        s3: The client that `connect` has made.
+        subject: What is transferred, for the errors.
+        where: Bucket and Key.
+        sink: Takes the bytes.
+        range_: The range, as `bytes=0-99`; None for the whole object.
+
+    Returns:
+        What S3 answered first.
+
+    Raises:
+        StoreBusy: The object was replaced meanwhile, or the answer was cut off.
+    """
     asked = {} if range_ is None else {"Range": range_}
     with translated(subject):
         answer = await s3.get_object(**where, **asked)
@@ -476,8 +531,13 @@ async def _pour(body: Any, sink: Sink, at: int, wanted: int) -> None:
 async def some_at_once(
     work: Iterable[Coroutine[Any, Any, T]], width: int = PARTS_AT_ONCE
 ) -> list[T]:
-    """The answers of all, in order; `width` of them are on their way at a time, and no other is
-    begun, which bounds the memory. Raises the first error, when all others have ended."""
+    """Return the answers of all, in order; `width` of them are on their way at a time, and no other
+    is begun, which bounds the memory. Raises the first error, when all others have ended.
+
+    Args:
+        work: The coroutines.
+        width: How many run at a time.
+    """
     answers: dict[int, T] = {}
     numbered = enumerate(work)
 

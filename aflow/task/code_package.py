@@ -63,7 +63,7 @@ class Package(NamedTuple):
     size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for the settings of a run."""
+        """Return the package as plain values, for the settings of a run."""
         return self._asdict()
 
 
@@ -72,8 +72,16 @@ def members(
     suffixes: Sequence[str] = PACKAGE_SUFFIXES,
     limits: PackageLimits = TO_TRAVEL,
 ) -> dict[str, Path]:
-    """The files of the flow's package, by their names inside of it, sorted. Raises CodePackageError
-    where there is no file of the flow, or too much beside it."""
+    """Return the files of the flow's package, by their names inside of it, sorted.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        suffixes: Endings of the names of files that are packaged besides those of Python.
+        limits: How large a package may be.
+
+    Raises:
+        CodePackageError: Where there is no file of the flow, or too much beside it.
+    """
     program = program_of(definition)
     if not os.path.isfile(program.file):
         raise CodePackageError(
@@ -91,7 +99,11 @@ def members(
 
 
 def program_of(definition: FlowDefinition) -> ProgramFile:
-    """The program that the flow belongs to, as it is now."""
+    """Return the program that the flow belongs to, as it is now.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+    """
     start, main = started(), getattr(sys.modules[MAIN], "__file__", None)
     if start is not None and main:
         return ProgramFile.of(main, start.module)
@@ -123,8 +135,15 @@ def _files_of(root: str, script: str, limits: PackageLimits) -> Iterable[str]:
 
 
 def pack(files: Mapping[str, Path], limits: PackageLimits = TO_TRAVEL) -> bytes:
-    """The archive of these files. Raises CodePackageError for what cannot be read, or is too
-    large."""
+    """Return the archive of these files.
+
+    Args:
+        files: The paths of the files, by their names in the package.
+        limits: How large a package may be.
+
+    Raises:
+        CodePackageError: For what cannot be read, or is too large.
+    """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name, path in files.items():
@@ -148,8 +167,22 @@ def store(
     suffixes: Sequence[str] = PACKAGE_SUFFIXES,
     limits: PackageLimits = TO_TRAVEL,
 ) -> Package:
-    """Pack the code of the flow and put it into the store, where it may be already. Raises
-    CodePackageError and StorageError."""
+    """Pack the code of the flow and store the archive. May be called twice: the same code has the
+    same key.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        blobs: The blobs of the datastore, addressed by content.
+        suffixes: Endings of the names of files that are packaged besides those of Python.
+        limits: How large a package may be.
+
+    Returns:
+        The key, the name of the flow's file in it, and its size.
+
+    Raises:
+        CodePackageError: The code cannot be read, or is too large.
+        StorageError: The datastore does not answer.
+    """
     data = pack(members(definition, suffixes, limits), limits)
     return Package(blobs.put(data), program_of(definition).place[1], len(data))
 
@@ -157,8 +190,14 @@ def store(
 def for_the_record(
     definition: FlowDefinition, blobs: BlobStore, suffixes: Sequence[str]
 ) -> dict[str, Any]:
-    """What the settings of a run on this machine say of its code: the package, or why there is
-    none (`left_out`), since such a run does not depend on it."""
+    """Return what the settings of a run on this machine say of its code: the package, or why there
+    is none (`left_out`), since such a run does not depend on it.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        blobs: The blobs of the datastore, addressed by content.
+        suffixes: Endings of the names of files that are packaged besides those of Python.
+    """
     try:
         return store(definition, blobs, suffixes, FOR_THE_RECORD).as_dict()
     except CodePackageError as error:
@@ -166,7 +205,15 @@ def for_the_record(
 
 
 def fetch(blobs: BlobStore, key: str) -> bytes:
-    """The archive of this key; raises CodePackageError where it is not there, or damaged."""
+    """Return the archive of this key.
+
+    Args:
+        blobs: The blobs of the datastore, addressed by content.
+        key: The key: the blake3 of the bytes in hex.
+
+    Raises:
+        CodePackageError: Where it is not there, or damaged.
+    """
     try:
         return bytes(blobs.get(key))
     except StorageError as error:
@@ -174,7 +221,14 @@ def fetch(blobs: BlobStore, key: str) -> bytes:
 
 
 def opened(data: bytes) -> tarfile.TarFile:
-    """The archive, to read from; raises CodePackageError for anything else."""
+    """Return the archive, to read from.
+
+    Args:
+        data: The bytes.
+
+    Raises:
+        CodePackageError: For anything else.
+    """
     _check_headers(data)
     try:
         # Plain: a few bytes of an archive that is compressed can be gigabytes.
@@ -241,23 +295,45 @@ def _is_sound(kind: bytes, header: bytes) -> bool:
 
 
 def check(data: bytes) -> None:
-    """Raises CodePackageError for what is not an archive that could be unpacked."""
+    """Raises CodePackageError for what is not an archive that could be unpacked.
+
+    Args:
+        data: The bytes.
+    """
     with opened(data) as archive, _named("This is not a code package"):
         for _ in _members(archive):
             pass
 
 
 def unpack(data: bytes, folder: Path) -> None:
-    """Write the files of the archive below the folder, and nothing outside of it. Raises
-    CodePackageError."""
+    """Write the files of the archive below the folder, and nothing outside of it.
+
+    Args:
+        data: The bytes.
+        folder: The folder.
+
+    Raises:
+        CodePackageError: The code package cannot be made, read or unpacked.
+    """
     with opened(data) as archive:
         unpack_from(archive, folder)
 
 
 def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
-    """The folder with the code of this package, which is unpacked where it is not there yet: others
-    may do the same at the same time. It is in use until `release`, or the end of this process: then
-    nobody sweeps it. What nobody has used for KEPT_UNUSED seconds goes. Raises CodePackageError."""
+    """Return the folder with the code of a package, and unpack it if it is not there yet; other
+    processes may do the same at the same time.
+
+    The folder is in use, and not swept, until `release` or the end of this process. A folder that
+    has been unused for KEPT_UNUSED seconds is removed.
+
+    Args:
+        blobs: The blobs of the datastore, addressed by content.
+        key: The key: the blake3 of the bytes in hex.
+        below: The folder that holds the unpacked packages.
+
+    Raises:
+        CodePackageError: The package does not exist, or cannot be unpacked.
+    """
     try:
         folder = _own(below / blob_key(key))
     except InvalidName as error:  # it comes out of a record, which others may write
@@ -301,8 +377,14 @@ def _unpack_new(blobs: BlobStore, key: str, folder: Path) -> None:
 
 
 def inside(script: object) -> str:
-    """The name of a flow's file in a folder of code, as a record has it. Raises CodePackageError
-    for one that leads elsewhere."""
+    """Return the name of a flow's file in a folder of code, as a record has it.
+
+    Args:
+        script: The name of the flow's file in the code package.
+
+    Raises:
+        CodePackageError: For one that leads elsewhere.
+    """
     path = PurePosixPath(str(script))
     if not isinstance(script, str) or path.is_absolute() or ".." in path.parts or "\0" in script:
         raise CodePackageError(f"{str(script)[:200]!r} names no file of a code package.")
@@ -342,7 +424,12 @@ def _held(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """This process uses the folder once less; fine if it does not use it."""
+    """End one use of a folder that `unpacked` returned. Does nothing if this process does not use
+    it.
+
+    Args:
+        folder: The folder.
+    """
     with _in_use_lock:
         descriptor, count = _in_use.pop(folder, (-1, 0))
         if count > 1:
@@ -352,13 +439,27 @@ def release(folder: Path) -> None:
 
 
 def descriptor_of(folder: Path) -> int:
-    """What a child has to inherit so that the folder is in use for as long as the child lives."""
+    """Return what a child has to inherit so that the folder is in use for as long as the child
+    lives.
+
+    Args:
+        folder: The folder.
+    """
     return _in_use[folder][0]
 
 
 def sweep(below: Path, unused_for: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
-    """Remove the folders of code that no process uses, and none has begun to use for this many
-    seconds: how many these are, and their bytes. Those of other users stay."""
+    """Remove the folders of code that no process uses. Those of other users stay.
+
+    Args:
+        below: The folder that holds the unpacked packages.
+        unused_for: For how many seconds nothing has begun to use it.
+        now: The present time, in seconds since the epoch.
+        dry_run: Whether only to say what would be done.
+
+    Returns:
+        How many were removed, and their bytes.
+    """
     count = size = 0
     try:
         found = [Path(each) for each in os.scandir(below) if each.is_dir(follow_symlinks=False)]
@@ -392,7 +493,12 @@ def _removed(folder: Path, since: float, *, dry_run: bool) -> int | None:
 
 
 def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
-    """The same, from an archive that is open."""
+    """Write the files of an open archive below the folder, and nothing outside of it.
+
+    Args:
+        archive: The open archive.
+        folder: The folder.
+    """
     # Not extractall: it is safe with a filter alone, which Python has since 3.11.4 only.
     with _named(f"The code cannot be unpacked to {folder}"):
         for member, path in _members(archive):

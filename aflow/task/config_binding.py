@@ -35,10 +35,15 @@ class GivenConfigs(NamedTuple):
 
 
 def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowDefinition:
-    """The definition of the flow with its configs, and as its mutators have changed it.
+    """Return the definition of the flow with its configs, and as its mutators have changed it.
 
-    Raises InvalidConfig for a config that is unknown, missing, or does not parse, InvalidDecorator
-    for what a mutator has done.
+    Args:
+        flow: The class of the flow.
+        given: The configs that the command line or the caller has given; None for none.
+
+    Raises:
+        InvalidConfig: For a config that is unknown, missing, or does not parse, InvalidDecorator
+            for what a mutator has done.
     """
     definition = define(flow)
     given = given or GivenConfigs()
@@ -58,8 +63,13 @@ def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowD
 
 
 def with_values(definition: FlowDefinition, values: Mapping[str, Any]) -> FlowDefinition:
-    """The flow with these values of its configs, by attribute. Raises InvalidConfig and
-    InvalidDecorator."""
+    """Return the flow with these values of its configs, by attribute. Raises InvalidConfig and
+    InvalidDecorator.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        values: The values, by name.
+    """
     from aflow.flow.mutators import mutated  # few flows have mutators
 
     configs = names_of(definition.configs, values)

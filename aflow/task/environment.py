@@ -30,12 +30,23 @@ class Variables:
         self._held: dict[str, _Held] = {}
 
     def holds(self, name: str) -> bool:
-        """Whether a step that runs holds the variable."""
+        """Return whether a step that runs holds the variable.
+
+        Args:
+            name: The name.
+        """
         return name in self._held
 
     def take(self, values: Mapping[str, str]) -> None:
-        """Set them, all or none. Raises TaskError where another step holds one with another value;
-        the values are not shown."""
+        """Set variables for a step, all or none.
+
+        Args:
+            values: The values, by name.
+
+        Raises:
+            TaskError: Another step that runs holds one of them with another value; the values are
+                not shown.
+        """
         for name, value in values.items():
             held = self._held.get(name)
             if held is not None and held.value != value:
@@ -49,7 +60,11 @@ class Variables:
             os.environ[name] = value
 
     def release(self, values: Mapping[str, str]) -> None:
-        """Release what `take` was given; the last one puts back what was there."""
+        """Release variables that `take` has set; the last release restores what was there.
+
+        Args:
+            values: The values, by name.
+        """
         for name in values:
             held = self._held[name]
             held.holders -= 1

@@ -58,29 +58,53 @@ class Around:
         """The flow is bound and `current` is set. What it raises fails the step."""
 
     def call(self, step: Callable[[], object]) -> object:
-        """Run the step, and all that is inside of this decorator."""
+        """Run the step, and all that is inside of this decorator.
+
+        Args:
+            step: Runs the step and the hooks inside of this one.
+        """
         return step()
 
     async def call_async(self, step: Callable[[], Awaitable[object]]) -> object:
-        """The same for a coroutine step."""
+        """The same for a coroutine step.
+
+        Args:
+            step: Runs the coroutine step and the hooks inside of this one.
+        """
         return await step()
 
     def after(self, error: BaseException | None) -> None:
-        """The step is over, with this error or none; what is set on the flow now is stored still.
-        Called whenever `before` was. What it raises fails the step."""
+        """Follow the step, with its error or None. What is set on the flow now is still stored.
+        Called whenever `before` was; what it raises fails the step.
+
+        Args:
+            error: The exception.
+        """
 
     def stored(self, manifest: Manifest) -> None:
-        """The step has succeeded and all that it left is stored, but nobody knows yet."""
+        """The step has succeeded and all that it left is stored, but nobody knows yet.
+
+        Args:
+            manifest: What the attempt has left: the type, size and blob of each artifact.
+        """
 
     def failed(self, error: BaseException) -> None:
-        """The attempt has failed."""
+        """Follow an attempt that has failed.
+
+        Args:
+            error: The exception.
+        """
 
 
 Makers = tuple[tuple[type[Around], "StepDecorator"], ...]
 
 
 def makers_of(step: StepDefinition) -> Makers:
-    """The classes of what acts around the step, outermost first."""
+    """Return the classes of what acts around the step, outermost first.
+
+    Args:
+        step: The step, with its decorators.
+    """
     return tuple((_class_of(each.around), each) for each in step.decorators if each.around)
 
 
@@ -91,7 +115,12 @@ def _class_of(path: str) -> type[Around]:
 
 
 def call_through(arounds: list[Around], step: Callable[[], object]) -> None:
-    """Run the step inside of all of them."""
+    """Run the step inside of all of them.
+
+    Args:
+        arounds: The hooks of the step's decorators, the outermost first.
+        step: Runs the step and the hooks inside of this one.
+    """
     for each in reversed(arounds):
         step = _inside(each, step)
     step()
@@ -102,7 +131,12 @@ def _inside(around: Around, step: Callable[[], object]) -> Callable[[], object]:
 
 
 async def await_through(arounds: list[Around], step: Callable[[], Awaitable[object]]) -> None:
-    """The same for a coroutine step."""
+    """The same for a coroutine step.
+
+    Args:
+        arounds: The hooks of the step's decorators, the outermost first.
+        step: Runs the coroutine step and the hooks inside of this one.
+    """
     for each in reversed(arounds):
         step = _inside_async(each, step)
     await step()

@@ -40,18 +40,34 @@ class Manifests:
         return self._metadata
 
     def remember(self, task: int, manifest: Manifest) -> None:
-        """Keep a manifest; the oldest goes when there are too many."""
+        """Keep a manifest; the oldest goes when there are too many.
+
+        Args:
+            task: The number of the task within its run.
+            manifest: What the attempt has left: the type, size and blob of each artifact.
+        """
         cache = self._cache
         if len(cache) >= _CACHED_MANIFESTS:
             del cache[next(iter(cache))]
         cache[task] = manifest
 
     def knows(self, task: int) -> bool:
-        """Whether the manifest is at hand."""
+        """Return whether the manifest is at hand.
+
+        Args:
+            task: The number of the task within its run.
+        """
         return task in self._cache
 
     def of(self, task: int) -> Manifest:
-        """The manifest of a task that succeeded."""
+        """Return the manifest of a task that succeeded.
+
+        Args:
+            task: The number of the task within its run.
+
+        Raises:
+            StorageError: The task has not succeeded.
+        """
         manifest = self._cache.get(task)
         if manifest is None:
             data = self.metadata.manifests(self._run_key, [task]).get(task)
@@ -62,7 +78,13 @@ class Manifests:
         return manifest
 
     def passes(self, inputs: Inputs, step: str) -> int:
-        """How many tasks of a step that leads back to itself came before one with these inputs."""
+        """Return how many tasks of a step that leads back to itself came before one with these
+        inputs.
+
+        Args:
+            inputs: Which tasks the inputs come from.
+            step: The name of the step.
+        """
         count = 0
         while isinstance(inputs, FromTask):
             found = self.metadata.task(self._run_key, inputs.task)
@@ -73,8 +95,13 @@ class Manifests:
         return count
 
     def with_item(self, task: int, index: int) -> Manifest:
-        """The manifest of a task that opens a foreach, from when it had made the item at `index`:
-        it may go on making them."""
+        """Return the manifest of a task that opens a foreach, from when it had made the item at
+        `index`: it may go on making them.
+
+        Args:
+            task: The number of the task within its run.
+            index: The index of the item in the foreach.
+        """
         manifest = self.of(task)
         if manifest.items is not None and index >= manifest.items[0]:
             self._cache.pop(task, None)
@@ -82,7 +109,12 @@ class Manifests:
         return manifest
 
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
-        """Up to PAGE inputs of a foreach join from split index `start` on."""
+        """Return up to PAGE inputs of a foreach join from split index `start` on.
+
+        Args:
+            inputs: The foreach that is joined.
+            start: The position of the first one.
+        """
         rows = self.metadata.split_manifests(self._run_key, inputs.split, inputs.steps, start, PAGE)
         return [(index, task, step, Manifest.decode(data)) for index, task, step, data in rows]
 
@@ -102,7 +134,15 @@ class KnownManifests(Manifests):
         split: int | None = None,
         index: int | None = None,
     ) -> None:
-        """Note what a task has left; `split` and `index` are its place in the foreach around it."""
+        """Note what a task has left; `split` and `index` are its place in the foreach around it.
+
+        Args:
+            task: The number of the task within its run.
+            manifest: What the attempt has left: the type, size and blob of each artifact.
+            step: The name of the step.
+            split: The task that opened the foreach.
+            index: The index of the item in the foreach.
+        """
         self._by_task[task] = manifest
         if split is not None and index is not None:
             self._in_split.setdefault(split, {})[index] = (task, step)
@@ -148,7 +188,12 @@ class TaskArtifacts:
         self.reader = reader
 
     def find(self, name: str) -> tuple[int, Entry] | None:
-        """The entry of an artifact and the task that set it; None if there is no such artifact."""
+        """Return the entry of an artifact and the task that set it; None if there is no such
+        artifact.
+
+        Args:
+            name: The name.
+        """
         entry = self.manifest.artifacts.get(name)
         if entry is not None:
             return self.task, entry
@@ -158,7 +203,11 @@ class TaskArtifacts:
         return None if origin is None else (origin, self._manifests.of(origin).artifacts[name])
 
     def entries(self, without: Collection[str] = ()) -> dict[str, tuple[int, Entry]]:
-        """Every artifact's entry and the task that set it, but for the names in `without`."""
+        """Return every artifact's entry and the task that set it, but for the names in `without`.
+
+        Args:
+            without: Names to leave out.
+        """
         found = {name: (self.task, entry) for name, entry in self.manifest.artifacts.items()}
         for task, names in self.manifest.inherited.items():
             origin = self._manifests.of(task).artifacts
@@ -166,7 +215,7 @@ class TaskArtifacts:
         return {name: entry for name, entry in found.items() if name not in without}
 
     def passed_on(self) -> dict[int, list[str]]:
-        """All its artifacts by the task that set them: what a task that follows inherits."""
+        """Return all its artifacts by the task that set them: what a task that follows inherits."""
         passed = {task: list(names) for task, names in self.manifest.inherited.items()}
         if self.manifest.artifacts:
             passed[self.task] = list(self.manifest.artifacts)

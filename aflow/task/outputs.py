@@ -165,7 +165,7 @@ class StepContext:
     # ------------------------------------------------------------ joins
 
     def join_inputs(self) -> JoinInputs:
-        """The `inputs` argument of a join."""
+        """Return the `inputs` argument of a join."""
         inputs = self._inputs
         if isinstance(inputs, FromForeach):
             foreach = inputs  # for the closures: mypy forgets the narrowed type
@@ -219,9 +219,14 @@ class StepContext:
     # ------------------------------------------------------------ what the step leaves
 
     def manifest(self, left: dict[str, Any], writer: PackingWriter) -> Manifest:
-        """What the task leaves: new and changed values stored, all else passed on by key.
+        """Return what the task leaves: new and changed values stored, all else passed on by key.
 
-        Raises ArtifactNotPicklable, naming the artifact, and StoreUnavailable.
+        Args:
+            left: What the step has set on the flow, by name.
+            writer: Stores the artifacts.
+
+        Raises:
+            ArtifactNotPicklable: The error is raised naming the artifact, and StoreUnavailable.
         """
         manifest = Manifest(step=self.step_name, stack=self.stack)
         for name, value in left.items():
@@ -268,7 +273,11 @@ _READ_ONLY: dict[int, frozenset[str]] = {}
 
 
 def read_only_names(definition: FlowDefinition) -> frozenset[str]:
-    """The names that no step may set: parameters and class constants."""
+    """Return the names that no step may set: parameters and class constants.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+    """
     names = _READ_ONLY.get(id(definition))
     if names is None:
         names = frozenset(definition.parameters) | frozenset(definition.constants)
@@ -293,8 +302,17 @@ Announce = Callable[[Any, int], None]
 def write_streamed(
     items: Iterable[Any], blobs: BlobStore, limit: int, clock: Clock, announce: Announce
 ) -> tuple[Any, int]:
-    """The same as `write_items`, and `announce` is called meanwhile, from another thread. It is not
-    called any more when this returns or raises."""
+    """Return the same as `write_items`, and `announce` is called meanwhile, from another thread. It
+    is not called any more when this returns or raises.
+
+    Args:
+        items: The items of the foreach.
+        blobs: The blobs of the datastore, addressed by content.
+        limit: How many items are allowed.
+        clock: The source of the time; tests give a `FakeClock`.
+        announce: Called with the number of items so far and the manifest, from another thread;
+            never after this has returned or raised.
+    """
     stream = _Stream(blobs, clock, announce)
     try:
         for count, item in enumerate(items):

@@ -71,13 +71,17 @@ _started: Started | None = None
 
 
 def note_start(started: Started) -> None:
-    """Note that this process runs the user's program as `__main__`, and has reached `MyFlow()`."""
+    """Note that this process runs the user's program as `__main__`, and has reached `MyFlow()`.
+
+    Args:
+        started: How the program was started.
+    """
     global _started
     _started = started
 
 
 def started() -> Started | None:
-    """How the user's program was started; None where this process is another program."""
+    """Return how the user's program was started; None where this process is another program."""
     return _started
 
 
@@ -86,14 +90,22 @@ _hosted: str | None = None  # the program that this process runs for a task
 
 def host(file: str | None) -> None:
     """Note that this process runs the program of this file for a task; None while its step runs,
-    which may begin runs of its own."""
+    which may begin runs of its own.
+
+    Args:
+        file: The path of the program's file; None while its step runs.
+    """
     global _hosted
     _hosted = file
 
 
 def check_may_begin() -> None:
-    """Raise InvalidInput where the program begins a run while it is only run for a task: tasks
-    would begin runs without end."""
+    """Check that the program may begin a run. It may not while it is run for a task: tasks would
+    begin runs without end.
+
+    Raises:
+        InvalidInput: It is run for a task.
+    """
     if _hosted is not None:
         raise InvalidInput(
             f"{_hosted} begins a run, and each task of that run would begin another one: put what "
@@ -107,8 +119,15 @@ def request_of(
     imported: dict[str, Any] | None = None,
     spun: str | None = None,
 ) -> LoadRequest:
-    """What another process has to know to load the flow: plain values. Of a step that is `spun`
-    the decorators count that it has here."""
+    """Return what another process has to know to load the flow: plain values. Of a step that is
+    `spun` the decorators count that it has here.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        decospecs: The decorators that were given by `--with`.
+        imported: What the first run of the file has imported; None where it is not known.
+        spun: The name of the step that `aflow spin` runs; None for none.
+    """
     left = [] if spun is None else [each.name for each in definition.steps[spun].decorators]
     return LoadRequest(
         source=program_of(definition.cls),
@@ -122,7 +141,7 @@ def request_of(
 
 
 def stands_for_metaflow() -> bool:
-    """Whether aflow stands for Metaflow in this process."""
+    """Return whether aflow stands for Metaflow in this process."""
     compat = sys.modules.get("aflow.compat.metaflow")
     return compat is not None and compat.is_installed()
 
@@ -141,7 +160,7 @@ def _configs_of(definition: FlowDefinition) -> bytes | None:
 
 
 def program_of(cls: type) -> dict[str, Any]:
-    """The program that leads to a flow class, as plain values; see `Program`."""
+    """Return the program that leads to a flow class, as plain values; see `Program`."""
     main = sys.modules["__main__"]
     if _started is not None and _started.flow is cls and getattr(main, "__file__", None):
         return {
@@ -174,7 +193,11 @@ def _flags(words: Sequence[str]) -> list[str]:
 
 
 def source_of(made: Any) -> dict[str, Any]:
-    """Where a class or a function comes from, as plain values; see `class_from`."""
+    """Return where a class or a function comes from, as plain values; see `class_from`.
+
+    Args:
+        made: The class or function.
+    """
     home, name = getattr(made, "__module__", None), getattr(made, "__qualname__", "")
     module = sys.modules.get(home or "")
     file = getattr(module, "__file__", None)
@@ -186,8 +209,12 @@ def source_of(made: Any) -> dict[str, Any]:
 
 
 def class_from(source: dict[str, Any]) -> Any:
-    """The class or function that `source_of` or `program_of` described, in another process, without
-    the guarded block of its program."""
+    """Return the class or function that `source_of` or `program_of` described, in another process,
+    without the guarded block of its program.
+
+    Args:
+        source: The plain values that describe it.
+    """
     if "pickle" in source:
         import pickle
 
@@ -230,15 +257,26 @@ def _is_same(one: str, other: str) -> bool:
 
 
 def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dict[str, Any]:
-    """The same program on a machine where its code is in this folder, and its file has the name
-    `script` there."""
+    """Return the same program on a machine where its code is in this folder, and its file has the
+    name `script` there.
+
+    Args:
+        source: The plain values that describe it.
+        folder: The folder.
+        script: The name of the flow's file in the code package.
+    """
     where = os.fspath(folder)
     return {**source, "file": os.path.join(where, script), "root": where}
 
 
 def packaged(request: LoadRequest, *, is_here: bool = True) -> LoadRequest:
-    """The request for an interpreter that has packages of its own: of what is on sys.path here, the
-    user's own folders alone are there; on another machine (not `is_here`) none."""
+    """Return the request for an interpreter that has packages of its own: of what is on sys.path
+    here, the user's own folders alone are there; on another machine (not `is_here`) none.
+
+    Args:
+        request: What another process has to know to load the flow.
+        is_here: Whether the interpreter is on this machine.
+    """
     source = {**request.source, "packaged": True}
     if "path" in source and not is_here:
         source["path"] = []
@@ -252,8 +290,13 @@ def packaged(request: LoadRequest, *, is_here: bool = True) -> LoadRequest:
 
 
 def for_later(request: LoadRequest, script: str) -> LoadRequest:
-    """The request as it is kept for runs that come later, elsewhere: the same for the same flow,
-    whatever command has deployed it. `script` is the file's name in the code package."""
+    """Return the request as it is kept for runs that come later, elsewhere: the same for the same
+    flow, whatever command has deployed it. `script` is the file's name in the code package.
+
+    Args:
+        request: What another process has to know to load the flow.
+        script: The name of the flow's file in the code package.
+    """
     source = request.source
     if "argv" in source:
         source = {**source, "argv": [script], "flags": [], "path": []}
@@ -280,7 +323,11 @@ class Program:
     def compile(self, text: str | None = None) -> None:
         """Compile the file (or the text that stands for it), and import what lies hidden beside it,
         for all processes that are forked from this one. What is wrong with it is raised where it is
-        run."""
+        run.
+
+        Args:
+            text: The text that stands for the file; None to read the file.
+        """
         if text is not None:
             self._code = compile(text, self.source["file"], "exec", dont_inherit=True)
             return
@@ -304,8 +351,11 @@ class Program:
         return [sys.executable, *self.source["flags"], *_words(self.source["module"], self._argv)]
 
     def run(self) -> Any:
-        """Run the program in this process, up to its end; the flow's class, where the program has
-        not called it by itself. Raises whatever the program raises."""
+        """Run the program in this process, up to its end. Raises whatever the program raises.
+
+        Returns:
+            The flow's class, where the program has not called it by itself.
+        """
         kind = self.source["kind"]
         if kind == "main":
             sys.orig_argv[:] = self._command
@@ -341,9 +391,20 @@ def run_as_main(
     code: CodeType | None = None,
     root: str | None = None,
 ) -> ModuleType:
-    """Run a file as Python runs its program, or the module of this name as `-m` does: `__main__`,
-    sys.argv and sys.path are as they are there (`root` stands for the working folder). Gives the
-    module when it has ended; raises whatever it raises."""
+    """Run a file as Python runs its program, or a module as `-m` does, with `__main__`, sys.argv
+    and sys.path as they are there. Raises whatever the program raises.
+
+    Args:
+        file: The path of the program's file; None while its step runs.
+        argv: sys.argv of the program.
+        path: sys.path of the program, without its own folder.
+        module: The name of the module, as for `python -m`; None for a file.
+        code: The compiled file, where there is one already.
+        root: The folder that stands for the working folder; None for the working folder itself.
+
+    Returns:
+        The module, when it has ended.
+    """
     sys.argv[:] = argv
     main = ModuleType("__main__")
     if module is not None:
@@ -359,7 +420,11 @@ def run_as_main(
 
 def become_main(module: ModuleType) -> None:
     """Let this module be the program. Where multiprocessing was imported before there was one, it
-    has kept the main module of then, for what processes that it spawns give back."""
+    has kept the main module of then, for what processes that it spawns give back.
+
+    Args:
+        module: The module that becomes `__main__`.
+    """
     sys.modules["__main__"] = module
     if "__mp_main__" in sys.modules:
         sys.modules["__mp_main__"] = module
@@ -435,8 +500,15 @@ def _rename(module: ModuleType) -> None:
 
 
 def package_of(file: str) -> tuple[str, str] | None:
-    """Of a file that can only be run as a module of its package (it imports by `from .` or from
-    that package): the folder that holds the package, and the module's name. Else None."""
+    """Return how a file can be run that works only as a module of its package (it imports by `from
+    .` or from that package).
+
+    Args:
+        file: The path of the program's file; None while its step runs.
+
+    Returns:
+        The folder that holds the package, and the module's name; None for any other file.
+    """
     folder, base = os.path.split(os.path.abspath(file))
     names = [base.removesuffix(".py")]
     while os.path.isfile(os.path.join(folder, "__init__.py")) and len(names) < _DEEPEST:
@@ -475,7 +547,14 @@ def _compiled(file: str) -> CodeType:
 
 def program_in(frame: FrameType | None) -> ModuleType | None:
     """`__main__`, if a call that began in this frame comes from a program of the user's that is run
-    as `__main__`; None under a tool (pytest, a console script) and where there is no file."""
+    as `__main__`.
+
+    Args:
+        frame: The frame of the call.
+
+    Returns:
+        None under a tool (pytest, a console script) and where there is no file.
+    """
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if main is None or not file or not os.path.isfile(file) or is_library(file):
@@ -488,13 +567,17 @@ def program_in(frame: FrameType | None) -> ModuleType | None:
 
 
 def is_library(file: str) -> bool:
-    """Whether a file belongs to Python or to what is installed, rather than to the user."""
+    """Return whether a file belongs to Python or to what is installed, rather than to the user.
+
+    Args:
+        file: The path of the program's file; None while its step runs.
+    """
     return os.path.abspath(file).startswith(library_folders())
 
 
 def library_folders() -> tuple[str, ...]:
-    """The folders of Python and of what is installed, as they are named and as they are, each with
-    a separator at its end."""
+    """Return the folders of Python and of what is installed, as they are named and as they are,
+    each with a separator at its end."""
     global _folders
     if not _folders:
         import site
@@ -514,7 +597,14 @@ _folders: tuple[str, ...] = ()
 
 
 def check_is_flow(cls: object, source: dict[str, Any]) -> Any:
-    """The class, if it is one; raises InvalidFlow where the program no longer holds it."""
+    """Return the flow's class.
+
+    Args:
+        source: The plain values that describe it.
+
+    Raises:
+        InvalidFlow: The program no longer holds it.
+    """
     if not isinstance(cls, type):
         raise InvalidFlow(
             f"{source.get('file')} neither calls the flow {source.get('name')} nor holds it: it "

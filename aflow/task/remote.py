@@ -47,17 +47,41 @@ class Payloads:
         self._folder = f"jobs/{flow}/{run}"
 
     def put(self, data: bytes) -> str:
-        """Store it; the key that it is known by."""
+        """Store a payload. May be called twice with the same bytes.
+
+        Args:
+            data: The bytes.
+
+        Returns:
+            The key that it is found by.
+        """
         key = digest_of([data], len(data))
         self._store.put(f"{self._folder}/{key}", [data])
         return key
 
     def part(self, key: str, start: int, length: int) -> bytes:
-        """Some bytes of this key, as they are; raises ObjectNotFound."""
+        """Return some bytes of this key, as they are.
+
+        Args:
+            key: The key: the blake3 of the bytes in hex.
+            start: The position of the first one.
+            length: How many bytes.
+
+        Raises:
+            ObjectNotFound: The datastore has no object of this name.
+        """
         return bytes(self._store.get(f"{self._folder}/{blob_key(key)}", start, length))
 
     def get(self, key: str) -> bytes:
-        """The bytes of this key; raises ObjectNotFound, and CorruptBlob for any others."""
+        """Return the bytes of this key.
+
+        Args:
+            key: The key: the blake3 of the bytes in hex.
+
+        Raises:
+            ObjectNotFound: For any others.
+            CorruptBlob: For any others.
+        """
         data = bytes(self._store.get(f"{self._folder}/{blob_key(key)}"))
         if digest_of([data], len(data)) != key:
             raise CorruptBlob(f"{self._folder}/{key} in {self._store.url} is damaged.")
@@ -65,23 +89,46 @@ class Payloads:
 
 
 def pack_manifests(manifests: dict[int, bytes], rows: Sequence[Row] = ()) -> bytes:
-    """A payload of manifests: by task, and a page of a join's inputs."""
+    """Return a payload of manifests: by task, and a page of a join's inputs.
+
+    Args:
+        manifests: The manifests, by task.
+        rows: The page of the join's inputs: index, task, step and manifest.
+    """
     return msgpack.packb((1, manifests, rows))  # type: ignore[no-any-return]
 
 
 def commit_name(flow: str, run: str, task: int) -> str:
-    """The object that settles a task."""
+    """Return the object that settles a task.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        task: The number of the task within its run.
+    """
     return f"commits/{flow}/{run}/{task}"
 
 
 def mark_over(store: ObjectStore, flow: str, run: str) -> None:
     """Say to workers that the run has ended: what they still get of it is not to be run. Blocks;
-    raises StorageError."""
+    raises StorageError.
+
+    Args:
+        store: The datastore.
+        flow: The name of the flow.
+        run: The id of the run.
+    """
     store.put(_over_name(flow, run), [b"over"])
 
 
 def is_over(store: ObjectStore, flow: str, run: str) -> bool:
-    """Whether the run has ended. Blocks; raises StorageError."""
+    """Return whether the run has ended. Blocks; raises StorageError.
+
+    Args:
+        store: The datastore.
+        flow: The name of the flow.
+        run: The id of the run.
+    """
     return store.size(_over_name(flow, run)) is not None
 
 
@@ -92,7 +139,14 @@ def _over_name(flow: str, run: str) -> str:
 def committed(
     store: ObjectStore, context: RunContext, task: int, attempt: int
 ) -> AttemptReport | None:
-    """What has settled the task, as the report of this attempt; None where nothing has."""
+    """Return what has settled the task, as the report of this attempt; None where nothing has.
+
+    Args:
+        store: The datastore.
+        context: What all attempts of the run share.
+        task: The number of the task within its run.
+        attempt: The number of the attempt, from 0.
+    """
     name = commit_name(context.flow, context.run, task)
     if store.size(name) is None:
         return None
@@ -101,7 +155,14 @@ def committed(
 
 def record_end(store: ObjectStore, flow: str, run: str, report: AttemptReport) -> None:
     """Note how an attempt has ended that has not succeeded, so that it is not run again by anybody
-    who is given its message once more. Blocks; raises StorageError."""
+    who is given its message once more. Blocks; raises StorageError.
+
+    Args:
+        store: The datastore.
+        flow: The name of the flow.
+        run: The id of the run.
+        report: How the attempt has ended.
+    """
     name = _end_name(flow, run, report.task, report.attempt)
     store.put_if_absent(name, [msgpack.packb(report, unicode_errors="surrogatepass")])
 
@@ -133,7 +194,11 @@ class StoredManifests(Manifests):
         self._read: tuple[str, dict[int, bytes], list[Row]] | None = None
 
     def expect(self, spec: AttemptSpec) -> None:
-        """Note where the manifests are that an attempt may ask for."""
+        """Note where the manifests are that an attempt may ask for.
+
+        Args:
+            spec: What the attempt is to run.
+        """
         for key in (*spec.pages, *((spec.more,) if spec.more else ())):
             self._sources.pop(key, None)
             self._sources[key] = None

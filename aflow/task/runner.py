@@ -143,7 +143,11 @@ class AttemptRunner:
         self._item_reader = ItemReader(self._blobs, hold=True)
 
     def remember(self, spec: AttemptSpec) -> None:
-        """Keep manifests that came along with a spec."""
+        """Keep manifests that came along with a spec.
+
+        Args:
+            spec: What the attempt is to run.
+        """
         for task, data in spec.manifests.items():
             if not self.manifests.knows(task) or self._has_grown(task, spec):
                 self.manifests.remember(task, Manifest.decode(data))
@@ -154,7 +158,14 @@ class AttemptRunner:
         return items is not None and (spec.split_index or 0) >= items[0]
 
     def run(self, spec: AttemptSpec) -> AttemptReport:
-        """Run one attempt to its end."""
+        """Run one attempt to its end. Nothing that the step raises passes through.
+
+        Args:
+            spec: What the attempt is to run.
+
+        Returns:
+            How it has ended.
+        """
         execution = self._begin(spec)
         try:
             self._prepare(execution)
@@ -170,8 +181,16 @@ class AttemptRunner:
     async def run_async(
         self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = _never
     ) -> AttemptReport:
-        """The same for a coroutine step. `is_cancelled` says whether it was cancelled by us: only
-        then a CancelledError means that; out of any other step it is an error like others."""
+        """Run one attempt of a coroutine step to its end.
+
+        Args:
+            spec: What the attempt is to run.
+            is_cancelled: Whether the coordinator has cancelled the attempt: only then does
+                CancelledError mean that.
+
+        Returns:
+            How it has ended.
+        """
         execution = self._begin(spec)
         execution.is_cancelled = is_cancelled
         try:
@@ -532,7 +551,12 @@ class AttemptRunner:
 
 def show(stream: str, text: str) -> None:
     """Write to sys.stdout or sys.stderr, as the step has left it: the reason of a failure is in the
-    report, whether it can be shown or not."""
+    report, whether it can be shown or not.
+
+    Args:
+        stream: `stdout` or `stderr`.
+        text: The text.
+    """
     try:
         getattr(sys, stream).write(text)
         getattr(sys, stream).flush()
@@ -553,23 +577,41 @@ def _current_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def catches(error: BaseException) -> bool:
-    """Whether @catch settles it: what the step raised, but not a wish to leave the process."""
+    """Return whether @catch settles an exception: what the step raised, but not a wish to leave the
+    process.
+
+    Args:
+        error: The exception.
+    """
     return isinstance(error, Exception) or is_cancellation(error)
 
 
 def state_of(error: BaseException) -> AttemptState:
-    """The terminal state of an attempt that ended with this exception."""
+    """Return the terminal state of an attempt that ended with this exception.
+
+    Args:
+        error: The exception.
+    """
     return AttemptState.TIMED_OUT if isinstance(error, TaskTimedOut) else AttemptState.FAILED
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether it is asyncio's CancelledError, without importing asyncio for steps that do not."""
+    """Return whether it is asyncio's CancelledError, without importing asyncio for steps that do
+    not.
+
+    Args:
+        error: The exception.
+    """
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
 def no_terminal(step: str) -> str:
-    """Why a step cannot be stopped and asked, and what to do."""
+    """Return why a step cannot be stopped and asked, and what to do.
+
+    Args:
+        step: The name of the step.
+    """
     return (
         f"a step has no terminal. Run the flow with `--debug {step}`, which gives yours to this "
         "step, or call the step with aflow.testing.run_step in a debugger (docs/debugging.md)"
@@ -593,7 +635,12 @@ def _asks_in_vain(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException, step: str = "STEP") -> str:
-    """One line that says what went wrong in the step."""
+    """Return one line that says what went wrong in the step.
+
+    Args:
+        error: The exception.
+        step: The name of the step.
+    """
     if _asks_in_vain(error):
         what = "input() has nobody to ask" if isinstance(error, EOFError) else "pdb cannot stop"
         return f"{type(error).__name__}: {what}: {no_terminal(step)}."
@@ -608,15 +655,24 @@ def sentence(error: BaseException, step: str = "STEP") -> str:
 
 
 def name_of(kind: type[BaseException]) -> tuple[str, str]:
-    """Module and name of a class of exceptions; where aflow stands for Metaflow, as it is called
-    there: flows compare these names."""
+    """Return module and name of a class of exceptions: of a class in which aflow stands for
+    Metaflow the name in Metaflow, since flows compare these names.
+
+    Args:
+        kind: The class of the exception.
+    """
     compat = sys.modules.get("aflow.compat.metaflow")  # else it stands for nothing
     known = None if compat is None else compat.name_in_metaflow(kind)
     return known or (kind.__module__, kind.__name__)
 
 
 def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
-    """The exception as plain values, for the manifest."""
+    """Return the exception as plain values, for the manifest.
+
+    Args:
+        error: The exception.
+        caught: Whether @catch has settled it.
+    """
     module, kind = name_of(type(error))
     return {
         "type": kind,
@@ -628,7 +684,14 @@ def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
 
 
 def safe_text(error: BaseException) -> str:
-    """str(error), also where that raises; what cannot be stored as text in it is escaped."""
+    """str(error), also where that raises.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        What cannot be stored as text in it is escaped.
+    """
     try:
         return storable(str(error))
     except Exception as another:
@@ -636,12 +699,20 @@ def safe_text(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """The text, with what Python could not decode (in the name of a file, say) as `\\udce9`."""
+    """Return the text, with what Python could not decode (in the name of a file, say) as `\\udce9`.
+
+    Args:
+        text: The text.
+    """
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def user_traceback(error: BaseException) -> str:
-    """The traceback from the step's own first line on: frames of aflow above it say nothing."""
+    """Return the traceback from the step's own first line on: frames of aflow above it say nothing.
+
+    Args:
+        error: The exception.
+    """
     try:
         frames = traceback.TracebackException.from_exception(error)
         own = [frame for frame in frames.stack if not frame.filename.startswith(_PACKAGE)]
@@ -653,8 +724,12 @@ def user_traceback(error: BaseException) -> str:
 
 
 def user_lines(error: AflowError) -> list[str]:
-    """Where in the user's code an error of aflow came about: as a traceback says it, without the
-    frames that are ours."""
+    """Return where in the user's code an error of aflow came about: as a traceback says it, without
+    the frames that are ours.
+
+    Args:
+        error: The exception.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_AFLOW)]
     return storable("".join(traceback.format_list(own))).splitlines()
@@ -664,13 +739,21 @@ def user_lines(error: AflowError) -> list[str]:
 
 
 def timeout_of(step: StepDefinition) -> float | None:
-    """The seconds that @timeout allows the step; None without it."""
+    """Return the seconds that @timeout allows the step; None without it.
+
+    Args:
+        step: The step, with its decorators.
+    """
     decorator = step.decorator("timeout")
     return None if decorator is None else float(decorator.total_seconds)
 
 
 def timed_out(step: StepDefinition) -> TaskTimedOut:
-    """The exception of a step that ran too long."""
+    """Return the exception of a step that ran too long.
+
+    Args:
+        step: The step, with its decorators.
+    """
     timeout = step.decorator("timeout")
     assert timeout is not None, "only a step with @timeout times out"
     return TaskTimedOut(
@@ -681,8 +764,12 @@ def timed_out(step: StepDefinition) -> TaskTimedOut:
 
 @contextmanager
 def alarm(step: StepDefinition) -> Iterator[None]:
-    """Raise TaskTimedOut in the step when its time is up. (Code that never comes back to Python
-    is stopped from outside, by the executor.)"""
+    """Raise TaskTimedOut in the step when its time is up. (Code that never comes back to Python is
+    stopped from outside, by the executor.)
+
+    Args:
+        step: The step, with its decorators.
+    """
     seconds = timeout_of(step)
     assert seconds is not None, "only a step with @timeout has an alarm"
     import signal

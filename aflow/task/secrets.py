@@ -31,8 +31,14 @@ class SecretsBackend(Protocol):
     def get(
         self, id: str | None, options: Mapping[str, Any], role: str | None
     ) -> Mapping[str, Any]:
-        """The variables of one secret. What it raises fails the step; its text must not hold
-        the secret."""
+        """Return the variables of one secret. What it raises fails the step; its text must not hold
+        the secret.
+
+        Args:
+            id: The id of the secret.
+            options: The options of the secret's backend.
+            role: The role of AWS to read it with; None for the program's own.
+        """
 
 
 class Inline:
@@ -146,7 +152,7 @@ def _default_backend(id: str | None) -> str:
 
 
 def known_backends() -> dict[str, Any]:
-    """The backends by name; those that packages add with their entry points."""
+    """Return the backends by name; those that packages add with their entry points."""
     from importlib.metadata import entry_points  # only for steps that have secrets
 
     return {

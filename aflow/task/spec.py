@@ -39,7 +39,12 @@ NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried agai
 
 
 def may_be_retried(step: StepDefinition, error: BaseException) -> bool:
-    """Whether an attempt that ended with this exception may be followed by another one."""
+    """Return whether an attempt that ended with this exception may be followed by another one.
+
+    Args:
+        step: The step, with its decorators.
+        error: The exception.
+    """
     if isinstance(error, SystemExit) and error.code == NO_RETRY_EXIT_CODE:
         return False
     retry = step.decorator("retry")
@@ -97,13 +102,17 @@ class AttemptSpec(NamedTuple):
     address: str = ""
 
     def encode(self) -> bytes:
-        """The spec as one message."""
+        """Return the spec as one message."""
         # Workers of the version before take it without an address, which no coordinator gives.
         return msgpack.packb(self if self.address else self[:-1])  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> AttemptSpec:
-        """The spec that `encode` gave."""
+        """Return the spec that `encode` gave.
+
+        Args:
+            data: The bytes.
+        """
         return cls(*unpack(data, _MOST, strict_map_key=False, use_list=False))
 
 
@@ -138,5 +147,5 @@ class AttemptReport(NamedTuple):
         return Outcome(state, None, self.reason, self.retryable)
 
     def message(self) -> tuple[Any, ...]:
-        """The report as a message."""
+        """Return the report as a message."""
         return (ENDED, *self)

@@ -21,6 +21,7 @@ AFLOW = python_files("aflow")
 # Packages whose docstrings are not held yet.
 NOT_HELD: frozenset[str] = frozenset(
     {
+        "_core",
         "aws",
         "cards",
         "cli",
@@ -34,10 +35,7 @@ NOT_HELD: frozenset[str] = frozenset(
         "runner",
         "runs",
         "scheduler",
-        "server",
         "step_functions",
-        "storage",
-        "task",
         "testing",
         "worker",
     }
@@ -232,9 +230,9 @@ def is_handler(node: Function) -> bool:
     the OpenAPI document, and aiohttp says what it takes and returns."""
     given = [*node.args.posonlyargs, *node.args.args]
     kinds = [ast.unparse(each.annotation) for each in given if each.annotation is not None]
-    return "web.Request" in kinds and ast.unparse(node.returns or ast.Constant("")) in (
-        "web.Response",
-        "web.StreamResponse",
+    returned = ast.unparse(node.returns or ast.Constant(""))
+    return ("web.Request" in kinds and returned in ("web.Response", "web.StreamResponse")) or (
+        "Asked" in kinds and returned in ("JsonResponse", "Listing", "Listing | JsonResponse")
     )
 
 

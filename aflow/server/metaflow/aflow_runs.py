@@ -54,10 +54,20 @@ class Rows(Protocol):
     """Rows in the order of their keys."""
 
     def before(self, key: Any, limit: int) -> Iterable[Own]:
-        """Those below the key (None: all), the greatest first."""
+        """Return those below the key (None: all), the greatest first.
+
+        Args:
+            key: The key.
+            limit: How many at most.
+        """
 
     def after(self, key: Any, limit: int) -> Iterable[Own]:
-        """Those above the key (None: all), the smallest first."""
+        """Return those above the key (None: all), the smallest first.
+
+        Args:
+            key: The key.
+            limit: How many at most.
+        """
 
 
 class FewRows:
@@ -129,7 +139,11 @@ class Joined:
         return self._merged(own, others, CHUNK, newest_first=False)
 
     def tell(self, row: Any) -> Any:
-        """The row, for clients."""
+        """Return the row, as clients get it.
+
+        Args:
+            row: The row of the database.
+        """
         if isinstance(row, Own):
             return row.fields
         assert self.listing is not None, "all rows are ours"
@@ -155,19 +169,32 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def status_of(run: RunRecord) -> str:
-    """How a run stands, in the words of the service."""
+    """Return how a run stands, in the words of the service.
+
+    Args:
+        run: The record of the run.
+    """
     if run.finished_at is None:
         return "running"
     return "completed" if run.state.value == "succeeded" else "failed"
 
 
 def flow_row(flow: str, at: float) -> dict[str, Any]:
-    """A flow, for clients."""
+    """Return a flow, for clients.
+
+    Args:
+        flow: The name of the flow.
+        at: When it happened, in seconds since the epoch.
+    """
     return {"flow_id": flow, "user_name": None, **_at(at), "tags": [], "system_tags": []}
 
 
 def run_row(run: RunRecord) -> dict[str, Any]:
-    """A run, for clients."""
+    """Return a run, for clients.
+
+    Args:
+        run: The record of the run.
+    """
     beat = None if run.heartbeat_at is None else int(run.heartbeat_at)
     return {
         **_head(run), "user_name": run.user, **_at(run.created_at), "last_heartbeat_ts": beat,
@@ -176,7 +203,12 @@ def run_row(run: RunRecord) -> dict[str, Any]:
 
 
 def step_rows(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """The steps of a run that have begun at these times, for clients, by name."""
+    """Return the steps of a run that have begun at these times, for clients, by name.
+
+    Args:
+        run: The record of the run.
+        begun: The names of the steps, with the times at which they began.
+    """
     return {
         name: {**_head(run), "step_name": name, "user_name": run.user, **_at(at), **_tail(run)}
         for name, at in begun
@@ -184,12 +216,22 @@ def step_rows(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, A
 
 
 def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
-    """A task, for clients."""
+    """Return a task, for clients.
+
+    Args:
+        run: The record of the run.
+        view: The task with the attempt.
+    """
     return {**_in_task(run, view), **_at(view.task.created_at), "last_heartbeat_ts": None}
 
 
 def latest_metadata(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
-    """What is said of the latest attempt of a task."""
+    """Return what is said of the latest attempt of a task.
+
+    Args:
+        run: The record of the run.
+        view: The task with the attempt.
+    """
     return metadata_rows(run, view, [] if view.attempt is None else [view.attempt], [])
 
 
@@ -200,8 +242,16 @@ def metadata_rows(
     more: Iterable[tuple[float, dict[str, Any]]],
     copies: Copies | None = None,
 ) -> list[dict[str, Any]]:
-    """What is said of attempts of a task, where `copies` of what it has left are for Metaflow's
-    client, and `more` with its times."""
+    """Return what is said of attempts of a task, where `copies` of what it has left are for
+    Metaflow's client, and `more` with its times.
+
+    Args:
+        run: The record of the run.
+        view: The task with the attempt.
+        attempts: The attempts.
+        more: What is added.
+        copies: Where copies for Metaflow's client are; None where there are none.
+    """
     began = view.task.created_at
     around = dict(records.surroundings(run, view))
     if copies is not None:
@@ -225,8 +275,15 @@ def metadata_rows(
 def artifact_rows(
     run: RunRecord, view: TaskView, copies: Copies | None = None, left: Iterable[Copy] = ()
 ) -> list[dict[str, Any]]:
-    """What the attempt of the view has left: `left` are `copies` for Metaflow's client, and
-    without them it cannot read the values."""
+    """Return what the attempt of the view has left: `left` are `copies` for Metaflow's client, and
+    without them it cannot read the values.
+
+    Args:
+        run: The record of the run.
+        view: The task with the attempt.
+        copies: Where copies for Metaflow's client are; None where there are none.
+        left: The artifacts that the attempt has left.
+    """
     if view.attempt is None:
         return []
     at = view.attempt.finished_at or view.task.created_at
@@ -256,7 +313,13 @@ def _at(seconds: float) -> dict[str, int]:
 
 
 def passes(query: Mapping[str, str], fields: dict[str, Any], status: str = "") -> bool:
-    """Whether a row is one of those that a query filters for. Raises RegistrationRefused."""
+    """Return whether a row is one of those that a query filters for. Raises RegistrationRefused.
+
+    Args:
+        query: The query of the request.
+        fields: The fields, by name.
+        status: The status of the run, as the service names it.
+    """
     for name, value in query.items():
         what, _, how = name.partition(":")
         if name in ("_limit", "_cursor"):
@@ -302,7 +365,11 @@ class OwnRuns:
         self._copies: dict[str, Copies | None] = {}
 
     def has_flow(self, flow: str) -> bool:
-        """Whether there is a run of the flow."""
+        """Return whether there is a run of the flow.
+
+        Args:
+            flow: The name of the flow.
+        """
         return bool(self._store.runs(flow, limit=1))
 
     def _copies_of(self, run: RunRecord) -> Copies | None:
@@ -316,7 +383,13 @@ class OwnRuns:
     def joined(
         self, name: str, asked: Asked, answer: JsonResponse | Lister
     ) -> JsonResponse | Lister:
-        """What the route `name` answers, with ours."""
+        """Return what the route `name` answers, with ours.
+
+        Args:
+            name: The name.
+            asked: The request: its path, query and body.
+            answer: What the service itself answers.
+        """
         if isinstance(answer, Listing) and name == "get_flows":
             rows = [Own(flow, flow_row(flow, at)) for flow, at in self._store.flows()]
             passing = [each for each in rows if passes(asked.query, each.fields)]
@@ -329,7 +402,12 @@ class OwnRuns:
         return answer
 
     def one(self, name: str, asked: Asked) -> JsonResponse | None:
-        """What the route `name` answers of something that is not registered."""
+        """Return what the route `name` answers of something that is not registered.
+
+        Args:
+            name: The name.
+            asked: The request: its path, query and body.
+        """
         if name == "get_flow":
             flows = dict(self._store.flows())
             if asked.flow in flows:

@@ -64,8 +64,17 @@ _ITEMS = 200  # a frame
 
 
 def answered(store: MetadataStore, name: str, body: bytes) -> Generator[bytes, None, None]:
-    """The frames that answer one call. Raises InvalidMessage for one that means nothing, and
-    MetadataUnavailable, if it is known before the first frame, where the store cannot be used."""
+    """Yield the frames that answer one call.
+
+    Args:
+        store: The metadata store.
+        name: The name.
+        body: The body of the request.
+
+    Raises:
+        InvalidMessage: For one that means nothing, and MetadataUnavailable, if it is known before
+            the first frame, where the store cannot be used.
+    """
     if name not in wire.CALLS and name not in wire.STREAMS:
         raise InvalidMessage(f"There is no call {name[:40]!r} of the metadata.")
     try:
@@ -200,7 +209,11 @@ class MetaflowApi:
         return web.json_response(failure, status=status, headers=headers)
 
     def handler(self, route: ServiceRoute) -> Handler:
-        """What answers requests of this route."""
+        """Return what answers requests of this route.
+
+        Args:
+            route: The route.
+        """
 
         async def handle(request: web.Request) -> web.StreamResponse:
             query = {name: each for name, each in request.query.items() if name != REGISTERED}

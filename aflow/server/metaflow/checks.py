@@ -28,7 +28,14 @@ LONGEST = 1000  # characters
 
 
 def check(pattern: str) -> None:
-    """Raises RegistrationRefused for what is not an expression of a decent length."""
+    """Check a regular expression.
+
+    Args:
+        pattern: The expression.
+
+    Raises:
+        RegistrationRefused: It is malformed, or too long (400).
+    """
     try:
         _compiled(pattern if len(pattern) <= LONGEST else "(")
     except re2.error as error:
@@ -38,7 +45,12 @@ def check(pattern: str) -> None:
 
 
 def is_found(pattern: str, value: str) -> bool:
-    """Whether the expression is found in the value."""
+    """Return whether the expression is found in the value.
+
+    Args:
+        pattern: The regular expression of RE2.
+        value: The value.
+    """
     return _compiled(pattern).search(value) is not None
 
 
@@ -62,21 +74,35 @@ NAMES = {  # of which characters they are, by what they name
 
 
 def path_name(kind: str, value: str) -> str:
-    """A name in a path."""
+    """Return a name in a path.
+
+    Args:
+        kind: The kind.
+        value: The value.
+    """
     if not NAMES[kind].match(value):
         raise _refused(f"{value[:80]!r} cannot be a {kind}")
     return value
 
 
 def number(value: str) -> int | None:
-    """The number that a name is, None where it is none. One that no row can have is -1."""
+    """Return the number that a name is, None where it is none. One that no row can have is -1.
+
+    Args:
+        value: The value.
+    """
     if not value.isdigit():
         return None
     return int(value) if len(value) <= 18 else -1
 
 
 def given_name(kind: str, value: object) -> str | None:
-    """A name that a client gives to its run or task; numbers are the service's own."""
+    """Return a name that a client gives to its run or task; numbers are the service's own.
+
+    Args:
+        kind: The kind.
+        value: The value.
+    """
     if value is None:
         return None
     name = path_name(kind, value) if isinstance(value, str) else None
@@ -86,7 +112,12 @@ def given_name(kind: str, value: object) -> str | None:
 
 
 def parsed(body: bytes, kind: type) -> Any:
-    """The JSON of a body, which has to be an object or a list. No body is an empty one."""
+    """Return the JSON of a body, which has to be an object or a list. No body is an empty one.
+
+    Args:
+        body: The body of the request.
+        kind: The kind.
+    """
     try:
         value = json.loads(body) if body else kind()
     except (ValueError, RecursionError):
@@ -97,7 +128,11 @@ def parsed(body: bytes, kind: type) -> Any:
 
 
 def items(body: bytes) -> list[dict[str, Any]]:
-    """The objects in a list."""
+    """Return the objects in a list.
+
+    Args:
+        body: The body of the request.
+    """
     values = parsed(body, list)
     if len(values) > MAX_ITEMS:
         raise _refused(f"one request may have {MAX_ITEMS} items, not {len(values)}")
@@ -107,7 +142,13 @@ def items(body: bytes) -> list[dict[str, Any]]:
 
 
 def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str | None:
-    """A text; of anything else, as clients do send it, its JSON."""
+    """Return a text; of anything else, as clients do send it, its JSON.
+
+    Args:
+        values: The values.
+        key: The key.
+        default: What counts where the value is absent.
+    """
     value: object = values.get(key, default)
     if value is None:
         return None
@@ -120,7 +161,13 @@ def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str
 
 
 def name_of(values: Mapping[str, Any], key: str, kind: str | None = None) -> str:
-    """A name that cannot be left out, though clients do so: then it is a blank."""
+    """Return a name that cannot be left out, though clients do so: then it is a blank.
+
+    Args:
+        values: The values.
+        key: The key.
+        kind: The kind.
+    """
     value = text(values, key)
     if not value:
         return " "
@@ -128,7 +175,11 @@ def name_of(values: Mapping[str, Any], key: str, kind: str | None = None) -> str
 
 
 def attempt(values: Mapping[str, Any]) -> int:
-    """The number of an attempt."""
+    """Return the number of an attempt.
+
+    Args:
+        values: The values.
+    """
     value = values.get("attempt_id", 0)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10_000:
         raise _refused("attempt_id has to be a number from 0 to 9999")
@@ -136,7 +187,12 @@ def attempt(values: Mapping[str, Any]) -> int:
 
 
 def tags(values: Mapping[str, Any], key: str) -> str:
-    """Tags as JSON: a list of texts, or what old clients send, an object of them."""
+    """Return tags as JSON: a list of texts, or what old clients send, an object of them.
+
+    Args:
+        values: The values.
+        key: The key.
+    """
     value = values.get(key)
     each = list(value.values()) + list(value) if isinstance(value, dict) else value or []
     if not isinstance(each, list) or not all(isinstance(tag, str) for tag in each):
@@ -147,7 +203,12 @@ def tags(values: Mapping[str, Any], key: str) -> str:
 
 
 def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
-    """Tags that are to be added or removed."""
+    """Return tags that are to be added or removed.
+
+    Args:
+        values: The values.
+        key: The key.
+    """
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(tag, str) and tag for tag in value):
         raise _refused(f"{key} has to be a list of texts")
@@ -159,7 +220,11 @@ def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
 
 
 def pattern(value: str | None) -> str | None:
-    """A regular expression that a value has to match."""
+    """Return a regular expression that a value has to match.
+
+    Args:
+        value: The value.
+    """
     if value is None:
         return None
     _storable("pattern", value)
@@ -168,7 +233,12 @@ def pattern(value: str | None) -> str | None:
 
 
 def word(key: str, value: str | None) -> str | None:
-    """A text in a query."""
+    """Return a text in a query.
+
+    Args:
+        key: The key.
+        value: The value.
+    """
     if value is not None:
         _storable(key, value)
     return value

@@ -35,12 +35,12 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def sql() -> dict[str, str]:
-    """The statements of queries.sql, by name."""
+    """Return the statements of queries.sql, by name."""
     return named((_FOLDER / "queries.sql").read_text())
 
 
 def schema() -> list[str]:
-    """The statements that make the tables."""
+    """Return the statements that make the tables."""
     text = re.sub(r"--[^\n]*", "", (_FOLDER / "schema.sql").read_text())
     return [each.strip() for each in text.split(";") if each.strip()]
 
@@ -49,13 +49,34 @@ class Transaction(Protocol):
     """A transaction."""
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """All rows of the answer."""
+        """Return all rows of the answer.
+
+        Args:
+            sql: The SQL, with `?` for values.
+            values: The values.
+        """
 
     def change(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Execute a statement; how many rows it has changed."""
+        """Execute a statement.
+
+        Args:
+            sql: The SQL, with `?` for values.
+            values: The values.
+
+        Returns:
+            How many rows it has changed.
+        """
 
     def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
-        """Execute a statement for each of these; how many rows they have changed."""
+        """Execute a statement for each of these.
+
+        Args:
+            sql: The SQL, with `?` for values.
+            values: The values.
+
+        Returns:
+            How many rows they have changed.
+        """
 
 
 class Database(Protocol):
@@ -64,19 +85,44 @@ class Database(Protocol):
     words: dict[str, str]
 
     def read(self, work: Callable[[Transaction], T]) -> T:
-        """Do work that only reads. It sees what has been committed."""
+        """Run work that only reads, on what has been committed.
+
+        Args:
+            work: Called with the transaction; it may be called again after a conflict.
+
+        Returns:
+            What the work returned.
+        """
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        """Do work in one transaction, all of it or nothing."""
+        """Run work in one transaction, all of it or nothing.
+
+        Args:
+            work: Called with the transaction; it may be called again after a conflict.
+
+        Returns:
+            What the work returned.
+        """
 
     def close(self) -> None:
         """Release the connections. May be called twice."""
 
 
 def open_database(url: str, durability: str = "power") -> Database:
-    """The database at `sqlite:///path`, `memory:` or `postgresql://...`, with its tables: what is
-    missing is made, by one process at a time. Raises InvalidSetting, MissingExtra,
-    MetadataTooNew and MetadataUnavailable."""
+    """Return the database at `sqlite:///path`, `memory:` or `postgresql://...`, with its tables:
+    what is missing is made, by one process at a time.
+
+    Args:
+        url: The URL of the database.
+        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+        MissingExtra: A package that this needs is not installed.
+        MetadataTooNew: A newer aflow has written the metadata.
+        MetadataUnavailable: The metadata store does not answer, or is damaged.
+    """
     scheme, _, rest = url.partition(":")
     if scheme == "memory":
         return SqliteDatabase(None, durability)
@@ -94,7 +140,15 @@ def open_database(url: str, durability: str = "power") -> Database:
 
 
 def check_version(found: int, where: str) -> None:
-    """Raises MetadataTooNew for tables that a newer aflow has made."""
+    """Raises MetadataTooNew for tables that a newer aflow has made.
+
+    Args:
+        found: What was found in the database.
+        where: The place, for the sentence.
+
+    Raises:
+        MetadataTooNew: A newer aflow has written the metadata.
+    """
     if found > VERSION:
         raise MetadataTooNew(
             f"The tables of the metadata service in {where} have version {found}, this aflow knows "

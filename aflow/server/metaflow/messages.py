@@ -29,7 +29,12 @@ class RunScope(NamedTuple):
 
     @classmethod
     def of(cls, flow: str, row: Row) -> RunScope:
-        """The run of the flow that a row describes."""
+        """Return the run of the flow that a row describes.
+
+        Args:
+            flow: The name of the flow.
+            row: The row of the database.
+        """
         number, name, user, ts_epoch, heartbeat, tags, system_tags = row
         decoded = json.loads(tags), json.loads(system_tags)
         return cls(flow, number, name, user, ts_epoch, heartbeat, *decoded)
@@ -45,7 +50,7 @@ class RunScope(NamedTuple):
         return {"tags": self.tags, "system_tags": self.system_tags}
 
     def row(self) -> dict[str, Any]:
-        """The run, for clients."""
+        """Return the run, for clients."""
         return {
             **self.head,
             "user_name": self.user,
@@ -66,7 +71,11 @@ class TaskScope(NamedTuple):
     heartbeat: int | None
 
     def row(self, run: RunScope) -> dict[str, Any]:
-        """The task, for clients."""
+        """Return the task, for clients.
+
+        Args:
+            run: The run.
+        """
         return {
             **run.head,
             "step_name": self.step,
@@ -79,7 +88,13 @@ class TaskScope(NamedTuple):
 
 
 def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
-    """The run that has this number or name."""
+    """Return the run that has this number or name.
+
+    Args:
+        session: The transaction.
+        flow: The name of the flow.
+        run: The id of the run.
+    """
     number = checks.number(run)
     name = "run_by_name" if number is None else "run_by_number"
     found = session.rows(sql()[name], [flow, run if number is None else number])
@@ -87,7 +102,14 @@ def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
 
 
 def find_task(session: Transaction, run: RunScope, step: str, task: str) -> TaskScope | None:
-    """The task of a step that has this number or name."""
+    """Return the task of a step that has this number or name.
+
+    Args:
+        session: The transaction.
+        run: The run.
+        step: The name of the step.
+        task: The number or name of the task.
+    """
     number = checks.number(task)
     name = "task_by_name" if number is None else "task_by_number"
     found = session.rows(sql()[name], [run.number, step, task if number is None else number])
@@ -95,17 +117,25 @@ def find_task(session: Transaction, run: RunScope, step: str, task: str) -> Task
 
 
 def missing() -> RegistrationRefused:
-    """There is no such thing."""
+    """Return the refusal for an object that does not exist (404)."""
     return RegistrationRefused(404, {})
 
 
 def duplicate(what: str) -> RegistrationRefused:
-    """It already exists. (Clients of the service are used to what PostgreSQL says.)"""
+    """Return it already exists. (Clients of the service are used to what PostgreSQL says.)
+
+    Args:
+        what: The name of the object.
+    """
     return _database_said(409, "23505", f"duplicate key: {what} already exists")
 
 
 def no_parent(what: str) -> RegistrationRefused:
-    """That to which it would belong is not there."""
+    """Return that to which it would belong is not there.
+
+    Args:
+        what: The name of the object.
+    """
     return _database_said(404, "23503", f"foreign key: there is no {what}")
 
 
@@ -143,7 +173,11 @@ class PageRequest:
     after: Any = None
 
     def headers(self, keys: list[Any]) -> dict[str, str]:
-        """What is said beside the rows with these keys."""
+        """Return what is said beside the rows with these keys.
+
+        Args:
+            keys: The keys of the rows, in order.
+        """
         headers = {"X-Limit": str(self.limit)}
         if len(keys) == self.limit:
             cursor = json.dumps({"after": keys[-1]}).encode()
@@ -159,7 +193,15 @@ class Condition:
     values: list[Any] = field(default_factory=list)
 
     def add(self, sql: str, *values: Any) -> Condition:
-        """And this, too."""
+        """Add a condition, joined by AND.
+
+        Args:
+            sql: The SQL, with `?` for values.
+            *values: The values.
+
+        Returns:
+            This object.
+        """
         self.parts.append(sql)
         self.values += values
         return self
@@ -171,7 +213,15 @@ class Condition:
 
 
 def page_of(query: Mapping[str, str], key: type = int) -> PageRequest | None:
-    """The page that is asked for, None for the whole list. Raises RegistrationRefused (400)."""
+    """Return the page that is asked for, None for the whole list.
+
+    Args:
+        query: The query of the request.
+        key: The key.
+
+    Raises:
+        RegistrationRefused: (400).
+    """
     if "_limit" not in query and "_cursor" not in query:
         return None
     limit = query.get("_limit", str(LIMIT))
@@ -197,9 +247,22 @@ def filters(
     completed: str = "",
     now: float = 0.0,
 ) -> Condition:
-    """Add what a query filters by: `fields` are the columns by their public names. With `has_tag`
-    and `completed`, in the words of the database, tags and status, too. Raises
-    RegistrationRefused (400) for what is not known."""
+    """Add what a query filters by.
+
+    Args:
+        query: The query of the request.
+        fields: The columns, by their public names.
+        condition: The condition that is extended.
+        has_tag: The condition in SQL that a row has a tag; empty where rows have none.
+        completed: The condition in SQL that a run has ended; empty where rows have no status.
+        now: The present time, in seconds since the epoch.
+
+    Returns:
+        The condition.
+
+    Raises:
+        RegistrationRefused: A filter is not known (400).
+    """
     for name, value in query.items():
         if name in ("_limit", "_cursor"):
             continue
@@ -316,10 +379,19 @@ class Lister(Protocol):
         """The page that is asked for."""
 
     def first(self, session: Transaction) -> list[Row]:
-        """The page; without one, the first rows."""
+        """Return the page; without one, the first rows.
+
+        Args:
+            session: The transaction.
+        """
 
     def after(self, session: Transaction, key: Any) -> list[Row]:
-        """The next rows, at most CHUNK; fewer say that these are the last."""
+        """Return the next rows, at most CHUNK; fewer say that these are the last.
+
+        Args:
+            session: The transaction.
+            key: The key.
+        """
 
     @property
     def tell(self) -> Callable[[Row], Any]:
@@ -360,5 +432,5 @@ class Listing:
 
 
 def empty() -> JsonResponse:
-    """An empty list: the answer for a run or task that does not exist."""
+    """Return an empty list: the answer for a run or task that does not exist."""
     return JsonResponse([])

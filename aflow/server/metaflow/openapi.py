@@ -181,7 +181,7 @@ _TAG = "metadata service"
 
 
 def description() -> Description:
-    """The API of Metaflow's service."""
+    """Return the API of Metaflow's service."""
     paths: dict[str, dict[str, Any]] = {
         "/ping": {"get": _plain("service_ping", "Check that the process answers.", "`pong`.")},
         "/version": {

@@ -63,7 +63,12 @@ def add_flow(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def see_to(session: Transaction, asked: Asked) -> None:
-    """Register a flow that aflow itself has run, unless it is registered already."""
+    """Register a flow that aflow itself has run, unless it is registered already.
+
+    Args:
+        session: The transaction.
+        asked: The request: its path, query and body.
+    """
     if not session.rows(sql()["flow"], [asked.flow]):
         session.change(sql()["add_flow"], [asked.flow, None, asked.ts_epoch, "[]", "[]"])
 
@@ -141,7 +146,7 @@ def beat_run(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def heard() -> JsonResponse:
-    """What a heartbeat is answered: JSON in a text, as clients expect it."""
+    """Return what a heartbeat is answered: JSON in a text, as clients expect it."""
     return JsonResponse(json.dumps({"wait_time_in_seconds": WAIT}))
 
 
@@ -164,7 +169,15 @@ def change_tags(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def the_run(session: Transaction, asked: Asked) -> RunScope:
-    """The run of the path; 404."""
+    """Return the run of the path.
+
+    Args:
+        session: The transaction.
+        asked: The request: its path, query and body.
+
+    Raises:
+        RegistrationRefused: It does not exist (404).
+    """
     found = find_run(session, asked.flow, asked.run)
     if found is None:
         raise missing()
@@ -296,7 +309,12 @@ def beat_task(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def the_task(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
-    """The run and the task of the path; 404."""
+    """Return the run and the task of the path; 404.
+
+    Args:
+        session: The transaction.
+        asked: The request: its path, query and body.
+    """
     run = the_run(session, asked)
     task = find_task(session, run, asked.step, asked.task)
     if task is None:
@@ -359,7 +377,12 @@ def add_metadata(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def registered(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
-    """The run and the task of the path, to which something is to be added; 400."""
+    """Return the run and the task of the path, to which something is to be added; 400.
+
+    Args:
+        session: The transaction.
+        asked: The request: its path, query and body.
+    """
     run = find_run(session, asked.flow, asked.run)
     task = run and find_task(session, run, asked.step, asked.task)
     if run is None or task is None:

@@ -686,7 +686,12 @@ class ManyRunsDone:
         self._refused: Counter[str] = Counter()
 
     def note(self, run: RunRecord, why_not: str | None) -> None:
-        """It was done, or would be, with this run; or why not."""
+        """It was done, or would be, with this run; or why not.
+
+        Args:
+            run: The record of the run.
+            why_not: Why it cannot be done; None where it can.
+        """
         if why_not is not None:
             self._refused[why_not] += 1
             return
@@ -695,7 +700,7 @@ class ManyRunsDone:
             self._runs.append(f"{run.flow}/{run.run}")
 
     def as_json(self) -> dict[str, Any]:
-        """The answer."""
+        """Return the answer."""
         refused = [{"reason": why, "count": n} for why, n in self._refused.most_common(20)]
         return {
             "count": self._count, "runs": self._runs, "refused": refused, "cursor": self.cursor,

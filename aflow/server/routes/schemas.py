@@ -15,68 +15,128 @@ LONGEST_WAIT = 60  # seconds that a request may wait for the end of a run
 
 
 def text(meaning: str, **more: Any) -> Schema:
-    """A string."""
+    """Return a string.
+
+    Args:
+        meaning: The description of the field.
+        **more: What is added.
+    """
     return {"type": "string", "description": meaning, **more}
 
 
 def maybe_text(meaning: str) -> Schema:
-    """A string or null."""
+    """Return a string or null.
+
+    Args:
+        meaning: The description of the field.
+    """
     return {"type": ["string", "null"], "description": meaning}
 
 
 def choice(values: Any, meaning: str) -> Schema:
-    """One of these strings."""
+    """Return one of these strings.
+
+    Args:
+        values: The values.
+        meaning: The description of the field.
+    """
     return {"enum": [*values], "description": meaning}
 
 
 def flag(meaning: str) -> Schema:
-    """True or false."""
+    """Return the schema of true or false.
+
+    Args:
+        meaning: The description of the field.
+    """
     return {"type": "boolean", "description": meaning}
 
 
 def count(meaning: str) -> Schema:
-    """A whole number from 0 on."""
+    """Return a whole number from 0 on.
+
+    Args:
+        meaning: The description of the field.
+    """
     return {"type": "integer", "minimum": 0, "description": meaning}
 
 
 def whole(meaning: str) -> Schema:
-    """A whole number."""
+    """Return a whole number.
+
+    Args:
+        meaning: The description of the field.
+    """
     return {"type": "integer", "description": meaning}
 
 
 def maybe_whole(meaning: str) -> Schema:
-    """A whole number or null."""
+    """Return a whole number or null.
+
+    Args:
+        meaning: The description of the field.
+    """
     return {"type": ["integer", "null"], "description": meaning}
 
 
 def real(meaning: str) -> Schema:
-    """A number."""
+    """Return a number.
+
+    Args:
+        meaning: The description of the field.
+    """
     return {"type": "number", "description": meaning}
 
 
 def maybe_real(meaning: str) -> Schema:
-    """A number or null."""
+    """Return a number or null.
+
+    Args:
+        meaning: The description of the field.
+    """
     return {"type": ["number", "null"], "description": meaning}
 
 
 def number(most: int, meaning: str, default: int | None = None) -> Schema:
-    """A whole number from 0 to this one."""
+    """Return a whole number from 0 to this one.
+
+    Args:
+        most: The limit.
+        meaning: The description of the field.
+        default: What counts where the value is absent.
+    """
     found = {"type": "integer", "minimum": 0, "maximum": most, "description": meaning}
     return found if default is None else {**found, "default": default}
 
 
 def array(items: Schema, meaning: str, **more: Any) -> Schema:
-    """A list."""
+    """Return a list.
+
+    Args:
+        items: The schema of the items.
+        meaning: The description of the field.
+        **more: What is added.
+    """
     return {"type": "array", "items": items, "description": meaning, **more}
 
 
 def mapping(meaning: str, values: Schema | None = None) -> Schema:
-    """An object with names that are not known in advance."""
+    """Return an object with names that are not known in advance.
+
+    Args:
+        meaning: The description of the field.
+        values: The values.
+    """
     return {"type": "object", "additionalProperties": values or {}, "description": meaning}
 
 
 def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """An object with these fields."""
+    """Return an object with these fields.
+
+    Args:
+        required: The schemas of the fields that have to be there.
+        optional: The schemas of the fields that may be absent.
+    """
     return {
         "type": "object",
         "properties": {**required, **(optional or {})},
@@ -85,12 +145,22 @@ def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None
 
 
 def maybe_fields(meaning: str, required: Mapping[str, Schema]) -> Schema:
-    """An object with these fields, or null."""
+    """Return an object with these fields, or null.
+
+    Args:
+        meaning: The description of the field.
+        required: The schemas of the fields that have to be there.
+    """
     return {**fields(required), "type": ["object", "null"], "description": meaning}
 
 
 def described(schema: Schema, meaning: str) -> Schema:
-    """The schema with a description."""
+    """Return the schema with a description.
+
+    Args:
+        schema: The schema.
+        meaning: The description of the field.
+    """
     return {**schema, "description": meaning}
 
 

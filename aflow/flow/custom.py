@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from aflow.errors import InvalidDecorator
+from aflow.errors import AflowError, InvalidDecorator
 from aflow.flow.configs import evaluated
 from aflow.flow.decorators.base import add_decorator, step_mark
 from aflow.flow.names import did_you_mean, place, shown
@@ -50,6 +50,9 @@ class Custom:
     def init(self, *args: Any, **kwargs: Any) -> None:
         """Take the options; to be overridden by what has any."""
 
+    def __repr__(self) -> str:
+        return f"@{self.decorator_name}"
+
     def get_args_kwargs(self) -> tuple[list[Any], dict[str, Any]]:
         """The options that it was given."""
         return list(self._args), dict(self._kwargs)
@@ -65,10 +68,12 @@ class Custom:
             )
         try:
             made.init(*made._args, **made._kwargs)
+        except AflowError:
+            raise
         except Exception as error:
             raise InvalidDecorator(
                 f"{self.decorator_name} failed in init{place(error)}: "
-                f"{type(error).__name__}: {error}."
+                f"{type(error).__name__}: {error}"
             ) from error
         return made
 
@@ -258,6 +263,11 @@ class FromGenerator(UserStepDecorator):
         if isinstance(value, dict):
             self.skip_step = value or True
             return None
+        if value is not None and not callable(value):
+            raise InvalidDecorator(
+                f"@{self.decorator_name} has yielded {shown(value)}: yield nothing, a function to "
+                "run instead of the step, or a dict to skip it."
+            )
         return value
 
     def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Any:
@@ -285,25 +295,39 @@ def custom_named(name: str) -> type[OnStep] | None:
 
     Raises InvalidDecorator where the path leads nowhere, or the name means several.
     """
-    found = {path: kind for path, kind in _known.items() if f".{path}".endswith(f".{name}")}
-    kinds = [kind for kind in found.values() if issubclass(kind, OnStep)]
-    if len(kinds) > 1 and name not in found:
-        raise InvalidDecorator(f"{name!r} may be any of {', '.join(found)}: write its whole path.")
-    if kinds:
-        kind = found.get(name, kinds[0])
-        return kind if issubclass(kind, OnStep) else None
-    return _imported(name) if "." in name else None
+    return _named(name, OnStep, "step")
 
 
-def _imported(path: str) -> type[OnStep]:
+def flow_mutator_named(name: str) -> type[FlowMutator] | None:
+    """The same for mutators of flows."""
+    return _named(name, FlowMutator, "flow")
+
+
+K = TypeVar("K", bound=Custom)
+
+
+def _named(name: str, kind: type[K], of: str) -> type[K] | None:
+    known = {path: each for path, each in _known.items() if issubclass(each, kind)}
+    if name in known:
+        return known[name]
+    ends = {path: each for path, each in known.items() if path.endswith(f".{name}")}
+    if len(ends) > 1:
+        raise InvalidDecorator(f"{name!r} may be any of {', '.join(ends)}: write its whole path.")
+    for each in ends.values():
+        return each
+    return _imported(name, kind, of, known) if "." in name else None
+
+
+def _imported(path: str, kind: type[K], of: str, known: Iterable[str]) -> type[K]:
     from importlib import import_module
 
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InvalidDecorator(f"There is no step decorator {path!r}: {error}.") from error
-    if not isinstance(found, type) or not issubclass(found, OnStep):
-        near = did_you_mean(path, _known)
-        raise InvalidDecorator(f"{path!r} is not a step decorator.{near}")
+    except Exception as error:  # the module is the user's: it may raise anything
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise InvalidDecorator(f"There is no {of} decorator {path!r}: {reason}.") from error
+    if not isinstance(found, type) or not issubclass(found, kind):
+        near = did_you_mean(path, known)
+        raise InvalidDecorator(f"{path!r} is not a {of} decorator.{near}")
     return found

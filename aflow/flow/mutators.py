@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, assert_never
 
-from aflow._core.records import fields, is_dataclass, replace
-from aflow.errors import AflowError, InvalidDecorator, InvalidParameter
+from aflow._core.records import fields, replace
+from aflow.errors import AflowError, InvalidDecorator
 from aflow.flow.configs import evaluated, names_of
-from aflow.flow.custom import Custom, FlowMutator, OnStep, StepMutator, custom_named
+from aflow.flow.custom import (
+    Custom,
+    FlowMutator,
+    OnStep,
+    StepMutator,
+    custom_named,
+    flow_mutator_named,
+)
 from aflow.flow.decorators.attach import read_options
 from aflow.flow.decorators.base import DelayedDecorator, StepDecorator, build
 from aflow.flow.decorators.flow_base import DelayedFlowDecorator, FlowDecorator
@@ -24,11 +31,17 @@ if TYPE_CHECKING:
 Spec = tuple[str, str, list[Any], dict[str, Any]]
 """A decorator as it is described: short name, full name, options by place, options by name."""
 
-IGNORE, ERROR, OVERRIDE = 1, 2, 3
+
+class Duplicates(IntEnum):
+    """What becomes of a decorator that is added where there is one of its kind."""
+
+    IGNORE = 1
+    ERROR = 2
+    OVERRIDE = 3
 
 
 class Draft:
-    """What mutators change. `mutator` is the one whose turn it is."""
+    """What mutators change."""
 
     def __init__(self, definition: FlowDefinition) -> None:
         self.definition = definition
@@ -40,7 +53,6 @@ class Draft:
         self.decorators = list(definition.decorators)
         self.flow_mutators = [each.begun(self.configs) for each in definition.mutators]
         self.pre_mutate = True
-        self.mutator = ""
 
     def finished(self) -> FlowDefinition:
         """The flow as it has become."""
@@ -63,20 +75,58 @@ class Draft:
                 if all(each.name != decorator.name for each in there):
                     there.insert(0, decorator)
 
-    def refuse(self, text: str) -> InvalidDecorator:
-        """An error of the mutator whose turn it is."""
-        return InvalidDecorator(f"{self.mutator}: {text}")
+    def only_in_pre_mutate(self, what: str) -> None:
+        """Raise InvalidDecorator where it is too late for that."""
+        if not self.pre_mutate:
+            raise InvalidDecorator(f"{what} in pre_mutate alone.")
+
+
+def _others(there: Sequence[Any], same: Sequence[Any], duplicates: int, where: str) -> Any:
+    """The decorators that stay there where one is added that is the same as these; None where it is
+    ignored. Raises InvalidDecorator."""
+    try:
+        policy = Duplicates(duplicates)
+    except ValueError:
+        raise InvalidDecorator(
+            f"duplicates cannot be {shown(duplicates)}: use IGNORE, ERROR or OVERRIDE."
+        ) from None
+    if not same:
+        return list(there)
+    match policy:
+        case Duplicates.IGNORE:
+            return None
+        case Duplicates.ERROR:
+            raise InvalidDecorator(f"{where} has @{_spec_of(same[0])[0]} already.")
+        case Duplicates.OVERRIDE:
+            return [each for each in there if each not in same]
+        case _:
+            assert_never(policy)
 
 
 # ------------------------------------------------------------ what mutators are given
 
 
-class MutableStep:
-    """A step, for a mutator."""
+class _Mutable:
+    IGNORE: ClassVar[int] = Duplicates.IGNORE
+    ERROR: ClassVar[int] = Duplicates.ERROR
+    OVERRIDE: ClassVar[int] = Duplicates.OVERRIDE
 
-    IGNORE: ClassVar[int] = IGNORE
-    ERROR: ClassVar[int] = ERROR
-    OVERRIDE: ClassVar[int] = OVERRIDE
+    if TYPE_CHECKING:
+
+        @property
+        def decorator_specs(self) -> Iterator[Spec]: ...
+
+    def has_decorator(self, name: str) -> bool:
+        """Whether it has a decorator of this name (short, or full with its dots)."""
+        return bool(self.get_decorator_specs(name))
+
+    def get_decorator_specs(self, name: str) -> list[Spec]:
+        """The decorators of this name."""
+        return [spec for spec in self.decorator_specs if _is_named(spec, name)]
+
+
+class MutableStep(_Mutable):
+    """A step, for a mutator."""
 
     def __init__(self, draft: Draft, name: str) -> None:
         self._draft = draft
@@ -94,20 +144,12 @@ class MutableStep:
         outwards = [*reversed(self._draft.steps[self.name])]
         return map(_spec_of, sorted(outwards, key=_rank))
 
-    def has_decorator(self, name: str) -> bool:
-        """Whether it has a decorator of this name (short, or full with its dots)."""
-        return bool(self.get_decorator_specs(name))
-
-    def get_decorator_specs(self, name: str) -> list[Spec]:
-        """The decorators of this name."""
-        return [spec for spec in self.decorator_specs if _is_named(spec, name)]
-
     def add_decorator(
         self,
         deco_type: Any,
         deco_args: list[Any] | None = None,
         deco_kwargs: Mapping[str, Any] | None = None,
-        duplicates: int = IGNORE,
+        duplicates: int = Duplicates.IGNORE,
     ) -> Any:
         """Add a decorator: itself (`retry`, a custom one), or its name, or `name:option=value`. It
         becomes the outermost.
@@ -116,18 +158,15 @@ class MutableStep:
         OVERRIDE replaces it, ERROR raises InvalidDecorator. Gives the decorator, None if ignored.
         """
         made = _made(self._draft, deco_type, deco_args or [], deco_kwargs or {})
-        if isinstance(made, StepMutator) and not self._draft.pre_mutate:
-            raise self._draft.refuse("mutators of steps are added in pre_mutate alone.")
+        if isinstance(made, StepMutator):
+            self._draft.only_in_pre_mutate("mutators of steps are added")
         there = self._draft.steps[self.name]
         once = isinstance(made, OnStep) or not made.repeatable
         same = [each for each in there if each.name == made.name and once]
-        if same and duplicates == IGNORE:
+        others = _others(there, same, duplicates, f"step {self.name!r}")
+        if others is None:
             return None
-        if same and duplicates == ERROR:
-            raise self._draft.refuse(f"step {self.name!r} has @{made.name} already.")
-        if duplicates not in (IGNORE, ERROR, OVERRIDE):
-            raise self._draft.refuse(f"duplicates cannot be {shown(duplicates)}.")
-        self._draft.steps[self.name] = [made] + [each for each in there if each not in same]
+        self._draft.steps[self.name] = [made, *others]
         return made
 
     def remove_decorator(
@@ -140,18 +179,14 @@ class MutableStep:
         any."""
         there = self._draft.steps[self.name]
         gone = [each for each in there if _matches(each, deco_name, deco_args, deco_kwargs)]
-        if not self._draft.pre_mutate and any(isinstance(each, StepMutator) for each in gone):
-            raise self._draft.refuse("mutators of steps are removed in pre_mutate alone.")
+        if any(isinstance(each, StepMutator) for each in gone):
+            self._draft.only_in_pre_mutate("mutators of steps are removed")
         self._draft.steps[self.name] = [each for each in there if each not in gone]
         return bool(gone)
 
 
-class MutableFlow:
+class MutableFlow(_Mutable):
     """A flow, for a mutator. Its steps are attributes, too: `mutable_flow.start`."""
-
-    IGNORE: ClassVar[int] = IGNORE
-    ERROR: ClassVar[int] = ERROR
-    OVERRIDE: ClassVar[int] = OVERRIDE
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
@@ -174,61 +209,56 @@ class MutableFlow:
 
     @property
     def decorator_specs(self) -> Iterator[Spec]:
-        """All decorators of the flow itself."""
-        return map(_spec_of, [*self._draft.decorators])
-
-    def has_decorator(self, name: str) -> bool:
-        """Whether the flow itself has a decorator of this name."""
-        return bool(self.get_decorator_specs(name))
-
-    def get_decorator_specs(self, name: str) -> list[Spec]:
-        """The flow's own decorators of this name."""
-        return [spec for spec in self.decorator_specs if _is_named(spec, name)]
+        """All decorators and mutators of the flow itself."""
+        return map(_spec_of, [*self._draft.decorators, *self._draft.flow_mutators])
 
     def add_parameter(self, name: str, value: Parameter, overwrite: bool = False) -> None:
         """Add a parameter, which steps read as `self.<name>`. Raises InvalidDecorator where the
-        name is taken (unless `overwrite`), and outside of pre_mutate."""
+        class has that name already (or a parameter has it, unless `overwrite`), and outside of
+        pre_mutate."""
         definition = self._draft.definition
-        if not self._draft.pre_mutate:
-            raise self._draft.refuse("parameters are added in pre_mutate alone.")
+        self._draft.only_in_pre_mutate("parameters are added")
         if not isinstance(value, Parameter):
-            raise self._draft.refuse(f"{name!r} is {shown(value)}, which is not a Parameter.")
-        taken = {*self._draft.parameters, *definition.steps, *definition.configs}
-        if name in taken and not (overwrite and name in self._draft.parameters):
-            raise self._draft.refuse(f"the flow has {name!r} already.")
+            raise InvalidDecorator(f"{name!r} is {shown(value)}, which is not a Parameter.")
+        is_parameter = name in self._draft.parameters
+        of_class = hasattr(definition.cls, name) and name not in definition.parameters
+        if of_class or (is_parameter and not overwrite):
+            raise InvalidDecorator(f"the flow has {name!r} already.")
         value.attribute = name
         self._draft.parameters[name] = value
 
     def remove_parameter(self, parameter_name: str) -> bool:
-        """Remove a parameter; whether there was one. Raises InvalidDecorator outside of
-        pre_mutate."""
-        if not self._draft.pre_mutate:
-            raise self._draft.refuse("parameters are removed in pre_mutate alone.")
-        return self._draft.parameters.pop(parameter_name, None) is not None
+        """Remove the parameter of this name (or attribute); whether there was one. Raises
+        InvalidDecorator outside of pre_mutate."""
+        self._draft.only_in_pre_mutate("parameters are removed")
+        there = self._draft.parameters
+        by_name = [attribute for attribute, each in there.items() if each.name == parameter_name]
+        return there.pop(by_name[0] if by_name else parameter_name, None) is not None
 
     def add_decorator(
         self,
         deco_type: Any,
         deco_args: list[Any] | None = None,
         deco_kwargs: Mapping[str, Any] | None = None,
-        duplicates: int = IGNORE,
+        duplicates: int = Duplicates.IGNORE,
     ) -> Any:
         """Add a decorator to the flow itself, or a mutator of flows (in pre_mutate alone); see
         `MutableStep.add_decorator`."""
         draft = self._draft
-        if isinstance(deco_type, type) and issubclass(deco_type, FlowMutator):
-            if not draft.pre_mutate:
-                raise draft.refuse("mutators of flows are added in pre_mutate alone.")
-            mutator = deco_type(*(deco_args or []), **(deco_kwargs or {})).begun(draft.configs)
-            draft.flow_mutators.append(mutator)
-            return mutator
-        made = _made_for_flow(draft, deco_type, deco_kwargs or {})
+        made = _made_for_flow(draft, deco_type, deco_args or [], deco_kwargs or {})
+        if isinstance(made, FlowMutator):
+            draft.only_in_pre_mutate("mutators of flows are added")
+            known = [each for each in draft.flow_mutators if type(each) is type(made)]
+            mutators = _others(draft.flow_mutators, known, duplicates, "the flow")
+            if mutators is None:
+                return None
+            draft.flow_mutators = [*mutators, made]
+            return made
         same = [each for each in draft.decorators if each.kind == made.kind and not made.repeatable]
-        if same and duplicates == IGNORE:
+        others = _others(draft.decorators, same, duplicates, "the flow")
+        if others is None:
             return None
-        if same and duplicates == ERROR:
-            raise draft.refuse(f"the flow has @{made.kind} already.")
-        draft.decorators = [each for each in draft.decorators if each not in same] + [made]
+        draft.decorators = [*others, made]
         return made
 
     def remove_decorator(
@@ -237,7 +267,10 @@ class MutableFlow:
         deco_args: list[Any] | None = None,
         deco_kwargs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Remove the flow's own decorators of this name; whether there were any."""
+        """Remove the flow's own decorators of this name; whether there were any. Raises
+        InvalidDecorator for a mutator."""
+        if any(_matches(each, deco_name, None, None) for each in self._draft.flow_mutators):
+            raise InvalidDecorator(f"{deco_name!r} is a mutator of the flow, which stays.")
         there = self._draft.decorators
         gone = [each for each in there if _matches(each, deco_name, deco_args, deco_kwargs)]
         self._draft.decorators = [each for each in there if each not in gone]
@@ -262,9 +295,7 @@ def _spec_of(decorator: Any) -> Spec:
         path = decorator.decorator_name
         return (path.rpartition(".")[2], path, *decorator.get_args_kwargs())
     name = decorator.name if isinstance(decorator, StepDecorator) else decorator.kind
-    options = {}
-    if is_dataclass(decorator):
-        options = {each.name: getattr(decorator, each.name) for each in fields(decorator)}
+    options = {each.name: getattr(decorator, each.name) for each in fields(decorator)}
     kind = type(decorator)
     return (name, f"{kind.__module__}.{kind.__qualname__}", [], options)
 
@@ -293,16 +324,29 @@ def _matches(
 def _made(draft: Draft, kind: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Any:
     """The step decorator that add_decorator was asked for."""
     if isinstance(kind, str):
-        name, _, text = kind.partition(":")
-        if text and (args or kwargs):
-            raise draft.refuse(f"{kind!r} has options already: give no others.")
-        return named(name, args, {**read_options(text), **kwargs}, draft.configs)
+        name, options = _described(kind, args, kwargs)
+        return named(name, args, options, draft.configs)
     if isinstance(kind, type) and issubclass(kind, OnStep):
         return kind(*args, **kwargs).begun(draft.configs)
     name = getattr(kind, "__name__", "")
-    if name in KINDS and not args:
-        return build(kind_of(name), evaluated(dict(kwargs), draft.configs))
-    raise draft.refuse(f"{shown(kind)} is not a step decorator with these options.")
+    if name in KINDS:
+        return named(name, args, kwargs, draft.configs)
+    raise InvalidDecorator(f"{shown(kind)} is not a step decorator.")
+
+
+def _described(
+    text: str, args: list[Any], kwargs: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any]]:
+    """The name and the options in `name:option=value`, or those that are given beside it."""
+    name, _, options = text.partition(":")
+    if options and (args or kwargs):
+        raise InvalidDecorator(f"{text!r} has options already: give no others.")
+    return name, kwargs or read_options(options)
+
+
+def _no_places(name: str, args: list[Any]) -> None:
+    if args:
+        raise InvalidDecorator(f"@{name} takes its options by name: give no deco_args.")
 
 
 def named(
@@ -314,17 +358,26 @@ def named(
         if custom is not None:
             made: OnStep = custom(*args, **kwargs).begun(configs)
             return made
-    return build(kind_of(name), kwargs)
+    _no_places(name, args)
+    return build(kind_of(name), evaluated(kwargs, configs))
 
 
-def _made_for_flow(draft: Draft, kind: Any, kwargs: Mapping[str, Any]) -> FlowDecorator:
+def _made_for_flow(
+    draft: Draft, kind: Any, args: list[Any], kwargs: Mapping[str, Any]
+) -> FlowDecorator | FlowMutator:
+    """What add_decorator of a flow was asked for."""
     if isinstance(kind, str):
-        name, _, text = kind.partition(":")
-        return make_flow_decorator(name, {**read_options(text), **kwargs})
-    name = getattr(kind.func if isinstance(kind, partial) else kind, "__name__", "")
-    if name in FLOW_KINDS:
-        return make_flow_decorator(name, evaluated(dict(kwargs), draft.configs))
-    raise draft.refuse(f"{shown(kind)} is not a decorator of flows.")
+        name, kwargs = _described(kind, args, kwargs)
+        kind = None if name in FLOW_KINDS else flow_mutator_named(name)
+    else:
+        name = getattr(kind, "__name__", "")
+    if isinstance(kind, type) and issubclass(kind, FlowMutator):
+        mutator: FlowMutator = kind(*args, **kwargs).begun(draft.configs)
+        return mutator
+    if name not in FLOW_KINDS and kind is not None:
+        raise InvalidDecorator(f"{shown(kind)} is not a decorator of flows.")
+    _no_places(name, args)
+    return make_flow_decorator(name, evaluated(kwargs, draft.configs))
 
 
 # ------------------------------------------------------------ all of them, in order
@@ -342,14 +395,16 @@ def mutated(definition: FlowDefinition, attached: Sequence[Any] = ()) -> FlowDef
             each.begun(draft.configs) if isinstance(each, OnStep) else each
             for each in draft.steps[name]
         ]
-    for mutator in draft.flow_mutators:  # which may add others
-        _turn(draft, mutator, mutator.pre_mutate, MutableFlow(draft))
+    done: list[FlowMutator] = []
+    while more := [each for each in draft.flow_mutators if each not in done]:  # each may add others
+        done.append(more[0])
+        _turn(more[0], more[0].pre_mutate, MutableFlow(draft))
     _of_steps(draft, "pre_mutate")
     draft.attach(attached)
     _of_steps(draft, "pre_mutate", [each for each in attached if isinstance(each, StepMutator)])
     draft.pre_mutate = False
     for mutator in draft.flow_mutators:
-        _turn(draft, mutator, mutator.mutate, MutableFlow(draft))
+        _turn(mutator, mutator.mutate, MutableFlow(draft))
     _of_steps(draft, "mutate")
     return replace(draft.finished(), unmutated=definition)
 
@@ -366,15 +421,12 @@ def _of_steps(draft: Draft, method: str, chosen: Sequence[StepMutator] | None = 
         ]:
             mutator = mutators[-1]  # the one next to the step comes first
             done.append(mutator)
-            _turn(draft, mutator, getattr(mutator, method), MutableStep(draft, name))
+            _turn(mutator, getattr(mutator, method), MutableStep(draft, name))
 
 
-def _turn(draft: Draft, mutator: Custom, act: Callable[[Any], object], subject: Any) -> None:
-    draft.mutator = mutator.decorator_name
+def _turn(mutator: Custom, act: Callable[[Any], object], subject: Any) -> None:
     try:
         act(subject)
-    except (InvalidDecorator, InvalidParameter):
-        raise
     except Exception as error:
         reason = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
         raise InvalidDecorator(

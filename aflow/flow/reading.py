@@ -124,6 +124,10 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
         members.problems.append(
             f"The method {name!r} has @{decorator} but is not a step: put @step on it."
         )
+    elif _is_custom(value):
+        members.problems.append(
+            f"The method {name!r} has {value!r} but is not a step: put @step below it."
+        )
     elif isinstance(value, Parameter):
         members.parameters[name] = value
     elif isinstance(value, Config):
@@ -132,8 +136,16 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
         members.constants[name] = value
 
 
+# Most flows have neither custom decorators nor mutators: what they are is not imported for those.
+
+
+def _is_custom(value: Any) -> bool:
+    """Whether a custom decorator was put on what is not a step, and stands in its place."""
+    module = sys.modules.get("aflow.flow.custom")
+    return module is not None and isinstance(value, module.OnStep)
+
+
 def _mutators_of(cls: type) -> tuple[Any, ...]:
-    # Most flows have no mutators: what these are is not imported for them.
     module = sys.modules.get("aflow.flow.custom")
     found: tuple[Any, ...] = () if module is None else module.mutators_of(cls)
     return found

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
-from aflow._core.records import asdict, dataclass, field, fields, replace
+from aflow._core.records import asdict, dataclass, field, fields, is_dataclass, replace
 from aflow.flow.names import plain
 
 if TYPE_CHECKING:
-    from aflow.flow.definition import FlowDefinition, StepDefinition
+    from aflow.flow.definition import FlowDefinition
 
 
 class Kind(StrEnum):
@@ -70,19 +70,14 @@ class Graph:
     def levels(self) -> list[list[str]]:
         """The steps by their longest distance from the start, in the order in which they are
         written; a loop does not count, and steps that nothing leads to are left out."""
-        distance: dict[str, int] = {}
-        todo = [(self.start, 0)]
-        while todo:
-            name, steps = todo.pop()
-            if steps <= distance.get(name, -1) or steps > len(self.nodes):
-                continue
-            distance[name] = steps
-            todo += [(after, steps + 1) for after in self.nodes[name].next if after != name]
+        distance = {"": -1}  # where the way to the start comes from
+        for name, ways in ways_to(self.nodes, self.start).items():
+            distance[name] = 1 + max(distance.get(source, -1) for source, _ in ways)
         levels: list[list[str]] = [[] for _ in range(max(distance.values()) + 1)]
         for name in self.nodes:
             if name in distance:
                 levels[distance[name]].append(name)
-        return [level for level in levels if level]
+        return levels
 
     @property
     def gangs(self) -> frozenset[str]:
@@ -234,21 +229,8 @@ def connect(nodes: Mapping[str, Node], start: str) -> dict[str, Node]:
 # Metaflow read.
 
 
-_TYPES = {
-    Kind.SPLIT: "split-static",
-    Kind.FOREACH: "split-foreach",
-    Kind.PARALLEL: "split-parallel",
-    Kind.SWITCH: "split-switch",
-    Kind.END: "end",
-}
-
-
 def outline(definition: FlowDefinition) -> dict[str, Any]:
-    """The flow's steps, what they say of themselves and who leads where; a new dict each time.
-
-    `graph_structure` lists the steps in order, what lies between a split and its join as a list of
-    branches.
-    """
+    """The flow's steps, what they say of themselves and who leads where; a new dict each time."""
     graph = definition.graph
     return {
         "file": definition.file,
@@ -263,8 +245,14 @@ def outline(definition: FlowDefinition) -> dict[str, Any]:
             for name, value in definition.constants.items()
             if name not in definition.configs
         ],
-        "steps": {name: _step(step, graph[name], graph) for name, step in definition.steps.items()},
-        "graph_structure": [*_between(graph, graph.start, graph.end), graph.end],
+        "steps": {
+            name: {
+                **node_outline(graph[name], graph),
+                "decorators": [_decorator(each) for each in step.decorators],
+            }
+            for name, step in definition.steps.items()
+        },
+        "graph_structure": structure(graph),
         "doc": definition.doc,
         "decorators": [
             {"name": each.kind, "attributes": each.as_dict()["options"]}
@@ -273,20 +261,14 @@ def outline(definition: FlowDefinition) -> dict[str, Any]:
     }
 
 
-def _step(step: StepDefinition, node: Node, graph: Graph) -> dict[str, Any]:
+def node_outline(node: Node, graph: Graph) -> dict[str, Any]:
+    """The step as the graph knows it."""
     found: dict[str, Any] = {
         "name": node.name,
-        "type": _type(node, graph),
+        "type": type_of(node, graph),
         "line": node.line,
         "source_file": node.file,
         "doc": node.doc,
-        "decorators": [
-            {
-                "name": each.name,
-                "attributes": {one.name: plain(getattr(each, one.name)) for one in fields(each)},
-            }
-            for each in step.decorators
-        ],
         "next": list(node.next),
     }
     if node.kind is Kind.FOREACH:
@@ -299,24 +281,57 @@ def _step(step: StepDefinition, node: Node, graph: Graph) -> dict[str, Any]:
     return found
 
 
-def _type(node: Node, graph: Graph) -> str:
-    if node.kind is not Kind.LINEAR:
-        return _TYPES[node.kind]
-    if node.is_join:
-        return "join"
-    return "start" if node.name == graph.start else "linear"
+def _decorator(decorator: Any) -> dict[str, Any]:
+    if is_dataclass(decorator):
+        options = {each.name: getattr(decorator, each.name) for each in fields(decorator)}
+    else:  # one of the user's own
+        args, kwargs = decorator.get_args_kwargs()
+        options = {"_args": args, **kwargs}
+    return {"name": decorator.name, "attributes": plain(options)}
 
 
-def _between(graph: Graph, step: str, end: str) -> list[Any]:
-    """What is passed from a step on, before `end`."""
-    found: list[Any] = []
-    while step != end:
-        node = graph[step]
-        found.append(step)
-        if node.kind is Kind.SWITCH:
-            found.append([_between(graph, each, end) for each in node.next if each != step])
-            return found
-        if node.join is not None:
-            found.append([_between(graph, each, node.join) for each in node.next])
-        step = node.join or node.next[0]
-    return found
+def type_of(node: Node, graph: Graph) -> str:
+    """The kind of a step, in the words of Metaflow's client."""
+    match node.kind:
+        case Kind.LINEAR:
+            if node.is_join:
+                return "join"
+            return "start" if node.name == graph.start else "linear"
+        case Kind.SPLIT:
+            return "split-static"
+        case Kind.FOREACH:
+            return "split-foreach"
+        case Kind.PARALLEL:
+            return "split-parallel"
+        case Kind.SWITCH:
+            return "split-switch"
+        case Kind.END:
+            return "end"
+        case _:
+            assert_never(node.kind)
+
+
+def structure(graph: Graph) -> list[Any]:
+    """The steps in order, what lies between a split and its join as a list of branches, and the
+    ways of a switch up to the end of what is around it. Where ways meet again, their lists share
+    what follows."""
+    blocks: dict[tuple[str, str], list[Any]] = {}
+
+    def block(step: str, end: str) -> list[Any]:
+        if (step, end) in blocks:
+            return blocks[step, end]
+        found = blocks[step, end] = []
+        passed = {end}  # a graph from elsewhere may lead back
+        while step in graph.nodes and step not in passed:
+            node = graph[step]
+            passed.add(step)
+            found.append(step)
+            if node.kind is Kind.SWITCH:
+                found.append([block(each, end) for each in node.next if each != step])
+                break
+            if node.join is not None:
+                found.append([block(each, node.join) for each in node.next])
+            step = node.join or next(iter(node.next), end)
+        return found
+
+    return [*block(graph.start, graph.end), *([graph.end] if graph.end in graph.nodes else [])]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import NamedTuple
 from aflow.errors import ArtifactNotFound
-from aflow.flow.graph import Kind, outline
+from aflow.flow.graph import Kind, outline, type_of
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
@@ -32,16 +32,17 @@ class ForeachFrame(NamedTuple):
 
 
 _GANG = "_parallel_ubf_iter"  # what Metaflow calls the members of a gang
-_TYPES = {Kind.PARALLEL: "foreach", Kind.SWITCH: "split-switch"}
+_TYPES = {"split-static": "split", "split-foreach": "foreach", "split-parallel": "foreach"}
 
 
 class GraphNode:
     """A step of a FlowGraph."""
 
-    def __init__(self, definition: FlowDefinition, node: Node) -> None:
+    def __init__(self, definition: FlowDefinition, node: Node, closed: str | None) -> None:
         graph, step = definition.graph, definition.steps[node.name]
         self.name = node.name
-        self.type = _type_of(node, graph)
+        self.type = type_of(node, graph)
+        self.type = _TYPES.get(self.type, self.type)
         self.doc = node.doc
         self.source_file = node.file
         self.func_lineno = node.line
@@ -49,7 +50,8 @@ class GraphNode:
         self.num_args = 2 if node.is_join else 1
         self.in_funcs = sorted(node.previous)
         self.out_funcs = list(node.next)
-        self.split_parents = [*node.splits, *_closed_by(node, graph)]
+        # In Metaflow's graph a join still stands inside of the split that it closes.
+        self.split_parents = [*node.splits, *([closed] if closed else [])]
         self.matching_join = node.join
         self.is_inside_foreach = any(
             graph[each].kind in (Kind.FOREACH, Kind.PARALLEL) for each in node.splits
@@ -72,19 +74,6 @@ class GraphNode:
         return f"<step {self.name}: {self.type}>"
 
 
-def _type_of(node: Node, graph: Graph) -> str:
-    if node.kind is Kind.LINEAR:
-        if node.is_join:
-            return "join"
-        return "start" if node.name == graph.start else "linear"
-    return _TYPES.get(node.kind, node.kind.value)
-
-
-def _closed_by(node: Node, graph: Graph) -> list[str]:
-    """The split that a join closes: in Metaflow's graph the join still stands inside of it."""
-    return [each.name for each in graph.nodes.values() if each.join == node.name][-1:]
-
-
 class FlowGraph:
     """The graph of a flow class: `FlowGraph(MyFlow)["start"].type`, iteration over its nodes."""
 
@@ -97,7 +86,11 @@ class FlowGraph:
         self.name = definition.name
         self.doc = definition.doc
         self.start_step, self.end_step = graph.start, graph.end
-        self.nodes = {name: GraphNode(definition, node) for name, node in graph.nodes.items()}
+        closed = {node.join: name for name, node in graph.nodes.items()}
+        self.nodes = {
+            name: GraphNode(definition, node, closed.get(name))
+            for name, node in graph.nodes.items()
+        }
         self.sorted_nodes = _in_order(graph)
 
     def __getitem__(self, step: str) -> GraphNode:
@@ -118,21 +111,19 @@ class FlowGraph:
 def _in_order(graph: Graph) -> list[str]:
     """The steps so that each stands behind all that lead to it; a step that leads back to an
     earlier one does not count."""
-    done: dict[str, None] = {}
-    seen = {graph.start}
-    path = (
-        [(graph.start, iter(graph[graph.start].next[::-1]))] if graph.start in graph.nodes else []
-    )
+    done: list[str] = []
+    seen: set[str] = set()
+    path = [("", iter([graph.start]))]
     while path:
         step, following = path[-1]
         each = next(following, None)
         if each is None:
-            done[step] = None
+            done.append(step)
             path.pop()
         elif each in graph.nodes and each not in seen:
             seen.add(each)
             path.append((each, iter(graph[each].next[::-1])))
-    return [*done][::-1]
+    return done[-2::-1]  # without the place before the start
 
 
 class OfTheClass:

@@ -20,11 +20,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import CorruptBlob
-from aflow.flow.graph import Kind
+from aflow.flow.graph import node_outline, structure
 from aflow.storage.logs import LogRecord
 
 if TYPE_CHECKING:
-    from aflow.flow.graph import Graph, Node
+    from aflow.flow.graph import Graph
     from aflow.storage.artifacts import ForeachFrame
     from aflow.storage.base import Buffer
 
@@ -34,10 +34,6 @@ _LEVEL = 3  # of the compression, as in Metaflow
 _LINE = re.compile(rb"(?:\[!)?\[MFLOG\|0\|(.+?)Z\|(.+?)\|(.+?)\](.*)", re.DOTALL)
 _BYTES, _BYTEARRAY = b"\x8e", b"\x96"  # opcodes with a length of eight bytes
 _READ_ONLY = 0x98
-_TYPES = {
-    Kind.LINEAR: "linear", Kind.SPLIT: "split-static", Kind.FOREACH: "split-foreach",
-    Kind.PARALLEL: "split-parallel", Kind.SWITCH: "split-switch", Kind.END: "end",
-}  # fmt: skip
 
 
 def data_name(flow: str, sha: str) -> str:
@@ -177,67 +173,22 @@ def graph_info(graph: Graph, parameters: Iterable[str]) -> dict[str, Any]:
         graph: The steps of the flow and the transitions between them.
         parameters: The names of the parameters.
     """
-    steps = {name: _node(graph, node) for name, node in graph.nodes.items()}
+    steps = {
+        name: {**node_outline(node, graph), "decorators": [], "node_info": {}}
+        for name, node in graph.nodes.items()
+    }
     return {
         "file": next((node.file for node in graph.nodes.values() if node.file), ""),
         "parameters": [{"name": name, "type": "Parameter"} for name in parameters],
         "constants": [],
         "steps": steps,
-        "graph_structure": _structure(graph),
+        "graph_structure": structure(graph),
         "doc": graph.doc,
         "decorators": [],
         "extensions": {},
         "start_step": graph.start,
         "end_step": graph.end,
     }
-
-
-def _node(graph: Graph, node: Node) -> dict[str, Any]:
-    kind = _TYPES[node.kind]
-    if node.kind is Kind.LINEAR:
-        kind = "join" if node.is_join else "start" if node.name == graph.start else kind
-    described: dict[str, Any] = {
-        "name": node.name,
-        "type": kind,
-        "line": node.line,
-        "source_file": node.file,
-        "doc": node.doc,
-        "decorators": [],
-        "next": [*node.next],
-        "node_info": {},
-    }
-    if node.kind is Kind.FOREACH:
-        described["foreach_artifact"] = node.foreach
-    if node.kind is Kind.SWITCH:
-        described |= {"condition": node.condition, "switch_cases": dict(node.cases)}
-    if node.join is not None:
-        described["matching_join"] = node.join
-    return described
-
-
-def _structure(graph: Graph) -> list[Any]:
-    """The steps as they follow each other; what goes on side by side is a list of lists."""
-    seen: set[str] = set()
-
-    def block(step: str, stop: str | None) -> list[Any]:
-        found: list[Any] = []
-        while step != stop and step not in seen:
-            seen.add(step)
-            node = graph[step]
-            found.append(step)
-            if node.join is not None:
-                found.append([block(each, node.join) for each in node.next])
-                step = node.join
-            elif node.kind is Kind.SWITCH:
-                found.append([block(each, graph.end) for each in node.next if each != step])
-                step = graph.end
-            elif node.next:
-                step = node.next[0]
-            else:
-                break
-        return found
-
-    return block(graph.start, None)
 
 
 # ------------------------------------------------------------------ logs

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from aflow.errors import ArtifactNotFound
+from aflow.flow.definition import FlowDefinition
 from aflow.flow.graph import Node
 from aflow.flow.spec import FlowSpec, TaskContext, bind, define, new_instance
+from aflow.storage.artifacts import ForeachFrame
 
 HEAD = (
     "from aflow import FlowSpec, JSONType, Parameter, step, "
@@ -44,8 +46,12 @@ class FakeContext:
         read_only: Collection[str] = (),
         index: int | None = None,
         item: Any = None,
+        definition: FlowDefinition | None = None,
     ) -> None:
         self.flow_name = "TestFlow"
+        self.definition = definition
+        self.stack: list[ForeachFrame] = []
+        self.passes: int | None = None
         self.node = node
         self.step_name = node.name
         self.artifacts = artifacts
@@ -77,8 +83,7 @@ def running(cls: type[FlowSpec], step: str, **artifacts: Any) -> tuple[Any, Fake
     definition = define(cls)
     flow = new_instance(definition)
     node = definition.graph.nodes[step]
-    context = FakeContext(
-        node, artifacts, [*definition.parameters, *definition.constants, *definition.configs]
-    )
+    fixed = [*definition.parameters, *definition.constants, *definition.configs]
+    context = FakeContext(node, artifacts, fixed, definition=definition)
     bind(flow, cast(TaskContext, context))
     return flow, context

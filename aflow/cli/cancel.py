@@ -16,12 +16,13 @@ from aflow.executors.factory import keep_from_workers
 from aflow.metadata.factory import open_metadata
 from aflow.runs.liveness import request_end, settled
 
-_HELP = f"""Stop a run: one that is recorded here, or that was submitted to a server.
+_HELP = f"""Cancel a run of this machine or of a server.
 
 The coordinator of the run stops it. A run without a coordinator (it was killed, its
-code cannot be loaded, its engine is gone) is recorded as cancelled at once.
+code cannot be loaded, its machine is gone) is recorded as cancelled at once.
 
-Without --server and AFLOW_SERVER the run is looked for here, and then at {DEFAULT_SERVER}.
+Without --server and AFLOW_SERVER the command looks for the run in the local metadata, and then at
+{DEFAULT_SERVER}.
 
 \b
   aflow cancel MyFlow/1234

@@ -25,7 +25,7 @@ def card_commands() -> dict[str, Subcommand]:
     which = [
         option("--id", metavar="ID", help="Only the card with this id."),
         option("--type", metavar="TYPE", help="Only cards of this type."),
-        option("--hash", metavar="HASH", help="Only the card whose hash begins like this."),
+        option("--hash", metavar="HASH", help="Only the card whose hash begins with this."),
         option(
             "--follow-resumed/--no-follow-resumed",
             default=True,
@@ -44,16 +44,16 @@ def card_commands() -> dict[str, Subcommand]:
             [
                 pathspec_argument(),
                 *which,
-                flag("--as-json", help="As JSON."),
+                flag("--as-json", help="Print JSON."),
                 option("--file", metavar="FILE", help="Write the list to this file."),
             ],
             list_,
         ),
         "create": Subcommand(
-            "Make one more card of a task that has run.", _create_parameters(), create
+            "Create another card of a task that has run.", _create_parameters(), create
         ),
         "server": Subcommand(
-            "Show the cards of the latest runs in a browser, as they come.",
+            "Show the cards of the latest runs in a browser, and update them.",
             _server_parameters(),
             server,
         ),
@@ -63,25 +63,44 @@ def card_commands() -> dict[str, Subcommand]:
 def _create_parameters() -> list[click.Parameter]:
     return [
         pathspec_argument(),
-        option("--type", default="default", show_default=True, help="Kind of the card."),
+        option(
+            "--type", default="default", show_default=True, metavar="TYPE", help="Type of the card."
+        ),
         option("--id", metavar="ID", help="Id of the card."),
-        option("--options", metavar="JSON", help="Options of the kind, as a JSON object."),
-        option("--timeout", type=float, metavar="S", help="Time limit for making the card."),
-        flag("--render-error-card", help="On a failure, make a card that shows the error."),
-        option("--file", metavar="FILE", help="Write it to this file instead of keeping it."),
+        option("--options", metavar="JSON", help="Options of the card (a JSON object)."),
+        option("--timeout", type=float, metavar="SECONDS", help="Time limit for rendering."),
+        flag("--render-error-card", help="If rendering fails, create a card with the error."),
+        option(
+            "--file", metavar="FILE", help="Write the card to this file instead of the datastore."
+        ),
     ]
 
 
 def _server_parameters() -> list[click.Parameter]:
     number = click.IntRange(min=1)
     return [
-        option("--port", type=int, default=8324, show_default=True, help="Port of the server."),
+        option(
+            "--port",
+            type=int,
+            metavar="PORT",
+            default=8324,
+            show_default=True,
+            help="Port of the server.",
+        ),
         option("--run-id", metavar="RUN", help="Only cards of this run."),
         option("--namespace", metavar="NAME", help="Only cards of runs in this namespace."),
-        option("--max-cards", type=number, default=30, show_default=True, help="The newest N."),
+        option(
+            "--max-cards",
+            type=number,
+            default=30,
+            show_default=True,
+            metavar="N",
+            help="The most cards, newest first.",
+        ),
         option(
             "--poll-interval",
             type=number,
+            metavar="SECONDS",
             default=5,
             show_default=True,
             help="Seconds between reloads of the page.",

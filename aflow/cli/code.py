@@ -20,13 +20,13 @@ from aflow.client.where import place_at
 from aflow.errors import CodePackageError, InvalidInput
 from aflow.task import code_package
 
-_HELP = """The code of a run: compare it with the files here or with that of another run, or get it.
+_HELP = """Compare the code of a run with the files here or with another run, or get it.
 
 \b
-  aflow code diff MyFlow/1234              the changes from the files here to the run's
-  aflow code diff-runs MyFlow/1 MyFlow/2   what was changed between two runs
-  aflow code patch MyFlow/1234             the same as diff, as a file for `git apply`
-  aflow code pull MyFlow/1234              the files themselves, in a new folder
+  aflow code diff MyFlow/1234              changes from the files here to those of the run
+  aflow code diff-runs MyFlow/1 MyFlow/2   changes between two runs
+  aflow code patch MyFlow/1234             write the changes to a file for `git apply`
+  aflow code pull MyFlow/1234              extract the files into a new folder
 """
 
 
@@ -48,7 +48,7 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     file = option(
         "--file-path", "--file_path", metavar="FILE", help="Target file.  [default: flow_run.patch]"
     )
-    overwrite = flag("--overwrite", help="Replace the file if there is one.")
+    overwrite = flag("--overwrite", help="Replace an existing file.")
     return {
         "diff": (
             "Show the changes from the files of this folder to those of the run.",
@@ -57,7 +57,7 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
         ),
         "diff-runs": ("Show the changes from one run to another.", [run, other, root], diff_runs),
         "patch": (
-            "Write the difference to a file for `git apply`.",
+            "Write the changes to a file for `git apply`.",
             [run, file, overwrite, root],
             patch,
         ),

@@ -15,11 +15,11 @@ COMMANDS = {
     "dump": "Show the artifacts of tasks.",
     "logs": "Show what tasks have printed, or redact it.",
     "explain": "Explain why tasks ran, or why their results were reused.",
-    "card": "View, get, list or make the cards of tasks.",
+    "card": "View, get, list or create the cards of tasks.",
     "package": "Show, list or save the code package of the flow.",
     "batch": "List the jobs of AWS Batch that have not ended, or end them.",
     "kubernetes": "List the jobs of Kubernetes that have not ended, or end them.",
-    "step-functions": "Deploy the flow to AWS Step Functions, and look after its runs there.",
+    "step-functions": "Deploy the flow to AWS Step Functions, and manage its runs.",
     "deploy": "The same as step-functions.",
     "tag": "Add, remove, replace or list the tags of runs.",
     "output-dot": "Write the graph for graphviz.",
@@ -34,7 +34,7 @@ NEED_NO_FILE = ("batch", "card", "dump", "explain", "kubernetes", "logs")
 # command, which is imported when the command is named.
 OTHERS = {
     "status": (
-        "Show the flows, their running runs, and their latest failures.",
+        "Show all flows, active runs, and the latest failures.",
         "aflow.cli.status:status",
     ),
     "runs": (
@@ -45,7 +45,7 @@ OTHERS = {
         "Compare the code of a run with this folder, or fetch it.",
         "aflow.cli.code:code",
     ),
-    "gc": ("Delete old runs, and artifacts without references.", "aflow.cli.gc:gc"),
+    "gc": ("Delete old runs, and data without references.", "aflow.cli.gc:gc"),
     "recover": ("Recover a run whose coordinator has died.", "aflow.cli.recover:recover"),
     "worker": ("Lease tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
     "workers": ("List, drain and start workers.", "aflow.cli.worker:workers"),
@@ -76,7 +76,7 @@ OTHERS = {
         "aflow.cli.submit:submit",
     ),
     "stack": (
-        "The CloudFormation template of what aflow needs in AWS.",
+        "Print, check and import a CloudFormation stack for aflow.",
         "aflow.cli.stack:stack",
     ),
     "schedule": (
@@ -89,7 +89,10 @@ OTHERS = {
         "aflow.cli.completion:completion",
     ),
     "init": ("Create a project: a flow, its test, a pipeline.", "aflow.cli.init:init"),
-    "tutorials": ("Short flows to learn from.", "aflow.cli.tutorials.command:tutorials"),
+    "tutorials": (
+        "List, describe and copy short flows to learn from.",
+        "aflow.cli.tutorials.command:tutorials",
+    ),
 }
 # Earlier names of commands, which scripts may use: no help lists them.
 EARLIER = {"adopt": "recover"}

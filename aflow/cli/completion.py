@@ -59,8 +59,7 @@ def completion() -> click.Command:
         "completion",
         params=[click.Argument(["shell"], type=click.Choice(list(_PLACES)))],
         callback=_print,
-        help="Print the script that makes SHELL complete commands and options of "
-        f"aflow:\n\n\b\n{places}",
+        help=f"Print the completion script for the commands and options of aflow:\n\n\b\n{places}",
     )
 
 

@@ -259,24 +259,26 @@ def _answer(question: Question, answers: Answers, before: str | None) -> str:
     return entered
 
 
-_HELP = """The settings of this user. A profile is a file of its own, used where AFLOW_PROFILE names
-it; METAFLOW_PROFILE and the files of ~/.metaflowconfig are read as well.
+_HELP = """Show and change the settings of this user.
+
+A profile is a separate file, used if AFLOW_PROFILE names it. METAFLOW_PROFILE and the files of
+~/.metaflowconfig are read as well.
 
 \b
   aflow configure aws                 answer questions about S3, Batch, the metadata service
-  aflow configure show                what is set, and where
-  aflow configure import team.json    take exported settings
-  aflow configure import-stack aflow  take those of a CloudFormation stack (aflow stack template)
+  aflow configure show                show what is set, and where
+  aflow configure import team.json    import exported settings
+  aflow configure import-stack aflow  import the outputs of a CloudFormation stack
 """
-_AWS_HELP = """Answer questions about the services of AWS that are to be used.
+_AWS_HELP = """Answer questions about the services of AWS to use.
 
-Each answer is checked: the bucket is written to and read, the queue has to be VALID and ENABLED,
-roles have to be there for those who assume them, the metadata service has to answer. What cannot be
-used is asked for again, or kept if you say so."""
-STACK_HELP = """Import the settings that a CloudFormation stack has as its outputs.
+Each answer is checked: the bucket is written and read, the queue has to be VALID and ENABLED, roles
+have to exist and be assumable by their services, the metadata service has to answer. If a check
+fails, you can answer again or keep the answer."""
+STACK_HELP = """Import settings from the outputs of a CloudFormation stack.
 
-The stack is one of `aflow stack template`, or of Metaflow's template. What is set otherwise
-in the profile stays. Credentials are those of all tools of AWS."""
+The stack is one of `aflow stack template`, or of Metaflow's template. Other settings of the profile
+are kept. Credentials come from the usual places of AWS tools."""
 _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 
@@ -294,7 +296,7 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     )
     there = click.Argument(["file"], default="-", metavar="[FILE]")
     to = click.Argument(["file"], metavar="FILE")
-    yes = flag("--yes", "-y", help="Do not ask.")
+    yes = flag("--yes", "-y", help="Do not ask for confirmation.")
     unchecked = flag("--no-check", help="Do not check the answers with AWS.")
     return {
         "aws": (_AWS_HELP, [profile, unchecked], aws),
@@ -363,8 +365,10 @@ def stack_parameters() -> list[click.Parameter]:
     return [
         click.Argument(["name"], metavar="STACK"),
         option("--profile", "-p", metavar="NAME", help="The profile.  [default: AFLOW_PROFILE]"),
-        option("--region", metavar="NAME", help="Where it is.  [default: AWS_DEFAULT_REGION]"),
-        flag("--yes", "-y", help="Do not ask."),
+        option(
+            "--region", metavar="NAME", help="Region of the stack.  [default: AWS_DEFAULT_REGION]"
+        ),
+        flag("--yes", "-y", help="Do not ask for confirmation."),
     ]
 
 

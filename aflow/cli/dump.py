@@ -21,14 +21,14 @@ def dump_parameters() -> list[click.Parameter]:
     """The argument and the options of `dump`."""
     return [
         pathspec_argument(),
-        flag("--private/--no-private", help="Also artifacts whose names begin with _."),
+        flag("--private/--no-private", help="Include artifacts whose names begin with _."),
         option(
             "--max-value-size",
             type=click.IntRange(min=0),
             default=1000,
             show_default=True,
             metavar="BYTES",
-            help="Show values up to this size; 0 for names alone.",
+            help="Show values up to this size; 0: only names.",
         ),
         option("--include", metavar="A,B", default="", help="Only these artifacts."),
         option(

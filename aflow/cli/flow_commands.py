@@ -181,9 +181,9 @@ def _help_of(flow: type[FlowSpec] | None, script: str) -> str:
 \b
 Examples:
   python {script} run --max-workers 4
-  python {script} run --help            the flow's parameters, too
-  python {script} --with retry run      every step is tried again
-  python {script} dump RUN/STEP         what a step has left
+  python {script} run --help            all options, and the parameters of the flow
+  python {script} --with retry run      retry every step
+  python {script} dump RUN/STEP         the artifacts of a step
 """
 
 
@@ -198,7 +198,7 @@ def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Call
     own = parameter_options(declared)
     # A parameter takes the name of an option that is not reserved: the settings have that, too.
     taken = names_of(own.values())
-    named = option("--run-id", metavar="NAME", help="The run's id, which is not a number.")
+    named = option("--run-id", metavar="NAME", help="An id for the run; it must not be a number.")
     all_options = (*run_options(), named, parameters_file())
     options = [each for each in all_options if not taken & names_of([each])]
 
@@ -244,7 +244,7 @@ def _check(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
 def _raw(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
     from aflow.cli.graphs import output_raw
 
-    return [flag("--json", "as_json", help="As JSON.")], output_raw
+    return [flag("--json", "as_json", help="Print JSON.")], output_raw
 
 
 def _version(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:

@@ -31,29 +31,35 @@ def gc() -> click.Command:
     return click.Command("gc", params=_parameters(), callback=_gc, help=_HELP)
 
 
-_HELP = """Delete runs, then what nothing refers to: artifacts, logs, cards.
+_HELP = """Delete runs, and then artifacts, logs and cards without references.
 
-Runs are deleted for which all of the options hold; without any, no run is. Never deleted are runs
-that go on, and those that a run that goes on has resumed. It may run beside other runs.
+A run is deleted if all of the filters match it. Without a filter no run is deleted. Active runs and
+the origins of active runs are never deleted. `aflow gc` is safe beside other runs.
 
 \b
-  aflow gc --older-than 30d --dry-run     what that would delete, and how much it is
-  aflow gc --failed --keep 5              failed runs, but for the 5 newest of each flow
-  aflow gc                                only what nothing refers to
+  aflow gc --older-than 30d --dry-run     show what would be deleted, and how much
+  aflow gc --failed --keep 5              failed runs, except the 5 newest of each flow
+  aflow gc                                only data without references
 """
 
 
 def _parameters() -> list[click.Parameter]:
     return [
-        option("--flow", metavar="NAME", help="Runs of this flow."),
-        option("--run", metavar="FLOW/RUN", help="This run alone."),
+        option("--flow", metavar="NAME", help="Only runs of this flow."),
+        option("--run", metavar="FLOW/RUN", help="Only this run."),
         option(
             "--older-than",
             metavar="TIME",
-            help="Runs that ended at least this long ago: 12h, 30d, 8w.",
+            help="Only runs that ended at least this long ago: 12h, 30d, 8w.",
         ),
-        option("--tag", "tags", multiple=True, metavar="TAG", help="Runs with this tag."),
-        flag("--failed", help="Runs that did not succeed."),
+        option(
+            "--tag",
+            "tags",
+            multiple=True,
+            metavar="TAG",
+            help="Only runs with this tag; may be given several times.",
+        ),
+        flag("--failed", help="Only runs that did not succeed."),
         option(
             "--keep",
             type=click.IntRange(min=0),
@@ -61,25 +67,31 @@ def _parameters() -> list[click.Parameter]:
             metavar="N",
             help="Keep the N newest runs of each flow.",
         ),
-        flag("--spins", help="Runs of `spin` instead of whole runs."),
+        flag("--spins", help="Delete runs of `spin` instead of other runs."),
         option(
             "--grace",
             default="1h",
             show_default=True,
             metavar="TIME",
-            help="Keep what was written or used more recently than this.",
+            help="Keep data that were written or used within this time.",
         ),
         option(
             "--environments",
             default="30d",
             show_default=True,
             metavar="TIME",
-            help="Delete environments of steps (@pypi, @conda) unused for this long.",
+            help="Delete environments of steps (@pypi, @conda) that were unused for this long.",
         ),
         option(
-            "--datastore", type=click.Choice(words_of("datastore")), help="Where the artifacts are."
+            "--datastore",
+            type=click.Choice(words_of("datastore")),
+            help="Where the artifacts are stored.",
         ),
-        option("--datastore-root", metavar="PATH", help="Its folder, or s3://bucket/prefix."),
+        option(
+            "--datastore-root",
+            metavar="PATH",
+            help="Folder of the datastore, or s3://bucket/prefix.",
+        ),
         flag(
             "--sole-owner",
             help="Confirm that no other metadata has runs in the datastore (required in S3).",

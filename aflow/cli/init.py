@@ -135,12 +135,11 @@ def init() -> click.Command:
     """The command."""
     return click.Command(
         "init",
-        help="Create a project in DIR (this folder, if none is given): a flow, its test, a "
-        "pipeline "
-        "that runs it, pyproject.toml and .gitignore.",
+        help="Create a project in DIR (default: this folder): a flow, its test, a pipeline that "
+        "runs the test, pyproject.toml and .gitignore.",
         params=[
             click.Argument(["folder"], metavar="[DIR]", default=".", required=False),
-            flag("--overwrite", help="Replace files that are there already."),
+            flag("--overwrite", help="Replace existing files."),
         ],
         callback=_init,
     )

@@ -48,17 +48,17 @@ def logs_commands() -> Commands:
 def _show_parameters() -> list[click.Parameter]:
     return [
         pathspec_argument(),
-        option("--stdout", "stream", flag_value="stdout", help="What was printed to stdout."),
-        option("--stderr", "stream", flag_value="stderr", help="What was printed to stderr."),
+        option("--stdout", "stream", flag_value="stdout", help="Only stdout."),
+        option("--stderr", "stream", flag_value="stderr", help="Only stderr."),
         option(
             "--both",
             "stream",
             flag_value="both",
             default="both",
-            help="Both, by time.  [default]",
+            help="Both streams, by time.  [default]",
         ),
         option(
-            "--timestamps/--no-timestamps", default=False, help="Begin each line with its time."
+            "--timestamps/--no-timestamps", default=False, help="Print the time before each line."
         ),
         option(
             "--attempt",
@@ -74,9 +74,11 @@ def _show_parameters() -> list[click.Parameter]:
 def _scrub_parameters() -> list[click.Parameter]:
     return [
         pathspec_argument(),
-        option("--stdout", "stream", flag_value="stdout", help="What was printed to stdout."),
-        option("--stderr", "stream", flag_value="stderr", help="What was printed to stderr."),
-        option("--both", "stream", flag_value="both", default="both", help="Both.  [default]"),
+        option("--stdout", "stream", flag_value="stdout", help="Only stdout."),
+        option("--stderr", "stream", flag_value="stderr", help="Only stderr."),
+        option(
+            "--both", "stream", flag_value="both", default="both", help="Both streams.  [default]"
+        ),
         option(
             "--attempt",
             type=click.IntRange(min=0),
@@ -86,7 +88,7 @@ def _scrub_parameters() -> list[click.Parameter]:
         option(
             "--latest/--all",
             default=True,
-            help="The log of the latest attempt, or of all.  [default: latest]",
+            help="The log of the latest attempt, or of all attempts.  [default: latest]",
         ),
         flag("--include-not-done", help="Include tasks that have not ended."),
     ]

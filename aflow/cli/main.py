@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # What needs click is imported inside of functions: a plain run does without it (plain.py).
 
 _HELP = f"""\
-aflow {__version__}: flows of steps, run with all their artifacts kept.
+aflow {__version__}: run flows of steps, and keep all of their artifacts.
 
 Usage: aflow COMMAND flow.py[:Name] [OPTIONS]
 
@@ -48,11 +48,11 @@ Other commands:
 
 Examples:
   aflow run flow.py --alpha 0.5 --max-workers 4
-  aflow run flow.py --help              the flow's parameters, too
-  aflow run flow.py --with retry        every step is tried again
-  aflow run --compat flow.py            `import metaflow` is aflow, installed or not
-  aflow logs MyFlow/1234/start          what a step has printed
-  python flow.py run                    the same without this command
+  aflow run flow.py --help              all options, and the parameters of the flow
+  aflow run flow.py --with retry        retry every step
+  aflow run --compat flow.py            let `import metaflow` import aflow
+  aflow logs MyFlow/1234/start          the output of a step
+  python flow.py run                    the same as: aflow run flow.py
 """
 
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.

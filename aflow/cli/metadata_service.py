@@ -23,7 +23,7 @@ _log = logging.getLogger("aflow.server.metaflow")
 
 _HELP = """Serve metadata over HTTP, as Metaflow's own service does.
 
-An unmodified Metaflow uses it with METAFLOW_DEFAULT_METADATA=service and METAFLOW_SERVICE_URL.
+Metaflow uses it with METAFLOW_DEFAULT_METADATA=service and METAFLOW_SERVICE_URL.
 AFLOW_SERVICE_AUTH_KEY is the key that clients have to send (several: with commas between them), or
 tokens of `aflow token create`. Without either the service listens to this machine alone, and every
 user of the machine can read and change what it keeps.

@@ -115,14 +115,14 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
     made = [
         option(
             "--quiet/--not-quiet",
-            help="Print nothing about the checks before the run.  [default: not-quiet]",
+            help="Do not print the checks before the run.  [default: not-quiet]",
             **rest,
         ),
         option(
             "--metadata",
             metavar="PLACE",
             type=PlaceType(),
-            help="Where the metadata is: local, service, or the URL of it "
+            help="The metadata: local, service, or a URL "
             "(postgresql://user@host/database, https://host, sqlite:////path).",
             **rest,
         ),
@@ -146,10 +146,20 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
             f"  [default: {','.join(default_of('package_suffixes'))}]",
             **rest,
         ),
-        option("--pylint/--no-pylint", help="Look for errors in the code first.", **rest),
-        _choice("--event-logger", ["nullSidecarLogger", "debugLogger"], "Accepted, unused.", rest),
-        _choice("--monitor", ["nullSidecarMonitor", "debugMonitor"], "Accepted, unused.", rest),
-        _choice("--mode", ["spin"], "Accepted: spins are kept where all else is.", rest),
+        option("--pylint/--no-pylint", help="Check the code with a linter first.", **rest),
+        _choice(
+            "--event-logger",
+            ["nullSidecarLogger", "debugLogger"],
+            "Accepted for compatibility; no effect.",
+            rest,
+        ),
+        _choice(
+            "--monitor",
+            ["nullSidecarMonitor", "debugMonitor"],
+            "Accepted for compatibility; no effect.",
+            rest,
+        ),
+        _choice("--mode", ["spin"], "Accepted for compatibility; no effect.", rest),
         with_option(GENERAL, scope),
     ]
     return [each for each in made if not names_of([each]) & {*without}]
@@ -168,7 +178,7 @@ def with_option(section: str, scope: str | None) -> Option:
         scope=scope,
         multiple=True,
         metavar="DECORATOR",
-        help="Put a decorator on every step, as in retry:times=2.",
+        help="Add a decorator to every step, such as retry:times=2.",
     )
 
 
@@ -218,13 +228,15 @@ def run_options() -> list[Option]:
             multiple=True,
             type=TagType(),
             metavar="TAG",
-            help="Mark the run; may be given many times.",
+            help="A tag for the run; may be given several times.",
         ),
-        of_setting("max_workers", "Tasks that run at once.", **number),
-        of_setting("max_num_splits", "Items that a foreach may have.", **number),
-        of_setting("max_log_size", "Log kept of each stream of an attempt, in MB.", **number),
+        of_setting("max_workers", "The most tasks at a time.", **number),
+        of_setting("max_num_splits", "The most items of a foreach.", **number),
+        of_setting(
+            "max_log_size", "The most output kept of each stream of an attempt, in MB.", **number
+        ),
         with_option(OPTIONS, "run_"),
-        flag("--cache", help="Use results of earlier runs where nothing has changed (see @cache)."),
+        flag("--cache", help="Reuse results of earlier runs if nothing has changed (see @cache)."),
         flag("--dry-run", help="Only show which tasks would run, and why."),
         flag(
             "--force-rebuild-environments",
@@ -239,18 +251,18 @@ def run_options() -> list[Option]:
             hidden=True,
             help="Write what --dry-run finds to this file, as JSON.",
         ),
-        _file("--run-id-file", "Write the run's id to this file."),
-        _file("--runner-attribute-file", "Write run id, flow and metadata to this file, as JSON."),
+        _file("--run-id-file", "Write the id of the run to this file."),
+        _file("--runner-attribute-file", "Write run id, flow and metadata to this file as JSON."),
         option(
             "--namespace",
             scope="run_",
             default=None,
             metavar="NAME",
-            help="Namespace of the client inside the run; empty for the global one.",
+            help="Namespace of the client inside the run; empty: all runs.",
         ),
         of_setting(
             "isolation",
-            "A fresh process for each task, or processes that run many.",
+            "A new process for each task, or processes that run many tasks.",
             type=click.Choice(words_of("isolation")),
         ),
         of_setting(
@@ -265,8 +277,13 @@ def run_options() -> list[Option]:
             "Kubernetes.",
             type=click.Choice(words_of("executor")),
         ),
-        option("--queue", default=None, metavar="URL", help="The queue of the workers."),
-        resources_option("tasks of steps with @resources share"),
+        option(
+            "--queue",
+            default=None,
+            metavar="URL",
+            help="The queue of the workers (with --executor queue).",
+        ),
+        resources_option("resources that tasks share (@resources)"),
         option(
             "--debug",
             "debug_step",
@@ -282,14 +299,18 @@ def run_options() -> list[Option]:
             default=0,
             show_default=True,
             metavar="N",
-            help="Tasks of runs with a higher priority go first in the queue; equal ones take "
-            "turns.",
+            help="Tasks of runs with a higher priority go first in the queue; runs of equal "
+            "priority take turns.",
         ),
-        flag("--fail-fast", help="Stop all tasks when one has failed for good.", scope="run_"),
+        flag(
+            "--fail-fast",
+            help="Stop all tasks when the last attempt of a task has failed.",
+            scope="run_",
+        ),
         option(
             "--progress/--no-progress",
             default=None,
-            help="Show bars for the steps below the log, on a terminal.  [default: progress]",
+            help="Show a progress bar for each step on a terminal.  [default: progress]",
         ),
     ]
 
@@ -301,8 +322,8 @@ def resources_option(what: str) -> Option:
         default=None,
         type=AmountsType(),
         metavar="NAME=AMOUNT,...",
-        help=f"What {what}: gpu=4,memory=64000 (in MB), licence=1.  [default: what this machine "
-        "has]",
+        help=f"The {what}: gpu=4,memory=64000 (in MB), licence=1.  [default: those of this "
+        "machine]",
     )
 
 
@@ -411,7 +432,7 @@ def parameters_file() -> Option:
         "--parameters-file",
         type=click.Path(),
         metavar="FILE",
-        help="Read the values of parameters from this file, a JSON object.",
+        help="Read values of parameters from this file (a JSON object).",
     )
 
 

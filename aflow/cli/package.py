@@ -23,11 +23,11 @@ def package_commands() -> Commands:
     archive = option(
         "--archive/--no-archive",
         default=False,
-        help="The names inside of the archive.  [default: those on this machine]",
+        help="Print the names in the archive.  [default: paths on this machine]",
     )
     path = click.Argument(["path"], type=click.Path(dir_okay=False))
     return {
-        "info": ("Show what goes into the code package.", [], info),
+        "info": ("Show the contents and the size of the code package.", [], info),
         "list": ("List the files of the code package.", [archive], list_),
         "save": ("Write the code package to a file (.tgz: compressed).", [path], save),
     }

@@ -29,18 +29,18 @@ from aflow.queue.factory import open_queue
 if TYPE_CHECKING:
     from aflow.queue.base import Queue
 
-_HELP = """Show the messages of a queue, release buried ones, delete some.
+_HELP = """Show, release and delete the messages of a queue.
 
-A message that was given to five workers which ended before its task did, or that no worker can
-read, is buried (a dead letter): it is kept, and not delivered, until it is released or deleted. The
-run of a task that is buried fails; one that goes on takes its message out by itself.
+A message is buried (a dead letter) after five deliveries to workers that died, or if no worker can
+read it. A buried message is kept, and not delivered, until it is released or deleted. Its attempt
+fails, and an active run removes the message.
 
 \b
-  aflow queue status                           how much waits, since when, and for which workers
-  aflow queue list                             what is buried
-  aflow queue list --ready --pool gpu          what waits in the pool gpu
+  aflow queue status                           waiting messages of each pool, and its workers
+  aflow queue list                             list buried messages
+  aflow queue list --ready --pool gpu          list waiting messages of the pool gpu
   aflow queue release --all                    deliver all buried messages again
-  aflow queue delete 1f0c...:17:0              forget a message, whether it waits or is buried
+  aflow queue delete 1f0c...:17:0              delete a message that is buried or waits
 """
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ def queue() -> click.Command:
         metavar="NAME",
         help="Only this pool; may be given several times.  [default: all pools]",
     )
-    as_json = flag("--json", "as_json", help="As a list of objects.")
+    as_json = flag("--json", "as_json", help="Print a JSON list.")
     ids = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
     return click.Group(
         "queue",
@@ -71,7 +71,8 @@ def queue() -> click.Command:
                 "list",
                 params=[
                     flag(
-                        "--ready", help="Messages that wait for a worker, instead of buried ones."
+                        "--ready",
+                        help="List messages that wait for a worker, instead of buried ones.",
                     ),
                     option(
                         "--limit",
@@ -79,14 +80,14 @@ def queue() -> click.Command:
                         default=100,
                         show_default=True,
                         metavar="N",
-                        help="Limit for each pool.",
+                        help="The most messages of each pool.",
                     ),
                     place,
                     pools,
                     as_json,
                 ],
                 callback=_list,
-                help="List messages that are buried, or wait.",
+                help="List messages that are buried or wait.",
             ),
             click.Command(
                 "release",
@@ -108,7 +109,7 @@ def queue() -> click.Command:
                     pools,
                 ],
                 callback=_delete,
-                help="Delete messages that are buried, or wait.",
+                help="Delete messages that are buried or wait.",
             ),
         ],
     )

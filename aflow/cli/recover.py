@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _ONCE = ("--runner-attribute-file", "--run-id-file", "--parameters-file")
 _HELP = """Recover a run whose coordinator has died, with its own code and command line.
 
-Finished tasks are kept; tasks on workers of a queue are awaited; tasks in processes that ended with
-their coordinator run again. A run that a coordinator still drives is refused: its lease expires 10
+Finished tasks are kept. Tasks on workers and in jobs continue. Tasks in processes that ended with
+their coordinator run again. A run whose coordinator is alive is refused: its lease expires 10
 seconds after the last heartbeat.
 
 \b
@@ -40,7 +40,7 @@ def recover() -> click.Command:
         "recover",
         params=[
             click.Argument(["run"], metavar="FLOW/RUN"),
-            option("--metadata", metavar="PLACE", help="Where the metadata is."),
+            option("--metadata", metavar="URL", help="The metadata: local, service, or a URL."),
             option("--datastore-root", metavar="PATH", help="The `.aflow` folder."),
         ],
         callback=_recover,

@@ -40,14 +40,16 @@ def resume_parameters() -> list[click.Parameter]:
             metavar="RUN",
             help="The run to resume.  [default: your latest run of the flow]",
         ),
-        flag("--rerun-missing", help="Run tasks again whose artifacts are not in the store."),
+        flag(
+            "--rerun-missing", help="Run tasks again whose artifacts are missing in the datastore."
+        ),
         *(each for each in run_options() if each.name not in _NOT_OURS),
         flag("--clone-only/--no-clone-only", help="Reuse finished tasks, and run nothing."),
         flag(
             "--reentrant/--no-reentrant",
-            help="Where several processes resume the same run, one does it, and all wait for it.",
+            help="Let several processes resume the same run: one does it, the others wait.",
         ),
-        option("--run-id", metavar="NAME", help="The new run's id, which is not a number."),
+        option("--run-id", metavar="NAME", help="An id for the new run; it must not be a number."),
         option(
             "--resume-identifier", metavar="NAME", help="A name that is recorded with the new run."
         ),

@@ -37,9 +37,9 @@ def schedule() -> click.Command:
     commands = [
         _create_command(server),
         _edit_command(server),
-        click.Command("list", params=[server], callback=_list, help="Show all schedules."),
+        click.Command("list", params=[server], callback=_list, help="List all schedules."),
         click.Command(
-            "show", params=[name, server], callback=_show, help="Show a schedule, as JSON."
+            "show", params=[name, server], callback=_show, help="Show a schedule as JSON."
         ),
         click.Command("pause", params=[name, server], callback=_pause, help="Pause a schedule."),
         click.Command("resume", params=[name, server], callback=_resume, help="Resume a schedule."),
@@ -53,7 +53,7 @@ def schedule() -> click.Command:
             "delete",
             params=[name, server],
             callback=_delete,
-            help="Delete a schedule; its runs stay.",
+            help="Delete a schedule, and keep its runs.",
         ),
     ]
     return click.Group("schedule", help=_HELP, commands=commands)
@@ -65,32 +65,50 @@ def _create_command(server: click.Option) -> click.Command:
         params=[
             click.Argument(["target"], metavar="FLOW.PY"),
             server,
-            option("--name", metavar="NAME", help="[default: the flow's]"),
-            option("--cron", metavar="EXPRESSION", help="[default: what @schedule says]"),
-            option("--timezone", metavar="ZONE", help="[default: what @schedule says, else UTC]"),
+            option("--name", metavar="NAME", help="Name of the schedule.  [default: the flow]"),
+            option(
+                "--cron",
+                metavar="EXPRESSION",
+                help="The cron expression, such as '0 2 * * ? *'.  [default: that of @schedule]",
+            ),
+            option(
+                "--timezone",
+                metavar="ZONE",
+                help="The time zone of the expression.  [default: that of @schedule, else UTC]",
+            ),
             option(
                 "--missed",
                 type=click.Choice(["latest", "skip", "all"]),
                 default="latest",
                 show_default=True,
-                help="Which missed runs are made up for after a server was down.",
+                help="Which missed runs to make up for after the server was down.",
             ),
             option(
                 "--overlap",
                 type=click.Choice(["skip", "allow", "wait", "cancel"]),
                 default="skip",
                 show_default=True,
-                help="What to do while the run before goes on: no run, one beside it, one after "
-                "it, or one in its place.",
+                help="What to do while the previous run is active: start no run, a run beside it, "
+                "a run after it, or a run instead of it.",
             ),
-            option("--tag", "tags", multiple=True, help="A tag of its runs."),
-            option("--max-workers", type=click.IntRange(min=1), help="Limit of live tasks."),
+            option(
+                "--tag",
+                "tags",
+                multiple=True,
+                metavar="TAG",
+                help="A tag for its runs; may be given several times.",
+            ),
+            option(
+                "--max-workers",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="The most tasks of a run at a time.",
+            ),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],
         callback=_create,
-        help="Send the code of a flow to a server, which runs it on schedule. Options that are "
-        "not listed "
-        "here are parameters of the flow. A schedule of the same name is replaced.",
+        help="Send the code of a flow to a server, which runs it on a schedule. Options that are "
+        "not listed here are parameters of the flow. A schedule with the same name is replaced.",
         context_settings=_PARAMETERS,
     )
 
@@ -109,12 +127,18 @@ def _edit_command(server: click.Option) -> click.Command:
                 type=click.Choice(["skip", "allow", "wait", "cancel"]),
                 help="See create.",
             ),
-            option("--tag", "tags", multiple=True, help="The tags of its runs, instead of others."),
+            option(
+                "--tag",
+                "tags",
+                multiple=True,
+                metavar="TAG",
+                help="A tag for its runs, instead of the earlier ones.",
+            ),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],
         callback=_edit,
-        help="Change a schedule. Options that are not listed here are parameters of its flow; what "
-        "is not named stays as it is. Its code stays, too: `create` replaces that.",
+        help="Change a schedule. Options that are not listed here are parameters of its flow. "
+        "Everything else is kept, also the code: `create` replaces the code.",
         context_settings=_PARAMETERS,
     )
 

@@ -27,13 +27,12 @@ if TYPE_CHECKING:
     from aflow.server.metaflow.api import MetaflowApi
     from aflow.server.serve import Certificate
 
-_HELP = """Run flows that are submitted over HTTP (aflow submit), each in a process of its own.
+_HELP = """Run flows that clients submit over HTTP (aflow submit), each in its own process.
 
-Clients send a token: one of `aflow token create`, or of AFLOW_SERVICE_AUTH_KEY (with commas between
-them). A server that listens to this machine alone, which is the default, needs none of
-these: it makes a token in ~/.aflowconfig, which your own commands send by themselves. SIGTERM lets
-runs end, for --grace seconds, and leaves those that go on then to the next server, or to another
-one with the same metadata.
+Clients send a token of `aflow token create`, or a key of AFLOW_SERVICE_AUTH_KEY (several keys are
+separated by commas). A server on 127.0.0.1, the default, needs neither: it creates a token in
+~/.aflowconfig, which your own commands send. On SIGTERM it waits --grace seconds for active runs;
+the next server, or another one with the same metadata, recovers the others.
 
 \b
   aflow server
@@ -51,23 +50,24 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
             option(
                 "--metadata",
                 metavar="URL",
-                help="postgresql://..., sqlite:////path or https://...  [default: in .aflow]",
+                help="The metadata: postgresql://..., sqlite:////path or https://...  "
+                "[default: in .aflow]",
             ),
             option(
                 "--storage",
                 metavar="URL",
-                help="s3://bucket/prefix, file:///path.  [default: .aflow]",
+                help="The datastore: s3://bucket/prefix or file:///path.  [default: .aflow]",
             ),
             option(
                 "--queue",
                 metavar="URL",
-                help="The queue whose workers run the tasks.  [default: processes here]",
+                help="The queue whose workers run the tasks.  [default: local processes]",
             ),
             option(
                 "--max-workers",
                 type=click.IntRange(min=1),
                 metavar="N",
-                help="Default limit of concurrent tasks of a run.  [default: 16]",
+                help="Default for the most tasks of a run at a time.  [default: 16]",
             ),
             option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
             option(
@@ -75,21 +75,24 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
                 type=click.IntRange(1, 10_000),
                 default=16,
                 show_default=True,
-                help="Limit of concurrent runs.",
+                metavar="N",
+                help="The most active runs.",
             ),
             option(
                 "--grace",
                 type=click.FloatRange(min=0),
                 default=30.0,
                 show_default=True,
-                help="Grace time of runs in seconds when the server is stopped.",
+                metavar="SECONDS",
+                help="How long active runs may continue after SIGTERM.",
             ),
             option(
                 "--recovery-timeout",
                 type=click.FloatRange(min=0),
                 default=3600.0,
                 show_default=True,
-                help="Seconds after which a run fails that cannot be recovered.",
+                metavar="SECONDS",
+                help="When a run that cannot be recovered fails.",
             ),
             flag(
                 "--no-auth",
@@ -106,13 +109,20 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
 def listen_options(port: int) -> list[click.Option]:
     """Where a server listens: on this port, unless another one is given."""
     return [
-        option("--host", default="127.0.0.1", show_default=True, help="Where to listen."),
+        option(
+            "--host",
+            metavar="HOST",
+            default="127.0.0.1",
+            show_default=True,
+            help="The address to listen on.",
+        ),
         option(
             "--port",
             type=click.IntRange(0, 65535),
             default=port,
             show_default=True,
-            help="Port; 0 takes a free one.",
+            metavar="PORT",
+            help="The port to listen on; 0: a free one.",
         ),
     ]
 
@@ -123,9 +133,11 @@ def tls_options() -> list[click.Option]:
         option(
             "--tls-cert",
             metavar="FILE",
-            help="Certificate for https, in PEM form; it may be replaced at any time.",
+            help="Certificate for https in PEM format; it may be replaced at any time.",
         ),
-        option("--tls-key", metavar="FILE", help="Its private key, without a password."),
+        option(
+            "--tls-key", metavar="FILE", help="Private key of the certificate, without a password."
+        ),
     ]
 
 

@@ -31,17 +31,17 @@ def spin_parameters() -> list[click.Parameter]:
             "--artifacts-module",
             metavar="FILE",
             type=click.Path(dir_okay=False, exists=True),
-            help="A Python file whose ARTIFACTS, a dict, take the place of those of the inputs.",
+            help="A Python file with a dict ARTIFACTS that replaces artifacts of the inputs.",
         ),
         option(
             "--persist/--no-persist",
             default=None,
-            help="Store the artifacts that the step leaves, or none.  [default: persist]",
+            help="Store the artifacts of the step.  [default: persist]",
         ),
         flag(
             "--debug",
             "debugged",
-            help="Give the step the terminal: for breakpoint(), pdb, input().",
+            help="Give the terminal to the step: for breakpoint(), pdb and input().",
         ),
         *(each for each in run_options() if each.name in _SHARED),
     ]

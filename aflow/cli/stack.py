@@ -9,7 +9,7 @@ from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
 from aflow.cli.errors import USAGE
 from aflow.cli.options import flag
 
-_HELP = """What aflow needs in AWS: S3, Batch, a metadata service, roles (see docs/aws.md).
+_HELP = """Print, check and import a CloudFormation stack with everything that aflow needs in AWS.
 
 \b
   aflow stack template > aflow.yaml
@@ -21,19 +21,19 @@ _HELP = """What aflow needs in AWS: S3, Batch, a metadata service, roles (see do
 
 _TEMPLATE_HELP = """Print the CloudFormation template, with each resource on one line.
 
-So it is small enough for CloudFormation to take it as it is. With its comments it is larger than
-that, and has to be sent by way of a bucket (`aws cloudformation deploy --s3-bucket NAME`)."""
+CloudFormation accepts this form directly. The form with comments is larger than its limit: deploy
+it through a bucket (`aws cloudformation deploy --s3-bucket NAME`)."""
 
 _CHECK_HELP = """Check whether a stack can be created with these parameters.
 
-Each is NAME=VALUE, as `aws cloudformation deploy --parameter-overrides` takes them. A sentence for
-each that cannot be used; nothing is sent anywhere."""
+Parameters are NAME=VALUE, as for `aws cloudformation deploy --parameter-overrides`. The command
+prints a sentence for each invalid parameter. It sends nothing to AWS."""
 
 
 def stack() -> click.Command:
     """The command."""
     group = click.Group("stack", help=_HELP)
-    comments = flag("--comments", help="Print it as it was written.")
+    comments = flag("--comments", help="Print the template with comments and line breaks.")
     group.add_command(
         click.Command("template", help=_TEMPLATE_HELP, params=[comments], callback=_template)
     )

@@ -31,7 +31,7 @@ def status() -> click.Command:
         "status",
         params=[of_a_server()],
         callback=_status,
-        help="Show the flows that have run here, what runs now, and what failed last.",
+        help="Show all flows, active runs, and the latest failures.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 

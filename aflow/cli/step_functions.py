@@ -50,20 +50,24 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
         trigger(session, given, **values)
 
     files = [
-        _file("--run-id-file", "Write the run's id to this file."),
+        _file("--run-id-file", "Write the id of the run to this file."),
         _file("--deployer-attribute-file", "Write name, flow and run to this file, as JSON."),
         parameters_file(),
     ]
     run = click.Argument(["run_id"], metavar="RUN")
-    states = [flag(f"--{state}", help=f"Only runs that are {state}.") for state in _STATES]
+    states = [flag(f"--{state}", help=f"Only runs with the status {state}.") for state in _STATES]
     return {
-        "create": ("Deploy the flow, or its new version.", _create_parameters(), create),
+        "create": ("Deploy the flow or a new version of it.", _create_parameters(), create),
         "trigger": ("Start a run.", [_name(), *own.values(), *files], start),
         "list-runs": ("List the runs.", [_name(), *states], list_runs),
         "terminate": ("Stop a run.", [run, _name(), _authorize()], terminate),
-        "resume": ("Start a run that reuses what a run has finished.", [run, _name()], resume),
+        "resume": (
+            "Start a run that reuses the finished tasks of another run.",
+            [run, _name()],
+            resume,
+        ),
         "delete": (
-            "Delete the state machine, and what starts it.",
+            "Delete the state machine, its schedule and its event rules.",
             [_name(), _authorize()],
             delete,
         ),
@@ -88,7 +92,7 @@ def step_functions_options() -> list[click.Parameter]:
 
 
 def _name() -> click.Parameter:
-    return option("--name", metavar="NAME", help="The state machine.  [default: the flow's name]")
+    return option("--name", metavar="NAME", help="Name of the state machine.  [default: the flow]")
 
 
 def _authorize() -> click.Parameter:
@@ -108,16 +112,21 @@ def _create_parameters() -> list[click.Parameter]:
     return [
         _name(),
         _authorize(),
-        flag("--generate-new-token", help="Give the flow another production token."),
+        flag("--generate-new-token", help="Generate a new production token."),
         option(
             "--new-token", "--given-token", "new_token", metavar="TOKEN",
-            help="Give the flow this production token.",
+            help="Set this production token.",
         ),
         option(
-            "--tag", "tags", multiple=True, type=TagType(), metavar="TAG", help="Mark all runs."
+            "--tag",
+            "tags",
+            multiple=True,
+            type=TagType(),
+            metavar="TAG",
+            help="A tag for all runs; may be given several times.",
         ),
         option(
-            "--aws-batch-tag", multiple=True, metavar="KEY=VALUE", help="Mark all jobs."
+            "--aws-batch-tag", multiple=True, metavar="KEY=VALUE", help="A tag for all jobs."
         ),
         option(
             "--namespace", metavar="NAME",
@@ -126,16 +135,16 @@ def _create_parameters() -> list[click.Parameter]:
         flag("--only-json", help="Only show the definition of the state machine."),
         option(
             "--max-workers", default=100, type=click.IntRange(min=0), metavar="N",
-            help="Items of a foreach that run at once; 0 for no limit.  [default: 100]",
+            help="The most items of a foreach at a time; 0: no limit.  [default: 100]",
         ),
         option(
             "--workflow-timeout", type=click.IntRange(min=1), metavar="SECONDS",
-            help="End runs that take longer.",
+            help="Time limit of a run.",
         ),
         flag("--log-execution-history", help="Log executions to CloudWatch."),
         flag(
             "--use-distributed-map/--no-use-distributed-map",
-            help="Run foreachs as distributed maps: more than 40 items at once.",
+            help="Run a foreach as a distributed map: more than 40 items at a time.",
         ),
         option(
             "--compress-state-machine/--no-compress-state-machine", default=None,
@@ -143,11 +152,11 @@ def _create_parameters() -> list[click.Parameter]:
         ),
         option(
             "--notify-on-error", "on_error", metavar="ARN",
-            help="Notify this SNS topic or event bus of runs that fail.",
+            help="Notify this SNS topic or event bus of failed runs.",
         ),
         option(
             "--notify-on-success", "on_success", metavar="ARN",
-            help="Notify it of runs that succeed.",
+            help="Notify this SNS topic or event bus of successful runs.",
         ),
         _file("--deployer-attribute-file", "Write name, flow and token to this file, as JSON."),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _HELP = """Submit the code of a flow to a server (aflow server), which runs it.
 
-Options that are not listed here are parameters of the flow. The token is that of
+Options that are not listed here are parameters of the flow. The command sends the token of
 AFLOW_SERVICE_AUTH_KEY.
 
 \b
@@ -39,8 +39,19 @@ def submit() -> click.Command:
         params=[
             click.Argument(["target"], metavar="FLOW.PY"),
             server_option(),
-            option("--tag", "tags", multiple=True, help="A tag of the run."),
-            option("--max-workers", type=click.IntRange(min=1), help="Limit of live tasks."),
+            option(
+                "--tag",
+                "tags",
+                multiple=True,
+                metavar="TAG",
+                help="A tag for the run; may be given several times.",
+            ),
+            option(
+                "--max-workers",
+                type=click.IntRange(min=1),
+                metavar="N",
+                help="The most tasks of a run at a time.",
+            ),
             flag("--wait", help="Follow the output of the run until it has ended."),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],

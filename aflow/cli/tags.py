@@ -32,7 +32,7 @@ def tag_commands() -> dict[str, Subcommand]:
         "add": Subcommand("Add tags to a run.", [words, *_which_run()], add),
         "remove": Subcommand("Remove tags from a run.", [words, *_which_run()], remove),
         "replace": Subcommand(
-            "Remove tags from a run and add others, in one step.",
+            "Remove tags from a run and add others in one transaction.",
             [
                 click.Argument(["pair"], nargs=-1, metavar="[OLD NEW]"),
                 *_which_run(),
@@ -59,11 +59,11 @@ def _list_parameters() -> list[click.Parameter]:
         click.Argument(["run"], required=False),
         option("--run-id", metavar="RUN", help="Only tags of this run."),
         flag("--all", "of_all", help="Tags of all runs of the flow.  [default]"),
-        flag("--my-runs", help="Tags of your own runs."),
-        flag("--hide-system-tags", help="Only tags that users gave."),
+        flag("--my-runs", help="Only tags of your own runs."),
+        flag("--hide-system-tags", help="Do not show tags that aflow set."),
         flag("--group-by-tag", help="Show which runs have each tag."),
         flag("--group-by-run", help="Show which tags each run has."),
-        flag("--flat", help="One tag a line, nothing else."),
+        flag("--flat", help="Print only tags, one per line."),
     ]
 
 

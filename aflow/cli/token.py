@@ -20,8 +20,8 @@ from aflow.metadata.factory import open_metadata
 
 _HELP = """Create, list and revoke API tokens.
 
-Clients send a token to a server, which keeps digests of tokens beside the metadata. A change takes
-effect at once for every server with the same metadata.
+Clients send a token to a server. The metadata have only digests of tokens. A change takes effect at
+once on every server with the same metadata.
 
 \b
   aflow token create ci --expires 90d
@@ -35,7 +35,9 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 def token() -> click.Command:
     """The command."""
     place = option(
-        "--metadata", metavar="URL", help="The metadata of the server.  [default: of the settings]"
+        "--metadata",
+        metavar="URL",
+        help="The metadata of the server.  [default: those of the settings]",
     )
     name = click.Argument(["name"])
     return click.Group(
@@ -51,20 +53,24 @@ def token() -> click.Command:
                         type=click.Choice(["read", "write"]),
                         default="write",
                         show_default=True,
-                        help="read: look at everything; write: submit, change and cancel, too.",
+                        help="read: read everything; write: also submit, change and cancel.",
                     ),
-                    option("--expires", metavar="90d", help="[default: never]"),
+                    option(
+                        "--expires",
+                        metavar="TIME",
+                        help="Lifetime of the token, such as 90d.  [default: unlimited]",
+                    ),
                     place,
                 ],
                 callback=_create,
-                help="Create a token, and show it: it is not shown again.",
+                help="Create a token and print it. It is not shown again.",
             ),
             click.Command("list", params=[place], callback=_list, help="List the tokens."),
             click.Command(
                 "revoke",
                 params=[name, place],
                 callback=_revoke,
-                help="Revoke a token: it is refused from now on.",
+                help="Revoke a token at once.",
             ),
         ],
     )

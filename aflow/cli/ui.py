@@ -16,8 +16,8 @@ from aflow.errors import AflowError, InvalidInput
 
 _HELP = """Show runs in a browser: those of this folder, or of a server (--server).
 
-Where a server of this folder listens already, its pages are opened. Else one is started, which
-listens to this machine alone, until Ctrl-C. The browser is logged in by a link that works once.
+If a server of this folder is running, its pages are opened. Otherwise a server is started on
+127.0.0.1, which ends with Ctrl-C. The browser is logged in by a link that works once.
 
 \b
   aflow ui                       all runs
@@ -36,15 +36,16 @@ def ui() -> click.Command:
                 "--server",
                 metavar="URL",
                 default=lambda: looked_up("SERVER"),
-                help="Whose pages to open.  [default: AFLOW_SERVER, else a server of this folder]",
+                help="Open the pages of this server.  [default: AFLOW_SERVER, else this folder's]",
             ),
             option(
                 "--port",
                 type=click.IntRange(0, 65535),
                 default=0,
-                help="Port of a server that is started.  [default: a free one]",
+                metavar="PORT",
+                help="Port of the server that is started.  [default: a free one]",
             ),
-            flag("--no-browser", help="Print the link that logs in, and open no browser."),
+            flag("--no-browser", help="Print the login link, and open no browser."),
         ],
         callback=_ui,
         help=_HELP,

@@ -42,23 +42,22 @@ _MOST_LINES = 10_000  # of the log that wait to be read
 _CLOSING = 2.0  # seconds for them at the end
 _HELP = """Lease tasks of flows from a queue, and run them on this machine.
 
-Flows run by workers when they are started with --executor queue and the same --queue. The datastore
-of the run has to be reachable from this machine. On SIGTERM the worker leases nothing more; running
-tasks may end within --grace; the others go back to the queue, at no cost. A second signal ends it
-at once.
+Start flows with --executor queue and the same --queue. The datastore of the run has to be reachable
+from this machine. On SIGTERM the worker leases nothing more and lets running tasks end within
+--grace; the others go back to the queue, without costing an attempt. A second signal ends it at
+once.
 
 \b
   aflow worker --queue redis://broker:6379/0 --slots 4
   aflow worker --queue sqlite:////tmp/queue.db --pool gpu --pool default
-  aflow workers list                           all workers, and what they run
-  aflow workers drain NAME                     end one after its running tasks
+  aflow workers list                           list all workers, with their running tasks
+  aflow workers drain NAME                     end a worker after its running tasks
 """
-_HELP_OF_MANY = """List workers, drain them, and start some in a cluster of Slurm, Ray or Dask.
+_HELP_OF_MANY = """List and drain workers, and start some in a cluster of Slurm, Ray or Dask.
 
-Workers register in the metadata that they are given (`aflow worker --metadata URL`, or
-AFLOW_DEFAULT_METADATA; without, in the .aflow folder that they find), and send a heartbeat there
-each 5 seconds. One whose heartbeats have stopped is shown as silent after 15 seconds, and not at
-all after 60.
+Workers register in the metadata (`aflow worker --metadata URL`, or AFLOW_DEFAULT_METADATA; without
+these, in the nearest .aflow folder), and send a heartbeat every 5 seconds. A worker without
+heartbeats is shown as silent after 15 seconds, and no longer listed after 60.
 
 \b
   aflow workers list
@@ -83,7 +82,7 @@ def _parameters() -> list[click.Parameter]:
             "--slots",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Tasks at a time.  [default: one for each processor]",
+            help="The number of tasks at a time.  [default: the number of CPUs]",
         ),
         option(
             "--pool",
@@ -92,7 +91,7 @@ def _parameters() -> list[click.Parameter]:
             default=["default"],
             show_default=True,
             metavar="NAME",
-            help="Lease tasks of this pool; pools named first go first.",
+            help="Lease tasks of this pool; may be given several times, in order of priority.",
         ),
         option(
             "--grace",
@@ -108,7 +107,7 @@ def _parameters() -> list[click.Parameter]:
             default=30.0,
             show_default=True,
             metavar="SECONDS",
-            help="Lease time: after it other workers get the tasks of a lost one.",
+            help="Lease time: when a worker is lost, others get its tasks after this time.",
         ),
         option(
             "--label",
@@ -120,15 +119,15 @@ def _parameters() -> list[click.Parameter]:
         option(
             "--metadata",
             metavar="URL",
-            help="The metadata that lists the worker.  [default: of the settings]",
+            help="The metadata in which the worker registers.  [default: those of the settings]",
         ),
         resources_option("the tasks of this worker share"),
         option("--quiet", is_flag=True, help="Do not log each task."),
         option(
             "--until-eof",
             is_flag=True,
-            help="Take nothing new, as after SIGTERM, when the standard input ends: for programs "
-            "that start workers, and are not to leave any behind.",
+            help="End as after SIGTERM when stdin ends, so that a program that starts workers "
+            "leaves none behind.",
         ),
     ]
 
@@ -298,14 +297,18 @@ async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> No
 
 def workers() -> click.Command:
     """The command."""
-    place = option("--metadata", metavar="URL", help="[default: of the settings]")
+    place = option(
+        "--metadata",
+        metavar="URL",
+        help="The metadata in which workers register.  [default: those of the settings]",
+    )
     return click.Group(
         "workers",
         help=_HELP_OF_MANY,
         commands=[
             click.Command(
                 "list",
-                params=[flag("--json", "as_json", help="As a list of objects."), place],
+                params=[flag("--json", "as_json", help="Print a JSON list."), place],
                 callback=_list,
                 help="List workers, and what they run.",
             ),
@@ -322,12 +325,12 @@ def workers() -> click.Command:
             click.Command(
                 "slurm",
                 params=[
-                    _count("How many workers: one array of jobs."),
+                    _count("The number of workers: one array of jobs."),
                     *(each for each in _parameters() if each.name in _OF_SLURM),
                     click.Argument(["sbatch"], nargs=-1, type=click.UNPROCESSED),
                 ],
                 callback=_slurm,
-                help="Start workers as jobs of Slurm. What stands after `--` goes to sbatch: "
+                help="Start workers as jobs of Slurm. Arguments after `--` go to sbatch: "
                 "`aflow workers slurm --count 4 --slots 8 -- --partition=main --time=8:00:00`. "
                 "A worker ends with its job: its running tasks go back to the queue.",
             ),
@@ -425,21 +428,21 @@ def _variables(settings: Settings, metadata: str | None) -> dict[str, str]:
 
 # ------------------------------------------------------------ in clusters of Ray and Dask
 
-_OF_CLUSTERS = """Workers run for as long as this command does. SIGTERM or Ctrl-C: they take
-nothing new, what they run may end within --grace, and what does not goes back to others; a second
-signal ends them at once. One that is lost with its node is started again elsewhere. Nodes need
-aflow, the packages of flows, and a way to the queue and the datastore.
+_OF_CLUSTERS = """Workers run as long as this command. On SIGTERM or Ctrl-C they lease nothing
+more, let running tasks end within --grace, and give back the others; a second signal ends them at
+once. A worker that is lost with its node is started on another one. Nodes need aflow, the packages
+of flows, and access to the queue and the datastore.
 """
-_HELP_OF_RAY = f"""Start workers in a cluster of Ray: an actor each, which asks for as many CPUs as
-the worker has slots, or for those, the GPUs and the memory of --resources.
+_HELP_OF_RAY = f"""Start workers in a cluster of Ray. Each worker is an actor that requests as many
+CPUs as the worker has slots, or the CPUs, GPUs and memory of --resources.
 
 {_OF_CLUSTERS}
 \b
   aflow workers ray --count 4 --queue redis://broker:6379/0 --slots 8
   aflow workers ray --address 10.0.0.1:6379 --pool gpu --slots 1 --resources cpu=4,gpu=1
 """
-_HELP_OF_DASK = f"""Start workers in a cluster of Dask: a task each, which has one thread of a
-worker of Dask for as long as it runs. GPUs (--resources gpu=1) are Dask's resource GPU.
+_HELP_OF_DASK = f"""Start workers in a cluster of Dask. Each worker is a task that occupies one
+thread of a Dask worker. GPUs (--resources gpu=1) are the resource GPU of Dask.
 
 {_OF_CLUSTERS}
 \b
@@ -450,20 +453,20 @@ _OF_PLACES = (*_OF_SLURM, "grace", "lease", "quiet")
 
 def _parameters_of(kind: str) -> list[click.Parameter]:
     address = {
-        "ray": "Of the cluster: HOST:PORT, or ray://HOST:10001.  [default: RAY_ADDRESS, else the "
-        "cluster that this machine is in]",
-        "dask": "Of the scheduler: tcp://HOST:8786.  [default: DASK_SCHEDULER_ADDRESS]",
+        "ray": "Address of the cluster: HOST:PORT, or ray://HOST:10001.  [default: RAY_ADDRESS, "
+        "else the cluster of this machine]",
+        "dask": "Address of the scheduler: tcp://HOST:8786.  [default: DASK_SCHEDULER_ADDRESS]",
     }
     ask = {
-        "ray": "A custom resource of Ray that each worker asks for; may be given again.",
-        "dask": "A resource of Dask (dask worker --resources) that each worker asks for; may be "
-        "given again.",
+        "ray": "A custom resource of Ray for each worker; may be given several times.",
+        "dask": "A resource of Dask (dask worker --resources) for each worker; may be given "
+        "several times.",
     }
     return [
         option("--address", metavar="ADDRESS", help=address[kind]),
         _count("Number of workers to keep running while nodes come and go."),
         option("--ask", "asked", multiple=True, metavar="NAME=AMOUNT", help=ask[kind]),
-        flag("--wait", "may_wait", help="Wait where the cluster is too small as it is now."),
+        flag("--wait", "may_wait", help="Wait if the cluster is too small now."),
         *(each for each in _parameters() if each.name in _OF_PLACES),
     ]
 

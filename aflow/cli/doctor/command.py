@@ -23,7 +23,7 @@ def doctor() -> click.Command:
     return SectionedCommand(
         "doctor",
         help=_HELP,
-        params=[flag("--json", "as_json", help="As a list of objects.")],
+        params=[flag("--json", "as_json", help="Print a JSON list.")],
         callback=_doctor,
     )
 

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent
 
 def tutorials() -> click.Command:
     """The command."""
-    group = click.Group("tutorials", help="Short flows to learn from.")
+    group = click.Group("tutorials", help="List, describe and copy short flows to learn from.")
     for name, (help, params, body) in _commands().items():
         group.add_command(click.Command(name, help=help, params=params, callback=body))
     return group

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.cli.main import Line, take_apart
+from aflow import FlowSpec, step
+from aflow.cli.commands import OTHERS
+from aflow.cli.config_options import given_configs
+from aflow.cli.flow_commands import FlowGroup
+from aflow.cli.main import Line, other_command, take_apart
+from aflow.cli.session import Defined
 
 
 @pytest.mark.parametrize(
@@ -62,3 +70,44 @@ def test_no_word_is_lost_or_made_up(words: list[str]) -> None:
     taken += [word for word in (line.command, line.target) if word is not None]
 
     assert sorted(words) == sorted(taken)
+
+
+def test_every_command_and_option_says_what_it_does() -> None:
+    class Flow_(FlowSpec):
+        @step
+        def start(self) -> None:
+            self.next(self.end)
+
+        @step
+        def end(self) -> None:
+            pass
+
+    group = FlowGroup(Flow_, "flow.py", Defined(Flow_, given_configs([])[0]), ())
+    seen = [*commands("aflow flow.py", group)]
+    for name in OTHERS:
+        seen += commands(f"aflow {name}", other_command(name))
+
+    assert len(seen) > 60
+    for path, command in seen:
+        if path != "aflow flow.py":
+            assert (command.help or "").partition("\n\n")[0].rstrip().endswith((".", ":")), path
+        for param in command.params:
+            if isinstance(param, click.Option) and not param.hidden:
+                text = (param.help or "").partition("  [")[0]
+                assert text.endswith("."), (path, param.opts, text)
+                if param.is_flag or param.flag_value is not None:
+                    continue
+                shown = param.make_metavar(click.Context(command))
+                assert shown not in ("TEXT", "INTEGER", "FLOAT"), (path, param.opts)
+                assert "RANGE" not in shown, (path, param.opts)
+
+
+def commands(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """A command, and those below it."""
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(f"{path} {name}", found)

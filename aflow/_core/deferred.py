@@ -110,7 +110,8 @@ def _defer(spec: ModuleSpec) -> None:
 
 # What modules that commands and zygotes import name, and these seldom use.
 _NAMED = (
-    "dis", "inspect", "ipaddress", "linecache", "locale", "shlex", "shutil", "tarfile", "textwrap",
+    "base64", "dis", "inspect", "ipaddress", "linecache", "locale", "shlex", "shutil", "tarfile",
+    "textwrap",
 )  # fmt: skip
 
 

@@ -244,7 +244,7 @@ _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 class SourceFile:
     """The functions and classes of one file (or notebook cell), by where they begin."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str | bytes) -> None:
         self.functions: dict[tuple[str, int], FunctionNode] = {}
         self.classes: dict[str, int] = {}
         self._enter(parsed(text), "")
@@ -283,7 +283,8 @@ def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 class Sources:
     """The sources of one flow's classes; every file is parsed once.
 
-    They come through linecache, so that classes made in a notebook have theirs too.
+    What is in no file of its own comes through linecache, so that classes made in a notebook have
+    theirs, too.
     """
 
     def __init__(self, flow: str) -> None:
@@ -332,14 +333,13 @@ class Sources:
         any more."""
         source = self._files.get(file)
         if source is None:
-            linecache.checkcache(file)
-            lines = linecache.getlines(file, module)
-            if not lines:
+            text = _text_of(file, module)
+            if not text:
                 return None
-            source = self._files[file] = self._parse(file, "".join(lines))
+            source = self._files[file] = self._parse(file, text)
         return source
 
-    def _parse(self, file: str, text: str) -> SourceFile:
+    def _parse(self, file: str, text: str | bytes) -> SourceFile:
         try:
             return SourceFile(text)
         except SyntaxError as error:
@@ -349,3 +349,12 @@ class Sources:
                 file=file,
                 line=error.lineno,
             ) from error
+
+
+def _text_of(file: str, module: dict[str, Any]) -> str | bytes:
+    try:
+        with open(file, "rb") as opened:  # linecache loads tokenize for that, which takes longer
+            return opened.read()
+    except (OSError, ValueError):
+        linecache.checkcache(file)
+        return "".join(linecache.getlines(file, module))

@@ -12,10 +12,10 @@ base64); of dicts and lists of plain values `json` (cut).
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import sys
-from base64 import b64encode
 from itertools import islice
 from typing import Any
 
@@ -281,7 +281,7 @@ def _of_matplotlib(figures: Any, value: Any) -> dict[str, Any]:
 
 
 def _image(data: bytes) -> dict[str, Any]:
-    return {"image": b64encode(data).decode()} if len(data) <= _LARGEST_IMAGE else {}
+    return {"image": base64.b64encode(data).decode()} if len(data) <= _LARGEST_IMAGE else {}
 
 
 # Modules by whose values they know, in the order in which they are asked.

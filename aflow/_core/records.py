@@ -143,10 +143,18 @@ else:
         def define(cls):
             own = frozenset(vars(cls))
             cls.__doc__ = cls.__doc__ or cls.__name__  # else the signature is worked out for it
+            # Texts would each be matched with an expression three times, to find what is no field.
+            texts = vars(cls).get("__annotations__", {})
+            cls.__annotations__ = {
+                name: text if "Var" in text else object for name, text in texts.items()
+            }
             made = dataclasses.dataclass(
                 cls, init=False, repr=False, eq=False, slots=slots, kw_only=kw_only
             )
+            made.__annotations__ = texts
             fields = dataclasses.fields(made)
+            for each in fields:
+                each.type = texts.get(each.name, each.type)
             methods = {**_comparing(fields), "__init__": _late_init(made, fields, frozen)}
             if repr:
                 methods["__repr__"] = _repr(fields)

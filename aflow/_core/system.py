@@ -221,14 +221,18 @@ def out_of_the_way(fd: int) -> int:
     Args:
         fd: The descriptor.
     """
-    import fcntl  # here and below: few programs that import this module move any
-    import resource
+    import fcntl  # few programs that import this module move any
 
-    least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
     try:
-        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+        moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     except OSError:
-        return fd
+        import resource  # where there are no such numbers
+
+        least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+        try:
+            moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, least)
+        except OSError:
+            return fd
     os.close(fd)
     return moved
 

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.compat.peer import PEER, Reader
+from tests.compat.peer import PEER, Forks, Reader
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +16,10 @@ def readers() -> Iterator[dict[str, Reader]]:
     """A reader of each."""
     with closing(Reader(PEER)) as theirs, closing(Reader(sys.executable, "ours")) as ours:
         yield {"theirs": theirs, "ours": ours}
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What runs flows on Metaflow."""
+    with closing(Forks()) as made:
+        yield made

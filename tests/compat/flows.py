@@ -355,6 +355,7 @@ class TheFlow(Base):
     def sum_row(self, inputs):
         self.cost = sum(each.cost for each in inputs)
         self.seen = [each.seen for each in inputs]
+        self.merge_artifacts(inputs, include=["names"])
         self.next(self.sum_rows)
 
     @step

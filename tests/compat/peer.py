@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import signal
+import socket
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,9 @@ def environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("METAFLOW_", "AFLOW_"))
     }
-    return {**kept, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    # Metaflow starts the members of a gang as `python`.
+    path = f"{PEER.parent}:{kept.get('PATH', os.defpath)}"
+    return {**kept, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "PATH": path}
 
 
 def call(folder: Path, *command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -40,6 +46,51 @@ def call(folder: Path, *command: str | Path, **env: str) -> subprocess.Completed
         timeout=110,
         check=False,
     )
+
+
+class Forks:
+    """A process that has imported Metaflow: runs and tasks are forked from it, see forked.py."""
+
+    def __init__(self) -> None:
+        self._asked, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with other:
+            self._process = subprocess.Popen(
+                [PEER, Path(__file__).with_name("forked.py"), str(other.fileno())],
+                pass_fds=[other.fileno()],
+                env=environment(),
+            )
+
+    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a flow file of the folder with these arguments, as `call` does."""
+        request = {
+            "arguments": arguments,
+            "folder": str(folder),
+            "environment": environment(),
+            "run": True,
+        }
+        reading, status = os.pipe()
+        with (
+            open(os.devnull) as nothing,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+            open(reading) as ended,
+        ):
+            given = [nothing.fileno(), out.fileno(), err.fileno(), status]
+            socket.send_fds(self._asked, [json.dumps(request).encode()], given)
+            os.close(status)
+            pid = int(ended.readline())
+            if not select.select([ended], [], [], 110)[0]:
+                os.kill(pid, signal.SIGKILL)
+                pytest.fail(f"Metaflow has not ended: {arguments}")
+            code = int(ended.readline())
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+    def close(self) -> None:
+        """End the process."""
+        self._asked.close()
+        self._process.wait()
 
 
 class Reader:

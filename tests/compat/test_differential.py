@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.compat.flows import FILES, FLOWS
-from tests.compat.peer import PEER, Reader, call, needs_peer
+from tests.compat.peer import PEER, Forks, Reader, call, needs_peer
 
 HEAD = """
 from metaflow import (
@@ -30,15 +32,14 @@ if __name__ == "__main__":
 """
 
 
-def outcome(folder: Path, run: list[str | Path], reader: Reader) -> dict[str, Any]:
+def outcome(folder: Path, done: subprocess.CompletedProcess[str], reader: Reader) -> dict[str, Any]:
     """Exit code and the client's view of the run."""
-    done = call(folder, *run)
     return {"failed": done.returncode != 0, "run": reader.read(folder)}
 
 
 @needs_peer
 @pytest.mark.parametrize("name", [*FLOWS, *FILES])
-def test_both_agree(name: str, readers: dict[str, Reader], tmp_path: Path) -> None:
+def test_both_agree(name: str, forks: Forks, readers: dict[str, Reader], tmp_path: Path) -> None:
     if name in FLOWS:
         body, args = FLOWS[name]
         files = {"flow.py": HEAD + body + TAIL}
@@ -48,17 +49,15 @@ def test_both_agree(name: str, readers: dict[str, Reader], tmp_path: Path) -> No
         (tmp_path / each).mkdir()
         for file, text in files.items():
             (tmp_path / each / file).write_text(text)
+    folder = tmp_path / "theirs"
     theirs = outcome(
-        tmp_path / "theirs",
-        [PEER, "flow.py", "--no-pylint", "run", *args],
-        readers["theirs"],
+        folder, forks.run(folder, "flow.py", "--no-pylint", "run", *args), readers["theirs"]
     )
-    ours = outcome(
-        tmp_path / "ours",
-        [sys.executable, "-m", "aflow", "run", "--compat", "flow.py", "--no-pylint", *args],
-        readers["ours"],
-    )
+    folder = tmp_path / "ours"
+    command = [sys.executable, "-m", "aflow", "run", "--compat", "flow.py", "--no-pylint", *args]
+    ours = outcome(folder, call(folder, *command), readers["ours"])
     assert theirs["failed"] == ours["failed"]
+    assert name in FLOWS or not theirs["failed"]
     if theirs["run"] is not None and theirs["run"]["successful"]:
         assert theirs["run"] == ours["run"]
 
@@ -104,22 +103,23 @@ print(json.dumps(reported))
 
 @needs_peer
 @pytest.mark.parametrize("resumes", [[[]], [[], ["join"]]], ids=str)
-def test_both_resume_alike(resumes: list[list[str]], tmp_path: Path) -> None:
+def test_both_resume_alike(resumes: list[list[str]], forks: Forks, tmp_path: Path) -> None:
     seen = []
     for each, module in (("theirs", "metaflow"), ("ours", "aflow")):
         folder = tmp_path / each
         folder.mkdir()
         (folder / "flow.py").write_text(HEAD + FAILS_ONCE + TAIL)
-        begin: list[str | Path] = [PEER] if module == "metaflow" else [sys.executable, "-m"]
-        command = ["flow.py", "--no-pylint"] if module == "metaflow" else ["aflow", "flow.py"]
-        codes = [call(folder, *begin, *command, "run").returncode]
+        python = PEER if module == "metaflow" else sys.executable
+        aflow = partial(call, folder, python, "-m", "aflow", "flow.py")
+        command = partial(forks.run, folder, "flow.py", "--no-pylint")
+        run = command if module == "metaflow" else aflow
+        codes = [run("run").returncode]
         (folder / "mended").touch()
         first = None
         for words in resumes:
-            first = first or _latest(folder, begin[0], module)
-            done = call(folder, *begin, *command, "resume", "--origin-run-id", first, *words)
-            codes.append(done.returncode)
-        reported = call(folder, begin[0], "-c", LOOK.format(module=module))
+            first = first or _latest(folder, python, module)
+            codes.append(run("resume", "--origin-run-id", first, *words).returncode)
+        reported = call(folder, python, "-c", LOOK.format(module=module))
         assert "" == reported.stderr
         seen.append((codes, json.loads(reported.stdout)))
     assert seen[0] == seen[1]

@@ -41,6 +41,13 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(text_of(path), filename=str(path))
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a Python file's syntax tree: a dozen tests look at them, and finding them takes
+    longer than that."""
+    return tuple(ast.walk(tree_of(path)))
+
+
 def violations(
     paths: Iterable[Path], found_in: Callable[[Path], Sequence[object]]
 ) -> dict[str, Sequence[object]]:
@@ -66,9 +73,9 @@ def uses(path: Path) -> Iterator[tuple[int, str]]:
     Names are followed through `import x as y` and `from x import y`, so that
     `from time import time as now; now()` is seen as `time.time`.
     """
-    tree = tree_of(path)
+    nodes = nodes_of(path)
     meant: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.partition(".")[0]
@@ -76,7 +83,7 @@ def uses(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
                 meant[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.Name | ast.Attribute):
             continue
         name = dotted(node)

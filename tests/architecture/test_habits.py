@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.architecture.sources import (
     dotted,
+    nodes_of,
     python_files,
     text_of,
     tracked,
@@ -138,7 +139,7 @@ def test_no_test_sleeps() -> None:
     def sleeps(path: Path) -> list[tuple[int, str]]:
         return [
             (node.lineno, ast.unparse(node))
-            for node in ast.walk(tree_of(path))
+            for node in nodes_of(path)
             if isinstance(node, ast.Call)
             and dotted(node.func).rpartition(".")[2] == "sleep"
             and not (
@@ -167,7 +168,7 @@ def test_every_test_asserts_something() -> None:
     def silent(path: Path) -> list[str]:
         return [
             node.name
-            for node in ast.walk(tree_of(path))
+            for node in nodes_of(path)
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             and node.name.startswith("test_")
             and not any(asserts(each) for each in ast.walk(node))
@@ -234,14 +235,14 @@ def test_wide_records_are_made_with_the_names_of_their_fields() -> None:
     records = {
         node.name
         for path in AFLOW
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef) and is_record(node)
     } - {"Signs"}  # the characters of a bar, in their order
 
     def made(path: Path) -> list[tuple[int, str]]:
         return [
             (node.lineno, ast.unparse(node.func))
-            for node in ast.walk(tree_of(path))
+            for node in nodes_of(path)
             if isinstance(node, ast.Call)
             and len([each for each in node.args if not isinstance(each, ast.Starred)]) > 5
             and ast.unparse(node.func).rpartition(".")[2] in records
@@ -260,7 +261,7 @@ def test_no_exception_is_swallowed_without_a_word() -> None:
         lines = text_of(path).splitlines()
         return [
             (node.lineno, ast.unparse(node))
-            for node in ast.walk(tree_of(path))
+            for node in nodes_of(path)
             if isinstance(node, ast.ExceptHandler)
             and all(isinstance(each, ast.Pass) for each in node.body)
             and "#" not in "".join(lines[node.lineno - 1 : node.end_lineno])
@@ -277,7 +278,7 @@ def test_an_import_inside_a_function_has_its_reason() -> None:
         lines = text_of(path).splitlines()
         late = {
             node.lineno: node
-            for function in ast.walk(tree_of(path))
+            for function in nodes_of(path)
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
             for node in ast.walk(function)
             if isinstance(node, ast.Import | ast.ImportFrom)

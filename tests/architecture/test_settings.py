@@ -9,7 +9,7 @@ from aflow._core.settings import Settings
 from aflow.aws.settings import KEYS as OF_AWS
 from aflow.cli.doctor.findings import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known
 from aflow.executors.jobs.kubernetes.settings import KEYS as OF_KUBERNETES
-from tests.architecture.sources import python_files, text_of, tree_of
+from tests.architecture.sources import nodes_of, python_files, text_of
 
 # Variables that a coordinator sets for its jobs; users do not set these.
 SET_FOR_JOBS = {
@@ -20,13 +20,13 @@ SET_FOR_JOBS = {
 
 
 def attributes(path: Path) -> set[str]:
-    return {node.attr for node in ast.walk(tree_of(path)) if isinstance(node, ast.Attribute)}
+    return {node.attr for node in nodes_of(path) if isinstance(node, ast.Attribute)}
 
 
 def literals(path: Path) -> set[str]:
     return {
         node.value
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
 
@@ -55,7 +55,7 @@ def test_every_key_that_is_looked_up_alone_is_known_and_the_others_are_not_read(
             continue
         looked_up |= {
             str(argument.value)
-            for node in ast.walk(tree_of(path))
+            for node in nodes_of(path)
             if isinstance(node, ast.Call)
             and ast.unparse(node.func) in ("looked_up", "needed", "switched_on")
             for argument in node.args

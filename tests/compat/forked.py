@@ -58,7 +58,7 @@ class Task:
     """What Metaflow uses of subprocess.Popen, for a process that is forked by the other end of the
     socket."""
 
-    asked = None
+    asked: socket.socket
 
     def __init__(self, command, env, **_):
         pipes = [os.pipe() for _ in range(4)]

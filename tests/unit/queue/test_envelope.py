@@ -17,6 +17,7 @@ KEYS = [(), (b"a key",), (b"a key", b"an older one")]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,  # with the 50 of the default to make them takes a hundred times what they test
 )
 
 

@@ -114,12 +114,16 @@ def threads_here() -> int:
 
 
 def affinity() -> frozenset[int]:
-    """The processors that this process may use; empty where a process has no say in it."""
+    """Return the processors that this process may use; empty where a process has no say in it."""
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def set_affinity(processors: frozenset[int]) -> None:
-    """Use no others than these processors."""
+    """Use no others than these processors.
+
+    Args:
+        processors: The numbers of the processors.
+    """
     os.sched_setaffinity(0, processors)
 
 

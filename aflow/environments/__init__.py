@@ -15,8 +15,13 @@ else:
 
 
 def asks(definition: FlowDefinition, kind: str | None = None) -> bool:
-    """Whether any step may have an environment of its own. Every run asks this, and few import the
-    rest."""
+    """Return whether any step may have an environment of its own. Every run asks this, and few
+    import the rest.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        kind: The kind of environment, `pypi` or `conda`; None for both.
+    """
     if kind is not None:
         return kind != "local"
     return any(each.kind in ("pypi_base", "conda_base") for each in definition.decorators) or any(

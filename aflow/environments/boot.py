@@ -38,7 +38,13 @@ class BootError(Exception):
 
 
 def ask(url: str, method: str = "GET", **headers: str) -> str:
-    """What a service of this machine answers, without a proxy."""
+    """Return what a service of this machine answers, without a proxy.
+
+    Args:
+        url: The URL.
+        method: The method of HTTP.
+        **headers: The headers of the request.
+    """
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, headers=named, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -53,7 +59,11 @@ def ask(url: str, method: str = "GET", **headers: str) -> str:
 
 
 def by_web_identity(region: str) -> tuple[str, ...] | None:
-    """The credentials of a role that is taken with a token, as pods of Kubernetes have one."""
+    """Return the credentials of a role that is taken with a token, as pods of Kubernetes have one.
+
+    Args:
+        region: The region of AWS.
+    """
     if not (ENV.get("AWS_WEB_IDENTITY_TOKEN_FILE") and ENV.get("AWS_ROLE_ARN")):
         return None
     with open(ENV["AWS_WEB_IDENTITY_TOKEN_FILE"]) as file:
@@ -74,7 +84,7 @@ def by_web_identity(region: str) -> tuple[str, ...] | None:
 
 
 def of_file() -> tuple[str, ...] | None:
-    """The credentials of the profile in ~/.aws/credentials."""
+    """Return the credentials of the profile in ~/.aws/credentials."""
     import configparser
 
     path = ENV.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
@@ -88,7 +98,8 @@ def of_file() -> tuple[str, ...] | None:
 
 
 def of_role() -> tuple[str, ...] | None:
-    """The credentials of the role of the container (ECS, EKS), else of the instance (EC2)."""
+    """Return the credentials of the role of the container (ECS, EKS), else of the instance
+    (EC2)."""
     relative = ENV.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     full = "http://169.254.170.2" + relative if relative else None
     full = full or ENV.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
@@ -112,7 +123,11 @@ def of_role() -> tuple[str, ...] | None:
 
 
 def credentials(region: str) -> tuple[str, ...]:
-    """The key, its secret and the session's token (or "")."""
+    """Return the key, its secret and the session's token (or "").
+
+    Args:
+        region: The region of AWS.
+    """
     if ENV.get("AWS_ACCESS_KEY_ID"):
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
         return tuple(ENV.get(name, "") for name in names)
@@ -134,12 +149,23 @@ def credentials(region: str) -> tuple[str, ...]:
 
 
 def domain(region: str) -> str:
-    """What the names of the region's services end with."""
+    """Return what the names of the region's services end with.
+
+    Args:
+        region: The region of AWS.
+    """
     return region + ".amazonaws.com" + (".cn" if region.startswith("cn-") else "")
 
 
 def opened(store: str, name: str, start: int, end: int) -> Any:
-    """The bytes of an object from `start` to before `end`, as a file."""
+    """Return the bytes of an object from `start` to before `end`, as a file.
+
+    Args:
+        store: The datastore, or its URL; None where nothing is to be stored.
+        name: The name.
+        start: The first byte of the range.
+        end: The end of the range of bytes; the byte there is not included.
+    """
     place = urlsplit(store)
     if place.scheme == "file":
         file = open(os.path.join(unquote(place.path), name), "rb")
@@ -193,7 +219,16 @@ def opened(store: str, name: str, start: int, end: int) -> Any:
 
 
 def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
-    """Why S3 did not answer, where another try may go well; raises BootError where it would not."""
+    """Return why S3 did not answer, where another try may go well.
+
+    Args:
+        error: The answer of the server.
+        store: The datastore, or its URL; None where nothing is to be stored.
+        name: The name.
+
+    Raises:
+        BootError: Where it would not.
+    """
     text = error.read(4096).decode("utf-8", "replace")
     code = (re.findall("<Code>(.*?)</Code>", text) or [""])[0]
     region = error.headers.get("x-amz-bucket-region") or re.findall("<Region>(.*?)</", text)
@@ -213,7 +248,13 @@ def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
 
 
 def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
-    """The first `size` bytes of an object; one that was cut off is resumed. Raises BootError."""
+    """Yield the first `size` bytes of an object; one that was cut off is resumed. Raises BootError.
+
+    Args:
+        store: The datastore, or its URL; None where nothing is to be stored.
+        name: The name.
+        size: How many bytes.
+    """
     patience = float(ENV.get("AFLOW_BOOT_PATIENCE") or 120)
     done, wait, give_up_at = 0, 0.5, time.monotonic() + patience
     while done < size:
@@ -241,7 +282,12 @@ def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
 
 
 def boot(runtime: str, program: list[str]) -> None:
-    """Go on with what `runtime` names: the key of a blob, its size, its SHA-256, and the store."""
+    """Go on with what `runtime` names: the key of a blob, its size, its SHA-256, and the store.
+
+    Args:
+        runtime: The environment of aflow itself.
+        program: The command, as a list of arguments.
+    """
     try:
         key, size, digest, store = runtime.split(":", 3)
         name = "blobs/" + key[:2] + "/" + key[2:]

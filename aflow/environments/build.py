@@ -76,7 +76,11 @@ class Built(NamedTuple):
     private: tuple[str, ...] = ()
 
     def variables(self, environment: dict[str, str]) -> dict[str, str]:
-        """An environment of variables for a process of its interpreter."""
+        """Return an environment of variables for a process of its interpreter.
+
+        Args:
+            environment: The variables of the program that starts the tasks.
+        """
         bin_folder = os.fspath(self.prefix / "bin")
         kept = {k: v for k, v in environment.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
         path = kept.get("PATH") or os.defpath
@@ -89,9 +93,16 @@ class Built(NamedTuple):
 
 
 def cache_folder(settings: Settings | None = None) -> Path:
-    """The folder of environments of this user: below the cache folder, or, where that cannot be
-    written to (a job without a home), among temporary files. Raises InvalidSetting, and
-    EnvironmentFailed where somebody else may have filled it: code runs from there."""
+    """Return the folder of environments of this user: below the cache folder, or, where that cannot
+    be written to (a job without a home), among temporary files.
+
+    Args:
+        settings: The settings; None to read them.
+
+    Raises:
+        InvalidSetting: Where somebody else may have filled it: code runs from there.
+        EnvironmentFailed: Where somebody else may have filled it: code runs from there.
+    """
     settings = settings or Settings.load()
     folder = settings.environments_folder
     try:
@@ -117,15 +128,27 @@ class Supplies:
     unless a subclass has it."""
 
     def runtime(self, minor: str) -> Lock | None:
-        """What aflow needs for this version of Python."""
+        """Return what aflow needs for this version of Python.
+
+        Args:
+            minor: The version of Python, as `3.12`.
+        """
         return None
 
     def uv(self) -> str | None:
-        """The path of uv."""
+        """Return the path of uv."""
         return None
 
     def interpreter(self, asked: str) -> Interpreter | None:
-        """An interpreter of that version. Raises EnvironmentFailed."""
+        """Return an interpreter of that version.
+
+        Args:
+            asked: The version of Python that was asked for, as `3.12`; None for this one.
+
+        Raises:
+            EnvironmentFailed: The packages cannot be solved, fetched or installed; the error says
+                which and why.
+        """
         return None
 
 
@@ -149,12 +172,22 @@ class Environments:
         self._files = Files(cache)
 
     def there(self, lock: Lock) -> bool:
-        """Whether the environment exists already."""
+        """Return whether the environment exists already.
+
+        Args:
+            lock: The locked environment.
+        """
         return self._is_complete(self._prefix(lock))
 
     def built(self, lock: Lock, title: str = "", *, rebuild: bool = False) -> Built:
-        """The environment of a lock, built if it is not there. Blocks; somebody else who builds the
-        same is waited for. Raises EnvironmentFailed; nothing is left half built then."""
+        """Return the environment of a lock, built if it is not there. Blocks; somebody else who
+        builds the same is waited for. Raises EnvironmentFailed; nothing is left half built then.
+
+        Args:
+            lock: The locked environment.
+            title: What is built, for the report.
+            rebuild: Whether to solve and build again what exists already.
+        """
         if lock.platform != this_platform():
             _check_platform(lock)
         prefix = self._prefix(lock)
@@ -268,8 +301,12 @@ class Environments:
     # ------------------------------------------------------------ what aflow needs there
 
     def runtime(self, minor: str) -> Path:
-        """The folder with aflow and what it needs, for an interpreter of this version: links to
-        what is installed here, or, for another Python than this, packages of their own."""
+        """Return the folder with aflow and what it needs, for an interpreter of this version: links
+        to what is installed here, or, for another Python than this, packages of their own.
+
+        Args:
+            minor: The version of Python, as `3.12`.
+        """
         if minor == own_interpreter().minor:
             return self._linked(minor)
         return self._runtime_of_another(minor)
@@ -346,9 +383,17 @@ class Environments:
     def runtime_lock(
         self, minor: str, platform: str | None = None, extras: Collection[str] | None = None
     ) -> Lock:
-        """The packages that aflow itself needs in a task, for another Python, or another platform,
-        than this; with these of its extras (None: those that are installed here). Blocks. Raises
-        EnvironmentFailed."""
+        """Return the lock of the packages that aflow itself needs in a task with another Python, or
+        on another platform, than this one's. Blocks.
+
+        Args:
+            minor: The version of Python, as `3.12`.
+            platform: The platform, as uv names it; None for this one.
+            extras: The extras of aflow; None for those that are installed here.
+
+        Raises:
+            EnvironmentFailed: They cannot be solved.
+        """
         uv = Uv(self._report, self._supplies.uv)
         solver = Solver(self._cache, self._cache, uv)
         spec = Spec(requirements=tuple(sorted(_requirements(extras))))
@@ -402,7 +447,16 @@ class Environments:
 
     def sweep(self, age: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
         """Delete what nobody has used for `age` seconds, and what killed builders have left; how
-        many environments, and how many bytes. What is in use stays."""
+        many environments, and how many bytes.
+
+        Args:
+            age: For how many seconds it was not used.
+            now: The present time, in seconds since the epoch.
+            dry_run: Whether only to say what would be done.
+
+        Returns:
+            What is in use stays.
+        """
         count = size = 0
         for prefix in _folders(self._built):
             if prefix.name.startswith(".new-"):

@@ -48,7 +48,7 @@ def _rattler() -> Any:
 
 
 def channels() -> list[str]:
-    """The channels that are set, the first before the others."""
+    """Return the channels that are set, the first before the others."""
     found = environment_with({}).get("CONDA_CHANNELS", "")
     return found.replace(",", " ").split() or [_DEFAULT]
 
@@ -56,8 +56,21 @@ def channels() -> list[str]:
 def lock(
     spec: Spec, folder: Path, platform: str, cache: Path, report: Report, *, rebuild: bool = False
 ) -> Lock:
-    """The lock for what a step asks of conda, and of PyPI beside it: one that was made before, or a
-    new one. Blocks. Raises MissingExtra and EnvironmentFailed."""
+    """Return the lock for what a step asks of conda, and of PyPI beside it: one that was made
+    before, or a new one. Blocks.
+
+    Args:
+        spec: The packages that a step asks for.
+        folder: The folder.
+        platform: The platform, as uv names it; None for this one.
+        cache: The folder for what was downloaded.
+        report: Takes one line for each thing that takes time.
+        rebuild: Whether to solve and build again what exists already.
+
+    Raises:
+        MissingExtra: The extra `conda` is not installed.
+        EnvironmentFailed: The packages cannot be solved.
+    """
     rattler = _rattler()
     python = spec.python or own_interpreter().minor
     specs = [*spec.conda, _python_spec(python)]
@@ -100,8 +113,19 @@ def install(
     files: Files,
     fetch: Callable[[LockedPackage], Path | None],
 ) -> None:
-    """Install the conda packages of a lock into the folder `new`, which will be `final`. Blocks.
-    Raises MissingExtra and EnvironmentFailed."""
+    """Install the conda packages of a lock. Blocks.
+
+    Args:
+        lock: The locked environment.
+        new: The folder to fill.
+        final: The folder that `new` will be renamed to: scripts name it.
+        files: The files by digest.
+        fetch: Returns the file of a package, or None where it has to be downloaded.
+
+    Raises:
+        MissingExtra: The extra `conda` is not installed.
+        EnvironmentFailed: A package cannot be fetched or installed.
+    """
     rattler = _rattler()
     paths = [
         files.path(each) or fetch(each) or files.fetch(each) for each in lock if each.kind == CONDA
@@ -161,7 +185,14 @@ def _locked(record: Any) -> LockedPackage:
 
 
 def subdir_of(platform: str) -> str:
-    """conda's name of a platform. Raises EnvironmentFailed for one that it has none for."""
+    """Return conda's name of a platform.
+
+    Args:
+        platform: The platform, as uv names it; None for this one.
+
+    Raises:
+        EnvironmentFailed: conda has none.
+    """
     arch, _, rest = platform.partition("-")
     system = "darwin" if rest == "apple-darwin" else "linux"
     try:

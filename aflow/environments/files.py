@@ -38,12 +38,27 @@ class Files:
         self.folder = cache / "wheels"
 
     def path(self, package: LockedPackage) -> Path | None:
-        """The file of a package, if it is kept here."""
+        """Return the file of a package, if it is kept here.
+
+        Args:
+            package: The package, as it is locked.
+        """
         found = self.folder / package.sha256 / package.file
         return found if found.is_file() else None
 
     def add(self, path: Path, name: str) -> str:
-        """Keep a file under this name; its sha256. Raises EnvironmentFailed."""
+        """Keep a file under a name. May be called twice.
+
+        Args:
+            path: The path.
+            name: The name.
+
+        Returns:
+            The SHA-256 of its content, in hex.
+
+        Raises:
+            EnvironmentFailed: It cannot be read or copied.
+        """
         digest = digest_of_file(path)
         place = self.folder / digest / name
         if not place.is_file():
@@ -59,7 +74,11 @@ class Files:
         return digest
 
     def blob_key(self, path: Path) -> str:
-        """The key of a kept file as a blob of the datastore; it is computed once."""
+        """Return the key of a kept file as a blob of the datastore; it is computed once.
+
+        Args:
+            path: The path.
+        """
         beside = path.parent / "blob-key"
         try:
             found = beside.read_text()
@@ -76,8 +95,14 @@ class Files:
         return found
 
     def fetch(self, package: LockedPackage) -> Path:
-        """The file of a package: the one that is kept, else that of its index. Blocks. Raises
-        EnvironmentFailed, also where the index has another file by now."""
+        """Return the file of a package: the one that is kept, else that of its index. Blocks.
+
+        Args:
+            package: The package, as it is locked.
+
+        Raises:
+            EnvironmentFailed: Also where the index has another file by now.
+        """
         found = self.path(package)
         if found is not None:
             return found
@@ -92,7 +117,18 @@ class Files:
         return self.folder / digest / package.file
 
     def fetch_new(self, url: str, name: str) -> str:
-        """Fetch and keep a file whose digest is not known yet; its sha256."""
+        """Fetch and keep a file whose digest is not known yet.
+
+        Args:
+            url: The URL.
+            name: The name.
+
+        Returns:
+            The SHA-256 of its content, in hex.
+
+        Raises:
+            EnvironmentFailed: It cannot be fetched.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _temporary(self.folder) as temporary:
@@ -105,7 +141,15 @@ class Files:
 
     @staticmethod
     def download(url: str, path: Path) -> None:
-        """Write what a URL gives into a file. Raises EnvironmentFailed."""
+        """Write what a URL returns into a file.
+
+        Args:
+            url: The URL.
+            path: The path.
+
+        Raises:
+            EnvironmentFailed: The server refuses, or cannot be reached.
+        """
         shown = without_credentials(url)
         bare, credentials = _with_credentials(url)
         request = urllib.request.Request(bare)  # noqa: S310 -- of an index that the user has set
@@ -122,7 +166,15 @@ class Files:
             raise EnvironmentFailed(f"{shown} cannot be fetched: {why}") from error
 
     def write(self, path: Path, data: bytes | bytearray | memoryview[int]) -> None:
-        """Write a small file at once or not at all. Raises EnvironmentFailed."""
+        """Write a small file completely or not at all.
+
+        Args:
+            path: The path.
+            data: The bytes, or the plain values that were decoded from JSON.
+
+        Raises:
+            EnvironmentFailed: It cannot be written.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _temporary(path.parent) as temporary:
@@ -149,7 +201,11 @@ class _temporary:  # noqa: N801 -- reads as the context that it is
 
 
 def digest_of_file(path: Path) -> str:
-    """The sha256 of a file."""
+    """Return the sha256 of a file.
+
+    Args:
+        path: The path.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

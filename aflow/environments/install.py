@@ -41,7 +41,13 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 
 def install(manifest: Any, store: str, program: list[str]) -> None:
-    """Install what fits this Python, and become the program. Raises BootError and OSError."""
+    """Install what fits this Python, and become the program. Raises BootError and OSError.
+
+    Args:
+        manifest: The list of packages, as it was decoded.
+        store: The datastore, or its URL; None where nothing is to be stored.
+        program: The command, as a list of arguments.
+    """
     runtime = fitting(manifest["runtimes"])
     base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     folders = [
@@ -75,7 +81,11 @@ def install(manifest: Any, store: str, program: list[str]) -> None:
 
 
 def fitting(runtimes: Any) -> Any:
-    """The runtime that was shipped for this Python on this platform."""
+    """Return the runtime that was shipped for this Python on this platform.
+
+    Args:
+        runtimes: The environments of aflow itself, by version of Python.
+    """
     here = "%d.%d" % sys.version_info[:2] + "t" * ("t" in getattr(sys, "abiflags", ""))
     same = [each for each in runtimes if each["python"] == here]
     if not same:
@@ -103,7 +113,7 @@ def fitting(runtimes: Any) -> Any:
 
 
 def libc_here() -> Any:
-    """The name of the C library of this Python, and its version."""
+    """Return the name of the C library of this Python, and its version."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (ValueError, OSError, AttributeError):
@@ -112,7 +122,7 @@ def libc_here() -> Any:
 
 
 def cache_folder() -> str:
-    """The folder for installations: in the user's cache, else among temporary files."""
+    """Return the folder for installations: in the user's cache, else among temporary files."""
     home = os.path.expanduser("~")
     cache = os.environ.get("AFLOW_CLIENT_CACHE_PATH")
     if not cache:
@@ -135,7 +145,11 @@ def cache_folder() -> str:
 
 
 def sweep(below: str) -> None:
-    """Remove what no job has used for long, and what those left that were killed."""
+    """Remove what no job has used for long, and what those left that were killed.
+
+    Args:
+        below: The folder that holds the installed environments.
+    """
     for each in os.scandir(below):
         try:
             age = time.time() - each.stat().st_mtime
@@ -146,7 +160,15 @@ def sweep(below: str) -> None:
 
 
 def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None:
-    """Make the environment in this folder."""
+    """Make the environment in this folder.
+
+    Args:
+        folder: The folder.
+        runtime: The environment of aflow itself.
+        store: The datastore, or its URL; None where nothing is to be stored.
+        base: The folder of the interpreter.
+        folders: The folders of the packages.
+    """
     version = "python%d.%d" % sys.version_info[:2]
     packages = os.path.join(folder, "lib", version, "site-packages")
     os.makedirs(packages)
@@ -163,7 +185,13 @@ def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None
 
 
 def put(wheel: Any, store: str, packages: str) -> None:
-    """Fetch a wheel, check it and unpack it. Raises BootError."""
+    """Fetch a wheel, check it and unpack it. Raises BootError.
+
+    Args:
+        wheel: The open wheel.
+        store: The datastore, or its URL; None where nothing is to be stored.
+        packages: The packages.
+    """
     name = "blobs/" + wheel["key"][:2] + "/" + wheel["key"][2:]
     digest = hashlib.sha256()
     with tempfile.TemporaryFile(dir=packages) as file:
@@ -179,7 +207,13 @@ def put(wheel: Any, store: str, packages: str) -> None:
 
 
 def unpack(file: Any, name: str, packages: str) -> None:
-    """Unpack a wheel; what it has for elsewhere than its packages is left out."""
+    """Unpack a wheel; what it has for elsewhere than its packages is left out.
+
+    Args:
+        file: The open file.
+        name: The name.
+        packages: The packages.
+    """
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             parts = member.filename.split("/")

@@ -100,7 +100,7 @@ class Lock:
         return any(each.kind == CONDA for each in self.packages)
 
     def as_dict(self) -> dict[str, Any]:
-        """The lock as plain values, which `from_dict` reads."""
+        """Return the lock as plain values, which `from_dict` reads."""
         packages = [
             {name: value for name, value in asdict(each).items() if value not in ("", WHEEL)}
             for each in self.packages
@@ -113,12 +113,19 @@ class Lock:
         }
 
     def encode(self) -> bytes:
-        """The lock as JSON, the same bytes for the same lock."""
+        """Return the lock as JSON, the same bytes for the same lock."""
         return json.dumps(self.as_dict(), separators=(",", ":"), sort_keys=True).encode()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Lock:
-        """The lock of plain values. Raises InvalidLock for anything else, or what is too new."""
+        """Return the lock of plain values.
+
+        Args:
+            data: The bytes, or the plain values that were decoded from JSON.
+
+        Raises:
+            InvalidLock: For anything else, or what is too new.
+        """
         try:
             if data["version"] > VERSION:
                 raise InvalidLock("An environment was locked by a newer aflow: upgrade this one.")
@@ -129,7 +136,14 @@ class Lock:
 
     @classmethod
     def decode(cls, data: bytes) -> Lock:
-        """The lock that `encode` gave. Raises InvalidLock."""
+        """Return the lock that `encode` returned as bytes.
+
+        Args:
+            data: The bytes, or the plain values that were decoded from JSON.
+
+        Raises:
+            InvalidLock: The bytes are malformed.
+        """
         try:
             return cls.from_dict(json.loads(data))
         except ValueError as error:
@@ -137,7 +151,13 @@ class Lock:
 
 
 def lock_of(python: str, platform: str, packages: Iterable[LockedPackage]) -> Lock:
-    """A lock of these packages, whatever their order."""
+    """Return a lock of these packages, whatever their order.
+
+    Args:
+        python: The interpreter, or its version.
+        platform: The platform, as uv names it; None for this one.
+        packages: The packages.
+    """
     ordered = sorted(packages, key=lambda each: (each.kind, each.name, each.file))
     return Lock(python=python, platform=platform, packages=tuple(ordered))
 
@@ -150,5 +170,9 @@ def _digest(value: Any) -> str:
 
 
 def normalized(name: str) -> str:
-    """The name of a package as indexes compare it: `Scikit_Learn` is `scikit-learn`."""
+    """Return the name of a package as indexes compare it: `Scikit_Learn` is `scikit-learn`.
+
+    Args:
+        name: The name.
+    """
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -41,7 +41,11 @@ _AT_ONCE = 4  # environments that are solved or built at a time; uv itself uses 
 
 
 def to_log(line: str) -> None:
-    """Report to the log."""
+    """Report to the log.
+
+    Args:
+        line: The line.
+    """
     _log.info("%s", line)
 
 
@@ -54,11 +58,23 @@ def locks_of(
     report: Report = to_log,
     rebuild: bool = False,
 ) -> dict[str, Lock]:
-    """The locks of the steps that have an environment of their own, as `--environment kind` says;
-    of the step `only`, if it is given. `platforms` are those of steps that run elsewhere, by name.
-    With `rebuild` locks that were made before do not count. Blocks.
+    """Return the locks of the steps that have an environment of their own, as `--environment kind`
+    says; of the step `only`, if it is given. `platforms` are those of steps that run elsewhere, by
+    name. With `rebuild` locks that were made before do not count. Blocks.
 
-    Raises InvalidDecorator, MissingExtra and EnvironmentFailed, naming the steps."""
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        kind: The kind of environment, `pypi` or `conda`; None for both.
+        only: The name of the one step; None for all.
+        platforms: The platforms of the steps, by name; None for this machine's.
+        report: Takes one line for each thing that takes time.
+        rebuild: Whether to solve and build again what exists already.
+
+    Raises:
+        InvalidDecorator: The error is raised naming the steps.
+        MissingExtra: The error is raised naming the steps.
+        EnvironmentFailed: The error is raised naming the steps.
+    """
     specs = specs_of(definition, kind, only)
     if not specs:
         return {}
@@ -80,8 +96,18 @@ def locks_of(
 def platforms_of(
     definition: FlowDefinition, steps: Iterable[str], settings: Settings
 ) -> dict[str, str]:
-    """The platforms of these steps, which run elsewhere: as @batch or the settings say, else this
-    one. Raises InvalidSetting."""
+    """Return the platforms of these steps, which run elsewhere: as @batch or the settings say, else
+    this one.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        steps: The names of the steps.
+        settings: The settings of this program.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     found: dict[str, str] = {}
     for name in steps:
         batch: Any = definition.steps[name].decorator("batch")
@@ -91,7 +117,15 @@ def platforms_of(
 
 
 def job_python(settings: Settings) -> str:
-    """The Python (`3.12`) of workers and of the images of jobs. Raises InvalidSetting."""
+    """Return the Python (`3.12`) of workers and of the images of jobs.
+
+    Args:
+        settings: The settings of this program.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     said = settings.job_python
     if said is None:
         return own_interpreter().minor
@@ -107,8 +141,20 @@ def build_all(
     report: Report = to_log,
     rebuild: bool = False,
 ) -> dict[str, Built]:
-    """Build the environments of these steps on this machine, as far as they are not there; by the
-    digests of their locks. Blocks. Raises EnvironmentFailed, naming the steps."""
+    """Build the environments of steps on this machine, as far as they do not exist. Blocks.
+
+    Args:
+        locks: The locked environments, by step.
+        steps: The names of the steps.
+        report: Takes one line for each thing that takes time.
+        rebuild: Whether to solve and build again what exists already.
+
+    Returns:
+        The environments, by the digests of their locks.
+
+    Raises:
+        EnvironmentFailed: One cannot be built; the error names its steps.
+    """
     wanted: dict[str, list[str]] = {}
     by_digest: dict[str, Lock] = {}
     for name in steps:
@@ -126,7 +172,11 @@ def build_all(
 
 
 def of_steps(names: Iterable[str]) -> str:
-    """Whose environment it is, as messages say it."""
+    """Return whose environment it is, as messages say it.
+
+    Args:
+        names: The names.
+    """
     every = [*names]
     return f" of {'step' if len(every) == 1 else 'steps'} {', '.join(every)}"
 

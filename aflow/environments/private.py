@@ -24,7 +24,12 @@ _OURS = "aflow"
 
 def keep(names: Collection[str], folder: str) -> None:
     """From now on have modules of aflow, and those of these names that they import, import these
-    names from the folder; all others import them as before. aflow must not be imported yet."""
+    names from the folder; all others import them as before. aflow must not be imported yet.
+
+    Args:
+        names: The names.
+        folder: The folder.
+    """
     sys.meta_path.insert(0, _Finder(_Private(names, folder)))
 
 

@@ -16,15 +16,25 @@ FIELD = "environments"  # of the settings of a run
 
 
 def recorded(locks: Mapping[str, Lock], blobs: BlobStore) -> dict[str, dict[str, str]]:
-    """What is recorded with a run; its locks are in the datastore then. Raises StorageError."""
+    """Return what is recorded with a run; its locks are in the datastore then. Raises StorageError.
+
+    Args:
+        locks: The locked environments, by step.
+        blobs: The blobs of the datastore, addressed by content.
+    """
     every = {lock.digest: lock for lock in locks.values()}
     stored = {digest: str(blobs.put(lock.encode())) for digest, lock in every.items()}
     return {name: {"id": lock.digest, "lock": stored[lock.digest]} for name, lock in locks.items()}
 
 
 def recorded_locks(settings: Mapping[str, Any], store: ObjectStore) -> dict[str, Lock]:
-    """The locks that the settings of a run refer to, by step. Raises StorageError and
-    InvalidLock."""
+    """Return the locks that the settings of a run refer to, by step. Raises StorageError and
+    InvalidLock.
+
+    Args:
+        settings: The settings in the record of the run.
+        store: The datastore.
+    """
     found: Mapping[str, Mapping[str, str]] = settings.get(FIELD) or {}
     blobs = BlobStore(store)
     locks = {key: Lock.decode(bytes(blobs.get(key))) for key in blobs_of(settings)}
@@ -32,6 +42,10 @@ def recorded_locks(settings: Mapping[str, Any], store: ObjectStore) -> dict[str,
 
 
 def blobs_of(settings: Mapping[str, Any]) -> set[str]:
-    """The keys of the blobs with the locks of a run."""
+    """Return the keys of the blobs with the locks of a run.
+
+    Args:
+        settings: The settings in the record of the run.
+    """
     found: Mapping[str, Mapping[str, str]] = settings.get(FIELD) or {}
     return {each["lock"] for each in found.values()}

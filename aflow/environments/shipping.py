@@ -83,13 +83,22 @@ class Shipment(NamedTuple):
         return (self.key, *(each.key for each in self.wheels))
 
     def variables(self, store: str) -> dict[str, str]:
-        """The variables that lead jobs to the shipment in the store of this URL."""
+        """Return the variables that lead jobs to the shipment in the store of this URL.
+
+        Args:
+            store: The datastore, or its URL; None where nothing is to be stored.
+        """
         digest = hashlib.sha256(self.manifest).hexdigest()
         return {"AFLOW_RUNTIME": f"{self.key}:{len(self.manifest)}:{digest}:{store}"}
 
     def put(self, store: ObjectStore, now: float) -> None:
-        """Put it into the store, where some of it may be already, and keep it there. Blocks.
-        Raises ShippingError and StorageError."""
+        """Put it into the store, where some of it may be already, and keep it there. Blocks. Raises
+        ShippingError and StorageError.
+
+        Args:
+            store: The datastore.
+            now: The present time, in seconds since the epoch.
+        """
         name, blobs = roots.root_name("shipments", self.key), BlobStore(store)
         blobs.put_raw(self.manifest)  # first: a folder that is a new store is made by that
         before = roots.declared(store, name)
@@ -104,9 +113,14 @@ class Shipment(NamedTuple):
 
 
 def command(python: Sequence[str], program: Sequence[str]) -> list[str]:
-    """The command of a job that runs a module of aflow, with its arguments: the image's own aflow,
-    if it is of this version, else the one that AFLOW_RUNTIME names. Nothing is installed by its
-    name: the owner of a name on an index would run code with the rights of the job."""
+    """Return the command of a job that runs a module of aflow, with its arguments: the image's own
+    aflow, if it is of this version, else the one that AFLOW_RUNTIME names. Nothing is installed by
+    its name: the owner of a name on an index would run code with the rights of the job.
+
+    Args:
+        python: The interpreter, or its version.
+        program: The command, as a list of arguments.
+    """
     # An image may have another package of the name `aflow`, so one of its modules is looked for.
     # Nothing is garbage while modules are imported, and looking for it would take a tenth of the
     # job's own time: what is forked from the program (early.py) has it looked for again.
@@ -137,9 +151,15 @@ def _small(source: str) -> str:
 
 
 def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -> Shipment | None:
-    """The aflow that runs here, for jobs whose images lack it: None where images are said to have
-    it (AFLOW_SKIP_INSTALL_DEPENDENCIES), or where it cannot be packed, which is logged. Its wheels
-    are made in the folder. Blocks."""
+    """Return the aflow that runs here, for jobs whose images lack it: None where images are said to
+    have it (AFLOW_SKIP_INSTALL_DEPENDENCIES), or where it cannot be packed, which is logged. Its
+    wheels are made in the folder. Blocks.
+
+    Args:
+        folder: The folder.
+        now: The present time, in seconds since the epoch.
+        targets: The platforms and Pythons.
+    """
     if switched_on("SKIP_INSTALL_DEPENDENCIES"):
         return None
     try:
@@ -156,9 +176,23 @@ def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -
 def packed_runtime(
     folder: Path, now: float, extras: Collection[str] = ("aws",), targets: Iterable[Target] = ()
 ) -> Shipment:
-    """aflow with these extras as it runs here, with all that it depends on; and the same aflow with
-    what it depends on for these targets, where that is not what runs there. Blocks. Raises
-    ShippingError, and, for targets, EnvironmentFailed and MissingExtra."""
+    """Pack aflow with these extras as it runs here, with all that it depends on; and for targets
+    that differ from this machine the same aflow with what it depends on there. Blocks.
+
+    Args:
+        folder: The folder.
+        now: The present time, in seconds since the epoch.
+        extras: The extras of aflow; None for those that are installed here.
+        targets: The platforms and Pythons.
+
+    Returns:
+        The packages.
+
+    Raises:
+        ShippingError: A distribution cannot be packed.
+        EnvironmentFailed: The packages for a target cannot be solved.
+        MissingExtra: An extra that is needed for that is not installed.
+    """
     packed = wheels.runtime(extras, folder, now)
     runtimes = [(wheels.fit_of(packed), packed)]
     for target in targets:

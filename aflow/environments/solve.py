@@ -68,7 +68,7 @@ class Target(NamedTuple):
 
 
 def this_platform() -> str:
-    """The platform of this machine, in uv's words."""
+    """Return the platform of this machine, in uv's words."""
     name, arch = sys.platform, machine.machine().lower()
     arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(arch, arch)
     if name == "darwin":
@@ -81,9 +81,17 @@ def this_platform() -> str:
 
 
 def platform_named(text: str) -> str:
-    """The platform in uv's words that somebody means: in these (`aarch64-manylinux_2_28`,
+    """Return the platform in uv's words that somebody means: in these (`aarch64-manylinux_2_28`,
     `x86_64-unknown-linux-musl`), or as containers (`linux/arm64`), conda (`linux-aarch64`) and AWS
-    (`ARM64`) say it. Raises InvalidSetting."""
+    (`ARM64`) say it.
+
+    Args:
+        text: The text.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     name = text.strip().lower().replace("manylinux2014", "manylinux_2_17")
     if _MANYLINUX.match(name) or re.fullmatch(r"\w+-unknown-linux-musl", name):
         return name
@@ -99,13 +107,21 @@ def platform_named(text: str) -> str:
 
 
 def kind_of(platform: str) -> tuple[str, str]:
-    """The machine of a platform, and the C library (or system) that its programs need."""
+    """Return the machine of a platform, and the C library (or system) that its programs need.
+
+    Args:
+        platform: The platform, as uv names it; None for this one.
+    """
     arch, _, rest = platform.partition("-")
     return arch, "glibc" if rest.startswith("manylinux") else rest
 
 
 def libc_of(platform: str) -> tuple[str, tuple[int, ...]]:
-    """The C library of a platform and its version: as `Fit` (wheels.py) says it."""
+    """Return the C library of a platform and its version: as `Fit` (wheels.py) says it.
+
+    Args:
+        platform: The platform, as uv names it; None for this one.
+    """
     found = _MANYLINUX.match(platform)
     return ("glibc", (int(found[2]), int(found[3]))) if found else ("musl", ())
 
@@ -120,7 +136,12 @@ def _in_words_of_uv(platform: str) -> str:
 
 
 def tags_of(target: Target) -> list[str]:
-    """The tags of wheels that run there, the best first, as `cp312-cp312-manylinux_2_17_x86_64`."""
+    """Return the tags of wheels that run there, the best first, as
+    `cp312-cp312-manylinux_2_17_x86_64`.
+
+    Args:
+        target: The platform and Python to solve for.
+    """
     from packaging.tags import compatible_tags, cpython_tags
 
     version = [int(each) for each in target.minor.split(".")]
@@ -152,7 +173,11 @@ def _platform_tags(name: str) -> Iterator[str]:
 
 
 def markers_of(target: Target) -> dict[str, str]:
-    """The values of environment markers there."""
+    """Return the values of environment markers there.
+
+    Args:
+        target: The platform and Python to solve for.
+    """
     arch = target.platform.partition("-")[0]
     is_mac = target.platform.endswith("-apple-darwin")
     full = target.version if target.version.count(".") > 1 else f"{target.version}.0"
@@ -193,13 +218,28 @@ class Solver:
         self._rebuild = rebuild
 
     def kept(self, spec: Spec, target: Target) -> Lock | None:
-        """The lock that was made for this before, from the same index; None where there is none."""
+        """Return the lock that was made for this before, from the same index; None where there is
+        none.
+
+        Args:
+            spec: The packages that a step asks for.
+            target: The platform and Python to solve for.
+        """
         found = None if self._rebuild else self._read(self._name(spec, target))
         return found[1] if found is not None and found[0] == self._index(spec) else None
 
     def solve(self, spec: Spec, target: Target) -> Lock:
-        """The lock, kept for the next time. Where the index that is set now has no answer, one from
-        another counts. Blocks. Raises EnvironmentFailed."""
+        """Return the lock, kept for the next time. Where the index that is set now has no answer,
+        one from another counts. Blocks.
+
+        Args:
+            spec: The packages that a step asks for.
+            target: The platform and Python to solve for.
+
+        Raises:
+            EnvironmentFailed: The packages cannot be solved, fetched or installed; the error says
+                which and why.
+        """
         try:
             return self._solved(spec, target)
         except EnvironmentFailed as error:
@@ -557,8 +597,15 @@ def _project_of(folder: str) -> Path:
 
 
 def project_python(folder: str) -> str | None:
-    """The version of Python that a project asks for: `.python-version`, else what pyproject.toml
-    requires. Raises EnvironmentFailed where there is no project."""
+    """Return the version of Python that a project asks for: `.python-version`, else what
+    pyproject.toml requires.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        EnvironmentFailed: Where there is no project.
+    """
     project = _project_of(folder)
     try:
         pinned = (project / ".python-version").read_text().split()

@@ -47,8 +47,17 @@ class Spec:
 def specs_of(
     definition: FlowDefinition, kind: str | None = None, only: str | None = None
 ) -> dict[str, Spec]:
-    """The specs of the steps that have an environment of their own; of the step `only`, if it is
-    given. Raises InvalidDecorator for packages that cannot be asked for."""
+    """Return the specs of the steps that have an environment of their own; of the step `only`, if
+    it is given.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        kind: The kind of environment, `pypi` or `conda`; None for both.
+        only: The name of the one step; None for all.
+
+    Raises:
+        InvalidDecorator: For packages that cannot be asked for.
+    """
     if kind == "local":
         return {}
     found: dict[str, Spec] = {}
@@ -63,8 +72,18 @@ def specs_of(
 def job_targets(
     definition: FlowDefinition, steps: Collection[str], settings: Settings
 ) -> set[Target]:
-    """The platforms and Pythons that jobs of these steps are said to have (@batch(platform=...) and
-    settings); none where nothing is said. Raises InvalidSetting."""
+    """Return the platforms and Pythons that jobs of these steps are said to have
+    (@batch(platform=...) and settings); none where nothing is said.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        steps: The names of the steps.
+        settings: The settings of this program.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     decorators: list[Any] = [definition.steps[each].decorator("batch") for each in steps]
     said = [each.platform for each in decorators if each is not None]
     if not any([settings.job_platform, settings.job_python, *said]):

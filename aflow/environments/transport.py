@@ -74,9 +74,24 @@ def ship(
     report: Report = lambda line: None,
     python: str | None = None,
 ) -> StoredEnvironments:
-    """Put the environments of steps into the store, as far as they are not there, for machines that
-    have this Python (`3.12`; None for the one that runs). Without a store only say what that would
-    be. Blocks. Raises EnvironmentFailed, MissingExtra and StorageError."""
+    """Put the environments of steps into the datastore, as far as they are not there, for other
+    machines. Blocks.
+
+    Args:
+        locks: The locked environments, by step.
+        store: The datastore; None only to say what would be stored.
+        now: The present time, in seconds since the epoch.
+        report: Takes one line for each thing that takes time.
+        python: The version of Python there, as `3.12`; None for the one that runs.
+
+    Returns:
+        Where the packages are, by step.
+
+    Raises:
+        EnvironmentFailed: A package cannot be fetched.
+        MissingExtra: An extra that is needed for that is not installed.
+        StorageError: The datastore does not answer.
+    """
     sender = _Sender(store, now, report, python or own_interpreter().minor)
     by_digest = {
         digest: sender.shipped(lock)
@@ -214,8 +229,15 @@ def _identity(path: Path) -> str:
 
 
 def packed_python(python: str) -> bytes:
-    """The files of an interpreter as a tar, from which it runs in any folder: its program and its
-    standard library. Raises EnvironmentFailed."""
+    """Return the files of an interpreter as a tar, from which it runs in any folder: its program
+    and its standard library.
+
+    Args:
+        python: The interpreter, or its version.
+
+    Raises:
+        EnvironmentFailed: A file cannot be read.
+    """
     program = (
         "import json, sys, sysconfig; print(json.dumps([sys._base_executable, "
         "sysconfig.get_path('stdlib'), sysconfig.get_config_var('INSTSONAME') or '', "
@@ -268,8 +290,18 @@ def _relocatable(program: bytes, folder: str) -> bytes:
 
 
 def built(shipped: Shipped, store: ObjectStore, report: Report, steps: Iterable[str]) -> Built:
-    """The environment of these steps on this machine, built from what is in the store, if it is not
-    there. Asks no index. Blocks. Raises EnvironmentFailed, naming the steps, and StorageError."""
+    """Return the environment of these steps on this machine, built from what is in the store, if it
+    is not there. Asks no index. Blocks.
+
+    Args:
+        shipped: The lock, and where its packages are in the datastore.
+        store: The datastore.
+        report: Takes one line for each thing that takes time.
+        steps: The names of the steps.
+
+    Raises:
+        EnvironmentFailed: The error is raised naming the steps, and StorageError.
+    """
     cache = cache_folder()
     supplies = FromStore(shipped, store, cache, report)
     environments = Environments(cache, report, supplies.file, supplies)
@@ -277,7 +309,13 @@ def built(shipped: Shipped, store: ObjectStore, report: Report, steps: Iterable[
 
 
 def locks(environments: Mapping[str, Shipped], store: ObjectStore) -> dict[str, Lock]:
-    """The locks of shipped environments, by step. Blocks. Raises StorageError and InvalidLock."""
+    """Return the locks of shipped environments, by step. Blocks. Raises StorageError and
+    InvalidLock.
+
+    Args:
+        environments: The locks and where their packages are, by step.
+        store: The datastore.
+    """
     blobs = BlobStore(store)
     keys = {shipped.packages for shipped in environments.values()}
     found = {key: Lock.from_dict(_manifest(blobs, key)["lock"]) for key in keys}
@@ -299,7 +337,14 @@ class FromStore(Supplies):
         self._known: dict[str, dict[str, Any]] = dict(packages["files"])
 
     def file(self, package: LockedPackage) -> Path | None:
-        """The file of a package, fetched and checked."""
+        """Return the path of a package's file, fetched and checked.
+
+        Args:
+            package: The package, as it is locked.
+
+        Raises:
+            EnvironmentFailed: It is not in the datastore, or is damaged.
+        """
         entry = self._known.get(package.sha256)
         if entry is None:
             return None

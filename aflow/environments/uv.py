@@ -49,7 +49,11 @@ _HINTS = ("hint:", "help:")
 
 
 def without_credentials(text: str) -> str:
-    """A text without what stands before the host in its URLs: a password, a token."""
+    """Return a text without what stands before the host in its URLs: a password, a token.
+
+    Args:
+        text: The text.
+    """
     return _CREDENTIALS.sub(r"\1", text)
 
 
@@ -75,8 +79,21 @@ class Uv:
         more: Mapping[str, str] | None = None,
         solves: bool = False,
     ) -> str:
-        """Run a command; what it prints. With `index` it gets the index that is set, and the user's
-        constraints and the like where it `solves`. Raises UvFailed."""
+        """Run a command. With `index` it gets the index that is set, and the user's constraints and
+        the like where it `solves`. Raises UvFailed.
+
+        Args:
+            *args: The arguments of uv.
+            given: What is written to uv's stdin.
+            folder: The folder.
+            index: Whether the package index may be asked.
+            offline: Whether the network may not be used.
+            more: Variables that are set in addition.
+            solves: Whether the command solves: what it prints then explains a conflict.
+
+        Returns:
+            What it prints.
+        """
         words = [self.path, *args, "--color", "never"]
         # By the environment: all users of the machine read command lines, passwords of URLs, too.
         indexes, options = _indexes_apart(self._indexes if index else [])
@@ -186,7 +203,12 @@ class UvFailed(EnvironmentFailed):
 
 
 def explanation(said: Sequence[str], code: int) -> str:
-    """What uv says of its error, in one line, without credentials."""
+    """Return what uv says of its error, in one line, without credentials.
+
+    Args:
+        said: The lines that uv has printed.
+        code: The exit status of uv.
+    """
     lines = [each.strip() for each in said]
     start = next((i for i, each in enumerate(lines) if each.lower().startswith("error")), None)
     if start is None:  # it was killed, or says it in a way of its own
@@ -202,8 +224,15 @@ def explanation(said: Sequence[str], code: int) -> str:
 
 
 def find_uv(otherwise: Callable[[], str | None] | None = None) -> str:
-    """The path of uv: that of its PyPI package in this environment, else that of PATH, else what
-    `otherwise` gives. Raises MissingExtra."""
+    """Return the path of uv: that of its PyPI package in this environment, else that of PATH, else
+    what `otherwise` gives.
+
+    Args:
+        otherwise: Finds uv where it is not on PATH; None to look nowhere else.
+
+    Raises:
+        MissingExtra: A package that this needs is not installed.
+    """
     try:
         from uv import find_uv_bin  # its package, which is an extra
 
@@ -224,7 +253,11 @@ def find_uv(otherwise: Callable[[], str | None] | None = None) -> str:
 
 
 def index_options() -> list[str]:
-    """Options of uv for the index that pip is set to; none where uv has settings of its own."""
+    """Options of uv for the index that pip is set to.
+
+    Returns:
+        None where uv has settings of its own.
+    """
     environment = environment_with({})
     if any(environment.get(each) for each in _INDEX_VARIABLES):
         return []
@@ -258,8 +291,8 @@ def _indexes_apart(options: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def pip_has_several_indexes() -> bool:
-    """Whether packages come from several indexes that pip is set to. pip takes the files of all of
-    them together, and uv those of the first that has the package."""
+    """Return whether packages come from several indexes that pip is set to. pip takes the files of
+    all of them together, and uv those of the first that has the package."""
     if environment_with({}).get("UV_INDEX_STRATEGY"):
         return False
     options = index_options()
@@ -298,8 +331,8 @@ def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def index_identity() -> list[str]:
-    """What says where packages come from, without credentials: part of what a lock was made for.
-    A folder counts with what is in it now."""
+    """Return what says where packages come from, without credentials: part of what a lock was made
+    for. A folder counts with what is in it now."""
     environment = environment_with({})
     names = (*_INDEX_VARIABLES, *_SOLVING_VARIABLES)
     said = [f"{name}={environment[name]}" for name in names if environment.get(name)]
@@ -320,7 +353,11 @@ def _stamp_of_file(path: str) -> str:
 
 
 def stamp_of(folder: str) -> str:
-    """What changes when a file is added to a folder, or one of its files is written."""
+    """Return what changes when a file is added to a folder, or one of its files is written.
+
+    Args:
+        folder: The folder.
+    """
     found = []
     with os.scandir(folder) as entries:
         for each in entries:
@@ -349,7 +386,7 @@ OLDEST = (3, 11)
 
 
 def own_interpreter() -> Interpreter:
-    """The interpreter that this process runs, outside of a virtual environment."""
+    """Return the interpreter that this process runs, outside of a virtual environment."""
     base = getattr(sys, "_base_executable", None) or sys.executable
     return Interpreter(base, "{}.{}.{}".format(*sys.version_info[:3]))
 
@@ -357,9 +394,18 @@ def own_interpreter() -> Interpreter:
 def interpreter_for(
     asked: str | None, uv: Uv | None = None, *, may_download: bool = True
 ) -> Interpreter:
-    """An interpreter of the version that is asked for (`3.12`, `3.12.4`, `>=3.12`): this process's
-    own, one of pyenv, of PATH, one that uv knows, or, last, one that uv downloads, if it may.
-    Raises EnvironmentFailed, naming those that were found."""
+    """Return an interpreter of the version that is asked for (`3.12`, `3.12.4`, `>=3.12`): this
+    process's own, one of pyenv, of PATH, one that uv knows, or, last, one that uv downloads, if it
+    may.
+
+    Args:
+        asked: The version of Python that was asked for, as `3.12`; None for this one.
+        uv: The uv to use; None to find it.
+        may_download: Whether uv may download an interpreter.
+
+    Raises:
+        EnvironmentFailed: The error is raised naming those that were found.
+    """
     own = own_interpreter()
     if asked is None or fits(own.version, asked):
         return own
@@ -394,7 +440,12 @@ def _refuse_older(asked: str) -> None:
 
 
 def fits(version: str, asked: str) -> bool:
-    """Whether a version of Python is what is asked for."""
+    """Return whether a version of Python is what is asked for.
+
+    Args:
+        version: The version.
+        asked: The version of Python that was asked for, as `3.12`; None for this one.
+    """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     if re.match(r"\d", asked):
@@ -433,7 +484,11 @@ def _candidates(asked: str) -> list[str]:
 
 
 def version_of(path: str) -> str | None:
-    """The version of an interpreter, which is run to say it; None where it does not."""
+    """Return the version of an interpreter, which is run to say it; None where it does not.
+
+    Args:
+        path: The path.
+    """
     program = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
     try:
         done = subprocess.run(

@@ -73,8 +73,20 @@ class Fit(NamedTuple):
 
 
 def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel]:
-    """aflow with these extras and all that it depends on, as wheels in the folder, where they may
-    be already. Raises ShippingError for a distribution that cannot be packed."""
+    """Pack aflow with these extras and all that it depends on as wheels in a folder, where they may
+    be already.
+
+    Args:
+        extras: The extras of aflow; None for those that are installed here.
+        folder: The folder.
+        now: The present time, in seconds since the epoch.
+
+    Returns:
+        The wheels.
+
+    Raises:
+        ShippingError: A distribution cannot be packed.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder, now - KEPT)
@@ -87,7 +99,11 @@ def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel
 
 
 def fit_of(wheels: Sequence[PackedWheel]) -> Fit:
-    """What all of these wheels fit, packed by this Python."""
+    """Return what all of these wheels fit, packed by this Python.
+
+    Args:
+        wheels: The wheels of one package.
+    """
     libc, here = platform.libc_ver()
     name = libc or "musl"
     lowest: tuple[int, ...] = ()
@@ -126,7 +142,11 @@ def _sweep(folder: Path, before: float) -> None:
 
 
 def closure(extras: frozenset[str]) -> list[Distribution]:
-    """All distributions that aflow with these extras depends on here, by canonical names."""
+    """Return all distributions that aflow with these extras depends on here, by canonical names.
+
+    Args:
+        extras: The extras of aflow; None for those that are installed here.
+    """
     found: dict[str, Distribution] = {}
     todo = [*_requirements(needs_of_aflow(), extras)]
     seen: set[tuple[str, frozenset[str]]] = set()
@@ -154,8 +174,13 @@ _SHARED = frozenset({"cloudpickle"})
 
 
 def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribution]:
-    """What aflow with these extras cannot share with an environment that has these versions: the
-    distributions of which that has one that does not fit, and all that depend on them."""
+    """Return what aflow with these extras cannot share with an environment that has these versions:
+    the distributions of which that has one that does not fit, and all that depend on them.
+
+    Args:
+        versions: The installed versions, by package.
+        extras: The extras of aflow; None for those that are installed here.
+    """
     every = {canonicalize_name(each.name): each for each in closure(extras)}
     if not (every.keys() & versions.keys()) - _SHARED:
         return []
@@ -189,7 +214,11 @@ def _counts(requirement: Requirement, extras: Iterable[str]) -> bool:
 
 
 def top_names(distribution: Distribution) -> set[str]:
-    """What lies on `sys.path` for a distribution: folders, modules, and its metadata."""
+    """Return what lies on `sys.path` for a distribution: folders, modules, and its metadata.
+
+    Args:
+        distribution: The installed distribution.
+    """
     record = distribution.read_text("RECORD")
     if record is None:
         tops = {each.parts[0] for each in distribution.files or () if each.parts}
@@ -199,7 +228,7 @@ def top_names(distribution: Distribution) -> set[str]:
 
 
 def needs_of_aflow() -> list[str]:
-    """What this aflow requires: as its source tree says, if it runs from one, else as it was
+    """Return what this aflow requires: as its source tree says, if it runs from one, else as it was
     installed."""
     project = _project()
     if project is None:
@@ -386,7 +415,13 @@ def _write(folder: Path, files: Mapping[str, Path | bytes]) -> PackedWheel:
 
 
 def described_wheel(name: str, version: str, path: Path) -> PackedWheel:
-    """The wheel in this file, with its digests."""
+    """Return the wheel in this file, with its digests.
+
+    Args:
+        name: The name.
+        version: The version.
+        path: The path.
+    """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     hasher = blake3(max_threads=1)

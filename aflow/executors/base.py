@@ -32,20 +32,54 @@ class Reports(Protocol):
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
         """Another executor finds the attempt by this (the worker or the job that has it), should
         this one go away; `host` is the machine that runs it, where that is known. It is recorded
-        with the next commit, and may be said again."""
+        with the next commit, and may be said again.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            handle: What the job system calls the attempt.
+            host: The name of the machine.
+        """
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """The attempt is running now."""
+        """The attempt is running now.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            pid: The id of the process; None where it is not known.
+            at: When it happened, in seconds since the epoch.
+        """
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written these bytes to stdout (0) or stderr (1)."""
+        """The attempt has written these bytes to stdout (0) or stderr (1).
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            stream: 0 for stdout, 1 for stderr.
+            at: When it happened, in seconds since the epoch.
+            chunk: The bytes that were printed.
+        """
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
         """The attempt, which still runs, has this many items of its foreach so far. The manifest
-        says what the tasks for them read of it."""
+        says what the tasks for them read of it.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            count: How many.
+            manifest: The manifest, as its bytes are stored.
+        """
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """The attempt is over."""
+        """The attempt is over.
+
+        Args:
+            report: How the attempt has ended.
+            usage: Memory and CPU of the attempt.
+        """
 
 
 class Usage:
@@ -83,21 +117,47 @@ class Executor(Protocol):
         of the run: of more than that none is launched. Read before the run begins."""
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Recover these attempts of the same run, as soon as `start` is called, which comes next:
-        each is awaited, or launched again where it was never heard of. Their `started` is reported
-        where it is not known. Gives back those that are lost."""
+        """Recover attempts that an earlier coordinator of the run has launched. `start` is called
+        next. Each is awaited, or launched again where the executor has never heard of it. Their
+        `started` is reported where it is not known.
+
+        Args:
+            orphans: The attempts of the earlier coordinator.
+
+        Returns:
+            The attempts that are lost.
+        """
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Get ready to launch attempts of this run."""
+        """Get ready to launch attempts of this run.
+
+        Args:
+            context: What all attempts of the run share.
+            reports: Takes what happens to the attempts.
+        """
 
     def launch(self, spec: AttemptSpec) -> None:
-        """Start this attempt, now or as soon as there is room."""
+        """Start this attempt, now or as soon as there is room.
+
+        Args:
+            spec: What the attempt is to run.
+        """
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt: politely first, then by force."""
+        """Stop this attempt: politely first, then by force.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+        """
 
     def forget(self, task: int, attempt: int) -> None:
-        """The end of this attempt is committed: nobody needs what was kept of it until then."""
+        """The end of this attempt is committed: nobody needs what was kept of it until then.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+        """
 
     async def conclude(self) -> None:
         """The run has ended, and is recorded so: what others still have of it is not to be run.
@@ -123,7 +183,11 @@ _BY_SIGNAL = {
 
 
 def sentence(status: int) -> str:
-    """What a wait status says of a process that left no report."""
+    """Return what a wait status says of a process that left no report.
+
+    Args:
+        status: The exit status, as os.waitpid returns it.
+    """
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number in _BY_SIGNAL:
@@ -137,7 +201,11 @@ def sentence(status: int) -> str:
 
 
 def ended_by(status: int) -> str:
-    """How a process ended whose step was over, in one sentence."""
+    """Return how a process ended whose step was over, in one sentence.
+
+    Args:
+        status: The exit status, as os.waitpid returns it.
+    """
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         return f"it was ended by signal {number} ({_signal_name(number)})."
@@ -154,7 +222,15 @@ def _signal_name(number: int) -> str:
 def report(
     task: int, attempt: int, status: int, started_at: float, finished_at: float
 ) -> AttemptReport:
-    """The report of an attempt whose process has died under it."""
+    """Return the report of an attempt whose process has died under it.
+
+    Args:
+        task: The number of the task within its run.
+        attempt: The number of the attempt, from 0.
+        status: The exit status, as os.waitpid returns it.
+        started_at: When it started, in seconds since the epoch.
+        finished_at: When it ended, in seconds since the epoch.
+    """
     code = os.waitstatus_to_exitcode(status)
     return AttemptReport(
         task,
@@ -170,5 +246,14 @@ def report(
 def stopped(
     task: int, attempt: int, state: AttemptState, reason: str, started_at: float, at: float
 ) -> AttemptReport:
-    """The report of an attempt that we have ended ourselves, or that was lost."""
+    """Return the report of an attempt that we have ended ourselves, or that was lost.
+
+    Args:
+        task: The number of the task within its run.
+        attempt: The number of the attempt, from 0.
+        state: The state in which the attempt ends.
+        reason: Why, in one sentence.
+        started_at: When it started, in seconds since the epoch.
+        at: When it happened, in seconds since the epoch.
+    """
     return AttemptReport(task, attempt, state.value, reason, started_at=started_at, finished_at=at)

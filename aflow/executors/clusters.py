@@ -47,7 +47,7 @@ class WorkerRequest(NamedTuple):
     more: Mapping[str, float]
 
     def named(self) -> dict[str, float]:
-        """What it asks for, by the names that users know."""
+        """Return what it asks for, by the names that users know."""
         some = {"cpu": self.cpu, "gpu": self.gpu, "memory": self.memory or 0.0, **self.more}
         return {name: amount for name, amount in some.items() if amount}
 
@@ -80,19 +80,42 @@ class Cluster(Protocol):
     name: str
 
     def lacking(self, count: int) -> str | None:
-        """Why so many workers can never be there at once, as the cluster is; else None."""
+        """Return why so many workers can never be there at once, as the cluster is; else None.
+
+        Args:
+            count: How many.
+        """
 
     def start(self, number: int) -> None:
-        """Ask for a worker. Does not wait."""
+        """Ask for a worker. Does not wait.
+
+        Args:
+            number: The number or name of the worker.
+        """
 
     def look(self, seconds: float) -> list[tuple[int, Event]]:
-        """What has happened, after so many seconds at most. Raises WorkersLost."""
+        """Return what has happened, after so many seconds at most.
+
+        Args:
+            seconds: How many seconds; None where that is not known.
+
+        Raises:
+            WorkersLost: Workers could not be kept.
+        """
 
     def stop(self, number: int) -> None:
-        """Have a worker take nothing new and end; `look` reports its end."""
+        """Have a worker take nothing new and end; `look` reports its end.
+
+        Args:
+            number: The number or name of the worker.
+        """
 
     def kill(self, number: int) -> None:
-        """End a worker at once, or forget that it was asked for."""
+        """End a worker at once, or forget that it was asked for.
+
+        Args:
+            number: The number or name of the worker.
+        """
 
     def close(self) -> None:
         """Leave the cluster."""
@@ -143,7 +166,11 @@ class Crew:
         return None
 
     def to_start(self, now: float) -> list[int]:
-        """The numbers of workers to ask for now."""
+        """Return the numbers of workers to ask for now.
+
+        Args:
+            now: The present time, in seconds since the epoch.
+        """
         if self.is_ending or self.failure is not None:
             return []
         due = [each for each in self._due if each <= now]
@@ -159,11 +186,21 @@ class Crew:
         self._due.clear()
 
     def forget(self, number: int) -> None:
-        """It had not begun, and will not."""
+        """It had not begun, and will not.
+
+        Args:
+            number: The number or name of the worker.
+        """
         self._workers.pop(number, None)
 
     def note(self, number: int, event: Event, now: float) -> None:
-        """Something has happened to a worker."""
+        """Something has happened to a worker.
+
+        Args:
+            number: The number or name of the worker.
+            event: The event.
+            now: The present time, in seconds since the epoch.
+        """
         worker = self._workers.get(number)
         if worker is None:
             return
@@ -193,8 +230,17 @@ class Crew:
 
 def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -> None:
     """Keep a crew in a cluster until it is over. `asked` is how often its end was asked for: once,
-    and workers end what they run; twice, and they are ended. Blocks. Raises
-    WorkersLost where the cluster is lost, or none could be kept."""
+    and workers end what they run; twice, and they are ended. Blocks.
+
+    Args:
+        cluster: The access to the cluster.
+        crew: The workers that are kept.
+        clock: The source of the time; tests give a `FakeClock`.
+        asked: How many workers are wanted now.
+
+    Raises:
+        WorkersLost: Where the cluster is lost, or none could be kept.
+    """
     waiting: Waiting | None = None
     seen = 0
     while not crew.is_over:
@@ -239,7 +285,11 @@ class ClusterWorker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:
-        """Start it; the name of the node."""
+        """Start it.
+
+        Returns:
+            The name of the node.
+        """
         self._process = subprocess.Popen(
             [sys.executable, "-m", "aflow", "worker", "--until-eof", *self._words],
             stdin=subprocess.PIPE,
@@ -253,7 +303,11 @@ class ClusterWorker:
         return os.uname().nodename
 
     def wait(self, seconds: float | None = None) -> tuple[int, str] | None:
-        """Its exit code and its last lines, once it has ended; None after so many seconds."""
+        """Return its exit code and its last lines, once it has ended; None after so many seconds.
+
+        Args:
+            seconds: How many seconds; None where that is not known.
+        """
         try:
             code = self._started.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -585,8 +639,15 @@ def _kill_here(key: str) -> None:
 def lacking(
     count: int, asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]], name: str
 ) -> str | None:
-    """Why so many workers that each ask for this can never be on these nodes at once; None where
-    they can."""
+    """Return why so many workers that each ask for this can never be on these nodes at once; None
+    where they can.
+
+    Args:
+        count: How many.
+        asked: The resources that are asked for, by name.
+        nodes: The resources of each node.
+        name: The name.
+    """
     fitting = sum(_fitting(each, asked) for each in nodes)
     if fitting >= count:
         return None
@@ -612,7 +673,14 @@ def _shown(name: str, amount: float) -> str:
 def roomiest(
     offers: Mapping[str, Mapping[str, float]], asked: Mapping[str, float], taken: Sequence[str]
 ) -> str | None:
-    """The node with the fewest of our workers that has room for one more; None where none has."""
+    """Return the node with the fewest of our workers that has room for one more; None where none
+    has.
+
+    Args:
+        offers: What each node has, by name.
+        asked: The resources that are asked for, by name.
+        taken: The nodes that are in use.
+    """
     able = [
         (taken.count(node), node)
         for node, offer in offers.items()
@@ -622,8 +690,15 @@ def roomiest(
 
 
 def check_answers(address: str, advice: str) -> None:
-    """Raises InvalidInput where the address is none, or nothing listens there. One that has no host
-    and port is left to the library."""
+    """One that has no host and port is left to the library.
+
+    Args:
+        address: The address.
+        advice: What the user can do, for the error.
+
+    Raises:
+        InvalidInput: Where the address is none, or nothing listens there.
+    """
     import socket
 
     _, _, place = address.rpartition("://")

@@ -68,10 +68,17 @@ class Travelling(NamedTuple):
 
 
 def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
-    """Where each step runs: `local`, `queue`, `batch`, `slurm` or `kubernetes`. All do where
+    """Return where each step runs: `local`, `queue`, `batch`, `slurm` or `kubernetes`. All do where
     `options.executor` says; else those with @queue and @batch, if the settings name a queue of
     theirs, with @slurm, if this machine has Slurm, and with @kubernetes, if a namespace is named.
-    Raises InvalidSetting where a queue is asked for and none is named."""
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+
+    Raises:
+        InvalidSetting: Where a queue is asked for and none is named.
+    """
     if options.executor == "queue":
         if options.queue is None:
             raise InvalidSetting(
@@ -93,9 +100,15 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
 def in_jobs(
     definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The steps that run as jobs, and of which system: all with the executor of one; else those
-    with its decorator, if that was asked for on the command line, or they have a place there. Of
-    several AWS Batch has a step rather than Slurm, and that rather than Kubernetes."""
+    """Return the steps that run as jobs, and of which system: all with the executor of one; else
+    those with its decorator, if that was asked for on the command line, or they have a place there.
+    Of several AWS Batch has a step rather than Slurm, and that rather than Kubernetes.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        executor: The name of the executor.
+        decospecs: The decorators that were given by `--with`.
+    """
     found: dict[str, str] = {}
     for system in reversed(JOB_SYSTEMS):
         if executor == system:
@@ -139,9 +152,16 @@ def with_locks(
     *,
     rebuild: bool = False,
 ) -> RunOptions:
-    """The options with the packages of steps that have an environment of their own. Blocks, while
-    packages are solved for the first time. Raises InvalidSetting, InvalidDecorator, MissingExtra
-    and EnvironmentFailed."""
+    """Return the options with the packages of steps that have an environment of their own. Blocks,
+    while packages are solved for the first time. Raises InvalidSetting, InvalidDecorator,
+    MissingExtra and EnvironmentFailed.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+        report: Takes one line for each thing that takes time; None for nowhere.
+        rebuild: Whether to solve and build again what exists already.
+    """
     if not asks(definition, options.environment):
         return replace(options, locks={})
     prepare = envs.prepare
@@ -165,8 +185,18 @@ def built_here(
     *,
     rebuild: bool = False,
 ) -> Mapping[str, Built]:
-    """The environments of the steps that run in processes of this machine, by the digests of their
-    locks; built where they are not there. Blocks. Raises EnvironmentFailed."""
+    """Return the environments of the steps that run in processes of this machine, by the digests of
+    their locks; built where they are not there. Blocks.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+        report: Takes one line for each thing that takes time; None for nowhere.
+        rebuild: Whether to solve and build again what exists already.
+
+    Raises:
+        EnvironmentFailed: The packages cannot be solved, fetched or installed.
+    """
     prepare = envs.prepare
     here = [name for name, place in places(definition, options).items() if place == "local"]
     return prepare.build_all(
@@ -186,8 +216,13 @@ def _check_flow_loads(definition: FlowDefinition, locks: Mapping[str, Lock]) -> 
 
 
 def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> bool:
-    """Whether processes of this machine run attempts: those of local steps, and those that settle
-    a step whose job has died (@catch), for which no job is worth its while."""
+    """Return whether processes of this machine run attempts: those of local steps, and those that
+    settle a step whose job has died (@catch), for which no job is worth its while.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        of_step: The executors, by step.
+    """
     return any(
         place == "local" or (place in JOB_SYSTEMS and definition.steps[name].decorator("catch"))
         for name, place in of_step.items()
@@ -197,9 +232,22 @@ def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> b
 def travelling(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore
 ) -> Travelling | None:
-    """What workers and jobs load the flow from, its code in the store; None for a flow that stays
-    here. Blocks. Raises InvalidSetting, CodePackageError, AwsError, JobSystemError and
-    StorageError."""
+    """Return what workers and jobs load the flow from, its code in the store; None for a flow that
+    stays here. Blocks.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+        store: The datastore.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+        CodePackageError: The code package cannot be made, read or unpacked.
+        AwsError: AWS refuses.
+        JobSystemError: The system refuses.
+        StorageError: The datastore does not answer, or has not what it needs.
+    """
     of_step = places(definition, options)
     if set(of_step.values()) == {"local"}:
         return None
@@ -368,8 +416,21 @@ def executor_for(
     grace: float,
     built: Mapping[str, Built] | None = None,
 ) -> Executor:
-    """What runs the attempts of a run. `built` are the environments of this machine that its steps
-    have, by the digests of their locks."""
+    """Return what runs the attempts of a run. `built` are the environments of this machine that its
+    steps have, by the digests of their locks.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+        store: The datastore.
+        metadata: The metadata store.
+        clock: The source of the time; tests give a `FakeClock`.
+        travels: What an attempt needs on other machines; None where all steps are local.
+        zygote: A zygote that has been started already; None to start one when the first task needs
+            it.
+        grace: Seconds between SIGTERM and SIGKILL.
+        built: The environment that was built for it; None for this program's own.
+    """
     of_step = places(definition, options)
     made: dict[str, Executor] = {}
     if needs_processes(definition, of_step):
@@ -397,8 +458,15 @@ def executor_for(
 
 
 def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]:
-    """A sentence for each step of this machine that has less here than it asks for. Blocks. Raises
-    InvalidInput for one that could never start."""
+    """Return a sentence for each step of this machine that has less here than it asks for. Blocks.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+
+    Raises:
+        InvalidInput: For one that could never start.
+    """
     here = [name for name, place in places(definition, options).items() if place == "local"]
     found = admission_for(definition, here, options.resources, options.max_workers)
     return [] if found is None else found[1].notes()
@@ -479,7 +547,11 @@ def _in_environments(
 def keep_from_workers(run: RunRecord) -> None:
     """See that workers of a queue run nothing more of a run whose end was recorded without its
     coordinator: messages of it may still wait, or be with a worker that died. Blocks. What the
-    store refuses is logged: the run has ended all the same."""
+    store refuses is logged: the run has ended all the same.
+
+    Args:
+        run: The record of the run.
+    """
     try:
         store = open_store(run.settings["storage"])
         if next(iter(store.list(f"jobs/{run.flow}/{run.run}/")), None) is not None:

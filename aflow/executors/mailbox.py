@@ -89,39 +89,72 @@ class ReportInbox(Generic[R]):
         believes: Callable[[AttemptReport], bool] | None = None,
     ) -> None:
         """Pass reports on from now on; `over` is called before an end is reported. An end that a
-        message reports of is none unless `believes` it."""
+        message reports of is none unless `believes` it.
+
+        Args:
+            reports: Takes what happens to the attempts.
+            over: Called when an attempt has ended; None for nothing.
+            believes: Whether a report may be of this coordinator's attempts; None to accept all.
+        """
         self._reports = reports
         self._over = over
         self._believes = believes
 
     def send(self, attempt_key: AttemptKey, step: str) -> None:
-        """An attempt is handed to others."""
+        """An attempt is handed to others.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+            step: The name of the step.
+        """
         self.away[attempt_key] = Away(step)
 
     def take_over(self, orphan: Orphan, worker: str | None) -> None:
-        """An attempt that somebody else has handed to others, to this worker if that is known."""
+        """An attempt that somebody else has handed to others, to this worker if that is known.
+
+        Args:
+            orphan: The attempt of an earlier coordinator.
+            worker: The id of the worker; None where it is not known.
+        """
         spec = orphan.spec
         away = self.away[(spec.task, spec.attempt)] = Away(spec.step)
         away.worker, away.started_at = worker, orphan.started_at
 
     def awaits_start(self, attempt_key: AttemptKey) -> bool:
-        """Whether the attempt is wanted, and not known to have begun."""
+        """Return whether the attempt is wanted, and not known to have begun.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+        """
         away = self.away.get(attempt_key)
         return away is not None and away.started_at is None
 
     def note_cancel(self, attempt_key: AttemptKey) -> None:
-        """We have asked for the end of this attempt."""
+        """We have asked for the end of this attempt.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+        """
         if attempt_key in self.away:
             self._cancelled.add(attempt_key)
 
     def is_wanted(self, attempt_key: AttemptKey) -> bool:
-        """Whether the attempt is away, and we have not asked for its end."""
+        """Return whether the attempt is away, and we have not asked for its end.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+        """
         return attempt_key in self.away and attempt_key not in self._cancelled
 
     # ------------------------------------------------------------ messages
 
     def hear(self, message: ReportsMessage, receipt: R) -> None:
-        """Apply a message, unless it was applied before."""
+        """Apply a message, unless it was applied before.
+
+        Args:
+            message: The message.
+            receipt: What the reports are acknowledged by.
+        """
         name = (message.worker, message.number)
         if message.number in self._heard[message.worker]:
             if name in self._uncommitted:  # its ends are not committed yet
@@ -138,7 +171,11 @@ class ReportInbox(Generic[R]):
             self.done.append(receipt)
 
     def forget(self, attempt_key: AttemptKey) -> bool:
-        """The end of this attempt is committed; whether a message can be acknowledged now."""
+        """Return the end of this attempt is committed; whether a message can be acknowledged now.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+        """
         message = self._unread.pop(attempt_key, None)
         if message is None:
             return False
@@ -205,7 +242,12 @@ class ReportInbox(Generic[R]):
     # ------------------------------------------------------------ ends
 
     def end(self, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over."""
+        """An attempt is over.
+
+        Args:
+            report: How the attempt has ended.
+            usage: Memory and CPU of the attempt.
+        """
         if self._interrupted and report.state == AttemptState.CANCELLED.value:
             # A cancel message goes to the workers in either case.
             report = report._replace(state=AttemptState.INTERRUPTED.value, reason=STOPPED)
@@ -218,7 +260,13 @@ class ReportInbox(Generic[R]):
         self._reports.ended(report, usage)
 
     def give_up(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
-        """An attempt is over as far as we are concerned, if it was not before."""
+        """An attempt is over as far as we are concerned, if it was not before.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+            state: The state in which the attempt ends.
+            reason: Why, in one sentence.
+        """
         away = self.away.get(attempt_key)
         if away is not None:
             now = self._clock.now()
@@ -226,7 +274,13 @@ class ReportInbox(Generic[R]):
             self.end(base.stopped(*attempt_key, state, reason, begun, now), NO_USAGE)
 
     def fail(self, attempt_key: AttemptKey, reason: str, *, retryable: bool = True) -> None:
-        """An attempt has failed, and nobody is left who would say so."""
+        """An attempt has failed, and nobody is left who would say so.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+            reason: Why, in one sentence.
+            retryable: Whether another attempt may succeed.
+        """
         away = self.away.get(attempt_key)
         if away is None:
             return
@@ -274,7 +328,14 @@ class Mailbox:
         self._topic = reports_topic(flow, run)
 
     def put(self, message: ReportsMessage) -> None:
-        """Store a message. Raises StorageError."""
+        """Store a message.
+
+        Args:
+            message: The message.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         worker = message.worker.translate(_FOR_NAMES)
         name = f"{self._folder}{worker}/{message.number:08d}"
         self._store.put(name, [message.seal((), self._topic, 0.0)])
@@ -285,13 +346,27 @@ class Mailbox:
         return self._store.list(self._folder)
 
     def open(self, name: str) -> ReportsMessage:
-        """The message of this name. Raises InvalidMessage if it is malformed, and StorageError."""
+        """Return the message of this name.
+
+        Args:
+            name: The name.
+
+        Raises:
+            InvalidMessage: If it is malformed, and StorageError.
+        """
         data = bytes(self._store.get(name))
         message: ReportsMessage = open_message(data, "reports", (), self._topic, None)
         return message
 
     def remove(self, name: str) -> None:
-        """Delete a message, if it exists. Raises StorageError."""
+        """Delete a message, if it exists.
+
+        Args:
+            name: The name.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         self._store.delete(name)
 
 
@@ -313,18 +388,41 @@ class Rendezvous:
 
     def expect(self, specs: Iterable[AttemptSpec]) -> None:
         """Those of these attempts of members that are member 0, which begins again, are to be
-        waited for. What they have said already stays. Raises StorageError."""
+        waited for. What they have said already stays.
+
+        Args:
+            specs: What the attempts are to run.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         for spec in specs:
             if spec.split_index == 0 and spec.attempt > 0:
                 self._store.put_if_absent(self._name(spec.task, spec.attempt), [b""])
 
     def say(self, control: int, attempt: int, address: str) -> None:
-        """Here is this attempt of member 0 of the gang. Raises StorageError."""
+        """Here is this attempt of member 0 of the gang.
+
+        Args:
+            control: The number of the control task.
+            attempt: The number of the attempt, from 0.
+            address: The address.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         self._store.put(self._name(control, attempt), [address.encode()])
 
     def address(self, control: int) -> str | None:
-        """Where the latest attempt of member 0 of the gang is; None where it has not said so yet.
-        Raises StorageError."""
+        """Return where the latest attempt of member 0 of the gang is; None where it has not said so
+        yet.
+
+        Args:
+            control: The number of the control task.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         names = [*self._store.list(f"{self._folder}/{control}/addresses/")]
         try:
             return bytes(self._store.get(names[-1])).decode() or None if names else None
@@ -335,9 +433,24 @@ class Rendezvous:
         return f"{self._folder}/{control}/addresses/{attempt:010d}"
 
     def leave(self, job: str, node: int) -> None:
-        """This node of a job is done. Raises StorageError."""
+        """This node of a job is done.
+
+        Args:
+            job: The job.
+            node: The number of the node.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         self._store.put(f"{self._folder}/{job}/nodes/{node}", [b"done"])
 
     def left(self, job: str) -> int:
-        """How many nodes of a job are done. Raises StorageError."""
+        """Return how many nodes of a job are done.
+
+        Args:
+            job: The job.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         return sum(1 for _ in self._store.list(f"{self._folder}/{job}/nodes/"))

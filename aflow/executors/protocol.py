@@ -57,27 +57,52 @@ _ROOM = 4096  # bytes of a message beside them
 
 
 def tasks_topic(pool: str) -> str:
-    """Where the tasks of a pool wait."""
+    """Return where the tasks of a pool wait.
+
+    Args:
+        pool: The name of the pool of workers.
+    """
     return f"tasks.{pool}"
 
 
 def reports_topic(flow: str, run: str) -> str:
-    """Where workers report on a run: the same name after its coordinator has started again."""
+    """Return where workers report on a run: the same name after its coordinator has started again.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+    """
     return f"reports.{hashlib.sha256(f'{flow}/{run}'.encode()).hexdigest()[:32]}"
 
 
 def worker_topic(worker: str) -> str:
-    """The topic of commands to one worker."""
+    """Return the topic of commands to one worker.
+
+    Args:
+        worker: The id of the worker; None where it is not known.
+    """
     return f"worker.{worker}"
 
 
 def task_id(flow: str, run: str, task: int, attempt: int) -> str:
-    """The id that the message of an attempt has in its topic. All of a run are one group."""
+    """Return the id that the message of an attempt has in its topic. All of a run are one group.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        task: The number of the task within its run.
+        attempt: The number of the attempt, from 0.
+    """
     return f"{run_id(flow, run)}:{task}:{attempt}"
 
 
 def run_id(flow: str, run: str) -> str:
-    """What stands for a run in the ids of its messages."""
+    """Return what stands for a run in the ids of its messages.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+    """
     return hashlib.sha256(f"{flow}/{run}".encode()).hexdigest()[:24]
 
 
@@ -94,7 +119,13 @@ class TaskMessage(NamedTuple):
     launch: int
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The sealed body of this message for the topic."""
+        """Return the sealed body of this message for the topic.
+
+        Args:
+            keys: The keys that messages are signed with.
+            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
+            at: When it happened, in seconds since the epoch.
+        """
         return seal("task", topic, at, self._asdict(), keys)
 
     @property
@@ -122,7 +153,13 @@ class ReportsMessage(NamedTuple):
     events: Sequence[Any]
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The sealed body of this message for the topic."""
+        """Return the sealed body of this message for the topic.
+
+        Args:
+            keys: The keys that messages are signed with.
+            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
+            at: When it happened, in seconds since the epoch.
+        """
         return seal("reports", topic, at, self._asdict(), keys)
 
 
@@ -132,7 +169,13 @@ class CancelMessage(NamedTuple):
     attempts: Sequence[Sequence[Any]]
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The sealed body of this message for the topic."""
+        """Return the sealed body of this message for the topic.
+
+        Args:
+            keys: The keys that messages are signed with.
+            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
+            at: When it happened, in seconds since the epoch.
+        """
         return seal("cancel", topic, at, self._asdict(), keys)
 
 
@@ -142,7 +185,13 @@ class DrainMessage(NamedTuple):
     reason: str
 
     def seal(self, keys: Keys, topic: str, at: float) -> bytes:
-        """The sealed body of this message for the topic."""
+        """Return the sealed body of this message for the topic.
+
+        Args:
+            keys: The keys that messages are signed with.
+            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
+            at: When it happened, in seconds since the epoch.
+        """
         return seal("drain", topic, at, self._asdict(), keys)
 
 
@@ -160,12 +209,16 @@ class Presence(NamedTuple):
     about: str = ""
 
     def encode(self) -> bytes:
-        """As bytes."""
+        """Return as bytes."""
         return msgpack.packb([1, *self])  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Presence | None:
-        """What `encode` gave; None for anything else."""
+        """Return what `encode` gave; None for anything else.
+
+        Args:
+            data: The bytes.
+        """
         try:
             if len(data) > _LARGEST_PRESENCE:
                 return None
@@ -181,8 +234,13 @@ class Presence(NamedTuple):
 def parts(
     events: Sequence[Sequence[Any]], largest: int | None = None
 ) -> Iterator[list[Sequence[Any]]]:
-    """The events as they go into messages: in order, none too large for a broker that takes bodies
-    of `largest` bytes, but for single ones that cannot be divided."""
+    """Yield the events as they go into messages: in order, none too large for a broker that takes
+    bodies of `largest` bytes, but for single ones that cannot be divided.
+
+    Args:
+        events: The events.
+        largest: How many bytes a message may have; None where aflow's own limit is lower.
+    """
     room = _MOST_BYTES if largest is None else max(1, min(_MOST_BYTES, largest - _ROOM) - 1)
     each_event = 0 if largest is None else 64  # bytes of one beside what it carries
     part: list[Sequence[Any]] = []
@@ -222,8 +280,20 @@ _KINDS: dict[str, type[WorkerMessage]] = {
 def open_message(
     body: bytes, kind: str | Sequence[str], keys: Keys, topic: str, now: float | None
 ) -> Any:
-    """The message of this kind, or of one of several, that has come by this topic; raises
-    ForgedMessage, MessageTooNew and InvalidMessage."""
+    """Return the message that has come by a topic, decoded and checked.
+
+    Args:
+        body: The bytes of the message.
+        kind: The kind.
+        keys: The keys that messages are signed with.
+        topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
+        now: The present time; None where the age does not matter.
+
+    Raises:
+        ForgedMessage: The signature is missing or wrong.
+        MessageTooNew: Another version of aflow has written it.
+        InvalidMessage: It is malformed, or of another kind.
+    """
     kinds = (kind,) if isinstance(kind, str) else kind
     kind, fields = unseal(body, kinds, topic, now, keys)
     try:
@@ -464,13 +534,19 @@ class Job(NamedTuple):
     environments: Mapping[str, Shipped] = {}
 
     def encode(self) -> bytes:
-        """The job as bytes."""
+        """Return the job as bytes."""
         return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> Job:
-        """The job that `encode` gave; raises InvalidMessage for anything else, or what is too
-        new."""
+        """Return the job that `encode` gave.
+
+        Args:
+            data: The bytes.
+
+        Raises:
+            InvalidMessage: For anything else, or what is too new.
+        """
         try:
             version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
             if version > VERSION:
@@ -487,7 +563,7 @@ class Job(NamedTuple):
 
 
 def python_version() -> str:
-    """The version of this Python, as far as what is pickled depends on it."""
+    """Return the version of this Python, as far as what is pickled depends on it."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
@@ -512,8 +588,13 @@ class Packer:
         self._known: dict[tuple[int, ...], str] = {}
 
     def complete(self, spec: AttemptSpec, *, apart: bool = False) -> AttemptSpec:
-        """The spec with the payloads that its attempt may need; with `apart` it carries no manifest
-        itself, so that it is small."""
+        """Return the spec with the payloads that its attempt may need; with `apart` it carries no
+        manifest itself, so that it is small.
+
+        Args:
+            spec: What the attempt is to run.
+            apart: Whether the attempt gets a message of its own.
+        """
         inputs = decode_inputs(spec.inputs)
         pages: tuple[str, ...] = ()
         if isinstance(inputs, FromForeach):
@@ -588,7 +669,18 @@ class ArraySpec(NamedTuple):
 
     @classmethod
     def write(cls, payloads: Payloads, specs: Sequence[AttemptSpec]) -> ArraySpec:
-        """Put the attempts into a payload. Blocks; raises StorageError."""
+        """Put the attempts of an array into a payload. Blocks.
+
+        Args:
+            payloads: The payloads in the datastore.
+            specs: What the attempts are to run.
+
+        Returns:
+            The array spec.
+
+        Raises:
+            StorageError: The datastore does not answer.
+        """
         records = [_record(spec) for spec in specs]
         width = max(map(len, records))
         key = payloads.put(b"".join(record.ljust(width, b"\0") for record in records))
@@ -596,7 +688,14 @@ class ArraySpec(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ArraySpec:
-        """The spec that `str` gave; raises InvalidMessage."""
+        """Return the array spec that `str` returned as text.
+
+        Args:
+            text: The text.
+
+        Raises:
+            InvalidMessage: It is malformed.
+        """
         key, _, width = text.partition(":")
         if not width.isdigit():
             raise InvalidMessage(f"{text!r} does not say where attempts stand.")
@@ -606,11 +705,24 @@ class ArraySpec(NamedTuple):
         return f"{self.key}:{self.width}"
 
     def read(self, payloads: Payloads, index: int) -> AttemptSpec:
-        """The attempt of this index. Blocks; raises ObjectNotFound, and CorruptBlob."""
+        """Return the attempt of this index. Blocks.
+
+        Args:
+            payloads: The payloads in the datastore.
+            index: The index in the array.
+
+        Raises:
+            ObjectNotFound: The datastore has no object of this name.
+            CorruptBlob: The bytes are not those that the key names.
+        """
         return _attempt(payloads.part(self.key, index * self.width, self.width), self.key)
 
     def read_all(self, payloads: Payloads) -> list[AttemptSpec]:
-        """All of them, in order. Blocks; raises what `read` raises."""
+        """Return all of them, in order. Blocks; raises what `read` raises.
+
+        Args:
+            payloads: The payloads in the datastore.
+        """
         data, width = payloads.get(self.key), self.width
         return [_attempt(data[at : at + width], self.key) for at in range(0, len(data), width)]
 

@@ -32,12 +32,16 @@ class ShownMessage(NamedTuple):
     at: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """As an object."""
+        """Return as an object."""
         return self._asdict()
 
 
 async def workers_of(opened: Queue) -> dict[str, Presence] | None:
-    """The workers that have announced themselves, by name; None where the broker knows none."""
+    """Return the workers that have announced themselves, by name; None where the broker knows none.
+
+    Args:
+        opened: The open queue.
+    """
     found = await opened.announced()
     if found is None:
         return None
@@ -48,7 +52,13 @@ async def workers_of(opened: Queue) -> dict[str, Presence] | None:
 async def pools_of(
     opened: Queue, pools: Sequence[str], workers: dict[str, Presence] | None
 ) -> list[str]:
-    """The pools that are asked for, or all that have messages or workers."""
+    """Return the pools that are asked for, or all that have messages or workers.
+
+    Args:
+        opened: The open queue.
+        pools: The names of the pools.
+        workers: What the workers have announced; None where that is not known.
+    """
     if pools:
         return [*dict.fromkeys(pools)]
     start = tasks_topic("")
@@ -62,9 +72,16 @@ async def pools_of(
 async def pool_status(
     opened: Queue, pool: str, workers: dict[str, Presence] | None, now: float
 ) -> dict[str, Any]:
-    """How many messages of a pool are ready, leased and buried, since when the oldest one that is
-    ready waits (`oldest`, by the reader's clock, which says `now`: None where none does, or the
-    broker cannot tell), and how many workers and slots there are."""
+    """Return how many messages of a pool are ready, leased and buried, since when the oldest one
+    that is ready waits (`oldest`, by the reader's clock, which says `now`: None where none does, or
+    the broker cannot tell), and how many workers and slots there are.
+
+    Args:
+        opened: The open queue.
+        pool: The name of the pool of workers.
+        workers: What the workers have announced; None where that is not known.
+        now: The present time, in seconds since the epoch.
+    """
     topic = tasks_topic(pool)
     depth: Depth = await opened.depth(topic)
     waits = await opened.longest_wait(topic)
@@ -79,7 +96,14 @@ async def pool_status(
 
 
 async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list[ShownMessage]:
-    """Messages of a pool that are ready, or buried."""
+    """Return messages of a pool that are ready, or buried.
+
+    Args:
+        opened: The open queue.
+        pool: The name of the pool of workers.
+        ready: Whether ready messages are meant, instead of buried ones.
+        limit: The limit; None for no limit.
+    """
     topic = tasks_topic(pool)
     if ready:
         found = []
@@ -127,7 +151,17 @@ def _read(body: bytes) -> tuple[str, float | None]:
 async def chosen(
     opened: Queue, pools: Sequence[str], ids: Sequence[str], everything: bool
 ) -> dict[str, list[str]]:
-    """The ids, by topic: those that were named, or all that are buried."""
+    """Return the ids, by topic, of the messages that were named, or of all that are buried.
+
+    Args:
+        opened: The open queue.
+        pools: The names of the pools.
+        ids: The ids of the jobs or messages.
+        everything: Whether all buried messages are meant.
+
+    Raises:
+        InvalidInput: A named message is not there.
+    """
     if bool(ids) is everything:
         raise InvalidInput("No messages are given: name their ids, or use --all.")
     named = await pools_of(opened, pools, await workers_of(opened))
@@ -142,7 +176,11 @@ async def chosen(
 
 
 def plain(text: str) -> str:
-    """What others wrote, in one line and without control characters."""
+    """Return what others wrote, in one line and without control characters.
+
+    Args:
+        text: The text.
+    """
     return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]
 
 
@@ -150,7 +188,11 @@ def plain(text: str) -> str:
 
 
 def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
-    """By pool, how many attempts a minute these workers have ended lately."""
+    """Return by pool, how many attempts a minute these workers have ended lately.
+
+    Args:
+        workers: What the workers have announced; None where that is not known.
+    """
     found: dict[str, float] = {}
     for worker in workers:
         for pool in worker.pools:
@@ -159,8 +201,12 @@ def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
 
 
 def state_of(worker: WorkerRecord) -> str:
-    """`idle`, `busy`, `draining` (it takes nothing new, or is about to hear that it should not), or
-    `silent` (its heartbeats have stopped; others get its tasks)."""
+    """Return the state of a worker: `idle`, `busy`, `draining` (it takes no new tasks), or `silent`
+    (its heartbeats have stopped; others get its tasks).
+
+    Args:
+        worker: What the worker has announced of itself.
+    """
     if worker.left < WORKER_EXPIRY - SILENT:
         return "silent"
     if worker.draining or worker.drain is not None:
@@ -169,7 +215,12 @@ def state_of(worker: WorkerRecord) -> str:
 
 
 def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
-    """A worker as an object of JSON. `now` is the time by the reader's clock."""
+    """Return a worker as an object of JSON. `now` is the time by the reader's clock.
+
+    Args:
+        worker: What the worker has announced of itself.
+        now: The present time, in seconds since the epoch.
+    """
     return {
         "name": worker.name,
         "state": state_of(worker),
@@ -200,8 +251,16 @@ def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
 
 
 def chosen_worker(workers: Sequence[WorkerRecord], name: str) -> WorkerRecord:
-    """The worker of this name, or the only one whose name begins so. Raises NotFound, and
-    InvalidInput for the beginning of several names."""
+    """Return the worker of this name, or the only one whose name begins so.
+
+    Args:
+        workers: What the workers have announced; None where that is not known.
+        name: The name.
+
+    Raises:
+        NotFound: For the beginning of several names.
+        InvalidInput: For the beginning of several names.
+    """
     found = [each for each in workers if each.name == name] or [
         each for each in workers if name and each.name.startswith(name)
     ]

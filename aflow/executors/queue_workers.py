@@ -603,7 +603,14 @@ class Ability(NamedTuple):
         workers: Mapping[str, Presence] | None,
         reported: Mapping[str, str],
     ) -> Ability:
-        """Of the workers that have announced themselves, and what they have reported."""
+        """Return what the workers that have announced themselves are able to run.
+
+        Args:
+            pool: The name of the pool of workers.
+            group: The key of the environment and the pool.
+            workers: What the workers have announced; None where that is not known.
+            reported: What workers have reported that they lack.
+        """
         if workers is None:
             return cls(pool, None, 0, reported)
         mine = {name: each for name, each in workers.items() if pool in each.pools}
@@ -623,7 +630,7 @@ class Ability(NamedTuple):
         return bool(self.declined) and self.workers in (None, len(self.declined))
 
     def refusal(self) -> str:
-        """The reason of a task that none of them can run."""
+        """Return the reason of a task that none of them can run."""
         reasons = "; ".join(
             f"{_shown(name)}: {_shown(why)}" for name, why in [*sorted(self.declined.items())][:5]
         )
@@ -634,7 +641,12 @@ class Ability(NamedTuple):
         )
 
     def why(self, tasks: int, url: str) -> str:
-        """What `count` tasks of the pool wait for, in a sentence."""
+        """Return what `count` tasks of the pool wait for, in a sentence.
+
+        Args:
+            tasks: How many tasks wait.
+            url: The URL of the queue.
+        """
         many = "1 task waits" if tasks == 1 else f"{tasks} tasks wait"
         start = f"aflow worker --queue '{url}' --pool {self.pool}"
         if self.workers is None:
@@ -663,8 +675,12 @@ def _shown(text: str) -> str:
 
 
 def pools_of(definition: Any) -> Mapping[str, str]:
-    """The pool of each step: the one that its @queue names, else `gpu` for a step that asks for
-    GPUs by @resources, else `default`."""
+    """Return the pool of each step: the one that its @queue names, else `gpu` for a step that asks
+    for GPUs by @resources, else `default`.
+
+    Args:
+        definition: The flow.
+    """
     return {name: _pool(step) for name, step in definition.steps.items()}
 
 

@@ -27,8 +27,12 @@ class Admission:
         self._closed = False
 
     async def enter(self) -> None:
-        """Come in, first come, first served. Raises CoordinatorFull and CoordinatorClosed; also
-        to those who were waiting when it was closed, once there is room."""
+        """Wait for room for one more run, in the order of the calls.
+
+        Raises:
+            CoordinatorFull: There is no room, and waiting is not allowed.
+            CoordinatorClosed: The coordinator was closed, also while this waited.
+        """
         self._check_open()
         if self._free is None:
             return

@@ -44,13 +44,22 @@ class LiveAttempt:
         self.manifest: bytes | None = None  # what it has left already
 
     def go_on(self, record: AttemptRecord) -> None:
-        """This is recorded of it, by a coordinator that is gone."""
+        """This is recorded of it, by a coordinator that is gone.
+
+        Args:
+            record: The record of the attempt.
+        """
         self.handle, self.pid, self.started_at = record.handle, record.pid, record.started_at
         self.chunks, self.manifest = record.log_chunks, record.manifest
         self.host = record.host or self.host
 
     def running(self, task: int, attempt: int) -> AttemptRecord:
-        """The record of an attempt that has not ended."""
+        """Return the record of an attempt that has not ended.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+        """
         return AttemptRecord(
             task,
             attempt,
@@ -66,7 +75,14 @@ class LiveAttempt:
     def ended(
         self, report: AttemptReport, usage: Usage | None, log: Kept | None, now: float
     ) -> AttemptRecord:
-        """The record of the same one when it has."""
+        """Return the record of the same one when it has.
+
+        Args:
+            report: How the attempt has ended.
+            usage: Memory and CPU of the attempt; None where they are not known.
+            log: What was kept of the log; None for nothing.
+            now: The present time, in seconds since the epoch.
+        """
         return AttemptRecord(
             task=report.task,
             attempt=report.attempt,
@@ -162,7 +178,14 @@ class AttemptLogs:
         self._stored_chunks = 0  # so far
 
     def go_on(self, step: str, task: int, attempt: int, chunks: int) -> None:
-        """This many chunks of the log of this attempt are stored already, by others."""
+        """This many chunks of the log of this attempt are stored already, by others.
+
+        Args:
+            step: The name of the step.
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            chunks: How many chunks are stored already.
+        """
         log = self._logs[(task, attempt)] = _Log(step, self._max_size)
         log.chunks = chunks
         if self._timer is None:
@@ -171,8 +194,20 @@ class AttemptLogs:
     def feed(
         self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
     ) -> list[Line]:
-        """Take in what an attempt has written; the lines that are complete with it, and now and
-        then the state of a line that is written again and again, which is not kept."""
+        """Take in what an attempt has written.
+
+        Args:
+            step: The name of the step.
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            stream: 0 for stdout, 1 for stderr.
+            at: When it happened, in seconds since the epoch.
+            chunk: The bytes that were printed.
+
+        Returns:
+            The lines that are complete with it, and now and then the state of a line that is
+            written again and again, which is not kept.
+        """
         log = self._logs.get((task, attempt))
         if log is None:
             log = self._logs[(task, attempt)] = _Log(step, self._max_size)
@@ -206,8 +241,14 @@ class AttemptLogs:
         return lines
 
     def finish(self, task: int, attempt: int, at: float) -> tuple[list[Line], Kept | None]:
-        """The attempt is over: its unfinished last lines, and what is left of its log (None if it
-        has written nothing)."""
+        """Return the attempt is over: its unfinished last lines, and what is left of its log (None
+        if it has written nothing).
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            at: When it happened, in seconds since the epoch.
+        """
         log = self._logs.pop((task, attempt), None)
         if log is None:
             return [], None
@@ -283,7 +324,12 @@ class Handover:
         self._latest: tuple[int, dict[int, bytes]] | None = None
 
     def keep(self, task: int, manifest: bytes) -> None:
-        """Keep the manifest that a task has just left; the oldest ones go."""
+        """Keep the manifest that a task has just left; the oldest ones go.
+
+        Args:
+            task: The number of the task within its run.
+            manifest: The manifest, as its bytes are stored.
+        """
         if self._latest is not None and self._latest[0] == task:
             self._latest = None  # it has grown
         self._size -= len(self._manifests.pop(task, b""))
@@ -296,7 +342,11 @@ class Handover:
             self._size -= len(self._manifests.pop(oldest))
 
     def manifests_for(self, inputs: Inputs) -> dict[int, bytes]:
-        """What travels with the spec of a task that has these inputs."""
+        """Return what travels with the spec of a task that has these inputs.
+
+        Args:
+            inputs: Which tasks the inputs come from.
+        """
         if type(inputs) is FromTask:
             # All tasks of a foreach have the same input: the answer is kept.
             if self._latest is None or self._latest[0] != inputs.task:

@@ -36,7 +36,7 @@ class Pending:
         self.run: RunUpdate | None = None
 
     def batch(self) -> Batch:
-        """The same as the metadata store takes it."""
+        """Return the same as the metadata store takes it."""
         return Batch(
             encode_events(self.events) if self.events else b"",
             self.tasks,
@@ -112,8 +112,15 @@ class GroupCommit:
     def acquire_lease(
         self, holder: str, seconds: float, at: float, notify: Callable[[LeaseState], None]
     ) -> None:
-        """Renew the lease of this run's coordinator; `notify` is called on the
-        event loop. Errors are left to the next commit."""
+        """Renew the lease of this run's coordinator; `notify` is called on the event loop. Errors
+        are left to the next commit.
+
+        Args:
+            holder: The holder, as `kind/name`.
+            seconds: For how many seconds.
+            at: When it happened, in seconds since the epoch.
+            notify: Called with the state of the lease when it was written.
+        """
 
         def answered(future: Future[LeaseState]) -> None:
             if future.exception() is None:
@@ -127,7 +134,11 @@ class GroupCommit:
 
     async def release_lease(self, holder: str) -> None:
         """Write what is pending; then another holder may acquire the lease at once. If that fails,
-        it may when this one's time is over."""
+        it may when this one's time is over.
+
+        Args:
+            holder: The holder, as `kind/name`.
+        """
         await self.flush()
         if not self._broken:
             release_lease = self._thread.submit(self._metadata.release_lease, self._run_key, holder)
@@ -158,12 +169,22 @@ class CommitGate:
         self._events: defaultdict[int, list[RunEvent]] = defaultdict(list)
 
     def settle(self, task: int, commit: int) -> None:
-        """What the task has left is in this commit."""
+        """What the task has left is in this commit.
+
+        Args:
+            task: The number of the task within its run.
+            commit: The number of the commit.
+        """
         self._uncommitted[task] = commit
         self._settled_in[commit].append(task)
 
     def commit_of(self, inputs: Inputs) -> int | None:
-        """The commit that a task with these inputs has to wait for; None where all is written."""
+        """Return the commit that a task with these inputs has to wait for; None where all is
+        written.
+
+        Args:
+            inputs: Which tasks the inputs come from.
+        """
         if not self._uncommitted:
             return None
         match inputs:
@@ -179,11 +200,24 @@ class CommitGate:
                 assert_never(inputs)
 
     def hold_attempt(self, launch: LaunchAttempt, commit: int) -> None:
-        """Keep an attempt until this commit is written."""
+        """Keep an attempt until this commit is written.
+
+        Args:
+            launch: The command to launch the attempt.
+            commit: The number of the commit.
+        """
         self._attempts[commit].append(launch)
 
     def withdraw(self, task: int, attempt: int) -> LaunchAttempt | None:
-        """Take an attempt back that is kept here; None where it is not."""
+        """Take an attempt back that is kept here.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+
+        Returns:
+            None where it is not.
+        """
         for held in self._attempts.values():
             for launch in held:
                 if (launch.task, launch.attempt) == (task, attempt):
@@ -192,11 +226,20 @@ class CommitGate:
         return None
 
     def hold_event(self, event: RunEvent, commit: int) -> None:
-        """Keep an event until this commit is written."""
+        """Keep an event until this commit is written.
+
+        Args:
+            event: The event.
+            commit: The number of the commit.
+        """
         self._events[commit].append(event)
 
     def open(self, commit: int) -> tuple[Sequence[RunEvent], Sequence[LaunchAttempt]]:
-        """The commit is written: the events and the attempts that have waited for it."""
+        """Return the commit is written: the events and the attempts that have waited for it.
+
+        Args:
+            commit: The number of the commit.
+        """
         for task in self._settled_in.pop(commit, ()):
             if self._uncommitted.get(task) == commit:
                 del self._uncommitted[task]

@@ -42,8 +42,15 @@ if TYPE_CHECKING:
 
 
 def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of parameters, with the content in place of the path for each IncludeFile. Raises
-    InvalidParameter for a file that cannot be read."""
+    """Return the values of parameters, with the content in place of the path for each IncludeFile.
+
+    Args:
+        parameters: The values of the parameters, by name.
+        values: The values, by name.
+
+    Raises:
+        InvalidParameter: For a file that cannot be read.
+    """
     module = sys.modules.get("aflow.flow.parameters")  # else no flow can have one
     if module is None:
         return dict(values)
@@ -68,11 +75,18 @@ _TAGS = {"project": "project_name", "project_branch": "branch_name"}
 def values_of(
     definition: FlowDefinition, options: RunOptions, user: str, metadata: MetadataStore
 ) -> dict[str, Any]:
-    """What a run's settings hold of its flow's decorators: `project` and `trigger`, where there is
-    something to say.
+    """Return what a run's settings hold of its flow's decorators: `project` and `trigger`, where
+    there is something to say.
 
-    Raises InvalidInput for a branch or a trigger that cannot be used, NotFound for a trigger that
-    is not there.
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+        user: The name of the user.
+        metadata: The metadata store.
+
+    Raises:
+        InvalidInput: For a branch or a trigger that cannot be used, NotFound for a trigger that is
+            not there.
     """
     values: dict[str, Any] = {}
     project = definition.project
@@ -96,12 +110,23 @@ def parameter_values(
     production: bool | None = None,
     show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """The values of all parameters of a run, by attribute: as they are given by name, else by
-    default.
+    """Return the values of all parameters of a run, by attribute: as they are given by name, else
+    by default.
 
     A default that is a function sees the flow's configs in its context, and what is known of the
-    run in `current`: the flow, the user, the place in the project. Raises InvalidParameter and, for
-    a branch that cannot be used, InvalidInput.
+    run in `current`: the flow, the user, the place in the project.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        given: The parameters that were given, by name.
+        user: The name of the user.
+        ds_type: The kind of datastore, as Metaflow names it.
+        branch: The branch of @project; None for the default one.
+        production: Whether @project is deployed to production; None where that was not said.
+        show: Takes one line for people.
+
+    Raises:
+        InvalidParameter: And, for a branch that cannot be used, InvalidInput.
     """
 
     def context(name: str) -> ParameterContext:
@@ -125,7 +150,11 @@ def parameter_values(
 
 
 def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
-    """The tags that say so."""
+    """Yield the tags that say so.
+
+    Args:
+        values: The values, by name.
+    """
     place = values.get("project")
     if place is not None:
         for name, key in _TAGS.items():
@@ -133,7 +162,11 @@ def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def current_facts(run: RunRecord) -> dict[str, Any]:
-    """What `current` tells of it."""
+    """Return what `current` tells of it.
+
+    Args:
+        run: The record of the run.
+    """
     trigger = run.settings.get("trigger")
     return {**run.settings.get("project", {}), **({"trigger": trigger} if trigger else {})}
 
@@ -225,9 +258,25 @@ class Creation:
         given: Mapping[str, Any],
         driving: Driving,
     ) -> NewRun:
-        """Record a new run of the flow, whose holder has the lease for LEASE seconds. Raises
-        InvalidParameter, NotFound and InvalidInput (for a run that cannot be resumed), StorageError
-        and MetadataError; nothing is recorded then."""
+        """Record a new run of the flow, whose holder has the lease for LEASE seconds. If an error
+        is raised nothing is recorded.
+
+        Args:
+            definition: The flow: its class, steps, parameters and decorators.
+            options: The options of the run.
+            given: The parameters that were given, by name.
+            driving: What drives the run.
+
+        Returns:
+            The run, and what is needed to drive it.
+
+        Raises:
+            InvalidParameter: A parameter is missing, or has a value that cannot be used.
+            NotFound: The run to resume does not exist.
+            InvalidInput: The run to resume cannot be resumed.
+            StorageError: The datastore does not answer.
+            MetadataError: The metadata store does not answer.
+        """
         if options.spin is not None:
             return self._spin(definition, options, options.spin, driving)
         plan = self.plan(definition, options, given, self._store)
@@ -280,8 +329,15 @@ class Creation:
         given: Mapping[str, Any],
         store: ObjectStore,
     ) -> RunInputs:
-        """What a run would begin with. Its parameters are stored in `store`, nothing is recorded.
-        Raises what `create` raises."""
+        """Return what a run would begin with. Its parameters are stored in `store`, nothing is
+        recorded. Raises what `create` raises.
+
+        Args:
+            definition: The flow: its class, steps, parameters and decorators.
+            options: The options of the run.
+            given: The parameters that were given, by name.
+            store: The datastore.
+        """
         origin = self._origin(definition, options)
         values = self._values(definition, options, given, origin)
         parameters = self._parameters(definition, values, origin, store).encode()
@@ -292,8 +348,15 @@ class Creation:
     def known_to(
         self, definition: FlowDefinition, options: RunOptions, run: RunRecord, parameters: bytes
     ) -> ReusableResults | None:
-        """The sources of reusable results of this run, which has begun. Raises what `create`
-        raises for the run that it resumes."""
+        """Return the sources of reusable results of this run, which has begun. Raises what `create`
+        raises for the run that it resumes.
+
+        Args:
+            definition: The flow: its class, steps, parameters and decorators.
+            options: The options of the run.
+            run: The record of the run.
+            parameters: The manifest of the parameters.
+        """
         options = replace(options, origin_run=run.origin_run)
         origin = self._origin(definition, options)
         code = _code_of(definition, options)

@@ -164,8 +164,15 @@ class RunDriver:
             self._note_left(task.task, attempt.manifest, self._commits.number)
 
     async def run(self) -> RunEnded:
-        """Drive the run to its end. Raises what the metadata, the store or the watcher raised, if
-        one of them failed: the run is then as its last commit left it."""
+        """Drive the run to its end.
+
+        Returns:
+            The state in which it has ended.
+
+        Raises:
+            AflowError: The metadata, the datastore or the watcher has failed: the run is then as
+                its last commit left it.
+        """
         try:
             if self._unfinished is not None:
                 await self._commits.flush()  # who still took it for its own run is refused now
@@ -247,7 +254,11 @@ class RunDriver:
         self._publisher.flush()
 
     def cancel(self, reason: str) -> None:
-        """Stop the run: live attempts are cancelled, nothing new starts. May be called again."""
+        """Stop the run: live attempts are cancelled, nothing new starts. May be called again.
+
+        Args:
+            reason: Why, in one sentence.
+        """
         if self._machine.stopping is None:
             self._publisher.tell(
                 RunStopping(self._clock.now(), self._run.run, reason, len(self._live))

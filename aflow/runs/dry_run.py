@@ -45,9 +45,13 @@ class Forecast(NamedTuple):
 
 
 def counted(forecasts: Iterable[Forecast]) -> dict[str, Any]:
-    """The forecasts as plain values, however many there are: of each step how many tasks would run
-    (`run`) and how many would not (`reuse`), and of the reasons the most frequent ones with the
-    number of their tasks."""
+    """Return the forecasts as plain values, however many there are: of each step how many tasks
+    would run (`run`) and how many would not (`reuse`), and of the reasons the most frequent ones
+    with the number of their tasks.
+
+    Args:
+        forecasts: The forecasts of the tasks.
+    """
     steps: dict[str, dict[str, Any]] = {}
     reasons: dict[str, Counter[str]] = {}
     for each in forecasts:
@@ -93,7 +97,7 @@ class DryRun:
         )
 
     def forecasts(self) -> Iterator[Forecast]:
-        """Every task that can be foreseen, in the order in which they would begin."""
+        """Yield every task that can be foreseen, in the order in which they would begin."""
         commands = deque(self._machine.handle(RunStarted(), 0.0))
         while commands:
             command = commands.popleft()
@@ -106,7 +110,11 @@ class DryRun:
                 commands += self._take_over(command, reused)
 
     def unforeseen(self, seen: Iterable[str]) -> list[str]:
-        """The steps that come after those that would run."""
+        """Return the steps that come after those that would run.
+
+        Args:
+            seen: The steps that the forecast has reached.
+        """
         known = set(seen)
         return [step for step in self._definition.steps if step not in known]
 

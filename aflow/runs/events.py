@@ -156,7 +156,11 @@ class EventPublisher:
         return self._watch is not None
 
     def tell(self, notice: RunEvent) -> None:
-        """Publish this with the next turn of the loop."""
+        """Publish this with the next turn of the loop.
+
+        Args:
+            notice: The event.
+        """
         if self._watch is None:
             return
         if not self._notices:

@@ -38,7 +38,15 @@ def run_hooks(
     say: Callable[[str], None],
 ) -> None:
     """Call the hooks of a run that has ended, one after the other. What they print goes to stdout;
-    `say` receives which could not be called, or failed."""
+    `say` receives which could not be called, or failed.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        succeeded: Whether the run has succeeded.
+        metadata_url: The URL of the metadata store.
+        say: Takes one line for people.
+    """
     for hook in hooks_of(definition, succeeded=succeeded):
         name = hook if isinstance(hook, str) else getattr(hook, "__qualname__", repr(hook))
         try:
@@ -51,7 +59,12 @@ def run_hooks(
 
 
 def hooks_of(definition: FlowDefinition, *, succeeded: bool) -> list[Hook]:
-    """The functions to call, or their names, in the order of the decorators."""
+    """Return the functions to call, or their names, in the order of the decorators.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        succeeded: Whether the run has succeeded.
+    """
     decorators: list[Any] = [each for each in definition.decorators if each.kind == "exit_hook"]
     hooks: list[ExitHook] = decorators
     return [hook for each in hooks for hook in (each.on_success if succeeded else each.on_error)]
@@ -122,7 +135,12 @@ def main() -> None:
 
 
 def call(hook: Callable[..., object], run: object) -> None:
-    """Call the hook, with the run if it takes an argument for it."""
+    """Call the hook, with the run if it takes an argument for it.
+
+    Args:
+        hook: The function of the user.
+        run: The client's object of the run.
+    """
     parameters = inspect.signature(hook).parameters
     kinds = [each.kind for each in parameters.values()]
     if "run" in parameters or inspect.Parameter.VAR_KEYWORD in kinds:

@@ -96,8 +96,13 @@ class StorageSizes(NamedTuple):
 
 
 def sizes(metadata: MetadataStore, give_up: Callable[[], bool]) -> StorageSizes:
-    """How much the artifacts and the code of each flow take, by the manifests of its runs, until
-    there is no more time. What cannot be read of a damaged run is left out."""
+    """Return how much the artifacts and the code of each flow take, by the manifests of its runs,
+    until there is no more time. What cannot be read of a damaged run is left out.
+
+    Args:
+        metadata: The metadata store.
+        give_up: Whether to stop measuring.
+    """
     found, everything, complete = [], dict[bytes, int](), True
     for flow, _ in metadata.flows():
         own: dict[bytes, int] = {}
@@ -135,8 +140,14 @@ def _sizes_of(metadata: MetadataStore, run: RunRecord) -> Iterator[tuple[bytes, 
 def runs_to_delete(
     metadata: MetadataStore, wanted: RunsToDelete, grace: float = GRACE
 ) -> list[RunRecord]:
-    """The runs that are to go. Never one that goes on, or that one which goes on has resumed; a run
-    without a coordinator may still be recovered for `grace` seconds."""
+    """Return the runs that are to go. Never one that goes on, or that one which goes on has
+    resumed; a run without a coordinator may still be recovered for `grace` seconds.
+
+    Args:
+        metadata: The metadata store.
+        wanted: Which runs to delete.
+        grace: Seconds between SIGTERM and SIGKILL.
+    """
     if wanted.is_nothing:
         return []
     flows = [wanted.flow] if wanted.flow is not None else [flow for flow, _ in metadata.flows()]
@@ -193,7 +204,19 @@ def collect(
     dry_run: bool = False,
 ) -> Removed:
     """Delete runs, then every object that nothing refers to and nobody has touched for `grace`
-    seconds. With `dry_run` say only what that would be. May be interrupted, and called again."""
+    seconds. May be interrupted, and called again.
+
+    Args:
+        metadata: The metadata store.
+        store: The datastore.
+        wanted: Which runs to delete.
+        now: The present time, in seconds since the epoch.
+        grace: Seconds between SIGTERM and SIGKILL.
+        dry_run: Whether only to say what would be done.
+
+    Returns:
+        What was, or would be, deleted.
+    """
     runs = runs_to_delete(metadata, wanted, grace)
     if not dry_run:
         runs = [run for run in runs if _deleted(metadata, run, now)]

@@ -55,7 +55,11 @@ class Engine(NamedTuple):
 
 
 def is_driven(run: RunRecord) -> bool:
-    """Whether somebody drives the run. Asks AWS for runs of deployed flows; blocks then."""
+    """Return whether somebody drives the run. Asks AWS for runs of deployed flows; blocks then.
+
+    Args:
+        run: The record of the run.
+    """
     if run.state in TERMINAL_RUN_STATES or run.lease is None:
         return False
     if is_deployed(run):
@@ -64,24 +68,41 @@ def is_driven(run: RunRecord) -> bool:
 
 
 def is_left(run: RunRecord) -> bool:
-    """Whether the run goes on by its record, and nobody drives it."""
+    """Return whether the run goes on by its record, and nobody drives it.
+
+    Args:
+        run: The record of the run.
+    """
     return run.state not in TERMINAL_RUN_STATES and not is_driven(run)
 
 
 def left_for(run: RunRecord) -> float:
-    """For how many seconds nobody has driven a run that was left; infinity where nobody knows."""
+    """Return for how many seconds an orphaned run has had no coordinator; infinity where that is
+    not known.
+
+    Args:
+        run: The record of the run.
+    """
     if run.lease is None or is_deployed(run):
         return float("inf")
     return max(0.0, -run.lease.left)
 
 
 def is_deployed(run: RunRecord) -> bool:
-    """Whether an engine drives the run, and no coordinator."""
+    """Return whether an engine drives the run, and no coordinator.
+
+    Args:
+        run: The record of the run.
+    """
     return run.lease is not None and run.lease.holder.startswith(f"{ENGINE}/")
 
 
 def engine_of(run: RunRecord) -> Engine:
-    """What Step Functions says of the execution of a deployed run. Blocks."""
+    """Return what Step Functions says of the execution of a deployed run. Blocks.
+
+    Args:
+        run: The record of the run.
+    """
     engine = run.settings.get("engine") or {}
     if "machine" not in engine:
         return Engine(None, "the run does not say which state machine it is of")
@@ -97,9 +118,16 @@ def engine_of(run: RunRecord) -> Engine:
 def settled(
     metadata: MetadataStore, run: RunRecord, rest: Callable[[float], object]
 ) -> RunRecord | None:
-    """A run that goes on by its record, watched until it is known whether somebody drives it: None
-    where somebody does, else the run as it is now. Takes LEASE seconds at most: a coordinator that
-    lives renews its lease meanwhile, and that of one that was killed expires. Blocks."""
+    """Return a run that goes on by its record, watched until it is known whether somebody drives
+    it: None where somebody does, else the run as it is now. Takes LEASE seconds at most: a
+    coordinator that lives renews its lease meanwhile, and that of one that was killed expires.
+    Blocks.
+
+    Args:
+        metadata: The metadata store.
+        run: The record of the run.
+        rest: Waits for a number of seconds.
+    """
     waited = 0.0
     while is_driven(run):
         assert run.lease is not None, "who drives a run has a lease"
@@ -118,10 +146,22 @@ def settled(
 
 
 def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float) -> Asked:
-    """Cancel a run: the coordinator that drives or recovers it is asked to stop it (`asked`), and
-    one that nobody drives is recorded as cancelled (`ended`); `over` where it has ended before.
-    Blocks. Raises MetadataError, and AwsError where AWS refuses to stop the execution of a deployed
-    run."""
+    """Cancel a run. Blocks.
+
+    Args:
+        metadata: The metadata store.
+        run: The record of the run.
+        reason: Why, in one sentence.
+        at: When it happened, in seconds since the epoch.
+
+    Returns:
+        The coordinator that drives or recovers it is asked to stop it (`asked`), and one that
+        nobody drives is recorded as cancelled (`ended`); `over` where it has ended before.
+
+    Raises:
+        MetadataError: Where AWS refuses to stop the execution of a deployed run.
+        AwsError: Where AWS refuses to stop the execution of a deployed run.
+    """
     if run.state in TERMINAL_RUN_STATES:
         return "over"
     if is_deployed(run):
@@ -143,9 +183,19 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
 def end_left_run(
     metadata: MetadataStore, run: RunRecord, state: RunState, reason: str, at: float
 ) -> bool:
-    """Record the end of a run that nobody drives, with that of its attempts; whether this was done.
-    It is not where somebody has taken the run up meanwhile, or where it has ended. Blocks. Raises
-    MetadataError."""
+    """Record the end of a run that nobody drives, with that of its attempts. It is not where
+    somebody has taken the run up meanwhile, or where it has ended. Blocks. Raises MetadataError.
+
+    Args:
+        metadata: The metadata store.
+        run: The record of the run.
+        state: The state.
+        reason: Why, in one sentence.
+        at: When it happened, in seconds since the epoch.
+
+    Returns:
+        Whether this was done.
+    """
     host, number = socket.gethostname(), os.urandom(6).hex()
     holder = f"ending/{host}-{os.getpid()}-{number}"
     deployed = is_deployed(run)

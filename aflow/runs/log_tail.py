@@ -118,12 +118,12 @@ class Following:
         return "".join(each.position() for each in self._open.values() if each is not task)
 
     def has_ended(self) -> bool:
-        """Whether the run has ended, or no longer exists. Raises MetadataError."""
+        """Return whether the run has ended, or no longer exists. Raises MetadataError."""
         now = self._metadata.run(self._run.flow, self._run.run)
         return now is None or now.state in TERMINAL_RUN_STATES
 
     def poll(self) -> Iterator[TaskLine]:
-        """What has come, task by task. Raises MetadataError and StorageError."""
+        """Yield what has come, task by task. Raises MetadataError and StorageError."""
         self._look_up()
         for each in [*self._open.values()]:
             yield from self._lines_of(each)

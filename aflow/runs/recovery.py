@@ -43,7 +43,15 @@ class Unfinished(NamedTuple):
 
 
 def check_recoverable(run: RunRecord, definition: FlowDefinition) -> None:
-    """Raise InvalidInput for a run that nobody can go on with."""
+    """Check that a run can be recovered.
+
+    Args:
+        run: The record of the run.
+        definition: The flow: its class, steps, parameters and decorators.
+
+    Raises:
+        InvalidInput: It has ended, or lacks what is needed to go on.
+    """
     name = f"{run.flow}/{run.run}"
     if run.state in TERMINAL_RUN_STATES:
         raise InvalidInput(f"{name} has ended: it is {run.state.value}. Resume it instead.")
@@ -64,7 +72,12 @@ def _shape(graph: Graph) -> object:
 
 
 def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
-    """The options, with those of the run's first coordinator where decisions depend on them."""
+    """Return the options, with those of the run's first coordinator where decisions depend on them.
+
+    Args:
+        options: The options of the run.
+        run: The record of the run.
+    """
     settings = run.settings
     return replace(
         options,
@@ -81,8 +94,18 @@ def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
 def replay(
     machine: RunMachine, metadata: MetadataStore, run: RunRecord, reusable: ReusableResults | None
 ) -> list[Unfinished]:
-    """Bring a new machine to where the run's journal ends; the attempts that are out then, by
-    task. `reusable` get the calls that they would have got. Blocks. Raises MetadataError."""
+    """Bring a new machine to where the run's journal ends. `reusable` get the calls that they would
+    have got. Blocks. Raises MetadataError.
+
+    Args:
+        machine: The machine of the run, in its first state; changed.
+        metadata: The metadata store.
+        run: The record of the run.
+        reusable: Finds reusable results; None where results are not reused.
+
+    Returns:
+        The attempts that are out then, by task.
+    """
     account = None if reusable is None else _Account(reusable, metadata, run.key)
     cancelled: set[tuple[int, int]] = set()
     for at, event in _events(metadata, run.key):

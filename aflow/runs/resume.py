@@ -61,7 +61,12 @@ class Finished:
                 self.tasks[place] = (view.task.task, manifest)
 
     def leave_out(self, steps: Collection[str], tasks: Collection[int]) -> None:
-        """Forget the tasks of these steps, and these tasks: they are to run again."""
+        """Forget the tasks of these steps, and these tasks: they are to run again.
+
+        Args:
+            steps: The names of the steps.
+            tasks: The numbers of the tasks.
+        """
         self.tasks = {
             place: found
             for place, found in self.tasks.items()
@@ -127,7 +132,12 @@ class ResumedRun:
 
 
 def renumber(manifest: Manifest, number_in: Mapping[int, int]) -> None:
-    """Let a manifest refer to tasks by the numbers that they have in another run."""
+    """Let a manifest refer to tasks by the numbers that they have in another run.
+
+    Args:
+        manifest: What the attempt has left: the type, size and blob of each artifact.
+        number_in: The numbers of the tasks in the new run, by those in the earlier one.
+    """
     manifest.inherited = {number_in[task]: names for task, names in manifest.inherited.items()}
     manifest.stack = tuple(frame._replace(split=number_in[frame.split]) for frame in manifest.stack)
 
@@ -136,7 +146,13 @@ def renumber(manifest: Manifest, number_in: Mapping[int, int]) -> None:
 
 
 def finished_of(metadata: MetadataStore, origin: RunRecord, rerun: str | None) -> Finished:
-    """What the origin has finished, without the tasks of the step to run again."""
+    """Return what the origin has finished, without the tasks of the step to run again.
+
+    Args:
+        metadata: The metadata store.
+        origin: The record of the earlier run.
+        rerun: The step from which on tasks run again; None for what has not succeeded.
+    """
     finished = Finished(metadata.tasks(origin.key))
     if rerun is not None:
         finished.leave_out({rerun}, ())
@@ -146,10 +162,17 @@ def finished_of(metadata: MetadataStore, origin: RunRecord, rerun: str | None) -
 def check_blobs(
     finished: Finished, blobs: BlobStore, origin: RunRecord, *, leave_out: bool
 ) -> list[str]:
-    """The tasks (`step/task`) with an artifact whose blob is no longer in the store.
+    """Return the tasks (`step/task`) with an artifact whose blob is no longer in the datastore.
 
-    With `leave_out` they are forgotten, to run again; else InvalidInput names the first blob and
-    what can be done.
+    Args:
+        finished: The finished tasks of the earlier run; changed.
+        blobs: The blobs of the datastore, addressed by content.
+        origin: The record of the earlier run.
+        leave_out: Whether tasks with a missing blob run again, instead of the error.
+
+    Raises:
+        InvalidInput: A blob is missing, and tasks are not to be left out; the error names it and
+            what can be done.
     """
     there: dict[str, bool] = {}
     missing: dict[int, str] = {}

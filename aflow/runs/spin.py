@@ -55,8 +55,14 @@ class Spin(NamedTuple):
 
 
 def alone(definition: FlowDefinition, step: str, *, bare: bool = False) -> FlowDefinition:
-    """The flow with the step as it is spun: without decorators that have no place there, or (with
-    `bare`) without any."""
+    """Return the flow with the step as it is spun: without decorators that have no place there, or
+    (with `bare`) without any.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        step: The name of the step.
+        bare: Whether no artifact of the input tasks is used.
+    """
     spun = definition.steps[step]
     kept = tuple(each for each in spun.decorators if not bare and each.name not in _LEFT_OUT)
     steps = {**definition.steps, step: replace(spun, decorators=kept)}
@@ -67,9 +73,16 @@ def alone(definition: FlowDefinition, step: str, *, bare: bool = False) -> FlowD
 
 
 def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple[RunRecord, int]:
-    """The run and the number of the task to spin: of several the first that failed, else the first.
+    """Return the run and the number of the task to spin: of several the first that failed, else the
+    first.
 
-    Raises NotFound where there is none.
+    Args:
+        metadata: The metadata store.
+        flow: The name of the flow.
+        options: What to run, and with which inputs.
+
+    Raises:
+        NotFound: Where there is none.
     """
     if options.run is None:
         runs = metadata.runs(flow, limit=_LOOK_BACK)
@@ -106,10 +119,19 @@ def prepare(
     task: int,
     artifacts: Mapping[str, Any],
 ) -> Spin:
-    """The inputs of the task, and its launch. `artifacts` take the place of those of its inputs:
-    values by name, for a join {pathspec of the input task: values by name}.
+    """Return the inputs of the task, and its launch. `artifacts` take the place of those of its
+    inputs: values by name, for a join {pathspec of the input task: values by name}.
 
-    Raises InvalidInput where the step is no longer what it was.
+    Args:
+        metadata: The metadata store.
+        writer: Stores the artifacts.
+        definition: The flow: its class, steps, parameters and decorators.
+        origin: The record of the earlier run.
+        task: The number of the task within its run.
+        artifacts: The artifacts that replace those of the inputs, by name.
+
+    Raises:
+        InvalidInput: Where the step is no longer what it was.
     """
     view = metadata.task(origin.key, task)
     assert view is not None, "the task was found a moment ago"

@@ -14,9 +14,15 @@ _REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes", "slurm": "Slurm"}
 def notes(
     definition: FlowDefinition, jobs: Collection[str], *, packages: bool = True
 ) -> Iterator[str]:
-    """One sentence for each thing; none for most flows. `jobs` are the steps that run as jobs
+    """Yield one sentence for each thing; none for most flows. `jobs` are the steps that run as jobs
     elsewhere. `packages` says whether steps run with what is installed here, whatever packages they
-    name."""
+    name.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        jobs: The steps that run as jobs.
+        packages: Whether the flow has environments.
+    """
     for name, service in _REMOTE.items():
         steps = [
             step.name
@@ -43,7 +49,12 @@ def notes(
 
 
 def packages_of(definition: FlowDefinition, step: StepDefinition) -> dict[str, str]:
-    """The packages that a step asks for: its own before those of the flow."""
+    """Return the packages that a step asks for: its own before those of the flow.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        step: The step, with its decorators.
+    """
     found: dict[str, str] = {}
     for kind in ("conda", "pypi"):
         own: Any = step.decorator(kind)

@@ -52,19 +52,32 @@ class Board:
         self.pushed = 0  # keeps retries that are due at the same time in order
 
     def add(self, task: LiveTask) -> None:
-        """A new task may start."""
+        """A new task may start.
+
+        Args:
+            task: The task.
+        """
         task.ready_at = self.now
         task.step.ready += 1
         self.ready.append(task)
 
     def open(self, items: Items) -> None:
-        """A foreach of at least one item may start."""
+        """A foreach of at least one item may start.
+
+        Args:
+            items: The items of the foreach.
+        """
         items.body.ready += items.known
         items.ready_at = self.now
         self.cursors.append(items)
 
     def grow(self, items: Items, count: int) -> None:
-        """The foreach has this many items now."""
+        """The foreach has this many items now.
+
+        Args:
+            items: The items of the foreach.
+            count: How many.
+        """
         if count == items.known:
             return
         items.body.ready += count - items.known
@@ -74,7 +87,11 @@ class Board:
         items.known = count
 
     def launch(self) -> LaunchAttempt | None:
-        """Make the next task live, if there is one that may start now."""
+        """Make the next task live, if there is one that may start now.
+
+        Returns:
+            The task; None where none may start.
+        """
         task = self._take()
         if task is None:
             return None
@@ -127,12 +144,21 @@ class Board:
         )
 
     def begin(self, task: LiveTask, handle: str) -> None:
-        """The live attempt of the task runs."""
+        """The live attempt of the task runs.
+
+        Args:
+            task: The task.
+            handle: What the executor calls the attempt; empty where it has no name for it.
+        """
         task.handle = handle
         task.step.running += 1
 
     def end(self, task: LiveTask) -> None:
-        """The live attempt of the task is over, and its worker free."""
+        """The live attempt of the task is over, and its worker free.
+
+        Args:
+            task: The task.
+        """
         del self.live[task.number]
         step = task.step
         step.launched -= 1
@@ -144,14 +170,23 @@ class Board:
             self.cursors.append(step.parked_items.pop())
 
     def again(self, task: LiveTask) -> None:
-        """A task whose attempt was lost or cut short is the first to start."""
+        """A task whose attempt was lost or cut short is the first to start.
+
+        Args:
+            task: The task.
+        """
         task.move(TaskState.READY)
         self._hold(task)
         task.step.ready += 1
         self.ready.appendleft(task)
 
     def wait(self, task: LiveTask, at: float) -> None:
-        """A task is to be tried again, but not before `at`."""
+        """A task is to be tried again, but not before `at`.
+
+        Args:
+            task: The task.
+            at: When it happened, in seconds since the epoch.
+        """
         task.move(TaskState.WAITING)
         self._hold(task)
         task.step.waiting += 1
@@ -159,7 +194,14 @@ class Board:
         heappush(self.waiting, (at, self.pushed, task))
 
     def wake(self, now: float) -> bool:
-        """Make the tasks ready whose backoff is over; True if there was one."""
+        """Make the tasks ready whose backoff is over.
+
+        Args:
+            now: The present time, in seconds since the epoch.
+
+        Returns:
+            True if there was one.
+        """
         due = False
         while self.waiting and self.waiting[0][0] <= now:
             task = heappop(self.waiting)[2]
@@ -180,12 +222,17 @@ class Board:
             self.held += 1
 
     def pending(self) -> list[LiveTask]:
-        """The tasks that are ready, parked or waiting, without items that have not started."""
+        """Return the tasks that are ready, parked or waiting, without items that have not
+        started."""
         parked = [task for step in self.steps.values() for task in step.parked]
         return [*self.ready, *parked, *(task for _, _, task in sorted(self.waiting))]
 
     def clear(self) -> list[LiveTask]:
-        """Forget all that is not live. The answer is those forgotten that had been launched."""
+        """Forget all that is not live.
+
+        Returns:
+            The answer is those forgotten that had been launched.
+        """
         dropped = [task for task in self.pending() if task.number]
         self.ready.clear()
         self.cursors.clear()

@@ -15,7 +15,13 @@ _SHOWN = 20  # tasks in a story
 
 
 def statistics(board: Board, splits: int, open_splits: int) -> dict[str, int]:
-    """Totals over all steps."""
+    """Return totals over all steps.
+
+    Args:
+        board: The state of the run's tasks.
+        splits: How many splits were opened.
+        open_splits: How many splits are not joined yet.
+    """
     steps = board.steps.values()
     return {
         "launched": board.launched,
@@ -29,7 +35,11 @@ def statistics(board: Board, splits: int, open_splits: int) -> dict[str, int]:
 
 
 def snapshot(board: Board) -> tuple[Any, ...]:
-    """All that the board holds, as plain values, in an order that depends on nothing else."""
+    """Return all that the board holds, as plain values, in an order that depends on nothing else.
+
+    Args:
+        board: The state of the run's tasks.
+    """
     waiting = sorted(board.waiting, key=lambda entry: entry[:2])
     return (
         board.limit,
@@ -93,7 +103,13 @@ def _groups(board: Board) -> dict[int, Group]:
 
 
 def story(state: RunState, stop: FinishRun | None, board: Board) -> str:
-    """Where a run is, in some lines."""
+    """Return where a run is, in some lines.
+
+    Args:
+        state: The state.
+        stop: Why the run ends, where it does.
+        board: The state of the run's tasks.
+    """
     launched = plural(board.launched, "task")
     lines = [f"The run is {state}; {launched} launched, {len(board.live)} live."]
     if stop is not None:
@@ -114,7 +130,14 @@ def story(state: RunState, stop: FinishRun | None, board: Board) -> str:
 
 
 def broken(state: RunState, stop: FinishRun | None, board: Board, open_splits: int) -> str | None:
-    """What does not agree in a run's machine, None if all does."""
+    """Return what does not agree in a run's machine, None if all does.
+
+    Args:
+        state: The state.
+        stop: Why the run ends, where it does.
+        board: The state of the run's tasks.
+        open_splits: How many splits are not joined yet.
+    """
     return (
         _bounds(board)
         or _tallies(board)

@@ -49,8 +49,15 @@ FAN_OUT = frozenset({Kind.FOREACH, Kind.PARALLEL})
 def disagreement(
     task: LiveTask, transition: Transition | None, max_num_splits: int, max_workers: int
 ) -> str | None:
-    """A sentence that says what is wrong with a transition of this task; None if it can be
-    followed."""
+    """Return a sentence that says what is wrong with a transition of this task; None if it can be
+    followed.
+
+    Args:
+        task: The task.
+        transition: The transition that the step has asked for.
+        max_num_splits: How many items a foreach may have.
+        max_workers: How many tasks may run at a time.
+    """
     step = task.step
     if transition is None:
         return f"Step {step.name} succeeded without saying which steps follow it."
@@ -96,7 +103,12 @@ def _too_large(step: LiveStep, count: int | None, max_workers: int) -> str | Non
 
 
 def following(step: LiveStep, transition: Transition) -> LiveStep:
-    """The one step that follows a linear step or a switch."""
+    """Return the one step that follows a linear step or a switch.
+
+    Args:
+        step: The step.
+        transition: The transition that the step has asked for.
+    """
     return step.targets[0 if step.kind is Kind.LINEAR else step.next.index(transition.steps[0])]
 
 
@@ -148,19 +160,35 @@ class Machine(Protocol):
         ...
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """Take in what happened at `now`; what is to be done, in order."""
+        """Take in what happened at `now`.
+
+        Args:
+            event: The event.
+            now: The present time, in seconds since the epoch.
+
+        Returns:
+            What is to be done, in order.
+        """
         ...
 
     def journaled(self, event: Event) -> bool:
-        """Whether the event, the one that was handled last, has changed anything."""
+        """Return whether the event, the one that was handled last, has changed anything.
+
+        Args:
+            event: The event.
+        """
         ...
 
     def counts(self) -> Mapping[str, StepCounts]:
-        """How far each step is."""
+        """Return how far each step is."""
         ...
 
     def ready_at(self, task: int) -> float | None:
-        """When all that a live task reads was there; None where that is not known."""
+        """Return when all that a live task reads was there; None where that is not known.
+
+        Args:
+            task: The number of the task within its run.
+        """
         ...
 
 
@@ -464,15 +492,15 @@ class RunMachine:
         return sorted(self._board.live.values(), key=lambda task: task.number)
 
     def live(self) -> list[LaunchAttempt]:
-        """The attempts that are out, by task: launched and not reported as ended."""
+        """Return the attempts that are out, by task: launched and not reported as ended."""
         return [task.launch for task in self._live()]
 
     def queued(self) -> list[LaunchAttempt]:
-        """Those of `live` that no executor has begun to run."""
+        """Return those of `live` that no executor has begun to run."""
         return [task.launch for task in self._live() if task.handle is None]
 
     def handles(self) -> dict[int, str]:
-        """The handles of the live attempts that have begun, by task."""
+        """Return the handles of the live attempts that have begun, by task."""
         return {task.number: task.handle for task in self._live() if task.handle is not None}
 
     def counts(self) -> dict[str, StepCounts]:
@@ -480,12 +508,13 @@ class RunMachine:
         return {name: step.counts() for name, step in self._board.steps.items()}
 
     def statistics(self) -> dict[str, int]:
-        """Totals for dashboards: `launched` and `finished` tasks; `live`, `ready` and `waiting`
-        ones; `splits` opened so far and those still `open`."""
+        """Return totals for dashboards: `launched` and `finished` tasks; `live`, `ready` and
+        `waiting` ones; `splits` opened so far and those still `open`."""
         return inspection.statistics(self._board, self._splits, self._open)
 
     def snapshot(self) -> tuple[Any, ...]:
-        """All that the machine holds, as plain values: equal machines have equal snapshots."""
+        """Return all that the machine holds, as plain values: equal machines have equal
+        snapshots."""
         run = (self._state, self._stop, self._cancelled, self._splits, self._open)
         return (run, inspection.snapshot(self._board))
 
@@ -497,7 +526,7 @@ class RunMachine:
     __hash__ = None  # type: ignore[assignment]  # it changes
 
     def story(self) -> str:
-        """Where the run is, in some lines, for people who look for a fault."""
+        """Return where the run is, in some lines, for people who look for a fault."""
         return inspection.story(self._state, self._stop, self._board)
 
     def check_invariants(self) -> None:

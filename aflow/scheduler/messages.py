@@ -229,7 +229,11 @@ _STATES = {letter: state for state, letter in _LETTERS.items()}
 
 
 def encode_events(events: Iterable[tuple[float, Event]]) -> bytes:
-    """A batch of events with their times, as bytes."""
+    """Return a batch of events with their times, as bytes.
+
+    Args:
+        events: The events, with their times in seconds since the epoch.
+    """
     rows: list[Any] = [VERSION]
     rows.extend((at, *_row(event)) for at, event in events)
     # A reason may hold what Python could not decode of a task's output.
@@ -264,9 +268,14 @@ def _ended_row(event: AttemptEnded) -> tuple[Any, ...]:
 
 
 def decode_events(data: bytes) -> list[tuple[float, Event]]:
-    """The events and times that `encode_events` was given.
+    """Return the events and times that `encode_events` was given.
 
-    Raises MetadataTooNew if a later version wrote them, MetadataError if they are damaged.
+    Args:
+        data: The encoded form.
+
+    Raises:
+        MetadataTooNew: A later version of aflow has written them.
+        MetadataError: They are damaged.
     """
     try:
         version, *rows = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
@@ -311,7 +320,11 @@ _READERS: dict[str, Any] = {
 
 
 def encode_inputs(inputs: Inputs) -> bytes:
-    """The inputs of a task as bytes; the same inputs give the same bytes."""
+    """Return the inputs of a task as bytes; the same inputs give the same bytes.
+
+    Args:
+        inputs: Which tasks the inputs come from.
+    """
     match inputs:
         case FromTask(task):
             row: tuple[Any, ...] = (1, task)
@@ -327,9 +340,14 @@ def encode_inputs(inputs: Inputs) -> bytes:
 
 
 def decode_inputs(data: bytes) -> Inputs:
-    """The inputs that `encode_inputs` was given.
+    """Return the inputs that `encode_inputs` was given.
 
-    Raises MetadataTooNew if a later version wrote them, MetadataError if they are damaged.
+    Args:
+        data: The encoded form.
+
+    Raises:
+        MetadataTooNew: A later version of aflow has written them.
+        MetadataError: They are damaged.
     """
     if not data:
         return NoInputs()

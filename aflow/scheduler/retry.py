@@ -53,28 +53,42 @@ class StepPolicy:
             )
 
     def wait_before(self, retry: int) -> float:
-        """Seconds before a retry, the first of which is 1."""
+        """Return seconds before a retry, the first of which is 1.
+
+        Args:
+            retry: The number of the retry, from 1.
+        """
         wait = self.wait
         for _ in range(retry - 1):  # step by step: a power of it might be too large for a number
             wait = min(wait * self.backoff, self.longest_wait)
         return wait
 
     def as_dict(self) -> dict[str, Any]:
-        """The policy as values that JSON and msgpack can hold."""
+        """Return the policy as values that JSON and msgpack can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StepPolicy:
-        """The policy that `as_dict` gave; unknown keys of a later version are ignored."""
+        """Return the policy that `as_dict` gave; unknown keys of a later version are ignored.
+
+        Args:
+            data: The encoded form.
+        """
         return cls(**{key: value for key, value in data.items() if key in cls.__slots__})
 
 
 def policies_from(
     definition: FlowDefinition, retry_wait: float | None = None, one_at_a_time: str | None = None
 ) -> dict[str, StepPolicy]:
-    """The policy of every step, as its @retry, @catch and @concurrency say. With `retry_wait` so
-    many seconds pass between any two attempts, whatever @retry says. Tasks of the step
-    `one_at_a_time` run one after the other."""
+    """Return the policy of every step, as its @retry, @catch and @concurrency say. With
+    `retry_wait` so many seconds pass between any two attempts, whatever @retry says. Tasks of the
+    step `one_at_a_time` run one after the other.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        retry_wait: Seconds before a retry that override those of the steps; None for theirs.
+        one_at_a_time: The name of the step whose tasks run one after the other; None for none.
+    """
     found = {name: policy_of(step) for name, step in definition.steps.items()}
     if one_at_a_time in found:
         found[one_at_a_time] = replace(found[one_at_a_time], max_workers=1)
@@ -87,7 +101,11 @@ def policies_from(
 
 
 def policy_of(step: StepDefinition) -> StepPolicy:
-    """The policy of a step, as its @retry, @catch and @concurrency say."""
+    """Return the policy of a step, as its @retry, @catch and @concurrency say.
+
+    Args:
+        step: The step, with its decorators.
+    """
     # Typed loosely: each decorator has its own options, and is known here by its name alone.
     retry: Any = step.decorator("retry")
     concurrency: Any = step.decorator("concurrency")

@@ -26,7 +26,11 @@ NOTHING: Demand = ()
 
 
 def demand_of(amounts: Mapping[str, float]) -> Demand:
-    """A demand for these amounts. GPUs are given as a whole."""
+    """Return a demand for these amounts. GPUs are given as a whole.
+
+    Args:
+        amounts: The amounts, by resource.
+    """
     return tuple(
         (name, math.ceil(amount) * UNIT if name == GPU else math.ceil(amount * UNIT))
         for name, amount in sorted(amounts.items())
@@ -35,7 +39,11 @@ def demand_of(amounts: Mapping[str, float]) -> Demand:
 
 
 def shown(demand: Demand) -> str:
-    """`gpu=1, memory=4000`."""
+    """Return the resources as people write them: `gpu=1, memory=4000`.
+
+    Args:
+        demand: The resources that a task asks for.
+    """
     return ", ".join(f"{name}={amount / UNIT:g}" for name, amount in demand) or "nothing"
 
 
@@ -81,7 +89,12 @@ class Slots:
         return tuple(sorted(self._capacity.items()))
 
     def lacking(self, demand: Demand, count: int = 1) -> Demand:
-        """What of the demand of this many attempts together the machine could never give."""
+        """Return what of the demand of this many attempts together the machine could never give.
+
+        Args:
+            demand: The resources that a task asks for.
+            count: How many.
+        """
         return tuple(
             (name, amount * count)
             for name, amount in demand
@@ -89,18 +102,32 @@ class Slots:
         )
 
     def clipped(self, demand: Demand) -> Demand:
-        """The demand, but of nothing more than there is."""
+        """Return the demand, but of nothing more than there is.
+
+        Args:
+            demand: The resources that a task asks for.
+        """
         least = ((name, min(amount, self._capacity.get(name, 0))) for name, amount in demand)
         return tuple((name, amount) for name, amount in least if amount)
 
     def at_once(self, demand: Demand) -> int | None:
-        """How many attempts with this demand fit at the same time; None where nothing bounds it."""
+        """Return how many attempts with this demand fit at the same time; None where nothing bounds
+        it.
+
+        Args:
+            demand: The resources that a task asks for.
+        """
         if not demand:
             return None
         return min(self._capacity.get(name, 0) // amount for name, amount in demand)
 
     def add(self, keys: Sequence[Hashable], each: Demand) -> None:
-        """These attempts wait from now on, and start together; each needs so much."""
+        """These attempts wait from now on, and start together; each needs so much.
+
+        Args:
+            keys: What the holders are known by.
+            each: The resources that each of them asks for.
+        """
         whole = each
         if len(keys) > 1:
             whole = tuple((name, amount * len(keys)) for name, amount in each)
@@ -115,8 +142,12 @@ class Slots:
             self._waiting[key] = whole
 
     def remove(self, key: Hashable) -> bool:
-        """This attempt waits no longer; False if it did not. What is to start together with it goes
-        on without it."""
+        """Return this attempt waits no longer; False if it did not. What is to start together with
+        it goes on without it.
+
+        Args:
+            key: What the holder is known by.
+        """
         whole = self._waiting.pop(key, None)
         if whole is None:
             return False
@@ -135,7 +166,11 @@ class Slots:
         return True
 
     def release(self, key: Hashable) -> None:
-        """This attempt has ended; nothing happens if it had not started."""
+        """This attempt has ended; nothing happens if it had not started.
+
+        Args:
+            key: What the holder is known by.
+        """
         held = self._held.pop(key, None)
         if held is None:
             return
@@ -149,7 +184,7 @@ class Slots:
             self._devices.sort(key=_natural)
 
     def start(self) -> list[Grant]:
-        """Those that may start now, in order; they have started with this."""
+        """Return those that may start now, in order; they have started with this."""
         grants: list[Grant] = []
         while self._may_start and self._workers > 0:
             entry = self._next()

@@ -86,20 +86,36 @@ class Items(_Split):
         self.ready_at = 0.0
 
     def arrive(self, index: int, task: int) -> bool:
-        """Count an item that has come to the join; True if it was the last of all."""
+        """Count an item that has come to the join.
+
+        Args:
+            index: The index of the item or branch.
+            task: The number of the task within its run.
+
+        Returns:
+            True if it was the last of all.
+        """
         self.arrived += 1
         return self.arrived == self.expected
 
     def inputs(self) -> FromForeach:
-        """The inputs of the join."""
+        """Return the inputs of the join."""
         return FromForeach(self.task, self.join.inlets, self.expected)
 
     def place(self, index: int) -> Place:
-        """The innermost foreach of a task at this index: this one."""
+        """Return the innermost foreach of a task at this index: this one.
+
+        Args:
+            index: The index of the item or branch.
+        """
         return (self.task, index, None if self.expected == UNKNOWN else self.expected)
 
     def opens(self, task: LiveTask) -> bool:
-        """Whether the task is the first one of its item."""
+        """Return whether the task is the first one of its item.
+
+        Args:
+            task: The task.
+        """
         return task.inputs is self.entry
 
 
@@ -113,23 +129,40 @@ class Branches(_Split):
         self.last = [0] * self.expected
 
     def arrive(self, index: int, task: int) -> bool:
-        """Count a branch whose last task has come to the join; True if it was the last of all."""
+        """Count a branch whose last task has come to the join.
+
+        Args:
+            index: The index of the item or branch.
+            task: The number of the task within its run.
+
+        Returns:
+            True if it was the last of all.
+        """
         self.last[index] = task
         self.arrived += 1
         return self.arrived == self.expected
 
     def inputs(self) -> FromBranches:
-        """The inputs of the join."""
+        """Return the inputs of the join."""
         return FromBranches(tuple(self.last))
 
     def place(self, index: int) -> Place:
-        """The innermost foreach of a task in a branch: that of the task which opened the split.
+        """Return the innermost foreach of a task in a branch: that of the task which opened the
+        split.
 
-        It is asked for each time: a foreach whose items still come has no count yet."""
+        It is asked for each time: a foreach whose items still come has no count yet.
+
+        Args:
+            index: The index of the item or branch.
+        """
         return NOWHERE if self.group is None else self.group.place(self.index)
 
     def opens(self, task: LiveTask) -> bool:
-        """A branch is not an item."""
+        """Return a branch is not an item.
+
+        Args:
+            task: The task.
+        """
         return False
 
 
@@ -217,7 +250,15 @@ class LiveStep:
 
 
 def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, LiveStep]:
-    """The steps of a graph, tied to one another; raises InvalidFlow for a graph that cannot run."""
+    """Return the steps of a graph, tied to one another.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        policies: The retry policies, by step.
+
+    Raises:
+        InvalidFlow: For a graph that cannot run.
+    """
     default = StepPolicy()
     steps = {
         name: LiveStep(node, policies.get(name, default)) for name, node in graph.nodes.items()
@@ -306,13 +347,24 @@ class LiveTask:
         return isinstance(self.group, Items) and self.group.gang and self.group.opens(self)
 
     def move(self, state: TaskState) -> None:
-        """Change the state; raises IllegalMove, with the task's story, if the table forbids it."""
+        """Change the state.
+
+        Args:
+            state: The state.
+
+        Raises:
+            IllegalMove: The error is raised with the task's story, if the table forbids it.
+        """
         if state not in TASK_MOVES[self.state]:
             raise IllegalMove(f"{self.story()} cannot become {state}.")
         self.state = state
 
     def next_attempt(self) -> LaunchAttempt:
-        """Count one more attempt, and say how it is launched."""
+        """Count one more attempt.
+
+        Returns:
+            The command that launches it.
+        """
         self.attempt += 1
         self.handle = None
         group = self.group
@@ -336,8 +388,12 @@ class LiveTask:
         return self.launch
 
     def wait_after(self, outcome: Outcome) -> float | None:
-        """Seconds until the attempt that follows one which ended like this (not with success);
-        None if none follows. Counts the end, so ask once."""
+        """Return seconds until the attempt that follows one which ended like this (not with
+        success); None if none follows. Counts the end, so ask once.
+
+        Args:
+            outcome: How the attempt has ended.
+        """
         state = outcome.state
         policy = self.step.policy
         if state is AttemptState.INTERRUPTED or state is AttemptState.CANCELLED:
@@ -359,7 +415,11 @@ class LiveTask:
         return 0.0
 
     def last_reason(self, outcome: Outcome) -> str:
-        """One sentence on why the task, whose last attempt ended like this, is over."""
+        """Return one sentence on why the task, whose last attempt ended like this, is over.
+
+        Args:
+            outcome: How the attempt has ended.
+        """
         reason = outcome.reason or (
             f"Attempt {self.attempt} of step {self.step.name} (task {self.number}) ended as "
             f"{outcome.state} and gave no reason."
@@ -372,7 +432,7 @@ class LiveTask:
         )
 
     def story(self) -> str:
-        """The task in one line, for people who look for a fault."""
+        """Return the task in one line, for people who look for a fault."""
         where = "" if self.group is None else f", index {self.index} of split {self.group.serial}"
         return (
             f"task {self.number or '(not launched)'} of step {self.step.name} ({self.state}, "

@@ -136,7 +136,14 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         self.update(data)
 
     def update(self, data: Any, /) -> blake3:
-        """Add bytes."""
+        """Add bytes to what is hashed.
+
+        Args:
+            data: The bytes, or the plain values that were decoded from JSON.
+
+        Returns:
+            This object.
+        """
         view = memoryview(data).cast("B")
         if self._helper is not None:
             self._write(view)
@@ -172,7 +179,11 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         del self._rest[:done]
 
     def digest(self, length: int = 32) -> bytes:
-        """The digest of all that was added, with this many bytes."""
+        """Return the digest of all that was added, with this many bytes.
+
+        Args:
+            length: How many bytes.
+        """
         if self._helper is not None:
             if not self._said:
                 said, _ = self._helper.communicate()
@@ -185,5 +196,9 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         return node.root(length)
 
     def hexdigest(self, length: int = 32) -> str:
-        """The same as a text."""
+        """Return the same as a text.
+
+        Args:
+            length: How many bytes.
+        """
         return self.digest(length).hex()

@@ -48,7 +48,12 @@ def _checked(result: int) -> int:
 
 
 def compress(data: Any, level: int = 3) -> bytes:
-    """A frame of the data; the data itself where there is no library, which is not a gain."""
+    """Return a frame of the data; the data itself where there is no library, which is not a gain.
+
+    Args:
+        data: The bytes, or the plain values that were decoded from JSON.
+        level: The level of compression.
+    """
     source = bytes(data)
     if _zstd is None:
         return source
@@ -84,7 +89,11 @@ class ZstdCompressor:
         self._level = level
 
     def compressobj(self, size: int = -1) -> _FrameWriter:
-        """A stream of one frame."""
+        """Return a stream of one frame.
+
+        Args:
+            size: How many bytes.
+        """
         return _FrameWriter(self._level)
 
 
@@ -124,5 +133,9 @@ class ZstdDecompressor:
     """Decompresses frames."""
 
     def stream_reader(self, data: Any) -> _FrameReader:
-        """A reader of one frame."""
+        """Return a reader of one frame.
+
+        Args:
+            data: The bytes, or the plain values that were decoded from JSON.
+        """
         return _FrameReader(data)

@@ -130,34 +130,80 @@ class JobSystem(Protocol[J_contra]):
         and raise InvalidSetting."""
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """The name of a job of this step: people see whose it is, and `unique` stands in it."""
+        """Return the name of a job of this step: people see whose it is, and `unique` stands in it.
+
+        Args:
+            context: What all attempts of the run share.
+            step: The name of the step.
+            unique: A text that no other submission has.
+        """
 
     def submit(self, submission: Submission) -> str:
-        """Submit a job; its id. JobSystemBusy leaves open whether it was submitted; JobRefused says
-        that it never will be."""
+        """Submit a job. JobSystemBusy leaves open whether it was submitted; JobRefused says that it
+        never will be.
+
+        Args:
+            submission: What to submit.
+
+        Returns:
+            Its id.
+        """
 
     def find(self, name: str, job: J_contra) -> str | None:
-        """The id of the job of this name; None where there is none."""
+        """Return the id of the job of this name; None where there is none.
+
+        Args:
+            name: The name.
+            job: The job.
+        """
 
     def member(self, job: str, index: int) -> str:
-        """The id of one member of an array."""
+        """Return the id of one member of an array.
+
+        Args:
+            job: The job.
+            index: The index in the array.
+        """
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        """The status of each of these jobs, arrays or members: `limits.described` at most."""
+        """Return the status of each of these jobs, arrays or members: `limits.described` at most.
+
+        Args:
+            ids: The ids of the jobs or messages.
+        """
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Why the job of this status has not begun, in the words of the system; maybe empty."""
+        """Return why the job of this status has not begun, in the words of the system; maybe empty.
+
+        Args:
+            status: The status of the job.
+        """
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Those of the members that may have ended without a report: fewer than all, where the
-        system can say so at once. `is_over` says that the whole array has ended."""
+        """Return those of the members that may have ended without a report: fewer than all, where
+        the system can say so at once. `is_over` says that the whole array has ended.
+
+        Args:
+            array: The id of the array.
+            members: The ids of the members.
+            is_over: Whether the array has ended.
+        """
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """How the attempt ended whose job has this status, which is over."""
+        """Return how the attempt ended whose job has this status, which is over.
+
+        Args:
+            status: The status of the job.
+        """
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
         """End these jobs, arrays or members, `limits.terminated` at most: SIGTERM first, SIGKILL
-        when they take too long."""
+        when they take too long.
+
+        Args:
+            ids: The ids of the jobs or messages.
+            reason: Why, in one sentence.
+        """
 
     def close(self) -> None:
         """Release connections. The next call makes new ones."""
@@ -165,14 +211,27 @@ class JobSystem(Protocol[J_contra]):
 
 def until_answered(system: str, call: Callable[[], object]) -> None:
     """Call again while the system does not answer, as at the start of a run, and say what is waited
-    for. Blocks. Raises JobSystemBusy after PATIENCE_AT_START, JobSystemUnauthorized at once, and
-    what else the call raises."""
+    for. Blocks.
+
+    Args:
+        system: The name of the job system.
+        call: The call; it blocks.
+
+    Raises:
+        JobSystemBusy: After PATIENCE_AT_START, JobSystemUnauthorized at once, and what else the
+            call raises.
+    """
     tries = Tries(_BACKOFF, patience=PATIENCE_AT_START, waiting_for=system)
     tries.retry(call, JobSystemBusy, unless=JobSystemUnauthorized)
 
 
 def with_registry(image: str, registry: str | None) -> str:
-    """The whole name of an image: in this registry, if it names none."""
+    """Return the whole name of an image: in this registry, if it names none.
+
+    Args:
+        image: The image, with or without a registry.
+        registry: The registry that is put before images without one; None for none.
+    """
     host = image.partition("/")[0]
     named = "/" in image and ("." in host or ":" in host or host == "localhost")
     return f"{registry.rstrip('/')}/{image}" if registry and not named else image

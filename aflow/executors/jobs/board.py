@@ -50,7 +50,7 @@ class JobsOfRun(NamedTuple):
         return f"{self.flow}/{self.run} {self.system}"
 
     def encode(self) -> bytes:
-        """As the data of a document."""
+        """Return as the data of a document."""
         waiting = [
             each._replace(reason=" ".join(each.reason.split())[:_LONGEST_REASON])
             for each in self.waiting[:MOST_WAITING]
@@ -59,7 +59,11 @@ class JobsOfRun(NamedTuple):
 
     @classmethod
     def decode(cls, document: Document) -> JobsOfRun | None:
-        """What a document says; None for one that is damaged."""
+        """Return what a document says; None for one that is damaged.
+
+        Args:
+            document: The document of the metadata store.
+        """
         path, _, system = document.name.partition(" ")
         flow, _, run = path.partition("/")
         try:
@@ -85,7 +89,11 @@ class JobBoard:
 
     def publish(self, now: JobsOfRun) -> None:
         """Write what has changed since the last time; without queues nothing is left. Raises
-        MetadataError."""
+        MetadataError.
+
+        Args:
+            now: What is known of the jobs now.
+        """
         data = now.encode() if now.queues else None
         if data == self._written:
             return
@@ -101,7 +109,11 @@ class JobBoard:
 
 
 def of_runs_that_go_on(found: Iterable[Document]) -> dict[tuple[str, str], list[JobsOfRun]]:
-    """What documents say, by flow and run."""
+    """Return what documents say, by flow and run.
+
+    Args:
+        found: The documents.
+    """
     jobs: dict[tuple[str, str], list[JobsOfRun]] = {}
     for document in found:
         if (read := JobsOfRun.decode(document)) is not None:
@@ -110,7 +122,12 @@ def of_runs_that_go_on(found: Iterable[Document]) -> dict[tuple[str, str], list[
 
 
 def prune(documents: Documents, metadata: MetadataStore) -> None:
-    """Remove documents of runs that ended, or were deleted, without a coordinator."""
+    """Remove documents of runs that ended, or were deleted, without a coordinator.
+
+    Args:
+        documents: The documents of the metadata store.
+        metadata: The metadata store.
+    """
     for document in documents.documents(KIND)[:_PRUNED]:
         read = JobsOfRun.decode(document)
         run = None if read is None else metadata.run(read.flow, read.run)

@@ -26,7 +26,7 @@ class JobPlace(NamedTuple):
 
 
 def place_of_this_job() -> JobPlace:
-    """The place of this process; AFLOW_JOB_SYSTEM says which system has started it."""
+    """Return the place of this process; AFLOW_JOB_SYSTEM says which system has started it."""
     system = looked_up("JOB_SYSTEM")
     if system == KUBERNETES:
         return _kubernetes()

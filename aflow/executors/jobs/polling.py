@@ -35,8 +35,14 @@ Publish = Callable[["JobStatus"], None]
 
 
 def next_wait(wait: float, *, changed: bool, refused: bool) -> float:
-    """The seconds until the next round, after `wait` before this one: whether it has found
-    something new, and whether the system did not answer."""
+    """Return the seconds until the next round, after `wait` before this one: whether it has found
+    something new, and whether the system did not answer.
+
+    Args:
+        wait: Seconds.
+        changed: Whether something has changed since the last look.
+        refused: Whether the last call was refused.
+    """
     if refused:
         return REFUSED.after(wait)
     return QUIET.first if changed else QUIET.after(wait)
@@ -57,12 +63,21 @@ class Poller:
 
     @classmethod
     def of(cls, system: JobSystem[Any]) -> Poller:
-        """The poller of this event loop for the scope of the system, which is known by now."""
+        """Return the poller of this event loop for the scope of the system, which is known by now.
+
+        Args:
+            system: The job system.
+        """
         pollers = cls._made.setdefault(asyncio.get_running_loop(), {})
         return pollers.setdefault(system.scope, cls(system))
 
     def watch(self, job: str, publish: Publish) -> None:
-        """Call `publish` with the status of the job, again and again, until `unwatch`."""
+        """Call `publish` with the status of the job, again and again, until `unwatch`.
+
+        Args:
+            job: The job.
+            publish: Called with what is new.
+        """
         self._watched[job] = publish
         self.hurry()
         if self._task is None:
@@ -70,7 +85,11 @@ class Poller:
             self._task = asyncio.get_running_loop().create_task(self._poll())
 
     def unwatch(self, job: str) -> None:
-        """Publish nothing more of the job. May be called again."""
+        """Publish nothing more of the job. May be called again.
+
+        Args:
+            job: The job.
+        """
         self._watched.pop(job, None)
         self._seen.pop(job, None)
         if not self._watched and self._task is not None:

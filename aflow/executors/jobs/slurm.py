@@ -95,8 +95,17 @@ class SlurmJob(NamedTuple):
 def step_job(
     step: StepDefinition, python: str, attempt: int = 0, *, is_gang: bool = False
 ) -> SlurmJob:
-    """How an attempt of the step is submitted; `python` runs it where @slurm names no other. Raises
-    InvalidInput for what cannot be meant, and InvalidSetting."""
+    """Return how an attempt of the step is submitted; `python` runs it where @slurm names no other.
+
+    Args:
+        step: The step, with its decorators.
+        python: The interpreter.
+        attempt: The number of the attempt, from 0.
+        is_gang: Whether the attempts start together, on nodes that talk to each other.
+
+    Raises:
+        InvalidInput: For what cannot be meant, and InvalidSetting.
+    """
     slurm: Any = step.decorator("slurm")
     given: dict[str, Any] = {name: looked_up(key) for name, key in DEFAULTS.items()}
     timeout = step.decorator("timeout")
@@ -180,9 +189,15 @@ class SlurmSystem:
 
     def check_all(self, jobs: Sequence[SlurmJob]) -> None:
         """Ask Slurm whether it would take such jobs (sbatch --test-only). Waits for a controller
-        that does not answer. Blocks. Raises InvalidInput where it would not take one,
-        JobSystemBusy where it does not answer for long, and InvalidSetting where there is no
-        Slurm here."""
+        that does not answer. Blocks.
+
+        Args:
+            jobs: The jobs.
+
+        Raises:
+            InvalidInput: Where it would not take one, JobSystemBusy where it does not answer for
+                long, and InvalidSetting where there is no Slurm here.
+        """
         for arguments in dict.fromkeys(job.arguments for job in jobs):
             steps = ", ".join(job.step for job in jobs if job.arguments == arguments)
             try:
@@ -205,7 +220,17 @@ class SlurmSystem:
         return f"{text[: LONGEST_NAME - len(unique) - 1]}-{unique}"
 
     def submit(self, given: Submission) -> str:
-        """Submit a job, an array, or a job of several nodes; its id."""
+        """Submit a job, an array, or a job of several nodes.
+
+        Args:
+            given: What to submit.
+
+        Returns:
+            The id of the job.
+
+        Raises:
+            JobSystemError: Slurm refuses.
+        """
         job: SlurmJob = given.job
         self._folder.mkdir(parents=True, exist_ok=True)
         is_array = given.size > 1 and not job.is_gang
@@ -317,10 +342,26 @@ def submit_workers(
     folder: Path,
     cpus: int,
 ) -> str:
-    """Submit this many workers of a queue as one array; the number of the job. `words` are those of
-    `aflow worker`, `options` further arguments of sbatch, which take precedence; what workers print
-    goes to the folder. A worker is sent SIGTERM a minute before its job comes to its end. Blocks.
-    Raises JobRefused, JobSystemBusy, and InvalidSetting where there is no Slurm here."""
+    """Submit this many workers of a queue as one array. `words` are those of `aflow worker`,
+    `options` further arguments of sbatch, which take precedence; what workers print goes to the
+    folder. A worker is sent SIGTERM a minute before its job comes to its end. Blocks.
+
+    Args:
+        count: How many.
+        words: The arguments of the command line.
+        variables: The environment variables.
+        options: Options of sbatch.
+        folder: The folder; None for the default one.
+        cpus: How many processors a worker has.
+
+    Returns:
+        The number of the job.
+
+    Raises:
+        JobRefused: Where there is no Slurm here.
+        JobSystemBusy: Where there is no Slurm here.
+        InvalidSetting: Where there is no Slurm here.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = " ".join(_quote(each) for each in (sys.executable, "-m", "aflow", "worker", *words))
     printed = _run(
@@ -430,7 +471,12 @@ def _details(number: str, name: str) -> dict[str, str] | None:
 
 
 def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
-    """How an attempt ended whose job scontrol shows so, and that left no report: pure."""
+    """Return how an attempt ended whose job scontrol shows so, and that left no report: pure.
+
+    Args:
+        number: The number or name of the worker.
+        details: The fields that Slurm shows of the job.
+    """
     state, reason = details.get("JobState", ""), details.get("Reason", "")
     job = f"The job {number}"
     nodes = details.get("NodeList", "")

@@ -50,8 +50,16 @@ class MachineCapacity(NamedTuple):
 
 
 def machine_with(given: Mapping[str, float], folder: Path | None = None) -> MachineCapacity:
-    """This machine, where these amounts take the place of what is found. Disk is that of the
-    folder. Blocks. Raises InvalidInput where more GPUs were given than a variable names."""
+    """Return this machine, where these amounts take the place of what is found. Disk is that of the
+    folder. Blocks.
+
+    Args:
+        given: The amounts that were set; None for none.
+        folder: The folder; None for the default one.
+
+    Raises:
+        InvalidInput: Where more GPUs were given than a variable names.
+    """
     devices, variables, named_by = _gpus()
     memory = _memory()
     import shutil  # few runs ask for a disk
@@ -105,8 +113,12 @@ def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
 
 
 def visible_devices(said: str) -> tuple[str, ...]:
-    """The ids in a variable that says which GPUs are visible, as the drivers read it: those before
-    the first that cannot be one (-1, NoDevFiles, none, void), each once."""
+    """Return the ids in a variable that says which GPUs are visible, as the drivers read it: those
+    before the first that cannot be one (-1, NoDevFiles, none, void), each once.
+
+    Args:
+        said: The value of the variable.
+    """
     found: dict[str, None] = {}
     for each in map(str.strip, said.split(",")):
         if not re.fullmatch(_DEVICE, each):
@@ -161,20 +173,32 @@ class Demands:
         }
 
     def amounts(self, step: str, attempt: int) -> dict[str, float]:
-        """What an attempt asks for, by name: what is found of a machine bounds it. Raises
-        InvalidDecorator."""
+        """Return what an attempt asks for, by name: what is found of a machine bounds it. Raises
+        InvalidDecorator.
+
+        Args:
+            step: The name of the step.
+            attempt: The number of the attempt, from 0.
+        """
         found = self._resources.get(step)
         return {} if found is None else bounded(found.amounts(attempt), self._machine)
 
     def check(self, slots: Slots) -> None:
-        """Raises InvalidInput for a step that asks for more than there is."""
+        """Check that no step asks for more than there is.
+
+        Args:
+            slots: The slots of the machine.
+
+        Raises:
+            InvalidInput: A step does; the error names it.
+        """
         for name, found in self._resources.items():
             lacking = slots.lacking(demand_of(bounded(found.amounts(0), self._machine)))
             if lacking:
                 raise InvalidInput(f"Step {name} {too_much(lacking, slots)}")
 
     def notes(self) -> list[str]:
-        """A sentence for each step that has less here than it asks for."""
+        """Return a sentence for each step that has less here than it asks for."""
         notes = []
         for name, found in self._resources.items():
             asked = found.amounts(0)
@@ -192,8 +216,13 @@ class Demands:
         return notes
 
     def bounds(self, slots: Slots, most: int) -> dict[str, int]:
-        """How many attempts of each step can run at once, where the machine bounds it further than
-        `most`."""
+        """Return how many attempts of each step can run at once, where the machine bounds it
+        further than `most`.
+
+        Args:
+            slots: The slots of the machine.
+            most: How many there may be at most.
+        """
         bounds: dict[str, int] = {}
         for name, found in self._resources.items():
             at_once = slots.at_once(demand_of(bounded(found.amounts(0), self._machine)))
@@ -203,7 +232,12 @@ class Demands:
 
 
 def bounded(amounts: Mapping[str, float], machine: MachineCapacity) -> dict[str, float]:
-    """The amounts, but of what was found by itself no more than there is."""
+    """Return the amounts, but of what was found by itself no more than there is.
+
+    Args:
+        amounts: The amounts, by resource.
+        machine: What this machine has.
+    """
     return {
         name: amount
         if name in machine.binding or name not in FOUND
@@ -213,7 +247,12 @@ def bounded(amounts: Mapping[str, float], machine: MachineCapacity) -> dict[str,
 
 
 def too_much(lacking: Demand, slots: Slots) -> str:
-    """Why a demand can never be met, as the rest of a sentence."""
+    """Return why a demand can never be met, as the rest of a sentence.
+
+    Args:
+        lacking: What is missing.
+        slots: The slots of the machine.
+    """
     there = dict(slots.offered)
     offered = ", ".join(f"{name}={there.get(name, 0) / UNIT:g}" for name, _ in lacking)
     return (
@@ -260,7 +299,14 @@ class SlotQueue:
         begin: Begin,
     ) -> None:  # fmt: skip
         """Call `begin` for these attempts, each of which needs so much, as soon as all of them can
-        start: now, or later."""
+        start: now, or later.
+
+        Args:
+            keys: The keys of the holders.
+            specs: What the attempts are to run.
+            amounts: The amounts, by resource.
+            begin: Called when there is room.
+        """
         for key, spec in zip(keys, specs, strict=True):
             self._waiting[key] = _Waiting(spec, amounts, begin)
         self.slots.add(keys, self._demand(amounts) if amounts else NOTHING)
@@ -276,7 +322,11 @@ class SlotQueue:
         return demand
 
     def withdraw(self, key: Hashable) -> AttemptSpec | None:
-        """The attempt of this key, if it has not started: it waits no longer."""
+        """Return the attempt of this key, if it has not started: it waits no longer.
+
+        Args:
+            key: The key.
+        """
         waiting = self._waiting.pop(key, None)
         if waiting is None:
             return None
@@ -285,7 +335,11 @@ class SlotQueue:
         return waiting.spec
 
     def withdraw_all(self, executor: int) -> list[AttemptSpec]:
-        """All attempts of an executor that have not started: they wait no longer."""
+        """Return all attempts of an executor that have not started: they wait no longer.
+
+        Args:
+            executor: The number of the executor.
+        """
         keys = [key for key in self._waiting if isinstance(key, tuple) and key[0] == executor]
         specs = [self._waiting.pop(key).spec for key in keys]
         for key in keys:
@@ -295,7 +349,11 @@ class SlotQueue:
         return specs
 
     def release(self, key: Hashable) -> None:
-        """This attempt has ended, and what it had is free. May be called again."""
+        """This attempt has ended, and what it had is free. May be called again.
+
+        Args:
+            key: The key.
+        """
         self.slots.release(key)
         self._start()
 
@@ -323,8 +381,18 @@ def admission_for(
     given: Mapping[str, float] | None,
     max_workers: int | None,
 ) -> tuple[SlotQueue, Demands] | None:
-    """What admits the attempts of these steps to this machine; None where none of them says what it
-    needs. Blocks. Raises InvalidInput for a step that could never start."""
+    """Return what admits the attempts of these steps to this machine; None where none of them says
+    what it needs. Blocks.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        steps: The names of the steps.
+        given: The amounts that were set; None for none.
+        max_workers: How many tasks run at a time; None for as many as there are processors.
+
+    Raises:
+        InvalidInput: For a step that could never start.
+    """
     if not any(definition.steps[name].decorator("resources") for name in steps):
         return None
     machine = machine_with(given or {})

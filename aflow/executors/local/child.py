@@ -22,7 +22,13 @@ _TWISTS = 200  # blocks of 624 numbers for which it is tried whether `random` wa
 def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | None = None) -> None:
     """Become a process of our own: own session, killed when the parent dies, default signals. What
     SIGINT does is what it did when the program began: nothing, under nohup and the like. `line` is
-    that of the parent, where there is one (`system.lifeline`)."""
+    that of the parent, where there is one (`system.lifeline`).
+
+    Args:
+        parent: The process id of the parent.
+        sigint: What SIGINT did before.
+        line: The descriptor of the lifeline; None where the kernel ends it.
+    """
     os.setsid()
     end_with_parent(parent, line)
     _signal.set_wakeup_fd(-1)
@@ -46,9 +52,14 @@ def reseed() -> None:
 
 
 def was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    """Whether somebody has seeded a Mersenne Twister, rather than only used it, between these
-    states (624 words and a position): it is tried whether drawing numbers leads from the one to the
-    other."""
+    """Return whether somebody has seeded a Mersenne Twister, rather than only used it, between
+    these states (624 words and a position): it is tried whether drawing numbers leads from the one
+    to the other.
+
+    Args:
+        before: The state of the generators before.
+        after: The state of the generators after the program's imports.
+    """
     if before == after:
         return False
     tried = random.Random()
@@ -64,7 +75,12 @@ def was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
 
 
 def redirect(stdout: int, stderr: int) -> None:
-    """Let descriptors 1 and 2 lead to the coordinator."""
+    """Let descriptors 1 and 2 lead to the coordinator.
+
+    Args:
+        stdout: The descriptor for stdout.
+        stderr: The descriptor for stderr.
+    """
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
 
@@ -125,7 +141,14 @@ def _refuse(*args: object, **options: object) -> NoReturn:
 
 
 def ended_by(error: BaseException) -> int:
-    """Show what a program has ended by, as Python does; its exit code."""
+    """Show what a program has ended by, as Python does.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        Its exit code.
+    """
     if isinstance(error, SystemExit):
         return ending.exit_code(error)
     try:
@@ -145,7 +168,12 @@ def _of_the_program(error: BaseException) -> Any:
 
 
 def end(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
-    """Leave the process as Python would: see aflow/_core/ending.py."""
+    """Leave the process as Python would: see aflow/_core/ending.py.
+
+    Args:
+        code: The exit status.
+        release: Drops the references to the user's objects; None where there are none.
+    """
     ending.leave(code, release)
 
 
@@ -159,7 +187,12 @@ def flush() -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of the bytes."""
+    """Write all of the bytes.
+
+    Args:
+        fd: The descriptor.
+        data: The bytes.
+    """
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

@@ -66,8 +66,14 @@ class Host:
         self._pid = os.getpid()
 
     def run(self, work: Work) -> int:
-        """Run the program in this process, and the work when it comes to its flow; the exit code of
-        the process."""
+        """Run the program in this process, and the work when it comes to its flow.
+
+        Args:
+            work: What the process does.
+
+        Returns:
+            The exit code of the process.
+        """
         if not work.begin():
             return 0
         begun = SystemClock().now()
@@ -80,7 +86,15 @@ class Host:
     # ------------------------------------------------------------ the program
 
     def run_program(self, steps: Steps, say: Callable[..., None]) -> int:
-        """Run the program, whose flow's call runs `steps`; the exit code that it ends with."""
+        """Run the program, whose flow's call runs `steps`.
+
+        Args:
+            steps: The steps of the flow, as they are run.
+            say: Sends a message to the coordinator.
+
+        Returns:
+            The exit code that it ends with.
+        """
         os.environ.update(self._environment)
         self.show_printed(self._printed)
 
@@ -102,7 +116,11 @@ class Host:
 
     @staticmethod
     def show_printed(printed: tuple[bytes, bytes]) -> None:
-        """Show what was printed, to stdout and stderr, by code that has run before the fork."""
+        """Show what was printed, to stdout and stderr, by code that has run before the fork.
+
+        Args:
+            printed: What was printed to stdout and stderr.
+        """
         for number, data in enumerate(printed):
             if data:
                 child.write_all(number + 1, data)
@@ -165,7 +183,11 @@ class Host:
         return self._entered
 
     def why_never_reached(self, code: int) -> str:
-        """Why the program has ended, with this exit code, before it came to its flow."""
+        """Return why the program has ended, with this exit code, before it came to its flow.
+
+        Args:
+            code: The exit status.
+        """
         if self._error is None or isinstance(self._error, SystemExit):
             flow = self._program.flow or "its flow"
             return f"The program ended with exit code {code} before it came to {flow}()."
@@ -174,7 +196,14 @@ class Host:
     def never_reached(
         self, step: str, attempt_key: tuple[int, int], begun: float, code: int
     ) -> AttemptReport:
-        """The report of an attempt whose program has not come to its flow."""
+        """Return the report of an attempt whose program has not come to its flow.
+
+        Args:
+            step: The name of the step.
+            attempt_key: Task and number of the attempt.
+            begun: When it began, in seconds since the epoch.
+            code: The exit status.
+        """
         error = None if self._error is None else describe(self._error)
         return AttemptReport(
             *attempt_key,
@@ -212,16 +241,35 @@ class Work(Protocol):
     attempt_key: tuple[int, int]  # task and attempt: of the first one
 
     def begin(self) -> bool:
-        """Take the streams; whether there is anything to do."""
+        """Take the streams.
+
+        Returns:
+            Whether there is anything to do.
+        """
 
     def say(self, *message: Any) -> None:
-        """Send a message to the coordinator."""
+        """Send a message to the coordinator.
+
+        Args:
+            *message: The message.
+        """
 
     def refuse(self, report: AttemptReport) -> None:
-        """Say how the first attempt has ended, since the program has not come to its flow."""
+        """Say how the first attempt has ended, since the program has not come to its flow.
+
+        Args:
+            report: How the attempt has ended.
+        """
 
     def steps(self, flow: FlowSpec) -> int:
-        """Run what there is to run; the exit code of the process."""
+        """Run what there is to run.
+
+        Args:
+            flow: The flow object.
+
+        Returns:
+            The exit code of the process.
+        """
 
 
 class OneAttempt:
@@ -311,7 +359,11 @@ def _over(flow: FlowSpec) -> None:
 
 
 def copies_of(flow: FlowSpec) -> Callable[[], FlowSpec]:
-    """Makes flows that have what the __init__ of this one has given it."""
+    """Return a function that makes flows with what the __init__ of this one has set.
+
+    Args:
+        flow: The flow object.
+    """
     cls, state = type(flow), dict(flow.__dict__)
 
     def copy() -> FlowSpec:

@@ -186,7 +186,11 @@ class WorkerStreams:
         self._capture = DescriptorCapture(readers[0], readers[1], running, emit)
 
     def finish(self, attempt_key: AttemptKey) -> None:
-        """The attempt is over: send what is left of its output."""
+        """The attempt is over: send what is left of its output.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+        """
         for stream in self._streams:
             stream.finish(attempt_key)
         self._capture.drain()
@@ -219,7 +223,7 @@ class WorkerSockets:
         threading.Thread(target=self._send_held, name="aflow-log", daemon=True).start()
 
     def next(self) -> bytes:
-        """The next message; b"" when the coordinator has closed its end."""
+        """Return the next message; b"" when the coordinator has closed its end."""
         try:
             size = self.tasks.recv_into(self._buffer)
         except ConnectionResetError:  # macOS
@@ -227,7 +231,7 @@ class WorkerSockets:
         return bytes(self._buffer[:size])
 
     def next_if_any(self) -> bytes | None:
-        """The next message; None if there is none yet, b"" when the coordinator has gone."""
+        """Return the next message; None if there is none yet, b"" when the coordinator has gone."""
         try:
             size = self.tasks.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -241,12 +245,22 @@ class WorkerSockets:
         self.send(wire.packed(*message))
 
     def send(self, messages: bytes) -> None:
-        """Send messages that are packed already."""
+        """Send messages that are packed already.
+
+        Args:
+            messages: The encoded messages.
+        """
         with self._lock:
             self._flush(messages)
 
     def log(self, attempt_key: AttemptKey, stream: int, data: bytes) -> None:
-        """Send what an attempt has written, now or soon."""
+        """Send what an attempt has written, now or soon.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+            stream: 0 for stdout, 1 for stderr.
+            data: The bytes.
+        """
         now = self._clock.now()
         message = msgpack.packb((LOGGED, *attempt_key, stream, now, data))
         with self._lock:
@@ -297,7 +311,11 @@ class SequentialWorker:
         self._randomness = Randomness()
 
     def first(self) -> AttemptSpec | None:
-        """Begin with the first attempt; None if there is none, and never will be."""
+        """Begin with the first attempt.
+
+        Returns:
+            None if there is none, and never will be.
+        """
         self._runner.expect_many()
         data = self._link.next()
         if not data:
@@ -378,8 +396,12 @@ class CoroutineWorker:
         self.say = self._link.say
 
     def first(self) -> AttemptSpec | None:
-        """Begin with the first attempt; None if there is none, and never will be. What the user's
-        program prints before it comes to its flow belongs to this one."""
+        """Begin with the first attempt. What the user's program prints before it comes to its flow
+        belongs to this one.
+
+        Returns:
+            None if there is none, and never will be.
+        """
         self._runner.expect_many()
         while (data := self._link.next()).startswith(CANCEL):
             continue  # of what has not come yet, and was taken back

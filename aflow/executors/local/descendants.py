@@ -30,13 +30,18 @@ _ROUNDS = 200  # looks for what is left at the end: some two seconds
 
 
 def new_token() -> int:
-    """A number for all processes of one run, which hardly any other has."""
+    """Return a number for all processes of one run, which hardly any other has."""
     return 1 + int.from_bytes(os.urandom(8), "big") % (_TOKENS - 1)
 
 
 def mark(token: int, child: int) -> None:
     """Mark this process, and all that it will start, as those of this child. (Where it cannot be,
-    they end with its group.)"""
+    they end with its group.)
+
+    Args:
+        token: The mark that all descendants inherit.
+        child: The number of the child process, as the coordinator counts them.
+    """
     if _LIMIT is None:
         return
     try:
@@ -47,7 +52,12 @@ def mark(token: int, child: int) -> None:
 
 
 def owner_of(pid: int) -> tuple[int, int] | None:
-    """The token and the child that a process is marked with; None where it is not, or is gone."""
+    """Return the token and the child that a process is marked with; None where it is not, or is
+    gone.
+
+    Args:
+        pid: The id of the process.
+    """
     if _LIMIT is None or not hasattr(resource, "prlimit"):
         return None
     try:
@@ -58,12 +68,20 @@ def owner_of(pid: int) -> tuple[int, int] | None:
 
 
 def children() -> list[int]:
-    """The children of this process, which has one thread; none where the system does not say."""
+    """Return the children of this process, which has one thread; none where the system does not
+    say."""
     return [*map(int, (read_proc("thread-self/children") or b"").split())]
 
 
 def kill(pid: int) -> bool:
-    """End a process at once; False where it is not ours to end."""
+    """End a process at once.
+
+    Args:
+        pid: The id of the process.
+
+    Returns:
+        False where it is not ours to end.
+    """
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -90,7 +108,11 @@ def end_all_children() -> None:
 
 def kill_marked(token: int) -> None:
     """End every process of this machine that has this token: those of a zygote that was killed, and
-    could not do so itself."""
+    could not do so itself.
+
+    Args:
+        token: The mark that all descendants inherit.
+    """
     for pid in processes():
         owner = owner_of(pid)
         if owner is not None and owner[0] == token:

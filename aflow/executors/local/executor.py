@@ -61,19 +61,28 @@ class StepNeeds(NamedTuple):
 
 
 def needs_from(fields: Mapping[str, Any]) -> dict[str, StepNeeds]:
-    """The needs of steps as they were written down, also by an aflow that left variables out.
-    Raises TypeError."""
+    """Return the needs of steps as they were written down, also by an aflow that left variables
+    out. Raises TypeError.
+
+    Args:
+        fields: The fields, by name.
+    """
     every = {name: StepNeeds(*each) for name, each in fields.items()}
     return {name: each._replace(environment=each.environment or {}) for name, each in every.items()}
 
 
 def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, StepNeeds]:
-    """The needs of every step of a flow, for this machine and for others. `start` says what
+    """Return the needs of every step of a flow, for this machine and for others. `start` says what
     processes are forked from (@process), where a step does not say it.
 
     Variables are those of the program that begins the run: a process of a task has them before it
     runs the program, so the program cannot be asked for them there, and what they are made of (a
-    variable of the shell, a file) may be nowhere else."""
+    variable of the shell, a file) may be nowhere else.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        start: What the process is started for, or how.
+    """
     gangs = definition.graph.gangs
     return {
         name: StepNeeds(
@@ -332,14 +341,25 @@ class ProcessExecutor:
         self._loop.call_soon(self._reports.ended, report, NO_USAGE)
 
     def released(self, task: int, attempt: int) -> None:
-        """The attempt is over: others may have what it had."""
+        """The attempt is over: others may have what it had.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+        """
         self._limits.pop((task, attempt), None)
         self._peaks.pop((task, attempt), None)
         if self._admission is not None:
             self._admission.release((id(self), task, attempt))
 
     def used(self, report: AttemptReport, usage: Usage) -> Usage:
-        """What the attempt has used: its processes together may have had more than one alone."""
+        """Return what the attempt has used: its processes together may have had more than one
+        alone.
+
+        Args:
+            report: How the attempt has ended.
+            usage: Memory and CPU of the attempt.
+        """
         peak = self._peaks.get((report.task, report.attempt))
         if peak is None or peak <= (usage.max_rss or 0):
             return usage

@@ -47,12 +47,16 @@ _CHUNK = 1 << 18
 
 
 def packed(*message: Any) -> bytes:
-    """A message as bytes. Names of files in it need not be UTF-8."""
+    """Return a message as bytes. Names of files in it need not be UTF-8.
+
+    Args:
+        *message: The message.
+    """
     return msgpack.packb(message, unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
 
 def unpacker() -> msgpack.Unpacker:
-    """A reader of a stream of messages from our own processes."""
+    """Return a reader of a stream of messages from our own processes."""
     return msgpack.Unpacker(
         strict_map_key=False,
         use_list=False,
@@ -62,7 +66,11 @@ def unpacker() -> msgpack.Unpacker:
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Some bytes of the stream and the descriptors that came with them; b"" at its end."""
+    """Return some bytes of the stream and the descriptors that came with them; b"" at its end.
+
+    Args:
+        sock: The socket.
+    """
     data, fds, _, _ = socket.recv_fds(sock, _CHUNK, MAX_FDS)
     return data, fds
 
@@ -79,7 +87,12 @@ class SendBuffer:
         self._travelling: deque[int] = deque()  # descriptors that may not have arrived
 
     def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
-        """Send a message; the descriptors are ours from now on and closed once they are sent."""
+        """Send a message; the descriptors are ours from now on and closed once they are sent.
+
+        Args:
+            message: The message.
+            fds: Descriptors that travel with it; they are the caller's still.
+        """
         self._queue.append((memoryview(packed(*message)), list(fds)))
         if not self._waiting:
             self._flush()
@@ -94,7 +107,11 @@ class SendBuffer:
         self.arrived(len(self._travelling))
 
     def arrived(self, count: int) -> None:
-        """So many more descriptors have arrived."""
+        """So many more descriptors have arrived.
+
+        Args:
+            count: How many.
+        """
         close_all([self._travelling.popleft() for _ in range(count)])
 
     def _flush(self) -> None:
@@ -127,6 +144,10 @@ class SendBuffer:
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors."""
+    """Close descriptors.
+
+    Args:
+        fds: Descriptors that travel with it; they are the caller's still.
+    """
     for fd in fds:
         os.close(fd)

@@ -34,15 +34,20 @@ _REPLACED = "gevent"  # has replaced what imports would have seen
 
 
 def imported_since(before: Collection[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a program has imported since these modules were there, as plain values: the names of
-    the modules that are not the user's, in order, and what modules could have read meanwhile and
-    find otherwise than in this environment."""
+    """Return what a program has imported since these modules were there, as plain values: the names
+    of the modules that are not the user's, in order, and what modules could have read meanwhile and
+    find otherwise than in this environment.
+
+    Args:
+        before: The names of the modules that were imported before.
+        environment: The environment variables, by name.
+    """
     return _imported([each for each in [*sys.modules] if each not in before], environment)
 
 
 def imported_here() -> dict[str, Any] | None:
-    """What the user's program has imported that this process runs as `__main__`; None where it is
-    another program."""
+    """Return what the user's program has imported that this process runs as `__main__`; None where
+    it is another program."""
     start = started()
     return None if start is None else _imported(start.modules, start.environment)
 
@@ -67,8 +72,12 @@ def _is_installed(name: str, module: Any) -> bool:
 
 
 def state(environment: Mapping[str, str]) -> list[Any]:
-    """What imports can read of a process, and what code before them can have changed: variables
-    that are not those of `environment`, finders, filters of warnings, the import itself."""
+    """Return what imports can read of a process, and what code before them can have changed:
+    variables that are not those of `environment`, finders, filters of warnings, the import itself.
+
+    Args:
+        environment: The environment variables, by name.
+    """
     now = os.environ
     changed = {key: value for key, value in now.items() if environment.get(key) != value}
     gone = [key for key in environment if key not in now]
@@ -94,8 +103,15 @@ _WHAT = (
 
 
 def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
-    """Import what the program has imported. Gives why a program would not have found the same:
-    None where it would. What cannot be imported by itself is left out."""
+    """Import what the program has imported. What cannot be imported by itself is left out.
+
+    Args:
+        imported: The modules that the first run of the file has imported.
+        environment: The environment variables, by name.
+
+    Returns:
+        Why a program would not have found the same: None where it would.
+    """
     if not imported["state"][4] or imported["state"][5]:
         return f"the flow's file changes {_WHAT[4 if not imported['state'][4] else 5]}"
     for name in imported["modules"]:
@@ -153,14 +169,22 @@ class Generators:
 
 
 def bits_of(generator: Any) -> Any:
-    """What a generator of NumPy, of the new or of the old kind, draws its bits from."""
+    """Return what a generator of NumPy, of the new or of the old kind, draws its bits from.
+
+    Args:
+        generator: The random generator.
+    """
     found = getattr(generator, "bit_generator", None)
     return generator._bit_generator if found is None else found
 
 
 def is_unseeded(generator: Any) -> bool:
-    """Whether NumPy has chosen the seed of one of its generators. Its own global one is left out:
-    each process of a task has that seeded again."""
+    """Return whether NumPy has chosen the seed of one of its generators. Its own global one is left
+    out: each process of a task has that seeded again.
+
+    Args:
+        generator: The random generator.
+    """
     if generator is sys.modules["numpy.random"].mtrand._rand:
         return False
     entropy = getattr(getattr(bits_of(generator), "seed_seq", None), "entropy", None)

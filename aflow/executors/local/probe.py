@@ -29,8 +29,12 @@ _TRIAL_LIMIT = 5.0  # seconds that a trial fork may take
 
 
 def obstacle(ours: Collection[int] = ()) -> str | None:
-    """Why no process can be forked from this one; None where it can be. `ours` are descriptors that
-    forks know how to deal with. Forks once, as a trial."""
+    """Return why no process can be forked from this one; None where it can be. `ours` are
+    descriptors that forks know how to deal with. Forks once, as a trial.
+
+    Args:
+        ours: The descriptors that are aflow's own.
+    """
     if not HAS_PROC:
         return "this system does not say which threads a process has (there is no /proc)"
     try:
@@ -89,9 +93,9 @@ def _survives(name: str, owner: str | None, found: list[tuple[str, str | None]])
 
 
 def owners() -> Iterator[tuple[str, str | None]]:
-    """The native threads of this process but the main one: the name of each, and the first library,
-    other than those of C, among the return addresses on its stack (None: Python's own, or not
-    known)."""
+    """Yield the native threads of this process but the main one: the name of each, and the first
+    library, other than those of C, among the return addresses on its stack (None: Python's own, or
+    not known)."""
     maps = _code_maps()
     me = os.getpid()
     names = {each.native_id: each.name for each in threading.enumerate()}

@@ -95,7 +95,16 @@ class FreshProcesses:
     ) -> None:
         """Run an attempt in a `fresh` process or a `fork` of the program, with these variables;
         `limit` is after how many seconds it is killed from outside. With a `terminal` that is lent
-        to it. `granted` is what it has of this machine."""
+        to it. `granted` is what it has of this machine.
+
+        Args:
+            spec: What the attempt is to run.
+            limit: The limit; None for no limit.
+            start: What the process is started for, or how.
+            environment: The environment variables, by name.
+            terminal: The terminal that the task may use; None for none.
+            granted: The resources that were granted.
+        """
         try:
             readers, writers = pipes(3)
             if terminal is not None:
@@ -149,13 +158,24 @@ class FreshProcesses:
             self._end(child, AttemptState.CANCELLED, "The task was cancelled.", self._grace)
 
     def fail(self, task: int, attempt: int, reason: str) -> None:
-        """End an attempt at once, if it is live: it has done what it must not."""
+        """End an attempt at once, if it is live: it has done what it must not.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            reason: Why, in one sentence.
+        """
         child = self._by_task.get((task, attempt))
         if child is not None:
             self._end(child, AttemptState.FAILED, reason, 0.0)
 
     def pid_of(self, task: int, attempt: int) -> int | None:
-        """The process of an attempt; None where there is none (yet)."""
+        """Return the process of an attempt; None where there is none (yet).
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+        """
         process = self._live.get(self._by_task.get((task, attempt), -1))
         return None if process is None else process.pid
 
@@ -218,7 +238,11 @@ class FreshProcesses:
         self._settle(child, report, NO_USAGE)
 
     def lost(self, reason: str) -> None:
-        """The first zygote is gone, and all processes with it."""
+        """The first zygote is gone, and all processes with it.
+
+        Args:
+            reason: Why, in one sentence.
+        """
         self._settle_postponed(AttemptState.LOST, f"The task was lost: {reason}.")
         for child, process in [*self._live.items()]:
             if process.pid is not None:
@@ -341,8 +365,13 @@ def _was_out_of_memory(process: FreshProcess) -> bool:
 
 
 def over_memory(limit: int | None, size: int | None = None) -> str:
-    """Why an attempt was ended that needs more memory than it has asked for; `size` is what it had,
-    where that is known. Both are in bytes."""
+    """Return why an attempt was ended that needs more memory than it has asked for; `size` is what
+    it had, where that is known. Both are in bytes.
+
+    Args:
+        limit: The limit; None for no limit.
+        size: How many members or bytes; None for one alone.
+    """
     had = f", and had {size >> 20}" if size is not None else ""
     return (
         f"{OUT_OF_MEMORY}the task needs more than the {(limit or 0) >> 20} MB of memory that it "
@@ -351,7 +380,14 @@ def over_memory(limit: int | None, size: int | None = None) -> str:
 
 
 def pipes(count: int) -> tuple[list[int], list[int]]:
-    """Pipes: the reading ends (which do not block) and the writing ends; all or none."""
+    """Pipes.
+
+    Args:
+        count: How many.
+
+    Returns:
+        The reading ends (which do not block) and the writing ends; all or none.
+    """
     readers: list[int] = []
     writers: list[int] = []
     try:

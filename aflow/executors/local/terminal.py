@@ -33,7 +33,15 @@ class Terminal:
 
     def lend(self, readers: list[int], writers: list[int]) -> None:
         """Put the terminal in place of a task's pipes: in `readers` (stdout, stderr, report) and
-        `writers`, which get a stdin as their last. Raises OSError."""
+        `writers`, which get a stdin as their last.
+
+        Args:
+            readers: The descriptors to read from.
+            writers: The descriptors to write to.
+
+        Raises:
+            OSError: The operating system refuses.
+        """
         if not self.is_one:
             writers.append(os.dup(0))
             return
@@ -52,7 +60,11 @@ class Terminal:
         self._loop.add_signal_handler(signal.SIGWINCH, self._resize)
 
     def show(self, data: bytes) -> None:
-        """Show what the task has written."""
+        """Show what the task has written.
+
+        Args:
+            data: The bytes.
+        """
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
@@ -100,7 +112,11 @@ class Terminal:
 
 def take(stdin: int) -> None:
     """In the task's process: make this its stdin and, if it is a terminal, the one whose Ctrl-C it
-    gets."""
+    gets.
+
+    Args:
+        stdin: The descriptor of the terminal.
+    """
     os.dup2(stdin, 0)
     os.close(stdin)
     stdin_again = open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115 -- it stays open

@@ -96,14 +96,25 @@ class WorkerProcess:
         return self._reports
 
     def send(self, spec: AttemptSpec) -> bool:
-        """Hand it a spec; False if it has no room for more now."""
+        """Hand it a spec.
+
+        Args:
+            spec: What the attempt is to run.
+
+        Returns:
+            False if it has no room for more now.
+        """
         if not self._send(spec.encode()):
             return False
         self.sent[(spec.task, spec.attempt)] = spec
         return True
 
     def cancel(self, attempt_key: AttemptKey) -> None:
-        """Ask it to cancel a coroutine. If there is no room even for that, it does not listen."""
+        """Ask it to cancel a coroutine. If there is no room even for that, it does not listen.
+
+        Args:
+            attempt_key: The step, task and number of the attempt.
+        """
         self._send(_CANCEL + msgpack.packb(attempt_key))
 
     def _send(self, data: bytes) -> bool:
@@ -118,7 +129,11 @@ class WorkerProcess:
         return True
 
     def when_roomy(self, callback: Callable[[], None]) -> None:
-        """Call back when it may have room, once or more often, until `when_roomy_stop`."""
+        """Call back when it may have room, once or more often, until `when_roomy_stop`.
+
+        Args:
+            callback: Called once.
+        """
         if messages_have_an_end():
             self._loop.add_writer(self._specs, callback)
         else:  # datagrams: whether there is room is not known everywhere
@@ -133,7 +148,11 @@ class WorkerProcess:
             self._later.cancel()
 
     def take_back(self) -> list[AttemptSpec]:
-        """Take back every spec that the process has not taken itself."""
+        """Take back every spec that the process has not taken itself.
+
+        Returns:
+            The specs.
+        """
         taken: list[AttemptSpec] = []
         cancels: list[bytes] = []
         while data := self._next_sent():
@@ -158,19 +177,20 @@ class WorkerProcess:
             return b""
 
     def unbegun(self) -> list[AttemptSpec]:
-        """After its death: every spec that it was sent and had not begun. One of them it may have
-        taken from the socket; it had not reported that, and therefore not begun with it."""
+        """Return, after the process has ended, every spec that it was sent and had not begun. It
+        may have taken one of them from the socket; it had not reported that, and so had not begun
+        it."""
         specs = [*self.sent.values()]
         self.sent.clear()
         return specs
 
     def messages(self) -> list[tuple[Any, ...]]:
-        """What it has said since the last call, or the beginning of that."""
+        """Return what it has said since the last call, or the beginning of that."""
         self._receive()
         return list(self._unpacker)
 
     def last_messages(self) -> list[tuple[Any, ...]]:
-        """All that a dead process has said and nobody has read."""
+        """Return all that a dead process has said and nobody has read."""
         while self._receive():
             continue
         return list(self._unpacker)
@@ -187,7 +207,7 @@ class WorkerProcess:
         return True
 
     def rest_of_output(self) -> list[tuple[int, bytes]]:
-        """What a dead process has left in its pipes: (stream, bytes)."""
+        """Return what a dead process has left in its pipes: (stream, bytes)."""
         rest = []
         for stream, fd in enumerate(self._pipes):
             try:
@@ -295,11 +315,22 @@ class WorkerPool:
         self._feed()
 
     def fail(self, task: int, attempt: int, reason: str) -> None:
-        """End an attempt at once, and its process: it has done what it must not."""
+        """End an attempt at once, and its process: it has done what it must not.
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+            reason: Why, in one sentence.
+        """
         self._end((task, attempt), AttemptState.FAILED, reason, 0.0)
 
     def pid_of(self, task: int, attempt: int) -> int | None:
-        """The process that runs an attempt; None where none does (yet)."""
+        """Return the process that runs an attempt; None where none does (yet).
+
+        Args:
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+        """
         attempt_key = (task, attempt)
         return next(
             (each.pid for each in self._workers.values() if attempt_key in each.running), None
@@ -531,11 +562,21 @@ class WorkerPool:
     # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int) -> None:
-        """The process runs."""
+        """The process runs.
+
+        Args:
+            child: The number of the child process, as the coordinator counts them.
+            pid: The id of the process.
+        """
         self._workers[child].pid = pid
 
     def exited(self, child: int, status: int) -> None:
-        """A worker has ended: blame what it was running, hand out again what it had not begun."""
+        """A worker has ended: blame what it was running, hand out again what it had not begun.
+
+        Args:
+            child: The number of the child process, as the coordinator counts them.
+            status: The exit status, as os.waitpid returns it.
+        """
         worker = self._workers[child]
         for message in worker.last_messages():
             self._note(worker, message)
@@ -586,7 +627,11 @@ class WorkerPool:
             self._fail_all(reason)
 
     def lost(self, reason: str) -> None:
-        """The first zygote is gone, and all workers with it."""
+        """The first zygote is gone, and all workers with it.
+
+        Args:
+            reason: Why, in one sentence.
+        """
         for worker in [*self._workers.values()]:
             if worker.pid is not None:
                 end_group(worker.pid)

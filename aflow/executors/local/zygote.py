@@ -93,7 +93,11 @@ class UserProgram:
         self._random = random.getstate()
 
     def obstacle(self, ours: Collection[int]) -> str | None:
-        """Why tasks cannot be forked from this process; None where they can be."""
+        """Return why tasks cannot be forked from this process; None where they can be.
+
+        Args:
+            ours: The descriptors that are aflow's own.
+        """
         return (
             self._exit_function()
             or self._finalizer()
@@ -930,7 +934,12 @@ def _no_process(error: OSError) -> str:
 
 
 def kill_group(pid: int, signum: int) -> None:
-    """Send a signal to a process and all that it has started, if there is any left."""
+    """Send a signal to a process and all that it has started, if there is any left.
+
+    Args:
+        pid: The id of the process.
+        signum: The number of the signal.
+    """
     gone = (ProcessLookupError, PermissionError)  # macOS: the second where all have ended
     try:
         os.killpg(pid, signum)

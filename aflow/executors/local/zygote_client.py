@@ -42,26 +42,57 @@ class ZygoteProcess(Protocol):
         """Its process."""
 
     def reap(self) -> int | None:
-        """Wait for its end, which is near: its socket is closed. Its wait status, if known."""
+        """Wait for its end, which is near. Its wait status, if known.
+
+        Returns:
+            Its socket is closed.
+        """
 
 
 class Children(Protocol):
     """Receives what zygotes report about the processes that they have forked."""
 
     def forked(self, child: int, pid: int, at: float) -> None:
-        """The process runs."""
+        """The process runs.
+
+        Args:
+            child: The number of the child process, as the coordinator counts them.
+            pid: The id of the process.
+            at: When it happened, in seconds since the epoch.
+        """
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
-        """The process has ended."""
+        """The process has ended.
+
+        Args:
+            child: The number of the child process, as the coordinator counts them.
+            status: The exit status, as os.waitpid returns it.
+            max_rss: The peak memory, in bytes.
+            cpu: Seconds of processor time.
+        """
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process to be had."""
+        """There was no process to be had.
+
+        Args:
+            child: The number of the child process, as the coordinator counts them.
+            reason: Why, in one sentence.
+        """
 
     def refused(self, child: int, reason: str) -> None:
-        """The process cannot be forked from the program."""
+        """The process cannot be forked from the program.
+
+        Args:
+            child: The number of the child process, as the coordinator counts them.
+            reason: Why, in one sentence.
+        """
 
     def zygote_lost(self, reason: str) -> None:
-        """The first zygote is gone, and every process with it."""
+        """The first zygote is gone, and every process with it.
+
+        Args:
+            reason: Why, in one sentence.
+        """
 
 
 class _RequestedProcess(NamedTuple):
@@ -134,7 +165,19 @@ class Zygotes:
         late: Mapping[str, str] | None = None,
     ) -> int:
         """Ask for a process with these variables that is `fresh`, or a `fork` of the program; the
-        number that it is known by. The descriptors are closed here."""
+        number that it is known by.
+
+        Args:
+            kind: The kind.
+            start: What the process is started for, or how.
+            environment: The environment variables, by name.
+            detail: What the child has to know.
+            fds: Descriptors that travel with it; they are the caller's still.
+            late: Variables that are set when the child has started; None for none.
+
+        Returns:
+            The descriptors are closed here.
+        """
         self._ids += 1
         wanted = _RequestedProcess(
             child=self._ids,
@@ -194,7 +237,11 @@ class Zygotes:
         return link
 
     def learn(self, imported: Mapping[str, Any]) -> None:
-        """A process has said what its program has imported."""
+        """A process has said what its program has imported.
+
+        Args:
+            imported: The modules that the first run of the file has imported.
+        """
         if self._imported is None:
             self._imported = imported
             self._ask()
@@ -206,7 +253,12 @@ class Zygotes:
             self._held.popleft()
 
     def kill(self, child: int, signum: signal.Signals) -> None:
-        """Ask for a signal to a process and its group."""
+        """Ask for a signal to a process and its group.
+
+        Args:
+            child: The number of the child process, as the coordinator counts them.
+            signum: The number of the signal.
+        """
         link = self._of.get(child)
         if link is not None:
             link.send(messages.KILL, child, signum.value)
@@ -221,7 +273,13 @@ class Zygotes:
     # ------------------------------------------------------------ what zygotes report
 
     def hear(self, link: _ZygoteSocket, kind: int, *rest: Any) -> None:
-        """A zygote has reported something."""
+        """A zygote has reported something.
+
+        Args:
+            link: The socket of the zygote.
+            kind: The kind.
+            *rest: The rest of the message.
+        """
         if kind == messages.FORKED:
             self._children.forked(*rest)
         elif kind == messages.HAS:
@@ -248,7 +306,11 @@ class Zygotes:
             self._release()
 
     def lost(self, link: _ZygoteSocket) -> None:
-        """A zygote has ended by itself."""
+        """A zygote has ended by itself.
+
+        Args:
+            link: The socket of the zygote.
+        """
         reason = "the process that starts tasks has died"
         if link is self._first:
             self.close()
@@ -292,8 +354,13 @@ def _how(status: int) -> str:
 
 
 def cold_note(reason: str, seconds: float) -> str | None:
-    """What is said where tasks cannot be forked from a process that has their imports, which take
-    these seconds; None where that is too short to be noticed."""
+    """Return what is said where tasks cannot be forked from a process that has their imports, which
+    take these seconds; None where that is too short to be noticed.
+
+    Args:
+        reason: Why, in one sentence.
+        seconds: How many seconds; None where that is not known.
+    """
     if seconds < UNNOTICED:
         return None
     return (
@@ -302,8 +369,13 @@ def cold_note(reason: str, seconds: float) -> str | None:
 
 
 def check_warm(process: ZygoteProcess, request: LoadRequest) -> str | None:
-    """The note, if tasks of a program would start cold. Blocks while the process imports what the
-    program has imported; releases it."""
+    """Return the note, if tasks of a program would start cold. Blocks while the process imports
+    what the program has imported; releases it.
+
+    Args:
+        process: The zygote.
+        request: What has to be known to load the flow.
+    """
     ours, theirs = socket.socketpair()
     with ours, process.control as control:
         unpacker = messages.unpacker()

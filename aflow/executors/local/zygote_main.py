@@ -32,7 +32,13 @@ def main() -> None:
 
 
 def serve(control: socket.socket, parent: int, path: Sequence[str]) -> None:
-    """Serve as a zygote, until the coordinator is gone; see Zygote."""
+    """Serve as a zygote, until the coordinator is gone; see Zygote.
+
+    Args:
+        control: The descriptor or socket of the coordinator.
+        parent: The process id of the parent.
+        path: The path.
+    """
     withhold_secrets()
     names = sys.modules["aflow"]
     vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks have no use for

@@ -61,9 +61,13 @@ _ours: WeakSet[socket.socket] = WeakSet()  # sockets whose end is ours alone
 
 
 def keep_from_forks(control: socket.socket) -> socket.socket:
-    """The socket, our end of one to a zygote, which no process that this program forks is to hold:
-    zygotes end when it is closed, and nobody else may keep them alive, or be taken for the
-    coordinator."""
+    """Return the socket, our end of one to a zygote, which no process that this program forks is to
+    hold: zygotes end when it is closed, and nobody else may keep them alive, or be taken for the
+    coordinator.
+
+    Args:
+        control: The descriptor or socket of the coordinator.
+    """
     _ours.add(control)
     return control
 
@@ -117,8 +121,15 @@ class SpawnedZygote:
 
 def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
     """Fork a zygote from this process, which has one thread, no event loop, and has run nothing of
-    the user's. What it has open beside its streams is for this process alone unless the zygote
-    `inherits` it."""
+    the user's.
+
+    Args:
+        inherits: Whether the child keeps what this process has imported and opened.
+
+    Returns:
+        What it has open beside its streams is for this process alone unless the zygote `inherits`
+        it.
+    """
     ours, theirs = socket.socketpair()
     parent = os.getpid()
     pid = os.fork()
@@ -147,8 +158,13 @@ def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
 
 
 def command_of(module: str, built: Built | None = None) -> list[str]:
-    """The command that calls `main` of a module of aflow in a fresh interpreter like this one, or
-    that of an environment."""
+    """Return the command that calls `main` of a module of aflow in a fresh interpreter like this
+    one, or that of an environment.
+
+    Args:
+        module: The name of the module, as for `python -m`.
+        built: The environment that was built for it; None for this program's own.
+    """
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     if built is not None:
         place = os.path.join(built.runtime, "")
@@ -165,9 +181,20 @@ def spawn_zygote(
     folder: str | None = None,
     built: Built | None = None,
 ) -> SpawnedZygote:
-    """Start a zygote in a fresh interpreter, with these variables and this folder (else our own):
-    one like this, or that of an environment. Does not wait until it is ready. Raises OSError if
-    there is no process to be had."""
+    """Start a zygote in a fresh interpreter: one like this, or that of an environment. Does not
+    wait until it is ready.
+
+    Args:
+        environment: The environment variables; None for our own.
+        folder: The folder; None for the default one.
+        built: The environment that was built for it; None for this program's own.
+
+    Returns:
+        The zygote.
+
+    Raises:
+        OSError: The process cannot be started.
+    """
     variables = dict(environment_with({}) if environment is None else environment)
     if built is not None:
         variables = built.variables(variables)
@@ -192,8 +219,14 @@ def spawn_zygote(
 
 
 def spawn_here(built: Built | None = None) -> SpawnedZygote:
-    """Start a zygote for the program that this process is, as it was when it began; with the
-    interpreter of an environment, if one is given."""
+    """Start a zygote for the program that this process is, as it was when it began.
+
+    Args:
+        built: The environment that was built for it; None for this program's own.
+
+    Returns:
+        The zygote.
+    """
     start = started()
     if start is None:
         return spawn_zygote(built=built)
@@ -204,7 +237,7 @@ _OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 
 
 def environment_at_start() -> dict[str, str]:
-    """The environment that this program began with, as far as that is known."""
+    """Return the environment that this program began with, as far as that is known."""
     # What the kernel gave the program: os.environ has what it has changed meanwhile.
     given = read_proc("self/environ")
     if given is None:
@@ -224,8 +257,12 @@ _NOT_STARTING = frozenset({"--help", "-h", "--dry-run"})
 
 
 def looks_like_a_run(words: Sequence[str]) -> bool:
-    """Whether these words seem to be those of a command that begins a run. Where they are not, a
-    process was started in vain, and is ended with the command."""
+    """Return whether these words seem to be those of a command that begins a run. Where they are
+    not, a process was started in vain, and is ended with the command.
+
+    Args:
+        words: The arguments of the command line.
+    """
     given = {*words}
     return bool(STARTING & given) and not _NOT_STARTING & given
 
@@ -235,8 +272,12 @@ _wanted: EarlyZygote | None = None  # the zygote of the run that this command is
 
 def have_zygote(*, fork: bool = False, inherits: bool = True) -> None:
     """Start a zygote for the run that this command is about to begin, if there is none yet: by a
-    fork (see `fork_zygote`), where nothing of the user's has run here, else as a fresh
-    interpreter."""
+    fork (see `fork_zygote`), where nothing of the user's has run here, else as a fresh interpreter.
+
+    Args:
+        fork: Whether this process may be forked for it.
+        inherits: Whether the child keeps what this process has imported and opened.
+    """
     global _wanted
     if _wanted is None:
         delegate_if_first()  # now, since the zygote is to be a child of the process that goes on
@@ -253,7 +294,7 @@ def drop_zygote() -> None:
 
 
 def take_zygote() -> EarlyZygote | None:
-    """The zygote that was started for this run; None if none was, or it was taken."""
+    """Return the zygote that was started for this run; None if none was, or it was taken."""
     global _wanted
     taken, _wanted = _wanted, None
     return taken
@@ -268,13 +309,13 @@ class EarlyZygote:
         self._lent: ForkedZygote | SpawnedZygote | None = None
 
     def start(self) -> ForkedZygote | SpawnedZygote:
-        """The zygote; another one the second time."""
+        """Return the zygote; another one the second time."""
         zygote, self._zygote = self._zygote, None
         return zygote or spawn_zygote()
 
     def lend(self) -> ForkedZygote | SpawnedZygote:
-        """The zygote, for a run: `close` waits for its end, while which the run's end is recorded
-        and its coordinator closed."""
+        """Return the zygote, for a run: `close` waits for its end, while which the run's end is
+        recorded and its coordinator closed."""
         self._lent = self.start()
         self._lent.is_lent = True
         return self._lent

@@ -66,7 +66,11 @@ class Unpack(Protocol):
 
 
 def unpacked_in(folder: Path) -> Unpack:
-    """Unpacks code in this folder."""
+    """Return a function that unpacks code packages in a folder.
+
+    Args:
+        folder: The folder; None for the default one.
+    """
 
     def unpack(blobs: BlobStore, key: str) -> Path:
         code_package.unpack(code_package.fetch(blobs, key), folder)
@@ -79,6 +83,13 @@ def with_code(
     store: ObjectStore, request: LoadRequest, code: str, script: str, unpack: Unpack
 ) -> tuple[LoadRequest, Path]:
     """Fetch the code package of this key. Blocks.
+
+    Args:
+        store: The datastore.
+        request: What has to be known to load the flow.
+        code: The code package.
+        script: The name of the flow's file in the code package.
+        unpack: Unpacks the code package into a folder.
 
     Returns:
         The request with the program where its file is now, and the folder of the code.
@@ -95,10 +106,19 @@ def with_code(
 def delivered(
     store: ObjectStore, flow: str, run: str, key: str, unpack: Unpack
 ) -> tuple[Job, Path | None]:
-    """The description of a run, which is a payload of this key, and the folder with its code, from
-    which the flow is to be imported (None for one that comes without). Blocks.
+    """Return the description of a run, which is a payload of this key, and the folder with its
+    code, from which the flow is to be imported (None for one that comes without). Blocks.
 
-    Raises CodePackageError, also for a run of another Python, StorageError and InvalidMessage."""
+    Args:
+        store: The datastore.
+        flow: The name of the flow.
+        run: The id of the run.
+        key: The key.
+        unpack: Unpacks the code package into a folder.
+
+    Raises:
+        CodePackageError: Also for a run of another Python, StorageError and InvalidMessage.
+    """
     job = Job.decode(Payloads(store, flow, run).get(key))
     if job.python != python_version() and not job.environments:
         raise CodePackageError(
@@ -112,8 +132,13 @@ def delivered(
 
 
 def other_python(step: str, python: str) -> str | None:
-    """Why a step without an environment of its own cannot run here, where it was started with this
-    version of Python; None where it can."""
+    """Return why a step without an environment of its own cannot run here, where it was started
+    with this version of Python; None where it can.
+
+    Args:
+        step: The name of the step.
+        python: The interpreter.
+    """
     if python == python_version():
         return None
     return (
@@ -126,8 +151,16 @@ def other_python(step: str, python: str) -> str | None:
 
 
 async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
-    """Where member 0 of the gang of this attempt is: it says so, and the others wait for that.
-    Raises StorageError."""
+    """Return where member 0 of the gang of this attempt is: it says so, and the others wait for
+    that.
+
+    Args:
+        rendezvous: Where the nodes of a gang find each other.
+        spec: What the attempt is to run.
+
+    Raises:
+        StorageError: The datastore does not answer, or has not what it needs.
+    """
     assert spec.split_index is not None, "a member has its place"
     control = spec.task - spec.split_index
     if spec.split_index == 0:
@@ -142,7 +175,7 @@ async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
 
 
 def own_address() -> str:
-    """The address of this machine, as others of its network reach it."""
+    """Return the address of this machine, as others of its network reach it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
@@ -155,7 +188,11 @@ def own_address() -> str:
 
 
 def log_line(text: str) -> None:
-    """Write a line of aflow's own to the log of the job."""
+    """Write a line of aflow's own to the log of the job.
+
+    Args:
+        text: The text.
+    """
     print(f"aflow: {text}", file=sys.stderr, flush=True)  # noqa: T201 -- the log of the job
 
 
@@ -205,7 +242,11 @@ def run_job(
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once: the threads of clients do not hold it up."""
+    """End the process at once: the threads of clients do not hold it up.
+
+    Args:
+        code: The code package.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -241,9 +282,18 @@ class JobAttempt:
         on_signal(loop, signal.SIGTERM, self._stopping.set)
 
     def start_of(self, step: str, shipped: Shipped | None, python: str) -> StartZygote:
-        """What starts the processes of a step: in its environment, which is built before, if it has
-        one. Blocks. Raises CodePackageError where Python is another one than that of the run,
-        EnvironmentFailed and StorageError."""
+        """Return what starts the processes of a step: in its environment, which is built before, if
+        it has one. Blocks.
+
+        Args:
+            step: The name of the step.
+            shipped: The environment of the step; None for none.
+            python: The interpreter.
+
+        Raises:
+            CodePackageError: Where Python is another one than that of the run, EnvironmentFailed
+                and StorageError.
+        """
         if shipped is not None:
             built: Built = transport.built(shipped, self._store, log_line, [step])
             return partial(spawn_zygote, built=built)
@@ -253,7 +303,17 @@ class JobAttempt:
         return self._container.zygote.start
 
     async def begin(self, work: Work) -> ProcessExecutor:
-        """Start what runs the attempt. Raises AflowError."""
+        """Start what runs the attempt.
+
+        Args:
+            work: What the process does.
+
+        Returns:
+            The executor.
+
+        Raises:
+            AflowError: The code or the environment cannot be prepared.
+        """
         executor = ProcessExecutor(
             work.needs, work.request, work.start, self._clock, max_workers=1, grace=GRACE
         )
@@ -263,7 +323,15 @@ class JobAttempt:
     async def finish(
         self, executor: ProcessExecutor, spec: AttemptSpec
     ) -> tuple[AttemptReport, Usage]:
-        """Run the attempt, and wait for its end."""
+        """Run the attempt, and wait for its end.
+
+        Args:
+            executor: The executor of the attempt.
+            spec: What the attempt is to run.
+
+        Returns:
+            How it has ended.
+        """
         loop = asyncio.get_running_loop()
         stop = loop.create_task(self._stop(executor, spec))
         try:
@@ -305,7 +373,12 @@ class JobAttempt:
             self.settle(report, usage)
 
     def settle(self, report: AttemptReport, usage: Usage) -> None:
-        """Take the first report as the end."""
+        """Take the first report as the end.
+
+        Args:
+            report: How the attempt has ended.
+            usage: Memory and CPU of the attempt.
+        """
         if _is_silent(report) and self._stopping.is_set():
             # No failure of the step's: the system knows why, or somebody has asked for it.
             cancelled, reason = AttemptState.CANCELLED.value, "The task was cancelled."

@@ -67,7 +67,11 @@ class JobVariables(NamedTuple):
 
     @classmethod
     def load(cls) -> JobVariables:
-        """The variables of this process; raises InvalidInput where it is no such job."""
+        """Return the variables of this process.
+
+        Raises:
+            InvalidInput: Where it is no such job.
+        """
         needed = partial(variable_of, "a job of a run")
         flow, _, run = needed("JOB_RUN").partition("/")
         return cls(
@@ -111,8 +115,14 @@ class OneJob(JobAttempt):
         self._left = [0, 0]  # bytes of each stream that are still sent
 
     async def run(self) -> int:
-        """Run the attempt; the exit code of the job. Raises StorageError where the end of the
-        attempt could not be reported."""
+        """Run the attempt.
+
+        Returns:
+            The exit code of the job.
+
+        Raises:
+            StorageError: Where the end of the attempt could not be reported.
+        """
         self.listen()
         spec = await in_thread(self._attempt)
         try:
@@ -245,7 +255,11 @@ class News:
         self._closed = asyncio.Event()
 
     def add(self, event: tuple[Any, ...]) -> None:
-        """Say it soon."""
+        """Say it soon.
+
+        Args:
+            event: The event.
+        """
         self._events.append(event)
         self._some.set()
 

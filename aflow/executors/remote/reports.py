@@ -51,29 +51,47 @@ class ReportSender:
         self.undelivered = 0  # events, and ends of leases, that are on their way
 
     def add(self, task: TaskMessage, event: Sequence[Any], done: Lease | None = None) -> None:
-        """Send it soon, to the coordinator of this task; `done` is acknowledged after that."""
+        """Send it soon, to the coordinator of this task; `done` is acknowledged after that.
+
+        Args:
+            task: The message of the task.
+            event: The event.
+            done: The lease of a message that is done with once the report is sent; None for none.
+        """
         self._events[_Recipient(task.reply, task.flow, task.run)].append(event)
         if done is not None:
             self._done.append(done)
         self._note(1)
 
     def acknowledge(self, lease: Lease) -> None:
-        """The message is done with, and there is nothing to say of it."""
+        """The message is done with, and there is nothing to say of it.
+
+        Args:
+            lease: The lease.
+        """
         self._done.append(lease)
         self._note(1)
 
     def give_back(self, lease: Lease) -> None:
-        """Somebody else is to have it, as if we had never taken it."""
+        """Somebody else is to have it, as if we had never taken it.
+
+        Args:
+            lease: The lease.
+        """
         self._back.append(lease)
         self._note(1)
 
     def take_back(self) -> list[Lease]:
-        """The leases that were to be given back and were not yet: nothing more is sent."""
+        """Return the leases that were to be given back and were not yet: nothing more is sent."""
         back, self._back = self._back, []
         return back
 
     def bury(self, lease: Lease) -> None:
-        """Nobody can do it: it is kept to be looked at."""
+        """Nobody can do it: it is kept to be looked at.
+
+        Args:
+            lease: The lease.
+        """
         self._bury.append(lease)
         self._note(1)
 

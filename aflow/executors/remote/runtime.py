@@ -66,23 +66,54 @@ class WorkerHost(Protocol):
     """The worker, as the processes of a run see it."""
 
     def started(self, message: TaskMessage, task: int, attempt: int) -> None:
-        """An attempt has begun."""
+        """An attempt has begun.
+
+        Args:
+            message: The message.
+            task: The number of the task within its run.
+            attempt: The number of the attempt, from 0.
+        """
 
     def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over."""
+        """An attempt is over.
+
+        Args:
+            message: The message.
+            report: How the attempt has ended.
+            usage: Memory and CPU of the attempt.
+        """
 
     def never_begun(self, held: Held) -> None:
-        """An attempt that has not begun is no longer needed."""
+        """An attempt that has not begun is no longer needed.
+
+        Args:
+            held: The attempt with its lease.
+        """
 
     def refused(self, held: Held, why: str) -> None:
-        """An attempt is none that its run can have."""
+        """An attempt is none that its run can have.
+
+        Args:
+            held: The attempt with its lease.
+            why: Why, in one sentence.
+        """
 
     def cannot_run(self, runtime: Runtime, why: str, only: tuple[int, int] | None = None) -> None:
         """The run cannot be run here: others may be able to. `only` is the attempt that has shown
-        it, if it was not all of them."""
+        it, if it was not all of them.
+
+        Args:
+            runtime: The processes of the run.
+            why: Why, in one sentence.
+            only: The task and attempt that it is about; None for all.
+        """
 
     def run_is_over(self, runtime: Runtime) -> None:
-        """The run has ended."""
+        """The run has ended.
+
+        Args:
+            runtime: The processes of the run.
+        """
 
 
 class Held:
@@ -144,7 +175,11 @@ class Runtime:
         return slots if self._isolation == "task" else slots * 8
 
     def launch(self, held: Held) -> None:
-        """Run the attempt, as soon as the run's processes are there."""
+        """Run the attempt, as soon as the run's processes are there.
+
+        Args:
+            held: The attempt with its lease.
+        """
         if self._executor is None:
             self._waiting.append(held)
         else:
@@ -250,7 +285,11 @@ class Runtime:
         return found if self._executor is None else [self._executor, *found]
 
     def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
-        """Release the processes, which do nothing that is wanted; `then` is called after that."""
+        """Release the processes, which do nothing that is wanted; `then` is called after that.
+
+        Args:
+            then: Called when it has ended.
+        """
         self._is_retired = True
         self._task = asyncio.create_task(self._retire(self._task))  # noqa: TID251 -- see `stop`
         self._task.add_done_callback(lambda _: then(self))
@@ -291,8 +330,12 @@ class Runtime:
             self._launch(held, self._executor)
 
     async def is_over(self, lease: Lease) -> bool:
-        """Whether the run has ended, as far as it is time to look: a message may be older than the
-        end of its run."""
+        """Return whether the run has ended, as far as it is time to look: a message may be older
+        than the end of its run.
+
+        Args:
+            lease: The lease.
+        """
         now = asyncio.get_running_loop().time()
         due = LOOK_OF_LATE if lease.deliveries > 1 else LOOK
         store = self._store
@@ -305,8 +348,14 @@ class Runtime:
             return False
 
     async def record_end(self, report: AttemptReport) -> None:
-        """Note in the store how an attempt has ended that has not succeeded. Raises
-        StorageError."""
+        """Note in the store how an attempt has ended that has not succeeded.
+
+        Args:
+            report: How the attempt has ended.
+
+        Raises:
+            StorageError: The datastore does not answer, or has not what it needs.
+        """
         if self._store is not None:  # else nothing of the run was begun here
             message = self._message
             await in_thread(record_end, self._store, message.flow, message.run, report)

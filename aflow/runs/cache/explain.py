@@ -35,11 +35,21 @@ def explain(
     step: str | None = None,
     task: int | None = None,
 ) -> Iterator[Explanation]:
-    """Every task of the run, or of one step, or one task: in the order of their numbers.
+    """Yield every task of the run, or of one step, or one task: in the order of their numbers.
 
     A task is compared with the latest task that finished in its place in an earlier run. Where a
-    record or an object of either is damaged or missing, the text says so. Raises StoreUnavailable
-    and MetadataUnavailable.
+    record or an object of either is damaged or missing, the text says so.
+
+    Args:
+        metadata: The metadata store.
+        blobs: The blobs of the datastore, addressed by content.
+        run: The record of the run.
+        step: The name of the step; None for all.
+        task: The number of the task; None for all.
+
+    Raises:
+        StoreUnavailable: The datastore does not answer, or refuses.
+        MetadataUnavailable: The metadata store does not answer, or is damaged.
     """
     earlier = (each for each in metadata.runs(run.flow) if each.key < run.key)
     history = History(metadata, blobs, earlier)
@@ -75,8 +85,15 @@ def why(
     found: tuple[RecordedRun, TaskRecord] | None,
     flow: str,
 ) -> str:
-    """Why a task with this basis runs, where an earlier task stood in its place (or none did).
-    `cache_key` is what the cache was asked for, None if it was not."""
+    """Return why a task with this basis runs, where an earlier task stood in its place (or none
+    did). `cache_key` is what the cache was asked for, None if it was not.
+
+    Args:
+        now: The inputs of the cache key now.
+        cache_key: The cache key of the task; None where it has none.
+        found: The task of the last run that could have been reused; None where there is none.
+        flow: The name of the flow.
+    """
     if found is None:
         return f"no earlier run of {flow} has finished this task"
     run, task = found

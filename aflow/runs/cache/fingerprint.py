@@ -156,8 +156,13 @@ class _Anything(NamedTuple):
 def fingerprints(
     definition: FlowDefinition, packaged: Collection[str] = ()
 ) -> dict[str, Fingerprint]:
-    """The fingerprint of every step. `packaged` are the steps that have an environment of their
-    own, whose packages are known by its lock."""
+    """Return the fingerprint of every step. `packaged` are the steps that have an environment of
+    their own, whose packages are known by its lock.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        packaged: The names of files in the code package.
+    """
     reader = _Reader(definition)
     return {
         name: reader.read(step, has_packages=name in packaged)
@@ -166,7 +171,11 @@ def fingerprints(
 
 
 def untellable(fingerprint: Fingerprint) -> list[str]:
-    """The names of what cannot be hashed: a step that has any cannot be cached."""
+    """Return the names of what cannot be hashed: a step that has any cannot be cached.
+
+    Args:
+        fingerprint: The fingerprint of the code.
+    """
     return sorted(name for name, digest in fingerprint.items() if digest == NOT_TELLABLE)
 
 
@@ -701,7 +710,11 @@ def _short(data: bytes) -> str:
 
 
 def mentions_of(code: CodeType) -> Mentions:
-    """What code, and the functions and classes inside of it, refer to."""
+    """Return what code, and the functions and classes inside of it, refer to.
+
+    Args:
+        code: The code object.
+    """
     chains: set[tuple[str, ...]] = set()
     attributes: set[str] = set()
     imports: set[sources.Import] = set()

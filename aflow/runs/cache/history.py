@@ -40,7 +40,14 @@ class TaskPositions:
         self._turns: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
     def of(self, task: int, step: str, split: int | None, index: int | None) -> TaskPosition:
-        """The place of the next task."""
+        """Return the place of the next task.
+
+        Args:
+            task: The number of the task within its run.
+            step: The name of the step.
+            split: The task that opened the foreach; None outside of one.
+            index: The index in the foreach; None outside of one.
+        """
         position = () if split is None else self._positions.get(split, ())
         if index is not None:
             position = (*position, index)
@@ -60,7 +67,7 @@ class RecordedRun:
         self._items = ItemReader(blobs, hold=True)
 
     def tasks(self) -> Iterator[tuple[TaskPosition, TaskView]]:
-        """Every task with its place, in the order of their numbers; no manifests are read."""
+        """Yield every task with its place, in the order of their numbers; no manifests are read."""
         places = TaskPositions()
         for view in self._metadata.tasks(self.record.key, light=True):
             task = view.task
@@ -78,7 +85,11 @@ class RecordedRun:
         return recorded_code(self._metadata, self.record.key)
 
     def key_inputs(self, task: TaskRecord) -> KeyInputs:
-        """What the result of one of its tasks rests on."""
+        """Return what the result of one of its tasks rests on.
+
+        Args:
+            task: The record of the task.
+        """
         inputs = decode_inputs(task.inputs)
         item = None
         if type(inputs) is FromTask and inputs.task == task.split and task.index is not None:
@@ -87,12 +98,22 @@ class RecordedRun:
         return key_inputs_of(task.step, inputs, item, self.code, self._manifests, self._reader)
 
     def pathspec(self, task: TaskRecord) -> str:
-        """Flow, run, step and task."""
+        """Return the pathspec of a task of the run.
+
+        Args:
+            task: The record of the task.
+        """
         return f"{self.record.flow}/{self.record.run}/{task.step}/{task.task}"
 
 
 def item_value(reader: ItemReader, items: object, index: int) -> Value:
-    """The item of a foreach, to be compared and shown."""
+    """Return the item of a foreach, to be compared and shown.
+
+    Args:
+        reader: Loads the values.
+        items: The items of the foreach, as the manifest has them.
+        index: The index in the foreach; None outside of one.
+    """
     item = reader.read(items, index)
     return Value(digest_of([item.body]), item.text)
 
@@ -106,7 +127,11 @@ class History:
         self._runs = [RecordedRun(metadata, blobs, run) for run in runs][:LOOK_BACK]
 
     def find(self, place: TaskPosition) -> tuple[RecordedRun, TaskRecord] | None:
-        """The latest finished task in this place, and its run."""
+        """Return the latest finished task in this place, and its run.
+
+        Args:
+            place: The place of the task in the run.
+        """
         for run in self._runs:
             view = run.succeeded.get(place)
             if view is not None:

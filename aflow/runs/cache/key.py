@@ -42,7 +42,11 @@ class CodeFingerprints(NamedTuple):
     environments: dict[str, dict[str, str]]
 
     def record(self, at: float) -> MetadataRecord:
-        """The code as a fact about the run, which is to say about its task 0."""
+        """Return the code as a fact about the run, which is to say about its task 0.
+
+        Args:
+            at: When it happened, in seconds since the epoch.
+        """
         # Steps share most of their code: each name stands once, with its digests.
         names: dict[tuple[str, str], int] = {}
         steps = {
@@ -59,8 +63,13 @@ class CodeFingerprints(NamedTuple):
 def code_of(
     definition: FlowDefinition, locks: Mapping[str, Lock] | None = None
 ) -> CodeFingerprints:
-    """The code of every step as it is now; `locks` are the packages of steps that have an
-    environment of their own."""
+    """Return the code of every step as it is now; `locks` are the packages of steps that have an
+    environment of their own.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        locks: The locks of the environments, by step; None where there are none.
+    """
     locks = locks or {}
     environments = {
         name: environment_of(step, locks.get(name)) for name, step in definition.steps.items()
@@ -69,8 +78,15 @@ def code_of(
 
 
 def recorded_code(metadata: MetadataStore, run_key: int) -> CodeFingerprints | None:
-    """The code that a run was started with; None where that was not recorded. Raises MetadataError
-    for a record that is damaged."""
+    """Return the code that a run was started with; None where that was not recorded.
+
+    Args:
+        metadata: The metadata store.
+        run_key: The key of the run in the metadata store.
+
+    Raises:
+        MetadataError: For a record that is damaged.
+    """
     for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
         if record.field == FIELD:
             try:
@@ -87,9 +103,14 @@ def recorded_code(metadata: MetadataStore, run_key: int) -> CodeFingerprints | N
 
 
 def environment_of(step: StepDefinition, lock: Lock | None = None) -> dict[str, str]:
-    """The step's environment: Python's version, the packages of its lock, if it has one, and a
-    digest of every option of its decorators that its result may depend on (digests, since a value
-    may be a secret)."""
+    """Return the step's environment: Python's version, the packages of its lock, if it has one, and
+    a digest of every option of its decorators that its result may depend on (digests, since a value
+    may be a secret).
+
+    Args:
+        step: The step, with its decorators.
+        lock: The lock of the step's environment; None for a step without one.
+    """
     if lock is None:
         found = {"Python": "{}.{}".format(*sys.version_info[:2])}
     else:
@@ -142,7 +163,16 @@ def key_inputs_of(
     manifests: Manifests,
     reader: ArtifactReader,
 ) -> KeyInputs:
-    """What a task of the step, with these inputs and this item, rests on."""
+    """Return what a task of the step, with these inputs and this item, rests on.
+
+    Args:
+        step: The name of the step.
+        inputs: Which tasks the inputs come from.
+        item: The item of the foreach; None outside of one.
+        code: The fingerprints of the steps' code; None where they are not needed.
+        manifests: The manifests of the run's tasks.
+        reader: Loads the values.
+    """
     found = tuple(
         (manifest.step, _values(task, manifest, manifests, reader))
         for task, manifest in input_manifests(inputs, manifests)
@@ -153,7 +183,12 @@ def key_inputs_of(
 
 
 def input_manifests(inputs: Inputs, manifests: Manifests) -> Iterator[tuple[int, Manifest]]:
-    """Number and manifest of every input task, in order."""
+    """Return number and manifest of every input task, in order.
+
+    Args:
+        inputs: Which tasks the inputs come from.
+        manifests: The manifests of the run's tasks.
+    """
     if type(inputs) is FromForeach:
         start = 0
         while page := manifests.page(inputs, start):
@@ -189,7 +224,13 @@ def _shown(entry: Entry) -> str:
 
 
 def changes(before: KeyInputs, now: KeyInputs) -> list[str]:
-    """What differs, in words: "lr changed 0.1 -> 0.2", "utils.f changed"; empty if nothing does."""
+    """Return what differs, in words: "lr changed 0.1 -> 0.2", "utils.f changed"; empty if nothing
+    does.
+
+    Args:
+        before: The inputs of the cache key at that time.
+        now: The inputs of the cache key now.
+    """
     return [
         *_of_items(before.item, now.item),
         *_of_inputs(before.inputs, now.inputs),

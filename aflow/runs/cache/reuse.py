@@ -48,14 +48,27 @@ class ReusableResults(Protocol):
     """A source of reusable results. Calls are made in the order in which the run goes on."""
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
-        """The result that a task, about to be launched for the first time, may reuse."""
+        """Return the result that a task, about to be launched for the first time, may reuse.
+
+        Args:
+            launch: The command to launch the attempt.
+        """
 
     def cache_key(self, task: int) -> bytes | None:
-        """The key under which the cache will find this task, which `find` has seen; None if it
-        will not."""
+        """Return the key under which the cache will find this task, which `find` has seen; None if
+        it will not.
+
+        Args:
+            task: The number of the task within its run.
+        """
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """A task of this run has succeeded: launched, or by what `find` gave."""
+        """A task of this run has succeeded: launched, or by what `find` gave.
+
+        Args:
+            task: The number of the task within its run.
+            manifest: The manifest, as its bytes are stored.
+        """
 
 
 class InTurn:
@@ -81,7 +94,13 @@ class InTurn:
 
 
 def fits(graph: Graph, step: str, transition: Transition) -> bool:
-    """Whether the step, as the flow has it now, may have gone on like this."""
+    """Return whether the step, as the flow has it now, may have gone on like this.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        step: The name of the step.
+        transition: The transition of the reused task.
+    """
     node = graph.nodes.get(step)
     if node is None:
         return False
@@ -92,7 +111,11 @@ def fits(graph: Graph, step: str, transition: Transition) -> bool:
 
 
 def blobs_in(manifest: Manifest) -> Iterable[tuple[str, str]]:
-    """What each blob that the manifest itself refers to is of, and its key."""
+    """Yield what each blob that the manifest itself refers to is of, and its key.
+
+    Args:
+        manifest: What the attempt has left: the type, size and blob of each artifact.
+    """
     for name, entry in manifest.artifacts.items():
         for key, _ in entry.blobs:
             yield f"artifact {name!r}", key
@@ -268,7 +291,11 @@ class CachedTasks:
 
 
 def cached_steps(definition: FlowDefinition) -> list[str]:
-    """The steps whose results may be taken from the cache."""
+    """Return the steps whose results may be taken from the cache.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+    """
     found = []
     for name, step in definition.steps.items():
         cache = step.decorator("cache")
@@ -278,7 +305,12 @@ def cached_steps(definition: FlowDefinition) -> list[str]:
 
 
 def code_digest(fingerprint: Fingerprint, environment: Mapping[str, str]) -> str:
-    """One digest for all that a step's result depends on beside its inputs."""
+    """Return one digest for all that a step's result depends on beside its inputs.
+
+    Args:
+        fingerprint: The fingerprint of the code.
+        environment: The environment variables, by name.
+    """
     return _hash((sorted(fingerprint.items()), sorted(environment.items())))
 
 

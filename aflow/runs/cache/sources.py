@@ -47,7 +47,12 @@ def _not_of_the_user() -> tuple[str, ...]:
 
 @cache
 def is_of_the_user(file: str) -> bool:
-    """Whether a file was written by the user, or at least by nobody whose package is installed."""
+    """Return whether a file was written by the user, or at least by nobody whose package is
+    installed.
+
+    Args:
+        file: The path of the file.
+    """
     path = os.path.abspath(file)
     if any(each in path for each in _PACKAGES):
         return False
@@ -56,7 +61,11 @@ def is_of_the_user(file: str) -> bool:
 
 
 def is_theirs(module: ModuleType) -> bool:
-    """Whether a module is the user's: one that has no file may well be (a notebook's)."""
+    """Return whether a module is the user's: one that has no file may well be (a notebook's).
+
+    Args:
+        module: The module.
+    """
     file = getattr(module, "__file__", None)
     if file is not None:
         return is_of_the_user(file)
@@ -68,13 +77,21 @@ def is_theirs(module: ModuleType) -> bool:
 
 
 def is_library(name: str | None) -> bool:
-    """Whether a module of this name is loaded, and is not the user's."""
+    """Return whether a module of this name is loaded, and is not the user's.
+
+    Args:
+        name: The name.
+    """
     module = sys.modules.get(name or "")
     return module is not None and not is_theirs(module)
 
 
 def library_version(name: str) -> str | None:
-    """The version of the installed package that a module belongs to; None for Python's own."""
+    """Return the version of the installed package that a module belongs to; None for Python's own.
+
+    Args:
+        name: The name.
+    """
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or top == "aflow":
         return None
@@ -126,8 +143,12 @@ class ModuleText:
         return [*self.imports(anywhere=False)]
 
     def imports(self, *, anywhere: bool) -> Iterator[str]:
-        """Full names of all modules that it may import: at its top level, or anywhere. Names of
-        what is not a module may be among them."""
+        """Return the full names of all modules that it may import. Names of what is not a module
+        may be among them.
+
+        Args:
+            anywhere: Whether to include imports inside of functions.
+        """
         for node in _nodes(self.tree, anywhere=anywhere):
             if isinstance(node, ast.Import):
                 for each in node.names:
@@ -142,9 +163,13 @@ class ModuleText:
         return self.name if self.is_package else self.name.rpartition(".")[0]
 
     def body(self, namespace: dict[str, Any]) -> Body | None:
-        """What is done at its top level beside imports, definitions and assignments of values to
-        names: settings of libraries, seeds, changes of other modules. None if there is nothing.
-        `namespace` is that of the module as it was imported."""
+        """Return what is done at its top level beside imports, definitions and assignments of
+        values to names: settings of libraries, seeds, changes of other modules. None if there is
+        nothing. `namespace` is that of the module as it was imported.
+
+        Args:
+            namespace: The globals of the module; changed.
+        """
         if self.tree is None:
             return None
         # What was bound to a name that means something else by now is not seen where it is used.
@@ -158,8 +183,13 @@ class ModuleText:
 
 
 def names_of(what: Import, package: str) -> Iterator[str]:
-    """Full names of the modules that an import may load: packages above, and what is taken from a
-    package, too."""
+    """Return the full names of the modules that an import may load: packages above, and what is
+    taken from a package, too.
+
+    Args:
+        what: The import.
+        package: The name of the package, for relative imports.
+    """
     module, level, names = what
     try:
         full = resolve_name("." * level + module, package) if level else module
@@ -174,8 +204,13 @@ def names_of(what: Import, package: str) -> Iterator[str]:
 
 
 def file_of(name: str, folder: str) -> str | None:
-    """The file of a module, loaded or not, without importing anything; "" for one that has none
-    (a namespace package), None for one that is not found."""
+    """Return the file of a module, loaded or not, without importing anything; "" for one that has
+    none (a namespace package), None for one that is not found.
+
+    Args:
+        name: The name.
+        folder: The folder.
+    """
     module = sys.modules.get(name)
     if module is not None and getattr(module, "__spec__", None) is not None:
         return getattr(module, "__file__", None) or ""
@@ -210,7 +245,11 @@ def _spec(
 
 
 def folder_digest(folder: str) -> str:
-    """The digest of all code in a folder and below; empty where there is too much of it."""
+    """Return the digest of all code in a folder and below; empty where there is too much of it.
+
+    Args:
+        folder: The folder.
+    """
     found: list[bytes] = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(

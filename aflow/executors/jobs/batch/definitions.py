@@ -45,10 +45,19 @@ def definition_of(
     fargate: bool = False,
     attempt: int = 0,
 ) -> Definition:
-    """What `register_job_definition` takes for an attempt of a step; None is what belongs to no
-    step. `program` is the module that jobs run, with its arguments.
+    """Return what `register_job_definition` takes for an attempt of a step; None is what belongs to
+    no step. `program` is the module that jobs run, with its arguments.
 
-    Raises InvalidSetting where no image or role is known.
+    Args:
+        step: The step; None for all steps.
+        settings: The settings of the job system.
+        environment: The environment variables, by name.
+        program: The command in the container.
+        fargate: Whether it runs on Fargate.
+        attempt: The number of the attempt, from 0.
+
+    Raises:
+        InvalidSetting: Where no image or role is known.
     """
     batch: Any = step.decorator("batch") if step else None
     needs = _resources(step, batch, attempt)
@@ -100,8 +109,15 @@ def definition_of(
 
 
 def gang_definition(definition: Definition, step: str) -> Definition:
-    """The same for jobs of several nodes, which start together. Raises InvalidInput where the queue
-    cannot run such jobs."""
+    """Return the same for jobs of several nodes, which start together.
+
+    Args:
+        definition: The job definition.
+        step: The name of the step.
+
+    Raises:
+        InvalidInput: Where the queue cannot run such jobs.
+    """
     if "platformCapabilities" in definition:
         raise InvalidInput(
             f"Step {step} is a gang (num_parallel), and its queue runs jobs on Fargate, which has "
@@ -124,8 +140,18 @@ def _named(definition: Definition) -> Definition:
 
 
 def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0.0) -> int:
-    """The seconds after which Batch stops an attempt of the step's job, which may `wait` before it
-    begins. Raises InvalidSetting."""
+    """Return the seconds after which Batch stops an attempt of the step's job, which may `wait`
+    before it begins.
+
+    Args:
+        step: The step; None for all steps.
+        settings: The settings of the job system.
+        wait: Seconds.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     timeout = step.decorator("timeout") if step else None
     if timeout is None:
         return _whole(settings.runtime_limit or LIMIT, "AFLOW_DEFAULT_RUNTIME_LIMIT")
@@ -133,7 +159,11 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
 
 
 def needs_gpu(step: StepDefinition) -> bool:
-    """Whether the step asks for GPUs, by @batch or @resources."""
+    """Return whether the step asks for GPUs, by @batch or @resources.
+
+    Args:
+        step: The step, with its decorators.
+    """
     return "GPU" in _resources(step, step.decorator("batch"), 0)
 
 
@@ -285,7 +315,11 @@ class Mark(NamedTuple):
     run: str
 
     def parameters(self, step: str) -> dict[str, str]:
-        """What a job of the step says."""
+        """Return what a job of the step says.
+
+        Args:
+            step: The name of the step.
+        """
         said = dict(zip(SAID, (*self, step), strict=True)) | {"version": __version__}
         return {f"aflow.{name}": value for name, value in said.items()}
 
@@ -310,7 +344,12 @@ class BatchStepJob(NamedTuple):
 
 
 def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
-    """The queue of a step's jobs where that is another than the common one."""
+    """Return the queue of a step's jobs where that is another than the common one.
+
+    Args:
+        step: The step, with its decorators.
+        settings: The settings of the job system.
+    """
     batch: Any = step.decorator("batch")
     if batch and batch.queue:
         return str(batch.queue)
@@ -318,8 +357,16 @@ def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
 
 
 def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
-    """The queue of a step's jobs: the one that it names, that of GPUs for a step that needs some,
-    or the common one. Raises InvalidSetting where none is known."""
+    """Return the queue of a step's jobs: the one that it names, that of GPUs for a step that needs
+    some, or the common one.
+
+    Args:
+        step: The step, with its decorators.
+        settings: The settings of the job system.
+
+    Raises:
+        InvalidSetting: Where none is known.
+    """
     return own_queue_of(step, settings) or settings.needed("queue", "The job queue of AWS Batch")
 
 
@@ -332,8 +379,19 @@ def step_job(
     is_gang: bool = False,
     attempt: int = 0,
 ) -> BatchStepJob:
-    """How an attempt of a step is submitted; `environment` are the variables of all jobs. Raises
-    InvalidSetting for what is not set, and InvalidInput for what Batch does not take."""
+    """Return how an attempt of a step is submitted; `environment` are the variables of all jobs.
+
+    Args:
+        step: The step, with its decorators.
+        settings: The settings of the job system.
+        environment: The environment variables, by name.
+        fargate: Whether it runs on Fargate.
+        is_gang: Whether the attempts start together, on nodes that talk to each other.
+        attempt: The number of the attempt, from 0.
+
+    Raises:
+        InvalidSetting: For what is not set, and InvalidInput for what Batch does not take.
+    """
     batch: Any = step.decorator("batch")
     definition = definition_of(step, settings, {}, PROGRAM, fargate=fargate, attempt=attempt)
     mounts = definition["containerProperties"].get("linuxParameters", {}).get("tmpfs")
@@ -354,8 +412,15 @@ def step_job(
 
 
 def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str) -> dict[str, str]:
-    """The variables of all jobs of a run: what the client inside of a step needs to find what it
-    finds here. `metadata` is the setting, `storage` the URL of the store."""
+    """Return the variables of all jobs of a run: what the client inside of a step needs to find
+    what it finds here. `metadata` is the setting, `storage` the URL of the store.
+
+    Args:
+        settings: The settings of the job system.
+        metadata: The URL of the metadata store.
+        storage: The URL of the datastore.
+        region: The region of AWS.
+    """
     found = {
         **passed_on(),
         "AWS_DEFAULT_REGION": region,
@@ -373,8 +438,16 @@ def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str
 def submission(
     job: BatchStepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What `submit_job` takes for this many attempts of the step: those of a gang are nodes, others
-    an array where there are more than one."""
+    """Return what `submit_job` takes for this many attempts of the step: those of a gang are nodes,
+    others an array where there are more than one.
+
+    Args:
+        job: The job.
+        mark: What the jobs of this run are recognised by.
+        name: The name.
+        size: How many members or bytes; None for one alone.
+        environment: The environment variables, by name.
+    """
     variables = {**job.environment, **environment}
     parameters = mark.parameters(job.step)
     tags = {**(parameters if job.emit_tags else {}), **job.tags}
@@ -392,7 +465,13 @@ def submission(
 
 
 def name_prefix(user: str, flow: str, run: str | None = None) -> str:
-    """What the names of all jobs of a user's flow begin with, or of one run of it."""
+    """Return what the names of all jobs of a user's flow begin with, or of one run of it.
+
+    Args:
+        user: The name of the user; None for all.
+        flow: The name of the flow.
+        run: The id of the run; None for all.
+    """
     return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
 
 
@@ -407,7 +486,13 @@ def _containers(job: BatchStepJob, size: int, variables: Mapping[str, str]) -> d
 
 
 def job_name(mark: Mark, step: str, unique: str) -> str:
-    """The name of a job, which no other has: `unique` stands at its end."""
+    """Return the name of a job, which no other has: `unique` stands at its end.
+
+    Args:
+        mark: What the jobs of this run are recognised by.
+        step: The name of the step.
+        unique: A text that no other submission has.
+    """
     return _name(f"{mark.prefix}{step}", LONGEST_NAME - len(unique) - 1) + f"-{unique}"
 
 
@@ -454,8 +539,19 @@ class SubmittedJob(NamedTuple):
 def unfinished(
     calls: Calls, queues: Iterable[str], user: str | None, flow: str | None, run: str | None
 ) -> list[SubmittedJob]:
-    """The jobs of aflow in these queues that have not ended, the oldest first; None stands for all
-    users, flows, or runs. Blocks. Raises AwsError."""
+    """Return the jobs of aflow in these queues that have not ended, the oldest first; None stands
+    for all users, flows, or runs. Blocks.
+
+    Args:
+        calls: The calls of AWS.
+        queues: The names of the job queues.
+        user: The name of the user; None for all.
+        flow: The name of the flow; None for all.
+        run: The id of the run; None for all.
+
+    Raises:
+        AwsError: AWS refuses.
+    """
     ids = [id for queue in queues for id in _candidates(calls, queue, user, flow, run)]
     found = []
     for at in range(0, len(ids), MOST_DESCRIBED):

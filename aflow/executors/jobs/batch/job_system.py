@@ -61,7 +61,14 @@ class BatchSystem:
         return job_name(_mark(context), step, unique)
 
     def submit(self, given: Submission) -> str:
-        """Submit a job; its id."""
+        """Submit a job.
+
+        Args:
+            given: What to submit.
+
+        Returns:
+            Its id.
+        """
         job: BatchStepJob = given.job
         name = job.definition["jobDefinitionName"]
         if name not in self._registered:
@@ -135,7 +142,19 @@ def _mark(context: RunContext) -> Mark:
 
 
 def called(call: Callable[[], T]) -> T:
-    """What a call to AWS gives. Raises JobSystemUnauthorized, JobSystemBusy and JobSystemError."""
+    """Call AWS Batch, and translate errors.
+
+    Args:
+        call: The call; it blocks.
+
+    Returns:
+        What the call returned.
+
+    Raises:
+        JobSystemUnauthorized: AWS does not accept the credentials.
+        JobSystemBusy: AWS does not answer, or asks to come later.
+        JobSystemError: AWS refuses.
+    """
     try:
         return call()
     except AwsUnauthorized as error:

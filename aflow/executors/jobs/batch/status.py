@@ -29,8 +29,12 @@ class LogStream(NamedTuple):
 
 
 def log_of(job: Mapping[str, Any]) -> LogStream | None:
-    """The log of the job that `describe_jobs` describes so, that of its last attempt; None for one
-    that has none in CloudWatch."""
+    """Return the log of the job that `describe_jobs` describes so, that of its last attempt; None
+    for one that has none in CloudWatch.
+
+    Args:
+        job: The job.
+    """
     container = _last_container(job)
     name = container.get("logStreamName")
     log_settings = container.get("logConfiguration") or {}
@@ -42,15 +46,25 @@ def log_of(job: Mapping[str, Any]) -> LogStream | None:
 
 
 def last_lines(calls: Calls, job: Mapping[str, Any]) -> list[str]:
-    """The last lines that the job has printed, which `describe_jobs` describes so; none where it
-    has no log, or the log cannot be read."""
+    """Return the last lines that the job has printed, which `describe_jobs` describes so; none
+    where it has no log, or the log cannot be read.
+
+    Args:
+        calls: The calls of AWS.
+        job: The job.
+    """
     stream = log_of(job)
     return [] if stream is None else calls.last_lines(stream.group, stream.name)
 
 
 def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
-    """The end of the job that `describe_jobs` describes so, `log` being the last lines that it has
-    printed; None for one that goes on."""
+    """Return the end of the job that `describe_jobs` describes so, `log` being the last lines that
+    it has printed; None for one that goes on.
+
+    Args:
+        job: The job.
+        log: The last lines of the log.
+    """
     if job["status"] not in ENDED:
         return None
     name = f"The job {job['jobId']}"

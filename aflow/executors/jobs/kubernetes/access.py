@@ -78,12 +78,25 @@ class KubernetesCluster:
     # ------------------------------------------------------------ calls
 
     def get(self, path: str, **query: Any) -> Object:
-        """One object."""
+        """Return one object.
+
+        Args:
+            path: The path.
+            **query: The parameters of the query.
+        """
         return self._json("GET", path, query)
 
     def listed(self, path: str, **query: Any) -> list[Object]:
-        """The objects of a list, which is fetched page after page; from the beginning, where that
-        has taken so long that the server has forgotten what the first page was of."""
+        """Return the objects of a list, fetched page after page; from the beginning, if that has
+        taken so long that the server has forgotten what the first page was of.
+
+        Args:
+            path: The path.
+            **query: The parameters of the query.
+
+        Raises:
+            JobSystemBusy: The list has changed too often while it was read.
+        """
         query.setdefault("limit", PAGE)
         for _ in range(LISTINGS):
             found: list[Object] = []
@@ -104,23 +117,59 @@ class KubernetesCluster:
         )
 
     def first(self, path: str, limit: int, **query: Any) -> list[Object]:
-        """The first objects of a list."""
+        """Return the first objects of a list.
+
+        Args:
+            path: The path.
+            limit: The limit; None for no limit.
+            **query: The parameters of the query.
+        """
         return self.get(path, limit=limit, **query).get("items") or []
 
     def create(self, path: str, body: Object, **query: Any) -> Object:
-        """Create an object; what has become of it."""
+        """Create an object.
+
+        Args:
+            path: The path.
+            body: The object, as plain values.
+            **query: The parameters of the query.
+
+        Returns:
+            What has become of it.
+        """
         return self._json("POST", path, query, body)
 
     def patch(self, path: str, body: Object) -> Object:
-        """Merge this into an object."""
+        """Merge fields into an object.
+
+        Args:
+            path: The path.
+            body: The object, as plain values.
+
+        Returns:
+            The changed object.
+        """
         return self._json("PATCH", path, {}, body, _PATCH)
 
     def delete(self, path: str, **query: Any) -> Object:
-        """Delete an object, or those of a list that the query selects."""
+        """Delete an object, or those of a list that the query selects.
+
+        Args:
+            path: The path.
+            **query: The parameters of the query.
+
+        Returns:
+            What the server answers.
+        """
         return self._json("DELETE", path, query)
 
     def text(self, path: str, **query: Any) -> str:
-        """What is not an object: the log of a pod."""
+        """Return what is not an object: the log of a pod.
+
+        Args:
+            path: The path.
+            **query: The parameters of the query.
+        """
         return self._run(self._answer("GET", path, query, None, _JSON))
 
     def close(self) -> None:

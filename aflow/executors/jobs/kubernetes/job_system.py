@@ -97,7 +97,18 @@ class KubernetesSystem:
     def check_all(self, jobs: Sequence[KubernetesStepJob]) -> None:
         """Ask the API server whether it would take such Jobs, and whether the secrets, claims and
         service accounts that they name are there. Waits for a server that does not answer. Blocks.
-        Raises InvalidInput, JobSystemUnauthorized, JobSystemBusy and InvalidSetting."""
+
+        Args:
+            jobs: The jobs.
+
+        Raises:
+            InvalidInput: What was given cannot be used; the error says why.
+            JobSystemUnauthorized: The credentials are not accepted.
+            JobSystemBusy: The system does not answer, or asks to come later: another try may
+                succeed.
+            InvalidSetting: The value of a setting cannot be used; the error names the key, the
+                place and what is allowed.
+        """
         for job in jobs:
             until_answered("Kubernetes", lambda: self._check(job))  # noqa: B023 -- called at once
 
@@ -128,7 +139,18 @@ class KubernetesSystem:
         return job_name((context.user, context.flow, context.run, step), unique)
 
     def submit(self, given: Submission) -> str:
-        """Create a Job; its id. For a gang a headless service, too."""
+        """Create a Job; for a gang a headless service, too.
+
+        Args:
+            given: What to submit.
+
+        Returns:
+            The id of the Job.
+
+        Raises:
+            JobRefused: The server does not take the Job as it is.
+            JobSystemBusy: The server does not answer: another try may succeed.
+        """
         job: KubernetesStepJob = given.job
         id = _id(job.namespace, given.name)
         manifest = job_manifest(
@@ -508,7 +530,11 @@ def _waiting_containers(pod: Object) -> Iterator[tuple[str, str]]:
 
 
 def why_pending(pod: Object) -> str:
-    """Why a pod has not begun, in the words of Kubernetes; empty where it does not say it."""
+    """Return why a pod has not begun, in the words of Kubernetes; empty where it does not say it.
+
+    Args:
+        pod: The pod; None where it is gone.
+    """
     for reason, message in _waiting_containers(pod):
         return f"{reason}: {message}".rstrip(": ")
     for each in (pod.get("status") or {}).get("conditions") or ():
@@ -568,8 +594,14 @@ def _outcome_of_job(name: str, job: Object) -> Outcome | None:
 
 
 def outcome_of_pod(name: str, pod: Object | None, *, succeeded: bool = False) -> Outcome:
-    """How an attempt ended that left no report: the pod is the one that has failed, if there is
-    any. Pure."""
+    """Return how an attempt ended that left no report: the pod is the one that has failed, if there
+    is any. Pure.
+
+    Args:
+        name: The name.
+        pod: The pod; None where it is gone.
+        succeeded: Whether the pod has succeeded.
+    """
     if pod is None and succeeded:
         why = (
             f"The task was lost: its pod of the job {name} ended well, and its report is not in "
@@ -645,8 +677,21 @@ def unfinished(
     flow: str | None,
     run: str | None,
 ) -> list[SubmittedJob]:
-    """The Jobs of aflow in these namespaces that have not ended, the oldest first; None stands for
-    all users, flows, or runs. Blocks. Raises JobSystemError and InvalidSetting."""
+    """Return the Jobs of aflow in these namespaces that have not ended, the oldest first; None
+    stands for all users, flows, or runs. Blocks.
+
+    Args:
+        cluster: The access to the cluster.
+        namespaces: The namespaces of Kubernetes.
+        user: The name of the user; None for all.
+        flow: The name of the flow; None for all.
+        run: The id of the run; None for all.
+
+    Raises:
+        JobSystemError: The system refuses.
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     wanted = {USER: user, FLOW: flow, RUN: run}
     selector = ",".join(
         [JOB, *(f"{key}={label_of(value)}" for key, value in wanted.items() if value is not None)]

@@ -90,8 +90,22 @@ def step_job(
     is_gang: bool = False,
     attempt: int = 0,
 ) -> KubernetesStepJob:
-    """How an attempt of a step is submitted; `namespace` is that of steps that name none,
-    `environment` are the variables of all pods. Raises InvalidInput and InvalidSetting."""
+    """Return how an attempt of a step is submitted; `namespace` is that of steps that name none,
+    `environment` are the variables of all pods.
+
+    Args:
+        step: The step, with its decorators.
+        settings: The settings of the job system.
+        namespace: The namespace: a tag such as `user:ada`.
+        environment: The environment variables, by name.
+        is_gang: Whether the attempts start together, on nodes that talk to each other.
+        attempt: The number of the attempt, from 0.
+
+    Raises:
+        InvalidInput: What was given cannot be used; the error says why.
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     options = _Options(step, settings)
     volumes, mounts, variables = _volumes(options)
     spec: Manifest = {
@@ -398,8 +412,13 @@ def _check_label(step: str, name: str, value: str) -> None:
 
 
 def variables_of(metadata: str, storage: str) -> dict[str, str]:
-    """The variables of all pods of a run: what the client inside of a step needs to find what it
-    finds here. `metadata` is the setting, `storage` the URL of the store."""
+    """Return the variables of all pods of a run: what the client inside of a step needs to find
+    what it finds here. `metadata` is the setting, `storage` the URL of the store.
+
+    Args:
+        metadata: The URL of the metadata store.
+        storage: The URL of the datastore.
+    """
     found = {**passed_on(), "AFLOW_USER": Settings.load().user}
     if storage.startswith("s3://"):
         found |= {"AFLOW_DEFAULT_DATASTORE": "s3", "AFLOW_DATASTORE_SYSROOT_S3": storage}
@@ -414,7 +433,15 @@ def variables_of(metadata: str, storage: str) -> dict[str, str]:
 
 
 def check_reach(job: KubernetesStepJob, storage: str) -> None:
-    """Nothing; raises InvalidSetting where pods of the step cannot reach the store."""
+    """Nothing.
+
+    Args:
+        job: The job.
+        storage: The URL of the datastore.
+
+    Raises:
+        InvalidSetting: Where pods of the step cannot reach the store.
+    """
     if storage.startswith("s3://"):
         return
     folder = storage.removeprefix("file://")
@@ -431,8 +458,13 @@ def check_reach(job: KubernetesStepJob, storage: str) -> None:
 
 
 def job_name(parts: Sequence[str], unique: str) -> str:
-    """The name of a Job, which no other has: people see whose it is, and `unique` stands at its
-    end."""
+    """Return the name of a Job, which no other has: people see whose it is, and `unique` stands at
+    its end.
+
+    Args:
+        parts: The parts of the name.
+        unique: A text that no other submission has.
+    """
     text = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
     if not text[:1].isalpha():
         text = f"a-{text}"
@@ -440,7 +472,11 @@ def job_name(parts: Sequence[str], unique: str) -> str:
 
 
 def label_of(text: str) -> str:
-    """A text as the value of a label: shortened, and without what such a value cannot have."""
+    """Return a text as the value of a label: shortened, and without what such a value cannot have.
+
+    Args:
+        text: The text.
+    """
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[:63].strip("-_.")
 
 
@@ -451,8 +487,16 @@ def job_manifest(
     size: int,
     environment: Mapping[str, str],
 ) -> Manifest:
-    """A Job of so many pods; `whose` are the labels that say whose it is, `environment` are
-    variables beside those that all pods of the step have."""
+    """Return a Job of so many pods; `whose` are the labels that say whose it is, `environment` are
+    variables beside those that all pods of the step have.
+
+    Args:
+        job: The job.
+        whose: The labels that say whose it is.
+        name: The name.
+        size: How many members or bytes; None for one alone.
+        environment: The environment variables, by name.
+    """
     labels = {**job.labels, **{key: label_of(value) for key, value in whose.items()}, JOB: name}
     annotations = {**job.annotations, **whose}
     template = json.loads(json.dumps(job.template))
@@ -502,8 +546,14 @@ def _own(name: str, field: str) -> Manifest:
 
 
 def service_manifest(job: KubernetesStepJob, name: str, uid: str) -> Manifest:
-    """The headless service by which members of a gang have names: `NAME-INDEX.NAME`. It goes with
-    its Job."""
+    """Return the headless service by which members of a gang have names: `NAME-INDEX.NAME`. It goes
+    with its Job.
+
+    Args:
+        job: The job.
+        name: The name.
+        uid: The uid of the Job that owns it.
+    """
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
     return {
         "apiVersion": "v1",

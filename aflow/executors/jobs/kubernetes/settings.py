@@ -54,5 +54,5 @@ class KubernetesSettings:
 
     @classmethod
     def load(cls) -> KubernetesSettings:
-        """The settings of this program."""
+        """Return the settings of this program."""
         return cls(**{name: looked_up(*keys) for name, keys in KEYS.items()})

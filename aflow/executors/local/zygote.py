@@ -634,6 +634,7 @@ class Zygote:
         """Fork, and report it; the error where the system refuses. Does not come back in the
         child."""
         inside.flush()  # what the program has printed is not to be written by each child
+        at = self._clock.now()  # before the child has done anything: it may end before this goes on
         try:
             pid = os.fork()
         except OSError as error:
@@ -644,7 +645,7 @@ class Zygote:
             self._become(child, lambda: self._host(environment, learn).run(work()))
         self._children[pid] = child
         self._pids[child] = pid
-        self._say(messages.FORKED, child, pid, self._clock.now())
+        self._say(messages.FORKED, child, pid, at)
         return None
 
     def _try_again(self) -> None:

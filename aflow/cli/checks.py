@@ -6,6 +6,7 @@ program, which works beside our start-up.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,9 +54,11 @@ class CodeCheck:
 
     def __init__(self, file: str, *, wanted: bool = True, warnings: bool = False) -> None:
         self._wanted = wanted
+        self._file = file
+        self._is_there = os.path.isfile(file)
         self._name = ""
         self._process: Popen[bytes] | None = None
-        tool = _tool() if wanted else None
+        tool = _tool() if wanted and self._is_there else None
         if tool is not None:
             from subprocess import PIPE, STDOUT, Popen  # a run without the check is spared it
 
@@ -69,6 +72,9 @@ class CodeCheck:
     def finish(self, note: Note) -> None:
         """Wait for its verdict and note it; raises InvalidFlow with what it has found."""
         if not self._wanted:
+            return
+        if not self._is_there:
+            note(f"{self._file} lies in an archive, so extra checks are disabled.")
             return
         if self._process is None:
             note("Pylint not found, so extra checks are disabled.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import linecache
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import SourceFileLoader
 from types import FunctionType
 from typing import Any
 
@@ -357,4 +358,16 @@ def _text_of(file: str, module: dict[str, Any]) -> str | bytes:
             return opened.read()
     except (OSError, ValueError):
         linecache.checkcache(file)
-        return "".join(linecache.getlines(file, module))
+        return _in_archive(file, module) or "".join(linecache.getlines(file, module))
+
+
+def _in_archive(file: str, module: Mapping[str, Any]) -> str | None:
+    """The text of a module that its loader has read from an archive; None for all others. linecache
+    would ask for the name that the module has now, which is `__main__` for a program."""
+    spec = module.get("__spec__")
+    loader: Any = getattr(spec, "loader", None)
+    is_file = loader is None or isinstance(loader, SourceFileLoader)
+    if spec is None or is_file or spec.origin != file or not hasattr(loader, "get_source"):
+        return None
+    text: str | None = loader.get_source(spec.name)
+    return text

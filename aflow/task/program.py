@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import errno
 import importlib
 import importlib.util
 import os
@@ -208,12 +209,13 @@ def source_of(made: Any) -> dict[str, Any]:
     return {"file": os.path.abspath(file), "module": home, "name": name}
 
 
-def class_from(source: dict[str, Any]) -> Any:
+def class_from(source: dict[str, Any], code: CodeType | None = None) -> Any:
     """Return the class or function that `source_of` or `program_of` described, in another process,
     without the guarded block of its program.
 
     Args:
         source: The plain values that describe it.
+        code: What its file was when the run began; None to read the file.
     """
     if "pickle" in source:
         import pickle
@@ -221,7 +223,7 @@ def class_from(source: dict[str, Any]) -> Any:
         return pickle.loads(source["pickle"])
     if source["module"] == "__main__":
         return _attribute(_run_under_alias(source["file"], None), source["name"])
-    return _attribute(_import(source["file"], source["module"]), source["name"])
+    return _attribute(_import(source["file"], source["module"], code), source["name"])
 
 
 def _attribute(module: Any, qualname: str) -> Any:
@@ -232,28 +234,37 @@ def _attribute(module: Any, qualname: str) -> Any:
     return found
 
 
-def _import(file: str, name: str) -> ModuleType:
-    """Import a module by name where that leads to the same file, else from its file."""
+def _import(file: str, name: str, code: CodeType | None) -> ModuleType:
+    """Import a module by name where that leads to the same file, else from its file; with this code
+    in any case, where it is given."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):  # its package is not to be found from here
         spec = None
     if spec is not None and spec.origin and _is_same(spec.origin, file):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name, file)
+        if code is None or name in sys.modules:  # its package has imported it
+            return importlib.import_module(name)
+    else:
+        spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    if code is None:
+        spec.loader.exec_module(module)
+        return module
+    exec(code, vars(module))  # noqa: S102 -- the user's own module
+    package, _, last = name.rpartition(".")
+    if package in sys.modules:
+        setattr(sys.modules[package], last, module)
     return module
 
 
 def _is_same(one: str, other: str) -> bool:
     try:
         return os.path.samefile(one, other)
-    except OSError:
-        return False
+    except OSError:  # in an archive, or gone
+        return os.path.abspath(one) == os.path.abspath(other)
 
 
 def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dict[str, Any]:
@@ -334,7 +345,7 @@ class Program:
         file = self.source.get("file")
         if file:  # a program that cannot be run there was refused where it was started
             keep_hidden_beside(file, self.source.get("root") or _folder_of(file))
-        if self.source["kind"] in ("main", "script") and self.source["module"] == "__main__":
+        if self.source["kind"] != "pickle":
             try:
                 self._code = _compiled(self.source["file"])
             except (OSError, SyntaxError, ValueError):
@@ -380,7 +391,7 @@ class Program:
         if kind == "script":
             module = _run_under_alias(self.source["file"], self._code)
             return _attribute(module, self.source["name"])
-        return class_from(self.source)
+        return class_from(self.source, self._code)
 
 
 def run_as_main(
@@ -408,7 +419,9 @@ def run_as_main(
     sys.argv[:] = argv
     main = ModuleType("__main__")
     if module is not None:
-        return _run_module(main, module, path, root or os.getcwd())
+        return _run_module(main, module, path, root or os.getcwd(), code)
+    if code is None and not os.path.exists(file):
+        return _run_archive(main, file, path)
     folder = _folder_of(file)
     keep_importable(os.path.basename(file).removesuffix(".py"), folder)
     sys.path[:] = path if sys.flags.safe_path else [folder, *path]
@@ -434,7 +447,9 @@ def _folder_of(file: str) -> str:
     return os.path.dirname(os.path.realpath(file))
 
 
-def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> ModuleType:
+def _run_module(
+    main: ModuleType, name: str, path: Sequence[str], root: str, code: CodeType | None
+) -> ModuleType:
     import runpy  # what `-m` itself is
 
     keep_importable(name.partition(".")[0], root)
@@ -445,13 +460,43 @@ def _run_module(main: ModuleType, name: str, path: Sequence[str], root: str) -> 
     # program before there was any.
     hidden = sys.modules.pop(name, None)
     try:
-        _, spec, code = runpy._get_module_details(name)  # type: ignore[attr-defined]
+        spec: Any = None if code is None else importlib.util.find_spec(name)
+        if spec is None:
+            _, spec, code = runpy._get_module_details(name)  # type: ignore[attr-defined]
     finally:
         if hidden is not None:
             sys.modules[name] = hidden
     sys.argv[0] = spec.origin
     runpy._run_code(code, vars(main), None, "__main__", spec)  # type: ignore[attr-defined]
     return main
+
+
+def _run_archive(main: ModuleType, file: str, path: Sequence[str]) -> ModuleType:
+    """Run an archive (`python program.pyz`) whose `__main__` is this file."""
+    import pkgutil
+    import runpy
+
+    archive = archive_of(file)
+    importer: Any = None if archive is None else pkgutil.get_importer(archive)
+    spec = None if importer is None else importer.find_spec("__main__")
+    if archive is None or spec is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
+    vars(main).update(__annotations__={}, __builtins__=builtins)
+    become_main(main)
+    sys.path[:] = [archive, *path]
+    runpy._run_code(  # type: ignore[attr-defined]
+        spec.loader.get_code("__main__"), vars(main), None, "__main__", spec
+    )
+    return main
+
+
+def archive_of(file: str) -> str | None:
+    """The archive (of zipapp, a wheel on sys.path) that a file which is not there lies in; None
+    where it lies in none."""
+    while file and not os.path.exists(file):
+        folder = os.path.dirname(file)
+        file = "" if folder == file else folder
+    return file if os.path.isfile(file) else None
 
 
 def _set_up(module: ModuleType, name: str, file: str) -> None:
@@ -557,7 +602,9 @@ def program_in(frame: FrameType | None) -> ModuleType | None:
     """
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
-    if main is None or not file or not os.path.isfile(file) or is_library(file):
+    if main is None or not file or is_library(file):
+        return None
+    if not os.path.isfile(file) and archive_of(file) is None:
         return None
     while frame is not None:
         if frame.f_globals is vars(main) and frame.f_code.co_name == "<module>":

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -346,3 +347,84 @@ def test_a_program_that_imports_such_a_file_is_refused_in_one_sentence(
     used = {each.partition(".")[0] for each in line.partition(" HAVE ")[2].split()}
     public = {name for name in used & {*OF_PYTHON} if not name.startswith("_")}
     assert {"wave"} == public - NEEDED
+
+
+# What plain Python says of a program, and what its step sees of it.
+IN_ARCHIVE = """
+import sys
+from aflow import FlowSpec, step
+
+ABOUT = (__name__, __spec__.name, __file__, sys.argv[0], sys.path[0])
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.about = ABOUT
+        self.next(self.end)
+
+    @step
+    def end(self):
+        assert isinstance(self, Flow_)
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["plain"]:
+        print(*ABOUT)
+    else:
+        Flow_()
+"""
+
+
+def test_a_flow_in_an_archive_runs_as_one_in_a_folder(workspace: Workspace) -> None:
+    for name in ("program.pyz", "lib.zip"):
+        with zipfile.ZipFile(workspace.path / name, "w") as archive:
+            archive.writestr("__main__.py", IN_ARCHIVE)
+            archive.writestr("pkg/__init__.py", "")
+            archive.writestr("pkg/flow.py", IN_ARCHIVE)
+    environment = {**os.environ, "PYTHONPATH": "lib.zip"}
+    for words, more in (
+        (["program.pyz"], ["run"]),
+        (["program.pyz"], ["run", "--isolation", "worker"]),
+        (["-m", "pkg.flow"], ["run"]),
+    ):
+        plain = run(workspace, [sys.executable, *words, "plain"], env=environment)
+        done = run(workspace, [sys.executable, *words, *more], env=environment)
+
+        assert done.returncode == 0, done.stderr
+        assert b"lies in an archive" in done.stderr
+        assert plain.stdout.decode().strip() == read(workspace.path, "*d.about")
+    source = "import aflow, pkg.flow as f; print(aflow.run(f.Flow_).data.about[0])"
+    embedded = run(workspace, [sys.executable, "-c", source], env=environment)
+    assert embedded.stdout.strip() == b"pkg.flow", embedded.stderr
+
+
+def test_tasks_run_the_file_as_it_was_when_the_run_began(workspace: Workspace) -> None:
+    text = """
+        VERSION = 1
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                with open(__file__, "a") as file:
+                    file.write("def this is no Python")
+                self.next(self.end)
+
+            @step
+            def end(self):
+                self.version = VERSION
+    """
+    for words in (*WAYS.values(), [sys.executable, "-m", "flow", "run"]):
+        workspace.write(text)
+        done = run(workspace, words)
+        assert done.returncode == 0, done.stderr
+        workspace.write(text)
+        assert read(workspace.path, "d.version") == "1"
+
+
+def test_a_folder_that_was_removed_is_one_sentence(workspace: Workspace) -> None:
+    workspace.write(SEEN)
+    gone = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} {workspace.path}/flow.py run"
+    done = run(workspace, ["sh", "-c", gone])
+
+    assert done.returncode != 0
+    assert b"Traceback" not in done.stderr
+    assert b"The working directory cannot be read" in done.stderr

@@ -209,7 +209,7 @@ if __name__ == "__main__":
 """
 _SOURCE = {
     "kind": "main",
-    "file": "<aflow>",
+    "file": "/<aflow>",  # absolute: it needs no working folder
     "module": "__main__",
     "name": "WarmUp",
     "argv": [""],
@@ -237,7 +237,7 @@ def _preparations() -> Iterator[None]:
             for name in _MODULES:
                 importlib.import_module(name)
                 yield
-            is_library("")  # brings sysconfig, and what that reads
+            is_library("/")  # brings sysconfig, and what that reads
             yield
     # Pages of objects that the collector has moved to its permanent generation stay shared with the
     # forked processes: a collection there does not touch them.

@@ -129,7 +129,6 @@ VALUES = {"config": ConfigValue({"size": 2, "env": {"A": "x"}, "which": "size", 
         ({**Config("config").env}, {"A": "x"}),
         (Pair(Config("config").size, 1), Pair(2, 1)),
     ],
-    ids=repr,
 )
 def test_an_expression_is_evaluated_when_the_values_are_known(
     expression: Any, value: object

@@ -121,7 +121,7 @@ class InvalidConfig(InvalidInput):
 
 
 class SecretsError(AflowError):
-    """A secret that a step asks for is not to be had, or would hide a variable."""
+    """A secret that a step asks for is not available, or would hide a variable."""
 
     headline = "Secrets"
 

@@ -43,7 +43,7 @@ _SOURCE_MAP = re.compile(r"\n?//# sourceMappingURL=\S+")
 
 def bring_libraries() -> None:
     """Put the libraries of the UI into the package, unless they are there already. Says on stderr
-    why they are missing where they cannot be had."""
+    why they are missing where they are not available."""
     digest = hashlib.sha256(_LOCK.read_bytes()).hexdigest() if _LOCK.exists() else ""
     stamp = _VENDOR / _STAMP
     if not digest or (stamp.exists() and stamp.read_text() == digest):

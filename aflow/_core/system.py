@@ -220,7 +220,7 @@ def open_descriptors() -> set[int]:
 
 
 def out_of_the_way(fd: int) -> int:
-    """Return the same as a descriptor with a high number, if there is one to be had.
+    """Return the same as a descriptor with a high number, if there is one available.
 
     Args:
         fd: The descriptor.

@@ -47,7 +47,7 @@ def start(words: Sequence[str], *, inherits: bool = True) -> bool:
     import aflow.task.spec  # noqa: F401
 
     process.fill_descriptors()
-    with suppress(OSError):  # no process to be had: the command asks again, and says so
+    with suppress(OSError):  # no process available: the command asks again, and says so
         zygote_start.have_zygote(fork=True, inherits=inherits)
     return True
 

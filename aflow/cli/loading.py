@@ -89,7 +89,7 @@ def begins(
         )
     fill_descriptors()
     if looks_like_a_run(sys.argv[1:]):
-        with suppress(OSError):  # no process is to be had: the command tries again, and says so
+        with suppress(OSError):  # no process is available: the command tries again, and says so
             have_zygote()
     return True
 

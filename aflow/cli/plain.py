@@ -103,7 +103,7 @@ def _converted(
     declared: Mapping[str, Parameter], given: Mapping[str, str]
 ) -> dict[str, Any] | None:
     """The values of the parameters, by attribute, None for those that were not given; None in all
-    where they cannot be had so simply."""
+    where they are not available so simply."""
     values: dict[str, Any] = {}
     left = dict(given)
     names: set[str] = set()

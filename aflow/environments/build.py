@@ -154,7 +154,7 @@ class Supplies:
 
 class Environments:
     """The environments of this machine, below the folder `cache`. `fetch` gives the file of a
-    package that is to be had somewhere else than from an index (the datastore), or None; `supplies`
+    package that is available somewhere else than from an index (the datastore), or None; `supplies`
     have what else may be missing."""
 
     def __init__(

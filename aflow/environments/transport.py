@@ -123,7 +123,7 @@ class _Sender:
         )
 
     def _runtime(self, lock: Lock) -> str | None:
-        """The manifest of what aflow needs for another Python. Where it is not to be had, machines
+        """The manifest of what aflow needs for another Python. Where it is not available, machines
         do without (see build.py)."""
         try:
             return self._lock(self._environments.runtime_lock(lock.minor, lock.platform))

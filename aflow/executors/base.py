@@ -8,7 +8,7 @@ What every executor promises, and tests/contracts/test_executors.py checks:
   away under an attempt, without the step's doing, LOST; what our own `stop` cut short INTERRUPTED.
 - `cancel` may be called twice, or late; the attempt ends as CANCELLED, or as what it was before
   the cancel reached it.
-- Where there is no process, pipe or memory to be had, the attempt is LOST, and the next one is
+- Where there is no process, pipe or memory available, the attempt is LOST, and the next one is
   tried all the same.
 - What `recover` takes is as if it had been launched here; nothing runs what it gives back.
 - `stop` leaves no process, file descriptor or temporary file behind. It may be called twice.

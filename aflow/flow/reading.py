@@ -40,7 +40,7 @@ def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None)
     `known` is its graph, where another process has read it from the same source: tasks do without
     parsing it again.
 
-    Raises InvalidFlow where the source of a step cannot be had. All that is wrong with what it
+    Raises InvalidFlow where the source of a step is not available. All that is wrong with what it
     says is in `problems`, for lint.
     """
     members = _members(cls, root)

@@ -29,7 +29,7 @@ class NBRunner:
     which a Runner runs; the other arguments are Runner's. Imports that the flow needs have to
     stand in the same cell. Outside of a notebook the file of the class takes the cell's place.
 
-    Raises FlowFileError where the source of the class cannot be had.
+    Raises FlowFileError where the source of the class is not available.
     """
 
     def __init__(

@@ -204,7 +204,7 @@ class RunDriver:
         except asyncio.CancelledError:  # before it had begun: there is nobody to stop it in order
             self._stop_here(RunState.CANCELLED, "The run was cancelled while it began.")
             raise
-        except OSError as error:  # no descriptors or processes are to be had, say
+        except OSError as error:  # no descriptors or processes are available, say
             reason = f"No process could be started for its tasks: {error.strerror or error}."
             if self._unfinished is not None:  # others may go on with it
                 self._leaves = True

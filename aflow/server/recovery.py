@@ -104,7 +104,7 @@ class Sharing:
                 await self._forget_ended()
             except AflowError as error:  # the metadata do not answer, say
                 _log.warning("Runs that were left cannot be looked for: %s", error)
-            except OSError as error:  # no descriptor, no memory, no process to be had
+            except OSError as error:  # no descriptor, no memory, no process available
                 _log.warning("Orphaned runs cannot be recovered: %s", error)
             await asyncio.sleep(LOOK)
 

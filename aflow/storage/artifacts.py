@@ -196,7 +196,7 @@ class Manifest:
         return {name: task for task, names in self.inherited.items() for name in names}
 
     def origin(self, name: str) -> int | None:
-        """Return the task that set an inherited artifact; None if it is this one's own, or unknown.
+        """Return the task that set an inherited artifact; None if it is its own, or unknown.
 
         Args:
             name: The name.

@@ -1,7 +1,7 @@
 """Reads runs with the client, for a test session; runs on both. Usage: read.py FLOW [ours]
 
 For each line of its input, a folder, it prints a line: what the client says of the latest run
-there, as JSON, or null where it cannot be had. Each is read by a process of its own, which has
+there, as JSON, or null where it is not available. Each is read by a process of its own, which has
 imported everything already: that takes longer than to read.
 """
 

@@ -89,7 +89,7 @@ def test_a_role_is_assumed(account: Account, name: str, monkeypatch: pytest.Monk
     assert f":assumed-role/{role.rpartition('/')[2]}/" in assumed
 
 
-# ------------------------------------------------------------ what cannot be had
+# ------------------------------------------------------------ what is not available
 
 
 def refused(id: str | None, **options: Any) -> str:

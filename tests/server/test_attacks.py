@@ -193,7 +193,7 @@ def text_of_runs(client: Client) -> bytes:
     return client.ask("GET", "/v1/runs?limit=1000")[2]
 
 
-# ------------------------------------------------------------------ who may come in
+# ---------------------------------------------------------------- authentication
 
 
 def test_each_route_wants_a_token_and_no_other_form_of_it(

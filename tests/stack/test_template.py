@@ -100,7 +100,7 @@ def test_the_template_can_be_sent_as_it_is(file: Path, whole: dict[str, Any]) ->
 
 
 # What checkov finds, and why it stays. `scripts/checkov` installs it, into a folder of its own.
-_KEYS = "keys of AWS itself encrypt it: one of one's own costs, and decides about nobody here"
+_KEYS = "keys of AWS itself encrypt it: a customer key costs money, and protects nothing more here"
 EXCEPTIONS = {
     ("CKV_AWS_18", "AccessLogs"): "the logs of the logs would be logged without end",
     ("CKV_AWS_19", "Bucket"): "it is encrypted: checkov does not look into the branches of !If",

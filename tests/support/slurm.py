@@ -177,7 +177,7 @@ class Slurm:
 
 @pytest.fixture(scope="session")
 def slurm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A Slurm of two nodes; skipped, with the reason, where its daemons cannot be had."""
+    """A Slurm of two nodes; skipped, with the reason, where its daemons are not available."""
     missing = reason_for_none()
     if missing is not None:
         pytest.skip(missing)

@@ -462,7 +462,7 @@ class ProcessExecutor:
         self._note_idle()
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process to be had."""
+        """There was no process available."""
         (self._pool_of.pop(child, None) or self._fresh).not_forked(child, reason)
         self._note_idle()
 

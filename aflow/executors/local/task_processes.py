@@ -221,14 +221,14 @@ class FreshProcesses:
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process to be had, or its zygote has ended: the attempt is lost."""
+        """There was no process available, or its zygote has ended: the attempt is lost."""
         pid = self._live[child].pid
         if pid is not None:
             end_group(pid)
         self._lose(child, reason)
 
     def refused(self, child: int, reason: str) -> None:
-        """There is no process to be had in the way that was asked for: the attempt fails."""
+        """There is no process available in the way that was asked for: the attempt fails."""
         process, now = self._live[child], self._clock.now()
         self._reports.started(process.task, process.attempt, None, now)
         report = AttemptReport(

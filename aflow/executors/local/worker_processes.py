@@ -73,7 +73,7 @@ class WorkerProcess:
         self._open = True
         self._is_retired = False
         self._later: asyncio.TimerHandle | None = None
-        with ExitStack() as made:  # where one of them cannot be had, none is kept
+        with ExitStack() as made:  # where one of them is not available, none is kept
             self._specs, self._taken_back = _pair(made, message_pair(messages.MAX_MESSAGE))
             self._reports, their_reports = _pair(made, socket.socketpair())
             self._pipes, writers = pipes(2)
@@ -607,7 +607,7 @@ class WorkerPool:
         return base.stopped(*attempt_key, AttemptState.LOST, reason, since, now)
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process to be had."""
+        """There was no process available."""
         worker = self._workers[child]
         self._bury(
             worker, lambda attempt_key, since: self._lost(attempt_key, since, reason), again=False
@@ -617,7 +617,7 @@ class WorkerPool:
             self._refuse(reason)
 
     def refused(self, child: int, reason: str) -> None:
-        """There is no process to be had in the way that was asked for: what waits for one fails."""
+        """There is no process available in the way that was asked for: what waits for one fails."""
         self._bury(
             self._workers[child],
             lambda attempt_key, since: self._lost(attempt_key, since, reason),

@@ -72,7 +72,7 @@ class Children(Protocol):
         """
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process to be had.
+        """There was no process available.
 
         Args:
             child: The number of the child process, as the coordinator counts them.

@@ -86,7 +86,7 @@ class Cards:
 
     def __getitem__(self, id: str) -> CardParts:
         for each in self.all:
-            if each.card.id == id:
+            if each.card.id == str(id):
                 return each.parts
         _warn(f"The step has no card with the id {id!r}: what is added to it is not shown.")
         return CardParts(self.all[0])

@@ -34,8 +34,10 @@ class CardDecorator(StepDecorator):
     refresh_interval: float = 5
 
     def __post_init__(self) -> None:
-        if self.id is not None and not _ID.match(str(self.id)):
-            raise self._fault("id", "letters, digits and _")
+        if self.id is not None:
+            if not _ID.match(str(self.id)):
+                raise self._fault("id", "letters, digits and _")
+            self._set("id", str(self.id))  # --with card:id=5 gives a number
         if not isinstance(self.options, Mapping):
             raise self._fault("options", "a mapping")
         self._number("timeout", positive=True)

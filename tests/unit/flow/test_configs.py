@@ -137,6 +137,14 @@ def test_an_expression_is_evaluated_when_the_values_are_known(
     assert value == evaluated(expression, VALUES)
 
 
+def test_a_key_that_is_not_there_may_have_another_value() -> None:
+    config = Config("config")
+
+    assert (9, "x", None) == evaluated(
+        (config.get("none", 9), config.env.get("A"), config_expr("config").get("none")), VALUES
+    )
+
+
 def test_all_of_a_config_can_be_unpacked_as_options() -> None:
     assert VALUES["config"] == evaluated({**Config("config")}, VALUES)
 

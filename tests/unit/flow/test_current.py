@@ -62,6 +62,11 @@ def test_an_unknown_name_is_reported_with_those_there_are() -> None:
     assert "no 'stepname'. Did you mean 'step_name'? It has: card, flow_name," in str(caught.value)
 
 
+def test_names_of_python_are_not_asked_for() -> None:
+    with task():
+        assert not hasattr(current, "__array__")
+
+
 def test_get_gives_the_default_for_what_is_not_there() -> None:
     with task():
         assert ("a", 5, None) == (

@@ -9,16 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aflow.errors import InvalidDecorator
+from aflow.errors import OUT_OF_MEMORY, InvalidDecorator, OutOfMemory
 from aflow.flow.decorators.attach import attach, parse_spec, read_options
 from aflow.flow.decorators.base import decorators_of
+from aflow.flow.decorators.cache import Cache, cache
+from aflow.flow.decorators.card import card
 from aflow.flow.decorators.catch import Catch, catch
-from aflow.flow.decorators.concurrency import Concurrency
+from aflow.flow.decorators.compute import Slurm, batch, kubernetes, slurm
+from aflow.flow.decorators.concurrency import Concurrency, concurrency
 from aflow.flow.decorators.environment import Environment, environment
-from aflow.flow.decorators.packages import Pypi
-from aflow.flow.decorators.registry import KINDS
+from aflow.flow.decorators.packages import Pypi, conda, pypi
+from aflow.flow.decorators.parallel import parallel, pytorch_parallel
+from aflow.flow.decorators.process import Process, process
+from aflow.flow.decorators.queue import queue
+from aflow.flow.decorators.registry import KINDS, make
 from aflow.flow.decorators.resources import Resources, resources
 from aflow.flow.decorators.retry import Retry, retry
+from aflow.flow.decorators.secrets import secrets
 from aflow.flow.decorators.timeout import Timeout, timeout
 from aflow.flow.spec import define
 from tests.unit.flow.flows import MakeFlow
@@ -290,3 +297,210 @@ def test_a_step_gives_its_decorator_by_name(make_flow: MakeFlow) -> None:
     step = define(make_flow(TWO_STEPS)).steps["start"]
 
     assert (Retry(times=1), None) == (step.decorator("retry"), step.decorator("catch"))
+
+
+# ------------------------------------------------------------ each kind
+
+# A decorator with options, and those of them that a cached result depends on.
+KINDS_OF_STEPS: dict[str, tuple[Any, dict[str, Any], dict[str, object] | None]] = {
+    "batch": (batch, {"cpu": 2, "image": "x"}, None),
+    "cache": (cache, {"version": 3}, {"version": "3"}),
+    "card": (card, {"id": 5, "options": {"a": 1}}, None),
+    "catch": (catch, {"var": "error"}, {"var": "error", "print_exception": True}),
+    "concurrency": (concurrency, {"limit": "2"}, None),
+    "conda": (conda, {"packages": {"x": 1}, "python": 3.11}, {"packages": {"x": "1"}}),
+    "environment": (environment, {"vars": {"A": 1}}, {"A": "1"}),
+    "kubernetes": (kubernetes, {"memory": 100}, None),
+    "parallel": (parallel, {}, {}),
+    "pytorch_parallel": (pytorch_parallel, {"master_port": 29500}, None),
+    "pypi": (pypi, {"packages": {"x": 1}}, {"packages": {"x": "1"}, "python": None}),
+    "process": (process, {"start": "fresh"}, None),
+    "queue": (queue, {"pool": "gpu.a-1"}, None),
+    "resources": (resources, {"cpu": 2, "licences": 1}, None),
+    "retry": (retry, {"times": 1, "on": [ValueError]}, None),
+    "secrets": (secrets, {"sources": ["a.b", {"type": "inline"}]}, None),
+    "slurm": (slurm, {"cpu": 2, "partition": "p"}, None),
+    "timeout": (timeout, {"seconds": 5}, None),
+}
+
+
+def test_every_kind_has_a_row_here() -> None:
+    assert KINDS.keys() == KINDS_OF_STEPS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_decorator_is_put_on_a_step_with_its_options(name: str) -> None:
+    put, options, shapes = KINDS_OF_STEPS[name]
+
+    def function() -> None:
+        pass
+
+    assert function is put(**options)(function)
+    (made,) = decorators_of(function)
+    assert (name, make(name, options)) == (made.name, made)
+    found = made.shapes_result()
+    assert (found is None) is (shapes is None)
+    assert (shapes or {}).items() <= (found or {}).items()
+
+
+def test_without_a_version_a_cache_is_the_cache_of_a_step_without_one() -> None:
+    assert Cache().shapes_result() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("cache", {"enabled": "yes"}, "@cache: enabled must be True or False, not 'yes'."),
+        ("card", {"id": "a b"}, "@card: id must be letters, digits and _, not 'a b'."),
+        ("card", {"options": [1]}, "@card: options must be a mapping, not [1]."),
+        ("card", {"timeout": 0}, "@card: timeout must be a number above 0, not 0."),
+        (
+            "pypi",
+            {"packages": ["x"]},
+            '@pypi: packages must be a mapping such as {"numpy": "1.26"}, not [\'x\'].',
+        ),
+        *[
+            (
+                "pytorch_parallel",
+                {"master_port": port},
+                f"@pytorch_parallel: master_port must be a port from 1 to 65535, not {port}.",
+            )
+            for port in (0, 65536)
+        ],
+        ("process", {"start": "slow"}, '@process: start must be "fresh" or "fork", not \'slow\'.'),
+        (
+            "secrets",
+            {"sources": [1, "token"]},
+            "@secrets: sources must be a list of texts and mappings, not '<list>'.",
+        ),
+        (
+            "secrets",
+            {"sources": "token"},
+            "@secrets: sources must be a list of texts and mappings, not '<str>'.",
+        ),
+        *[
+            (
+                "queue",
+                {"pool": pool},
+                f"@queue: pool={pool!r} is not a name of a pool: use letters, digits and _ . -, 40 "
+                "of them at most.",
+            )
+            for pool in ("", "a b", "x" * 41, 3)
+        ],
+        ("slurm", {"cpu": "two"}, "@slurm: cpu must be a number of 0 or more, not 'two'."),
+        (
+            "resources",
+            {"licences": -1},
+            "@resources: licences must be a number of 0 or more, not -1.",
+        ),
+        (
+            "resources",
+            {"licences": "many"},
+            "@resources: licences must be a number of 0 or more, not 'many'.",
+        ),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_reported(
+    name: str, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InvalidDecorator) as caught:
+        make(name, options)
+    assert sentence == str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["memry", "_own", "a-b"])
+def test_a_name_that_is_nearly_one_of_ours_is_not_a_resource_of_the_users(option: str) -> None:
+    with pytest.raises(InvalidDecorator, match=f"@resources has no option '{option}'"):
+        resources(**{option: 1})
+
+
+@pytest.mark.parametrize(
+    ("put", "start"),
+    [(process("fork"), "fork"), (process("fresh"), "fresh"), (process, "fork")],
+)
+def test_process_takes_its_option_by_its_place(put: Any, start: str) -> None:
+    def function() -> None:
+        pass
+
+    put(function)
+
+    assert (Process(start=start),) == decorators_of(function)
+
+
+@pytest.mark.parametrize(
+    ("disabled", "expected"),
+    [(None, None), (True, True), ("true", True), ("False", False), ("none", None)],
+)
+def test_a_package_is_disabled_by_words_too(disabled: Any, expected: object) -> None:
+    assert expected is Pypi(disabled=disabled).disabled
+
+
+def test_slurm_gives_the_amounts_that_it_asks_for() -> None:
+    made = Slurm(cpu="2", memory=100)
+
+    assert (2, 100, None) == (made.amount("cpu"), made.amount("memory", 1), made.amount("gpu"))
+
+
+def test_resources_may_grow_with_the_attempt() -> None:
+    made = Resources(cpu=2, memory=lambda attempt: 100 * (attempt + 1), custom={"seats": 1})
+    fixed = Resources(cpu=2)
+    seats = Resources(custom={"seats": lambda attempt: attempt})
+
+    assert (True, False, True) == (made.grows, fixed.grows, seats.grows)
+    assert {"cpu": 2, "memory": 300.0, "seats": 1} == made.amounts(2)
+    assert {"cpu": 2} == fixed.amounts()
+    assert {"seats": 4.0} == seats.custom_amounts(4)
+    assert made.amount("gpu") is None
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (
+            lambda attempt: 1 // attempt,
+            "@resources: the function of memory raised ZeroDivisionError for attempt 0: integer "
+            "division or modulo by zero",
+        ),
+        *[
+            (
+                lambda attempt, given=given: given,
+                "@resources: the function of memory must give a number for each attempt, and gave "
+                f"{given!r} for attempt 0.",
+            )
+            for given in ("much", None, -1, 0, float("nan"), True)
+        ],
+    ],
+)
+def test_a_function_that_gives_no_amount_is_reported(function: Any, sentence: str) -> None:
+    with pytest.raises(InvalidDecorator) as caught:
+        Resources(memory=function).amount("memory")
+    assert sentence == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("on", "error", "taken"),
+    [
+        (None, ValueError(), True),
+        (ValueError, ValueError(), True),
+        ([KeyError, OSError], FileNotFoundError(), True),
+        ([KeyError], ValueError(), False),
+        (OutOfMemory, MemoryError(), True),
+        (OutOfMemory, OutOfMemory("x"), True),
+        (OutOfMemory, ValueError(), False),
+    ],
+)
+def test_a_retry_takes_the_exceptions_that_it_names(on: Any, error: Any, taken: bool) -> None:
+    assert taken is Retry(on=on).takes(error)
+
+
+@pytest.mark.parametrize(
+    ("on", "reason", "taken"),
+    [
+        (None, "killed", True),
+        (ValueError, "killed", True),
+        (OutOfMemory, "killed", False),
+        (OutOfMemory, f"{OUT_OF_MEMORY}it had 5 MB", True),
+    ],
+)
+def test_a_retry_takes_the_ends_of_processes(on: Any, reason: str, taken: bool) -> None:
+    assert taken is Retry(on=on).takes_end(reason)

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aflow.flow.custom import UserStepDecorator
@@ -334,6 +334,7 @@ def test_any_graph_can_be_connected_levelled_and_outlined(
     assert laid_out[:1] == (["start"] if "start" in nodes else ["end"] if "end" in nodes else [])
 
 
+@settings(max_examples=40)  # each compiles a class
 @given(st.data())
 def test_any_flow_is_sound_or_its_problems_are_sentences_with_lines(data: st.DataObject) -> None:
     """Flows of random steps: reading and checking them never fails in another way."""

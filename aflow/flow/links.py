@@ -174,7 +174,7 @@ class LinkReader:
         if key is not None:
             try:
                 value = ast.literal_eval(key)
-            except ValueError:
+            except (ValueError, TypeError):  # TypeError: a set of lists, say
                 value = None
         if value is None and key is not None and re.match(_CONFIG_KEY, ast.unparse(key)):
             return ast.unparse(key)  # what it stands for is known with the configs
@@ -231,12 +231,14 @@ def parsed(text: str | bytes) -> ast.Module:
     CPython before 3.13 counts the depth of a tree for all threads together: one that is parsed
     while another thread parses may end with SystemError. Then it is parsed again.
     """
-    for _ in range(20):
+    tries = 0
+    while True:
         try:
             return ast.parse(text)
         except SystemError:  # nothing is wrong with the text
-            continue
-    return ast.parse(text)
+            tries += 1
+            if tries == 20:
+                raise
 
 
 _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
@@ -343,12 +345,12 @@ class Sources:
     def _parse(self, file: str, text: str | bytes) -> SourceFile:
         try:
             return SourceFile(text)
-        except SyntaxError as error:
+        except (SyntaxError, ValueError) as error:  # the latter for a NUL, before Python 3.12
             raise InvalidFlow(
-                f"The source of flow {self._flow} is no longer Python: {error.msg}. "
-                "Correct it and start again.",
+                f"The source of flow {self._flow} is no longer Python: "
+                f"{getattr(error, 'msg', error)}. Correct it and start again.",
                 file=file,
-                line=error.lineno,
+                line=getattr(error, "lineno", None),
             ) from error
 
 

@@ -73,3 +73,13 @@ def test_a_reader_without_the_class_still_reads_the_record(
 
 def test_an_exception_whose_text_fails_leaves_its_record() -> None:
     assert "(no text: its __str__ raised RuntimeError)" == record_of(WithoutText()).message
+
+
+def test_records_are_the_same_where_they_say_the_same() -> None:
+    record = record_of(ValueError("x"))
+    same = ExceptionWrapper(record.type, record.message, record.traceback)
+
+    assert record == same
+    assert {record} == {same}
+    assert record != ExceptionWrapper("builtins.KeyError", "x", record.traceback)
+    assert record != ValueError("x")

@@ -8,12 +8,20 @@ from typing import Any
 import pytest
 
 from aflow.errors import InvalidDecorator, InvalidInput
+from aflow.flow.current import current
 from aflow.flow.decorators.exit_hook import ExitHook, exit_hook
 from aflow.flow.decorators.flow_base import flow_decorators_of
 from aflow.flow.decorators.flow_registry import FLOW_KINDS, make_flow_decorator
+from aflow.flow.decorators.packages import conda_base, pypi_base
 from aflow.flow.decorators.project import Project, project
 from aflow.flow.decorators.schedule import ScheduleDecorator, schedule
-from aflow.flow.decorators.trigger import TriggeredBy, TriggeredOnFinish, namespaced_event_name
+from aflow.flow.decorators.trigger import (
+    TriggeredBy,
+    TriggeredOnFinish,
+    namespaced_event_name,
+    trigger,
+    trigger_on_finish,
+)
 from aflow.flow.spec import FlowSpec, define, step
 
 # ------------------------------------------------------------ @project
@@ -44,6 +52,24 @@ def test_branch_and_production_make_the_name_of_the_branch(
 def test_a_project_has_a_plain_name(name: Any) -> None:
     with pytest.raises(InvalidDecorator, match="@project: name must be 1 to 128 lowercase"):
         Project(name=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"branch": "No!"},
+            "@project: branch must be 1 to 128 lowercase letters, digits or _, not 'No!'.",
+        ),
+        ({"production": "yes"}, "@project: production must be True or False, not 'yes'."),
+    ],
+)
+def test_a_project_whose_branch_cannot_be_is_refused(
+    options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InvalidDecorator) as caught:
+        Project(name="p", **options)
+    assert sentence == str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +203,24 @@ def test_what_is_known_later_is_kept_as_a_function() -> None:
     later = namespaced_event_name("data")
 
     assert (later,) == TriggeredBy(event=later).triggers
+    assert (later,) == TriggeredBy(events=later).triggers
     assert (later,) == TriggeredOnFinish(flow=later).triggers
-    assert "mfns.data" == later()
+    assert (later,) == TriggeredOnFinish(flows=later).triggers
+    assert ({"name": later, "parameters": later},) == TriggeredBy(
+        event={"name": later, "parameters": later}
+    ).triggers
+
+
+def test_the_name_of_an_event_is_within_the_project_and_branch() -> None:
+    later = namespaced_event_name("data")
+    alone = later()
+    with current._deploying({"project_name": "demo", "branch_name": "test.x"}):
+        within = later()
+
+    assert ("mfns.data", "mfns.demo.test.x.data") == (alone, within)
+    with pytest.raises(InvalidDecorator) as caught:
+        namespaced_event_name(5)  # type: ignore[arg-type]
+    assert "The name of an event is a text, not 5." == str(caught.value)
 
 
 # ------------------------------------------------------------ on classes
@@ -190,6 +232,8 @@ def _done(run: object) -> None:
 
 def test_decorators_stand_on_the_class_outermost_first_and_are_inherited() -> None:
     @exit_hook(on_success=[_done])
+    @trigger(event="data")
+    @trigger_on_finish(flow="A")
     @schedule
     @project(name="base")
     class BaseFlow(FlowSpec):
@@ -202,10 +246,10 @@ def test_decorators_stand_on_the_class_outermost_first_and_are_inherited() -> No
     class NearFlow(BaseFlow):
         pass
 
-    assert ["exit_hook", "schedule", "project"] == [
+    assert ["exit_hook", "trigger", "trigger_on_finish", "schedule", "project"] == [
         each.kind for each in define(BaseFlow).decorators
     ]
-    assert ["exit_hook", "project", "exit_hook", "schedule"] == [
+    assert ["exit_hook", "project", "exit_hook", "trigger", "trigger_on_finish", "schedule"] == [
         each.kind for each in define(NearFlow).decorators
     ]
     found = define(NearFlow).project
@@ -265,6 +309,17 @@ def test_an_unknown_flow_decorator_and_an_unknown_option_are_named() -> None:
         make_flow_decorator("shedule", {})
     with pytest.raises(InvalidDecorator, match=r"@schedule has no option 'wekly'\. Did you mean"):
         make_flow_decorator("schedule", {"wekly": True})
+
+
+@pytest.mark.parametrize("name", ["conda_base", "pypi_base"])
+def test_packages_of_all_steps_are_asked_for_on_the_class(name: str) -> None:
+    put = {"conda_base": conda_base, "pypi_base": pypi_base}[name]
+
+    @put(packages={"numpy": 2})
+    class Asking(FlowSpec):
+        pass
+
+    assert (make_flow_decorator(name, {"packages": {"numpy": "2"}}),) == flow_decorators_of(Asking)
 
 
 def test_a_plain_class_has_no_flow_decorators() -> None:

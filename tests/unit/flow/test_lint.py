@@ -61,6 +61,7 @@ CALLS = [
     ("{'x': self.a, None: self.end}, condition='v')", "has the case None"),
     ("{'x': self.a, y: self.end}, condition='v')", "has the case y"),
     ("{'x': self.a, (1, 2): self.end}, condition='v')", "has the case (1, 2)"),
+    ("{'x': self.a, {'y', []}: self.end}, condition='v')", "has the case {'y', []}"),
     ("{'x': self.a, 'y': 'end'}, condition='v')", "name steps one by one"),
 ]
 

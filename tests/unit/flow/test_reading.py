@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import linecache
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from aflow.errors import InvalidFlow
 from aflow.flow.graph import Graph, Kind
+from aflow.flow.links import parsed
 from aflow.flow.lint import check
 from aflow.flow.spec import FlowSpec, define, step
 from tests.unit.flow.flows import HEAD, MakeFlow
@@ -96,6 +99,93 @@ def test_the_graph_survives_json(make_flow: MakeFlow) -> None:
     graph = define(make_flow(EVERY_KIND)).graph
 
     assert graph == Graph.from_dict(json.loads(json.dumps(graph.as_dict())))
+
+
+def test_a_class_whose_graph_is_known_is_not_parsed_again(
+    make_flow: MakeFlow, tmp_path: Path
+) -> None:
+    first = define(make_flow(EVERY_KIND))
+    again = make_flow(EVERY_KIND)
+    (tmp_path / "flow_2.py").write_text("no longer Python (\n")
+    moved = Graph.from_dict(
+        json.loads(json.dumps(first.graph.as_dict()).replace("flow_1.py", "flow_2.py"))
+    )
+    definition = define(again, moved)
+
+    assert (moved, str(tmp_path / "flow_2.py")) == (definition.graph, definition.file)
+    for one, other in zip(first.steps.values(), definition.steps.values(), strict=True):
+        assert (one.name, one.decorators, one.is_async, one.takes_inputs, one.line) == (
+            other.name,
+            other.decorators,
+            other.is_async,
+            other.takes_inputs,
+            other.line,
+        )
+    assert (first.doc, first.constants) == (definition.doc, definition.constants)
+
+
+def test_a_known_graph_of_other_steps_is_not_believed(make_flow: MakeFlow) -> None:
+    definition = define(make_flow(EVERY_KIND), Graph("Kinds", "start", "end"))
+
+    assert "a" in definition.graph.nodes
+
+
+def test_a_source_is_parsed_again_where_another_thread_has_disturbed_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parse, calls = ast.parse, []
+
+    def disturbed(text: str) -> ast.Module:
+        calls.append(text)
+        if len(calls) < 3:
+            raise SystemError("AST constructor recursion depth mismatch")
+        return parse(text)
+
+    monkeypatch.setattr(ast, "parse", disturbed)
+
+    assert ["Pass"] == [type(each).__name__ for each in parsed("pass").body]
+    assert ["pass"] * 3 == calls
+
+
+def test_a_source_that_python_cannot_parse_at_all_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def broken(text: str) -> ast.Module:
+        calls.append(text)
+        raise SystemError("out of order")
+
+    monkeypatch.setattr(ast, "parse", broken)
+
+    with pytest.raises(SystemError, match="out of order"):
+        parsed("pass")
+    assert 20 == len(calls)
+
+
+class Called:
+    """A step that is an object, as a decorator of a user's may make it."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+        del vars(self)["__wrapped__"]
+
+    def __call__(self, flow: Any) -> None: ...
+
+
+def test_a_step_that_is_no_function_is_refused() -> None:
+    class Odd(FlowSpec):
+        @Called
+        @step
+        def only(self) -> None:
+            pass
+
+    with pytest.raises(InvalidFlow) as caught:
+        define(Odd)
+    assert str(caught.value).startswith("A step of flow Odd is <tests.unit.flow.test_reading.Calle")
+    assert str(caught.value).endswith(
+        "which is not a function with a source: put @step on a method that is written in the class."
+    )
 
 
 def test_documentation_files_and_lines_are_kept(make_flow: MakeFlow, tmp_path: Path) -> None:
@@ -251,6 +341,14 @@ def test_a_file_that_is_no_longer_python_is_refused(make_flow: MakeFlow, tmp_pat
     with pytest.raises(InvalidFlow, match="is no longer Python") as caught:
         define(flow)
     assert str(tmp_path / "flow_1.py") == caught.value.file
+
+
+def test_a_file_that_has_become_binary_is_refused(make_flow: MakeFlow, tmp_path: Path) -> None:
+    flow = make_flow("class F(FlowSpec):\n    @step\n    def only(self): pass\n")
+    (tmp_path / "flow_1.py").write_bytes(b"x = 1\0\n")
+
+    with pytest.raises(InvalidFlow, match="The source of flow F is no longer Python: source code"):
+        define(flow)
 
 
 def test_a_flow_inside_of_a_function_is_read() -> None:

@@ -17,7 +17,15 @@ from aflow.errors import (
 )
 from aflow.flow import spec
 from aflow.flow.lint import check
-from aflow.flow.spec import FlowSpec, NextCall, define, left_artifacts, new_instance, step
+from aflow.flow.spec import (
+    FlowSpec,
+    NextCall,
+    define,
+    left_artifacts,
+    new_instance,
+    only_defined,
+    step,
+)
 from tests.unit.flow.flows import MakeFlow, running
 
 FLOW = """
@@ -60,6 +68,9 @@ FLOW = """
         @property
         def twice(self):
             return 2 * self.x
+        @property
+        def broken(self):
+            return self.limit.nothing
     """
 
 
@@ -103,6 +114,17 @@ def test_parameters_are_read_from_the_context_and_never_left(flow_class: type[Fl
     assert (7, 7) == (flow.alpha, flow.alpha)
     assert ["alpha"] == context.loaded
     assert {} == left_artifacts(flow)
+
+
+def test_a_property_that_fails_says_why_itself(flow_class: type[FlowSpec]) -> None:
+    within, _ = running(flow_class, "c")
+    outside: Any = flow_class(use_cli=False)
+
+    for flow in (within, outside):
+        with pytest.raises(AttributeError, match="'int' object has no attribute 'nothing'"):
+            flow.broken  # noqa: B018
+    with pytest.raises(ArtifactNotFound, match="has no artifact 'x'"):
+        within.twice  # noqa: B018
 
 
 def test_constants_are_read_from_the_class(flow_class: type[FlowSpec]) -> None:
@@ -200,6 +222,25 @@ def test_foreach_values_outside_of_a_task_are_refused(
 ) -> None:
     with pytest.raises(TaskError, match=f"self.{what} is there only while a step runs"):
         getattr(flow_class(use_cli=False), what)
+
+
+@pytest.mark.parametrize(
+    ("index", "item", "text"),
+    [
+        (None, None, "<flow TestFlow step item>"),
+        (1, None, "<flow TestFlow step item[1]>"),
+        (1, "b", "<flow TestFlow step item[1] (input: b)>"),
+        (0, "x" * 21, f"<flow TestFlow step item[0] (input: {'x' * 20}...)>"),
+    ],
+)
+def test_a_flow_is_printed_with_its_place(
+    flow_class: type[FlowSpec], index: int | None, item: object, text: str
+) -> None:
+    flow, context = running(flow_class, "item")
+    context.index, context.input = index, item
+
+    assert text == str(flow)
+    assert "<flow TestFlow>" == str(flow_class(use_cli=False))
 
 
 # ------------------------------------------------------------ transitions
@@ -345,6 +386,21 @@ def test_calling_the_class_starts_the_launcher(
 ) -> None:
     launched: list[FlowSpec] = []
     monkeypatch.setattr(spec, "_launcher", launched.append)
+    flow = flow_class()
+
+    assert [flow] == launched
+
+
+def test_a_class_that_is_called_while_its_file_is_read_only_makes_an_object(
+    flow_class: type[FlowSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[FlowSpec] = []
+    monkeypatch.setattr(spec, "_launcher", launched.append)
+    with only_defined():
+        with only_defined():
+            flow_class()
+        flow_class()
+    assert [] == launched
     flow = flow_class()
 
     assert [flow] == launched

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType, ModuleType
+from types import CodeType, FrameType, ModuleType
 
 from aflow._core import deferred, ending, process
 from aflow._core.system import threads_here
@@ -28,6 +28,7 @@ import d as e
 import f.g as h
 from i import j, k as l
 """
+_WAITS = frozenset({"wait", "wait3", "waitid", "waitpid"})  # of os
 # What environments import into each interpreter, by .pth files or by their names.
 _OF_ENVIRONMENTS = frozenset({"_distutils_hack", "_virtualenv", "sitecustomize", "usercustomize"})
 
@@ -94,6 +95,7 @@ def _is_fresh(main: ModuleType, frame: FrameType) -> bool:
         and threads_here() == 1
         and all(map(_is_open, (0, 1, 2)))
         and _only_imports(outermost)
+        and not _waits_for_any(outermost.f_code)
         and all(map(_is_of_python, [*sys.modules.items()]))
     )
 
@@ -101,6 +103,14 @@ def _is_fresh(main: ModuleType, frame: FrameType) -> bool:
 def _only_imports(frame: FrameType) -> bool:
     known = {*compile(_IMPORTS, "", "exec", dont_inherit=True).co_code[::2]}
     return known.issuperset(frame.f_code.co_code[: frame.f_lasti + 1 : 2])
+
+
+def _waits_for_any(code: CodeType) -> bool:
+    """Whether the program may wait for any child that it has: it would wait for the zygote, which
+    ends with the program."""
+    names = {*code.co_names}
+    inside = (each for each in code.co_consts if isinstance(each, CodeType))
+    return ("os" in names and not _WAITS.isdisjoint(names)) or any(map(_waits_for_any, inside))
 
 
 def _is_of_python(item: tuple[str, ModuleType]) -> bool:

@@ -582,6 +582,33 @@ if __name__ == "__main__":
     assert f"SET: {'by the program' if 'SET' in beginning else None}" in ran.lines, ran.out
 
 
+def test_a_program_can_wait_for_all_that_it_has_started(workspace: Workspace) -> None:
+    (workspace.path / "flow.py").write_text("""import os
+from aflow import FlowSpec, step
+if not os.fork():
+    os._exit(0)
+ended = 0
+try:
+    while os.wait():
+        ended += 1
+except ChildProcessError:
+    print("ended:", ended)
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+    @step
+    def end(self):
+        pass
+if __name__ == "__main__":
+    Flow_()
+""")
+
+    ran = workspace.run()
+
+    assert (0, "ended: 1") == (ran.code, ran.out.splitlines()[0]), ran.err
+
+
 def test_nothing_is_left_of_a_program_that_begins_no_flow_though_its_words_are_those_of_a_run(
     workspace: Workspace,
 ) -> None:

@@ -88,7 +88,7 @@ class LiveAttempt:
             attempt=report.attempt,
             state=AttemptState(report.state),
             started_at=self.started_at,
-            # The one who said when it began may have another clock than the one who ended it.
+            # The machine that started it may have another clock than the one that ended it.
             finished_at=max(report.finished_at or now, self.started_at or 0.0),
             reason=report.reason,
             manifest=report.manifest,

@@ -476,7 +476,7 @@ def _run_archive(main: ModuleType, file: str, path: Sequence[str]) -> ModuleType
     import pkgutil
     import runpy
 
-    archive = archive_of(file)
+    archive = _archive_of(file)
     importer: Any = None if archive is None else pkgutil.get_importer(archive)
     spec = None if importer is None else importer.find_spec("__main__")
     if archive is None or spec is None:
@@ -490,7 +490,7 @@ def _run_archive(main: ModuleType, file: str, path: Sequence[str]) -> ModuleType
     return main
 
 
-def archive_of(file: str) -> str | None:
+def _archive_of(file: str) -> str | None:
     """The archive (of zipapp, a wheel on sys.path) that a file which is not there lies in; None
     where it lies in none."""
     while file and not os.path.exists(file):
@@ -604,7 +604,7 @@ def program_in(frame: FrameType | None) -> ModuleType | None:
     file = getattr(main, "__file__", None)
     if main is None or not file or is_library(file):
         return None
-    if not os.path.isfile(file) and archive_of(file) is None:
+    if not os.path.isfile(file) and _archive_of(file) is None:
         return None
     while frame is not None:
         if frame.f_globals is vars(main) and frame.f_code.co_name == "<module>":

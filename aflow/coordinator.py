@@ -87,19 +87,30 @@ class RunHandle:
         return f"{self._record.flow}/{self._record.run}"
 
     async def wait(self) -> RunEnded:
-        """Wait for the end of the run; returns the event that says how it ended.
+        """Wait for the end of the run. Several tasks may wait, and may wait again. Cancelling the
+        awaiting task does not cancel the run. What the metadata or the datastore raised is raised
+        here if the run could no longer be recorded.
 
-        Several tasks may wait, and may wait again. Cancelling the awaiting task does not cancel the
-        run. Raises RunLeft after `leave`, RunTakenOver where another coordinator drives the run by
-        now, and what the metadata or the store raised, if the run could no longer be recorded."""
+        Returns:
+            The event that says how it ended.
+
+        Raises:
+            RunLeft: `leave` was called.
+            RunTakenOver: Another coordinator has the lease of the run.
+        """
         return await asyncio.shield(self.task)
 
     def cancel(self, reason: str = "The run was cancelled.") -> Stopping:
-        """Cancel the run, for a `reason` that is recorded with it.
+        """Cancel the run. Its tasks are stopped from now on. Calling this again, or after the run
+        has ended, changes nothing.
 
-        Its tasks are stopped from now on; `await run.cancel()` waits for the end of the run and
-        returns the event that says how it ended. Calling this again, or after the run has ended,
-        changes nothing."""
+        Args:
+            reason: Why; it is recorded with the run.
+
+        Returns:
+            What may be awaited: `await run.cancel()` waits for the end of the run and returns the
+            event that says how it ended.
+        """
         if not self.task.done():
             self._driver.cancel(reason)
         return Stopping(self)
@@ -114,7 +125,7 @@ class RunHandle:
             self._driver.leave()
 
     async def events(self) -> AsyncGenerator[RunEvent, None]:
-        """The events of the run, from the first `anext` on, until the run ends.
+        """Yield the events of the run, from the first `anext` on, until the run ends.
 
         There may be several listeners. Events are kept for a slow listener until it reads them, and
         it does not delay the others. A listener that stops early closes the iterator
@@ -252,12 +263,24 @@ class Coordinator:
         watch: Watch | None = None,
         **parameters: Any,
     ) -> RunHandle:
-        """Begin a run of the flow with these parameters. The run is recorded when this returns.
+        """Begin a run of the flow with these parameters.
 
         Raises InvalidFlow, InvalidParameter, CoordinatorFull, CoordinatorClosed, StorageError and
-        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `zygote`
-        is a process that has imported the flow already (the command line has one); without it one
-        is started."""
+        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `zygote` is
+        a process that has imported the flow already (the command line has one); without it one is
+        started.
+
+        Args:
+            flow: The class of the flow, or its definition.
+            options: The options; None for those of the settings.
+            zygote: A zygote that has been started already; None to start one when the first task
+                needs it.
+            watch: Called with the events of the run, in order; None for nothing.
+            **parameters: The parameters, by name.
+
+        Returns:
+            The run is recorded when this returns.
+        """
         self._check_entered()
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
         # Some milliseconds for a flow that is new: its sources are parsed.
@@ -266,8 +289,12 @@ class Coordinator:
         return await self._admitted(self._begin(definition, options, given, zygote, watch))
 
     async def orphaned(self, limit: int = 100) -> list[str]:
-        """The pathspecs of runs that go on without a coordinator: those that were left by one with
-        `holder_kind` as ours, the longest ago first. Raises MetadataError."""
+        """Return the pathspecs of runs that go on without a coordinator: those that were left by
+        one with `holder_kind` as ours, the longest ago first. Raises MetadataError.
+
+        Args:
+            limit: How many at most.
+        """
         self._check_entered()
         found = await in_thread(self._records.orphaned, self._kind, limit)
         return [f"{flow}/{run}" for flow, run in found]
@@ -281,14 +308,26 @@ class Coordinator:
         zygote: ZygoteProcess | None = None,
         watch: Watch | None = None,
     ) -> RunHandle:
-        """Recover a run of the flow, by its id, whose coordinator has died.
+        """Recover a run of the flow whose coordinator has died. Finished tasks stay finished.
+        Attempts that workers of a queue run are awaited; attempts in processes, which ended with
+        their coordinator, run again at no cost of retries. What `start` raises is raised here, too.
 
-        Finished tasks stay finished. Attempts that workers of a queue run are awaited; attempts in
-        processes, which ended with their coordinator, run again at no cost of retries.
+        Args:
+            flow: The class of the flow, or its definition.
+            run: The id of the run.
+            options: The options; None for those of the settings.
+            zygote: A zygote that has been started already; None to start one when the first task
+                needs it.
+            watch: Called with the events of the run, in order; None for nothing.
 
-        Raises NotFound; RunHasCoordinator where the lease of its coordinator has not expired;
-        InvalidInput for a run that has ended, or whose flow has other steps now; and what `start`
-        raises."""
+        Returns:
+            The handle of the run.
+
+        Raises:
+            NotFound: There is no such run.
+            RunHasCoordinator: The lease of its coordinator has not expired.
+            InvalidInput: The run has ended, or its flow has other steps now.
+        """
         self._check_entered()
         options = options or RunOptions(isolation=self._isolation)
         definition = await in_thread(configured, flow) if isinstance(flow, type) else flow

@@ -338,7 +338,12 @@ class RunTakenOver(MetadataError):
 
     @classmethod
     def of(cls, flow: str, run: str) -> RunTakenOver:
-        """Said by one that has lost it."""
+        """Return the error of a coordinator that has lost the lease of a run.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
         return cls(
             f"{flow}/{run} is driven by another coordinator now, since the lease of this one "
             "has expired: this one stops, and the run continues there."
@@ -352,7 +357,12 @@ class RunLeft(AflowError):
 
     @classmethod
     def of(cls, flow: str, run: str) -> RunLeft:
-        """Said when it has."""
+        """Return the error for a caller that waits for a run which its coordinator has left.
+
+        Args:
+            flow: The name of the flow.
+            run: The id of the run.
+        """
         return cls(f"{flow}/{run} was not finished: `aflow recover {flow}/{run}` recovers it.")
 
 
@@ -372,7 +382,12 @@ class RegistrationRefused(AflowError):
 
     @classmethod
     def of(cls, status: int, message: str) -> RegistrationRefused:
-        """The refusal that says this sentence."""
+        """Return the refusal that says this sentence.
+
+        Args:
+            status: The status of HTTP.
+            message: The sentence.
+        """
         return cls(status, {"message": message})
 
 
@@ -397,7 +412,12 @@ class LeaseLost(QueueError):
 
     @classmethod
     def of(cls, lost: Sequence[str], held: Sequence[object] = ()) -> LeaseLost:
-        """The error that names these messages."""
+        """Return the error that names these messages.
+
+        Args:
+            lost: The ids of the messages whose leases had ended.
+            held: The leases of the call.
+        """
         named = ", ".join(lost[:3]) + (" and others" if len(lost) > 3 else "")
         return cls(f"The lease of {named} had ended: it took too long.", lost, held)
 
@@ -524,7 +544,12 @@ LONGEST_REASON = 4_000  # characters of what is said of a failure in records and
 
 
 def clipped(text: str, most: int = LONGEST_REASON) -> str:
-    """The text, without its middle where it is longer: exceptions may hold a whole data set."""
+    """Return the text, without its middle where it is longer: exceptions may hold a whole data set.
+
+    Args:
+        text: The text.
+        most: The length, in characters.
+    """
     if len(text) <= most:
         return text
     head, tail = most - most // 4, most // 4

@@ -114,8 +114,14 @@ class Calls:
     # ------------------------------------------------------------ AWS Batch
 
     def is_fargate(self, queue: str) -> bool:
-        """Whether the queue of jobs runs them on Fargate. Raises InvalidSetting where there is no
-        such queue."""
+        """Return whether the queue of jobs runs them on Fargate.
+
+        Args:
+            queue: The name of the job queue.
+
+        Raises:
+            InvalidSetting: Where there is no such queue.
+        """
         queues = self._call("batch", "describe_job_queues", jobQueues=[queue])["jobQueues"]
         if not queues:
             raise InvalidSetting(
@@ -129,7 +135,14 @@ class Calls:
         return str(kind).startswith("FARGATE")
 
     def register(self, definition: Mapping[str, Any]) -> bool:
-        """Register a definition of jobs, unless it is there; whether it was not."""
+        """Register a definition of jobs, unless it is there.
+
+        Args:
+            definition: The job definition.
+
+        Returns:
+            Whether it was not.
+        """
         name = definition["jobDefinitionName"]
         found = self._call(
             "batch", "describe_job_definitions", jobDefinitionName=name, status="ACTIVE"
@@ -140,17 +153,34 @@ class Calls:
         return True
 
     def submit(self, values: Mapping[str, Any]) -> str:
-        """Submit a job; its id. AwsBusy leaves open whether it was submitted."""
+        """Submit a job. AwsBusy leaves open whether it was submitted.
+
+        Args:
+            values: The parameters of the call.
+
+        Returns:
+            Its id.
+        """
         return str(self._call("batch", "submit_job", **values)["jobId"])
 
     def described(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
-        """What AWS Batch says of these jobs, of which one call may name 100; of some it may know
-        nothing (any more)."""
+        """Return what AWS Batch says of these jobs, of which one call may name 100; of some it may
+        know nothing (any more).
+
+        Args:
+            jobs: The ids of the jobs.
+        """
         found: list[dict[str, Any]] = self._call("batch", "describe_jobs", jobs=[*jobs])["jobs"]
         return found
 
     def last_lines(self, group: str, stream: str, count: int = LINES) -> list[str]:
-        """The last lines of a log in CloudWatch; none where it cannot be read."""
+        """Return the last lines of a log in CloudWatch; none where it cannot be read.
+
+        Args:
+            group: The log group.
+            stream: The log stream.
+            count: How many lines.
+        """
         try:
             # With a limit alone it gives what is newest.
             found = self._call(
@@ -166,7 +196,11 @@ class Calls:
         ]
 
     def listed(self, **of: Any) -> Iterator[dict[str, Any]]:
-        """The summaries of jobs: of a queue, or of an array, as the API takes it."""
+        """Yield the summaries of jobs: of a queue, or of an array, as the API takes it.
+
+        Args:
+            **of: The parameters of the call.
+        """
         values: dict[str, Any] = of
         while values:
             page = self._call("batch", "list_jobs", **values)
@@ -176,7 +210,12 @@ class Calls:
 
     def terminate(self, job: str, reason: str) -> None:
         """End a job: one that runs gets SIGTERM, and SIGKILL 30 seconds later; one that has ended
-        already stays as it is."""
+        already stays as it is.
+
+        Args:
+            job: The id of the job.
+            reason: Why, in one sentence.
+        """
         self._call("batch", "terminate_job", jobId=job, reason=reason)
 
 
@@ -240,12 +279,36 @@ class Services:
         self._session: Session | None = None
 
     def call(self, service: str, operation: str, **values: Any) -> dict[str, Any]:
-        """What the call gives. Raises AwsRefused, AwsError where there are no credentials or nobody
-        answers, and InvalidSetting where the region is not known."""
+        """Return what the call gives.
+
+        Args:
+            service: The name of the service, as botocore has it.
+            operation: The name of the operation, as botocore has it.
+            **values: The parameters of the call.
+
+        Raises:
+            AwsRefused: Where there are no credentials or nobody answers, and InvalidSetting where
+                the region is not known.
+            AwsError: Where there are no credentials or nobody answers, and InvalidSetting where the
+                region is not known.
+        """
         return self.answer(service, operation, **values).values
 
     def answer(self, service: str, operation: str, **values: Any) -> AwsAnswer:
-        """The same, and what time it is there."""
+        """Call AWS as `call` does.
+
+        Args:
+            service: The name of the service, as botocore has it.
+            operation: The name of the operation, as botocore has it.
+            **values: The parameters of the call.
+
+        Returns:
+            The answer, and the time of AWS in seconds since the epoch.
+
+        Raises:
+            AwsError: AWS refuses, or does not answer.
+            InvalidSetting: A setting that this needs is missing.
+        """
         try:
             session = self._opened()
             client = session.create_client(

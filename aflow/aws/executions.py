@@ -8,9 +8,17 @@ from aflow.errors import InvalidSetting
 
 
 def status(machine: str, execution: str) -> str | None:
-    """The status of an execution (RUNNING, SUCCEEDED, FAILED, TIMED_OUT, ABORTED); None where there
-    is no such execution (any more). Blocks. Raises AwsError, and InvalidSetting where the account
-    is not known."""
+    """Return the status of an execution (RUNNING, SUCCEEDED, FAILED, TIMED_OUT, ABORTED); None
+    where there is no such execution (any more). Blocks.
+
+    Args:
+        machine: The name of the state machine.
+        execution: The ARN of the execution.
+
+    Raises:
+        AwsError: Where the account is not known.
+        InvalidSetting: Where the account is not known.
+    """
     calls = _Executions(AwsSettings.load().needed("machine_role", "The role of state machines"))
     try:
         return calls.status(machine, execution)
@@ -20,7 +28,13 @@ def status(machine: str, execution: str) -> str | None:
 
 def stop(machine: str, execution: str, cause: str) -> None:
     """Stop an execution, and the jobs that it waits for; fine if it has ended. Raises as `status`
-    does."""
+    does.
+
+    Args:
+        machine: The name of the state machine.
+        execution: The ARN of the execution.
+        cause: Why, for the history of the execution.
+    """
     calls = _Executions(AwsSettings.load().needed("machine_role", "The role of state machines"))
     try:
         calls.stop(machine, execution, cause)

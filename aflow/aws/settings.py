@@ -63,11 +63,19 @@ class AwsSettings:
 
     @classmethod
     def load(cls) -> AwsSettings:
-        """The settings of this program; see config.py for where they are looked up."""
+        """Return the settings of this program; see config.py for where they are looked up."""
         return cls(**{name: looked_up(*keys) for name, keys in KEYS.items()})
 
     def needed(self, name: str, what: str) -> str:
-        """A setting that has to be there; raises InvalidSetting with the key that sets it."""
+        """Return a setting that has to be there.
+
+        Args:
+            name: The name of the setting.
+            what: What needs it, for the error.
+
+        Raises:
+            InvalidSetting: The error is raised with the key that sets it.
+        """
         value: str | None = getattr(self, name)
         if value is None:
             raise InvalidSetting(f"{what} is not known: set AFLOW_{KEYS[name][0]}.")
@@ -75,14 +83,21 @@ class AwsSettings:
 
 
 def passed_on() -> dict[str, str]:
-    """The variables of all jobs that are settings of this program."""
+    """Return the variables of all jobs that are settings of this program."""
     found = {f"AFLOW_{each}": looked_up(each) for each in _PASSED_ON}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def needs_key_secret(url: str) -> None:
-    """Nothing; raises InvalidSetting where jobs are to ask a metadata service that wants a key,
-    which they could only have as a variable in their definitions."""
+    """Nothing.
+
+    Args:
+        url: The URL.
+
+    Raises:
+        InvalidSetting: Where jobs are to ask a metadata service that wants a key, which they could
+            only have as a variable in their definitions.
+    """
     given = [each for each in ("SERVICE_AUTH_KEY", "SERVICE_HEADERS") if looked_up(each)]
     if given and url.startswith("http") and looked_up(KEY_PLACE) is None:
         raise InvalidSetting(
@@ -94,7 +109,14 @@ def needs_key_secret(url: str) -> None:
 
 
 def needs_s3(storage: str) -> None:
-    """Nothing; raises InvalidSetting for a store that jobs cannot reach."""
+    """Nothing.
+
+    Args:
+        storage: The URL of the datastore.
+
+    Raises:
+        InvalidSetting: For a store that jobs cannot reach.
+    """
     if not storage.startswith("s3://"):
         raise InvalidSetting(
             "Jobs cannot reach a datastore of this machine: use --datastore s3, or set "

@@ -65,20 +65,42 @@ class Card:
         self.flow = flow
 
     def render(self, task: Any) -> str:
-        """The page as HTML. `task` has what a Task of the client has."""
+        """Return the page as HTML. `task` has what a Task of the client has.
+
+        Args:
+            task: The task.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no method render.")
 
     def render_runtime(self, task: Any, data: Any) -> str:
-        """The page while the step still runs."""
+        """Return the page while the step still runs.
+
+        Args:
+            task: The task.
+            data: The data that the step has given to `refresh`.
+        """
         return self.render(task)
 
     def refresh(self, task: Any, data: Any) -> Any:
-        """What a page that is open needs to show the new state, as values for JSON; None where it
-        needs to be loaded again."""
+        """Return what a page that is open needs to show the new state, as values for JSON; None
+        where it needs to be loaded again.
+
+        Args:
+            task: The task.
+            data: The data that the step has given to `refresh`.
+        """
         return None
 
     def reload_content_token(self, task: Any, data: Any) -> str:
-        """With RELOAD_POLICY_ONCHANGE: a text that changes when the page is to be loaded again."""
+        """With RELOAD_POLICY_ONCHANGE.
+
+        Args:
+            task: The task.
+            data: The data that the step has given to `refresh`.
+
+        Returns:
+            A text that changes when the page is to be loaded again.
+        """
         return "content-token"
 
 
@@ -175,8 +197,17 @@ def created(
     graph: Graph,
     flow: Any,
 ) -> Card:
-    """A card of the kind. Its constructor gets those of the keywords `options`, `components`,
-    `graph` and `flow` that it takes."""
+    """Return a card of the kind. Its constructor gets those of the keywords `options`,
+    `components`, `graph` and `flow` that it takes.
+
+    Args:
+        kind: The class of the card.
+        options: The options of the card, as its decorator has them.
+        components: The components, in order.
+        definition: The flow; None where it is not known.
+        graph: The steps of the flow and the transitions between them.
+        flow: The flow object.
+    """
     if kind._takes_objects:
         return kind(options, components, graph, flow)
     steps = {} if definition is None else outline(definition)["steps"]
@@ -201,7 +232,7 @@ class RenderedComponent(str):
     __slots__ = ()
 
     def render(self) -> str:
-        """The HTML."""
+        """Return the HTML."""
         return str(self)
 
 
@@ -215,8 +246,15 @@ def _plain(component: Any) -> Any:
 
 
 def kind_of(name: str) -> type[Card]:
-    """The kind of card of this type: ours, a class that has been defined, or the entry point of a
-    package (group aflow.cards). Raises InvalidInput where there is none."""
+    """Return the kind of card of this type: ours, a class that has been defined, or the entry point
+    of a package (group aflow.cards).
+
+    Args:
+        name: The name of the type of card.
+
+    Raises:
+        InvalidInput: Where there is none.
+    """
     if name.startswith("test_"):  # few cards are; the module is imported for its classes
         import_module("aflow.cards.probes")
     known = {each.type: each for each in _all(Card) if each.type}

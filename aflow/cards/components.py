@@ -29,11 +29,19 @@ class Component:
     component_id: str | None = None
 
     def render(self) -> str:
-        """The component as HTML, which is put into the page as it is."""
+        """Return the component as HTML, which is put into the page as it is."""
         raise NotImplementedError(f"{type(self).__name__} has no method render.")
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Change what is shown; the next refresh of the card shows it."""
+        """Change what is shown; the next refresh of the card shows it.
+
+        Args:
+            *args: What the component shows from now on.
+            **kwargs: Named values that the component shows from now on.
+
+        Raises:
+            InvalidInput: This component cannot be changed.
+        """
         raise InvalidInput(f"A {type(self).__name__} of a card cannot be updated.")
 
 
@@ -91,7 +99,12 @@ class Table(Component):
 
     @classmethod
     def from_dataframe(cls, dataframe: Any = None, truncate: bool = True) -> Table:
-        """The first rows of a pandas DataFrame (100 with `truncate`), with its index."""
+        """Return the first rows of a pandas DataFrame (100 with `truncate`), with its index.
+
+        Args:
+            dataframe: The table of pandas.
+            truncate: Whether long tables are cut.
+        """
         shown = dataframe.head(100) if truncate else dataframe
         # Row by row as tuples, which keep the type of each column.
         rows = [list(row) for row in shown.itertuples(name=None)]
@@ -125,7 +138,13 @@ class Image(Component):
     def from_matplotlib(
         cls, plot: Any, label: str | None = None, disable_updates: bool = False
     ) -> Image:
-        """A figure of matplotlib, or what has a `get_figure` (axes)."""
+        """Return a figure of matplotlib, or what has a `get_figure` (axes).
+
+        Args:
+            plot: The figure of matplotlib.
+            label: The text below the image.
+            disable_updates: Whether the component never changes while the step runs.
+        """
         import io
 
         figure = plot.get_figure() if hasattr(plot, "get_figure") else plot
@@ -137,7 +156,13 @@ class Image(Component):
     def from_pil_image(
         cls, pilimage: Any, label: str | None = None, disable_updates: bool = False
     ) -> Image:
-        """An image of Pillow."""
+        """Return an image of Pillow.
+
+        Args:
+            pilimage: The image of PIL.
+            label: The text below the image.
+            disable_updates: Whether the component never changes while the step runs.
+        """
         import io
 
         buffer = io.BytesIO()
@@ -306,7 +331,11 @@ class VegaChart(Component):
 
     @classmethod
     def from_altair_chart(cls, altair_chart: Any) -> VegaChart:
-        """A chart of Altair."""
+        """Return a chart of Altair.
+
+        Args:
+            altair_chart: The chart of Altair.
+        """
         return cls(altair_chart.to_dict())
 
     def update(self, spec: Mapping[str, Any]) -> None:
@@ -350,8 +379,12 @@ def _number(name: str, value: Any) -> str:
 
 
 def as_component(value: Any) -> Component:
-    """The value itself, if it is a component; a text is Markdown, a figure a picture, a table of
-    pandas a table, and all else is shown as a value."""
+    """Return the value itself, if it is a component; a text is Markdown, a figure a picture, a
+    table of pandas a table, and all else is shown as a value.
+
+    Args:
+        value: The value.
+    """
     if isinstance(value, Component) or hasattr(value, "render"):
         return value  # type: ignore[no-any-return]
     if isinstance(value, str):
@@ -364,8 +397,12 @@ def as_component(value: Any) -> Component:
 
 
 def rendered(component: Any) -> str:
-    """The HTML of a component; of a custom one that gives a dict, that as a tree. What goes wrong
-    is shown in its place."""
+    """Return the HTML of a component; of a custom one that gives a dict, that as a tree. What goes
+    wrong is shown in its place.
+
+    Args:
+        component: The component, or a value that becomes one.
+    """
     try:
         html = component.render()
     except Exception as error:  # noqa: BLE001 -- one part that fails leaves the others
@@ -509,8 +546,8 @@ class EventsTimeline(JSONViewer):
         self._finished = self._finished if finished is None else finished
 
     def get_stats(self) -> dict[str, Any]:
-        """How many events there were and are shown, when the first and the last one came (seconds
-        since the epoch, None without any), and whether that was all."""
+        """Return how many events there were and are shown, when the first and the last one came
+        (seconds since the epoch, None without any), and whether that was all."""
         return {
             "total_events": self._total,
             "displayed_events": len(self._events),

@@ -45,9 +45,19 @@ def page_of(
     *,
     save_errors: bool = False,
 ) -> str:
-    """The page of a card of this kind, which may take `timeout` seconds. Where it fails: what the
-    kind raises, or with `save_errors` a page that says why. Raises InvalidInput for an unknown
-    kind."""
+    """Return the page of a card of this kind, which may take `timeout` seconds. Where it fails:
+    what the kind raises, or with `save_errors` a page that says why.
+
+    Args:
+        task: The task.
+        type: The type of card; None for all types.
+        options: The options of the card, as its decorator has them.
+        timeout: How many seconds the card may take; None for no limit.
+        save_errors: Whether a page about the error is written where the card fails.
+
+    Raises:
+        InvalidInput: For an unknown kind.
+    """
     made = created(kind_of(type), options, (), None, task._source.graph, None)
     finished = FinishedTask(task)
     try:
@@ -67,7 +77,17 @@ def page_of(
 
 
 def keep(task: Task, type: str, id: str | None, html: str) -> str:
-    """Keep the page as one more card of the task; its hash."""
+    """Keep the page as one more card of the task.
+
+    Args:
+        task: The task.
+        type: The type of card; None for all types.
+        id: The id of the card; None for none.
+        html: The page.
+
+    Returns:
+        Its hash.
+    """
     place, folder = task._source.blobs.store, store.prefix(*task.pathspec.split("/"))
     number = max((each.number for each in store.listed(place, folder)), default=-1) + 1
     return store.put(place, folder, number, type, id, html)

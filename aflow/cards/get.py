@@ -41,7 +41,7 @@ class FoundCard:
         self.from_resumed = origin_pathspec is not None
 
     def get(self) -> str:
-        """The page."""
+        """Return the page."""
         return self.html
 
     @property
@@ -50,8 +50,8 @@ class FoundCard:
         return bytes(self._place.get(self._stored.name)).decode("utf-8", "surrogatepass")
 
     def get_data(self) -> Any:
-        """The data of the card's latest refresh (`data`, `reload_token`, `created_on`); None for a
-        card that was not refreshed."""
+        """Return the data of the card's latest refresh (`data`, `reload_token`, `created_on`); None
+        for a card that was not refreshed."""
         return store.data_of(self._place, self._stored)
 
     @property
@@ -60,16 +60,23 @@ class FoundCard:
         return self._stored.name
 
     def resumed(self) -> FoundCard:
-        """The same card, as that of a task that has reused the result of this one's."""
+        """Return the same card, as that of a task that has reused the result of this one's."""
         return FoundCard(self._place, self._stored, self.pathspec, self.pathspec)
 
     def write(self, path: Path) -> None:
-        """Write the page to a file."""
+        """Write the page to a file.
+
+        Args:
+            path: The path or pathspec.
+        """
         path.write_text(self.html, encoding="utf-8", errors="surrogatepass")
 
     def view(self) -> tuple[Path, bool]:
-        """Show the page in a browser: the file that it is in now, and whether a browser was
-        found."""
+        """Show the page in a browser.
+
+        Returns:
+            The file that it is in now, and whether a browser was found.
+        """
         # A new name: other users who may write to the folder of temporary files cannot guess it.
         name = self.pathspec.replace("/", "-")
         descriptor, file = mkstemp(".html", f"{name}-{self.hash}-")
@@ -123,9 +130,20 @@ def get_cards(
     type: str | None = None,
     follow_resumed: bool = True,
 ) -> CardContainer:
-    """The cards of a task (or of the task of this pathspec), those of this `id` and `type` alone if
-    they are given. Those of a task whose result was reused are its origin's, unless
-    `follow_resumed` is False. Raises NotFound for a task that is not there."""
+    """Return the cards of a task (or of the task of this pathspec), those of this `id` and `type`
+    alone if they are given. Those of a task whose result was reused are its origin's, unless
+    `follow_resumed` is False.
+
+    Args:
+        task: The task.
+        id: The id of the card; None for none.
+        type: The type of card; None for all types.
+        follow_resumed: Whether the cards of a task whose result was reused are those of the
+            original task.
+
+    Raises:
+        NotFound: For a task that is not there.
+    """
     found = ClientTask(task, _namespace_check=False) if isinstance(task, str) else task
     if follow_resumed and found.origin_pathspec is not None:
         try:

@@ -32,8 +32,13 @@ class CardParts:
         self.changed_at = 0.0
 
     def append(self, component: Any, id: str | None = None) -> None:
-        """Add a component at the end (a text is Markdown, other values are shown as what they
-        are); with an `id` it is found again as `components[id]`."""
+        """Add a component at the end (a text is Markdown, other values are shown as what they are);
+        with an `id` it is found again as `components[id]`.
+
+        Args:
+            component: The component, or a value that becomes one.
+            id: The id of the card; None for none.
+        """
         part = as_component(component)
         if part is not component and self._around.drops_values:
             _warn(f"{type(component).__name__} is not a component of a card: it is not shown.")
@@ -42,7 +47,11 @@ class CardParts:
         self.changed_at = self._around.now()
 
     def extend(self, components: Iterable[Any]) -> None:
-        """Add several."""
+        """Add several.
+
+        Args:
+            components: The components, in order.
+        """
         for each in components:
             self.append(each)
 
@@ -53,7 +62,12 @@ class CardParts:
 
     def refresh(self, data: Any = None, force: bool = False) -> None:
         """Make the card now, so that it can be seen while the step runs; not more often than
-        `refresh_interval` says, unless `force`."""
+        `refresh_interval` says, unless `force`.
+
+        Args:
+            data: The data that the step has given to `refresh`.
+            force: Whether to write at once, although the last write was a moment ago.
+        """
         self._around.refresh(data, force)
 
     @property
@@ -62,8 +76,8 @@ class CardParts:
         return {id: part for id, part in self._parts if id is not None}
 
     def updatable(self) -> dict[str, Any]:
-        """What the components that follow refreshes render now, by id; one that was given none is
-        known by its class and place."""
+        """Return what the components that follow refreshes render now, by id; one that was given
+        none is known by its class and place."""
         found = {}
         for place, (id, part) in enumerate(self._parts):
             if getattr(part, "REALTIME_UPDATABLE", False):
@@ -92,7 +106,11 @@ class Cards:
         return CardParts(self.all[0])
 
     def get(self, type: str | None = None) -> list[CardParts]:
-        """The parts of all cards of this type."""
+        """Return the parts of all cards of this type.
+
+        Args:
+            type: The type of card; None for all types.
+        """
         return [each.parts for each in self.all if type in (None, each.card.type)]
 
     @property
@@ -109,11 +127,20 @@ class Cards:
         return chosen[0].parts
 
     def append(self, component: Any, id: str | None = None) -> None:
-        """See CardParts."""
+        """See CardParts.
+
+        Args:
+            component: The component, or a value that becomes one.
+            id: The id of the card; None for none.
+        """
         self._main.append(component, id)
 
     def extend(self, components: Iterable[Any]) -> None:
-        """See CardParts."""
+        """See CardParts.
+
+        Args:
+            components: The components, in order.
+        """
         self._main.extend(components)
 
     def clear(self) -> None:
@@ -121,7 +148,12 @@ class Cards:
         self._main.clear()
 
     def refresh(self, data: Any = None, force: bool = False) -> None:
-        """See CardParts."""
+        """See CardParts.
+
+        Args:
+            data: The data that the step has given to `refresh`.
+            force: Whether to write at once, although the last write was a moment ago.
+        """
         self._main.refresh(data, force)
 
     @property
@@ -178,7 +210,12 @@ class AroundCard(Around):
         self._make(task)
 
     def refresh(self, data: Any, force: bool) -> None:
-        """Make the card of a step that runs."""
+        """Make the card of a step that runs.
+
+        Args:
+            data: The data that the step has given to `refresh`.
+            force: Whether to write at once, although the last write was a moment ago.
+        """
         self._user_data = {} if data is None else data  # the card at the end shows the latest
         now = self.scene.clock.monotonic()
         if not force and self._refreshed and now - self._refreshed < self.card.refresh_interval:
@@ -259,8 +296,16 @@ def _reload_token(made: Card, task: CardTask, data: dict[str, Any]) -> str:
 
 
 def in_time(make: Any, seconds: float) -> Any:
-    """What `make` gives, from a process that is killed if it takes longer. Raises TimeoutError, and
-    RuntimeError for what it raised."""
+    """Return what `make` gives, from a process that is killed if it takes longer.
+
+    Args:
+        make: Makes the card; called in a thread.
+        seconds: How many seconds it may take.
+
+    Raises:
+        TimeoutError: For what it raised.
+        RuntimeError: For what it raised.
+    """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(make, theirs), daemon=True)

@@ -93,12 +93,24 @@ _PAGE = Template("""<!doctype html>
 
 
 def page(title: str, body: str) -> str:
-    """A whole page with this body, which is HTML."""
+    """Return a whole page with this body, which is HTML.
+
+    Args:
+        title: The title.
+        body: The HTML of the content.
+    """
     return _PAGE.substitute(title=escape(title), style=_style(), body=body, policy=_POLICY)
 
 
 def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
-    """The top of a card: what it is of, what that does, and the facts of its task."""
+    """Return the top of a card: what it is of, what that does, and the facts of its task.
+
+    Args:
+        title: The title.
+        path: The path or pathspec.
+        facts: Names and values to show.
+        doc: The docstring of the flow or step.
+    """
     entries = "".join(
         f"<span><b>{escape(name)}</b>{escape(value)}</span>" for name, value in facts.items()
     )
@@ -110,12 +122,21 @@ def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
 
 
 def section(title: str, body: str) -> str:
-    """A part with a title; nothing if there is nothing in it."""
+    """Return a part with a title; nothing if there is nothing in it.
+
+    Args:
+        title: The title.
+        body: The HTML of the content.
+    """
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
 def names_and_values(rows: Iterable[tuple[str, str, str]]) -> str:
-    """A table of name, type and value, which is HTML; nothing if there are no rows."""
+    """Return a table of name, type and value, which is HTML; nothing if there are no rows.
+
+    Args:
+        rows: Name, type and value of each row.
+    """
     lines = "".join(
         f"<tr><td><b>{escape(name)}</b></td><td class='type'>{escape(kind)}</td>"
         f"<td>{value}</td></tr>"
@@ -132,7 +153,12 @@ _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 150, 34, 26, 30
 
 
 def graph_svg(graph: Graph, here: str) -> str:
-    """The steps of a flow, each below those that lead to it; `here` is marked."""
+    """Return the steps of a flow, each below those that lead to it; `here` is marked.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        here: The name of the step that is marked.
+    """
     rows = graph.levels()
     widest = max(len(row) for row in rows)
     places = {}

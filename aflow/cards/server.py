@@ -44,8 +44,16 @@ class Shown(NamedTuple):
 
 
 def serve(shown: Shown, port: int, interval: int) -> None:
-    """Serve on 127.0.0.1 until it is interrupted; pages look again after `interval` seconds. Raises
-    MissingExtra without aiohttp."""
+    """Serve on 127.0.0.1 until it is interrupted; pages look again after `interval` seconds.
+
+    Args:
+        shown: Which cards are shown.
+        port: The port.
+        interval: Seconds between two looks for changes.
+
+    Raises:
+        MissingExtra: The error is raised without aiohttp.
+    """
     try:
         from aiohttp import web
     except ImportError as error:
@@ -57,7 +65,12 @@ def serve(shown: Shown, port: int, interval: int) -> None:
 
 
 def application(shown: Shown, interval: int = 5) -> web.Application:
-    """The server as an application of aiohttp."""
+    """Return the server as an application of aiohttp.
+
+    Args:
+        shown: Which cards are shown.
+        interval: Seconds between two looks for changes.
+    """
     from aiohttp import web
 
     from aflow.server.auth import is_of_another_site, names_this_machine

@@ -28,7 +28,14 @@ class StoredCard(NamedTuple):
 
 
 def prefix(flow: str, run: str, step: str, task: int | str) -> str:
-    """What the names of a task's cards begin with."""
+    """Return what the names of a task's cards begin with.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        step: The name of the step.
+        task: The task.
+    """
     return f"cards/{flow}/{run}/{step}/{task}/"
 
 
@@ -41,8 +48,21 @@ def put(
     html: str,
     update: Any = None,
 ) -> str:
-    """Keep a card, in place of what was kept under its number; the hash of its content. `update` is
-    what pages that are open need to know, as values for JSON."""
+    """Keep a card, in place of what was kept under its number. `update` is what pages that are open
+    need to know, as values for JSON.
+
+    Args:
+        store: The datastore.
+        folder: The folder of the task's cards in the datastore.
+        number: The number of the card in its step.
+        type: The type of card; None for all types.
+        id: The id of the card; None for none.
+        html: The page.
+        update: The data of an update while the step runs; None for a whole page.
+
+    Returns:
+        The hash of its content.
+    """
     if update is not None:
         store.put(_data_name(folder, number), [json.dumps(update, default=str).encode()])
     data = html.encode("utf-8", "surrogatepass")
@@ -57,7 +77,12 @@ def put(
 
 
 def data_of(store: ObjectStore, card: StoredCard) -> Any:
-    """The latest data of a card that was refreshed; None of one that was not."""
+    """Return the latest data of a card that was refreshed; None of one that was not.
+
+    Args:
+        store: The datastore.
+        card: The stored card.
+    """
     try:
         data = store.get(_data_name(card.name.rpartition("/")[0] + "/", card.number))
     except ObjectNotFound:
@@ -70,7 +95,12 @@ def _data_name(folder: str, number: int) -> str:
 
 
 def listed(store: ObjectStore, folder: str) -> Iterator[StoredCard]:
-    """The cards of a task, in the order of their decorators."""
+    """Yield the cards of a task, in the order of their decorators.
+
+    Args:
+        store: The datastore.
+        folder: The folder of the task's cards in the datastore.
+    """
     found = []
     for name in store.list(folder):
         if name.endswith(_DATA):

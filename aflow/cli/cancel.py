@@ -30,7 +30,7 @@ Without --server and AFLOW_SERVER the command looks for the run in the local met
 
 
 def cancel() -> click.Command:
-    """The command."""
+    """Return the command."""
     return click.Command(
         "cancel",
         params=[click.Argument(["run"], metavar="FLOW/RUN"), of_a_server()],

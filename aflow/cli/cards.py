@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def card_commands() -> dict[str, Subcommand]:
-    """The commands below `card`, by name."""
+    """Return the commands below `card`, by name."""
     which = [
         option("--id", metavar="ID", help="Only the card with this id."),
         option("--type", metavar="TYPE", help="Only cards of this type."),

@@ -30,7 +30,15 @@ _PYLINT = ("--score=n", "--disable=no-member,no-name-in-module")
 
 
 def check_graph(definition: FlowDefinition, note: Note) -> None:
-    """Hold the flow against the rules of the graph; raises InvalidFlow with all that is wrong."""
+    """Hold the flow against the rules of the graph.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        note: Takes one line for people.
+
+    Raises:
+        InvalidFlow: The error is raised with all that is wrong.
+    """
     note("Validating your flow...")
     problems = check(definition)
     if problems:
@@ -70,7 +78,14 @@ class CodeCheck:
         return self
 
     def finish(self, note: Note) -> None:
-        """Wait for its verdict and note it; raises InvalidFlow with what it has found."""
+        """Wait for its verdict and note it.
+
+        Args:
+            note: Takes one line for people.
+
+        Raises:
+            InvalidFlow: The error is raised with what it has found.
+        """
         if not self._wanted:
             return
         if not self._is_there:

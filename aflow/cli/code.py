@@ -31,7 +31,7 @@ _HELP = """Compare the code of a run with the files here or with another run, or
 
 
 def code() -> click.Command:
-    """The command."""
+    """Return the command."""
     group = click.Group("code", help=_HELP)
     for name, (help, params, body) in _commands().items():
         group.add_command(click.Command(name, help=help, params=params, callback=body))
@@ -66,13 +66,30 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
 
 
 def diff(run_pathspec: str, datastore_root: str | None) -> int:
-    """Print the difference between this folder and the run."""
+    """Print the difference between this folder and the code of a run.
+
+    Args:
+        run_pathspec: The run, as `Flow/id`.
+        datastore_root: The root of the datastore; None for the one in the record of the run.
+
+    Returns:
+        The exit code.
+    """
     click.echo(_against_here(run_pathspec, datastore_root, color=is_terminal(sys.stdout)), nl=False)
     return 0
 
 
 def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str | None) -> int:
-    """Print the difference between two runs."""
+    """Print the difference between the code of two runs.
+
+    Args:
+        run_pathspec: The run, as `Flow/id`.
+        target_run_pathspec: The run to compare it with, as `Flow/id`.
+        datastore_root: The root of the datastore; None for the one in the record of the run.
+
+    Returns:
+        The exit code.
+    """
     with TemporaryDirectory(prefix="aflow-code-") as folder:
         _unpacked(run_pathspec, datastore_root, Path(folder, "a"))
         _unpacked(target_run_pathspec, datastore_root, Path(folder, "b"))
@@ -83,7 +100,20 @@ def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str |
 def patch(
     run_pathspec: str, file_path: str | None, overwrite: bool, datastore_root: str | None
 ) -> int:
-    """Write the difference between this folder and the run."""
+    """Write the difference between this folder and the code of a run to a file.
+
+    Args:
+        run_pathspec: The run, as `Flow/id`.
+        file_path: The file to write; None for one named after the run.
+        overwrite: Whether a file that exists is replaced.
+        datastore_root: The root of the datastore; None for the one in the record of the run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InvalidInput: The file exists already.
+    """
     path = Path(file_path or f"{_label(run_pathspec)}.patch")
     if path.exists() and not overwrite:
         raise InvalidInput(f"{path} exists already: name another file, or give --overwrite.")
@@ -93,7 +123,19 @@ def patch(
 
 
 def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> int:
-    """Write the files of the run to a new folder."""
+    """Write the files of the run to a new folder.
+
+    Args:
+        run_pathspec: The run, as `Flow/id`.
+        folder: The folder.
+        datastore_root: The root of the datastore; None for the one in the record of the run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InvalidInput: The folder exists already.
+    """
     path = Path(folder or f"{_label(run_pathspec)}_code")
     if path.exists():
         raise InvalidInput(f"{path} exists already: name another folder with --dir.")

@@ -99,6 +99,10 @@ EARLIER = {"adopt": "recover"}
 
 
 def imported(name: str) -> Any:
-    """What `module:name` names; the module is imported."""
+    """Return what `module:name` names; the module is imported.
+
+    Args:
+        name: The name.
+    """
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

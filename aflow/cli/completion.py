@@ -48,12 +48,19 @@ class AllCommands(click.Group):
 
 def complete(instruction: str) -> int:
     """Answer a shell: `bash_source` and the like ask for its script, `bash_complete` for what may
-    stand where the cursor is. Returns the exit code."""
+    stand where the cursor is.
+
+    Args:
+        instruction: What the shell asks for, as click has it.
+
+    Returns:
+        The exit code.
+    """
     return shell_complete(AllCommands(), {}, "aflow", VARIABLE, instruction)
 
 
 def completion() -> click.Command:
-    """The command."""
+    """Return the command."""
     places = "\n".join(f"  {place}" for place in _PLACES.values())
     return click.Command(
         "completion",

@@ -13,8 +13,12 @@ CONFIG_OPTIONS = ("--config", "--config-value")
 
 
 def given_configs(words: Sequence[str]) -> tuple[GivenConfigs, list[str]]:
-    """What is given for configs, and the other words in their order. What stands on the line wins
-    over the environment. Raises a usage error for an option that is not complete."""
+    """Return what is given for configs, and the other words in their order. What stands on the line
+    wins over the environment. Raises a usage error for an option that is not complete.
+
+    Args:
+        words: The words of the command line.
+    """
     given: dict[str, dict[str, Any]] = {option: {} for option in CONFIG_OPTIONS}
     rest: list[str] = []
     position = 0

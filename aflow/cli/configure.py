@@ -144,9 +144,17 @@ TOPICS = (
 
 
 def ask(there: Mapping[str, Any], *, check: bool = True) -> Answers:
-    """Ask on the terminal; the answers by key without prefix. `there` are the settings so far,
-    which are offered again. With `check` AWS is asked about each answer, and one that cannot be
-    used is asked for again, unless it is to be kept anyway."""
+    """Ask on the terminal. `there` are the settings so far, which are offered again. With `check`
+    AWS is asked about each answer, and one that cannot be used is asked for again, unless it is to
+    be kept anyway.
+
+    Args:
+        there: The values that are set now.
+        check: Whether what was answered is checked.
+
+    Returns:
+        The answers by key without prefix.
+    """
     checks = _checks() if check else {}  # first, since what they need may not be installed
     answers: Answers = {}
     chosen: set[str] = set()
@@ -283,7 +291,7 @@ _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 
 def configure() -> click.Command:
-    """The command."""
+    """Return the command."""
     group = click.Group("configure", help=_HELP)
     for name, (help, params, body) in _commands().items():
         group.add_command(click.Command(name, help=help, params=params, callback=body))
@@ -309,7 +317,15 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
 
 
 def aws(profile: str | None, no_check: bool) -> int:
-    """Ask, then write what was answered."""
+    """Ask for the settings of AWS, then write what was answered.
+
+    Args:
+        profile: The name of the profile; None for the one that is chosen.
+        no_check: Whether nothing is checked.
+
+    Returns:
+        The exit code.
+    """
     file = config_file(profile)
     there = file.read() or {}
     if there:
@@ -322,7 +338,11 @@ def aws(profile: str | None, no_check: bool) -> int:
 
 
 def show(profile: str | None) -> int:
-    """A line a setting; of a key that stands in several places the one that counts."""
+    """Return a line a setting; of a key that stands in several places the one that counts.
+
+    Args:
+        profile: The name of the profile; None for the one that is chosen.
+    """
     shown: set[str] = set()
     for file in config_files(profile):
         values = file.read()
@@ -339,7 +359,19 @@ def show(profile: str | None) -> int:
 
 
 def import_(file: str, profile: str | None, yes: bool) -> int:
-    """Take what somebody has exported."""
+    """Read settings that `export` has written, and write them to the profile.
+
+    Args:
+        file: The path of the file.
+        profile: The name of the profile; None for the one that is chosen.
+        yes: Whether not to ask.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InvalidInput: The file is malformed.
+    """
     target = config_file(profile)
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
@@ -361,7 +393,7 @@ def import_(file: str, profile: str | None, yes: bool) -> int:
 
 
 def stack_parameters() -> list[click.Parameter]:
-    """Those of `import_stack`."""
+    """Return those of `import_stack`."""
     return [
         click.Argument(["name"], metavar="STACK"),
         option("--profile", "-p", metavar="NAME", help="The profile.  [default: AFLOW_PROFILE]"),
@@ -373,7 +405,17 @@ def stack_parameters() -> list[click.Parameter]:
 
 
 def import_stack(name: str, profile: str | None, region: str | None, yes: bool) -> int:
-    """Take what the outputs of a stack say."""
+    """Write the outputs of a stack of CloudFormation to the profile.
+
+    Args:
+        name: The name.
+        profile: The name of the profile; None for the one that is chosen.
+        region: The region of AWS.
+        yes: Whether not to ask.
+
+    Returns:
+        The exit code.
+    """
     from aflow.aws.stack.aws import Stack
 
     target = config_file(profile)
@@ -399,7 +441,19 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
 
 
 def export(file: str, profile: str | None, yes: bool) -> int:
-    """Write the profile's own file, whole, secrets too."""
+    """Write a copy of the profile's own file, secrets included.
+
+    Args:
+        file: The path of the file.
+        profile: The name of the profile; None for the one that is chosen.
+        yes: Whether not to ask.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InvalidSetting: A setting cannot be used.
+    """
     source = config_file(profile)
     values = source.read()
     if values is None:
@@ -414,7 +468,15 @@ def export(file: str, profile: str | None, yes: bool) -> int:
 
 
 def reset(profile: str | None, yes: bool) -> int:
-    """Remove the profile's file."""
+    """Remove the profile's file.
+
+    Args:
+        profile: The name of the profile; None for the one that is chosen.
+        yes: Whether not to ask.
+
+    Returns:
+        The exit code.
+    """
     file = config_file(profile)
     if file.read() is None:
         click.echo(f"Nothing to delete: {file.path} does not exist.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def dump_parameters() -> list[click.Parameter]:
-    """The argument and the options of `dump`."""
+    """Return the argument and the options of `dump`."""
     return [
         pathspec_argument(),
         flag("--private/--no-private", help="Include artifacts whose names begin with _."),

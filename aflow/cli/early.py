@@ -34,8 +34,16 @@ _OF_ENVIRONMENTS = frozenset({"_distutils_hack", "_virtualenv", "sitecustomize",
 
 
 def start(words: Sequence[str], *, inherits: bool = True) -> bool:
-    """Fork the zygote of the run that these words begin; False where they do not seem to. Tasks
-    have what this process has open, if they `inherit` it."""
+    """Fork the zygote of the run that these words begin. Tasks have what this process has open, if
+    they `inherit` it.
+
+    Args:
+        words: The words of the command line.
+        inherits: Whether the child keeps what this process has imported and opened.
+
+    Returns:
+        False where they do not seem to.
+    """
     from aflow.executors.local import zygote_start
 
     if not zygote_start.looks_like_a_run(words):

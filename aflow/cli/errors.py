@@ -32,9 +32,12 @@ NO_READER = 141
 
 
 def guarded(body: Callable[[], object]) -> int:
-    """The exit code of `body()`, which is what it returns if that is a number, else 0.
+    """Return the exit code of `body()`, which is what it returns if that is a number, else 0.
 
     Whatever it raises becomes a sentence on stderr; with AFLOW_DEBUG=1 the traceback comes first.
+
+    Args:
+        body: The function of the command.
     """
     try:
         code = body()
@@ -100,7 +103,11 @@ def _lacking(error: BaseException) -> str | None:
 
 
 def leave(code: int) -> NoReturn:
-    """Leave the program with this exit code, by SystemExit: what stands around goes on as usual."""
+    """Leave the program with this exit code, by SystemExit: what stands around goes on as usual.
+
+    Args:
+        code: The exit code.
+    """
     raise Leave(code)
 
 
@@ -110,8 +117,13 @@ _CONTROLS = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """A text of tags, messages or servers as a terminal may have it: controls are spelt out
-    (`\\x1b`), but for tabs and, with `lines`, ends of lines."""
+    """Return a text of tags, messages or servers as a terminal may have it: controls are spelt out
+    (`\\x1b`), but for tabs and, with `lines`, ends of lines.
+
+    Args:
+        text: The text.
+        lines: The lines.
+    """
     if text.isprintable():  # most are, and need no expression to be compiled
         return text
     text = re.sub(_CONTROLS, lambda found: found[0].encode("unicode_escape").decode(), text)
@@ -119,7 +131,12 @@ def printable(text: str, *, lines: bool = True) -> str:
 
 
 def show(headline: str, message: str) -> None:
-    """Write an error on stderr in the layout that users of Metaflow know."""
+    """Write an error on stderr in the layout that users of Metaflow know.
+
+    Args:
+        headline: The first line.
+        message: The sentence.
+    """
     import click
 
     lines = "\n".join(f"    {line}".rstrip() for line in printable(message).splitlines())
@@ -151,8 +168,12 @@ _OF_LIBRARIES = (
 
 
 def frames_of(traceback: str) -> list[TracebackFrame]:
-    """The frames of a formatted traceback, the outermost first; of several that are chained those
-    of the last one."""
+    """Return the frames of a formatted traceback, the outermost first; of several that are chained
+    those of the last one.
+
+    Args:
+        traceback: The traceback.
+    """
     found: list[TracebackFrame] = []
     lines = traceback.splitlines()
     for number, line in enumerate(lines):
@@ -168,7 +189,11 @@ def frames_of(traceback: str) -> list[TracebackFrame]:
 
 def show_frames(traceback: str) -> None:
     """Write on stderr where a task has failed: the frames of the user's own code, the one in which
-    it happened first, and how many of libraries are left out."""
+    it happened first, and how many of libraries are left out.
+
+    Args:
+        traceback: The traceback.
+    """
     import click
 
     frames = frames_of(traceback)
@@ -243,7 +268,13 @@ def report_definition_error(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     """What sys.excepthook does in a script that defines a flow: an error of the definition is shown
-    as `aflow run` shows it, any other one as Python does."""
+    as `aflow run` shows it, any other one as Python does.
+
+    Args:
+        kind: The class of the exception.
+        error: The exception.
+        traceback: The traceback.
+    """
     place = _place(traceback) if isinstance(error, AflowError) else None
     if place is None or not isinstance(error, AflowError):
         sys.__excepthook__(kind, error, traceback)

@@ -33,7 +33,7 @@ _NAMED = 3  # tasks that are named where many share one line
 
 
 def explain_parameters() -> list[click.Parameter]:
-    """The argument of `explain`."""
+    """Return the argument of `explain`."""
     return [pathspec_argument()]
 
 
@@ -61,8 +61,15 @@ def dry_run(
     settings: Settings,
     file: str | None = None,
 ) -> None:
-    """Say which tasks a run with these options would run, and why; nothing is run or recorded.
-    It is written to `file` as well, if one is named, as JSON."""
+    """Say which tasks a run with these options would run, and why; nothing is run or recorded. It
+    is written to `file` as well, if one is named, as JSON.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+        settings: The settings of this program.
+        file: The path of the file.
+    """
     with _metadata(settings) as metadata:
         store = open_store(settings.storage_url)
         creation = Creation(metadata, store, settings.durability, settings.user, SystemClock())

@@ -33,9 +33,19 @@ def run(
     watch: Callable[[Sequence[RunEvent]], None],
     recover: str | None = None,
 ) -> tuple[RunEnded, int | None]:
-    """Run a flow to its end, or go on with its run `recover`, which was left; how it ended, and the
-    number of the signal that stopped it, if one did. Raises what the storage or the metadata raised
-    if the run could not go on."""
+    """Run a flow to its end, or go on with its run `recover`, which was left. Raises what the
+    storage or the metadata raised if the run could not go on.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        options: The options of the run.
+        settings: The settings of this program.
+        watch: Called with the events of the run, in order.
+        recover: The id of the run to recover; None to begin a new one.
+
+    Returns:
+        How it ended, and the number of the signal that stopped it, if one did.
+    """
     has_local_steps = _has_local_steps(definition, options)
     if has_local_steps:
         zygote_start.have_zygote()

@@ -27,7 +27,7 @@ _SHOWN = 20  # runs that are named
 
 
 def gc() -> click.Command:
-    """The command."""
+    """Return the command."""
     return click.Command("gc", params=_parameters(), callback=_gc, help=_HELP)
 
 

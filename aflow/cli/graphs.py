@@ -50,7 +50,12 @@ def _labelled(node: Node) -> list[str]:
 
 
 def in_order(graph: Graph) -> list[Node]:
-    """The nodes from the start on, each after all that lead to it; what is not reached, last."""
+    """Return the nodes from the start on, each after all that lead to it; what is not reached,
+    last.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+    """
     after: list[str] = []
     seen: set[str] = set()
     stack = [(graph.start, False)]

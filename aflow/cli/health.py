@@ -22,8 +22,14 @@ TIMEOUT = 4.0  # seconds that a server has to answer
 
 
 async def beat(path: Path) -> None:
-    """Touch the file now and every few seconds, until cancelled; raises InvalidSetting where that
-    cannot be done."""
+    """Touch the file now and every few seconds, until cancelled.
+
+    Args:
+        path: The path.
+
+    Raises:
+        InvalidSetting: Where that cannot be done.
+    """
     import asyncio  # the check, which is run every few seconds, has no use for it
 
     while True:
@@ -38,8 +44,14 @@ async def beat(path: Path) -> None:
 
 
 def trouble(file: Path | None, url: str | None, now: float) -> str:
-    """What is wrong with the worker that touches the file, or with the server at the address, in a
-    sentence; "" if nothing is."""
+    """Return what is wrong with the worker that touches the file, or with the server at the
+    address, in a sentence; "" if nothing is.
+
+    Args:
+        file: The path of the file.
+        url: The URL.
+        now: The present time, in seconds since the epoch.
+    """
     if url is not None:
         return _trouble_with_url(url)
     if file is not None:
@@ -72,7 +84,11 @@ def _trouble_with_url(url: str) -> str:
 
 
 def main() -> int:
-    """Look, say what is wrong; the exit code."""
+    """Look, say what is wrong.
+
+    Returns:
+        The exit code.
+    """
     try:
         settings = Settings.load()
         file = Path(settings.health_file) if settings.health_file else None

@@ -132,7 +132,7 @@ _FILES = {
 
 
 def init() -> click.Command:
-    """The command."""
+    """Return the command."""
     return click.Command(
         "init",
         help="Create a project in DIR (default: this folder): a flow, its test, a pipeline that "
@@ -177,12 +177,20 @@ def _init(folder: str, overwrite: bool) -> int:
 
 
 def project_name(folder: str) -> str:
-    """A name of a project, as packages may have it, for a folder of this name."""
+    """Return a name of a project, as packages may have it, for a folder of this name.
+
+    Args:
+        folder: The folder.
+    """
     return re.sub(r"[^a-z0-9]+", "-", folder.lower()).strip("-") or "my-flow"
 
 
 def flow_name(project: str) -> str:
-    """The name of a class of a flow for a project of this name."""
+    """Return the name of a class of a flow for a project of this name.
+
+    Args:
+        project: The name of the project.
+    """
     words = "".join(each.capitalize() for each in project.split("-"))
     name = words if not words[:1].isdigit() else f"My{words}"
     return name if name.endswith("Flow") else f"{name}Flow"

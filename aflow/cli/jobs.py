@@ -55,12 +55,12 @@ Find = Callable[["Session", "_WantedJobs"], _ListedJobs]
 
 
 def batch_commands() -> Commands:
-    """The commands below `batch`, by name: help, parameters, body."""
+    """Return the commands below `batch`, by name: help, parameters, body."""
     return _job_commands("batch", _on_batch)
 
 
 def kubernetes_commands() -> Commands:
-    """The commands below `kubernetes`, by name: help, parameters, body."""
+    """Return the commands below `kubernetes`, by name: help, parameters, body."""
     return _job_commands("kubernetes", _on_kubernetes)
 
 

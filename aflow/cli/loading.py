@@ -35,7 +35,11 @@ _before: frozenset[str] = frozenset()  # modules that the program need not impor
 
 
 def is_target(word: str) -> bool:
-    """Whether a word of the command line means a flow file."""
+    """Return whether a word of the command line means a flow file.
+
+    Args:
+        word: The word of the command line.
+    """
     return _parted(word) is not None and not word.startswith("-")
 
 
@@ -51,7 +55,11 @@ def _parted(word: str) -> tuple[str, str | None] | None:
 
 
 def note_own(names: Collection[str]) -> None:
-    """Note that processes of tasks need not import these modules for the program."""
+    """Note that processes of tasks need not import these modules for the program.
+
+    Args:
+        names: The names.
+    """
     global _before
     _before = frozenset(names)
 
@@ -59,13 +67,19 @@ def note_own(names: Collection[str]) -> None:
 def begins(
     flow: type[FlowSpec], argv: Sequence[str], folder: str | None, modules: Sequence[str]
 ) -> bool:
-    """Whether a call of this flow starts its command line: not where its file is only being
+    """Return whether a call of this flow starts its command line: not where its file is only being
     imported, nor where another flow was asked for. Notes with which words and in which folder the
     program was started, and which modules it had imported when it called its flow, for its tasks
     run it again. Where the words are those of a run, it starts the zygote of those tasks.
 
-    Where the file is only being loaded, or another flow was asked for, the caller decides
-    what is done with the flow.
+    Where the file is only being loaded, or another flow was asked for, the caller decides what is
+    done with the flow.
+
+    Args:
+        flow: The class of the flow.
+        argv: The arguments of the command line.
+        folder: The folder.
+        modules: The names of modules that follow `-m`.
     """
     global _begun
     if _loading or _asked_for not in (None, flow.__name__):
@@ -95,11 +109,19 @@ def begins(
 
 
 def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
-    """Run the file of `path.py[:Name]` as `python path.py words` does: its flow's call is its
-    command line. Comes back, with the flow's class, where the file does not call its flow.
+    """Run a flow's file as `python path.py words` does: its flow's call is its command line. What
+    the file raises after that call passes through.
 
-    Raises FlowFileError where there is no such file, it fails before it has called its flow, or it
-    is not clear which flow is meant; and whatever the file raises after that.
+    Args:
+        target: `path.py` or `path.py:Name`.
+        words: The words of the command line.
+
+    Returns:
+        The flow's class, where the file does not call its flow.
+
+    Raises:
+        FlowFileError: There is no such file, it fails before it has called its flow, or it is not
+            clear which flow is meant.
     """
     global _asked_for, _before, _root
     parted = _parted(target)
@@ -148,10 +170,14 @@ def _keep_importable(target: str, file: str, root: str | None) -> None:
 
 
 def load_flow(target: str) -> type[FlowSpec]:
-    """The flow class of `path.py[:Name]`.
+    """Return the flow class of `path.py[:Name]`.
 
-    Raises FlowFileError where there is no such file, it does not import, or it is not clear which
-    flow is meant.
+    Args:
+        target: `path.py` or `path.py:Name`.
+
+    Raises:
+        FlowFileError: Where there is no such file, it does not import, or it is not clear which
+            flow is meant.
     """
     parted = _parted(target)
     if parted is None:
@@ -165,10 +191,14 @@ def load_flow(target: str) -> type[FlowSpec]:
 
 
 def look_into(path: Path) -> list[type[FlowSpec]]:
-    """The flows of a file that other ones in it do not derive from, to see what they say. The
-    program is left as it was: it may have another module of the file's name.
+    """Return the flows of a file that other ones in it do not derive from, to see what they say.
+    The program is left as it was: it may have another module of the file's name.
 
-    Raises FlowFileError where the file does not import, or holds no flow.
+    Args:
+        path: The path.
+
+    Raises:
+        FlowFileError: Where the file does not import, or holds no flow.
     """
     from aflow.flow.spec import define
 

@@ -37,7 +37,7 @@ _STREAMS = {"stdout": ("stdout",), "stderr": ("stderr",), "both": ("stdout", "st
 
 
 def logs_commands() -> Commands:
-    """The commands below `logs`, by name: help, parameters, body."""
+    """Return the commands below `logs`, by name: help, parameters, body."""
     scrub_help = "Replace what tasks have printed by a line that says so; it cannot be undone."
     return {
         "show": ("Show what tasks have printed.", _show_parameters(), show),
@@ -181,8 +181,19 @@ LOOK = 0.5  # seconds between looks
 
 
 def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) -> int:
-    """Print what the tasks that `spec` names print, until their run has ended: the exit code, which
-    is 0 if it did well. Raises NotFound."""
+    """Print what the tasks that `spec` names print, until their run has ended.
+
+    Args:
+        spec: The pathspec.
+        settings: The settings of this program.
+        streams: `stdout`, `stderr` or both.
+
+    Returns:
+        The exit code, which is 0 if the run succeeded.
+
+    Raises:
+        NotFound: There is no such run or task.
+    """
     from threading import Event
 
     metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
@@ -210,8 +221,16 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
 def follow_there(
     server: str, spec: Pathspec, streams: tuple[str, ...], *, follow: bool, known: bool = False
 ) -> int:
-    """The same of a run of a server; without `follow` what there is now. A run that is `known` to
-    the server is followed though it does not answer at the moment."""
+    """Return the same of a run of a server; without `follow` what there is now. A run that is
+    `known` to the server is followed though it does not answer at the moment.
+
+    Args:
+        server: The URL of the server; None for the setting.
+        spec: The pathspec.
+        streams: `stdout`, `stderr` or both.
+        follow: Whether to go on until the run has ended.
+        known: Whether the run is known to exist.
+    """
     which = {"step": spec.step, "task": spec.task, "follow": int(follow)}
     query = urlencode({name: value for name, value in which.items() if value is not None})
     path = f"/v1/runs/{spec.flow}/{spec.run}/logs?{query}"

@@ -83,7 +83,11 @@ class Line(NamedTuple):
 
 
 def run_program(words: Sequence[str]) -> NoReturn:
-    """The command `aflow` with these words; ends the program."""
+    """The command `aflow` with these words; ends the program.
+
+    Args:
+        words: The words of the command line.
+    """
     fill_descriptors()
     conceal_secrets()
 
@@ -99,7 +103,11 @@ def run_program(words: Sequence[str]) -> NoReturn:
 
 
 def run_script(flow: FlowSpec) -> None:
-    """The command line of a script that begins one (loading.begins); ends the program."""
+    """The command line of a script that begins one (loading.begins); ends the program.
+
+    Args:
+        flow: The flow; None where no file is named.
+    """
     fill_descriptors()
     conceal_secrets()
     script = sys.argv[0]
@@ -107,7 +115,13 @@ def run_script(flow: FlowSpec) -> None:
 
 
 def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
-    """Run a command of a flow: `words` are those behind its file."""
+    """Run a command of a flow: `words` are those behind its file.
+
+    Args:
+        flow: The flow; None where no file is named.
+        script: The path of the flow's file.
+        words: The words of the command line.
+    """
     configs, rest = given_configs(words)
     try:
         defined = Defined(flow, configs)
@@ -169,7 +183,11 @@ def _usage_error(text: str) -> click.UsageError:
 
 
 def other_command(name: str) -> click.Command:
-    """The command of OTHERS with this name, made when it is asked for."""
+    """Return the command of OTHERS with this name, made when it is asked for.
+
+    Args:
+        name: The name.
+    """
     made: click.Command = imported(OTHERS[name][1])()
     return made
 
@@ -206,7 +224,14 @@ def _help() -> str:
 
 
 def take_apart(words: Sequence[str]) -> Line:
-    """Find the command and the flow file among the options."""
+    """Find the command and the flow file among the arguments.
+
+    Args:
+        words: The words of the command line.
+
+    Returns:
+        Them, and the arguments that are left.
+    """
     ahead: list[str] = []
     rest: list[str] = []
     command = target = None

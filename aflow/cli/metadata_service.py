@@ -35,7 +35,7 @@ user of the machine can read and change what it keeps.
 
 
 def metadata_service() -> click.Command:
-    """The command."""
+    """Return the command."""
     return click.Command(
         "metadata-service",
         params=[

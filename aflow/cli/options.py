@@ -62,7 +62,13 @@ class SectionedCommand(click.Command):
 def write_sections(
     command: click.Command, ctx: click.Context, formatter: click.HelpFormatter
 ) -> None:
-    """Write the command's options into its help, by section: what is its own stands first."""
+    """Write the command's options into its help, by section: what is its own stands first.
+
+    Args:
+        command: The command of click.
+        ctx: The context of click.
+        formatter: The formatter of click.
+    """
     sections: dict[str, list[tuple[str, str]]] = {PARAMETERS: [], OPTIONS: [], GENERAL: []}
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
@@ -76,7 +82,14 @@ def write_sections(
 
 
 def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest: Any) -> Option:
-    """An option; with a `scope` ("" or "run_") it is read from the environment, too."""
+    """Return an option; with a `scope` ("" or "run_") it is read from the environment, too.
+
+    Args:
+        *names: The names.
+        section: The section of the help in which it stands.
+        scope: What the option is of: the flow, a run.
+        **rest: More arguments.
+    """
     made = Option(names, **rest)
     made.section = section
     if scope is not None:
@@ -86,20 +99,36 @@ def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest
 
 
 def of_setting(name: str, help: str, **rest: Any) -> Option:
-    """An option of a command that overrides the setting of this name. It has no default of its own:
-    where it is not given, the setting counts."""
+    """Return an option of a command that overrides the setting of this name. It has no default of
+    its own: where it is not given, the setting counts.
+
+    Args:
+        name: The name.
+        help: The help text.
+        **rest: More arguments.
+    """
     text = f"{help}  [default: {default_of(name)}]"
     return option(f"--{name.replace('_', '-')}", help=text, **{"default": None, **rest})
 
 
 def names_of(parameters: Iterable[click.Parameter]) -> set[str]:
-    """All names of these options as they are compared: --max_workers is --max-workers."""
+    """Return all names of these options as they are compared: --max_workers is --max-workers.
+
+    Args:
+        parameters: The parameters.
+    """
     names = (name for each in parameters for name in (*each.opts, *each.secondary_opts))
     return {name.replace("_", "-") for name in names}
 
 
 def flag(*names: str, help: str, **rest: Any) -> Option:
-    """An option without a value, off unless it is given."""
+    """Return an option without a value, off unless it is given.
+
+    Args:
+        *names: The names.
+        help: The help text.
+        **rest: More arguments.
+    """
     return option(*names, is_flag=True, default=False, help=help, **rest)
 
 
@@ -107,9 +136,14 @@ def flag(*names: str, help: str, **rest: Any) -> Option:
 
 
 def top_options(*, after_command: bool = False, without: Collection[str] = ()) -> list[Option]:
-    """The options of every command. After the command's name they take nothing from the
-    environment: what was said before the name (or there) is then still to be seen. `without`
-    are the names that the command has for itself."""
+    """Return the options of every command. After the command's name they take nothing from the
+    environment: what was said before the name (or there) is then still to be seen. `without` are
+    the names that the command has for itself.
+
+    Args:
+        after_command: Whether the options stand after the command.
+        without: Names to leave out.
+    """
     scope = None if after_command else ""
     rest: dict[str, Any] = {"section": GENERAL, "scope": scope, "default": None}
     made = [
@@ -170,7 +204,12 @@ def _choice(name: str, values: Sequence[str], help: str, rest: Mapping[str, Any]
 
 
 def with_option(section: str, scope: str | None) -> Option:
-    """`--with`, which may be given many times."""
+    """Return the option `--with`, which may be given many times.
+
+    Args:
+        section: The section of the help in which it stands.
+        scope: What the option is of: the flow, a run.
+    """
     return option(
         "--with",
         "with_",
@@ -185,7 +224,13 @@ def with_option(section: str, scope: str | None) -> Option:
 def flow_options(
     flow: type[FlowSpec] | None, *, after_command: bool = False, without: Collection[str] = ()
 ) -> list[Option]:
-    """The options that the flow's decorators add to every command, as `top_options` are."""
+    """Return the options that the flow's decorators add to every command, as `top_options` are.
+
+    Args:
+        flow: The flow; None where no file is named.
+        after_command: Whether the options stand after the command.
+        without: Names to leave out.
+    """
     from aflow.flow.decorators.flow_base import flow_decorators_of
 
     kinds = {each.kind for each in flow_decorators_of(flow)} if flow else set()
@@ -217,8 +262,8 @@ _OF_DECORATORS = {"project": _of_project, "trigger_on_finish": _of_trigger}
 
 
 def run_options() -> list[Option]:
-    """The options of `run`, without the parameters of the flow. Those that Settings know have no
-    default here: it is theirs."""
+    """Return the options of `run`, without the parameters of the flow. Those that Settings know
+    have no default here: it is theirs."""
     number: dict[str, Any] = {"type": click.IntRange(min=1), "metavar": "N", "default": None}
     return [
         option(
@@ -316,7 +361,11 @@ def run_options() -> list[Option]:
 
 
 def resources_option(what: str) -> Option:
-    """`--resources`, of a run and of a worker; `what` says whose they are."""
+    """Return the option `--resources`, of a run and of a worker.
+
+    Args:
+        what: Whose resources they are, for the help.
+    """
     return option(
         "--resources",
         default=None,
@@ -395,8 +444,12 @@ class ParameterType(ParamType):
 
 
 def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
-    """Option by the name under which click gives its value, which is `parameter_<n>`: so none
-    can be taken for an option of ours."""
+    """Return the options of the flow's parameters by the names under which click gives their
+    values, `parameter_<n>`, which are not those of options of our own.
+
+    Args:
+        parameters: The parameters.
+    """
     made = {}
     for number, parameter in enumerate(parameters.values()):
         made[f"parameter_{number}"] = _parameter_option(parameter, f"parameter_{number}")
@@ -427,7 +480,7 @@ def _parameter_option(parameter: Parameter, key: str) -> Option:
 
 
 def parameters_file() -> Option:
-    """The option for values of parameters that are many, long, or secret."""
+    """Return the option for values of parameters that are many, long, or secret."""
     return option(
         "--parameters-file",
         type=click.Path(),
@@ -439,8 +492,17 @@ def parameters_file() -> Option:
 def with_file(
     given: dict[str, Any], declared: Mapping[str, Parameter], file: str | None
 ) -> dict[str, Any]:
-    """The values that were given, by attribute, and for those that were not what the file holds.
-    Raises InvalidParameter for a file that cannot be used."""
+    """Return the values that were given, by attribute, and for those that were not what the file
+    holds.
+
+    Args:
+        given: The values that were given on the command line.
+        declared: The parameters of the flow, by name.
+        file: The path of the file.
+
+    Raises:
+        InvalidParameter: For a file that cannot be used.
+    """
     if file is None:
         return given
     import json
@@ -470,8 +532,14 @@ def with_file(
 def taken_out(
     values: dict[str, Any], declared: Mapping[str, Parameter], options: Mapping[str, Option]
 ) -> dict[str, Any]:
-    """The values of parameters, by attribute, taken out of all that click gives; None for those
-    that were not given."""
+    """Return the values of parameters, by attribute, taken out of all that click gives; None for
+    those that were not given.
+
+    Args:
+        values: The values, by name.
+        declared: The parameters of the flow, by name.
+        options: The options, by name.
+    """
     found = {}
     for (attribute, parameter), key in zip(declared.items(), options, strict=True):
         value = values.pop(key)
@@ -512,7 +580,16 @@ def bound(
     defined: Defined,
     words: tuple[str, ...] = (),
 ) -> Callable[..., object]:
-    """`body(session, **values of the command's own options)` as a callback for click."""
+    """Return a callback for click that calls `body(session, **values of the command's own
+    options)`.
+
+    Args:
+        body: The function of the command.
+        flow: The flow; None where no file is named.
+        script: The path of the flow's file.
+        defined: The flow, as its file has defined it.
+        words: The words of the command line.
+    """
 
     @click.pass_context
     def call(ctx: click.Context, /, **values: Any) -> object:

@@ -25,7 +25,11 @@ class Output:
         self._closed = False
 
     def add(self, piece: bytes) -> None:
-        """Have this written, after all that was added before."""
+        """Have this written, after all that was added before.
+
+        Args:
+            piece: The bytes.
+        """
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size >= _LARGE:

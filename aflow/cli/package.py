@@ -19,7 +19,7 @@ Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
 
 def package_commands() -> Commands:
-    """The commands below `package`, by name: help, parameters, body."""
+    """Return the commands below `package`, by name: help, parameters, body."""
     archive = option(
         "--archive/--no-archive",
         default=False,

@@ -43,10 +43,18 @@ def understood(
     words: Sequence[str],
     rest: Sequence[str],
 ) -> tuple[Session, dict[str, Any]] | None:
-    """What `run` is called with, if these words are those of a plain run: `rest` are they without
-    what is given for configs. None where they are not.
+    """Return what `run` is called with, if these words are those of a plain run: `rest` are they
+    without what is given for configs. None where they are not.
 
-    Raises what the definition of the flow raises."""
+    Raises what the definition of the flow raises.
+
+    Args:
+        flow: The class of the flow.
+        script: The path of the flow's file.
+        defined: The flow, as its file has defined it.
+        words: The words of the command line.
+        rest: More arguments.
+    """
     found = _sorted(rest)
     asks = f"_{os.path.basename(script)}_COMPLETE".replace("-", "_").replace(".", "_").upper()
     if found is None or has_variables(_VARIABLES | {asks}, _OF_RUNS):

@@ -91,7 +91,11 @@ class Tally:
         self.retries: dict[int, tuple[str, float]] = {}  # tasks that are tried again, and when
 
     def count(self, notices: Sequence[RunEvent]) -> None:
-        """Take these into account, in this order."""
+        """Take these into account, in this order.
+
+        Args:
+            notices: The events of the run.
+        """
         for notice in notices:
             if type(notice) is LogLine:  # nearly all of them, in a storm
                 continue
@@ -149,7 +153,11 @@ class Tally:
             step.samples.popleft()
 
     def expected(self, name: str) -> int:
-        """How many tasks the step will have, as far as is known; 0 where a switch decides."""
+        """Return how many tasks the step will have, as far as is known; 0 where a switch decides.
+
+        Args:
+            name: The name.
+        """
         step, first = name, self.steps[name]
         while step != self._graph.start:
             node = self._graph[step]
@@ -165,7 +173,12 @@ class Tally:
         return max(1, first.begun)
 
     def rate(self, name: str, now: float) -> float | None:
-        """Tasks of the step that end a second, lately; None where that is not known yet."""
+        """Return tasks of the step that end a second, lately; None where that is not known yet.
+
+        Args:
+            name: The name.
+            now: The present time, in seconds since the epoch.
+        """
         step = self.steps[name]
         if len(step.samples) < 2:
             return None
@@ -174,7 +187,11 @@ class Tally:
         return (step.done - done) / seconds if seconds >= 1.0 and step.done > done else None
 
     def ready(self, name: str) -> int:
-        """Tasks of a foreach that nobody has begun, though all that they read is there."""
+        """Return tasks of a foreach that nobody has begun, though all that they read is there.
+
+        Args:
+            name: The name.
+        """
         if name not in self._graph.nodes:
             return 0
         node = self._graph[name]
@@ -199,8 +216,14 @@ class ProgressBars:
         self._waits_for = waits_for
 
     def lines(self, now: float, columns: int, rows: int) -> list[str]:
-        """The bars as they are at this time, on a terminal of this size: none where it is too
-        small for any."""
+        """Return the bars as they are at this time, on a terminal of this size: none where it is
+        too small for any.
+
+        Args:
+            now: The present time, in seconds since the epoch.
+            columns: The width of the terminal.
+            rows: The height of the terminal.
+        """
         width = min(columns - 1, WIDEST)
         most = min(rows - 4, _MOST_STEPS)
         tally = self.tally
@@ -330,7 +353,14 @@ class ProgressBars:
 
 
 def last_line(tally: Tally, ended: RunEnded, further: str, signs: Signs) -> str:
-    """How a run has ended, in one line: its time, its counts, and where to look further."""
+    """Return how a run has ended, in one line: its time, its counts, and where to look further.
+
+    Args:
+        tally: The counts of the tasks.
+        ended: The event that says how the run has ended.
+        further: What is said besides.
+        signs: The characters of the bar.
+    """
     done = sum(step.done for step in tally.steps.values())
     reused = sum(step.reused for step in tally.steps.values())
     failed = sum(len(step.failed) for step in tally.steps.values())

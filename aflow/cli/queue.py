@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 def queue() -> click.Command:
-    """The command."""
+    """Return the command."""
     place = option("--queue", metavar="URL", help="The queue.  [default: AFLOW_QUEUE]")
     pools = option(
         "--pool",

@@ -35,7 +35,7 @@ seconds after the last heartbeat.
 
 
 def recover() -> click.Command:
-    """The command."""
+    """Return the command."""
     return click.Command(
         "recover",
         params=[

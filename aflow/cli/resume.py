@@ -32,7 +32,7 @@ _NOT_OURS = ("namespace",)
 
 
 def resume_parameters() -> list[click.Parameter]:
-    """The argument and the options of `resume`: those of `run`, and which run to resume."""
+    """Return the argument and the options of `resume`: those of `run`, and which run to resume."""
     return [
         click.Argument(["step_to_rerun"], required=False, metavar="[STEP_TO_RERUN]"),
         option(

@@ -420,7 +420,14 @@ def _show(text: str) -> None:
 
 
 def name_of_run(run_id: str | None) -> str | None:
-    """The id that a new run is to have; raises InvalidName for one that it cannot have."""
+    """Return the id that a new run is to have.
+
+    Args:
+        run_id: The id that was asked for; None for a new one.
+
+    Raises:
+        InvalidName: For one that it cannot have.
+    """
     if run_id is None:
         return None
     if run_id.isdigit():
@@ -508,7 +515,13 @@ def _folder_of(settings: Settings) -> Path:
 
 
 def announcement(flow: str, run: str, settings: Settings) -> str:
-    """What a program that has started us wants to know of a run, as JSON."""
+    """Return what a program that has started us wants to know of a run, as JSON.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        settings: The settings of this program.
+    """
     import json
 
     place = f"local@{_folder_of(settings)}"

@@ -106,7 +106,11 @@ class Console:
         }
 
     def watch(self, notices: Sequence[RunEvent]) -> None:
-        """Print what has happened, in this order, and flush."""
+        """Print what has happened, in this order, and flush.
+
+        Args:
+            notices: The events of the run.
+        """
         if self.tally is not None:
             self.tally.count(notices)
         if self._bars is None:
@@ -197,7 +201,12 @@ class Console:
                 self._draw_soon()
 
     def conclude(self, ended: RunEnded, further: str) -> None:
-        """Print how the run has ended, in one line, and where to look further."""
+        """Print how the run has ended, in one line, and where to look further.
+
+        Args:
+            ended: The event that says how the run has ended.
+            further: What is said besides.
+        """
         if self.tally is None or self._signs is None:
             return
         from aflow.cli.progress import last_line  # elsewhere than on a terminal it is not needed
@@ -223,7 +232,15 @@ class Console:
         self._output.flush()
 
     def above(self, stream: Any, text: str) -> int:
-        """Write this to a stream on the same terminal, above the bars. From any thread."""
+        """Write a text to a stream on the same terminal, above the bars. Any thread may call this.
+
+        Args:
+            stream: The stream.
+            text: The text.
+
+        Returns:
+            How many characters were written.
+        """
         with self._lock:
             self._take_down()
             self._output.flush()
@@ -410,11 +427,22 @@ class Above:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write it above the bars."""
+        """Write a text above the bars.
+
+        Args:
+            text: The text.
+
+        Returns:
+            How many characters were written.
+        """
         return self._console.above(self._stream, text)
 
     def writelines(self, lines: Sequence[str]) -> None:
-        """Write them above the bars."""
+        """Write them above the bars.
+
+        Args:
+            lines: The lines.
+        """
         self.write("".join(lines))
 
     def __getattr__(self, name: str) -> Any:
@@ -422,7 +450,14 @@ class Above:
 
 
 def progress_lines(notice: Progress) -> list[str]:
-    """Three sentences: what runs, what waits for a worker, what has not begun."""
+    """Three sentences.
+
+    Args:
+        notice: The progress of the run.
+
+    Returns:
+        What runs, what waits for a worker, what has not begun.
+    """
     running, queued, unstarted = notice.running, notice.queued, notice.unstarted
     steps = [_step_counts(step, notice) for step in running]
     lines = [_tasks(sum(running.values()), "running", ", ".join(steps))]

@@ -34,7 +34,7 @@ _WHEN = "a time such as 2025-12-24, 2025-12-24T18:00 or 30m, 2h, 7d, 1w (ago)"
 
 
 def runs() -> click.Command:
-    """The command with these words: prints the runs."""
+    """Return the command with these words: prints the runs."""
     return SectionedCommand(
         "runs",
         params=[

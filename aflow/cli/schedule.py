@@ -31,7 +31,7 @@ _PARAMETERS: Any = {"ignore_unknown_options": True}
 
 
 def schedule() -> click.Command:
-    """The command."""
+    """Return the command."""
     name = click.Argument(["name"])
     server = server_option()
     commands = [

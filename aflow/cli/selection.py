@@ -22,7 +22,7 @@ HELP = "RUN[/STEP[/TASK]], or the same with the flow's name before it."
 
 
 def pathspec_argument() -> click.Argument:
-    """The argument PATHSPEC."""
+    """Return the argument PATHSPEC."""
     return click.Argument(["path"], metavar="PATHSPEC")
 
 
@@ -60,10 +60,17 @@ def pathspec(session: Session, path: str) -> Pathspec:
 
 
 def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
-    """The user's own latest run of the flow, and where a namespace is set, the latest one in it:
-    metadata is shared, and what others have run is theirs.
+    """Return the user's own latest run of the flow, and where a namespace is set, the latest one in
+    it: metadata is shared, and what others have run is theirs.
 
-    Raises NotFound, which says to name a run by `instead`, the options for that."""
+    Args:
+        flow: The name of the flow.
+        settings: The settings of this program.
+        instead: What to name instead, for the error.
+
+    Raises:
+        NotFound: It says to name a run by `instead`, the options for that.
+    """
     tags = list(dict.fromkeys((f"user:{settings.user}", settings.default_namespace)))
     if settings.has_metadata:
         metadata = open_metadata(settings.metadata_url)

@@ -41,8 +41,11 @@ the next server, or another one with the same metadata, recovers the others.
 
 
 def server(say: Callable[[str], object] = click.echo) -> click.Command:
-    """The command. `say` is called with the line `Server on URL` when the
-    server listens."""
+    """Return the command. `say` is called with the line `Server on URL` when the server listens.
+
+    Args:
+        say: Takes one line for people.
+    """
     return click.Command(
         "server",
         params=[
@@ -107,7 +110,11 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
 
 
 def listen_options(port: int) -> list[click.Option]:
-    """Where a server listens: on this port, unless another one is given."""
+    """Return where a server listens: on this port, unless another one is given.
+
+    Args:
+        port: The port.
+    """
     return [
         option(
             "--host",
@@ -128,7 +135,7 @@ def listen_options(port: int) -> list[click.Option]:
 
 
 def tls_options() -> list[click.Option]:
-    """The certificate of a server."""
+    """Return the certificate of a server."""
     return [
         option(
             "--tls-cert",
@@ -142,7 +149,15 @@ def tls_options() -> list[click.Option]:
 
 
 def certificate(cert: str | None, key: str | None) -> Certificate | None:
-    """What the options say. Raises InvalidSetting."""
+    """Return what the options say.
+
+    Args:
+        cert: The path of the certificate; None for none.
+        key: The setting that it is about.
+
+    Raises:
+        InvalidSetting: A setting cannot be used.
+    """
     from aflow.server.serve import Certificate  # help is shown without the extra server
 
     if (cert is None) != (key is None):

@@ -18,7 +18,11 @@ class Plain(logging.Formatter):
     """Records with time and level, without characters that nobody sees."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines of a record."""
+        """Return the lines of a record.
+
+        Args:
+            record: The record of the log.
+        """
         return _ODD.sub(_spelled, super().format(record)).replace("\n", "\n    ")
 
 

@@ -30,7 +30,7 @@ _BACKOFF = Backoff(0.5, 10.0)
 
 
 def server_option() -> click.Option:
-    """The option --server of a command that needs one."""
+    """Return the option --server of a command that needs one."""
     return option(
         "--server",
         metavar="URL",
@@ -41,7 +41,7 @@ def server_option() -> click.Option:
 
 
 def of_a_server() -> click.Option:
-    """The option --server of a command that shows what is here, unless one is named."""
+    """Return the option --server of a command that shows what is here, unless one is named."""
     return option(
         "--server",
         metavar="URL",
@@ -55,8 +55,19 @@ def of_a_server() -> click.Option:
 def ask(
     server: str, method: str, path: str, body: bytes | None = None, type_: str = "application/json"
 ) -> Any:
-    """What the server answers. Raises InvalidInput for what is not an address,
-    and CommandFailed with the server's sentence, or why there is none."""
+    """Return what the server answers.
+
+    Args:
+        server: The URL of the server; None for the setting.
+        method: The method of HTTP.
+        path: The path.
+        body: The body of the request; None for none.
+        type_: The media type of the body.
+
+    Raises:
+        InvalidInput: For what is not an address, and CommandFailed with the server's sentence, or
+            why there is none.
+    """
     with _answered(server, method, path, body, type_) as answer:
         return json.load(answer)
 
@@ -69,10 +80,18 @@ class ServerSentEvent(NamedTuple):
 
 
 def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSentEvent]:
-    """Server-sent events, until the one that is called `end`. Where the connection is lost, or the
-    server is started again meanwhile, they go on after the last one that had an id: also where
-    nothing has come yet, if the server has answered once (or was `there` a moment ago). Raises what
-    `ask` raises, if the server does not answer for a minute."""
+    """Yield server-sent events, until the one that is called `end`. If the connection is lost, or
+    the server is started again meanwhile, they go on after the last one that had an id: also where
+    nothing has come yet, if the server has answered once. Raises what `ask` raises.
+
+    Args:
+        server: The URL of the server; None for the setting.
+        path: The path.
+        there: Whether the server has answered a moment ago.
+
+    Raises:
+        ServerUnavailable: The server does not answer for a minute.
+    """
     last, tries = "", Tries(_BACKOFF, most=_TRIES, waiting_for=f"the server {server}")
     while True:
         try:

@@ -36,7 +36,12 @@ TOP_NAMES = (
 
 
 def environment_names(name: str, scope: str = "") -> list[str]:
-    """The environment variables that stand for an option, the strongest first."""
+    """Return the environment variables that stand for an option, the strongest first.
+
+    Args:
+        name: The name.
+        scope: What the option is of: the flow, a run.
+    """
     plain = (scope + name.lstrip("-")).replace("-", "_").upper()
     return [f"AFLOW_{plain}", f"METAFLOW_{plain}"]
 
@@ -81,7 +86,11 @@ class Session:
     words: tuple[str, ...] = ()
 
     def settings(self, **more: Any) -> Settings:
-        """The settings as the command line has them; `more` are those of the command itself."""
+        """Return the settings as the command line has them; `more` are those of the command itself.
+
+        Args:
+            **more: Options that win over the settings.
+        """
         top = {
             name: self.top.get(name)
             for name in (
@@ -95,9 +104,15 @@ class Session:
         return Settings.load(**top, **more)
 
     def define(self, configs: Mapping[str, Any] | None = None) -> FlowDefinition:
-        """The flow's definition, as its configs and mutators make it; `configs` are values by
-        attribute, of an earlier run. Raises InvalidFlow where the source cannot be read,
-        InvalidConfig and InvalidDecorator."""
+        """Return the flow's definition, as its configs and mutators make it; `configs` are values
+        by attribute, of an earlier run.
+
+        Args:
+            configs: The configs that were given; None for none.
+
+        Raises:
+            InvalidFlow: Where the source cannot be read, InvalidConfig and InvalidDecorator.
+        """
         return self.defined(configs)
 
     @property
@@ -106,8 +121,13 @@ class Session:
         return self.top.get("pylint") is not False
 
     def note(self, text: str, *, magenta: bool = False) -> None:
-        """Say something about what is being done, on stderr; nothing if --quiet. It is `magenta`
-        on a terminal."""
+        """Say something about what is being done, on stderr; nothing if --quiet. It is `magenta` on
+        a terminal.
+
+        Args:
+            text: The text.
+            magenta: Whether the line is coloured.
+        """
         if not self.top.get("quiet"):
             _echo(text, magenta=magenta)
 

@@ -23,7 +23,7 @@ _SHARED = ("max_log_size", "run_id_file", "runner_attribute_file", "namespace", 
 
 
 def spin_parameters() -> list[click.Parameter]:
-    """The argument and the options of `spin`."""
+    """Return the argument and the options of `spin`."""
     return [
         click.Argument(["path"], metavar="STEP|RUN/STEP[/TASK]"),
         flag("--skip-decorators/--no-skip-decorators", help="Run the step without decorators."),

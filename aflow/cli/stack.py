@@ -31,7 +31,7 @@ prints a sentence for each invalid parameter. It sends nothing to AWS."""
 
 
 def stack() -> click.Command:
-    """The command."""
+    """Return the command."""
     group = click.Group("stack", help=_HELP)
     comments = flag("--comments", help="Print the template with comments and line breaks.")
     group.add_command(

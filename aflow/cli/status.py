@@ -26,7 +26,7 @@ _RUNNING = 20  # runs of one flow that are shown
 
 
 def status() -> click.Command:
-    """The command."""
+    """Return the command."""
     return SectionedCommand(
         "status",
         params=[of_a_server()],

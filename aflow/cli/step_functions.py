@@ -41,7 +41,11 @@ _STATES = ("running", "succeeded", "failed", "timed-out", "aborted")
 
 
 def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
-    """The commands below `step-functions`, by name: help, parameters, body."""
+    """Return the commands below `step-functions`, by name: help, parameters, body.
+
+    Args:
+        declared: The parameters of the flow, by name.
+    """
     own = parameter_options(declared)
 
     def start(session: Session, **values: Any) -> None:
@@ -87,7 +91,7 @@ _SHAPING = (
 
 
 def step_functions_options() -> list[click.Parameter]:
-    """The options that stand before a command, as Metaflow has them."""
+    """Return the options that stand before a command, as Metaflow has them."""
     return [_name()]
 
 

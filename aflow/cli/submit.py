@@ -32,8 +32,7 @@ AFLOW_SERVICE_AUTH_KEY.
 
 
 def submit() -> click.Command:
-    """The command; its exit code is 1 for a run that was waited for and
-    failed."""
+    """Return the command; its exit code is 1 for a run that was waited for and failed."""
     return click.Command(
         "submit",
         params=[
@@ -83,7 +82,18 @@ def send(
     tags: Sequence[str],
     max_workers: int | None,
 ) -> dict[str, Any]:
-    """Send the code of a flow; what to ask the server for then, as `POST /v1/runs` takes it."""
+    """Send the code of a flow.
+
+    Args:
+        server: The URL of the server; None for the setting.
+        definition: The flow: its class, steps, parameters and decorators.
+        parameters: The parameters.
+        tags: The tags.
+        max_workers: How many tasks run at a time; None for the setting.
+
+    Returns:
+        What to ask the server for then, as `POST /v1/runs` takes it.
+    """
     files = code_package.members(definition, Settings.load().package_suffixes)
     kept = ask(server, "POST", "/v1/packages", code_package.pack(files), "application/x-tar")
     return {
@@ -102,7 +112,14 @@ def _awaited(server: str, run: str) -> int:
 
 
 def parameters_of(given: Sequence[str]) -> dict[str, str]:
-    """`--alpha 0.5 --beta=1` as values by name. Raises InvalidInput."""
+    """Return the values of `--alpha 0.5 --beta=1`, by name.
+
+    Args:
+        given: The values that were given on the command line.
+
+    Raises:
+        InvalidInput: A word is not of that form.
+    """
     found = {}
     words = iter(given)
     for word in words:

@@ -23,7 +23,13 @@ _COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "orphaned"
 def show(
     head: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str] = _COLOURS
 ) -> None:
-    """Write the table to stdout. On a terminal the last column is folded if need be."""
+    """Write the table to stdout. On a terminal the last column is folded if need be.
+
+    Args:
+        head: The titles of the columns.
+        rows: The rows.
+        colours: The colours of the states.
+    """
     rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
         for line in table([head, *rows]):
@@ -43,7 +49,11 @@ def show(
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines, each column as wide as its widest cell."""
+    """Return the rows as lines, each column as wide as its widest cell.
+
+    Args:
+        rows: The rows.
+    """
     rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [
@@ -56,18 +66,32 @@ LEFT = "orphaned"
 
 
 def state(run: RunRecord) -> str:
-    """The run's state; `orphaned` for one that no coordinator drives. Of runs of deployed flows
-    AWS is asked: call it once for each."""
+    """Return the run's state; `orphaned` for one that no coordinator drives. Of runs of deployed
+    flows AWS is asked: call it once for each.
+
+    Args:
+        run: The record of the run.
+    """
     return LEFT if is_left(run) else run.state.value
 
 
 def local(at: float) -> str:
-    """A time of this machine's zone, to the second."""
+    """Return a time of this machine's zone, to the second.
+
+    Args:
+        at: When it happened, in seconds since the epoch.
+    """
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shown_time(at)))
 
 
 def took(run: RunRecord, state: str, now: float) -> str:
-    """How long the run has taken so far; unknown for an orphaned run."""
+    """Return how long the run has taken so far; unknown for an orphaned run.
+
+    Args:
+        run: The record of the run.
+        state: The state.
+        now: The present time, in seconds since the epoch.
+    """
     if state == LEFT:
         return "?"
     return duration((run.finished_at or now) - run.created_at)

@@ -26,7 +26,7 @@ _GAP = 4
 
 
 def tag_commands() -> dict[str, Subcommand]:
-    """The commands below `tag`, by name."""
+    """Return the commands below `tag`, by name."""
     words = click.Argument(["tags"], nargs=-1, required=True)
     return {
         "add": Subcommand("Add tags to a run.", [words, *_which_run()], add),

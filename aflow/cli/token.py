@@ -33,7 +33,7 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def token() -> click.Command:
-    """The command."""
+    """Return the command."""
     place = option(
         "--metadata",
         metavar="URL",

@@ -27,7 +27,7 @@ If a server of this folder is running, its pages are opened. Otherwise a server 
 
 
 def ui() -> click.Command:
-    """The command."""
+    """Return the command."""
     return click.Command(
         "ui",
         params=[

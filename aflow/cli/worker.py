@@ -70,7 +70,7 @@ _MOST_LABELS = 20
 
 
 def worker() -> click.Command:
-    """The command."""
+    """Return the command."""
     return click.Command("worker", params=_parameters(), callback=_worker, help=_HELP)
 
 
@@ -296,7 +296,7 @@ async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> No
 
 
 def workers() -> click.Command:
-    """The command."""
+    """Return the command."""
     place = option(
         "--metadata",
         metavar="URL",

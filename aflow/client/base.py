@@ -141,7 +141,7 @@ class ClientObject:
         return frozenset()
 
     def is_in_namespace(self) -> bool:
-        """Whether the object is in the current namespace."""
+        """Return whether the object is in the current namespace."""
         wanted = get_namespace()
         return wanted is None or wanted in self.tags
 
@@ -246,8 +246,17 @@ def statuses(
     what: str,
     without: Collection[_State] = (),
 ) -> list[_State]:
-    """The states of these names, [] for None; raises InvalidInput for one that `what` cannot
-    have."""
+    """Return the states of these names, [] for None.
+
+    Args:
+        states: The enumeration of the states.
+        wanted: The state, or several; None for any.
+        what: What it is the name of, for the error.
+        without: States that cannot be asked for.
+
+    Raises:
+        InvalidInput: For one that `what` cannot have.
+    """
     if wanted is None:
         return []
     known = [state for state in states if state not in without]
@@ -259,15 +268,29 @@ def statuses(
 
 
 def checked_limit(limit: int | None) -> int | None:
-    """The limit; raises InvalidInput for what counts nothing."""
+    """Return the limit.
+
+    Args:
+        limit: How many at most; None for all.
+
+    Raises:
+        InvalidInput: For what counts nothing.
+    """
     if limit is not None and (type(limit) is not int or limit < 0):
         raise InvalidInput(f"limit={limit!r} counts nothing: give 0 or more.")
     return limit
 
 
 def seconds(name: str, at: datetime | float | None) -> float | None:
-    """A time as seconds since the epoch; one without a zone is of this machine's. Raises
-    InvalidInput for what is not a time."""
+    """Return a time as seconds since the epoch; one without a zone is of this machine's.
+
+    Args:
+        name: The name.
+        at: The time: seconds since the epoch, or a datetime; None for none.
+
+    Raises:
+        InvalidInput: For what is not a time.
+    """
     if isinstance(at, datetime):
         return at.timestamp()
     if at is not None and (isinstance(at, bool) or not isinstance(at, int | float)):
@@ -283,5 +306,9 @@ def local_time(at: float) -> datetime: ...
 @overload
 def local_time(at: None) -> None: ...
 def local_time(at: float | None) -> datetime | None:
-    """Seconds since the epoch as a time of this machine's zone; None for None."""
+    """Return seconds since the epoch as a time of this machine's zone; None for None.
+
+    Args:
+        at: The time: seconds since the epoch, or a datetime; None for none.
+    """
     return None if at is None else datetime.fromtimestamp(shown_time(at), UTC).astimezone()

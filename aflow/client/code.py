@@ -85,8 +85,11 @@ class RunCode:
         }
 
     def extract(self) -> TemporaryDirectory[str]:
-        """A new temporary folder with the files, which goes when it is closed or forgotten. Raises
-        CodePackageError."""
+        """Return a new temporary folder with the files, which goes when it is closed or forgotten.
+
+        Raises:
+            CodePackageError: The code package cannot be made, read or unpacked.
+        """
         folder = TemporaryDirectory(prefix="aflow-code-")
         code_package.unpack(self._data, Path(folder.name))
         return folder
@@ -100,8 +103,12 @@ class RunCode:
 
 
 def names_of(source: RunSource) -> Names:
-    """Finds the classes of the run's values: in this program, if that is the run's, or in the code
-    of the run."""
+    """Return what finds the classes of the run's values: in this program, if that is the run's, or
+    in the code of the run.
+
+    Args:
+        source: The run, with the stores that have it.
+    """
     known: dict[str, Any] = source.setting("program") or {}
     script = os.path.abspath(source.setting("script") or "")
     program = ProgramFile(known.get("file", script), known.get("sha"), known.get("module"))
@@ -122,6 +129,10 @@ def _modules_of(source: RunSource, program: ProgramFile, key: str | None) -> Cod
 
 
 def code_of(source: RunSource) -> RunCode | None:
-    """The code of the run; None where it was not kept."""
+    """Return the code of the run; None where it was not kept.
+
+    Args:
+        source: The run, with the stores that have it.
+    """
     facts: dict[str, Any] = source.setting("code") or {}
     return RunCode(source, facts["key"], facts["script"]) if "key" in facts else None

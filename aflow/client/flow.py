@@ -108,14 +108,25 @@ class Flow(ClientObject):
         limit: int | None = None,
         after: Run | str | None = None,
     ) -> Iterator[Run]:
-        """The runs in the namespace that have all `tags`, newest first, read as they are asked
-        for.
+        """Return the runs in the namespace that have all `tags`, newest first, read as they are
+        asked for.
 
         `status` is one of pending, running, succeeded, failed, cancelled, or several of them;
         `since` and `until` are times (without a zone: of this machine's) or seconds since the
-        epoch, between which the runs have begun; `limit` is how many at most; `after` a run, or
-        its id, with which the last page ended. Raises InvalidInput for anything else,
-        NotFound for a run that is not there."""
+        epoch, between which the runs have begun; `limit` is how many at most; `after` a run, or its
+        id, with which the last page ended.
+
+        Args:
+            *tags: The tags.
+            status: The state, or several; None for any.
+            since: The earliest time of creation; None for no limit.
+            until: The time before which a run was created; None for no limit.
+            limit: How many at most; None for all.
+            after: The run that the page before ended with; None for the first page.
+
+        Raises:
+            InvalidInput: For anything else, NotFound for a run that is not there.
+        """
         wanted = get_namespace()
         return self._in_pages(
             checked_limit(limit),

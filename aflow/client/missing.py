@@ -28,7 +28,13 @@ class MissingArtifact(NotFound, AttributeError):
 
 
 def checked(what: str, check: Callable[[str], object], name: str) -> None:
-    """Raises MissingObject for a name that nothing of this kind can have."""
+    """Raises MissingObject for a name that nothing of this kind can have.
+
+    Args:
+        what: What it is the name of, for the error.
+        check: Raises InvalidName for a name that is not allowed.
+        name: The name.
+    """
     try:
         check(name)
     except InvalidName as error:
@@ -36,14 +42,25 @@ def checked(what: str, check: Callable[[str], object], name: str) -> None:
 
 
 def missing_flow(place: ClientStores, flow: str) -> MissingObject:
-    """What to raise for a flow that never ran."""
+    """Return what to raise for a flow that never ran.
+
+    Args:
+        place: The stores to read from.
+        flow: The name of the flow.
+    """
     known = [name for name, _ in place.metadata.flows()]
     there = f" These have: {_listed(known)}." if known else ""
     return MissingObject(f"Flow {flow!r} has never run here.{did_you_mean(flow, known)}{there}")
 
 
 def missing_run(place: ClientStores, flow: str, run: str) -> MissingObject:
-    """What to raise for a run that is not there, perhaps because its flow is not."""
+    """Return what to raise for a run that is not there, perhaps because its flow is not.
+
+    Args:
+        place: The stores to read from.
+        flow: The name of the flow.
+        run: The id of the run.
+    """
     if flow not in (name for name, _ in place.metadata.flows()):
         return missing_flow(place, flow)
     known = [each.run for each in place.metadata.runs(flow, limit=_RUNS_COMPARED)]
@@ -52,7 +69,12 @@ def missing_run(place: ClientStores, flow: str, run: str) -> MissingObject:
 
 
 def missing_step(source: RunSource, step: str) -> MissingObject:
-    """What to raise for a step that no task has begun."""
+    """Return what to raise for a step that no task has begun.
+
+    Args:
+        source: The run, with the stores that have it.
+        step: The name of the step.
+    """
     where = f"Run {source.pathspec!r}"
     if step in source.graph.nodes:
         return MissingObject(f"{where} has not come to step {step!r} ({source.record.state}).")
@@ -63,7 +85,14 @@ def missing_step(source: RunSource, step: str) -> MissingObject:
 
 
 def missing_task(source: RunSource, step: str, task: int, attempt: int | None) -> MissingObject:
-    """What to raise for a task of another step, an attempt that was not made, or no task."""
+    """Return what to raise for a task of another step, an attempt that was not made, or no task.
+
+    Args:
+        source: The run, with the stores that have it.
+        step: The name of the step.
+        task: The number of the task within its run.
+        attempt: The number of the attempt; None for the latest.
+    """
     there = source.metadata.task(source.key, task)
     if there is None:
         hint = f"Step('{source.pathspec}/{step}') lists those of the step."
@@ -81,7 +110,14 @@ def missing_task(source: RunSource, step: str, task: int, attempt: int | None) -
 
 
 def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]) -> str:
-    """Why a task has no artifact of this name."""
+    """Return why a task has no artifact of this name.
+
+    Args:
+        pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        state: The state.
+        name: The name.
+        known: The names that exist.
+    """
     names = sorted(known)
     if not names and state != "succeeded":
         return f"Task {pathspec!r} has no artifact {name!r}: it is {state} and has left none."
@@ -92,7 +128,13 @@ def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]
 
 
 def not_in_namespace(what: str, namespace: str | None, tags: Iterable[str]) -> NamespaceMismatch:
-    """What to raise for an object of somebody else's."""
+    """Return what to raise for an object of somebody else's.
+
+    Args:
+        what: What it is the name of, for the error.
+        namespace: The namespace: a tag such as `user:ada`; None for all runs.
+        tags: The tags.
+    """
     owners = sorted(tag for tag in tags if tag.startswith("user:"))
     of = f" It has {owners[0]!r}." if owners else ""
     return NamespaceMismatch(

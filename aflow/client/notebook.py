@@ -47,22 +47,35 @@ _GREY = "128,128,128"
 
 
 def text(value: object, limit: int = _TEXT) -> Html:
-    """The value as text, escaped, and cut if it is long. What is not valid Unicode becomes an
-    escape."""
+    """Return the value as text, escaped, and cut if it is long. What is not valid Unicode becomes
+    an escape.
+
+    Args:
+        value: The value.
+        limit: How many at most; None for all.
+    """
     shown = str(value)
     shown = shown if len(shown) <= limit else shown[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return Html(html.escape(shown.encode("utf-8", "backslashreplace").decode()))
 
 
 def badge(state: str) -> Html:
-    """A state as a small coloured label."""
+    """Return a state as a small coloured label.
+
+    Args:
+        state: The state.
+    """
     hue = _HUES.get(state, _GREY)
     style = f"padding:1px 7px;border-radius:9px;background:rgba({hue},0.18);color:rgb({hue})"
     return Html(f'<span style="{style}">{text(state)}</span>')
 
 
 def chips(names: Iterable[str]) -> Html:
-    """Tags side by side; of many the first."""
+    """Return tags side by side; of many the first.
+
+    Args:
+        names: The names.
+    """
     listed = sorted(names)
     style = f"border:{_LINE};border-radius:4px;padding:0 5px;margin-right:4px"
     shown = "".join(f'<span style="{style}">{text(name, 60)}</span>' for name in listed[:ROWS])
@@ -70,12 +83,20 @@ def chips(names: Iterable[str]) -> Html:
 
 
 def more(number: int) -> Html:
-    """How many are not shown; nothing where all are."""
+    """Return how many are not shown; nothing where all are.
+
+    Args:
+        number: The number.
+    """
     return Html(f'<span style="opacity:0.7">and {number:,} more</span>' if number > 0 else "")
 
 
 def facts(pairs: Iterable[tuple[str, Html | None]]) -> Html:
-    """Names and values, one pair a line; pairs without a value are left out."""
+    """Return names and values, one pair a line; pairs without a value are left out.
+
+    Args:
+        pairs: Names and values; a value of None is left out.
+    """
     cell = "padding:1px 14px 1px 0;text-align:left;vertical-align:top;border:none"
     rows = "".join(
         f'<tr><td style="{cell};opacity:0.7">{text(name)}</td><td style="{cell}">{value}</td></tr>'
@@ -86,7 +107,13 @@ def facts(pairs: Iterable[tuple[str, Html | None]]) -> Html:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Html]], left_out: int = 0) -> Html:
-    """A table; under it how many rows are left out."""
+    """Return a table; under it how many rows are left out.
+
+    Args:
+        head: The titles of the columns.
+        rows: The rows.
+        left_out: How many rows are not shown.
+    """
     if not rows:
         return Html("")
     cell = "padding:2px 12px 2px 0;text-align:left;vertical-align:top"
@@ -104,12 +131,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Html]], left_out: int = 0
 
 
 def code(value: object) -> Html:
-    """A short text of a program."""
+    """Return a short text of a program.
+
+    Args:
+        value: The value.
+    """
     return Html(f'<code style="white-space:pre-wrap">{text(value)}</code>')
 
 
 def block(title: str, lines: Sequence[str]) -> Html:
-    """Lines that a program has printed; nothing without lines."""
+    """Return lines that a program has printed; nothing without lines.
+
+    Args:
+        title: The title.
+        lines: The lines.
+    """
     if not lines:
         return Html("")
     style = f"border-left:3px solid rgba({_GREY},0.5);padding:2px 8px;margin:2px 0"
@@ -121,7 +157,13 @@ def block(title: str, lines: Sequence[str]) -> Html:
 
 
 def page(kind: str, name: str, *parts: Html) -> str:
-    """All of it under its heading."""
+    """Return all of it under its heading.
+
+    Args:
+        kind: What is shown, as `Run`.
+        name: The name.
+        *parts: The HTML of the parts.
+    """
     style = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5;color:inherit"
     return (
         f'<div style="{style}"><div style="font-size:15px">'
@@ -131,7 +173,11 @@ def page(kind: str, name: str, *parts: Html) -> str:
 
 
 def size_of(number: int) -> Html:
-    """Bytes for people."""
+    """Return bytes for people.
+
+    Args:
+        number: The number.
+    """
     amount = float(number)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:
@@ -141,7 +187,11 @@ def size_of(number: int) -> Html:
 
 
 def preview(noted: dict[str, Any]) -> Html:
-    """What was noted of a value when it was stored."""
+    """Return what was noted of a value when it was stored.
+
+    Args:
+        noted: What was noted of the value when it was stored.
+    """
     if "repr" in noted:
         return code(noted["repr"])
     if "columns" in noted:
@@ -150,7 +200,12 @@ def preview(noted: dict[str, Any]) -> Html:
 
 
 def shape(noted: dict[str, Any]) -> Html:
-    """How large a value is in its own units: its shape and what it is made of, or its length."""
+    """Return how large a value is in its own units: its shape and what it is made of, or its
+    length.
+
+    Args:
+        noted: What was noted of the value when it was stored.
+    """
     parts = [" \N{MULTIPLICATION SIGN} ".join(map(str, noted["shape"]))] if "shape" in noted else []
     if "len" in noted:
         parts.append(f"{noted['len']:,} items")
@@ -165,7 +220,11 @@ _NOTHING = Html("")
 
 
 def metaflow(every: Metaflow) -> str:
-    """All flows, with the latest run of each."""
+    """Return all flows, with the latest run of each.
+
+    Args:
+        every: The object of all flows.
+    """
     flows = every.flows
     rows = []
     for flow in flows[:ROWS]:
@@ -178,7 +237,11 @@ def metaflow(every: Metaflow) -> str:
 
 
 def flow(shown: Flow) -> str:
-    """The latest runs of a flow."""
+    """Return the latest runs of a flow.
+
+    Args:
+        shown: The object to show.
+    """
     runs = list(shown.runs(limit=ROWS + _COUNTED + 1))
     left = len(runs) - ROWS
     rows = [
@@ -198,7 +261,11 @@ def flow(shown: Flow) -> str:
 
 
 def run(shown: Run) -> str:
-    """A run: how it goes, why it failed, its steps."""
+    """Return a run: how it goes, why it failed, its steps.
+
+    Args:
+        shown: The object to show.
+    """
     record = shown._source.refresh()
     metadata = shown._source.metadata
     failed = failed_task(metadata, record)
@@ -238,7 +305,12 @@ def _counts(tasks: dict[TaskState, int]) -> Html:
 
 
 def step(shown: Step) -> str:
-    """A step: how many tasks are where, the newest of them, and first of all one that failed."""
+    """Return a step: how many tasks are where, the newest of them, and first of all one that
+    failed.
+
+    Args:
+        shown: The object to show.
+    """
     source = shown._source
     tasks = next((s.tasks for s in source.metadata.progress(source.key) if s.step == shown.id), {})
     failed = list(islice(shown.tasks(status="failed"), ROWS))
@@ -269,7 +341,11 @@ def _task_row(view: TaskView) -> tuple[Html, ...]:
 
 
 def task(shown: Task) -> str:
-    """A task: how it went, what it left, the last of what it printed."""
+    """Return a task: how it went, what it left, the last of what it printed.
+
+    Args:
+        shown: The object to show.
+    """
     view = shown._now
     names = sorted(shown._names(), key=lambda name: (name.startswith("_"), name))
     artifacts = [shown[name] for name in names[:ROWS]]
@@ -311,7 +387,11 @@ def _tail(lines: Iterable[tuple[datetime, str]]) -> list[str]:
 
 
 def artifact(shown: DataArtifact) -> str:
-    """An artifact: what is known of its value without loading it."""
+    """Return an artifact: what is known of its value without loading it.
+
+    Args:
+        shown: The object to show.
+    """
     noted = shown.preview
     return page(
         "DataArtifact",

@@ -36,9 +36,19 @@ def redact_stream(
     streams: Collection[str],
 ) -> int:
     """Put `[REDACTED task STREAM]` in the place of these streams of the attempts, which are all of
-    the run; how many attempts had something to redact. An attempt that still runs goes on printing.
+    the run. An attempt that still runs goes on printing.
 
     May be interrupted, and called again: what was not redacted then is there as it was.
+
+    Args:
+        metadata: The metadata store.
+        store: The datastore.
+        run: The record of the run.
+        attempts: The attempts that have printed.
+        streams: `stdout`, `stderr` or both.
+
+    Returns:
+        How many attempts had something to redact.
     """
     replaced: list[ReplacedLog] = []
     old: list[str] = []
@@ -96,10 +106,18 @@ def _redacted(lines: Iterable[LogRecord], streams: Collection[str]) -> LogBuffer
 
 def scrub(task: Task, streams: Collection[str], *, every_attempt: bool = False) -> list[str]:
     """Put a line that says so in the place of these streams of the task's attempt, or of all of its
-    attempts; which attempts had something to redact, in words. Of a task whose result was reused
-    the log is that of its origin, which is redacted then. May be called twice.
+    attempts. Of a task whose result was reused the log is that of its origin, which is redacted
+    then. May be called twice.
 
     Raises StorageError and MetadataError; what was not redacted is left as it was.
+
+    Args:
+        task: The task.
+        streams: `stdout`, `stderr` or both.
+        every_attempt: Whether earlier attempts are redacted, too.
+
+    Returns:
+        Which attempts had something to redact, in words.
     """
     source, view = logs.owner(task._source, task._now)
     metadata = source.metadata

@@ -108,7 +108,11 @@ class Run(PartOfRun):
     # ------------------------------------------------------------ steps
 
     def steps(self, *tags: str) -> Iterator[Step]:
-        """The steps that have begun, newest first; none if the run lacks one of the tags."""
+        """Yield the steps that have begun, newest first; none if the run lacks one of the tags.
+
+        Args:
+            *tags: The tags.
+        """
         if not self.tags.issuperset(tags):
             return
         for name, created_at, _ in self._source.metadata.steps(self._source.key):
@@ -130,30 +134,63 @@ class Run(PartOfRun):
     # ------------------------------------------------------------ tags
 
     def add_tag(self, tag: Tags) -> None:
-        """Give the run a tag, or several as `add_tags` does."""
+        """Give the run a tag, or several as `add_tags` does.
+
+        Args:
+            tag: The tag, or several.
+        """
         self.replace_tags((), tag)
 
     def add_tags(self, tags: Tags) -> None:
-        """Give the run these tags, in one step; one text is one tag. Raises InvalidName for a tag
-        that is not allowed or one too many."""
+        """Give the run these tags, in one step; one text is one tag.
+
+        Args:
+            tags: The tags.
+
+        Raises:
+            InvalidName: For a tag that is not allowed or one too many.
+        """
         self.replace_tags((), tags)
 
     def remove_tag(self, tag: Tags) -> None:
-        """Take a tag away, or several as `remove_tags` does."""
+        """Take a tag away, or several as `remove_tags` does.
+
+        Args:
+            tag: The tag, or several.
+        """
         self.replace_tags(tag, ())
 
     def remove_tags(self, tags: Tags) -> None:
-        """Take these tags away, those that are there, in one step; one text is one tag. Raises
-        InvalidName for a system tag."""
+        """Take these tags away, those that are there, in one step; one text is one tag.
+
+        Args:
+            tags: The tags.
+
+        Raises:
+            InvalidName: For a system tag.
+        """
         self.replace_tags(tags, ())
 
     def replace_tag(self, tag_to_remove: Tags, tag_to_add: Tags) -> None:
-        """Take one tag away and give another, in one step."""
+        """Take one tag away and give another, in one step.
+
+        Args:
+            tag_to_remove: The tag to remove, or several.
+            tag_to_add: The tag to add, or several.
+        """
         self.replace_tags(tag_to_remove, tag_to_add)
 
     def replace_tags(self, tags_to_remove: Tags, tags_to_add: Tags) -> None:
-        """Take tags away, then give others, in one step: all of it is done, or nothing. Raises as
-        `add_tags` and `remove_tags` do, InvalidInput where there is no tag at all."""
+        """Remove tags, then add others, in one transaction. Raises what `add_tags` and
+        `remove_tags` raise.
+
+        Args:
+            tags_to_remove: The tags to remove.
+            tags_to_add: The tags to add.
+
+        Raises:
+            InvalidInput: There is no tag at all.
+        """
         add, remove = _listed(tags_to_add), _listed(tags_to_remove)
         if not add and not remove:
             raise InvalidInput("Say which tags to add or to remove: there are none in the lists.")

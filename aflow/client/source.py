@@ -31,12 +31,25 @@ class RunSource:
 
     @classmethod
     def find(cls, place: ClientStores, flow: str, run: str) -> RunSource | None:
-        """The run; None where there is none. Raises NotFound where nothing has run yet."""
+        """Return the run; None where there is none.
+
+        Args:
+            place: The stores to read from.
+            flow: The name of the flow.
+            run: The id of the run.
+
+        Raises:
+            NotFound: Where nothing has run yet.
+        """
         record = place.metadata.run(flow, run)
         return None if record is None else cls(place, record)
 
     def of_run(self, run: str) -> RunSource | None:
-        """Another run of the same flow, in the same place; None where it is not there."""
+        """Return another run of the same flow, in the same place; None where it is not there.
+
+        Args:
+            run: The id of the run.
+        """
         record = self.metadata.run(self.record.flow, run)
         return None if record is None else RunSource(self.place, record)
 
@@ -62,7 +75,7 @@ class RunSource:
         return self.record.state in TERMINAL_RUN_STATES
 
     def refresh(self) -> RunRecord:
-        """The record as it is now; read again unless the run was over."""
+        """Return the record as it is now; read again unless the run was over."""
         if not self.is_over:
             self._read()
         return self.record
@@ -87,12 +100,21 @@ class RunSource:
         return frozenset(self.record.tags) | frozenset(self.record.system_tags)
 
     def change_tags(self, add: Iterable[str], remove: Iterable[str]) -> None:
-        """Remove, then add user tags, in one step."""
+        """Remove, then add user tags, in one step.
+
+        Args:
+            add: The tags to add.
+            remove: The tags to remove.
+        """
         tags = self.place.change_tags(self.key, list(add), list(remove))
         self.record = self.record._replace(tags=tags)
 
     def setting(self, name: str) -> Any:
-        """What the run was started with; None where it was not recorded."""
+        """Return what the run was started with; None where it was not recorded.
+
+        Args:
+            name: The name.
+        """
         return self.record.settings.get(name)
 
     @property
@@ -108,8 +130,16 @@ class RunSource:
         return names_of(self)
 
     def manifest(self, task: int, more: Callable[[], Iterable[int]]) -> Manifest:
-        """The manifest of a task that others have inherited from. Where it has to be read, those
-        of `more()` are read in the same query. Raises StorageError if it is not there."""
+        """Return the manifest of a task that others have inherited from. Where it has to be read,
+        those of `more()` are read in the same query.
+
+        Args:
+            task: The number of the task within its run.
+            more: The numbers of other tasks whose manifests are read at the same time.
+
+        Raises:
+            StorageError: If it is not there.
+        """
         found = self._manifests.get(task)
         if found is None:
             wanted = {task, *more()} - self._manifests.keys()
@@ -130,8 +160,13 @@ class RunSource:
         self._manifests.update(manifests)
 
     def load(self, name: str, entry: Entry) -> Any:
-        """The value of an artifact, verified; a new object each time. Raises ArtifactNotLoadable,
-        CorruptBlob, StoreUnavailable."""
+        """Return the value of an artifact, verified; a new object each time. Raises
+        ArtifactNotLoadable, CorruptBlob, StoreUnavailable.
+
+        Args:
+            name: The name.
+            entry: The entry of the manifest.
+        """
         reader = ArtifactReader(self.blobs, self.names)
         value = reader.load(name, entry)
         reader.verify_pending()

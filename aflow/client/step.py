@@ -88,11 +88,20 @@ class Step(PartOfRun):
         status: str | Iterable[str] | None = None,
         limit: int | None = None,
     ) -> Iterator[Task]:
-        """The tasks, newest first, read as they are asked for; none if the run lacks one of the
-        tags.
+        """Return the tasks, newest first, read as they are asked for; none if the run lacks one of
+        the tags.
 
-        `status` is one of ready, running, succeeded, failed, cancelled, or several of them;
-        `limit` how many at most. Raises InvalidInput for another status or a limit below 0."""
+        `status` is one of ready, running, succeeded, failed, cancelled, or several of them; `limit`
+        how many at most.
+
+        Args:
+            *tags: The tags.
+            status: The state, or several; None for any.
+            limit: How many at most; None for all.
+
+        Raises:
+            InvalidInput: For another status or a limit below 0.
+        """
         states = statuses(TaskState, status, "a task", without=_NEVER_RECORDED)
         limit = checked_limit(limit)
         if not self.tags.issuperset(tags):
@@ -140,7 +149,11 @@ class Step(PartOfRun):
         return next(self.control_tasks(), None)
 
     def control_tasks(self, *tags: str) -> Iterator[Task]:
-        """The tasks that lead a gang, newest first: those of index 0."""
+        """Yield the tasks that lead a gang, newest first: those of index 0.
+
+        Args:
+            *tags: The tags.
+        """
         node = self._source.graph.nodes.get(self.id)
         around = node.splits[-1:] if node else ()
         if any(self._source.graph[split].kind is Kind.PARALLEL for split in around):

@@ -50,7 +50,13 @@ class Fact(NamedTuple):
 
 
 def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact]:
-    """The facts of all attempts, or of the one asked for, oldest first."""
+    """Return the facts of all attempts, or of the one asked for, oldest first.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+        attempt: The number of the attempt; None for the latest.
+    """
     task = view.task.task
     if attempt is None:
         attempts = source.metadata.attempts(source.key, task)
@@ -101,7 +107,11 @@ def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> It
 
 
 def from_tags(source: RunSource) -> dict[str, str]:
-    """What the system tags say: runtime, python_version, aflow_version, user."""
+    """Return what the system tags say: runtime, python_version, aflow_version, user.
+
+    Args:
+        source: The run, with the stores that have it.
+    """
     pairs = (tag.partition(":") for tag in source.record.system_tags)
     return {name: value for name, _, value in pairs if name in _FROM_TAGS}
 
@@ -136,7 +146,12 @@ def _foreach(source: RunSource, stack: tuple[ForeachFrame, ...]) -> dict[str, st
 
 
 def environment(source: RunSource, view: TaskView) -> dict[str, Any]:
-    """What a task ran with."""
+    """Return what a task ran with.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+    """
     known = from_tags(source)
     return {
         "environment_type": "local",
@@ -151,7 +166,12 @@ def environment(source: RunSource, view: TaskView) -> dict[str, Any]:
 
 
 def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
-    """What the attempt ended with; None if it ended well, was settled, or has not ended."""
+    """Return what the attempt ended with; None if it ended well, was settled, or has not ended.
+
+    Args:
+        view: The task with the attempt.
+        manifest: What the attempt has left: the type, size and blob of each artifact.
+    """
     error, attempt = manifest.error, view.attempt
     if error is not None:
         return None if error.get("caught") else _record(error)
@@ -161,7 +181,11 @@ def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
 
 
 def caught(manifest: Manifest) -> ExceptionWrapper | None:
-    """What @catch has settled."""
+    """Return what @catch has settled.
+
+    Args:
+        manifest: What the attempt has left: the type, size and blob of each artifact.
+    """
     error = manifest.error
     return _record(error) if error is not None and error.get("caught") else None
 
@@ -178,8 +202,14 @@ def _record(error: Mapping[str, Any]) -> ExceptionWrapper:
 
 
 def parents(source: RunSource, view: TaskView, light: bool = False) -> Iterator[TaskView]:
-    """The input tasks: of branches as the split named them, of a foreach by index. `light` views
-    have no manifests."""
+    """Yield the input tasks: of branches as the split named them, of a foreach by index. `light`
+    views have no manifests.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+        light: Whether to leave manifests and logs out.
+    """
     inputs = decode_inputs(view.task.inputs)
     if isinstance(inputs, FromForeach):
         all_views = source.metadata.tasks(
@@ -203,7 +233,14 @@ def parents(source: RunSource, view: TaskView, light: bool = False) -> Iterator[
 def children(
     source: RunSource, view: TaskView, manifest: Manifest, light: bool = False
 ) -> Iterator[TaskView]:
-    """The tasks that have begun with this one as an input. `manifest` is the task's own."""
+    """Yield the tasks that have begun with this one as an input. `manifest` is the task's own.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+        manifest: What the attempt has left: the type, size and blob of each artifact.
+        light: Whether to leave manifests and logs out.
+    """
     for step in manifest.transition[0]:
         for each in _candidates(source, view, manifest, step, light):
             if _reads(each, view):
@@ -248,12 +285,24 @@ def _reads(child: TaskView, parent: TaskView) -> bool:
 
 
 def text(source: RunSource, view: TaskView, stream: str) -> str:
-    """All that the attempt wrote to the stream; bytes that are not UTF-8 are replaced."""
+    """Return all that the attempt wrote to the stream; bytes that are not UTF-8 are replaced.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+        stream: `stdout` or `stderr`.
+    """
     return as_text(_records(source, view), stream)
 
 
 def size(source: RunSource, view: TaskView, stream: str) -> int:
-    """Bytes that the attempt wrote to the stream. While it runs they are counted."""
+    """Return bytes that the attempt wrote to the stream. While it runs they are counted.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+        stream: `stdout` or `stderr`.
+    """
     attempt = view.attempt
     if attempt is None:
         return 0
@@ -270,8 +319,14 @@ def size(source: RunSource, view: TaskView, stream: str) -> int:
 
 
 def log_lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[float, bytes]]:
-    """Time and bytes of every line of the stream, in order. A line that was stored in pieces is
-    whole again, with the time of its first piece."""
+    """Yield time and bytes of every line of the stream, in order. A line that was stored in pieces
+    is whole again, with the time of its first piece.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+        stream: `stdout` or `stderr`.
+    """
     pieces: list[LogRecord] = []
     for record in _records(source, view):
         if record.stream == stream:
@@ -284,8 +339,13 @@ def log_lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[
 
 
 def owner(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView]:
-    """The task that has printed what this one shows: itself, or the one whose result it took
-    over, if that is still there."""
+    """Return the task that has printed what this one shows: itself, or the one whose result it took
+    over, if that is still there.
+
+    Args:
+        source: The run, with the stores that have it.
+        view: The task with the attempt.
+    """
     found = _log_origin(source, view.task.origin) if view.task.origin else None
     return found or (source, view)
 
@@ -532,8 +592,16 @@ class Task(PartOfRun):
     def loglines(
         self, stream: str, as_unicode: bool = True
     ) -> Iterator[tuple[datetime, str]] | Iterator[tuple[datetime, bytes]]:
-        """Time (with this machine's zone) and text (bytes unless `as_unicode`) of every line of
-        "stdout" or "stderr", without its newline. Raises InvalidInput for another stream."""
+        """Yield time (with this machine's zone) and text of every line of a stream, without its
+        newline.
+
+        Args:
+            stream: `stdout` or `stderr`.
+            as_unicode: Whether lines are text instead of bytes.
+
+        Raises:
+            InvalidInput: The stream is another one.
+        """
         if stream not in STREAMS:
             raise InvalidInput(f"{stream!r} is not a stream: use {' or '.join(STREAMS)}.")
         lines = log_lines(self._source, self._now, stream)

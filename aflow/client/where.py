@@ -96,7 +96,7 @@ class ClientStores:
 
     @contextmanager
     def writing(self) -> Iterator[MetadataStore]:
-        """The store to write to, for a moment."""
+        """Yield the store to write to, for a moment."""
         store = self._open_metadata(False)
         try:
             yield store
@@ -105,7 +105,11 @@ class ClientStores:
                 store.close()
 
     def blobs(self, url: str) -> BlobStore:
-        """The blobs in the object store at `url`, as a run has recorded it."""
+        """Return the blobs in the object store at `url`, as a run has recorded it.
+
+        Args:
+            url: The URL of the datastore.
+        """
         found = self._blobs.get(url)
         if found is None:
             found = self._blobs[url] = BlobStore(self._theirs(url) or self._store(url))
@@ -137,13 +141,19 @@ _namespace_is_chosen = False
 
 
 def place() -> ClientStores:
-    """Where the client looks at this moment."""
+    """Return where the client looks at this moment."""
     return _chosen or _inside() or _set()
 
 
 def place_at(description: str) -> ClientStores:
-    """The place that `get_metadata` gave this description of; raises MetadataUnavailable for one
-    that was in the memory of another process."""
+    """Return the place that `get_metadata` gave this description of.
+
+    Args:
+        description: The URL of a metadata store, as `TYPE@PLACE` in Metaflow.
+
+    Raises:
+        MetadataUnavailable: For one that was in the memory of another process.
+    """
     found = _places.get(description)
     if found is not None:
         return found
@@ -159,9 +169,17 @@ def metadata(description: str) -> str:
     """Look for runs elsewhere: `local@/path` names an `.aflow` folder or the folder that has one,
     `sqlite:////path/file.db` a database, `postgresql://user@host/database` one on a server,
     `https://host` or `service@https://host` a metadata service, `local` the folder where `aflow
-    run` would put them. Gives what `get_metadata` gives from now on.
+    run` would put them.
 
-    Raises InvalidInput for anything else."""
+    Args:
+        description: The URL of a metadata store, as `TYPE@PLACE` in Metaflow.
+
+    Returns:
+        What `get_metadata` gives from now on.
+
+    Raises:
+        InvalidInput: For anything else.
+    """
     global _chosen, _kind
     _chosen, _kind = _described(description), ""
     return _chosen.description
@@ -170,24 +188,33 @@ def metadata(description: str) -> str:
 def inspect_spin(datastore_root: str = ".") -> None:
     """Look in this folder, and list the runs that `spin` has made instead of those of whole flows,
     until `metadata` or `default_metadata` is called. (A caller that knows a run's id reaches it
-    anyway.)"""
+    anyway.)
+
+    Args:
+        datastore_root: The root of the datastore of spun tasks.
+    """
     global _kind
     metadata(f"{_LOCAL}{datastore_root}")
     _kind = SPIN
 
 
 def listed_kind() -> str:
-    """Which kind of runs lists show."""
+    """Return which kind of runs lists show."""
     return _kind
 
 
 def get_metadata() -> str:
-    """Where runs are looked for: `local@/path/.aflow`, or the address of a metadata service."""
+    """Return where runs are looked for: `local@/path/.aflow`, or the address of a metadata
+    service."""
     return place().description
 
 
 def default_metadata() -> str:
-    """Forget what `metadata` chose: look where `aflow run` would put runs."""
+    """Forget what `metadata` chose, and read where `aflow run` would put runs.
+
+    Returns:
+        The place, as `metadata` returns it.
+    """
     global _chosen, _kind
     _chosen, _kind = None, ""
     return get_metadata()
@@ -195,7 +222,15 @@ def default_metadata() -> str:
 
 def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
     """Read from stores that are open already (in a test, in memory), until `metadata` or
-    `default_metadata` is called. They are not closed by the client."""
+    `default_metadata` is called. They are not closed by the client.
+
+    Args:
+        metadata_store: The open metadata store.
+        store: The datastore.
+
+    Returns:
+        The place, as `metadata` returns it.
+    """
     global _chosen
     description = f"{metadata_store.url}#{id(metadata_store)}"
     _chosen = _places[description] = ClientStores(
@@ -302,9 +337,17 @@ def _root_in(path: str) -> str:
 
 
 def namespace(tag: str | None) -> str | None:
-    """Show the runs that have this tag alone, as `user:somebody`; None shows everybody's.
+    """Show only the runs that have a tag; None shows everybody's.
 
-    Gives the tag; raises InvalidName for anything else."""
+    Args:
+        tag: The tag; None for all runs.
+
+    Returns:
+        The tag.
+
+    Raises:
+        InvalidName: The tag is not allowed.
+    """
     global _namespace, _namespace_is_chosen
     _namespace = None if tag is None else ids.tag(tag)
     _namespace_is_chosen = True
@@ -312,7 +355,7 @@ def namespace(tag: str | None) -> str | None:
 
 
 def get_namespace() -> str | None:
-    """The tag that a run must have to be shown; None for no such wish.
+    """Return the tag that a run must have to be shown; None for no such wish.
 
     Where none was chosen it is that of the run inside of a task, else `user:<name>`, or what
     AFLOW_NAMESPACE says."""
@@ -325,7 +368,11 @@ def get_namespace() -> str | None:
 
 
 def default_namespace() -> str | None:
-    """Forget what `namespace` chose; gives what `get_namespace` gives from now on."""
+    """Forget what `namespace` chose.
+
+    Returns:
+        What `get_namespace` gives from now on.
+    """
     global _namespace_is_chosen
     _namespace_is_chosen = False
     return get_namespace()

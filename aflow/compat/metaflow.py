@@ -393,7 +393,8 @@ MODULES: dict[str, dict[str, str]] = {
 def install() -> None:
     """Let `import metaflow`, and its submodules, give aflow from now on; may be called again.
 
-    Raises InvalidInput where Metaflow itself has been imported already.
+    Raises:
+        InvalidInput: Where Metaflow itself has been imported already.
     """
     there = sys.modules.get(_ROOT)
     if there is not None and not isinstance(there, _Alias):
@@ -406,7 +407,7 @@ def install() -> None:
 
 
 def is_installed() -> bool:
-    """Whether aflow stands for Metaflow."""
+    """Return whether aflow stands for Metaflow."""
     return any(isinstance(each, _Finder) for each in sys.meta_path)
 
 
@@ -417,8 +418,12 @@ def install_if_missing() -> None:
 
 
 def name_in_metaflow(kind: type) -> tuple[str, str] | None:
-    """Module and name that a class of aflow has in Metaflow, while aflow stands for it; else None,
-    as for all other classes."""
+    """Return module and name that a class of aflow has in Metaflow, while aflow stands for it; else
+    None, as for all other classes.
+
+    Args:
+        kind: The class.
+    """
     if not kind.__module__.startswith("aflow.") or not is_installed():
         return None
     home = f"{kind.__module__}:{kind.__qualname__}"
@@ -434,18 +439,24 @@ class MetaflowInternalError(AflowError):
 
 
 def get_username() -> str:
-    """Who runs this."""
+    """Return who runs this."""
     return Settings.load().user
 
 
 def resolve_identity() -> str:
-    """The owner of the runs of this program: `user:ann`, or the namespace that is set."""
+    """Return the owner of the runs of this program: `user:ann`, or the namespace that is set."""
     return Settings.load().default_namespace
 
 
 def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
-    """What is set as AFLOW_<name> or METAFLOW_<name>, in the environment or in a file; of the type
-    that the default has: numbers and bools from their texts, lists and dicts from JSON."""
+    """Return what is set as AFLOW_<name> or METAFLOW_<name>, in the environment or in a file; of
+    the type that the default has: numbers and bools from their texts, lists and dicts from JSON.
+
+    Args:
+        name: The name of the setting.
+        default: What counts where the setting is absent.
+        validate_fn: Checks the value; None for no check.
+    """
     text = looked_up(name)
     value: Any = default if text is None else text
     if text is not None and isinstance(default, bool):
@@ -462,22 +473,38 @@ def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
 
 
 def to_unicode(value: object) -> str:
-    """The text, of bytes in UTF-8, too."""
+    """Return the text, of bytes in UTF-8, too.
+
+    Args:
+        value: The value.
+    """
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def to_bytes(value: object) -> bytes:
-    """The bytes, of a text in UTF-8."""
+    """Return the bytes, of a text in UTF-8.
+
+    Args:
+        value: The value.
+    """
     return value if isinstance(value, bytes) else str(value).encode()
 
 
 def is_stringish(value: object) -> bool:
-    """Whether it is text or bytes."""
+    """Return whether it is text or bytes.
+
+    Args:
+        value: The value.
+    """
     return isinstance(value, str | bytes)
 
 
 def get_version(public: bool = False) -> str:
-    """The version of aflow."""
+    """Return the version of aflow.
+
+    Args:
+        public: Whether to leave out the local part of the version.
+    """
     return __version__
 
 

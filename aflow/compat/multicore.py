@@ -23,9 +23,16 @@ def parallel_imap_unordered(
     max_parallel: int | None = None,
     dir: str | None = None,
 ) -> Iterator[R]:
-    """The results of `func` for all items, as they come; computed in forked processes, at most
-    `max_parallel` (all usable cores) at once. `func` may be a lambda; what it raises is raised
-    here. `dir` is accepted for old code: nothing is written."""
+    """Yield the results of `func` for all items, as they come; computed in forked processes, at
+    most `max_parallel` (all usable cores) at once. `func` may be a lambda; what it raises is raised
+    here. `dir` is accepted for old code: nothing is written.
+
+    Args:
+        func: The function; it is called in forked processes.
+        iterable: The arguments, one for each call.
+        max_parallel: How many processes run at a time; None for as many as there are processors.
+        dir: The folder for the results of the processes; None for the temporary one.
+    """
     for _, result in _results(func, iterable, max_parallel):
         yield result
 
@@ -36,7 +43,14 @@ def parallel_map(
     max_parallel: int | None = None,
     dir: str | None = None,
 ) -> list[R]:
-    """The same as a list, in the order of the items."""
+    """Return the same as a list, in the order of the items.
+
+    Args:
+        func: The function; it is called in forked processes.
+        iterable: The arguments, one for each call.
+        max_parallel: How many processes run at a time; None for as many as there are processors.
+        dir: The folder for the results of the processes; None for the temporary one.
+    """
     found = dict(_results(func, iterable, max_parallel))
     return [found[place] for place in range(len(found))]
 

@@ -11,7 +11,12 @@ from aflow._core.clock import SystemClock
 @contextmanager
 def profile(label: str, stats_dict: dict[str, float] | None = None) -> Iterator[None]:
     """Print how many milliseconds the block has taken; with `stats_dict` add them to its value of
-    the label instead."""
+    the label instead.
+
+    Args:
+        label: What the lines begin with.
+        stats_dict: Takes the milliseconds under the label; None to print them.
+    """
     if stats_dict is None:
         print(f"PROFILE: {label} starting")
     began = SystemClock.monotonic()

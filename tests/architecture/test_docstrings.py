@@ -21,16 +21,10 @@ AFLOW = python_files("aflow")
 # Packages whose docstrings are not held yet.
 NOT_HELD: frozenset[str] = frozenset(
     {
-        "aws",
-        "cards",
-        "cli",
-        "client",
-        "compat",
-        "coordinator",
-        "errors",
         "flow",
         "runner",
         "step_functions",
+        "task",
         "testing",
         "worker",
     }
@@ -43,6 +37,10 @@ _OF_CLICK = {"command", "group", "callback"}
 _PROPERTIES = {"property", "cached_property", "setter", "deleter"}
 # A first sentence that begins so says what comes back; a section would say it twice.
 _SAYS_RETURN = re.compile(r"(?:Return|Yield)s?\b")
+# The same function of another class, a coroutine here, is documented there.
+_SAYS_WHERE = re.compile(r"See `?[A-Z]\w+\.\w+`?\.$")
+# Programs for users to read and run.
+_TUTORIALS = Path("aflow/cli/tutorials")
 # No value, one that callers ignore, and a context manager that gives none.
 _NOTHING = {
     "None", "NoReturn", "Never", "object", "Iterator[None]", "AsyncIterator[None]",
@@ -217,7 +215,17 @@ def exempt(each: Defined) -> bool:
         or any("click" in ast.unparse(decorator) for decorator in each.node.decorator_list)
         or overrides(each)
         or is_handler(each.node)
+        or is_command(each.node)
+        or _SAYS_WHERE.match(ast.get_docstring(each.node) or "")
+        or _TUTORIALS in each.path.parents
     )
+
+
+def is_command(node: Function) -> bool:
+    """Whether a function is the body of a command: its parameters are the options of the command,
+    whose help says what they are."""
+    given = node.args.args
+    return bool(given) and ast.unparse(given[0].annotation or ast.Constant("")) == "Session"
 
 
 def is_handler(node: Function) -> bool:

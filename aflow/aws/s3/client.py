@@ -116,8 +116,18 @@ class S3(_Client):
     ) -> S3Object:
         """Download an object or, with S3GetObject, a range of it.
 
-        Raises S3NotFound where there is none; with `return_missing` gives an object that does not
-        exist instead. With `return_info` what S3 tells of it is known, at no cost."""
+        Args:
+            key: The key, the range, or None for the prefix itself.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+            return_info: Whether size, media type and user metadata of the object are fetched, too.
+
+        Returns:
+            The object, as a file on this machine.
+
+        Raises:
+            S3NotFound: It does not exist, and `return_missing` is not set.
+        """
         return self._call(lambda s3: s3.get(key, return_missing, return_info))
 
     def get_many(
@@ -126,33 +136,78 @@ class S3(_Client):
         return_missing: bool = False,
         return_info: bool = True,
     ) -> list[S3Object]:
-        """The same for many, side by side; in the order of the keys."""
+        """Return the same for many, side by side; in the order of the keys.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+            return_info: Whether size, media type and user metadata of the object are fetched, too.
+        """
         return self._call(lambda s3: s3.get_many(keys, return_missing, return_info))
 
     def get_recursive(
         self, keys: Iterable[str | None], return_info: bool = False
     ) -> list[S3Object]:
-        """Download all that is below some prefixes, each taken as a folder."""
+        """Download all that is below some prefixes, each taken as a folder.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            return_info: Whether size, media type and user metadata of the object are fetched, too.
+
+        Returns:
+            The objects.
+        """
         return self._call(lambda s3: s3.get_recursive(keys, return_info))
 
     def get_all(self, return_info: bool = False) -> list[S3Object]:
-        """Download all that is below the prefix of this client; raises S3InvalidUrl without one."""
+        """Download all that is below the prefix of this client.
+
+        Args:
+            return_info: Whether size, media type and user metadata of the object are fetched, too.
+
+        Returns:
+            The objects.
+
+        Raises:
+            S3InvalidUrl: The client has no prefix.
+        """
         return self.get_recursive(self._whole, return_info)
 
     def info(self, key: str | None = None, return_missing: bool = False) -> S3Object:
-        """What S3 tells of an object, which is not downloaded. Raises what `get` does."""
+        """Return what S3 tells of an object, which is not downloaded. Raises what `get` does.
+
+        Args:
+            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+        """
         return self._call(lambda s3: s3.info(key, return_missing))
 
     def info_many(self, keys: Iterable[str], return_missing: bool = False) -> list[S3Object]:
-        """The same for many, side by side; in the order of the keys."""
+        """Return the same for many, side by side; in the order of the keys.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+        """
         return self._call(lambda s3: s3.info_many(keys, return_missing))
 
     def list_paths(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
-        """What is directly below some prefixes: objects, and prefixes, which do not `exist`."""
+        """Return what is directly below some prefixes: objects, and prefixes, which do not `exist`.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+        """
         return self._call(lambda s3: s3.list_paths(keys))
 
     def list_recursive(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
-        """All objects below some prefixes, each taken as a folder."""
+        """Return all objects below some prefixes, each taken as a folder.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+        """
         return self._call(lambda s3: s3.list_recursive(keys))
 
     def put(
@@ -163,24 +218,49 @@ class S3(_Client):
         content_type: str | None = None,
         metadata: dict[str, str] | None = None,
     ) -> str:
-        """Upload text (as UTF-8), bytes, or a file that is open for reading; the URL.
+        """Upload text (as UTF-8), bytes, or a file that is open for reading.
 
         With `overwrite=False` an object that is there stays as it is. `metadata` is kept with the
-        object."""
+        object.
+
+        Args:
+            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+            obj: The value: text, bytes or an open file.
+            overwrite: Whether an object that exists is replaced.
+            content_type: The media type; None for S3's own choice.
+            metadata: User metadata of the object.
+
+        Returns:
+            The URL.
+        """
         given, url = _given(self._root, key, obj, content_type, metadata)
         self._call(lambda s3: s3.put(given, overwrite))
         return url
 
     def put_many(self, key_objs: Iterable[Put], overwrite: bool = True) -> list[tuple[str, str]]:
-        """Upload many, side by side: pairs of key and value, or S3PutObjects. Gives key and URL of
-        those that were written."""
+        """Upload many, side by side: pairs of key and value, or S3PutObjects.
+
+        Args:
+            key_objs: Pairs of a key and a value, or S3PutObject.
+            overwrite: Whether an object that exists is replaced.
+
+        Returns:
+            Key and URL of those that were written.
+        """
         return self._call(lambda s3: s3.put_many(key_objs, overwrite))
 
     def put_files(
         self, key_paths: Iterable[PutFile], overwrite: bool = True
     ) -> list[tuple[str, str]]:
-        """The same of local files: pairs of key and path, or S3PutObjects with a path. Raises
-        S3NotFound where there is no such file."""
+        """Return the same of local files: pairs of key and path, or S3PutObjects with a path.
+
+        Args:
+            key_paths: Pairs of a key and the path of a file.
+            overwrite: Whether an object that exists is replaced.
+
+        Raises:
+            S3NotFound: Where there is no such file.
+        """
         return self._call(lambda s3: s3.put_files(key_paths, overwrite))
 
 

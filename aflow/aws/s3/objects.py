@@ -100,7 +100,7 @@ class S3Object:
         return any(each is not None for each in known)
 
     def without_info(self) -> S3Object:
-        """The same object of which only the bytes are known."""
+        """Return the same object of which only the bytes are known."""
         return replace(
             self,
             content_type=None,
@@ -131,7 +131,14 @@ class S3Prefix(NamedTuple):
     region: str | None = None
 
     def url_of(self, key: str | None) -> str:
-        """The URL that a key means; raises S3InvalidUrl."""
+        """Return the URL that a key means.
+
+        Args:
+            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+
+        Raises:
+            S3InvalidUrl: The key cannot be used.
+        """
         if self.url is None:
             if key and _is_whole(key):
                 return key
@@ -157,7 +164,18 @@ def root_of(
     run: Any,
     s3root: str | None,
 ) -> S3Prefix:
-    """The prefix of a client that is made with these arguments; raises S3InvalidUrl."""
+    """Return the prefix of a client that is made with these arguments.
+
+    Args:
+        settings: The settings of this program.
+        bucket: The bucket; None for the one of `s3root` or of the run.
+        prefix: The prefix; None for none.
+        run: The run, below whose folder the keys are; None for none.
+        s3root: The URL that keys are relative to; None for none.
+
+    Raises:
+        S3InvalidUrl: The key, prefix or URL cannot be used.
+    """
     endpoint = settings.s3_endpoint
     if run is not None:
         return _of_run(settings, bucket, prefix, run)
@@ -214,7 +232,12 @@ class Location(NamedTuple):
 
 
 def split(url: str) -> Location:
-    """The bucket and the key of a URL. All that follows the bucket is the key: ? and # as well."""
+    """Return the bucket and the key of a URL. All that follows the bucket is the key: ? and # as
+    well.
+
+    Args:
+        url: The URL.
+    """
     bucket, _, key = url.removeprefix("s3://").partition("/")
     return Location(bucket, key)
 
@@ -224,7 +247,11 @@ def _is_whole(url: str) -> bool:
 
 
 def range_of(asked: str | S3GetObject | None) -> str | None:
-    """The range that is asked for, as HTTP says it; None for the whole object."""
+    """Return the range that is asked for, as HTTP says it; None for the whole object.
+
+    Args:
+        asked: The key, or a key with a range of bytes.
+    """
     if not isinstance(asked, S3GetObject) or (asked.offset is None and asked.length is None):
         return None
     start, length = asked.offset or 0, asked.length
@@ -234,5 +261,9 @@ def range_of(asked: str | S3GetObject | None) -> str | None:
 
 
 def key_of(asked: str | S3GetObject | None) -> str | None:
-    """The key of what is asked for."""
+    """Return the key of what is asked for.
+
+    Args:
+        asked: The key, or a key with a range of bytes.
+    """
     return asked.key if isinstance(asked, S3GetObject) else asked

@@ -122,7 +122,16 @@ def _disk(path: str) -> Iterator[None]:
 
 
 def refuse_disk(path: str, error: OSError) -> NoReturn:
-    """Say what is wrong with a place on this machine."""
+    """Raise the error for a place on this machine that cannot be written to.
+
+    Args:
+        path: The path on this machine.
+        error: The error of the operating system.
+
+    Raises:
+        S3DiskFull: There is no room.
+        S3Failed: Anything else.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise S3DiskFull(
             f"There is no room on the disk for {path}: make some, or give another tmproot=."
@@ -132,7 +141,14 @@ def refuse_disk(path: str, error: OSError) -> NoReturn:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[UploadSource]:
-    """The bytes of the file at `path`; raises S3NotFound where there is none."""
+    """Yield the bytes of the file at `path`.
+
+    Args:
+        path: The path on this machine.
+
+    Raises:
+        S3NotFound: Where there is none.
+    """
     try:
         file = open(path, "rb")  # noqa: SIM115 -- closed below; only the opening may fail so
     except OSError as error:
@@ -142,7 +158,15 @@ def opened(path: str | os.PathLike[str]) -> Iterator[UploadSource]:
 
 
 def source_of(key: str, value: PutValue | None) -> UploadSource:
-    """The bytes of a value that is to be put; raises S3InvalidObject."""
+    """Return the bytes of a value that is to be put.
+
+    Args:
+        key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+        value: The value: text, bytes or an open file.
+
+    Raises:
+        S3InvalidObject: It is neither text nor bytes nor a file.
+    """
     if isinstance(value, str):
         return BytesSource([value.encode()])
     if isinstance(value, bytes | bytearray | memoryview):
@@ -173,8 +197,14 @@ class Folder:
         self._closed = False
 
     def new_file(self, url: str) -> str:
-        """A path for what is at `url`, of which nothing is there yet. Raises S3Failed when it is
-        closed, or where no folder can be made."""
+        """Return a path for what is at `url`, of which nothing is there yet.
+
+        Args:
+            url: The URL.
+
+        Raises:
+            S3Failed: When it is closed, or where no folder can be made.
+        """
         if self._closed:
             raise S3Failed("This client of S3 has been closed: make another one.")
         if self._path is None:
@@ -228,7 +258,14 @@ class Transfers:
     # -------------------------------------------------------------- reading
 
     async def get(self, asked: Asked, return_missing: bool, return_info: bool) -> S3Object:
-        """One object; see S3.get."""
+        """Return one object; see S3.get.
+
+        Args:
+            asked: The key, or a key with a range of bytes.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+            return_info: Whether size, media type and user metadata of the object are fetched, too.
+        """
         url = self._root.url_of(key_of(asked))
         fetching = self._fetch(url, self._root.url, range_of(asked), return_info)
         return await _or_missing(fetching, url, self._root.url, return_missing)
@@ -236,23 +273,47 @@ class Transfers:
     async def get_many(
         self, keys: Iterable[Asked], return_missing: bool, return_info: bool
     ) -> list[S3Object]:
-        """Many objects; see S3.get_many."""
+        """Return many objects; see S3.get_many.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+            return_info: Whether size, media type and user metadata of the object are fetched, too.
+        """
         return await self._all(self.get(key, return_missing, return_info) for key in keys)
 
     async def get_recursive(self, keys: Iterable[str | None], return_info: bool) -> list[S3Object]:
-        """All below some prefixes; see S3.get_recursive."""
+        """Return all below some prefixes; see S3.get_recursive.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            return_info: Whether size, media type and user metadata of the object are fetched, too.
+        """
         listed = await self.list_recursive(keys)
         return await self._all(
             self._fetch(each.url, each.prefix, None, return_info) for each in listed
         )
 
     async def info(self, key: str | None, return_missing: bool) -> S3Object:
-        """What S3 says of an object; see S3.info."""
+        """Return what S3 says of an object; see S3.info.
+
+        Args:
+            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+        """
         url = self._root.url_of(key)
         return await _or_missing(self._head(url), url, self._root.url, return_missing)
 
     async def info_many(self, keys: Iterable[str], return_missing: bool) -> list[S3Object]:
-        """The same of many; see S3.info_many."""
+        """Return the same of many; see S3.info_many.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            return_missing: Whether an object that does not exist is returned as one that says so,
+                instead of S3NotFound.
+        """
         return await self._all(self.info(key, return_missing) for key in keys)
 
     async def _fetch(
@@ -279,11 +340,19 @@ class Transfers:
     # -------------------------------------------------------------- listing
 
     async def list_paths(self, keys: Iterable[str | None] | None) -> list[S3Object]:
-        """What is directly below some prefixes; see S3.list_paths."""
+        """Return what is directly below some prefixes; see S3.list_paths.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+        """
         return await self._listings(keys, "/")
 
     async def list_recursive(self, keys: Iterable[str | None] | None) -> list[S3Object]:
-        """All below some prefixes; see S3.list_recursive."""
+        """Return all below some prefixes; see S3.list_recursive.
+
+        Args:
+            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+        """
         return await self._listings(keys, "")
 
     async def _listings(self, keys: Iterable[str | None] | None, delimiter: str) -> list[S3Object]:
@@ -320,12 +389,28 @@ class Transfers:
     # -------------------------------------------------------------- writing
 
     async def put(self, given: S3PutObject, overwrite: bool) -> str | None:
-        """Write a value; the URL, None where there was an object already."""
+        """Write a value.
+
+        Args:
+            given: What was given.
+            overwrite: Whether an object that exists is replaced.
+
+        Returns:
+            The URL, None where there was an object already.
+        """
         url = self._root.url_of(given.key)
         return await self._send(url, given, source_of(given.key, given.value), overwrite)
 
     async def put_many(self, given: Iterable[Put], overwrite: bool) -> list[tuple[str, str]]:
-        """Write many values; see S3.put_many."""
+        """Write many values; see S3.put_many.
+
+        Args:
+            given: What was given.
+            overwrite: Whether an object that exists is replaced.
+
+        Returns:
+            Key and URL of each.
+        """
         objects = [
             each if isinstance(each, S3PutObject) else S3PutObject(each[0], value=each[1])
             for each in given
@@ -333,7 +418,15 @@ class Transfers:
         return await self._sent(objects, lambda each: self.put(each, overwrite))
 
     async def put_files(self, given: Iterable[PutFile], overwrite: bool) -> list[tuple[str, str]]:
-        """Write many files; see S3.put_files."""
+        """Write many files; see S3.put_files.
+
+        Args:
+            given: What was given.
+            overwrite: Whether an object that exists is replaced.
+
+        Returns:
+            Key and URL of each.
+        """
         objects = [
             each if isinstance(each, S3PutObject) else S3PutObject(each[0], path=os.fspath(each[1]))
             for each in given
@@ -476,8 +569,15 @@ class Identity(NamedTuple):
 
 
 async def connect(root: S3Prefix, identity: Identity) -> Any:
-    """A client of S3, for `s3_wire.disconnect`. Raises AccessDenied where the role may not be
-    assumed, and what `translated` does."""
+    """Return a client of S3, for `s3_wire.disconnect`.
+
+    Args:
+        root: The bucket and prefix of the client.
+        identity: The endpoint, region and credentials.
+
+    Raises:
+        AccessDenied: Where the role may not be assumed, and what `translated` does.
+    """
     return await _connect(root, identity, lambda: _connect(root, identity, None))
 
 

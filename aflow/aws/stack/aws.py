@@ -19,8 +19,11 @@ class Stack:
         self._services = Services(region)
 
     def outputs(self) -> list[StackOutput]:
-        """Its outputs. Raises InvalidInput where there is no such stack or it is not finished, and
-        StackUnreadable."""
+        """Return its outputs.
+
+        Raises:
+            InvalidInput: Where there is no such stack or it is not finished, and StackUnreadable.
+        """
         answer = self._ask("cloudformation", "describe_stacks", StackName=self._name)
         stack = answer["Stacks"][0]
         if stack["StackStatus"] not in _FINISHED:
@@ -34,8 +37,15 @@ class Stack:
         ]
 
     def key(self, place: str) -> str:
-        """What is kept in the secret with this ARN, or as the key of API Gateway with this id.
-        Raises StackUnreadable."""
+        """Return what is kept in the secret with this ARN, or as the key of API Gateway with this
+        id.
+
+        Args:
+            place: The ARN or URL of the key.
+
+        Raises:
+            StackUnreadable: AWS does not say what the stack has made.
+        """
         if place.startswith("arn:"):
             secret = self._ask("secretsmanager", "get_secret_value", SecretId=place)
             return str(secret["SecretString"])

@@ -18,11 +18,17 @@ _EVERYTHING = 10**9  # columns: no line is broken
 
 
 def template(*, comments: bool = False) -> str:
-    """The CloudFormation template.
+    """Return the CloudFormation template.
 
     With `comments` it is as it was written; else with each resource on one line, which is small
     enough to be sent as it is: CloudFormation takes 51,200 bytes, and larger templates from a
-    bucket alone. Raises MissingExtra where PyYAML is not installed.
+    bucket alone.
+
+    Args:
+        comments: Whether to keep the comments.
+
+    Raises:
+        MissingExtra: Where PyYAML is not installed.
     """
     text = (files("aflow.aws.stack") / "cloudformation.yaml").read_text("utf-8")
     return text if comments else _compact(text)
@@ -73,7 +79,14 @@ def _yaml() -> Any:
 
 
 def parameters_of(template: str) -> dict[str, dict[str, Any]]:
-    """The parameters that a template (in YAML) has, by name. Raises MissingExtra."""
+    """Return the parameters that a template (in YAML) has, by name.
+
+    Args:
+        template: The text of the template.
+
+    Raises:
+        MissingExtra: A package that this needs is not installed.
+    """
     yaml = _yaml()
     # It takes functions of CloudFormation, which stand elsewhere, for nothing.
     loader: Any = type("Loader", (yaml.SafeLoader,), {})
@@ -83,7 +96,14 @@ def parameters_of(template: str) -> dict[str, dict[str, Any]]:
 
 
 def given_as(words: Iterable[str]) -> dict[str, str]:
-    """`NAME=VALUE` words as values by name. Raises InvalidInput."""
+    """Return the values of `NAME=VALUE` words, by name.
+
+    Args:
+        words: The words of the command line.
+
+    Raises:
+        InvalidInput: A word is not of that form.
+    """
     found = {}
     for word in words:
         name, mark, value = word.partition("=")
@@ -94,7 +114,12 @@ def given_as(words: Iterable[str]) -> dict[str, str]:
 
 
 def refusals(parameters: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -> list[str]:
-    """A sentence for each value that cannot be used, and for each that is missing."""
+    """Return a sentence for each value that cannot be used, and for each that is missing.
+
+    Args:
+        parameters: The parameters of the template, by name.
+        given: What was given.
+    """
     found = [*_unknown(parameters, given), *_missing(parameters, given)]
     for name, value in given.items():
         if name in parameters:

@@ -31,16 +31,30 @@ class StackOutput(NamedTuple):
 
 
 def is_of_metaflow(outputs: Iterable[StackOutput]) -> bool:
-    """Whether a stack is made of Metaflow's own template, whose metadata service is Metaflow's."""
+    """Return whether a stack is made of Metaflow's own template, whose metadata service is
+    Metaflow's.
+
+    Args:
+        outputs: The outputs of the stack.
+    """
     return any(each.name in ("MetaflowDataStoreS3Url", "MigrationFunctionName") for each in outputs)
 
 
 def settings_of(
     stack: str, outputs: Iterable[StackOutput], fetched: Callable[[str], str]
 ) -> dict[str, str]:
-    """The settings that the outputs stand for. For the key of the metadata service the output names
-    a secret (an ARN), or a key of API Gateway (an id): `fetched` gives what is kept there. Raises
-    InvalidInput for a stack whose outputs are not settings."""
+    """Return the settings that the outputs stand for. For the key of the metadata service the
+    output names a secret (an ARN), or a key of API Gateway (an id): `fetched` gives what is kept
+    there.
+
+    Args:
+        stack: The name of the stack.
+        outputs: The outputs of the stack.
+        fetched: Returns a key's value, by the URL of the key.
+
+    Raises:
+        InvalidInput: For a stack whose outputs are not settings.
+    """
     found = {
         named[1]: each.value
         for each in outputs

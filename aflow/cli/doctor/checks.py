@@ -40,7 +40,11 @@ _WAIT = 10.0  # seconds for a queue
 
 
 def findings(clock: Clock) -> Iterator[Finding]:
-    """One after the other, as they are found; each takes seconds at most."""
+    """Yield one after the other, as they are found; each takes seconds at most.
+
+    Args:
+        clock: The source of the time; tests give a `FakeClock`.
+    """
     yield ok("python", f"Python {platform.python_version()}, aflow {__version__}.")
     yield from _namesake()
     yield from _files()
@@ -72,12 +76,17 @@ class Clocks:
         self._last: Finding | None = None
 
     def hear(self, whose: str, date: str | None) -> None:
-        """Somebody has just said the time, or has not."""
+        """Somebody has just said the time, or has not.
+
+        Args:
+            whose: Whose clock it is.
+            date: The header `Date` of an answer; None where it has none.
+        """
         if date is not None:
             self._last = of_clock("clock", self._clock.now(), date, whose)
 
     def findings(self) -> Iterator[Finding]:
-        """The setting that takes precedence: that of the processes that check signatures."""
+        """Yield the setting that takes precedence: that of the processes that check signatures."""
         if self._last is not None:
             yield self._last
 

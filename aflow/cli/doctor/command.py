@@ -19,7 +19,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def doctor() -> click.Command:
-    """The command."""
+    """Return the command."""
     return SectionedCommand(
         "doctor",
         help=_HELP,
@@ -40,5 +40,11 @@ def _doctor(as_json: bool) -> int:
 
 
 def line(state: str, name: str, text: str) -> str:
-    """A finding as people read it."""
+    """Return a finding as people read it.
+
+    Args:
+        state: The state.
+        name: The name.
+        text: The text.
+    """
     return f"{click.style(f'{state:<5}', fg=_COLOURS[state])} {name:<14} {text}"

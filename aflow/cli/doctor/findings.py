@@ -44,22 +44,43 @@ class Finding(NamedTuple):
 
 
 def ok(name: str, said: str) -> Finding:
-    """It is well."""
+    """Return it is well.
+
+    Args:
+        name: The name.
+        said: What was found.
+    """
     return Finding(name, State.OK, said)
 
 
 def warn(name: str, said: str, advice: str = "") -> Finding:
-    """It may be in the way one day."""
+    """Return it may be in the way one day.
+
+    Args:
+        name: The name.
+        said: What was found.
+        advice: What the user can do about it.
+    """
     return Finding(name, State.WARN, said, advice)
 
 
 def fail(name: str, said: str, advice: str = "") -> Finding:
-    """It is in the way."""
+    """Return it is in the way.
+
+    Args:
+        name: The name.
+        said: What was found.
+        advice: What the user can do about it.
+    """
     return Finding(name, State.FAIL, said, advice)
 
 
 def worst(findings: Sequence[Finding]) -> State:
-    """The state of all of them together."""
+    """Return the state of all of them together.
+
+    Args:
+        findings: The findings.
+    """
     found = {each.state for each in findings}
     return next((state for state in (State.FAIL, State.WARN) if state in found), State.OK)
 
@@ -68,7 +89,13 @@ def worst(findings: Sequence[Finding]) -> State:
 
 
 def of_space(name: str, place: str, free: int) -> Finding:
-    """The finding for this many free bytes."""
+    """Return the finding for this many free bytes.
+
+    Args:
+        name: The name.
+        place: The path or URL.
+        free: Free space, in bytes.
+    """
     said = f"{free / _GIB:.1f} GiB are free where {place} is."
     if free < NO_SPACE:
         return fail(name, said, "Free some space: runs stop when the disk is full.")
@@ -78,8 +105,15 @@ def of_space(name: str, place: str, free: int) -> Finding:
 
 
 def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
-    """What a Date of HTTP says of this machine's clock, which is at `here` (seconds since the
-    epoch)."""
+    """Return what a Date of HTTP says of this machine's clock, which is at `here` (seconds since
+    the epoch).
+
+    Args:
+        name: The name.
+        here: The time of this machine, in seconds since the epoch.
+        there: The time of the service, as it says it.
+        whose: Whose clock it is.
+    """
     try:
         at: datetime = parsedate_to_datetime(there)
     except (TypeError, ValueError):
@@ -100,7 +134,14 @@ def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
 def of_queue(
     name: str, queue: str, answer: Mapping[str, Any], key: str = "AFLOW_BATCH_JOB_QUEUE"
 ) -> Finding:
-    """What `describe_job_queues` says of a queue, which the setting `key` names."""
+    """Return what `describe_job_queues` says of a queue, which the setting `key` names.
+
+    Args:
+        name: The name.
+        queue: The name of the job queue.
+        answer: The answer of AWS.
+        key: The setting that it is about.
+    """
     found = answer.get("jobQueues", [])
     if not found:
         return fail(
@@ -120,8 +161,15 @@ def of_queue(
 
 
 def of_machines(name: str, queue: str, answer: Mapping[str, Any], execution_role: bool) -> Finding:
-    """What `describe_compute_environments` says of those of a queue; `execution_role` says whether
-    one is set, which Fargate needs."""
+    """Return what `describe_compute_environments` says of those of a queue; `execution_role` says
+    whether one is set, which Fargate needs.
+
+    Args:
+        name: The name.
+        queue: The name of the job queue.
+        answer: The answer of AWS.
+        execution_role: Whether the role for the containers is needed, too.
+    """
     found = answer.get("computeEnvironments", [])
     usable = [e for e in found if e.get("state") == "ENABLED" and e.get("status") == "VALID"]
     if not usable:
@@ -142,7 +190,14 @@ def of_machines(name: str, queue: str, answer: Mapping[str, Any], execution_role
 
 
 def of_role(name: str, role: str, document: Any, service: str) -> Finding:
-    """Whether a role, whose trust policy this is, can be taken on by a service of AWS."""
+    """Return whether a role, whose trust policy this is, can be taken on by a service of AWS.
+
+    Args:
+        name: The name.
+        role: The name or ARN of the role.
+        document: The policy, as it was decoded.
+        service: The service of AWS, or the URL.
+    """
     if trusts(document, service):
         return ok(name, f"{role} is there, and {service} may assume it.")
     return fail(
@@ -153,7 +208,12 @@ def of_role(name: str, role: str, document: Any, service: str) -> Finding:
 
 
 def trusts(document: Any, service: str) -> bool:
-    """Whether a trust policy lets a service assume the role. Conditions are taken to hold."""
+    """Return whether a trust policy lets a service assume the role. Conditions are taken to hold.
+
+    Args:
+        document: The policy, as it was decoded.
+        service: The service of AWS, or the URL.
+    """
     statements = document.get("Statement", ()) if isinstance(document, Mapping) else ()
     allowed = False
     for each in [statements] if isinstance(statements, Mapping) else statements:
@@ -170,7 +230,13 @@ def trusts(document: Any, service: str) -> bool:
 
 
 def of_table(name: str, table: str, answer: Mapping[str, Any]) -> Finding:
-    """What `describe_table` says of the table of Metaflow's state machines."""
+    """Return what `describe_table` says of the table of Metaflow's state machines.
+
+    Args:
+        name: The name.
+        table: The name of the table.
+        answer: The answer of AWS.
+    """
     keys = [(each["AttributeName"], each["KeyType"]) for each in answer["Table"]["KeySchema"]]
     if keys != [("pathspec", "HASH")]:
         return fail(
@@ -189,8 +255,16 @@ def _listed(value: Any) -> list[str]:
 
 
 def of_service(name: str, url: str, status: int, version: str | None, own: bool) -> Finding:
-    """What GET /ping and a list of flows answered, with our key: the status of the first that was
-    not 200; the version that the service gives itself."""
+    """Return what GET /ping and a list of flows answered, with our key: the status of the first
+    that was not 200; the version that the service gives itself.
+
+    Args:
+        name: The name.
+        url: The URL.
+        status: The status of HTTP.
+        version: The version that the service names; None where it names none.
+        own: Whether the service is aflow's.
+    """
     if status in (401, 403):
         return fail(
             name,
@@ -263,18 +337,26 @@ WITHOUT_EFFECT = {
 
 
 def known() -> frozenset[str]:
-    """All keys that have an effect, without prefix."""
+    """Return all keys that have an effect, without prefix."""
     of_jobs = {key for keys in (*aws.KEYS.values(), *k8s.KEYS.values()) for key in keys}
     return OF_SETTINGS | of_jobs | OF_PARTS | OF_THE_ENVIRONMENT
 
 
 def bare(key: str) -> str:
-    """The key without its prefix."""
+    """Return the key without its prefix.
+
+    Args:
+        key: The setting that it is about.
+    """
     return key.removeprefix("AFLOW_").removeprefix("METAFLOW_")
 
 
 def remark(key: str) -> str:
-    """What is to be said of a key in a file of settings; "" of one that counts."""
+    """Return what is to be said of a key in a file of settings; "" of one that counts.
+
+    Args:
+        key: The setting that it is about.
+    """
     name = bare(key)
     if not key.startswith(PREFIXES):
         return "no setting: names begin with AFLOW_ or METAFLOW_"
@@ -290,5 +372,9 @@ def remark(key: str) -> str:
 
 
 def remarks(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """The keys of which there is something to be said, with that."""
+    """Return the keys of which there is something to be said, with that.
+
+    Args:
+        keys: The settings that it is about.
+    """
     return [(key, said) for key in sorted(keys) if (said := remark(key))]

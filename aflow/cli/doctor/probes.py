@@ -46,7 +46,20 @@ class HttpResponse(NamedTuple):
 
 
 def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
-    """Ask once. Raises OSError, http.client.HTTPException and InvalidSetting."""
+    """Send one GET request, without a second try.
+
+    Args:
+        url: The URL.
+        headers: The headers of the request.
+
+    Returns:
+        The status, the headers and the body.
+
+    Raises:
+        OSError: The server cannot be reached; http.client.HTTPException and InvalidSetting are
+            possible, too.
+        InvalidSetting: A setting cannot be used.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidSetting(f"{url!r} is not an address: use http(s)://host.")
@@ -64,8 +77,14 @@ def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
 
 
 def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, str | None]:
-    """Whether a metadata service answers at the URL, and takes the key in the headers; and what
-    its clock says, if it said that."""
+    """Return whether a metadata service answers at the URL, and takes the key in the headers; and
+    what its clock says, if it said that.
+
+    Args:
+        name: The name.
+        url: The URL.
+        headers: The headers of the request.
+    """
     base, date = url.rstrip("/"), None
     try:
         answer = get(f"{base}/ping", headers)
@@ -83,7 +102,12 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
 
 
 def bucket(name: str, url: str) -> Finding:
-    """Whether a place in S3 can be written and read, and keeps the conditions of writes."""
+    """Return whether a place in S3 can be written and read, and keeps the conditions of writes.
+
+    Args:
+        name: The name.
+        url: The URL.
+    """
     from aflow.storage.s3 import S3Store
 
     body = b"aflow was here"
@@ -104,7 +128,11 @@ def bucket(name: str, url: str) -> Finding:
 
 
 def date_of_store(url: str) -> str | None:
-    """What the clock of a place in S3 says; None if it says nothing."""
+    """Return what the clock of a place in S3 says; None if it says nothing.
+
+    Args:
+        url: The URL.
+    """
     from aflow.aws.client import Services
 
     parts = urlsplit(url)
@@ -124,8 +152,16 @@ def queue(
     execution_role: bool = True,
     key: str = "AFLOW_BATCH_JOB_QUEUE",
 ) -> list[Finding]:
-    """Whether jobs that are put into a job queue can start; `execution_role` says whether one is
-    set, `key` which setting names the queue."""
+    """Return whether jobs that are put into a job queue can start; `execution_role` says whether
+    one is set, `key` which setting names the queue.
+
+    Args:
+        name: The name.
+        wanted: The name of what is looked for.
+        aws: The clients of AWS.
+        execution_role: Whether the role for the containers is needed, too.
+        key: The setting that it is about.
+    """
 
     def looked() -> list[Finding]:
         answer = aws.call("batch", "describe_job_queues", jobQueues=[wanted])
@@ -145,7 +181,14 @@ def queue(
 
 
 def role(name: str, arn: str, service: str, aws: Services) -> list[Finding]:
-    """Whether a role is there, and a service of AWS may assume it."""
+    """Return whether a role is there, and a service of AWS may assume it.
+
+    Args:
+        name: The name.
+        arn: The ARN.
+        service: The service of AWS, or the URL.
+        aws: The clients of AWS.
+    """
     advice = f"Set the ARN of a role that {service} may assume."
 
     def looked() -> list[Finding]:
@@ -160,7 +203,13 @@ def role(name: str, arn: str, service: str, aws: Services) -> list[Finding]:
 
 
 def table(name: str, wanted: str, aws: Services) -> list[Finding]:
-    """Whether a table of DynamoDB is there, for Metaflow's state machines."""
+    """Return whether a table of DynamoDB is there, for Metaflow's state machines.
+
+    Args:
+        name: The name.
+        wanted: The name of what is looked for.
+        aws: The clients of AWS.
+    """
     missing = fail(
         name,
         f"There is no table {wanted} in this region and account.",
@@ -176,7 +225,14 @@ def table(name: str, wanted: str, aws: Services) -> list[Finding]:
 
 
 def log_group(name: str, arn: str, aws: Services, key: str) -> list[Finding]:
-    """Whether a log group is there, which the setting `key` names."""
+    """Return whether a log group is there, which the setting `key` names.
+
+    Args:
+        name: The name.
+        arn: The ARN.
+        aws: The clients of AWS.
+        key: The setting that it is about.
+    """
     wanted = arn.removesuffix(":*").partition(":log-group:")[2] or arn
 
     def looked() -> list[Finding]:
@@ -190,7 +246,12 @@ def log_group(name: str, arn: str, aws: Services, key: str) -> list[Finding]:
 
 
 def image(name: str, wanted: str) -> list[Finding]:
-    """Whether an image is in its registry, as far as that is one of ECR."""
+    """Return whether an image is in its registry, as far as that is one of ECR.
+
+    Args:
+        name: The name.
+        wanted: The name of what is looked for.
+    """
     from aflow.aws.client import Services
 
     parts = _ECR.fullmatch(wanted)
@@ -224,8 +285,16 @@ def asked(
     look: Callable[[], list[Finding]],
     known: Mapping[str, Finding] | None = None,
 ) -> list[Finding]:
-    """What a look gives; if AWS does not let us look that is a doubt, if it does not answer a
-    failure. `known` are the findings that codes of refusals stand for."""
+    """Return what a look gives; if AWS does not let us look that is a doubt, if it does not answer
+    a failure. `known` are the findings that codes of refusals stand for.
+
+    Args:
+        name: The name.
+        what: What it is about.
+        right: The right of IAM that this needs.
+        look: Looks, and returns the findings.
+        known: What was found before, by what was looked at; None for nothing.
+    """
     from aflow.aws.client import AwsRefused
 
     try:

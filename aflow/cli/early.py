@@ -28,7 +28,7 @@ import d as e
 import f.g as h
 from i import j, k as l
 """
-_WAITS = frozenset({"wait", "wait3", "waitid", "waitpid"})  # of os
+_WAITS = frozenset({"wait", "wait3", "waitpid"})  # of os
 # What environments import into each interpreter, by .pth files or by their names.
 _OF_ENVIRONMENTS = frozenset({"_distutils_hack", "_virtualenv", "sitecustomize", "usercustomize"})
 

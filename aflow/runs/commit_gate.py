@@ -86,8 +86,12 @@ class GroupCommit:
         pending, self.pending = self.pending, Pending()
         self._writing, self._dirty = True, False
         self._idle.clear()
-        future = self._loop.run_in_executor(self._thread, self._commit, pending)
+        # The lease is renewed while something is worked out, however long that takes.
+        thread = ThreadPoolExecutor(1, "aflow-commit") if pending.late else self._thread
+        future = self._loop.run_in_executor(thread, self._commit, pending)
         future.add_done_callback(self._written)
+        if thread is not self._thread:
+            thread.shutdown(wait=False)
         self.number += 1
 
     def _commit(self, pending: Pending) -> None:

@@ -173,7 +173,7 @@ def _tallies(board: Board) -> str | None:
         found = (live[name], running[name], waiting[name], pending[name])
         if counted != found:
             return (
-                f"Step {name} tells (live, running, waiting, pending) {counted}, but has {found}."
+                f"Step {name} says (live, running, waiting, pending) {counted}, but has {found}."
             )
     holding = sum(task.holds for task in board.pending())
     if holding != board.held:

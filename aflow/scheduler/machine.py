@@ -539,8 +539,7 @@ class RunMachine:
 
 def _join_of(task: LiveTask) -> LiveStep:
     join = task.step.join
-    if join is None:  # steps_of refuses such a graph
-        raise IllegalMove(f"{task.story()} opens a split that no join closes.")
+    assert join is not None, "steps_of refuses a split that no join closes"
     return join
 
 

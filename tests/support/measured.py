@@ -23,7 +23,10 @@ PURE = (
     "aflow/scheduler/*",
     "aflow/_core/cron.py",
     "aflow/step_functions/machine.py",
+    "aflow/step_functions/names.py",
     "aflow/step_functions/plan.py",
+    "aflow/step_functions/spec.py",
+    "aflow/step_functions/tasks.py",
 )
 SHOWN_BY = (
     "tests/machine/",

@@ -81,6 +81,7 @@ def due(text: str, year: int = 2026, zone: str = "UTC") -> list[str]:
         ("0 0 ? * 6#3 *", ["01-16", "02-20", "03-20"]),
         ("0 0 ? * 6L *", ["01-30", "02-27", "03-27"]),
         ("0 0 ? * SUN *", ["01-04", "01-11", "01-18"]),
+        ("0 0 ? * L *", ["01-03", "01-10", "01-17"]),  # the last day of the week, a Saturday
         ("0 0 31 * ? *", ["01-31", "03-31", "05-31"]),
         ("0 0 13 * FRI", ["01-02", "01-09", "01-13"]),
     ],
@@ -102,6 +103,8 @@ def test_what_never_comes_is_known_to_and_what_comes_late_is_found() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     assert None is next_tick(parse("0 0 1 1 ? 2025"), zone_of(None), now)
     assert None is next_tick(parse("0 0 30 2 ? *"), zone_of(None), now)
+    next_year = next_tick(parse("0 0 1 * ? 2025,2027-2028"), zone_of(None), now)
+    assert datetime(2027, 1, 1, tzinfo=UTC).timestamp() == next_year
     leap = next_tick(parse("0 12 29 2 ? *"), zone_of(None), now)
     assert datetime(2028, 2, 29, 12, tzinfo=UTC).timestamp() == leap
 

@@ -17,6 +17,7 @@ from aflow.scheduler.messages import (
     FromForeach,
     FromTask,
     Inputs,
+    ItemsReady,
     NoInputs,
     Outcome,
     RunStarted,
@@ -41,6 +42,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(RunStarted),
     st.builds(AttemptStarted, numbers, numbers, texts),
     st.builds(AttemptEnded, numbers, numbers, outcomes),
+    st.builds(ItemsReady, numbers, numbers, numbers),
     st.builds(TimePassed),
     st.builds(CancelRequested, texts),
 )
@@ -72,6 +74,7 @@ def test_the_bytes_of_a_journal_stay_what_they_are() -> None:
         (5.5, AttemptEnded(2, 2, Outcome(AttemptState.SUCCEEDED, Transition(("join",))))),
         (6.5, TimePassed()),
         (7.5, CancelRequested("Enough.")),
+        (8.5, ItemsReady(3, 0, 12)),
     ]
 
     assert [
@@ -83,6 +86,7 @@ def test_the_bytes_of_a_journal_stay_what_they_are() -> None:
         [5.5, "e", 2, 2, ["join"]],
         [6.5, "t"],
         [7.5, "c", "Enough."],
+        [8.5, "i", 3, 0, 12],
     ] == msgpack.unpackb(encode_events(batch))
 
 

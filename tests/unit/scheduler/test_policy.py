@@ -80,6 +80,16 @@ def test_policies_are_read_off_the_decorators() -> None:
         "end": StepPolicy(),
     } == policies_from(definition)
 
+    assert StepPolicy(max_workers=1) == policies_from(definition, one_at_a_time="start")["start"]
+    soon: dict[str, Any] = {"wait": 0.5, "longest_wait": 1.0}
+    assert {
+        "start": StepPolicy(**soon),
+        "a": StepPolicy(retries=4, **soon),
+        "b": StepPolicy(retries=1, catches=True, **soon),
+        "c": StepPolicy(max_workers=4, **soon),
+        "end": StepPolicy(**soon),
+    } == policies_from(definition, retry_wait=0.5)
+
 
 @pytest.mark.parametrize(
     ("policy", "waits"),

@@ -44,6 +44,10 @@ def test_a_success_of_the_task_is_one_of_the_run(machine: SingleTask) -> None:
     assert 1 == machine.counts()["work"].done
 
 
+def test_when_the_inputs_of_the_one_task_were_there_is_not_known(machine: SingleTask) -> None:
+    assert machine.ready_at(7) is None
+
+
 def test_a_failure_of_the_task_is_one_of_the_run(machine: SingleTask) -> None:
     assert [
         TaskSettled(7, 0, False, "broken"),

@@ -107,6 +107,25 @@ def test_it_is_known_what_can_never_start_and_how_many_fit() -> None:
     assert slots.at_once(()) is None
 
 
+def test_a_demand_is_clipped_to_what_the_machine_has() -> None:
+    slots = Slots({"cpu": 4, "gpu": 1})
+
+    assert "cpu=4, gpu=1" == shown(slots.offered)
+    assert "cpu=2, gpu=1" == shown(slots.clipped(demand_of({"cpu": 2, "gpu": 8, "licence": 1})))
+
+
+def test_a_gang_goes_on_without_a_member_that_is_withdrawn() -> None:
+    slots = Slots({"cpu": 2}, workers=2)
+    add(slots, "alone", cpu=1)
+    assert ["alone"] == started(slots)
+    slots.add(["m0", "m1", "m2"], demand_of({"cpu": 0.1}))
+    assert [] == started(slots)
+
+    assert slots.remove("m1")
+    slots.release("alone")
+    assert ["m0", "m2"] == started(slots)
+
+
 def test_tenths_add_up() -> None:
     slots = Slots({"cpu": 1})
     for key in range(11):

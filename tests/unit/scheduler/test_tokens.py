@@ -16,6 +16,7 @@ from aflow.scheduler.messages import (
     TaskSettled,
     Transition,
 )
+from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import RunState
 from tests.machine.driving import Run, launches
 from tests.machine.graphs import (
@@ -174,6 +175,56 @@ def test_a_branch_of_an_item_that_came_early_knows_how_many_items_there_are_in_t
 
     right = launched["right"]
     assert (1, 0, 2) == (right.split, right.index, right.count)
+
+
+def test_items_that_are_reported_before_their_step_ends_start_at_once() -> None:
+    run = Run(WIDE, max_workers=8, max_num_splits=5)
+    run.start()
+
+    assert [0, 1] == [each.index for each in launches(run.tell(ItemsReady(1, 0, 2)))]
+    assert [2] == [each.index for each in launches(run.tell(ItemsReady(1, 0, 3)))]
+    for nothing in (ItemsReady(1, 0, 3), ItemsReady(1, 0, 2)):  # a late report, and a second one
+        assert [] == run.tell(nothing)
+    assert [] == run.tell(ItemsReady(1, 7, 5)), "an attempt that is not live"
+    assert [] == run.tell(ItemsReady(1, 0, 6)), "more than a foreach may have"
+    for task in (2, 3, 4):
+        run.succeed(task)
+    joined = launches(run.succeed(1, count=3))
+
+    assert [("join", FromForeach(1, ("body",), 3))] == [(each.step, each.inputs) for each in joined]
+    assert run.machine == run.replayed()
+
+
+def test_items_of_a_step_that_may_be_tried_again_wait_for_its_end() -> None:
+    run = Run(WIDE, {"start": StepPolicy(retries=1)})
+    run.start()
+
+    assert [] == run.tell(ItemsReady(1, 0, 2))
+    assert [0, 1] == [each.index for each in launches(run.succeed(1, count=2))]
+
+
+def test_a_step_that_ends_with_fewer_items_than_it_reported_fails() -> None:
+    run = Run(WIDE)
+    run.start()
+    run.tell(ItemsReady(1, 0, 3))
+    run.succeed(1, count=2)
+
+    stop = run.machine.stopping
+    assert stop is not None
+    assert "Foreach in step start has 2 items, but tasks for 3 have begun." == stop.reason
+    assert [] == run.tell(ItemsReady(2, 0, 1)), "a run that stops starts nothing"
+
+
+def test_a_live_task_was_ready_when_all_that_it_reads_was_there() -> None:
+    run = Run(WIDE, max_workers=1)
+    run.start()
+    run.now += 10
+    run.succeed(1, count=2)
+    run.now += 10
+    run.succeed(2)
+
+    assert 1010.0 == run.machine.ready_at(3), "the second item waited for the one worker"
+    assert run.machine.ready_at(2) is None
 
 
 def test_a_foreach_inside_a_branch_returns_to_the_branch() -> None:

@@ -11,7 +11,8 @@ from aflow.errors import InvalidFlow
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.scheduler.messages import FinishRun, Outcome, Transition
 from aflow.scheduler.retry import StepPolicy
-from aflow.scheduler.states import AttemptState, IllegalMove, RunState
+from aflow.scheduler.states import AttemptState, IllegalMove, RunState, TaskState
+from aflow.scheduler.tasks import LiveTask
 from tests.machine.driving import Run
 from tests.machine.graphs import (
     BRANCHES,
@@ -87,6 +88,26 @@ def test_the_size_of_a_gang_is_not_limited() -> None:
     run.succeed(1, count=2)
 
     assert run.machine.stopping is None
+
+
+@pytest.mark.parametrize(
+    ("workers", "bound", "story"),
+    [
+        (2, None, "only 2 tasks may: start the run with --max-workers 3"),
+        (4, 2, "only 2 tasks of a may"),
+    ],
+)
+def test_a_gang_that_could_never_run_at_once_fails_the_task(
+    workers: int, bound: int | None, story: str
+) -> None:
+    flow = graph(foreach("start", "a", "j", Kind.PARALLEL), linear("a", "j"), end("j"))
+    run = Run(flow, {"a": StepPolicy(max_workers=bound)}, max_workers=workers)
+    run.start()
+    run.succeed(1, count=3)
+
+    assert run.finish is not None
+    assert "Step start starts a gang of 3 members, which all run at once" in run.finish.reason
+    assert story in run.finish.reason
 
 
 def test_a_join_that_closes_nothing_fails_the_step_that_led_there() -> None:
@@ -178,39 +199,115 @@ def test_an_end_that_is_none_counts_as_a_failure(state: AttemptState) -> None:
 # ---------------------------------------------------------------------- the guards themselves
 
 
-def spoil_the_count(run: Run) -> None:
-    run.machine._board.steps["body"].done += 1
+def started(flow: Graph = WIDE, **options: Any) -> Run:
+    """A run of at most four workers whose start step is done; a foreach has ten items."""
+    policies = {"body": StepPolicy(retries=1, wait=5.0, max_workers=options.pop("bound", None))}
+    run = Run(flow, policies, **{"max_workers": 4, **options})
+    run.start()
+    run.succeed(1, count=10 if flow is WIDE else None)
+    return run
 
 
-def spoil_the_bound(run: Run) -> None:
-    run.machine._board.limit = 1
-
-
-def spoil_the_group(run: Run) -> None:
-    next(iter(run.machine._board.live.values())).group = None
-
-
-def spoil_the_tokens(run: Run) -> None:
-    group: Any = next(iter(run.machine._board.live.values())).group
-    group.arrived += 1
-
-
-def spoil_the_queue(run: Run) -> None:
-    run.machine._board.limit = 50
+def spoil(run: Run, change: str) -> None:
+    """Change what a machine holds behind its back."""
+    machine = run.machine
+    board = machine._board
+    live = [*board.live.values()]
+    names = {"machine": machine, "board": board, "live": live, "steps": board.steps}
+    exec(change, {**names, "LiveTask": LiveTask, "TaskState": TaskState, "RunState": RunState})
 
 
 @pytest.mark.parametrize(
-    "spoil",
-    [spoil_the_count, spoil_the_bound, spoil_the_group, spoil_the_tokens, spoil_the_queue],
-)
-def test_a_machine_that_contradicts_itself_is_found_out(spoil: Any) -> None:
-    run = Run(WIDE, max_workers=4)
-    run.start()
-    run.succeed(1, count=10)
-    spoil(run)
+    ("options", "change", "found"),
+    [
+        ({}, "board.limit = 1", "4 attempts are live and 0 places kept, but 1 are allowed"),
+        ({}, "steps['body'].bound = 2", "4 attempts of body are live; its bound is 2"),
+        (
+            {},
+            "steps['body'].running += 1",
+            "Step body says (live, running, waiting, pending) (4, 1, 0, 6), but has (4, 0, 0, 6)",
+        ),
+        ({}, "board.limit += 1; board.held += 1", "1 places are kept, but 0 tasks hold one"),
+        ({}, "steps['body'].done += 1", "5 tasks were launched, but 2 are over, 4 live and 0"),
+        ({}, "live[0].state = TaskState.READY", "Live under 2: task 2 of step body"),
+        ({}, "machine._state = RunState.PENDING", "Tasks are to start, but the run has not"),
+        ({"flow": LINE}, "machine._state = RunState.FAILED", "The run is over, but attempts"),
+        ({}, "board.limit = 50", "There is room, but tasks that are ready were not launched"),
+        ({"bound": 2}, "steps['body'].bound = 3", "Step body has room, but tasks of it are park"),
+        ({}, "board.cursors[0].gang = True", "A gang has begun to start, and some of its"),
+        (
+            {"flow": BRANCHES, "max_workers": 1},
+            "board.ready[0].holds = True; board.held = 1; board.limit = 2",
+            "A member of a gang has its place, but was not launched",
+        ),
+        (
+            {"flow": LINE},
+            "board.live.clear(); steps['middle'].launched = 0; board.launched = 1",
+            "The run goes on, but nothing is live and nothing waits",
+        ),
+        ({}, "live[0].group.arrived += 1", "Split 1 has 10 parts, but 1 have arrived, 4 are"),
+        ({}, "live[0].group = None", "Split 1 has 10 parts, but 0 have arrived, 3 are on"),
+        ({"flow": BRANCHES}, "live[0].group.last[1] = 9", "counts 0 arrivals, but knows [0, 9]"),
+        ({}, "machine._open += 1", "2 splits are counted as open, but there are 1"),
+        (
+            {"flow": LINE, "max_workers": 1},
+            "board.add(LiveTask(steps['end'], None, 0, live[0].inputs))",
+            "The run has not exactly one token outside of all splits",
+        ),
+    ],
+)  # fmt: skip
+def test_a_machine_that_contradicts_itself_says_in_what(
+    options: dict[str, Any], change: str, found: str
+) -> None:
+    run = started(**options)
+    run.machine.check_invariants()
+    spoil(run, change)
 
-    with pytest.raises(IllegalMove, match="The run is running; 5 tasks launched, 4 live"):
+    with pytest.raises(IllegalMove) as error:
         run.machine.check_invariants()
+    what, story = str(error.value).split("\n", 1)
+    assert found in what
+    assert story == run.machine.story()
+
+
+def test_a_task_that_waits_for_its_retry_in_another_state_is_found() -> None:
+    run = started()
+    run.fail(2)
+    spoil(run, "board.waiting[0][2].state = TaskState.READY")
+
+    with pytest.raises(IllegalMove, match="Not where its state belongs: task 2 of step body"):
+        run.machine.check_invariants()
+
+
+def test_a_run_that_stops_without_an_end_is_found() -> None:
+    run = Run(LINE)
+    run.start()
+    run.fail(1)
+    assert run.finish is not None
+    spoil(run, "machine._state = RunState.RUNNING")
+
+    with pytest.raises(
+        IllegalMove, match=r"nothing is live, but it is not over(.|\n)*It stops with"
+    ):
+        run.machine.check_invariants()
+
+
+def test_a_story_names_the_first_tasks_and_how_many_more_there_are() -> None:
+    names = [f"b{number}" for number in range(23)]
+    wide = graph(split("start", *names, join="join"), *(linear(each, "join") for each in names),
+                 end("join"))  # fmt: skip
+    run = started(wide)
+
+    lines = run.machine.story().splitlines()
+    assert "The run is running; 5 tasks launched, 4 live." == lines[0]
+    assert lines[1].startswith("task 2 of step b0 (running, attempt 0")
+    assert ["... and 3 more.", "split 1 of task 1 (start): 0 of 23 at join"] == lines[21:]
+
+
+def test_a_run_that_is_over_cannot_begin_again() -> None:
+    run = started(LINE)
+    with pytest.raises(IllegalMove, match=r"The run cannot become pending\. The run is running"):
+        run.machine._move(RunState.PENDING)
 
 
 def test_an_illegal_move_tells_the_story_of_the_task() -> None:

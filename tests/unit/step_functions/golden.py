@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def where(flow: str, **more: Any) -> Where:
     return Where("aws", "the-queue", "bucket", f"a/deploy/words/{flow}", JOB, **more)
 
 
+@lru_cache
 def machines() -> dict[str, str]:
     """The name of each file and what has to be in it."""
     found = {}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aflow.errors import InvalidInput
+from aflow.flow.graph import connect
 from aflow.flow.spec import define
 from aflow.step_functions.machine import JobOf, checked_target, compiled, note
 from aflow.step_functions.names import items, too_many_items
 from aflow.step_functions.plan import as_text
-from tests.machine.graphs import end, graph, linear, split
+from tests.machine.graphs import end, foreach, graph, linear, split, switch
 from tests.unit.step_functions.flows import Nested
 from tests.unit.step_functions.golden import BUS, TOPIC, where
 
@@ -21,6 +24,12 @@ def test_a_foreach_has_as_many_items_as_an_execution_has_room_for_their_events()
     assert 24_000 // 8 == items(nested, "row", distributed=False)
     assert 24_000 // (2 + 15 + 6 + 6) == items(nested, "start", distributed=False)
     assert 100_000 == items(nested, "start", distributed=True)
+    inside = graph(
+        foreach("start", "a", join="j"), switch("a", "b", "c"), split("b", "d", "e", join="k"),
+        linear("d", "k"), linear("e", "k"), linear("k", "j"), linear("c", "j"), end("j"),
+    )  # fmt: skip
+    whole = replace(inside, nodes=connect(inside.nodes, "start"))
+    assert 24_000 // (2 + 13 + 10 + 4 * 6) == items(whole, "start", distributed=False)
 
 
 @pytest.mark.parametrize(

@@ -13,21 +13,20 @@ import pytest
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph, Kind, Node
 from aflow.flow.spec import define
-from aflow.step_functions.machine import JobOf, compiled
+from aflow.step_functions.machine import JobOf, compiled, note
 from tests.unit.step_functions.flows import Branches, Gang, Linear
-from tests.unit.step_functions.golden import FOLDER, JOB, machines, where
-
-_MACHINES = machines()
+from tests.unit.step_functions.golden import BUS, FOLDER, JOB, machines, where
 
 
-@pytest.mark.parametrize("name", _MACHINES)
+@pytest.mark.parametrize("name", sorted(each.name for each in FOLDER.glob("*.json")))
 def test_a_flow_becomes_the_state_machine_that_was_agreed_on(name):
-    assert (FOLDER / name).read_text() == _MACHINES[name]
+    assert (FOLDER / name).read_text() == machines()[name]
 
 
 def test_every_state_leads_to_a_state_of_its_own_scope():
     checked = 0
-    for text in _MACHINES.values():
+    assert {each.name for each in FOLDER.iterdir()} == machines().keys()
+    for text in machines().values():
         scopes = [json.loads(text)]
         while scopes:
             scope = scopes.pop()
@@ -47,8 +46,8 @@ def test_every_state_leads_to_a_state_of_its_own_scope():
 
 
 def test_a_linter_of_aws_has_nothing_to_say_of_machines_and_finds_what_is_wrong(tmp_path):
-    assert (0, "") == linted(tmp_path, _MACHINES)
-    wrong = _MACHINES["Linear.json"].replace('"StartAt": "(begin)"', '"StartAt": "nowhere"')
+    assert (0, "") == linted(tmp_path, machines())
+    wrong = machines()["Linear.json"].replace('"StartAt": "(begin)"', '"StartAt": "nowhere"')
     code, said = linted(tmp_path, {"Wrong.json": wrong})
     assert 0 != code
     assert "'nowhere'" in said
@@ -94,6 +93,15 @@ def test_all_that_can_fail_at_the_top_leads_to_the_job_that_notes_the_failure():
         for name, each in states.items()
         if each.get("Catch", [{}])[0].get("Next") == "(failed)"
     }
+
+
+def test_a_note_of_failure_to_an_event_bus_says_the_reason():
+    entry = note(BUS, "aws", "Flow", succeeded=False)["Parameters"]["Entries"][0]
+    assert ("aflow", "Flow failed", BUS) == tuple(
+        entry[k] for k in ("Source", "DetailType", "EventBusName")
+    )
+    assert "$.notified.said.reason" == entry["Detail"]["reason.$"]
+    assert "reason.$" not in json.dumps(note(BUS, "aws", "Flow", succeeded=True))
 
 
 def test_long_names_of_steps_are_cut_and_stay_different():

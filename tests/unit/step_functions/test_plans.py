@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from aflow import FlowSpec, batch, resources, step, timeout
+from aflow import (
+    FlowSpec,
+    batch,
+    kubernetes,
+    project,
+    resources,
+    step,
+    timeout,
+    trigger_on_finish,
+)
+from aflow._core.secret import SecretUrl
+from aflow._core.settings import Settings
 from aflow.aws.settings import AwsSettings
-from aflow.errors import InvalidInput, InvalidSetting
+from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage, InvalidSetting
 from aflow.executors.jobs.batch.definitions import definition_of
 from aflow.flow.spec import define
 from aflow.metadata.base import AttemptRecord
@@ -22,8 +34,29 @@ from aflow.step_functions.names import (
     next_token,
     rule_name,
 )
-from aflow.step_functions.plan import PROGRAM, job_of
+from aflow.step_functions.plan import (
+    PROGRAM,
+    Account,
+    DeploymentOptions,
+    DeploymentPlan,
+    job_of,
+    metadata_of_jobs,
+    plan,
+    token_for,
+)
+from aflow.step_functions.spec import (
+    DeploymentSpec,
+    StateJobVariables,
+    order_name,
+    read_order,
+    state_after,
+    word_name,
+    word_of_foreach,
+    word_of_switch,
+)
 from aflow.step_functions.tasks import NextAttempt, next_attempt
+from aflow.storage.memory import MemoryStore
+from aflow.task.code_package import Package
 
 SETTINGS = AwsSettings(image="image:1", registry="host.example", job_role="arn:role")
 
@@ -139,7 +172,8 @@ def test_names_of_machines_and_rules_fit_into_what_aws_allows():
 def test_who_has_not_deployed_a_machine_needs_its_token():
     label = Label("Flow", "ann", "flow-0-abcd")
     assert label == label_of(json.dumps({"Comment": label.comment("key")}))
-    assert label_of('{"Comment": "mine"}') is None
+    for other in ('{"Comment": "mine"}', "[]", json.dumps({"Comment": label.comment("")[:-9]})):
+        assert label_of(other) is None
     authorized("Flow", label, "ann", [None], "change it")
     authorized("Flow", label, "bob", ["flow-0-abcd"], "change it")
     with pytest.raises(InvalidInput, match="deployed by ann: to change it, ask them") as reported:
@@ -151,3 +185,124 @@ def test_tokens_are_numbered():
     first = next_token("p.Flow", None, "abcd")
     assert "p-flow-0-abcd" == first
     assert "p-flow-1-efgh" == next_token("p.Flow", first, "efgh")
+
+
+# ------------------------------------------------------------------ a whole deployment
+
+WHOLE = AwsSettings(image="image:1", queue="queue", job_role="arn:role", internal_url="http://in")
+ACCOUNT = Account("aws", "r", "1")
+PLAINLY = DeploymentOptions()
+
+
+def deployed(flow: type[FlowSpec], wanted: DeploymentOptions = PLAINLY) -> DeploymentPlan:
+    settings = Settings(
+        root=Path("/.aflow"), user="ann", datastore="s3", datastore_s3="s3://bucket/some",
+        metadata="service", service_url="http://out",
+    )  # fmt: skip
+    package = Package("key", "flow.py", 10)
+    return plan(define(flow), wanted, settings, WHOLE, ACCOUNT, package, "token")
+
+
+def test_jobs_read_the_order_that_the_plan_names_and_no_other():
+    made = deployed(Needs, DeploymentOptions(tags=("a",), namespace="n"))
+    store = MemoryStore()
+    store.put(order_name(made.order_key), [made.order])
+
+    order = read_order(store, made.order_key)
+    assert ("Needs", "Needs", "key", "flow.py") == (
+        order.flow,
+        order.machine,
+        order.code,
+        order.script,
+    )
+    assert (("a", "production:token"), "n") == (order.tags, order.namespace)
+    assert made.order == order.encode()
+    store.put(order_name(made.order_key), [made.order + b"x"])
+    with pytest.raises(CorruptBlob, match="in memory: is damaged"):
+        read_order(store, made.order_key)
+    with pytest.raises(InvalidMessage, match="deployed by a newer aflow"):
+        DeploymentSpec.decode(b"\x92\x7f\x01")
+    with pytest.raises(InvalidMessage, match="description is damaged"):
+        DeploymentSpec.decode(b"\x92\x01\x01")
+
+
+def test_a_flow_in_a_project_waits_for_another_one_of_it():
+    flow = project(name="p")(trigger_on_finish(flow="Other")(plain("InProject")))
+    made = deployed(flow, DeploymentOptions(branch="b"))
+    assert ("p.test.b.InProject", Label("InProject", "ann", "token")) == (made.name, made.label)
+    assert made.events is not None
+    machine = "arn:aws:states:r:1:stateMachine:Other"
+    assert [machine] == made.events.pattern["detail"]["stateMachineArn"]
+    with pytest.raises(InvalidInput, match="in no project: branches need @project"):
+        deployed(plain("Outside"), DeploymentOptions(production=True))
+
+
+def test_a_step_that_no_state_machine_can_run_is_named():
+    with pytest.raises(InvalidInput, match="Step start has @kubernetes, which Step Functions"):
+        deployed(plain("Elsewhere", kubernetes))
+
+
+def plain(name: str, decorate=lambda function: function) -> type[FlowSpec]:
+    """A flow of two steps, whose first one has this decorator."""
+
+    def start(self):
+        self.next(self.end)
+
+    def end(self):
+        pass
+
+    steps = {"start": decorate(step(start)), "end": step(end)}
+    return type(name, (FlowSpec,), {"__module__": __name__, **steps})
+
+
+def test_a_new_token_is_random_and_follows_the_one_before():
+    first, second = token_for("p.Flow", None), token_for("p.Flow", "p-flow-3-abcd")
+    assert first.startswith("p-flow-0-")
+    assert second.startswith("p-flow-4-")
+    assert first[9:] != second[9:]
+
+
+def test_jobs_reach_the_metadata_by_the_address_that_they_can_use():
+    def of(metadata: str, *, in_store: bool = False, **aws: str) -> str:
+        settings = Settings(
+            root=Path("/.aflow"), user="ann", datastore="s3", datastore_s3="s3://bucket/some",
+            metadata=metadata, service_url="http://out",
+        )  # fmt: skip
+        return metadata_of_jobs(settings, AwsSettings(**aws), in_store=in_store)
+
+    assert "http://in" == of("service", internal_url="http://in")
+    assert "http://out" == of("service")
+    assert "postgresql://db/name" == of("postgresql://db/name")
+    assert "s3://bucket/some#http://in" in of("service", in_store=True, internal_url="http://in")
+    assert "s3://bucket/some#http://out" in of("service", in_store=True)
+    with pytest.raises(InvalidSetting, match="Jobs cannot reach metadata of this machine"):
+        of("local")
+    secret = SecretUrl("postgresql://me:hidden@db/name")
+    with pytest.raises(InvalidSetting, match="has a password") as error:
+        of(secret)
+    assert "hidden" not in str(error.value)
+
+
+def test_a_job_knows_what_it_is_by_its_variables(monkeypatch):
+    with pytest.raises(InvalidInput, match="not a job of a state machine: AFLOW_SFN_ORDER is not"):
+        StateJobVariables.load()
+    given = {"ORDER": "o", "STORAGE": "s", "METADATA": "m", "RUN": "sfn-7", "STEP": "start"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"AFLOW_SFN_{name}", value)
+    plain_job = StateJobVariables.load()
+    assert ("sfn-7", "7", "start", "0", None) == (
+        plain_job.run, plain_job.execution, plain_job.step, plain_job.place, plain_job.limit,
+    )  # fmt: skip
+    monkeypatch.setenv("AFLOW_SFN_STARTED", "2026-01-01T00:00:00Z")
+    monkeypatch.setenv("AFLOW_SFN_TIMEOUT", "60")
+    assert (60, "2026-01-01T00:00:00Z") == StateJobVariables.load()[-2:]
+
+
+def test_the_word_of_a_job_is_the_state_in_which_the_machine_goes_on():
+    assert "deploy/words/F/r/s/0.1" == word_name("F", "r", "s", "0.1")
+    state = state_after("r", "s", "0.1", "then")
+    assert {"run": "r", "place": "0.1", "from": {"step": "s"}, "started": "then"} == state
+    assert "started" not in state_after("r", "s", "0.1", None)
+    assert {**state, "next": "end"} == word_of_switch(state, "end")
+    assert {**state, "items": [0, 1]} == word_of_foreach(state, range(2), distributed=False)
+    assert [0, 1] == word_of_foreach(state, range(2), distributed=True)

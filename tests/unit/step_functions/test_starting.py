@@ -51,6 +51,7 @@ def test_each_form_of_a_schedule_is_a_cron_expression_of_aws(given, expected):
 def test_days_of_month_and_week_together_are_refused_and_so_is_an_unknown_zone():
     with pytest.raises(InvalidInput, match="put a \\? for one of them"):
         aws_cron("0 12 1 * MON *")
+    assert "0 12 1 * ? *" == aws_cron("0 12 1 * *")
     with pytest.raises(InvalidInput, match="names no days"):
         aws_cron("0 12 ? * ? *")
     with pytest.raises(InvalidInput, match="There is no time zone 'Europe/Atlantis'"):
@@ -84,6 +85,23 @@ def test_several_events_are_refused_and_a_function_gives_a_name():
     assert {"detail-type": ["mfns.a"]} == events.pattern
 
 
+def test_a_trigger_that_gives_no_event_is_refused():
+    for gives, said in [
+        (lambda: 7, "gave 7, which is not"),
+        (lambda: {"name": 7}, "event of @trigger is 7"),
+    ]:
+        with pytest.raises(InvalidInput, match=f"Flow Decorated: .*{said}"):
+            events_of(decorated(trigger(event=gives)), arn, None)
+
+
+def test_an_event_and_the_end_of_a_flow_together_are_refused():
+    both = trigger(event="a")(
+        trigger_on_finish(flow="Other")(type("Both", (Plain,), {"__module__": __name__}))
+    )
+    with pytest.raises(InvalidInput, match="Flow Both has @trigger and @trigger_on_finish"):
+        events_of(define(both), arn, None)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -96,7 +114,9 @@ def test_the_input_of_an_execution_gives_parameters_and_the_run_to_resume(text, 
     assert expected == given_by(text, {}, {})
 
 
-@pytest.mark.parametrize("text", ["[", "[]", '{"Parameters": "["}', '{"Parameters": 1}'])
+@pytest.mark.parametrize(
+    "text", ["[", "[]", '{"Parameters": "["}', '{"Parameters": 1}', '{"Origin": 1}']
+)
 def test_an_input_that_cannot_be_meant_is_refused(text):
     with pytest.raises(InvalidInput, match="execution"):
         given_by(text, {}, {})

@@ -1,8 +1,9 @@
 """A plugin of pytest that says which lines of the pure packages their unit tests run.
 
-It measures within a run of tests, in each worker of pytest-xdist, and the tests of these packages
-alone: a run of their own would take half a minute. `-p tests.support.measured` imports this module
-before anything imports aflow; `scripts/coverage` reports what it has written down.
+It measures within a run of all tests, in each worker of pytest-xdist, and the unit tests of these
+packages alone: the others would be slower, and would hide what no unit test shows.
+`-p tests.support.measured` imports this module before anything imports aflow; `scripts/coverage`
+reports what it has written down.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ PURE = (
     "aflow/step_functions/tasks.py",
 )
 SHOWN_BY = (
-    "tests/machine/",
     "tests/unit/core/test_cron.py",
     "tests/unit/flow/",
     "tests/unit/scheduler/",
@@ -60,8 +60,9 @@ _coverage.stop()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Measure the tests of the pure packages."""
-    if not item.nodeid.startswith(SHOWN_BY):
+    """Measure the tests of the pure packages, but for those of random values: whether these run a
+    line is luck, and they take the most time."""
+    if not item.nodeid.startswith(SHOWN_BY) or item.get_closest_marker("hypothesis"):
         return (yield)
     _coverage.start()
     try:

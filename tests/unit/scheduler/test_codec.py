@@ -90,8 +90,16 @@ def test_the_bytes_of_a_journal_stay_what_they_are() -> None:
     ] == msgpack.unpackb(encode_events(batch))
 
 
-def test_no_inputs_are_no_bytes() -> None:
-    assert b"" == encode_inputs(NoInputs())
+def test_the_bytes_of_inputs_stay_what_they_are() -> None:
+    rows: list[tuple[Inputs, bytes]] = [
+        (NoInputs(), b""),
+        (FromTask(7), msgpack.packb([1, 7])),
+        (FromBranches((7, 8)), msgpack.packb([2, [7, 8]])),
+        (FromForeach(7, ("body",), 3), msgpack.packb([3, 7, ["body"], 3])),
+    ]
+    for value, data in rows:
+        assert data == encode_inputs(value)
+        assert value == decode_inputs(data)
 
 
 def test_a_join_of_a_million_items_is_a_few_bytes() -> None:

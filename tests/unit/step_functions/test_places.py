@@ -38,6 +38,12 @@ def test_different_tasks_have_different_numbers_that_a_pathspec_may_name(tasks):
     assert all(0 < number < 10**18 for number in numbers)
 
 
+def test_a_place_with_too_many_parts_for_a_number_has_its_digest_in_it():
+    exact, digest = (number_of(ORDER, "step1", place) for place in ("0.1.3", "0.1_2.3"))
+    assert (2, 7) == (exact >> 56, digest >> 56)
+    assert 1 << 22 | 3 == exact & (1 << 44) - 1
+
+
 @given(PLACES, st.integers(0, 3))
 def test_numbers_grow_along_the_way_of_an_item(place, rounds):
     first = number_of(ORDER, "step2", tasks.rounds_added(place, rounds))

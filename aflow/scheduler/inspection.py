@@ -172,9 +172,7 @@ def _tallies(board: Board) -> str | None:
         counted = (step.launched, step.running, step.waiting, step.ready + step.waiting)
         found = (live[name], running[name], waiting[name], pending[name])
         if counted != found:
-            return (
-                f"Step {name} says (live, running, waiting, pending) {counted}, but has {found}."
-            )
+            return f"Step {name} says (live, running, waiting, pending) {counted}, but has {found}."
     holding = sum(task.holds for task in board.pending())
     if holding != board.held:
         return f"{board.held} places are kept, but {holding} tasks hold one."

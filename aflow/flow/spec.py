@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar, overload
 
 from aflow._core.records import NamedTuple
@@ -447,8 +448,30 @@ def define(cls: type[FlowSpec], graph: Graph | None = None) -> FlowDefinition:
     if definition is None:
         definition = read_definition(cls, FlowSpec, graph)
         cls._aflow_fixed_in_step = _fixed_in_step(definition)
+        own = cls.__getattr__
+        if own is not FlowSpec.__getattr__ and not hasattr(own, "_aflow_reads_artifacts"):
+            cls.__getattr__ = _after_artifacts(own)  # type: ignore[method-assign]
         cls._aflow_definition = definition
     return definition
+
+
+def _after_artifacts(own: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    """The `__getattr__` that a flow has written for itself, called for what is no artifact."""
+
+    @wraps(own)
+    def found(flow: FlowSpec, name: str) -> Any:
+        state = flow.__dict__
+        context: TaskContext | None = state.get("_aflow_context")
+        if context is None or name.startswith(("__", "_aflow")):
+            return own(flow, name)
+        try:
+            state[name] = value = context.load(name)
+        except ArtifactNotFound:
+            return OF_A_TASK[name](context) if name in OF_A_TASK else own(flow, name)
+        return value
+
+    found._aflow_reads_artifacts = True  # type: ignore[attr-defined]
+    return found
 
 
 def new_instance(definition: FlowDefinition) -> FlowSpec:

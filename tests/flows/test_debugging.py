@@ -93,6 +93,10 @@ def test_a_coroutine_step_asks_too_and_so_does_a_step_that_is_spun(
         ("breakpoint()", "breakpoint() cannot stop: a step has no terminal"),
         ("import pdb; pdb.set_trace(); x = 1", "BdbQuit: pdb cannot stop: a step has no terminal"),
         ("input('name? ')", "EOFError: input() has nobody to ask: a step has no terminal"),
+        (
+            "import getpass; getpass.getpass()",
+            "EOFError: input() has nobody to ask: a step has no terminal",
+        ),
     ],
 )
 @pytest.mark.parametrize("isolation", ["task", "worker"])
@@ -202,8 +206,11 @@ def test_at_a_terminal_keys_and_ctrl_c_are_for_the_step(workspace: Workspace) ->
 
             @step
             def asks(self):
+                import getpass
+
                 self.tty = [os.isatty(number) for number in (0, 1, 2)]
                 self.who = input("name? ")
+                self.secret = getpass.getpass("secret? ")
                 try:
                     print("waits")
                     time.sleep(60)
@@ -229,7 +236,10 @@ def test_at_a_terminal_keys_and_ctrl_c_are_for_the_step(workspace: Workspace) ->
     with terminal(workspace, "run", "--debug", "asks") as person:
         person.wait_for("name? ")
         person.type("adx\x7fa\r")
+        person.wait_for("secret? ")
+        person.type("hidden\r")
         person.wait_for("waits")
+        assert "hidden" not in person.shown
         person.type("\x03")
         person.wait_for("interrupted")
         person.wait_for("(Pdb) ")
@@ -242,5 +252,6 @@ def test_at_a_terminal_keys_and_ctrl_c_are_for_the_step(workspace: Workspace) ->
         assert person.modes == termios.tcgetattr(person.side), "the terminal is as it was"
     asked = data(workspace, "asks")[0]
     assert [True] * 3 == asked.data.tty
+    assert "hidden" == asked.data.secret
     assert "name? " in asked.stdout
     workspace.check()

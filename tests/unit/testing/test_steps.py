@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
-from typing import Any
+import functools
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -18,6 +20,83 @@ from aflow.errors import (
     TaskTimedOut,
 )
 from aflow.testing import run_step
+
+T = TypeVar("T")
+
+
+class Doubled:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_of_{name}"
+
+    def __get__(self, flow: Any, owner: type | None = None) -> Any:
+        return self if flow is None else flow.__dict__.get(self._name)
+
+    def __set__(self, flow: Any, value: int) -> None:
+        flow.__dict__[self._name] = 2 * value
+
+
+class Kind(abc.ABC):
+    @property
+    @abc.abstractmethod
+    def kind(self) -> str: ...
+
+
+class Odd(Generic[T], Kind, FlowSpec):
+    """A class with much that classes may have."""
+
+    __slots__ = ("slot",)
+    rate = Parameter("rate", default=3)
+    descriptor = Doubled()
+
+    def __init__(self, *args: Any) -> None:
+        self.made = "made"
+        super().__init__(*args)
+
+    @property
+    def kind(self) -> str:
+        return "odd"
+
+    @functools.cached_property
+    def cached(self) -> list[int]:
+        return [1]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("dynamic_"):
+            return name.upper()
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value * 2 if name == "twice" else value)
+
+    def __len__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        raise ValueError("not now")
+
+    @step
+    def start(self) -> None:
+        self.descriptor, self.twice, self.slot = 2, 2, "slot"
+        self.seen = [self.rate, self.descriptor, self.twice, self.slot, self.kind, self.cached]
+        self.next(self.end)
+
+    @step
+    def end(self) -> None:
+        self.later = [self.rate, self.seen, self.twice, self.dynamic_name, hasattr(self, "none")]
+
+
+def test_a_class_with_much_that_classes_may_have_finds_its_artifacts() -> None:
+    seen = [3, 4, 4, "slot", "odd", [1]]
+    start = run_step(Odd.start)
+    end = run_step(Odd.end, inputs={name: start.artifacts[name] for name in ("seen", "twice")})
+
+    assert seen == start.artifacts["seen"]
+    assert [3, seen, 4, "DYNAMIC_NAME", False] == end.artifacts["later"]
 
 
 class Training(FlowSpec):

@@ -42,6 +42,12 @@ def test_a_record_tells_type_message_and_traceback() -> None:
     assert "<ExceptionWrapper builtins.ValueError: too big>" == repr(record)
 
 
+def test_a_record_may_say_what_another_process_has_seen() -> None:
+    record = ExceptionWrapper.of(ValueError("x"), text="Traceback...", name="metaflow.Error")
+
+    assert ("metaflow.Error", "x", "Traceback...") == (record.type, record.message, str(record))
+
+
 def test_the_exception_itself_comes_back() -> None:
     record = record_of(Plain("x", 1))
 

@@ -205,6 +205,8 @@ def test_an_option_without_its_name_is_reported() -> None:
         ("timeout:minutes=0.5", Timeout(minutes=0.5)),
         ('environment:vars={"A": "x,y", "B": 2}', Environment({"A": "x,y", "B": "2"})),
         ("resources:cpu=2,memory=16000", Resources(cpu=2, memory=16000)),
+        ('cache:version="a"b', Cache(version='"a"b')),
+        ("cache:version=[1,enabled=false", Cache(version="[1", enabled=False)),
     ],
 )
 def test_a_spec_is_read(spec: str, expected: object) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import json
 import linecache
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
@@ -313,6 +315,20 @@ def test_a_flow_of_a_notebook_cell_is_read_from_its_cell() -> None:
     definition = define(module["F"])
 
     assert (name, 2, 4) == (definition.file, definition.line, definition.steps["only"].line)
+    assert [] == check(definition)
+
+
+def test_a_flow_in_an_archive_is_read_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ZipFile(tmp_path / "flows.zip", "w") as archive:
+        archive.writestr(
+            "archived.py", HEAD + "class F(FlowSpec):\n    @step\n    def only(self): pass\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path / "flows.zip")
+    definition = define(importlib.import_module("archived").F)
+
+    assert (str(tmp_path / "flows.zip" / "archived.py"), 2) == (definition.file, definition.line)
     assert [] == check(definition)
 
 

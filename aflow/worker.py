@@ -167,7 +167,12 @@ class Worker:
     def drain(self, *, patient: bool = False) -> None:
         """Take nothing new; `run` ends when what runs has ended, or has been given back after the
         grace time. With `patient` what runs may take as long as it takes, unless this was called
-        without before; called without it later, the grace time begins then. May be called again."""
+        without before; called without it later, the grace time begins then. May be called again.
+
+        Args:
+            patient: Whether attempts that run may end by themselves; else they are given back after
+                the grace.
+        """
         self._is_patient = patient and (self._is_patient or not self._draining.is_set())
         self._draining.set()
         self._room.set()

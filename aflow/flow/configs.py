@@ -36,7 +36,7 @@ class ConfigValue(dict[Any, Any]):
             raise AttributeError(f"The config has no key {key!r}.") from None
 
     def to_dict(self) -> dict[Any, Any]:
-        """The same as plain dicts and lists, which can be changed."""
+        """Return the same as plain dicts and lists, which can be changed."""
         return {key: _thawed(value) for key, value in self.items()}
 
     def __reduce__(self) -> Any:
@@ -100,12 +100,17 @@ class Delayed:
         )
 
     def get(self, key: Any, default: Any = None) -> Delayed:
-        """The value of a key, the default where there is none."""
+        """Return the value of a key, the default where there is none.
+
+        Args:
+            key: The key.
+            default: What is returned where there is no value.
+        """
         text = f"{self._text}.get({key!r}, {default!r})"
         return Delayed(text, lambda values: self._evaluate(values).get(key, default))
 
     def keys(self) -> list[str]:
-        """What `**` asks for: one key that stands for all that there will be."""
+        """Return what `**` asks for: one key that stands for all that there will be."""
         return [f"{_UNPACKED}{id(self)}"]
 
     def __call__(self, context: Any) -> Any:
@@ -117,8 +122,12 @@ class Delayed:
 
 
 def config_expr(text: str) -> Any:
-    """An expression of config values by name, as a text: `config_expr("config.size * 2")`. It may
-    use what the module has that it is written in."""
+    """Return an expression of config values by name, as a text: `config_expr("config.size * 2")`.
+    It may use what the module has that it is written in.
+
+    Args:
+        text: The text.
+    """
     frame = inspect.currentframe()
     caller = None if frame is None else frame.f_back
     names = {} if caller is None else caller.f_globals
@@ -130,7 +139,11 @@ def config_expr(text: str) -> Any:
 
 
 def is_delayed(value: Any) -> bool:
-    """Whether something in the value is still to be evaluated."""
+    """Return whether something in the value is still to be evaluated.
+
+    Args:
+        value: The value.
+    """
     if isinstance(value, Delayed | Config):
         return True
     if isinstance(value, Mapping):
@@ -139,7 +152,15 @@ def is_delayed(value: Any) -> bool:
 
 
 def evaluated(value: Any, values: Mapping[str, Any]) -> Any:
-    """The value with all that was delayed evaluated; raises InvalidConfig where that fails."""
+    """Return the value with all that was delayed evaluated.
+
+    Args:
+        value: The value.
+        values: The values, by name.
+
+    Raises:
+        InvalidConfig: Where that fails.
+    """
     if isinstance(value, Config):
         value = value._as_delayed()
     if isinstance(value, Delayed):
@@ -230,11 +251,16 @@ class Config:
         return self._as_delayed()[key]
 
     def get(self, key: Any, default: Any = None) -> Delayed:
-        """The value of a key, the default where there is none."""
+        """Return the value of a key, the default where there is none.
+
+        Args:
+            key: The key.
+            default: What is returned where there is no value.
+        """
         return self._as_delayed().get(key, default)
 
     def keys(self) -> list[str]:
-        """What `**` asks for: one key that stands for all that there will be."""
+        """Return what `**` asks for: one key that stands for all that there will be."""
         return self._as_delayed().keys()
 
     def __call__(self, context: Any) -> Any:
@@ -246,9 +272,18 @@ class Config:
 
 
 def value_of(config: Config, given: Any, where: str) -> Any:
-    """The value of a config, from what was given for it: a text, or a value that is parsed already.
+    """Return the value of a config, from what was given for it: a text, or a value that is parsed
+    already.
 
-    `where` says in words where it comes from. Raises InvalidConfig for what cannot be used.
+    `where` says in words where it comes from.
+
+    Args:
+        config: The config.
+        given: What was given, by name.
+        where: Where it stands, for the error.
+
+    Raises:
+        InvalidConfig: For what cannot be used.
     """
     value = given
     if isinstance(given, str):
@@ -282,8 +317,12 @@ def _from_json(text: str) -> Any:
 
 
 def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function that a parser is, or that its dotted path names; without a module it is one of
-    those below. Raises what importing it raises, and TypeError for what is not a function."""
+    """Return the function that a parser is, or that its dotted path names; without a module it is
+    one of those below. Raises what importing it raises, and TypeError for what is not a function.
+
+    Args:
+        parser: The parser, or its name as `module.function`.
+    """
     found: Any = parser
     if isinstance(parser, str):
         from importlib import import_module
@@ -299,7 +338,13 @@ def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by attribute as expressions see them: by the name of the config, and the attribute."""
+    """Return values by attribute as expressions see them: by the name of the config, and the
+    attribute.
+
+    Args:
+        configs: The configs, by name.
+        values: The values, by name.
+    """
     by_name = {config.name: values[attribute] for attribute, config in configs.items()}
     return {**by_name, **values}
 
@@ -311,15 +356,29 @@ _PIN = r"([A-Za-z0-9._-]+(?:\[[^\]]*\])?)\s*(.*)\Z"
 
 
 def yaml_parser(content: str) -> Any:
-    """The values of a YAML text. Needs PyYAML; raises MissingExtra without it."""
+    """Return the values of a YAML text. Needs PyYAML.
+
+    Args:
+        content: The text of the file.
+
+    Raises:
+        MissingExtra: The error is raised without it.
+    """
     return _yaml().safe_load(content)
 
 
 def requirements_txt_parser(content: str) -> dict[str, Any]:
-    """What a requirements.txt asks for, as `@pypi_base` takes it: `packages` (name -> version),
-    and `python` if a line says `# python==...`; markers (`; sys_platform == "win32"`) stay with the
-    version, places (`@ git+https://...`) stand for it, and digests (`--hash=sha256:...`) follow it.
-    Raises ValueError for options such as -e and -r, which name no package."""
+    """Return what a requirements.txt asks for, as `@pypi_base` takes it: `packages` (name ->
+    version), and `python` if a line says `# python==...`; markers (`; sys_platform == "win32"`)
+    stay with the version, places (`@ git+https://...`) stand for it, and digests
+    (`--hash=sha256:...`) follow it.
+
+    Args:
+        content: The text of the file.
+
+    Raises:
+        ValueError: For options such as -e and -r, which name no package.
+    """
     packages: dict[str, str] = {}
     found: dict[str, Any] = {"packages": packages}
     for line in content.replace("\\\n", " ").splitlines():
@@ -336,8 +395,12 @@ def requirements_txt_parser(content: str) -> dict[str, Any]:
 
 
 def pyproject_toml_parser(content: str) -> dict[str, Any]:
-    """What a pyproject.toml asks for: `packages` from `project.dependencies`, and `python` from
-    `project.requires-python`."""
+    """Return what a pyproject.toml asks for: `packages` from `project.dependencies`, and `python`
+    from `project.requires-python`.
+
+    Args:
+        content: The text of the file.
+    """
     import tomllib  # few flows have one, and each command would import it
 
     project = tomllib.loads(content).get("project", {})
@@ -351,8 +414,15 @@ def pyproject_toml_parser(content: str) -> dict[str, Any]:
 
 
 def conda_environment_yml_parser(content: str) -> dict[str, Any]:
-    """What an environment.yml asks for, without its pip section: `packages` and `python`. Needs
-    PyYAML; raises MissingExtra without it."""
+    """Return what an environment.yml asks for, without its pip section: `packages` and `python`.
+    Needs PyYAML.
+
+    Args:
+        content: The text of the file.
+
+    Raises:
+        MissingExtra: The error is raised without it.
+    """
     packages: dict[str, str] = {}
     found = _yaml().safe_load(content) or {}
     if not isinstance(found, Mapping):

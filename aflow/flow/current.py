@@ -47,14 +47,25 @@ _find: Callable[[str], Any] | None = None
 
 
 def set_lookup(find: Callable[[str], Any]) -> None:
-    """Say how `current.run` and `current.task` become client objects: by `find(pathspec)`."""
+    """Say how `current.run` and `current.task` become client objects: by `find(pathspec)`.
+
+    Args:
+        find: Looks a name up.
+    """
     global _find
     _find = find
 
 
 def look_up(pathspec: str, what: str = "trigger") -> Any:
-    """The client's object of a run or a task, for `current.<what>`; raises AttributeError where no
-    client was set up."""
+    """Return the client's object of a run or a task, for `current.<what>`.
+
+    Args:
+        pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        what: What is looked up.
+
+    Raises:
+        AttributeError: Where no client was set up.
+    """
     if _find is None:
         raise AttributeError(
             f"current.{what} needs the client, which was not set up: import aflow first."
@@ -78,7 +89,12 @@ class Current:
         return _values.get() is not None or bool(_running)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of this name; `default` where there is none, or no task runs."""
+        """Return the value of this name; `default` where there is none, or no task runs.
+
+        Args:
+            name: The name.
+            default: What is returned where there is no value.
+        """
         try:
             value = getattr(self, name)
         except AttributeError:

@@ -48,17 +48,29 @@ class Custom:
         self._kwargs = kwargs
 
     def init(self, *args: Any, **kwargs: Any) -> None:
-        """Take the options; to be overridden by what has any."""
+        """Take the options; to be overridden by what has any.
+
+        Args:
+            *args: The arguments of the decorator.
+            **kwargs: The options of the decorator.
+        """
 
     def __repr__(self) -> str:
         return f"@{self.decorator_name}"
 
     def get_args_kwargs(self) -> tuple[list[Any], dict[str, Any]]:
-        """The options that it was given."""
+        """Return the options that it was given."""
         return list(self._args), dict(self._kwargs)
 
     def begun(self, configs: Mapping[str, Any]) -> Any:
-        """A copy with its options evaluated and `init` called. Raises InvalidDecorator."""
+        """Return a copy with its options evaluated and `init` called.
+
+        Args:
+            configs: The configs, by name.
+
+        Raises:
+            InvalidDecorator: The options cannot be used.
+        """
         made = copy.copy(self)
         made._args = tuple(evaluated(each, configs) for each in self._args)
         made._kwargs = evaluated(self._kwargs, configs)
@@ -113,7 +125,7 @@ class OnStep(Custom, metaclass=_OnStep):
         return self.decorator_name
 
     def shapes_result(self) -> Mapping[str, object] | None:
-        """Its options: the step's result may depend on them."""
+        """Return its options: the step's result may depend on them."""
         return {"options": (self._args, sorted(self._kwargs.items()))}
 
 
@@ -123,12 +135,29 @@ class UserStepDecorator(OnStep):
     around: ClassVar[str] = "aflow.task.hooks:AroundCustom"
 
     def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> Any:
-        """Called before the step. A function that is returned is called instead of it, with flow
-        (and inputs, in a join)."""
+        """Called before the step.
+
+        Args:
+            step_name: The name of the step.
+            flow: The flow.
+            inputs: The inputs of the join.
+
+        Returns:
+            A function that is called instead of the step, with flow (and inputs, in a join); None
+            for the step itself.
+        """
 
     def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Any:
-        """Called after the step, before its artifacts are stored. Returns the exception that the
-        step ends with, None for none; or a pair of that and what self.next() is called with."""
+        """Called after the step, before its artifacts are stored.next() is called with.
+
+        Args:
+            step_name: The name of the step.
+            flow: The flow.
+            exception: The exception of the step; None if it has succeeded.
+
+        Returns:
+            The exception that the step ends with, None for none; or a pair of that and what self.
+        """
         return exception
 
     @property
@@ -146,14 +175,25 @@ class StepMutator(OnStep):
     """Changes the decorators of a step before the flow runs: override `pre_mutate` or `mutate`."""
 
     def pre_mutate(self, mutable_step: MutableStep) -> None:
-        """Called as soon as the configs are known."""
+        """Called as soon as the configs are known.
+
+        Args:
+            mutable_step: The step, to be changed.
+        """
 
     def mutate(self, mutable_step: MutableStep) -> None:
-        """Called when all mutators have had their pre_mutate."""
+        """Called when all mutators have had their pre_mutate.
+
+        Args:
+            mutable_step: The step, to be changed.
+        """
 
     def add_to_package(self) -> Any:
-        """Files for the code package, beside those of the flow's folder: an iterable of pairs of
-        (path of a file, its name in the package)."""
+        """Files for the code package, beside those of the flow's folder.
+
+        Returns:
+            An iterable of pairs of (path of a file, its name in the package).
+        """
 
     def shapes_result(self) -> None:
         """None: what it has added counts for itself."""
@@ -180,14 +220,25 @@ class FlowMutator(Custom):
         return super().__new__(cls)
 
     def pre_mutate(self, mutable_flow: MutableFlow) -> None:
-        """Called as soon as the configs are known; parameters may be changed only here."""
+        """Called as soon as the configs are known; parameters may be changed only here.
+
+        Args:
+            mutable_flow: The flow, to be changed.
+        """
 
     def mutate(self, mutable_flow: MutableFlow) -> None:
-        """Called when all mutators have had their pre_mutate."""
+        """Called when all mutators have had their pre_mutate.
+
+        Args:
+            mutable_flow: The flow, to be changed.
+        """
 
     def add_to_package(self) -> Any:
-        """Files for the code package, beside those of the flow's folder: an iterable of pairs of
-        (path of a file, its name in the package)."""
+        """Files for the code package, beside those of the flow's folder.
+
+        Returns:
+            An iterable of pairs of (path of a file, its name in the package).
+        """
 
 
 def _is_flow(value: Any) -> bool:
@@ -195,7 +246,12 @@ def _is_flow(value: Any) -> bool:
 
 
 def mutators_of(flow: type) -> tuple[FlowMutator, ...]:
-    """The mutators of a flow class and of its bases: those of the bases first, as in the MRO."""
+    """Return the mutators of a flow class and of its bases: those of the bases first, as in the
+    MRO.
+
+    Args:
+        flow: The flow.
+    """
     found: list[FlowMutator] = []
     for each in reversed(flow.__mro__):
         found += reversed(vars(each).get(_MUTATORS, ()))
@@ -207,11 +263,20 @@ def mutators_of(flow: type) -> tuple[FlowMutator, ...]:
 
 def user_step_decorator(*args: Any, **kwargs: Any) -> Any:
     """Make a step decorator of a generator function of (step_name, flow, inputs[, attributes]).
-
     What is before its `yield` runs before the step, what is after it afterwards; an exception of
     the step comes out of the `yield`, and is over if it is caught. Yielding a function runs it
     instead of the step; yielding a dict skips the step, and calls self.next() with what it holds
-    (USER_SKIP_STEP is empty: as the step itself would). Raises InvalidDecorator.
+    (USER_SKIP_STEP is empty: as the step itself would).
+
+    Args:
+        *args: The arguments of the decorator.
+        **kwargs: The options of the decorator.
+
+    Returns:
+        The decorator.
+
+    Raises:
+        InvalidDecorator: It is not a generator function.
     """
     if not args:
         return lambda function: user_step_decorator(function, **kwargs)
@@ -290,16 +355,24 @@ class FromGenerator(UserStepDecorator):
 
 
 def custom_named(name: str) -> type[OnStep] | None:
-    """The custom step decorator or mutator of this name, which may be the end of its dotted path;
-    imported if it is not known. None for what is not a dotted path, and unknown.
+    """Return the custom step decorator or mutator of this name, which may be the end of its dotted
+    path; imported if it is not known. None for what is not a dotted path, and unknown.
 
-    Raises InvalidDecorator where the path leads nowhere, or the name means several.
+    Args:
+        name: The name.
+
+    Raises:
+        InvalidDecorator: Where the path leads nowhere, or the name means several.
     """
     return _named(name, OnStep, "step")
 
 
 def flow_mutator_named(name: str) -> type[FlowMutator] | None:
-    """The same for mutators of flows."""
+    """Return the same for mutators of flows.
+
+    Args:
+        name: The name.
+    """
     return _named(name, FlowMutator, "flow")
 
 

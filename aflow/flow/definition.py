@@ -62,7 +62,11 @@ class StepDefinition:
     @overload
     def decorator(self, name: str) -> StepDecorator | None: ...
     def decorator(self, name: str) -> Any:
-        """The decorator of this name (`retry`, `catch`...), None if the step has none."""
+        """Return the decorator of this name (`retry`, `catch`...), None if the step has none.
+
+        Args:
+            name: The name.
+        """
         for each in self.decorators:  # a loop: asked several times for each task
             if each.name == name:
                 return each

@@ -68,7 +68,7 @@ class Graph:
         return self.nodes[step]
 
     def levels(self) -> list[list[str]]:
-        """The steps by their longest distance from the start, in the order in which they are
+        """Return the steps by their longest distance from the start, in the order in which they are
         written; a loop does not count, and steps that nothing leads to are left out."""
         distance = {"": -1}  # where the way to the start comes from
         for name, ways in ways_to(self.nodes, self.start).items():
@@ -86,12 +86,16 @@ class Graph:
         return frozenset(name for node in parallel for name in node.next)
 
     def has_many_tasks(self, step: str) -> bool:
-        """Whether the step has a task for each item of a foreach, or of a gang."""
+        """Return whether the step has a task for each item of a foreach, or of a gang.
+
+        Args:
+            step: The name of the step.
+        """
         kinds = (self.nodes[split].kind for split in self.nodes[step].splits)
         return any(kind in (Kind.FOREACH, Kind.PARALLEL) for kind in kinds)
 
     def as_dict(self) -> dict[str, Any]:
-        """The graph as values that JSON and msgpack can hold."""
+        """Return the graph as values that JSON and msgpack can hold."""
         return {
             "flow": self.flow,
             "start": self.start,
@@ -102,7 +106,11 @@ class Graph:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Graph:
-        """The graph that `as_dict` gave; unknown keys of a later version are ignored."""
+        """Return the graph that `as_dict` gave; unknown keys of a later version are ignored.
+
+        Args:
+            data: The plain values, as `to_dict` returns them.
+        """
         nodes = {}
         for raw in data["nodes"]:
             known = {key: value for key, value in raw.items() if key in Node.__slots__}
@@ -130,7 +138,12 @@ Way = tuple[str, Frames]  # the step it comes from ("" for the first), and what 
 
 
 def reachable(nodes: Mapping[str, Node], start: str) -> set[str]:
-    """The steps that can be reached from `start`, itself among them."""
+    """Return the steps that can be reached from `start`, itself among them.
+
+    Args:
+        nodes: The steps, by name.
+        start: The step to begin at.
+    """
     found = {start} & nodes.keys()
     todo = list(found)
     while todo:
@@ -142,9 +155,12 @@ def reachable(nodes: Mapping[str, Node], start: str) -> set[str]:
 
 
 def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
-    """For each step the ways that lead to it, in topological order from `start`.
+    """Return for each step the ways that lead to it, in topological order. A step's own link to
+    itself is no way. Steps on a cycle, and behind one, are left out.
 
-    A step's own link to itself is no way. Steps on a cycle, and behind one, are left out.
+    Args:
+        nodes: The steps, by name.
+        start: The step to begin at.
     """
     within = reachable(nodes, start)
     awaited = dict.fromkeys(within, 0)
@@ -168,8 +184,13 @@ def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
 
 
 def cycle_from(nodes: Mapping[str, Node], start: str) -> list[str]:
-    """The steps of a cycle that can be reached from `start`; empty where there is none. A step's
-    own link to itself is not a cycle."""
+    """Return the steps of a cycle that can be reached from `start`; empty where there is none. A
+    step's own link to itself is not a cycle.
+
+    Args:
+        nodes: The steps, by name.
+        start: The step to begin at.
+    """
     path = {start: iter(_targets(nodes, start))}
     done: set[str] = set()
     while path:
@@ -187,7 +208,12 @@ def cycle_from(nodes: Mapping[str, Node], start: str) -> list[str]:
 
 
 def open_in(node: Node, ways: list[Way]) -> Frames:
-    """The splits that are open around a step; a join has closed its own."""
+    """Return the splits that are open around a step; a join has closed its own.
+
+    Args:
+        node: The step.
+        ways: The ways that lead to the step.
+    """
     frames = ways[0][1]
     return frames[:-1] if node.is_join else frames
 
@@ -202,7 +228,12 @@ def _targets(nodes: Mapping[str, Node], name: str) -> list[str]:
 
 
 def connect(nodes: Mapping[str, Node], start: str) -> dict[str, Node]:
-    """The nodes with `previous`, `splits` and `join` filled in."""
+    """Return the nodes with `previous`, `splits` and `join` filled in.
+
+    Args:
+        nodes: The steps, by name.
+        start: The step to begin at.
+    """
     previous: dict[str, list[str]] = {name: [] for name in nodes}
     for node in nodes.values():
         for target in node.next:
@@ -230,7 +261,12 @@ def connect(nodes: Mapping[str, Node], start: str) -> dict[str, Node]:
 
 
 def outline(definition: FlowDefinition) -> dict[str, Any]:
-    """The flow's steps, what they say of themselves and who leads where; a new dict each time."""
+    """Return the flow's steps, what they say of themselves and who leads where; a new dict each
+    time.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+    """
     graph = definition.graph
     return {
         "file": definition.file,
@@ -262,7 +298,12 @@ def outline(definition: FlowDefinition) -> dict[str, Any]:
 
 
 def node_outline(node: Node, graph: Graph) -> dict[str, Any]:
-    """The step as the graph knows it."""
+    """Return the step as the graph knows it.
+
+    Args:
+        node: The step.
+        graph: The steps of the flow and the transitions between them.
+    """
     found: dict[str, Any] = {
         "name": node.name,
         "type": type_of(node, graph),
@@ -291,7 +332,12 @@ def _decorator(decorator: Any) -> dict[str, Any]:
 
 
 def type_of(node: Node, graph: Graph) -> str:
-    """The kind of a step, in the words of Metaflow's client."""
+    """Return the kind of a step, in the words of Metaflow's client.
+
+    Args:
+        node: The step.
+        graph: The steps of the flow and the transitions between them.
+    """
     match node.kind:
         case Kind.LINEAR:
             if node.is_join:
@@ -312,9 +358,13 @@ def type_of(node: Node, graph: Graph) -> str:
 
 
 def structure(graph: Graph) -> list[Any]:
-    """The steps in order, what lies between a split and its join as a list of branches, and the
-    ways of a switch up to the end of what is around it. Where ways meet again, their lists share
-    what follows."""
+    """Return the steps in order, what lies between a split and its join as a list of branches, and
+    the ways of a switch up to the end of what is around it. Where ways meet again, their lists
+    share what follows.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+    """
     blocks: dict[tuple[str, str], list[Any]] = {}
 
     def block(step: str, end: str) -> list[Any]:

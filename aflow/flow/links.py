@@ -45,7 +45,11 @@ class LinkReader:
         self._self = arguments[0].arg if arguments else "self"
 
     def read(self, *, is_end: bool) -> Link:
-        """The step's link; of kind END for the end step, which must have no self.next()."""
+        """Return the step's link; of kind END for the end step, which must have no self.next().
+
+        Args:
+            is_end: Whether it is the last step.
+        """
         calls = list(self._calls())
         if is_end:
             if calls:
@@ -226,10 +230,17 @@ class LinkReader:
 
 
 def parsed(text: str | bytes) -> ast.Module:
-    """The syntax tree of a source; raises SyntaxError and ValueError as `ast.parse` does.
+    """Return the syntax tree of a source.
 
     CPython before 3.13 counts the depth of a tree for all threads together: one that is parsed
     while another thread parses may end with SystemError. Then it is parsed again.
+
+    Args:
+        text: The text.
+
+    Raises:
+        SyntaxError: As `ast.parse` does.
+        ValueError: As `ast.parse` does.
     """
     tries = 0
     while True:
@@ -273,8 +284,14 @@ def _statements(block: ast.AST) -> Iterator[ast.AST]:
 
 
 def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function below all decorators that keep `__wrapped__`. Raises ValueError for one that
-    wraps itself."""
+    """Return the function below all decorators that keep `__wrapped__`.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+
+    Raises:
+        ValueError: For one that wraps itself.
+    """
     if not hasattr(function, "__wrapped__"):
         return function
     from inspect import unwrap  # see aflow/_core/deferred.py
@@ -295,9 +312,14 @@ class Sources:
         self._files: dict[str, SourceFile] = {}
 
     def function(self, function: Callable[..., Any]) -> tuple[str, FunctionNode]:
-        """File and syntax tree of a step's function, through decorators that keep `__wrapped__`.
+        """Return file and syntax tree of a step's function, through decorators that keep
+        `__wrapped__`.
 
-        Raises InvalidFlow where there is no source, or it is not the one that was imported.
+        Args:
+            function: The function that is decorated; None where options are given.
+
+        Raises:
+            InvalidFlow: There is no source, or it is not the one that was imported.
         """
         inner = unwrapped(function)
         if not isinstance(inner, FunctionType):
@@ -327,7 +349,12 @@ class Sources:
         return file, tree
 
     def class_line(self, file: str, qualname: str) -> int:
-        """The line on which the class begins; 0 where it is not known."""
+        """Return the line on which the class begins; 0 where it is not known.
+
+        Args:
+            file: The path of the file.
+            qualname: The qualified name of the class.
+        """
         source = self._parsed(file, {})
         return source.classes.get(qualname, 0) if source else 0
 

@@ -29,7 +29,11 @@ Rule = Callable[[FlowDefinition], Iterable[InvalidFlow]]
 
 
 def check(definition: FlowDefinition) -> list[InvalidFlow]:
-    """All that is wrong with the flow, each with file and line; empty where nothing is."""
+    """Return all that is wrong with the flow, each with file and line; empty where nothing is.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+    """
     for stage in STAGES:
         problems = [problem for rule in stage for problem in rule(definition)]
         if problems:
@@ -41,18 +45,36 @@ def check(definition: FlowDefinition) -> list[InvalidFlow]:
 
 
 def what_was_read(flow: FlowDefinition) -> Iterable[InvalidFlow]:
-    """Arguments, reserved names and self.next() are as they must be."""
+    """Arguments, reserved names and self.next() are as they must be.
+
+    Args:
+        flow: The flow.
+
+    Returns:
+        What breaks the rule.
+    """
     return flow.problems
 
 
 def has_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """A flow has at least one step."""
+    """Yield a flow has at least one step.
+
+    Args:
+        flow: The flow.
+    """
     if not flow.steps:
         yield _of_flow(flow, f"Flow {flow.name} has no steps: put @step on a method.")
 
 
 def has_start_and_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """There is a first step and a last one."""
+    """There is a first step and a last one.
+
+    Args:
+        flow: The flow.
+
+    Returns:
+        What breaks the rule.
+    """
     for word, step in (("start", flow.graph.start), ("end", flow.graph.end)):
         if flow.steps and not step:
             yield _of_flow(
@@ -63,7 +85,14 @@ def has_start_and_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def one_start_and_one_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """At most one step is marked as start, and none is named so beside it; the same for end."""
+    """At most one step is marked as start, and none is named so beside it.
+
+    Args:
+        flow: The flow.
+
+    Returns:
+        The same for end.
+    """
     for word in ("start", "end"):
         marked = [
             name for name, step in flow.steps.items() if getattr(step_mark(step.function), word)
@@ -79,7 +108,11 @@ def one_start_and_one_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def step_names(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Names of steps are small letters, digits and _, and do not begin with _."""
+    """Yield names of steps are small letters, digits and _, and do not begin with _.
+
+    Args:
+        flow: The flow.
+    """
     for node in flow.graph.nodes.values():
         if not STEP_NAME.match(node.name):
             yield _of_node(
@@ -90,7 +123,11 @@ def step_names(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """What a step leads to is a step."""
+    """Yield what a step leads to is a step.
+
+    Args:
+        flow: The flow.
+    """
     for node in flow.graph.nodes.values():
         for name in node.next:
             if name not in flow.steps:
@@ -102,7 +139,14 @@ def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """@catch stands where the way on does not depend on what the step computes."""
+    """@catch stands where the way on does not depend on what the step computes.
+
+    Args:
+        flow: The flow.
+
+    Returns:
+        What breaks the rule.
+    """
     for step in flow.steps.values():
         kind = flow.graph[step.name].kind
         if step.decorator("catch") and kind in (Kind.FOREACH, Kind.PARALLEL, Kind.SWITCH):
@@ -114,7 +158,11 @@ def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]
 
 
 def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """The members of a gang start together, however many they are."""
+    """Yield the members of a gang start together, however many they are.
+
+    Args:
+        flow: The flow.
+    """
     for step in flow.steps.values():
         if step.decorator("concurrency") and any(
             node.kind is Kind.PARALLEL and step.name in node.next
@@ -128,7 +176,11 @@ def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Names of parameters differ, and are not options of run."""
+    """Yield names of parameters differ, and are not options of run.
+
+    Args:
+        flow: The flow.
+    """
     for problem in declaration_problems(flow.parameters):
         yield _of_flow(flow, problem)
 
@@ -137,7 +189,11 @@ def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def all_steps_are_reached(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Every step can be reached from the first."""
+    """Yield every step can be reached from the first.
+
+    Args:
+        flow: The flow.
+    """
     within = reachable(flow.graph.nodes, flow.graph.start)
     for node in flow.graph.nodes.values():
         if node.name not in within:
@@ -149,7 +205,11 @@ def all_steps_are_reached(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """No way leads back, but that of a switch to itself."""
+    """Yield no way leads back, but that of a switch to itself.
+
+    Args:
+        flow: The flow.
+    """
     for node in flow.graph.nodes.values():
         if node.name in node.next and (node.kind is not Kind.SWITCH or node.is_join):
             yield _of_node(
@@ -169,7 +229,14 @@ def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def switches_have_a_way_out(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Not all cases of a switch lead to itself."""
+    """Not all cases of a switch lead to itself.
+
+    Args:
+        flow: The flow.
+
+    Returns:
+        What breaks the rule.
+    """
     for node in flow.graph.nodes.values():
         if node.kind is Kind.SWITCH and set(node.next) == {node.name}:
             yield _of_node(
@@ -180,7 +247,14 @@ def switches_have_a_way_out(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def no_join_right_after_its_split(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Between a split and its join is at least one step on every branch."""
+    """Between a split and its join is at least one step on every branch.
+
+    Args:
+        flow: The flow.
+
+    Returns:
+        What breaks the rule.
+    """
     for node in flow.graph.nodes.values():
         for name in node.next:
             if node.kind in OPENERS and flow.graph[name].is_join:
@@ -195,7 +269,11 @@ def no_join_right_after_its_split(flow: FlowDefinition) -> Iterator[InvalidFlow]
 
 
 def splits_are_closed(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Every split is closed by one join of all its branches, the innermost first."""
+    """Yield every split is closed by one join of all its branches, the innermost first.
+
+    Args:
+        flow: The flow.
+    """
     nodes = flow.graph.nodes
     for name, ways in ways_to(nodes, flow.graph.start).items():
         story = _join_fault(flow, name, ways) if nodes[name].is_join else _step_fault(name, ways)

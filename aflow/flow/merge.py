@@ -44,7 +44,12 @@ class Merge:
         self._count = 0
 
     def add(self, label: str, digests: Mapping[str, str]) -> None:
-        """One more input: `label` names it to people, `digests` are its artifacts."""
+        """One more input: `label` names it to people, `digests` are its artifacts.
+
+        Args:
+            label: What the input is called in errors.
+            digests: The digests of the input's artifacts, by name.
+        """
         first, refused = self._first, self._refused
         for name, digest in digests.items():
             known = first.get(name)
@@ -56,10 +61,12 @@ class Merge:
         self._count += 1
 
     def plan(self) -> dict[str, int]:
-        """Artifact -> position of the input to take it from.
+        """Return from which input each artifact is taken: its position, by name.
 
-        Raises UnhandledInMergeArtifacts where inputs differ, and MissingInMergeArtifacts for a
-        name in `include` that no input has and the join has not set.
+        Raises:
+            UnhandledInMergeArtifacts: The inputs differ in an artifact.
+            MissingInMergeArtifacts: A name in `include` is in no input, and the join has not set
+                it.
         """
         if self._conflicts:
             raise self._unhandled()
@@ -93,10 +100,20 @@ def plan_merge(
     include: Collection[str] = (),
     skip: Collection[str] = (),
 ) -> dict[str, int]:
-    """Artifact -> position in `inputs` of the one to take it from; see Merge.
+    """Return from which input each artifact is taken; see Merge. Raises what `Merge.plan` raises.
 
-    `inputs` are (label, {artifact: digest}), in order. Raises MergeArtifactsError where both
-    `exclude` and `include` are given, and what `Merge.plan` raises.
+    Args:
+        set_already: The artifacts that the join has set itself.
+        inputs: Label and digests by artifact of each input, in order.
+        exclude: Artifacts that are not merged.
+        include: The only artifacts that are merged.
+        skip: Artifacts that are not merged, without an error.
+
+    Returns:
+        The position of the input, by artifact.
+
+    Raises:
+        MergeArtifactsError: Both `exclude` and `include` are given.
     """
     merge = Merge(set_already, exclude, include, skip)
     for label, digests in inputs:

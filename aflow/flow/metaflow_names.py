@@ -103,7 +103,7 @@ class FlowGraph:
         return iter(self.nodes.values())
 
     def output_steps(self) -> tuple[dict[str, Any], list[Any]]:
-        """The steps by name, and how they lie between splits and joins."""
+        """Return the steps by name, and how they lie between splits and joins."""
         found = outline(self._definition)
         return found["steps"], found["graph_structure"]
 

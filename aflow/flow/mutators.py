@@ -55,7 +55,7 @@ class Draft:
         self.pre_mutate = True
 
     def finished(self) -> FlowDefinition:
-        """The flow as it has become."""
+        """Return the flow as it has become."""
         steps = {
             name: replace(step, decorators=tuple(self.steps[name]))
             for name, step in self.definition.steps.items()
@@ -69,14 +69,25 @@ class Draft:
         )
 
     def attach(self, decorators: Sequence[Any]) -> None:
-        """Put decorators from outside around every step that has none of the kind."""
+        """Put decorators from outside around every step that has none of the kind.
+
+        Args:
+            decorators: The decorators.
+        """
         for there in self.steps.values():
             for decorator in decorators:
                 if all(each.name != decorator.name for each in there):
                     there.insert(0, decorator)
 
     def only_in_pre_mutate(self, what: str) -> None:
-        """Raise InvalidDecorator where it is too late for that."""
+        """Check that a change is still possible.
+
+        Args:
+            what: The name of the change, for the error.
+
+        Raises:
+            InvalidDecorator: It is possible in pre_mutate alone.
+        """
         if not self.pre_mutate:
             raise InvalidDecorator(f"{what} in pre_mutate alone.")
 
@@ -151,11 +162,18 @@ class MutableStep(_Mutable):
         deco_kwargs: Mapping[str, Any] | None = None,
         duplicates: int = Duplicates.IGNORE,
     ) -> Any:
-        """Add a decorator: itself (`retry`, a custom one), or its name, or `name:option=value`. It
-        becomes the outermost.
+        """Add a decorator. It becomes the outermost.
 
-        Where the step has one of the kind, of which it can have but one: IGNORE keeps that one,
-        OVERRIDE replaces it, ERROR raises InvalidDecorator. Gives the decorator, None if ignored.
+        Args:
+            deco_type: The decorator itself (`retry`, a custom one), its name, or
+                `name:option=value`.
+            deco_args: The arguments of the decorator; None for none.
+            deco_kwargs: The options of the decorator; None for none.
+            duplicates: Where the step has one of the kind, of which it can have but one: IGNORE
+                keeps that one, OVERRIDE replaces it, ERROR raises InvalidDecorator.
+
+        Returns:
+            The decorator; None if it was ignored.
         """
         made = _made(self._draft, deco_type, deco_args or [], deco_kwargs or {})
         if isinstance(made, StepMutator):
@@ -175,8 +193,16 @@ class MutableStep(_Mutable):
         deco_args: list[Any] | None = None,
         deco_kwargs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Remove the decorators of this name (and options, if they are given); whether there were
-        any."""
+        """Remove the decorators of this name (and options, if they are given).
+
+        Args:
+            deco_name: The name of the decorator.
+            deco_args: The arguments of the decorator; None for none.
+            deco_kwargs: The options of the decorator; None for none.
+
+        Returns:
+            Whether there were any.
+        """
         there = self._draft.steps[self.name]
         gone = [each for each in there if _matches(each, deco_name, deco_args, deco_kwargs)]
         if any(isinstance(each, StepMutator) for each in gone):
@@ -213,9 +239,17 @@ class MutableFlow(_Mutable):
         return map(_spec_of, [*self._draft.decorators, *self._draft.flow_mutators])
 
     def add_parameter(self, name: str, value: Parameter, overwrite: bool = False) -> None:
-        """Add a parameter, which steps read as `self.<name>`. Raises InvalidDecorator where the
-        class has that name already (or a parameter has it, unless `overwrite`), and outside of
-        pre_mutate."""
+        """Add a parameter, which steps read as `self.<name>`.
+
+        Args:
+            name: The name.
+            value: The value.
+            overwrite: Whether a parameter of this name is replaced.
+
+        Raises:
+            InvalidDecorator: Where the class has that name already (or a parameter has it, unless
+                `overwrite`), and outside of pre_mutate.
+        """
         definition = self._draft.definition
         self._draft.only_in_pre_mutate("parameters are added")
         if not isinstance(value, Parameter):
@@ -228,8 +262,17 @@ class MutableFlow(_Mutable):
         self._draft.parameters[name] = value
 
     def remove_parameter(self, parameter_name: str) -> bool:
-        """Remove the parameter of this name (or attribute); whether there was one. Raises
-        InvalidDecorator outside of pre_mutate."""
+        """Remove the parameter of this name (or attribute).
+
+        Args:
+            parameter_name: The name of the parameter.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            InvalidDecorator: Outside of pre_mutate.
+        """
         self._draft.only_in_pre_mutate("parameters are removed")
         there = self._draft.parameters
         by_name = [attribute for attribute, each in there.items() if each.name == parameter_name]
@@ -243,7 +286,17 @@ class MutableFlow(_Mutable):
         duplicates: int = Duplicates.IGNORE,
     ) -> Any:
         """Add a decorator to the flow itself, or a mutator of flows (in pre_mutate alone); see
-        `MutableStep.add_decorator`."""
+        `MutableStep.add_decorator`.
+
+        Args:
+            deco_type: The decorator, or its name with options.
+            deco_args: The arguments of the decorator; None for none.
+            deco_kwargs: The options of the decorator; None for none.
+            duplicates: What happens where there is one already: IGNORE, OVERRIDE or ERROR.
+
+        Returns:
+            The decorator; None if it was ignored.
+        """
         draft = self._draft
         made = _made_for_flow(draft, deco_type, deco_args or [], deco_kwargs or {})
         if isinstance(made, FlowMutator):
@@ -267,8 +320,19 @@ class MutableFlow(_Mutable):
         deco_args: list[Any] | None = None,
         deco_kwargs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Remove the flow's own decorators of this name; whether there were any. Raises
-        InvalidDecorator for a mutator."""
+        """Remove the flow's own decorators of this name.
+
+        Args:
+            deco_name: The name of the decorator.
+            deco_args: The arguments of the decorator; None for none.
+            deco_kwargs: The options of the decorator; None for none.
+
+        Returns:
+            Whether there were any.
+
+        Raises:
+            InvalidDecorator: For a mutator.
+        """
         if any(_matches(each, deco_name, None, None) for each in self._draft.flow_mutators):
             raise InvalidDecorator(f"{deco_name!r} is a mutator of the flow, which stays.")
         there = self._draft.decorators
@@ -352,7 +416,17 @@ def _no_places(name: str, args: list[Any]) -> None:
 def named(
     name: str, args: list[Any], kwargs: Mapping[str, Any], configs: Mapping[str, Any]
 ) -> StepDecorator | OnStep:
-    """The step decorator of this name, ours or a custom one; raises InvalidDecorator."""
+    """Return the step decorator of this name, ours or a custom one.
+
+    Args:
+        name: The name.
+        args: The arguments of the decorator.
+        kwargs: The options of the decorator.
+        configs: The configs, by name.
+
+    Raises:
+        InvalidDecorator: The decorator is unknown, or does not take the option.
+    """
     if name not in KINDS:
         custom = custom_named(name)
         if custom is not None:
@@ -384,10 +458,16 @@ def _made_for_flow(
 
 
 def mutated(definition: FlowDefinition, attached: Sequence[Any] = ()) -> FlowDefinition:
-    """The flow after its mutators: pre_mutate of those of the flow, then of steps; then mutate in
-    the same order. `attached` are decorators from outside, which mutate sees on every step.
+    """Return the flow after its mutators: pre_mutate of those of the flow, then of steps; then
+    mutate in the same order. `attached` are decorators from outside, which mutate sees on every
+    step.
 
-    Raises InvalidDecorator, naming the mutator that failed.
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        attached: The decorators that are attached already.
+
+    Raises:
+        InvalidDecorator: The error is raised naming the mutator that failed.
     """
     draft = Draft(_evaluated(definition))
     for name in draft.steps:

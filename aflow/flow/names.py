@@ -25,7 +25,11 @@ STEP_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 def is_artifact_name(value: object) -> bool:
-    """Whether a step may give this name to an artifact."""
+    """Return whether a step may give this name to an artifact.
+
+    Args:
+        value: The value.
+    """
     return (
         isinstance(value, str)
         and value.isidentifier()
@@ -35,7 +39,12 @@ def is_artifact_name(value: object) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name that is nearest, empty if none is near."""
+    """Return ` Did you mean 'x'?` for the known name that is nearest; empty if none is near.
+
+    Args:
+        name: The name.
+        known: The names that exist.
+    """
     import difflib  # only where something is wrong: start-up does not pay for it
 
     near = difflib.get_close_matches(name, list(known), n=1)
@@ -43,13 +52,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """The value's repr, cut to fit into a sentence."""
+    """Return the value's repr, cut to fit into a sentence.
+
+    Args:
+        value: The value.
+    """
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it: functions and classes by their names, others as text."""
+    """Return the value as JSON can hold it: functions and classes by their names, others as text.
+
+    Args:
+        value: The value.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -60,8 +77,12 @@ def plain(value: Any) -> Any:
 
 
 def place(error: BaseException) -> str:
-    """Where in the code that we called it was raised, as an addition to a
-    sentence: " (file, line 3)"; nothing if we could not even call it."""
+    """Return where in the code that we called it was raised, as an addition to a sentence: " (file,
+    line 3)"; nothing if we could not even call it.
+
+    Args:
+        error: The exception.
+    """
     trace = error.__traceback__
     trace = trace.tb_next if trace else None
     if trace is None:

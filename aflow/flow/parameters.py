@@ -148,9 +148,14 @@ class Parameter:
         return self if instance is None else instance.__getattr__(self.attribute)
 
     def convert(self, value: Any) -> Any:
-        """The value in the parameter's type, from what was written or from a value of Python.
+        """Return the value in the parameter's type, from what was written or from a value of
+        Python.
 
-        Raises InvalidParameter, which names the parameter, the value and what is expected.
+        Args:
+            value: The value.
+
+        Raises:
+            InvalidParameter: It names the parameter, the value and what is expected.
         """
         if self.multiple:
             several = value if isinstance(value, list | tuple) else [value]
@@ -196,11 +201,20 @@ class Parameter:
 
     @staticmethod
     def type_of(value: Any) -> Any:
-        """The type that a parameter with this default has, if it declares none."""
+        """Return the type that a parameter with this default has, if it declares none.
+
+        Args:
+            value: The value.
+        """
         return _type_of(value)
 
     def plain(self, value: Any) -> Any:
-        """A value of the parameter as JSON can hold it; `convert` makes the value of it again."""
+        """Return a value of the parameter as JSON can hold it; `convert` makes the value of it
+        again.
+
+        Args:
+            value: The value.
+        """
         if isinstance(value, list | tuple):
             return [self.plain(each) for each in value]
         if value is None or isinstance(value, str | int | float | dict):
@@ -208,8 +222,15 @@ class Parameter:
         return self.plain(value.value) if isinstance(value, Enum) else str(value)
 
     def value_of_default(self, context: Callable[[str], ParameterContext]) -> Any:
-        """The value where none was given; raises InvalidParameter where a function as the default
-        fails, or gives a value of another type."""
+        """Return the value where none was given.
+
+        Args:
+            context: Makes the context of deploy-time functions.
+
+        Raises:
+            InvalidParameter: Where a function as the default fails, or gives a value of another
+                type.
+        """
         if self.default is None and self.multiple:
             return ()
         if self.default is None and self.type is bool and self.click_options.get("is_flag"):
@@ -268,7 +289,11 @@ class Parameter:
 
 
 def type_name(type: Any) -> str:
-    """The name of a parameter's type, for people."""
+    """Return the name of a parameter's type, for people.
+
+    Args:
+        type: The type.
+    """
     if type is JSONType:
         return "JSON"
     if isinstance(type, tuple):
@@ -425,7 +450,11 @@ _EXPECTED: dict[Any, str] = {
 
 
 def declaration_problems(parameters: Mapping[str, Parameter]) -> Iterator[str]:
-    """What is wrong with the parameters of a flow taken together, a sentence each."""
+    """Yield what is wrong with the parameters of a flow taken together, a sentence each.
+
+    Args:
+        parameters: The parameters, by attribute.
+    """
     seen: dict[str, str] = {}
     for parameter in parameters.values():
         plain = plain_name(parameter.name)
@@ -447,12 +476,19 @@ def resolve(
     given: Mapping[str, Any],
     context_factory: Callable[[str], ParameterContext],
 ) -> dict[str, Any]:
-    """The values of all parameters of a flow, by attribute, in the order declared.
+    """Return the values of all parameters of a flow, by attribute, in the order declared.
 
-    `given` maps names to values (None counts as not given), `context_factory` makes the context
-    of a default that is a function from the parameter's name. Raises InvalidParameter for an
-    unknown name, a value of the wrong type, a missing required one, and a declaration that cannot
-    be used.
+    `given` maps names to values (None counts as not given), `context_factory` makes the context of
+    a default that is a function from the parameter's name.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        given: What was given, by name.
+        context_factory: Makes the context of deploy-time functions, by the name of the parameter.
+
+    Raises:
+        InvalidParameter: For an unknown name, a value of the wrong type, a missing required one,
+            and a declaration that cannot be used.
     """
     for problem in declaration_problems(definition.parameters):
         raise InvalidParameter(problem)
@@ -487,7 +523,11 @@ def _given(definition: FlowDefinition, given: Mapping[str, Any]) -> dict[str, An
 
 
 def plain_name(name: str) -> str:
-    """The name in the form in which names of parameters are compared."""
+    """Return the name in the form in which names of parameters are compared.
+
+    Args:
+        name: The name.
+    """
     return name.lower().replace("-", "_")
 
 
@@ -539,8 +579,15 @@ class IncludeFile(Parameter):
         self.parser = parser
 
     def content(self, path: str, read: Callable[[str], bytes]) -> Any:
-        """The value: what the file at `path` holds. Raises InvalidParameter where it cannot be
-        read, decoded or parsed."""
+        """Return the value: what the file at `path` holds.
+
+        Args:
+            path: The path or URL of the file.
+            read: Reads a file, by its path.
+
+        Raises:
+            InvalidParameter: Where it cannot be read, decoded or parsed.
+        """
         try:
             data = read(path)
         except OSError as error:

@@ -36,12 +36,16 @@ class Members(NamedTuple):
 
 
 def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None) -> FlowDefinition:
-    """The definition of a flow class; `root` is FlowSpec, whose own members are not part of it.
-    `known` is its graph, where another process has read it from the same source: tasks do without
-    parsing it again.
+    """Return the definition of a flow class; `root` is FlowSpec, whose own members are not part of
+    it. `known` is its graph, where another process has read it from the same source: tasks do
+    without parsing it again. All that is wrong with what it says is in `problems`, for lint.
 
-    Raises InvalidFlow where the source of a step is not available. All that is wrong with what it
-    says is in `problems`, for lint.
+    Args:
+        root: The class of the flow.
+        known: What is known already.
+
+    Raises:
+        InvalidFlow: Where the source of a step is not available.
     """
     members = _members(cls, root)
     if known is not None and known.nodes.keys() == members.steps.keys():

@@ -57,8 +57,20 @@ def follow(
     num_parallel: int | None,
     condition: str | None,
 ) -> NextCall:
-    """The transition that a call of self.next() asks for; raises InvalidTransition if it is not
-    the one of the graph, or the value of a switch is none of its cases."""
+    """Return the transition that a call of self.next() asks for.
+
+    Args:
+        flow: The flow.
+        node: The step.
+        steps: The steps that follow.
+        foreach: The name of the artifact whose items get a task each.
+        num_parallel: How many tasks the gang has.
+        condition: The name of the artifact that a switch goes by.
+
+    Raises:
+        InvalidTransition: If it is not the one of the graph, or the value of a switch is none of
+            its cases.
+    """
     if node.kind is Kind.SWITCH:
         return _choose(flow, node, steps, condition)
     names = tuple([getattr(step, "__name__", None) for step in steps])
@@ -127,7 +139,11 @@ _only_defined = False
 
 
 def set_launcher(launcher: Callable[[FlowSpec], None]) -> None:
-    """Say what `MyFlow()` does: it calls `launcher` with the new object."""
+    """Say what `MyFlow()` does: it calls `launcher` with the new object.
+
+    Args:
+        launcher: Called when a flow is made by its program.
+    """
     global _launcher
     _launcher = launcher
 
@@ -193,14 +209,20 @@ class TaskContext(Protocol):
         """The item of the innermost foreach around the task; None outside of any."""
 
     def load(self, name: str) -> Any:
-        """The value of an artifact of an earlier task, or of a parameter; raises
-        ArtifactNotFound."""
+        """Return the value of an artifact of an earlier task, or of a parameter.
+
+        Args:
+            name: The name.
+
+        Raises:
+            ArtifactNotFound: No earlier step has left the artifact.
+        """
 
     def names(self) -> set[str]:
-        """The names of all that `load` can give."""
+        """Return the names of all that `load` can give."""
 
     def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
-        """The levels of foreach around the task, outermost first: index, splits, item."""
+        """Return the levels of foreach around the task, outermost first: index, splits, item."""
 
     @property
     def definition(self) -> FlowDefinition:
@@ -217,7 +239,14 @@ class TaskContext(Protocol):
         exclude: Collection[str] | None,
         include: Collection[str] | None,
     ) -> None:
-        """Copy what the inputs of a join agree on; see FlowSpec.merge_artifacts."""
+        """Copy what the inputs of a join agree on; see FlowSpec.merge_artifacts.
+
+        Args:
+            flow: The flow.
+            inputs: The inputs of the join.
+            exclude: Artifacts that are not merged.
+            include: The only artifacts that are merged.
+        """
 
 
 class FlowSpec:
@@ -290,8 +319,15 @@ class FlowSpec:
     ) -> None:
         """Say which steps follow; the last statement of every step but the end.
 
-        Raises InvalidTransition where the call is not the one that the source says, is the second
-        one, or the value of a switch is none of its cases.
+        Args:
+            *steps: The steps that follow.
+            foreach: The name of the artifact whose items get a task each.
+            num_parallel: How many tasks the gang has.
+            condition: The name of the artifact that a switch goes by.
+
+        Raises:
+            InvalidTransition: Where the call is not the one that the source says, is the second
+                one, or the value of a switch is none of its cases.
         """
         state = self.__dict__
         context = self._aflow_bound("next()")
@@ -309,10 +345,18 @@ class FlowSpec:
     ) -> None:
         """In a join, copy the artifacts on which all inputs that have them agree.
 
-        What the join has set already stays. `exclude` names artifacts to leave out, `include`
-        the only ones to take. Raises UnhandledInMergeArtifacts where inputs differ,
-        MissingInMergeArtifacts where an artifact to include is in no input, MergeArtifactsError
-        outside of a join or where both lists are given.
+        What the join has set already stays. `exclude` names artifacts to leave out, `include` the
+        only ones to take.
+
+        Args:
+            inputs: The inputs of the join.
+            exclude: Artifacts that are not merged.
+            include: The only artifacts that are merged.
+
+        Raises:
+            UnhandledInMergeArtifacts: Where inputs differ, MissingInMergeArtifacts where an
+                artifact to include is in no input, MergeArtifactsError outside of a join or where
+                both lists are given.
         """
         self._aflow_bound("merge_artifacts()").merge(self, inputs, exclude, include)
 
@@ -420,10 +464,19 @@ def step(function: F) -> F: ...
 @overload
 def step(*, start: bool = False, end: bool = False) -> Callable[[F], F]: ...
 def step(function: Any = None, *, start: bool = False, end: bool = False) -> Any:
-    """Make a step of a method: `@step`, `@step(start=True)`, `@step(end=True)`.
+    """Make a step of a method: `@step`, `@step(start=True)`, `@step(end=True)`. Without marks, the
+    steps named `start` and `end` are the first and the last. Works on `async def`.
 
-    Without marks, the steps named `start` and `end` are the first and the last. Works on
-    `async def`. Raises InvalidDecorator on what is not a function.
+    Args:
+        function: The function that is decorated; None where options are given.
+        start: Whether it is the first step.
+        end: Whether it is the last step.
+
+    Returns:
+        The method, or what makes a step of one.
+
+    Raises:
+        InvalidDecorator: It is not a function.
     """
     mark = StepMark(bool(start), bool(end))
 
@@ -438,11 +491,15 @@ def step(function: Any = None, *, start: bool = False, end: bool = False) -> Any
 
 
 def define(cls: type[FlowSpec], graph: Graph | None = None) -> FlowDefinition:
-    """All there is to know about a flow class; read once and kept on the class. Where the graph is
-    known from another process, the source is not read.
+    """Return all there is to know about a flow class; read once and kept on the class. Where the
+    graph is known from another process, the source is not read. Whether what it says is a flow that
+    can run is for `lint.check` to say.
 
-    Raises InvalidFlow, with file and line, where the source cannot be read. Whether what it says
-    is a flow that can run is for `lint.check` to say.
+    Args:
+        graph: The graph; None to read it.
+
+    Raises:
+        InvalidFlow: The error is raised with file and line, where the source cannot be read.
     """
     definition: FlowDefinition | None = cls.__dict__.get("_aflow_definition")
     if definition is None:
@@ -475,12 +532,21 @@ def _after_artifacts(own: Callable[[Any, str], Any]) -> Callable[[Any, str], Any
 
 
 def new_instance(definition: FlowDefinition) -> FlowSpec:
-    """An instance of the flow to run one task with; its __init__ is not called."""
+    """Return an instance of the flow to run one task with; its __init__ is not called.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+    """
     return object.__new__(definition.cls)
 
 
 def bind(flow: FlowSpec, context: TaskContext) -> None:
-    """Let the instance read from `context`, and refuse to set what may not be set."""
+    """Let the instance read from `context`, and refuse to set what may not be set.
+
+    Args:
+        flow: The flow.
+        context: The task that runs.
+    """
     define(type(flow))
     state = flow.__dict__
     state["_aflow_context"] = context
@@ -506,7 +572,11 @@ def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
 
 
 def left_artifacts(flow: FlowSpec) -> dict[str, Any]:
-    """What the step has set, or read and may have changed: its artifacts by name."""
+    """Return what the step has set, or read and may have changed: its artifacts by name.
+
+    Args:
+        flow: The flow.
+    """
     context: TaskContext | None = flow.__dict__.get("_aflow_context")
     read_only = context.read_only if context is not None else frozenset()
     return {

@@ -39,8 +39,12 @@ run = click.Command("run", params=[*run_options()])
 def extract_all_params(
     cmd_obj: click.Command,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The parameters of a command: their signatures, its arguments, its options, and the types and
-    the defaults, all by name."""
+    """Return the parameters of a command: their signatures, its arguments, its options, and the
+    types and the defaults, all by name.
+
+    Args:
+        cmd_obj: The command of click.
+    """
     signatures: dict[str, inspect.Parameter] = {}
     arguments: dict[str, Any] = {}
     options: dict[str, Any] = {}

@@ -39,8 +39,13 @@ _PIECE = 1 << 16
 
 
 def program(flow_file: str) -> list[str]:
-    """What runs the flow's file: where aflow stands for Metaflow here, it has to do so there, if
-    the file has a use for it. (A file of several flows may itself choose one when it is run.)"""
+    """Return what runs the flow's file: where aflow stands for Metaflow here, it has to do so
+    there, if the file has a use for it. (A file of several flows may itself choose one when it is
+    run.)
+
+    Args:
+        flow_file: The path of the flow's file.
+    """
     if stands_for_metaflow() and b"metaflow" in Path(flow_file).read_bytes():
         return [sys.executable, "-m", "aflow", "--compat", flow_file]
     return [sys.executable, flow_file]
@@ -87,8 +92,15 @@ class RunningCommand:
     # ------------------------------------------------------------ waiting
 
     def wait_here(self, show: bool) -> int:
-        """Wait for the end and give the exit code; with `show`, copy the output meanwhile. What
-        interrupts the waiting stops the process, too."""
+        """Wait for the end of the command. An exception that interrupts the waiting stops the
+        process, too.
+
+        Args:
+            show: Whether the output is copied meanwhile.
+
+        Returns:
+            The exit code.
+        """
         try:
             if show:
                 self._copy_until_ended()
@@ -118,7 +130,12 @@ class RunningCommand:
         stream: Stream | None = None,
     ) -> None:
         """Wait for the end, printing one of the streams meanwhile if it is named. A process that
-        takes longer than `timeout` seconds is stopped."""
+        takes longer than `timeout` seconds is stopped.
+
+        Args:
+            timeout: After how many seconds it gives up; None for never.
+            stream: `stdout` or `stderr`, to be printed meanwhile; None for neither.
+        """
         body = self.ended() if stream is None else self.emit_logs(stream)
         try:
             await asyncio.wait_for(body, timeout)
@@ -127,14 +144,21 @@ class RunningCommand:
             await in_thread(self.kill)
 
     async def ended(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end.
+
+        Returns:
+            The exit code.
+        """
         with _end_of(self.process) as ended:
             await _readable([ended])
         return self.process.wait()
 
     def kill(self, termination_timeout: float = 10.0) -> None:
-        """Stop the process: it may end its tasks first, for this many seconds. May be called
-        late."""
+        """Stop the process: it may end its tasks first, for this many seconds. May be called late.
+
+        Args:
+            termination_timeout: Seconds between SIGTERM and SIGKILL.
+        """
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -146,15 +170,27 @@ class RunningCommand:
     # ------------------------------------------------------------ output
 
     def output(self, stream: Stream) -> str:
-        """What the process has written so far; raises InvalidInput when it was cleaned up."""
+        """Return what the process has written so far.
+
+        Args:
+            stream: The stream of the log: stdout or stderr.
+
+        Raises:
+            InvalidInput: When it was cleaned up.
+        """
         with self._opened(stream) as file:
             return file.read()
 
     async def stream_log(
         self, stream: Stream, position: int | None = None
     ) -> AsyncIterator[tuple[int, str]]:
-        """The lines of a stream as they come, until the process ends: each with the position
-        behind it, from which another call may go on."""
+        """Yield the lines of a stream as they come, until the process ends: each with the position
+        behind it, from which another call may go on.
+
+        Args:
+            stream: The stream of the log: stdout or stderr.
+            position: The position to begin at; None for the start.
+        """
         with self._opened(stream) as file:
             file.seek(position or 0)
             over = False
@@ -181,7 +217,12 @@ class RunningCommand:
     async def emit_logs(
         self, stream: Stream = "stdout", custom_logger: Callable[[str], object] | None = None
     ) -> None:
-        """Give every line of a stream to the function (else to stdout), until the process ends."""
+        """Give every line of a stream to the function (else to stdout), until the process ends.
+
+        Args:
+            stream: The stream of the log: stdout or stderr.
+            custom_logger: Takes each line; None for stdout.
+        """
         async for _, line in self.stream_log(stream):
             if custom_logger is None:
                 sys.stdout.write(line + "\n")
@@ -265,7 +306,14 @@ class Announcement:
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
 
     def enclose(self, values: Mapping[str, Any]) -> Path:
-        """Write values for the command into a file beside the pipe; its path."""
+        """Write values for the command into a file beside the pipe.
+
+        Args:
+            values: The variables, by name.
+
+        Returns:
+            Its path.
+        """
         file = Path(self._folder) / "parameters.json"
         file.touch(0o600)
         file.write_text(json.dumps(values))
@@ -279,8 +327,13 @@ class Announcement:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def wait(self, process: subprocess.Popen[bytes], at_most: float) -> bytes:
-        """What was said; empty if the process has ended, or this many seconds are over, and nothing
-        was."""
+        """Return what was said; empty if the process has ended, or this many seconds are over, and
+        nothing was.
+
+        Args:
+            process: The process of the command.
+            at_most: How many seconds.
+        """
         with _end_of(process) as ended:
             try:
                 await asyncio.wait_for(_readable([self._fd, ended]), at_most)
@@ -289,7 +342,7 @@ class Announcement:
         return self.read()
 
     def read(self) -> bytes:
-        """What was said so far."""
+        """Return what was said so far."""
         try:
             # It is written in one piece, which a pipe does not divide.
             return os.read(self._fd, _PIECE)
@@ -327,9 +380,18 @@ class CommandLine:
         top: Mapping[str, Any],
         given: Mapping[str, Any],
     ) -> Words:
-        """`[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have two words. Raises FlowFileError for
-        a file that holds no flow, InvalidInput for an option that is not there, or a value that
-        cannot be written."""
+        """Return the arguments `[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have two words.
+
+        Args:
+            command: The name of the command.
+            arguments: The arguments of the command.
+            top: The options before the command, by name.
+            given: The options of the command, by name.
+
+        Raises:
+            FlowFileError: The file does not hold a flow.
+            InvalidInput: An option does not exist, or has a value that cannot be written.
+        """
         ahead = self._options("", _without_none(top))
         behind = self._options(command, _without_none(given))
         words = [*ahead.words, *command.split(), *behind.words, *arguments]

@@ -57,7 +57,11 @@ class Deployer:
         self._line = CommandLine(Path(self.flow_file))
 
     def step_functions(self, name: str | None = None) -> StepFunctionsDeployer:
-        """The flow on AWS Step Functions, as a state machine of this name (else the flow's)."""
+        """Return the flow on AWS Step Functions, as a state machine of this name (else the flow's).
+
+        Args:
+            name: The name of the deployed flow; None for its own.
+        """
         return StepFunctionsDeployer(self, name)
 
     def result_of(
@@ -68,8 +72,18 @@ class Deployer:
         *,
         facts: bool = True,
     ) -> tuple[dict[str, Any], str]:
-        """The facts that a command writes, if it writes any, and what it prints. Raises
-        InvalidInput for an option that it has not, and CommandFailed where it fails."""
+        """Return the facts that a command writes, if it writes any, and what it prints.
+
+        Args:
+            command: The name of the command.
+            arguments: The arguments of the command.
+            given: The options of the command, by name.
+            facts: Whether the command writes facts about its result to a file.
+
+        Raises:
+            InvalidInput: The command has no such option.
+            CommandFailed: The command has failed.
+        """
         with _file() as file:
             if facts:
                 given = {**given, "deployer_attribute_file": file}
@@ -108,7 +122,14 @@ class StepFunctionsDeployer:
         self._given = {} if name is None else {"name": name}
 
     def create(self, **options: Any) -> DeployedFlow:
-        """Deploy the flow, or its new version, with the options of `step-functions create`."""
+        """Deploy the flow, or its new version.
+
+        Args:
+            **options: The options of `step-functions create`.
+
+        Returns:
+            The deployed flow.
+        """
         given = {**self._given, **options}
         facts, _ = self._deployer.result_of("step-functions create", [], given)
         return DeployedFlow(self._deployer, self._given, facts)
@@ -135,25 +156,45 @@ class DeployedFlow:
         self.production_token: str = facts["production_token"]
 
     def trigger(self, **parameters: Any) -> TriggeredRun:
-        """Start a run with these values of parameters."""
+        """Start a run of the deployed flow.
+
+        Args:
+            **parameters: The parameters, by name.
+
+        Returns:
+            The run.
+        """
         given = {**self._given, **parameters}
         facts, _ = self._deployer.result_of("step-functions trigger", [], given)
         return TriggeredRun(self, facts["pathspec"])
 
     def list_runs(self, states: Sequence[str] = ()) -> list[ExecutionInfo]:
-        """The runs in one of these states (`RUNNING`, `TIMED_OUT`, ...), or all."""
+        """Return the runs in one of these states (`RUNNING`, `TIMED_OUT`, ...), or all.
+
+        Args:
+            states: The states of runs; empty for all.
+        """
         given = {**self._given, **{state.lower(): True for state in states}}
         _, printed = self._deployer.result_of("step-functions list-runs", [], given, facts=False)
         rows = [line.split() for line in printed.splitlines()]
         return [ExecutionInfo(row[0], row[-1]) for row in rows if row]
 
     def terminate(self, run_id: str, authorize: str | None = None) -> None:
-        """Stop a run."""
+        """Stop a run.
+
+        Args:
+            run_id: The id of the run.
+            authorize: The token of another user's deployment; None for the own one.
+        """
         given = {**self._given, "authorize": authorize}
         self._deployer.result_of("step-functions terminate", [run_id], given, facts=False)
 
     def delete(self, authorize: str | None = None) -> None:
-        """Delete the state machine, and what starts it."""
+        """Delete the state machine, and what starts it.
+
+        Args:
+            authorize: The token of another user's deployment; None for the own one.
+        """
         given = {**self._given, "authorize": authorize}
         self._deployer.result_of("step-functions delete", [], given, facts=False)
 
@@ -175,7 +216,11 @@ class TriggeredRun:
             return None
 
     def wait_for_run(self, timeout: float | None = None) -> Run:
-        """The run, as soon as its first job has begun; raises TimeoutError."""
+        """Return the run, as soon as its first job has begun; raises TimeoutError.
+
+        Args:
+            timeout: After how many seconds it gives up; None for never.
+        """
         clock = SystemClock()
         begun = clock.monotonic()
         while (found := self.run) is None:
@@ -185,5 +230,9 @@ class TriggeredRun:
         return found
 
     def terminate(self, authorize: str | None = None) -> None:
-        """Stop the run."""
+        """Stop the run.
+
+        Args:
+            authorize: The token of another user's deployment; None for the own one.
+        """
         self._deployed.terminate(self.pathspec.rpartition("/")[2], authorize)

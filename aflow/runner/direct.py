@@ -30,10 +30,16 @@ if TYPE_CHECKING:
 
 
 def run(flow: type[FlowSpec], **options: Any) -> Run:
-    """Run a flow to its end: `run(MyFlow, alpha=0.5, max_workers=4, tags=["a"])`.
+    """Run a flow to its end: `run(MyFlow, alpha=0.5, max_workers=4, tags=["a"])`. Works in a script
+    and where an event loop is running, as in a notebook; what interrupts it stops the run. Raises
+    what `arun` raises.
 
-    Takes and raises what `arun` does. Works in a script and where an event loop is running, as in
-    a notebook; what interrupts it stops the run.
+    Args:
+        flow: The class of the flow.
+        **options: The options of `arun`.
+
+    Returns:
+        What `arun` returns.
     """
     try:
         asyncio.get_running_loop()
@@ -62,7 +68,7 @@ async def arun(
     configs: Mapping[str, Any] | None = None,
     **parameters: Any,
 ) -> Run:
-    """Run a flow to its end, in the event loop of the moment; gives the client's object of the run.
+    """Run a flow to its end, in the event loop of the moment.
 
     All other keywords are parameters of the flow. `decorators` are what `--with` takes, `storage`
     and `metadata` are URLs, `configs` are values by the names of the flow's configs; what is not
@@ -71,6 +77,27 @@ async def arun(
 
     Raises RunFailed, which has the run, for a run without success; InvalidInput, InvalidFlow,
     StorageError or MetadataError where none has begun. Cancelling it stops the run.
+
+    Args:
+        flow: The class of the flow.
+        tags: The tags.
+        max_workers: How many tasks run at a time; None for the setting.
+        max_num_splits: How many items a foreach may have; None for the setting.
+        isolation: What a task shares with others: `task`, `worker`; None for the setting.
+        process: How the processes of tasks begin; None for the default.
+        decorators: Decorators for all steps, as `--with` has them.
+        fail_fast: Whether the run ends with the first task that fails for good.
+        namespace: The namespace: a tag such as `user:ada`; None for all runs.
+        branch: The branch of @project; None for the user's own.
+        production: Whether it is @project's production; None for not.
+        storage: The URL of the datastore; None for the setting.
+        metadata: The URL of the metadata store; None for the setting.
+        watch: Called with the events of the run, in order; None for nothing.
+        configs: The configs, by name; None for the defaults.
+        **parameters: The parameters, by name.
+
+    Returns:
+        The client's object of the run.
     """
     given: dict[str, Any] = {
         "max_workers": max_workers,

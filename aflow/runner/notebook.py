@@ -55,48 +55,70 @@ class NBRunner:
         )
 
     def nbrun(self, **kwargs: Any) -> Run:
-        """Run the flow to its end and clean up; gives the client's object of the run."""
+        """Run the flow to its end and clean up.
+
+        Args:
+            **kwargs: The options of the command.
+
+        Returns:
+            The client's object of the run.
+        """
         try:
             return self.runner.run(**kwargs).run
         finally:
             self.cleanup()
 
     def nbresume(self, **kwargs: Any) -> Run:
-        """Resume a run to its end and clean up; gives the client's object of the new run."""
+        """Resume a run to its end and clean up.
+
+        Args:
+            **kwargs: The options of the command.
+
+        Returns:
+            The client's object of the new run.
+        """
         try:
             return self.runner.resume(**kwargs).run
         finally:
             self.cleanup()
 
     def nbspin(self, pathspec: str, **kwargs: Any) -> Any:
-        """Run one step again and clean up; gives the client's object of the task."""
+        """Run one step again and clean up.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            **kwargs: The options of the command.
+
+        Returns:
+            The client's object of the task.
+        """
         try:
             return self.runner.spin(pathspec, **kwargs).task
         finally:
             self.cleanup()
 
     def run(self, **kwargs: Any) -> ExecutingRun:
-        """Runner.run."""
+        """See Runner.run."""
         return self.runner.run(**kwargs)
 
     def resume(self, **kwargs: Any) -> ExecutingRun:
-        """Runner.resume."""
+        """See Runner.resume."""
         return self.runner.resume(**kwargs)
 
     def spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
-        """Runner.spin."""
+        """See Runner.spin."""
         return self.runner.spin(pathspec, **kwargs)
 
     async def async_run(self, **kwargs: Any) -> ExecutingRun:
-        """Runner.async_run."""
+        """See Runner.async_run."""
         return await self.runner.async_run(**kwargs)
 
     async def async_resume(self, **kwargs: Any) -> ExecutingRun:
-        """Runner.async_resume."""
+        """See Runner.async_resume."""
         return await self.runner.async_resume(**kwargs)
 
     async def async_spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
-        """Runner.async_spin."""
+        """See Runner.async_spin."""
         return await self.runner.async_spin(pathspec, **kwargs)
 
     def cleanup(self) -> None:
@@ -145,8 +167,15 @@ def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def flow_file_of(flow: type[FlowSpec]) -> str:
-    """The text of a file that runs the flow: what stands before the class, the class, and its
-    call. Raises FlowFileError."""
+    """Return the text of a file that runs the flow: what stands before the class, the class, and
+    its call.
+
+    Args:
+        flow: The class of the flow.
+
+    Raises:
+        FlowFileError: The cell does not define the class.
+    """
     for text in _sources(flow):
         end = _end_of_class(text, flow.__name__)
         if end is not None:
@@ -174,11 +203,15 @@ def _sources(flow: type[FlowSpec]) -> Iterator[str]:
 
 
 def without_magic(cell: str, transform: Callable[[str], str]) -> str:
-    """The cell without what is for the notebook alone (`%magic`, `!command`, `help?`).
+    """Return the cell without what is for the notebook alone (`%magic`, `!command`, `help?`).
 
     `transform` is IPython's own, which makes calls of `get_ipython()` of these, and only of these:
     a `%` that begins a line inside of an expression or a text is none. Statements that make such a
     call become `pass`. Of a cell below a `%%magic` the rest counts.
+
+    Args:
+        cell: The text of the cell.
+        transform: Changes the text.
     """
     first, _, rest = cell.lstrip().partition("\n")
     if first.startswith("%%"):

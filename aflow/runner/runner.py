@@ -36,8 +36,16 @@ class ExecutingProcess:
         timeout: float | None = None,  # noqa: ASYNC109 -- the name that programs know it by
         stream: Stream | None = None,
     ) -> Self:
-        """Wait for the end, printing `stdout` or `stderr` meanwhile if one is named; after
-        `timeout` seconds the process is stopped, and `status` is `timeout`."""
+        """Wait for the end of the process. After the timeout the process is stopped, and `status`
+        is `timeout`.
+
+        Args:
+            timeout: After how many seconds it gives up; None for never.
+            stream: `stdout` or `stderr`, to be printed meanwhile; None for neither.
+
+        Returns:
+            This object.
+        """
         await self.command_obj.wait(timeout, stream)
         return self
 
@@ -69,8 +77,13 @@ class ExecutingProcess:
     async def stream_log(
         self, stream: Stream, position: int | None = None
     ) -> AsyncIterator[tuple[int, str]]:
-        """The lines of `stdout` or `stderr` as they come, each with the position behind it: from
-        there, another call goes on."""
+        """Yield the lines of `stdout` or `stderr` as they come, each with the position behind it:
+        from there, another call goes on.
+
+        Args:
+            stream: The stream of the log: stdout or stderr.
+            position: The position to begin at; None for the start.
+        """
         async for each in self.command_obj.stream_log(stream, position):
             yield each
 
@@ -157,29 +170,73 @@ class Runner:
     # ------------------------------------------------------------ to the end
 
     def run(self, **kwargs: Any) -> ExecutingRun:
-        """Run the flow to its end."""
+        """Run the flow to its end.
+
+        Args:
+            **kwargs: The options of the command.
+
+        Returns:
+            The run, with its process.
+        """
         return ExecutingRun(*self._to_the_end("run", [], kwargs))
 
     def resume(self, **kwargs: Any) -> ExecutingRun:
-        """Resume a run (`origin_run_id`, else the latest), to its end."""
+        """Resume a run (`origin_run_id`, else the latest), to its end.
+
+        Args:
+            **kwargs: The options of the command.
+
+        Returns:
+            The run, with its process.
+        """
         return ExecutingRun(*self._to_the_end("resume", [], kwargs))
 
     def spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
-        """Run one step again (`step`, `run/step` or `run/step/task`), to its end."""
+        """Run one step again (`step`, `run/step` or `run/step/task`), to its end.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            **kwargs: The options of the command.
+
+        Returns:
+            The task, with its process.
+        """
         return _spun(pathspec, *self._to_the_end("spin", [pathspec], kwargs))
 
     # ------------------------------------------------------------ until it has begun
 
     async def async_run(self, **kwargs: Any) -> ExecutingRun:
-        """Run the flow; gives the run as soon as it has begun."""
+        """Run the flow.
+
+        Args:
+            **kwargs: The options of the command.
+
+        Returns:
+            The run as soon as it has begun.
+        """
         return ExecutingRun(*await self._begun("run", [], kwargs))
 
     async def async_resume(self, **kwargs: Any) -> ExecutingRun:
-        """Resume a run; gives the new one as soon as it has begun."""
+        """Resume a run.
+
+        Args:
+            **kwargs: The options of the command.
+
+        Returns:
+            The new one as soon as it has begun.
+        """
         return ExecutingRun(*await self._begun("resume", [], kwargs))
 
     async def async_spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
-        """Run one step again; gives the task as soon as its run has begun."""
+        """Run one step again.
+
+        Args:
+            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            **kwargs: The options of the command.
+
+        Returns:
+            The task as soon as its run has begun.
+        """
         return _spun(pathspec, *await self._begun("spin", [pathspec], kwargs))
 
     # ------------------------------------------------------------ contexts

@@ -112,14 +112,22 @@ class Aws(Calls):
         return Account(parts[1], region, parts[4])
 
     def with_platforms(self, queues: Iterable[str]) -> Account:
-        """The same, with which of the queues run jobs on Fargate."""
+        """Return the same, with which of the queues run jobs on Fargate.
+
+        Args:
+            queues: The job queues.
+        """
         fargate = frozenset(queue for queue in queues if self.is_fargate(queue))
         return self.account._replace(fargate=fargate)
 
     # ------------------------------------------------------------ state machines
 
     def machine(self, name: str) -> StateMachine | None:
-        """The state machine of this name."""
+        """Return the state machine of this name.
+
+        Args:
+            name: The name.
+        """
         arn = self.account.machine_arn(name)
         found = self._call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
         if found is None:
@@ -128,7 +136,16 @@ class Aws(Calls):
         return StateMachine(name, arn, definition, label_of(definition))
 
     def put_machine(self, name: str, definition: str, *, log_history: bool) -> str:
-        """Make the state machine, or change the one that is there; its ARN."""
+        """Make the state machine, or change the one that is there.
+
+        Args:
+            name: The name.
+            definition: The definition of the state machine, or its name.
+            log_history: Whether the history goes to CloudWatch Logs.
+
+        Returns:
+            Its ARN.
+        """
         arn = self.account.machine_arn(name)
         values: dict[str, Any] = {"definition": definition, "roleArn": self.role}
         if log_history:
@@ -145,14 +162,29 @@ class Aws(Calls):
         return arn
 
     def delete_machine(self, name: str) -> None:
-        """Delete the state machine; executions that run go on to their end."""
+        """Delete the state machine; executions that run go on to their end.
+
+        Args:
+            name: The name.
+        """
         arn = self.account.machine_arn(name)
         self._call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
 
     # ------------------------------------------------------------ executions
 
     def start(self, name: str, given: dict[str, Any]) -> StateMachineExecution:
-        """Start an execution with this input."""
+        """Start an execution.
+
+        Args:
+            name: The name.
+            given: The input of the execution, as JSON.
+
+        Returns:
+            The execution that was started.
+
+        Raises:
+            AwsError: AWS refuses.
+        """
         text = json.dumps(given)
         arn = self.account.machine_arn(name)
         made = self._call(
@@ -169,19 +201,33 @@ class Aws(Calls):
         return StateMachineExecution(found, found.rpartition(":")[2], "RUNNING", started, None)
 
     def execution(self, machine: str, name: str) -> StateMachineExecution | None:
-        """The execution of this name."""
+        """Return the execution of this name.
+
+        Args:
+            machine: The state machine: its name, ARN or record.
+            name: The name.
+        """
         arn = self.account.machine_arn(machine).replace(":stateMachine:", ":execution:")
         found = self._call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
         return None if found is None else _execution(found)
 
     def why(self, execution: StateMachineExecution) -> tuple[str, str]:
-        """The error and the cause that an execution has ended with."""
+        """Return the error and the cause that an execution has ended with.
+
+        Args:
+            execution: The execution.
+        """
         found = self._call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
         return str(found.get("error") or execution.status), str(found.get("cause") or "")
 
     def executions(self, machine: str, states: Sequence[str]) -> Iterator[StateMachineExecution]:
-        """The executions of a state machine in one of these states (all, if none is named), the
-        latest first in each."""
+        """Yield the executions of a state machine in one of these states (all, if none is named),
+        the latest first in each.
+
+        Args:
+            machine: The state machine: its name, ARN or record.
+            states: The states of executions; empty for all.
+        """
         arn = self.account.machine_arn(machine)
         for state in states or ("",):
             values = {"stateMachineArn": arn, **({"statusFilter": state} if state else {})}
@@ -192,7 +238,12 @@ class Aws(Calls):
                 values = {**values, "nextToken": following} if following else {}
 
     def stop(self, execution: StateMachineExecution, cause: str) -> None:
-        """Stop an execution, and the jobs that it waits for."""
+        """Stop an execution, and the jobs that it waits for.
+
+        Args:
+            execution: The execution.
+            cause: Why, for the history of the execution.
+        """
         self._call(
             "stepfunctions",
             "stop_execution",
@@ -207,7 +258,17 @@ class Aws(Calls):
         return self._settings.needed("events_role", "The role with which EventBridge starts flows")
 
     def put_rule(self, rule: str, machine: str, what: Ticks | Events) -> None:
-        """Start the machine by a rule: at times in UTC, or on events."""
+        """Start the machine by a rule: at times in UTC, or on events. May be called again to change
+        it.
+
+        Args:
+            rule: The name of the rule.
+            machine: The state machine: its name, ARN or record.
+            what: When it starts.
+
+        Raises:
+            AwsError: AWS refuses.
+        """
         ticks = isinstance(what, Ticks)
         when: dict[str, str] = (
             {"ScheduleExpression": what.expression}
@@ -227,11 +288,19 @@ class Aws(Calls):
             raise AwsError(f"EventBridge refuses the target of rule {rule}: {answer}.")
 
     def disable_rule(self, rule: str) -> None:
-        """Let the rule start nothing any more; fine if there is none."""
+        """Let the rule start nothing any more; fine if there is none.
+
+        Args:
+            rule: The name of the rule.
+        """
         self._call("events", "disable_rule", Name=rule)
 
     def delete_rule(self, rule: str) -> None:
-        """Delete the rule; fine if there is none."""
+        """Delete the rule; fine if there is none.
+
+        Args:
+            rule: The name of the rule.
+        """
         if self._call("events", "describe_rule", Name=rule) is None:
             return
         found = self._call("events", "list_targets_by_rule", Rule=rule) or {"Targets": []}
@@ -241,7 +310,13 @@ class Aws(Calls):
         self._call("events", "delete_rule", Name=rule)
 
     def put_schedule(self, name: str, machine: str, ticks: Ticks) -> None:
-        """Start the machine at times in a zone, by EventBridge Scheduler."""
+        """Start the machine at times in a zone, by EventBridge Scheduler.
+
+        Args:
+            name: The name.
+            machine: The state machine: its name, ARN or record.
+            ticks: When it is due.
+        """
         values = {
             "Name": name,
             "ScheduleExpression": ticks.expression,
@@ -258,7 +333,11 @@ class Aws(Calls):
         self._call("scheduler", "update_schedule" if there else "create_schedule", **values)
 
     def delete_schedule(self, name: str) -> None:
-        """Delete the schedule; fine if there is none."""
+        """Delete the schedule; fine if there is none.
+
+        Args:
+            name: The name.
+        """
         self._call("scheduler", "delete_schedule", Name=name)
 
 
@@ -287,20 +366,29 @@ class Tokens:
 
     @classmethod
     def of_user(cls) -> Tokens:
-        """Those of the user who runs this program."""
+        """Return those of the user who runs this program."""
         home = looked_up("TOKEN_HOME")
         folder = expanded(home) if home else config_file().path.parent
         return cls(ConfigFile(folder / "production_tokens.json"))
 
     def remembered(self, machine: str) -> str | None:
-        """The token that the user has last deployed this state machine with; None if none is
-        known."""
+        """Return the token that the user has last deployed this state machine with; None if none is
+        known.
+
+        Args:
+            machine: The state machine: its name, ARN or record.
+        """
         token = self._read().get(machine)
         return token if isinstance(token, str) else None
 
     def remember(self, machine: str, token: str) -> None:
         """Remember the token; where that cannot be written it is logged, since what it was for is
-        done."""
+        done.
+
+        Args:
+            machine: The state machine: its name, ARN or record.
+            token: The production token; None for none.
+        """
         known = self._read()
         if known.get(machine) == token:
             return
@@ -351,8 +439,15 @@ class StateMachineDeployer:
     # ------------------------------------------------------------ create
 
     def definition_alone(self, token: str | None) -> str:
-        """The definition of the state machine as JSON, without asking anybody: its jobs are those
-        of EC2 machines. Raises InvalidInput for a flow that cannot be deployed."""
+        """Return the definition of the state machine as JSON, without asking anybody: its jobs are
+        those of EC2 machines.
+
+        Args:
+            token: The production token; None for none.
+
+        Raises:
+            InvalidInput: For a flow that cannot be deployed.
+        """
         files = code_package.members(self._definition, self._settings.package_suffixes)
         data = code_package.pack(files)
         script = code_package.program_of(self._definition).place[1]
@@ -409,7 +504,22 @@ class StateMachineDeployer:
         generate: bool = False,
         log_history: bool = False,
     ) -> Deployed:
-        """Deploy the flow, or its new version. Raises InvalidInput, AwsError, StorageError."""
+        """Deploy the flow, or its new version.
+
+        Args:
+            authorize: The token of another user's deployment; None for the own one.
+            new_token: The token to set; None for the one before, or a new one.
+            generate: Whether to make a new token.
+            log_history: Whether the history goes to CloudWatch Logs.
+
+        Returns:
+            What was deployed.
+
+        Raises:
+            InvalidInput: The flow cannot be deployed, or belongs to another user.
+            AwsError: AWS refuses.
+            StorageError: The datastore does not answer.
+        """
         there = self._aws.machine(self.name)
         token = self._token(there, authorize, new_token, generate=generate)
         before = there.label if there is not None else None
@@ -522,8 +632,8 @@ class StateMachineDeployer:
             self._aws.disable_rule(rule_name(self.name, "events"))
 
     def differences(self) -> tuple[str, str]:
-        """The definition that is deployed (empty if none is), and the one that `create` would
-        deploy."""
+        """Return the definition that is deployed (empty if none is), and the one that `create`
+        would deploy."""
         there = self._aws.machine(self.name)
         self._check_metadata()
         token = there.label.token if there and there.label else None
@@ -533,7 +643,11 @@ class StateMachineDeployer:
     # ------------------------------------------------------------ executions
 
     def machine(self) -> StateMachine:
-        """The state machine; raises NotFound where the flow is not deployed."""
+        """Return the state machine.
+
+        Raises:
+            NotFound: Where the flow is not deployed.
+        """
         found = self._aws.machine(self.name)
         if found is None:
             raise NotFound(
@@ -543,7 +657,17 @@ class StateMachineDeployer:
         return found
 
     def trigger(self, parameters: Mapping[str, Any]) -> StateMachineExecution:
-        """Start a run with these values of parameters."""
+        """Start a run.
+
+        Args:
+            parameters: The values of the parameters, by name.
+
+        Returns:
+            The execution.
+
+        Raises:
+            InvalidInput: A parameter cannot be used, or the flow is not deployed.
+        """
         self.machine()
         declared = self._definition.parameters
         text = json.dumps(
@@ -560,13 +684,21 @@ class StateMachineDeployer:
         return self._aws.start(self.name, {"Parameters": text})
 
     def executions(self, states: Sequence[str]) -> list[StateMachineExecution]:
-        """The runs in one of these states, or all."""
+        """Return the runs in one of these states, or all.
+
+        Args:
+            states: The states of executions; empty for all.
+        """
         self.machine()
         return [*self._aws.executions(self.name, states)]
 
     def reasons(self, executions: Sequence[StateMachineExecution]) -> dict[str, str]:
-        """Why runs have not succeeded, by their ids: as they are recorded, which those are now that
-        failed before a job could, else as AWS says it."""
+        """Return why runs have not succeeded, by their ids: as they are recorded, which those are
+        now that failed before a job could, else as AWS says it.
+
+        Args:
+            executions: The executions.
+        """
         ended = [e for e in executions if e.status in ("FAILED", "TIMED_OUT", "ABORTED")]
         if not ended:
             return {}
@@ -603,8 +735,20 @@ class StateMachineDeployer:
         return found
 
     def terminate(self, run: str, authorize: str | None, clock: Clock) -> StateMachineExecution:
-        """Stop a run, which is cancelled then. Where AWS has ended it, and nobody was left to say
-        so, that is recorded. Raises InvalidInput for one whose end is known."""
+        """Cancel a run: its execution is stopped. Where AWS has ended it and nothing has recorded
+        that, it is recorded now.
+
+        Args:
+            run: The id of the run.
+            authorize: The token of another user's deployment; None for the own one.
+            clock: The source of the time; tests give a `FakeClock`.
+
+        Returns:
+            The execution.
+
+        Raises:
+            InvalidInput: The end of the run is recorded already.
+        """
         self._ours(self.machine(), authorize, "stop its runs")
         execution = self._execution(run)
         user = self._settings.user
@@ -632,7 +776,17 @@ class StateMachineDeployer:
             return True
 
     def resume(self, run: str) -> StateMachineExecution:
-        """Start a run that reuses what this one has finished."""
+        """Start a run that reuses what another one has finished.
+
+        Args:
+            run: The id of the run.
+
+        Returns:
+            The execution.
+
+        Raises:
+            InvalidInput: The run cannot be resumed.
+        """
         self.machine()
         execution = self._execution(run)
         if execution.status == "RUNNING":
@@ -642,7 +796,12 @@ class StateMachineDeployer:
         return self._aws.start(self.name, {"Parameters": "{}", "Origin": run})
 
     def delete(self, authorize: str | None, clock: Clock) -> None:
-        """Delete the state machine, and what starts it."""
+        """Delete the state machine, and what starts it.
+
+        Args:
+            authorize: The token of another user's deployment; None for the own one.
+            clock: The source of the time; tests give a `FakeClock`.
+        """
         self._ours(self.machine(), authorize, "delete it")
         self._aws.delete_schedule(rule_name(self.name))
         for kind in ("", "events"):
@@ -665,7 +824,11 @@ def _end_in_aws(execution: StateMachineExecution) -> tuple[RunState, str]:
 
 
 def starts(made: DeploymentPlan) -> list[str]:
-    """What starts the flow, in sentences."""
+    """Return what starts the flow, in sentences.
+
+    Args:
+        made: The plan.
+    """
     sentences = []
     if isinstance(made.ticks, Ticks):
         sentences.append(

@@ -108,8 +108,16 @@ class RecordedAttempt(JobAttempt):
     async def run(
         self, spec: AttemptSpec, work: Work, new: TaskRecord | None
     ) -> tuple[AttemptReport, AttemptRecord]:
-        """Run it to its end, which is for the caller to record; `new` is its task, if that is not
-        recorded yet."""
+        """Run the attempt to its end, which the caller records.
+
+        Args:
+            spec: What the attempt is to run.
+            work: What runs the attempt.
+            new: The record of the task, if it is not recorded yet; else None.
+
+        Returns:
+            How it has ended.
+        """
         self.listen()
         self._spec = spec
         self._new = [new] if new is not None else []
@@ -251,7 +259,17 @@ class StateMachineJob:
     # ------------------------------------------------------------ a task
 
     def run(self, step: str) -> int:
-        """Run the task, if it has not succeeded already; the exit code of the job."""
+        """Run the task, unless it has succeeded already.
+
+        Args:
+            step: The name of the step.
+
+        Returns:
+            The exit code of the job.
+
+        Raises:
+            InvalidInput: The variables of the job are malformed.
+        """
         variables, order = self._variables, self._order
         if step == self._graph.start:
             self._begin_run()
@@ -506,7 +524,14 @@ class StateMachineJob:
         records.take_over(origin, self._clock.now())
 
     def note_failure(self) -> int:
-        """Record that the run has failed, and call the exit hooks."""
+        """Record that the run has failed, and call the exit hooks.
+
+        Returns:
+            The exit code of the job.
+
+        Raises:
+            InvalidInput: The variables of the job are malformed.
+        """
         if self._metadata.run(self._order.flow, self._variables.run) is None:
             raise InvalidInput(
                 f"The run {self._variables.run} was never recorded: its start has failed."

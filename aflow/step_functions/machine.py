@@ -54,7 +54,15 @@ _LINK = "$$.Execution.Id"
 
 
 def checked_target(option: str, arn: str | None) -> str | None:
-    """The ARN, if notes can be sent there; raises InvalidInput."""
+    """Return an ARN, if notes can be sent there.
+
+    Args:
+        option: The option, for the error.
+        arn: The ARN; None for none.
+
+    Raises:
+        InvalidInput: It is not the ARN of a topic or queue.
+    """
     if arn is not None and not _TARGET.match(arn):
         raise InvalidInput(
             f"{option} takes the ARN of a topic of SNS or of an event bus of EventBridge, not "
@@ -64,7 +72,14 @@ def checked_target(option: str, arn: str | None) -> str | None:
 
 
 def note(arn: str, partition: str, flow: str, *, succeeded: bool) -> State:
-    """The state that sends the note; where it goes on is for the caller to say."""
+    """Return the state that sends the note; where it goes on is for the caller to say.
+
+    Args:
+        arn: The ARN; None for none.
+        partition: The partition of AWS, as `aws`.
+        flow: The name of the flow.
+        succeeded: Whether the run has succeeded.
+    """
     status = "succeeded" if succeeded else "failed"
     if ":sns:" in arn:
         parameters, resource = _message(arn, flow, status), "sns:publish"
@@ -169,9 +184,16 @@ class Where:
 
 
 def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str = "") -> State:
-    """The definition of the state machine.
+    """Return the definition of the state machine.
 
-    Raises InvalidInput for a flow that Step Functions cannot run: which step, and why.
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        jobs: The jobs, by step.
+        where: The account and region.
+        comment: The comment of the state machine.
+
+    Raises:
+        InvalidInput: For a flow that Step Functions cannot run: which step, and why.
     """
     compiler = _Compiler(graph, jobs, where)
     states = compiler.flow()

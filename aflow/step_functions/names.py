@@ -24,8 +24,18 @@ _MARK = "aflow "
 
 
 def machine_name(flow: str, project_flow: str | None, prefix: str | None, given: str | None) -> str:
-    """The name of the state machine: the one given, else that of the flow (in its project), after
-    the prefix that is set. Raises InvalidInput for one that cannot be used."""
+    """Return the name of the state machine: the one given, else that of the flow (in its project),
+    after the prefix that is set.
+
+    Args:
+        flow: The name of the flow.
+        project_flow: The name of the flow within its project; None outside of one.
+        prefix: What the names begin with; None for nothing.
+        given: What was given.
+
+    Raises:
+        InvalidInput: For one that cannot be used.
+    """
     if given is not None and project_flow is not None:
         raise InvalidInput("--name cannot be given to a flow with @project, which names it.")
     name = given or project_flow or flow
@@ -41,7 +51,12 @@ def machine_name(flow: str, project_flow: str | None, prefix: str | None, given:
 
 
 def rule_name(machine: str, kind: str = "") -> str:
-    """The name of the machine's rule: that of its schedule, or of another kind."""
+    """Return the name of the machine's rule: that of its schedule, or of another kind.
+
+    Args:
+        machine: The state machine: its name, ARN or record.
+        kind: The kind of rule.
+    """
     name = f"{machine}-{kind}" if kind else machine
     return name if len(name) <= LONGEST_RULE else _cut(name, 47)
 
@@ -59,12 +74,20 @@ class Label(NamedTuple):
     token: str
 
     def comment(self, order: str) -> str:
-        """The same as the comment of the definition; `order` is the key of what its jobs do."""
+        """Return the same as the comment of the definition; `order` is the key of what its jobs do.
+
+        Args:
+            order: The order of the labels' fields.
+        """
         return _MARK + json.dumps({**self._asdict(), "order": order})
 
 
 def label_of(definition: str) -> Label | None:
-    """What the definition of a state machine says of itself; None for one that is not ours."""
+    """Return what the definition of a state machine says of itself; None for one that is not ours.
+
+    Args:
+        definition: The definition of the state machine, or its name.
+    """
     try:
         comment = json.loads(definition).get("Comment", "")
         said = json.loads(comment.removeprefix(_MARK)) if comment.startswith(_MARK) else None
@@ -74,14 +97,27 @@ def label_of(definition: str) -> Label | None:
 
 
 def next_token(machine: str, before: str | None, letters: Sequence[str]) -> str:
-    """A new production token, of these letters: `<machine>-<number>-<letters>`."""
+    """Return a new production token, of these letters: `<machine>-<number>-<letters>`.
+
+    Args:
+        machine: The state machine: its name, ARN or record.
+        before: The token of the deployment that is replaced; None for none.
+        letters: Random characters.
+    """
     found = re.search(r"-(\d+)-[a-z]+\Z", before or "")
     number = int(found[1]) + 1 if found else 0
     return f"{machine.replace('.', '-')}-{number}-{''.join(letters)}".lower()
 
 
 def checked_token(token: str) -> str:
-    """The token, if it can be one; raises InvalidInput."""
+    """Return a token, if it is allowed.
+
+    Args:
+        token: The production token; None for none.
+
+    Raises:
+        InvalidInput: It has other characters, or is too long.
+    """
     if not _TOKEN.match(token):
         raise InvalidInput(f"{token!r} cannot be a production token: use letters, digits, - _ .")
     return token
@@ -90,8 +126,18 @@ def checked_token(token: str) -> str:
 def authorized(
     machine: str, deployed: Label, user: str, known: Sequence[str | None], what: str
 ) -> None:
-    """Nothing, if the user may change the machine: it is theirs, or they know its token. Raises
-    InvalidInput with what to do."""
+    """Nothing, if the user may change the machine: it is theirs, or they know its token.
+
+    Args:
+        machine: The state machine: its name, ARN or record.
+        deployed: The label of the deployed state machine.
+        user: The name of the user.
+        known: The tokens that this user knows.
+        what: What is to be done, for the error.
+
+    Raises:
+        InvalidInput: The error is raised with what to do.
+    """
     if deployed.owner == user or deployed.token in known:
         return
     raise InvalidInput(
@@ -116,8 +162,14 @@ _PLACE = 24  # bytes of a place and what is around a step's name
 
 
 def items(graph: Graph, step: str, *, distributed: bool) -> int:
-    """How many items a foreach may have. Each takes events of the execution, unless it is one of
-    its own; a foreach inside of another one is counted as if it had one item."""
+    """Return how many items a foreach may have. Each takes events of the execution, unless it is
+    one of its own; a foreach inside of another one is counted as if it had one item.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        step: The name of the step.
+        distributed: Whether a foreach is a distributed map.
+    """
     if distributed:
         return DISTRIBUTED_ITEMS
     inside = [each for each in graph.nodes.values() if step in each.splits]
@@ -135,7 +187,14 @@ def _events(node: Node) -> int:
 
 
 def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: bool) -> str | None:
-    """A sentence, if a foreach has more items than there may be."""
+    """Return a sentence, if a foreach has more items than there may be.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        step: The name of the step.
+        count: How many items there are; None where that is not known.
+        distributed: Whether a foreach is a distributed map.
+    """
     limit = items(graph, step, distributed=distributed)
     if graph[step].kind is not Kind.FOREACH or count is None or count <= limit:
         return None
@@ -152,8 +211,15 @@ def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: b
 
 
 def check_branches(graph: Graph, node: Node) -> None:
-    """Nothing, if the job of the join can be given where all branches have ended; raises
-    InvalidInput."""
+    """Check that the job of a join can be given where all branches have ended.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        node: The step.
+
+    Raises:
+        InvalidInput: There are too many branches.
+    """
     longest = max(len(each.name) for each in graph.nodes.values() if node.join in each.next)
     most = LONGEST_VARIABLE // (longest + _PLACE)
     if len(node.next) > most:

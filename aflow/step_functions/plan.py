@@ -59,7 +59,14 @@ class Events(NamedTuple):
 
 
 def ticks_of(definition: FlowDefinition) -> Ticks | None:
-    """The flow's schedule, None if it has none. Raises InvalidInput for one that AWS has not."""
+    """Return the flow's schedule, None if it has none.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+
+    Raises:
+        InvalidInput: For one that AWS has not.
+    """
     found: Any = _one(definition, "schedule")
     if found is None or found.schedule is None:
         return None
@@ -69,8 +76,14 @@ def ticks_of(definition: FlowDefinition) -> Ticks | None:
 
 
 def aws_cron(text: str) -> str:
-    """Six fields, one of the two of days `?`, as AWS demands. Raises InvalidInput where both of
-    them say something, and for what is not a schedule."""
+    """Return a schedule in the form of AWS: six fields, one of the two of days `?`.
+
+    Args:
+        text: The text.
+
+    Raises:
+        InvalidInput: Both fields of days say something, or it is not a schedule.
+    """
     cron.parse(text)
     fields = text.split()
     fields = [*fields, "*"] if len(fields) == 5 else fields
@@ -93,8 +106,17 @@ def aws_cron(text: str) -> str:
 def events_of(
     definition: FlowDefinition, machine_arn: Callable[[str], str], prefix: str | None
 ) -> Events | None:
-    """The events that the flow waits for, None if it waits for none. `machine_arn` gives the ARN of
-    a state machine by its name. Raises InvalidInput for what EventBridge cannot do."""
+    """Return the events that the flow waits for, None if it waits for none. `machine_arn` gives the
+    ARN of a state machine by its name.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        machine_arn: Returns the ARN of a machine, by its name.
+        prefix: What the names begin with; None for nothing.
+
+    Raises:
+        InvalidInput: For what EventBridge cannot do.
+    """
     event: Any = _one(definition, "trigger")
     ended: Any = _one(definition, "trigger_on_finish")
     if event is not None and ended is not None:
@@ -161,7 +183,13 @@ PROGRAM = ("aflow", "_state")
 
 
 def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) -> JobOf:
-    """How the step's job is submitted; None is the job for what belongs to no step."""
+    """Return how the step's job is submitted; None is the job for what belongs to no step.
+
+    Args:
+        step: The step; None for the job of the end.
+        definition: The definition of the state machine, or its name.
+        settings: The settings of AWS.
+    """
     if step is None:
         return JobOf(definition, 2, limit_of(None, settings))
     policy = policy_of(step)
@@ -205,7 +233,11 @@ class Account(NamedTuple):
     fargate: frozenset[str] = frozenset()
 
     def machine_arn(self, name: str) -> str:
-        """The ARN of a state machine."""
+        """Return the ARN of a state machine.
+
+        Args:
+            name: The name.
+        """
         return f"arn:{self.partition}:states:{self.region}:{self.number}:stateMachine:{name}"
 
 
@@ -226,7 +258,17 @@ class DeploymentPlan(NamedTuple):
 def name_of(
     definition: FlowDefinition, wanted: DeploymentOptions, user: str, settings: AwsSettings
 ) -> str:
-    """The name of the flow's state machine; raises InvalidInput."""
+    """Return the name of the flow's state machine.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        wanted: The options of the deployment.
+        user: The name of the user.
+        settings: The settings of AWS.
+
+    Raises:
+        InvalidInput: It cannot be used; the error says why.
+    """
     full = _place(definition, wanted, user).get("project_flow_name")
     return machine_name(definition.name, full, settings.machine_prefix, wanted.name)
 
@@ -242,7 +284,12 @@ def _place(definition: FlowDefinition, wanted: DeploymentOptions, user: str) -> 
 
 
 def token_for(name: str, before: str | None) -> str:
-    """A new production token."""
+    """Return a new production token.
+
+    Args:
+        name: The name.
+        before: The token of the deployment that is replaced; None for none.
+    """
     return next_token(name, before, [secrets.choice(ascii_lowercase) for _ in range(LETTERS)])
 
 
@@ -260,12 +307,29 @@ def plan(
     shipped: Mapping[str, str] | None = None,
     environments: Mapping[str, Shipped] | None = None,
 ) -> DeploymentPlan:
-    """The deployment of a flow, whose state machine belongs to `owner` (else to the user).
+    """Return the deployment of a flow, whose state machine belongs to `owner` (else to the user).
     `shipped` are the variables that lead jobs to the aflow that was shipped for them,
     `environments` those of steps with packages of their own, which were shipped, too. `in_store`
     says that its jobs record runs in the object store: the metadata service is one of Metaflow's
-    own, where they are registered. Raises InvalidInput for a flow that Step Functions cannot run,
-    and InvalidSetting for what is not set."""
+    own, where they are registered.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        wanted: The options of the deployment.
+        settings: The settings of this program.
+        aws: The settings of AWS.
+        account: The account of AWS.
+        code: The code package.
+        token: The production token; None for none.
+        owner: The user who has deployed it; None where it is not known.
+        in_store: Whether jobs record runs in the datastore, without a service.
+        shipped: Where aflow's own packages are, by version of Python; None for none.
+        environments: The environments of the steps; None for none.
+
+    Raises:
+        InvalidInput: For a flow that Step Functions cannot run, and InvalidSetting for what is not
+            set.
+    """
     name = name_of(definition, wanted, settings.user, aws)
     _check_steps(definition)
     # Names of events may be those of the project: functions ask `current` for it.
@@ -328,8 +392,15 @@ def plan(
 
 
 def as_text(machine: dict[str, Any], *, compress: bool = False) -> str:
-    """The definition as JSON, easy to read unless it is to be small; raises InvalidInput for one
-    that is too large for Step Functions."""
+    """Return the definition as JSON, easy to read unless it is to be small.
+
+    Args:
+        machine: The state machine: its name, ARN or record.
+        compress: Whether names of states are shortened to fit the limit of AWS.
+
+    Raises:
+        InvalidInput: For one that is too large for Step Functions.
+    """
     text = json.dumps(machine, indent=None if compress else 2)
     small = json.dumps(machine, separators=(",", ":"))
     if compress or len(text) > LARGEST:
@@ -411,7 +482,17 @@ def _variables(
 
 
 def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) -> str:
-    """The address of the metadata as jobs see it."""
+    """Return the address of the metadata as jobs see it.
+
+    Args:
+        settings: The settings of this program.
+        aws: The settings of AWS.
+        in_store: Whether jobs record runs in the datastore, without a service.
+
+    Raises:
+        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
+            and what is allowed.
+    """
     if in_store:
         service = aws.internal_url if settings.metadata == "service" else None
         return f"{STORE}{settings.storage_url}#{service or settings.metadata_url}"

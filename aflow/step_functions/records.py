@@ -42,7 +42,17 @@ class Records:
         run: str,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Records:
-        """The records of this run; raises NotFound."""
+        """Return the records of a run.
+
+        Args:
+            metadata: The metadata store.
+            flow: The name of the flow.
+            run: The id of the run.
+            sleep: Blocks for a number of seconds.
+
+        Raises:
+            NotFound: It does not exist.
+        """
         found = metadata.run(flow, run)
         if found is None:
             raise NotFound(f"There is no run {flow}/{run} in {metadata.url}: its start has failed.")
@@ -54,9 +64,15 @@ class Records:
         return self._metadata
 
     def commit(self, batch: Batch) -> None:
-        """Write the batch, which stands for itself whatever others have written meanwhile.
+        """Write a batch that does not depend on what others have written meanwhile.
 
-        Raises MetadataUnavailable where others write all the time."""
+        Args:
+            batch: The records to write.
+
+        Raises:
+            NotFound: The run does not exist.
+            MetadataUnavailable: Others write all the time.
+        """
         version = self.run.version
         for tried in range(TRIES):
             try:
@@ -78,13 +94,25 @@ class Records:
         )
 
     def attempts(self, task: int) -> tuple[bool, list[AttemptRecord]]:
-        """Whether the task is recorded, and its attempts, oldest first."""
+        """Return whether the task is recorded, and its attempts, oldest first.
+
+        Args:
+            task: The number of the task within its run.
+        """
         there = self._metadata.task(self.run.key, task) is not None
         return there, self._metadata.attempts(self.run.key, task) if there else []
 
     def take_over(self, origin: RunRecord, now: float) -> int:
-        """Let what another run of the flow has finished be finished in this one, too; how many
-        tasks that are. May be called again."""
+        """Let what another run of the flow has finished be finished in this one, too. May be called
+        again.
+
+        Args:
+            origin: The record of the run that is resumed.
+            now: The present time, in seconds since the epoch.
+
+        Returns:
+            How many tasks that are.
+        """
         there = {view.task.task for view in self._metadata.tasks(self.run.key, light=True)}
         count = 0
         finished = (
@@ -98,7 +126,7 @@ class Records:
         return count
 
     def unfinished(self) -> Iterator[AttemptRecord]:
-        """The latest attempts of tasks that have not ended."""
+        """Yield the latest attempts of tasks that have not ended."""
         for view in self._metadata.tasks(self.run.key, light=True):
             if view.attempt is not None and view.attempt.state is AttemptState.RUNNING:
                 yield view.attempt

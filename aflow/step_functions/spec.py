@@ -63,13 +63,19 @@ class DeploymentSpec(NamedTuple):
     environments: Mapping[str, Shipped] = {}
 
     def encode(self) -> bytes:
-        """The order as bytes; the same for the same order."""
+        """Return the order as bytes; the same for the same order."""
         return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> DeploymentSpec:
-        """The order that `encode` gave; raises InvalidMessage for anything else, or what is too
-        new."""
+        """Return the order that `encode` gave.
+
+        Args:
+            data: The bytes.
+
+        Raises:
+            InvalidMessage: For anything else, or what is too new.
+        """
         try:
             version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
             if version > VERSION:
@@ -87,17 +93,34 @@ class DeploymentSpec(NamedTuple):
 
 
 def order_key(data: bytes) -> str:
-    """What an encoded order is named by."""
+    """Return what an encoded order is named by.
+
+    Args:
+        data: The bytes.
+    """
     return digest_of([data], len(data))
 
 
 def order_name(key: str) -> str:
-    """The object, by its name in the store, that holds an order."""
+    """Return the object, by its name in the store, that holds an order.
+
+    Args:
+        key: The key of the order.
+    """
     return f"deploy/orders/{blob_key(key)}"
 
 
 def read_order(store: ObjectStore, key: str) -> DeploymentSpec:
-    """The order of this key; raises ObjectNotFound, and CorruptBlob for any other bytes."""
+    """Return the order of this key.
+
+    Args:
+        store: The datastore.
+        key: The key of the order.
+
+    Raises:
+        ObjectNotFound: For any other bytes.
+        CorruptBlob: For any other bytes.
+    """
     data = bytes(store.get(order_name(key)))
     if order_key(data) != key:
         raise CorruptBlob(f"{order_name(key)} in {store.url} is damaged.")
@@ -128,7 +151,11 @@ class StateJobVariables(NamedTuple):
 
     @classmethod
     def load(cls) -> StateJobVariables:
-        """The variables of this process; raises InvalidInput where it is no such job."""
+        """Return the variables of this process.
+
+        Raises:
+            InvalidInput: Where it is no such job.
+        """
         needed = partial(variable_of, "a job of a state machine")
         started = looked_up("SFN_STARTED")
         return cls(
@@ -156,24 +183,50 @@ WORD_OF_FAILURE = "run-failed"  # stands for a step in the word's name
 
 
 def word_name(flow: str, run: str, step: str, place: str) -> str:
-    """The object, by its name in the store, that holds what a job has said."""
+    """Return the object, by its name in the store, that holds what a job has said.
+
+    Args:
+        flow: The name of the flow.
+        run: The id of the run.
+        step: The name of the step.
+        place: The place of the task: the indices of the foreachs around it.
+    """
     return f"deploy/words/{flow}/{run}/{step}/{place}"
 
 
 def state_after(run: str, step: str, place: str, started: str | None) -> dict[str, Any]:
-    """The state of the machine as it goes on behind a step; `started` is there if it was before."""
+    """Return the state of the machine as it goes on behind a step; `started` is there if it was
+    before.
+
+    Args:
+        run: The id of the run.
+        step: The name of the step.
+        place: The place of the task: the indices of the foreachs around it.
+        started: When it started; None if it has not.
+    """
     state: dict[str, Any] = {"run": run, "place": place, "from": {"step": step}}
     return state if started is None else {**state, "started": started}
 
 
 def word_of_switch(state: Mapping[str, Any], following: str) -> dict[str, Any]:
-    """The state, and which step follows."""
+    """Return the state, and which step follows.
+
+    Args:
+        state: The state of the machine.
+        following: The name of the step that follows.
+    """
     return {**state, "next": following}
 
 
 def word_of_foreach(state: Mapping[str, Any], items: Sequence[int], *, distributed: bool) -> Any:
-    """The items by their numbers: with the state, or alone for a distributed map, which reads them
-    by itself."""
+    """Return the items by their numbers: with the state, or alone for a distributed map, which
+    reads them by itself.
+
+    Args:
+        state: The state of the machine.
+        items: The indices of the items.
+        distributed: Whether a foreach is a distributed map.
+    """
     return [*items] if distributed else {**state, "items": [*items]}
 
 
@@ -193,12 +246,19 @@ class Given(NamedTuple):
 def given_by(
     text: str | None, events: Mapping[str, Mapping[str, str]], flows: Mapping[str, str]
 ) -> Given:
-    """What the input of an execution says.
+    """Return what the input of an execution asks for.
 
     `{"Parameters": "{...}"}` is what Metaflow gives, too (the values as a text of JSON); `resume`
     adds `"Origin"`. Else it is an event of EventBridge: the end of an execution of one of the
-    machines of `flows` (their flows by their names), or one whose detail holds the fields that
-    `events` ({name of the event: {parameter: field}}) name. Raises InvalidInput.
+    machines of `flows`, or one whose detail holds the fields that `events` names.
+
+    Args:
+        text: The text.
+        events: The fields of parameters, by event and parameter.
+        flows: The names of flows, by the ARN of their machines.
+
+    Raises:
+        InvalidInput: It is malformed.
     """
     whole = _object(text or "{}", "The input of the execution")
     if "detail-type" in whole:

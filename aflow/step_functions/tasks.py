@@ -49,7 +49,14 @@ class Level(NamedTuple):
 
 
 def parse(place: str) -> tuple[Level, ...]:
-    """The levels of a place; raises InvalidInput for a text that is none."""
+    """Return the levels of a place.
+
+    Args:
+        place: The place of the task: the indices of the foreachs around it.
+
+    Raises:
+        InvalidInput: For a text that is none.
+    """
     try:
         levels = tuple(Level(*map(int, each.split("_"))) for each in place.split("."))
     except (TypeError, ValueError):
@@ -60,23 +67,40 @@ def parse(place: str) -> tuple[Level, ...]:
 
 
 def format_place(levels: Sequence[Level]) -> str:
-    """The place of these levels."""
+    """Return the place of these levels.
+
+    Args:
+        levels: The foreachs around the task, the outermost first.
+    """
     return ".".join(map(str, levels))
 
 
 def rounds_added(place: str, more: int) -> str:
-    """The same place, when the loop has gone round this many times more (or less)."""
+    """Return the same place, when the loop has gone round this many times more (or less).
+
+    Args:
+        place: The place of the task: the indices of the foreachs around it.
+        more: How many more rounds there are.
+    """
     *outer, last = parse(place)
     return format_place([*outer, last._replace(rounds=last.rounds + more)])
 
 
 def around(place: str) -> str:
-    """The place of the foreach that the place is in."""
+    """Return the place of the foreach that the place is in.
+
+    Args:
+        place: The place of the task: the indices of the foreachs around it.
+    """
     return format_place(parse(place)[:-1])
 
 
 def ordered(graph: Graph) -> dict[str, int]:
-    """The steps from 1 on, each after those that lead to it, but for loops."""
+    """Return the steps from 1 on, each after those that lead to it, but for loops.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+    """
     found: dict[str, None] = {}
     on_the_way: set[str] = set()
     todo = [(graph.start, iter(graph[graph.start].next))]
@@ -94,7 +118,11 @@ def ordered(graph: Graph) -> dict[str, int]:
 
 
 def looping(graph: Graph) -> frozenset[str]:
-    """The switches from which the flow may come back to them."""
+    """Return the switches from which the flow may come back to them.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+    """
     return frozenset(
         name
         for name, node in graph.nodes.items()
@@ -114,8 +142,16 @@ def _reached(graph: Graph, steps: Sequence[str]) -> set[str]:
 
 
 def number_of(order: Mapping[str, int], step: str, place: str) -> int:
-    """The number of the task; `order` is `ordered` of its graph. Raises InvalidInput where there
-    are too many rounds of a loop for numbers that grow."""
+    """Return the number of the task; `order` is `ordered` of its graph.
+
+    Args:
+        order: The ids of the tasks, in order.
+        step: The name of the step.
+        place: The place of the task: the indices of the foreachs around it.
+
+    Raises:
+        InvalidInput: Where there are too many rounds of a loop for numbers that grow.
+    """
     levels = parse(place)
     turn = levels[-1].rounds * len(order) + order[step]
     depth = len(levels) - 1
@@ -167,26 +203,54 @@ class Numbers:
         self._looping = looping(graph)
 
     def of(self, step: str, place: str) -> int:
-        """The number of a task."""
+        """Return the number of a task.
+
+        Args:
+            step: The name of the step.
+            place: The place of the task: the indices of the foreachs around it.
+        """
         return number_of(self._order, step, place)
 
     def loops(self, step: str) -> bool:
-        """Whether the flow may come back to the switch."""
+        """Return whether the flow may come back to the switch.
+
+        Args:
+            step: The name of the step.
+        """
         return step in self._looping
 
     def after(self, step: str, place: str) -> str:
-        """The place of what follows a switch: a loop goes round once more there."""
+        """Return the place of what follows a switch: a loop goes round once more there.
+
+        Args:
+            step: The name of the step.
+            place: The place of the task: the indices of the foreachs around it.
+        """
         return rounds_added(place, 1) if step in self._looping else place
 
     def before(self, step: str, place: str) -> int:
-        """The number of the task of a step that leads to this place, in the same scope."""
+        """Return the number of the task of a step that leads to this place, in the same scope.
+
+        Args:
+            step: The name of the step.
+            place: The place of the task: the indices of the foreachs around it.
+        """
         return self.of(step, rounds_added(place, -1) if step in self._looping else place)
 
     def reference(
         self, step: str, place: str, came_from: str, branches: str | None
     ) -> TaskReference:
-        """The task of the step at the place. `branches` says where each branch of a join ended, as
-        the state machine puts it. Raises InvalidInput."""
+        """Return the task of the step at a place.
+
+        Args:
+            step: The name of the step.
+            place: The place of the task: the indices of the foreachs around it.
+            came_from: The word that names the steps before.
+            branches: Where each branch of the join has ended; None for a step that is not a join.
+
+        Raises:
+            InvalidInput: The words of the state machine are malformed.
+        """
         if step not in self._graph.nodes:
             raise InvalidInput(f"Flow {self._graph.flow} has no step {step!r} in this version.")
         node = self._graph[step]
@@ -247,8 +311,13 @@ class NextAttempt(NamedTuple):
 
 
 def next_attempt(policy: StepPolicy, before: Sequence[AttemptRecord]) -> NextAttempt | None:
-    """What comes after these attempts, oldest first; None where the task has had all it may have.
-    What was interrupted costs nothing."""
+    """Return what comes after these attempts, oldest first; None where the task has had all it may
+    have. What was interrupted costs nothing.
+
+    Args:
+        policy: The retry policy of the step.
+        before: The attempts of the task that were recorded before.
+    """
     number = before[-1].attempt + 1 if before else 0
     failures = sum(each.state in _FAILED for each in before)
     losses = sum(each.state in _LOST for each in before)

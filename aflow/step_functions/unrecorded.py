@@ -51,7 +51,12 @@ _log = logging.getLogger(__name__)
 
 
 def noted(store: ObjectStore, flow: str | None = None) -> list[str]:
-    """The names of what state machines have left: of one flow, or of all."""
+    """Return the names of what state machines have left: of one flow, or of all.
+
+    Args:
+        store: The datastore.
+        flow: The name of the flow; None where it is not known.
+    """
     return list(store.list(f"{FOLDER}/{flow}/" if flow else f"{FOLDER}/"))
 
 
@@ -63,7 +68,15 @@ def record(
     now: float,
 ) -> None:
     """Record the runs of these objects, which are deleted then. `last_lines` gives the end of the
-    log of a job that `describe_jobs` would describe so. Raises StorageError and MetadataError."""
+    log of a job that `describe_jobs` would describe so. Raises StorageError and MetadataError.
+
+    Args:
+        metadata: The metadata store.
+        store: The datastore.
+        names: The names of the steps.
+        last_lines: Returns the last lines of a job's log.
+        now: The present time, in seconds since the epoch.
+    """
     for name in names:
         *_, flow, run = name.split("/")
         try:
@@ -98,7 +111,12 @@ def record(
 
 
 def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) -> str:
-    """What a state of AWS says of its failure, in a sentence."""
+    """Return what a state of AWS says of its failure, in a sentence.
+
+    Args:
+        error: The error in the history of the execution.
+        last_lines: Returns the last lines of a job's log.
+    """
     details = error if isinstance(error, Mapping) else {}
     cause = str(details.get("Cause") or "")
     try:
@@ -129,7 +147,12 @@ def _time(said: Any, now: float) -> float:
 
 def look(settings: Settings, flow: str | None = None) -> None:
     """Record what state machines have left of runs, where flows are deployed: before runs are
-    listed. A service that does not answer then is logged: the list stays as it was."""
+    listed. A service that does not answer then is logged: the list stays as it was.
+
+    Args:
+        settings: The settings of this program.
+        flow: The name of the flow; None where it is not known.
+    """
     if AwsSettings.load().machine_role is None or not settings.storage_url.startswith("s3://"):
         return
     from aflow.aws.client import Calls

@@ -85,7 +85,11 @@ def _fail(why: str) -> NoReturn:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """The processes whose working directory is the folder, or below it."""
+    """Return the processes whose working directory is the folder, or below it.
+
+    Args:
+        folder: The folder of the test.
+    """
     found, wanted = [], folder.resolve()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -132,7 +136,7 @@ class Ledger:
         return SOURCE.format(path=str(self.path))
 
     def lines(self) -> list[StartedAttempt]:
-        """All that has begun so far, in order."""
+        """Return all that has begun so far, in order."""
         if not self.path.exists():
             return []
         # A line that is being written is left for the next look.
@@ -140,11 +144,11 @@ class Ledger:
         return [_read(line) for line in whole.splitlines()]
 
     def begun(self) -> list[StartedAttempt]:
-        """The same without the ends."""
+        """Return the same without the ends."""
         return [each for each in self.lines() if not each.what.startswith("ended")]
 
     def times(self) -> Mapping[int, int]:
-        """How often each task has begun."""
+        """Return how often each task has begun."""
         return Counter(each.task for each in self.begun())
 
 
@@ -162,7 +166,12 @@ _FIRST_OUTGOING = 32_768  # ports from which Linux takes those of outgoing conne
 
 
 def wait_until(what: Callable[[], object], why: str = "it has not come to that") -> None:
-    """Wait until it is so."""
+    """Wait until it is so.
+
+    Args:
+        what: The condition.
+        why: What is waited for, for the error.
+    """
     give_up_at = SystemClock.monotonic() + PATIENCE
     while not what():
         if SystemClock.monotonic() > give_up_at:
@@ -189,12 +198,24 @@ class Fleet:
     # ------------------------------------------------------------ processes
 
     def write(self, source: str) -> None:
-        """Write the flow, which may `note()` in the ledger."""
+        """Write the flow, which may `note()` in the ledger.
+
+        Args:
+            source: The text of the flow's file.
+        """
         text = PREAMBLE + self.ledger.source + source + POSTAMBLE.format(name=FLOW)
         (self.home / "flow.py").write_text(text)
 
     def start_worker(self, *words: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start a worker, and wait until it takes tasks."""
+        """Start a worker, and wait until it takes tasks.
+
+        Args:
+            *words: More arguments of the command line.
+            **env: Environment variables that are set in addition.
+
+        Returns:
+            The process.
+        """
         said = self.away / f"{len(self._processes)}.err"
         command = ("-m", "aflow", "worker", "--queue", self.queue, *words)
         process = self._start(command, self.away, said, env)
@@ -206,13 +227,29 @@ class Fleet:
         return process
 
     def begin(self, *words: str, output: int | None = None, **env: str) -> subprocess.Popen[bytes]:
-        """Start a coordinator with a new run; `output` is where it prints to, if not to a file."""
+        """Start a coordinator with a new run.
+
+        Args:
+            *words: More arguments of the command line.
+            output: The descriptor that it prints to; None for a file.
+            **env: Environment variables that are set in addition.
+
+        Returns:
+            The process.
+        """
         queue = ("--executor", "queue", "--queue", self.queue)
         command = ("flow.py", "--no-pylint", "run", "--max-num-splits", "100000", *queue, *words)
         return self._start(command, self.home, self.home / "said", env, output)
 
     def serve(self, port: int) -> subprocess.Popen[bytes]:
-        """Start a server whose runs are run by the workers, and wait until it listens."""
+        """Start a server whose runs are run by the workers, and wait until it listens.
+
+        Args:
+            port: The port of the server.
+
+        Returns:
+            The process.
+        """
         words = ("-m", "aflow", "server", "--port", str(port), "--queue", self.queue)
         process = self._start(words, self.home, self.home / "said", {})
 
@@ -226,13 +263,24 @@ class Fleet:
         return process
 
     def submit(self, port: int) -> None:
-        """Have a server begin the run."""
+        """Have a server begin the run.
+
+        Args:
+            port: The port of the server.
+        """
         words = ("-m", "aflow", "submit", "flow.py", "--server", f"http://127.0.0.1:{port}")
         if self.ends(self._start(words, self.home, self.home / "said", {})):
             _fail(f"the run is not taken: {self.said()[-4000:]}")
 
     def recover(self, **env: str) -> subprocess.Popen[bytes]:
-        """Start a coordinator that goes on with the run."""
+        """Start a coordinator that recovers the run.
+
+        Args:
+            **env: Environment variables that are set in addition.
+
+        Returns:
+            The process.
+        """
         run = self.record()
         assert run is not None, "there is a run"
         words = ("-m", "aflow", "recover", f"{run.flow}/{run.run}")
@@ -266,7 +314,12 @@ class Fleet:
 
     @contextlib.contextmanager
     def limited(self, what: int, limit: int) -> Iterator[None]:
-        """What is started meanwhile may have no more of it (resource.RLIMIT_...)."""
+        """What is started meanwhile may have no more of it (resource.RLIMIT_...).
+
+        Args:
+            what: The resource, as `resource.RLIMIT_...`.
+            limit: The limit of the resource.
+        """
         soft, hard = resource.getrlimit(what)
         resource.setrlimit(what, (limit, hard))
         try:
@@ -275,16 +328,23 @@ class Fleet:
             resource.setrlimit(what, (soft, hard))
 
     def said(self) -> str:
-        """What coordinators have said."""
+        """Return what coordinators have said."""
         return (self.home / "said").read_text(errors="replace")
 
     def said_by_workers(self) -> str:
-        """What workers have said."""
+        """Return what workers have said."""
         files = sorted(self.away.glob("*.err"))
         return "".join(file.read_text(errors="replace") for file in files)
 
     def ends(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait for its end: the exit code."""
+        """Wait for its end.
+
+        Args:
+            process: The process.
+
+        Returns:
+            The exit code.
+        """
         try:
             return process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -313,7 +373,7 @@ class Fleet:
             each.close()
 
     def orphans(self) -> list[int]:
-        """Processes of coordinators and workers that still run."""
+        """Return the processes of coordinators and workers that still run."""
         return processes_in(self.home) + processes_in(self.away)
 
     # ------------------------------------------------------------ what they have left
@@ -327,7 +387,7 @@ class Fleet:
         return self._metadata
 
     def record(self) -> RunRecord | None:
-        """The run; None before there is one."""
+        """Return the run; None before there is one."""
         try:
             found = self.metadata.runs(FLOW)
         except MetadataUnavailable:  # nothing has been written yet
@@ -335,7 +395,7 @@ class Fleet:
         return self.metadata.run(FLOW, found[-1].run) if found else None
 
     def store(self) -> ObjectStore:
-        """The run's datastore, as a machine sees it that has no copy of anything."""
+        """Return the run's datastore, as a machine sees it that has no copy of anything."""
         run = self.record()
         assert run is not None, "there is a run"
         url = run.settings["storage"]
@@ -349,12 +409,12 @@ class Fleet:
         return store
 
     def is_over(self) -> bool:
-        """Whether the run has ended, by the records."""
+        """Return whether the run has ended, by the records."""
         run = self.record()
         return run is not None and run.state in TERMINAL_RUN_STATES
 
     def committed(self) -> set[int]:
-        """The tasks that have succeeded, by the records."""
+        """Return the tasks that have succeeded, by the records."""
         run = self.record()
         if run is None:
             return set()
@@ -389,7 +449,11 @@ class Fleet:
 
 
 def file_of(url: str) -> str:
-    """The file of an sqlite URL."""
+    """Return the file of an sqlite URL.
+
+    Args:
+        url: The URL of the metadata store.
+    """
     return unquote(url.removeprefix("sqlite:///"))
 
 
@@ -434,7 +498,15 @@ def check(
     """All of it. Workers are asked to end first. `like` are the results of an undisturbed run; None
     for a run that has none to compare with. `late`: workers were killed, or came too late, so that
     messages may be left that nobody reads any more. Without `clocks_agree` the times that processes
-    write down cannot be compared."""
+    write down cannot be compared.
+
+    Args:
+        fleet: The processes of the test.
+        like: The results of an undisturbed run; None to compare nothing.
+        state: The state in which the run has to end.
+        late: Whether a report may have come late.
+        clocks_agree: Whether no clock was set.
+    """
     fleet.stop_workers()
     metadata, run = fleet.metadata, fleet.record()
     assert run is not None
@@ -451,7 +523,12 @@ def check(
 
 
 def results(metadata: MetadataStore, run: RunRecord) -> Results:
-    """What each task that succeeded has left."""
+    """Return what each task that succeeded has left.
+
+    Args:
+        metadata: The metadata store.
+        run: The record of the run.
+    """
     found: dict[Place, Mapping[str, str]] = {}
     for view in metadata.tasks(run.key):
         assert view.attempt is not None
@@ -464,14 +541,25 @@ def results(metadata: MetadataStore, run: RunRecord) -> Results:
 
 
 def check_results(like: Results, found: Results) -> None:
-    """The artifacts are the same."""
+    """The artifacts are the same.
+
+    Args:
+        like: The results of an undisturbed run; None to compare nothing.
+        found: The results of the run.
+    """
     assert [*sorted(like)] == [*sorted(found)]
     other = {place: (like[place], found[place]) for place in like if like[place] != found[place]}
     assert other == {}, other
 
 
 def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
-    """Each task is committed once, and the records say what the journal says; the ends in it."""
+    """Return each task is committed once, and the records say what the journal says; the ends in
+    it.
+
+    Args:
+        metadata: The metadata store.
+        run: The record of the run.
+    """
     batches = [*metadata.journal_after(run.key, 0)]
     versions = [version for version, _ in batches]
     assert sorted({*versions}) == versions
@@ -497,7 +585,12 @@ def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
 
 
 def check_ledger(fleet: Fleet, ends: Mapping[_End, float]) -> None:
-    """Whatever has succeeded has begun, and nothing has begun after it was committed."""
+    """Whatever has succeeded has begun, and nothing has begun after it was committed.
+
+    Args:
+        fleet: The processes of the test.
+        ends: When each attempt has ended, in seconds since the epoch.
+    """
     committed = {end.task: at for end, at in ends.items() if end.state is AttemptState.SUCCEEDED}
     begun = fleet.ledger.begun()
     if begun:
@@ -510,7 +603,13 @@ def check_ledger(fleet: Fleet, ends: Mapping[_End, float]) -> None:
 
 
 def check_blobs(metadata: MetadataStore, store: ObjectStore, run: RunRecord) -> None:
-    """Every blob that is referred to is there, with the bytes that it is named by."""
+    """Every blob that is referred to is there, with the bytes that it is named by.
+
+    Args:
+        metadata: The metadata store.
+        store: The datastore.
+        run: The record of the run.
+    """
     blobs, seen = BlobStore(store), set[str]()
     for data in metadata.all_manifests(run.key):
         manifest = Manifest.decode(data)
@@ -521,7 +620,11 @@ def check_blobs(metadata: MetadataStore, store: ObjectStore, run: RunRecord) -> 
 
 
 def check_database(fleet: Fleet) -> None:
-    """The database of the metadata says itself that it is whole."""
+    """The database of the metadata says itself that it is whole.
+
+    Args:
+        fleet: The processes of the test.
+    """
     if fleet.metadata_url.startswith("sqlite"):
         with sqlite3.connect(file_of(fleet.metadata_url)) as database:
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -546,7 +649,12 @@ def check_database(fleet: Fleet) -> None:
 
 def check_machines(fleet: Fleet, late: bool) -> None:
     """No process is left, and no file that was being written. A process that was killed while it
-    wrote (`late`) cannot remove its file: the sweep that coordinators make at their start does."""
+    wrote (`late`) cannot remove its file: the sweep that coordinators make at their start does.
+
+    Args:
+        fleet: The processes of the test.
+        late: Whether a report may have come late.
+    """
     wait_until(lambda: fleet.orphans() == [], "a process is left")
     if late:
         fleet.store().sweep(-1.0, SystemClock.now())
@@ -554,7 +662,14 @@ def check_machines(fleet: Fleet, late: bool) -> None:
 
 
 def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late: bool) -> None:
-    """Nothing is left in the queue."""
+    """Nothing is left in the queue.
+
+    Args:
+        fleet: The processes of the test.
+        run: The record of the run.
+        ended: Task and number of the attempts that have ended.
+        late: Whether a report may have come late.
+    """
     asyncio.run(_check_queue(fleet, run, ended, late))
 
 
@@ -654,8 +769,12 @@ class Machines:
         return self.fleet.begin(*words, output=None, **env)
 
     def is_over(self) -> bool:
-        """Whether the run has ended. A coordinator that gave up, because what it rests on was away
-        when it began, is followed by another; raises ChaosError where that happens all the time."""
+        """Return whether the run has ended. A coordinator that gave up, because what it rests on
+        was away when it began, is followed by another.
+
+        Raises:
+            ChaosError: Where that happens all the time.
+        """
         if self._coordinator is None:
             return self.fleet.is_over()
         code = self._coordinator.poll()
@@ -669,7 +788,11 @@ class Machines:
         return False
 
     def rest(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let time pass.
+
+        Args:
+            seconds: How many seconds.
+        """
         select.select([], [], [], seconds)
 
     def until_it_goes_on(self) -> None:
@@ -704,15 +827,23 @@ class Machines:
     # ------------------------------------------------------------ faults
 
     def kill_task(self) -> bool:
-        """SIGKILL to a process that runs a task."""
+        """Send SIGKILL to a process that runs a task.
+
+        Returns:
+            Whether there was anything to do it to.
+        """
         lines = self.fleet.ledger.lines()[-20:]
         there = {*processes_in(self.fleet.away)}
         pids = [each.pid for each in lines if each.pid in there]
         return bool(pids) and _killed(self.lots.choice(pids))
 
     def kill_worker(self) -> bool:
-        """SIGKILL to a worker; another one takes its place. A task is given to five workers at
-        most: so one is committed between two of these."""
+        """Send SIGKILL to a worker; another one takes its place. A task is given to five workers at
+        most: so one is committed between two of these.
+
+        Returns:
+            Whether there was anything to do it to.
+        """
         committed = len(self.fleet.committed())
         if committed == self._committed:
             return False
@@ -724,7 +855,11 @@ class Machines:
         return True
 
     def stop_worker(self) -> bool:
-        """SIGSTOP to a worker until its lease is over, then SIGCONT."""
+        """Send SIGSTOP to a worker until its lease has expired, then SIGCONT.
+
+        Returns:
+            Whether there was anything to do it to.
+        """
         self.has_slept = True
         worker = self.lots.choice(self._workers)
         worker.send_signal(signal.SIGSTOP)
@@ -733,7 +868,11 @@ class Machines:
         return True
 
     def kill_coordinator(self) -> bool:
-        """SIGKILL to whatever drives the run, and another one that recovers it."""
+        """Send SIGKILL to what drives the run, and start another coordinator that recovers it.
+
+        Returns:
+            Whether there was anything to do it to.
+        """
         if self.is_over():
             return False
         if self._coordinator is None:
@@ -759,7 +898,11 @@ class Machines:
         return True
 
     def kill_server(self) -> bool:
-        """SIGKILL to the server, and another one on its port."""
+        """Send SIGKILL to the server, and start another one on its port.
+
+        Returns:
+            Whether there was anything to do it to.
+        """
         if self._server is None:
             return False
         self._server.kill()
@@ -768,7 +911,11 @@ class Machines:
         return True
 
     def set_clock(self) -> bool:
-        """Set the clock of the coordinator, or of all workers, by up to two hours."""
+        """Set the clock of the coordinator, or of all workers, by up to two hours.
+
+        Returns:
+            Whether there was anything to do it to.
+        """
         clock = self.lots.choice([*self.clocks.values()])
         clock.set(self.lots.uniform(-7200.0, 7200.0))
         return True
@@ -805,13 +952,26 @@ def soak(
     like: Results | None = None,
     pause: float = 0.5,
 ) -> Report:
-    """Run the fleet's flow (see `Fleet.write`), and strike until it has ended, `kills` times at
-    most, at moments and places that the seed decides.
+    """Run the fleet's flow (see `Fleet.write`), and make faults until it has ended. A step that is
+    killed needs @retry with more attempts than faults may hit it.
 
-    `by_server`: the run is begun by `aflow server`, and not in the foreground. `like` are the
-    results of an undisturbed run of the same flow (`undisturbed`). A step that is killed needs
-    @retry with more attempts than it may be struck. `pause` is the longest time between two faults.
-    Raises ChaosError where anything is lost, done twice, or hangs; the seed is in its text."""
+    Args:
+        fleet: The processes of the test.
+        seed: The seed: it decides at which moments and places faults are made.
+        kills: How many faults are made at most.
+        workers: How many workers there are.
+        isolation: What a task shares with others: `task` or `worker`.
+        by_server: Whether `aflow server` begins the run, instead of `aflow run`.
+        faults: The faults that are made.
+        like: The results of an undisturbed run; None to compare nothing.
+        pause: The longest time between two faults, in seconds.
+
+    Returns:
+        The faults that were made, and how the run has ended.
+
+    Raises:
+        ChaosError: Something was lost, done twice, or hangs; the seed is in the text.
+    """
     began, lots, struck = SystemClock.monotonic(), random.Random(seed), Counter[str]()
     try:
         machines = Machines(fleet, lots, workers, isolation, by_server=by_server)
@@ -834,7 +994,14 @@ def soak(
 
 
 def undisturbed(folder: Path, source: str, *words: str) -> Results:
-    """The results of a flow, run with one worker in a place of its own, where nothing happens."""
+    """Return the results of a flow, run with one worker in a place of its own, where nothing
+    happens.
+
+    Args:
+        folder: The folder of the test.
+        source: The text of the flow's file.
+        *words: More arguments of the command line.
+    """
     folder.mkdir()
     calm = Fleet(
         folder,
@@ -901,8 +1068,8 @@ def _children_of(pid: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port that nobody uses now. It is below those from which the system takes the ports of
-    outgoing connections: one of these could take it before its server has started, or while the
+    """Return a port that nobody uses now. It is below those from which the system takes the ports
+    of outgoing connections: one of these could take it before its server has started, or while the
     server is down between being killed and started again."""
     while True:
         port = random.SystemRandom().randrange(10_000, _FIRST_OUTGOING)

@@ -73,16 +73,24 @@ def run_step(
     index: int = 0,
     flow: type[FlowSpec] | None = None,
 ) -> StepResult:
-    """Run one step, as in `run_step(MyFlow.train, inputs={"x": 1})`, and say what it has left.
+    """Run one step, as in `run_step(MyFlow.train, inputs={"x": 1})`. What the step raises is raised
+    here, as it is: @retry, @catch and @cache do not apply. What would fail the task is raised as
+    well: InvalidParameter, InvalidTransition, ArtifactNotPicklable, TaskTimedOut.
 
-    `inputs` are the artifacts of the step before, by name. For a join they are those of each input:
-    a list for a foreach, {step: artifacts} for branches. `parameters` are by attribute; the others
-    have their defaults. `input` is the item of the foreach, `self.input`, at place `index`. `flow`
-    is needed only for a step that several flows inherit.
+    Args:
+        step: The step.
+        inputs: The artifacts of the step before, by name. For a join those of each input: a list
+            for a foreach, {step: artifacts} for branches.
+        parameters: The parameters, by attribute; the others have their defaults.
+        input: The item of the foreach, `self.input`.
+        index: The position of the item, `self.index`.
+        flow: The flow; needed only for a step that several flows inherit.
 
-    What the step raises is raised here, as it is: @retry, @catch and @cache do not apply. Raises
-    InvalidInput for inputs that the step cannot have, InvalidParameter, InvalidTransition,
-    ArtifactNotPicklable, TaskTimedOut: what would fail the task.
+    Returns:
+        What the step has left.
+
+    Raises:
+        InvalidInput: The step cannot have these inputs.
     """
     flow = flow or _flow_of(step)
     definition = alone(configured(flow), step.__name__)

@@ -26,11 +26,16 @@ _JSON = json.JSONDecoder()
 
 
 def read_options(text: str) -> dict[str, Any]:
-    """The options in `option=value,option=value`, in order.
+    """Return the options in `option=value,option=value`, in order.
 
     A value is read as JSON where it is JSON, else as text; commas inside JSON lists, objects and
-    strings belong to the value. Raises InvalidDecorator for what is not an option, or is given
-    twice.
+    strings belong to the value.
+
+    Args:
+        text: The text.
+
+    Raises:
+        InvalidDecorator: For what is not an option, or is given twice.
     """
     options: dict[str, Any] = {}
     for option, value in _pairs(text):
@@ -73,9 +78,13 @@ def _value(text: str, at: int) -> tuple[Any, int]:
 
 
 def parse_spec(spec: str) -> Any:
-    """The decorator that `name` or `name:option=value,...` describes.
+    """Return the decorator that `name` or `name:option=value,...` describes.
 
-    Raises InvalidDecorator for all that cannot be understood.
+    Args:
+        spec: The decorator, as `--with` has it.
+
+    Raises:
+        InvalidDecorator: For all that cannot be understood.
     """
     name, _, text = spec.partition(":")
     name = name.strip()
@@ -94,12 +103,18 @@ def _custom(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
-    """The flow with these decorators around every step, the last outermost; raises
-    InvalidDecorator.
+    """Return the flow with these decorators around every step, the last outermost.
 
-    A step that has a decorator of the kind already keeps its own: the source wins over the
-    command line, and of two specs of a kind the first wins. Mutators of the flow begin again, so
-    that they see what is attached.
+    A step that has a decorator of the kind already keeps its own: the source wins over the command
+    line, and of two specs of a kind the first wins. Mutators of the flow begin again, so that they
+    see what is attached.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        specs: The decorators, as `--with` has them.
+
+    Raises:
+        InvalidDecorator: The decorator is unknown, or does not take the option.
     """
     decorators = [parse_spec(spec) for spec in specs]
     if not decorators:

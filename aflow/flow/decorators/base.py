@@ -29,7 +29,15 @@ _DECORATORS = "_aflow_decorators"
 
 
 def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
-    """Make a step of the function; raises InvalidDecorator for what is not a function."""
+    """Make a step of the function.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        mark: The mark of `@step`.
+
+    Raises:
+        InvalidDecorator: For what is not a function.
+    """
     if not isinstance(function, FunctionType):
         raise InvalidDecorator(
             f"@step was put on {shown(function)}, which is not a function: put it on a method of a "
@@ -40,14 +48,25 @@ def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
 
 
 def step_mark(function: object) -> StepMark | None:
-    """The options of @step; None for what is not a step."""
+    """Return the options of @step; None for what is not a step.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+    """
     mark = getattr(function, _STEP, None)
     return mark if isinstance(mark, StepMark) else None
 
 
 def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> None:
-    """Put a decorator outside of those that are there; raises InvalidDecorator for a second one
-    of the same kind."""
+    """Put a decorator outside of those that are there.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        decorator: The decorator.
+
+    Raises:
+        InvalidDecorator: For a second one of the same kind.
+    """
     there = decorators_of(function)
     if not decorator.repeatable and any(each.name == decorator.name for each in there):
         raise InvalidDecorator(
@@ -57,7 +76,11 @@ def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> Non
 
 
 def decorators_of(function: object) -> tuple[StepDecorator, ...]:
-    """The decorators on the function, outermost first."""
+    """Return the decorators on the function, outermost first.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+    """
     # Some objects (expressions of configs, say) have an attribute of any name.
     there = getattr(function, _DECORATORS, ())
     return there if isinstance(there, tuple) else ()
@@ -78,8 +101,8 @@ class StepDecorator:
     is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
 
     def shapes_result(self) -> Mapping[str, object] | None:
-        """The options that the step's result may depend on, which the cache looks at; None where
-        the decorator makes no difference to it."""
+        """Return the options that the step's result may depend on, which the cache looks at; None
+        where the decorator makes no difference to it."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def _set(self, option: str, value: object) -> None:
@@ -101,8 +124,15 @@ class StepDecorator:
 
 
 def build(kind: type[StepDecorator], options: Mapping[str, Any]) -> StepDecorator:
-    """A decorator with these options; raises InvalidDecorator for an option that it has not, or a
-    value that cannot be used."""
+    """Return a decorator with these options.
+
+    Args:
+        kind: The class of the decorator.
+        options: The options, by name.
+
+    Raises:
+        InvalidDecorator: For an option that it has not, or a value that cannot be used.
+    """
     known = [each.name for each in fields(kind) if each.init and each.name != kind.open_options]
     own = {name: value for name, value in options.items() if _is_own(kind, name, known)}
     for option in options:
@@ -146,12 +176,32 @@ class DelayedDecorator(StepDecorator):
         return self.kind.repeatable
 
     def resolved(self, configs: Mapping[str, Any]) -> StepDecorator:
-        """The decorator; raises InvalidConfig and InvalidDecorator."""
+        """Return the decorator.
+
+        Args:
+            configs: The configs, by name.
+
+        Raises:
+            InvalidConfig: The config cannot be used.
+            InvalidDecorator: The decorator is unknown, or does not take the option.
+        """
         return build(self.kind, evaluated(self.options, configs))
 
 
 def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, Any]) -> Any:
-    """Put the decorator on the function, or give what does so (`@retry` and `@retry(...)`)."""
+    """Put a decorator on a function; without one, return what does so (`@retry` and `@retry(...)`).
+
+    Args:
+        kind: The class of the decorator.
+        function: The function that is decorated; None where options are given.
+        options: The options, by name.
+
+    Returns:
+        The function, or the decorator.
+
+    Raises:
+        InvalidDecorator: It is not a function, or an option cannot be used.
+    """
     if function is None:
         decorator = build(kind, options)
 
@@ -170,7 +220,11 @@ def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, 
 
 
 def as_number(value: object) -> float | None:
-    """The value as a finite number; None for anything else (as True and False)."""
+    """Return the value as a finite number; None for anything else (as True and False).
+
+    Args:
+        value: The value.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:

@@ -37,5 +37,13 @@ def cache(function: F) -> F: ...
 @overload
 def cache(*, enabled: bool = True, version: str = "") -> Callable[[F], F]: ...
 def cache(function: object = None, **options: Any) -> Any:
-    """Take the result of an earlier task where nothing has changed; see Cache."""
+    """Take the result of an earlier task where nothing has changed; see Cache.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Cache, function, options)

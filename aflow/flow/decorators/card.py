@@ -48,5 +48,13 @@ class CardDecorator(StepDecorator):
 
 
 def card(function: Any = None, **options: Any) -> Any:
-    """Leave a card; see CardDecorator."""
+    """Leave a card; see CardDecorator.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(CardDecorator, function, options)

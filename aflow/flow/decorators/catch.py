@@ -34,7 +34,15 @@ def catch(function: F) -> F: ...
 @overload
 def catch(*, var: str | None = None, print_exception: bool = True) -> Callable[[F], F]: ...
 def catch(function: object = None, **options: Any) -> Any:
-    """Let the flow go on when the step has failed for good; see Catch."""
+    """Let the flow go on when the step has failed for good; see Catch.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Catch, function, options)
 
 
@@ -65,8 +73,14 @@ class ExceptionWrapper(Exception):
     def of(
         cls, error: BaseException, text: str | None = None, name: str | None = None
     ) -> ExceptionWrapper:
-        """The record of an exception. `text` is its formatted traceback and `name` that of its
-        class, both made here without them."""
+        """Return the record of an exception. `text` is its formatted traceback and `name` that of
+        its class, both made here without them.
+
+        Args:
+            error: The exception.
+            text: The text.
+            name: The name.
+        """
         import traceback  # only where a step failed: start-up does not pay for it
 
         kind = type(error)

@@ -125,7 +125,12 @@ class Slurm(StepDecorator):
                 self._number(option)
 
     def amount(self, option: str, attempt: int = 0) -> float | None:
-        """How much of an option an attempt asks for; None where it is not asked for."""
+        """Return how much of an option an attempt asks for; None where it is not asked for.
+
+        Args:
+            option: The name of the option.
+            attempt: The number of the attempt, from 0.
+        """
         found: float | None = getattr(self, option)
         return found
 
@@ -134,15 +139,39 @@ class Slurm(StepDecorator):
 
 
 def batch(function: Any = None, **options: Any) -> Any:
-    """Run the step as a job of AWS Batch; see BatchDecorator."""
+    """Run the step as a job of AWS Batch; see BatchDecorator.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(BatchDecorator, function, options)
 
 
 def kubernetes(function: Any = None, **options: Any) -> Any:
-    """Run the step as a job of Kubernetes; see Kubernetes."""
+    """Run the step as a job of Kubernetes; see Kubernetes.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Kubernetes, function, options)
 
 
 def slurm(function: Any = None, **options: Any) -> Any:
-    """Run the step as a job of Slurm; see Slurm."""
+    """Run the step as a job of Slurm; see Slurm.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Slurm, function, options)

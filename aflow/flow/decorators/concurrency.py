@@ -32,5 +32,10 @@ def concurrency(function: F) -> F: ...
 @overload
 def concurrency(*, limit: int = 1) -> Callable[[F], F]: ...
 def concurrency(function: object = None, **options: object) -> object:
-    """Limit how many tasks of the step go on at a time; see Concurrency."""
+    """Limit how many tasks of the step go on at a time; see Concurrency.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+    """
     return decorate(Concurrency, function, options)

@@ -45,7 +45,15 @@ def environment(function: F) -> F: ...
 @overload
 def environment(*, vars: Mapping[str, object]) -> Callable[[F], F]: ...
 def environment(function: object = None, **options: Any) -> Any:
-    """Set environment variables for the step; see Environment."""
+    """Set environment variables for the step; see Environment.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Environment, function, options)
 
 

@@ -43,5 +43,13 @@ def _is_hook(hook: object) -> bool:
 
 
 def exit_hook(flow: object = None, /, **options: Any) -> Any:
-    """Call functions when a run of the flow has ended; see ExitHook."""
+    """Call functions when a run of the flow has ended; see ExitHook.
+
+    Args:
+        flow: The flow.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate_flow(ExitHook, flow, options)

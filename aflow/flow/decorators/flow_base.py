@@ -24,7 +24,7 @@ class FlowDecorator:
     is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
 
     def as_dict(self) -> dict[str, Any]:
-        """Its kind and options as values that JSON can hold; a function is its name."""
+        """Return its kind and options as values that JSON can hold; a function is its name."""
         options = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
         return {"type": self.kind, "options": options}
 
@@ -38,8 +38,15 @@ class FlowDecorator:
 
 
 def build(kind: type[FlowDecorator], options: Mapping[str, Any]) -> FlowDecorator:
-    """A decorator with these options; raises InvalidDecorator for an option that it has not, or a
-    value that cannot be used."""
+    """Return a decorator with these options.
+
+    Args:
+        kind: The class of the decorator.
+        options: The options, by name.
+
+    Raises:
+        InvalidDecorator: For an option that it has not, or a value that cannot be used.
+    """
     known = [each.name for each in fields(kind)]
     for option in options:
         if option not in known and not option.startswith("_aflow_unpacked_"):
@@ -71,12 +78,33 @@ class DelayedFlowDecorator(FlowDecorator):
         return self.of.repeatable
 
     def resolved(self, configs: Mapping[str, Any]) -> FlowDecorator:
-        """The decorator; raises InvalidConfig and InvalidDecorator."""
+        """Return the decorator.
+
+        Args:
+            configs: The configs, by name.
+
+        Raises:
+            InvalidConfig: The config cannot be used.
+            InvalidDecorator: The decorator is unknown, or does not take the option.
+        """
         return build(self.of, evaluated(self.options, configs))
 
 
 def decorate_flow(kind: type[FlowDecorator], flow: object, options: Mapping[str, Any]) -> Any:
-    """Put the decorator on the class, or give what does so (`@schedule` and `@schedule(...)`)."""
+    """Put a decorator on a class; without one, return what does so (`@schedule` and
+    `@schedule(...)`).
+
+    Args:
+        kind: The class of the decorator.
+        flow: The flow.
+        options: The options, by name.
+
+    Returns:
+        The class, or the decorator.
+
+    Raises:
+        InvalidDecorator: It is not a class of a flow, or an option cannot be used.
+    """
     if flow is None:
         decorator = build(kind, options)
 
@@ -90,8 +118,16 @@ def decorate_flow(kind: type[FlowDecorator], flow: object, options: Mapping[str,
 
 
 def add(flow: object, decorator: FlowDecorator) -> None:
-    """Put a decorator outside of those that the class has; raises InvalidDecorator for what is not
-    a class, and for a second one of a kind that is not repeatable."""
+    """Put a decorator outside of those that the class has.
+
+    Args:
+        flow: The flow.
+        decorator: The decorator.
+
+    Raises:
+        InvalidDecorator: For what is not a class, and for a second one of a kind that is not
+            repeatable.
+    """
     if not isinstance(flow, type):
         raise InvalidDecorator(
             f"@{decorator.kind} stands on the class of a flow, and takes its options by name; it "
@@ -106,9 +142,12 @@ def add(flow: object, decorator: FlowDecorator) -> None:
 
 
 def flow_decorators_of(flow: type) -> tuple[FlowDecorator, ...]:
-    """The decorators of a flow class and of its bases, the nearest class first.
+    """Return the decorators of a flow class and of its bases, the nearest class first.
 
     Of a kind that is not repeatable the nearest class has the say.
+
+    Args:
+        flow: The flow.
     """
     found: list[FlowDecorator] = []
     for each in flow.__mro__:

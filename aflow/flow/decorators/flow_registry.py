@@ -23,8 +23,15 @@ FLOW_KINDS = {
 
 
 def make_flow_decorator(name: str, options: Mapping[str, Any]) -> FlowDecorator:
-    """The flow decorator of this name; raises InvalidDecorator for an unknown name, an unknown
-    option or a value that cannot be used."""
+    """Return the flow decorator of this name.
+
+    Args:
+        name: The name.
+        options: The options, by name.
+
+    Raises:
+        InvalidDecorator: For an unknown name, an unknown option or a value that cannot be used.
+    """
     if name not in FLOW_KINDS:
         raise InvalidDecorator(
             f"There is no flow decorator {name!r}.{did_you_mean(name, FLOW_KINDS)} "

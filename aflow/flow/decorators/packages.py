@@ -44,7 +44,14 @@ class Conda(StepDecorator):
 
 
 def check_packages(decorator: Any) -> None:
-    """Check the options that all these decorators have; raises InvalidDecorator."""
+    """Check the options that all these decorators have.
+
+    Args:
+        decorator: The decorator.
+
+    Raises:
+        InvalidDecorator: The decorator is unknown, or does not take the option.
+    """
     for option in ("packages", "libraries"):
         value = getattr(decorator, option, {})
         if not isinstance(value, Mapping):
@@ -67,7 +74,15 @@ def pypi(
     *, packages: Packages = ..., python: str | None = None, disabled: bool | None = None
 ) -> Callable[[F], F]: ...
 def pypi(function: object = None, **options: Any) -> Any:
-    """Ask for packages from PyPI; see Pypi."""
+    """Ask for packages from PyPI; see Pypi.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Pypi, function, options)
 
 
@@ -82,7 +97,15 @@ def conda(
     disabled: bool | None = None,
 ) -> Callable[[F], F]: ...
 def conda(function: object = None, **options: Any) -> Any:
-    """Ask for packages from conda; see Conda."""
+    """Ask for packages from conda; see Conda.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Conda, function, options)
 
 
@@ -117,10 +140,26 @@ class CondaBase(FlowDecorator):
 
 
 def pypi_base(flow: Any = None, **options: Any) -> Any:
-    """Ask for packages from PyPI for all steps; see PypiBase."""
+    """Ask for packages from PyPI for all steps; see PypiBase.
+
+    Args:
+        flow: The flow.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate_flow(PypiBase, flow, options)
 
 
 def conda_base(flow: Any = None, **options: Any) -> Any:
-    """Ask for packages from conda for all steps; see CondaBase."""
+    """Ask for packages from conda for all steps; see CondaBase.
+
+    Args:
+        flow: The flow.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate_flow(CondaBase, flow, options)

@@ -35,10 +35,26 @@ class PytorchParallel(StepDecorator):
 
 
 def parallel(function: Any = None, **options: Any) -> Any:
-    """Make the step one of a gang; see Parallel."""
+    """Make the step one of a gang; see Parallel.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Parallel, function, options)
 
 
 def pytorch_parallel(function: Any = None, **options: Any) -> Any:
-    """Make the step one of a gang of torch processes; see PytorchParallel."""
+    """Make the step one of a gang of torch processes; see PytorchParallel.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(PytorchParallel, function, options)

@@ -33,7 +33,15 @@ def process(start: F) -> F: ...
 @overload
 def process(start: str = "fork") -> Callable[[F], F]: ...
 def process(start: object = None, **options: Any) -> Any:
-    """Say how the processes of the step's tasks begin: `@process("fork")`; see Process."""
+    """Say how the processes of the step's tasks begin: `@process("fork")`; see Process.
+
+    Args:
+        start: The step to begin at.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     if isinstance(start, str):
         return decorate(Process, None, {"start": start, **options})
     return decorate(Process, start, options)

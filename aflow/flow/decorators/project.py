@@ -38,11 +38,19 @@ class Project(FlowDecorator):
     def place(
         self, flow: str, user: str, branch: str | None = None, production: bool | None = None
     ) -> dict[str, Any]:
-        """Where a run of the flow stands, as `current` tells it.
+        """Return where a run of the flow stands, as `current` tells it.
 
         The branch is `prod` or `prod.<branch>` in production, else `test.<branch>`, else
-        `user.<user>`. `branch` and `production` come from outside; raises InvalidInput where they
-        cannot be used, or say something else than the source.
+        `user.<user>`. `branch` and `production` come from outside.
+
+        Args:
+            flow: The name of the flow.
+            user: The name of the user.
+            branch: The branch of @project; None for the user's own.
+            production: Whether it is deployed to production; None where that was not said.
+
+        Raises:
+            InvalidInput: Where they cannot be used, or say something else than the source.
         """
         chosen = self._agreed("branch", self.branch, branch)
         if chosen is not None and not _is_name(chosen):
@@ -73,5 +81,13 @@ def _is_name(value: object) -> bool:
 
 
 def project(flow: object = None, /, **options: Any) -> Any:
-    """Say which project the flow belongs to, and on which branch it is; see Project."""
+    """Say which project the flow belongs to, and on which branch it is; see Project.
+
+    Args:
+        flow: The flow.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate_flow(Project, flow, options)

@@ -40,5 +40,13 @@ def queue(function: F) -> F: ...
 @overload
 def queue(*, pool: str | None = None) -> Callable[[F], F]: ...
 def queue(function: object = None, **options: Any) -> Any:
-    """Run the step on a worker of this pool, in runs that have a queue (`--queue`, AFLOW_QUEUE)."""
+    """Run the step on a worker of this pool, in runs that have a queue (`--queue`, AFLOW_QUEUE).
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(QueueDecorator, function, options)

@@ -34,7 +34,14 @@ KINDS = {
 
 
 def kind_of(name: str) -> type[StepDecorator]:
-    """The class of the decorator of this name; raises InvalidDecorator if there is none."""
+    """Return the class of the decorator of this name.
+
+    Args:
+        name: The name.
+
+    Raises:
+        InvalidDecorator: If there is none.
+    """
     if name not in KINDS:
         raise InvalidDecorator(
             f"There is no step decorator {name!r}.{did_you_mean(name, KINDS)} "
@@ -46,6 +53,13 @@ def kind_of(name: str) -> type[StepDecorator]:
 
 
 def make(name: str, options: Mapping[str, Any]) -> StepDecorator:
-    """The decorator of this name; raises InvalidDecorator for an unknown name, an unknown option
-    or a value that cannot be used."""
+    """Return the decorator of this name.
+
+    Args:
+        name: The name.
+        options: The options, by name.
+
+    Raises:
+        InvalidDecorator: For an unknown name, an unknown option or a value that cannot be used.
+    """
     return build(kind_of(name), options)

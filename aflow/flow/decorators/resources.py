@@ -60,17 +60,38 @@ class Resources(StepDecorator):
         return any(callable(each) for each in (*values, *self.custom.values()))
 
     def amount(self, option: str, attempt: int = 0) -> float | None:
-        """How much of an option an attempt asks for; None where it is not asked for. Raises
-        InvalidDecorator for what a function of the user's gives that is no such number."""
+        """Return how much of an option an attempt asks for; None where it is not asked for.
+
+        Args:
+            option: The name of the option.
+            attempt: The number of the attempt, from 0.
+
+        Raises:
+            InvalidDecorator: For what a function of the user's gives that is no such number.
+        """
         return self._at(option, getattr(self, option), attempt)
 
     def custom_amounts(self, attempt: int = 0) -> dict[str, float]:
-        """How much of each custom resource an attempt asks for. Raises InvalidDecorator."""
+        """Return how much of each custom resource an attempt asks for.
+
+        Args:
+            attempt: The number of the attempt, from 0.
+
+        Raises:
+            InvalidDecorator: The decorator is unknown, or does not take the option.
+        """
         found = {name: self._at(name, value, attempt) for name, value in self.custom.items()}
         return {name: value for name, value in found.items() if value is not None}
 
     def amounts(self, attempt: int = 0) -> dict[str, float]:
-        """All that a machine has to have free for an attempt, by name. Raises InvalidDecorator."""
+        """Return all that a machine has to have free for an attempt, by name.
+
+        Args:
+            attempt: The number of the attempt, from 0.
+
+        Raises:
+            InvalidDecorator: The decorator is unknown, or does not take the option.
+        """
         found = {option: self.amount(option, attempt) for option in AMOUNTS}
         given = {name: value for name, value in found.items() if value is not None}
         return {**given, **self.custom_amounts(attempt)}
@@ -107,5 +128,13 @@ def resources(
     **custom: Amount,
 ) -> Callable[[F], F]: ...
 def resources(function: object = None, **options: Any) -> Any:
-    """Say what the step needs; see Resources."""
+    """Say what the step needs; see Resources.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Resources, function, options)

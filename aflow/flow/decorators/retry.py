@@ -59,14 +59,22 @@ class Retry(StepDecorator):
         return self.minutes_between_retries * 60.0
 
     def takes(self, error: BaseException) -> bool:
-        """Whether a step that has raised this is tried again."""
+        """Return whether a step that has raised this is tried again.
+
+        Args:
+            error: The exception.
+        """
         if self.on is None or isinstance(error, self.on):  # type: ignore[arg-type]
             return True
         return OutOfMemory in self.on and isinstance(error, MemoryError)  # type: ignore[operator]
 
     def takes_end(self, reason: str) -> bool:
-        """Whether a step that has raised nothing, since its process or its job was ended for this
-        reason, is tried again."""
+        """Return whether a step that has raised nothing, since its process or its job was ended for
+        this reason, is tried again.
+
+        Args:
+            reason: The reason of the attempt's end.
+        """
         if self.on is None or OutOfMemory not in self.on:  # type: ignore[operator]
             return True
         return reason.startswith(OUT_OF_MEMORY)
@@ -85,5 +93,13 @@ def retry(
     on: type[BaseException] | Sequence[type[BaseException]] | None = None,
 ) -> Callable[[F], F]: ...
 def retry(function: object = None, **options: Any) -> Any:
-    """Try a failed step again; see Retry."""
+    """Try a failed step again; see Retry.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Retry, function, options)

@@ -106,5 +106,13 @@ def _number(word: str, field: _Field) -> int | None:
 
 
 def schedule(flow: object = None, /, **options: Any) -> Any:
-    """Say when the deployed flow is to be run; see ScheduleDecorator."""
+    """Say when the deployed flow is to be run; see ScheduleDecorator.
+
+    Args:
+        flow: The flow.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate_flow(ScheduleDecorator, flow, options)

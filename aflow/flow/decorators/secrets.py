@@ -38,5 +38,13 @@ class Secrets(StepDecorator):
 
 
 def secrets(function: Any = None, **options: Any) -> Any:
-    """Set environment variables from where secrets are kept; see Secrets."""
+    """Set environment variables from where secrets are kept; see Secrets.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Secrets, function, options)

@@ -41,5 +41,13 @@ def timeout(function: F) -> F: ...
 @overload
 def timeout(*, seconds: float = 0, minutes: float = 0, hours: float = 0) -> Callable[[F], F]: ...
 def timeout(function: object = None, **options: Any) -> Any:
-    """Stop an attempt that runs too long; see Timeout."""
+    """Stop an attempt that runs too long; see Timeout.
+
+    Args:
+        function: The function that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate(Timeout, function, options)

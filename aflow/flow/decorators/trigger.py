@@ -86,13 +86,28 @@ def _is_pair(value: object) -> bool:
 
 
 def trigger(flow: object = None, /, **options: Any) -> Any:
-    """Say which events start the deployed flow; see TriggeredBy."""
+    """Say which events start the deployed flow; see TriggeredBy.
+
+    Args:
+        flow: The flow.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate_flow(TriggeredBy, flow, options)
 
 
 def namespaced_event_name(name: str) -> Callable[..., str]:
-    """The event's name in the project and branch of the flow, once these are known:
-    `mfns.<project>.<branch>.<name>`."""
+    """Return a name of an event in the project and branch of the flow, once these are known:
+    `mfns.<project>.<branch>.<name>`.
+
+    Args:
+        name: The name.
+
+    Raises:
+        InvalidDecorator: The name is not a text.
+    """
     if not isinstance(name, str):
         raise InvalidDecorator(f"The name of an event is a text, not {shown(name)}.")
 
@@ -176,5 +191,13 @@ def _checked(flow: str) -> str:
 
 
 def trigger_on_finish(flow_class: object = None, /, **options: Any) -> Any:
-    """Say whose end starts the deployed flow; see TriggeredOnFinish."""
+    """Say whose end starts the deployed flow; see TriggeredOnFinish.
+
+    Args:
+        flow_class: The class that is decorated; None where options are given.
+        **options: The options, by name.
+
+    Returns:
+        The decorated function or class; with options alone, what decorates one.
+    """
     return decorate_flow(TriggeredOnFinish, flow_class, options)

@@ -96,6 +96,13 @@ def test_what_to_dict_gives_can_be_changed() -> None:
     assert {type(plain), type(plain["a"]), type(plain["p"].left)} == {dict}
 
 
+def test_a_config_value_is_stored_as_what_it_is() -> None:
+    value = ConfigValue({"a": {"b": 1}})
+    another = pickle.loads(pickle.dumps(value))
+
+    assert (value, 1) == (another, another.a.b)
+
+
 @given(OBJECTS)
 def test_a_config_value_survives_being_stored_and_copied(data: dict[str, Any]) -> None:
     value = ConfigValue(data)

@@ -21,7 +21,7 @@ from aflow.flow.decorators.environment import Environment, environment
 from aflow.flow.decorators.packages import Pypi, conda, pypi
 from aflow.flow.decorators.parallel import parallel, pytorch_parallel
 from aflow.flow.decorators.process import Process, process
-from aflow.flow.decorators.queue import queue
+from aflow.flow.decorators.queue import QueueDecorator, queue
 from aflow.flow.decorators.registry import KINDS, make
 from aflow.flow.decorators.resources import Resources, resources
 from aflow.flow.decorators.retry import Retry, retry
@@ -200,6 +200,8 @@ def test_an_option_without_its_name_is_reported() -> None:
         ("retry:", Retry()),
         (" retry : times = 2 , seconds = 1.5 ", Retry(times=2, seconds=1.5)),
         ("retry:seconds=null", Retry()),
+        ("queue", QueueDecorator()),
+        ("queue:pool=gpu", QueueDecorator("gpu")),
         ("catch:var=error,print_exception=false", Catch("error", False)),
         ('catch:var="error"', Catch("error")),
         ("timeout:minutes=0.5", Timeout(minutes=0.5)),

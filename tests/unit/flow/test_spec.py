@@ -162,6 +162,43 @@ def test_hasattr_and_getattr_work_as_on_any_object(flow_class: type[FlowSpec]) -
     assert "__array__" not in context.loaded
 
 
+OWN = """
+    class Own(FlowSpec):
+        def __getattr__(self, name):
+            if name == "computed":
+                return "by the flow"
+            return super().__getattr__(name)
+        @step
+        def only(self): pass
+    """
+
+
+def test_a_getattr_of_the_flows_own_is_asked_for_what_is_no_artifact(make_flow: MakeFlow) -> None:
+    flow, context = running(make_flow(OWN), "only", x=1)
+    outside: Any = make_flow(OWN)(use_cli=False)
+
+    assert (1, "by the flow", "only") == (flow.x, flow.computed, flow._current_step)
+    assert 1 == flow.x
+    assert 1 == context.loaded.count("x")
+    assert {"x": 1} == left_artifacts(flow)
+    assert "by the flow" == outside.computed
+    for each in (flow, outside):
+        assert not hasattr(each, "__array__")
+        assert not hasattr(each, "nothing")
+
+
+def test_a_flow_inherits_a_getattr_of_its_bases_own(make_flow: MakeFlow) -> None:
+    base = make_flow(OWN)
+    define(base)
+
+    class Derived(base):  # type: ignore[misc, valid-type]
+        pass
+
+    flow, _ = running(Derived, "only", x=1)
+
+    assert (1, "by the flow") == (flow.x, flow.computed)
+
+
 def test_outside_of_a_task_there_are_no_artifacts(flow_class: type[FlowSpec]) -> None:
     flow: Any = flow_class(use_cli=False)
 

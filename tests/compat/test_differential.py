@@ -17,6 +17,9 @@ import pytest
 from tests.compat.flows import FILES, FLOWS
 from tests.compat.peer import PEER, Forks, Reader, call, needs_peer
 
+# A run of each takes a second or two on a machine that does nothing else, and may take minutes.
+pytestmark = pytest.mark.timeout(300)
+
 HEAD = """
 from metaflow import (
     FlowSpec, JSONType, Parameter, catch, current, environment, retry, step, timeout,

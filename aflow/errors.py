@@ -435,7 +435,16 @@ class MessageTooNew(QueueError):
 
 
 class AwsError(AflowError):
-    """AWS refuses a call, or does not answer."""
+    """AWS refuses a call, or does not answer. Of a refusal `code` is the service's word for why,
+    `said` its sentence, and `denied` whether a permission or valid credentials are missing."""
+
+    def __init__(
+        self, message: str, code: str = "", said: str = "", *, denied: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.said = said
+        self.denied = denied
 
 
 class AwsBusy(AwsError):

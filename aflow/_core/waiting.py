@@ -40,11 +40,6 @@ class Waiting:
         self._began = self._clock.monotonic()
         self._next = FIRST
 
-    @property
-    def is_due(self) -> bool:
-        """Whether `still` would say something now: to find out why may cost something."""
-        return self._clock.monotonic() - self._began >= self._next
-
     def still(self, why: str = "", advice: str = "") -> None:
         """Note that the wait goes on; the sentence is written when it is time to.
 

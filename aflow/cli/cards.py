@@ -63,9 +63,7 @@ def card_commands() -> dict[str, Subcommand]:
 def _create_parameters() -> list[click.Parameter]:
     return [
         pathspec_argument(),
-        option(
-            "--type", default="default", show_default=True, metavar="TYPE", help="Type of the card."
-        ),
+        option("--type", default="default", metavar="TYPE", help="Type of the card."),
         option("--id", metavar="ID", help="Id of the card."),
         option("--options", metavar="JSON", help="Options of the card (a JSON object)."),
         option("--timeout", type=float, metavar="SECONDS", help="Time limit for rendering."),
@@ -84,7 +82,6 @@ def _server_parameters() -> list[click.Parameter]:
             type=int,
             metavar="PORT",
             default=8324,
-            show_default=True,
             help="Port of the server.",
         ),
         option("--run-id", metavar="RUN", help="Only cards of this run."),
@@ -93,7 +90,6 @@ def _server_parameters() -> list[click.Parameter]:
             "--max-cards",
             type=number,
             default=30,
-            show_default=True,
             metavar="N",
             help="The most cards, newest first.",
         ),
@@ -102,7 +98,6 @@ def _server_parameters() -> list[click.Parameter]:
             type=number,
             metavar="SECONDS",
             default=5,
-            show_default=True,
             help="Seconds between reloads of the page.",
         ),
     ]

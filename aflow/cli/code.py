@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +13,7 @@ import click
 
 from aflow._core.process import is_terminal
 from aflow._core.settings import Settings
-from aflow.cli.options import flag, option
+from aflow.cli.options import Subcommand, command_group, flag, option
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CodePackageError, InvalidInput
@@ -32,13 +31,10 @@ _HELP = """Compare the code of a run with the files here or with another run, or
 
 def code() -> click.Command:
     """Return the command."""
-    group = click.Group("code", help=_HELP)
-    for name, (help, params, body) in _commands().items():
-        group.add_command(click.Command(name, help=help, params=params, callback=body))
-    return group
+    return command_group("code", _HELP, _commands())
 
 
-def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:
+def _commands() -> dict[str, Subcommand]:
     root = option("--datastore-root", metavar="PATH", help="Folder of the local datastore.")
     run = click.Argument(["run_pathspec"], metavar="FLOW/RUN")
     other = click.Argument(["target_run_pathspec"], metavar="FLOW/RUN")
@@ -50,18 +46,20 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     )
     overwrite = flag("--overwrite", help="Replace an existing file.")
     return {
-        "diff": (
+        "diff": Subcommand(
             "Show the changes from the files of this folder to those of the run.",
             [run, root],
             diff,
         ),
-        "diff-runs": ("Show the changes from one run to another.", [run, other, root], diff_runs),
-        "patch": (
+        "diff-runs": Subcommand(
+            "Show the changes from one run to another.", [run, other, root], diff_runs
+        ),
+        "patch": Subcommand(
             "Write the changes to a file for `git apply`.",
             [run, file, overwrite, root],
             patch,
         ),
-        "pull": ("Get the code of a run.", [run, folder, root], pull),
+        "pull": Subcommand("Get the code of a run.", [run, folder, root], pull),
     }
 
 

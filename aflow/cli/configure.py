@@ -26,7 +26,7 @@ from aflow.cli.doctor import probes
 from aflow.cli.doctor.command import line
 from aflow.cli.doctor.findings import PREFIXES, Finding, State, bare, remark
 from aflow.cli.errors import printable
-from aflow.cli.options import flag, option
+from aflow.cli.options import Subcommand, command_group, flag, option
 from aflow.errors import InvalidInput, InvalidSetting
 
 # What `aflow configure aws` asks, and how it checks what is answered.
@@ -200,10 +200,10 @@ def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> lis
 
 def _checks() -> dict[str, Check]:
     """By key: what AWS, or the service, says of the answer."""
-    from aflow.aws.client import Services
+    from aflow.aws.client import QUICK, AwsClient
     from aflow.executors.jobs.base import with_registry
 
-    aws, endpoint = Services(quick=True), Settings.load().s3_endpoint
+    aws, endpoint = AwsClient(manner=QUICK), Settings.load().s3_endpoint
     jobs = "ecs-tasks.amazonaws.com"
 
     def bucket(key: str) -> Check:
@@ -292,13 +292,10 @@ _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 def configure() -> click.Command:
     """Return the command."""
-    group = click.Group("configure", help=_HELP)
-    for name, (help, params, body) in _commands().items():
-        group.add_command(click.Command(name, help=help, params=params, callback=body))
-    return group
+    return command_group("configure", _HELP, _commands())
 
 
-def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:
+def _commands() -> dict[str, Subcommand]:
     profile = option(
         "--profile", "-p", metavar="NAME", help="The profile.  [default: that of AFLOW_PROFILE]"
     )
@@ -307,12 +304,14 @@ def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., obj
     yes = flag("--yes", "-y", help="Do not ask for confirmation.")
     unchecked = flag("--no-check", help="Do not check the answers with AWS.")
     return {
-        "aws": (_AWS_HELP, [profile, unchecked], aws),
-        "show": ("Show what is set, and where.", [profile], show),
-        "import": ("Import settings from a file, or from stdin.", [there, profile, yes], import_),
-        "import-stack": (STACK_HELP, stack_parameters(), import_stack),
-        "export": ("Write the settings to a file.", [to, profile, yes], export),
-        "reset": ("Delete the settings: runs are local again.", [profile, yes], reset),
+        "aws": Subcommand(_AWS_HELP, [profile, unchecked], aws),
+        "show": Subcommand("Show what is set, and where.", [profile], show),
+        "import": Subcommand(
+            "Import settings from a file, or from stdin.", [there, profile, yes], import_
+        ),
+        "import-stack": Subcommand(STACK_HELP, stack_parameters(), import_stack),
+        "export": Subcommand("Write the settings to a file.", [to, profile, yes], export),
+        "reset": Subcommand("Delete the settings: runs are local again.", [profile, yes], reset),
     }
 
 

@@ -26,7 +26,6 @@ def dump_parameters() -> list[click.Parameter]:
             "--max-value-size",
             type=click.IntRange(min=0),
             default=1000,
-            show_default=True,
             metavar="BYTES",
             help="Show values up to this size; 0: only names.",
         ),

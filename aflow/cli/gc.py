@@ -71,14 +71,12 @@ def _parameters() -> list[click.Parameter]:
         option(
             "--grace",
             default="1h",
-            show_default=True,
             metavar="TIME",
             help="Keep data that were written or used within this time.",
         ),
         option(
             "--environments",
             default="30d",
-            show_default=True,
             metavar="TIME",
             help="Delete environments of steps (@pypi, @conda) that were unused for this long.",
         ),

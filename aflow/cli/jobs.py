@@ -143,7 +143,7 @@ def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
     queues = {*_of_steps(session, "batch", "queue")}
     if settings.queue is not None or not queues:
         queues.add(settings.needed("queue", "The job queue of AWS Batch"))
-    calls = aws.client.Calls()
+    calls = aws.client.AwsClient()
     found = [
         _ListedJob(
             id=job.id,

@@ -43,8 +43,27 @@ class Subcommand(NamedTuple):
     """A command below another: its help, its parameters, and the function that it calls."""
 
     help: str
-    parameters: list[click.Parameter]
+    parameters: Sequence[click.Parameter]
     body: Callable[..., object]
+
+
+def command_group(
+    name: str, help: str, commands: Mapping[str, Subcommand], **settings: Any
+) -> click.Group:
+    """Return a command with others below it.
+
+    Args:
+        name: The name of the command.
+        help: Its help text.
+        commands: The commands below it, by name.
+        **settings: More arguments of click for each of these.
+    """
+    group = click.Group(name, help=help)
+    for each, (text, parameters, body) in commands.items():
+        group.add_command(
+            click.Command(each, help=text, params=[*parameters], callback=body, **settings)
+        )
+    return group
 
 
 class SectionedCommand(click.Command):
@@ -90,6 +109,9 @@ def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest
         scope: What the option is of: the flow, a run.
         **rest: More arguments.
     """
+    default = rest.get("default")
+    if default and not callable(default) and default is not True:
+        rest.setdefault("show_default", "[default" not in rest.get("help", ""))
     made = Option(names, **rest)
     made.section = section
     if scope is not None:

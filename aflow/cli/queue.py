@@ -13,7 +13,7 @@ from aflow._core.clock import SystemClock, duration
 from aflow._core.settings import Settings
 from aflow._core.wording import plural
 from aflow.cli import tables
-from aflow.cli.options import flag, option
+from aflow.cli.options import Subcommand, command_group, flag, option
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.queue_status import (
     ShownMessage,
@@ -57,61 +57,38 @@ def queue() -> click.Command:
     )
     as_json = flag("--json", "as_json", help="Print a JSON list.")
     ids = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
-    return click.Group(
+    everything = flag("--all", "everything", help="All buried messages.")
+    ready = flag("--ready", help="List messages that wait for a worker, instead of buried ones.")
+    limit = option(
+        "--limit",
+        type=click.IntRange(1),
+        default=100,
+        metavar="N",
+        help="The most messages of each pool.",
+    )
+    return command_group(
         "queue",
-        help=_HELP,
-        commands=[
-            click.Command(
-                "status",
-                params=[place, pools, as_json],
-                callback=_status,
-                help="Show how many messages each pool has, and its workers.",
+        _HELP,
+        {
+            "status": Subcommand(
+                "Show how many messages each pool has, and its workers.",
+                [place, pools, as_json],
+                _status,
             ),
-            click.Command(
-                "list",
-                params=[
-                    flag(
-                        "--ready",
-                        help="List messages that wait for a worker, instead of buried ones.",
-                    ),
-                    option(
-                        "--limit",
-                        type=click.IntRange(1),
-                        default=100,
-                        show_default=True,
-                        metavar="N",
-                        help="The most messages of each pool.",
-                    ),
-                    place,
-                    pools,
-                    as_json,
-                ],
-                callback=_list,
-                help="List messages that are buried or wait.",
+            "list": Subcommand(
+                "List messages that are buried or wait.",
+                [ready, limit, place, pools, as_json],
+                _list,
             ),
-            click.Command(
-                "release",
-                params=[
-                    ids,
-                    flag("--all", "everything", help="All buried messages."),
-                    place,
-                    pools,
-                ],
-                callback=_release,
-                help="Deliver buried messages again.",
+            "release": Subcommand(
+                "Deliver buried messages again.", [ids, everything, place, pools], _release
             ),
-            click.Command(
-                "delete",
-                params=[
-                    ids,
-                    flag("--all", "everything", help="All buried messages."),
-                    place,
-                    pools,
-                ],
-                callback=_delete,
-                help="Delete messages that are buried or wait.",
+            "delete": Subcommand(
+                "Delete messages that are buried or wait.",
+                [ids, everything, place, pools],
+                _delete,
             ),
-        ],
+        },
     )
 
 

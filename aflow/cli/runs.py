@@ -56,7 +56,6 @@ def runs() -> click.Command:
                 type=click.IntRange(min=0),
                 metavar="N",
                 default=20,
-                show_default=True,
                 help="The largest number of runs; 0: all.",
             ),
             flag("--json", "as_json", help="Print a JSON list."),

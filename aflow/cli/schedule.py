@@ -11,7 +11,7 @@ import click
 from aflow.cli import tables
 from aflow.cli.errors import printable
 from aflow.cli.loading import load_flow
-from aflow.cli.options import option
+from aflow.cli.options import Subcommand, command_group, option
 from aflow.cli.server_requests import ask, server_option
 from aflow.cli.submit import parameters_of, send
 from aflow.errors import InvalidInput
@@ -27,120 +27,100 @@ _HELP = """Have a server (aflow server) run flows when their @schedule says so.
   aflow schedule pause nightly
   aflow schedule trigger nightly
 """
-_PARAMETERS: Any = {"ignore_unknown_options": True}
+_CREATE_HELP = (
+    "Send the code of a flow to a server, which runs it on a schedule. Options that are not "
+    "listed here are parameters of the flow. A schedule with the same name is replaced."
+)
+_EDIT_HELP = (
+    "Change a schedule. Options that are not listed here are parameters of its flow. Everything "
+    "else is kept, also the code: `create` replaces the code."
+)
+_MISSED = click.Choice(["latest", "skip", "all"])
+_OVERLAP = click.Choice(["skip", "allow", "wait", "cancel"])
 
 
 def schedule() -> click.Command:
     """Return the command."""
     name = click.Argument(["name"])
+    target = click.Argument(["target"], metavar="FLOW.PY")
     server = server_option()
-    commands = [
-        _create_command(server),
-        _edit_command(server),
-        click.Command("list", params=[server], callback=_list, help="List all schedules."),
-        click.Command(
-            "show", params=[name, server], callback=_show, help="Show a schedule as JSON."
+    of_flow = click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]...")
+    created = [
+        target,
+        server,
+        option("--name", metavar="NAME", help="Name of the schedule.  [default: the flow]"),
+        option(
+            "--cron",
+            metavar="EXPRESSION",
+            help="The cron expression, such as '0 2 * * ? *'.  [default: that of @schedule]",
         ),
-        click.Command("pause", params=[name, server], callback=_pause, help="Pause a schedule."),
-        click.Command("resume", params=[name, server], callback=_resume, help="Resume a schedule."),
-        click.Command(
-            "trigger",
-            params=[name, server],
-            callback=_trigger,
-            help="Start a run of a schedule now.",
+        option(
+            "--timezone",
+            metavar="ZONE",
+            help="The time zone of the expression.  [default: that of @schedule, else UTC]",
         ),
-        click.Command(
-            "delete",
-            params=[name, server],
-            callback=_delete,
-            help="Delete a schedule, and keep its runs.",
+        option(
+            "--missed",
+            type=_MISSED,
+            default="latest",
+            help="Which missed runs to make up for after the server was down.",
         ),
+        option(
+            "--overlap",
+            type=_OVERLAP,
+            default="skip",
+            help="What to do while the previous run is active: start no run, a run beside it, "
+            "a run after it, or a run instead of it.",
+        ),
+        option(
+            "--tag",
+            "tags",
+            multiple=True,
+            metavar="TAG",
+            help="A tag for its runs; may be given several times.",
+        ),
+        option(
+            "--max-workers",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="The most tasks of a run at a time.",
+        ),
+        of_flow,
     ]
-    return click.Group("schedule", help=_HELP, commands=commands)
-
-
-def _create_command(server: click.Option) -> click.Command:
-    return click.Command(
-        "create",
-        params=[
-            click.Argument(["target"], metavar="FLOW.PY"),
-            server,
-            option("--name", metavar="NAME", help="Name of the schedule.  [default: the flow]"),
-            option(
-                "--cron",
-                metavar="EXPRESSION",
-                help="The cron expression, such as '0 2 * * ? *'.  [default: that of @schedule]",
-            ),
-            option(
-                "--timezone",
-                metavar="ZONE",
-                help="The time zone of the expression.  [default: that of @schedule, else UTC]",
-            ),
-            option(
-                "--missed",
-                type=click.Choice(["latest", "skip", "all"]),
-                default="latest",
-                show_default=True,
-                help="Which missed runs to make up for after the server was down.",
-            ),
-            option(
-                "--overlap",
-                type=click.Choice(["skip", "allow", "wait", "cancel"]),
-                default="skip",
-                show_default=True,
-                help="What to do while the previous run is active: start no run, a run beside it, "
-                "a run after it, or a run instead of it.",
-            ),
-            option(
-                "--tag",
-                "tags",
-                multiple=True,
-                metavar="TAG",
-                help="A tag for its runs; may be given several times.",
-            ),
-            option(
-                "--max-workers",
-                type=click.IntRange(min=1),
-                metavar="N",
-                help="The most tasks of a run at a time.",
-            ),
-            click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
-        ],
-        callback=_create,
-        help="Send the code of a flow to a server, which runs it on a schedule. Options that are "
-        "not listed here are parameters of the flow. A schedule with the same name is replaced.",
-        context_settings=_PARAMETERS,
+    edited = [
+        name,
+        server,
+        option("--cron", metavar="EXPRESSION", help="The cron expression."),
+        option("--timezone", metavar="ZONE", help="The time zone of the expression."),
+        option("--missed", type=_MISSED, help="See create."),
+        option("--overlap", type=_OVERLAP, help="See create."),
+        option(
+            "--tag",
+            "tags",
+            multiple=True,
+            metavar="TAG",
+            help="A tag for its runs, instead of the earlier ones.",
+        ),
+        of_flow,
+    ]
+    one = [name, server]
+    group = command_group(
+        "schedule",
+        _HELP,
+        {
+            "create": Subcommand(_CREATE_HELP, created, _create),
+            "edit": Subcommand(_EDIT_HELP, edited, _edit),
+            "list": Subcommand("List all schedules.", [server], _list),
+            "show": Subcommand("Show a schedule as JSON.", one, _show),
+            "pause": Subcommand("Pause a schedule.", one, _pause),
+            "resume": Subcommand("Resume a schedule.", one, _resume),
+            "trigger": Subcommand("Start a run of a schedule now.", one, _trigger),
+            "delete": Subcommand("Delete a schedule, and keep its runs.", one, _delete),
+        },
     )
-
-
-def _edit_command(server: click.Option) -> click.Command:
-    return click.Command(
-        "edit",
-        params=[
-            click.Argument(["name"]),
-            server,
-            option("--cron", metavar="EXPRESSION", help="The cron expression."),
-            option("--timezone", metavar="ZONE", help="The time zone of the expression."),
-            option("--missed", type=click.Choice(["latest", "skip", "all"]), help="See create."),
-            option(
-                "--overlap",
-                type=click.Choice(["skip", "allow", "wait", "cancel"]),
-                help="See create.",
-            ),
-            option(
-                "--tag",
-                "tags",
-                multiple=True,
-                metavar="TAG",
-                help="A tag for its runs, instead of the earlier ones.",
-            ),
-            click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
-        ],
-        callback=_edit,
-        help="Change a schedule. Options that are not listed here are parameters of its flow. "
-        "Everything else is kept, also the code: `create` replaces the code.",
-        context_settings=_PARAMETERS,
-    )
+    for each in ("create", "edit"):
+        group.commands[each].ignore_unknown_options = True
+    return group
 
 
 def _edit(

@@ -7,7 +7,7 @@ import click
 from aflow.aws.stack.parameters import given_as, parameters_of, refusals, template
 from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
 from aflow.cli.errors import USAGE
-from aflow.cli.options import flag
+from aflow.cli.options import Subcommand, command_group, flag
 
 _HELP = """Print, check and import a CloudFormation stack with everything that aflow needs in AWS.
 
@@ -32,17 +32,17 @@ prints a sentence for each invalid parameter. It sends nothing to AWS."""
 
 def stack() -> click.Command:
     """Return the command."""
-    group = click.Group("stack", help=_HELP)
     comments = flag("--comments", help="Print the template with comments and line breaks.")
-    group.add_command(
-        click.Command("template", help=_TEMPLATE_HELP, params=[comments], callback=_template)
-    )
     given = click.Argument(["parameters"], nargs=-1, metavar="[NAME=VALUE]...")
-    group.add_command(click.Command("check", help=_CHECK_HELP, params=[given], callback=_check))
-    group.add_command(
-        click.Command("import", help=STACK_HELP, params=stack_parameters(), callback=import_stack)
+    return command_group(
+        "stack",
+        _HELP,
+        {
+            "template": Subcommand(_TEMPLATE_HELP, [comments], _template),
+            "check": Subcommand(_CHECK_HELP, [given], _check),
+            "import": Subcommand(STACK_HELP, stack_parameters(), import_stack),
+        },
     )
-    return group
 
 
 def _template(comments: bool) -> None:

@@ -13,7 +13,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings
 from aflow.cli import tables
-from aflow.cli.options import option
+from aflow.cli.options import Subcommand, command_group, option
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.metadata import tokens
 from aflow.metadata.factory import open_metadata
@@ -40,39 +40,29 @@ def token() -> click.Command:
         help="The metadata of the server.  [default: those of the settings]",
     )
     name = click.Argument(["name"])
-    return click.Group(
+    scope = option(
+        "--scope",
+        type=click.Choice(["read", "write"]),
+        default="write",
+        help="read: read everything; write: also submit, change and cancel.",
+    )
+    expires = option(
+        "--expires",
+        metavar="TIME",
+        help="Lifetime of the token, such as 90d.  [default: unlimited]",
+    )
+    return command_group(
         "token",
-        help=_HELP,
-        commands=[
-            click.Command(
-                "create",
-                params=[
-                    name,
-                    option(
-                        "--scope",
-                        type=click.Choice(["read", "write"]),
-                        default="write",
-                        show_default=True,
-                        help="read: read everything; write: also submit, change and cancel.",
-                    ),
-                    option(
-                        "--expires",
-                        metavar="TIME",
-                        help="Lifetime of the token, such as 90d.  [default: unlimited]",
-                    ),
-                    place,
-                ],
-                callback=_create,
-                help="Create a token and print it. It is not shown again.",
+        _HELP,
+        {
+            "create": Subcommand(
+                "Create a token and print it. It is not shown again.",
+                [name, scope, expires, place],
+                _create,
             ),
-            click.Command("list", params=[place], callback=_list, help="List the tokens."),
-            click.Command(
-                "revoke",
-                params=[name, place],
-                callback=_revoke,
-                help="Revoke a token at once.",
-            ),
-        ],
+            "list": Subcommand("List the tokens.", [place], _list),
+            "revoke": Subcommand("Revoke a token at once.", [name, place], _revoke),
+        },
     )
 
 

@@ -24,7 +24,7 @@ from aflow._core.system import usable_cpus
 from aflow._core.wording import plural
 from aflow.cli import tables
 from aflow.cli.health import beat
-from aflow.cli.options import flag, option, resources_option
+from aflow.cli.options import Subcommand, command_group, flag, option, resources_option
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.jobs.slurm import submit_workers
 from aflow.executors.local.admission import machine_with
@@ -89,7 +89,6 @@ def _parameters() -> list[click.Parameter]:
             "pools",
             multiple=True,
             default=["default"],
-            show_default=True,
             metavar="NAME",
             help="Lease tasks of this pool; may be given several times, in order of priority.",
         ),
@@ -97,7 +96,6 @@ def _parameters() -> list[click.Parameter]:
             "--grace",
             type=seconds,
             default=30.0,
-            show_default=True,
             metavar="SECONDS",
             help="Grace time of running tasks after SIGTERM.",
         ),
@@ -105,7 +103,6 @@ def _parameters() -> list[click.Parameter]:
             "--lease",
             type=click.FloatRange(min=1),
             default=30.0,
-            show_default=True,
             metavar="SECONDS",
             help="Lease time: when a worker is lost, others get its tasks after this time.",
         ),
@@ -302,43 +299,34 @@ def workers() -> click.Command:
         metavar="URL",
         help="The metadata in which workers register.  [default: those of the settings]",
     )
-    return click.Group(
+    names = click.Argument(["names"], nargs=-1, required=True, metavar="NAME...")
+    of_slurm = [
+        _count("The number of workers: one array of jobs."),
+        *(each for each in _parameters() if each.name in _OF_SLURM),
+        click.Argument(["sbatch"], nargs=-1, type=click.UNPROCESSED),
+    ]
+    as_json = flag("--json", "as_json", help="Print a JSON list.")
+    return command_group(
         "workers",
-        help=_HELP_OF_MANY,
-        commands=[
-            click.Command(
-                "list",
-                params=[flag("--json", "as_json", help="Print a JSON list."), place],
-                callback=_list,
-                help="List workers, and what they run.",
-            ),
-            click.Command(
-                "drain",
-                params=[
-                    click.Argument(["names"], nargs=-1, required=True, metavar="NAME..."),
-                    place,
-                ],
-                callback=_drain,
-                help="Have workers lease no more tasks, and end after their running ones. An "
+        _HELP_OF_MANY,
+        {
+            "list": Subcommand("List workers, and what they run.", [as_json, place], _list),
+            "drain": Subcommand(
+                "Have workers lease no more tasks, and end after their running ones. An "
                 "unambiguous prefix of a name is enough.",
+                [names, place],
+                _drain,
             ),
-            click.Command(
-                "slurm",
-                params=[
-                    _count("The number of workers: one array of jobs."),
-                    *(each for each in _parameters() if each.name in _OF_SLURM),
-                    click.Argument(["sbatch"], nargs=-1, type=click.UNPROCESSED),
-                ],
-                callback=_slurm,
-                help="Start workers as jobs of Slurm. Arguments after `--` go to sbatch: "
+            "slurm": Subcommand(
+                "Start workers as jobs of Slurm. Arguments after `--` go to sbatch: "
                 "`aflow workers slurm --count 4 --slots 8 -- --partition=main --time=8:00:00`. "
                 "A worker ends with its job: its running tasks go back to the queue.",
+                of_slurm,
+                _slurm,
             ),
-            click.Command("ray", params=_parameters_of("ray"), callback=_ray, help=_HELP_OF_RAY),
-            click.Command(
-                "dask", params=_parameters_of("dask"), callback=_dask, help=_HELP_OF_DASK
-            ),
-        ],
+            "ray": Subcommand(_HELP_OF_RAY, _parameters_of("ray"), _ray),
+            "dask": Subcommand(_HELP_OF_DASK, _parameters_of("dask"), _dask),
+        },
     )
 
 
@@ -390,7 +378,6 @@ def _count(help_text: str) -> click.Parameter:
         "--count",
         type=click.IntRange(min=1),
         default=1,
-        show_default=True,
         metavar="N",
         help=help_text,
     )

@@ -24,9 +24,8 @@ from aflow._core.settings import (
 )
 from aflow.errors import InvalidInput, MetadataUnavailable, NotFound
 from aflow.flow.current import current
-from aflow.metadata.base import SPIN
+from aflow.metadata.base import FIRST_KEY, MARK, SPIN
 from aflow.metadata.factory import history_folder, open_metadata, open_to_read
-from aflow.metadata.metaflow.keys import FIRST_KEY, MARK
 from aflow.metadata.metaflow.together import store_of_history
 from aflow.storage.blobs import BlobStore
 from aflow.storage.factory import open_recorded_store

@@ -294,7 +294,7 @@ def _batch_jobs(
     steps = [step for name, step in definition.steps.items() if of_step[name] == "batch"]
     for step in steps:
         definitions.step_job(step, settings, {})  # finds what is missing before AWS is asked
-    calls = aws.client.Calls(once=True)
+    calls = aws.client.AwsClient(manner=aws.client.ONCE)
     fargate: dict[str, bool] = {}
 
     def ask(queue: str) -> None:
@@ -635,7 +635,9 @@ def _of_jobs(
             job_systems.kubernetes.access.KubernetesCluster()
         )
     else:
-        system = job_systems.batch.job_system.BatchSystem(aws.client.Calls(once=True))
+        system = job_systems.batch.job_system.BatchSystem(
+            aws.client.AwsClient(manner=aws.client.ONCE)
+        )
     return job_systems.executor.JobExecutor(
         system, job_of, store, metadata, described, clock, grace=grace
     )

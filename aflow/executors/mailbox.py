@@ -8,11 +8,14 @@ that is committed: until then it is there for the next coordinator, should this 
 from __future__ import annotations
 
 import asyncio
+import logging
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from aflow.errors import ObjectNotFound
+from aflow.errors import AflowError, ObjectNotFound
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
 from aflow.executors.protocol import ReportsMessage, open_message, reports_topic
@@ -31,6 +34,7 @@ CANCELLED = AttemptState.CANCELLED.value
 STOPPED = "The task was interrupted: the run was stopped."
 
 R = TypeVar("R")
+_log = logging.getLogger("aflow")
 
 
 class Away:
@@ -307,6 +311,73 @@ class ReportInbox(Generic[R]):
         while self.away:
             self._idle.clear()
             await self._idle.wait()
+
+
+class RemoteExecutor(ABC, Generic[R]):
+    """What executors have in common whose attempts run elsewhere and report by messages: `_mail`
+    knows which are away, tasks carry messages until `stop` or `leave` ends them."""
+
+    lookahead = 0
+    bounds: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, clock: Clock, grace: float) -> None:
+        self._clock = clock
+        self._grace = grace
+        self._mail: ReportInbox[R] = ReportInbox(clock)
+        self._outgoing: list[AttemptSpec] = []
+        self._lost: str | None = None  # why no more reports of attempts arrive
+        self._stopped = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop
+
+    @abstractmethod
+    def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
+        """Ask for the end of an attempt, and give it up where nobody answers."""
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """Say what is to be said, and release everything: attempts go on."""
+
+    def _begin(self, *works: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start the tasks that carry messages. They end with `leave`, which waits for them."""
+        self._tasks = [self._loop.create_task(each()) for each in works]
+        for task in self._tasks:
+            task.add_done_callback(self._note_end_of)
+
+    def _note_end_of(self, task: asyncio.Task[None]) -> None:
+        """What carries messages was away for too long, or this is a fault of ours: in either case
+        there are no reports of attempts any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or self._stopped:
+            return
+        reason = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, AflowError):
+            _log.error("A part of the coordinator has failed.", exc_info=error)
+        self._lost = f"The task was lost: no more reports of it can arrive ({reason})"
+        for attempt_key in [*self._mail.away]:
+            self._mail.give_up(attempt_key, AttemptState.LOST, self._lost)
+
+    def _send_off(self, spec: AttemptSpec) -> bool:
+        """Note that an attempt is handed to others; whether its end can be heard of."""
+        attempt_key = (spec.task, spec.attempt)
+        self._mail.send(attempt_key, spec.step)
+        if self._lost is not None:
+            self._loop.call_soon(self._mail.give_up, attempt_key, AttemptState.LOST, self._lost)
+        return self._lost is None
+
+    async def stop(self) -> None:
+        """Interrupt all that is away, and release everything."""
+        if not self._stopped and self._tasks:
+            self._mail.interrupt()
+            for attempt_key in [*self._mail.away]:
+                self._stop_one(attempt_key, AttemptState.INTERRUPTED, STOPPED)
+            await self._mail.until_idle()
+        await self.leave()
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 # Messages from jobs to the coordinator of their run, as objects in the store.

@@ -18,14 +18,12 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.backoff import Tries
 from aflow._core.threads import in_thread
 from aflow._core.waiting import Waiting
 from aflow.errors import (
-    AflowError,
     InvalidDecorator,
     InvalidMessage,
     LeaseLost,
@@ -35,7 +33,7 @@ from aflow.errors import (
 )
 from aflow.executors import protocol
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.mailbox import STOPPED, Away, Rendezvous, ReportInbox
+from aflow.executors.mailbox import RemoteExecutor, Rendezvous
 from aflow.executors.protocol import (
     CancelMessage,
     Packer,
@@ -67,7 +65,7 @@ _UNSURE = 60.0  # seconds for which no worker begins, where it is not known whic
 _log = logging.getLogger("aflow.queue")
 
 
-class QueueExecutor:
+class QueueExecutor(RemoteExecutor[Lease]):
     """Runs the attempts of one run on the workers of a queue.
 
     `job` describes the run to workers, `pool_of(step)` names the pool of a step. `open_queue` opens
@@ -75,9 +73,6 @@ class QueueExecutor:
     what comes; without any they are unsigned. Messages are put with `priority`. `amounts` is what
     an attempt asks for of its machine, which workers have slots for.
     """
-
-    lookahead = 0
-    bounds: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -93,32 +88,24 @@ class QueueExecutor:
         grace: float = 5.0,
         amounts: Callable[[AttemptSpec], dict[str, float]] = lambda spec: {},
     ) -> None:
+        super().__init__(clock, grace)
         self._amounts = amounts
         self._open_queue = open_queue
         self._store = store
         self._metadata = metadata
         self._job = job
         self._pool_of = pool_of
-        self._clock = clock
         self._keys = keys
         self._priority = priority
-        self._grace = grace
-        self._mail: ReportInbox[Lease] = ReportInbox(clock)
         self._given_up: set[AttemptKey] = set()  # ended here, while a worker may still take them
-        self._outgoing: list[AttemptSpec] = []
         self._cancels: defaultdict[str, list[AttemptKey]] = defaultdict(list)
-        self._lost: str | None = None  # why nothing more is heard of attempts
         self._away = ""  # why the broker does not answer, while it does not
         self._specs: dict[AttemptKey, AttemptSpec] = {}  # of those that are away
-        self._put_at: dict[
-            AttemptKey, float
-        ] = {}  # when the messages of those that are away were put
+        self._put_at: dict[AttemptKey, float] = {}  # when the messages of these were put
         self._missing: set[AttemptKey] = set()  # of which the queue knew nothing at the last look
         self._cancel_messages: dict[str, list[str]] = {}  # the ids of our messages to them
         self._unfit_since: dict[str, float] = {}  # by pool: since when no worker of it will do
-        self._stopped = False
         self._queue: Any = None  # a Queue from the start on
-        self._tasks: list[asyncio.Task[None]] = []
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
         """All of them: a worker finishes what it has begun, and reports to the next coordinator;
@@ -162,35 +149,14 @@ class QueueExecutor:
         else:
             self._caught_up.set()
         await self._queue.depth(self._reply)  # a queue that is not there is better known now
-        # They end with `stop`, which waits for them.
-        self._tasks = [
-            self._loop.create_task(each())
-            for each in (self._send, self._listen, self._look, self._watch)
-        ]
-        for task in self._tasks:
-            task.add_done_callback(self._note_end_of)
-
-    def _note_end_of(self, task: asyncio.Task[None]) -> None:
-        """The broker was away for too long, or this is a fault of ours: in either case nothing is
-        heard of the attempts any more."""
-        error = None if task.cancelled() else task.exception()
-        if error is None or self._stopped:
-            return
-        reason = str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
-        if not isinstance(error, AflowError):
-            _log.error("A part of the coordinator has failed.", exc_info=error)
-        self._lost = f"The task was lost: no more reports of it can arrive ({reason})"
-        for attempt_key in [*self._mail.away]:
-            self._mail.give_up(attempt_key, AttemptState.LOST, self._lost)
+        self._begin(self._send, self._listen, self._look, self._watch)
 
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
         """Put this attempt into the queue of its pool."""
         attempt_key = (spec.task, spec.attempt)
-        self._mail.send(attempt_key, spec.step)
-        if self._lost is not None:
-            self._loop.call_soon(self._mail.give_up, attempt_key, AttemptState.LOST, self._lost)
+        if not self._send_off(spec):
             return
         try:
             amounts = {} if spec.fallback else self._amounts(spec)
@@ -204,15 +170,12 @@ class QueueExecutor:
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: its worker gets a cancel message; if none is known to have it, it is
         taken out of the queue."""
-        attempt_key = (task, attempt)
-        away = self._mail.away.get(attempt_key)
-        if away is not None:
-            reason = "The task was cancelled."
-            self._stop_one(attempt_key, away, AttemptState.CANCELLED, reason)
+        self._stop_one((task, attempt), AttemptState.CANCELLED, "The task was cancelled.")
 
-    def _stop_one(
-        self, attempt_key: AttemptKey, away: Away, state: AttemptState, reason: str
-    ) -> None:
+    def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
+        away = self._mail.away.get(attempt_key)
+        if away is None:
+            return
         self._mail.note_cancel(attempt_key)
         # Its message is taken out in any case: its worker may be gone, and another one get it.
         self._given_up.add(attempt_key)
@@ -245,15 +208,6 @@ class QueueExecutor:
             why = str(error) or f"{self._queue.url} does not answer."
             _log.warning("What is left of a run in the queue could not be taken out: %s", why)
 
-    async def stop(self) -> None:
-        """Interrupt all that is in the queue or runs, and release the queue."""
-        if not self._stopped and self._tasks:
-            self._mail.interrupt()
-            for attempt_key, away in [*self._mail.away.items()]:
-                self._stop_one(attempt_key, away, AttemptState.INTERRUPTED, STOPPED)
-            await self._mail.until_idle()
-        await self.leave()
-
     async def leave(self) -> None:
         """Say what is to be said, and release the queue: workers go on."""
         was_stopped, self._stopped = self._stopped, True
@@ -261,9 +215,7 @@ class QueueExecutor:
             self._caught_up.set()
             self._news.set()
             await asyncio.wait(self._tasks[:1], timeout=_TIDYING + self._grace)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         if self._queue is not None:
             await self._queue.close()
 

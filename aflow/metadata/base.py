@@ -21,15 +21,21 @@ Values are plain; times are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from aflow._core import ids
 from aflow._core.records import NamedTuple, dataclass, field
-from aflow.errors import InvalidName, VersionConflict
+from aflow.errors import InvalidName
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 SPIN = "spin"
+# Of runs that are in other places than aflow's own metadata.
+FIRST_KEY = 1 << 61
+"""Keys of runs from here on are those of what Metaflow has left."""
+READ_ONLY = "This run is one of Metaflow's: aflow reads it, and it is never changed."
+MARK = "metaflow+"
+"""What the URL of the store of a run of Metaflow's has, which only its history can open."""
 LEASE = 10.0
 """Seconds without a heartbeat after which the lease of a run has expired."""
 DAMAGED: dict[str, Any] = {"damaged": True}
@@ -789,41 +795,6 @@ class MetadataStore(Journal, Leases, Records, Protocol):
 
     def close(self) -> None:
         """Release files and connections. May be called twice."""
-
-
-# Small documents beside the runs: how one is written, whatever the database.
-
-
-def document_change(
-    sql: Mapping[str, str], kind: str, name: str, data: bytes, version: int
-) -> tuple[str, tuple[Any, ...]]:
-    """Return the statement that writes a document, and its values.
-
-    Args:
-        sql: The statements of the backend, by name.
-        kind: The kind of document, such as `schedule` or `token`.
-        name: The name of the document.
-        data: The content.
-        version: The version that was read; 0 for a new document.
-    """
-    if version == 0:
-        return sql["add_document"], (kind, name, data)
-    return sql["change_document"], (data, kind, name, version)
-
-
-def document_conflict(kind: str, name: str, version: int) -> VersionConflict:
-    """Return the error for a document that was not written.
-
-    Args:
-        kind: The kind of document, such as `schedule` or `token`.
-        name: The name of the document.
-        version: The version that was to be changed; 0 for a new document.
-    """
-    if version == 0:
-        return VersionConflict(f"There is a {kind} {name} already.")
-    return VersionConflict(
-        f"The {kind} {name} was changed or removed by someone else in the meantime."
-    )
 
 
 def documents_of(store: object) -> Documents | None:

@@ -17,10 +17,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
-from aflow._core import ids
 from aflow._core.backoff import Backoff, Tries
 from aflow._core.postgres import (
     REFUSALS,
@@ -39,25 +38,11 @@ from aflow.errors import (
     MetadataAway,
     MetadataTooNew,
     MetadataUnavailable,
-    NotFound,
     VersionConflict,
 )
-from aflow.metadata import base
 from aflow.metadata import sql as rows
-from aflow.metadata.base import (
-    AttemptRecord,
-    Batch,
-    LeaseState,
-    ReplacedLog,
-    RunRecord,
-    RunUpdate,
-    WorkerRecord,
-    document_change,
-    document_conflict,
-)
-from aflow.metadata.sql import PAGE, RecordReader, migrations, statements
-from aflow.scheduler.messages import NoInputs, encode_inputs
-from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
+from aflow.metadata.base import RunRecord, TaskColumns
+from aflow.metadata.sql import PAGE, Session, SqlMetadata, T, migrations, statements
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -302,29 +287,16 @@ def _version(connection: Connection, schema: str) -> int:
 
 PATIENCE = 30.0  # seconds to wait for a server that has gone away
 _BACKOFF = Backoff(0.1, 2.0)
-_FOLDER = "queries_postgres"
+_DIALECT = "postgres"
 _RANGE = 20_000  # tasks that are read at once for a timeline
 # Their conditions may be left out: by a plan for any values, which a statement gets that is
 # prepared, the rows of all runs are looked at where one for these values finds all in the index.
 _FILTERED = frozenset({"runs", "all_runs", "runs_of_keys"})
-_HOST = base.TaskColumns._fields.index("host")
-_TABLES = (
-    "journal",
-    "metadata",
-    "attempts",
-    "task_counts",
-    "tasks",
-    "steps",
-    "run_tags",
-    "leases",
-    "run",
-)
-
-T = TypeVar("T")
+_HOST = TaskColumns._fields.index("host")
 _Rows = Generator[Any, None, None]
 
 
-class PostgresMetadata(RecordReader):
+class PostgresMetadata(SqlMetadata):
     """The metadata store of one database, named by a URL (see `PostgresAddress`).
 
     `pause(seconds)` waits while the server does not answer; `clock` says for how long it was."""
@@ -336,6 +308,7 @@ class PostgresMetadata(RecordReader):
         pause: Callable[[float], object] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__()
         self._clock = clock
         self._place = PostgresAddress(url)
         self._connections = Connections(self._place, read_only)
@@ -353,164 +326,31 @@ class PostgresMetadata(RecordReader):
 
     # ------------------------------------------------------------------ writing
 
-    def create_run(
-        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
-    ) -> RunRecord:
-        """Record a new run with its parameters; see the port."""
-        mark = uuid.uuid4().hex
-
-        def create(db: Connection) -> int:
-            _do(db, "lock_flow", run.flow)
-            _do(db, "add_flow", run.flow, run.created_at)
-            made = _do(db, "add_run", *rows.run_row(run), mark).fetchone()
-            if made is None:
-                asked = {"flow": run.flow, "run": run.run, "mark": mark}
-                made = db.execute(_read("made_by"), asked).fetchone()
-                if made is None:
-                    raise VersionConflict(f"The run {run.flow}/{run.run} already exists.")
-                return int(made[0])  # the answer to the try before was lost
-            key = int(made[0])
-            _do_all(db, "add_tag", rows.tag_rows(key, run))
-            at, step, task = run.created_at, ids.PARAMETERS_STEP, ids.PARAMETERS_TASK
-            inputs = encode_inputs(NoInputs())
-            _do(db, "add_task", key, task, step, at, None, None, inputs, "", None)
-            attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
-            _do(db, "put_attempt", *rows.attempt_row(key, attempt, 0))
-            if holder:
-                _do(db, "acquire_lease", holder, seconds, key)
-            return key
-
-        return run._replace(key=self._transaction(create), version=0)
-
-    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write the batch if the run is still at `version`; see the port."""
-        mark = mark or uuid.uuid4().hex
-
-        def commit(db: Connection) -> None:
-            if _do(db, "advance", mark, run_key, version).rowcount != 1:
-                asked = {"run_key": run_key, "version": version + 1}
-                written = db.execute(_read("written_by"), asked).fetchone()
-                if written == (mark,):
-                    return  # the answer to the try before was lost
-                raise VersionConflict(
-                    "Another coordinator has written to this run: this one stops."
-                )
-            before, latest = rows.known_before(batch), []
-            if before:
-                which: dict[str, Any] = {"run_key": run_key, "tasks": before}
-                latest = db.execute(_read("latest_states"), which).fetchall()
-            with db.pipeline():
-                _write(db, run_key, version + 1, batch, *rows.count_changes(batch, latest))
-
-        self._transaction(commit)
-        return version + 1
-
-    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
-        """Acquire or renew the lease of a run; see the port."""
-
-        def acquire(db: Connection) -> LeaseState:
-            mine = _do(db, "acquire_lease", holder, seconds, run_key).rowcount == 1
-            if mine:
-                _do(db, "beat", at, run_key)
-            found = db.execute(_read("cancel"), {"run_key": run_key}).fetchone()
-            return LeaseState(mine, found[0] if found else None)
-
-        return self._transaction(acquire)
-
-    def release_lease(self, run_key: int, holder: str) -> None:
-        """Release the lease of a run; see the port."""
-        self._transaction(lambda db: _do(db, "release_lease", run_key, holder))
-
-    def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the lease holder of a run to stop it; see the port."""
-        values = (rows.text(reason), run_key)
-        return self._transaction(lambda db: int(_do(db, "request_cancel", *values).rowcount) == 1)
-
-    def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
-        """Register a worker, or renew that; see `WorkerRegistry`."""
-        values = rows.worker_row(worker, seconds)
-
-        def beat(db: Connection) -> str | None:
-            _do(db, "expire_workers")
-            _do(db, "beat_worker", *values)
-            asked = {"worker": worker.name}
-            found = db.execute(_read("drain_of_worker"), asked).fetchone()
-            return found[0] if found else None
-
-        return self._transaction(beat)
-
-    def drain_worker(self, name: str, reason: str) -> bool:
-        """Ask a worker to end; see `WorkerRegistry`."""
-        values = (rows.text(reason), name)
-        return self._transaction(lambda db: int(_do(db, "drain_worker", *values).rowcount) == 1)
-
-    def remove_worker(self, name: str) -> None:
-        """List a worker no longer; see `WorkerRegistry`."""
-        self._transaction(lambda db: _do(db, "remove_worker", name))
-
-    def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
-        """Write or change a document; see `Documents`."""
-        asked = document_change(statements("write", _FOLDER), kind, name, data, version)
-        if self._transaction(lambda db: int(db.execute(*asked).rowcount)) != 1:
-            raise document_conflict(kind, name, version)
-        return version + 1
-
-    def delete_document(self, kind: str, name: str) -> bool:
-        """Remove a document; see `Documents`."""
-        return (
-            self._transaction(lambda db: int(_do(db, "delete_document", kind, name).rowcount)) == 1
-        )
-
-    def change_tags(
-        self, run_key: int, add: Sequence[str], remove: Sequence[str]
-    ) -> tuple[str, ...]:
-        """Remove, then add user tags; see the port."""
-        for tag in [*add, *remove]:
-            ids.tag(tag)
-
-        def change(db: Connection) -> tuple[str, ...]:
-            asked = {"run_key": run_key}
-            if db.execute(_read("run_exists"), asked).fetchone() is None:
-                raise NotFound("The run whose tags were to be changed no longer exists.")
-            known = db.execute(_read("tags_of_run"), asked).fetchall()
-            now = base.changed(known, add, remove)
-            _do_all(db, "remove_tag", [(run_key, tag) for tag in remove])
-            _do_all(db, "add_tag", [(run_key, tag, False) for tag in add])
-            return now
-
-        return self._transaction(change)
-
-    def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
-        """Put these logs in the place of others; see the port. The server's own files, its
-        write-ahead log and what is archived of it may hold the old ones for a while."""
-        values = [(*log[2:], run_key, log.task, log.attempt) for log in logs]
-        if values:
-            self._transaction(lambda db: _do_all(db, "replace_log", values))
-
-    def delete_run(self, run_key: int) -> None:
-        """Remove a run with all its records; see the port."""
-
-        def delete(db: Connection) -> None:
-            found = db.execute(_read("flow_of_run"), {"run_key": run_key}).fetchone()
-            if found is None:
-                return
-            _do(db, "lock_flow", found[0])
-            for table in _TABLES:
-                _do(db, f"delete_{table}", run_key)
-            db.execute(statements("write", _FOLDER)["delete_empty_flow"], {"flow": found[0]})
-
-        self._transaction(delete)
-
-    # ------------------------------------------------------------------ statements
-
-    def _transaction(self, work: Callable[[Connection], T]) -> T:
+    def _transact(self, work: Callable[[Session], T]) -> T:
         """Do the work in a transaction, which is kept if the work ends well."""
 
         def attempt() -> T:
             with self._connections.one() as db, db.transaction():
-                return work(db)
+                return work(PostgresSession(db))
 
         return self._patiently(attempt)
+
+    def _mark(self, mark: str) -> str:
+        return mark or uuid.uuid4().hex  # the answer to any try may be lost
+
+    def _add_run(self, session: Session, run: RunRecord, mark: str) -> tuple[int, bool]:
+        session.do("lock_flow", run.flow)
+        session.do("add_flow", run.flow, run.created_at)
+        is_new = session.do("add_run", *rows.run_row(run), mark) == 1
+        made = session.all("made_by", flow=run.flow, run=run.run, mark=mark)
+        if not made:
+            raise VersionConflict(f"The run {run.flow}/{run.run} already exists.")
+        return int(made[0][0]), is_new
+
+    def _before_delete(self, session: Session, flow: str, run_key: int) -> None:
+        session.do("lock_flow", flow)
+
+    # ------------------------------------------------------------------ statements
 
     def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
         prepare = False if name in _FILTERED else None
@@ -612,48 +452,33 @@ class PostgresMetadata(RecordReader):
         self._connections.close()
 
 
-def _write(
-    db: Connection,
-    run_key: int,
-    version: int,
-    batch: Batch,
-    counts: list[rows.Row],
-    figures: list[rows.Row],
-) -> None:
-    if batch.events:
-        _do(db, "add_events", run_key, version, batch.events)
-    steps = {task.step: task.created_at for task in reversed(batch.tasks)}
-    _do_all(db, "add_step", [(run_key, step, at) for step, at in steps.items()])
-    _do_all(db, "add_task", [rows.task_row(run_key, task) for task in batch.tasks])
-    _do_all(
-        db, "put_attempt", [rows.attempt_row(run_key, each, version) for each in batch.attempts]
-    )
-    _do_all(db, "count_tasks", [(run_key, *each) for each in counts])
-    _do_all(db, "step_ended", [(at, size, run_key, step) for at, size, step in figures])
-    _do_all(db, "add_metadata", [rows.metadata_row(run_key, each) for each in batch.metadata])
-    if batch.run is not None:
-        _do(db, "update_run", *_update(batch.run), run_key)
-        if batch.run.state in TERMINAL_RUN_STATES:
-            _do(db, "delete_leases", run_key)
+class PostgresSession(Session):
+    """Writes in a transaction of a connection."""
 
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+        self._sql = statements("write", _DIALECT)
 
-def _update(update: RunUpdate) -> rows.Row:
-    state = None if update.state is None else update.state.value
-    reason = None if update.reason is None else rows.text(update.reason)
-    return (state, update.finished_at, reason)
+    def do(self, name: str, *values: Any) -> int:
+        """Run a writing statement; how many rows it has changed."""
+        return int(self._db.execute(self._sql[name], values).rowcount)
 
+    def do_all(self, name: str, values: Sequence[rows.Row]) -> None:
+        """Run a writing statement for each of these rows."""
+        if values:
+            with self._db.cursor() as cursor:
+                cursor.executemany(self._sql[name], values)
 
-def _do(db: Connection, name: str, *values: Any) -> Any:
-    return db.execute(statements("write", _FOLDER)[name], values)
+    def all(self, name: str, **values: Any) -> list[Any]:
+        """The rows of a reading statement."""
+        found: list[Any] = self._db.execute(_read(name), values).fetchall()
+        return found
 
-
-def _do_all(db: Connection, name: str, values: Sequence[rows.Row]) -> None:
-    if values:
-        with db.cursor() as cursor:
-            sql = statements("write", _FOLDER)[name]
-            cursor.executemany(sql, values)
+    def together(self) -> AbstractContextManager[Any]:
+        """What is written inside of the block goes to the server in one go."""
+        return self._db.pipeline()
 
 
 def _read(name: str, light: bool = False) -> str:
-    sql = statements("read", _FOLDER)[name]
+    sql = statements("read", _DIALECT)[name]
     return sql.replace("{columns}", rows.LIGHT_COLUMNS if light else rows.COLUMNS)

@@ -1,21 +1,22 @@
-"""The reading half of a metadata store in SQL: which statement answers what.
+"""A metadata store in SQL: which statements answer what, and which write what.
 
-A backend says how a statement of its own `queries` is run; names of statements and of their values
-are the same everywhere, and so are the columns that they give.
+A backend says how a statement is run; names of statements and of their values are the same
+everywhere, and so are the columns that they give.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aflow._core import ids
 from aflow._core.clock import shown_time
+from aflow.errors import NotFound, VersionConflict
 from aflow.metadata.base import (
     DAMAGED,
     TASK_STATES,
@@ -24,7 +25,9 @@ from aflow.metadata.base import (
     CachedTask,
     Document,
     HandedAttempt,
+    LeaseState,
     MetadataRecord,
+    ReplacedLog,
     RunLease,
     RunningTask,
     RunRecord,
@@ -33,13 +36,16 @@ from aflow.metadata.base import (
     TaskRecord,
     TaskView,
     WorkerRecord,
+    changed,
 )
-from aflow.scheduler.states import AttemptState, RunState, TaskState
+from aflow.scheduler.messages import NoInputs, encode_inputs
+from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
 
 # Records as rows, and rows as records.
 
 
 N = TypeVar("N", int, float)
+T = TypeVar("T")
 Row = Sequence[Any]
 
 _TASK = (
@@ -406,12 +412,248 @@ def worker_record(row: Row) -> WorkerRecord | None:
 
 
 PAGE = 500  # rows a fetch
+_OF_A_RUN = (
+    "journal", "metadata", "attempts", "task_counts", "tasks", "steps", "run_tags", "leases", "run"
+)  # fmt: skip
 _RARE = 1000  # runs with a tag, up to which all of them are looked up
 _NO_TASK = 2**63 - 1  # above all numbers of tasks
 
 
-class RecordReader(ABC):
-    """Answers every reading call of the port with statements of the file `read`."""
+class Session(ABC):
+    """A transaction, in which statements are run by their names."""
+
+    @abstractmethod
+    def do(self, name: str, *values: Any) -> int:
+        """Return how many rows a writing statement has changed, which is run.
+
+        Args:
+            name: The name of the statement.
+            values: Its values, in order.
+        """
+
+    @abstractmethod
+    def do_all(self, name: str, values: Sequence[Row]) -> None:
+        """Run a writing statement for each of these rows.
+
+        Args:
+            name: The name of the statement.
+            values: The values of each row.
+        """
+
+    @abstractmethod
+    def all(self, name: str, **values: Any) -> list[Any]:
+        """Return the rows of a reading statement.
+
+        Args:
+            name: The name of the statement.
+            values: Its values, by name.
+        """
+
+    def together(self) -> AbstractContextManager[Any]:
+        """Return a context: what is written inside may go to the database in one go."""
+        return nullcontext()
+
+
+class SqlMetadata(ABC):
+    """Answers every call of the port with statements of the files `read` and `write`."""
+
+    def __init__(self) -> None:
+        self._known_steps: set[tuple[int, str]] = set()
+
+    # ------------------------------------------------------------------ writing
+
+    @abstractmethod
+    def _transact(self, work: Callable[[Session], T]) -> T:
+        """Do the work in a transaction that is kept if it ends well, and not at all otherwise."""
+
+    @abstractmethod
+    def _add_run(self, session: Session, run: RunRecord, mark: str) -> tuple[int, bool]:
+        """Write the row of a run, and of its flow; the key, and whether the run is new: the answer
+        to an earlier try with the same mark may have been lost. Raises VersionConflict."""
+
+    @abstractmethod
+    def _before_delete(self, session: Session, flow: str, run_key: int) -> None:
+        """What has to be done in the transaction before a run is deleted."""
+
+    def _mark(self, mark: str) -> str:
+        """The mark of a commit, for which the caller may have named none."""
+        return mark
+
+    def create_run(
+        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
+    ) -> RunRecord:
+        """Record a new run with its parameters; see the port."""
+        mark = self._mark("")
+
+        def create(session: Session) -> int:
+            key, is_new = self._add_run(session, run, mark)
+            if is_new:
+                session.do_all("add_tag", tag_rows(key, run))
+                at, task = run.created_at, ids.PARAMETERS_TASK
+                made = TaskRecord(task, ids.PARAMETERS_STEP, at, inputs=encode_inputs(NoInputs()))
+                session.do("add_task", *task_row(key, made))
+                state = AttemptState.SUCCEEDED
+                attempt = AttemptRecord(task, 0, state, at, at, manifest=parameters)
+                session.do("put_attempt", *attempt_row(key, attempt, 0))
+                if holder:
+                    session.do("acquire_lease", holder, seconds, key)
+            return key
+
+        return run._replace(key=self._transact(create), version=0)
+
+    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
+        """Write the batch if the run is still at `version`; see the port."""
+        mark = self._mark(mark)
+
+        def commit(session: Session) -> None:
+            if session.do("advance", mark, run_key, version) != 1:
+                written = session.all("written_by", run_key=run_key, version=version + 1)
+                if mark and [*map(tuple, written)] == [(mark,)]:
+                    return  # the answer to the try before was lost
+                raise VersionConflict(
+                    "Another coordinator has written to this run: this one stops."
+                )
+            before, latest = known_before(batch), []
+            if before:
+                latest = session.all("latest_states", run_key=run_key, tasks=before)
+            with session.together():
+                self._write(session, run_key, version + 1, batch, latest)
+
+        self._transact(commit)
+        self._known_steps.update((run_key, task.step) for task in batch.tasks)
+        return version + 1
+
+    def _write(
+        self, session: Session, run_key: int, version: int, batch: Batch, latest: list[Any]
+    ) -> None:
+        if batch.events:
+            session.do("add_events", run_key, version, batch.events)
+        if batch.tasks:
+            steps = {task.step: task.created_at for task in reversed(batch.tasks)}
+            for step, at in steps.items():
+                if (run_key, step) not in self._known_steps:
+                    session.do("add_step", run_key, step, at)
+            session.do_all("add_task", [task_row(run_key, task) for task in batch.tasks])
+        if batch.tasks or batch.attempts:
+            counts, figures = count_changes(batch, latest)
+            session.do_all("count_tasks", [(run_key, *each) for each in counts])
+            session.do_all("step_ended", [(at, size, run_key, step) for at, size, step in figures])
+        if batch.attempts:
+            attempts = [attempt_row(run_key, each, version) for each in batch.attempts]
+            session.do_all("put_attempt", attempts)
+        if batch.metadata:
+            session.do_all("add_metadata", [metadata_row(run_key, each) for each in batch.metadata])
+        if batch.run is not None:
+            state, finished_at, reason = batch.run
+            session.do(
+                "update_run",
+                None if state is None else state.value,
+                finished_at,
+                None if reason is None else text(reason),
+                run_key,
+            )
+            if state in TERMINAL_RUN_STATES:
+                session.do("delete_leases", run_key)
+
+    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
+        """Acquire or renew the lease of a run; see the port."""
+
+        def acquire(session: Session) -> LeaseState:
+            mine = session.do("acquire_lease", holder, seconds, run_key) == 1
+            if mine:
+                session.do("beat", at, run_key)
+            found = session.all("cancel", run_key=run_key)
+            return LeaseState(mine, found[0][0] if found else None)
+
+        return self._transact(acquire)
+
+    def release_lease(self, run_key: int, holder: str) -> None:
+        """Release the lease of a run; see the port."""
+        self._transact(lambda session: session.do("release_lease", run_key, holder))
+
+    def request_cancel(self, run_key: int, reason: str) -> bool:
+        """Ask the lease holder of a run to stop it; see the port."""
+        values = (text(reason), run_key)
+        return self._transact(lambda session: session.do("request_cancel", *values)) == 1
+
+    def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
+        """Register a worker, or renew that; see `WorkerRegistry`."""
+        values = worker_row(worker, seconds)
+
+        def beat(session: Session) -> str | None:
+            session.do("expire_workers")
+            session.do("beat_worker", *values)
+            found = session.all("drain_of_worker", worker=worker.name)
+            return found[0][0] if found else None
+
+        return self._transact(beat)
+
+    def drain_worker(self, name: str, reason: str) -> bool:
+        """Ask a worker to end; see `WorkerRegistry`."""
+        values = (text(reason), name)
+        return self._transact(lambda session: session.do("drain_worker", *values)) == 1
+
+    def remove_worker(self, name: str) -> None:
+        """List a worker no longer; see `WorkerRegistry`."""
+        self._transact(lambda session: session.do("remove_worker", name))
+
+    def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
+        """Write or change a document; see `Documents`."""
+
+        def put(session: Session) -> int:
+            if version == 0:
+                return session.do("add_document", kind, name, data)
+            return session.do("change_document", data, kind, name, version)
+
+        if self._transact(put) != 1:
+            raise VersionConflict(
+                f"There is a {kind} {name} already."
+                if version == 0
+                else f"The {kind} {name} was changed or removed by someone else in the meantime."
+            )
+        return version + 1
+
+    def delete_document(self, kind: str, name: str) -> bool:
+        """Remove a document; see `Documents`."""
+        return self._transact(lambda session: session.do("delete_document", kind, name)) == 1
+
+    def change_tags(
+        self, run_key: int, add: Sequence[str], remove: Sequence[str]
+    ) -> tuple[str, ...]:
+        """Remove, then add user tags; see the port."""
+        for tag in [*add, *remove]:
+            ids.tag(tag)
+
+        def change(session: Session) -> tuple[str, ...]:
+            if not session.all("run_exists", run_key=run_key):
+                raise NotFound("The run whose tags were to be changed no longer exists.")
+            now = changed(session.all("tags_of_run", run_key=run_key), add, remove)
+            session.do_all("remove_tag", [(run_key, tag) for tag in remove])
+            session.do_all("add_tag", [(run_key, tag, False) for tag in add])
+            return now
+
+        return self._transact(change)
+
+    def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
+        """Put these logs in the place of others; see the port. The own files of a server, its
+        write-ahead log and what is archived of it may hold the old ones for a while."""
+        values = [(*log[2:], run_key, log.task, log.attempt) for log in logs]
+        if values:
+            self._transact(lambda session: session.do_all("replace_log", values))
+
+    def delete_run(self, run_key: int) -> None:
+        """Remove a run with all its records; see the port."""
+
+        def delete(session: Session) -> None:
+            for (flow,) in session.all("flow_of_run", run_key=run_key):
+                self._before_delete(session, flow, run_key)
+                for table in _OF_A_RUN:
+                    session.do(f"delete_{table}", run_key)
+                session.do("delete_empty_flow", flow)
+
+        self._transact(delete)
+
+    # ------------------------------------------------------------------ reading
 
     @abstractmethod
     def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
@@ -682,14 +924,27 @@ _FOLDER = Path(__file__).parent
 
 
 @cache
-def statements(kind: str, folder: str = "queries") -> dict[str, str]:
-    """Return the statements of `<folder>/<kind>.sql`, by name.
+def statements(kind: str, dialect: str = "") -> dict[str, str]:
+    """Return the statements of `queries/<kind>.sql`, by name; in another dialect than SQLite's
+    those that `queries_<dialect>/<kind>.sql` has of the same names take their place.
 
     Args:
         kind: The name of the file.
-        folder: The folder of a backend below `queries`.
+        dialect: That of the backend; empty for SQLite.
     """
-    return named((_FOLDER / folder / f"{kind}.sql").read_text())
+    found = named((_FOLDER / "queries" / f"{kind}.sql").read_text())
+    if dialect:
+        own = named((_FOLDER / f"queries_{dialect}" / f"{kind}.sql").read_text())
+        found = {name: _for_postgres(sql) for name, sql in found.items()} | own
+    return found
+
+
+def _for_postgres(sql: str) -> str:
+    """A statement that both databases know, as psycopg takes it."""
+    import re  # most runs are recorded in SQLite
+
+    sql = re.sub(r"(?<!:):(\w+)", r"%(\1)s", sql.replace("?", "%s"))
+    return sql.replace("lease_now()", "extract(epoch FROM clock_timestamp())")
 
 
 def named(text: str) -> dict[str, str]:

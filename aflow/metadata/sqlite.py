@@ -13,40 +13,23 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-from aflow._core import ids
 from aflow._core.clock import Clock, LeaseClock, SystemClock
 from aflow._core.private_folders import make_private
 from aflow.errors import (
     InvalidSetting,
     MetadataTooNew,
     MetadataUnavailable,
-    NotFound,
     VersionConflict,
 )
-from aflow.metadata import base
 from aflow.metadata import sql as rows
-from aflow.metadata.base import (
-    LEASE,
-    WORKER_EXPIRY,
-    AttemptRecord,
-    Batch,
-    LeaseState,
-    ReplacedLog,
-    RunRecord,
-    RunUpdate,
-    WorkerRecord,
-    document_change,
-    document_conflict,
-)
-from aflow.metadata.sql import LATEST, PAGE, RecordReader, migrations, statements
-from aflow.scheduler.messages import NoInputs, encode_inputs
-from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
+from aflow.metadata.base import LEASE, WORKER_EXPIRY, ReplacedLog, RunRecord
+from aflow.metadata.sql import LATEST, PAGE, Session, SqlMetadata, T, migrations, statements
 
 # SQLite connections: how they are opened, brought up to date, and what their errors mean.
 
@@ -323,11 +306,11 @@ def _split(text: str) -> Iterator[str]:
 
 
 _CHUNKS = (64, 16, 4, 1)  # rows a statement; 64 of 17 values each are well below SQLite's limit
-_TABLES = ("journal", "metadata", "attempts", "task_counts", "tasks", "steps", "run_tags", "leases")
+_MANY_ROWS = ("add_task", "put_attempt")  # that are inserted with few statements
 _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
 
-class SqliteMetadata(RecordReader):
+class SqliteMetadata(SqlMetadata):
     """The metadata store of one file, or of memory (path ":memory:")."""
 
     def __init__(
@@ -348,7 +331,7 @@ class SqliteMetadata(RecordReader):
         self._files: OpenFiles | None = None
         self._idle: list[sqlite3.Connection] = []  # readers that nobody uses now
         self._idle_lock = threading.Lock()  # apart, so that no reader waits for a commit
-        self._known_steps: set[tuple[int, str]] = set()
+        super().__init__()
         self._leases = LeaseClock(SystemClock() if clock is None else clock)
         if self._path is None:
             self._writer = self._connect(False)
@@ -369,164 +352,26 @@ class SqliteMetadata(RecordReader):
 
     # ------------------------------------------------------------------ writing
 
-    def create_run(
-        self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
-    ) -> RunRecord:
-        """Record a new run with its parameters; see the port."""
-        sql = statements("write")
+    def _transact(self, work: Callable[[Session], T]) -> T:
         with self._transaction() as db:
-            db.execute(sql["add_flow"], (run.flow, run.created_at))
-            try:
-                key = db.execute(sql["add_run"], rows.run_row(run)).lastrowid or 0
-            except sqlite3.IntegrityError as error:
-                raise VersionConflict(f"The run {run.flow}/{run.run} already exists.") from error
-            db.executemany(sql["add_tag"], rows.tag_rows(key, run))
-            at, step, task = run.created_at, ids.PARAMETERS_STEP, ids.PARAMETERS_TASK
-            inputs = encode_inputs(NoInputs())
-            db.execute(sql["add_task"], (key, task, step, at, None, None, inputs, "", None))
-            attempt = AttemptRecord(task, 0, AttemptState.SUCCEEDED, at, at, manifest=parameters)
-            db.execute(sql["put_attempt"], rows.attempt_row(key, attempt, 0))
-            if holder:
-                db.execute(sql["acquire_lease"], (holder, seconds, key))
-        return run._replace(key=key, version=0)
+            return work(SqliteSession(db))
 
-    def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write the batch if the run is still at `version`; see the port."""
-        sql = statements("write")
-        with self._transaction() as db:
-            if db.execute(sql["advance"], (mark, run_key, version)).rowcount != 1:
-                asked = {"run_key": run_key, "version": version + 1}
-                written = db.execute(statements("read")["written_by"], asked).fetchone()
-                if mark and written == (mark,):
-                    return version + 1  # the answer to the try before was lost
-                raise VersionConflict(
-                    "Another coordinator has written to this run: this one stops."
-                )
-            if batch.events:
-                db.execute(sql["add_events"], (run_key, version + 1, batch.events))
-            self._add_tasks(db, run_key, batch)
-            if batch.tasks or batch.attempts:
-                self._count(db, run_key, batch)
-            if batch.attempts:
-                attempts = [rows.attempt_row(run_key, each, version + 1) for each in batch.attempts]
-                _insert(db, sql["put_attempt"], attempts)
-            if batch.metadata:
-                more = [rows.metadata_row(run_key, record) for record in batch.metadata]
-                db.executemany(sql["add_metadata"], more)
-            if batch.run is not None:
-                self._update_run(db, run_key, batch.run)
-        self._known_steps.update((run_key, task.step) for task in batch.tasks)
-        return version + 1
+    def _add_run(self, session: Session, run: RunRecord, mark: str) -> tuple[int, bool]:
+        session.do("add_flow", run.flow, run.created_at)
+        try:
+            session.do("add_run", *rows.run_row(run))
+        except sqlite3.IntegrityError as error:
+            raise VersionConflict(f"The run {run.flow}/{run.run} already exists.") from error
+        return session.all("run", flow=run.flow, run=run.run)[0][0], True
 
-    def _add_tasks(self, db: sqlite3.Connection, run_key: int, batch: Batch) -> None:
-        if not batch.tasks:
-            return
-        sql = statements("write")
-        _insert(db, sql["add_task"], [rows.task_row(run_key, task) for task in batch.tasks])
-        for task in batch.tasks:
-            if (run_key, task.step) not in self._known_steps:
-                db.execute(sql["add_step"], (run_key, task.step, task.created_at))
-
-    def _count(self, db: sqlite3.Connection, run_key: int, batch: Batch) -> None:
-        sql = statements("write")
-        before = rows.known_before(batch)
-        latest: list[Any] = []
-        if before:
-            asked = {"run_key": run_key, "tasks": json.dumps(before)}
-            latest = db.execute(statements("read")["latest_states"], asked).fetchall()
-        counts, figures = rows.count_changes(batch, latest)
-        db.executemany(sql["count_tasks"], [(run_key, *each) for each in counts])
-        db.executemany(sql["step_ended"], [(at, size, run_key, step) for at, size, step in figures])
-
-    def _update_run(self, db: sqlite3.Connection, run_key: int, update: RunUpdate) -> None:
-        state = None if update.state is None else update.state.value
-        reason = None if update.reason is None else rows.text(update.reason)
-        values = (state, update.finished_at, reason, run_key)
-        db.execute(statements("write")["update_run"], values)
-        if update.state in TERMINAL_RUN_STATES:
-            db.execute(statements("write")["delete_leases"], (run_key,))
-
-    def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
-        """Acquire or renew the lease of a run; see the port."""
-        sql = statements("write")
-        with self._transaction() as db:
-            mine = db.execute(sql["acquire_lease"], (holder, seconds, run_key)).rowcount == 1
-            if mine:
-                db.execute(sql["beat"], (at, run_key))
-            found = db.execute(statements("read")["cancel"], {"run_key": run_key}).fetchone()
-        return LeaseState(mine, found[0] if found else None)
-
-    def release_lease(self, run_key: int, holder: str) -> None:
-        """Release the lease of a run; see the port."""
-        with self._transaction() as db:
-            db.execute(statements("write")["release_lease"], (run_key, holder))
-
-    def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the lease holder of a run to stop it; see the port."""
-        values = (rows.text(reason), run_key)
-        with self._transaction() as db:
-            return db.execute(statements("write")["request_cancel"], values).rowcount == 1
-
-    def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
-        """Register a worker, or renew that; see `WorkerRegistry`."""
-        sql = statements("write")
-        values = rows.worker_row(worker, seconds)
-        with self._transaction() as db:
-            db.execute(sql["expire_workers"])
-            db.execute(sql["beat_worker"], values)
-            asked = {"worker": worker.name}
-            found = db.execute(statements("read")["drain_of_worker"], asked).fetchone()
-        return found[0] if found else None
-
-    def drain_worker(self, name: str, reason: str) -> bool:
-        """Ask a worker to end; see `WorkerRegistry`."""
-        values = (rows.text(reason), name)
-        with self._transaction() as db:
-            return db.execute(statements("write")["drain_worker"], values).rowcount == 1
-
-    def remove_worker(self, name: str) -> None:
-        """List a worker no longer; see `WorkerRegistry`."""
-        with self._transaction() as db:
-            db.execute(statements("write")["remove_worker"], (name,))
-
-    def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
-        """Write or change a document; see `Documents`."""
-        with self._transaction() as db:
-            written = db.execute(*document_change(statements("write"), kind, name, data, version))
-            if written.rowcount != 1:
-                raise document_conflict(kind, name, version)
-        return version + 1
-
-    def delete_document(self, kind: str, name: str) -> bool:
-        """Remove a document; see `Documents`."""
-        with self._transaction() as db:
-            return db.execute(statements("write")["delete_document"], (kind, name)).rowcount == 1
-
-    def change_tags(
-        self, run_key: int, add: Sequence[str], remove: Sequence[str]
-    ) -> tuple[str, ...]:
-        """Remove, then add user tags; see the port."""
-        sql = statements("write")
-        for tag in [*add, *remove]:
-            ids.tag(tag)
-        with self._transaction() as db:
-            asked = {"run_key": run_key}
-            if db.execute(statements("read")["run_exists"], asked).fetchone() is None:
-                raise NotFound("The run whose tags were to be changed no longer exists.")
-            known = db.execute(statements("read")["tags_of_run"], asked).fetchall()
-            now = base.changed(known, add, remove)
-            db.executemany(sql["remove_tag"], [(run_key, tag) for tag in remove])
-            db.executemany(sql["add_tag"], [(run_key, tag, 0) for tag in add])
-        return now
+    def _before_delete(self, session: Session, flow: str, run_key: int) -> None:
+        session.do("retire_key", run_key)
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
         """Put these logs in the place of others; see the port."""
         if not logs:
             return
-        sql = statements("write")["replace_log"]
-        values = [(*log[2:], run_key, log.task, log.attempt) for log in logs]
-        with self._transaction() as db:
-            db.executemany(sql, values)
+        super().replace_logs(run_key, logs)
         with self._lock, errors_named(self._where):
             # Pages keep what was moved or replaced until they are written again, all of them; and
             # so does the log, until it is cut off.
@@ -538,19 +383,6 @@ class SqliteMetadata(RecordReader):
                 f"The logs in {self._where} are redacted, but others use the file, and it may "
                 "still hold the old ones: do the same again when they have ended."
             )
-
-    def delete_run(self, run_key: int) -> None:
-        """Remove a run with all its records; see the port."""
-        sql = statements("write")
-        with self._transaction() as db:
-            found = db.execute(statements("read")["flow_of_run"], {"run_key": run_key}).fetchone()
-            if found is None:
-                return
-            for table in _TABLES:
-                db.execute(sql[f"delete_{table}"], (run_key,))
-            db.execute(sql["delete_run"], (run_key,))
-            db.execute(sql["retire_key"], (run_key,))
-            db.execute(sql["delete_empty_flow"], found)
 
     # ------------------------------------------------------------------ connections
 
@@ -641,6 +473,29 @@ class SqliteMetadata(RecordReader):
             if self._writer is not None and self._path is not None:
                 self._writer.close()
                 self._writer = None
+
+
+class SqliteSession(Session):
+    """Writes in a transaction of a connection."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._sql = statements("write")
+
+    def do(self, name: str, *values: Any) -> int:
+        """Run a writing statement; how many rows it has changed."""
+        return self._db.execute(self._sql[name], values).rowcount
+
+    def do_all(self, name: str, values: Sequence[rows.Row]) -> None:
+        """Run a writing statement for each of these rows."""
+        if name in _MANY_ROWS:
+            _insert(self._db, self._sql[name], values)
+        elif values:
+            self._db.executemany(self._sql[name], values)
+
+    def all(self, name: str, **values: Any) -> list[Any]:
+        """The rows of a reading statement."""
+        return self._db.execute(_with_columns(name, False), _plain(values)).fetchall()
 
 
 def _insert(db: sqlite3.Connection, sql: str, values: Sequence[rows.Row]) -> None:

@@ -37,7 +37,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from aflow._core.backoff import Backoff
-from aflow.errors import InvalidName
+from aflow.errors import InvalidName, LeaseLost
 
 MAX_DELIVERIES = 5
 HIGHEST_PRIORITY = 100
@@ -283,6 +283,24 @@ def check_topic(topic: str) -> str:
             "64 of them."
         )
     return topic
+
+
+def check_held(
+    leases: Sequence[Lease], held: Collection[str], extended: Sequence[Lease] = ()
+) -> None:
+    """Check that leases have not ended.
+
+    Args:
+        leases: The leases.
+        held: The tokens of those that are still held.
+        extended: Those that were extended, for the error.
+
+    Raises:
+        LeaseLost: The tokens of some leases are not among those that are held.
+    """
+    lost = [lease.id for lease in leases if lease.token not in held]
+    if lost:
+        raise LeaseLost.of(lost, extended)
 
 
 def check_messages(messages: Sequence[Message]) -> Sequence[Message]:

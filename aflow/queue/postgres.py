@@ -24,13 +24,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from aflow._core.postgres import SETTINGS, advice, line, psycopg, state_of
 from aflow._core.secret import as_mentioned, revealed, sealed, without_passwords
-from aflow.errors import InvalidSetting, LeaseLost, QueueUnavailable
+from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
     Buried,
     Depth,
     Lease,
     Message,
+    check_held,
     check_messages,
     check_topic,
 )
@@ -310,12 +311,12 @@ class PostgresQueue:
         extended = [
             each._replace(expires_at=until[each.token]) for each in leases if each.token in until
         ]
-        _check(leases, until, extended)
+        check_held(leases, until, extended)
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
-        _check(leases, {row[0] for row in await self._held(leases, _ACK)})
+        check_held(leases, {row[0] for row in await self._held(leases, _ACK)})
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
@@ -325,7 +326,7 @@ class PostgresQueue:
         rows = await self._held(
             leases, _RELEASE, float(delay), back, self._max_deliveries, ring=True
         )
-        _check(leases, {row[0] for row in rows})
+        check_held(leases, {row[0] for row in rows})
 
     async def _held(
         self, leases: Sequence[Lease], sql: str, *values: Any, ring: bool = False
@@ -344,7 +345,7 @@ class PostgresQueue:
 
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages to be looked at; see the port."""
-        _check(leases, {row[0] for row in await self._held(leases, _BURY_THESE)})
+        check_held(leases, {row[0] for row in await self._held(leases, _BURY_THESE)})
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
@@ -615,9 +616,3 @@ def _is_silent(db: Connection) -> bool:
 def _shown(url: str) -> str:
     parts = urlsplit(without_passwords(url))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _check(leases: Sequence[Lease], held: Any, extended: Sequence[Lease] = ()) -> None:
-    lost = [each.id for each in leases if each.token not in held]
-    if lost:
-        raise LeaseLost.of(lost, extended)

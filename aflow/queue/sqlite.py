@@ -31,13 +31,14 @@ from aflow._core.private_folders import (
     runtime_folder,
 )
 from aflow._core.system import DESCRIPTORS
-from aflow.errors import LeaseLost, QueueUnavailable, UnsafeFolder
+from aflow.errors import QueueUnavailable, UnsafeFolder
 from aflow.queue.base import (
     MAX_DELIVERIES,
     Buried,
     Depth,
     Lease,
     Message,
+    check_held,
     check_messages,
     check_topic,
     group_of,
@@ -436,13 +437,13 @@ class SqliteQueue:
         """Keep leases for longer; see the port."""
         held = await self._held(leases, _EXTEND, lambda now: (now + ttl,))
         expires_at = self._clock.now() + ttl
-        extended = [lease._replace(expires_at=expires_at) for lease in held]
-        self._check(leases, held, extended)
+        extended = [each._replace(expires_at=expires_at) for each in leases if each.token in held]
+        check_held(leases, held, extended)
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
-        self._check(leases, await self._held(leases, _ACK, lambda _: ()))
+        check_held(leases, await self._held(leases, _ACK, lambda _: ()))
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
@@ -454,37 +455,28 @@ class SqliteQueue:
             leases, _RELEASE, lambda now: (now + max(0.0, delay), back, back, most, state)
         )
         self._wake_up.ring()
-        self._check(leases, held)
+        check_held(leases, held)
 
     async def _held(
         self, leases: Sequence[Lease], sql: str, values_at: Callable[[float], tuple[Any, ...]]
-    ) -> list[Lease]:
+    ) -> set[str]:
         """Do it, with the values for the time that it is, to the messages of the leases that have
-        not ended: those leases."""
+        not ended: their tokens."""
 
-        def do(db: sqlite3.Connection) -> list[Lease]:
+        def do(db: sqlite3.Connection) -> set[str]:
             now = self._leases.now()
             values = values_at(now)
-            return [
-                lease
+            return {
+                lease.token
                 for lease in leases
                 if db.execute(sql, (*values, lease.topic, lease.id, lease.token, now)).rowcount
-            ]
+            }
 
-        return await self._do(do) if leases else []
-
-    @staticmethod
-    def _check(
-        leases: Sequence[Lease], held: Sequence[Lease], extended: Sequence[Lease] = ()
-    ) -> None:
-        tokens = {lease.token for lease in held}
-        lost = [lease.id for lease in leases if lease.token not in tokens]
-        if lost:
-            raise LeaseLost.of(lost, extended)
+        return await self._do(do) if leases else set()
 
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages to be looked at; see the port."""
-        self._check(leases, await self._held(leases, _BURY_THESE, lambda now: (now,)))
+        check_held(leases, await self._held(leases, _BURY_THESE, lambda now: (now,)))
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""

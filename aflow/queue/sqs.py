@@ -192,8 +192,14 @@ def calls_of(sizes: Sequence[int]) -> Iterator[range]:
 try:
     import aiohttp
     from aiobotocore.config import AioConfig
-    from aiobotocore.session import AioSession
-    from botocore import exceptions as faults
+
+    from aflow._core.aws import (
+        LOST_CREDENTIALS,
+        NO_CREDENTIALS,
+        Refusal,
+        faults,
+        new_session,
+    )
 except ImportError as error:
     raise MissingExtra("A queue in SQS needs aiobotocore: install aflow-runtime[aws].") from error
 
@@ -203,15 +209,7 @@ LONGEST_WAIT = 20  # seconds of one call, as SQS has it
 KEPT_DAYS = 14  # that SQS keeps a message
 CALLS_AT_ONCE = 8
 _NO_QUEUE = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
-_REFUSED = re.compile(
-    "AccessDenied|Unauthorized|InvalidClientTokenId|UnrecognizedClient|SignatureDoesNotMatch"
-    "|ExpiredToken|InvalidAccessKey|AuthFailure|InvalidSecurity|OptInRequired|^40[13]$"
-)
-_NO_CREDENTIALS = (
-    faults.NoCredentialsError,
-    faults.PartialCredentialsError,
-    faults.CredentialRetrievalError,
-)
+_NO_CREDENTIALS = (*NO_CREDENTIALS, *LOST_CREDENTIALS)
 _AWAY = (faults.BotoCoreError, faults.ClientError, aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -223,11 +221,8 @@ class SqsService:
         self._place = place
         self._region = region
         self._endpoint = endpoint
-        self._session = AioSession()
-        # These are large files: reading them here does not hold up other users of the event loop.
-        loader = self._session.get_component("data_loader")
-        for kind in ("service-2", "endpoint-rule-set-1"):
-            loader.load_service_model("sqs", kind)
+        # Here, since reading large files does not hold up other users of the event loop.
+        self._session = new_session("sqs")
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
         self._stack = contextlib.AsyncExitStack()
@@ -307,12 +302,12 @@ class SqsService:
                 await self._open()
             return await getattr(self._sqs, name)(**values)
         except _AWAY as error:
-            code = error.response["Error"]["Code"] if isinstance(error, faults.ClientError) else ""
-            if code in _NO_QUEUE:
+            refusal = Refusal.of(error) if isinstance(error, faults.ClientError) else None
+            if refusal is not None and refusal.code in _NO_QUEUE:
                 self._urls.clear()
                 raise _NoQueue(f"The queue {self._place} was deleted: try again.") from error
             detail = " ".join(str(error).split())[:500] or type(error).__name__
-            if _REFUSED.search(code) or isinstance(error, _NO_CREDENTIALS):
+            if (refusal and refusal.is_denied) or isinstance(error, _NO_CREDENTIALS):
                 raise QueueUnavailable(
                     f"The queue {self._place} refuses us ({detail}): check the credentials (AWS_* "
                     "variables, ~/.aws) and what their policy allows."
@@ -350,7 +345,7 @@ def code_of(error: QueueUnavailable) -> str:
         error: The error of a call.
     """
     cause = error.__cause__
-    return str(cause.response["Error"]["Code"]) if isinstance(cause, faults.ClientError) else ""
+    return Refusal.of(cause).code if isinstance(cause, faults.ClientError) else ""
 
 
 class _NoQueue(QueueUnavailable):

@@ -25,7 +25,7 @@ from aflow._core.threads import in_thread
 from aflow.cli import loading
 from aflow.cli.flow_commands import FlowGroup
 from aflow.cli.options import Option, ParameterType
-from aflow.errors import InvalidInput
+from aflow.errors import FlowFileError, InvalidInput
 from aflow.flow.names import did_you_mean, shown
 from aflow.task.program import stands_for_metaflow
 
@@ -352,6 +352,7 @@ class Announcement:
 
 # From keyword arguments to the words of a command line, checked against the command's options.
 
+LAST_WORDS = 20  # lines of a failed command that its error repeats
 # Names of old for options that have another one here.
 _ALIASES = {"decospecs": "with"}
 # Linux takes no word above 128 kB, and 2 MB in all, the environment included.
@@ -364,6 +365,41 @@ class Words(NamedTuple):
 
     words: list[str]
     values: dict[str, Any]
+
+
+class FlowCommands:
+    """The commands of a flow's file, for a program: what Runner and Deployer are given.
+
+    `show_output` copies what the commands print, `env` adds to the environment, `cwd` is the
+    working directory. All else are options that stand before the command. Raises FlowFileError
+    where there is no such file.
+    """
+
+    def __init__(
+        self,
+        flow_file: str | os.PathLike[str],
+        show_output: bool = True,
+        profile: str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        file_read_timeout: float = 3600,
+        **top_level_kwargs: Any,
+    ) -> None:
+        self.flow_file = os.path.abspath(flow_file)
+        if not os.path.isfile(self.flow_file):
+            raise FlowFileError(f"There is no flow file {self.flow_file}.")
+        self.show_output = show_output
+        self.file_read_timeout = file_read_timeout
+        self.top_level_kwargs = top_level_kwargs
+        profiles = {"AFLOW_PROFILE": profile} if profile else {}
+        self._env = environment_with({**(env or {}), **profiles})
+        self._cwd = os.fspath(cwd) if cwd is not None else None
+        self._line = CommandLine(Path(self.flow_file))
+        self._commands: list[RunningCommand] = []  # whose output is still kept
+
+    def _command(self, words: Sequence[str]) -> RunningCommand:
+        """Start a command of the file."""
+        return RunningCommand([*program(self.flow_file), *words], self._cwd, self._env)
 
 
 class CommandLine:

@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aflow._core.clock import SystemClock
-from aflow._core.settings import environment_with
 from aflow.client import Run
 from aflow.client.where import place_at
-from aflow.errors import CommandFailed, FlowFileError, NotFound
-from aflow.runner.command import CommandLine, RunningCommand, program
+from aflow.errors import CommandFailed, NotFound
+from aflow.runner.command import LAST_WORDS, FlowCommands
 
-LAST_WORDS = 20  # lines of a failed command that its error repeats
 LOOK_AGAIN = 1.0  # seconds between looks at whether a run has begun
 
 
-class Deployer:
+class Deployer(FlowCommands):
     """Deploys the flow of a file.
 
         deployed = Deployer("flow.py").step_functions().create(max_workers=10)
@@ -35,26 +33,6 @@ class Deployer:
     before the command (`branch`, `production`, ...). Raises FlowFileError where there is no such
     file.
     """
-
-    def __init__(
-        self,
-        flow_file: str | os.PathLike[str],
-        show_output: bool = True,
-        profile: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        file_read_timeout: float = 3600,
-        **top_level_kwargs: Any,
-    ) -> None:
-        self.flow_file = os.path.abspath(flow_file)
-        if not os.path.isfile(self.flow_file):
-            raise FlowFileError(f"There is no flow file {self.flow_file}.")
-        self.show_output = show_output
-        self.top_level_kwargs = top_level_kwargs
-        profiles = {"AFLOW_PROFILE": profile} if profile else {}
-        self._env = environment_with({**(env or {}), **profiles})
-        self._cwd = os.fspath(cwd) if cwd is not None else None
-        self._line = CommandLine(Path(self.flow_file))
 
     def step_functions(self, name: str | None = None) -> StepFunctionsDeployer:
         """Return the flow on AWS Step Functions, as a state machine of this name (else the flow's).
@@ -92,7 +70,7 @@ class Deployer:
                 enclosed = f"{file}.parameters"
                 Path(enclosed).write_text(json.dumps(values))
                 words.append(f"--parameters-file={enclosed}")
-            started = RunningCommand([*program(self.flow_file), *words], self._cwd, self._env)
+            started = self._command(words)
             try:
                 code = started.wait_here(self.show_output)
                 printed = started.output("stdout")

@@ -19,15 +19,14 @@ from aflow.storage.names import MAIN, written_by_main
 
 if TYPE_CHECKING:
     from aflow.client import Run
-    from aflow.runner.runner import ExecutingRun, ExecutingTask
 
 
-class NBRunner:
+class NBRunner(Runner):
     """Runs a flow whose class is in a cell of this notebook: `NBRunner(MyFlow).nbrun(alpha=0.5)`.
 
     The cell up to the end of the class becomes a file in `base_dir` (else the working directory),
-    which a Runner runs; the other arguments are Runner's. Imports that the flow needs have to
-    stand in the same cell. Outside of a notebook the file of the class takes the cell's place.
+    which is run; the other arguments are Runner's. Imports that the flow needs have to stand in the
+    same cell. Outside of a notebook the file of the class takes the cell's place.
 
     Raises FlowFileError where the source of the class is not available.
     """
@@ -43,9 +42,9 @@ class NBRunner:
         **top_level_kwargs: Any,
     ) -> None:
         self.flow = flow
-        self.flow_file, folder = _write(flow, base_dir)
-        self.runner = Runner(
-            self.flow_file,
+        file, folder = _write(flow, base_dir)
+        super().__init__(
+            file,
             show_output,
             profile,
             _environment(env),
@@ -53,6 +52,11 @@ class NBRunner:
             file_read_timeout,
             **top_level_kwargs,
         )
+
+    @property
+    def runner(self) -> Runner:
+        """The runner of the flow's file."""
+        return self
 
     def nbrun(self, **kwargs: Any) -> Run:
         """Run the flow to its end and clean up.
@@ -64,7 +68,7 @@ class NBRunner:
             The client's object of the run.
         """
         try:
-            return self.runner.run(**kwargs).run
+            return self.run(**kwargs).run
         finally:
             self.cleanup()
 
@@ -78,7 +82,7 @@ class NBRunner:
             The client's object of the new run.
         """
         try:
-            return self.runner.resume(**kwargs).run
+            return self.resume(**kwargs).run
         finally:
             self.cleanup()
 
@@ -93,38 +97,14 @@ class NBRunner:
             The client's object of the task.
         """
         try:
-            return self.runner.spin(pathspec, **kwargs).task
+            return self.spin(pathspec, **kwargs).task
         finally:
             self.cleanup()
-
-    def run(self, **kwargs: Any) -> ExecutingRun:
-        """See Runner.run."""
-        return self.runner.run(**kwargs)
-
-    def resume(self, **kwargs: Any) -> ExecutingRun:
-        """See Runner.resume."""
-        return self.runner.resume(**kwargs)
-
-    def spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
-        """See Runner.spin."""
-        return self.runner.spin(pathspec, **kwargs)
-
-    async def async_run(self, **kwargs: Any) -> ExecutingRun:
-        """See Runner.async_run."""
-        return await self.runner.async_run(**kwargs)
-
-    async def async_resume(self, **kwargs: Any) -> ExecutingRun:
-        """See Runner.async_resume."""
-        return await self.runner.async_resume(**kwargs)
-
-    async def async_spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
-        """See Runner.async_spin."""
-        return await self.runner.async_spin(pathspec, **kwargs)
 
     def cleanup(self) -> None:
         """Remove the flow's file and the files of all output. May be called twice."""
         Path(self.flow_file).unlink(missing_ok=True)
-        self.runner.cleanup()
+        super().cleanup()
 
 
 class NBDeployer(Deployer):

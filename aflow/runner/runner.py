@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import AsyncIterator, Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from aflow._core.settings import environment_with
 from aflow._core.threads import in_thread
 from aflow.client import Run
 from aflow.client.where import place_at
-from aflow.errors import CommandFailed, FlowFileError
-from aflow.runner.command import Announcement, CommandLine, RunningCommand, program
+from aflow.errors import CommandFailed
+from aflow.runner.command import LAST_WORDS, Announcement, FlowCommands, RunningCommand
 
 if TYPE_CHECKING:
-    from aflow.client import Run, Task
-    from aflow.runner.command import RunningCommand, Stream
+    from aflow.client import Task
+    from aflow.runner.command import Stream
 
 # What a Runner gives: a run, or one task, that a process executes.
 
@@ -125,10 +122,7 @@ class ExecutingTask(ExecutingProcess):
         return self._find(self._run)
 
 
-LAST_WORDS = 20  # lines of a failed command that its error repeats
-
-
-class Runner:
+class Runner(FlowCommands):
     """Runs the flow of a file, each time in a process of its own.
 
         with Runner("flow.py", pylint=False) as runner:
@@ -144,28 +138,6 @@ class Runner:
     InvalidInput for one that is not there, and CommandFailed where no run came about; a run that
     fails is shown by `status` and `returncode`.
     """
-
-    def __init__(
-        self,
-        flow_file: str | os.PathLike[str],
-        show_output: bool = True,
-        profile: str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        file_read_timeout: float = 3600,
-        **top_level_kwargs: Any,
-    ) -> None:
-        self.flow_file = os.path.abspath(flow_file)
-        if not os.path.isfile(self.flow_file):
-            raise FlowFileError(f"There is no flow file {self.flow_file}.")
-        self.show_output = show_output
-        self.file_read_timeout = file_read_timeout
-        self.top_level_kwargs = top_level_kwargs
-        profiles = {"AFLOW_PROFILE": profile} if profile else {}
-        self._env = environment_with({**(env or {}), **profiles})
-        self._cwd = os.fspath(cwd) if cwd is not None else None
-        self._line = CommandLine(Path(self.flow_file))
-        self._commands: list[RunningCommand] = []
 
     # ------------------------------------------------------------ to the end
 
@@ -290,7 +262,7 @@ class Runner:
         if values:
             words.append(f"--parameters-file={announcement.enclose(values)}")
         words.append(f"--runner-attribute-file={announcement.path}")
-        command = RunningCommand([*program(self.flow_file), *words], self._cwd, self._env)
+        command = self._command(words)
         self._commands.append(command)
         return command
 

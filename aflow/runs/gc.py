@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from aflow.environments.record import blobs_of
 from aflow.errors import AflowError, CorruptBlob, MetadataError, StoreUnavailable
-from aflow.metadata.base import DAMAGED, LEASE, SPIN
+from aflow.metadata.base import DAMAGED, FIRST_KEY, LEASE, SPIN
 from aflow.metadata.metaflow import copies
-from aflow.metadata.metaflow.keys import FIRST_KEY
 from aflow.runs.liveness import is_deployed, is_driven, left_for
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage import roots

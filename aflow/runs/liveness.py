@@ -107,7 +107,7 @@ def engine_of(run: RunRecord) -> Engine:
     if "machine" not in engine:
         return Engine(None, "the run does not say which state machine it is of")
     try:
-        found = aws.executions.status(engine["machine"], engine["execution"])
+        found = aws.client.execution_status(engine["machine"], engine["execution"])
     except AflowError as error:
         return Engine(None, str(error))
     if found is None:
@@ -167,7 +167,7 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
     if is_deployed(run):
         engine = engine_of(run)
         if engine.goes_on:
-            aws.executions.stop(
+            aws.client.stop_execution(
                 run.settings["engine"]["machine"], run.settings["engine"]["execution"], reason
             )
         elif engine.goes_on is None:  # jobs of it that still run find that the run has ended
@@ -235,7 +235,7 @@ def _end_jobs(handles: Sequence[str], reason: str) -> None:
 
 
 def _end_batch_jobs(jobs: Sequence[str], reason: str) -> None:
-    calls = aws.client.Calls()
+    calls = aws.client.AwsClient()
     try:
         for job in jobs:
             calls.terminate(job, reason)

@@ -28,8 +28,7 @@ from aflow.errors import (
     StoreUnavailable,
 )
 from aflow.flow.graph import Graph
-from aflow.metadata.base import MetadataStore, RunRecord, TaskView
-from aflow.metadata.metaflow.keys import FIRST_KEY
+from aflow.metadata.base import FIRST_KEY, MetadataStore, RunRecord, TaskView
 from aflow.metadata.metaflow.together import store_of_history
 from aflow.runs.cache.explain import explain
 from aflow.runs.log_tail import Following

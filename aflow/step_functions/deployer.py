@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.clock import SystemClock
 from aflow._core.settings import ConfigFile, config_file, expanded, looked_up
-from aflow.aws.client import Calls
+from aflow.aws.client import AwsClient
 from aflow.aws.settings import AwsSettings, needs_s3
 from aflow.environments import asks, prepare, transport
 from aflow.environments.shipping import runtime_shipment
@@ -87,7 +87,7 @@ class StateMachineExecution(NamedTuple):
         return f"sfn-{self.name}"
 
 
-class Aws(Calls):
+class Aws(AwsClient):
     """One account, in one region: that of the role of state machines, and of the session."""
 
     def __init__(self, settings: AwsSettings) -> None:
@@ -108,7 +108,7 @@ class Aws(Calls):
                 f"AFLOW_SFN_IAM_ROLE is {self.role!r}, which is not an ARN of a role "
                 "(arn:aws:iam::123456789012:role/name)."
             )
-        region = self._client("stepfunctions").meta.region_name
+        region = self.region
         return Account(parts[1], region, parts[4])
 
     def with_platforms(self, queues: Iterable[str]) -> Account:
@@ -129,7 +129,7 @@ class Aws(Calls):
             name: The name.
         """
         arn = self.account.machine_arn(name)
-        found = self._call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
+        found = self.try_call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
         if found is None:
             return None
         definition = found["definition"]
@@ -155,10 +155,10 @@ class Aws(Calls):
                 "includeExecutionData": True,
                 "destinations": [{"cloudWatchLogsLogGroup": {"logGroupArn": group}}],
             }
-        if self._call("stepfunctions", "describe_state_machine", stateMachineArn=arn) is None:
-            made = self._call("stepfunctions", "create_state_machine", name=name, **values)
+        if self.try_call("stepfunctions", "describe_state_machine", stateMachineArn=arn) is None:
+            made = self.call("stepfunctions", "create_state_machine", name=name, **values)
             return str(made["stateMachineArn"])
-        self._call("stepfunctions", "update_state_machine", stateMachineArn=arn, **values)
+        self.try_call("stepfunctions", "update_state_machine", stateMachineArn=arn, **values)
         return arn
 
     def delete_machine(self, name: str) -> None:
@@ -168,7 +168,7 @@ class Aws(Calls):
             name: The name.
         """
         arn = self.account.machine_arn(name)
-        self._call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
+        self.try_call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
 
     # ------------------------------------------------------------ executions
 
@@ -187,7 +187,7 @@ class Aws(Calls):
         """
         text = json.dumps(given)
         arn = self.account.machine_arn(name)
-        made = self._call(
+        made = self.try_call(
             "stepfunctions",
             "start_execution",
             stateMachineArn=arn,
@@ -208,7 +208,7 @@ class Aws(Calls):
             name: The name.
         """
         arn = self.account.machine_arn(machine).replace(":stateMachine:", ":execution:")
-        found = self._call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
+        found = self.try_call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
         return None if found is None else _execution(found)
 
     def why(self, execution: StateMachineExecution) -> tuple[str, str]:
@@ -217,7 +217,9 @@ class Aws(Calls):
         Args:
             execution: The execution.
         """
-        found = self._call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
+        found = (
+            self.try_call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
+        )
         return str(found.get("error") or execution.status), str(found.get("cause") or "")
 
     def executions(self, machine: str, states: Sequence[str]) -> Iterator[StateMachineExecution]:
@@ -232,7 +234,7 @@ class Aws(Calls):
         for state in states or ("",):
             values = {"stateMachineArn": arn, **({"statusFilter": state} if state else {})}
             while values:
-                page = self._call("stepfunctions", "list_executions", **values) or {}
+                page = self.try_call("stepfunctions", "list_executions", **values) or {}
                 yield from map(_execution, page.get("executions", ()))
                 following = page.get("nextToken")
                 values = {**values, "nextToken": following} if following else {}
@@ -244,7 +246,7 @@ class Aws(Calls):
             execution: The execution.
             cause: Why, for the history of the execution.
         """
-        self._call(
+        self.try_call(
             "stepfunctions",
             "stop_execution",
             executionArn=execution.arn,
@@ -282,8 +284,8 @@ class Aws(Calls):
             **({"Input": json.dumps({"Parameters": "{}"})} if ticks else {}),
         }
         said = f"What starts the flow of the state machine {machine} (aflow)."
-        self._call("events", "put_rule", Name=rule, State="ENABLED", Description=said, **when)
-        answer = self._call("events", "put_targets", Rule=rule, Targets=[target])
+        self.try_call("events", "put_rule", Name=rule, State="ENABLED", Description=said, **when)
+        answer = self.call("events", "put_targets", Rule=rule, Targets=[target])
         if answer.get("FailedEntryCount"):
             raise AwsError(f"EventBridge refuses the target of rule {rule}: {answer}.")
 
@@ -293,7 +295,7 @@ class Aws(Calls):
         Args:
             rule: The name of the rule.
         """
-        self._call("events", "disable_rule", Name=rule)
+        self.try_call("events", "disable_rule", Name=rule)
 
     def delete_rule(self, rule: str) -> None:
         """Delete the rule; fine if there is none.
@@ -301,13 +303,13 @@ class Aws(Calls):
         Args:
             rule: The name of the rule.
         """
-        if self._call("events", "describe_rule", Name=rule) is None:
+        if self.try_call("events", "describe_rule", Name=rule) is None:
             return
-        found = self._call("events", "list_targets_by_rule", Rule=rule) or {"Targets": []}
+        found = self.try_call("events", "list_targets_by_rule", Rule=rule) or {"Targets": []}
         ids = [each["Id"] for each in found["Targets"]]
         if ids:
-            self._call("events", "remove_targets", Rule=rule, Ids=ids)
-        self._call("events", "delete_rule", Name=rule)
+            self.try_call("events", "remove_targets", Rule=rule, Ids=ids)
+        self.try_call("events", "delete_rule", Name=rule)
 
     def put_schedule(self, name: str, machine: str, ticks: Ticks) -> None:
         """Start the machine at times in a zone, by EventBridge Scheduler.
@@ -329,8 +331,8 @@ class Aws(Calls):
                 "Input": json.dumps({"Parameters": "{}"}),
             },
         }
-        there = self._call("scheduler", "get_schedule", Name=name) is not None
-        self._call("scheduler", "update_schedule" if there else "create_schedule", **values)
+        there = self.try_call("scheduler", "get_schedule", Name=name) is not None
+        self.try_call("scheduler", "update_schedule" if there else "create_schedule", **values)
 
     def delete_schedule(self, name: str) -> None:
         """Delete the schedule; fine if there is none.
@@ -338,7 +340,7 @@ class Aws(Calls):
         Args:
             name: The name.
         """
-        self._call("scheduler", "delete_schedule", Name=name)
+        self.try_call("scheduler", "delete_schedule", Name=name)
 
 
 def _execution(found: Any) -> StateMachineExecution:

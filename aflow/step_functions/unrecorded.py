@@ -155,7 +155,7 @@ def look(settings: Settings, flow: str | None = None) -> None:
     """
     if AwsSettings.load().machine_role is None or not settings.storage_url.startswith("s3://"):
         return
-    from aflow.aws.client import Calls
+    from aflow.aws.client import AwsClient
 
     try:
         store = open_store(settings.storage_url)
@@ -166,7 +166,7 @@ def look(settings: Settings, flow: str | None = None) -> None:
         if isinstance(metadata, RegisteringMetadata):
             metadata.close()
             metadata = open_metadata(f"{SCHEME}{settings.storage_url}")
-        calls = Calls()
+        calls = AwsClient()
         try:
             record(metadata, store, names, partial(status.last_lines, calls), SystemClock.now())
         finally:

@@ -45,7 +45,11 @@ from aflow.storage.retry import retried
 
 try:
     import aiohttp
-    from botocore import exceptions as faults
+    from aiobotocore.config import AioConfig
+    from aiobotocore.httpsession import AIOHTTPSession
+    from aiobotocore.session import AioSession
+
+    from aflow._core.aws import NO_CREDENTIALS, Refusal, faults, new_session
 except ImportError as error:
     raise MissingExtra("Storage in S3 needs aiobotocore: install aflow-runtime[aws].") from error
 
@@ -74,22 +78,8 @@ class Subject(NamedTuple):
     missing: str
 
 
-_BUSY_CODES = frozenset(
-    [
-        "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "BadDigest",
-        "Throttling", "ThrottlingException", "OperationAborted", "TooManyRequestsException",
-        "ConditionalRequestConflict", "NoSuchUpload",
-    ]
-)  # fmt: skip
-_BUSY_STATUS = frozenset({429, 500, 502, 503, 504})
 _MISSING_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
 _RANGE_CODES = frozenset({"InvalidRange", "416"})
-_DENIED_CODES = frozenset(
-    [
-        "403", "AccessDenied", "AllAccessDisabled", "ExpiredToken", "InvalidAccessKeyId",
-        "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch",
-    ]
-)  # fmt: skip
 _BUSY = (
     faults.HTTPClientError,
     faults.ConnectionError,
@@ -133,7 +123,7 @@ def translated(subject: Subject) -> Iterator[None]:
         yield
     except faults.ClientError as error:
         raise _refusal(subject, error) from error
-    except (faults.NoCredentialsError, faults.PartialCredentialsError) as error:
+    except NO_CREDENTIALS as error:
         raise AccessDenied(
             f"{subject.place} cannot be used: there are no credentials for it. Set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
@@ -148,19 +138,19 @@ def translated(subject: Subject) -> Iterator[None]:
 
 
 def _refusal(subject: Subject, error: Any) -> Exception:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    refusal = Refusal.of(error)
+    code = refusal.code
     if code in _MISSING_CODES:
         return ObjectNotFound(subject.missing)
-    if code == "PreconditionFailed" or status == 412:
+    if code == "PreconditionFailed" or refusal.status == 412:
         return ConditionFailed(f"{subject.place} has another object there already.")
     if code in _RANGE_CODES:
         return OutOfRange(f"{subject.place} ends before the range that is asked for.")
-    if code in _BUSY_CODES or status in _BUSY_STATUS:
+    if refusal.is_busy:
         return StoreBusy(f"{subject.place} is busy ({code}): try again later.")
     advice = _ADVICE.get(code) or f"{error}"
     kind = StoreUnavailable
-    if code in _DENIED_CODES:
+    if refusal.is_denied:
         kind = AccessDenied
     elif code == "NoSuchBucket":
         kind = NoBucket
@@ -172,14 +162,6 @@ def _refusal(subject: Subject, error: Any) -> Exception:
 # What is larger than two parts goes up and comes down in parts, several at a time, and a part that
 # fails is sent or fetched again by itself: of a hundred parts one is likely to fail.
 
-
-try:
-    from aiobotocore.config import AioConfig
-    from aiobotocore.httpsession import AIOHTTPSession
-    from aiobotocore.session import AioSession
-    from botocore.loaders import Loader
-except ImportError as error:
-    raise MissingExtra("Storage in S3 needs aiobotocore: install aflow-runtime[aws].") from error
 
 T = TypeVar("T")
 Again = Callable[[], Coroutine[Any, Any, Any]]
@@ -265,34 +247,6 @@ class BytesSink:
 
 
 # ------------------------------------------------------------------ connections
-
-
-class _ServiceLoader(Loader):  # type: ignore[misc]
-    """Knows S3, and what gives credentials for it. To find out which of 400 services there are, it
-    would look into the folder of each, three times, which takes longer than reading what S3 is."""
-
-    def list_available_services(self, type_name: str) -> list[str]:
-        return ["s3", "signin", "sso", "sso-oidc", "sts"]
-
-
-@functools.cache
-def _loader() -> Loader:
-    """Reads what botocore knows of S3, once a process: tasks that are forked find it there."""
-    loader = _ServiceLoader()
-    for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
-        loader.load_service_model("s3", kind)
-    return loader
-
-
-def new_session(profile: str | None = None) -> AioSession:
-    """Return where credentials are found, as botocore finds them.
-
-    Args:
-        profile: The profile of AWS; None for the default one.
-    """
-    session = AioSession(profile=profile)
-    session.register_component("data_loader", _loader())
-    return session
 
 
 class _Once(AIOHTTPSession):  # type: ignore[misc]
@@ -573,7 +527,7 @@ class S3Store:
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         self._url = url
-        self._session = new_session()
+        self._session = new_session("s3")
         self._portal: Portal[Any] = Portal("aflow-s3", self._connected, disconnect)
         self._checks_conditions: bool | None = None
 
@@ -586,7 +540,7 @@ class S3Store:
         return await self._connect(self._session, self._lane)
 
     async def _lane(self) -> Any:
-        return await self._connect(new_session(), None)
+        return await self._connect(new_session("s3"), None)
 
     async def _connect(self, session: Any, again: Again | None) -> Any:
         return await connect(session, again, region_name=self._region, endpoint_url=self._endpoint)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.records import dataclass, field
-from aflow.errors import InvalidDecorator
+from aflow.errors import InvalidDecorator, InvalidTransition
 from aflow.flow.graph import Kind
+from aflow.task.environment import Variables
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -240,3 +241,71 @@ class AroundCustom(Around):
             flow.next(cases, condition=node.condition)
         else:
             flow.next(*steps, foreach=node.foreach)
+
+
+# How the members of a gang know each other: `current.parallel`.
+
+
+_VARIABLES = Variables("pytorch_parallel")
+_PORTS = 51_000, 10_000  # the first, and how many: above those that systems hand out
+
+
+class Gang(NamedTuple):
+    """One member's place: the address of member 0, how many members there are, which one this is,
+    and the task of member 0."""
+
+    main_ip: str
+    num_nodes: int
+    node_index: int
+    control_task_id: str
+
+
+class AroundParallel(Around):
+    """Tells the step about its gang."""
+
+    def before(self) -> None:
+        """Set `current.parallel`; raises InvalidTransition in a step that is in no gang."""
+        spec = self.scene.spec
+        if not spec.opens_index or spec.split_index is None or spec.splits is None:
+            raise InvalidTransition(
+                f"Step {spec.step!r} has @{self.decorator.name}, and was not started with "
+                f"self.next(self.{spec.step}, num_parallel=...)."
+            )
+        # Members start together, so their tasks are numbered one after the other.
+        control = str(spec.task - spec.split_index)
+        address = spec.address or self.scene.context.address
+        self.gang = Gang(address, spec.splits, spec.split_index, control)
+        self.scene.values["parallel"] = self.gang
+
+
+class AroundPytorch(AroundParallel):
+    """The same, with variables for torch.distributed."""
+
+    _found: Mapping[str, str] = {}
+
+    def before(self) -> None:
+        """The flow is bound and `current` is set. What it raises fails the step."""
+        super().before()
+        decorator: Any = self.decorator
+        run = "".join(filter(str.isdigit, self.scene.context.run)) or "0"
+        first, count = _PORTS
+        port = decorator.master_port or first + int(run) % count
+        found = {
+            "MASTER_ADDR": self.gang.main_ip,
+            "MASTER_PORT": str(int(port)),
+            "NODE_RANK": str(self.gang.node_index),
+            "NUM_NODES": str(self.gang.num_nodes),
+            "WORLD_SIZE": str(self.gang.num_nodes),
+        }
+        _VARIABLES.take(found)
+        self._found = found
+
+    def after(self, error: BaseException | None) -> None:
+        """Follow the step, with its error or None. What is set on the flow now is still stored.
+        Called whenever `before` was; what it raises fails the step.
+
+        Args:
+            error: The exception.
+        """
+        _VARIABLES.release(self._found)
+        self._found = {}

@@ -101,6 +101,11 @@ class Execution:
         return (self.flow, self.inputs) if self.step.takes_inputs else (self.flow,)
 
 
+def no_metadata() -> MetadataStore:
+    """Return the metadata of attempts that find all that they read in memory: they need none."""
+    raise AssertionError("what these tasks read is in memory")
+
+
 class AttemptRunner:
     """Runs attempts of one run, one after the other or, for coroutine steps, many at a time."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aflow._core.settings import Settings, keep_service_key, looked_up
-from aflow.aws.client import AwsRefused, Services
+from aflow.aws.client import AwsClient
 from aflow.aws.settings import KEY_PLACE
 from aflow.errors import AwsError, InvalidSetting, SecretsError
 
@@ -65,8 +65,8 @@ def fetch_service_key() -> None:
 
 def _read(id: str, region: str | None, role: str | None) -> dict[str, Any]:
     try:
-        return Services(region, role).call("secretsmanager", "get_secret_value", SecretId=id)
-    except AwsRefused as error:
+        return AwsClient(region, role).call("secretsmanager", "get_secret_value", SecretId=id)
+    except AwsError as error:
         if error.code == "ResourceNotFoundException":
             where = region or "the region of this program"
             raise SecretsError(
@@ -80,7 +80,7 @@ def _read(id: str, region: str | None, role: str | None) -> dict[str, Any]:
                 f"secretsmanager:GetSecretValue (and kms:Decrypt for a key of your own). {error}"
             ) from error
         raise SecretsError(f"@secrets: the secret {id!r} cannot be read: {error}") from error
-    except (AwsError, InvalidSetting) as error:
+    except InvalidSetting as error:
         raise SecretsError(f"@secrets: the secret {id!r} cannot be read: {error}") from error
 
 

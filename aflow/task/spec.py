@@ -76,6 +76,21 @@ class RunContext(NamedTuple):
     previews: bool = True
 
 
+# Of steps that run outside of a run, with all that they read and leave in memory.
+NO_RUN = RunContext(
+    flow="test",
+    run="test",
+    run_key=0,
+    user="test",
+    namespace=None,
+    tags=(),
+    storage_url="memory://",
+    metadata_url="memory://",
+    durability="process",
+    max_num_splits=1 << 31,
+)
+
+
 class AttemptSpec(NamedTuple):
     """One attempt to run. `inputs` is `scheduler.codec.encode_inputs`; `manifests` are those of the
     input tasks that are small enough to travel along (the others are read from the metadata).

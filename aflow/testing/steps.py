@@ -35,18 +35,16 @@ from aflow.storage.items import ItemReader, write_items
 from aflow.storage.memory import MemoryStore
 from aflow.task.config_binding import configured
 from aflow.task.inputs import KnownManifests, TaskArtifacts
-from aflow.task.runner import AttemptRunner, Execution
-from aflow.task.spec import AttemptSpec, RunContext
+from aflow.task.runner import AttemptRunner, Execution, no_metadata
+from aflow.task.spec import NO_RUN, AttemptSpec
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
-    from aflow.metadata.base import MetadataStore
     from aflow.task.spec import AttemptReport
 
 __all__ = ["StepResult", "run_step"]
 
 _NOTHING = object()
-_MANY = 1 << 31  # items of a foreach: a test knows what it does
 _BEFORE = 1  # number of the task that comes before, or opened the foreach
 _THIS = 2  # number of the task itself; the inputs of a join have those that follow
 
@@ -132,10 +130,10 @@ class _Bench:
         """Run the step."""
         step = self._definition.steps[name]
         flow, project = self._definition.name, self._definition.project
-        current_facts = None if project is None else project.place(flow, _CONTEXT.user)
-        context = _CONTEXT._replace(flow=flow, current_facts=current_facts)
+        current_facts = None if project is None else project.place(flow, NO_RUN.user)
+        context = NO_RUN._replace(flow=flow, current_facts=current_facts)
         spec = self._spec(step, inputs, item, index)
-        runner = _Runner(context, self._blobs, _no_metadata, SystemClock())
+        runner = _Runner(context, self._blobs, no_metadata, SystemClock())
         runner.definition = self._definition
         runner.manifests = self._manifests
         if step.is_async:
@@ -179,7 +177,9 @@ class _Bench:
         if item is not _NOTHING:
             if not node.splits:
                 raise InvalidInput(f"Step {step.name!r} is in no foreach: it has no self.input.")
-            manifest.items, count = write_items([item] * (index + 1), self._blobs, _MANY)
+            manifest.items, count = write_items(
+                [item] * (index + 1), self._blobs, NO_RUN.max_num_splits
+            )
             manifest.transition = (
                 (step.name,),
                 self._definition.graph[node.splits[-1]].foreach,
@@ -241,21 +241,3 @@ class _Runner(AttemptRunner):
     def _fail(self, execution: Execution) -> AttemptReport:
         assert execution.error is not None, "an attempt fails with an error"
         raise execution.error
-
-
-_CONTEXT = RunContext(
-    flow="test",
-    run="test",
-    run_key=0,
-    user="test",
-    namespace=None,
-    tags=(),
-    storage_url="memory://",
-    metadata_url="memory://",
-    durability="process",
-    max_num_splits=_MANY,
-)
-
-
-def _no_metadata() -> MetadataStore:
-    raise AssertionError("all manifests are in memory")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aflow._core.clock import SystemClock
-from aflow.aws.client import Calls
+from aflow.aws.client import ONCE, AwsClient
 from aflow.aws.settings import AwsSettings
 from aflow.executors.base import Orphan, Reports
 from aflow.executors.jobs.batch.definitions import step_job
@@ -41,7 +41,7 @@ class OverBatch:
         found = {"PYTHONPATH": str(Path(__file__).parents[2])}
         jobs = {name: step_job(step, settings, found) for name, step in steps}
         self._made = JobExecutor(
-            BatchSystem(Calls(once=True)),
+            BatchSystem(AwsClient(manner=ONCE)),
             lambda step, attempt: jobs[step],
             LocalStore(Path(context.storage_url.removeprefix("file://"))),
             self._metadata,

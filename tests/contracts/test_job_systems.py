@@ -71,7 +71,7 @@ class Bench:
 
 
 def batch_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    from aflow.aws.client import Calls
+    from aflow.aws.client import ONCE, AwsClient
     from aflow.aws.settings import AwsSettings
     from aflow.executors.jobs.batch import definitions as batch
     from aflow.executors.jobs.batch.job_system import BatchSystem
@@ -79,7 +79,7 @@ def batch_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(batch, "PROGRAM", PROGRAM)
     step, settings = define(ActionFlow).steps["act"], AwsSettings.load()
     job, gang = (batch.step_job(step, settings, {}, is_gang=each) for each in (False, True))
-    return Bench(BatchSystem(Calls(once=True)), job, gang, folder)
+    return Bench(BatchSystem(AwsClient(manner=ONCE)), job, gang, folder)
 
 
 def slurm_bench(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:

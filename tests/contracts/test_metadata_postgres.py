@@ -82,10 +82,10 @@ class Numbers(dict[str, Any]):
         return 1
 
 
-@pytest.mark.parametrize("name", statements("read", "queries_postgres"))
+@pytest.mark.parametrize("name", statements("read", "postgres"))
 def test_every_read_is_answered_from_an_index(store: PostgresMetadata, name: str) -> None:
     store.flows()
-    sql = statements("read", "queries_postgres")[name].replace("{columns}", rows.COLUMNS)
+    sql = statements("read", "postgres")[name].replace("{columns}", rows.COLUMNS)
     with store._connections.one() as db, db.transaction():
         db.execute("SET LOCAL enable_seqscan = off")
         explained = db.execute(f"EXPLAIN {sql}", Numbers(VALUES)).fetchall()

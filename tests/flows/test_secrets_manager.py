@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aflow.aws.client import Services
+from aflow.aws.client import AwsClient
 from aflow.errors import SecretsError
 from aflow.task.secrets_manager import SecretsManager
 from tests.flows.conftest import Ran, Workspace
@@ -85,7 +85,7 @@ def test_a_role_is_assumed(account: Account, name: str, monkeypatch: pytest.Monk
     assert {"A": "b"} == get(name, role)
     monkeypatch.setenv("AFLOW_AWS_SECRETS_MANAGER_DEFAULT_ROLE", role)
     assert {"A": "b"} == get(name)
-    assumed = Services(role=role).call("sts", "get_caller_identity")["Arn"]
+    assumed = AwsClient(role=role).call("sts", "get_caller_identity")["Arn"]
     assert f":assumed-role/{role.rpartition('/')[2]}/" in assumed
 
 

@@ -21,12 +21,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
-from aiobotocore.credentials import (
-    AioAssumeRoleCredentialFetcher,
-    AioDeferredRefreshableCredentials,
-)
-from aiobotocore.session import AioSession
-
+from aflow._core.aws import assume_role_async, new_session
 from aflow.aws.s3.objects import (
     PutValue,
     RangeInfo,
@@ -585,7 +580,7 @@ async def _connect(root: S3Prefix, identity: Identity, again: s3.Again | None) -
     of_session = dict(identity.session_vars or {})
     subject = Subject(root.url or "S3", "")
     with translated(subject):
-        session = s3.new_session(of_session.pop("profile_name", None))
+        session = new_session("s3", of_session.pop("profile_name", None))
         options = {
             "endpoint_url": root.endpoint,
             "region_name": root.region,
@@ -593,24 +588,11 @@ async def _connect(root: S3Prefix, identity: Identity, again: s3.Again | None) -
             **(identity.client_params or {}),
         }
         if identity.role is not None:
-            await _assume(session, identity.role, of_session)
+            if of_session.get(_KEYS[0]):
+                session.set_credentials(*(of_session.get(name) for name in _KEYS))
+            await assume_role_async(session, identity.role, of_session.get("region_name"))
             options = {name: value for name, value in options.items() if name not in _KEYS}
         return await s3.connect(session, again, **options)
 
 
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-
-
-async def _assume(session: AioSession, role: str, own: Mapping[str, Any]) -> None:
-    """Let the session have the credentials of the role, fetched again before they expire."""
-    if own.get(_KEYS[0]):
-        session.set_credentials(*(own.get(name) for name in _KEYS))
-    region = own.get("region_name")
-
-    def client(service: str, **options: Any) -> Any:
-        return session.create_client(service, region_name=region, **options)
-
-    fetcher = AioAssumeRoleCredentialFetcher(client, await session.get_credentials(), role)
-    held = AioDeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
-    await held.get_frozen_credentials()
-    session._credentials = held

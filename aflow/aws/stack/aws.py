@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aflow.aws.client import AwsRefused, Services
+from aflow.aws.client import AwsClient
 from aflow.aws.stack.settings import StackOutput
 from aflow.errors import AwsError, InvalidInput, InvalidSetting, StackUnreadable
 
@@ -16,7 +16,7 @@ class Stack:
 
     def __init__(self, name: str, region: str | None) -> None:
         self._name = name
-        self._services = Services(region)
+        self._services = AwsClient(region)
 
     def outputs(self) -> list[StackOutput]:
         """Return its outputs.
@@ -55,18 +55,16 @@ class Stack:
     def _ask(self, service: str, operation: str, **values: Any) -> dict[str, Any]:
         try:
             return self._services.call(service, operation, **values)
-        except AwsRefused as error:
+        except AwsError as error:
             if error.code == "ValidationError" and "exist" in error.said:
                 raise InvalidInput(
                     f"There is no stack {self._name} in this region and account: {error.said}."
                 ) from error
-            raise StackUnreadable(self._failed(service, error.said)) from error
+            raise StackUnreadable(self._failed(service, error.said or str(error))) from error
         except InvalidSetting as error:
             raise InvalidInput(
                 "The region of the stack is not known: give --region, or set AWS_DEFAULT_REGION."
             ) from error
-        except AwsError as error:
-            raise StackUnreadable(self._failed(service, str(error))) from error
 
     def _failed(self, service: str, why: str) -> str:
         return f"The stack {self._name} cannot be read: {service} says: {why.rstrip('.')}."

@@ -28,7 +28,7 @@ from aflow.task.secrets import known_backends
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
-    from aflow.aws.client import Services
+    from aflow.aws.client import AwsClient
 
 # What a setting needs besides aflow: the extra, and what it installs.
 _EXTRAS = {
@@ -299,9 +299,9 @@ def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Findi
     runs_there = settings.executor == "batch"
     if not (_names_any(aws) or table or secrets or runs_there):
         return
-    from aflow.aws.client import Services
+    from aflow.aws.client import QUICK, AwsClient
 
-    account = Services(quick=True)
+    account = AwsClient(manner=QUICK)
     try:
         who = account.answer("sts", "get_caller_identity")
     except AflowError as error:
@@ -315,7 +315,7 @@ def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Findi
         yield from probes.table("table", table, account)
 
 
-def _batch(settings: Settings, aws: AwsSettings, account: Services) -> Iterator[Finding]:
+def _batch(settings: Settings, aws: AwsSettings, account: AwsClient) -> Iterator[Finding]:
     from aflow.executors.jobs.base import with_registry
 
     if not (aws.queue or aws.image or aws.job_role or settings.executor == "batch"):
@@ -342,7 +342,7 @@ def _batch(settings: Settings, aws: AwsSettings, account: Services) -> Iterator[
         yield from probes.image("job image", with_registry(aws.image, aws.registry))
 
 
-def _step_functions(settings: Settings, aws: AwsSettings, account: Services) -> Iterator[Finding]:
+def _step_functions(settings: Settings, aws: AwsSettings, account: AwsClient) -> Iterator[Finding]:
     if not (aws.machine_role or aws.events_role):
         return
     yield from _wanting(
@@ -360,7 +360,7 @@ def _step_functions(settings: Settings, aws: AwsSettings, account: Services) -> 
         yield from probes.log_group("logs", aws.log_group, account, key)
 
 
-def _starter(role: str, account: Services) -> Iterator[Finding]:
+def _starter(role: str, account: AwsClient) -> Iterator[Finding]:
     """The role with which flows are started: by rules, and at times of a zone by schedules."""
     found = probes.role("schedules", role, "events.amazonaws.com", account)
     yield from found

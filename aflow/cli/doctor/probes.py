@@ -23,7 +23,7 @@ from aflow.cli.doctor.findings import (
 from aflow.errors import AflowError, AwsError, InvalidSetting
 
 if TYPE_CHECKING:
-    from aflow.aws.client import Services
+    from aflow.aws.client import AwsClient
 
 _TIMEOUT = 6.0  # seconds without a byte
 _ECR = re.compile(
@@ -133,11 +133,11 @@ def date_of_store(url: str) -> str | None:
     Args:
         url: The URL.
     """
-    from aflow.aws.client import Services
+    from aflow.aws.client import QUICK, AwsClient
 
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query))
-    store = Services(options.get("region"), endpoint=options.get("endpoint"), quick=True)
+    store = AwsClient(options.get("region"), endpoint=options.get("endpoint"), manner=QUICK)
     try:
         return store.answer("s3", "head_bucket", Bucket=parts.netloc).date
     except (AwsError, InvalidSetting):
@@ -147,7 +147,7 @@ def date_of_store(url: str) -> str | None:
 def queue(
     name: str,
     wanted: str,
-    aws: Services,
+    aws: AwsClient,
     *,
     execution_role: bool = True,
     key: str = "AFLOW_BATCH_JOB_QUEUE",
@@ -180,7 +180,7 @@ def queue(
     return asked(name, f"The job queue {wanted}", "batch:DescribeJobQueues", looked)
 
 
-def role(name: str, arn: str, service: str, aws: Services) -> list[Finding]:
+def role(name: str, arn: str, service: str, aws: AwsClient) -> list[Finding]:
     """Return whether a role is there, and a service of AWS may assume it.
 
     Args:
@@ -202,7 +202,7 @@ def role(name: str, arn: str, service: str, aws: Services) -> list[Finding]:
     return asked(name, f"The role {arn}", "iam:GetRole", looked, {"NoSuchEntity": missing})
 
 
-def table(name: str, wanted: str, aws: Services) -> list[Finding]:
+def table(name: str, wanted: str, aws: AwsClient) -> list[Finding]:
     """Return whether a table of DynamoDB is there, for Metaflow's state machines.
 
     Args:
@@ -224,7 +224,7 @@ def table(name: str, wanted: str, aws: Services) -> list[Finding]:
     )
 
 
-def log_group(name: str, arn: str, aws: Services, key: str) -> list[Finding]:
+def log_group(name: str, arn: str, aws: AwsClient, key: str) -> list[Finding]:
     """Return whether a log group is there, which the setting `key` names.
 
     Args:
@@ -252,7 +252,7 @@ def image(name: str, wanted: str) -> list[Finding]:
         name: The name.
         wanted: The name of what is looked for.
     """
-    from aflow.aws.client import Services
+    from aflow.aws.client import QUICK, AwsClient
 
     parts = _ECR.fullmatch(wanted)
     if parts is None:
@@ -269,7 +269,7 @@ def image(name: str, wanted: str) -> list[Finding]:
     )
 
     def looked() -> list[Finding]:
-        aws = Services(parts["region"], quick=True)
+        aws = AwsClient(parts["region"], manner=QUICK)
         about = {"registryId": parts["account"], "repositoryName": parts["name"]}
         aws.call("ecr", "describe_images", **about, imageIds=[which])
         return [ok(name, f"{wanted} is in its registry.")]
@@ -295,16 +295,14 @@ def asked(
         look: Looks, and returns the findings.
         known: What was found before, by what was looked at; None for nothing.
     """
-    from aflow.aws.client import AwsRefused
-
     try:
         return look()
-    except AwsRefused as error:
+    except AwsError as error:
         if known and error.code in known:
             return [known[error.code]]
         if error.denied:
             said = f"{what} may not be looked at by you, so it may be well or not."
             return [warn(name, said, f"Ask for {right}, or try it.")]
         return [fail(name, f"{what} cannot be looked at: {error}")]
-    except (AwsError, InvalidSetting) as error:
+    except InvalidSetting as error:
         return [fail(name, f"{what} cannot be looked at: {error}")]

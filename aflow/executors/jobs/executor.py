@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aflow._core.backoff import Backoff, Tries
@@ -39,7 +38,7 @@ from aflow.executors.jobs.base import Submission
 from aflow.executors.jobs.board import MOST_WAITING, JobBoard, JobsOfRun, WaitingJob, prune
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
-from aflow.executors.mailbox import STOPPED, Mailbox, Rendezvous, ReportInbox
+from aflow.executors.mailbox import Mailbox, RemoteExecutor, Rendezvous
 from aflow.executors.protocol import ArraySpec, Packer
 from aflow.metadata.base import documents_of
 from aflow.scheduler.states import AttemptState
@@ -95,16 +94,13 @@ class _Submission(NamedTuple):
         return ":" if len(self.specs) > 1 else ""
 
 
-class JobExecutor:
+class JobExecutor(RemoteExecutor[str]):
     """Runs the attempts of one run as jobs of a job system.
 
     `job_of` gives how an attempt of a step is submitted (the step's name, the number of the
     attempt): attempts for which it gives the same object are submitted together. `job` describes
     the run to the jobs.
     """
-
-    lookahead = 0
-    bounds: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -117,14 +113,12 @@ class JobExecutor:
         *,
         grace: float = 5.0,
     ) -> None:
+        super().__init__(clock, grace)
         self._system = system
         self._job_of = job_of
         self._store = store
         self._metadata = metadata
         self._job = job
-        self._grace = grace
-        self._mail: ReportInbox[str] = ReportInbox(clock)
-        self._outgoing: list[AttemptSpec] = []
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those of which some are away
         self._queues: dict[str, str] = {}  # by step
@@ -139,18 +133,14 @@ class JobExecutor:
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of messages
         self._searches: dict[str, str] = {}  # ids of jobs by their names
-        self._lost: str | None = None  # why nothing more is heard of attempts
         self._not_begun: dict[str, JobStatus] = {}  # of our jobs, those with members that wait
         self._waiting_since: dict[str, float] = {}
         self._reasons: dict[str, str] = {}  # why they wait, where that was asked
         documents = documents_of(metadata)
         self._board = None if documents is None else JobBoard(documents)
-        self._clock = clock
         self._turn = 0
         self._waiting: Waiting | None = None
         self._trouble: dict[str, Waiting] = {}  # what does not answer
-        self._stopped = False
-        self._tasks: list[asyncio.Task[None]] = []
         self._threads: ThreadPoolExecutor | None = None
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
@@ -184,38 +174,19 @@ class JobExecutor:
         await self._blocking(lambda: self._system.scope)  # which may take a while
         self._poller = Poller.of(self._system)
         self._news.set()
-        # They end with `stop`, which waits for them.
-        self._tasks = [
-            self._loop.create_task(each())
-            for each in (self._send, self._listen, self._clear, self._publish)
-        ]
-        for task in self._tasks:
-            task.add_done_callback(self._note_end_of)
+        self._begin(self._send, self._listen, self._clear, self._watch)
 
     async def _blocking(self, call: Callable[[], T]) -> T:
         assert self._threads is not None, "it was started"
         return await self._loop.run_in_executor(self._threads, call)
 
-    def _note_end_of(self, task: asyncio.Task[None]) -> None:
-        """Store or system did not answer for too long: there are no reports of attempts now."""
-        error = None if task.cancelled() else task.exception()
-        if error is None or self._stopped:
-            return
-        self._lost = f"The task was lost: no more reports of it can arrive ({error})"
-        for attempt_key in [*self._mail.away]:
-            self._give_up(attempt_key, AttemptState.LOST, self._lost)
-
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
         """Submit a job for this attempt, together with others that are launched now."""
-        attempt_key = (spec.task, spec.attempt)
-        self._mail.send(attempt_key, spec.step)
-        if self._lost is not None:
-            self._loop.call_soon(self._give_up, attempt_key, AttemptState.LOST, self._lost)
-            return
-        self._outgoing.append(spec)
-        self._news.set()
+        if self._send_off(spec):
+            self._outgoing.append(spec)
+            self._news.set()
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: its job is terminated."""
@@ -226,20 +197,8 @@ class JobExecutor:
             self._cancels[attempt_key] = self._stopping[attempt_key] = state, reason
             self._mail.note_cancel(attempt_key)
             # The system may take its time, or be out of reach.
-            self._loop.call_later(2 * self._grace, self._give_up, attempt_key, state, reason)
+            self._loop.call_later(2 * self._grace, self._mail.give_up, attempt_key, state, reason)
             self._news.set()
-
-    def _give_up(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
-        self._mail.give_up(attempt_key, state, reason)
-
-    async def stop(self) -> None:
-        """Interrupt all that was submitted, and release everything."""
-        if not self._stopped and self._tasks:
-            self._mail.interrupt()
-            for attempt_key in [*self._mail.away]:
-                self._stop_one(attempt_key, AttemptState.INTERRUPTED, STOPPED)
-            await self._mail.until_idle()
-        await self.leave()
 
     async def conclude(self) -> None:
         """Jobs were ended with their attempts."""
@@ -251,9 +210,7 @@ class JobExecutor:
             for event in (self._news, self._tidy):
                 event.set()
             await asyncio.wait([self._tasks[0], self._tasks[2]])
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         if self._board is not None and self._threads is not None and not self._mail.away:
             await self._publish_now(self._board)
         for job in self._arrays:
@@ -286,7 +243,7 @@ class JobExecutor:
         for spec in specs:
             attempt_key = (spec.task, spec.attempt)
             if attempt_key in self._cancels:
-                self._give_up(attempt_key, *self._cancels.pop(attempt_key))
+                self._mail.give_up(attempt_key, *self._cancels.pop(attempt_key))
             elif self._mail.awaits_start(attempt_key):
                 self._place(spec, together, places)
         most = self._system.limits.array
@@ -325,7 +282,7 @@ class JobExecutor:
         except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
             for attempt_key in attempt_keys:
                 reason = f"The task could not be submitted to {self._system.title}: {error}"
-                self._give_up(attempt_key, AttemptState.LOST, reason)
+                self._mail.give_up(attempt_key, AttemptState.LOST, reason)
             return
         array = _Array(job, group.job.step, dict(enumerate(attempt_keys)), group.mark)
         self._hand(attempt_keys, job, group.mark)
@@ -511,7 +468,6 @@ class JobExecutor:
             suspects, self._suspects = self._suspects, {}
             found = await self._look()
             await asyncio.gather(*map(self._conclude, self._by_gang(over)))
-            await self._note_waiting()
             for job in suspects.keys() & self._arrays.keys():
                 try:
                     await self._look_at_members(self._arrays[job], are_over=suspects[job])
@@ -578,23 +534,26 @@ class JobExecutor:
             self._suspects[array.id] = status.is_over
             self._look_now.set()
 
-    async def _publish(self) -> None:
-        """Record for people, now and then, which jobs wait and why."""
-        if self._board is None:
-            return
-        board, documents = self._board, documents_of(self._metadata)
-        assert documents is not None, "there is a board"
-        pruned = False
+    async def _watch(self) -> None:
+        """Find out, now and then, why jobs wait: this is logged, and recorded for people."""
+        documents, pruned = documents_of(self._metadata), False
         while True:
             await asyncio.sleep(PUBLISHED)
+            try:
+                await self._ask_why()
+            except JobSystemError as error:
+                self._note_waiting(str(error))
+                continue
+            self._note_waiting()
+            if self._board is None or documents is None:
+                continue
             try:
                 if not pruned:
                     await self._blocking(partial(prune, documents, self._metadata))
                     pruned = True
-                await self._ask_why()
-            except (MetadataError, JobSystemError):  # those who need them report that
+            except MetadataError:  # the run's own commits report that
                 continue
-            await self._publish_now(board)
+            await self._publish_now(self._board)
 
     async def _publish_now(self, board: JobBoard) -> None:
         steps = {array.step for array in self._arrays.values() if array.away}
@@ -636,19 +595,15 @@ class JobExecutor:
         self._turn += 1
         return [silent[self._turn % len(silent)]]
 
-    async def _note_waiting(self) -> None:
+    def _note_waiting(self, trouble: str = "") -> None:
         """Jobs that wait for a machine may wait for ever: this is logged, with the reason."""
-        if not self._not_begun or self._waiting is None or not self._waiting.is_due:
+        if not self._not_begun or self._waiting is None:
             return
         status = next(iter(self._not_begun.values()))
-        try:
-            why = await self._blocking(partial(self._system.why_waiting, status))
-        except JobSystemError as error:
-            why = str(error)
+        why = trouble or status.reason or self._reasons.get(status.id, "")
         total = sum(each.waiting for each in self._not_begun.values())
         count = f"{plural(total, 'job has', 'jobs have')} not begun"
-        if self._waiting is not None:
-            self._waiting.still(f"{count}: {why}" if why else count, self._system.advice)
+        self._waiting.still(f"{count}: {why}" if why else count, self._system.advice)
 
     async def _look_at_members(self, array: _Array, *, are_over: bool) -> None:
         """Conclude those attempts of an array that have ended without a report."""
@@ -695,7 +650,7 @@ class JobExecutor:
         """What reports how the attempt of a job that has ended did end; None where it has ended for
         us, or may still report itself."""
         if attempt_key in self._stopping:
-            return partial(self._give_up, attempt_key, *self._stopping[attempt_key])
+            return partial(self._mail.give_up, attempt_key, *self._stopping[attempt_key])
         if attempt_key not in self._mail.away:
             return None
         report = await self._patiently(partial(committed, self._store, self._context, *attempt_key))
@@ -710,4 +665,4 @@ class JobExecutor:
             return partial(
                 self._mail.fail, attempt_key, outcome.reason, retryable=outcome.retryable
             )
-        return partial(self._give_up, attempt_key, outcome.state, outcome.reason)
+        return partial(self._mail.give_up, attempt_key, outcome.state, outcome.reason)

@@ -52,8 +52,8 @@ from aflow.storage.artifacts import Manifest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.memory import MemoryStore
 from aflow.task.program import LoadRequest, Program, become_main, is_library
-from aflow.task.runner import AttemptRunner
-from aflow.task.spec import AttemptSpec, RunContext
+from aflow.task.runner import AttemptRunner, no_metadata
+from aflow.task.spec import NO_RUN, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -252,19 +252,7 @@ class _RehearsedHost(Host):
     def __init__(self) -> None:
         program = Program(_SOURCE, sys.path)
         program.compile(_PROGRAM)
-        context = RunContext(
-            flow="WarmUp",
-            run="0",
-            run_key=0,
-            user="",
-            namespace=None,
-            tags=(),
-            storage_url="",
-            metadata_url="",
-            durability="process",
-            max_num_splits=10,
-        )
-        runner = AttemptRunner(context, BlobStore(MemoryStore()), _no_metadata, SystemClock())
+        runner = AttemptRunner(NO_RUN, BlobStore(MemoryStore()), no_metadata, SystemClock())
         graph = _graph()
         request = LoadRequest(_SOURCE, [], None, False)
         super().__init__(program, request, graph, runner, {}, (b"", b""), None)
@@ -337,10 +325,6 @@ def _spec(
         fallback=False,
         manifests=along,
     )
-
-
-def _no_metadata() -> MetadataStore:
-    raise AssertionError("these tasks find all that they read in their specs")
 
 
 OpenStore = Callable[[str], "ObjectStore"]

@@ -17,6 +17,8 @@ from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import AflowError, InvalidName, NotFound, StoreUnavailable
 from aflow.flow.graph import Graph
 from aflow.metadata.base import (
+    FIRST_KEY,
+    MARK,
     AttemptRecord,
     Batch,
     MetadataRecord,
@@ -25,7 +27,6 @@ from aflow.metadata.base import (
     TaskRecord,
 )
 from aflow.metadata.metaflow import layout, theirs
-from aflow.metadata.metaflow.keys import FIRST_KEY, MARK
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.messages import encode_inputs
 from aflow.scheduler.states import AttemptState, RunState

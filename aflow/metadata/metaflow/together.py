@@ -8,8 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aflow.errors import InvalidInput
+from aflow.metadata.base import FIRST_KEY, READ_ONLY
 from aflow.metadata.metaflow.history import SCHEME, MetaflowHistory
-from aflow.metadata.metaflow.keys import FIRST_KEY, READ_ONLY
 from aflow.metadata.object_store import StoreMetadata
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ DELETE FROM runs WHERE key = ?
 UPDATE retired_keys SET last_key = max(last_key, ?)
 
 -- name: delete_empty_flow
-DELETE FROM flows WHERE flow = ?1 AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.flow = ?1)
+DELETE FROM flows WHERE flow = ? AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.flow = flows.flow)
 
 -- name: add_document
 INSERT INTO documents (kind, name, version, data) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING

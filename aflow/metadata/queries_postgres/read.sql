@@ -1,16 +1,7 @@
--- name: journal
-SELECT version, events FROM journal WHERE run_key = %(run_key)s AND version > %(after)s ORDER BY version
-
--- name: cancel
-SELECT cancel FROM leases WHERE run_key = %(run_key)s
-
 -- name: orphaned
 SELECT flow, run FROM leases JOIN runs ON runs.key = leases.run_key
 WHERE until <= extract(epoch FROM clock_timestamp()) AND starts_with(owner, %(kind)s || '/')
 ORDER BY until LIMIT %(limit)s
-
--- name: flows
-SELECT flow, created_at FROM flows ORDER BY created_at DESC, flow
 
 -- name: run
 SELECT key, flow, run, state, user_name, created_at, finished_at, version, graph, settings, reason, heartbeat_at, origin_run, kind,
@@ -51,9 +42,6 @@ WHERE flow = %(flow)s AND {_runs_filtered}
 FROM runs LEFT JOIN leases ON leases.run_key = runs.key
 WHERE {_runs_filtered}
 
--- name: runs_with_tag
-SELECT run_key FROM run_tags WHERE tag = %(tag)s LIMIT %(limit)s
-
 -- name: runs_of_keys
 -- Of few runs: looked up by their keys, and sorted. (Of key = ANY (...) the server may look through
 -- the array for each of all runs.)
@@ -66,14 +54,6 @@ WHERE (%(flow)s::text IS NULL OR flow = %(flow)s::text)
 -- name: tags
 SELECT run_key, tag, is_system FROM run_tags
 WHERE run_key = ANY (%(run_keys)s::bigint[]) ORDER BY run_key, tag
-
--- name: tags_of_run
-SELECT tag, is_system FROM run_tags WHERE run_key = %(run_key)s ORDER BY tag
-
--- name: steps
-SELECT step, created_at,
-  (SELECT count(*) FROM tasks WHERE tasks.run_key = steps.run_key AND tasks.step = steps.step)
-FROM steps WHERE run_key = %(run_key)s AND step <> '_parameters' ORDER BY created_at DESC, step
 
 -- name: tasks
 SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
@@ -102,11 +82,6 @@ SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
 WHERE t.run_key = %(run_key)s AND t.step = %(step)s AND t.task < %(before)s
   AND (cardinality(%(states)s::text[]) = 0 OR coalesce(a.state, '') = ANY (%(states)s::text[]))
 ORDER BY t.task DESC LIMIT %(limit)s
-
--- name: progress
-SELECT s.step, s.created_at, c.state, c.tasks, s.finished_at, s.max_rss
-FROM steps s JOIN task_counts c ON c.run_key = s.run_key AND c.step = s.step
-WHERE s.run_key = %(run_key)s AND s.step <> '_parameters' AND c.tasks > 0 ORDER BY s.created_at, s.step
 
 -- name: tasks_of_split
 SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
@@ -168,10 +143,6 @@ WHERE t.run_key = %(run_key)s AND t.split = %(split)s AND t.split_index >= %(sta
   AND t.step = ANY (%(steps)s::text[]) AND a.state = 'succeeded' AND a.manifest IS NOT NULL
 ORDER BY t.split_index, t.task DESC LIMIT %(limit)s
 
--- name: attempts
-SELECT task, attempt, state, started_at, finished_at, reason, manifest, log, log_chunks, stdout_size, stderr_size, host, pid, handle, max_rss, cpu
-FROM attempts WHERE run_key = %(run_key)s AND task = %(task)s ORDER BY attempt
-
 -- name: cached
 -- Of several tasks with the key that succeeded, the latest that ran; else the latest of all.
 SELECT runs.run, t.step, t.task, t.run_key, a.manifest FROM tasks t
@@ -183,39 +154,16 @@ WHERE t.cache_key = %(key)s AND runs.flow = %(flow)s
   AND a.state = 'succeeded' AND a.manifest IS NOT NULL
 ORDER BY (t.origin = '') DESC, t.run_key DESC LIMIT 1
 
--- name: metadata
-SELECT task, attempt, field, value, type, created_at FROM metadata
-WHERE run_key = %(run_key)s AND task = %(task)s ORDER BY number
-
 -- name: all_manifests
 SELECT task, manifest FROM attempts
 WHERE run_key = %(run_key)s AND task > %(after)s AND manifest IS NOT NULL ORDER BY task LIMIT %(limit)s
 
--- name: flow_of_run
-SELECT flow FROM runs WHERE key = %(run_key)s
-
--- name: written_by
-SELECT written_by FROM runs WHERE key = %(run_key)s AND version = %(version)s
-
 -- name: made_by
 SELECT key FROM runs WHERE flow = %(flow)s AND run = %(run)s AND version = 0 AND written_by = %(mark)s
-
--- name: documents
-SELECT name, version, data FROM documents WHERE kind = %(kind)s ORDER BY name
-
--- name: document
-SELECT name, version, data FROM documents WHERE kind = %(kind)s AND name = %(document)s
 
 -- name: workers
 SELECT name, data, heartbeat_at, (until - extract(epoch FROM clock_timestamp()))::float8, drain FROM workers
 WHERE until > extract(epoch FROM clock_timestamp()) ORDER BY name
-
--- name: drain_of_worker
-SELECT drain FROM workers WHERE name = %(worker)s
-
--- name: live_counts
-SELECT step, state, tasks FROM task_counts
-WHERE run_key = %(run_key)s AND tasks > 0 AND state IN ('queued', 'running') ORDER BY step, state
 
 -- name: handed
 -- (The states are written out: only so is the index of handed attempts used.)

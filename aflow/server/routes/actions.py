@@ -47,8 +47,7 @@ from aflow.executors.queue_status import (
     workers_of,
 )
 from aflow.metadata import tokens
-from aflow.metadata.base import WORKER_EXPIRY, documents_of, registry_of
-from aflow.metadata.metaflow.keys import FIRST_KEY, READ_ONLY
+from aflow.metadata.base import FIRST_KEY, READ_ONLY, WORKER_EXPIRY, documents_of, registry_of
 from aflow.queue.base import check_topic
 from aflow.runs import gc
 from aflow.runs.liveness import request_end

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from aflow._core import ids
 from aflow.errors import InvalidInput
-from aflow.metadata.metaflow.keys import FIRST_KEY
+from aflow.metadata.base import FIRST_KEY
 from aflow.runs.log_tail import Following
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters, jobs

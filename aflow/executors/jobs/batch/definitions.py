@@ -23,7 +23,7 @@ from aflow.executors.jobs.base import with_registry
 from aflow.executors.jobs.batch.status import ENDED
 
 if TYPE_CHECKING:
-    from aflow.aws.client import Calls
+    from aflow.aws.client import AwsClient
     from aflow.aws.settings import AwsSettings
     from aflow.flow.definition import StepDefinition
 
@@ -537,7 +537,7 @@ class SubmittedJob(NamedTuple):
 
 
 def unfinished(
-    calls: Calls, queues: Iterable[str], user: str | None, flow: str | None, run: str | None
+    calls: AwsClient, queues: Iterable[str], user: str | None, flow: str | None, run: str | None
 ) -> list[SubmittedJob]:
     """Return the jobs of aflow in these queues that have not ended, the oldest first; None stands
     for all users, flows, or runs. Blocks.
@@ -566,7 +566,7 @@ def unfinished(
 
 
 def _candidates(
-    calls: Calls, queue: str, user: str | None, flow: str | None, run: str | None
+    calls: AwsClient, queue: str, user: str | None, flow: str | None, run: str | None
 ) -> Iterator[str]:
     """The ids of jobs that may be meant."""
     if user is not None and flow is not None:

@@ -28,7 +28,7 @@ from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
-    from aflow.aws.client import Calls
+    from aflow.aws.client import AwsClient
     from aflow.task.spec import RunContext
 
 LOOKS, BETWEEN = 3, 1.0  # for the log of a job that has failed: how often, and seconds between
@@ -47,7 +47,7 @@ class BatchSystem:
     )
     limits = CallLimits(MOST, MOST_DESCRIBED, 1)
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: AwsClient) -> None:
         self._calls = calls
         self._registered: set[str] = set()  # names of definitions
 

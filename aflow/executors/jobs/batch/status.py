@@ -10,7 +10,7 @@ from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
-    from aflow.aws.client import Calls
+    from aflow.aws.client import AwsClient
 
 ENDED = ("SUCCEEDED", "FAILED")
 LOG_GROUP = "/aws/batch/job"  # of jobs whose definition names no other
@@ -45,12 +45,12 @@ def log_of(job: Mapping[str, Any]) -> LogStream | None:
     )
 
 
-def last_lines(calls: Calls, job: Mapping[str, Any]) -> list[str]:
+def last_lines(calls: AwsClient, job: Mapping[str, Any]) -> list[str]:
     """Return the last lines that the job has printed, which `describe_jobs` describes so; none
     where it has no log, or the log cannot be read.
 
     Args:
-        calls: The calls of AWS.
+        calls: The client of AWS.
         job: The job.
     """
     stream = log_of(job)

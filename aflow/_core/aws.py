@@ -1,0 +1,166 @@
+"""AWS, for all that calls it: sessions, credentials, and what its refusals mean.
+
+Importing it raises MissingExtra where the libraries are not installed.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, NamedTuple, Self
+
+from aflow.errors import MissingExtra
+
+try:
+    from aiobotocore.credentials import (
+        AioAssumeRoleCredentialFetcher,
+        AioDeferredRefreshableCredentials,
+    )
+    from aiobotocore.session import AioSession
+    from botocore import exceptions as faults
+    from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+    from botocore.loaders import Loader
+    from botocore.session import Session
+except ImportError as error:
+    raise MissingExtra("AWS needs aiobotocore: install aflow-runtime[aws].") from error
+
+__all__ = [
+    "LOST_CREDENTIALS", "NO_CREDENTIALS", "Refusal", "assume_role", "assume_role_async",
+    "blocking_session", "faults", "new_session",
+]  # fmt: skip
+
+NO_CREDENTIALS = (faults.NoCredentialsError, faults.PartialCredentialsError)
+LOST_CREDENTIALS = (faults.SSOError, faults.CredentialRetrievalError)
+"""What gives credentials does not, for the moment or until the user logs in again."""
+
+_BUSY = frozenset({
+    "BadDigest", "ConditionalRequestConflict", "InternalError", "NoSuchUpload", "OperationAborted",
+    "RequestLimitExceeded", "RequestThrottled", "RequestTimeout", "ServerException",
+    "ServiceUnavailable", "SlowDown", "ThrottledException", "Throttling", "ThrottlingException",
+    "TooManyRequestsException",
+})  # fmt: skip
+# Of credentials that are none, or none any more: all calls may go well with others.
+_EXPIRED = frozenset({
+    "ExpiredToken", "ExpiredTokenException", "InvalidClientTokenId", "RequestExpired",
+    "UnrecognizedClientException",
+})  # fmt: skip
+_DENIED = re.compile(
+    "AccessDenied|AllAccessDisabled|AuthFailure|ExpiredToken|InvalidAccessKey|InvalidClientTokenId"
+    "|InvalidSecurity|InvalidSignature|InvalidToken|OptInRequired|RequestTimeTooSkewed"
+    "|SignatureDoesNotMatch|Unauthorized|UnrecognizedClient|^40[13]$"
+)
+
+
+class Refusal(NamedTuple):
+    """Why a service has turned a call down: its word for that, and its sentence."""
+
+    code: str
+    said: str
+    status: int
+
+    @classmethod
+    def of(cls, error: Any) -> Self:
+        """Return what a service has said.
+
+        Args:
+            error: The ClientError of botocore.
+        """
+        fault = error.response.get("Error", {})
+        said = str(fault.get("Message", "")).strip().rstrip(".")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+        return cls(str(fault.get("Code", "")), said, status)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the same call may go well later."""
+        return self.code in _BUSY or self.status == 429 or self.status >= 500
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether the credentials are not accepted, or not any more."""
+        return self.code in _EXPIRED
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether access was denied: a permission is missing, or the credentials are invalid."""
+        return _DENIED.search(self.code) is not None
+
+
+class _ServiceLoader(Loader):  # type: ignore[misc]
+    """Knows the services that aflow calls, and what gives credentials for them. To find out which
+    of 400 services there are, it would look into the folder of each, three times, which takes
+    longer than reading what S3 is."""
+
+    def list_available_services(self, type_name: str) -> list[str]:
+        return [
+            "apigateway", "batch", "cloudformation", "dynamodb", "ecr", "events", "iam", "logs",
+            "s3", "scheduler", "secretsmanager", "signin", "sqs", "sso", "sso-oidc",
+            "stepfunctions", "sts",
+        ]  # fmt: skip
+
+
+@functools.cache
+def _loader() -> Loader:
+    return _ServiceLoader()
+
+
+def new_session(service: str, profile: str | None = None) -> AioSession:
+    """Return a session of asynchronous clients, with credentials as botocore finds them.
+
+    Args:
+        service: The service, whose description is read here.
+        profile: The profile of AWS; None for the default one.
+    """
+    for kind in ("service-2", "endpoint-rule-set-1", "paginators-1"):
+        # Once a process: these are large files, and tasks that are forked find them read.
+        _loader().load_service_model(service, kind)
+    session = AioSession(profile=profile)
+    session.register_component("data_loader", _loader())
+    return session
+
+
+def blocking_session() -> Session:
+    """Return a session of clients whose calls block."""
+    session = Session()
+    session.register_component("data_loader", _loader())
+    return session
+
+
+def assume_role(session: Session, role: str, region: str | None) -> None:
+    """Let a blocking session have the credentials of a role, fetched again before they expire.
+    Raises what botocore does.
+
+    Args:
+        session: The session, whose own credentials may assume the role.
+        role: The ARN of the role.
+        region: The region that is asked; None for the default one.
+    """
+
+    def client(service: str, **options: Any) -> Any:
+        return session.create_client(service, region_name=region, **options)
+
+    credentials = session.get_credentials()
+    if credentials is None:
+        raise faults.NoCredentialsError
+    fetcher = AssumeRoleCredentialFetcher(client, credentials, role)
+    # Here, since botocore logs a traceback where the role is refused when it is first needed.
+    fetcher.fetch_credentials()
+    session._credentials = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+
+
+async def assume_role_async(session: AioSession, role: str, region: str | None) -> None:
+    """Let a session of asynchronous clients have the credentials of a role; see `assume_role`.
+
+    Args:
+        session: The session, whose own credentials may assume the role.
+        role: The ARN of the role.
+        region: The region that is asked; None for the default one.
+    """
+
+    def client(service: str, **options: Any) -> Any:
+        return session.create_client(service, region_name=region, **options)
+
+    fetcher = AioAssumeRoleCredentialFetcher(client, await session.get_credentials(), role)
+    held = AioDeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
+    await held.get_frozen_credentials()
+    session._credentials = held

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
@@ -13,6 +15,7 @@ from aflow._core.ids import Pathspec
 from aflow.client.missing import not_in_namespace
 from aflow.client.where import get_namespace, place, place_at
 from aflow.errors import InvalidInput, InvalidName, NotFound
+from aflow.flow.current import current
 
 if TYPE_CHECKING:
     from aflow.client.source import RunSource
@@ -22,6 +25,8 @@ _SHAPES = ("Flow", "Flow/run", "Flow/run/step", "Flow/run/step/task", "Flow/run/
 
 _DEPTH_OF_TASKS = 4
 _COMPLETED = 100
+_COMMITTED_WITHIN = 5.0  # seconds within which the record of a task that runs is there
+_LOOK_AGAIN = 0.005  # seconds
 
 
 class ClientObject:
@@ -53,7 +58,12 @@ class ClientObject:
         self._spec = self._parsed(pathspec)
         self._attempt = self._checked_attempt(attempt)
         self._place = _place or place()
-        self._find()
+        try:
+            self._find()
+        except NotFound:
+            if not self._holds_running_task():
+                raise
+            self._await_commit()
         if _namespace_check:
             self._check_namespace()
 
@@ -87,6 +97,22 @@ class ClientObject:
     def _find(self) -> None:
         """Look the object up; raises MissingObject if it is not there."""
         raise NotImplementedError
+
+    def _holds_running_task(self) -> bool:
+        """Whether this is the task that runs here, its step or its run."""
+        if current.get("metadata_url") is None:  # no task, or one that is recorded nowhere
+            return False
+        return str(current.pathspec).split("/")[: self._depth] == self.path_components
+
+    def _await_commit(self) -> None:
+        """Look again until the record of the running task is there: the coordinator launches a task
+        while it commits that record, so that the task may ask for it first."""
+        for _ in range(round(_COMMITTED_WITHIN / _LOOK_AGAIN)):
+            time.sleep(_LOOK_AGAIN)
+            with suppress(NotFound):
+                self._find()
+                return
+        self._find()
 
     def _check_namespace(self) -> None:
         if not self.is_in_namespace():

@@ -11,6 +11,7 @@ import pytest
 
 from aflow.client import DataArtifact, Run, Step, Task, TaskData
 from aflow.errors import CorruptBlob, InvalidInput, NotFound, StorageError
+from aflow.flow.current import current
 from aflow.flow.graph import Kind
 from aflow.scheduler.states import AttemptState, RunState
 from aflow.storage.artifacts import ForeachFrame
@@ -417,3 +418,29 @@ def test_objects_survive_a_pickle(records: Records) -> None:
     again = pickle.loads(pickle.dumps(first.data))
     assert isinstance(again, TaskData)
     assert 5 == again.x
+
+
+# ------------------------------------------------------------------ the task that runs
+
+
+def test_a_task_finds_its_own_record_though_that_is_committed_after_it_has_begun(
+    records: Records,
+) -> None:
+    run = records.run().task(1, "start", {"x": 1})
+    looked: list[str] = []
+
+    def committed_now() -> str:  # it is asked for when the first look has found nothing
+        looked.append("nothing")
+        run.commit()
+        return "memory"
+
+    ids = {"flow_name": "Flow", "run_id": "1", "step_name": "start", "task_id": "1"}
+    token = current._set({**ids, "metadata_url": committed_now})
+    try:
+        own = Task("Flow/1/start/1")
+        with pytest.raises(NotFound):
+            Task("Flow/1/start/2")  # another one is not waited for
+    finally:
+        current._reset(token)
+
+    assert ("Flow/1/start/1", ["nothing"]) == (own.pathspec, looked)

@@ -20,7 +20,6 @@ AFLOW = python_files("aflow")
 
 # Packages whose docstrings are not held yet.
 NOT_HELD: frozenset[str] = frozenset()
-
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A decorator of click makes its function a command or a group: the docstring is its help text.

@@ -189,7 +189,7 @@ class DelayedDecorator(StepDecorator):
 
 
 def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, Any]) -> Any:
-    """Put a decorator on a function; without one, return what does so (`@retry` and `@retry(...)`).
+    """Add a decorator to a function; without one, return what does so (`@retry` and `@retry(...)`).
 
     Args:
         kind: The class of the decorator.

@@ -91,7 +91,7 @@ class DelayedFlowDecorator(FlowDecorator):
 
 
 def decorate_flow(kind: type[FlowDecorator], flow: object, options: Mapping[str, Any]) -> Any:
-    """Put a decorator on a class; without one, return what does so (`@schedule` and
+    """Add a decorator to a class; without one, return what does so (`@schedule` and
     `@schedule(...)`).
 
     Args:

@@ -130,7 +130,9 @@ def show(
     """Write the log of each task to stdout, byte for byte; or follow a run: its exit code then."""
     if follow or server is not None:
         if attempt is not None:
-            raise click.UsageError("--attempt is of what is over: leave --follow and --server out.")
+            raise click.UsageError(
+                "--attempt shows ended attempts: it cannot be used with --follow or --server."
+            )
 
         spec = pathspec(session, path)
         if server is not None:

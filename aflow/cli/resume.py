@@ -97,7 +97,7 @@ def resume(
         return run(session, changed, origin=origin, **values)
     if run_id is None or origin_run_id is None:
         raise click.UsageError(
-            "--reentrant needs --run-id and --origin-run-id: all who call it have to mean the same."
+            "--reentrant needs --run-id and --origin-run-id: all callers name the same runs."
         )
 
     return lead_or_follow(

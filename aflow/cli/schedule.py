@@ -133,7 +133,7 @@ def _edit(
     if tags:
         wanted["tags"] = [*tags]
     if not wanted:
-        raise click.UsageError("Name what is to be changed (--help shows what can be).")
+        raise click.UsageError("Name an option to change (see --help).")
     schedule = ask(server, "PATCH", _path(name), json.dumps(wanted).encode())
     when = "is paused" if schedule["paused"] else f"runs next at {_when(schedule['next'])}"
     click.echo(printable(f"{schedule['name']} is changed; it {when}."))

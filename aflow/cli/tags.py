@@ -98,9 +98,9 @@ def replace(
         )
     to_remove, to_add = (pair[:1], pair[1:]) if pair else (to_remove, to_add)
     if not to_remove:
-        raise InvalidInput("Say which tag to remove: --remove TAG. To add alone: tag add TAG.")
+        raise InvalidInput("Name a tag to remove: --remove TAG. To add alone: tag add TAG.")
     if not to_add:
-        raise InvalidInput("Say which tag to add: --add TAG. To remove alone: tag remove TAG.")
+        raise InvalidInput("Name a tag to add: --add TAG. To remove alone: tag remove TAG.")
     _change(session, run_id, namespace, to_remove, to_add)
 
 
@@ -124,7 +124,7 @@ def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
     if run_id is None:
         latest = flow.latest_run
         known = f" The latest run in {wanted!r} is {latest.id}." if latest else ""
-        raise InvalidInput(f"Say which run: --run-id RUN.{known}")
+        raise InvalidInput(f"Name the run: --run-id RUN.{known}")
     try:
         return client.Run(f"{flow.id}/{run_id.removeprefix(flow.id + '/')}")
     except NamespaceMismatch as error:

@@ -517,7 +517,7 @@ def _keep(
     try:
         lacking = cluster.lacking(count)
         if lacking is not None and not may_wait:
-            raise InvalidInput(f"{lacking}. Ask for less, or say --wait if it is to grow.")
+            raise InvalidInput(f"{lacking}. Ask for less, or use --wait if the cluster will grow.")
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, note)
         click.echo(

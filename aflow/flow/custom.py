@@ -206,7 +206,7 @@ class FlowMutator(Custom):
         """Put it on the class of a flow; raises InvalidDecorator for anything else."""
         if not isinstance(flow, type):
             raise InvalidDecorator(
-                f"@{self.decorator_name} was put on {shown(flow)}: a mutator of flows stands on "
+                f"@{self.decorator_name} was put on {shown(flow)}: a mutator of flows decorates "
                 "the class of a flow."
             )
         setattr(flow, _MUTATORS, (self, *vars(flow).get(_MUTATORS, ())))
@@ -282,7 +282,7 @@ def user_step_decorator(*args: Any, **kwargs: Any) -> Any:
         return lambda function: user_step_decorator(function, **kwargs)
     function = args[0]
     if not isinstance(function, FunctionType) or not inspect.isgeneratorfunction(function):
-        raise InvalidDecorator("@user_step_decorator stands on a generator function alone.")
+        raise InvalidDecorator("@user_step_decorator decorates only generator functions.")
     count = len(inspect.signature(function).parameters)
     if count not in (3, 4) or (kwargs and count != 4):
         raise InvalidDecorator(

@@ -263,7 +263,7 @@ class Parameter:
                 ) from None
         if self.choices is not None and converted not in self.choices:
             raise InvalidParameter(
-                f"Parameter {self.name!r} has the value {shown(value)}, which is none of its "
+                f"Parameter {self.name!r} has the value {shown(value)}, which is not one of its "
                 f"choices: {', '.join(map(str, self.choices))}."
             )
         return converted

@@ -100,7 +100,7 @@ def _choose(flow: FlowSpec, node: Node, steps: tuple[Any, ...], condition: str |
         allowed = ", ".join(repr(case) for case in cases)
         raise InvalidTransition(
             f"Step {node.name!r} is a switch over self.{condition}, whose value {shown(value)} is "
-            f"none of its cases: {allowed}."
+            f"not one of its cases: {allowed}."
         ) from None
     return NextCall((chosen.__name__,), condition=condition)
 

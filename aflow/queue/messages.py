@@ -80,7 +80,7 @@ def unseal(
     if not data.startswith(_MAGIC) or data[_HEAD - 1 : _HEAD] not in (_PLAIN, _SIGNED):
         if data.startswith(_FAMILY) and data[3:4].isdigit() and data[3:4] != _MAGIC[3:]:
             raise MessageTooNew("A message was written by another version of aflow than this one.")
-        raise InvalidMessage("A message is none of aflow's.")
+        raise InvalidMessage("A message is not from aflow.")
     body = data[_HEAD:]
     if data[_HEAD - 1 : _HEAD] == _SIGNED:
         body = _checked(body, keys)

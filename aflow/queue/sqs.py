@@ -135,7 +135,7 @@ def read(text: str) -> list[SqsMessage]:
     kinds = [str, bytes, int, float, str]
     are_ours = all([type(each) for each in entry] == kinds for entry in entries)
     if version not in (_ONE, _BUNDLE) or not entries or not are_ours:
-        raise InvalidMessage("A message is none of aflow's, or of a version that is not known.")
+        raise InvalidMessage("A message is not from aflow, or has an unknown version.")
     return entries
 
 

@@ -179,4 +179,4 @@ class Sharing:
         if done:
             await asyncio.to_thread(keep_from_workers, record)
             name = f"{record.flow}/{record.run}"
-            _log.warning("%s, which nobody drives, is %s: %s", name, state.value, reason)
+            _log.warning("%s, which has no coordinator, is %s: %s", name, state.value, reason)

@@ -164,7 +164,7 @@ class Runs:
             try:
                 file = folder / order.script
                 if not file.is_file():
-                    raise InvalidInput(f"The code package holds no file {order.script}.")
+                    raise InvalidInput(f"The code package has no file {order.script}.")
                 pathspec = await self._start(folder, order)
                 await self._remember(pathspec, order)
                 return pathspec
@@ -199,7 +199,7 @@ class Runs:
 
     async def _foreseen(self, folder: Path, order: RunRequest) -> dict[str, Any]:
         if not (folder / order.script).is_file():
-            raise InvalidInput(f"The code package holds no file {order.script}.")
+            raise InvalidInput(f"The code package has no file {order.script}.")
         with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as found:
             process = await self._process(
                 folder, order, order.flow, (*order.parameters, *order.words), said,
@@ -219,7 +219,7 @@ class Runs:
                     end_group(process.pid)
                     await process.wait()
             if code:
-                raise CommandFailed(f"The run would not begin: {_end_of(said)}")
+                raise CommandFailed(f"The run would not start: {_end_of(said)}")
             found.seek(0)
             data = found.read(_LARGEST_FORECAST + 1)
         try:
@@ -248,7 +248,7 @@ class Runs:
                     os.close(writing)
                 announced = await _announced(process, announcement, self._patience)
             if announced is None:
-                raise CommandFailed(f"The run has not begun: {_end_of(said)}")
+                raise CommandFailed(f"The run did not start: {_end_of(said)}")
         pathspec = announced
         self._processes[pathspec] = process
         if self._closed:
@@ -492,7 +492,7 @@ async def _announced(process: Process, announcement: IO[bytes], patience: float)
         await process.wait()
         if isinstance(error, TimeoutError):
             raise CommandFailed(
-                f"The run has not begun within {patience:.0f} seconds, and was killed: what its "
+                f"The run did not start within {patience:.0f} seconds, and was killed: what its "
                 "file does when it is imported takes too long."
             ) from error
         raise
@@ -504,7 +504,7 @@ def _pathspec(announced: bytes) -> str:
         names = json.loads(announced)
         return f"{ids.flow_name(names['flow_name'])}/{ids.run_id(names['run_id'])}"
     except (ValueError, KeyError, TypeError, InvalidInput) as error:
-        raise CommandFailed("The run has not begun: it announced no run.") from error
+        raise CommandFailed("The run did not start: it announced no run.") from error
 
 
 async def _first(pipe: IO[bytes]) -> bytes:

@@ -256,7 +256,7 @@ async def run_until(
             each.cancel()
     if stopping not in done:
         ended = ", ".join(doing[each] for each in done)
-        raise AflowError(f"A background task of the server has ended ({ended}): it stops.")
+        raise AflowError(f"A background task of the server has ended ({ended}): the server stops.")
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -212,7 +212,7 @@ def last_event(text: str | None) -> Last:
     if text is None:
         return 0, 0
     if not re.fullmatch(r"\d{1,9}(?:\.\d{1,9})?", text, re.ASCII):
-        raise InvalidInput(f"Last-Event-ID {text[:80]!r} is none of an event of a run.")
+        raise InvalidInput(f"Last-Event-ID {text[:80]!r} is not the id of an event of a run.")
     version, _, count = text.partition(".")
     return int(version), int(count or 0)
 

@@ -421,8 +421,8 @@ class AttemptRunner:
             if node.kind is Kind.END:
                 return (), None, None
             raise InvalidTransition(
-                f"Step {node.name!r} ended without calling self.next(): every step but the last "
-                "has to say which step follows."
+                f"Step {node.name!r} ended without calling self.next(): every step except the "
+                "last has to name the next step."
             )
         if call.foreach is None:
             return call.steps, None, call.num_parallel

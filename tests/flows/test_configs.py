@@ -142,7 +142,7 @@ def test_a_resumed_run_has_the_configs_of_its_origin(flow: Workspace) -> None:
         (["--config", "unknown", "x"], "has no config 'unknown'; its configs are: settings, pairs"),
         (["--config", "settings"], "--config takes two words"),
         (["--notes", "no.txt"], "The file no.txt of parameter 'notes' cannot be read: No such"),
-        (["--kind", "middle"], "which is none of its choices: small, large"),
+        (["--kind", "middle"], "which is not one of its choices: small, large"),
     ],
 )
 def test_what_cannot_be_used_is_reported_in_a_sentence(

@@ -318,7 +318,7 @@ def test_a_value_that_no_case_names_fails_the_switch(workspace: Workspace) -> No
     """)
     ran = workspace.run()
     assert 1 == ran.code
-    assert "a switch over self.way, whose value 3 is none of its cases: 1, 2." in ran.err
+    assert "a switch over self.way, whose value 3 is not one of its cases: 1, 2." in ran.err
     assert "Traceback" not in ran.err
 
 

@@ -207,7 +207,7 @@ FOREVER = "import signal\nprint('imported', flush=True)\nwhile True:\n    signal
 async def test_a_run_whose_file_never_ends_is_killed(tmp_path: Path) -> None:
     runs, order = runs_with(FOREVER, tmp_path, 0.5)
 
-    with pytest.raises(CommandFailed, match="has not begun within"):
+    with pytest.raises(CommandFailed, match="did not start within"):
         await runs.begin(order)
 
     assert runs.has_room

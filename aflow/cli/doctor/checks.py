@@ -132,7 +132,8 @@ def _files() -> Iterator[Finding]:
             harmless = keys.bare(key) in keys.WITHOUT_EFFECT
             sentence = f"{key} in {file.path} is {said}."
             yield ok("settings", sentence) if harmless else warn("settings", sentence)
-    said = f"{', '.join(read)} can be read." if read else "No file of settings: defaults hold."
+    no_file = "There is no settings file: the defaults apply."
+    said = f"{', '.join(read)} can be read." if read else no_file
     yield ok("settings", said)
 
 
@@ -323,7 +324,7 @@ def _batch(settings: Settings, aws: AwsSettings, account: AwsClient) -> Iterator
     yield from _wanting(aws, "job queue", "queue", "job role", "job_role", "job image", "image")
     if settings.datastore != "s3":
         said = "Jobs cannot reach a datastore of this machine."
-        yield warn("job queue", said, "Set AFLOW_DEFAULT_DATASTORE=s3, or say --datastore s3.")
+        yield warn("job queue", said, "Set AFLOW_DEFAULT_DATASTORE=s3, or use --datastore s3.")
     if aws.queue:
         has_role = aws.fargate_role is not None
         yield from probes.queue("job queue", aws.queue, account, execution_role=has_role)

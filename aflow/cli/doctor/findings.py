@@ -122,7 +122,8 @@ def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
     said = f"The clock of this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'}"
     said = f"{said} that of {whose}."
     if abs(skew) > REFUSED_SKEW:
-        return fail(name, said, "Set it (by NTP): AWS refuses what is signed at another time.")
+        advice = "Set it (by NTP): AWS refuses requests that are signed with a wrong time."
+        return fail(name, said, advice)
     if abs(skew) > NOTICED_SKEW:
         return warn(name, said, "Set it (by NTP): times of runs and leases are off.")
     return ok(name, f"The clock of this machine agrees with that of {whose}.")
@@ -199,7 +200,7 @@ def of_role(name: str, role: str, document: Any, service: str) -> Finding:
         service: The service of AWS, or the URL.
     """
     if trusts(document, service):
-        return ok(name, f"{role} is there, and {service} may assume it.")
+        return ok(name, f"{role} exists, and {service} may assume it.")
     return fail(
         name,
         f"{role} cannot be assumed by {service}.",
@@ -244,7 +245,7 @@ def of_table(name: str, table: str, answer: Mapping[str, Any]) -> Finding:
             f"The table {table} has another key than pathspec.",
             "Make one whose hash key is pathspec (a string).",
         )
-    return ok(name, f"{table} is there. aflow itself needs none: it is for Metaflow's flows.")
+    return ok(name, f"{table} exists. aflow itself needs none: it is for Metaflow's flows.")
 
 
 def _listed(value: Any) -> list[str]:

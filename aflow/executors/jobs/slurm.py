@@ -249,7 +249,7 @@ class SlurmSystem:
         printed = _run("sbatch", *arguments, script=script, more=environment, refused=JobRefused)
         number = printed.strip().split("\n")[-1].partition(";")[0]
         if not number.isdigit():
-            raise JobSystemError(f"sbatch did not say which job it has submitted, but {printed!r}.")
+            raise JobSystemError(f"sbatch did not print the number of the job, but {printed!r}.")
         return f"{number}@{given.name}"
 
     def find(self, name: str, job: SlurmJob) -> str | None:

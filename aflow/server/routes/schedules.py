@@ -75,7 +75,7 @@ class ScheduleRoutes:
         if unknown:
             raise InvalidInput(f"There is no field {unknown[0][:80]!r} that could be changed.")
         if not fields:
-            raise InvalidInput(f"Name what is to be changed: {', '.join(sorted(_CHANGES))}.")
+            raise InvalidInput(f"Name a field to change: {', '.join(sorted(_CHANGES))}.")
         name = request.match_info["name"]
         # A caller that only pauses it does not become the user in whose name it runs.
         by = {} if fields.keys() == {"paused"} else _author(request)

@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence_and_changes_nothing(
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["add", "x"], 2, "Say which run: --run-id RUN. The latest run in 'user:ann' is "),
+        (["add", "x"], 2, "Name the run: --run-id RUN. The latest run in 'user:ann' is "),
         (["add", "x", "--run-id", "99"], 1, "Flow 'Flow_' has no run '99'."),
         (["list", "--all", "--my-runs"], 2, "--all cannot be used together with --my-runs"),
         (["list", "1", "--run-id", "1"], 2, "--run-id cannot be used together with RUN"),

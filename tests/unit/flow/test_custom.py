@@ -318,8 +318,8 @@ def three(step_name: str, flow: Any, inputs: Any) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("function", "options", "sentence"),
     [
-        (plain, {}, "@user_step_decorator stands on a generator function alone."),
-        (5, {}, "@user_step_decorator stands on a generator function alone."),
+        (plain, {}, "@user_step_decorator decorates only generator functions."),
+        (5, {}, "@user_step_decorator decorates only generator functions."),
         *[
             (
                 function,
@@ -343,7 +343,7 @@ def test_what_is_not_such_a_generator_is_refused(
 def test_a_mutator_of_flows_on_what_is_not_a_class_is_refused(wrong: Any) -> None:
     with pytest.raises(InvalidDecorator) as caught:
         OfFlows(size=2)(wrong)
-    assert str(caught.value).endswith(": a mutator of flows stands on the class of a flow.")
+    assert str(caught.value).endswith(": a mutator of flows decorates the class of a flow.")
 
 
 # ------------------------------------------------------------ by name

@@ -170,10 +170,13 @@ def test_a_separator_makes_a_list_of_values_of_the_type() -> None:
             "Parameter 'p' has choices=[], which is not a list of values.",
         ),
         ({"name": "p", "type": int, "choices": ["x"]}, "has the value 'x', which is not a whole"),
-        ({"name": "p", "default": "c", "choices": ["a"]}, "which is none of its choices: a."),
+        ({"name": "p", "default": "c", "choices": ["a"]}, "which is not one of its choices: a."),
         ({"name": "p", "type": bytes}, "Parameter 'p' has the type <class 'bytes'>"),
         ({"name": "p", "type": list[int]}, "Parameter 'p' has the type list[int]"),
-        ({"name": "p", "type": Literal["a"], "default": "b"}, "which is none of its choices: a."),
+        (
+            {"name": "p", "type": Literal["a"], "default": "b"},
+            "which is not one of its choices: a.",
+        ),
     ],
 )
 def test_a_declaration_that_cannot_be_used_is_refused(arguments: Any, part: str) -> None:

@@ -327,7 +327,7 @@ def test_a_value_that_is_no_case_of_a_switch_is_refused(
     with pytest.raises(InvalidTransition) as caught:
         flow.b()
     assert (
-        f"Step 'b' is a switch over self.v, whose value {value!r} is none of its cases: "
+        f"Step 'b' is a switch over self.v, whose value {value!r} is not one of its cases: "
         "'x', 2, True." == str(caught.value)
     )
 

@@ -35,7 +35,7 @@ REPLACED = {
     r"\b(?:cannot|to) be had\b|\bis had\b": "is (not) available",
     r"\bone's own\b": "custom, your own",
     r"Whose pages to|\bWhich workers there are\b|\bWho may come in\b": "Open the pages of, List",
-    r"\bMark all (?:runs|jobs)\b|\bPut a decorator on\b": "A tag for all, Add a decorator to",
+    r"\bMark all (?:runs|jobs)\b": "A tag for all",
     r"\b(?:a|the|warm|its|first) grounds?\b|\bGrounds?\(|_grounds?\b|\bground_": "zygote",
 }
 _THIS = Path("tests/architecture/test_words.py")

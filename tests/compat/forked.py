@@ -9,6 +9,7 @@ output and errors, and one to which its process id and then its return code are 
 line.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -121,4 +122,5 @@ def run(asked):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # or each process would copy what it only looks at
     run(socket.socket(fileno=int(sys.argv[1])))

@@ -14,7 +14,9 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 if TYPE_CHECKING:
@@ -85,11 +87,27 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
+@contextmanager
+def outer_loop_paused() -> Iterator[None]:
+    """Let event loops run in this context where the thread is in a callback of one already, which
+    stands still meanwhile: a program may call its flow inside of `asyncio.run`."""
+    asyncio = sys.modules.get("asyncio")
+    outer = None if asyncio is None else asyncio._get_running_loop()
+    if asyncio is None or outer is None:
+        yield
+        return
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(outer)
+
+
 def on_signal(
     loop: asyncio.AbstractEventLoop, signum: int, callback: Callable[..., object], *args: object
 ) -> None:
     """Call back in the event loop when a signal comes. A signal that is ignored stays ignored, as
-    under nohup.
+    under nohup. Nothing is done in another thread than the first, which cannot hear signals.
 
     Args:
         loop: The running event loop.
@@ -97,6 +115,8 @@ def on_signal(
         callback: What is called.
         *args: The arguments of the callback.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     # signal.getsignal would look for an enum's member, and write the handler down for an error.
     if _signal.getsignal(signum) != _signal.SIG_IGN:
         if signum == signal.SIGINT:

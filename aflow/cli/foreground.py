@@ -7,6 +7,7 @@ while this process checks the flow and imports asyncio: on two cores at once.
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,12 @@ def run(
     try:
         import asyncio
 
-        from aflow._core.process import fastest_loop
+        from aflow._core.process import fastest_loop, outer_loop_paused
 
         # A process for each task costs so much more than its messages that the fastest loop, and
         # what it imports, would pay off after some hundred tasks.
         factory = None if _forks_each(definition, options) else fastest_loop()
-        with asyncio.Runner(loop_factory=factory) as runner:
+        with outer_loop_paused(), asyncio.Runner(loop_factory=factory) as runner:
             given = zygote if has_local_steps else None
             return runner.run(_run(definition, options, settings, watch, given, recover))
     finally:
@@ -169,7 +170,7 @@ def _stop_on_signals(handle: RunHandle, *, leave_on_signal: bool) -> list[int]:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         on_signal(loop, signum, stop, signum)
-    if leave_on_signal:
+    if leave_on_signal and threading.current_thread() is threading.main_thread():
         loop.add_signal_handler(signal.SIGHUP, handle.leave)
     else:
         on_signal(loop, signal.SIGHUP, handle.leave)

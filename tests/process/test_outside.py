@@ -428,3 +428,44 @@ def test_a_folder_that_was_removed_is_one_sentence(workspace: Workspace) -> None
     assert done.returncode != 0
     assert b"Traceback" not in done.stderr
     assert b"The working directory cannot be read" in done.stderr
+
+
+CALLED_FROM = {
+    "an event loop": "asyncio.run(called())",
+    "a thread": "thread = threading.Thread(target=Flow_)\n    thread.start()\n    thread.join()",
+}
+
+
+@pytest.mark.parametrize("call", CALLED_FROM.values(), ids=CALLED_FROM)
+def test_a_flow_may_be_called_from_an_event_loop_or_a_thread(
+    workspace: Workspace, call: str
+) -> None:
+    (workspace.path / "flow.py").write_text(f"""
+import asyncio, threading
+from aflow import FlowSpec, step
+
+class Flow_(FlowSpec):
+    @step
+    async def start(self):
+        await asyncio.sleep(0)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.done = True
+
+async def called():
+    try:
+        Flow_()
+    finally:
+        await asyncio.sleep(0)
+        print("the loop goes on")
+
+if __name__ == "__main__":
+    {call}
+""")
+    done = run(workspace, WAYS["isolation worker"])
+
+    assert done.returncode == 0, done.stderr
+    assert (b"the loop goes on" in done.stdout) == ("called" in call)
+    assert read(workspace.path, "d.done") == "True"

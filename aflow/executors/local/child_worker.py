@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from aflow._core.clock import SystemClock
-from aflow._core.process import fastest_kind
+from aflow._core.process import fastest_kind, outer_loop_paused
 from aflow.executors.local import child
 from aflow.executors.local import messages as wire
 from aflow.executors.local.surroundings import Randomness, Surroundings, own_decimal_context
@@ -351,7 +351,7 @@ class SequentialWorker:
 
     def _begin(self, spec: AttemptSpec, before: bytes = b"") -> None:
         self._running = attempt_key = (spec.task, spec.attempt)
-        self._token = self._streams.attempt_key.set(attempt_key)
+        self._streams.attempt_key.set(attempt_key)
         started = (STARTED, *attempt_key, self._pid, self._clock.now())
         self._link.send(before + msgpack.packb(started))
 
@@ -364,7 +364,7 @@ class SequentialWorker:
         report = copy_context().run(self._run_in_context, spec)
         self._surroundings.restore()
         self._streams.finish((spec.task, spec.attempt))
-        self._streams.attempt_key.reset(self._token)
+        self._streams.attempt_key.set(None)
         self._running = None
         return report
 
@@ -408,7 +408,7 @@ class CoroutineWorker:
         if not data:
             return None
         spec = self._first = self._begun = AttemptSpec.decode(data)
-        self._token = self._streams.attempt_key.set((spec.task, spec.attempt))
+        self._streams.attempt_key.set((spec.task, spec.attempt))
         self._say_started(spec)
         return spec
 
@@ -419,9 +419,9 @@ class CoroutineWorker:
 
     def serve(self) -> None:
         """Run the first attempt and what comes, until the coordinator closes its end."""
-        self._streams.attempt_key.reset(self._token)
+        self._streams.attempt_key.set(None)
         self._link.tasks.setblocking(False)
-        with asyncio.Runner(loop_factory=self._loop) as runner:
+        with outer_loop_paused(), asyncio.Runner(loop_factory=self._loop) as runner:
             runner.run(self._serve())
 
     def _loop(self) -> asyncio.AbstractEventLoop:

@@ -701,7 +701,7 @@ class ByStep:
             each.cancel(task, attempt)
 
     async def conclude(self) -> None:
-        """Tell all of them."""
+        """Conclude all of them, at the same time."""
         await asyncio.gather(*(each.conclude() for each in self._all))
 
     async def leave(self) -> None:

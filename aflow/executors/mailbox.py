@@ -76,7 +76,7 @@ class ReportInbox(Generic[R]):
         self.away: dict[AttemptKey, Away] = {}
         self.done: list[R] = []
         self._heard: defaultdict[str, set[int]] = defaultdict(set)
-        self._unread: dict[AttemptKey, _Unread[R]] = {}  # by the ends that they tell of
+        self._unread: dict[AttemptKey, _Unread[R]] = {}  # by the ends that they report
         self._uncommitted: dict[tuple[str, int], _Unread[R]] = {}  # the same, by worker and number
         self._interrupted = False
         self._cancelled: set[AttemptKey] = set()  # by us, while they are away

@@ -74,7 +74,7 @@ async def pool_status(
 ) -> dict[str, Any]:
     """Return how many messages of a pool are ready, leased and buried, since when the oldest one
     that is ready waits (`oldest`, by the reader's clock, which says `now`: None where none does, or
-    the broker cannot tell), and how many workers and slots there are.
+    the broker does not say), and how many workers and slots there are.
 
     Args:
         opened: The open queue.

@@ -1,7 +1,8 @@
 """The port of the queue: messages by topic, handed out by lease, delivered at least once.
 
 A topic is a name of `[A-Za-z0-9_.-]`, at most 64 characters, and needs no making. `tasks.POOL` has
-tasks for the workers of a pool, `reports.OWNER` what workers tell the coordinator of that name.
+tasks for the workers of a pool, `reports.OWNER` what workers report to the coordinator of that
+name.
 
 What every backend promises, and tests/contracts/test_queues.py checks:
 
@@ -180,7 +181,7 @@ class Queue(Protocol):
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
         """Return which of these messages the topic has: ready, leased or buried. None where the
-        broker cannot tell.
+        broker does not say.
 
         Args:
             topic: The name of the topic.
@@ -215,7 +216,7 @@ class Queue(Protocol):
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
         """Return the messages that are ready, in the order in which they would be handed out; their
-        priority is not counted. None where the broker cannot tell.
+        priority is not counted. None where the broker does not say.
 
         Args:
             topic: The name of the topic.
@@ -223,8 +224,8 @@ class Queue(Protocol):
         """
 
     async def topics(self) -> list[str] | None:
-        """Return the topics that have messages, in alphabetical order. None where the broker cannot
-        tell."""
+        """Return the topics that have messages, in alphabetical order. None where the broker does
+        not say."""
 
     async def depth(self, topic: str) -> Depth:
         """Return how many messages the topic has.
@@ -251,7 +252,7 @@ class Queue(Protocol):
         """
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """Return what workers have announced, by name. None where the broker cannot tell."""
+        """Return what workers have announced, by name. None where the broker does not say."""
 
     async def close(self) -> None:
         """Release connections; what was leased stays so until its time has passed. May be called

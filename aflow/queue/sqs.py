@@ -851,26 +851,26 @@ class SqsQueue:
         await self._service.delete(name + _BURIED)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """SQS does not tell."""
+        """SQS does not say."""
         return None
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """SQS does not tell."""
+        """SQS does not say."""
         return None
 
     async def topics(self) -> list[str] | None:
-        """SQS does not tell: names of queues are shortened ones of topics."""
+        """SQS does not say: names of queues are shortened ones of topics."""
         return None
 
     async def longest_wait(self, topic: str) -> float | None:
-        """SQS does not tell: CloudWatch does (ApproximateAgeOfOldestMessage)."""
+        """SQS does not say: CloudWatch does (ApproximateAgeOfOldestMessage)."""
         return None
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """There is no place for it."""
 
     async def announced(self) -> Mapping[str, bytes] | None:
-        """SQS does not tell."""
+        """SQS does not say."""
         return None
 
     async def _look(self, name: str, limit: int | None) -> list[tuple[str, SqsMessage]]:

@@ -184,7 +184,7 @@ class RunDriver:
             run = self._run
             spins, again = run.kind == SPIN, self._unfinished is not None
             now = self._clock.now()
-            self._publisher.tell(
+            self._publisher.publish(
                 RunStarting(
                     at=now,
                     flow=run.flow,
@@ -260,7 +260,7 @@ class RunDriver:
             reason: Why, in one sentence.
         """
         if self._machine.stopping is None:
-            self._publisher.tell(
+            self._publisher.publish(
                 RunStopping(self._clock.now(), self._run.run, reason, len(self._live))
             )
         self._handle(CancelRequested(reason))
@@ -343,7 +343,7 @@ class RunDriver:
         if end is None or end.state is not RunState.FAILED:
             return
         if any(type(each) is CancelAttempt for each in commands):
-            self._publisher.tell(
+            self._publisher.publish(
                 RunStopping(self._clock.now(), self._run.run, end.reason, len(self._live))
             )
 
@@ -517,7 +517,7 @@ class RunDriver:
         # The next commit says so. One is made for it only if nothing else comes for a while: short
         # tasks would pay for it.
         self._at(SHOWN_AFTER, "show", self._commits.touch)
-        self._publisher.tell(
+        self._publisher.publish(
             TaskStarting(
                 at=at,
                 run=self._run.run,
@@ -560,7 +560,7 @@ class RunDriver:
         if not self._publisher.is_heard:
             return
         for at, stream, text, whole in lines:
-            self._publisher.tell(
+            self._publisher.publish(
                 LogLine(
                     at=at,
                     run=self._run.run,
@@ -644,14 +644,14 @@ class RunDriver:
     def _committed(self, number: int) -> None:
         events, launches = self._gate.open(number)
         for notice in events:
-            self._publisher.tell(notice)
+            self._publisher.publish(notice)
             if type(notice) is TaskEnded:
                 self._executor.forget(notice.task, notice.attempt)
         for command in launches:
             self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():
             ended = self._final[1]._replace(at=self._clock.now())
-            self._publisher.tell(ended)
+            self._publisher.publish(ended)
             self._ended.set_result(ended)
 
     def _broken(self, error: BaseException) -> None:
@@ -667,7 +667,7 @@ class RunDriver:
     def _report_progress(self) -> None:
         counts = self._machine.counts()
         begun = {each.step for each in self._live.values()}
-        self._publisher.tell(
+        self._publisher.publish(
             Progress(
                 at=self._clock.now(),
                 run=self._run.run,

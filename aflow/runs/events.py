@@ -147,7 +147,7 @@ class EventPublisher:
     def __init__(self, watch: Watch | None, broken: Callable[[Exception], None]) -> None:
         self._watch = watch
         self._broken = broken
-        self._notices: list[RunEvent] = []
+        self._events: list[RunEvent] = []
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -155,25 +155,25 @@ class EventPublisher:
         """Whether anybody listens."""
         return self._watch is not None
 
-    def tell(self, notice: RunEvent) -> None:
+    def publish(self, event: RunEvent) -> None:
         """Publish this with the next turn of the loop.
 
         Args:
-            notice: The event.
+            event: The event.
         """
         if self._watch is None:
             return
-        if not self._notices:
+        if not self._events:
             self._loop.call_soon(self.flush)
-        self._notices.append(notice)
+        self._events.append(event)
 
     def flush(self) -> None:
         """Publish what there is to publish now."""
-        if not self._notices or self._watch is None:
+        if not self._events or self._watch is None:
             return
-        notices, self._notices = self._notices, []
+        events, self._events = self._events, []
         try:
-            self._watch(notices)
+            self._watch(events)
         except Exception as error:  # noqa: BLE001 -- a watcher that cannot watch (its terminal is gone, say)
             self._watch = None
             self._broken(error)

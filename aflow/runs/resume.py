@@ -277,5 +277,5 @@ class CloneOnly:
         return self._reusable.cache_key(task)
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """Tell those who know the results."""
+        """Report the result to what knows reusable results."""
         self._reusable.settled(task, manifest)

@@ -32,6 +32,7 @@ REPLACED = {
     r"(?<!there )\bis no (?:JSON|pathspec|address|option|datastore)\b": "is not a ...",
     r"\bRunHasOwner\b|\bOwner = tuple\b": "lease holder, attempt key",
     r"\babandoned runs?\b": "orphaned run",
+    r"\bbroker cannot\s+tell\b|\bpublisher\.tell\b": "does not say, publish",
     r"\b(?:cannot|to) be had\b|\bis had\b": "is (not) available",
     r"\bone's own\b": "custom, your own",
     r"Whose pages to|\bWhich workers there are\b|\bWho may come in\b": "Open the pages of, List",

@@ -88,7 +88,7 @@ class InTurn:
         return next(filter(None, keys), None)
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """Tell all."""
+        """Report the result to all of them."""
         for each in self._all:
             each.settled(task, manifest)
 

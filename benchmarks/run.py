@@ -16,9 +16,17 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import again, cases, kernels, s3, ui
+from benchmarks import again, cases, kernels, s3
 from benchmarks.measure import Bench
 from benchmarks.rows import Row, save, table
+
+
+def pages(bench: Bench) -> list[Row]:
+    """What a browser takes to show a run."""
+    from benchmarks import ui  # it needs selenium, which no other case does
+
+    return ui.of_bench(bench)
+
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": cases.start,
@@ -38,7 +46,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "metadata": kernels.metadata,
     "client": kernels.client,
     "s3": s3.objects,
-    "ui": ui.of_bench,
+    "ui": pages,
 }
 
 
@@ -66,9 +74,9 @@ def main() -> None:
         try:
             rows += CASES[name](bench)
         except (SystemExit, Exception) as error:  # noqa: BLE001 -- it is printed
-            # One case that cannot be measured here (a missing server) or that is broken costs no
-            # other figure.
-            if not isinstance(error, SystemExit | OSError):
+            # One case that cannot be measured here (a missing server or library) or that is broken
+            # costs no other figure.
+            if not isinstance(error, SystemExit | OSError | ModuleNotFoundError):
                 traceback.print_exc()
             unmeasured[name] = f"{type(error).__name__}: {error}"
     print("\n" + table(rows))

@@ -422,7 +422,8 @@ def test_calling_the_class_starts_the_launcher(
     flow_class: type[FlowSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[FlowSpec] = []
-    monkeypatch.setattr(spec, "_launcher", launched.append)
+    monkeypatch.setattr(spec, "_launcher", None)
+    spec.set_launcher(launched.append)
     flow = flow_class()
 
     assert [flow] == launched

@@ -30,9 +30,10 @@ _log = logging.getLogger(__name__)
 PATIENT = {
     "connect_timeout": 10,
     "read_timeout": 30,
-    "retries": {"mode": "standard", "total_max_attempts": 6},
+    "retries": {"total_max_attempts": 6},
 }
-"""Throttled calls are made again, with backoff."""
+"""Throttled calls are made again, with backoff, in the mode of the user's own settings of AWS:
+botocore's default goes by the HTTP status, too, where a proxy answers 429 in words of its own."""
 ONCE = {**PATIENT, "retries": {"total_max_attempts": 1}}
 """For callers that try again themselves."""
 QUICK = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_attempts": 2}}

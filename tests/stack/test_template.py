@@ -231,7 +231,9 @@ def called(repository: Path, *modules: str) -> set[str]:
         for module in modules
         for node in ast.walk(ast.parse((repository / "aflow" / module).read_text()))
         if isinstance(node, ast.Call)
-        and ast.unparse(node.func).endswith(("._call", "aws.call", "account.answer"))
+        and ast.unparse(node.func).endswith(
+            ("self.call", ".try_call", "aws.call", "account.answer")
+        )
     ]
     return {
         f"{service.replace('stepfunctions', 'states')}:{name.title().replace('_', '')}"

@@ -125,7 +125,7 @@ def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> i
 
     Args:
         run_pathspec: The run, as `Flow/id`.
-        folder: The folder.
+        folder: The folder to make; None for one named after the run.
         datastore_root: The root of the datastore; None for the one in the record of the run.
 
     Returns:

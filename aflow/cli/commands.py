@@ -102,7 +102,7 @@ def imported(name: str) -> Any:
     """Return what `module:name` names; the module is imported.
 
     Args:
-        name: The name.
+        name: `package.module:name`.
     """
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)

@@ -320,7 +320,7 @@ def aws(profile: str | None, no_check: bool) -> int:
 
     Args:
         profile: The name of the profile; None for the one that is chosen.
-        no_check: Whether nothing is checked.
+        no_check: Whether answers are accepted without trying them against AWS.
 
     Returns:
         The exit code.
@@ -361,15 +361,15 @@ def import_(file: str, profile: str | None, yes: bool) -> int:
     """Read settings that `export` has written, and write them to the profile.
 
     Args:
-        file: The path of the file.
+        file: The path of the file; `-` for stdin.
         profile: The name of the profile; None for the one that is chosen.
-        yes: Whether not to ask.
+        yes: Whether an existing profile is replaced without asking.
 
     Returns:
         The exit code.
 
     Raises:
-        InvalidInput: The file is malformed.
+        InvalidInput: The file cannot be read, or is not an object of settings.
     """
     target = config_file(profile)
     try:
@@ -392,7 +392,7 @@ def import_(file: str, profile: str | None, yes: bool) -> int:
 
 
 def stack_parameters() -> list[click.Parameter]:
-    """Return those of `import_stack`."""
+    """Return the options of `import_stack`."""
     return [
         click.Argument(["name"], metavar="STACK"),
         option("--profile", "-p", metavar="NAME", help="The profile.  [default: AFLOW_PROFILE]"),
@@ -407,10 +407,10 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
     """Write the outputs of a stack of CloudFormation to the profile.
 
     Args:
-        name: The name.
+        name: The name of the stack.
         profile: The name of the profile; None for the one that is chosen.
-        region: The region of AWS.
-        yes: Whether not to ask.
+        region: The region of the stack; None for the default one of AWS.
+        yes: Whether an existing profile is changed without asking.
 
     Returns:
         The exit code.
@@ -443,15 +443,15 @@ def export(file: str, profile: str | None, yes: bool) -> int:
     """Write a copy of the profile's own file, secrets included.
 
     Args:
-        file: The path of the file.
+        file: The path of the copy, or a folder for it.
         profile: The name of the profile; None for the one that is chosen.
-        yes: Whether not to ask.
+        yes: Whether an existing file is replaced without asking.
 
     Returns:
         The exit code.
 
     Raises:
-        InvalidSetting: A setting cannot be used.
+        InvalidSetting: The profile has no file.
     """
     source = config_file(profile)
     values = source.read()
@@ -471,7 +471,7 @@ def reset(profile: str | None, yes: bool) -> int:
 
     Args:
         profile: The name of the profile; None for the one that is chosen.
-        yes: Whether not to ask.
+        yes: Whether the file is removed without asking.
 
     Returns:
         The exit code.

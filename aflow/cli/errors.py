@@ -37,7 +37,7 @@ def guarded(body: Callable[[], object]) -> int:
     Whatever it raises becomes a sentence on stderr; with AFLOW_DEBUG=1 the traceback comes first.
 
     Args:
-        body: The function of the command.
+        body: Runs the command; a number that it returns is the exit code.
     """
     try:
         code = body()
@@ -106,7 +106,7 @@ def leave(code: int) -> NoReturn:
     """Leave the program with this exit code, by SystemExit: what stands around goes on as usual.
 
     Args:
-        code: The exit code.
+        code: The exit code of the program.
     """
     raise Leave(code)
 
@@ -121,8 +121,8 @@ def printable(text: str, *, lines: bool = True) -> str:
     (`\\x1b`), but for tabs and, with `lines`, ends of lines.
 
     Args:
-        text: The text.
-        lines: The lines.
+        text: A text from outside, which may hold escapes.
+        lines: Whether line ends stay; without, they are spelt out like other controls.
     """
     if text.isprintable():  # most are, and need no expression to be compiled
         return text
@@ -134,8 +134,8 @@ def show(headline: str, message: str) -> None:
     """Write an error on stderr in the layout that users of Metaflow know.
 
     Args:
-        headline: The first line.
-        message: The sentence.
+        headline: What kind of error it is, as `Invalid flow`.
+        message: The sentences of the error; each line of them is indented.
     """
     import click
 
@@ -172,7 +172,7 @@ def frames_of(traceback: str) -> list[TracebackFrame]:
     those of the last one.
 
     Args:
-        traceback: The traceback.
+        traceback: The text, as `traceback.format_exception` makes it.
     """
     found: list[TracebackFrame] = []
     lines = traceback.splitlines()
@@ -192,7 +192,7 @@ def show_frames(traceback: str) -> None:
     it happened first, and how many of libraries are left out.
 
     Args:
-        traceback: The traceback.
+        traceback: The formatted traceback of a task, which may come from another machine.
     """
     import click
 
@@ -272,8 +272,8 @@ def report_definition_error(
 
     Args:
         kind: The class of the exception.
-        error: The exception.
-        traceback: The traceback.
+        error: The exception that nothing has caught.
+        traceback: Its traceback; None where it has none.
     """
     place = _place(traceback) if isinstance(error, AflowError) else None
     if place is None or not isinstance(error, AflowError):

@@ -66,9 +66,9 @@ def dry_run(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run.
-        settings: The settings of this program.
-        file: The path of the file.
+        options: The options of the run that is foreseen.
+        settings: The settings of this program; its metadata and datastore are only read.
+        file: The path of the JSON file; None for none.
     """
     with _metadata(settings) as metadata:
         store = open_store(settings.storage_url)

@@ -38,9 +38,9 @@ def run(
     storage or the metadata raised if the run could not go on.
 
     Args:
-        definition: The flow: its class, steps, parameters and decorators.
+        definition: The flow, read from the file that this program runs.
         options: The options of the run.
-        settings: The settings of this program.
+        settings: The settings of this program: metadata, datastore and user.
         watch: Called with the events of the run, in order.
         recover: The id of the run to recover; None to begin a new one.
 

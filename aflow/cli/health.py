@@ -25,10 +25,10 @@ async def beat(path: Path) -> None:
     """Touch the file now and every few seconds, until cancelled.
 
     Args:
-        path: The path.
+        path: The health file; made if it does not exist.
 
     Raises:
-        InvalidSetting: Where that cannot be done.
+        InvalidSetting: The file cannot be touched; the error says why.
     """
     import asyncio  # the check, which is run every few seconds, has no use for it
 
@@ -48,8 +48,9 @@ def trouble(file: Path | None, url: str | None, now: float) -> str:
     address, in a sentence; "" if nothing is.
 
     Args:
-        file: The path of the file.
-        url: The URL.
+        file: AFLOW_HEALTH_FILE, which a worker touches; None where it is not set.
+        url: AFLOW_HEALTH_URL, which a server answers; None where it is not set. It takes
+            precedence.
         now: The present time, in seconds since the epoch.
     """
     if url is not None:

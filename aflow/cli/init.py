@@ -180,7 +180,7 @@ def project_name(folder: str) -> str:
     """Return a name of a project, as packages may have it, for a folder of this name.
 
     Args:
-        folder: The folder.
+        folder: The name of the folder, without its parents.
     """
     return re.sub(r"[^a-z0-9]+", "-", folder.lower()).strip("-") or "my-flow"
 
@@ -189,7 +189,7 @@ def flow_name(project: str) -> str:
     """Return the name of a class of a flow for a project of this name.
 
     Args:
-        project: The name of the project.
+        project: The name of the project, as `project_name` returns it.
     """
     words = "".join(each.capitalize() for each in project.split("-"))
     name = words if not words[:1].isdigit() else f"My{words}"

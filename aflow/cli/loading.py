@@ -58,7 +58,7 @@ def note_own(names: Collection[str]) -> None:
     """Note that processes of tasks need not import these modules for the program.
 
     Args:
-        names: The names.
+        names: The names of the modules that aflow itself has imported so far.
     """
     global _before
     _before = frozenset(names)
@@ -76,10 +76,10 @@ def begins(
     done with the flow.
 
     Args:
-        flow: The class of the flow.
+        flow: The class that is called.
         argv: The arguments of the command line.
-        folder: The folder.
-        modules: The names of modules that follow `-m`.
+        folder: The folder in which the program was started; None where that is unknown.
+        modules: The names of all modules that are imported now.
     """
     global _begun
     if _loading or _asked_for not in (None, flow.__name__):
@@ -195,10 +195,10 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
     The program is left as it was: it may have another module of the file's name.
 
     Args:
-        path: The path.
+        path: The path of the file.
 
     Raises:
-        FlowFileError: Where the file does not import, or holds no flow.
+        FlowFileError: The file cannot be imported, or has no flow.
     """
     from aflow.flow.spec import define
 

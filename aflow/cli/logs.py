@@ -186,8 +186,8 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
     """Print what the tasks that `spec` names print, until their run has ended.
 
     Args:
-        spec: The pathspec.
-        settings: The settings of this program.
+        spec: The run, step or task.
+        settings: The settings, which say where the run is recorded.
         streams: `stdout`, `stderr` or both.
 
     Returns:
@@ -223,15 +223,19 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
 def follow_there(
     server: str, spec: Pathspec, streams: tuple[str, ...], *, follow: bool, known: bool = False
 ) -> int:
-    """Return the same of a run of a server; without `follow` what there is now. A run that is
-    `known` to the server is followed though it does not answer at the moment.
+    """Print what the tasks of a server's run print, as `follow_here` does; without `follow` what
+    there is now. A run that is `known` to the server is followed though it does not answer at the
+    moment.
 
     Args:
-        server: The URL of the server; None for the setting.
-        spec: The pathspec.
+        server: The URL of the server.
+        spec: The run, step or task, which the server has.
         streams: `stdout`, `stderr` or both.
         follow: Whether to go on until the run has ended.
         known: Whether the run is known to exist.
+
+    Returns:
+        The exit code, which is 0 if the run succeeded.
     """
     which = {"step": spec.step, "task": spec.task, "follow": int(follow)}
     query = urlencode({name: value for name, value in which.items() if value is not None})

@@ -186,7 +186,7 @@ def other_command(name: str) -> click.Command:
     """Return the command of OTHERS with this name, made when it is asked for.
 
     Args:
-        name: The name.
+        name: The name of the command; KeyError for any other.
     """
     made: click.Command = imported(OTHERS[name][1])()
     return made

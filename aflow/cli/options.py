@@ -54,9 +54,9 @@ def command_group(
 
     Args:
         name: The name of the command.
-        help: Its help text.
-        commands: The commands below it, by name.
-        **settings: More arguments of click for each of these.
+        help: The help text of the command itself.
+        commands: By name: the help text, the parameters and the function of each.
+        **settings: Further arguments of click for each of the commands below.
     """
     group = click.Group(name, help=help)
     for each, (text, parameters, body) in commands.items():
@@ -84,9 +84,9 @@ def write_sections(
     """Write the command's options into its help, by section: what is its own stands first.
 
     Args:
-        command: The command of click.
-        ctx: The context of click.
-        formatter: The formatter of click.
+        command: The command whose help is written.
+        ctx: The context of click, for its help options.
+        formatter: Where the help is written to.
     """
     sections: dict[str, list[tuple[str, str]]] = {PARAMETERS: [], OPTIONS: [], GENERAL: []}
     for parameter in command.get_params(ctx):
@@ -104,10 +104,10 @@ def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest
     """Return an option; with a `scope` ("" or "run_") it is read from the environment, too.
 
     Args:
-        *names: The names.
-        section: The section of the help in which it stands.
-        scope: What the option is of: the flow, a run.
-        **rest: More arguments.
+        *names: The option's names, as click takes them: `--name`, `-n`, `--yes/--no`.
+        section: The title of the section of the help in which it stands.
+        scope: "" or `run_`, which begins the name of the environment variable; None for none.
+        **rest: Further arguments of click's Option.
     """
     default = rest.get("default")
     if default and not callable(default) and default is not True:
@@ -125,9 +125,9 @@ def of_setting(name: str, help: str, **rest: Any) -> Option:
     its own: where it is not given, the setting counts.
 
     Args:
-        name: The name.
-        help: The help text.
-        **rest: More arguments.
+        name: The name of the setting, with underscores; the option has dashes.
+        help: The help text, without the default, which is added.
+        **rest: Further arguments of click's Option.
     """
     text = f"{help}  [default: {default_of(name)}]"
     return option(f"--{name.replace('_', '-')}", help=text, **{"default": None, **rest})
@@ -137,7 +137,7 @@ def names_of(parameters: Iterable[click.Parameter]) -> set[str]:
     """Return all names of these options as they are compared: --max_workers is --max-workers.
 
     Args:
-        parameters: The parameters.
+        parameters: Options or arguments of click.
     """
     names = (name for each in parameters for name in (*each.opts, *each.secondary_opts))
     return {name.replace("_", "-") for name in names}
@@ -147,9 +147,9 @@ def flag(*names: str, help: str, **rest: Any) -> Option:
     """Return an option without a value, off unless it is given.
 
     Args:
-        *names: The names.
+        *names: The option's names, as click takes them.
         help: The help text.
-        **rest: More arguments.
+        **rest: Further arguments of `option`.
     """
     return option(*names, is_flag=True, default=False, help=help, **rest)
 
@@ -164,7 +164,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
 
     Args:
         after_command: Whether the options stand after the command.
-        without: Names to leave out.
+        without: Long names of options to leave out.
     """
     scope = None if after_command else ""
     rest: dict[str, Any] = {"section": GENERAL, "scope": scope, "default": None}
@@ -251,7 +251,7 @@ def flow_options(
     Args:
         flow: The flow; None where no file is named.
         after_command: Whether the options stand after the command.
-        without: Names to leave out.
+        without: Long names of options to leave out.
     """
     from aflow.flow.decorators.flow_base import flow_decorators_of
 
@@ -470,7 +470,7 @@ def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
     values, `parameter_<n>`, which are not those of options of our own.
 
     Args:
-        parameters: The parameters.
+        parameters: The parameters of the flow, by attribute.
     """
     made = {}
     for number, parameter in enumerate(parameters.values()):
@@ -518,12 +518,13 @@ def with_file(
     holds.
 
     Args:
-        given: The values that were given on the command line.
+        given: The values of the command line, by attribute; they take precedence.
         declared: The parameters of the flow, by name.
-        file: The path of the file.
+        file: The path of a JSON object of values by name; None for no file.
 
     Raises:
-        InvalidParameter: For a file that cannot be used.
+        InvalidParameter: The file cannot be read, is not a JSON object, or names unknown
+            parameters.
     """
     if file is None:
         return given
@@ -606,7 +607,7 @@ def bound(
     options)`.
 
     Args:
-        body: The function of the command.
+        body: The function of the command; it gets a Session first.
         flow: The flow; None where no file is named.
         script: The path of the flow's file.
         defined: The flow, as its file has defined it.

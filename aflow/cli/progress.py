@@ -91,10 +91,10 @@ class Tally:
         self.retries: dict[int, tuple[str, float]] = {}  # tasks that are tried again, and when
 
     def count(self, notices: Sequence[RunEvent]) -> None:
-        """Take these into account, in this order.
+        """Count the events, in this order.
 
         Args:
-            notices: The events of the run.
+            notices: The events since the last call.
         """
         for notice in notices:
             if type(notice) is LogLine:  # nearly all of them, in a storm
@@ -156,7 +156,7 @@ class Tally:
         """Return how many tasks the step will have, as far as is known; 0 where a switch decides.
 
         Args:
-            name: The name.
+            name: The name of a step.
         """
         step, first = name, self.steps[name]
         while step != self._graph.start:
@@ -173,10 +173,11 @@ class Tally:
         return max(1, first.begun)
 
     def rate(self, name: str, now: float) -> float | None:
-        """Return tasks of the step that end a second, lately; None where that is not known yet.
+        """Return how many tasks of the step end in a second, lately; None where that is not known
+        yet.
 
         Args:
-            name: The name.
+            name: The name of a step.
             now: The present time, in seconds since the epoch.
         """
         step = self.steps[name]
@@ -187,10 +188,10 @@ class Tally:
         return (step.done - done) / seconds if seconds >= 1.0 and step.done > done else None
 
     def ready(self, name: str) -> int:
-        """Return tasks of a foreach that nobody has begun, though all that they read is there.
+        """Return how many tasks of a foreach have not begun, though all that they read is there.
 
         Args:
-            name: The name.
+            name: The name of a step; 0 for one outside of a foreach.
         """
         if name not in self._graph.nodes:
             return 0
@@ -221,8 +222,8 @@ class ProgressBars:
 
         Args:
             now: The present time, in seconds since the epoch.
-            columns: The width of the terminal.
-            rows: The height of the terminal.
+            columns: The width of the terminal, in characters.
+            rows: The height of the terminal, in lines.
         """
         width = min(columns - 1, WIDEST)
         most = min(rows - 4, _MOST_STEPS)
@@ -356,10 +357,10 @@ def last_line(tally: Tally, ended: RunEnded, further: str, signs: Signs) -> str:
     """Return how a run has ended, in one line: its time, its counts, and where to look further.
 
     Args:
-        tally: The counts of the tasks.
+        tally: The counts of the run's tasks.
         ended: The event that says how the run has ended.
-        further: What is said besides.
-        signs: The characters of the bar.
+        further: The command that shows more; "" for none.
+        signs: The characters for success and failure, as the terminal can show them.
     """
     done = sum(step.done for step in tally.steps.values())
     reused = sum(step.reused for step in tally.steps.values())

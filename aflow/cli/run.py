@@ -515,12 +515,13 @@ def _folder_of(settings: Settings) -> Path:
 
 
 def announcement(flow: str, run: str, settings: Settings) -> str:
-    """Return what a program that has started us wants to know of a run, as JSON.
+    """Return what the program that has started this one reads of the run, as JSON: its id, and the
+    metadata where it is recorded.
 
     Args:
         flow: The name of the flow.
-        run: The id of the run.
-        settings: The settings of this program.
+        run: The id of the run, which is recorded by now.
+        settings: The settings, which say where the run is recorded.
     """
     import json
 

@@ -110,7 +110,7 @@ class Console:
         """Print what has happened, in this order, and flush.
 
         Args:
-            notices: The events of the run.
+            notices: What has happened since the last call.
         """
         if self.tally is not None:
             self.tally.count(notices)
@@ -206,7 +206,7 @@ class Console:
 
         Args:
             ended: The event that says how the run has ended.
-            further: What is said besides.
+            further: The command that shows more; "" for none.
         """
         if self.tally is None or self._signs is None:
             return
@@ -236,8 +236,8 @@ class Console:
         """Write a text to a stream on the same terminal, above the bars. Any thread may call this.
 
         Args:
-            stream: The stream.
-            text: The text.
+            stream: The stream that the program writes to: stdout or stderr as they were.
+            text: The text; one that does not end a line leaves the cursor behind it.
 
         Returns:
             How many characters were written.
@@ -431,7 +431,7 @@ class Above:
         """Write a text above the bars.
 
         Args:
-            text: The text.
+            text: The text, as `print` gives it.
 
         Returns:
             How many characters were written.
@@ -439,10 +439,10 @@ class Above:
         return self._console.above(self._stream, text)
 
     def writelines(self, lines: Sequence[str]) -> None:
-        """Write them above the bars.
+        """Write several texts above the bars, as one.
 
         Args:
-            lines: The lines.
+            lines: The texts, each with its own line end.
         """
         self.write("".join(lines))
 
@@ -451,13 +451,13 @@ class Above:
 
 
 def progress_lines(notice: Progress) -> list[str]:
-    """Three sentences.
+    """Return the sentences that are printed at intervals where there are no bars.
 
     Args:
-        notice: The progress of the run.
+        notice: The numbers of tasks, by step, as the coordinator reports them.
 
     Returns:
-        What runs, what waits for a worker, what has not begun.
+        What runs, what waits for a worker, and what has not begun.
     """
     running, queued, unstarted = notice.running, notice.queued, notice.unstarted
     steps = [_step_counts(step, notice) for step in running]
@@ -515,7 +515,7 @@ class Output:
         """Have this written, after all that was added before.
 
         Args:
-            piece: The bytes.
+            piece: Encoded text; it need not be whole lines.
         """
         self._pieces.append(piece)
         self._size += len(piece)

@@ -65,11 +65,11 @@ def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
 
     Args:
         flow: The name of the flow.
-        settings: The settings of this program.
-        instead: What to name instead, for the error.
+        settings: The settings, which name the user, the namespace and the metadata.
+        instead: The options by which a run can be named, for the error.
 
     Raises:
-        NotFound: It says to name a run by `instead`, the options for that.
+        NotFound: There is no such run; the error says how to name one.
     """
     tags = list(dict.fromkeys((f"user:{settings.user}", settings.default_namespace)))
     if settings.has_metadata:

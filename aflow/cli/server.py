@@ -107,10 +107,10 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
 
 
 def listen_options(port: int) -> list[click.Option]:
-    """Return where a server listens: on this port, unless another one is given.
+    """Return the options that say where a server listens.
 
     Args:
-        port: The port.
+        port: The default port.
     """
     return [
         option(

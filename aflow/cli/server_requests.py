@@ -55,18 +55,18 @@ def of_a_server() -> click.Option:
 def ask(
     server: str, method: str, path: str, body: bytes | None = None, type_: str = "application/json"
 ) -> Any:
-    """Return what the server answers.
+    """Return the JSON that the server answers.
 
     Args:
-        server: The URL of the server; None for the setting.
-        method: The method of HTTP.
-        path: The path.
+        server: The URL of the server.
+        method: The HTTP method.
+        path: The path below the server's URL, with a query if need be.
         body: The body of the request; None for none.
         type_: The media type of the body.
 
     Raises:
-        InvalidInput: For what is not an address, and CommandFailed with the server's sentence, or
-            why there is none.
+        InvalidInput: The server's URL is malformed.
+        CommandFailed: The server refuses, with its sentence, or does not answer.
     """
     with _answered(server, method, path, body, type_) as answer:
         return json.load(answer)
@@ -85,9 +85,9 @@ def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSen
     nothing has come yet, if the server has answered once. Raises what `ask` raises.
 
     Args:
-        server: The URL of the server; None for the setting.
-        path: The path.
-        there: Whether the server has answered a moment ago.
+        server: The URL of the server.
+        path: The path of a stream below the server's URL, with a query if need be.
+        there: Whether the server has answered before: if so, a first failure is tried again, too.
 
     Raises:
         ServerUnavailable: The server does not answer for a minute.

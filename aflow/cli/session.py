@@ -39,8 +39,8 @@ def environment_names(name: str, scope: str = "") -> list[str]:
     """Return the environment variables that stand for an option, the strongest first.
 
     Args:
-        name: The name.
-        scope: What the option is of: the flow, a run.
+        name: The long name of the option, with its dashes.
+        scope: "" for options of the flow, `run_` for those of `run`.
     """
     plain = (scope + name.lstrip("-")).replace("-", "_").upper()
     return [f"AFLOW_{plain}", f"METAFLOW_{plain}"]
@@ -125,8 +125,8 @@ class Session:
         a terminal.
 
         Args:
-            text: The text.
-            magenta: Whether the line is coloured.
+            text: The line, without its end.
+            magenta: Whether the line is coloured on a terminal.
         """
         if not self.top.get("quiet"):
             _echo(text, magenta=magenta)

@@ -85,10 +85,10 @@ def send(
     """Send the code of a flow.
 
     Args:
-        server: The URL of the server; None for the setting.
+        server: The URL of the server.
         definition: The flow: its class, steps, parameters and decorators.
-        parameters: The parameters.
-        tags: The tags.
+        parameters: The values of parameters, by name.
+        tags: The tags that the run gets.
         max_workers: How many tasks run at a time; None for the setting.
 
     Returns:

@@ -27,8 +27,8 @@ def show(
 
     Args:
         head: The titles of the columns.
-        rows: The rows.
-        colours: The colours of the states.
+        rows: One sequence of cells for each row, as long as `head`; controls in them are spelt out.
+        colours: The colours of cells, by their text; other cells have none.
     """
     rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
@@ -52,7 +52,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows as lines, each column as wide as its widest cell.
 
     Args:
-        rows: The rows.
+        rows: One sequence of cells for each row, all of one length; controls in them are spelt out.
     """
     rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -70,7 +70,7 @@ def state(run: RunRecord) -> str:
     flows AWS is asked: call it once for each.
 
     Args:
-        run: The record of the run.
+        run: The run.
     """
     return LEFT if is_left(run) else run.state.value
 
@@ -88,8 +88,8 @@ def took(run: RunRecord, state: str, now: float) -> str:
     """Return how long the run has taken so far; unknown for an orphaned run.
 
     Args:
-        run: The record of the run.
-        state: The state.
+        run: The run.
+        state: The state, as `state` returned it.
         now: The present time, in seconds since the epoch.
     """
     if state == LEFT:

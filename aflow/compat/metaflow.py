@@ -439,7 +439,7 @@ class MetaflowInternalError(AflowError):
 
 
 def get_username() -> str:
-    """Return who runs this."""
+    """Return the name of the user who runs this program."""
     return Settings.load().user
 
 

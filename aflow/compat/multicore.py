@@ -43,7 +43,7 @@ def parallel_map(
     max_parallel: int | None = None,
     dir: str | None = None,
 ) -> list[R]:
-    """Return the same as a list, in the order of the items.
+    """Return the results as a list, in the order of the items.
 
     Args:
         func: The function; it is called in forked processes.

@@ -38,7 +38,7 @@ class Reports(Protocol):
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
             handle: What the job system calls the attempt.
-            host: The name of the machine.
+            host: The host name of the machine that runs the attempt; "" where it is not known.
         """
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
@@ -59,7 +59,7 @@ class Reports(Protocol):
             attempt: The number of the attempt, from 0.
             stream: 0 for stdout, 1 for stderr.
             at: When it happened, in seconds since the epoch.
-            chunk: The bytes that were printed.
+            chunk: Bytes as they were written: they need not end with a line, or be UTF-8.
         """
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
@@ -69,7 +69,7 @@ class Reports(Protocol):
         Args:
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
-            count: How many.
+            count: How many items there are so far: all of them from the first on.
             manifest: The manifest, as its bytes are stored.
         """
 

@@ -80,10 +80,11 @@ class Cluster(Protocol):
     name: str
 
     def lacking(self, count: int) -> str | None:
-        """Return why so many workers can never be there at once, as the cluster is; else None.
+        """Return why this many workers can never run at once in the cluster as it is; None where
+        they can.
 
         Args:
-            count: How many.
+            count: How many workers are wanted.
         """
 
     def start(self, number: int) -> None:
@@ -194,12 +195,12 @@ class Crew:
         self._workers.pop(number, None)
 
     def note(self, number: int, event: Event, now: float) -> None:
-        """Something has happened to a worker.
+        """Apply what the cluster has reported of a worker; unknown workers are ignored.
 
         Args:
             number: The number or name of the worker.
-            event: The event.
-            now: The present time, in seconds since the epoch.
+            event: That the worker has started, has ended or was lost.
+            now: The present time, by the monotonic clock.
         """
         worker = self._workers.get(number)
         if worker is None:
@@ -233,13 +234,13 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
     and workers end what they run; twice, and they are ended. Blocks.
 
     Args:
-        cluster: The access to the cluster.
-        crew: The workers that are kept.
-        clock: The source of the time; tests give a `FakeClock`.
-        asked: How many workers are wanted now.
+        cluster: The cluster that starts and stops the workers.
+        crew: The state of the workers: which run, and which are to be started again.
+        clock: The source of the monotonic time.
+        asked: Returns how often the user has asked for the end: 0, 1 or 2.
 
     Raises:
-        WorkersLost: Where the cluster is lost, or none could be kept.
+        WorkersLost: The cluster is gone, or no worker stays alive.
     """
     waiting: Waiting | None = None
     seen = 0
@@ -639,14 +640,14 @@ def _kill_here(key: str) -> None:
 def lacking(
     count: int, asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]], name: str
 ) -> str | None:
-    """Return why so many workers that each ask for this can never be on these nodes at once; None
+    """Return why this many workers, each asking for this, can never be on these nodes at once; None
     where they can.
 
     Args:
-        count: How many.
-        asked: The resources that are asked for, by name.
-        nodes: The resources of each node.
-        name: The name.
+        count: How many workers are wanted.
+        asked: What each worker asks for, by resource.
+        nodes: What each node offers, by resource.
+        name: The name of the cluster, for the sentence.
     """
     fitting = sum(_fitting(each, asked) for each in nodes)
     if fitting >= count:
@@ -690,14 +691,15 @@ def roomiest(
 
 
 def check_answers(address: str, advice: str) -> None:
-    """One that has no host and port is left to the library.
+    """Check that something listens at the address of a cluster; one without host and port is left
+    to the cluster's library.
 
     Args:
-        address: The address.
+        address: `HOST:PORT`, with or without a scheme.
         advice: What the user can do, for the error.
 
     Raises:
-        InvalidInput: Where the address is none, or nothing listens there.
+        InvalidInput: The port is not a number, or nothing listens there.
     """
     import socket
 

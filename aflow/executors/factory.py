@@ -74,7 +74,7 @@ def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run.
+        options: The options of the run; `executor`, `queue`, `spin` and `decospecs` decide.
 
     Raises:
         InvalidSetting: Where a queue is asked for and none is named.
@@ -106,8 +106,8 @@ def in_jobs(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        executor: The name of the executor.
-        decospecs: The decorators that were given by `--with`.
+        executor: `--executor`: the name of a job system, or any other for none.
+        decospecs: The texts of `--with`; `batch` among them sends marked steps there.
     """
     found: dict[str, str] = {}
     for system in reversed(JOB_SYSTEMS):
@@ -158,7 +158,7 @@ def with_locks(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run.
+        options: The options of the run; only `locks` of the returned ones differ.
         report: Takes one line for each thing that takes time; None for nowhere.
         rebuild: Whether to solve and build again what exists already.
     """
@@ -190,7 +190,7 @@ def built_here(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run.
+        options: The options of the run, with the locks that `with_environments` has found.
         report: Takes one line for each thing that takes time; None for nowhere.
         rebuild: Whether to solve and build again what exists already.
 
@@ -238,15 +238,15 @@ def travelling(
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         options: The options of the run.
-        store: The datastore.
+        store: The datastore; the code package is stored there.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: Steps run elsewhere, and the datastore or a queue is only reachable from
+            here.
         CodePackageError: The code package cannot be made, read or unpacked.
         AwsError: AWS refuses.
-        JobSystemError: The system refuses.
-        StorageError: The datastore does not answer, or has not what it needs.
+        JobSystemError: A job system does not answer, or would not take a step.
+        StorageError: The datastore does not answer.
     """
     of_step = places(definition, options)
     if set(of_step.values()) == {"local"}:
@@ -422,14 +422,15 @@ def executor_for(
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         options: The options of the run.
-        store: The datastore.
-        metadata: The metadata store.
+        store: The datastore of the run.
+        metadata: The metadata store of the run; executors of jobs publish there what waits.
         clock: The source of the time; tests give a `FakeClock`.
         travels: What an attempt needs on other machines; None where all steps are local.
         zygote: A zygote that has been started already; None to start one when the first task needs
             it.
         grace: Seconds between SIGTERM and SIGKILL.
-        built: The environment that was built for it; None for this program's own.
+        built: The environments of steps on this machine, by the digests of their locks; None for
+            none.
     """
     of_step = places(definition, options)
     made: dict[str, Executor] = {}
@@ -462,10 +463,10 @@ def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run.
+        options: The options of the run; `resources` and `max_workers` say what the machine offers.
 
     Raises:
-        InvalidInput: For one that could never start.
+        InvalidInput: A step asks for more than the machine will ever have.
     """
     here = [name for name, place in places(definition, options).items() if place == "local"]
     found = admission_for(definition, here, options.resources, options.max_workers)
@@ -550,7 +551,7 @@ def keep_from_workers(run: RunRecord) -> None:
     store refuses is logged: the run has ended all the same.
 
     Args:
-        run: The record of the run.
+        run: The run, whose record says that it has ended.
     """
     try:
         store = open_store(run.settings["storage"])

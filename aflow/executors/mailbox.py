@@ -109,7 +109,7 @@ class ReportInbox(Generic[R]):
 
         Args:
             attempt_key: The step, task and number of the attempt.
-            step: The name of the step.
+            step: The name of the step, for the report if the attempt is lost.
         """
         self.away[attempt_key] = Away(step)
 
@@ -156,7 +156,8 @@ class ReportInbox(Generic[R]):
         """Apply a message, unless it was applied before.
 
         Args:
-            message: The message.
+            message: The opened message. One whose worker and number were seen before is only
+                acknowledged again: brokers deliver at least once.
             receipt: What the reports are acknowledged by.
         """
         name = (message.worker, message.number)
@@ -283,7 +284,7 @@ class ReportInbox(Generic[R]):
         Args:
             attempt_key: The step, task and number of the attempt.
             reason: Why, in one sentence.
-            retryable: Whether another attempt may succeed.
+            retryable: Whether the retry policy applies; False ends the task at once.
         """
         away = self.away.get(attempt_key)
         if away is None:
@@ -402,10 +403,11 @@ class Mailbox:
         """Store a message.
 
         Args:
-            message: The message.
+            message: Reports of a job; worker and number give the name, so that `names` lists them
+                in order.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: The datastore does not answer.
         """
         worker = message.worker.translate(_FOR_NAMES)
         name = f"{self._folder}{worker}/{message.number:08d}"
@@ -420,10 +422,11 @@ class Mailbox:
         """Return the message of this name.
 
         Args:
-            name: The name.
+            name: A name that `names` has given.
 
         Raises:
-            InvalidMessage: If it is malformed, and StorageError.
+            InvalidMessage: It is malformed.
+            StorageError: The datastore does not answer.
         """
         data = bytes(self._store.get(name))
         message: ReportsMessage = open_message(data, "reports", (), self._topic, None)
@@ -433,10 +436,10 @@ class Mailbox:
         """Delete a message, if it exists.
 
         Args:
-            name: The name.
+            name: A name that `names` has given.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: The datastore does not answer.
         """
         self._store.delete(name)
 
@@ -472,15 +475,15 @@ class Rendezvous:
                 self._store.put_if_absent(self._name(spec.task, spec.attempt), [b""])
 
     def say(self, control: int, attempt: int, address: str) -> None:
-        """Here is this attempt of member 0 of the gang.
+        """Publish the address of this attempt of member 0 of the gang.
 
         Args:
             control: The number of the control task.
             attempt: The number of the attempt, from 0.
-            address: The address.
+            address: The host name or IP address by which the other members reach it.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: The datastore does not answer.
         """
         self._store.put(self._name(control, attempt), [address.encode()])
 
@@ -504,24 +507,24 @@ class Rendezvous:
         return f"{self._folder}/{control}/addresses/{attempt:010d}"
 
     def leave(self, job: str, node: int) -> None:
-        """This node of a job is done.
+        """Record that this node of a job of several nodes has finished.
 
         Args:
-            job: The job.
-            node: The number of the node.
+            job: The id of the job.
+            node: The index of the node, from 0: the main one waits for the others.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: The datastore does not answer.
         """
         self._store.put(f"{self._folder}/{job}/nodes/{node}", [b"done"])
 
     def left(self, job: str) -> int:
-        """Return how many nodes of a job are done.
+        """Return how many nodes of a job have finished.
 
         Args:
-            job: The job.
+            job: The id of the job.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: The datastore does not answer.
         """
         return sum(1 for _ in self._store.list(f"{self._folder}/{job}/nodes/"))

@@ -66,10 +66,11 @@ def tasks_topic(pool: str) -> str:
 
 
 def reports_topic(flow: str, run: str) -> str:
-    """Return where workers report on a run: the same name after its coordinator has started again.
+    """Return the topic on which workers report on a run: the same one after its coordinator has
+    restarted.
 
     Args:
-        flow: The name of the flow.
+        flow: The name of the flow; hashed, since brokers restrict the characters of topics.
         run: The id of the run.
     """
     return f"reports.{hashlib.sha256(f'{flow}/{run}'.encode()).hexdigest()[:32]}"
@@ -89,7 +90,7 @@ def task_id(flow: str, run: str, task: int, attempt: int) -> str:
 
     Args:
         flow: The name of the flow.
-        run: The id of the run.
+        run: The id of the run; flow and run together give the prefix by which messages are removed.
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
     """
@@ -97,10 +98,11 @@ def task_id(flow: str, run: str, task: int, attempt: int) -> str:
 
 
 def run_id(flow: str, run: str) -> str:
-    """Return what stands for a run in the ids of its messages.
+    """Return the prefix that the ids of all messages of a run have: it is short and safe for all
+    brokers.
 
     Args:
-        flow: The name of the flow.
+        flow: The name of the flow; hashed together with the run.
         run: The id of the run.
     """
     return hashlib.sha256(f"{flow}/{run}".encode()).hexdigest()[:24]
@@ -209,7 +211,7 @@ class Presence(NamedTuple):
     about: str = ""
 
     def encode(self) -> bytes:
-        """Return as bytes."""
+        """Return the announcement as bytes, which `decode` reads."""
         return msgpack.packb([1, *self])  # type: ignore[no-any-return]
 
     @classmethod
@@ -217,7 +219,8 @@ class Presence(NamedTuple):
         """Return what `encode` gave; None for anything else.
 
         Args:
-            data: The bytes.
+            data: What a worker has announced; other programs may have written it, so size and types
+                are checked.
         """
         try:
             if len(data) > _LARGEST_PRESENCE:
@@ -238,7 +241,7 @@ def parts(
     bodies of `largest` bytes, but for single ones that cannot be divided.
 
     Args:
-        events: The events.
+        events: Events for a coordinator, each a sequence whose first item is its kind.
         largest: How many bytes a message may have; None where aflow's own limit is lower.
     """
     room = _MOST_BYTES if largest is None else max(1, min(_MOST_BYTES, largest - _ROOM) - 1)
@@ -283,8 +286,9 @@ def open_message(
     """Return the message that has come by a topic, decoded and checked.
 
     Args:
-        body: The bytes of the message.
-        kind: The kind.
+        body: The sealed message as the broker delivered it; not to be trusted until this function
+            returns.
+        kind: The kind that is expected (`task`, `reports`...), or several that are accepted.
         keys: The keys that messages are signed with.
         topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
         now: The present time; None where the age does not matter.
@@ -542,10 +546,10 @@ class Job(NamedTuple):
         """Return the job that `encode` gave.
 
         Args:
-            data: The bytes.
+            data: The payload of a run, as `encode` returned it.
 
         Raises:
-            InvalidMessage: For anything else, or what is too new.
+            InvalidMessage: The bytes are not a job, or a newer aflow has written them.
         """
         try:
             version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
@@ -672,8 +676,8 @@ class ArraySpec(NamedTuple):
         """Put the attempts of an array into a payload. Blocks.
 
         Args:
-            payloads: The payloads in the datastore.
-            specs: What the attempts are to run.
+            payloads: Where the run keeps its payloads; the records are put into one of them.
+            specs: The attempts, in the order of their index in the array.
 
         Returns:
             The array spec.
@@ -691,7 +695,7 @@ class ArraySpec(NamedTuple):
         """Return the array spec that `str` returned as text.
 
         Args:
-            text: The text.
+            text: `KEY:WIDTH`, as it stands in the variables of an array job.
 
         Raises:
             InvalidMessage: It is malformed.
@@ -708,11 +712,11 @@ class ArraySpec(NamedTuple):
         """Return the attempt of this index. Blocks.
 
         Args:
-            payloads: The payloads in the datastore.
-            index: The index in the array.
+            payloads: Where the run keeps its payloads; only the bytes of one record are fetched.
+            index: The index of the member within the array, from 0.
 
         Raises:
-            ObjectNotFound: The datastore has no object of this name.
+            ObjectNotFound: The payload is gone: the run was deleted, or has ended.
             CorruptBlob: The bytes are not those that the key names.
         """
         return _attempt(payloads.part(self.key, index * self.width, self.width), self.key)
@@ -721,7 +725,7 @@ class ArraySpec(NamedTuple):
         """Return all of them, in order. Blocks; raises what `read` raises.
 
         Args:
-            payloads: The payloads in the datastore.
+            payloads: Where the run keeps its payloads; the whole payload is fetched at once.
         """
         data, width = payloads.get(self.key), self.width
         return [_attempt(data[at : at + width], self.key) for at in range(0, len(data), width)]

@@ -32,7 +32,7 @@ class ShownMessage(NamedTuple):
     at: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return as an object."""
+        """Return the message as an object of JSON."""
         return self._asdict()
 
 
@@ -40,7 +40,7 @@ async def workers_of(opened: Queue) -> dict[str, Presence] | None:
     """Return the workers that have announced themselves, by name; None where the broker knows none.
 
     Args:
-        opened: The open queue.
+        opened: The open queue; it stays open.
     """
     found = await opened.announced()
     if found is None:
@@ -55,9 +55,9 @@ async def pools_of(
     """Return the pools that are asked for, or all that have messages or workers.
 
     Args:
-        opened: The open queue.
-        pools: The names of the pools.
-        workers: What the workers have announced; None where that is not known.
+        opened: The open queue; it stays open.
+        pools: The names that the user has given; empty for all.
+        workers: What `workers_of` has returned.
     """
     if pools:
         return [*dict.fromkeys(pools)]
@@ -77,9 +77,9 @@ async def pool_status(
     the broker does not say), and how many workers and slots there are.
 
     Args:
-        opened: The open queue.
+        opened: The open queue; it stays open.
         pool: The name of the pool of workers.
-        workers: What the workers have announced; None where that is not known.
+        workers: What `workers_of` has returned; None where the broker does not know it.
         now: The present time, in seconds since the epoch.
     """
     topic = tasks_topic(pool)
@@ -96,13 +96,13 @@ async def pool_status(
 
 
 async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list[ShownMessage]:
-    """Return messages of a pool that are ready, or buried.
+    """Return messages of a pool: those that are ready, or the dead letters.
 
     Args:
-        opened: The open queue.
+        opened: The open queue; it stays open, and nothing is leased.
         pool: The name of the pool of workers.
         ready: Whether ready messages are meant, instead of buried ones.
-        limit: The limit; None for no limit.
+        limit: How many messages at most.
     """
     topic = tasks_topic(pool)
     if ready:
@@ -154,13 +154,13 @@ async def chosen(
     """Return the ids, by topic, of the messages that were named, or of all that are buried.
 
     Args:
-        opened: The open queue.
-        pools: The names of the pools.
-        ids: The ids of the jobs or messages.
+        opened: The open queue; it stays open.
+        pools: The pools to search; empty for all.
+        ids: The ids of messages; not together with `everything`.
         everything: Whether all buried messages are meant.
 
     Raises:
-        InvalidInput: A named message is not there.
+        InvalidInput: Neither ids nor `everything` were given, or both.
     """
     if bool(ids) is everything:
         raise InvalidInput("No messages are given: name their ids, or use --all.")
@@ -179,7 +179,8 @@ def plain(text: str) -> str:
     """Return what others wrote, in one line and without control characters.
 
     Args:
-        text: The text.
+        text: A text from outside: at most 300 characters of it are kept, so that it cannot garble a
+            terminal.
     """
     return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]
 
@@ -188,7 +189,7 @@ def plain(text: str) -> str:
 
 
 def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
-    """Return by pool, how many attempts a minute these workers have ended lately.
+    """Return how many attempts a minute these workers have ended lately, by pool.
 
     Args:
         workers: What the workers have announced; None where that is not known.
@@ -254,12 +255,12 @@ def chosen_worker(workers: Sequence[WorkerRecord], name: str) -> WorkerRecord:
     """Return the worker of this name, or the only one whose name begins so.
 
     Args:
-        workers: What the workers have announced; None where that is not known.
-        name: The name.
+        workers: The workers that are registered.
+        name: The name, or a beginning of it that only one worker has.
 
     Raises:
-        NotFound: For the beginning of several names.
-        InvalidInput: For the beginning of several names.
+        NotFound: No worker has such a name.
+        InvalidInput: Several workers have names that begin so.
     """
     found = [each for each in workers if each.name == name] or [
         each for each in workers if name and each.name.startswith(name)

@@ -593,11 +593,12 @@ class Ability(NamedTuple):
         )
 
     def why(self, tasks: int, url: str) -> str:
-        """Return what `count` tasks of the pool wait for, in a sentence.
+        """Return, in a sentence, what the waiting tasks of the pool wait for.
 
         Args:
             tasks: How many tasks wait.
-            url: The URL of the queue.
+            url: The URL of the queue, without credentials, for the command that the sentence
+                advises.
         """
         many = "1 task waits" if tasks == 1 else f"{tasks} tasks wait"
         start = f"aflow worker --queue '{url}' --pool {self.pool}"
@@ -631,7 +632,7 @@ def pools_of(definition: Any) -> Mapping[str, str]:
     for GPUs by @resources, else `default`.
 
     Args:
-        definition: The flow.
+        definition: The definition of the flow.
     """
     return {name: _pool(step) for name, step in definition.steps.items()}
 

@@ -36,7 +36,7 @@ class ConfigValue(dict[Any, Any]):
             raise AttributeError(f"The config has no key {key!r}.") from None
 
     def to_dict(self) -> dict[Any, Any]:
-        """Return the same as plain dicts and lists, which can be changed."""
+        """Return the value as plain dicts and lists, which can be changed."""
         return {key: _thawed(value) for key, value in self.items()}
 
     def __reduce__(self) -> Any:
@@ -103,7 +103,7 @@ class Delayed:
         """Return the value of a key, the default where there is none.
 
         Args:
-            key: The key.
+            key: The key; it may itself be an expression of configs, which is evaluated first.
             default: What is returned where there is no value.
         """
         text = f"{self._text}.get({key!r}, {default!r})"
@@ -126,7 +126,9 @@ def config_expr(text: str) -> Any:
     It may use what the module has that it is written in.
 
     Args:
-        text: The text.
+        text: A Python expression in which each config is a variable. It is evaluated with the
+            globals of the module that calls `config_expr`, once the configs are known; a failure is
+            raised then, as InvalidConfig.
     """
     frame = inspect.currentframe()
     caller = None if frame is None else frame.f_back
@@ -142,7 +144,8 @@ def is_delayed(value: Any) -> bool:
     """Return whether something in the value is still to be evaluated.
 
     Args:
-        value: The value.
+        value: The value of an option: a plain value, a Config, an expression, or lists, tuples and
+            mappings of these.
     """
     if isinstance(value, Delayed | Config):
         return True
@@ -155,11 +158,12 @@ def evaluated(value: Any, values: Mapping[str, Any]) -> Any:
     """Return the value with all that was delayed evaluated.
 
     Args:
-        value: The value.
-        values: The values, by name.
+        value: What `is_delayed` takes; lists, tuples and mappings are rebuilt, everything else is
+            returned as it is.
+        values: The values of the flow's configs, by attribute.
 
     Raises:
-        InvalidConfig: Where that fails.
+        InvalidConfig: An expression raises something; the error quotes the expression.
     """
     if isinstance(value, Config):
         value = value._as_delayed()
@@ -254,7 +258,7 @@ class Config:
         """Return the value of a key, the default where there is none.
 
         Args:
-            key: The key.
+            key: The key, looked up in the mapping that the config's value is.
             default: What is returned where there is no value.
         """
         return self._as_delayed().get(key, default)
@@ -273,17 +277,18 @@ class Config:
 
 def value_of(config: Config, given: Any, where: str) -> Any:
     """Return the value of a config, from what was given for it: a text, or a value that is parsed
-    already.
+    already. `where` says in words where it comes from.
 
     `where` says in words where it comes from.
 
     Args:
-        config: The config.
-        given: What was given, by name.
-        where: Where it stands, for the error.
+        config: The declaration, which says how a text is parsed.
+        given: A text that is still to be parsed, or a parsed value; None stands for no value.
+        where: Where the value comes from, as the error message names it: a file or an option.
 
     Raises:
-        InvalidConfig: For what cannot be used.
+        InvalidConfig: The text cannot be parsed, or its value is not a mapping and the config is
+            not `plain`.
     """
     value = given
     if isinstance(given, str):
@@ -359,10 +364,10 @@ def yaml_parser(content: str) -> Any:
     """Return the values of a YAML text. Needs PyYAML.
 
     Args:
-        content: The text of the file.
+        content: The YAML document; only plain values are made (`safe_load`).
 
     Raises:
-        MissingExtra: The error is raised without it.
+        MissingExtra: PyYAML is not installed.
     """
     return _yaml().safe_load(content)
 
@@ -374,7 +379,8 @@ def requirements_txt_parser(content: str) -> dict[str, Any]:
     (`--hash=sha256:...`) follow it.
 
     Args:
-        content: The text of the file.
+        content: The text of the file; `-r` and `-e` are refused, since they name files that only
+            this machine has.
 
     Raises:
         ValueError: For options such as -e and -r, which name no package.
@@ -399,7 +405,7 @@ def pyproject_toml_parser(content: str) -> dict[str, Any]:
     from `project.requires-python`.
 
     Args:
-        content: The text of the file.
+        content: The text of the file; a missing `project` table means no packages.
     """
     import tomllib  # few flows have one, and each command would import it
 
@@ -418,10 +424,10 @@ def conda_environment_yml_parser(content: str) -> dict[str, Any]:
     Needs PyYAML.
 
     Args:
-        content: The text of the file.
+        content: The YAML document, with `dependencies` as conda writes them (`numpy=1.26`).
 
     Raises:
-        MissingExtra: The error is raised without it.
+        MissingExtra: PyYAML is not installed.
     """
     packages: dict[str, str] = {}
     found = _yaml().safe_load(content) or {}

@@ -50,7 +50,8 @@ def set_lookup(find: Callable[[str], Any]) -> None:
     """Say how `current.run` and `current.task` become client objects: by `find(pathspec)`.
 
     Args:
-        find: Looks a name up.
+        find: Returns the client object of a pathspec; installed by `import aflow`, since this layer
+            may not import the client.
     """
     global _find
     _find = find
@@ -61,7 +62,7 @@ def look_up(pathspec: str, what: str = "trigger") -> Any:
 
     Args:
         pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
-        what: What is looked up.
+        what: The attribute of `current` that was read, for the error message.
 
     Raises:
         AttributeError: Where no client was set up.
@@ -92,8 +93,8 @@ class Current:
         """Return the value of this name; `default` where there is none, or no task runs.
 
         Args:
-            name: The name.
-            default: What is returned where there is no value.
+            name: The attribute of `current`, such as `run_id`.
+            default: What is returned where there is no such value, or it is None.
         """
         try:
             value = getattr(self, name)

@@ -51,8 +51,9 @@ class Custom:
         """Take the options; to be overridden by what has any.
 
         Args:
-            *args: The arguments of the decorator.
-            **kwargs: The options of the decorator.
+            *args: Arguments as the user wrote them behind the @, with config expressions evaluated.
+            **kwargs: Options as the user wrote them behind the @, with config expressions
+                evaluated.
         """
 
     def __repr__(self) -> str:
@@ -138,9 +139,9 @@ class UserStepDecorator(OnStep):
         """Called before the step.
 
         Args:
-            step_name: The name of the step.
-            flow: The flow.
-            inputs: The inputs of the join.
+            step_name: The name of the step, as the flow declares it.
+            flow: The flow instance of the task; artifacts that are set on it are stored.
+            inputs: The inputs of a join, as the step gets them; None in every other step.
 
         Returns:
             A function that is called instead of the step, with flow (and inputs, in a join); None
@@ -148,15 +149,17 @@ class UserStepDecorator(OnStep):
         """
 
     def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Any:
-        """Called after the step, before its artifacts are stored.next() is called with.
+        """Called after the step, before its artifacts are stored.
 
         Args:
-            step_name: The name of the step.
-            flow: The flow.
-            exception: The exception of the step; None if it has succeeded.
+            step_name: The name of the step, as the flow declares it.
+            flow: The flow instance of the task; artifacts that are set on it are stored.
+            exception: What the step has raised; None if it has succeeded.
 
         Returns:
-            The exception that the step ends with, None for none; or a pair of that and what self.
+            The exception that the step ends with; None makes it succeed. To succeed where the step
+            has not called self.next(), return a pair: None, and a dict of what self.next() is
+            called with.
         """
         return exception
 
@@ -250,7 +253,7 @@ def mutators_of(flow: type) -> tuple[FlowMutator, ...]:
     MRO.
 
     Args:
-        flow: The flow.
+        flow: A subclass of FlowSpec, or any class of its MRO.
     """
     found: list[FlowMutator] = []
     for each in reversed(flow.__mro__):
@@ -269,14 +272,15 @@ def user_step_decorator(*args: Any, **kwargs: Any) -> Any:
     (USER_SKIP_STEP is empty: as the step itself would).
 
     Args:
-        *args: The arguments of the decorator.
-        **kwargs: The options of the decorator.
+        *args: The generator function, where the decorator stands without parentheses; else nothing.
+        **kwargs: Options for the decorator that is made.
 
     Returns:
         The decorator.
 
     Raises:
-        InvalidDecorator: It is not a generator function.
+        InvalidDecorator: What is decorated is not a generator function, or takes too few or too
+            many arguments.
     """
     if not args:
         return lambda function: user_step_decorator(function, **kwargs)
@@ -359,19 +363,20 @@ def custom_named(name: str) -> type[OnStep] | None:
     path; imported if it is not known. None for what is not a dotted path, and unknown.
 
     Args:
-        name: The name.
+        name: The dotted path of the class (`package.module.Name`), or an end of it that is unique
+            among those imported.
 
     Raises:
-        InvalidDecorator: Where the path leads nowhere, or the name means several.
+        InvalidDecorator: The path cannot be imported, or the name is the end of several paths.
     """
     return _named(name, OnStep, "step")
 
 
 def flow_mutator_named(name: str) -> type[FlowMutator] | None:
-    """Return the same for mutators of flows.
+    """Return the flow mutator of this name; found as `custom_named` finds step decorators.
 
     Args:
-        name: The name.
+        name: The dotted path of the class, or an end of it that is unique among those imported.
     """
     return _named(name, FlowMutator, "flow")
 

@@ -65,7 +65,7 @@ class StepDefinition:
         """Return the decorator of this name (`retry`, `catch`...), None if the step has none.
 
         Args:
-            name: The name.
+            name: The name as it is written behind the @, without options.
         """
         for each in self.decorators:  # a loop: asked several times for each task
             if each.name == name:

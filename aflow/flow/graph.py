@@ -89,7 +89,7 @@ class Graph:
         """Return whether the step has a task for each item of a foreach, or of a gang.
 
         Args:
-            step: The name of the step.
+            step: The name of a step of this graph; KeyError for any other.
         """
         kinds = (self.nodes[split].kind for split in self.nodes[step].splits)
         return any(kind in (Kind.FOREACH, Kind.PARALLEL) for kind in kinds)
@@ -142,7 +142,7 @@ def reachable(nodes: Mapping[str, Node], start: str) -> set[str]:
 
     Args:
         nodes: The steps, by name.
-        start: The step to begin at.
+        start: The name of the first step; nothing is reachable from one that does not exist.
     """
     found = {start} & nodes.keys()
     todo = list(found)
@@ -160,7 +160,7 @@ def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
 
     Args:
         nodes: The steps, by name.
-        start: The step to begin at.
+        start: The name of the first step; the result is empty where it does not exist.
     """
     within = reachable(nodes, start)
     awaited = dict.fromkeys(within, 0)
@@ -189,7 +189,7 @@ def cycle_from(nodes: Mapping[str, Node], start: str) -> list[str]:
 
     Args:
         nodes: The steps, by name.
-        start: The step to begin at.
+        start: The name of the first step.
     """
     path = {start: iter(_targets(nodes, start))}
     done: set[str] = set()
@@ -211,8 +211,9 @@ def open_in(node: Node, ways: list[Way]) -> Frames:
     """Return the splits that are open around a step; a join has closed its own.
 
     Args:
-        node: The step.
-        ways: The ways that lead to the step.
+        node: The step; it must be reachable, so that `ways` is not empty.
+        ways: What `ways_to` gives for the step; all of them have the same splits open in a valid
+            flow.
     """
     frames = ways[0][1]
     return frames[:-1] if node.is_join else frames
@@ -232,7 +233,7 @@ def connect(nodes: Mapping[str, Node], start: str) -> dict[str, Node]:
 
     Args:
         nodes: The steps, by name.
-        start: The step to begin at.
+        start: The name of the first step; steps that it does not reach stay without splits.
     """
     previous: dict[str, list[str]] = {name: [] for name in nodes}
     for node in nodes.values():
@@ -301,7 +302,7 @@ def node_outline(node: Node, graph: Graph) -> dict[str, Any]:
     """Return the step as the graph knows it.
 
     Args:
-        node: The step.
+        node: A step of `graph`.
         graph: The steps of the flow and the transitions between them.
     """
     found: dict[str, Any] = {
@@ -335,7 +336,7 @@ def type_of(node: Node, graph: Graph) -> str:
     """Return the kind of a step, in the words of Metaflow's client.
 
     Args:
-        node: The step.
+        node: A step of `graph`.
         graph: The steps of the flow and the transitions between them.
     """
     match node.kind:

@@ -236,7 +236,7 @@ def parsed(text: str | bytes) -> ast.Module:
     while another thread parses may end with SystemError. Then it is parsed again.
 
     Args:
-        text: The text.
+        text: Python source, as text or as the bytes of a file with its encoding declaration.
 
     Raises:
         SyntaxError: As `ast.parse` does.
@@ -352,8 +352,8 @@ class Sources:
         """Return the line on which the class begins; 0 where it is not known.
 
         Args:
-            file: The path of the file.
-            qualname: The qualified name of the class.
+            file: The path as `co_filename` has it; "" gives 0.
+            qualname: The class's `__qualname__`, with the classes and functions around it.
         """
         source = self._parsed(file, {})
         return source.classes.get(qualname, 0) if source else 0

@@ -45,35 +45,29 @@ def check(definition: FlowDefinition) -> list[InvalidFlow]:
 
 
 def what_was_read(flow: FlowDefinition) -> Iterable[InvalidFlow]:
-    """Arguments, reserved names and self.next() are as they must be.
+    """Return what reading the class has found: arguments, reserved names and calls of self.next().
 
     Args:
-        flow: The flow.
-
-    Returns:
-        What breaks the rule.
+        flow: The flow; its `problems` were collected by `read_definition`.
     """
     return flow.problems
 
 
 def has_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a flow has at least one step.
+    """Yield a fault if the flow has no step.
 
     Args:
-        flow: The flow.
+        flow: The flow, which may lack steps, a start and an end.
     """
     if not flow.steps:
         yield _of_flow(flow, f"Flow {flow.name} has no steps: put @step on a method.")
 
 
 def has_start_and_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """There is a first step and a last one.
+    """Yield a fault for a missing first step and one for a missing last step.
 
     Args:
-        flow: The flow.
-
-    Returns:
-        What breaks the rule.
+        flow: The flow; one without any step is left to `has_steps`.
     """
     for word, step in (("start", flow.graph.start), ("end", flow.graph.end)):
         if flow.steps and not step:
@@ -85,13 +79,10 @@ def has_start_and_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def one_start_and_one_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """At most one step is marked as start, and none is named so beside it.
+    """Yield a fault for each step beyond the first that is marked as start, or as end.
 
     Args:
-        flow: The flow.
-
-    Returns:
-        The same for end.
+        flow: The flow; a step named `start` or `end` counts as marked so, if another one is marked.
     """
     for word in ("start", "end"):
         marked = [
@@ -108,10 +99,11 @@ def one_start_and_one_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def step_names(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield names of steps are small letters, digits and _, and do not begin with _.
+    """Yield a fault for each name of a step that is not small letters, digits and _, or begins with
+    _.
 
     Args:
-        flow: The flow.
+        flow: The flow; names are those of the methods with @step.
     """
     for node in flow.graph.nodes.values():
         if not STEP_NAME.match(node.name):
@@ -123,10 +115,10 @@ def step_names(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield what a step leads to is a step.
+    """Yield a fault for each transition that leads to what is not a step.
 
     Args:
-        flow: The flow.
+        flow: The flow; its graph may still name steps that do not exist.
     """
     for node in flow.graph.nodes.values():
         for name in node.next:
@@ -139,13 +131,10 @@ def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """@catch stands where the way on does not depend on what the step computes.
+    """Yield a fault for each @catch on a step whose way on depends on what the step computes.
 
     Args:
-        flow: The flow.
-
-    Returns:
-        What breaks the rule.
+        flow: The flow; its steps have the decorators that were attached from outside, too.
     """
     for step in flow.steps.values():
         kind = flow.graph[step.name].kind
@@ -158,10 +147,10 @@ def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]
 
 
 def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield the members of a gang start together, however many they are.
+    """Yield a fault for each @concurrency on the members of a gang, which all start together.
 
     Args:
-        flow: The flow.
+        flow: The flow; the members of a gang are the steps that a num_parallel leads to.
     """
     for step in flow.steps.values():
         if step.decorator("concurrency") and any(
@@ -176,10 +165,10 @@ def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield names of parameters differ, and are not options of run.
+    """Yield a fault for each two parameters of one name, and for one named like an option of `run`.
 
     Args:
-        flow: The flow.
+        flow: The flow; names are compared as the command line compares them.
     """
     for problem in declaration_problems(flow.parameters):
         yield _of_flow(flow, problem)
@@ -189,10 +178,10 @@ def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def all_steps_are_reached(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield every step can be reached from the first.
+    """Yield a fault for each step that cannot be reached from the first.
 
     Args:
-        flow: The flow.
+        flow: The flow; the rules about single steps hold already.
     """
     within = reachable(flow.graph.nodes, flow.graph.start)
     for node in flow.graph.nodes.values():
@@ -205,10 +194,10 @@ def all_steps_are_reached(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield no way leads back, but that of a switch to itself.
+    """Yield a fault for a cycle, except for a switch that has itself as a case.
 
     Args:
-        flow: The flow.
+        flow: The flow; only the first cycle that is found is reported.
     """
     for node in flow.graph.nodes.values():
         if node.name in node.next and (node.kind is not Kind.SWITCH or node.is_join):
@@ -229,13 +218,10 @@ def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def switches_have_a_way_out(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Not all cases of a switch lead to itself.
+    """Yield a fault for each switch all of whose cases lead to itself.
 
     Args:
-        flow: The flow.
-
-    Returns:
-        What breaks the rule.
+        flow: The flow; a switch that leads to itself among other cases is a loop, which is allowed.
     """
     for node in flow.graph.nodes.values():
         if node.kind is Kind.SWITCH and set(node.next) == {node.name}:
@@ -247,13 +233,10 @@ def switches_have_a_way_out(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def no_join_right_after_its_split(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Between a split and its join is at least one step on every branch.
+    """Yield a fault for each split that leads straight into a join.
 
     Args:
-        flow: The flow.
-
-    Returns:
-        What breaks the rule.
+        flow: The flow; splits are branches, foreach and num_parallel, not switches.
     """
     for node in flow.graph.nodes.values():
         for name in node.next:
@@ -269,10 +252,10 @@ def no_join_right_after_its_split(flow: FlowDefinition) -> Iterator[InvalidFlow]
 
 
 def splits_are_closed(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield every split is closed by one join of all its branches, the innermost first.
+    """Yield a fault for the first split that is not closed by one join of all its branches.
 
     Args:
-        flow: The flow.
+        flow: The flow; every step can be reached, and there is no cycle.
     """
     nodes = flow.graph.nodes
     for name, ways in ways_to(nodes, flow.graph.start).items():

@@ -72,7 +72,8 @@ class Draft:
         """Put decorators from outside around every step that has none of the kind.
 
         Args:
-            decorators: The decorators.
+            decorators: Decorators from `--with` or the settings; a step keeps its own one of the
+                same name.
         """
         for there in self.steps.values():
             for decorator in decorators:
@@ -196,12 +197,13 @@ class MutableStep(_Mutable):
         """Remove the decorators of this name (and options, if they are given).
 
         Args:
-            deco_name: The name of the decorator.
-            deco_args: The arguments of the decorator; None for none.
-            deco_kwargs: The options of the decorator; None for none.
+            deco_name: The name as it is written behind the @; of a custom one the dotted path or
+                its end.
+            deco_args: Only decorators with exactly these arguments; None for any.
+            deco_kwargs: Only decorators with exactly these options; None for any.
 
         Returns:
-            Whether there were any.
+            True where at least one was removed.
         """
         there = self._draft.steps[self.name]
         gone = [each for each in there if _matches(each, deco_name, deco_args, deco_kwargs)]
@@ -242,8 +244,8 @@ class MutableFlow(_Mutable):
         """Add a parameter, which steps read as `self.<name>`.
 
         Args:
-            name: The name.
-            value: The value.
+            name: The attribute by which steps read the parameter.
+            value: The declaration of the parameter; its `attribute` is set to `name`.
             overwrite: Whether a parameter of this name is replaced.
 
         Raises:
@@ -265,10 +267,10 @@ class MutableFlow(_Mutable):
         """Remove the parameter of this name (or attribute).
 
         Args:
-            parameter_name: The name of the parameter.
+            parameter_name: The name on the command line, or the attribute.
 
         Returns:
-            Whether there was one.
+            True where there was such a parameter.
 
         Raises:
             InvalidDecorator: Outside of pre_mutate.
@@ -323,15 +325,15 @@ class MutableFlow(_Mutable):
         """Remove the flow's own decorators of this name.
 
         Args:
-            deco_name: The name of the decorator.
-            deco_args: The arguments of the decorator; None for none.
-            deco_kwargs: The options of the decorator; None for none.
+            deco_name: The name as it is written behind the @, such as `schedule`.
+            deco_args: Only decorators with exactly these arguments; None for any.
+            deco_kwargs: Only decorators with exactly these options; None for any.
 
         Returns:
-            Whether there were any.
+            True where at least one was removed.
 
         Raises:
-            InvalidDecorator: For a mutator.
+            InvalidDecorator: The name is that of a mutator, which cannot be removed while it runs.
         """
         if any(_matches(each, deco_name, None, None) for each in self._draft.flow_mutators):
             raise InvalidDecorator(f"{deco_name!r} is a mutator of the flow, which stays.")
@@ -419,10 +421,10 @@ def named(
     """Return the step decorator of this name, ours or a custom one.
 
     Args:
-        name: The name.
-        args: The arguments of the decorator.
-        kwargs: The options of the decorator.
-        configs: The configs, by name.
+        name: A built-in name such as `retry`, or what `custom_named` accepts.
+        args: Arguments by position; only custom decorators take any.
+        kwargs: Options by name; expressions of configs in them are evaluated.
+        configs: The values of the flow's configs, by attribute.
 
     Raises:
         InvalidDecorator: The decorator is unknown, or does not take the option.

@@ -28,7 +28,7 @@ def is_artifact_name(value: object) -> bool:
     """Return whether a step may give this name to an artifact.
 
     Args:
-        value: The value.
+        value: The name; anything but a text is refused.
     """
     return (
         isinstance(value, str)
@@ -42,8 +42,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known name that is nearest; empty if none is near.
 
     Args:
-        name: The name.
-        known: The names that exist.
+        name: The name that was given and does not exist.
+        known: The names that would have been valid.
     """
     import difflib  # only where something is wrong: start-up does not pay for it
 
@@ -55,7 +55,7 @@ def shown(value: object) -> str:
     """Return the value's repr, cut to fit into a sentence.
 
     Args:
-        value: The value.
+        value: Any object; its repr is cut to 80 characters. A repr that raises does so here, too.
     """
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
     """Return the value as JSON can hold it: functions and classes by their names, others as text.
 
     Args:
-        value: The value.
+        value: Any object; mappings, lists and tuples are converted with all that they hold.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
@@ -81,7 +81,8 @@ def place(error: BaseException) -> str:
     line 3)"; nothing if we could not even call it.
 
     Args:
-        error: The exception.
+        error: An exception that was just caught, with its traceback: the frame of the caller is the
+            first of it.
     """
     trace = error.__traceback__
     trace = trace.tb_next if trace else None

@@ -152,10 +152,12 @@ class Parameter:
         Python.
 
         Args:
-            value: The value.
+            value: A text as it was given on the command line or in a file, or a Python value of a
+                default; None only where the type allows it.
 
         Raises:
-            InvalidParameter: It names the parameter, the value and what is expected.
+            InvalidParameter: The value does not fit the type; the error names the parameter, the
+                value and what is expected.
         """
         if self.multiple:
             several = value if isinstance(value, list | tuple) else [value]
@@ -204,7 +206,7 @@ class Parameter:
         """Return the type that a parameter with this default has, if it declares none.
 
         Args:
-            value: The value.
+            value: The default; None makes the type `str`.
         """
         return _type_of(value)
 
@@ -213,7 +215,8 @@ class Parameter:
         again.
 
         Args:
-            value: The value.
+            value: What `convert` has returned; enumerations become their values, and other objects
+                their text.
         """
         if isinstance(value, list | tuple):
             return [self.plain(each) for each in value]
@@ -292,7 +295,8 @@ def type_name(type: Any) -> str:
     """Return the name of a parameter's type, for people.
 
     Args:
-        type: The type.
+        type: What the type of a parameter may be: a class, a type of click, JSONType, or a tuple of
+            types for several values.
     """
     if type is JSONType:
         return "JSON"
@@ -526,7 +530,7 @@ def plain_name(name: str) -> str:
     """Return the name in the form in which names of parameters are compared.
 
     Args:
-        name: The name.
+        name: The name as it was declared, or as it was given on the command line.
     """
     return name.lower().replace("-", "_")
 

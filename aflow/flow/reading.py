@@ -41,8 +41,9 @@ def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None)
     without parsing it again. All that is wrong with what it says is in `problems`, for lint.
 
     Args:
-        root: The class of the flow.
-        known: What is known already.
+        root: FlowSpec itself: the search of the class's bases stops there.
+        known: The graph from another process; it is used only if it has exactly the steps of the
+            class. None to read the source.
 
     Raises:
         InvalidFlow: Where the source of a step is not available.

@@ -60,16 +60,16 @@ def follow(
     """Return the transition that a call of self.next() asks for.
 
     Args:
-        flow: The flow.
-        node: The step.
-        steps: The steps that follow.
-        foreach: The name of the artifact whose items get a task each.
-        num_parallel: How many tasks the gang has.
-        condition: The name of the artifact that a switch goes by.
+        flow: The flow instance of the task, which holds the artifact that a switch goes by.
+        node: The running step, as the graph knows it from the source.
+        steps: The arguments of the call: methods of the flow; for a switch one dict of cases.
+        foreach: The name of the artifact whose items get a task each; None without foreach.
+        num_parallel: How many tasks the gang has; None without a gang.
+        condition: The name of the artifact that a switch goes by; None without a switch.
 
     Raises:
-        InvalidTransition: If it is not the one of the graph, or the value of a switch is none of
-            its cases.
+        InvalidTransition: The call differs from the one that the graph was read from, or the value
+            of the switch is none of its cases.
     """
     if node.kind is Kind.SWITCH:
         return _choose(flow, node, steps, condition)
@@ -212,7 +212,7 @@ class TaskContext(Protocol):
         """Return the value of an artifact of an earlier task, or of a parameter.
 
         Args:
-            name: The name.
+            name: The name of the artifact or parameter, as an attribute of `self`.
 
         Raises:
             ArtifactNotFound: No earlier step has left the artifact.
@@ -242,10 +242,10 @@ class TaskContext(Protocol):
         """Copy what the inputs of a join agree on; see FlowSpec.merge_artifacts.
 
         Args:
-            flow: The flow.
-            inputs: The inputs of the join.
-            exclude: Artifacts that are not merged.
-            include: The only artifacts that are merged.
+            flow: The flow instance of the join's task; the merged artifacts are set on it.
+            inputs: What the join has got as `inputs`: one namespace for each input task.
+            exclude: The names of artifacts to leave out; None for none.
+            include: The names of the only artifacts to take; None for all.
         """
 
 
@@ -320,14 +320,17 @@ class FlowSpec:
         """Say which steps follow; the last statement of every step but the end.
 
         Args:
-            *steps: The steps that follow.
-            foreach: The name of the artifact whose items get a task each.
-            num_parallel: How many tasks the gang has.
-            condition: The name of the artifact that a switch goes by.
+            *steps: The next steps as methods (`self.train`): one, or several for a branch; for a
+                switch one dict that maps values to steps.
+            foreach: The name of the artifact whose items get a task each; it must be set before the
+                call.
+            num_parallel: How many tasks the gang has: they start together, and know each other's
+                addresses.
+            condition: The name of the artifact whose value chooses among the cases of the switch.
 
         Raises:
-            InvalidTransition: Where the call is not the one that the source says, is the second
-                one, or the value of a switch is none of its cases.
+            InvalidTransition: The call differs from the one that the source shows, is the second
+                one of the step, or the value of a switch is none of its cases.
         """
         state = self.__dict__
         context = self._aflow_bound("next()")
@@ -349,9 +352,9 @@ class FlowSpec:
         only ones to take.
 
         Args:
-            inputs: The inputs of the join.
-            exclude: Artifacts that are not merged.
-            include: The only artifacts that are merged.
+            inputs: The `inputs` of the join, or a part of them.
+            exclude: The names of artifacts to leave out; not together with `include`.
+            include: The names of the only artifacts to take; each must be in some input.
 
         Raises:
             UnhandledInMergeArtifacts: Where inputs differ, MissingInMergeArtifacts where an
@@ -544,8 +547,9 @@ def bind(flow: FlowSpec, context: TaskContext) -> None:
     """Let the instance read from `context`, and refuse to set what may not be set.
 
     Args:
-        flow: The flow.
-        context: The task that runs.
+        flow: A new instance, on which no step has run.
+        context: Where the instance reads artifacts and parameters from, and which names are
+            read-only.
     """
     define(type(flow))
     state = flow.__dict__
@@ -575,7 +579,7 @@ def left_artifacts(flow: FlowSpec) -> dict[str, Any]:
     """Return what the step has set, or read and may have changed: its artifacts by name.
 
     Args:
-        flow: The flow.
+        flow: The flow instance on which the step has run; names that were deleted are absent.
     """
     context: TaskContext | None = flow.__dict__.get("_aflow_context")
     read_only = context.read_only if context is not None else frozenset()

@@ -432,7 +432,7 @@ class HandedAttempts(Protocol):
     """Attempts that other executors have; SQLite and PostgreSQL find them by an index."""
 
     def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
-        """Return by step, how many attempts are queued and how many run; kept by commits.
+        """Return how many attempts are queued and how many run, by step; commits keep the counts.
 
         Args:
             run_key: The key of the run in the metadata store.
@@ -496,8 +496,8 @@ class Journal(Protocol):
         """
 
     def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
-        """Return those that were written after the run was at this version, each with the version
-        that it brought the run to.
+        """Return the event batches that were written after the run was at this version, each with
+        the version that it brought the run to.
 
         Args:
             run_key: The key of the run in the metadata store.

@@ -129,7 +129,7 @@ def items_frame(items: list[Any]) -> bytes:
 
 
 def end_frame() -> bytes:
-    """Return no more items."""
+    """Return the frame that ends a list of items."""
     return pack(["end"])
 
 

@@ -242,8 +242,8 @@ class AttemptLogs:
         return lines
 
     def finish(self, task: int, attempt: int, at: float) -> tuple[list[Line], Kept | None]:
-        """Return the attempt is over: its unfinished last lines, and what is left of its log (None
-        if it has written nothing).
+        """Return what an attempt that is over has left unsent: its unfinished last lines, and the
+        rest of its log (None if it has written nothing).
 
         Args:
             task: The number of the task within its run.

@@ -36,7 +36,7 @@ class Pending:
         self.run: RunUpdate | None = None
 
     def batch(self) -> Batch:
-        """Return the same as the metadata store takes it."""
+        """Return the batch as the metadata store takes it."""
         return Batch(
             encode_events(self.events) if self.events else b"",
             self.tasks,
@@ -239,7 +239,7 @@ class CommitGate:
         self._events[commit].append(event)
 
     def open(self, commit: int) -> tuple[Sequence[RunEvent], Sequence[LaunchAttempt]]:
-        """Return the commit is written: the events and the attempts that have waited for it.
+        """Return the events and the attempts that were held for this commit, which is written now.
 
         Args:
             commit: The number of the commit.

@@ -496,7 +496,7 @@ class RunMachine:
         return [task.launch for task in self._live()]
 
     def queued(self) -> list[LaunchAttempt]:
-        """Return those of `live` that no executor has begun to run."""
+        """Return the live tasks that no executor has begun to run."""
         return [task.launch for task in self._live() if task.handle is None]
 
     def handles(self) -> dict[int, str]:

@@ -184,7 +184,9 @@ class Slots:
             self._devices.sort(key=_natural)
 
     def start(self) -> list[Grant]:
-        """Return those that may start now, in order; they have started with this."""
+        """Return the grants of those that can start now, in order: their slots are taken from now
+        on.
+        """
         grants: list[Grant] = []
         while self._may_start and self._workers > 0:
             entry = self._next()

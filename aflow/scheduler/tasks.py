@@ -158,7 +158,7 @@ class Branches(_Split):
         return NOWHERE if self.group is None else self.group.place(self.index)
 
     def opens(self, task: LiveTask) -> bool:
-        """Return a branch is not an item.
+        """Return False: the tasks of a branch open no scope of a foreach.
 
         Args:
             task: The task.

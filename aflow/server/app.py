@@ -85,14 +85,14 @@ class Api(Protocol):
         """Return whether a path is one of this API, also where no route has it.
 
         Args:
-            path: The path of the URL.
+            path: The path of the URL, decoded.
         """
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, and what is to be done when the application ends.
 
         Args:
-            app: The application of aiohttp.
+            app: The application, which is not yet running.
         """
 
     def description(self) -> Description:
@@ -102,7 +102,7 @@ class Api(Protocol):
         """Return a refusal or a failure, in the form that its clients read.
 
         Args:
-            status: The status of HTTP.
+            status: The HTTP status, 4xx or 5xx.
             sentence: What was wrong, in one sentence.
             headers: More headers of the answer.
         """

@@ -128,7 +128,7 @@ class Authenticator:
         """Return whether a token gets in at all.
 
         Args:
-            token: The token of the request.
+            token: The secret that the client has sent; compared in constant time.
         """
         if self._is_key(token):
             return True
@@ -185,13 +185,12 @@ def check_guarded(host: str, keys: Sequence[str], store: Any, *, anonymous: bool
 
     Args:
         host: The name or address of the host.
-        keys: The keys that are allowed.
-        store: The metadata store.
+        keys: The secrets from the settings; empty for none.
+        store: The metadata store, which may keep tokens.
         anonymous: Whether requests without a token are meant to be allowed.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: Others can reach the host, and there are no keys or tokens to require.
     """
     if is_loopback(host):
         return
@@ -224,10 +223,10 @@ def refusal(
     field `error`, those of Metaflow's service `message`; what concerns all routes has both.
 
     Args:
-        status: The status of HTTP.
+        status: The HTTP status, 4xx or 5xx.
         sentence: What was wrong, in one sentence.
         headers: More headers of the answer.
-        fields: The fields, by name.
+        fields: The names of the fields that carry the sentence.
     """
     return web.json_response(
         dict.fromkeys(fields, sentence),
@@ -237,10 +236,10 @@ def refusal(
 
 
 def caller_of(request: web.Request) -> Caller | None:
-    """Return who sent the request; None for a request that was not authenticated.
+    """Return the caller who sent the request; None for a request that was not authenticated.
 
     Args:
-        request: The request that is answered.
+        request: The request, which the authenticator has seen.
     """
     return request.get(CALLER)
 
@@ -250,7 +249,7 @@ async def attended(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
     otherwise.
 
     Args:
-        request: The request that is answered.
+        request: The request; the validity of its token is checked every few seconds.
         work: The coroutine that makes the answer.
 
     Returns:
@@ -317,7 +316,7 @@ def cookie_of(request: web.Request) -> str:
     the browser knows is in the name.
 
     Args:
-        request: The request that is answered.
+        request: The request, whose header `Host` has the port that the browser knows.
     """
     _, colon, port = request.host.rpartition(":")
     has_port = colon and port.isascii() and port.isdigit() and len(port) <= 5
@@ -328,7 +327,7 @@ def is_page(path: str) -> bool:
     """Return whether a path is that of the web UI's pages and their files, which hold no data.
 
     Args:
-        path: The path of the URL.
+        path: The path of the URL, decoded.
     """
     return path in ("/", "/ui") or (path.startswith("/ui/") and path != "/ui/links")
 
@@ -363,7 +362,7 @@ def names_this_machine(request: web.Request) -> bool:
     have its own name resolve to 127.0.0.1 (DNS rebinding), but not these.
 
     Args:
-        request: The request that is answered.
+        request: The request, whose header `Host` a browser has set from the address.
     """
     host = request.host
     name, colon, port = host.rpartition(":")
@@ -374,7 +373,7 @@ def is_of_another_site(request: web.Request) -> bool:
     """Return whether a browser sends it for a page that is not of this server.
 
     Args:
-        request: The request that is answered.
+        request: The request; one without the headers of browsers is not of another site.
     """
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         return True

@@ -22,14 +22,16 @@ async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -
     be large.
 
     Args:
-        request: The request that is answered.
-        most: The limit.
+        request: The request whose body is read.
+        most: How many bytes the body may have.
         patience: How many seconds the client has to send it.
 
     Raises:
-        HTTPRequestEntityTooLarge: (413), HTTPRequestTimeout (408) for one that does not come to its
-            end, HTTPBadRequest for one that breaks off, and HTTPUnsupportedMediaType (415) for one
-            that is compressed: a few bytes of that can be gigabytes.
+        HTTPRequestEntityTooLarge: The body is larger (413).
+        HTTPRequestTimeout: The body does not come to its end in time (408).
+        HTTPBadRequest: The connection breaks off.
+        HTTPUnsupportedMediaType: The body is compressed: a few bytes of that can be gigabytes
+            (415).
     """
     if "Content-Encoding" in request.headers:
         raise web.HTTPUnsupportedMediaType(reason="The body may not be compressed.")
@@ -54,8 +56,8 @@ async def json_of(request: web.Request, most: int = LARGEST_JSON) -> bytes:
     cannot send it without a preflight request. Raises what `body_of` and `check_json` raise.
 
     Args:
-        request: The request that is answered.
-        most: The limit.
+        request: The request whose body is read.
+        most: How many bytes the body may have.
     """
     check_type(request, "application/json")
     data = await body_of(request, most)
@@ -67,7 +69,7 @@ def check_type(request: web.Request, type_: str) -> None:
     """Refuse a body of another type (415).
 
     Args:
-        request: The request that is answered.
+        request: The request, of which only the header is looked at.
         type_: The media type that is required.
     """
     if request.content_type != type_:
@@ -95,13 +97,13 @@ def number_of(request: web.Request, name: str, default: int, most: int = LARGEST
     not there.
 
     Args:
-        request: The request that is answered.
-        name: The name.
-        default: What counts where the value is absent.
-        most: The limit.
+        request: The request.
+        name: The name of a part of the path, or of a parameter of the URL.
+        default: What is returned where the name is missing.
+        most: The greatest number that is allowed.
 
     Raises:
-        InvalidInput: The value cannot be used; the error says why.
+        InvalidInput: It is not a whole number, or is greater than `most`.
     """
     text = request.match_info.get(name) or request.query.get(name)
     if text is None:

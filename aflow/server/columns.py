@@ -161,7 +161,7 @@ class Columns:
         return b"".join(parts)
 
     def copy(self) -> Columns:
-        """Return the same columns for somebody else, who may take long over them."""
+        """Return a copy of the columns, for a caller that takes long over them."""
         made = Columns(self.base)
         made.version, made.steps, made.workers = self.version, {**self.steps}, {**self.workers}
         made.task, made.step, made.worker = copy(self.task), copy(self.step), copy(self.worker)
@@ -194,12 +194,12 @@ class Columns:
         }
 
     def trace(self, name: str, now: float) -> Iterator[str]:
-        """Yield when each task ran as a trace in the format of Chrome's tracing, which Perfetto
+        """Yield a trace of when each task ran, in the format of Chrome's tracing, which Perfetto
         shows: JSON text in pieces. A host is a process there; its tasks have as many threads as
         went on at once. Tasks that go on last until `now`.
 
         Args:
-            name: The name.
+            name: The pathspec of the run, as the title of the trace.
             now: The present time, in seconds since the epoch.
         """
         hosts: dict[str, int] = {}
@@ -246,7 +246,7 @@ class Columns:
             state: The state of the tasks; None for all.
             sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
             offset: How many to leave out before the first.
-            limit: How many at most.
+            limit: The size of the page.
         """
         key = (step, state, sort)
         order = self._orders.get(key)
@@ -361,7 +361,7 @@ class ColumnsCache:
         version `since`.
 
         Args:
-            run: The record of the run.
+            run: The run, read just now: its version says whether the cached columns are current.
             since: The version of the run that the client has; None for nothing.
         """
         with self._fresh(run) as columns:
@@ -384,12 +384,12 @@ class ColumnsCache:
         """Return a page of a run's tasks; see `Columns.page`.
 
         Args:
-            run: The record of the run.
+            run: The run, read just now.
             step: The name of the step; None for all steps.
             state: The state of the tasks; None for all.
             sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
             offset: How many to leave out before the first.
-            limit: How many at most.
+            limit: The size of the page.
         """
         with self._fresh(run) as columns:
             return columns.page(step, state, sort, offset, limit)
@@ -398,7 +398,7 @@ class ColumnsCache:
         """Return the columns of a run, for the caller alone.
 
         Args:
-            run: The record of the run.
+            run: The run, read just now.
         """
         with self._fresh(run) as columns:
             return columns.copy()
@@ -408,7 +408,7 @@ class ColumnsCache:
         than the run: it takes a pass over all its tasks to find them.
 
         Args:
-            run: The record of the run.
+            run: The run, read just now.
         """
         kept = self._kept(run)
         version, at, cost = kept.found_at

@@ -52,7 +52,7 @@ class RunFilter:
         this.
 
         Args:
-            run: The record of the run.
+            run: The run, as its record is now: one may have ended since the list was read.
         """
         return (
             (not self.states or run.state in self.states)
@@ -69,11 +69,11 @@ def parse(words: str, now: float) -> RunFilter:
     counts back from.
 
     Args:
-        words: The words of the filter.
+        words: What the user has typed: words, `state:failed`, `since:7d` and the like.
         now: The present time, in seconds since the epoch.
 
     Raises:
-        InvalidInput: It says which word is wrong and what would be right.
+        InvalidInput: A word cannot be used; the error says which, and what is allowed.
     """
     if len(words) > _LONGEST:
         raise InvalidInput(f"The filter is too long: {_LONGEST} characters is the most.")

@@ -26,7 +26,8 @@ def queues(metadata: MetadataStore) -> dict[str, Any]:
     run, since when and why. `complete` says whether that is all.
 
     Args:
-        metadata: The metadata store.
+        metadata: The metadata store; one over a service keeps no such documents, and gives an
+            incomplete answer.
     """
     documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
     if documents is None or attempts is None:
@@ -88,10 +89,10 @@ def jobs_of(
 
     Args:
         metadata: The metadata store.
-        run: The record of the run.
+        run: The run; one that has ended has no jobs.
         step: The name of the step; None for all steps.
-        after: What the page before ended with: its last task, position or time and key.
-        limit: How many at most.
+        after: The number of the last task of the page before; -1 for the first page.
+        limit: The size of the page.
     """
     documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
     if documents is None or attempts is None:

@@ -99,7 +99,7 @@ async def listening(
     being answered have some seconds.
 
     Args:
-        app: The application of aiohttp.
+        app: The application; it is cleaned up at the end.
         host: The name or address of the host.
         port: The port; 0 for a free one.
         who: What listens, for the error.

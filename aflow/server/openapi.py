@@ -192,7 +192,7 @@ def parameters(
     """Return the parameters in a path. `meanings` describes them by name.
 
     Args:
-        path: The path of the URL.
+        path: The path with its parameters in braces: `/v1/runs/{flow}/{run}`.
         patterns: The regular expressions of the places in the path, by name.
         meanings: The descriptions of the places in the path, by name.
     """
@@ -212,7 +212,7 @@ def places_of(path: str) -> list[tuple[str, str]]:
     """Return the parameters of a path, each with the part before it.
 
     Args:
-        path: The path of the URL.
+        path: The path with its parameters in braces.
     """
     parts = path.split("/")
     return [(before, part.strip("{}")) for before, part in pairwise(parts) if part.startswith("{")]
@@ -243,7 +243,7 @@ def summary_of(docstring: str) -> dict[str, str]:
     description.
 
     Args:
-        docstring: The docstring of the handler.
+        docstring: The docstring of the handler, whose paragraphs are separated by blank lines.
     """
     first, _, rest = cleandoc(docstring).partition("\n\n")
     found = {"summary": " ".join(first.split())}

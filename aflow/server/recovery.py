@@ -58,10 +58,10 @@ def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
     """Return what is to be done with an orphaned run.
 
     Args:
-        tries: What was tried before.
-        run: The record of the run.
+        tries: How often this server has tried to recover the run, and when it last failed.
+        run: The record of the orphaned run; its lease says whether it is to be cancelled.
         now: The present time, in seconds since the epoch.
-        recovery: For how many seconds an orphaned run is tried before it fails.
+        recovery: For how many seconds recovery is tried before the run is recorded as failed.
     """
     cancelled = run.lease is not None and run.lease.cancel is not None
     if cancelled and tries.failed:

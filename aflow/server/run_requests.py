@@ -35,7 +35,7 @@ class RunRequest(NamedTuple):
         """Return the order of a run, to recover it: without the parameters, which are recorded.
 
         Args:
-            run: The id of the run.
+            run: The id of the run, once it is known.
         """
         fields = {**self._asdict(), "run": run}
         del fields["parameters"]
@@ -71,7 +71,7 @@ def order(body: bytes) -> RunRequest:
     """Return the run request in the body of a request, a JSON object.
 
     Args:
-        body: The body of the request.
+        body: The bytes that the client has sent: a JSON object.
 
     Raises:
         InvalidInput: It is malformed; the error says what is wrong.
@@ -83,10 +83,10 @@ def fields_of(body: bytes) -> dict[str, Any]:
     """Return the fields of a body that is a JSON object.
 
     Args:
-        body: The body of the request.
+        body: The bytes that the client has sent.
 
     Raises:
-        InvalidInput: For any other.
+        InvalidInput: The body is not a JSON object, or names a field twice.
     """
     try:
         fields = json.loads(body, parse_constant=_no_number, object_pairs_hook=_each_once)
@@ -155,7 +155,7 @@ def resume_order(
         package: The key of the code package.
         script: The name of the flow's file in the code package.
         flow: The name of the flow.
-        run: The id of the run.
+        run: The id of the run to resume.
         step: The step from which on tasks run again; None for what has failed.
         parameters: The parameters, as the request has them.
         max_workers: The limit of tasks at a time, as the request has it.

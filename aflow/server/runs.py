@@ -134,15 +134,15 @@ class Runs:
         """Begin a run. Its record exists when this returns.
 
         Args:
-            order: The run request.
+            order: The code package, the flow and the options of the run.
 
         Returns:
             The pathspec of the run.
 
         Raises:
-            CodePackageError: The code package does not exist.
+            CodePackageError: The code package was not sent, or is damaged.
             InvalidInput: The package has no such file.
-            CoordinatorFull: As many runs go on as are allowed.
+            CoordinatorFull: The limit of runs at a time is reached.
             CoordinatorClosed: The server is being stopped.
             CommandFailed: The run did not begin; the error has its output.
         """
@@ -179,7 +179,7 @@ class Runs:
         `begin` raises, but for CoordinatorFull.
 
         Args:
-            order: The run request.
+            order: The code package, the flow and the options of the run.
 
         Raises:
             CoordinatorClosed: The server is being stopped.
@@ -304,10 +304,11 @@ class Runs:
             _log.warning("The order of %s cannot be removed: %s", pathspec, error)
 
     def remembered(self, most: int) -> Iterator[str]:
-        """Yield runs whose orders are kept, `most` at most. Blocks. Raises StorageError.
+        """Yield the pathspecs of runs whose requests are kept, `most` at most. Blocks. Raises
+        StorageError.
 
         Args:
-            most: The limit.
+            most: How many objects to read at most.
         """
         for name in islice(self._blobs.store.list(ORDERS), most):
             try:

@@ -124,7 +124,7 @@ def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
     """Return a new schedule, checked.
 
     Args:
-        name: The name.
+        name: The name that the request gives: it may be anything.
         fields: The fields of the request: those of the schedule and those of the run.
         now: The present time, in seconds since the epoch.
 
@@ -161,8 +161,8 @@ def changed(schedule: Schedule, fields: Mapping[str, Any], now: float) -> Schedu
     """Return a schedule with some fields replaced.
 
     Args:
-        schedule: The schedule.
-        fields: The fields to replace.
+        schedule: The schedule as it is; it is not changed.
+        fields: New values by field; unknown fields are ignored.
         now: The present time, in seconds since the epoch.
 
     Raises:
@@ -207,7 +207,7 @@ def due(schedule: Schedule, now: float) -> list[float]:
     are not: they were missed.
 
     Args:
-        schedule: The schedule.
+        schedule: The schedule; a paused one has nothing due.
         now: The present time, in seconds since the epoch.
     """
     if schedule.paused:
@@ -221,7 +221,7 @@ def due(schedule: Schedule, now: float) -> list[float]:
 
 
 def upcoming(schedule: Schedule, now: float) -> float | None:
-    """Return when it is due next; None if it is paused, or never is.
+    """Return the time at which it is due next; None if it is paused, or has no further one.
 
     Args:
         schedule: The schedule.
@@ -234,16 +234,16 @@ def upcoming(schedule: Schedule, now: float) -> float | None:
 
 
 def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
-    """Return when an expression is due next, at most this many times.
+    """Return the next times at which an expression is due, `count` at most: fewer where it ends.
 
     Args:
-        cron: The cron expression.
+        cron: The expression of cron or of AWS.
         zone: The name of the time zone; None for UTC.
         now: The present time, in seconds since the epoch.
-        count: How many at most.
+        count: How many times are wanted.
 
     Raises:
-        InvalidInput: The value cannot be used; the error says why.
+        InvalidInput: The expression or the time zone cannot be used.
     """
     found: list[float] = []
     parsed, place = parse(cron), zone_of(zone)
@@ -259,7 +259,7 @@ def run_id(schedule: Schedule, tick: float) -> str:
     """Return the id of the run of a tick: of two servers that start it, one is refused.
 
     Args:
-        schedule: The schedule.
+        schedule: The schedule, whose name the id begins with.
         tick: The time at which it was due, in seconds since the epoch.
     """
     when = datetime.fromtimestamp(tick, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -270,7 +270,7 @@ def seen_to(schedule: Schedule, until: float, run: str | None, said: str = "") -
     """Return the schedule after a tick that started this run, or none, for the reason that is said.
 
     Args:
-        schedule: The schedule.
+        schedule: The schedule as it was before the tick; it is not changed.
         until: The time of the tick, in seconds since the epoch.
         run: The id of the run that was started; None for none.
         said: Why no run was started; empty where one was.
@@ -348,7 +348,7 @@ class Scheduling:
         """Run the flow of a schedule now. Raises what `Runs.begin` raises.
 
         Args:
-            name: The name.
+            name: The name of the schedule, which may be paused.
 
         Returns:
             The pathspec of the run.
@@ -381,10 +381,10 @@ class Scheduling:
         Blocks.
 
         Args:
-            schedule: The schedule.
+            schedule: The schedule, checked; its code package has been sent before.
 
         Raises:
-            CodePackageError: The code package cannot be made, read or unpacked.
+            CodePackageError: The schedule's code package does not exist.
         """
         there = self._documents.document(KIND, schedule.name)
         former = None if there is None else read(there)
@@ -409,8 +409,8 @@ class Scheduling:
         known of its runs. Blocks.
 
         Args:
-            name: The name.
-            fields: The fields to replace.
+            name: The name of the schedule.
+            fields: New values by field; other fields than these are ignored.
 
         Returns:
             The changed schedule.

@@ -68,10 +68,10 @@ class Streams:
         """Wait that long, or until it is time to end.
 
         Args:
-            seconds: How many seconds.
+            seconds: How many seconds to wait at most.
 
         Returns:
-            Whether it is.
+            True once the server is being stopped.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -102,14 +102,15 @@ class Streams:
         """Return the logs of a run, of a step or of a task, to be followed.
 
         Args:
-            run: The record of the run.
+            run: The run; its settings say in which datastore the logs are.
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
             after: The id of the line after which to begin; empty for the start.
 
         Raises:
-            NotFound: There is no such step or task.
-            InvalidInput: The id is malformed.
+            NotFound: There is no such step or task, or nobody has recorded where the run's data
+                are.
+            InvalidInput: The id in `after` is malformed.
         """
         url = run.settings.get("storage")
         if not isinstance(url, str):
@@ -124,7 +125,7 @@ class Streams:
         """Yield the output of a run: `line` events, and one `end` with its state.
 
         Args:
-            run: The record of the run.
+            run: The run whose end the last event reports.
             following: The logs that are followed, and how far they were read.
             follow: Whether to go on until the run has ended.
         """
@@ -151,7 +152,7 @@ class Streams:
         """Yield the events of a run's journal, and one `end`.
 
         Args:
-            run: The record of the run.
+            run: The run whose journal is read.
             after: The event after which to begin.
             follow: Whether to go on until the run has ended.
         """
@@ -192,8 +193,8 @@ def event(kind: str, data: Any, id_: str | None = None) -> bytes:
     """Return one event, as it is sent.
 
     Args:
-        kind: The name of the event.
-        data: The bytes, or the value that becomes the JSON of the event.
+        kind: The type of the event, as EventSource dispatches it.
+        data: What becomes the JSON of the event.
         id_: The id of the event; None for one that a client cannot go on from.
     """
     head = f"event: {kind}\n" if id_ is None else f"id: {id_}\nevent: {kind}\n"

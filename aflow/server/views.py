@@ -99,10 +99,10 @@ class Views:
         Args:
             wanted: Which runs are asked for.
             cursor: The cursor that an earlier page gave; None for the first page.
-            limit: How many at most.
+            limit: The size of the page.
 
         Raises:
-            InvalidInput: For a cursor that is none.
+            InvalidInput: The cursor was not given by an earlier page.
         """
         after = None if cursor is None else position(cursor)
         found, cursor = self.records(wanted, after, limit)
@@ -115,8 +115,9 @@ class Views:
 
         Args:
             wanted: Which runs are asked for.
-            after: What the page before ended with: its last task, position or time and key.
-            limit: How many at most.
+            after: Creation time and key of the last run of the page before; None for the first
+                page.
+            limit: The size of the page.
         """
         if wanted.run is not None:
             return self._named(wanted), None
@@ -183,7 +184,7 @@ class Views:
         parameters.
 
         Args:
-            run: The record of the run.
+            run: The run to show.
         """
         counts: dict[str, int] = {}
         for step in self._metadata.progress(run.key):
@@ -218,7 +219,7 @@ class Views:
         code, and what has failed first.
 
         Args:
-            run: The record of the run.
+            run: The run to show.
         """
         graph = _graph_of(run)
         facts = run.settings.get("code") or {}
@@ -252,12 +253,11 @@ class Views:
         """Return the parameters of a run, with those that are given in place of some.
 
         Args:
-            run: The record of the run.
+            run: The run whose values are taken.
             given: The parameters that the request gives.
 
         Raises:
-            InvalidInput: For one that is neither given nor known in full: values are pickled, and
-                not unpickled here.
+            InvalidInput: A parameter is not given, and its recorded value is not a plain one.
         """
         values = {}
         for name, kind, text in self._parameters(run):
@@ -320,16 +320,16 @@ class Views:
         """Return the tasks of a run as columns; see `server.columns`.
 
         Args:
-            run: The record of the run.
+            run: The run to show.
             since: The version of the run that the client has; None for nothing.
         """
         return self._columns.read(run, since)
 
     def trace(self, run: RunRecord) -> Iterator[str]:
-        """Return when each task of a run ran, as a trace that Perfetto shows; text in pieces.
+        """Return a trace of when each task of a run ran, for Perfetto: text in pieces.
 
         Args:
-            run: The record of the run.
+            run: The run to show.
         """
         return self._columns.copy(run).trace(f"{run.flow}/{run.run}", self._clock.now())
 
@@ -345,12 +345,12 @@ class Views:
         """Return a page of tasks, sorted and filtered: how many there are in all, and these.
 
         Args:
-            run: The record of the run.
+            run: The run to show.
             step: The name of the step; None for all steps.
             state: The state of the tasks; None for all.
             sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
             offset: How many to leave out before the first.
-            limit: How many at most.
+            limit: The size of the page.
         """
         total, numbers = self._columns.page(run, step, state, sort, offset, limit)
         views = (self._metadata.task(run.key, number) for number in numbers)
@@ -358,10 +358,10 @@ class Views:
         return {"total": total, "tasks": rows}
 
     def artifacts(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Return by step, the artifacts that its first tasks have left, without private ones.
+        """Return, step by step, the artifacts that the first tasks have left, without private ones.
 
         Args:
-            run: The record of the run.
+            run: The run to show.
         """
         found = []
         for step in self._metadata.progress(run.key):
@@ -382,11 +382,11 @@ class Views:
         return found
 
     def explain(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Return why each task ran, or was reused: tasks of a step of which the same is said stand
-        in one line, with the numbers of some of them.
+        """Return why each task ran, or was reused. Tasks of a step with the same reason share one
+        entry, with the numbers of some of them.
 
         Args:
-            run: The record of the run.
+            run: The run to explain; its manifests are read from the datastore.
         """
         grouped: dict[tuple[str, str], list[int]] = {}
         for each in self._explanations(run):
@@ -405,11 +405,11 @@ class Views:
         """Return a task: its attempts, facts, inputs, artifacts, and its cards.
 
         Args:
-            run: The record of the run.
+            run: The run that the task belongs to.
             task: The number of the task within its run.
 
         Raises:
-            NotFound: There is no such object.
+            NotFound: The run has no such task.
         """
         view = self._view(run, task)
         manifest = _manifest_of(view)
@@ -497,7 +497,7 @@ class Views:
         """Return the cards of a run, by step and task.
 
         Args:
-            run: The record of the run.
+            run: The run to show.
         """
         folder = f"cards/{run.flow}/{run.run}/"
         found = []
@@ -510,7 +510,7 @@ class Views:
         """Return the page of a card, as HTML.
 
         Args:
-            run: The record of the run.
+            run: The run that the task belongs to.
             task: The number of the task within its run.
             name: The name, as `cards` gave it.
 
@@ -532,13 +532,13 @@ class Views:
         """Return the pickle of an artifact.
 
         Args:
-            run: The record of the run.
+            run: The run that the task belongs to.
             task: The number of the task within its run.
-            name: The name of the artifact.
+            name: The name of the artifact, private or not.
 
         Raises:
             NotFound: The task has not left it.
-            StorageError: It is damaged.
+            StorageError: The manifest or the artifact is damaged.
             InvalidInput: It is too large, or consists of several parts.
         """
         view = self._view(run, task)
@@ -574,17 +574,18 @@ class Views:
         search: str = "",
         tail: int = 0,
     ) -> dict[str, Any]:
-        """Return lines that the tasks of a run, of a step or one task have printed, after a
-        position; with `search` those that hold the text, in any case of letters; with `tail` the
-        last ones alone, `skipped` being how many stand before them. `next` is the position to go on
-        from, `end` whether that was all for now. A search looks at a bounded number of lines.
+        """Return a page of the lines that the tasks of a run, of a step or one task have printed,
+        after a position; with `search` those that hold the text, in any case of letters; with
+        `tail` the last ones alone, `skipped` being how many stand before them. `next` is the
+        position to go on from, `end` whether that was all for now. A search looks at a bounded
+        number of lines.
 
         Args:
-            run: The record of the run.
+            run: The run whose output is read.
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
-            after: What the page before ended with: its last task, position or time and key.
-            limit: How many at most.
+            after: The position that an earlier page gave as `next`; "" for the beginning.
+            limit: How many lines at most.
             search: The text that lines have to hold, in any case of letters; empty for all lines.
             tail: How many lines from the end; 0 for all.
         """
@@ -618,7 +619,7 @@ class Views:
         before each line.
 
         Args:
-            run: The record of the run.
+            run: The run whose output is read.
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
         """
@@ -643,7 +644,7 @@ class Views:
         """Return the files of a run's code package and, with another run, what differs from its.
 
         Args:
-            run: The record of the run.
+            run: The run whose code package is read.
             against: The run to compare with; None for none.
         """
         files = self._files(run)
@@ -717,10 +718,10 @@ class Views:
         """Return a flow: its latest runs and how long they took, and of some of them each step.
 
         Args:
-            name: The name.
+            name: The name of the flow.
 
         Raises:
-            NotFound: There is no such object.
+            NotFound: The flow has no runs.
         """
         runs = self._metadata.runs(name, limit=_RECENT)
         if not runs:
@@ -897,7 +898,7 @@ def source_of(run: RunRecord) -> dict[str, Any]:
     that is read. Such a run is shown, and never changed.
 
     Args:
-        run: The record of the run.
+        run: The run; its key says whether it is one of Metaflow's.
     """
     place = run.settings.get("metaflow")
     return {
@@ -912,8 +913,8 @@ def default_of(run: RunRecord, name: str) -> str | None:
     a plain value, or the run is an older one.
 
     Args:
-        run: The record of the run.
-        name: The name.
+        run: The run, whose settings keep the defaults.
+        name: The name of the parameter.
     """
     defaults = run.settings.get("defaults")
     found = defaults.get(name) if isinstance(defaults, dict) else None
@@ -921,10 +922,10 @@ def default_of(run: RunRecord, name: str) -> str | None:
 
 
 def plain_run(run: RunRecord) -> dict[str, Any]:
-    """Return a run as JSON has it.
+    """Return a run in the JSON form of the API.
 
     Args:
-        run: The record of the run.
+        run: The run to show.
     """
     return {
         **source_of(run),

@@ -112,10 +112,10 @@ class Aws(AwsClient):
         return Account(parts[1], region, parts[4])
 
     def with_platforms(self, queues: Iterable[str]) -> Account:
-        """Return the same, with which of the queues run jobs on Fargate.
+        """Return the account, with the queues among these that run jobs on Fargate.
 
         Args:
-            queues: The job queues.
+            queues: The names or ARNs of the job queues; each is described once.
         """
         fargate = frozenset(queue for queue in queues if self.is_fargate(queue))
         return self.account._replace(fargate=fargate)
@@ -123,10 +123,10 @@ class Aws(AwsClient):
     # ------------------------------------------------------------ state machines
 
     def machine(self, name: str) -> StateMachine | None:
-        """Return the state machine of this name.
+        """Return the state machine of this name; None where there is none.
 
         Args:
-            name: The name.
+            name: The name, not the ARN.
         """
         arn = self.account.machine_arn(name)
         found = self.try_call("stepfunctions", "describe_state_machine", stateMachineArn=arn)
@@ -139,9 +139,9 @@ class Aws(AwsClient):
         """Make the state machine, or change the one that is there.
 
         Args:
-            name: The name.
-            definition: The definition of the state machine, or its name.
-            log_history: Whether the history goes to CloudWatch Logs.
+            name: The name, not the ARN.
+            definition: The definition of the state machine, as JSON.
+            log_history: Whether the events of executions go to the log group of the settings.
 
         Returns:
             Its ARN.
@@ -165,7 +165,7 @@ class Aws(AwsClient):
         """Delete the state machine; executions that run go on to their end.
 
         Args:
-            name: The name.
+            name: The name, not the ARN; nothing happens where there is none.
         """
         arn = self.account.machine_arn(name)
         self.try_call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
@@ -176,14 +176,14 @@ class Aws(AwsClient):
         """Start an execution.
 
         Args:
-            name: The name.
-            given: The input of the execution, as JSON.
+            name: The name of the state machine.
+            given: The input of the execution: an object that JSON can hold.
 
         Returns:
             The execution that was started.
 
         Raises:
-            AwsError: AWS refuses.
+            AwsError: There is no such state machine, or AWS refuses.
         """
         text = json.dumps(given)
         arn = self.account.machine_arn(name)
@@ -201,11 +201,11 @@ class Aws(AwsClient):
         return StateMachineExecution(found, found.rpartition(":")[2], "RUNNING", started, None)
 
     def execution(self, machine: str, name: str) -> StateMachineExecution | None:
-        """Return the execution of this name.
+        """Return the execution of this name; None where there is none.
 
         Args:
-            machine: The state machine: its name, ARN or record.
-            name: The name.
+            machine: The name of the state machine.
+            name: The name of the execution, which is the id of the run.
         """
         arn = self.account.machine_arn(machine).replace(":stateMachine:", ":execution:")
         found = self.try_call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
@@ -215,7 +215,8 @@ class Aws(AwsClient):
         """Return the error and the cause that an execution has ended with.
 
         Args:
-            execution: The execution.
+            execution: An execution that has ended; one that AWS no longer knows has its status as
+                the error.
         """
         found = (
             self.try_call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
@@ -243,7 +244,7 @@ class Aws(AwsClient):
         """Stop an execution, and the jobs that it waits for.
 
         Args:
-            execution: The execution.
+            execution: The execution; one that has ended stays as it is.
             cause: Why, for the history of the execution.
         """
         self.try_call(
@@ -264,12 +265,12 @@ class Aws(AwsClient):
         it.
 
         Args:
-            rule: The name of the rule.
-            machine: The state machine: its name, ARN or record.
-            what: When it starts.
+            rule: The name of the rule; an existing one is replaced.
+            machine: The name of the state machine.
+            what: Times in UTC, or a pattern of events.
 
         Raises:
-            AwsError: AWS refuses.
+            AwsError: AWS refuses the rule or its target.
         """
         ticks = isinstance(what, Ticks)
         when: dict[str, str] = (
@@ -301,7 +302,7 @@ class Aws(AwsClient):
         """Delete the rule; fine if there is none.
 
         Args:
-            rule: The name of the rule.
+            rule: The name of the rule; its targets are removed first, as EventBridge requires.
         """
         if self.try_call("events", "describe_rule", Name=rule) is None:
             return
@@ -315,9 +316,9 @@ class Aws(AwsClient):
         """Start the machine at times in a zone, by EventBridge Scheduler.
 
         Args:
-            name: The name.
-            machine: The state machine: its name, ARN or record.
-            ticks: When it is due.
+            name: The name of the schedule; an existing one is updated.
+            machine: The name of the state machine.
+            ticks: The expression of AWS and the time zone.
         """
         values = {
             "Name": name,
@@ -338,7 +339,7 @@ class Aws(AwsClient):
         """Delete the schedule; fine if there is none.
 
         Args:
-            name: The name.
+            name: The name of the schedule.
         """
         self.try_call("scheduler", "delete_schedule", Name=name)
 
@@ -368,7 +369,7 @@ class Tokens:
 
     @classmethod
     def of_user(cls) -> Tokens:
-        """Return those of the user who runs this program."""
+        """Return the production tokens that the user of this program has stored."""
         home = looked_up("TOKEN_HOME")
         folder = expanded(home) if home else config_file().path.parent
         return cls(ConfigFile(folder / "production_tokens.json"))
@@ -695,11 +696,12 @@ class StateMachineDeployer:
         return [*self._aws.executions(self.name, states)]
 
     def reasons(self, executions: Sequence[StateMachineExecution]) -> dict[str, str]:
-        """Return why runs have not succeeded, by their ids: as they are recorded, which those are
-        now that failed before a job could, else as AWS says it.
+        """Return why runs have not succeeded, by their ids: as it is recorded, else as AWS says it.
+        Runs that failed before a job could record them are recorded now.
 
         Args:
-            executions: The executions.
+            executions: Executions of this state machine; those that run or have succeeded are left
+                out.
         """
         ended = [e for e in executions if e.status in ("FAILED", "TIMED_OUT", "ABORTED")]
         if not ended:
@@ -741,12 +743,12 @@ class StateMachineDeployer:
         that, it is recorded now.
 
         Args:
-            run: The id of the run.
-            authorize: The token of another user's deployment; None for the own one.
+            run: The id of the run, which is the name of its execution.
+            authorize: The production token of another user's deployment; None for your own.
             clock: The source of the time; tests give a `FakeClock`.
 
         Returns:
-            The execution.
+            The execution, as it was before it was stopped.
 
         Raises:
             InvalidInput: The end of the run is recorded already.
@@ -781,13 +783,13 @@ class StateMachineDeployer:
         """Start a run that reuses what another one has finished.
 
         Args:
-            run: The id of the run.
+            run: The id of a run that has ended without success.
 
         Returns:
-            The execution.
+            The execution of the new run.
 
         Raises:
-            InvalidInput: The run cannot be resumed.
+            InvalidInput: The run still runs, or has succeeded.
         """
         self.machine()
         execution = self._execution(run)
@@ -829,7 +831,7 @@ def starts(made: DeploymentPlan) -> list[str]:
     """Return what starts the flow, in sentences.
 
     Args:
-        made: The plan.
+        made: The plan of the deployment, with its schedule and its events.
     """
     sentences = []
     if isinstance(made.ticks, Ticks):

@@ -112,7 +112,7 @@ class RecordedAttempt(JobAttempt):
 
         Args:
             spec: What the attempt is to run.
-            work: What runs the attempt.
+            work: The run, the step and the program that the attempt is part of.
             new: The record of the task, if it is not recorded yet; else None.
 
         Returns:
@@ -262,13 +262,13 @@ class StateMachineJob:
         """Run the task, unless it has succeeded already.
 
         Args:
-            step: The name of the step.
+            step: The name of the step, from the job's command.
 
         Returns:
-            The exit code of the job.
+            The exit code of the job: 0 also where an earlier try of the job has succeeded.
 
         Raises:
-            InvalidInput: The variables of the job are malformed.
+            InvalidInput: The variables of the job are malformed, or the flow has no such step.
         """
         variables, order = self._variables, self._order
         if step == self._graph.start:

@@ -72,13 +72,14 @@ def checked_target(option: str, arn: str | None) -> str | None:
 
 
 def note(arn: str, partition: str, flow: str, *, succeeded: bool) -> State:
-    """Return the state that sends the note; where it goes on is for the caller to say.
+    """Return the state that notifies a topic of SNS or a bus of EventBridge of the run's end; the
+    caller adds the state that follows.
 
     Args:
-        arn: The ARN; None for none.
+        arn: The ARN of the topic or of the bus.
         partition: The partition of AWS, as `aws`.
-        flow: The name of the flow.
-        succeeded: Whether the run has succeeded.
+        flow: The name of the flow, for the text of the notification.
+        succeeded: Whether the notification says `succeeded` or `failed`.
     """
     status = "succeeded" if succeeded else "failed"
     if ":sns:" in arn:
@@ -189,11 +190,11 @@ def compiled(graph: Graph, jobs: Mapping[str, JobOf], where: Where, comment: str
     Args:
         graph: The steps of the flow and the transitions between them.
         jobs: The jobs, by step.
-        where: The account and region.
+        where: Where the machine and its jobs run, and the settings of the deployment.
         comment: The comment of the state machine.
 
     Raises:
-        InvalidInput: For a flow that Step Functions cannot run: which step, and why.
+        InvalidInput: Step Functions cannot run the flow; the error names the step and the reason.
     """
     compiler = _Compiler(graph, jobs, where)
     states = compiler.flow()

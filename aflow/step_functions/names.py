@@ -28,13 +28,14 @@ def machine_name(flow: str, project_flow: str | None, prefix: str | None, given:
     after the prefix that is set.
 
     Args:
-        flow: The name of the flow.
+        flow: The name of the flow's class.
         project_flow: The name of the flow within its project; None outside of one.
         prefix: What the names begin with; None for nothing.
-        given: What was given.
+        given: `--name`; None where it was not given. A flow with @project refuses it.
 
     Raises:
-        InvalidInput: For one that cannot be used.
+        InvalidInput: The name is too long, has characters that AWS does not allow, or `--name` was
+            given to a flow with @project.
     """
     if given is not None and project_flow is not None:
         raise InvalidInput("--name cannot be given to a flow with @project, which names it.")
@@ -54,8 +55,8 @@ def rule_name(machine: str, kind: str = "") -> str:
     """Return the name of the machine's rule: that of its schedule, or of another kind.
 
     Args:
-        machine: The state machine: its name, ARN or record.
-        kind: The kind of rule.
+        machine: The name of the state machine.
+        kind: What the rule is for; "" for the schedule. It is appended to the machine's name.
     """
     name = f"{machine}-{kind}" if kind else machine
     return name if len(name) <= LONGEST_RULE else _cut(name, 47)
@@ -74,7 +75,8 @@ class Label(NamedTuple):
     token: str
 
     def comment(self, order: str) -> str:
-        """Return the same as the comment of the definition; `order` is the key of what its jobs do.
+        """Return the label as the comment of the machine's definition; `order` is the key of the
+        order that its jobs read.
 
         Args:
             order: The order of the labels' fields.
@@ -102,7 +104,7 @@ def next_token(machine: str, before: str | None, letters: Sequence[str]) -> str:
     Args:
         machine: The state machine: its name, ARN or record.
         before: The token of the deployment that is replaced; None for none.
-        letters: Random characters.
+        letters: Random small letters; the caller draws them, so that this function stays pure.
     """
     found = re.search(r"-(\d+)-[a-z]+\Z", before or "")
     number = int(found[1]) + 1 if found else 0
@@ -126,17 +128,18 @@ def checked_token(token: str) -> str:
 def authorized(
     machine: str, deployed: Label, user: str, known: Sequence[str | None], what: str
 ) -> None:
-    """Nothing, if the user may change the machine: it is theirs, or they know its token.
+    """Check that the user may change the machine: they have deployed it, or know its token.
 
     Args:
         machine: The state machine: its name, ARN or record.
         deployed: The label of the deployed state machine.
-        user: The name of the user.
-        known: The tokens that this user knows.
-        what: What is to be done, for the error.
+        user: The user who asks for the change.
+        known: The production tokens that this user has given or has stored; None among them is no
+            token.
+        what: What is to be done, for the error message.
 
     Raises:
-        InvalidInput: The error is raised with what to do.
+        InvalidInput: The user may not; the error says whom to ask for the token.
     """
     if deployed.owner == user or deployed.token in known:
         return
@@ -167,7 +170,7 @@ def items(graph: Graph, step: str, *, distributed: bool) -> int:
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        step: The name of the step.
+        step: The name of the step that opens the foreach.
         distributed: Whether a foreach is a distributed map.
     """
     if distributed:
@@ -187,11 +190,11 @@ def _events(node: Node) -> int:
 
 
 def too_many_items(graph: Graph, step: str, count: int | None, *, distributed: bool) -> str | None:
-    """Return a sentence, if a foreach has more items than there may be.
+    """Return a sentence if a foreach has more items than Step Functions allows; None otherwise.
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        step: The name of the step.
+        step: The name of the step; one that opens no foreach has no limit.
         count: How many items there are; None where that is not known.
         distributed: Whether a foreach is a distributed map.
     """
@@ -215,10 +218,10 @@ def check_branches(graph: Graph, node: Node) -> None:
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        node: The step.
+        node: The step that opens the branches.
 
     Raises:
-        InvalidInput: There are too many branches.
+        InvalidInput: The names of the branches' ends do not fit into a variable of the join's job.
     """
     longest = max(len(each.name) for each in graph.nodes.values() if node.join in each.next)
     most = LONGEST_VARIABLE // (longest + _PLACE)

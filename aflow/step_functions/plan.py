@@ -79,10 +79,11 @@ def aws_cron(text: str) -> str:
     """Return a schedule in the form of AWS: six fields, one of the two of days `?`.
 
     Args:
-        text: The text.
+        text: Five fields of cron, or six fields of AWS.
 
     Raises:
-        InvalidInput: Both fields of days say something, or it is not a schedule.
+        InvalidInput: It is not a schedule, or restricts days both of the month and of the week,
+            which AWS does not allow.
     """
     cron.parse(text)
     fields = text.split()
@@ -187,8 +188,8 @@ def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) 
 
     Args:
         step: The step; None for the job of the end.
-        definition: The definition of the state machine, or its name.
-        settings: The settings of AWS.
+        definition: The name of the job definition.
+        settings: The settings of AWS; its job queue is used where the step names none.
     """
     if step is None:
         return JobOf(definition, 2, limit_of(None, settings))
@@ -236,7 +237,7 @@ class Account(NamedTuple):
         """Return the ARN of a state machine.
 
         Args:
-            name: The name.
+            name: The name of the state machine.
         """
         return f"arn:{self.partition}:states:{self.region}:{self.number}:stateMachine:{name}"
 
@@ -262,9 +263,9 @@ def name_of(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        wanted: The options of the deployment.
-        user: The name of the user.
-        settings: The settings of AWS.
+        wanted: The options of `step-functions create`.
+        user: The user who deploys, for the branch of a flow with @project.
+        settings: The settings of AWS; `machine_prefix` begins all names.
 
     Raises:
         InvalidInput: It cannot be used; the error says why.
@@ -287,8 +288,9 @@ def token_for(name: str, before: str | None) -> str:
     """Return a new production token.
 
     Args:
-        name: The name.
-        before: The token of the deployment that is replaced; None for none.
+        name: The name of the state machine, with which the token begins.
+        before: The token of the former deployment, whose number is continued; None for the first
+            one.
     """
     return next_token(name, before, [secrets.choice(ascii_lowercase) for _ in range(LETTERS)])
 
@@ -315,20 +317,22 @@ def plan(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        wanted: The options of the deployment.
-        settings: The settings of this program.
-        aws: The settings of AWS.
-        account: The account of AWS.
-        code: The code package.
-        token: The production token; None for none.
-        owner: The user who has deployed it; None where it is not known.
-        in_store: Whether jobs record runs in the datastore, without a service.
+        wanted: The options of `step-functions create`.
+        settings: The settings of the program that deploys: its datastore and metadata are those of
+            the runs.
+        aws: The settings of AWS: roles, queues, images.
+        account: The account and region in which the flow is deployed.
+        code: The code package, already stored.
+        token: The production token, which the state machine keeps in its label.
+        owner: The user to whom the state machine belongs; None for the user that deploys it.
+        in_store: Whether jobs record runs in the object store, because the service is one of
+            Metaflow's.
         shipped: Where aflow's own packages are, by version of Python; None for none.
         environments: The environments of the steps; None for none.
 
     Raises:
-        InvalidInput: For a flow that Step Functions cannot run, and InvalidSetting for what is not
-            set.
+        InvalidInput: Step Functions cannot run the flow.
+        InvalidSetting: A role, a queue or an image is not set.
     """
     name = name_of(definition, wanted, settings.user, aws)
     _check_steps(definition)
@@ -485,13 +489,12 @@ def metadata_of_jobs(settings: Settings, aws: AwsSettings, *, in_store: bool) ->
     """Return the address of the metadata as jobs see it.
 
     Args:
-        settings: The settings of this program.
-        aws: The settings of AWS.
+        settings: The settings of the program that deploys.
+        aws: The settings of AWS; `internal_url` is the service's address as jobs see it.
         in_store: Whether jobs record runs in the datastore, without a service.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: The metadata cannot be reached from jobs.
     """
     if in_store:
         service = aws.internal_url if settings.metadata == "service" else None

@@ -45,13 +45,13 @@ class Records:
         """Return the records of a run.
 
         Args:
-            metadata: The metadata store.
+            metadata: The open metadata store; it stays open.
             flow: The name of the flow.
-            run: The id of the run.
-            sleep: Blocks for a number of seconds.
+            run: The id of the run, which the execution's name is.
+            sleep: Blocks for a number of seconds; a test gives one that does not wait.
 
         Raises:
-            NotFound: It does not exist.
+            NotFound: The run was not recorded: the job that begins it has failed.
         """
         found = metadata.run(flow, run)
         if found is None:
@@ -67,11 +67,12 @@ class Records:
         """Write a batch that does not depend on what others have written meanwhile.
 
         Args:
-            batch: The records to write.
+            batch: The records to write. It is tried again where the run's version has changed
+                meanwhile.
 
         Raises:
             NotFound: The run does not exist.
-            MetadataUnavailable: Others write all the time.
+            MetadataUnavailable: Other jobs have written before every try.
         """
         version = self.run.version
         for tried in range(TRIES):

@@ -71,10 +71,10 @@ class DeploymentSpec(NamedTuple):
         """Return the order that `encode` gave.
 
         Args:
-            data: The bytes.
+            data: The object, as `encode` returned it.
 
         Raises:
-            InvalidMessage: For anything else, or what is too new.
+            InvalidMessage: The bytes are not a deployment, or a newer aflow has written them.
         """
         try:
             version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
@@ -93,10 +93,11 @@ class DeploymentSpec(NamedTuple):
 
 
 def order_key(data: bytes) -> str:
-    """Return what an encoded order is named by.
+    """Return the key of an encoded order: its digest.
 
     Args:
-        data: The bytes.
+        data: The order, as `encode` returned it; equal orders have one key, so that a deployment
+            can be repeated.
     """
     return digest_of([data], len(data))
 
@@ -105,7 +106,7 @@ def order_name(key: str) -> str:
     """Return the object, by its name in the store, that holds an order.
 
     Args:
-        key: The key of the order.
+        key: The key, as `order_key` returned it.
     """
     return f"deploy/orders/{blob_key(key)}"
 
@@ -114,12 +115,13 @@ def read_order(store: ObjectStore, key: str) -> DeploymentSpec:
     """Return the order of this key.
 
     Args:
-        store: The datastore.
-        key: The key of the order.
+        store: The datastore of the deployment.
+        key: The key, which the state machine gives to each job.
 
     Raises:
-        ObjectNotFound: For any other bytes.
-        CorruptBlob: For any other bytes.
+        ObjectNotFound: There is no order of this key.
+        CorruptBlob: The bytes of the object do not have this digest.
+        InvalidMessage: A newer aflow has written it.
     """
     data = bytes(store.get(order_name(key)))
     if order_key(data) != key:
@@ -183,12 +185,12 @@ WORD_OF_FAILURE = "run-failed"  # stands for a step in the word's name
 
 
 def word_name(flow: str, run: str, step: str, place: str) -> str:
-    """Return the object, by its name in the store, that holds what a job has said.
+    """Return the name of the object in the store that holds the result of a job.
 
     Args:
         flow: The name of the flow.
         run: The id of the run.
-        step: The name of the step.
+        step: The name of the step; WORD_OF_FAILURE for the failure of the run.
         place: The place of the task: the indices of the foreachs around it.
     """
     return f"deploy/words/{flow}/{run}/{step}/{place}"
@@ -200,9 +202,9 @@ def state_after(run: str, step: str, place: str, started: str | None) -> dict[st
 
     Args:
         run: The id of the run.
-        step: The name of the step.
+        step: The name of the step that has ended.
         place: The place of the task: the indices of the foreachs around it.
-        started: When it started; None if it has not.
+        started: When the run started, as Step Functions writes times; None to leave it out.
     """
     state: dict[str, Any] = {"run": run, "place": place, "from": {"step": step}}
     return state if started is None else {**state, "started": started}
@@ -212,7 +214,7 @@ def word_of_switch(state: Mapping[str, Any], following: str) -> dict[str, Any]:
     """Return the state, and which step follows.
 
     Args:
-        state: The state of the machine.
+        state: What `state_after` has returned.
         following: The name of the step that follows.
     """
     return {**state, "next": following}
@@ -223,9 +225,9 @@ def word_of_foreach(state: Mapping[str, Any], items: Sequence[int], *, distribut
     reads them by itself.
 
     Args:
-        state: The state of the machine.
-        items: The indices of the items.
-        distributed: Whether a foreach is a distributed map.
+        state: What `state_after` has returned.
+        items: The indices of the items of the foreach, from 0.
+        distributed: Whether the foreach is a distributed map, which reads the list from the store.
     """
     return [*items] if distributed else {**state, "items": [*items]}
 
@@ -253,12 +255,12 @@ def given_by(
     machines of `flows`, or one whose detail holds the fields that `events` names.
 
     Args:
-        text: The text.
-        events: The fields of parameters, by event and parameter.
+        text: The input as JSON; "" counts as an empty object.
+        events: Which field of an event gives which parameter, by event and parameter.
         flows: The names of flows, by the ARN of their machines.
 
     Raises:
-        InvalidInput: It is malformed.
+        InvalidInput: The input is not JSON, or not of one of these forms.
     """
     whole = _object(text or "{}", "The input of the execution")
     if "detail-type" in whole:

@@ -76,7 +76,7 @@ def format_place(levels: Sequence[Level]) -> str:
 
 
 def rounds_added(place: str, more: int) -> str:
-    """Return the same place, when the loop has gone round this many times more (or less).
+    """Return the place after the loop has gone round this many times more (or less).
 
     Args:
         place: The place of the task: the indices of the foreachs around it.
@@ -145,12 +145,12 @@ def number_of(order: Mapping[str, int], step: str, place: str) -> int:
     """Return the number of the task; `order` is `ordered` of its graph.
 
     Args:
-        order: The ids of the tasks, in order.
+        order: The position of each step in the graph, which makes numbers unique within a level.
         step: The name of the step.
         place: The place of the task: the indices of the foreachs around it.
 
     Raises:
-        InvalidInput: Where there are too many rounds of a loop for numbers that grow.
+        InvalidInput: A loop inside of a foreach has gone round too often for the number's bits.
     """
     levels = parse(place)
     turn = levels[-1].rounds * len(order) + order[step]
@@ -212,18 +212,18 @@ class Numbers:
         return number_of(self._order, step, place)
 
     def loops(self, step: str) -> bool:
-        """Return whether the flow may come back to the switch.
+        """Return whether a switch is in a loop, so that the flow may come back to it.
 
         Args:
-            step: The name of the step.
+            step: The name of a switch.
         """
         return step in self._looping
 
     def after(self, step: str, place: str) -> str:
-        """Return the place of what follows a switch: a loop goes round once more there.
+        """Return the place of the tasks that follow a switch; in a loop one more round is counted.
 
         Args:
-            step: The name of the step.
+            step: The name of a switch; the place stays the same unless it is in a loop.
             place: The place of the task: the indices of the foreachs around it.
         """
         return rounds_added(place, 1) if step in self._looping else place
@@ -232,7 +232,7 @@ class Numbers:
         """Return the number of the task of a step that leads to this place, in the same scope.
 
         Args:
-            step: The name of the step.
+            step: The name of the step that leads here.
             place: The place of the task: the indices of the foreachs around it.
         """
         return self.of(step, rounds_added(place, -1) if step in self._looping else place)
@@ -243,13 +243,14 @@ class Numbers:
         """Return the task of the step at a place.
 
         Args:
-            step: The name of the step.
+            step: The name of the step that the job is for.
             place: The place of the task: the indices of the foreachs around it.
-            came_from: The word that names the steps before.
-            branches: Where each branch of the join has ended; None for a step that is not a join.
+            came_from: The name of the step before, as the state machine passes it on.
+            branches: Where each branch of the join has ended, as the state machine passes it on;
+                None for a step that is not a join.
 
         Raises:
-            InvalidInput: The words of the state machine are malformed.
+            InvalidInput: The flow has no such step in this version, or the branches are malformed.
         """
         if step not in self._graph.nodes:
             raise InvalidInput(f"Flow {self._graph.flow} has no step {step!r} in this version.")

@@ -54,8 +54,8 @@ def noted(store: ObjectStore, flow: str | None = None) -> list[str]:
     """Return the names of what state machines have left: of one flow, or of all.
 
     Args:
-        store: The datastore.
-        flow: The name of the flow; None where it is not known.
+        store: The datastore of the deployments.
+        flow: The name of the flow; None for all flows.
     """
     return list(store.list(f"{FOLDER}/{flow}/" if flow else f"{FOLDER}/"))
 
@@ -71,9 +71,9 @@ def record(
     log of a job that `describe_jobs` would describe so. Raises StorageError and MetadataError.
 
     Args:
-        metadata: The metadata store.
-        store: The datastore.
-        names: The names of the steps.
+        metadata: Where the runs are recorded.
+        store: The datastore that has the objects.
+        names: The names that `noted` has returned; one that is gone or malformed is skipped.
         last_lines: Returns the last lines of a job's log.
         now: The present time, in seconds since the epoch.
     """
@@ -150,8 +150,8 @@ def look(settings: Settings, flow: str | None = None) -> None:
     listed. A service that does not answer then is logged: the list stays as it was.
 
     Args:
-        settings: The settings of this program.
-        flow: The name of the flow; None where it is not known.
+        settings: The settings of this program; nothing is done unless the datastore is in S3.
+        flow: The name of the flow; None for all flows.
     """
     if AwsSettings.load().machine_role is None or not settings.storage_url.startswith("s3://"):
         return

@@ -467,8 +467,8 @@ class ArtifactReader:
             self._thread.start()
 
     def verify_pending(self) -> None:
-        """Return when all that was handed out is verified; raises CorruptBlob, which names the
-        artifact, or what kept a blob from being read."""
+        """Wait until everything that was handed out is verified; raises CorruptBlob, which names
+        the artifact, or what kept a blob from being read."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None

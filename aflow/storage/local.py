@@ -327,7 +327,7 @@ class _Batch:
             self.finish()
 
     def finish(self) -> None:
-        """Return when all that was put is in its place, and on the disk."""
+        """Wait until everything that was put is in its place, and on the disk."""
         try:
             for temporary, _ in self._files:
                 _sync(temporary)

@@ -205,7 +205,7 @@ class _Batch:
             each.result()
 
     def finish(self) -> None:
-        """Return when all are there; raises what the first one has failed with."""
+        """Wait until all are there; raises what the first one has failed with."""
         try:
             while self._sizes:
                 self._settle()

@@ -238,7 +238,7 @@ class StepContext:
         return manifest
 
     def verify_mapped(self) -> None:
-        """Return when all that was mapped unverified has been verified; raises CorruptBlob."""
+        """Wait until all that was mapped unverified has been verified; raises CorruptBlob."""
         self._reader.verify_pending()
 
     def _changed(self, name: str, value: Any, writer: PackingWriter) -> Entry | None:
@@ -302,8 +302,8 @@ Announce = Callable[[Any, int], None]
 def write_streamed(
     items: Iterable[Any], blobs: BlobStore, limit: int, clock: Clock, announce: Announce
 ) -> tuple[Any, int]:
-    """Return the same as `write_items`, and `announce` is called meanwhile, from another thread. It
-    is not called any more when this returns or raises.
+    """Return what `write_items` returns, and call `announce` meanwhile from another thread: not any
+    more once this returns or raises.
 
     Args:
         items: The items of the foreach.

@@ -144,7 +144,7 @@ class Ledger:
         return [_read(line) for line in whole.splitlines()]
 
     def begun(self) -> list[StartedAttempt]:
-        """Return the same without the ends."""
+        """Return the lines that are starts of attempts, without the ends."""
         return [each for each in self.lines() if not each.what.startswith("ended")]
 
     def times(self) -> Mapping[int, int]:
@@ -553,8 +553,8 @@ def check_results(like: Results, found: Results) -> None:
 
 
 def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
-    """Return each task is committed once, and the records say what the journal says; the ends in
-    it.
+    """Return the ends of attempts in the journal, after checking that each task is committed once,
+    and that the records agree with the journal.
 
     Args:
         metadata: The metadata store.

@@ -136,7 +136,7 @@ class S3(_Client):
         return_missing: bool = False,
         return_info: bool = True,
     ) -> list[S3Object]:
-        """Return the same for many, side by side; in the order of the keys.
+        """Return many objects, fetched side by side, in the order of the keys.
 
         Args:
             keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
@@ -185,7 +185,8 @@ class S3(_Client):
         return self._call(lambda s3: s3.info(key, return_missing))
 
     def info_many(self, keys: Iterable[str], return_missing: bool = False) -> list[S3Object]:
-        """Return the same for many, side by side; in the order of the keys.
+        """Return what `info` returns for many objects, asked for side by side; in the order of the
+        keys.
 
         Args:
             keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
@@ -252,7 +253,8 @@ class S3(_Client):
     def put_files(
         self, key_paths: Iterable[PutFile], overwrite: bool = True
     ) -> list[tuple[str, str]]:
-        """Return the same of local files: pairs of key and path, or S3PutObjects with a path.
+        """Return what `put_many` returns, for local files: pairs of key and path, or S3PutObjects
+        with a path.
 
         Args:
             key_paths: Pairs of a key and the path of a file.

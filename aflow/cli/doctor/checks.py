@@ -76,10 +76,10 @@ class Clocks:
         self._last: Finding | None = None
 
     def hear(self, whose: str, date: str | None) -> None:
-        """Somebody has just said the time, or has not.
+        """Note the time that a service has sent; the last one counts.
 
         Args:
-            whose: Whose clock it is.
+            whose: The service whose answer it was, as the finding names it.
             date: The header `Date` of an answer; None where it has none.
         """
         if date is not None:

@@ -43,8 +43,8 @@ def line(state: str, name: str, text: str) -> str:
     """Return a finding as people read it.
 
     Args:
-        state: The state.
-        name: The name.
-        text: The text.
+        state: The name of a State, which gives the colour.
+        name: The name of the check.
+        text: What was found, and what to do about it.
     """
     return f"{click.style(f'{state:<5}', fg=_COLOURS[state])} {name:<14} {text}"

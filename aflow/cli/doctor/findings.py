@@ -44,42 +44,42 @@ class Finding(NamedTuple):
 
 
 def ok(name: str, said: str) -> Finding:
-    """Return it is well.
+    """Return a finding that all is well.
 
     Args:
-        name: The name.
-        said: What was found.
+        name: The name of the check.
+        said: What was found, in one sentence.
     """
     return Finding(name, State.OK, said)
 
 
 def warn(name: str, said: str, advice: str = "") -> Finding:
-    """Return it may be in the way one day.
+    """Return a finding of what may cause trouble later.
 
     Args:
-        name: The name.
-        said: What was found.
+        name: The name of the check.
+        said: What was found, in one sentence.
         advice: What the user can do about it.
     """
     return Finding(name, State.WARN, said, advice)
 
 
 def fail(name: str, said: str, advice: str = "") -> Finding:
-    """Return it is in the way.
+    """Return a finding of what keeps runs from working.
 
     Args:
-        name: The name.
-        said: What was found.
+        name: The name of the check.
+        said: What was found, in one sentence.
         advice: What the user can do about it.
     """
     return Finding(name, State.FAIL, said, advice)
 
 
 def worst(findings: Sequence[Finding]) -> State:
-    """Return the state of all of them together.
+    """Return the worst state among the findings; OK where there are none.
 
     Args:
-        findings: The findings.
+        findings: The findings of all checks.
     """
     found = {each.state for each in findings}
     return next((state for state in (State.FAIL, State.WARN) if state in found), State.OK)
@@ -92,8 +92,8 @@ def of_space(name: str, place: str, free: int) -> Finding:
     """Return the finding for this many free bytes.
 
     Args:
-        name: The name.
-        place: The path or URL.
+        name: The name of the check.
+        place: The path or URL of what is kept there.
         free: Free space, in bytes.
     """
     said = f"{free / _GIB:.1f} GiB are free where {place} is."
@@ -109,10 +109,10 @@ def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
     the epoch).
 
     Args:
-        name: The name.
+        name: The name of the check.
         here: The time of this machine, in seconds since the epoch.
-        there: The time of the service, as it says it.
-        whose: Whose clock it is.
+        there: The header `Date` of the answer.
+        whose: The service whose clock it is, as the sentence names it.
     """
     try:
         at: datetime = parsedate_to_datetime(there)
@@ -138,9 +138,9 @@ def of_queue(
     """Return what `describe_job_queues` says of a queue, which the setting `key` names.
 
     Args:
-        name: The name.
+        name: The name of the check.
         queue: The name of the job queue.
-        answer: The answer of AWS.
+        answer: The answer of `describe_job_queues`.
         key: The setting that it is about.
     """
     found = answer.get("jobQueues", [])
@@ -166,9 +166,9 @@ def of_machines(name: str, queue: str, answer: Mapping[str, Any], execution_role
     whether one is set, which Fargate needs.
 
     Args:
-        name: The name.
+        name: The name of the check.
         queue: The name of the job queue.
-        answer: The answer of AWS.
+        answer: The answer of `describe_compute_environments`.
         execution_role: Whether the role for the containers is needed, too.
     """
     found = answer.get("computeEnvironments", [])
@@ -194,10 +194,10 @@ def of_role(name: str, role: str, document: Any, service: str) -> Finding:
     """Return whether a role, whose trust policy this is, can be taken on by a service of AWS.
 
     Args:
-        name: The name.
+        name: The name of the check.
         role: The name or ARN of the role.
         document: The policy, as it was decoded.
-        service: The service of AWS, or the URL.
+        service: The service that has to be able to assume it, such as `ecs-tasks.amazonaws.com`.
     """
     if trusts(document, service):
         return ok(name, f"{role} exists, and {service} may assume it.")
@@ -234,9 +234,9 @@ def of_table(name: str, table: str, answer: Mapping[str, Any]) -> Finding:
     """Return what `describe_table` says of the table of Metaflow's state machines.
 
     Args:
-        name: The name.
-        table: The name of the table.
-        answer: The answer of AWS.
+        name: The name of the check.
+        table: The name of the table in DynamoDB.
+        answer: The answer of `describe_table`.
     """
     keys = [(each["AttributeName"], each["KeyType"]) for each in answer["Table"]["KeySchema"]]
     if keys != [("pathspec", "HASH")]:
@@ -260,9 +260,9 @@ def of_service(name: str, url: str, status: int, version: str | None, own: bool)
     that was not 200; the version that the service gives itself.
 
     Args:
-        name: The name.
-        url: The URL.
-        status: The status of HTTP.
+        name: The name of the check.
+        url: The URL of the service, as it is set.
+        status: The HTTP status of the first answer that was not 200, else 200.
         version: The version that the service names; None where it names none.
         own: Whether the service is aflow's.
     """

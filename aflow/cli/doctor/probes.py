@@ -49,16 +49,16 @@ def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
     """Send one GET request, without a second try.
 
     Args:
-        url: The URL.
-        headers: The headers of the request.
+        url: The URL, with `http` or `https`.
+        headers: Headers to send, with the key of the service, if one is set.
 
     Returns:
         The status, the headers and the body.
 
     Raises:
-        OSError: The server cannot be reached; http.client.HTTPException and InvalidSetting are
-            possible, too.
-        InvalidSetting: A setting cannot be used.
+        OSError: The server cannot be reached, or does not answer in time; its protocol errors are
+            http.client.HTTPException.
+        InvalidSetting: The URL is not one of HTTP.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -77,13 +77,15 @@ def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
 
 
 def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, str | None]:
-    """Return whether a metadata service answers at the URL, and takes the key in the headers; and
-    what its clock says, if it said that.
+    """Check whether a metadata service answers at the URL, and takes the key in the headers.
 
     Args:
-        name: The name.
-        url: The URL.
-        headers: The headers of the request.
+        name: The name of the check, which the finding gets.
+        url: The URL of the service.
+        headers: Headers to send, with the key of the service, if one is set.
+
+    Returns:
+        The finding, and the `Date` of the service; None where it did not send one.
     """
     base, date = url.rstrip("/"), None
     try:
@@ -105,8 +107,8 @@ def bucket(name: str, url: str) -> Finding:
     """Return whether a place in S3 can be written and read, and keeps the conditions of writes.
 
     Args:
-        name: The name.
-        url: The URL.
+        name: The name of the check, which the finding gets.
+        url: The URL of the datastore, `s3://...`; an object is written there, read and removed.
     """
     from aflow.storage.s3 import S3Store
 
@@ -131,7 +133,7 @@ def date_of_store(url: str) -> str | None:
     """Return what the clock of a place in S3 says; None if it says nothing.
 
     Args:
-        url: The URL.
+        url: The URL of the datastore, `s3://...`.
     """
     from aflow.aws.client import QUICK, AwsClient
 
@@ -156,9 +158,9 @@ def queue(
     one is set, `key` which setting names the queue.
 
     Args:
-        name: The name.
-        wanted: The name of what is looked for.
-        aws: The clients of AWS.
+        name: The name of the check, which the findings get.
+        wanted: The name or ARN of the job queue.
+        aws: The clients of AWS; they do not try again.
         execution_role: Whether the role for the containers is needed, too.
         key: The setting that it is about.
     """
@@ -184,10 +186,10 @@ def role(name: str, arn: str, service: str, aws: AwsClient) -> list[Finding]:
     """Return whether a role is there, and a service of AWS may assume it.
 
     Args:
-        name: The name.
-        arn: The ARN.
-        service: The service of AWS, or the URL.
-        aws: The clients of AWS.
+        name: The name of the check, which the findings get.
+        arn: The ARN that is set.
+        service: The service that has to be able to assume it, such as `ecs-tasks.amazonaws.com`.
+        aws: The clients of AWS; they do not try again.
     """
     advice = f"Set the ARN of a role that {service} may assume."
 
@@ -206,9 +208,9 @@ def table(name: str, wanted: str, aws: AwsClient) -> list[Finding]:
     """Return whether a table of DynamoDB is there, for Metaflow's state machines.
 
     Args:
-        name: The name.
-        wanted: The name of what is looked for.
-        aws: The clients of AWS.
+        name: The name of the check, which the findings get.
+        wanted: The name of the table.
+        aws: The clients of AWS; they do not try again.
     """
     missing = fail(
         name,
@@ -228,9 +230,9 @@ def log_group(name: str, arn: str, aws: AwsClient, key: str) -> list[Finding]:
     """Return whether a log group is there, which the setting `key` names.
 
     Args:
-        name: The name.
-        arn: The ARN.
-        aws: The clients of AWS.
+        name: The name of the check, which the findings get.
+        arn: The ARN or the name that is set.
+        aws: The clients of AWS; they do not try again.
         key: The setting that it is about.
     """
     wanted = arn.removesuffix(":*").partition(":log-group:")[2] or arn
@@ -249,8 +251,8 @@ def image(name: str, wanted: str) -> list[Finding]:
     """Return whether an image is in its registry, as far as that is one of ECR.
 
     Args:
-        name: The name.
-        wanted: The name of what is looked for.
+        name: The name of the check, which the findings get.
+        wanted: The image that is set, with tag or digest.
     """
     from aflow.aws.client import QUICK, AwsClient
 
@@ -285,15 +287,15 @@ def asked(
     look: Callable[[], list[Finding]],
     known: Mapping[str, Finding] | None = None,
 ) -> list[Finding]:
-    """Return what a look gives; if AWS does not let us look that is a doubt, if it does not answer
-    a failure. `known` are the findings that codes of refusals stand for.
+    """Return the findings of `look`; where AWS denies the look that is a warning, where it does not
+    answer a failure. `known` are the findings that codes of refusals stand for.
 
     Args:
-        name: The name.
-        what: What it is about.
-        right: The right of IAM that this needs.
+        name: The name of the check, which the findings get.
+        what: What is looked at, as the beginning of a sentence.
+        right: The permission of IAM that the look needs.
         look: Looks, and returns the findings.
-        known: What was found before, by what was looked at; None for nothing.
+        known: The findings that error codes of AWS stand for; None for none.
     """
     try:
         return look()

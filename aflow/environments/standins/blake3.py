@@ -196,7 +196,7 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         return node.root(length)
 
     def hexdigest(self, length: int = 32) -> str:
-        """Return the same as a text.
+        """Return the digest as a text of hexadecimal digits.
 
         Args:
             length: How many bytes.

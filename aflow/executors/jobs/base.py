@@ -134,7 +134,7 @@ class JobSystem(Protocol[J_contra]):
 
         Args:
             context: What all attempts of the run share.
-            step: The name of the step.
+            step: The name of the step; shortened where the system limits names.
             unique: A text that no other submission has.
         """
 
@@ -143,26 +143,30 @@ class JobSystem(Protocol[J_contra]):
         never will be.
 
         Args:
-            submission: What to submit.
+            submission: The job, how many attempts it has, and under which unique name.
 
         Returns:
             Its id.
+
+        Raises:
+            JobSystemBusy: It is not known whether the job was submitted: `find` tells.
+            JobRefused: The job will never be accepted as it is.
         """
 
     def find(self, name: str, job: J_contra) -> str | None:
         """Return the id of the job of this name; None where there is none.
 
         Args:
-            name: The name.
-            job: The job.
+            name: The name that the submission had; it is unique.
+            job: What was to be submitted, for systems that need its queue or namespace to search.
         """
 
     def member(self, job: str, index: int) -> str:
         """Return the id of one member of an array.
 
         Args:
-            job: The job.
-            index: The index in the array.
+            job: The id of the array, as `submit` returned it.
+            index: The index of the member, from 0.
         """
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
@@ -176,24 +180,25 @@ class JobSystem(Protocol[J_contra]):
         """Return why the job of this status has not begun, in the words of the system; maybe empty.
 
         Args:
-            status: The status of the job.
+            status: The last status that `describe` has returned for the job.
         """
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
         """Return those of the members that may have ended without a report: fewer than all, where
-        the system can say so at once. `is_over` says that the whole array has ended.
+        the system can tell. `is_over` says that the whole array has ended.
 
         Args:
             array: The id of the array.
-            members: The ids of the members.
-            is_over: Whether the array has ended.
+            members: The ids of the members whose reports are missing.
+            is_over: Whether the array as a whole has ended, so that every member without a report
+                is lost.
         """
 
     def outcome_of(self, status: JobStatus) -> Outcome:
         """Return how the attempt ended whose job has this status, which is over.
 
         Args:
-            status: The status of the job.
+            status: The status of a job that has ended.
         """
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:

@@ -50,7 +50,7 @@ class JobsOfRun(NamedTuple):
         return f"{self.flow}/{self.run} {self.system}"
 
     def encode(self) -> bytes:
-        """Return as the data of a document."""
+        """Return the data of the document that publishes these jobs; `decode` reads it."""
         waiting = [
             each._replace(reason=" ".join(each.reason.split())[:_LONGEST_REASON])
             for each in self.waiting[:MOST_WAITING]
@@ -112,7 +112,7 @@ def of_runs_that_go_on(found: Iterable[Document]) -> dict[tuple[str, str], list[
     """Return what documents say, by flow and run.
 
     Args:
-        found: The documents.
+        found: Documents of the kind `jobs`; damaged ones are left out.
     """
     jobs: dict[tuple[str, str], list[JobsOfRun]] = {}
     for document in found:
@@ -126,7 +126,8 @@ def prune(documents: Documents, metadata: MetadataStore) -> None:
 
     Args:
         documents: The documents of the metadata store.
-        metadata: The metadata store.
+        metadata: The metadata store that says which runs have ended; a limited number of documents
+            is looked at.
     """
     for document in documents.documents(KIND)[:_PRUNED]:
         read = JobsOfRun.decode(document)

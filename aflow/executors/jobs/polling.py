@@ -39,9 +39,9 @@ def next_wait(wait: float, *, changed: bool, refused: bool) -> float:
     something new, and whether the system did not answer.
 
     Args:
-        wait: Seconds.
-        changed: Whether something has changed since the last look.
-        refused: Whether the last call was refused.
+        wait: The wait before this round, in seconds.
+        changed: Whether this round has found something new, which shortens the wait.
+        refused: Whether the system did not answer, which makes it grow to a longer maximum.
     """
     if refused:
         return REFUSED.after(wait)
@@ -66,7 +66,8 @@ class Poller:
         """Return the poller of this event loop for the scope of the system, which is known by now.
 
         Args:
-            system: The job system.
+            system: The job system; systems of one scope share a poller, so that each job is asked
+                for once.
         """
         pollers = cls._made.setdefault(asyncio.get_running_loop(), {})
         return pollers.setdefault(system.scope, cls(system))
@@ -75,8 +76,8 @@ class Poller:
         """Call `publish` with the status of the job, again and again, until `unwatch`.
 
         Args:
-            job: The job.
-            publish: Called with what is new.
+            job: The id of the job or of an array's member.
+            publish: Called in the event loop with each status, changed or not.
         """
         self._watched[job] = publish
         self.hurry()
@@ -88,7 +89,7 @@ class Poller:
         """Publish nothing more of the job. May be called again.
 
         Args:
-            job: The job.
+            job: The id of the job; unknown ones are ignored.
         """
         self._watched.pop(job, None)
         self._seen.pop(job, None)

@@ -99,12 +99,12 @@ def step_job(
 
     Args:
         step: The step, with its decorators.
-        python: The interpreter.
+        python: The path of the interpreter that runs the task on the nodes.
         attempt: The number of the attempt, from 0.
         is_gang: Whether the attempts start together, on nodes that talk to each other.
 
     Raises:
-        InvalidInput: For what cannot be meant, and InvalidSetting.
+        InvalidInput: An option of @slurm cannot be used together with others, or with a gang.
     """
     slurm: Any = step.decorator("slurm")
     given: dict[str, Any] = {name: looked_up(key) for name, key in DEFAULTS.items()}
@@ -192,11 +192,12 @@ class SlurmSystem:
         that does not answer. Blocks.
 
         Args:
-            jobs: The jobs.
+            jobs: The jobs of the steps; those with equal arguments are tried once.
 
         Raises:
-            InvalidInput: Where it would not take one, JobSystemBusy where it does not answer for
-                long, and InvalidSetting where there is no Slurm here.
+            InvalidInput: Slurm would not take a job; the error names the steps and quotes Slurm.
+            JobSystemBusy: The controller has not answered for long.
+            InvalidSetting: There is no Slurm on this machine.
         """
         for arguments in dict.fromkeys(job.arguments for job in jobs):
             steps = ", ".join(job.step for job in jobs if job.arguments == arguments)
@@ -223,10 +224,11 @@ class SlurmSystem:
         """Submit a job, an array, or a job of several nodes.
 
         Args:
-            given: What to submit.
+            given: What to submit; its job is a SlurmJob, and its size the number of members or
+                nodes.
 
         Returns:
-            The id of the job.
+            The id of the job, of the array, or of the job of several nodes.
 
         Raises:
             JobSystemError: Slurm refuses.
@@ -347,19 +349,19 @@ def submit_workers(
     folder. A worker is sent SIGTERM a minute before its job comes to its end. Blocks.
 
     Args:
-        count: How many.
+        count: How many workers: the size of the array.
         words: The arguments of the command line.
-        variables: The environment variables.
-        options: Options of sbatch.
-        folder: The folder; None for the default one.
+        variables: Environment variables of the workers, beside those that sbatch passes on.
+        options: Further arguments of sbatch; they stand last and so take precedence.
+        folder: Where the scripts write what workers print; made if it does not exist.
         cpus: How many processors a worker has.
 
     Returns:
         The number of the job.
 
     Raises:
-        JobRefused: Where there is no Slurm here.
-        JobSystemBusy: Where there is no Slurm here.
+        JobRefused: Slurm refuses the array.
+        JobSystemBusy: The controller does not answer.
         InvalidSetting: Where there is no Slurm here.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ def visible_devices(said: str) -> tuple[str, ...]:
     before the first that cannot be one (-1, NoDevFiles, none, void), each once.
 
     Args:
-        said: The value of the variable.
+        said: The value of CUDA_VISIBLE_DEVICES or its like; "" hides all GPUs.
     """
     found: dict[str, None] = {}
     for each in map(str.strip, said.split(",")):
@@ -177,7 +177,7 @@ class Demands:
         InvalidDecorator.
 
         Args:
-            step: The name of the step.
+            step: The name of the step; one without @resources asks for nothing.
             attempt: The number of the attempt, from 0.
         """
         found = self._resources.get(step)
@@ -187,7 +187,7 @@ class Demands:
         """Check that no step asks for more than there is.
 
         Args:
-            slots: The slots of the machine.
+            slots: What the machine offers; nothing is taken.
 
         Raises:
             InvalidInput: A step does; the error names it.
@@ -220,8 +220,8 @@ class Demands:
         further than `most`.
 
         Args:
-            slots: The slots of the machine.
-            most: How many there may be at most.
+            slots: What the machine offers.
+            most: How many attempts run at once without regard to resources.
         """
         bounds: dict[str, int] = {}
         for name, found in self._resources.items():
@@ -236,7 +236,7 @@ def bounded(amounts: Mapping[str, float], machine: MachineCapacity) -> dict[str,
 
     Args:
         amounts: The amounts, by resource.
-        machine: What this machine has.
+        machine: What this machine has, and which amounts the user has set: those bind.
     """
     return {
         name: amount
@@ -250,8 +250,8 @@ def too_much(lacking: Demand, slots: Slots) -> str:
     """Return why a demand can never be met, as the rest of a sentence.
 
     Args:
-        lacking: What is missing.
-        slots: The slots of the machine.
+        lacking: The part of the demand that exceeds what the machine has.
+        slots: What the machine offers, for the sentence.
     """
     there = dict(slots.offered)
     offered = ", ".join(f"{name}={there.get(name, 0) / UNIT:g}" for name, _ in lacking)
@@ -302,10 +302,11 @@ class SlotQueue:
         start: now, or later.
 
         Args:
-            keys: The keys of the holders.
+            keys: One for each attempt; unique among all that wait or run.
             specs: What the attempts are to run.
-            amounts: The amounts, by resource.
-            begin: Called when there is room.
+            amounts: What each of them needs, by resource; empty for nothing beside a slot.
+            begin: Called with the attempt and what was granted to it, maybe before `submit`
+                returns.
         """
         for key, spec in zip(keys, specs, strict=True):
             self._waiting[key] = _Waiting(spec, amounts, begin)
@@ -322,10 +323,10 @@ class SlotQueue:
         return demand
 
     def withdraw(self, key: Hashable) -> AttemptSpec | None:
-        """Return the attempt of this key, if it has not started: it waits no longer.
+        """Return an attempt after taking it out of the queue; None if it has started already.
 
         Args:
-            key: The key.
+            key: The key that it was submitted with.
         """
         waiting = self._waiting.pop(key, None)
         if waiting is None:
@@ -335,10 +336,11 @@ class SlotQueue:
         return waiting.spec
 
     def withdraw_all(self, executor: int) -> list[AttemptSpec]:
-        """Return all attempts of an executor that have not started: they wait no longer.
+        """Return all attempts of an executor that have not started, after taking them out of the
+        queue.
 
         Args:
-            executor: The number of the executor.
+            executor: The number of the executor, with which the keys of its attempts begin.
         """
         keys = [key for key in self._waiting if isinstance(key, tuple) and key[0] == executor]
         specs = [self._waiting.pop(key).spec for key in keys]
@@ -349,10 +351,10 @@ class SlotQueue:
         return specs
 
     def release(self, key: Hashable) -> None:
-        """This attempt has ended, and what it had is free. May be called again.
+        """Release what a finished attempt held. May be called again.
 
         Args:
-            key: The key.
+            key: The key that it was submitted with.
         """
         self.slots.release(key)
         self._start()
@@ -386,12 +388,12 @@ def admission_for(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        steps: The names of the steps.
-        given: The amounts that were set; None for none.
+        steps: The names of the steps that run on this machine.
+        given: The amounts of `--resources`, by name; None to use what is found.
         max_workers: How many tasks run at a time; None for as many as there are processors.
 
     Raises:
-        InvalidInput: For a step that could never start.
+        InvalidInput: A step asks for more than the machine will ever have.
     """
     if not any(definition.steps[name].decorator("resources") for name in steps):
         return None

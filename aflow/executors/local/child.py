@@ -26,7 +26,7 @@ def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | No
 
     Args:
         parent: The process id of the parent.
-        sigint: What SIGINT did before.
+        sigint: The handler of SIGINT, or the number of the default action, from before.
         line: The descriptor of the lifeline; None where the kernel ends it.
     """
     os.setsid()
@@ -75,11 +75,11 @@ def was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
 
 
 def redirect(stdout: int, stderr: int) -> None:
-    """Let descriptors 1 and 2 lead to the coordinator.
+    """Send this process's stdout and stderr to the coordinator.
 
     Args:
-        stdout: The descriptor for stdout.
-        stderr: The descriptor for stderr.
+        stdout: The writing end of the pipe for stdout.
+        stderr: The writing end of the pipe for stderr.
     """
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
@@ -141,13 +141,13 @@ def _refuse(*args: object, **options: object) -> NoReturn:
 
 
 def ended_by(error: BaseException) -> int:
-    """Show what a program has ended by, as Python does.
+    """Print the exception that ended a program, as Python does.
 
     Args:
-        error: The exception.
+        error: What the program has raised: SystemExit, too.
 
     Returns:
-        Its exit code.
+        The exit code that Python would have ended with.
     """
     if isinstance(error, SystemExit):
         return ending.exit_code(error)
@@ -168,7 +168,7 @@ def _of_the_program(error: BaseException) -> Any:
 
 
 def end(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
-    """Leave the process as Python would: see aflow/_core/ending.py.
+    """Leave the process as Python would, but in less time; see aflow/_core/ending.py.
 
     Args:
         code: The exit status.
@@ -190,8 +190,8 @@ def write_all(fd: int, data: bytes) -> None:
     """Write all of the bytes.
 
     Args:
-        fd: The descriptor.
-        data: The bytes.
+        fd: A descriptor in blocking mode.
+        data: The bytes; short writes are continued.
     """
     view = memoryview(data)
     while view:

@@ -69,7 +69,7 @@ class Host:
         """Run the program in this process, and the work when it comes to its flow.
 
         Args:
-            work: What the process does.
+            work: The attempts that this process has been started for.
 
         Returns:
             The exit code of the process.
@@ -183,10 +183,10 @@ class Host:
         return self._entered
 
     def why_never_reached(self, code: int) -> str:
-        """Return why the program has ended, with this exit code, before it came to its flow.
+        """Return, as a sentence, why the program has ended before it reached its flow.
 
         Args:
-            code: The exit status.
+            code: The exit code of the program.
         """
         if self._error is None or isinstance(self._error, SystemExit):
             flow = self._program.flow or "its flow"
@@ -196,13 +196,13 @@ class Host:
     def never_reached(
         self, step: str, attempt_key: tuple[int, int], begun: float, code: int
     ) -> AttemptReport:
-        """Return the report of an attempt whose program has not come to its flow.
+        """Return the report of an attempt whose program has not reached its flow: it has failed.
 
         Args:
             step: The name of the step.
-            attempt_key: Task and number of the attempt.
+            attempt_key: The numbers of task and attempt.
             begun: When it began, in seconds since the epoch.
-            code: The exit status.
+            code: The exit code of the program.
         """
         error = None if self._error is None else describe(self._error)
         return AttemptReport(
@@ -251,7 +251,7 @@ class Work(Protocol):
         """Send a message to the coordinator.
 
         Args:
-            *message: The message.
+            *message: The kind, and what belongs to it.
         """
 
     def refuse(self, report: AttemptReport) -> None:
@@ -265,7 +265,7 @@ class Work(Protocol):
         """Run what there is to run.
 
         Args:
-            flow: The flow object.
+            flow: The flow instance that the user's program has called.
 
         Returns:
             The exit code of the process.
@@ -362,7 +362,7 @@ def copies_of(flow: FlowSpec) -> Callable[[], FlowSpec]:
     """Return a function that makes flows with what the __init__ of this one has set.
 
     Args:
-        flow: The flow object.
+        flow: The instance that the user's program has made; its attributes are shared, not copied.
     """
     cls, state = type(flow), dict(flow.__dict__)
 

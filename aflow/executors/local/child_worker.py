@@ -248,7 +248,7 @@ class WorkerSockets:
         """Send messages that are packed already.
 
         Args:
-            messages: The encoded messages.
+            messages: Packed messages, one after another; they are written as a whole.
         """
         with self._lock:
             self._flush(messages)
@@ -259,7 +259,8 @@ class WorkerSockets:
         Args:
             attempt_key: The step, task and number of the attempt.
             stream: 0 for stdout, 1 for stderr.
-            data: The bytes.
+            data: The bytes as they were written. Within `HOLD` seconds of the last ones they are
+                kept back, to be sent together.
         """
         now = self._clock.now()
         message = msgpack.packb((LOGGED, *attempt_key, stream, now, data))

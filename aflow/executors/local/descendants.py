@@ -56,7 +56,7 @@ def owner_of(pid: int) -> tuple[int, int] | None:
     gone.
 
     Args:
-        pid: The id of the process.
+        pid: The id of any process of this machine.
     """
     if _LIMIT is None or not hasattr(resource, "prlimit"):
         return None
@@ -77,7 +77,7 @@ def kill(pid: int) -> bool:
     """End a process at once.
 
     Args:
-        pid: The id of the process.
+        pid: The id of the process; one that has gone already counts as ended.
 
     Returns:
         False where it is not ours to end.

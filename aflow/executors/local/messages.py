@@ -50,7 +50,7 @@ def packed(*message: Any) -> bytes:
     """Return a message as bytes. Names of files in it need not be UTF-8.
 
     Args:
-        *message: The message.
+        *message: The kind, and what belongs to it: plain values only.
     """
     return msgpack.packb(message, unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
@@ -66,10 +66,11 @@ def unpacker() -> msgpack.Unpacker:
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Return some bytes of the stream and the descriptors that came with them; b"" at its end.
+    """Return bytes of the stream and the descriptors that came with them; b"" once the other side
+    has closed it.
 
     Args:
-        sock: The socket.
+        sock: The socket; it blocks if it is a blocking one.
     """
     data, fds, _, _ = socket.recv_fds(sock, _CHUNK, MAX_FDS)
     return data, fds
@@ -90,8 +91,9 @@ class SendBuffer:
         """Send a message; the descriptors are ours from now on and closed once they are sent.
 
         Args:
-            message: The message.
-            fds: Descriptors that travel with it; they are the caller's still.
+            message: The kind, and what belongs to it.
+            fds: Descriptors that travel with it; from now on they belong to this buffer, which
+                closes them.
         """
         self._queue.append((memoryview(packed(*message)), list(fds)))
         if not self._waiting:
@@ -107,10 +109,10 @@ class SendBuffer:
         self.arrived(len(self._travelling))
 
     def arrived(self, count: int) -> None:
-        """So many more descriptors have arrived.
+        """The other side has received this many more descriptors: their copies here are closed.
 
         Args:
-            count: How many.
+            count: How many, in the order in which they were sent.
         """
         close_all([self._travelling.popleft() for _ in range(count)])
 

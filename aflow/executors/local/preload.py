@@ -172,7 +172,7 @@ def bits_of(generator: Any) -> Any:
     """Return what a generator of NumPy, of the new or of the old kind, draws its bits from.
 
     Args:
-        generator: The random generator.
+        generator: A `Generator`, or a `RandomState` of the legacy API.
     """
     found = getattr(generator, "bit_generator", None)
     return generator._bit_generator if found is None else found
@@ -183,7 +183,7 @@ def is_unseeded(generator: Any) -> bool:
     out: each process of a task has that seeded again.
 
     Args:
-        generator: The random generator.
+        generator: A `Generator` or `RandomState` that was found in an imported module.
     """
     if generator is sys.modules["numpy.random"].mtrand._rand:
         return False

@@ -99,11 +99,12 @@ class FreshProcesses:
 
         Args:
             spec: What the attempt is to run.
-            limit: The limit; None for no limit.
+            limit: The limit of its memory in bytes; None for none.
             start: What the process is started for, or how.
             environment: The environment variables, by name.
             terminal: The terminal that the task may use; None for none.
-            granted: The resources that were granted.
+            granted: What was taken from this machine's slots for it; they are released by the
+                caller.
         """
         try:
             readers, writers = pipes(3)
@@ -380,13 +381,13 @@ def over_memory(limit: int | None, size: int | None = None) -> str:
 
 
 def pipes(count: int) -> tuple[list[int], list[int]]:
-    """Pipes.
+    """Make pipes for a task's output; either all of them or none.
 
     Args:
-        count: How many.
+        count: How many pipes.
 
     Returns:
-        The reading ends (which do not block) and the writing ends; all or none.
+        The reading ends, which do not block, and the writing ends. The caller closes them.
     """
     readers: list[int] = []
     writers: list[int] = []

@@ -36,11 +36,12 @@ class Terminal:
         `writers`, which get a stdin as their last.
 
         Args:
-            readers: The descriptors to read from.
-            writers: The descriptors to write to.
+            readers: The coordinator's ends of stdout, stderr and the report; the first two are
+                replaced.
+            writers: The task's ends of the same; replaced likewise, and a stdin is appended.
 
         Raises:
-            OSError: The operating system refuses.
+            OSError: No pseudo-terminal is available.
         """
         if not self.is_one:
             writers.append(os.dup(0))
@@ -63,7 +64,7 @@ class Terminal:
         """Show what the task has written.
 
         Args:
-            data: The bytes.
+            data: Bytes of the task's output, written to our stdout unchanged.
         """
         view = memoryview(data)
         while view:
@@ -115,7 +116,7 @@ def take(stdin: int) -> None:
     gets.
 
     Args:
-        stdin: The descriptor of the terminal.
+        stdin: The descriptor that the task was given as its last; closed here.
     """
     os.dup2(stdin, 0)
     os.close(stdin)

@@ -132,7 +132,7 @@ class WorkerProcess:
         """Call back when it may have room, once or more often, until `when_roomy_stop`.
 
         Args:
-            callback: Called once.
+            callback: Called in the event loop; it has to look whether there is room.
         """
         if messages_have_an_end():
             self._loop.add_writer(self._specs, callback)
@@ -562,11 +562,11 @@ class WorkerPool:
     # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int) -> None:
-        """The process runs.
+        """A worker's process has been forked.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
-            pid: The id of the process.
+            pid: The id of the new process.
         """
         self._workers[child].pid = pid
 

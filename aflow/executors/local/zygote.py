@@ -922,7 +922,7 @@ def kill_group(pid: int, signum: int) -> None:
     """Send a signal to a process and all that it has started, if there is any left.
 
     Args:
-        pid: The id of the process.
+        pid: The leader of a process group, a child of this process that was not waited for.
         signum: The number of the signal.
     """
     gone = (ProcessLookupError, PermissionError)  # macOS: the second where all have ended

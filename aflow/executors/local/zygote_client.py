@@ -57,7 +57,7 @@ class Children(Protocol):
 
         Args:
             child: The number of the child process, as the coordinator counts them.
-            pid: The id of the process.
+            pid: The id of the new process.
             at: When it happened, in seconds since the epoch.
         """
 
@@ -67,8 +67,8 @@ class Children(Protocol):
         Args:
             child: The number of the child process, as the coordinator counts them.
             status: The exit status, as os.waitpid returns it.
-            max_rss: The peak memory, in bytes.
-            cpu: Seconds of processor time.
+            max_rss: Its peak resident memory, in bytes.
+            cpu: The processor time of it and its children, in seconds.
         """
 
     def not_forked(self, child: int, reason: str) -> None:
@@ -164,19 +164,20 @@ class Zygotes:
         fds: Sequence[int],
         late: Mapping[str, str] | None = None,
     ) -> int:
-        """Ask for a process with these variables that is `fresh`, or a `fork` of the program; the
-        number that it is known by.
+        """Ask for a process with these variables: a `fresh` one, or a `fork` of the program.
 
         Args:
-            kind: The kind.
-            start: What the process is started for, or how.
+            kind: Which child program it becomes: that of a task or of a worker.
+            start: `fresh` or `fork`.
             environment: The environment variables, by name.
-            detail: What the child has to know.
-            fds: Descriptors that travel with it; they are the caller's still.
-            late: Variables that are set when the child has started; None for none.
+            detail: What the child program needs; plain values.
+            fds: Descriptors for the child; closed here once they are sent, or the request is
+                dropped.
+            late: Variables that are set after the fork, since they differ between tasks; None for
+                none.
 
         Returns:
-            The descriptors are closed here.
+            The number of the child, by which `Children` hears of it.
         """
         self._ids += 1
         wanted = _RequestedProcess(
@@ -257,7 +258,7 @@ class Zygotes:
 
         Args:
             child: The number of the child process, as the coordinator counts them.
-            signum: The number of the signal.
+            signum: The signal; a process that was not asked for yet is never started instead.
         """
         link = self._of.get(child)
         if link is not None:
@@ -276,9 +277,9 @@ class Zygotes:
         """A zygote has reported something.
 
         Args:
-            link: The socket of the zygote.
-            kind: The kind.
-            *rest: The rest of the message.
+            link: The connection to the zygote that has sent the message.
+            kind: The kind of the message, from `messages`.
+            *rest: What belongs to that kind.
         """
         if kind == messages.FORKED:
             self._children.forked(*rest)
@@ -306,10 +307,10 @@ class Zygotes:
             self._release()
 
     def lost(self, link: _ZygoteSocket) -> None:
-        """A zygote has ended by itself.
+        """Handle the unexpected end of a zygote: its children are reported as lost.
 
         Args:
-            link: The socket of the zygote.
+            link: The connection to the zygote; the first one's end is the end of all.
         """
         reason = "the process that starts tasks has died"
         if link is self._first:
@@ -373,7 +374,7 @@ def check_warm(process: ZygoteProcess, request: LoadRequest) -> str | None:
     what the program has imported; releases it.
 
     Args:
-        process: The zygote.
+        process: A zygote that was just started; it is ended here.
         request: What has to be known to load the flow.
     """
     ours, theirs = socket.socketpair()

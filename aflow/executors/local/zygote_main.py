@@ -37,7 +37,7 @@ def serve(control: socket.socket, parent: int, path: Sequence[str]) -> None:
     Args:
         control: The descriptor or socket of the coordinator.
         parent: The process id of the parent.
-        path: The path.
+        path: What a fresh interpreter has as `sys.path`, without the folder of the program.
     """
     withhold_secrets()
     names = sys.modules["aflow"]

@@ -85,18 +85,18 @@ def with_code(
     """Fetch the code package of this key. Blocks.
 
     Args:
-        store: The datastore.
+        store: The datastore that has the package.
         request: What has to be known to load the flow.
-        code: The code package.
-        script: The name of the flow's file in the code package.
+        code: The key of the code package.
+        script: The path of the flow's file within the code package.
         unpack: Unpacks the code package into a folder.
 
     Returns:
         The request with the program where its file is now, and the folder of the code.
 
     Raises:
-        CodePackageError: The package is none.
-        StorageError: The store cannot be used.
+        CodePackageError: The package cannot be unpacked.
+        StorageError: The package cannot be fetched.
     """
     folder = unpack(BlobStore(store), code)
     source = placed(request.source, folder, code_package.inside(script))
@@ -110,14 +110,17 @@ def delivered(
     code, from which the flow is to be imported (None for one that comes without). Blocks.
 
     Args:
-        store: The datastore.
+        store: The datastore that has the payload and the code package.
         flow: The name of the flow.
         run: The id of the run.
-        key: The key.
+        key: The key of the payload.
         unpack: Unpacks the code package into a folder.
 
     Raises:
-        CodePackageError: Also for a run of another Python, StorageError and InvalidMessage.
+        CodePackageError: The package cannot be unpacked, or the run was started with another
+            Python.
+        StorageError: The payload or the package cannot be fetched.
+        InvalidMessage: The payload is damaged, or a newer aflow has written it.
     """
     job = Job.decode(Payloads(store, flow, run).get(key))
     if job.python != python_version() and not job.environments:
@@ -136,8 +139,8 @@ def other_python(step: str, python: str) -> str | None:
     with this version of Python; None where it can.
 
     Args:
-        step: The name of the step.
-        python: The interpreter.
+        step: The name of the step, for the sentence.
+        python: The version of Python that the run was started with, as `3.12`.
     """
     if python == python_version():
         return None
@@ -191,7 +194,7 @@ def log_line(text: str) -> None:
     """Write a line of aflow's own to the log of the job.
 
     Args:
-        text: The text.
+        text: The line, without its end; it goes to stderr.
     """
     print(f"aflow: {text}", file=sys.stderr, flush=True)  # noqa: T201 -- the log of the job
 
@@ -242,10 +245,10 @@ def run_job(
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once: the threads of clients do not hold it up.
+    """End the process at once, without waiting for the threads of clients.
 
     Args:
-        code: The code package.
+        code: The exit status of the job.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -287,12 +290,14 @@ class JobAttempt:
 
         Args:
             step: The name of the step.
-            shipped: The environment of the step; None for none.
-            python: The interpreter.
+            shipped: The environment of the step; None where it has none.
+            python: The version of Python that the run was started with, as `3.12`.
 
         Raises:
-            CodePackageError: Where Python is another one than that of the run, EnvironmentFailed
-                and StorageError.
+            CodePackageError: The step has no environment, and this is another Python than that of
+                the run.
+            EnvironmentFailed: The environment cannot be built.
+            StorageError: The environment's files cannot be fetched.
         """
         if shipped is not None:
             built: Built = transport.built(shipped, self._store, log_line, [step])
@@ -306,10 +311,11 @@ class JobAttempt:
         """Start what runs the attempt.
 
         Args:
-            work: What the process does.
+            work: What the attempt is part of: the run, the flow's program and what starts its
+                processes.
 
         Returns:
-            The executor.
+            The executor, started; the caller stops it.
 
         Raises:
             AflowError: The code or the environment cannot be prepared.
@@ -326,7 +332,7 @@ class JobAttempt:
         """Run the attempt, and wait for its end.
 
         Args:
-            executor: The executor of the attempt.
+            executor: The executor that `begin` has started; it is stopped here.
             spec: What the attempt is to run.
 
         Returns:

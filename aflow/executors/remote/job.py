@@ -255,10 +255,10 @@ class News:
         self._closed = asyncio.Event()
 
     def add(self, event: tuple[Any, ...]) -> None:
-        """Say it soon.
+        """Queue an event for the next report.
 
         Args:
-            event: The event.
+            event: The event: its kind, and what belongs to it.
         """
         self._events.append(event)
         self._some.set()

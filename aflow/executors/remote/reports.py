@@ -51,11 +51,11 @@ class ReportSender:
         self.undelivered = 0  # events, and ends of leases, that are on their way
 
     def add(self, task: TaskMessage, event: Sequence[Any], done: Lease | None = None) -> None:
-        """Send it soon, to the coordinator of this task; `done` is acknowledged after that.
+        """Queue an event for the coordinator of this task; `done` is acknowledged once it is sent.
 
         Args:
-            task: The message of the task.
-            event: The event.
+            task: The message that brought the task: it names the topic for its reports.
+            event: The event: its kind, and what belongs to it.
             done: The lease of a message that is done with once the report is sent; None for none.
         """
         self._events[_Recipient(task.reply, task.flow, task.run)].append(event)
@@ -64,19 +64,19 @@ class ReportSender:
         self._note(1)
 
     def acknowledge(self, lease: Lease) -> None:
-        """The message is done with, and there is nothing to say of it.
+        """Acknowledge a message of which there is nothing to report.
 
         Args:
-            lease: The lease.
+            lease: The lease of the message.
         """
         self._done.append(lease)
         self._note(1)
 
     def give_back(self, lease: Lease) -> None:
-        """Somebody else is to have it, as if we had never taken it.
+        """Return a message to the queue, as if this worker had never leased it.
 
         Args:
-            lease: The lease.
+            lease: The lease of the message, which another worker can then take at once.
         """
         self._back.append(lease)
         self._note(1)
@@ -87,10 +87,10 @@ class ReportSender:
         return back
 
     def bury(self, lease: Lease) -> None:
-        """Nobody can do it: it is kept to be looked at.
+        """Move a message that no worker can process to the dead letters, where users find it.
 
         Args:
-            lease: The lease.
+            lease: The lease of the message.
         """
         self._bury.append(lease)
         self._note(1)

@@ -66,35 +66,35 @@ class WorkerHost(Protocol):
     """The worker, as the processes of a run see it."""
 
     def started(self, message: TaskMessage, task: int, attempt: int) -> None:
-        """An attempt has begun.
+        """An attempt has started: its heartbeat is due, and the coordinator is to be notified.
 
         Args:
-            message: The message.
+            message: The message that brought the attempt.
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
         """
 
     def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over.
+        """An attempt has ended: its report is due, after which the message is acknowledged.
 
         Args:
-            message: The message.
+            message: The message that brought the attempt.
             report: How the attempt has ended.
             usage: Memory and CPU of the attempt.
         """
 
     def never_begun(self, held: Held) -> None:
-        """An attempt that has not begun is no longer needed.
+        """An attempt was cancelled before it started: its message is done.
 
         Args:
-            held: The attempt with its lease.
+            held: The attempt, its message and its lease.
         """
 
     def refused(self, held: Held, why: str) -> None:
-        """An attempt is none that its run can have.
+        """An attempt can never run: its run does not know it. The message is buried.
 
         Args:
-            held: The attempt with its lease.
+            held: The attempt, its message and its lease.
             why: Why, in one sentence.
         """
 
@@ -103,16 +103,16 @@ class WorkerHost(Protocol):
         it, if it was not all of them.
 
         Args:
-            runtime: The processes of the run.
+            runtime: The runtime of one run on this worker.
             why: Why, in one sentence.
-            only: The task and attempt that it is about; None for all.
+            only: The one attempt that cannot run here; None for all of the run.
         """
 
     def run_is_over(self, runtime: Runtime) -> None:
-        """The run has ended.
+        """The run has ended: its processes are stopped, and its messages removed.
 
         Args:
-            runtime: The processes of the run.
+            runtime: The runtime of one run on this worker.
         """
 
 
@@ -175,10 +175,10 @@ class Runtime:
         return slots if self._isolation == "task" else slots * 8
 
     def launch(self, held: Held) -> None:
-        """Run the attempt, as soon as the run's processes are there.
+        """Run the attempt as soon as the run's processes have started.
 
         Args:
-            held: The attempt with its lease.
+            held: The attempt, its message and its lease; queued while the processes start.
         """
         if self._executor is None:
             self._waiting.append(held)
@@ -330,11 +330,12 @@ class Runtime:
             self._launch(held, self._executor)
 
     async def is_over(self, lease: Lease) -> bool:
-        """Return whether the run has ended, as far as it is time to look: a message may be older
-        than the end of its run.
+        """Return whether the run has ended: a message may be older than the end of its run. The
+        datastore is asked only every few seconds; False in between.
 
         Args:
-            lease: The lease.
+            lease: The lease of a message of the run: one that was delivered before is checked
+                sooner.
         """
         now = asyncio.get_running_loop().time()
         due = LOOK_OF_LATE if lease.deliveries > 1 else LOOK

@@ -32,10 +32,10 @@ def read_options(text: str) -> dict[str, Any]:
     strings belong to the value.
 
     Args:
-        text: The text.
+        text: What follows the colon in `--with NAME:...`; "" means no options.
 
     Raises:
-        InvalidDecorator: For what is not an option, or is given twice.
+        InvalidDecorator: A part has no `=`, or an option is given twice.
     """
     options: dict[str, Any] = {}
     for option, value in _pairs(text):

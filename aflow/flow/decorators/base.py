@@ -61,11 +61,11 @@ def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> Non
     """Put a decorator outside of those that are there.
 
     Args:
-        function: The function that is decorated; None where options are given.
-        decorator: The decorator.
+        function: The function of the step; the decorators are kept as an attribute of it.
+        decorator: The decorator, with its options checked; it becomes the outermost one.
 
     Raises:
-        InvalidDecorator: For a second one of the same kind.
+        InvalidDecorator: The step already has one of this kind, and the kind is not repeatable.
     """
     there = decorators_of(function)
     if not decorator.repeatable and any(each.name == decorator.name for each in there):
@@ -127,11 +127,11 @@ def build(kind: type[StepDecorator], options: Mapping[str, Any]) -> StepDecorato
     """Return a decorator with these options.
 
     Args:
-        kind: The class of the decorator.
+        kind: A subclass of StepDecorator, a dataclass whose fields are the options.
         options: The options, by name.
 
     Raises:
-        InvalidDecorator: For an option that it has not, or a value that cannot be used.
+        InvalidDecorator: An option is unknown, or its value cannot be used.
     """
     known = [each.name for each in fields(kind) if each.init and each.name != kind.open_options]
     own = {name: value for name, value in options.items() if _is_own(kind, name, known)}
@@ -192,15 +192,15 @@ def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, 
     """Add a decorator to a function; without one, return what does so (`@retry` and `@retry(...)`).
 
     Args:
-        kind: The class of the decorator.
-        function: The function that is decorated; None where options are given.
+        kind: A subclass of StepDecorator, a dataclass whose fields are the options.
+        function: What stands below the decorator; None where it was called with options alone.
         options: The options, by name.
 
     Returns:
-        The function, or the decorator.
+        `function` itself, marked; or, without it, a decorator that marks one.
 
     Raises:
-        InvalidDecorator: It is not a function, or an option cannot be used.
+        InvalidDecorator: `function` is not a function, or an option cannot be used.
     """
     if function is None:
         decorator = build(kind, options)
@@ -223,7 +223,7 @@ def as_number(value: object) -> float | None:
     """Return the value as a finite number; None for anything else (as True and False).
 
     Args:
-        value: The value.
+        value: A number, or a text that spells one, as options from the command line are.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None

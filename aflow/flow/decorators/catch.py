@@ -77,9 +77,9 @@ class ExceptionWrapper(Exception):
         its class, both made here without them.
 
         Args:
-            error: The exception.
-            text: The text.
-            name: The name.
+            error: The exception that the step has raised.
+            text: Its formatted traceback; None to format it here.
+            name: Its class, qualified by the module; None to take that of `error`.
         """
         import traceback  # only where a step failed: start-up does not pay for it
 

@@ -128,8 +128,8 @@ class Slurm(StepDecorator):
         """Return how much of an option an attempt asks for; None where it is not asked for.
 
         Args:
-            option: The name of the option.
-            attempt: The number of the attempt, from 0.
+            option: `cpu`, `gpu`, `memory` or `disk`; memory and disk are in MB.
+            attempt: Not used: these options are the same for all attempts.
         """
         found: float | None = getattr(self, option)
         return found

@@ -46,10 +46,10 @@ def exit_hook(flow: object = None, /, **options: Any) -> Any:
     """Call functions when a run of the flow has ended; see ExitHook.
 
     Args:
-        flow: The flow.
+        flow: The class of the flow; None where the decorator is called with options.
         **options: The options, by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated class; with options alone, what decorates one.
     """
     return decorate_flow(ExitHook, flow, options)

@@ -41,11 +41,11 @@ def build(kind: type[FlowDecorator], options: Mapping[str, Any]) -> FlowDecorato
     """Return a decorator with these options.
 
     Args:
-        kind: The class of the decorator.
+        kind: A subclass of FlowDecorator, a dataclass whose fields are the options.
         options: The options, by name.
 
     Raises:
-        InvalidDecorator: For an option that it has not, or a value that cannot be used.
+        InvalidDecorator: An option is unknown, or its value cannot be used.
     """
     known = [each.name for each in fields(kind)]
     for option in options:
@@ -95,15 +95,15 @@ def decorate_flow(kind: type[FlowDecorator], flow: object, options: Mapping[str,
     `@schedule(...)`).
 
     Args:
-        kind: The class of the decorator.
-        flow: The flow.
+        kind: A subclass of FlowDecorator, a dataclass whose fields are the options.
+        flow: What stands below the decorator; None where it was called with options alone.
         options: The options, by name.
 
     Returns:
-        The class, or the decorator.
+        `flow` itself, marked; or, without it, a decorator that marks one.
 
     Raises:
-        InvalidDecorator: It is not a class of a flow, or an option cannot be used.
+        InvalidDecorator: `flow` is not a class, or an option cannot be used.
     """
     if flow is None:
         decorator = build(kind, options)
@@ -121,11 +121,11 @@ def add(flow: object, decorator: FlowDecorator) -> None:
     """Put a decorator outside of those that the class has.
 
     Args:
-        flow: The flow.
-        decorator: The decorator.
+        flow: What stands below the decorator, which should be a class.
+        decorator: The decorator, with its options checked; it becomes the outermost one.
 
     Raises:
-        InvalidDecorator: For what is not a class, and for a second one of a kind that is not
+        InvalidDecorator: `flow` is not a class, or already has one of a kind that is not
             repeatable.
     """
     if not isinstance(flow, type):
@@ -147,7 +147,7 @@ def flow_decorators_of(flow: type) -> tuple[FlowDecorator, ...]:
     Of a kind that is not repeatable the nearest class has the say.
 
     Args:
-        flow: The flow.
+        flow: A subclass of FlowSpec; FlowSpec and `object` themselves have none.
     """
     found: list[FlowDecorator] = []
     for each in flow.__mro__:

@@ -26,7 +26,7 @@ def make_flow_decorator(name: str, options: Mapping[str, Any]) -> FlowDecorator:
     """Return the flow decorator of this name.
 
     Args:
-        name: The name.
+        name: The name as it is written behind the @; the module of its class is imported here.
         options: The options, by name.
 
     Raises:

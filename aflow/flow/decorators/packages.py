@@ -47,10 +47,11 @@ def check_packages(decorator: Any) -> None:
     """Check the options that all these decorators have.
 
     Args:
-        decorator: The decorator.
+        decorator: One of these decorators; its mappings are replaced by ones of text to text.
 
     Raises:
-        InvalidDecorator: The decorator is unknown, or does not take the option.
+        InvalidDecorator: `packages`, `libraries`, `python` or `disabled` has a value that cannot be
+            used.
     """
     for option in ("packages", "libraries"):
         value = getattr(decorator, option, {})
@@ -143,11 +144,11 @@ def pypi_base(flow: Any = None, **options: Any) -> Any:
     """Ask for packages from PyPI for all steps; see PypiBase.
 
     Args:
-        flow: The flow.
+        flow: The class of the flow; None where the decorator is called with options.
         **options: The options, by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated class; with options alone, what decorates one.
     """
     return decorate_flow(PypiBase, flow, options)
 
@@ -156,10 +157,10 @@ def conda_base(flow: Any = None, **options: Any) -> Any:
     """Ask for packages from conda for all steps; see CondaBase.
 
     Args:
-        flow: The flow.
+        flow: The class of the flow; None where the decorator is called with options.
         **options: The options, by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated class; with options alone, what decorates one.
     """
     return decorate_flow(CondaBase, flow, options)

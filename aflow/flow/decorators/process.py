@@ -36,11 +36,12 @@ def process(start: object = None, **options: Any) -> Any:
     """Say how the processes of the step's tasks begin: `@process("fork")`; see Process.
 
     Args:
-        start: The step to begin at.
-        **options: The options, by name.
+        start: How the process begins (see Process), or the function where the decorator stands
+            without parentheses.
+        **options: The options of Process by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated function; with options alone, what decorates one.
     """
     if isinstance(start, str):
         return decorate(Process, None, {"start": start, **options})

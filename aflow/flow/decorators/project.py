@@ -44,13 +44,14 @@ class Project(FlowDecorator):
         `user.<user>`. `branch` and `production` come from outside.
 
         Args:
-            flow: The name of the flow.
-            user: The name of the user.
-            branch: The branch of @project; None for the user's own.
-            production: Whether it is deployed to production; None where that was not said.
+            flow: The name of the flow's class, the last part of the deployed name
+                `<project>.<branch>.<flow>`.
+            user: The user who runs or deploys it; the branch of one is `user.<user>`.
+            branch: `--branch`; None where it was not given.
+            production: `--production`; None where it was not given, and the source decides.
 
         Raises:
-            InvalidInput: Where they cannot be used, or say something else than the source.
+            InvalidInput: The branch is not a valid name, or an option contradicts the source.
         """
         chosen = self._agreed("branch", self.branch, branch)
         if chosen is not None and not _is_name(chosen):
@@ -84,10 +85,10 @@ def project(flow: object = None, /, **options: Any) -> Any:
     """Say which project the flow belongs to, and on which branch it is; see Project.
 
     Args:
-        flow: The flow.
+        flow: The class of the flow; None where the decorator is called with options.
         **options: The options, by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated class; with options alone, what decorates one.
     """
     return decorate_flow(Project, flow, options)

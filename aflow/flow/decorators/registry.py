@@ -37,10 +37,10 @@ def kind_of(name: str) -> type[StepDecorator]:
     """Return the class of the decorator of this name.
 
     Args:
-        name: The name.
+        name: The name as it is written behind the @; the module of its class is imported here.
 
     Raises:
-        InvalidDecorator: If there is none.
+        InvalidDecorator: There is none; the error suggests the nearest name.
     """
     if name not in KINDS:
         raise InvalidDecorator(
@@ -56,7 +56,7 @@ def make(name: str, options: Mapping[str, Any]) -> StepDecorator:
     """Return the decorator of this name.
 
     Args:
-        name: The name.
+        name: The name as it is written behind the @.
         options: The options, by name.
 
     Raises:

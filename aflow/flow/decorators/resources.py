@@ -63,11 +63,13 @@ class Resources(StepDecorator):
         """Return how much of an option an attempt asks for; None where it is not asked for.
 
         Args:
-            option: The name of the option.
-            attempt: The number of the attempt, from 0.
+            option: `cpu`, `gpu`, `memory`, `disk` or another field of this decorator; memory and
+                disk are in MB.
+            attempt: The number of the attempt, from 0: an option may be a function of it.
 
         Raises:
-            InvalidDecorator: For what a function of the user's gives that is no such number.
+            InvalidDecorator: The user's function of the attempt returns what is not a non-negative
+                number.
         """
         return self._at(option, getattr(self, option), attempt)
 

@@ -62,7 +62,7 @@ class Retry(StepDecorator):
         """Return whether a step that has raised this is tried again.
 
         Args:
-            error: The exception.
+            error: What the step has raised; a MemoryError counts as OutOfMemory.
         """
         if self.on is None or isinstance(error, self.on):  # type: ignore[arg-type]
             return True

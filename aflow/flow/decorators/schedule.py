@@ -109,10 +109,10 @@ def schedule(flow: object = None, /, **options: Any) -> Any:
     """Say when the deployed flow is to be run; see ScheduleDecorator.
 
     Args:
-        flow: The flow.
+        flow: The class of the flow; None where the decorator is called with options.
         **options: The options, by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated class; with options alone, what decorates one.
     """
     return decorate_flow(ScheduleDecorator, flow, options)

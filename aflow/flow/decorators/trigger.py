@@ -89,21 +89,21 @@ def trigger(flow: object = None, /, **options: Any) -> Any:
     """Say which events start the deployed flow; see TriggeredBy.
 
     Args:
-        flow: The flow.
+        flow: The class of the flow; None where the decorator is called with options, as usual.
         **options: The options, by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated class; with options alone, what decorates one.
     """
     return decorate_flow(TriggeredBy, flow, options)
 
 
 def namespaced_event_name(name: str) -> Callable[..., str]:
-    """Return a name of an event in the project and branch of the flow, once these are known:
-    `mfns.<project>.<branch>.<name>`.
+    """Return a function for @trigger that gives the full name of an event once the flow's project
+    and branch are known: `mfns.<project>.<branch>.<name>`, or `mfns.<name>` without a project.
 
     Args:
-        name: The name.
+        name: The name of the event within the project, without a prefix.
 
     Raises:
         InvalidDecorator: The name is not a text.

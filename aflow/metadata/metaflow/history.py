@@ -308,7 +308,7 @@ class MetaflowHistory:
         return self._views(run_key, self._memory.tasks(self._there(run_key).key, **how))
 
     def newest_tasks(self, run_key: int, **how: Any) -> Iterator[TaskView]:
-        """Return the same, the newest first; see MetadataStore.
+        """Return tasks with their latest attempts, the newest first; see MetadataStore.
 
         Args:
             run_key: The key of the run in the metadata store.

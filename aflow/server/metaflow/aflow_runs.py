@@ -54,19 +54,19 @@ class Rows(Protocol):
     """Rows in the order of their keys."""
 
     def before(self, key: Any, limit: int) -> Iterable[Own]:
-        """Return those below the key (None: all), the greatest first.
+        """Return the rows below the key, the greatest first.
 
         Args:
-            key: The key.
-            limit: How many at most.
+            key: The key to begin below; None for all rows.
+            limit: How many rows at most.
         """
 
     def after(self, key: Any, limit: int) -> Iterable[Own]:
-        """Return those above the key (None: all), the smallest first.
+        """Return the rows above the key, the smallest first.
 
         Args:
-            key: The key.
-            limit: How many at most.
+            key: The key to begin above; None for all rows.
+            limit: How many rows at most.
         """
 
 
@@ -139,10 +139,10 @@ class Joined:
         return self._merged(own, others, CHUNK, newest_first=False)
 
     def tell(self, row: Any) -> Any:
-        """Return the row, as clients get it.
+        """Return the row in the JSON form that clients get.
 
         Args:
-            row: The row of the database.
+            row: A row of `after` or `first`: of this store, or of the service's own listing.
         """
         if isinstance(row, Own):
             return row.fields
@@ -172,7 +172,7 @@ def status_of(run: RunRecord) -> str:
     """Return how a run stands, in the words of the service.
 
     Args:
-        run: The record of the run.
+        run: The run; one that was cancelled counts as failed, since the service has no such status.
     """
     if run.finished_at is None:
         return "running"
@@ -180,20 +180,20 @@ def status_of(run: RunRecord) -> str:
 
 
 def flow_row(flow: str, at: float) -> dict[str, Any]:
-    """Return a flow, for clients.
+    """Return a flow in the JSON form of Metaflow's service.
 
     Args:
         flow: The name of the flow.
-        at: When it happened, in seconds since the epoch.
+        at: When the flow was first run, in seconds since the epoch.
     """
     return {"flow_id": flow, "user_name": None, **_at(at), "tags": [], "system_tags": []}
 
 
 def run_row(run: RunRecord) -> dict[str, Any]:
-    """Return a run, for clients.
+    """Return a run in the JSON form of Metaflow's service.
 
     Args:
-        run: The record of the run.
+        run: The run, as aflow records it.
     """
     beat = None if run.heartbeat_at is None else int(run.heartbeat_at)
     return {
@@ -203,10 +203,10 @@ def run_row(run: RunRecord) -> dict[str, Any]:
 
 
 def step_rows(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """Return the steps of a run that have begun at these times, for clients, by name.
+    """Return the steps of a run that have begun, by name, in the JSON form of Metaflow's service.
 
     Args:
-        run: The record of the run.
+        run: The run that the steps belong to.
         begun: The names of the steps, with the times at which they began.
     """
     return {
@@ -216,21 +216,21 @@ def step_rows(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, A
 
 
 def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
-    """Return a task, for clients.
+    """Return a task in the JSON form of Metaflow's service.
 
     Args:
-        run: The record of the run.
-        view: The task with the attempt.
+        run: The run that the task belongs to.
+        view: The task; its attempt is not used.
     """
     return {**_in_task(run, view), **_at(view.task.created_at), "last_heartbeat_ts": None}
 
 
 def latest_metadata(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
-    """Return what is said of the latest attempt of a task.
+    """Return the metadata records of the latest attempt of a task; none before it has started.
 
     Args:
-        run: The record of the run.
-        view: The task with the attempt.
+        run: The run that the task belongs to.
+        view: The task with its latest attempt.
     """
     return metadata_rows(run, view, [] if view.attempt is None else [view.attempt], [])
 
@@ -242,14 +242,14 @@ def metadata_rows(
     more: Iterable[tuple[float, dict[str, Any]]],
     copies: Copies | None = None,
 ) -> list[dict[str, Any]]:
-    """Return what is said of attempts of a task, where `copies` of what it has left are for
-    Metaflow's client, and `more` with its times.
+    """Return the metadata records of attempts of a task, in the JSON form of Metaflow's service,
+    the oldest first.
 
     Args:
-        run: The record of the run.
-        view: The task with the attempt.
-        attempts: The attempts.
-        more: What is added.
+        run: The run that the task belongs to.
+        view: The task.
+        attempts: The attempts, oldest first.
+        more: Further records, each with its time in seconds since the epoch.
         copies: Where copies for Metaflow's client are; None where there are none.
     """
     began = view.task.created_at
@@ -279,8 +279,8 @@ def artifact_rows(
     without them it cannot read the values.
 
     Args:
-        run: The record of the run.
-        view: The task with the attempt.
+        run: The run that the task belongs to.
+        view: The task with the attempt whose artifacts are listed; none before it has started.
         copies: Where copies for Metaflow's client are; None where there are none.
         left: The artifacts that the attempt has left.
     """
@@ -316,9 +316,9 @@ def passes(query: Mapping[str, str], fields: dict[str, Any], status: str = "") -
     """Return whether a row is one of those that a query filters for. Raises RegistrationRefused.
 
     Args:
-        query: The query of the request.
+        query: The parameters of the URL.
         fields: The fields, by name.
-        status: The status of the run, as the service names it.
+        status: The status of the run, as the service names it; "" for rows that have none.
     """
     for name, value in query.items():
         what, _, how = name.partition(":")
@@ -383,10 +383,10 @@ class OwnRuns:
     def joined(
         self, name: str, asked: Asked, answer: JsonResponse | Lister
     ) -> JsonResponse | Lister:
-        """Return what the route `name` answers, with ours.
+        """Return the answer of the route `name`, with the rows of this store added.
 
         Args:
-            name: The name.
+            name: The name of the route, such as `get_runs`.
             asked: The request: its path, query and body.
             answer: What the service itself answers.
         """
@@ -402,10 +402,11 @@ class OwnRuns:
         return answer
 
     def one(self, name: str, asked: Asked) -> JsonResponse | None:
-        """Return what the route `name` answers of something that is not registered.
+        """Return the answer of the route `name` for an object that the service has not registered;
+        None where this store does not have it either.
 
         Args:
-            name: The name.
+            name: The name of the route, such as `get_run`.
             asked: The request: its path, query and body.
         """
         if name == "get_flow":

@@ -67,13 +67,12 @@ def answered(store: MetadataStore, name: str, body: bytes) -> Generator[bytes, N
     """Yield the frames that answer one call.
 
     Args:
-        store: The metadata store.
-        name: The name.
-        body: The body of the request.
+        store: The metadata store that is called.
+        name: The name of the method, from the path.
+        body: The arguments, packed; the limits on its size depend on the method.
 
     Raises:
-        InvalidMessage: For one that means nothing, and MetadataUnavailable, if it is known before
-            the first frame, where the store cannot be used.
+        InvalidMessage: There is no such method, or the body is malformed.
     """
     if name not in wire.CALLS and name not in wire.STREAMS:
         raise InvalidMessage(f"There is no call {name[:40]!r} of the metadata.")
@@ -209,10 +208,10 @@ class MetaflowApi:
         return web.json_response(failure, status=status, headers=headers)
 
     def handler(self, route: ServiceRoute) -> Handler:
-        """Return what answers requests of this route.
+        """Return the handler of aiohttp for this route; it works in a thread.
 
         Args:
-            route: The route.
+            route: The method and path of HTTP, and what answers them.
         """
 
         async def handle(request: web.Request) -> web.StreamResponse:

@@ -31,7 +31,8 @@ def check(pattern: str) -> None:
     """Check a regular expression.
 
     Args:
-        pattern: The expression.
+        pattern: A regular expression of RE2, whose matching takes linear time whatever clients
+            send.
 
     Raises:
         RegistrationRefused: It is malformed, or too long (400).
@@ -49,7 +50,7 @@ def is_found(pattern: str, value: str) -> bool:
 
     Args:
         pattern: The regular expression of RE2.
-        value: The value.
+        value: The text that is searched.
     """
     return _compiled(pattern).search(value) is not None
 
@@ -74,11 +75,14 @@ NAMES = {  # of which characters they are, by what they name
 
 
 def path_name(kind: str, value: str) -> str:
-    """Return a name in a path.
+    """Return a name in a path, if it is one that the kind allows.
 
     Args:
-        kind: The kind.
-        value: The value.
+        kind: The placeholder in the path, such as `flow_id`.
+        value: The text that the client has sent.
+
+    Raises:
+        RegistrationRefused: The name has characters that are not allowed, or is too long (400).
     """
     if not NAMES[kind].match(value):
         raise _refused(f"{value[:80]!r} cannot be a {kind}")
@@ -89,7 +93,7 @@ def number(value: str) -> int | None:
     """Return the number that a name is, None where it is none. One that no row can have is -1.
 
     Args:
-        value: The value.
+        value: The last part of a path: a number of the service, or a name that a client has given.
     """
     if not value.isdigit():
         return None
@@ -100,8 +104,11 @@ def given_name(kind: str, value: object) -> str | None:
     """Return a name that a client gives to its run or task; numbers are the service's own.
 
     Args:
-        kind: The kind.
-        value: The value.
+        kind: The field of the body, such as `run_id`.
+        value: The value of the field; None where the client gives no name.
+
+    Raises:
+        RegistrationRefused: The name is a number, or not allowed (400).
     """
     if value is None:
         return None
@@ -115,8 +122,11 @@ def parsed(body: bytes, kind: type) -> Any:
     """Return the JSON of a body, which has to be an object or a list. No body is an empty one.
 
     Args:
-        body: The body of the request.
-        kind: The kind.
+        body: The bytes that the client has sent.
+        kind: `dict` or `list`: what the JSON has to be.
+
+    Raises:
+        RegistrationRefused: The body is not such JSON (400).
     """
     try:
         value = json.loads(body) if body else kind()
@@ -128,10 +138,13 @@ def parsed(body: bytes, kind: type) -> Any:
 
 
 def items(body: bytes) -> list[dict[str, Any]]:
-    """Return the objects in a list.
+    """Return the objects in a body that is a list of them.
 
     Args:
-        body: The body of the request.
+        body: The bytes that the client has sent.
+
+    Raises:
+        RegistrationRefused: An item is not an object, or there are too many (400).
     """
     values = parsed(body, list)
     if len(values) > MAX_ITEMS:
@@ -142,12 +155,16 @@ def items(body: bytes) -> list[dict[str, Any]]:
 
 
 def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str | None:
-    """Return a text; of anything else, as clients do send it, its JSON.
+    """Return a field as a text; a value that is not a text, as clients do send it, becomes its
+    JSON.
 
     Args:
-        values: The values.
-        key: The key.
+        values: The fields of the body.
+        key: The name of the field.
         default: What counts where the value is absent.
+
+    Raises:
+        RegistrationRefused: The text is too long, or has characters that no database keeps (400).
     """
     value: object = values.get(key, default)
     if value is None:
@@ -161,12 +178,15 @@ def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str
 
 
 def name_of(values: Mapping[str, Any], key: str, kind: str | None = None) -> str:
-    """Return a name that cannot be left out, though clients do so: then it is a blank.
+    """Return a field that is a name; a blank where the client leaves it out.
 
     Args:
-        values: The values.
-        key: The key.
-        kind: The kind.
+        values: The fields of the body.
+        key: The name of the field.
+        kind: The rule that the name has to follow; None for any text.
+
+    Raises:
+        RegistrationRefused: The name is not allowed (400).
     """
     value = text(values, key)
     if not value:
@@ -178,7 +198,10 @@ def attempt(values: Mapping[str, Any]) -> int:
     """Return the number of an attempt.
 
     Args:
-        values: The values.
+        values: The fields of the body; `attempt_id` is 0 where it is missing.
+
+    Raises:
+        RegistrationRefused: It is not a number from 0 to 9999 (400).
     """
     value = values.get("attempt_id", 0)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10_000:
@@ -190,8 +213,11 @@ def tags(values: Mapping[str, Any], key: str) -> str:
     """Return tags as JSON: a list of texts, or what old clients send, an object of them.
 
     Args:
-        values: The values.
-        key: The key.
+        values: The fields of the body.
+        key: The name of the field.
+
+    Raises:
+        RegistrationRefused: The field is something else (400).
     """
     value = values.get(key)
     each = list(value.values()) + list(value) if isinstance(value, dict) else value or []
@@ -203,11 +229,14 @@ def tags(values: Mapping[str, Any], key: str) -> str:
 
 
 def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
-    """Return tags that are to be added or removed.
+    """Return the tags of a request to add or remove some; empty where the field is missing.
 
     Args:
-        values: The values.
-        key: The key.
+        values: The fields of the body.
+        key: The name of the field, `tags_to_add` or the like.
+
+    Raises:
+        RegistrationRefused: The field is not a list of texts of allowed length (400).
     """
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(tag, str) and tag for tag in value):
@@ -220,10 +249,13 @@ def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
 
 
 def pattern(value: str | None) -> str | None:
-    """Return a regular expression that a value has to match.
+    """Return the regular expression of a filter, checked; None where there is none.
 
     Args:
-        value: The value.
+        value: The value of the parameter; None where it is missing.
+
+    Raises:
+        RegistrationRefused: It is malformed, or too long (400).
     """
     if value is None:
         return None
@@ -233,11 +265,14 @@ def pattern(value: str | None) -> str | None:
 
 
 def word(key: str, value: str | None) -> str | None:
-    """Return a text in a query.
+    """Return the value of a parameter of the URL, checked.
 
     Args:
-        key: The key.
-        value: The value.
+        key: The name of the parameter, for the error.
+        value: Its value; None where it is missing.
+
+    Raises:
+        RegistrationRefused: It has characters that no database keeps (400).
     """
     if value is not None:
         _storable(key, value)

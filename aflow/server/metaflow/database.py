@@ -53,7 +53,7 @@ class Transaction(Protocol):
 
         Args:
             sql: The SQL, with `?` for values.
-            values: The values.
+            values: One value for each `?`.
         """
 
     def change(self, sql: str, values: Sequence[Any] = ()) -> int:
@@ -61,7 +61,7 @@ class Transaction(Protocol):
 
         Args:
             sql: The SQL, with `?` for values.
-            values: The values.
+            values: One value for each `?`.
 
         Returns:
             How many rows it has changed.
@@ -72,7 +72,7 @@ class Transaction(Protocol):
 
         Args:
             sql: The SQL, with `?` for values.
-            values: The values.
+            values: The values of each execution, one for each `?`.
 
         Returns:
             How many rows they have changed.
@@ -113,15 +113,14 @@ def open_database(url: str, durability: str = "power") -> Database:
     what is missing is made, by one process at a time.
 
     Args:
-        url: The URL of the database.
+        url: The URL, with credentials where PostgreSQL needs them.
         durability: What committed data survive: a crash (`process`) or a power cut (`power`).
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
-        MissingExtra: A package that this needs is not installed.
-        MetadataTooNew: A newer aflow has written the metadata.
-        MetadataUnavailable: The metadata store does not answer, or is damaged.
+        InvalidSetting: The URL is not of one of these forms.
+        MissingExtra: The driver of PostgreSQL is not installed.
+        MetadataTooNew: A newer aflow has made the tables.
+        MetadataUnavailable: The database does not answer, or is damaged.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "memory":

@@ -32,8 +32,8 @@ class RunScope(NamedTuple):
         """Return the run of the flow that a row describes.
 
         Args:
-            flow: The name of the flow.
-            row: The row of the database.
+            flow: The name of the flow, which the row does not have.
+            row: A row of the query `run_by_number` or `run_by_name`.
         """
         number, name, user, ts_epoch, heartbeat, tags, system_tags = row
         decoded = json.loads(tags), json.loads(system_tags)
@@ -71,10 +71,10 @@ class TaskScope(NamedTuple):
     heartbeat: int | None
 
     def row(self, run: RunScope) -> dict[str, Any]:
-        """Return the task, for clients.
+        """Return the task in the JSON form of Metaflow's service.
 
         Args:
-            run: The run.
+            run: The run that the task belongs to.
         """
         return {
             **run.head,
@@ -88,12 +88,12 @@ class TaskScope(NamedTuple):
 
 
 def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
-    """Return the run that has this number or name.
+    """Return the run that has this number or name; None where there is none.
 
     Args:
-        session: The transaction.
+        session: The transaction to read in.
         flow: The name of the flow.
-        run: The id of the run.
+        run: The number that the service has given, or the name that the client has given.
     """
     number = checks.number(run)
     name = "run_by_name" if number is None else "run_by_number"
@@ -102,11 +102,11 @@ def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
 
 
 def find_task(session: Transaction, run: RunScope, step: str, task: str) -> TaskScope | None:
-    """Return the task of a step that has this number or name.
+    """Return the task of a step that has this number or name; None where there is none.
 
     Args:
-        session: The transaction.
-        run: The run.
+        session: The transaction to read in.
+        run: The run that the task belongs to.
         step: The name of the step.
         task: The number or name of the task.
     """
@@ -122,19 +122,21 @@ def missing() -> RegistrationRefused:
 
 
 def duplicate(what: str) -> RegistrationRefused:
-    """Return it already exists. (Clients of the service are used to what PostgreSQL says.)
+    """Return the refusal of an object that exists already (409), in the form in which PostgreSQL
+    reports it: clients of the service parse that.
 
     Args:
-        what: The name of the object.
+        what: The id of the object, for the message.
     """
     return _database_said(409, "23505", f"duplicate key: {what} already exists")
 
 
 def no_parent(what: str) -> RegistrationRefused:
-    """Return that to which it would belong is not there.
+    """Return the refusal of an object whose parent does not exist (404), in the form in which
+    PostgreSQL reports it.
 
     Args:
-        what: The name of the object.
+        what: The id of the missing parent, for the message.
     """
     return _database_said(404, "23503", f"foreign key: there is no {what}")
 
@@ -197,7 +199,7 @@ class Condition:
 
         Args:
             sql: The SQL, with `?` for values.
-            *values: The values.
+            *values: One value for each `?`.
 
         Returns:
             This object.
@@ -216,11 +218,11 @@ def page_of(query: Mapping[str, str], key: type = int) -> PageRequest | None:
     """Return the page that is asked for, None for the whole list.
 
     Args:
-        query: The query of the request.
-        key: The key.
+        query: The parameters of the URL.
+        key: The type of the listing's key, which the cursor must hold.
 
     Raises:
-        RegistrationRefused: (400).
+        RegistrationRefused: `_limit` or `_cursor` is malformed (400).
     """
     if "_limit" not in query and "_cursor" not in query:
         return None
@@ -250,18 +252,18 @@ def filters(
     """Add what a query filters by.
 
     Args:
-        query: The query of the request.
+        query: The parameters of the URL; those of paging are skipped.
         fields: The columns, by their public names.
-        condition: The condition that is extended.
+        condition: The condition of the listing; it is changed in place.
         has_tag: The condition in SQL that a row has a tag; empty where rows have none.
         completed: The condition in SQL that a run has ended; empty where rows have no status.
         now: The present time, in seconds since the epoch.
 
     Returns:
-        The condition.
+        `condition` itself.
 
     Raises:
-        RegistrationRefused: A filter is not known (400).
+        RegistrationRefused: A filter is unknown, or its value cannot be used (400).
     """
     for name, value in query.items():
         if name in ("_limit", "_cursor"):
@@ -382,15 +384,15 @@ class Lister(Protocol):
         """Return the page; without one, the first rows.
 
         Args:
-            session: The transaction.
+            session: The transaction to read in.
         """
 
     def after(self, session: Transaction, key: Any) -> list[Row]:
         """Return the next rows, at most CHUNK; fewer say that these are the last.
 
         Args:
-            session: The transaction.
-            key: The key.
+            session: The transaction to read in.
+            key: The key of the last row that was read; None for the beginning.
         """
 
     @property

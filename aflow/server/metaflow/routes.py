@@ -66,7 +66,7 @@ def see_to(session: Transaction, asked: Asked) -> None:
     """Register a flow that aflow itself has run, unless it is registered already.
 
     Args:
-        session: The transaction.
+        session: The transaction to read and write in.
         asked: The request: its path, query and body.
     """
     if not session.rows(sql()["flow"], [asked.flow]):
@@ -172,11 +172,11 @@ def the_run(session: Transaction, asked: Asked) -> RunScope:
     """Return the run of the path.
 
     Args:
-        session: The transaction.
+        session: The transaction to read in.
         asked: The request: its path, query and body.
 
     Raises:
-        RegistrationRefused: It does not exist (404).
+        RegistrationRefused: The run does not exist (404).
     """
     found = find_run(session, asked.flow, asked.run)
     if found is None:
@@ -309,11 +309,14 @@ def beat_task(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def the_task(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
-    """Return the run and the task of the path; 404.
+    """Return the run and the task of the path.
 
     Args:
-        session: The transaction.
+        session: The transaction to read in.
         asked: The request: its path, query and body.
+
+    Raises:
+        RegistrationRefused: The run or the task does not exist (404).
     """
     run = the_run(session, asked)
     task = find_task(session, run, asked.step, asked.task)
@@ -377,10 +380,10 @@ def add_metadata(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def registered(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
-    """Return the run and the task of the path, to which something is to be added; 400.
+    """Return the run and the task of the path, to which something is to be added.
 
     Args:
-        session: The transaction.
+        session: The transaction to read in.
         asked: The request: its path, query and body.
     """
     run = find_run(session, asked.flow, asked.run)

@@ -685,11 +685,12 @@ class ManyRunsDone:
         self._refused: Counter[str] = Counter()
 
     def note(self, run: RunRecord, why_not: str | None) -> None:
-        """It was done, or would be, with this run; or why not.
+        """Count a run: with those that were, or would be, changed, or with those that cannot be, by
+        the reason.
 
         Args:
-            run: The record of the run.
-            why_not: Why it cannot be done; None where it can.
+            run: The run that was looked at.
+            why_not: Why it cannot be changed; None where it can.
         """
         if why_not is not None:
             self._refused[why_not] += 1

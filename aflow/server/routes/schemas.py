@@ -15,30 +15,30 @@ LONGEST_WAIT = 60  # seconds that a request may wait for the end of a run
 
 
 def text(meaning: str, **more: Any) -> Schema:
-    """Return a string.
+    """Return the schema of a string.
 
     Args:
-        meaning: The description of the field.
-        **more: What is added.
+        meaning: The description of the field, for readers of the OpenAPI document.
+        **more: More keywords of JSON Schema, such as `pattern`.
     """
     return {"type": "string", "description": meaning, **more}
 
 
 def maybe_text(meaning: str) -> Schema:
-    """Return a string or null.
+    """Return the schema of a string or null.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, for readers of the OpenAPI document.
     """
     return {"type": ["string", "null"], "description": meaning}
 
 
 def choice(values: Any, meaning: str) -> Schema:
-    """Return one of these strings.
+    """Return the schema of one of these strings.
 
     Args:
-        values: The values.
-        meaning: The description of the field.
+        values: The allowed values, in the order of the document.
+        meaning: The description of the field, for readers of the OpenAPI document.
     """
     return {"enum": [*values], "description": meaning}
 
@@ -47,85 +47,85 @@ def flag(meaning: str) -> Schema:
     """Return the schema of true or false.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, for readers of the OpenAPI document.
     """
     return {"type": "boolean", "description": meaning}
 
 
 def count(meaning: str) -> Schema:
-    """Return a whole number from 0 on.
+    """Return the schema of a whole number from 0 on.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, for readers of the OpenAPI document.
     """
     return {"type": "integer", "minimum": 0, "description": meaning}
 
 
 def whole(meaning: str) -> Schema:
-    """Return a whole number.
+    """Return the schema of a whole number.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, for readers of the OpenAPI document.
     """
     return {"type": "integer", "description": meaning}
 
 
 def maybe_whole(meaning: str) -> Schema:
-    """Return a whole number or null.
+    """Return the schema of a whole number or null.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, for readers of the OpenAPI document.
     """
     return {"type": ["integer", "null"], "description": meaning}
 
 
 def real(meaning: str) -> Schema:
-    """Return a number.
+    """Return the schema of a number.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, with its unit.
     """
     return {"type": "number", "description": meaning}
 
 
 def maybe_real(meaning: str) -> Schema:
-    """Return a number or null.
+    """Return the schema of a number or null.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, with its unit, and what null means.
     """
     return {"type": ["number", "null"], "description": meaning}
 
 
 def number(most: int, meaning: str, default: int | None = None) -> Schema:
-    """Return a whole number from 0 to this one.
+    """Return the schema of a whole number from 0 to `most`.
 
     Args:
-        most: The limit.
-        meaning: The description of the field.
-        default: What counts where the value is absent.
+        most: The greatest number that is allowed.
+        meaning: The description of the field, for readers of the OpenAPI document.
+        default: The default that the document names; None for none.
     """
     found = {"type": "integer", "minimum": 0, "maximum": most, "description": meaning}
     return found if default is None else {**found, "default": default}
 
 
 def array(items: Schema, meaning: str, **more: Any) -> Schema:
-    """Return a list.
+    """Return the schema of a list.
 
     Args:
-        items: The schema of the items.
-        meaning: The description of the field.
-        **more: What is added.
+        items: The schema of each item.
+        meaning: The description of the field, for readers of the OpenAPI document.
+        **more: More keywords of JSON Schema, such as `maxItems`.
     """
     return {"type": "array", "items": items, "description": meaning, **more}
 
 
 def mapping(meaning: str, values: Schema | None = None) -> Schema:
-    """Return an object with names that are not known in advance.
+    """Return the schema of an object with names that are not known in advance.
 
     Args:
-        meaning: The description of the field.
-        values: The values.
+        meaning: The description of the field, for readers of the OpenAPI document.
+        values: The schema of each value; None for any.
     """
     return {"type": "object", "additionalProperties": values or {}, "description": meaning}
 
@@ -145,10 +145,10 @@ def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None
 
 
 def maybe_fields(meaning: str, required: Mapping[str, Schema]) -> Schema:
-    """Return an object with these fields, or null.
+    """Return the schema of an object with these fields, or null.
 
     Args:
-        meaning: The description of the field.
+        meaning: The description of the field, with what null means.
         required: The schemas of the fields that have to be there.
     """
     return {**fields(required), "type": ["object", "null"], "description": meaning}
@@ -158,8 +158,8 @@ def described(schema: Schema, meaning: str) -> Schema:
     """Return the schema with a description.
 
     Args:
-        schema: The schema.
-        meaning: The description of the field.
+        schema: The schema; it is copied.
+        meaning: The description, in place of the one that the schema has.
     """
     return {**schema, "description": meaning}
 

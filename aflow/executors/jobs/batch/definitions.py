@@ -52,8 +52,8 @@ def definition_of(
         step: The step; None for all steps.
         settings: The settings of the job system.
         environment: The environment variables, by name.
-        program: The command in the container.
-        fargate: Whether it runs on Fargate.
+        program: The module that the interpreter runs, and its arguments.
+        fargate: Whether the queue runs jobs on Fargate, which takes other fields than EC2.
         attempt: The number of the attempt, from 0.
 
     Raises:
@@ -109,11 +109,11 @@ def definition_of(
 
 
 def gang_definition(definition: Definition, step: str) -> Definition:
-    """Return the same for jobs of several nodes, which start together.
+    """Return the job definition for jobs of several nodes, which start together.
 
     Args:
-        definition: The job definition.
-        step: The name of the step.
+        definition: The definition for a job of one node.
+        step: The name of the step, for the error.
 
     Raises:
         InvalidInput: Where the queue cannot run such jobs.
@@ -146,7 +146,7 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
     Args:
         step: The step; None for all steps.
         settings: The settings of the job system.
-        wait: Seconds.
+        wait: Seconds that the attempt may wait in its container before it begins.
 
     Raises:
         InvalidSetting: The value of a setting cannot be used; the error names the key, the place
@@ -315,7 +315,7 @@ class Mark(NamedTuple):
     run: str
 
     def parameters(self, step: str) -> dict[str, str]:
-        """Return what a job of the step says.
+        """Return the `parameters` of a job of the step, by which jobs of aflow are recognised.
 
         Args:
             step: The name of the step.
@@ -385,12 +385,13 @@ def step_job(
         step: The step, with its decorators.
         settings: The settings of the job system.
         environment: The environment variables, by name.
-        fargate: Whether it runs on Fargate.
+        fargate: Whether the step's queue runs jobs on Fargate.
         is_gang: Whether the attempts start together, on nodes that talk to each other.
         attempt: The number of the attempt, from 0.
 
     Raises:
-        InvalidSetting: For what is not set, and InvalidInput for what Batch does not take.
+        InvalidSetting: A queue, an image or a role is not set.
+        InvalidInput: Batch does not take a value of @batch.
     """
     batch: Any = step.decorator("batch")
     definition = definition_of(step, settings, {}, PROGRAM, fargate=fargate, attempt=attempt)
@@ -417,9 +418,9 @@ def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str
 
     Args:
         settings: The settings of the job system.
-        metadata: The URL of the metadata store.
-        storage: The URL of the datastore.
-        region: The region of AWS.
+        metadata: The setting: `service`, or a URL that jobs can reach; others are left out.
+        storage: The `s3://` URL of the datastore.
+        region: The region in which the jobs run, as `eu-central-1`.
     """
     found = {
         **passed_on(),
@@ -442,10 +443,10 @@ def submission(
     others an array where there are more than one.
 
     Args:
-        job: The job.
+        job: What all jobs of the step have in common.
         mark: What the jobs of this run are recognised by.
-        name: The name.
-        size: How many members or bytes; None for one alone.
+        name: The name of the job, which is unique.
+        size: How many attempts: the array's members, or the gang's nodes.
         environment: The environment variables, by name.
     """
     variables = {**job.environment, **environment}
@@ -491,7 +492,7 @@ def job_name(mark: Mark, step: str, unique: str) -> str:
     Args:
         mark: What the jobs of this run are recognised by.
         step: The name of the step.
-        unique: A text that no other submission has.
+        unique: A text that no other submission has; it is never shortened.
     """
     return _name(f"{mark.prefix}{step}", LONGEST_NAME - len(unique) - 1) + f"-{unique}"
 
@@ -543,7 +544,7 @@ def unfinished(
     for all users, flows, or runs. Blocks.
 
     Args:
-        calls: The calls of AWS.
+        calls: The clients of AWS.
         queues: The names of the job queues.
         user: The name of the user; None for all.
         flow: The name of the flow; None for all.

@@ -64,10 +64,11 @@ class BatchSystem:
         """Submit a job.
 
         Args:
-            given: What to submit.
+            given: What to submit; its job is a BatchStepJob. Its job definition is registered
+                first, once.
 
         Returns:
-            Its id.
+            The id of the job or of the array.
         """
         job: BatchStepJob = given.job
         name = job.definition["jobDefinitionName"]

@@ -33,7 +33,7 @@ def log_of(job: Mapping[str, Any]) -> LogStream | None:
     for one that has none in CloudWatch.
 
     Args:
-        job: The job.
+        job: The job, as an item of `describe_jobs`.
     """
     container = _last_container(job)
     name = container.get("logStreamName")
@@ -50,8 +50,8 @@ def last_lines(calls: AwsClient, job: Mapping[str, Any]) -> list[str]:
     where it has no log, or the log cannot be read.
 
     Args:
-        calls: The client of AWS.
-        job: The job.
+        calls: The clients of AWS; a log that cannot be read is not an error.
+        job: The job, as an item of `describe_jobs`.
     """
     stream = log_of(job)
     return [] if stream is None else calls.last_lines(stream.group, stream.name)
@@ -62,8 +62,8 @@ def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
     it has printed; None for one that goes on.
 
     Args:
-        job: The job.
-        log: The last lines of the log.
+        job: The job, as an item of `describe_jobs`.
+        log: The last lines that the job has printed, which the reason quotes; empty for none.
     """
     if job["status"] not in ENDED:
         return None

@@ -81,8 +81,8 @@ class KubernetesCluster:
         """Return one object.
 
         Args:
-            path: The path.
-            **query: The parameters of the query.
+            path: The path below the API server, such as `/api/v1/namespaces/NAME/pods/POD`.
+            **query: Parameters of the URL, such as `labelSelector`.
         """
         return self._json("GET", path, query)
 
@@ -91,8 +91,8 @@ class KubernetesCluster:
         taken so long that the server has forgotten what the first page was of.
 
         Args:
-            path: The path.
-            **query: The parameters of the query.
+            path: The path of a collection.
+            **query: Parameters of the URL, such as `labelSelector`; `limit` is the size of a page.
 
         Raises:
             JobSystemBusy: The list has changed too often while it was read.
@@ -120,9 +120,9 @@ class KubernetesCluster:
         """Return the first objects of a list.
 
         Args:
-            path: The path.
-            limit: The limit; None for no limit.
-            **query: The parameters of the query.
+            path: The path of a collection.
+            limit: How many objects at most; later pages are not fetched.
+            **query: Parameters of the URL, such as `labelSelector`.
         """
         return self.get(path, limit=limit, **query).get("items") or []
 
@@ -130,12 +130,12 @@ class KubernetesCluster:
         """Create an object.
 
         Args:
-            path: The path.
+            path: The path of the collection that the object is added to.
             body: The object, as plain values.
-            **query: The parameters of the query.
+            **query: Parameters of the URL, such as `dryRun`.
 
         Returns:
-            What has become of it.
+            The object as the server has stored it, with its uid.
         """
         return self._json("POST", path, query, body)
 
@@ -143,8 +143,8 @@ class KubernetesCluster:
         """Merge fields into an object.
 
         Args:
-            path: The path.
-            body: The object, as plain values.
+            path: The path of the object.
+            body: The fields to change (a JSON merge patch).
 
         Returns:
             The changed object.
@@ -155,8 +155,8 @@ class KubernetesCluster:
         """Delete an object, or those of a list that the query selects.
 
         Args:
-            path: The path.
-            **query: The parameters of the query.
+            path: The path of the object, or of a collection.
+            **query: Parameters of the URL, such as `propagationPolicy`.
 
         Returns:
             What the server answers.
@@ -167,8 +167,8 @@ class KubernetesCluster:
         """Return what is not an object: the log of a pod.
 
         Args:
-            path: The path.
-            **query: The parameters of the query.
+            path: The path of what is not JSON, such as `.../pods/POD/log`.
+            **query: Parameters of the URL, such as `tailLines`.
         """
         return self._run(self._answer("GET", path, query, None, _JSON))
 

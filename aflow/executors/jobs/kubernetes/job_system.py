@@ -99,10 +99,11 @@ class KubernetesSystem:
         service accounts that they name are there. Waits for a server that does not answer. Blocks.
 
         Args:
-            jobs: The jobs.
+            jobs: The jobs of the steps; each is sent as a dry run.
 
         Raises:
-            InvalidInput: What was given cannot be used; the error says why.
+            InvalidInput: The server would not take a Job, or a secret, claim or service account is
+                missing.
             JobSystemUnauthorized: The credentials are not accepted.
             JobSystemBusy: The system does not answer, or asks to come later: another try may
                 succeed.
@@ -142,7 +143,7 @@ class KubernetesSystem:
         """Create a Job; for a gang a headless service, too.
 
         Args:
-            given: What to submit.
+            given: What to submit; its job is a KubernetesStepJob, and its size the number of pods.
 
         Returns:
             The id of the Job.
@@ -598,9 +599,10 @@ def outcome_of_pod(name: str, pod: Object | None, *, succeeded: bool = False) ->
     is any. Pure.
 
     Args:
-        name: The name.
+        name: The name of the Job, for the reason.
         pod: The pod; None where it is gone.
-        succeeded: Whether the pod has succeeded.
+        succeeded: Whether Kubernetes has counted the pod as succeeded, which a missing report
+            contradicts.
     """
     if pod is None and succeeded:
         why = (
@@ -681,14 +683,14 @@ def unfinished(
     stands for all users, flows, or runs. Blocks.
 
     Args:
-        cluster: The access to the cluster.
-        namespaces: The namespaces of Kubernetes.
+        cluster: The connection to the API server; it stays open.
+        namespaces: The namespaces to search; each is listed once.
         user: The name of the user; None for all.
         flow: The name of the flow; None for all.
         run: The id of the run; None for all.
 
     Raises:
-        JobSystemError: The system refuses.
+        JobSystemError: The API server refuses, or does not answer.
         InvalidSetting: The value of a setting cannot be used; the error names the key, the place
             and what is allowed.
     """

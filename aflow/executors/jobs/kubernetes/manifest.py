@@ -416,8 +416,9 @@ def variables_of(metadata: str, storage: str) -> dict[str, str]:
     what it finds here. `metadata` is the setting, `storage` the URL of the store.
 
     Args:
-        metadata: The URL of the metadata store.
-        storage: The URL of the datastore.
+        metadata: The setting: `service`, a URL, or a kind that pods cannot reach, which is left
+            out.
+        storage: The URL of the datastore; only `s3://` is passed on.
     """
     found = {**passed_on(), "AFLOW_USER": Settings.load().user}
     if storage.startswith("s3://"):
@@ -433,10 +434,10 @@ def variables_of(metadata: str, storage: str) -> dict[str, str]:
 
 
 def check_reach(job: KubernetesStepJob, storage: str) -> None:
-    """Nothing.
+    """Check that pods of the step can reach the datastore: by S3, or by a volume at the same path.
 
     Args:
-        job: The job.
+        job: The job of the step, with its volume mounts.
         storage: The URL of the datastore.
 
     Raises:
@@ -462,8 +463,8 @@ def job_name(parts: Sequence[str], unique: str) -> str:
     its end.
 
     Args:
-        parts: The parts of the name.
-        unique: A text that no other submission has.
+        parts: User, flow, run and step; shortened together where they are too long.
+        unique: A text that no other submission has; it is never shortened.
     """
     text = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
     if not text[:1].isalpha():
@@ -475,7 +476,7 @@ def label_of(text: str) -> str:
     """Return a text as the value of a label: shortened, and without what such a value cannot have.
 
     Args:
-        text: The text.
+        text: Any text; names of users and flows may have characters that labels cannot.
     """
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[:63].strip("-_.")
 
@@ -487,14 +488,14 @@ def job_manifest(
     size: int,
     environment: Mapping[str, str],
 ) -> Manifest:
-    """Return a Job of so many pods; `whose` are the labels that say whose it is, `environment` are
-    variables beside those that all pods of the step have.
+    """Return the manifest of a Job with this many pods; `whose` are the labels that say whose it
+    is, `environment` are variables beside those that all pods of the step have.
 
     Args:
-        job: The job.
+        job: What all Jobs of the step have in common; it is copied, not changed.
         whose: The labels that say whose it is.
-        name: The name.
-        size: How many members or bytes; None for one alone.
+        name: The name of the Job, which a gang's service has, too.
+        size: How many pods: attempts of an array, or members of a gang.
         environment: The environment variables, by name.
     """
     labels = {**job.labels, **{key: label_of(value) for key, value in whose.items()}, JOB: name}
@@ -550,9 +551,9 @@ def service_manifest(job: KubernetesStepJob, name: str, uid: str) -> Manifest:
     with its Job.
 
     Args:
-        job: The job.
-        name: The name.
-        uid: The uid of the Job that owns it.
+        job: What all Jobs of the step have in common.
+        name: The name of the Job, which the service shares.
+        uid: The uid of the Job, the owner of the service: Kubernetes deletes both together.
     """
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
     return {

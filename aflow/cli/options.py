@@ -18,7 +18,7 @@ from aflow.cli.errors import printable
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
 from aflow.flow.names import did_you_mean
-from aflow.flow.parameters import Parameter, plain_name, type_name
+from aflow.flow.parameters import ConvertedValue, Parameter, plain_name, type_name
 
 if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
@@ -37,6 +37,33 @@ class Option(click.Option):
 
     section = OPTIONS
     parameter: Parameter | None = None  # of the flow, whose value it takes
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value in the type of the flow's parameter, where the option is that of one; a usage
+        error for a value that it cannot have. All values that belong together are there."""
+        made = super().type_cast_value(ctx, value)
+        if self.parameter is None or made is None:
+            return made
+        try:
+            return self.parameter.convert(made)
+        except InvalidParameter as error:
+            raise click.BadParameter(str(error), ctx=ctx, param=self) from error
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value after the flow's own callback; that of a parameter of the flow which was given
+        as a ConvertedValue."""
+        if isinstance(value, ConvertedValue):  # click has processed what was typed at its prompt
+            return value
+        made = super().process_value(ctx, value)
+        by_default = ctx.get_parameter_source(self.name or "") is ParameterSource.DEFAULT
+        if self.parameter is None or by_default:
+            return made
+        return ConvertedValue(made, value if self.callback is None and _is_text(value) else None)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether this is a text, or a sequence of texts."""
+    return isinstance(value, str) or (isinstance(value, list | tuple) and all(map(_is_text, value)))
 
 
 class Subcommand(NamedTuple):
@@ -448,21 +475,12 @@ class TagType(ParamType):
 
 
 class ParameterType(ParamType):
-    """A value of a flow's parameter, converted by the parameter itself."""
+    """The type of a flow's parameter. The option converts the value, by the parameter itself: click
+    gives one at a time here of many that belong together."""
 
     def __init__(self, parameter: Parameter) -> None:
         self.name = type_name(parameter.type).lower()
         self.parameter = parameter
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value in the parameter's type; a usage error where it has none. Of many values that
-        belong together click gives one at a time: they are converted when all are there."""
-        if self.parameter.multiple or self.parameter.nargs > 1:
-            return value
-        try:
-            return self.parameter.convert(value)
-        except InvalidParameter as error:
-            self.fail(str(error), param, ctx)
 
 
 def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
@@ -485,8 +503,8 @@ def _parameter_option(parameter: Parameter, key: str) -> Option:
     # A flag or a counter without a type of its own is converted by click.
     if not (rest.get("is_flag") or rest.get("count")):
         rest["type"] = ParameterType(parameter)
-    if rest.get("prompt") and not callable(parameter.default):
-        rest["default"] = parameter.default
+    if rest.get("prompt") and parameter.default is not None and not callable(parameter.default):
+        rest["default"] = parameter.plain(parameter.default)
     if parameter.nargs > 1:
         rest["nargs"] = parameter.nargs
     made = option(
@@ -563,11 +581,16 @@ def taken_out(
         declared: The parameters of the flow, by name.
         options: The options, by name.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for (attribute, parameter), key in zip(declared.items(), options, strict=True):
         value = values.pop(key)
-        # click gives an empty tuple for an option that may be given many times, and was not.
-        found[attribute] = None if parameter.multiple and not value else value
+        # click gives an empty tuple for an option that may be given many times, and was not. What
+        # else it gives by default, or a callback of the flow does, is converted, too.
+        if value is None or (parameter.multiple and value == ()):
+            found[attribute] = None
+        else:
+            converted = isinstance(value, ConvertedValue)
+            found[attribute] = value if converted else ConvertedValue(value)
     return found
 
 

@@ -18,6 +18,7 @@ from aflow._core.settings import has_variables
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidParameter
 from aflow.flow.decorators.flow_base import flow_decorators_of
+from aflow.flow.parameters import ConvertedValue
 
 if TYPE_CHECKING:
     from aflow.flow.parameters import Parameter
@@ -123,7 +124,9 @@ def _converted(
         names.add(name)
         text = left.pop(parameter.name, None)
         try:
-            values[attribute] = None if text is None else parameter.convert(text)
+            values[attribute] = (
+                None if text is None else ConvertedValue(parameter.convert(text), text)
+            )
         except InvalidParameter:
             return None
     return None if left else values

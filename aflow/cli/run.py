@@ -23,6 +23,7 @@ from aflow.errors import AflowError, InvalidInput, InvalidName
 from aflow.executors.local import zygote_start
 from aflow.executors.local.preload import imported_here
 from aflow.flow.names import did_you_mean
+from aflow.flow.parameters import ConvertedValue
 from aflow.runs.create import parameter_values
 from aflow.runs.events import LogLine, RunEnded, RunEvent, RunStarting, TaskEnded, TaskStarting
 from aflow.scheduler.states import RunState
@@ -401,7 +402,8 @@ def _options(
 def _values(
     session: Session, definition: FlowDefinition, settings: Settings, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    return parameter_values(
+    """The values of all parameters, which the run that begins takes as they are."""
+    values = parameter_values(
         definition,
         given,
         user=settings.user,
@@ -410,6 +412,7 @@ def _values(
         production=session.top["production"],
         show=_show,
     )
+    return {attribute: ConvertedValue(value) for attribute, value in values.items()}
 
 
 def _show(text: str) -> None:

@@ -78,6 +78,17 @@ class ParameterContext(NamedTuple):
     configs: Mapping[str, Any]
 
 
+class ConvertedValue(NamedTuple):
+    """A value in the type of its parameter: it is not converted again, since what is converted
+    twice may be another value (the JSON text '"1"' is the text 1 first, then a number), or none.
+
+    `written` is the text that it was made of, or the texts; None where it was not made of texts.
+    """
+
+    value: Any
+    written: Any = None
+
+
 class Parameter:
     """A value that a run of the flow is started with: `alpha = Parameter("alpha", default=0.1)`.
 
@@ -218,11 +229,22 @@ class Parameter:
             value: What `convert` has returned; enumerations become their values, and other objects
                 their text.
         """
+        return self._plain(value, bool(self.separator) + self.multiple + (self.nargs > 1))
+
+    def _plain(self, value: Any, levels: int, place: int = 0) -> Any:
+        if levels and isinstance(value, list | tuple):
+            return [self._plain(each, levels - 1, place) for place, each in enumerate(value)]
+        kind = self.type[place] if isinstance(self.type, tuple) else self.type
+        if kind is JSONType:
+            import json
+
+            # A text is taken for JSON, and None for no value.
+            return json.dumps(value) if value is None or isinstance(value, str) else value
         if isinstance(value, list | tuple):
-            return [self.plain(each) for each in value]
+            return [self._plain(each, 0) for each in value]
         if value is None or isinstance(value, str | int | float | dict):
             return value
-        return self.plain(value.value) if isinstance(value, Enum) else str(value)
+        return self._plain(value.value, 0) if isinstance(value, Enum) else str(value)
 
     def value_of_default(self, context: Callable[[str], ParameterContext]) -> Any:
         """Return the value where none was given.
@@ -274,8 +296,8 @@ class Parameter:
     def _made_by(self, kind: Any, value: Any) -> Any:
         """The value that a type of click, a class or a function makes of what was written."""
         by_click = _is_click_type(kind)
-        # A value is converted wherever it passes from one process to the next: what is not text any
-        # more is the result already. (Types of click take their own results by contract.)
+        # What is not text is a value of Python: from a program, or a default. (Types of click take
+        # their own results by contract.)
         if not by_click and not isinstance(value, str):
             return value
         try:
@@ -482,8 +504,9 @@ def resolve(
 ) -> dict[str, Any]:
     """Return the values of all parameters of a flow, by attribute, in the order declared.
 
-    `given` maps names to values (None counts as not given), `context_factory` makes the context of
-    a default that is a function from the parameter's name.
+    `given` maps names to values (None counts as not given), which are converted here, each once:
+    a ConvertedValue is taken as it is. `context_factory` makes the context of a default that is a
+    function from the parameter's name.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -521,9 +544,26 @@ def _given(definition: FlowDefinition, given: Mapping[str, Any]) -> dict[str, An
                 f"Flow {definition.name} has no parameter {name!r}."
                 f"{did_you_mean(name, names)} {there}"
             )
-        if value is not None:
+        if isinstance(value, ConvertedValue):
+            values[parameter.attribute] = value.value
+        elif value is not None:
             values[parameter.attribute] = parameter.convert(value)
     return values
+
+
+def unconverted(parameter: Parameter | None, value: Any) -> Any:
+    """Return what another process, which converts it, is sent as a value of a parameter: JSON can
+    hold it.
+
+    Args:
+        parameter: The parameter; None where the flow has none of that name.
+        value: A ConvertedValue, or what was given.
+    """
+    if not isinstance(value, ConvertedValue):
+        return value
+    if value.written is not None or parameter is None:
+        return value.written
+    return parameter.plain(value.value)
 
 
 def plain_name(name: str) -> str:

@@ -462,7 +462,7 @@ class CommandLine:
             length += size
             no_words = size > _LONGEST_WORD or length > _LONGEST_LINE or "\0" in "".join(written)
             if of_flow is not None and no_words:
-                values[of_flow.name] = of_flow.plain(of_flow.convert(value))
+                values[of_flow.name] = _texts(option, name, value)
             else:
                 words += written
         return Words(words, values)
@@ -518,6 +518,18 @@ def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
     if parameter.nargs > 1:
         return [word for each in values for word in (option, *(_text(name, one) for one in each))]
     return [f"{option}={_text(name, _joined(parameter, each))}" for each in values]
+
+
+def _texts(parameter: click.Parameter, name: str, value: Any) -> Any:
+    """What `_written` writes as words, as a value in a file of parameters."""
+    several = parameter.multiple and isinstance(value, list | tuple)
+    texts = [
+        [_text(name, one) for one in each]
+        if parameter.nargs > 1
+        else _text(name, _joined(parameter, each))
+        for each in (value if several else [value])
+    ]
+    return texts if parameter.multiple else texts[0]
 
 
 def _flag(option: click.Option, name: str, value: Any) -> list[str]:

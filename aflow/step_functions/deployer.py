@@ -32,6 +32,7 @@ from aflow.errors import (
 )
 from aflow.executors.jobs.batch.definitions import queue_of
 from aflow.executors.jobs.batch.status import last_lines
+from aflow.flow.parameters import unconverted
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.metadata.factory import open_metadata
 from aflow.metadata.metaflow.service import RegisteringMetadata
@@ -663,7 +664,8 @@ class StateMachineDeployer:
         """Start a run.
 
         Args:
-            parameters: The values of the parameters, by name.
+            parameters: The values of the parameters, by name, which the run converts: of a
+                ConvertedValue what it was made of.
 
         Returns:
             The execution.
@@ -674,10 +676,7 @@ class StateMachineDeployer:
         self.machine()
         declared = self._definition.parameters
         text = json.dumps(
-            {
-                name: declared[name].plain(value) if name in declared else value
-                for name, value in parameters.items()
-            }
+            {name: unconverted(declared.get(name), value) for name, value in parameters.items()}
         )
         if len(text.encode()) > LONGEST_INPUT:
             raise InvalidInput(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -338,6 +339,74 @@ def test_coroutine_steps_run_side_by_side_in_one_process(workspace: Workspace) -
             assert head.split("[")[1].split("/")[2].split()[0] == task
             assert int(item) == int(task) - 2
     workspace.check()
+
+
+def test_a_value_of_a_parameter_is_converted_once_however_it_comes(workspace: Workspace) -> None:
+    file = workspace.write("""
+        import click
+
+        class Marking(click.ParamType):
+            name = "marking"
+
+            def convert(self, value, parameter, context):
+                return value + "!"
+
+        class Flow_(FlowSpec):
+            j = Parameter("j", type=JSONType, default='"by default"')
+            c = Parameter("c", type=Marking(), default="c")
+            u = Parameter("u", type=lambda text: text + "?", separator=",", default="a,b")
+            m = Parameter("m", type=JSONType, multiple=True)
+            two = Parameter("two", type=(str, JSONType))
+            asked = Parameter("asked", type=JSONType, callback=lambda c, p, value: [value])
+
+            @step
+            def start(self):
+                print([self.j, self.c, self.u, self.m, self.two, self.asked])
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    values = workspace.path / "values.json"
+    values.write_text(json.dumps({"j": '"1"', "c": "f", "m": ['"1"', [2]], "asked": "[]"}))
+    words = ["--j", '"1"', "--c=x", "--u", "z", "--m", '"1"', "--m=null", "--two", "a", '"b"']
+
+    for given, environment, expected in (
+        ([], {}, ["by default", "c!", ["a?", "b?"], (), None, [None]]),
+        (words, {}, ["1", "x!", ["z?"], ("1", None), ("a", "b"), [None]]),
+        (["--j=null"], {"METAFLOW_RUN_C": "e"}, [None, "e!", ["a?", "b?"], (), None, [None]]),
+        (["--asked", '"1"'], {"AFLOW_RUN_J": '"e"'}, ["e", "c!", ["a?", "b?"], (), None, ["1"]]),
+    ):
+        ran = workspace.run(*given, **environment)
+        assert str(expected) in ran.lines, ran.out + ran.err
+
+    file.write_text(file.read_text().replace(", callback=lambda c, p, value: [value]", ""))
+    ran = workspace.run("--parameters-file", str(values))
+    assert str(["1", "f!", ["a?", "b?"], ("1", [2]), None, []]) in ran.lines, ran.out + ran.err
+    ran = workspace.finish(workspace.start("resume", "start", "--j", '"r"', "--c=r"))
+    assert str(["r", "r!", ["a?", "b?"], ("1", [2]), None, []]) in ran.lines, ran.out + ran.err
+
+
+def test_a_plain_run_takes_a_json_text_for_what_it_says(workspace: Workspace) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            j = Parameter("j", type=JSONType, default=[1])
+
+            @step
+            def start(self):
+                print(repr(self.j))
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    for written, expected in (('"hello"', "'hello'"), ('"1"', "'1'"), ("null", "None")):
+        ran = workspace.run("--j", written)
+        assert expected in ran.lines, ran.err
+    refused = workspace.run("--j", "hello")
+    assert (2, True) == (refused.code, "which is not JSON" in refused.err)
 
 
 def test_parameters_of_every_type_arrive_as_values(workspace: Workspace) -> None:

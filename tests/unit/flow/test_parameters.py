@@ -20,6 +20,7 @@ from aflow.errors import InvalidParameter
 from aflow.flow.definition import FlowDefinition
 from aflow.flow.parameters import (
     RESERVED,
+    ConvertedValue,
     IncludedFile,
     IncludeFile,
     JSONType,
@@ -27,6 +28,7 @@ from aflow.flow.parameters import (
     Parameter,
     ParameterContext,
     resolve,
+    unconverted,
 )
 from aflow.flow.spec import define
 from tests.unit.flow.flows import MakeFlow
@@ -406,6 +408,40 @@ def test_a_value_survives_the_way_to_another_process(of_type: tuple[Any, Any]) -
     value = parameter.convert(value)
 
     assert same(value, parameter.convert(json.loads(json.dumps(parameter.plain(value)))))
+
+
+@pytest.mark.parametrize(
+    ("declared", "written", "value"),
+    [
+        ({"type": JSONType}, '"1"', "1"),
+        ({"type": JSONType}, "null", None),
+        ({"type": JSONType, "multiple": True}, ['"1"', '["1"]', "null"], ("1", ["1"], None)),
+        ({"type": JSONType, "separator": ";"}, '"1";2', ["1", 2]),
+        ({"type": (str, JSONType)}, ["1", '"1"'], ("1", "1")),
+    ],
+)
+def test_a_text_in_json_is_written_as_json(declared: Any, written: object, value: object) -> None:
+    parameter = Parameter("p", **declared)
+
+    assert value == parameter.convert(written)
+    assert value == parameter.convert(json.loads(json.dumps(parameter.plain(value))))
+
+
+def test_what_is_converted_is_taken_as_it_is(make_flow: MakeFlow) -> None:
+    declared = {"type": JSONType, "default": "[1]"}
+
+    assert {"p": "1"} == with_value(make_flow, declared, '"1"')
+    assert {"p": '"1"'} == with_value(make_flow, declared, ConvertedValue('"1"'))
+    assert {"p": None} == with_value(make_flow, declared, ConvertedValue(None, "null"))
+
+
+def test_another_process_is_sent_what_it_converts_to_the_same_value() -> None:
+    parameter = Parameter("p", type=JSONType)
+
+    assert '"1"' == unconverted(parameter, ConvertedValue("1", '"1"'))
+    assert '"1"' == unconverted(parameter, ConvertedValue("1")), "a callback has made it"
+    assert "null" == unconverted(parameter, ConvertedValue(None))
+    assert [1] == unconverted(parameter, [1]), "of a file of parameters"
 
 
 # ------------------------------------------------------------ included files

@@ -50,7 +50,7 @@ def page_of(
 
     Args:
         task: The task.
-        type: The type of card; None for all types.
+        type: The type of card, `default` or one that a package adds.
         options: The options of the card, as its decorator has them.
         timeout: How many seconds the card may take; None for no limit.
         save_errors: Whether a page about the error is written where the card fails.
@@ -81,7 +81,7 @@ def keep(task: Task, type: str, id: str | None, html: str) -> str:
 
     Args:
         task: The task.
-        type: The type of card; None for all types.
+        type: The type of card, which the name of its file has.
         id: The id of the card; None for none.
         html: The page.
 

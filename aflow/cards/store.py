@@ -55,7 +55,7 @@ def put(
         store: The datastore.
         folder: The folder of the task's cards in the datastore.
         number: The number of the card in its step.
-        type: The type of card; None for all types.
+        type: The type of card, which the name of its file has.
         id: The id of the card; None for none.
         html: The page.
         update: The data of an update while the step runs; None for a whole page.

@@ -106,7 +106,7 @@ def run_script(flow: FlowSpec) -> None:
     """The command line of a script that begins one (loading.begins); ends the program.
 
     Args:
-        flow: The flow; None where no file is named.
+        flow: The instance that the script has made by calling its flow.
     """
     fill_descriptors()
     conceal_secrets()

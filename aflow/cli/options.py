@@ -257,7 +257,7 @@ def with_option(section: str, scope: str | None) -> Option:
 
     Args:
         section: The section of the help in which it stands.
-        scope: What the option is of: the flow, a run.
+        scope: "" or `run_`, which begins the name of the environment variable; None for none.
     """
     return option(
         "--with",

@@ -144,14 +144,14 @@ def tls_options() -> list[click.Option]:
 
 
 def certificate(cert: str | None, key: str | None) -> Certificate | None:
-    """Return what the options say.
+    """Return the certificate that the options name; None where they name none.
 
     Args:
-        cert: The path of the certificate; None for none.
-        key: The setting that it is about.
+        cert: The path of the certificate (--tls-cert); None where it is not given.
+        key: The path of its private key (--tls-key); None where it is not given.
 
     Raises:
-        InvalidSetting: A setting cannot be used.
+        InvalidSetting: Only one of the two is given.
     """
     from aflow.server.serve import Certificate  # help is shown without the extra server
 

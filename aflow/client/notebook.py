@@ -52,7 +52,7 @@ def text(value: object, limit: int = _TEXT) -> Html:
 
     Args:
         value: The value.
-        limit: How many at most; None for all.
+        limit: How many characters at most.
     """
     shown = str(value)
     shown = shown if len(shown) <= limit else shown[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -161,8 +161,8 @@ def opened(store: str, name: str, start: int, end: int) -> Any:
     """Return the bytes of an object from `start` to before `end`, as a file.
 
     Args:
-        store: The datastore, or its URL; None where nothing is to be stored.
-        name: The name.
+        store: The URL of the datastore, a folder or `s3://...`.
+        name: The name of the object below it.
         start: The first byte of the range.
         end: The end of the range of bytes; the byte there is not included.
     """
@@ -223,11 +223,11 @@ def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
 
     Args:
         error: The answer of the server.
-        store: The datastore, or its URL; None where nothing is to be stored.
-        name: The name.
+        store: The URL of the datastore, for the sentence.
+        name: The name of the object, for the sentence.
 
     Raises:
-        BootError: Where it would not.
+        BootError: The object does not exist, or another try cannot succeed.
     """
     text = error.read(4096).decode("utf-8", "replace")
     code = (re.findall("<Code>(.*?)</Code>", text) or [""])[0]
@@ -251,9 +251,9 @@ def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
     """Yield the first `size` bytes of an object; one that was cut off is resumed. Raises BootError.
 
     Args:
-        store: The datastore, or its URL; None where nothing is to be stored.
-        name: The name.
-        size: How many bytes.
+        store: The URL of the datastore, a folder or `s3://...`.
+        name: The name of the object below it.
+        size: The size of the object, as its manifest says.
     """
     patience = float(ENV.get("AFLOW_BOOT_PATIENCE") or 120)
     done, wait, give_up_at = 0, 0.5, time.monotonic() + patience

@@ -143,7 +143,7 @@ class Supplies:
         """Return an interpreter of that version.
 
         Args:
-            asked: The version of Python that was asked for, as `3.12`; None for this one.
+            asked: The version of Python that was asked for, as `3.12`.
 
         Raises:
             EnvironmentFailed: The packages cannot be solved, fetched or installed; the error says

@@ -62,7 +62,7 @@ def lock(
     Args:
         spec: The packages that a step asks for.
         folder: The folder.
-        platform: The platform, as uv names it; None for this one.
+        platform: The platform, as uv names it.
         cache: The folder for what was downloaded.
         report: Takes one line for each thing that takes time.
         rebuild: Whether to solve and build again what exists already.
@@ -188,7 +188,7 @@ def subdir_of(platform: str) -> str:
     """Return conda's name of a platform.
 
     Args:
-        platform: The platform, as uv names it; None for this one.
+        platform: The platform, as uv names it.
 
     Raises:
         EnvironmentFailed: conda has none.

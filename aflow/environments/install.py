@@ -45,7 +45,7 @@ def install(manifest: Any, store: str, program: list[str]) -> None:
 
     Args:
         manifest: The list of packages, as it was decoded.
-        store: The datastore, or its URL; None where nothing is to be stored.
+        store: The URL of the datastore that has the wheels.
         program: The command, as a list of arguments.
     """
     runtime = fitting(manifest["runtimes"])
@@ -163,11 +163,11 @@ def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None
     """Make the environment in this folder.
 
     Args:
-        folder: The folder.
+        folder: A new folder, which is renamed once it is complete.
         runtime: The environment of aflow itself.
-        store: The datastore, or its URL; None where nothing is to be stored.
-        base: The folder of the interpreter.
-        folders: The folders of the packages.
+        store: The URL of the datastore that has the wheels.
+        base: The path of the interpreter.
+        folders: Folders of packages to make importable, beside those of aflow.
     """
     version = "python%d.%d" % sys.version_info[:2]
     packages = os.path.join(folder, "lib", version, "site-packages")
@@ -188,9 +188,9 @@ def put(wheel: Any, store: str, packages: str) -> None:
     """Fetch a wheel, check it and unpack it. Raises BootError.
 
     Args:
-        wheel: The open wheel.
-        store: The datastore, or its URL; None where nothing is to be stored.
-        packages: The packages.
+        wheel: The entry of the manifest: the file's name, the object's and its size and digest.
+        store: The URL of the datastore that has the wheel.
+        packages: The folder to unpack into.
     """
     name = "blobs/" + wheel["key"][:2] + "/" + wheel["key"][2:]
     digest = hashlib.sha256()

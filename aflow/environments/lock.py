@@ -155,7 +155,7 @@ def lock_of(python: str, platform: str, packages: Iterable[LockedPackage]) -> Lo
 
     Args:
         python: The interpreter, or its version.
-        platform: The platform, as uv names it; None for this one.
+        platform: The platform, as uv names it.
         packages: The packages.
     """
     ordered = sorted(packages, key=lambda each: (each.kind, each.name, each.file))

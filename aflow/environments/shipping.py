@@ -86,7 +86,7 @@ class Shipment(NamedTuple):
         """Return the variables that lead jobs to the shipment in the store of this URL.
 
         Args:
-            store: The datastore, or its URL; None where nothing is to be stored.
+            store: The URL of the datastore, as jobs see it.
         """
         digest = hashlib.sha256(self.manifest).hexdigest()
         return {"AFLOW_RUNTIME": f"{self.key}:{len(self.manifest)}:{digest}:{store}"}
@@ -182,7 +182,7 @@ def packed_runtime(
     Args:
         folder: The folder.
         now: The present time, in seconds since the epoch.
-        extras: The extras of aflow; None for those that are installed here.
+        extras: The extras of aflow that its jobs need.
         targets: The platforms and Pythons.
 
     Returns:

@@ -110,7 +110,7 @@ def kind_of(platform: str) -> tuple[str, str]:
     """Return the machine of a platform, and the C library (or system) that its programs need.
 
     Args:
-        platform: The platform, as uv names it; None for this one.
+        platform: The platform, as uv names it.
     """
     arch, _, rest = platform.partition("-")
     return arch, "glibc" if rest.startswith("manylinux") else rest
@@ -120,7 +120,7 @@ def libc_of(platform: str) -> tuple[str, tuple[int, ...]]:
     """Return the C library of a platform and its version: as `Fit` (wheels.py) says it.
 
     Args:
-        platform: The platform, as uv names it; None for this one.
+        platform: The platform, as uv names it.
     """
     found = _MANYLINUX.match(platform)
     return ("glibc", (int(found[2]), int(found[3]))) if found else ("musl", ())

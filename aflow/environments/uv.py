@@ -444,7 +444,7 @@ def fits(version: str, asked: str) -> bool:
 
     Args:
         version: The version.
-        asked: The version of Python that was asked for, as `3.12`; None for this one.
+        asked: What was asked for: a version (`3.12`), or a specifier (`>=3.12`).
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 

@@ -77,7 +77,7 @@ def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel
     be already.
 
     Args:
-        extras: The extras of aflow; None for those that are installed here.
+        extras: The extras of aflow to include.
         folder: The folder.
         now: The present time, in seconds since the epoch.
 
@@ -145,7 +145,7 @@ def closure(extras: frozenset[str]) -> list[Distribution]:
     """Return all distributions that aflow with these extras depends on here, by canonical names.
 
     Args:
-        extras: The extras of aflow; None for those that are installed here.
+        extras: The extras of aflow to include.
     """
     found: dict[str, Distribution] = {}
     todo = [*_requirements(needs_of_aflow(), extras)]
@@ -179,7 +179,7 @@ def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribut
 
     Args:
         versions: The installed versions, by package.
-        extras: The extras of aflow; None for those that are installed here.
+        extras: The extras of aflow to include.
     """
     every = {canonicalize_name(each.name): each for each in closure(extras)}
     if not (every.keys() & versions.keys()) - _SHARED:

@@ -95,13 +95,13 @@ class Cluster(Protocol):
         """
 
     def look(self, seconds: float) -> list[tuple[int, Event]]:
-        """Return what has happened, after so many seconds at most.
+        """Return what has happened, waiting `seconds` at most for something.
 
         Args:
-            seconds: How many seconds; None where that is not known.
+            seconds: How long to wait, in seconds.
 
         Raises:
-            WorkersLost: Workers could not be kept.
+            WorkersLost: The connection to the cluster is lost.
         """
 
     def stop(self, number: int) -> None:

@@ -461,14 +461,14 @@ class Rendezvous:
         self._folder = f"jobs/{flow}/{run}/gangs"
 
     def expect(self, specs: Iterable[AttemptSpec]) -> None:
-        """Those of these attempts of members that are member 0, which begins again, are to be
-        waited for. What they have said already stays.
+        """Leave an empty address for each attempt among these that starts member 0 of a gang again,
+        so that the other members wait for the new one. An address that is there already stays.
 
         Args:
-            specs: What the attempts are to run.
+            specs: The attempts that are about to be launched; those of other members are skipped.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: The datastore does not answer.
         """
         for spec in specs:
             if spec.split_index == 0 and spec.attempt > 0:

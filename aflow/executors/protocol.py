@@ -80,7 +80,7 @@ def worker_topic(worker: str) -> str:
     """Return the topic of commands to one worker.
 
     Args:
-        worker: The id of the worker; None where it is not known.
+        worker: The id of the worker.
     """
     return f"worker.{worker}"
 

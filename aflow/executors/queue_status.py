@@ -192,7 +192,7 @@ def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
     """Return how many attempts a minute these workers have ended lately, by pool.
 
     Args:
-        workers: What the workers have announced; None where that is not known.
+        workers: The records of the workers, each with its counts by pool.
     """
     found: dict[str, float] = {}
     for worker in workers:

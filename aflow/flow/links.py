@@ -287,10 +287,10 @@ def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function below all decorators that keep `__wrapped__`.
 
     Args:
-        function: The function that is decorated; None where options are given.
+        function: A function, or what a decorator has made of one.
 
     Raises:
-        ValueError: For one that wraps itself.
+        ValueError: The chain of `__wrapped__` leads back to itself.
     """
     if not hasattr(function, "__wrapped__"):
         return function
@@ -316,10 +316,10 @@ class Sources:
         `__wrapped__`.
 
         Args:
-            function: The function that is decorated; None where options are given.
+            function: The attribute of the class: a function, or what a decorator has made of one.
 
         Raises:
-            InvalidFlow: There is no source, or it is not the one that was imported.
+            InvalidFlow: The source cannot be read, or has changed since it was imported.
         """
         inner = unwrapped(function)
         if not isinstance(inner, FunctionType):

@@ -323,10 +323,11 @@ class FlowSpec:
             *steps: The next steps as methods (`self.train`): one, or several for a branch; for a
                 switch one dict that maps values to steps.
             foreach: The name of the artifact whose items get a task each; it must be set before the
-                call.
+                call. None without foreach.
             num_parallel: How many tasks the gang has: they start together, and know each other's
-                addresses.
-            condition: The name of the artifact whose value chooses among the cases of the switch.
+                addresses. None without a gang.
+            condition: The name of the artifact whose value chooses among the cases of the switch;
+                None without a switch.
 
         Raises:
             InvalidTransition: The call differs from the one that the source shows, is the second
@@ -353,8 +354,10 @@ class FlowSpec:
 
         Args:
             inputs: The `inputs` of the join, or a part of them.
-            exclude: The names of artifacts to leave out; not together with `include`.
-            include: The names of the only artifacts to take; each must be in some input.
+            exclude: The names of artifacts to leave out; not together with `include`. None for
+                none.
+            include: The names of the only artifacts to take; each must be in some input. None for
+                all.
 
         Raises:
             UnhandledInMergeArtifacts: Where inputs differ, MissingInMergeArtifacts where an

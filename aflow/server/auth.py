@@ -225,7 +225,7 @@ def refusal(
     Args:
         status: The HTTP status, 4xx or 5xx.
         sentence: What was wrong, in one sentence.
-        headers: More headers of the answer.
+        headers: Further headers of the answer; None for none.
         fields: The names of the fields that carry the sentence.
     """
     return web.json_response(

@@ -193,8 +193,8 @@ def parameters(
 
     Args:
         path: The path with its parameters in braces: `/v1/runs/{flow}/{run}`.
-        patterns: The regular expressions of the places in the path, by name.
-        meanings: The descriptions of the places in the path, by name.
+        patterns: The regular expression of each parameter, by name; None for none in the document.
+        meanings: The description of each parameter, by name; None for those of aflow's own routes.
     """
     found = []
     for before, name in places_of(path):

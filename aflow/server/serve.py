@@ -148,9 +148,9 @@ def serve(
         title: What it is, in the line that says where it listens.
         listen: Where to listen, and for whom. Port 0 takes a free one.
         say: Called with the line `TITLE on URL` when it listens.
-        store: The metadata whose tokens are valid.
-        service: The API of Metaflow's metadata service, if it is answered.
-        daemon: What runs flows, if it does.
+        store: The metadata store whose tokens are valid; None where only keys of the settings are.
+        service: The API of Metaflow's metadata service; None where it is not served.
+        daemon: The daemon that runs flows; None where the server runs none.
 
     Raises:
         InvalidSetting: It cannot listen there.

@@ -1046,10 +1046,10 @@ def position(cursor: str) -> tuple[float, int]:
     """Return the time and the key in a cursor of a list of runs.
 
     Args:
-        cursor: The cursor that an earlier page gave; None for the first page.
+        cursor: The cursor that an earlier page gave.
 
     Raises:
-        InvalidInput: It is malformed.
+        InvalidInput: It is not such a cursor.
     """
     at, _, key = cursor.partition("_")
     try:

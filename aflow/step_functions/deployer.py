@@ -386,12 +386,12 @@ class Tokens:
         return token if isinstance(token, str) else None
 
     def remember(self, machine: str, token: str) -> None:
-        """Remember the token; where that cannot be written it is logged, since what it was for is
-        done.
+        """Store the token for this user. Where it cannot be written that is logged: the deployment
+        is done.
 
         Args:
-            machine: The state machine: its name, ARN or record.
-            token: The production token; None for none.
+            machine: The name of the state machine.
+            token: The production token, which replaces an earlier one.
         """
         known = self._read()
         if known.get(machine) == token:
@@ -447,10 +447,10 @@ class StateMachineDeployer:
         those of EC2 machines.
 
         Args:
-            token: The production token; None for none.
+            token: The production token for the label; None for a placeholder.
 
         Raises:
-            InvalidInput: For a flow that cannot be deployed.
+            InvalidInput: Step Functions cannot run the flow, or the token is not allowed.
         """
         files = code_package.members(self._definition, self._settings.package_suffixes)
         data = code_package.pack(files)
@@ -511,7 +511,7 @@ class StateMachineDeployer:
         """Deploy the flow, or its new version.
 
         Args:
-            authorize: The token of another user's deployment; None for the own one.
+            authorize: The production token of another user's deployment; None for your own.
             new_token: The token to set; None for the one before, or a new one.
             generate: Whether to make a new token.
             log_history: Whether the history goes to CloudWatch Logs.
@@ -521,7 +521,7 @@ class StateMachineDeployer:
 
         Raises:
             InvalidInput: The flow cannot be deployed, or belongs to another user.
-            AwsError: AWS refuses.
+            AwsError: AWS refuses, or does not answer.
             StorageError: The datastore does not answer.
         """
         there = self._aws.machine(self.name)
@@ -647,10 +647,10 @@ class StateMachineDeployer:
     # ------------------------------------------------------------ executions
 
     def machine(self) -> StateMachine:
-        """Return the state machine.
+        """Return the deployed state machine.
 
         Raises:
-            NotFound: Where the flow is not deployed.
+            NotFound: The flow is not deployed; the error says how to deploy it.
         """
         found = self._aws.machine(self.name)
         if found is None:

@@ -112,10 +112,10 @@ def next_token(machine: str, before: str | None, letters: Sequence[str]) -> str:
 
 
 def checked_token(token: str) -> str:
-    """Return a token, if it is allowed.
+    """Return the token, after a check that it is allowed.
 
     Args:
-        token: The production token; None for none.
+        token: The text that the user wants as the token.
 
     Raises:
         InvalidInput: It has other characters, or is too long.

@@ -255,7 +255,7 @@ def given_by(
     machines of `flows`, or one whose detail holds the fields that `events` names.
 
     Args:
-        text: The input as JSON; "" counts as an empty object.
+        text: The input as JSON; None and "" count as an empty object.
         events: Which field of an event gives which parameter, by event and parameter.
         flows: The names of flows, by the ARN of their machines.
 

@@ -121,7 +121,8 @@ def digest_of(parts: Iterable[Buffer], size: int = 0) -> BlobKey:
 
     Args:
         parts: The bytes, in parts, one after the other.
-        size: How many bytes it has uncompressed; None where that is not known.
+        size: How many bytes the parts come to; 0 where that is not known, which hashes in one
+            thread.
     """
     import blake3  # when the first value is large enough to become a blob
 
@@ -220,7 +221,7 @@ class BlobStore:
 
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
-            size: How many bytes it has uncompressed; None where that is not known.
+            size: How many bytes the blob has.
 
         Raises:
             CorruptBlob: The bytes are not those that the key names.
@@ -241,7 +242,7 @@ class BlobStore:
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
             start: The position of the first byte.
-            length: How many bytes or characters; None for all up to the end.
+            length: How many bytes.
         """
         return self.store.get(blob_name(key), start, length)
 

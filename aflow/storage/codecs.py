@@ -342,7 +342,7 @@ def pays(parts: Sequence[memoryview], size: int) -> bool:
 
     Args:
         parts: The bytes, in parts, one after the other.
-        size: How many bytes it has uncompressed; None where that is not known.
+        size: How many bytes the parts come to.
     """
     if size < MIN_SIZE:
         return False
@@ -357,7 +357,7 @@ def compress(parts: Sequence[memoryview], size: int) -> list[bytes]:
 
     Args:
         parts: The bytes, in parts, one after the other.
-        size: How many bytes it has uncompressed; None where that is not known.
+        size: How many bytes the parts come to.
     """
     import zstandard
 
@@ -373,7 +373,7 @@ def decompress(data: Buffer, size: int) -> bytearray:
 
     Args:
         data: The bytes.
-        size: How many bytes it has uncompressed; None where that is not known.
+        size: How many bytes the data must come to.
 
     Raises:
         ValueError: If they are not exactly `size`, or no zstd frame.

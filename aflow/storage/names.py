@@ -127,7 +127,7 @@ class Names:
         """Return the class or function; `usual` is Python's own way. Raises what that raises.
 
         Args:
-            module: The name of the module; None where it is a file without one.
+            module: The name of the module, as the pickle has it.
             name: The name.
             usual: Python's own way to find it.
         """
@@ -349,7 +349,7 @@ class CodeModules:
         """Return the file or folder of a module, by its name in the run; None where it has none.
 
         Args:
-            module: The name of the module; None where it is a file without one.
+            module: The name of the module in the run.
         """
         if self._script[0] and module == self._script[1]:
             return self._script[0]
@@ -363,7 +363,7 @@ class CodeModules:
         """Return how the import system loads the module of this name in the run.
 
         Args:
-            module: The name of the module; None where it is a file without one.
+            module: The name of the module in the run.
         """
         name = f"{self.prefix}.{module}" if module else self.prefix
         path = self.path_of(module) if module else ""

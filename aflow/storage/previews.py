@@ -68,7 +68,7 @@ def short_text(value: Any, length: int = 30) -> str:
 
     Args:
         value: The value.
-        length: How many bytes or characters; None for all up to the end.
+        length: How many characters at most.
     """
     text: str = value if type(value) is str else short_repr(value)
     return text[:length]
@@ -79,7 +79,7 @@ def short_repr(value: Any, length: int = _REPR_LENGTH) -> str:
 
     Args:
         value: The value.
-        length: How many bytes or characters; None for all up to the end.
+        length: How many characters at most.
     """
     kind = type(value)
     if kind in _SIMPLE:

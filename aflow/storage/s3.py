@@ -185,7 +185,7 @@ class UploadSource(Protocol):
 
         Args:
             start: The position of the first byte.
-            length: How many bytes or characters; None for all up to the end.
+            length: How many bytes.
         """
 
 
@@ -196,7 +196,7 @@ class Sink(Protocol):
         """Announce the number of bytes. Called again when the transfer begins again.
 
         Args:
-            size: How many bytes it has uncompressed; None where that is not known.
+            size: How many bytes will come.
         """
 
     def write(self, at: int, data: bytes) -> None:

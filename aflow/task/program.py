@@ -406,7 +406,7 @@ def run_as_main(
     and sys.path as they are there. Raises whatever the program raises.
 
     Args:
-        file: The path of the program's file; None while its step runs.
+        file: The path of the program's file.
         argv: sys.argv of the program.
         path: sys.path of the program, without its own folder.
         module: The name of the module, as for `python -m`; None for a file.
@@ -549,7 +549,7 @@ def package_of(file: str) -> tuple[str, str] | None:
     .` or from that package).
 
     Args:
-        file: The path of the program's file; None while its step runs.
+        file: The path of the file.
 
     Returns:
         The folder that holds the package, and the module's name; None for any other file.
@@ -617,7 +617,7 @@ def is_library(file: str) -> bool:
     """Return whether a file belongs to Python or to what is installed, rather than to the user.
 
     Args:
-        file: The path of the program's file; None while its step runs.
+        file: The path of the file.
     """
     return os.path.abspath(file).startswith(library_folders())
 

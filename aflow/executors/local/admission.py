@@ -54,11 +54,11 @@ def machine_with(given: Mapping[str, float], folder: Path | None = None) -> Mach
     folder. Blocks.
 
     Args:
-        given: The amounts that were set; None for none.
-        folder: The folder; None for the default one.
+        given: The amounts that were set, by resource; they take the place of what is found.
+        folder: The folder whose disk counts; None for the working folder.
 
     Raises:
-        InvalidInput: Where more GPUs were given than a variable names.
+        InvalidInput: More GPUs are set than the variable that restricts them names.
     """
     devices, variables, named_by = _gpus()
     memory = _memory()

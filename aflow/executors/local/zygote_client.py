@@ -359,8 +359,8 @@ def cold_note(reason: str, seconds: float) -> str | None:
     take these seconds; None where that is too short to be noticed.
 
     Args:
-        reason: Why, in one sentence.
-        seconds: How many seconds; None where that is not known.
+        reason: Why no task can be forked from the process, as the end of the sentence.
+        seconds: How long the imports take, in seconds.
     """
     if seconds < UNNOTICED:
         return None

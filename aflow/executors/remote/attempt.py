@@ -69,7 +69,7 @@ def unpacked_in(folder: Path) -> Unpack:
     """Return a function that unpacks code packages in a folder.
 
     Args:
-        folder: The folder; None for the default one.
+        folder: The folder to unpack into; each package overwrites the former one's files.
     """
 
     def unpack(blobs: BlobStore, key: str) -> Path:
@@ -154,15 +154,15 @@ def other_python(step: str, python: str) -> str | None:
 
 
 async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
-    """Return where member 0 of the gang of this attempt is: it says so, and the others wait for
-    that.
+    """Return the address of member 0 of the gang of this attempt. Member 0 publishes its own; the
+    others wait until it has.
 
     Args:
-        rendezvous: Where the nodes of a gang find each other.
-        spec: What the attempt is to run.
+        rendezvous: The addresses of the run's gangs, in the datastore.
+        spec: The attempt of a member; its `split_index` is the member's number.
 
     Raises:
-        StorageError: The datastore does not answer, or has not what it needs.
+        StorageError: The datastore does not answer.
     """
     assert spec.split_index is not None, "a member has its place"
     control = spec.task - spec.split_index

@@ -349,13 +349,13 @@ class Runtime:
             return False
 
     async def record_end(self, report: AttemptReport) -> None:
-        """Note in the store how an attempt has ended that has not succeeded.
+        """Record in the store how an attempt that has not succeeded has ended.
 
         Args:
             report: How the attempt has ended.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: The datastore does not answer.
         """
         if self._store is not None:  # else nothing of the run was begun here
             message = self._message

@@ -84,7 +84,8 @@ def parse_spec(spec: str) -> Any:
         spec: The decorator, as `--with` has it.
 
     Raises:
-        InvalidDecorator: For all that cannot be understood.
+        InvalidDecorator: The decorator is unknown, or an option cannot be read or used; the error
+            quotes the text.
     """
     name, _, text = spec.partition(":")
     name = name.strip()
@@ -110,11 +111,11 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
     see what is attached.
 
     Args:
-        definition: The flow: its class, steps, parameters and decorators.
-        specs: The decorators, as `--with` has them.
+        definition: The flow; it is not changed.
+        specs: The texts of `--with`, `name` or `name:option=value,...` each.
 
     Raises:
-        InvalidDecorator: The decorator is unknown, or does not take the option.
+        InvalidDecorator: A text cannot be understood, or a mutator refuses.
     """
     decorators = [parse_spec(spec) for spec in specs]
     if not decorators:

@@ -32,11 +32,11 @@ def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
     """Make a step of the function.
 
     Args:
-        function: The function that is decorated; None where options are given.
-        mark: The mark of `@step`.
+        function: What @step stands on, which should be a function.
+        mark: The options of `@step`.
 
     Raises:
-        InvalidDecorator: For what is not a function.
+        InvalidDecorator: It is not a function.
     """
     if not isinstance(function, FunctionType):
         raise InvalidDecorator(
@@ -176,14 +176,14 @@ class DelayedDecorator(StepDecorator):
         return self.kind.repeatable
 
     def resolved(self, configs: Mapping[str, Any]) -> StepDecorator:
-        """Return the decorator.
+        """Return the decorator, with the expressions in its options evaluated.
 
         Args:
-            configs: The configs, by name.
+            configs: The values of the flow's configs, by attribute.
 
         Raises:
-            InvalidConfig: The config cannot be used.
-            InvalidDecorator: The decorator is unknown, or does not take the option.
+            InvalidConfig: An expression raises something.
+            InvalidDecorator: An evaluated option cannot be used.
         """
         return build(self.kind, evaluated(self.options, configs))
 

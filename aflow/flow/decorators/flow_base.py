@@ -85,7 +85,7 @@ class DelayedFlowDecorator(FlowDecorator):
 
         Raises:
             InvalidConfig: The config cannot be used.
-            InvalidDecorator: The decorator is unknown, or does not take the option.
+            InvalidDecorator: An evaluated option cannot be used.
         """
         return build(self.of, evaluated(self.options, configs))
 

@@ -80,7 +80,8 @@ class Resources(StepDecorator):
             attempt: The number of the attempt, from 0.
 
         Raises:
-            InvalidDecorator: The decorator is unknown, or does not take the option.
+            InvalidDecorator: The user's function of the attempt returns what is not a non-negative
+                number.
         """
         found = {name: self._at(name, value, attempt) for name, value in self.custom.items()}
         return {name: value for name, value in found.items() if value is not None}
@@ -92,7 +93,8 @@ class Resources(StepDecorator):
             attempt: The number of the attempt, from 0.
 
         Raises:
-            InvalidDecorator: The decorator is unknown, or does not take the option.
+            InvalidDecorator: The user's function of the attempt returns what is not a non-negative
+                number.
         """
         found = {option: self.amount(option, attempt) for option in AMOUNTS}
         given = {name: value for name, value in found.items() if value is not None}

@@ -112,7 +112,7 @@ def item_value(reader: ItemReader, items: object, index: int) -> Value:
     Args:
         reader: Loads the values.
         items: The items of the foreach, as the manifest has them.
-        index: The index in the foreach; None outside of one.
+        index: The index of the item within the foreach.
     """
     item = reader.read(items, index)
     return Value(digest_of([item.body]), item.text)

@@ -161,7 +161,7 @@ def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str
     Args:
         values: The fields of the body.
         key: The name of the field.
-        default: What counts where the value is absent.
+        default: What is returned where the field is missing; None for None.
 
     Raises:
         RegistrationRefused: The text is too long, or has characters that no database keeps (400).

@@ -135,7 +135,7 @@ def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None
 
     Args:
         required: The schemas of the fields that have to be there.
-        optional: The schemas of the fields that may be absent.
+        optional: The schemas of the fields that may be absent; None for none.
     """
     return {
         "type": "object",

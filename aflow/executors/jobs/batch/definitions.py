@@ -49,15 +49,15 @@ def definition_of(
     no step. `program` is the module that jobs run, with its arguments.
 
     Args:
-        step: The step; None for all steps.
+        step: The step; None for the job that belongs to no step.
         settings: The settings of the job system.
-        environment: The environment variables, by name.
+        environment: The environment variables of the container, by name.
         program: The module that the interpreter runs, and its arguments.
         fargate: Whether the queue runs jobs on Fargate, which takes other fields than EC2.
         attempt: The number of the attempt, from 0.
 
     Raises:
-        InvalidSetting: Where no image or role is known.
+        InvalidSetting: No image, or no role for jobs, is set.
     """
     batch: Any = step.decorator("batch") if step else None
     needs = _resources(step, batch, attempt)
@@ -365,7 +365,7 @@ def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
         settings: The settings of the job system.
 
     Raises:
-        InvalidSetting: Where none is known.
+        InvalidSetting: Neither the step nor a setting names a queue.
     """
     return own_queue_of(step, settings) or settings.needed("queue", "The job queue of AWS Batch")
 
@@ -469,9 +469,9 @@ def name_prefix(user: str, flow: str, run: str | None = None) -> str:
     """Return what the names of all jobs of a user's flow begin with, or of one run of it.
 
     Args:
-        user: The name of the user; None for all.
+        user: The name of the user.
         flow: The name of the flow.
-        run: The id of the run; None for all.
+        run: The id of the run; None for what all runs of the flow have.
     """
     return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
 

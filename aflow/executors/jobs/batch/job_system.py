@@ -146,7 +146,7 @@ def called(call: Callable[[], T]) -> T:
     """Call AWS Batch, and translate errors.
 
     Args:
-        call: The call; it blocks.
+        call: A call of the client, which blocks.
 
     Returns:
         What the call returned.

@@ -534,7 +534,7 @@ def why_pending(pod: Object) -> str:
     """Return why a pod has not begun, in the words of Kubernetes; empty where it does not say it.
 
     Args:
-        pod: The pod; None where it is gone.
+        pod: The pod, as the API server describes it.
     """
     for reason, message in _waiting_containers(pod):
         return f"{reason}: {message}".rstrip(": ")

@@ -95,16 +95,16 @@ def step_job(
 
     Args:
         step: The step, with its decorators.
-        settings: The settings of the job system.
-        namespace: The namespace: a tag such as `user:ada`.
-        environment: The environment variables, by name.
+        settings: The settings of the cluster, which stand where the step says nothing.
+        namespace: The namespace of Kubernetes for steps that name none.
+        environment: The environment variables of all pods of the run, by name.
         is_gang: Whether the attempts start together, on nodes that talk to each other.
         attempt: The number of the attempt, from 0.
 
     Raises:
-        InvalidInput: What was given cannot be used; the error says why.
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidInput: An option of @kubernetes cannot be used.
+        InvalidSetting: A setting that the step needs, such as an image, is missing or cannot be
+            used.
     """
     options = _Options(step, settings)
     volumes, mounts, variables = _volumes(options)

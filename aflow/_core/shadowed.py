@@ -70,15 +70,10 @@ def keep_hidden_by_main() -> None:
             raise SystemExit(2)
 
 
-# Since 3.13 Python imports these before it runs the program of `python -c`, which is how processes
-# for tasks are started beside this one: with the folder on its path.
-BEFORE_PROGRAMS = frozenset(
-    """
-    collections copyreg enum functools keyword linecache operator re reprlib token tokenize types
-    """.split()  # noqa: SIM905 -- as above
-    if sys.version_info >= (3, 13)
-    else ()
-)
+# Since 3.13 Python imports this before it runs the program of `python -c`, which is how processes
+# for tasks are started beside this one: with the folder on its path. What linecache itself needs it
+# imports when a line is asked for: by then our program has taken the folder from the path.
+BEFORE_PROGRAMS = frozenset({"linecache"} if sys.version_info >= (3, 13) else ())
 
 
 def _hides_from_python(folder: str) -> str | None:

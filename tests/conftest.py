@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import re
 from collections.abc import Generator, Iterator
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.aws.clients import close_clients
 from tests.support.aws.furnished import aws, aws_account  # noqa: F401 -- fixtures of all tests
+from tests.support.budget import BUDGET, over_budget
 from tests.support.kubernetes import kubernetes, kubernetes_server  # noqa: F401 -- the same
 from tests.support.s3 import (  # noqa: F401 -- the same
     s3_bucket,
@@ -31,6 +33,18 @@ settings.load_profile("aflow")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Most tests of these folders take long, and the others share their servers: all are marked `slow`.
+# Elsewhere a slow test has the marker itself.
+SLOW_FOLDERS = (
+    "tests/batch/",
+    "tests/docker/",
+    "tests/faults/",
+    "tests/kubernetes/",
+    "tests/slurm/",
+    "tests/step_functions/",
+    "tests/ui/",
+)
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
@@ -48,15 +62,32 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file that share a server or a run in one worker of pytest-xdist.
+    """Mark the slow folders, and keep the tests of a file that share a server or a run in one
+    worker of pytest-xdist.
 
     Tests without a group are handed out one by one, so that each worker would make what a fixture
     of wider scope in their file makes, and tests of the architecture would parse the same hundreds
     of files in each worker.
     """
     for item in items:
+        if item.nodeid.startswith(SLOW_FOLDERS):
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("xdist_group") is None and (group := _group_of(item)):
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after all that pytest writes
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, object, object]:
+    """Name the tests that took longer than their budget. The session does not fail for them."""
+    result = yield
+    every = itertools.chain.from_iterable(terminalreporter.stats.values())
+    if lines := over_budget(each for each in every if isinstance(each, pytest.TestReport)):
+        terminalreporter.section(f"OVER BUDGET: more than {BUDGET:.0f} s", yellow=True)
+        for line in lines:
+            terminalreporter.line(line)
+    return result
 
 
 def _group_of(item: pytest.Item) -> str | None:

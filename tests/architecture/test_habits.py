@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.architecture.sources import (
     dotted,
     nodes_of,
@@ -16,6 +18,7 @@ from tests.architecture.sources import (
     uses,
     violations,
 )
+from tests.support.budget import over_budget
 
 AFLOW = python_files("aflow")
 TESTS = python_files("tests")
@@ -155,6 +158,25 @@ def test_no_test_sleeps() -> None:
         if each.parent.name != "flow_files" and each != Path("tests/server/load.py")
     ]
     assert {} == violations(tests, sleeps)
+
+
+def test_tests_that_take_longer_than_their_budget_are_named_with_what_took_the_time() -> None:
+    def took(name: str, **phases: float) -> list[pytest.TestReport]:
+        return [
+            pytest.TestReport(name, ("", None, ""), {}, "passed", None, when, duration=seconds)  # type: ignore[arg-type]
+            for when, seconds in phases.items()
+        ]
+
+    reports = [
+        *took("tests/a.py::test_quick", setup=0.1, call=59.7),
+        *took("tests/a.py::test_slow[x]", setup=0.1, call=61.2),
+        *took("tests/b.py::test_of_a_server@servers", setup=50.0, call=12.0, teardown=3.0),
+    ]
+
+    assert [
+        "65 s (setup 50, call 12, teardown 3)  tests/b.py::test_of_a_server",
+        "61 s (call 61)  tests/a.py::test_slow[x]",
+    ] == over_budget(reports, 60.0)
 
 
 def test_no_test_mocks() -> None:

@@ -104,6 +104,7 @@ print(json.dumps(reported))
 """
 
 
+@pytest.mark.slow
 @needs_peer
 @pytest.mark.parametrize("resumes", [[[]], [[], ["join"]]], ids=str)
 def test_both_resume_alike(resumes: list[list[str]], forks: Forks, tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ class Team:
         assert "ended [['00', '01'], ['10', '11']] 2 7" in again.stdout, again.stderr
 
 
+@pytest.mark.slow
 def test_the_folder_of_metaflow_is_read_and_its_run_resumed(tmp_path: Path) -> None:
     team = Team(tmp_path)
     good, failed = runs = team.history()
@@ -201,6 +202,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_values_and_logs_in_s3_are_read(s3_bucket: S3Bucket, tmp_path: Path) -> None:
     team = Team(
         tmp_path,
@@ -214,6 +216,7 @@ def test_values_and_logs_in_s3_are_read(s3_bucket: S3Bucket, tmp_path: Path) -> 
     team.check([(tmp_path / "id").read_text()])
 
 
+@pytest.mark.slow
 def test_runs_that_are_registered_in_a_service_are_read_and_resumed(
     postgres_server: Server, tmp_path: Path
 ) -> None:
@@ -341,6 +344,7 @@ def raw(server: Daemon, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_server_shows_the_runs_of_metaflow_and_changes_none(tmp_path: Path) -> None:
     team = Team(tmp_path)
     (tmp_path / "flow.py").write_text(SUMS)

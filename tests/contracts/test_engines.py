@@ -242,6 +242,7 @@ ENGINES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_flow_leaves_the_same_on_every_engine_whatever_happens_to_it(
     engine: Callable[..., Engine], request: pytest.FixtureRequest, tmp_path: Path

@@ -230,6 +230,7 @@ async def test_a_priority_has_bounds(queue: Queue) -> None:
         await queue.put("t", [Message("a", b"", 101)])
 
 
+@pytest.mark.slow
 async def test_groups_that_are_skipped_are_left_to_others(queue: Queue, other: Queue) -> None:
     await queue.put("t", of("odd", 2))
     await queue.put("t", of("good", 1))
@@ -573,6 +574,7 @@ async def test_what_comes_back_too_often_is_buried(queue: Queue, other: Queue) -
     assert Depth(0, 0, 1) == await queue.depth("t")
 
 
+@pytest.mark.slow
 async def test_what_kills_its_worker_each_time_is_buried(queue: Queue, backend: Backend) -> None:
     await queue.put("t", messages("poison"))
     for _ in range(MAX_DELIVERIES):

@@ -40,6 +40,7 @@ def test_an_example_runs(repository: Path, tmp_path: Path, name: str) -> None:
     assert done.stdout.rstrip().endswith("Done!")
 
 
+@pytest.mark.slow
 def test_the_best_model_reads_digits_and_its_chart_is_a_picture(
     repository: Path, tmp_path: Path
 ) -> None:

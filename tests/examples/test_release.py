@@ -15,6 +15,7 @@ from aflow._core.version import __version__
 pytestmark = pytest.mark.timeout(600)  # it builds, and installs from an index
 
 
+@pytest.mark.slow
 def test_a_release_is_built_checked_and_left_with_its_changes_and_checksums(
     repository: Path, tmp_path: Path
 ) -> None:

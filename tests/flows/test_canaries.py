@@ -173,6 +173,7 @@ class Flow_(FlowSpec):
 """
 
 
+@pytest.mark.slow
 def test_a_password_of_a_url_is_nowhere_but_where_it_connects(
     workspace: Workspace, postgres_server: Server
 ) -> None:

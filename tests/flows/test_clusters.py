@@ -17,7 +17,11 @@ from tests.flows.conftest import Workspace
 from tests.support.clusters import Nodes, cluster
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.xdist_group("clusters"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.xdist_group("clusters"),
+    pytest.mark.timeout(300),
+    pytest.mark.slow,
+]
 
 FLOW = """
 class Flow_(FlowSpec):

@@ -255,6 +255,7 @@ def square(x):
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_drained_ends_its_task_and_takes_no_other(workers: Workers) -> None:
     workspace = workers.workspace
     (workspace.path / "helpers.py").write_text(WAITS_FOR_A_FILE)
@@ -559,6 +560,7 @@ def test_workers_without_the_key_or_a_library_leave_runs_to_those_who_have_them(
     assert {0} == {view.attempt.attempt for view in tasks if view.attempt}
 
 
+@pytest.mark.slow
 def test_what_a_dead_worker_had_of_a_run_that_was_cancelled_is_not_run_by_others(
     workers: Workers,
 ) -> None:
@@ -592,6 +594,7 @@ def test_what_a_dead_worker_had_of_a_run_that_was_cancelled_is_not_run_by_others
     asyncio.run(until_empty())
 
 
+@pytest.mark.slow
 def test_what_waits_in_a_queue_is_shown_and_what_was_buried_released_or_deleted(
     workers: Workers,
 ) -> None:

@@ -297,6 +297,7 @@ def test_nested_foreach_branches_and_switches_are_taken_over(workspace: Workspac
         assert left == sorted(task.data.z for task in resumed[step.id] if "z" in task.data)
 
 
+@pytest.mark.slow
 def test_a_run_whose_coordinator_was_killed_is_resumed_from_what_was_committed(
     workspace: Workspace,
 ) -> None:

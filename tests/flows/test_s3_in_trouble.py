@@ -93,6 +93,7 @@ def flow(
     return workspace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weather", BAD_WEATHER)
 def test_a_run_gets_through_bad_weather_with_the_same_artifacts(
     flow: Workspace, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, weather: str

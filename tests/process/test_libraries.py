@@ -201,6 +201,7 @@ def server() -> Iterator[str]:
     made.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "needs", "module", "expression"), CASES, ids=[each[0] for each in CASES]
 )

@@ -227,6 +227,7 @@ def test_a_task_of_a_server_sees_what_the_program_sees_that_the_server_runs(mirr
     assert [] == processes_in(place)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("batch")
 def test_a_job_of_aws_batch_runs_the_whole_file_with_the_variables_of_its_step(
     mirror: Path, aws: Account

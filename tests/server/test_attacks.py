@@ -267,6 +267,7 @@ def test_hostile_names_of_pages_lead_to_the_page_or_nowhere(client: Client) -> N
                 assert len(name) < 6 or name.encode() not in body
 
 
+@pytest.mark.slow
 def test_hostile_names_are_refused_by_every_route(client: Client) -> None:
     names, before = names_for(client), text_of_runs(client)
     for route in ROUTES:

@@ -201,6 +201,7 @@ def service(tmp_path: Path) -> Iterator[str]:
         process.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_metaflow_runs_resumes_tags_and_reads(service: str, tmp_path: Path) -> None:
     if not PEER.exists():
@@ -239,6 +240,7 @@ def test_metaflow_runs_resumes_tags_and_reads(service: str, tmp_path: Path) -> N
     } == reported
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_metaflow_reads_what_aflow_has_run_as_it_reads_its_own(
     service: str, tmp_path: Path

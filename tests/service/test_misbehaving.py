@@ -209,6 +209,7 @@ def test_a_run_goes_on_where_the_service_is_broken_for_a_while(
     store.close()
 
 
+@pytest.mark.slow
 def test_a_call_of_which_far_too_much_would_be_made_is_refused() -> None:
     whole = wire.pack([[1, {"a": [1, 2]}], {}])
     assert [[1, {"a": [1, 2]}], {}] == wire.unpack(whole)

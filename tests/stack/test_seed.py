@@ -28,7 +28,7 @@ from tests.support.local_service import local_service
 from tests.support.servers import Server
 from tests.support.service import InThread
 
-pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.xdist_group("stack"), pytest.mark.timeout(600), pytest.mark.slow]
 
 FLOW = """
 from metaflow import FlowSpec, Parameter, step, schedule

@@ -78,6 +78,7 @@ def whole(file: Path) -> dict[str, Any]:
     return loaded(file)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_template_that_cfn_lint_has_nothing_to_say_of(file: Path) -> None:
     linter = shutil.which("cfn-lint", path=str(Path(sys.executable).parent))
     assert linter is not None, "cfn-lint is one of the development tools"

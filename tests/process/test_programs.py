@@ -610,6 +610,51 @@ if __name__ == "__main__":
     assert (0, "ended: 1") == (ran.code, ran.out.splitlines()[0]), ran.err
 
 
+@pytest.mark.parametrize("place", ["import helper", "from aflow import FlowSpec; import helper"])
+def test_a_module_can_wait_for_all_children_whatever_command_runs_the_flow(
+    workspace: Workspace, place: str
+) -> None:
+    (workspace.path / "helper.py").write_text("""import os, signal
+def ended(wait):
+    for _ in range(2):
+        if not os.fork():
+            os._exit(0)
+    count = 0
+    try:
+        while True:
+            count += bool(wait())
+    except ChildProcessError:
+        return count
+WAITS = {
+    "wait": os.wait,
+    "waitpid": lambda: os.waitpid(-1, os.WNOHANG)[0],
+    "waitid": lambda: os.waitid(os.P_ALL, 0, os.WEXITED),
+    "wait3": lambda: os.wait3(0),
+    "wait4": lambda: os.wait4(-1, 0),
+}
+print("ended:", {name: ended(wait) for name, wait in WAITS.items()})
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+""")
+    file = workspace.write("""
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                print("wait is", os.wait.__class__.__name__)
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    file.write_text(f"{place}\n{file.read_text()}")
+
+    for ran in (workspace.run(), workspace.finish(workspace.start_aflow("run", "flow.py"))):
+        counts = dict.fromkeys(("wait", "waitpid", "waitid", "wait3", "wait4"), 2)
+        assert (0, True) == (ran.code, f"ended: {counts}" in ran.out.splitlines()), ran.err
+        assert "wait is builtin_function_or_method" in ran.lines
+    workspace.check()
+
+
 def test_nothing_is_left_of_a_program_that_begins_no_flow_though_its_words_are_those_of_a_run(
     workspace: Workspace,
 ) -> None:

@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from aflow._core.process import delegate_if_first
@@ -75,6 +76,7 @@ def keep_from_forks(control: socket.socket) -> socket.socket:
 def _close_in_forks() -> None:
     global _wanted
     _wanted = None  # that of the other process
+    _as_usual()
     for each in [*_ours]:
         each.close()
 
@@ -284,6 +286,8 @@ def have_zygote(*, fork: bool = False, inherits: bool = True) -> None:
         # A fork would be traced or profiled as this process is, by a tool that does not expect it.
         alone = fork and sys.gettrace() is None and sys.getprofile() is None
         _wanted = EarlyZygote(fork_zygote(inherits=inherits) if alone else spawn_here())
+        if alone:
+            _give_way_to_waits()
 
 
 def drop_zygote() -> None:
@@ -297,7 +301,47 @@ def take_zygote() -> EarlyZygote | None:
     """Return the zygote that was started for this run; None if none was, or it was taken."""
     global _wanted
     taken, _wanted = _wanted, None
+    _as_usual()
     return taken
+
+
+# A program may wait for all children that it has, by itself or in what it imports, before it calls
+# its flow: it must not wait for the zygote, which ends with the program, nor take its exit status.
+
+_WAITS: dict[str, Callable[..., bool]] = {  # of os: whether any child is meant
+    "wait": lambda: True,
+    "wait3": lambda *_: True,
+    "wait4": lambda pid=0, *_: pid == -1,
+    "waitpid": lambda pid=0, *_: pid == -1,
+    "waitid": lambda kind=None, *_: kind == os.P_ALL,
+}
+_replaced: dict[str, Callable[..., Any]] = {}  # Python's own functions, by name
+
+
+def _give_way_to_waits() -> None:
+    """End the zygote before this process waits for any child of its own. Another zygote is started
+    when the run begins."""
+    for name, means_any in _WAITS.items():
+        own = getattr(os, name, None)
+        if own is not None and name not in _replaced:
+            _replaced[name] = own
+            setattr(os, name, _giving_way(own, means_any))
+
+
+def _giving_way(own: Callable[..., Any], means_any: Callable[..., bool]) -> Callable[..., Any]:
+    @wraps(own)
+    def wait(*args: Any) -> Any:
+        if means_any(*args):
+            drop_zygote()
+        return own(*args)
+
+    return wait
+
+
+def _as_usual() -> None:
+    """Put Python's own functions back."""
+    while _replaced:
+        setattr(os, *_replaced.popitem())
 
 
 class EarlyZygote:
@@ -326,7 +370,8 @@ class EarlyZygote:
         zygote, self._zygote = self._zygote, None
         lent, self._lent = self._lent, None
         if zygote is not None:
-            os.kill(zygote.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has died, and somebody has waited for it
+                os.kill(zygote.pid, signal.SIGKILL)
         for each in (zygote, lent):
             if each is not None:
                 each.control.close()

@@ -38,11 +38,11 @@ def start(words: Sequence[str], *, inherits: bool = True) -> bool:
     they `inherit` it.
 
     Args:
-        words: The words of the command line.
+        words: The words of the command line, which are not parsed yet.
         inherits: Whether the child keeps what this process has imported and opened.
 
     Returns:
-        False where they do not seem to.
+        False where the words do not begin a run: nothing was forked.
     """
     from aflow.executors.local import zygote_start
 

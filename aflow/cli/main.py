@@ -118,9 +118,9 @@ def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -
     """Run a command of a flow: `words` are those behind its file.
 
     Args:
-        flow: The flow; None where no file is named.
+        flow: The class of the flow; None where the file does not define one.
         script: The path of the flow's file.
-        words: The words of the command line.
+        words: The words behind the flow's file.
     """
     configs, rest = given_configs(words)
     try:
@@ -230,7 +230,7 @@ def take_apart(words: Sequence[str]) -> Line:
         words: The words of the command line.
 
     Returns:
-        Them, and the arguments that are left.
+        The words before the command, the command, the flow file, and all other words.
     """
     ahead: list[str] = []
     rest: list[str] = []

@@ -122,25 +122,25 @@ class Executor(Protocol):
         `started` is reported where it is not known.
 
         Args:
-            orphans: The attempts of the earlier coordinator.
+            orphans: The attempts that the metadata store knows as launched and not ended.
 
         Returns:
-            The attempts that are lost.
+            Those that no worker, job or process has any more: the caller reports them as lost.
         """
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run.
 
         Args:
-            context: What all attempts of the run share.
-            reports: Takes what happens to the attempts.
+            context: What all attempts of the run share: flow, run, user, stores.
+            reports: Gets what happens to the attempts, in the event loop.
         """
 
     def launch(self, spec: AttemptSpec) -> None:
         """Start this attempt, now or as soon as there is room.
 
         Args:
-            spec: What the attempt is to run.
+            spec: The attempt: its task, inputs, limits and resources.
         """
 
     def cancel(self, task: int, attempt: int) -> None:
@@ -186,7 +186,7 @@ def sentence(status: int) -> str:
     """Return what a wait status says of a process that left no report.
 
     Args:
-        status: The exit status, as os.waitpid returns it.
+        status: The wait status, as os.waitpid returns it.
     """
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -204,7 +204,7 @@ def ended_by(status: int) -> str:
     """Return how a process ended whose step was over, in one sentence.
 
     Args:
-        status: The exit status, as os.waitpid returns it.
+        status: The wait status, as os.waitpid returns it.
     """
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -222,12 +222,12 @@ def _signal_name(number: int) -> str:
 def report(
     task: int, attempt: int, status: int, started_at: float, finished_at: float
 ) -> AttemptReport:
-    """Return the report of an attempt whose process has died under it.
+    """Return the report of an attempt whose process has died before it could report.
 
     Args:
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
-        status: The exit status, as os.waitpid returns it.
+        status: The wait status, as os.waitpid returns it.
         started_at: When it started, in seconds since the epoch.
         finished_at: When it ended, in seconds since the epoch.
     """
@@ -246,12 +246,12 @@ def report(
 def stopped(
     task: int, attempt: int, state: AttemptState, reason: str, started_at: float, at: float
 ) -> AttemptReport:
-    """Return the report of an attempt that we have ended ourselves, or that was lost.
+    """Return the report of an attempt that the executor itself has ended, or that was lost.
 
     Args:
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
-        state: The state in which the attempt ends.
+        state: The state in which the attempt ends: cancelled, timed out, lost or the like.
         reason: Why, in one sentence.
         started_at: When it started, in seconds since the epoch.
         at: When it happened, in seconds since the epoch.

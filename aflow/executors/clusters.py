@@ -91,7 +91,7 @@ class Cluster(Protocol):
         """Ask for a worker. Does not wait.
 
         Args:
-            number: The number or name of the worker.
+            number: The number that the crew gives to the worker.
         """
 
     def look(self, seconds: float) -> list[tuple[int, Event]]:
@@ -108,14 +108,14 @@ class Cluster(Protocol):
         """Have a worker take nothing new and end; `look` reports its end.
 
         Args:
-            number: The number or name of the worker.
+            number: The number that the crew has given to the worker.
         """
 
     def kill(self, number: int) -> None:
         """End a worker at once, or forget that it was asked for.
 
         Args:
-            number: The number or name of the worker.
+            number: The number that the crew has given to the worker.
         """
 
     def close(self) -> None:
@@ -187,10 +187,10 @@ class Crew:
         self._due.clear()
 
     def forget(self, number: int) -> None:
-        """It had not begun, and will not.
+        """Remove a worker that has not started, and will not.
 
         Args:
-            number: The number or name of the worker.
+            number: The number that the crew has given to the worker.
         """
         self._workers.pop(number, None)
 
@@ -286,10 +286,10 @@ class ClusterWorker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:
-        """Start it.
+        """Start the worker's process on this node.
 
         Returns:
-            The name of the node.
+            The host name of the node.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-m", "aflow", "worker", "--until-eof", *self._words],

@@ -96,9 +96,9 @@ class ReportInbox(Generic[R]):
         message reports of is none unless `believes` it.
 
         Args:
-            reports: Takes what happens to the attempts.
-            over: Called when an attempt has ended; None for nothing.
-            believes: Whether a report may be of this coordinator's attempts; None to accept all.
+            reports: Gets what happens to the attempts, in this process.
+            over: Called with the attempt before its end is reported; None for nothing.
+            believes: Says whether a reported end can be true; None accepts all.
         """
         self._reports = reports
         self._over = over
@@ -114,11 +114,12 @@ class ReportInbox(Generic[R]):
         self.away[attempt_key] = Away(step)
 
     def take_over(self, orphan: Orphan, worker: str | None) -> None:
-        """An attempt that somebody else has handed to others, to this worker if that is known.
+        """Track an attempt that an earlier coordinator has launched, with the worker that runs it,
+        if known.
 
         Args:
-            orphan: The attempt of an earlier coordinator.
-            worker: The id of the worker; None where it is not known.
+            orphan: The attempt, as the metadata store has it.
+            worker: The id of the worker; None where no worker has reported it yet.
         """
         spec = orphan.spec
         away = self.away[(spec.task, spec.attempt)] = Away(spec.step)
@@ -247,11 +248,11 @@ class ReportInbox(Generic[R]):
     # ------------------------------------------------------------ ends
 
     def end(self, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over.
+        """Report the end of an attempt that is tracked here.
 
         Args:
-            report: How the attempt has ended.
-            usage: Memory and CPU of the attempt.
+            report: The report; a cancelled one counts as interrupted while the run is interrupted.
+            usage: What the attempt has used; NO_USAGE where nobody has measured it.
         """
         if self._interrupted and report.state == AttemptState.CANCELLED.value:
             # A cancel message goes to the workers in either case.
@@ -265,11 +266,11 @@ class ReportInbox(Generic[R]):
         self._reports.ended(report, usage)
 
     def give_up(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
-        """An attempt is over as far as we are concerned, if it was not before.
+        """End an attempt without a report of its own, unless it has ended already.
 
         Args:
             attempt_key: The step, task and number of the attempt.
-            state: The state in which the attempt ends.
+            state: The state to report: lost, cancelled or the like.
             reason: Why, in one sentence.
         """
         away = self.away.get(attempt_key)

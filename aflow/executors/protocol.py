@@ -124,9 +124,10 @@ class TaskMessage(NamedTuple):
         """Return the sealed body of this message for the topic.
 
         Args:
-            keys: The keys that messages are signed with.
-            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
-            at: When it happened, in seconds since the epoch.
+            keys: The signing keys of the queue; empty for no signature.
+            topic: The topic that it is sent to, which is signed, too: nobody can move it to
+                another.
+            at: When it is sent, in seconds since the epoch.
         """
         return seal("task", topic, at, self._asdict(), keys)
 
@@ -158,9 +159,10 @@ class ReportsMessage(NamedTuple):
         """Return the sealed body of this message for the topic.
 
         Args:
-            keys: The keys that messages are signed with.
-            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
-            at: When it happened, in seconds since the epoch.
+            keys: The signing keys of the queue; empty for no signature.
+            topic: The topic that it is sent to, which is signed, too: nobody can move it to
+                another.
+            at: When it is sent, in seconds since the epoch.
         """
         return seal("reports", topic, at, self._asdict(), keys)
 
@@ -174,9 +176,10 @@ class CancelMessage(NamedTuple):
         """Return the sealed body of this message for the topic.
 
         Args:
-            keys: The keys that messages are signed with.
-            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
-            at: When it happened, in seconds since the epoch.
+            keys: The signing keys of the queue; empty for no signature.
+            topic: The topic that it is sent to, which is signed, too: nobody can move it to
+                another.
+            at: When it is sent, in seconds since the epoch.
         """
         return seal("cancel", topic, at, self._asdict(), keys)
 
@@ -190,9 +193,10 @@ class DrainMessage(NamedTuple):
         """Return the sealed body of this message for the topic.
 
         Args:
-            keys: The keys that messages are signed with.
-            topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
-            at: When it happened, in seconds since the epoch.
+            keys: The signing keys of the queue; empty for no signature.
+            topic: The topic that it is sent to, which is signed, too: nobody can move it to
+                another.
+            at: When it is sent, in seconds since the epoch.
         """
         return seal("drain", topic, at, self._asdict(), keys)
 

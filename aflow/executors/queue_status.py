@@ -206,7 +206,7 @@ def state_of(worker: WorkerRecord) -> str:
     (its heartbeats have stopped; others get its tasks).
 
     Args:
-        worker: What the worker has announced of itself.
+        worker: The record of the worker, as its last heartbeat has left it.
     """
     if worker.left < WORKER_EXPIRY - SILENT:
         return "silent"
@@ -219,7 +219,7 @@ def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
     """Return a worker as an object of JSON. `now` is the time by the reader's clock.
 
     Args:
-        worker: What the worker has announced of itself.
+        worker: The record of the worker, as its last heartbeat has left it.
         now: The present time, in seconds since the epoch.
     """
     return {

@@ -343,12 +343,12 @@ def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by attribute as expressions see them: by the name of the config, and the
-    attribute.
+    """Return the values of configs as expressions see them: both by the name of the config and by
+    its attribute.
 
     Args:
-        configs: The configs, by name.
-        values: The values, by name.
+        configs: The declarations, by attribute.
+        values: The values, by attribute.
     """
     by_name = {config.name: values[attribute] for attribute, config in configs.items()}
     return {**by_name, **values}

@@ -67,10 +67,10 @@ class Custom:
         """Return a copy with its options evaluated and `init` called.
 
         Args:
-            configs: The configs, by name.
+            configs: The values of the flow's configs, by attribute.
 
         Raises:
-            InvalidDecorator: The options cannot be used.
+            InvalidDecorator: There is no `init` to take the options, or it has failed.
         """
         made = copy.copy(self)
         made._args = tuple(evaluated(each, configs) for each in self._args)
@@ -181,14 +181,14 @@ class StepMutator(OnStep):
         """Called as soon as the configs are known.
 
         Args:
-            mutable_step: The step, to be changed.
+            mutable_step: The step; changes to it hold for this run or deployment.
         """
 
     def mutate(self, mutable_step: MutableStep) -> None:
         """Called when all mutators have had their pre_mutate.
 
         Args:
-            mutable_step: The step, to be changed.
+            mutable_step: The step; mutators of steps can no longer be added or removed.
         """
 
     def add_to_package(self) -> Any:
@@ -226,14 +226,14 @@ class FlowMutator(Custom):
         """Called as soon as the configs are known; parameters may be changed only here.
 
         Args:
-            mutable_flow: The flow, to be changed.
+            mutable_flow: The flow; changes to it hold for this run or deployment.
         """
 
     def mutate(self, mutable_flow: MutableFlow) -> None:
         """Called when all mutators have had their pre_mutate.
 
         Args:
-            mutable_flow: The flow, to be changed.
+            mutable_flow: The flow; parameters can no longer be added or removed.
         """
 
     def add_to_package(self) -> Any:

@@ -168,13 +168,17 @@ class MutableStep(_Mutable):
         Args:
             deco_type: The decorator itself (`retry`, a custom one), its name, or
                 `name:option=value`.
-            deco_args: The arguments of the decorator; None for none.
-            deco_kwargs: The options of the decorator; None for none.
+            deco_args: Arguments by position, for a custom decorator; None for none.
+            deco_kwargs: Options by name; None for none.
             duplicates: Where the step has one of the kind, of which it can have but one: IGNORE
                 keeps that one, OVERRIDE replaces it, ERROR raises InvalidDecorator.
 
         Returns:
             The decorator; None if it was ignored.
+
+        Raises:
+            InvalidDecorator: The decorator is unknown, cannot be used here, or is there already
+                (ERROR).
         """
         made = _made(self._draft, deco_type, deco_args or [], deco_kwargs or {})
         if isinstance(made, StepMutator):
@@ -292,12 +296,16 @@ class MutableFlow(_Mutable):
 
         Args:
             deco_type: The decorator, or its name with options.
-            deco_args: The arguments of the decorator; None for none.
-            deco_kwargs: The options of the decorator; None for none.
+            deco_args: Arguments by position, for a mutator; None for none.
+            deco_kwargs: Options by name; None for none.
             duplicates: What happens where there is one already: IGNORE, OVERRIDE or ERROR.
 
         Returns:
             The decorator; None if it was ignored.
+
+        Raises:
+            InvalidDecorator: The decorator is unknown, cannot be used here, or is there already
+                (ERROR).
         """
         draft = self._draft
         made = _made_for_flow(draft, deco_type, deco_args or [], deco_kwargs or {})

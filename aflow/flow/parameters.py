@@ -510,7 +510,7 @@ def resolve(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        given: What was given, by name.
+        given: Values by name: texts, Python values, or ConvertedValues.
         context_factory: Makes the context of deploy-time functions, by the name of the parameter.
 
     Raises:

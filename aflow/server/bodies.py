@@ -81,7 +81,10 @@ def check_json(data: bytes) -> None:
     of texts count, too: the limits are far above what requests have.
 
     Args:
-        data: The bytes, or the value that becomes the JSON of the event.
+        data: The body, before it is parsed.
+
+    Raises:
+        HTTPRequestEntityTooLarge: There are too many values (413).
     """
     if (
         data.count(b"[") + data.count(b"{") > _CONTAINERS

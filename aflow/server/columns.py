@@ -77,13 +77,13 @@ class Columns:
         return len(self.task)
 
     def update(self, found: Iterable[TaskColumns]) -> list[int]:
-        """Take in tasks as they are now.
+        """Store what has changed of tasks, and add rows for new ones.
 
         Args:
-            found: What was found in the database.
+            found: The tasks that have changed; of an empty object all tasks.
 
         Returns:
-            Their rows.
+            The rows of these tasks.
         """
         self._orders.clear()
         if not len(self):

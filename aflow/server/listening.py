@@ -100,14 +100,14 @@ async def listening(
 
     Args:
         app: The application; it is cleaned up at the end.
-        host: The name or address of the host.
+        host: The address to listen on, or a name of it.
         port: The port; 0 for a free one.
         who: What listens, for the error.
         tls: The certificate and key; None for plain HTTP.
         bounds: How many connections are accepted; None for what the limit of descriptors allows.
 
     Yields:
-        The port.
+        The port, also where 0 was given.
 
     Raises:
         InvalidSetting: The address cannot be listened at; the error names `who`.

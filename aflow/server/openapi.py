@@ -223,8 +223,8 @@ def query(schemas: Mapping[str, Schema], where: str = "query") -> list[dict[str,
     schemas.
 
     Args:
-        schemas: The schemas of the fields, by name.
-        where: The place, for the sentence.
+        schemas: The schema of each parameter, by name, with its description.
+        where: `query` or `header`: where clients put them.
     """
     return [
         {

@@ -46,7 +46,7 @@ class RunRequest(NamedTuple):
         """Return the run request that was encoded.
 
         Args:
-            data: The bytes, or the value that becomes the JSON of the event.
+            data: What `encode` has returned, as the datastore keeps it.
 
         Raises:
             InvalidInput: The bytes are damaged, or of a later version.

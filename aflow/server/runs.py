@@ -417,10 +417,10 @@ class Runs:
         """Cancel a run: SIGTERM to its process.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
 
         Returns:
-            False where the run does not go on here.
+            True if the process was sent the signal; False where it does not run on this server.
         """
         process = self._processes.get(pathspec)
         if process is None or process.returncode is not None:
@@ -442,12 +442,12 @@ class Runs:
                 return
 
     async def close(self, grace: float, hurry: asyncio.Event) -> None:
-        """Begin no more runs; wait `grace` seconds, or until there is hurry, for those that go on,
-        then leave them for the server that recovers them, and wait for that.
+        """Begin no more runs; wait `grace` seconds, or until `hurry` is set, for those that are
+        running, then leave them to the server that recovers them, and wait for their processes.
 
         Args:
-            grace: Seconds between SIGTERM and SIGKILL.
-            hurry: Set when the grace is to end at once.
+            grace: How many seconds running runs have to end by themselves.
+            hurry: Set on a second signal: the rest of the grace time is not waited for.
         """
         self._closed = True
         ended = asyncio.gather(*(self._processes[name].wait() for name in self.going_on()))

@@ -83,10 +83,10 @@ def read(document: Document) -> Schedule:
     """Return the schedule that a document keeps.
 
     Args:
-        document: The document of the metadata store.
+        document: A document of the kind of schedules; fields of a later aflow are kept.
 
     Raises:
-        MetadataUnavailable: For one that is damaged.
+        MetadataUnavailable: The document is damaged; the error says to create it again.
     """
     try:
         fields = json.loads(document.data)

@@ -79,7 +79,7 @@ class Label(NamedTuple):
         order that its jobs read.
 
         Args:
-            order: The order of the labels' fields.
+            order: The key of the order in the datastore.
         """
         return _MARK + json.dumps({**self._asdict(), "order": order})
 

@@ -113,10 +113,11 @@ def events_of(
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         machine_arn: Returns the ARN of a machine, by its name.
-        prefix: What the names begin with; None for nothing.
+        prefix: `machine_prefix` of the settings, with which names of other machines begin; None for
+            none.
 
     Raises:
-        InvalidInput: For what EventBridge cannot do.
+        InvalidInput: EventBridge cannot start a flow on such events.
     """
     event: Any = _one(definition, "trigger")
     ended: Any = _one(definition, "trigger_on_finish")
@@ -399,11 +400,11 @@ def as_text(machine: dict[str, Any], *, compress: bool = False) -> str:
     """Return the definition as JSON, easy to read unless it is to be small.
 
     Args:
-        machine: The state machine: its name, ARN or record.
-        compress: Whether names of states are shortened to fit the limit of AWS.
+        machine: The definition, as `compiled` returns it.
+        compress: Whether to leave out all white space in any case.
 
     Raises:
-        InvalidInput: For one that is too large for Step Functions.
+        InvalidInput: It is larger than Step Functions allows, also without white space.
     """
     text = json.dumps(machine, indent=None if compress else 2)
     small = json.dumps(machine, separators=(",", ":"))

@@ -104,15 +104,15 @@ class Records:
         return there, self._metadata.attempts(self.run.key, task) if there else []
 
     def take_over(self, origin: RunRecord, now: float) -> int:
-        """Let what another run of the flow has finished be finished in this one, too. May be called
-        again.
+        """Record the tasks that an earlier run of the flow has finished as finished in this run,
+        too. May be called again: what is recorded already is skipped.
 
         Args:
-            origin: The record of the run that is resumed.
+            origin: The run that is resumed.
             now: The present time, in seconds since the epoch.
 
         Returns:
-            How many tasks that are.
+            How many tasks were recorded.
         """
         there = {view.task.task for view in self._metadata.tasks(self.run.key, light=True)}
         count = 0

@@ -212,7 +212,7 @@ def trusts(document: Any, service: str) -> bool:
     """Return whether a trust policy lets a service assume the role. Conditions are taken to hold.
 
     Args:
-        document: The policy, as it was decoded.
+        document: The trust policy, as IAM decodes it; anything but an object trusts nobody.
         service: The service of AWS, or the URL.
     """
     statements = document.get("Statement", ()) if isinstance(document, Mapping) else ()
@@ -347,16 +347,16 @@ def bare(key: str) -> str:
     """Return the key without its prefix.
 
     Args:
-        key: The setting that it is about.
+        key: The name of a setting, with or without a prefix.
     """
     return key.removeprefix("AFLOW_").removeprefix("METAFLOW_")
 
 
 def remark(key: str) -> str:
-    """Return what is to be said of a key in a file of settings; "" of one that counts.
+    """Return what is wrong with a name in a file of settings; "" for a setting that has an effect.
 
     Args:
-        key: The setting that it is about.
+        key: The name, as it stands in the file.
     """
     name = bare(key)
     if not key.startswith(PREFIXES):

@@ -62,7 +62,8 @@ class JobsOfRun(NamedTuple):
         """Return what a document says; None for one that is damaged.
 
         Args:
-            document: The document of the metadata store.
+            document: A document of the kind `jobs`, which another version of aflow may have
+                written.
         """
         path, _, system = document.name.partition(" ")
         flow, _, run = path.partition("/")

@@ -473,11 +473,11 @@ def _details(number: str, name: str) -> dict[str, str] | None:
 
 
 def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
-    """Return how an attempt ended whose job scontrol shows so, and that left no report: pure.
+    """Return how an attempt ended that left no report, by what scontrol shows of its job. Pure.
 
     Args:
-        number: The number or name of the worker.
-        details: The fields that Slurm shows of the job.
+        number: The number of the job, for the reason.
+        details: The fields that `scontrol show job` prints.
     """
     state, reason = details.get("JobState", ""), details.get("Reason", "")
     job = f"The job {number}"

@@ -241,10 +241,10 @@ class Work(Protocol):
     attempt_key: tuple[int, int]  # task and attempt: of the first one
 
     def begin(self) -> bool:
-        """Take the streams.
+        """Connect this process's streams to the coordinator, before the user's program runs.
 
         Returns:
-            Whether there is anything to do.
+            False where there is no attempt to run: the process ends at once.
         """
 
     def say(self, *message: Any) -> None:
@@ -262,7 +262,7 @@ class Work(Protocol):
         """
 
     def steps(self, flow: FlowSpec) -> int:
-        """Run what there is to run.
+        """Run the attempts of this process, now that the user's program has called its flow.
 
         Args:
             flow: The flow instance that the user's program has called.

@@ -312,10 +312,10 @@ class SequentialWorker:
         self._randomness = Randomness()
 
     def first(self) -> AttemptSpec | None:
-        """Begin with the first attempt.
+        """Read the first attempt from the coordinator, and start it.
 
         Returns:
-            None if there is none, and never will be.
+            The attempt; None if the coordinator has closed the channel, so that there will be none.
         """
         self._runner.expect_many()
         data = self._link.next()
@@ -397,11 +397,11 @@ class CoroutineWorker:
         self.say = self._link.say
 
     def first(self) -> AttemptSpec | None:
-        """Begin with the first attempt. What the user's program prints before it comes to its flow
-        belongs to this one.
+        """Read the first attempt from the coordinator. What the user's program prints before it
+        reaches its flow belongs to this attempt.
 
         Returns:
-            None if there is none, and never will be.
+            The attempt; None if the coordinator has closed the channel, so that there will be none.
         """
         self._runner.expect_many()
         while (data := self._link.next()).startswith(CANCEL):

@@ -61,11 +61,11 @@ class StepNeeds(NamedTuple):
 
 
 def needs_from(fields: Mapping[str, Any]) -> dict[str, StepNeeds]:
-    """Return the needs of steps as they were written down, also by an aflow that left variables
-    out. Raises TypeError.
+    """Return the needs of steps that were sent to another process, also by an aflow that left
+    variables out. Raises TypeError.
 
     Args:
-        fields: The fields, by name.
+        fields: The fields of each step's StepNeeds, by the name of the step.
     """
     every = {name: StepNeeds(*each) for name, each in fields.items()}
     return {name: each._replace(environment=each.environment or {}) for name, each in every.items()}
@@ -81,7 +81,7 @@ def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, Step
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        start: What the process is started for, or how.
+        start: `fresh` or `fork`: what processes are forked from.
     """
     gangs = definition.graph.gangs
     return {
@@ -357,8 +357,8 @@ class ProcessExecutor:
         alone.
 
         Args:
-            report: How the attempt has ended.
-            usage: Memory and CPU of the attempt.
+            report: The report of the attempt's main process.
+            usage: What that process has measured.
         """
         peak = self._peaks.get((report.task, report.attempt))
         if peak is None or peak <= (usage.max_rss or 0):

@@ -40,7 +40,8 @@ def imported_since(before: Collection[str], environment: Mapping[str, str]) -> d
 
     Args:
         before: The names of the modules that were imported before.
-        environment: The environment variables, by name.
+        environment: The variables that the program was started with: changes to them may have been
+            read by imports.
     """
     return _imported([each for each in [*sys.modules] if each not in before], environment)
 
@@ -76,7 +77,7 @@ def state(environment: Mapping[str, str]) -> list[Any]:
     variables that are not those of `environment`, finders, filters of warnings, the import itself.
 
     Args:
-        environment: The environment variables, by name.
+        environment: The variables that the program was started with.
     """
     now = os.environ
     changed = {key: value for key, value in now.items() if environment.get(key) != value}
@@ -106,11 +107,12 @@ def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> s
     """Import what the program has imported. What cannot be imported by itself is left out.
 
     Args:
-        imported: The modules that the first run of the file has imported.
-        environment: The environment variables, by name.
+        imported: What `imported_since` has returned in the program.
+        environment: The variables that this process was started with, to compare changes.
 
     Returns:
-        Why a program would not have found the same: None where it would.
+        Why the program would have found something else, so that nothing that was imported here may
+        be used; None where it would have found the same.
     """
     if not imported["state"][4] or imported["state"][5]:
         return f"the flow's file changes {_WHAT[4 if not imported['state'][4] else 5]}"

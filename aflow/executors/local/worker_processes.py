@@ -96,13 +96,14 @@ class WorkerProcess:
         return self._reports
 
     def send(self, spec: AttemptSpec) -> bool:
-        """Hand it a spec.
+        """Send a spec to the process, without blocking.
 
         Args:
-            spec: What the attempt is to run.
+            spec: The attempt; it is kept, to be launched elsewhere if the process dies before it
+                starts.
 
         Returns:
-            False if it has no room for more now.
+            False if the channel is full: nothing was sent.
         """
         if not self._send(spec.encode()):
             return False
@@ -151,7 +152,7 @@ class WorkerProcess:
         """Take back every spec that the process has not taken itself.
 
         Returns:
-            The specs.
+            The attempts, which the caller launches elsewhere.
         """
         taken: list[AttemptSpec] = []
         cancels: list[bytes] = []

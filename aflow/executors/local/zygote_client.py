@@ -42,10 +42,10 @@ class ZygoteProcess(Protocol):
         """Its process."""
 
     def reap(self) -> int | None:
-        """Wait for its end, which is near. Its wait status, if known.
+        """Wait for the end of the process, which is near since its socket is closed.
 
         Returns:
-            Its socket is closed.
+            The wait status, as os.waitpid returns it; None where it is not known.
         """
 
 

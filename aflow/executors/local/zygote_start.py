@@ -67,7 +67,7 @@ def keep_from_forks(control: socket.socket) -> socket.socket:
     coordinator.
 
     Args:
-        control: The descriptor or socket of the coordinator.
+        control: This process's end of a socket to a zygote.
     """
     _ours.add(control)
     return control
@@ -126,11 +126,11 @@ def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
     the user's.
 
     Args:
-        inherits: Whether the child keeps what this process has imported and opened.
+        inherits: Whether the zygote keeps the descriptors that this process has open, beside its
+            streams.
 
     Returns:
-        What it has open beside its streams is for this process alone unless the zygote `inherits`
-        it.
+        The zygote, as its parent sees it. The child does not return.
     """
     ours, theirs = socket.socketpair()
     parent = os.getpid()
@@ -164,8 +164,8 @@ def command_of(module: str, built: Built | None = None) -> list[str]:
     one, or that of an environment.
 
     Args:
-        module: The name of the module, as for `python -m`.
-        built: The environment that was built for it; None for this program's own.
+        module: The module of aflow whose `main` is called.
+        built: The environment of the step; None for this program's own.
     """
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     if built is not None:
@@ -187,12 +187,12 @@ def spawn_zygote(
     wait until it is ready.
 
     Args:
-        environment: The environment variables; None for our own.
-        folder: The folder; None for the default one.
-        built: The environment that was built for it; None for this program's own.
+        environment: The environment variables; None for those of this process.
+        folder: The working folder; None for that of this process.
+        built: The environment of a step, whose interpreter is started; None for this program's own.
 
     Returns:
-        The zygote.
+        The zygote, whose socket can be used at once.
 
     Raises:
         OSError: The process cannot be started.
@@ -224,10 +224,10 @@ def spawn_here(built: Built | None = None) -> SpawnedZygote:
     """Start a zygote for the program that this process is, as it was when it began.
 
     Args:
-        built: The environment that was built for it; None for this program's own.
+        built: The environment of a step, whose interpreter is started; None for this program's own.
 
     Returns:
-        The zygote.
+        The zygote, whose socket can be used at once.
     """
     start = started()
     if start is None:
@@ -263,7 +263,7 @@ def looks_like_a_run(words: Sequence[str]) -> bool:
     not, a process was started in vain, and is ended with the command.
 
     Args:
-        words: The arguments of the command line.
+        words: The words of the command line, which are not parsed yet.
     """
     given = {*words}
     return bool(STARTING & given) and not _NOT_STARTING & given

@@ -139,14 +139,14 @@ def open_database(url: str, durability: str = "power") -> Database:
 
 
 def check_version(found: int, where: str) -> None:
-    """Raises MetadataTooNew for tables that a newer aflow has made.
+    """Raise MetadataTooNew for tables that a newer aflow has made.
 
     Args:
-        found: What was found in the database.
-        where: The place, for the sentence.
+        found: The version that the tables have.
+        where: The database, as the error names it.
 
     Raises:
-        MetadataTooNew: A newer aflow has written the metadata.
+        MetadataTooNew: The version is higher than this aflow's.
     """
     if found > VERSION:
         raise MetadataTooNew(

@@ -377,14 +377,14 @@ def test_something_is_done_with_all_runs_that_match_after_they_were_counted(
 
 def test_nothing_that_changes_a_run_is_offered_for_those_of_metaflow(browser: Browser) -> None:
     browser.open("runs/Theirs/7")
-    browser.says("Metaflow has recorded this run")
+    browser.says("Metaflow recorded this run")
     offered = browser.text(".run-head .actions")
     assert "Compare" in offered
     assert [] == [name for name in ("Cancel", "Resume", "Run again") if name in offered]
     assert "Delete" not in browser.find(".run-head .menu")[0].get_attribute("textContent")
     browser.open("?filter=flow:Theirs")
     browser.press("[data-row] input[type=checkbox]")
-    browser.says("such runs are shown, and not changed", ".chosen-bar")
+    browser.says("You can see such runs here, but not change them", ".chosen-bar")
     assert [] == browser.find(".chosen-bar .danger")
 
 
@@ -571,7 +571,7 @@ def test_settings_show_what_doctor_finds_and_what_could_be_deleted(browser: Brow
     browser.says("would be deleted")
     browser.says("aflow gc --older-than 30d")
     browser.type("input[name=name]", "reader\n")
-    browser.says("It is shown once")
+    browser.says("The token is shown only once")
     assert "reader" in [each["name"] for each in browser.site.ask("GET", "/v1/tokens")[1]["tokens"]]
     browser.click("Revoke")
     browser.click("Revoke it", "dialog")
@@ -672,7 +672,7 @@ def test_a_token_that_may_only_read_is_offered_nothing_else_and_leads_to_the_log
     assert not browser.find(".many")
     assert 200 == browser.site.ask("DELETE", "/v1/tokens/short")[0]
     browser.until(lambda: browser.find("input[name=token]"), 90)
-    browser.says("You are not logged in any more", ".login")
+    browser.says("You are logged out", ".login")
     browser.driver.get(browser.site.link())
 
 

@@ -58,7 +58,7 @@ function page(path) {
   if (parts[0] === "schedules") return html`<${SchedulesPage} />`;
   if (parts[0] === "workers") return html`<${WorkersPage} />`;
   if (parts[0] === "settings") return html`<${SettingsPage} />`;
-  return html`<h1>No such page</h1><${Notice}>There is no page ${path}. <${Link} to="./">See all runs<//><//>`;
+  return html`<h1>Page not found</h1><${Notice}>The page ${path} does not exist. <${Link} to="./">See all runs<//><//>`;
 }
 
 /** The breadcrumb, which is the search box. */
@@ -111,7 +111,7 @@ function Search() {
   </div>`;
 }
 
-const LIVE = { live: "Live", paused: "Paused while the page is hidden", lost: "Connection lost; trying again", idle: "Nothing on this page changes by itself" };
+const LIVE = { live: "Live", paused: "Paused while the page is hidden", lost: "Connection lost; the page reconnects", idle: "This page has no live updates" };
 
 function Login() {
   const [said, say] = useState("");
@@ -130,8 +130,8 @@ function Login() {
   return html`<main class="login"><form onSubmit=${enter}>
     <img src=${new URL("ui/static/icon.svg", ROOT).href} width="44" height="44" alt="" />
     <h1>aflow</h1>
-    ${refusedWith.value && !said && html`<${Notice} kind="warn">You are not logged in any more: ${refusedWith.value}<//>`}
-    <p>This server asks for a token. <code>aflow ui</code> on its machine opens this page with one; <code>aflow token create NAME</code> makes one.</p>
+    ${refusedWith.value && !said && html`<${Notice} kind="warn">You are logged out: ${refusedWith.value}<//>`}
+    <p>This server requires a token. <code>aflow ui</code> on its machine opens this page with a token; <code>aflow token create NAME</code> creates one.</p>
     <label>Token <input name="token" type="password" autocomplete="current-password" required autofocus /></label>
     <button class="main">Log in</button>
     ${said && html`<${Notice} kind="bad">${said}<//>`}
@@ -158,12 +158,12 @@ function Dialog() {
 
 const KEYS = [
   ["/", "Search"],
-  ["?", "These keys"],
+  ["?", "Show these keys"],
   [".", "Commands"],
   ["g r · g f · g s · g w", "Runs, flows, schedules, workers"],
   ["j · k", "Next, previous row"],
   ["x", "Select the row"],
-  ["X", "Do something with all runs that match"],
+  ["X", "Change all runs that match"],
   ["Enter", "Open the row"],
   ["[ · ]", "Previous, next failed task"],
   ["Esc", "Close"],
@@ -190,7 +190,7 @@ function Palette({ close }) {
         ])
       : []),
     ...(path.startsWith("runs/") ? [["Next failed task", () => dispatchEvent(new CustomEvent("failed", { detail: 1 }))]] : []),
-    ...(path === "" && scope.value !== "read" ? [["Do something with all runs that match", () => dispatchEvent(new CustomEvent("many"))]] : []),
+    ...(path === "" && scope.value !== "read" ? [["Change all runs that match", () => dispatchEvent(new CustomEvent("many"))]] : []),
     ["Only failed runs", () => go("?filter=state:failed")],
     ["Only running runs", () => go("?filter=state:running")],
   ].filter(([title]) => String(title).toLowerCase().includes(text.toLowerCase()));
@@ -247,11 +247,11 @@ function Frame() {
     </nav>
     <header class="top">
       <${Search} />
-      ${scope.value === "read" && html`<span class="badge" title="Your token may only read: what changes something is not offered.">read only</span>`}
+      ${scope.value === "read" && html`<span class="badge" title="Your token may only read. The pages offer no changes.">read only</span>`}
       <span class=${`dot ${connection.value === "lost" ? "lost" : live.value}`} role="status" title=${LIVE[connection.value === "lost" ? "lost" : live.value]} aria-label=${LIVE[live.value]}></span>
       <button class="quiet" onClick=${() => setSheet("help")} aria-label="Keyboard">?</button>
     </header>
-    <main id="main">${connection.value === "lost" && html`<${Notice} kind="warn">The server does not answer. What is shown is what it said last; the page tries again by itself.<//>`}${page(path)}</main>
+    <main id="main">${connection.value === "lost" && html`<${Notice} kind="warn">The server does not respond. The page shows the latest data that it received, and reconnects by itself.<//>`}${page(path)}</main>
     ${sheet === "help" && html`<${Help} close=${() => setSheet("")} />`}
     ${sheet === "palette" && html`<${Palette} close=${() => setSheet("")} />`}
     <${Dialog} />

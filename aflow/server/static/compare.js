@@ -13,7 +13,7 @@ export function ComparePage() {
   const found = useApi(runs.length > 1 ? withQuery("v1/compare", { runs: runs.join(",") }) : null);
   const all = query("all") === "1";
   const add = (/** @type {string} */ path) => path && go(`compare?runs=${[...runs, path].join(",")}`, true);
-  return html`<div class="head"><h1>Compare</h1><label class="check"><input type="checkbox" checked=${all} onChange=${() => setQuery({ all: all ? "" : 1 })} /> Show what is the same, too</label>
+  return html`<div class="head"><h1>Compare</h1><label class="check"><input type="checkbox" checked=${all} onChange=${() => setQuery({ all: all ? "" : 1 })} /> Show equal rows, too</label>
       ${runs.length > 1 && html`<${Behind} path=${withQuery("v1/compare", { runs: runs.join(",") })} />`}</div>
     <div class="toolbar">${
       runs.length < 5 &&
@@ -71,6 +71,6 @@ function Scatter({ data }) {
   const order = (/** @type {number} */ n) => xs.slice(0, n).filter((x, m) => Math.abs(x - xs[n]) < 0.3 && Math.abs(ys[m] - ys[n]) < 0.08).length;
   const choice = (/** @type {number} */ at, /** @type {(n: number) => void} */ set, /** @type {string} */ label) =>
     html`<label>${label} <select value=${at} onChange=${(/** @type {any} */ e) => set(Number(e.target.value))}>${figures.map((/** @type {any} */ f, /** @type {number} */ n) => html`<option value=${n}>${f.section}: ${f.name}</option>`)}</select></label>`;
-  return html`<section><h2>One against the other</h2><div class="toolbar">${choice(x, setX, "Across")}${choice(y, setY, "Up")}</div>
+  return html`<section><h2>Scatter plot</h2><div class="toolbar">${choice(x, setX, "Horizontal")}${choice(y, setY, "Vertical")}</div>
     <svg class="scatter" viewBox="0 0 420 220" role="img" aria-label=${`${fy.name} against ${fx.name}`}><path class="edge" d="M40 10v180h370" />${data.runs.map((/** @type {any} */ r, /** @type {number} */ n) => html`<g class=${r.state}><circle cx=${50 + xs[n] * 340} cy=${180 - ys[n] * 160} r="6"><title>${r.run}: ${fx.values[n]}, ${fy.values[n]}</title></circle><text x=${xs[n] > 0.5 ? 40 + xs[n] * 340 : 60 + xs[n] * 340} y=${184 - ys[n] * 160 - 14 * order(n)} text-anchor=${xs[n] > 0.5 ? "end" : "start"}>${r.run}</text></g>`)}</svg></section>`;
 }

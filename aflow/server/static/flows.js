@@ -34,12 +34,12 @@ export function FlowPage({ flow }) {
       const steps = [...new Set(data.grid.flatMap((/** @type {any} */ r) => Object.keys(r.steps)))];
       return html`<div class="head"><h1>${flow}</h1><div class="actions">${data.code.key && html`<${Act} class="main" onClick=${() => setForm(!form)}>Run…<//>`}<${Link} class="button" to=${`?filter=flow:${flow}`}>All runs<//></div><${Behind} path=${`v1/flows/${flow}`} /></div>
       ${data.doc && html`<p class="doc">${data.doc}</p>`}
-      ${own.length > 0 && html`<p>${own.map((/** @type {any} */ s) => html`<${Link} class="tag" to=${`schedules?edit=${encodeURIComponent(s.name)}`}>${s.name}: ${s.paused ? "off" : s.next ? `next ${new Date(s.next * 1000).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" })}` : "never due again"}<//>`)}</p>`}
+      ${own.length > 0 && html`<p>${own.map((/** @type {any} */ s) => html`<${Link} class="tag" to=${`schedules?edit=${encodeURIComponent(s.name)}`}>${s.name}: ${s.paused ? "off" : s.next ? `next ${new Date(s.next * 1000).toLocaleString([], { weekday: "short", hour: "2-digit", minute: "2-digit" })}` : "no next run"}<//>`)}</p>`}
       ${form && html`<${RunForm} data=${data} close=${() => setForm(false)} />`}
       <section><h2>Latest runs</h2><${Durations} runs=${data.runs} /></section>
       <div class="split">
       ${data.graph && html`<section class="graph-box"><${Graph} graph=${data.graph} /></section>`}
-      <section><h2>Steps of runs</h2><${Grid} data=${data} steps=${steps} /><h2>Steps now and before</h2><${Slower} data=${data} steps=${steps} /></section></div>`;
+      <section><h2>Steps of runs</h2><${Grid} data=${data} steps=${steps} /><h2>Changes in duration of steps</h2><${Slower} data=${data} steps=${steps} /></section></div>`;
     },
     flow,
   );
@@ -101,7 +101,7 @@ function RunForm({ data, close }) {
         }} /></label>`,
     )}</div>
     <label>Tags <input value=${tags} onInput=${(/** @type {any} */ e) => setTags(e.target.value)} /></label>
-    <p class="dim">What is left empty has the flow's default. The code is that of the latest run. The same in a terminal:</p>
+    <p class="dim">Empty fields have the flow's defaults. The run uses the code of the latest run. The same command for a terminal:</p>
     <pre>aflow submit ${data.code.script}${Object.entries(values).map(([name, value]) => ` --${name} ${/^[\w.-]+$/.test(value) ? value : `'${value}'`}`)}</pre>
     <${DryRun} path="v1/dry-run" body=${body} />
     <footer><button type="button" onClick=${close}>Close</button><${Act} class="main">Start<//></footer></form>`;

@@ -48,7 +48,7 @@ export async function ask(path, how = {}) {
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     connection.value = "lost";
-    throw new Refused(0, "The server does not answer. The page tries again by itself.");
+    throw new Refused(0, "The server does not respond. The page tries again by itself.");
   }
   if (connection.value === "lost" && answer.status !== 401) connection.value = "live";
   scope.value = answer.headers.get("X-Aflow-Scope") || scope.peek();
@@ -64,7 +64,7 @@ export async function ask(path, how = {}) {
       if (connection.value !== "login") refusedWith.value = answer.status === 403 || known ? said.error || "" : "";
       connection.value = "login";
     } else known = true;
-    throw new Refused(answer.status, said.error || `The server answered ${answer.status}.`);
+    throw new Refused(answer.status, said.error || `The server responded with ${answer.status}.`);
   }
   known = true;
   return answer;
@@ -327,7 +327,7 @@ export function Skeleton({ lines = 6 }) {
  */
 export function shown(found, page, title = "") {
   if (found.data)
-    return html`${found.stale && html`<${Notice} kind="warn" retry=${found.retry}>These figures are not the latest: ${found.error.message}<//>`}
+    return html`${found.stale && html`<${Notice} kind="warn" retry=${found.retry}>This page is not up to date: ${found.error.message}<//>`}
       ${page(found.data)}`;
   if (found.error) return html`${title && html`<h1>${title}</h1>`}<${Notice} kind="bad" retry=${found.retry}>${found.error.message}<//>`;
   return html`<${Skeleton} />`;
@@ -343,8 +343,7 @@ export const later = (load, name) => (/** @type {any} */ props) => {
       (error) => set({ page: null, error }),
     );
   }, [again]);
-  if (state.error)
-    return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>This page could not be read from the server: ${state.error.message}<//>`;
+  if (state.error) return html`<${Notice} kind="bad" retry=${() => setAgain((n) => n + 1)}>The server did not return this page: ${state.error.message}<//>`;
   return state.page ? html`<${state.page} ...${props} />` : html`<${Skeleton} />`;
 };
 
@@ -408,7 +407,7 @@ export async function attempt(what, done) {
   }
 }
 
-const MAY_READ = "Your token may only read: this needs one that may change things (scope write).";
+const MAY_READ = "Your token may only read. This action needs a token with scope write.";
 
 /** Whether the token allows changes; where it does not, that is said. */
 export function mayChange() {

@@ -116,7 +116,7 @@ export function Log({ path, task = 0, running, steps = [] }) {
       <span class="dim">${!loaded && !lines.length ? "Reading…" : plural(lines.length, "line")}${asked ? ` with “${asked}”` : ""}</span><a class="button" href=${download}>Download</a>
     </div>
     ${error && html`<${Notice} kind="bad">${error.message}<//>`}
-    ${loaded && lines.length === 0 && html`<${Notice}>${asked ? "No line holds this text." : running ? "Nothing was printed yet." : "Nothing was printed."}<//>`}
+    ${loaded && lines.length === 0 && html`<${Notice}>${asked ? "No line contains this text." : running ? "There is no output yet." : "There is no output."}<//>`}
     ${!loaded && !error && lines.length === 0 && html`<${Skeleton} lines=${4} />`}
     <div class="lines" hidden=${lines.length === 0} style=${{ height: `clamp(90px, ${lines.length * ROW + 18 + bar}px, 62vh)` }} ref=${box} onScroll=${scrolled} tabindex="0" role="log" aria-label="Output">
       <div style=${{ height: `${lines.length * ROW}px` }}><div style=${{ transform: `translateY(${first * ROW}px)` }}>

@@ -6,15 +6,15 @@ const MOST = 10_000; // runs that are counted, and changed, at once
 
 /** What each action says of itself. @type {Record<string, {title: string, done: string, danger?: boolean, warning: string}>} */
 const ACTIONS = {
-  cancel: { title: "Cancel", done: "asked to stop", danger: true, warning: "Their tasks are stopped. What they have left stays, and they can be resumed." },
-  resume: { title: "Resume", done: "resumed", warning: "Each goes on where it stopped, with the code that it had." },
+  cancel: { title: "Cancel", done: "asked to stop", danger: true, warning: "Their tasks are stopped. Their results stay, and the runs can be resumed." },
+  resume: { title: "Resume", done: "resumed", warning: "Each run continues where it stopped, with its own code." },
   tag: { title: "Add a tag", done: "tagged", warning: "" },
   untag: { title: "Remove a tag", done: "changed", warning: "" },
   delete: {
     title: "Delete",
     done: "deleted",
     danger: true,
-    warning: "Their records are deleted, and with the next `aflow gc` the data that no other run shares. This cannot be undone.",
+    warning: "Their records are deleted. The next `aflow gc` deletes the data that no other run shares. This cannot be undone.",
   },
 };
 
@@ -81,13 +81,13 @@ export function Many({ filter, close }) {
   const refused = Object.entries((done || plan)?.refused || {});
   return html`<section class="sheet-inline many" aria-label="All runs that match">
     <h2>All runs that match ${filter ? html`<code>${filter}</code>` : "(no filter: all runs)"} <${Behind} path="v1/batch" method="POST" body=${{ ...body, dry_run: true }} /></h2>
-    <div class="chips" role="group" aria-label="What to do">${Object.entries(ACTIONS).map(([name, each]) => html`<button aria-pressed=${action === name} disabled=${busy === "do"} onClick=${() => choose(name)}>${each.title}</button>`)}</div>
-    ${!action && html`<p class="dim">The runs are counted first; nothing is changed before you say so.</p>`}
+    <div class="chips" role="group" aria-label="Action">${Object.entries(ACTIONS).map(([name, each]) => html`<button aria-pressed=${action === name} disabled=${busy === "do"} onClick=${() => choose(name)}>${each.title}</button>`)}</div>
+    ${!action && html`<p class="dim">The page first counts the runs. It changes nothing before you confirm.</p>`}
     ${plan && !done && html`<p role="status"><b>${runs(plan.count)}</b> ${busy === "count" ? "so far…" : `can be ${how.done}${tags.length ? `: ${tags[0]}` : ""}.`}</p>`}
     ${action && !plan && busy === "count" && html`<p class="dim" aria-busy="true">Counting…</p>`}
     ${done && plan && html`<progress max=${Math.max(plan.count, 1)} value=${done.count} aria-label="Progress"></progress><p role="status">${count(done.count)} of ${runs(plan.count)} ${how.done}.</p>`}
     ${refused.length > 0 && html`<ul class="plain">${refused.map(([reason, n]) => html`<li><b>${runs(n)}</b> left out: ${reason}</li>`)}</ul>`}
-    ${plan?.left && !busy && !done && html`<${Notice}>More match: these are the newest ${count(MOST)}. Narrow the filter, or do it again afterwards.<//>`}
+    ${plan?.left && !busy && !done && html`<${Notice}>More runs match: these are the newest ${count(MOST)}. Narrow the filter, or repeat the action afterwards.<//>`}
     ${done?.stopped && html`<${Notice} kind="warn">${done.stopped}<//>`}
     <footer><button type="button" onClick=${close}>Close</button>${busy ? html`<button type="button" onClick=${stop}>Stop</button>` : action && plan && plan.count > 0 && html`<button class=${`main ${how.danger ? "danger" : ""}`} onClick=${start}>${how.title}: ${runs(plan.count)}…</button>`}</footer>
   </section>`;

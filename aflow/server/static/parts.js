@@ -73,9 +73,9 @@ export function Artifacts({ path, version }) {
         );
       })}
       ${step.tasks.map((/** @type {any} */ task) => task.damaged && html`<${Notice} kind="warn">${task.damaged}<//>`)}
-      ${step.tasks.every((/** @type {any} */ task) => task.artifacts.length === 0 && !task.damaged) && html`<p class="dim">Nothing of its own.</p>`}</section>`,
+      ${step.tasks.every((/** @type {any} */ task) => task.artifacts.length === 0 && !task.damaged) && html`<p class="dim">The step set no artifacts.</p>`}</section>`,
       )}
-    ${data.steps.length === 0 && html`<${Notice}>No step has left anything yet.<//>`}`,
+    ${data.steps.length === 0 && html`<${Notice}>No step has set artifacts yet.<//>`}`,
   );
 }
 
@@ -125,7 +125,7 @@ export function Explain({ path, version }) {
   return shown(
     found,
     (data) =>
-      html`<p class="dim">Why each task ran, or took over a result.</p><div class="scroll" tabindex="0"><table class="explain"><tbody>${data.lines.map(
+      html`<p class="dim">Why each task ran or reused a result.</p><div class="scroll" tabindex="0"><table class="explain"><tbody>${data.lines.map(
         (/** @type {any} */ line) => html`<tr>
     <td><b>${line.step}</b></td><td class="num">${plural(line.count, "task")}</td><td><${State} state=${line.text.startsWith("did not") ? "reused" : line.text.startsWith("it cannot") ? "failed" : "succeeded"} name=${line.text.startsWith("did not") ? "reused" : line.text.startsWith("it cannot") ? "not known" : "ran"} /> ${line.text}</td></tr>`,
       )}</tbody></table></div>`,
@@ -161,9 +161,9 @@ export function Events({ path, version }) {
   if (error && !events) return html`<${Notice} kind="bad" retry=${retry}>${error.message}<//>`;
   if (!events) return html`<${Skeleton} />`;
   const last = events.slice(-1000).reverse();
-  return html`${error && html`<${Notice} kind="warn" retry=${retry}>These events are not the latest: ${error.message}<//>`}
+  return html`${error && html`<${Notice} kind="warn" retry=${retry}>This list is not up to date: ${error.message}<//>`}
     ${(after > 0 || events.length > last.length) && html`<p class="dim">The latest ${plural(last.length, "event")}${after > 0 ? html`. <button class="link" onClick=${() => setWhole(true)}>Read all</button>` : ` of ${count(events.length)}.`}</p>`}
-    ${events.length === 0 && html`<${Notice}>Nothing has happened yet.<//>`}
+    ${events.length === 0 && html`<${Notice}>There are no events yet.<//>`}
     <div class="scroll"><table><tbody>${last.map(
       (
         e,
@@ -187,13 +187,13 @@ export function Again({ data, path, mode, close }) {
     <h2>${mode === "resume" ? "Resume" : "Run again"}</h2>
     <label>From <select value=${step} onChange=${(/** @type {any} */ e) => setStep(e.target.value)}>
       <option value="">${mode === "resume" ? "where it stopped" : "the start"}</option>
-      ${data.steps.map((/** @type {any} */ s) => html`<option value=${s.step}>step ${s.step}: what comes before is taken over</option>`)}
+      ${data.steps.map((/** @type {any} */ s) => html`<option value=${s.step}>step ${s.step}: the results before it are reused</option>`)}
     </select></label>
     <div class="fields">${data.typed_parameters.map(
       (/** @type {any} */ p) => html`<label><span>${p.name} <small class="dim">${p.type}</small></span>
       <input name=${p.name} placeholder=${p.value} value=${values[p.name] ?? ""} onInput=${(/** @type {any} */ e) => setValues({ ...values, [p.name]: e.target.value === "" ? /** @type {any} */ (undefined) : e.target.value })} /></label>`,
     )}</div>
-    <p class="dim">The code is that of this run. ${data.typed_parameters.length > 0 && `Parameters that are left empty have its values.${resume ? " Other values are seen by the steps that run; what is taken over was made with those of before." : ""}`}</p>
+    <p class="dim">The new run uses the code of this run. ${data.typed_parameters.length > 0 && `Empty parameters have the values of this run.${resume ? " Only the steps that run see other values; reused results were computed with the earlier ones." : ""}`}</p>
     <${DryRun} path=${`v1/runs/${path}/${resume ? "resume" : "rerun"}/dry-run`} body=${body} />
     <footer><button type="button" onClick=${close}>Close</button><${Act} class="main">${resume ? "Resume" : "Start"}<//></footer>
   </form>`;
@@ -217,7 +217,7 @@ export function DryRun({ path, body }) {
   };
   const { found, error } = state.of === of ? state : { found: null, error: "" };
   const tasks = (/** @type {number} */ n) => plural(n, "task");
-  return html`<div class="forecast"><${Act} type="button" onClick=${look} disabled=${state.busy}>${state.busy ? "Looking…" : "Dry run"}<//> <span class="dim">checks the parameters and says what would run; nothing is started.</span>
+  return html`<div class="forecast"><${Act} type="button" onClick=${look} disabled=${state.busy}>${state.busy ? "Looking…" : "Dry run"}<//> <span class="dim">checks the parameters and shows what would run; it starts nothing.</span>
     ${error && html`<${Notice} kind="bad">${error}<//>`}
     ${
       found &&

@@ -84,7 +84,7 @@ function Head({ data, path }) {
   const again = !data.read_only && data.code.key;
   const [form, setForm] = useState("");
   const cancel = async () => {
-    if (await confirm("Cancel this run?", "Its tasks are stopped. What they have left stays, and the run can be resumed.", "Cancel the run"))
+    if (await confirm("Cancel this run?", "Its tasks are stopped. Their results stay, and the run can be resumed.", "Cancel the run"))
       attempt(() => ask(`v1/runs/${path}`, { method: "DELETE" }), "The run is being stopped.");
   };
   const remove = async () => {
@@ -106,7 +106,7 @@ function Head({ data, path }) {
         <button onClick=${() => go(`compare?runs=${path}`)}>Compare…</button>
         <details class="menu"><summary aria-label="More">⋯</summary><div>
           <a href=${new URL(`v1/runs/${path}/log.txt`, ROOT).href}>Download all logs</a>
-          <a href=${new URL(`v1/runs/${path}/trace.json`, ROOT).href} title="When each task ran, for Perfetto or chrome://tracing">Download a trace</a>
+          <a href=${new URL(`v1/runs/${path}/trace.json`, ROOT).href} title="The times of all tasks, for Perfetto or chrome://tracing">Download a trace</a>
           <button onClick=${() => copy(`aflow logs ${path}`)}>Copy the log command</button>
           <button onClick=${() => copy(`from aflow import Run\nrun = Run("${path}")`)}>Copy the client's code</button>
           ${over && !data.read_only && html`<${Act} class="danger" onClick=${remove}>Delete…<//>`}
@@ -123,7 +123,7 @@ function Head({ data, path }) {
     </div>
     <${Bar} tasks=${data.tasks} />
     ${data.read_only && html`<p class="dim">${readOnly(data)}</p>`}
-    ${over && !data.read_only && !again && html`<p class="dim">It cannot be run again from here: its code was not kept.</p>`}
+    ${over && !data.read_only && !again && html`<p class="dim">This run cannot be run again from here, because its code was not kept.</p>`}
     ${data.reason && html`<${Notice} kind=${data.state === "failed" ? "bad" : "info"}><div class="long" tabindex=${data.reason.length > 400 ? 0 : null}>${data.reason}</div><//>`}
     ${form && html`<${Again} data=${data} path=${path} mode=${form} close=${() => setForm("")} />`}
   </section>`;
@@ -132,8 +132,8 @@ function Head({ data, path }) {
 /** Why nothing is offered that changes a run. @param {any} run */
 export const readOnly = (run) =>
   run.recorded_by === "metaflow"
-    ? html`Metaflow has recorded this run: it is shown here, and not changed. In a terminal <code>aflow resume FILE --origin-run-id ${run.run}</code> takes it over, and goes on where it failed.`
-    : "A job has recorded this run in the object store: it is shown here, and not changed.";
+    ? html`Metaflow recorded this run. You can see it here, but not change it. In a terminal, <code>aflow resume FILE --origin-run-id ${run.run}</code> starts a new run that continues where this one failed.`
+    : "A job recorded this run in the datastore. You can see it here, but not change it.";
 
 function Overview({ data, path }) {
   const retried = data.steps.some((/** @type {any} */ s) => s.retried),
@@ -149,7 +149,7 @@ function Overview({ data, path }) {
     <div class="split">
       ${data.graph && html`<section class="graph-box"><${Graph} graph=${data.graph} steps=${data.steps} open=${(/** @type {string} */ step) => setQuery({ tab: "tasks", step }, false)} /></section>`}
       <section><h2>Steps</h2><div class="scroll"><table>
-        <thead><tr><th>Step</th><th>Tasks</th><th class="right">Median</th><th class="right">p95</th><th class="right">Longest</th><th class="right">Wait</th><th class="right" title="The most that one task has taken">Memory</th>${retried && html`<th class="right">Retried</th>`}${reused && html`<th class="right">Reused</th>`}</tr></thead>
+        <thead><tr><th>Step</th><th>Tasks</th><th class="right">Median</th><th class="right">p95</th><th class="right">Longest</th><th class="right">Wait</th><th class="right" title="The peak memory of a single task">Memory</th>${retried && html`<th class="right">Retried</th>`}${reused && html`<th class="right">Reused</th>`}</tr></thead>
         <tbody>${data.steps.map(
           (/** @type {any} */ s) => html`<tr>
           <td><button class="link" onClick=${() => setQuery({ tab: "tasks", step: s.step }, false)}>${s.step}</button></td>

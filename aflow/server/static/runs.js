@@ -149,9 +149,9 @@ export function RunsPage() {
       <div class="chips">${CHIPS.map(([words, title]) => html`<button aria-pressed=${filter === words} onClick=${() => setQuery({ filter: words }, false)}>${title}</button>`)}</div>
       <${Behind} path=${withQuery("v1/search", { filter, limit: PAGE })} />
     </div>
-    <div class="filter-row"><${Filter} filter=${filter} />${runs.length > 0 && html`<${Act} onClick=${() => setMany(!many)} aria-expanded=${many} title="Cancel, resume, tag or delete them (X)">All that match…<//>`}</div>
+    <div class="filter-row"><${Filter} filter=${filter} />${runs.length > 0 && html`<${Act} onClick=${() => setMany(!many)} aria-expanded=${many} title="Cancel, resume, tag or delete all runs that match (X)">All that match…<//>`}</div>
     ${many && html`<${Many} key=${filter} filter=${filter} close=${() => (setMany(false), again())} />`}
-    ${error && html`<${Notice} kind=${loaded ? "warn" : "bad"} retry=${again}>${loaded ? "This list is not the latest: " : ""}${error.message}<//>`}
+    ${error && html`<${Notice} kind=${loaded ? "warn" : "bad"} retry=${again}>${loaded ? "This list is not up to date: " : ""}${error.message}<//>`}
     ${chosen.size > 0 && html`<${Chosen} chosen=${chosen} kept=${runs.filter((run) => run.read_only && chosen.has(nameOf(run))).length} clear=${() => (setChosen(new Set()), again())} />`}
     ${!loaded && !error && html`<${Skeleton} lines=${12} />`}
     ${loaded && runs.length > 0 && html`<${Activity} runs=${runs} />`}
@@ -255,7 +255,7 @@ function Chosen({ chosen, kept, clear }) {
     clear();
   };
   const cancel = async () => {
-    if (await confirm("Cancel runs?", `${runsAre} stopped: the tasks end, and what they have left stays.`, "Cancel them"))
+    if (await confirm("Cancel runs?", `${runsAre} stopped. Their tasks end, and their results stay.`, "Cancel them"))
       each((path) => ask(`v1/runs/${path}`, { method: "DELETE" }), `${runsAre} being stopped.`);
   };
   const tag = async () => {
@@ -263,25 +263,25 @@ function Chosen({ chosen, kept, clear }) {
     if (name) each((path) => ask(`v1/runs/${path}/tags`, { method: "PATCH", json: { add: [name] } }), `Tagged ${plural(paths.length, "run")}.`);
   };
   const resume = async () => {
-    if (await confirm("Resume runs?", `${runsAre} resumed, each from where it stopped, with the code that it had.`, "Resume them"))
+    if (await confirm("Resume runs?", `${runsAre} resumed. Each run continues where it stopped, with its own code.`, "Resume them"))
       each((path) => ask(`v1/runs/${path}/resume`, { json: {} }), `Resumed ${plural(paths.length, "run")}.`);
   };
   const remove = async () => {
     const plan = await attempt(() => get(`v1/deletion?runs=${encodeURIComponent(paths.join(","))}`), "");
     if (!plan) return;
-    const plannedText = html`<p>${count(plan.runs.length)} of ${plural(paths.length, "run")} can be deleted, with what they alone have left. Runs that go on are kept.</p><ul>${plan.runs.slice(0, 8).map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul><p>This cannot be undone.</p>`;
+    const plannedText = html`<p>${count(plan.runs.length)} of ${plural(paths.length, "run")} can be deleted, with the data that no other run shares. Active runs are kept.</p><ul>${plan.runs.slice(0, 8).map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul><p>This cannot be undone.</p>`;
     if (await confirm("Delete runs?", plannedText, "Delete them")) each((path) => ask(`v1/runs/${path}/records`, { method: "DELETE" }), "Deleted.");
   };
   return html`<div class="chosen-bar" role="toolbar" aria-label="Selected runs"><b>${paths.length} selected</b>
     ${!kept && html`<${Act} onClick=${cancel}>Cancel<//><${Act} onClick=${resume}>Resume<//><${Act} onClick=${tag}>Tag<//>`}
     <button disabled=${paths.length < 2 || paths.length > 5} title="Two to five runs" onClick=${() => go(`compare?runs=${paths.join(",")}`)}>Compare</button>
     ${!kept && html`<${Act} class="danger" onClick=${remove}>Delete<//>`}<button class="quiet" onClick=${clear}>Clear</button>
-    ${kept > 0 && html`<span class="dim">${kept === paths.length ? "They were" : `${kept} of them ${kept === 1 ? "was" : "were"}`} not recorded here, as Metaflow's are: such runs are shown, and not changed.</span>`}</div>`;
+    ${kept > 0 && html`<span class="dim">${kept === paths.length ? "They were" : `${kept} of them ${kept === 1 ? "was" : "were"}`} recorded elsewhere, by Metaflow for example. You can see such runs here, but not change them.</span>`}</div>`;
 }
 
 function Empty() {
-  return html`<section class="empty"><h2>No runs yet</h2><p>Three commands make the first one:</p>
+  return html`<section class="empty"><h2>No runs yet</h2><p>These commands start the first run:</p>
     <pre>aflow tutorials pull
 cd aflow-tutorials
-python 00-hello/hello.py run</pre><p class="dim">This page shows it as soon as it begins.</p></section>`;
+python 00-hello/hello.py run</pre><p class="dim">This page shows the run as soon as it starts.</p></section>`;
 }

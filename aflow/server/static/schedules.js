@@ -20,7 +20,7 @@ export function SchedulesPage() {
     if (answer) go(`runs/${answer.run}`);
   };
   const remove = async (/** @type {any} */ s) => {
-    if (await confirm("Delete the schedule?", html`<p>${s.name} is not run any more. Its runs stay.</p>`, "Delete it"))
+    if (await confirm("Delete the schedule?", html`<p>${s.name} starts no more runs. Its earlier runs stay.</p>`, "Delete it"))
       attempt(() => ask(pathOf(s.name), { method: "DELETE" }), "Deleted.").then(again);
   };
   const close = () => (setQuery({ edit: "" }), again());
@@ -30,7 +30,7 @@ export function SchedulesPage() {
     return html`${edited && (one || edited === "*") && html`<${Form} key=${edited} schedule=${one} close=${close} />`}
     ${
       data.schedules.length === 0
-        ? html`<${Notice}><span>There are no schedules. Make one of a flow that has run here, or with <code>aflow schedule create flow.py</code>, which takes the flow's own <code>@schedule</code>.</span><//>`
+        ? html`<${Notice}><span>There are no schedules. Create one for a flow that has run here, or use <code>aflow schedule create flow.py</code>, which takes the flow's own <code>@schedule</code>.</span><//>`
         : html`<div class="scroll"><table class="list stack"><thead><tr><th>On</th><th>Name</th><th>When</th><th>Next</th><th class=${data.schedules.some((/** @type {any} */ s) => s.latest) ? "" : "wide"}>Latest run</th><th class="right wide">Started</th><th class="right wide">Skipped</th><th><span class="hidden">Actions</span></th></tr></thead><tbody>
       ${data.schedules.map(
         (
@@ -52,15 +52,15 @@ function Soon({ at }) {
 }
 
 const MISSED = [
-  ["latest", "run the latest of them"],
-  ["skip", "leave them out"],
-  ["all", "run all of them"],
+  ["latest", "start the latest"],
+  ["skip", "skip them"],
+  ["all", "start all of them"],
 ];
 const OVERLAP = [
-  ["skip", "leave the new one out"],
-  ["wait", "wait for its end"],
+  ["skip", "skip the new run"],
+  ["wait", "wait until it ends"],
   ["cancel", "cancel it"],
-  ["allow", "run beside it"],
+  ["allow", "start the new run as well"],
 ];
 
 /** Make a schedule, or change one. @param {{schedule?: any, close: () => void}} props */
@@ -115,12 +115,12 @@ function Form({ schedule, close }) {
       html`<div class="fields"><label>Flow <select required value=${flow} onChange=${(/** @type {any} */ e) => (setFlow(e.target.value), values.name || set({ ...values, name: e.target.value }))}><option value="">choose one</option>${(flows.data?.flows || []).map((/** @type {any} */ f) => html`<option>${f.flow}</option>`)}</select></label>
       <label>Name <input required pattern="[A-Za-z0-9][A-Za-z0-9_\\-]*" maxlength="100" ...${field("name")} /></label></div>`
     }
-    ${flow && detail.data && !schedule && !code?.key && html`<${Notice} kind="warn">The code of this flow was not kept, so it cannot be run from here: use <code>aflow schedule create</code> with its file.<//>`}
+    ${flow && detail.data && !schedule && !code?.key && html`<${Notice} kind="warn">The code of this flow was not kept, so this page cannot run it. Use <code>aflow schedule create</code> with its file.<//>`}
     <div class="fields"><label>Cron <input required class="code" spellcheck=${false} ...${field("cron")} /></label><label>Timezone <input list="zones" ...${field("timezone")} /></label></div>
     <datalist id="zones">${Intl.supportedValuesOf("timeZone").map((zone) => html`<option value=${zone} />`)}</datalist>
     <${Ticks} cron=${values.cron} timezone=${values.timezone} />
-    <div class="fields"><label>If the one before still goes on <select value=${values.overlap} onChange=${field("overlap").onInput}>${OVERLAP.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label>
-      <label>Of those that were missed <select value=${values.missed} onChange=${field("missed").onInput}>${MISSED.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label></div>
+    <div class="fields"><label>If the earlier run is still active <select value=${values.overlap} onChange=${field("overlap").onInput}>${OVERLAP.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label>
+      <label>For missed runs <select value=${values.missed} onChange=${field("missed").onInput}>${MISSED.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label></div>
     ${known.length > 0 && html`<fieldset><legend>Parameters</legend><div class="fields">${known.map((/** @type {any} */ p) => html`<label><span>${p.name} <small class="dim">${p.type}</small></span><input placeholder="the flow's default" value=${parameters[p.name] ?? ""} onInput=${given(p.name)} /></label>`)}</div></fieldset>`}
     ${said && html`<${Notice} kind="bad">${said}<//>`}
     <footer><${Behind} path=${pathOf(values.name || "NAME")} method=${schedule ? "PATCH" : "PUT"} body=${body} /><button type="button" onClick=${close}>Close</button><${Act} class="main" disabled=${!schedule && !code?.key}>${schedule ? "Save" : "Create"}<//></footer></form>`;
@@ -136,6 +136,6 @@ function Ticks({ cron, timezone }) {
   const found = useApi(asked.cron.trim() ? withQuery("v1/ticks", asked) : null);
   if (found.error && !found.data) return html`<p class="bad" role="status">${found.error.message}</p>`;
   if (!found.data) return html`<p class="dim">…</p>`;
-  if (!found.data.next.length) return html`<p class="bad" role="status">It is never due again.</p>`;
+  if (!found.data.next.length) return html`<p class="bad" role="status">This schedule has no next run.</p>`;
   return html`<p class="dim" role="status">Due ${found.data.next.map((/** @type {number} */ at, /** @type {number} */ n) => html`${n ? " · " : ""}<${Soon} at=${at} />`)}</p>`;
 }

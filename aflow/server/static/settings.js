@@ -26,7 +26,7 @@ function Server() {
     ["Metadata", d.metadata],
     ["Datastore", d.storage],
     ["Runs here now", count(d.runs_here)],
-    ["Previews of artifacts", d.previews ? "written (AFLOW_PREVIEWS=0 leaves them out)" : "off: types and shapes alone are recorded"],
+    ["Previews of artifacts", d.previews ? "written (AFLOW_PREVIEWS=0 leaves them out)" : "off: only types and shapes are recorded"],
   ];
   return html`<section class="panel"><h2>Server <${Behind} path="v1/server" /></h2>
     ${shown(found, (data) => html`<dl class="pairs">${rows(data).map(([name, value]) => html`<dt>${name}</dt><dd>${value}</dd>`)}</dl><p><button onClick=${logOut}>Log out</button></p>`)}</section>`;
@@ -55,12 +55,12 @@ function Doctor() {
   };
   const bad = (state.findings || []).filter((f) => f.state !== "ok").length;
   return html`<section class="panel"><h2>Check <${Behind} path="v1/doctor" method="POST" /></h2>
-    <p class="dim">Whether this machine, the datastore, the metadata, the queue and what is set of AWS can be used. Nothing is changed.</p>
+    <p class="dim">Checks whether this machine, the datastore, the metadata, the queue and the settings of AWS work. It changes nothing.</p>
     <${Act} onClick=${check} disabled=${state.busy} aria-busy=${state.busy ? "true" : null}>${state.busy ? "Checking…" : state.findings ? "Check again" : "Check now"}<//>
     ${state.error && html`<${Notice} kind="bad" retry=${check}>${state.error}<//>`}
     ${
       state.findings &&
-      html`<p role="status">${bad ? `${count(bad)} of ${plural(state.findings.length, "finding")} ${bad === 1 ? "needs" : "need"} a look.` : "All is well."}</p>
+      html`<p role="status">${bad ? `${count(bad)} of ${plural(state.findings.length, "finding")} ${bad === 1 ? "needs" : "need"} attention.` : "All is well."}</p>
       <ul class="findings">${state.findings.map((f) => html`<li><${State} state=${/** @type {any} */ (SIGNS)[f.state]} name=${f.state} /><div><b>${f.name}</b> ${f.said}${f.advice && html`<br /><span class="dim">${f.advice}</span>`}</div></li>`)}</ul>`
     }</section>`;
 }
@@ -94,17 +94,17 @@ function Collection() {
     set(e.target.type === "checkbox" ? e.target.checked : e.target.value), setPlan(null)
   );
   return html`<section class="panel"><h2>Clean up <${Behind} path="v1/gc" method="POST" body=${body} /></h2>
-    <p class="dim">See what <code>aflow gc</code> would delete: runs, and what nothing refers to. Nothing is deleted here.</p>
+    <p class="dim">Shows which runs and unreferenced objects <code>aflow gc</code> would delete. It deletes nothing.</p>
     <form class="toolbar" onSubmit=${look}>
       <label>Runs that ended before <select value=${age} onChange=${change(setAge)}>${AGES.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select></label>
-      <label class="check"><input type="checkbox" checked=${failed} onChange=${change(setFailed)} /> only without success</label>
+      <label class="check"><input type="checkbox" checked=${failed} onChange=${change(setFailed)} /> only unsuccessful runs</label>
       <label>keep the newest <input type="number" min="0" max="9999" value=${keep} onInput=${change(setKeep)} /> of each flow</label>
       <${Act} disabled=${busy}>${busy ? "Looking…" : "Look"}<//></form>
     ${
       plan &&
-      html`<p role="status"><b>${plural(plan.count, "run")}</b> and ${plural(plan.objects, "object")} would be deleted: <b>${size(plan.size)}</b>.${plan.young > 0 && ` Nothing refers to ${plural(plan.young, "more object")} either, but ${plan.young === 1 ? "it is" : "they are"} too new.`}</p>
+      html`<p role="status"><b>${plural(plan.count, "run")}</b> and ${plural(plan.objects, "object")} would be deleted: <b>${size(plan.size)}</b>.${plan.young > 0 && ` ${plural(plan.young, "more object")} ${plan.young === 1 ? "is" : "are"} unreferenced, but too new to be deleted.`}</p>
       ${plan.runs.length > 0 && html`<details><summary>The runs</summary><ul class="plain">${plan.runs.map((/** @type {string} */ run) => html`<li>${run}</li>`)}</ul>${plan.count > plan.runs.length && html`<p class="dim">and ${count(plan.count - plan.runs.length)} more</p>`}</details>`}
-      <p>In a terminal of the server's folder: <code>${words}</code> <button onClick=${() => copy(words)}>Copy</button></p>`
+      <p>In a terminal, in the server's folder: <code>${words}</code> <button onClick=${() => copy(words)}>Copy</button></p>`
     }</section>`;
 }
 
@@ -119,11 +119,11 @@ function Storage() {
   };
   const most = Math.max(...(found?.flows || []).map((/** @type {any} */ f) => f.size), 1);
   return html`<section class="panel"><h2>Storage by flow <${Behind} path="v1/storage" method="POST" /></h2>
-    <p class="dim">What the artifacts and the code of each flow's runs take in the datastore; what runs of it share counts once.</p>
+    <p class="dim">The size of the artifacts and the code of each flow in the datastore. Data that several runs of a flow share count once.</p>
     <${Act} onClick=${look} disabled=${busy} aria-busy=${busy ? "true" : null}>${busy ? "Adding up…" : found ? "Add up again" : "Add up"}<//>
     ${
       found &&
-      html`<p role="status"><b>${size(found.size)}</b> in ${plural(found.objects, "object")}${found.complete ? "." : ", as far as there was time: some runs were not looked at."}</p>
+      html`<p role="status"><b>${size(found.size)}</b> in ${plural(found.objects, "object")}${found.complete ? "." : " so far. The time limit was reached before all runs were read."}</p>
       ${
         found.flows.length > 0 &&
         html`<div class="scroll" tabindex="0"><table><thead><tr><th>Flow</th><th class="right">Runs</th><th class="right">Objects</th><th class="right">Size</th><th><span class="hidden">Share</span></th></tr></thead><tbody>${found.flows.map((/** @type {any} */ f) => html`<tr><td class="name"><${Link} to=${`flows/${f.flow}`}>${f.flow}<//></td><td class="right num">${count(f.runs)}</td><td class="right num">${count(f.objects)}</td><td class="right num">${size(f.size)}</td><td class="share"><span class="paired"><i style=${{ width: `${(f.size / most) * 100}%` }}></i></span></td></tr>`)}</tbody></table></div>`
@@ -151,7 +151,7 @@ function Tokens() {
     if (answer) setMade(answer.token), event.target.reset(), again();
   };
   const revoke = async (/** @type {any} */ token) => {
-    if (await confirm("Revoke the token?", html`<p>Clients that use ${token.name} are refused from now on.</p>`, "Revoke it"))
+    if (await confirm("Revoke the token?", html`<p>The server then refuses clients that use ${token.name}.</p>`, "Revoke it"))
       attempt(() => ask(`v1/tokens/${encodeURIComponent(token.name)}`, { method: "DELETE" }), "Revoked.").then(again);
   };
   return html`<section class="panel wide-panel"><h2>Tokens <${Behind} path="v1/tokens" /></h2>${shown(
@@ -159,8 +159,8 @@ function Tokens() {
     (data) => html`
     ${
       data.tokens.length === 0
-        ? html`<p class="dim">There are no tokens: this server answers only this machine. The first token that is made here is asked for from then on.</p>`
-        : html`<div class="scroll"><table><thead><tr><th>Name</th><th>Scope</th><th>Made</th><th>Expires</th><th></th></tr></thead><tbody>${data.tokens.map(
+        ? html`<p class="dim">There are no tokens: this server accepts only clients of this machine. As soon as you create a token, the server requires one.</p>`
+        : html`<div class="scroll"><table><thead><tr><th>Name</th><th>Scope</th><th>Created</th><th>Expires</th><th></th></tr></thead><tbody>${data.tokens.map(
             (/** @type {any} */ t) => html`<tr>
       <td><b>${t.name}</b></td><td>${t.scope}</td><td><${Time} at=${t.created_at} /></td><td>${t.expires_at ? html`<time title=${new Date(t.expires_at * 1000).toISOString()}>${new Date(t.expires_at * 1000).toLocaleString()}</time>` : "never"}</td>
       <td class="right"><${Act} class="danger" onClick=${() => revoke(t)}>Revoke<//></td></tr>`,
@@ -169,6 +169,6 @@ function Tokens() {
     <form class="toolbar" onSubmit=${create}><input name="name" aria-label="Name of a new token" placeholder="Name of a new token" required />
       <label>may <select name="scope" aria-label="Scope"><option value="read">read</option><option value="write">read and change</option></select></label>
       <label>lasts <select name="days" aria-label="Lasts">${LIVES.map(([value, title]) => html`<option value=${value}>${title}</option>`)}</select></label><${Act}>Create<//></form>
-    ${made && html`<${Notice} kind="warn"><span>It is shown once: <code>${made}</code></span> <button onClick=${() => copy(made)}>Copy</button><//>`}`,
+    ${made && html`<${Notice} kind="warn"><span>The token is shown only once: <code>${made}</code></span> <button onClick=${() => copy(made)}>Copy</button><//>`}`,
   )}</section>`;
 }

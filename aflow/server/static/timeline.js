@@ -240,7 +240,7 @@ export function Timeline({ path, running, found }) {
   const by = query("by") || "lane";
   if (error && !columns) return html`<${Notice} kind="bad" retry=${retry}>${error.message}<//>`;
   if (!columns) return html`<${Skeleton} />`;
-  const stale = error && html`<${Notice} kind="warn" retry=${retry}>This timeline is not the latest: ${error.message}<//>`;
+  const stale = error && html`<${Notice} kind="warn" retry=${retry}>This timeline is not up to date: ${error.message}<//>`;
   if (!columns.count) return html`${stale}<${Notice}>No task has started yet.<//>`;
   return html`${stale}<${Chart} c=${columns} by=${by} path=${path} running=${running} />`;
 }
@@ -585,9 +585,9 @@ function Chart({ c: real, by, path, running }) {
       ${packed.bands.length > 1 && packed.bands.slice(0, 60).map((band) => html`<span class="band" style=${{ top: `${band.first * row}px` }}>${band.name}</span>`)}
       ${hover && html`<div class="tip" style=${{ left: `${Math.max(0, Math.min(hover.x + 12, width - 240))}px`, top: `${Math.min(hover.y + 14, height - 44)}px` }}><b>${c.steps[c.step[hover.r]]}/${c.task[hover.r]}</b> ${c.flags[hover.r] & 1 ? "reused" : c.states[c.state[hover.r]]}<br />${span((Number.isNaN(real.end[hover.r]) ? wall : real.end[hover.r]) - real.start[hover.r])}, from ${span(real.start[hover.r])}</div>`}
     </div>
-    <div class="overview"><canvas ref=${overview} style=${{ width: `${width}px`, height: `${OVERVIEW}px` }} role="img" aria-label="How many tasks ran at once, and how many waited" onPointerDown=${stretch} onPointerMove=${stretch} onPointerUp=${stretch}></canvas>
+    <div class="overview"><canvas ref=${overview} style=${{ width: `${width}px`, height: `${OVERVIEW}px` }} role="img" aria-label="The numbers of running and waiting tasks over time" onPointerDown=${stretch} onPointerMove=${stretch} onPointerUp=${stretch}></canvas>
       ${view && html`<i style=${{ left: `${from}%`, width: `${Math.max(0.4, to - from)}%` }}></i>`}</div>
-    <p class="dim">${running ? "It grows while the run goes on. " : ""}Scroll to zoom, drag to move, drag over the strip below to choose a stretch, click a task to open it. With the keyboard: arrows, + and −, 0.</p>
+    <p class="dim">${running ? "The timeline grows while the run is active. " : ""}Scroll to zoom, drag to move, drag over the overview to select a time range, click a task to open it. Keyboard: arrows, + and −, 0.</p>
     ${table && html`<${Table} c=${real} rows=${packed.rows} now=${wall} path=${path} />`}
   </section>`;
 }

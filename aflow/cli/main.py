@@ -83,7 +83,7 @@ class Line(NamedTuple):
 
 
 def run_program(words: Sequence[str]) -> NoReturn:
-    """The command `aflow` with these words; ends the program.
+    """Run the command `aflow` with these words, and end the program.
 
     Args:
         words: The words of the command line.
@@ -103,7 +103,7 @@ def run_program(words: Sequence[str]) -> NoReturn:
 
 
 def run_script(flow: FlowSpec) -> None:
-    """The command line of a script that begins one (loading.begins); ends the program.
+    """Run the command line of a script that begins one (loading.begins), and end the program.
 
     Args:
         flow: The instance that the script has made by calling its flow.

@@ -195,7 +195,7 @@ class Console:
                 self._draw_soon()
 
     def forget(self) -> None:
-        """Somebody else has written to the terminal meanwhile: what stood there stays."""
+        """Leave what stands on the terminal: somebody else has written there meanwhile."""
         with self._lock:
             self._drawn = []
             if self._bars is not None and not self._is_paused:

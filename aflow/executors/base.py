@@ -42,7 +42,7 @@ class Reports(Protocol):
         """
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """The attempt is running now.
+        """Report that the attempt runs.
 
         Args:
             task: The number of the task within its run.
@@ -52,7 +52,7 @@ class Reports(Protocol):
         """
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written these bytes to stdout (0) or stderr (1).
+        """Report bytes that the attempt has written to stdout (0) or stderr (1).
 
         Args:
             task: The number of the task within its run.
@@ -63,8 +63,8 @@ class Reports(Protocol):
         """
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """The attempt, which still runs, has this many items of its foreach so far. The manifest
-        says what the tasks for them read of it.
+        """Report that the attempt, which still runs, has this many items of its foreach so far. The
+        manifest says what the tasks for them read of it.
 
         Args:
             task: The number of the task within its run.
@@ -74,7 +74,7 @@ class Reports(Protocol):
         """
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """The attempt is over.
+        """Report that the attempt has ended.
 
         Args:
             report: How the attempt has ended.
@@ -152,7 +152,7 @@ class Executor(Protocol):
         """
 
     def forget(self, task: int, attempt: int) -> None:
-        """The end of this attempt is committed: nobody needs what was kept of it until then.
+        """Drop what was kept of this attempt until its end was committed.
 
         Args:
             task: The number of the task within its run.
@@ -164,7 +164,9 @@ class Executor(Protocol):
         Called before `stop`, and not where the run may go on with another coordinator."""
 
     async def leave(self) -> None:
-        """As `stop`, but what others run for us goes on: another executor will `recover` it."""
+        """Stop as `stop` does, but leave what others run for this executor: another one will
+        `recover` it.
+        """
 
     async def stop(self) -> None:
         """Stop all that is still running and release everything."""

@@ -105,7 +105,7 @@ class ReportInbox(Generic[R]):
         self._believes = believes
 
     def send(self, attempt_key: AttemptKey, step: str) -> None:
-        """An attempt is handed to others.
+        """Track an attempt that is handed to a worker or a job.
 
         Args:
             attempt_key: The step, task and number of the attempt.
@@ -280,7 +280,7 @@ class ReportInbox(Generic[R]):
             self.end(base.stopped(*attempt_key, state, reason, begun, now), NO_USAGE)
 
     def fail(self, attempt_key: AttemptKey, reason: str, *, retryable: bool = True) -> None:
-        """An attempt has failed, and nobody is left who would say so.
+        """Report as failed an attempt that nobody is left to report.
 
         Args:
             attempt_key: The step, task and number of the attempt.
@@ -305,7 +305,7 @@ class ReportInbox(Generic[R]):
         self.end(report, NO_USAGE)
 
     def interrupt(self) -> None:
-        """Those that are cancelled from now on are interrupted."""
+        """Count attempts that are cancelled from now on as interrupted."""
         self._interrupted = True
 
     async def until_idle(self) -> None:

@@ -193,8 +193,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._missing.discard(attempt_key)
 
     async def conclude(self) -> None:
-        """The run has ended: what is still in the queue of it is taken out, and workers that get
-        some of it nevertheless see that."""
+        """Take what is left of the run, which has ended, out of the queue, and make workers that
+        get some of it nevertheless see that."""
         if self._stopped:
             return
         context = self._context

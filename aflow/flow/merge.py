@@ -44,7 +44,7 @@ class Merge:
         self._count = 0
 
     def add(self, label: str, digests: Mapping[str, str]) -> None:
-        """One more input: `label` names it to people, `digests` are its artifacts.
+        """Add an input: `label` names it to people, `digests` are its artifacts.
 
         Args:
             label: What the input is called in errors.

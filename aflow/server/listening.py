@@ -340,7 +340,7 @@ class _Connections:
         self.becomes_idle(connection, self._bounds.head)
 
     def remove(self, connection: _Connection) -> None:
-        """The connection is closed. May be called twice."""
+        """Forget a connection that is closed. May be called twice."""
         if self._by_handler.pop(connection.handler, None) is None:
             return
         self._count -= 1
@@ -352,11 +352,11 @@ class _Connections:
             del self._by_address[connection.network]
 
     def begins(self, connection: _Connection) -> None:
-        """Its handshake is over, if there was one: the time for its first head begins."""
+        """Start the time that a connection has for its first head: its handshake is over."""
         self.becomes_idle(connection, self._bounds.head)
 
     def becomes_idle(self, connection: _Connection, seconds: float) -> None:
-        """It has this many seconds from now until a request has to be there."""
+        """Give the connection this many seconds, until a request has to be there."""
         connection.idle_since = self._loop.time()
         connection.give_up_at = connection.idle_since + seconds
         self._idle.pop(connection, None)
@@ -369,16 +369,16 @@ class _Connections:
             self.becomes_idle(connection, self._bounds.head)
 
     def blocks(self, connection: _Connection) -> None:
-        """What was sent is not read for now."""
+        """Note that the client does not read what was sent."""
         self._blocked[connection] = self._loop.time() + self._bounds.unread
 
     def flows(self, connection: _Connection) -> None:
-        """It is read again."""
+        """Note that the client reads again."""
         self._blocked.pop(connection, None)
 
     @web.middleware
     async def mark_busy(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The first middleware: a connection with a request on it is not idle."""
+        """Mark a connection with a request on it as busy; the first middleware."""
         connection = self._by_handler.get(request.protocol)
         if connection is None:  # it is closed already
             return await handler(request)

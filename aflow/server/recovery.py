@@ -87,8 +87,8 @@ class Sharing:
         self._cancelled: dict[str, float] = {}  # runs to watch, and until when
 
     def watch(self, pathspec: str) -> None:
-        """Somebody has cancelled the run: see that it ends, though whatever drives it may have died
-        a moment ago.
+        """See that a run which was cancelled ends, though whatever drives it may have died a moment
+        ago.
 
         Args:
             pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.

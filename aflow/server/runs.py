@@ -293,7 +293,7 @@ class Runs:
             _log.error("%s could not be recovered: its order is not kept: %s", pathspec, error)
 
     def forget(self, pathspec: str) -> None:
-        """The run has ended: it is not to be recovered. Blocks.
+        """Drop the request of a run that has ended: it is not to be recovered. Blocks.
 
         Args:
             pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.

@@ -773,7 +773,7 @@ class Views:
             rows.append({"section": section, "name": name, "values": values, "differ": differ})
 
         def add_values(section: str, name: str, found: list[dict[str, Any] | None]) -> None:
-            """A row of artifacts, which differ where their digests do."""
+            """Add a row of artifacts, which differ where their digests do."""
             add(section, name, [e and e["text"] for e in found], [e and e["digest"] for e in found])
             rows[-1]["previews"] = [e and e["preview"] for e in found]
 

@@ -98,7 +98,7 @@ class Poller:
             self._task = None
 
     def hurry(self) -> None:
-        """Something is about to change: the next round comes soon."""
+        """Look again soon, since something is about to change."""
         self._hurry.set()
 
     async def _poll(self) -> None:

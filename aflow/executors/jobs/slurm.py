@@ -255,7 +255,7 @@ class SlurmSystem:
         return f"{number}@{given.name}"
 
     def find(self, name: str, job: SlurmJob) -> str | None:
-        """The id of the job of this name: of several the one that was submitted last."""
+        """Return the id of the job of this name: of several the one that was submitted last."""
         found = _jobs("--states=all", f"--name={name}")
         there = [each for each in found if each.name == name and not each.was_refused]
         if not there:
@@ -268,7 +268,7 @@ class SlurmSystem:
         return f"{number}_{index}@{name}"
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        """The status of each of these jobs, by one call of squeue."""
+        """Return the status of each of these jobs, by one call of squeue."""
         numbers = ",".join(id.partition("@")[0] for id in ids)
         by_number: defaultdict[str, list[_Job]] = defaultdict(list)
         for each in _jobs("--states=all", "--array", f"--jobs={numbers}"):
@@ -280,7 +280,7 @@ class SlurmSystem:
         return status.reason
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Those that neither run nor wait, which one call says of all members."""
+        """Return the members that neither run nor wait, by one call for all of them."""
         number, _, name = array.partition("@")
         going_on = {
             f"{number}_{each.place}@{name}"
@@ -290,7 +290,9 @@ class SlurmSystem:
         return [each for each in members if each not in going_on]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """How the attempt ended; with the last lines that its job has printed, if it has failed."""
+        """Return how the attempt ended; with the last lines that its job has printed, if it has
+        failed.
+        """
         number, _, name = status.id.partition("@")
         details = _details(number, name)
         if details is None:
@@ -323,7 +325,7 @@ class SlurmSystem:
                     raise
 
     def close(self) -> None:
-        """Nothing is open between two calls."""
+        """Do nothing: no connection is open between two calls."""
 
 
 def _script(python: str, nodes: int) -> str:

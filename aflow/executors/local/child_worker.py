@@ -186,7 +186,7 @@ class WorkerStreams:
         self._capture = DescriptorCapture(readers[0], readers[1], running, emit)
 
     def finish(self, attempt_key: AttemptKey) -> None:
-        """The attempt is over: send what is left of its output.
+        """Send what is left of the output of an attempt that has ended.
 
         Args:
             attempt_key: The step, task and number of the attempt.

@@ -171,14 +171,14 @@ class ProcessExecutor:
         return orphans
 
     async def conclude(self) -> None:
-        """Nobody else has anything of the run."""
+        """Do nothing: nobody else has anything of the run."""
 
     async def leave(self) -> None:
         """The same as `stop`: processes do not outlive us."""
         await self.stop()
 
     def forget(self, task: int, attempt: int) -> None:
-        """Nothing is kept."""
+        """Do nothing: no ends are kept here."""
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run."""
@@ -341,7 +341,7 @@ class ProcessExecutor:
         self._loop.call_soon(self._reports.ended, report, NO_USAGE)
 
     def released(self, task: int, attempt: int) -> None:
-        """The attempt is over: others may have what it had.
+        """Give the slots of an attempt that has ended to others.
 
         Args:
             task: The number of the task within its run.
@@ -462,12 +462,14 @@ class ProcessExecutor:
         self._note_idle()
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process available."""
+        """Handle a process that could not be forked now."""
         (self._pool_of.pop(child, None) or self._fresh).not_forked(child, reason)
         self._note_idle()
 
     def refused(self, child: int, reason: str) -> None:
-        """A process cannot be forked from the program, as was asked for: its attempts fail."""
+        """Handle a process that cannot be forked from the program as the step asks: its attempts
+        fail.
+        """
         (self._pool_of.pop(child, None) or self._fresh).refused(child, reason)
         self._note_idle()
 

@@ -79,7 +79,7 @@ class Randomness:
             self._numpy_twin = _twin_of_numpy()
 
     def restore(self) -> None:
-        """What the program has seeded begins again; a seed that the step has set is forgotten."""
+        """Seed again what the program has seeded, and forget a seed that the step has set."""
         if self._seeded is not None:
             random.setstate(self._seeded)
         elif random.getrandbits(32) != self._twin.getrandbits(32):  # used, or seeded

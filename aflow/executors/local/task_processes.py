@@ -204,7 +204,7 @@ class FreshProcesses:
     # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int, at: float) -> None:
-        """The process runs: from now on we listen to it."""
+        """Read the output of a process that has been forked."""
         process = self._live[child]
         process.pid, process.started_at = pid, at
         self._reports.started(process.task, process.attempt, pid, at)
@@ -213,7 +213,7 @@ class FreshProcesses:
                 self._loop.add_reader(fd, self._read, process, number)
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
-        """The process has ended: take what is still in its pipes, and say how it went."""
+        """Read what is left in the pipes of a process that has ended, and report its end."""
         process = self._live[child]
         for number in range(3):
             # A pipe holds one chunk. A process that has left the group may go on writing: not ours.
@@ -222,14 +222,18 @@ class FreshProcesses:
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process available, or its zygote has ended: the attempt is lost."""
+        """Report as lost an attempt for which no process could be forked, or whose zygote has
+        ended.
+        """
         pid = self._live[child].pid
         if pid is not None:
             end_group(pid)
         self._lose(child, reason)
 
     def refused(self, child: int, reason: str) -> None:
-        """There is no process available in the way that was asked for: the attempt fails."""
+        """Report as failed an attempt whose process cannot be forked in the way that its step asks
+        for.
+        """
         process, now = self._live[child], self._clock.now()
         self._reports.started(process.task, process.attempt, None, now)
         report = AttemptReport(
@@ -239,7 +243,7 @@ class FreshProcesses:
         self._settle(child, report, NO_USAGE)
 
     def lost(self, reason: str) -> None:
-        """The first zygote is gone, and all processes with it.
+        """Report all attempts as lost: the first zygote is gone, and all processes with it.
 
         Args:
             reason: Why, in one sentence.

@@ -71,7 +71,7 @@ class Terminal:
             view = view[os.write(1, view) :]
 
     def take_back(self) -> None:
-        """The task has ended. May be called twice."""
+        """Give the terminal back after its task has ended. May be called twice."""
         if self._master is None:
             return
         self._master = None

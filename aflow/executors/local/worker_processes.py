@@ -572,7 +572,8 @@ class WorkerPool:
         self._workers[child].pid = pid
 
     def exited(self, child: int, status: int) -> None:
-        """A worker has ended: blame what it was running, hand out again what it had not begun.
+        """Handle the end of a worker: report the attempts that it was running, and hand out again
+        what it had not begun.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
@@ -608,7 +609,7 @@ class WorkerPool:
         return base.stopped(*attempt_key, AttemptState.LOST, reason, since, now)
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process available."""
+        """Handle a worker that could not be forked now."""
         worker = self._workers[child]
         self._bury(
             worker, lambda attempt_key, since: self._lost(attempt_key, since, reason), again=False
@@ -618,7 +619,9 @@ class WorkerPool:
             self._refuse(reason)
 
     def refused(self, child: int, reason: str) -> None:
-        """There is no process available in the way that was asked for: what waits for one fails."""
+        """Report as failed the attempts that wait for a worker which cannot be forked in the way
+        that their step asks for.
+        """
         self._bury(
             self._workers[child],
             lambda attempt_key, since: self._lost(attempt_key, since, reason),
@@ -628,7 +631,7 @@ class WorkerPool:
             self._fail_all(reason)
 
     def lost(self, reason: str) -> None:
-        """The first zygote is gone, and all workers with it.
+        """Report all attempts as lost: the first zygote is gone, and all workers with it.
 
         Args:
             reason: Why, in one sentence.

@@ -87,7 +87,7 @@ class UserProgram:
         return self._register(function, *args, **options)
 
     def reached(self) -> None:
-        """The program has come to its flow."""
+        """Note that the program has reached its flow."""
         atexit.register = self._register
         self._seeded = inside.was_seeded(self._random[1], random.getstate()[1])
         self._random = random.getstate()

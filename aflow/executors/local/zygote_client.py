@@ -53,7 +53,7 @@ class Children(Protocol):
     """Receives what zygotes report about the processes that they have forked."""
 
     def forked(self, child: int, pid: int, at: float) -> None:
-        """The process runs.
+        """Handle a process that has been forked.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
@@ -62,7 +62,7 @@ class Children(Protocol):
         """
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
-        """The process has ended.
+        """Handle a process that has ended.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
@@ -72,7 +72,7 @@ class Children(Protocol):
         """
 
     def not_forked(self, child: int, reason: str) -> None:
-        """There was no process available.
+        """Handle a request for which no process was available: another try may succeed.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
@@ -80,7 +80,8 @@ class Children(Protocol):
         """
 
     def refused(self, child: int, reason: str) -> None:
-        """The process cannot be forked from the program.
+        """Handle a request for a process that cannot be forked from the program: no try will
+        succeed.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
@@ -88,7 +89,7 @@ class Children(Protocol):
         """
 
     def zygote_lost(self, reason: str) -> None:
-        """The first zygote is gone, and every process with it.
+        """Handle the end of the first zygote, with which every process has ended.
 
         Args:
             reason: Why, in one sentence.
@@ -238,7 +239,7 @@ class Zygotes:
         return link
 
     def learn(self, imported: Mapping[str, Any]) -> None:
-        """A process has said what its program has imported.
+        """Take in what a process has reported that its program imports.
 
         Args:
             imported: The modules that the first run of the file has imported.
@@ -274,7 +275,7 @@ class Zygotes:
     # ------------------------------------------------------------ what zygotes report
 
     def hear(self, link: _ZygoteSocket, kind: int, *rest: Any) -> None:
-        """A zygote has reported something.
+        """Handle a message from a zygote.
 
         Args:
             link: The connection to the zygote that has sent the message.

@@ -354,20 +354,20 @@ class JobAttempt:
     # ------------------------------------------------------------ what the executor publishes
 
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Nobody has to find the processes of a job: they end with it."""
+        """Do nothing: the processes of a job end with it, so that nobody has to find them."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """The attempt is running now."""
+        """Note that the attempt runs."""
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written something."""
+        """Pass on what the attempt has written."""
         if self.echoes:
             out = binary((sys.stdout, sys.stderr)[stream])
             out.write(chunk)
             out.flush()
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """The attempt has made items of its foreach."""
+        """Pass on how many items of its foreach the attempt has so far."""
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """The attempt is over. Where its process died without a report, the job may have been sent

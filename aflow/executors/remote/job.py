@@ -214,11 +214,11 @@ class OneJob(JobAttempt):
     # ------------------------------------------------------------ what the executor publishes
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """The attempt is running now."""
+        """Report that the attempt runs."""
         self._news.add((protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written something."""
+        """Report what the attempt has written."""
         kept = chunk[: self._left[stream]]
         self._left[stream] -= len(kept)
         if kept:
@@ -226,7 +226,7 @@ class OneJob(JobAttempt):
         super().logged(task, attempt, stream, at, chunk)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """The attempt has made items of its foreach."""
+        """Report how many items of its foreach the attempt has so far."""
         self._news.add((protocol.GROWN, task, attempt, count, manifest))
 
     def settle(self, report: AttemptReport, usage: Usage) -> None:

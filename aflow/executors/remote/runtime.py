@@ -403,25 +403,25 @@ class Runtime:
     # ------------------------------------------------------------ what the processes say
 
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Nobody else finds processes of this machine: the queue gives their attempts to others."""
+        """Do nothing: the queue gives attempts of a lost machine to other workers."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """An attempt is running now."""
+        """Report that an attempt runs."""
         self._host.started(self._message, task, attempt)
         self._site.sender.add(self._message, (protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """An attempt has written something."""
+        """Report what an attempt has written."""
         event = (protocol.LOGGED, task, attempt, stream, at, chunk)
         self._site.sender.add(self._message, event)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """An attempt has made items of its foreach."""
+        """Report how many items of its foreach an attempt has so far."""
         event = (protocol.GROWN, task, attempt, count, manifest)
         self._site.sender.add(self._message, event)
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over."""
+        """Report that an attempt has ended."""
         if self._is_retired:
             return  # it was given to others
         if report.unreached:

@@ -79,7 +79,9 @@ class BatchSystem:
         return called(lambda: self._calls.submit(values))
 
     def find(self, name: str, job: BatchStepJob) -> str | None:
-        """The id of the job of this name, in the queue of its step."""
+        """Return the id of the job of this name, in the queue of its step; None where there is
+        none.
+        """
         filters = [{"name": "JOB_NAME", "values": [name]}]
         listed = called(lambda: [*self._calls.listed(jobQueue=job.queue, filters=filters)])
         return next((each["jobId"] for each in listed if each["jobName"] == name), None)
@@ -89,7 +91,7 @@ class BatchSystem:
         return f"{job}:{index}"
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        """The status of each of these jobs."""
+        """Return the status of each of these jobs."""
         found = {each["jobId"]: each for each in called(lambda: self._calls.described(ids))}
         return {id: _status(id, found.get(id)) for id in ids}
 
@@ -101,7 +103,7 @@ class BatchSystem:
         return self.describe([last])[last].reason
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Those that have failed, where asking for each would take several calls."""
+        """Return those that have failed, where asking for each would take several calls."""
         if len(members) <= MOST_DESCRIBED or is_over:
             return members
         of = {"arrayJobId": array, "jobStatus": "FAILED"}
@@ -109,7 +111,7 @@ class BatchSystem:
         return [each for each in members if each in failed]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """How the attempt ended; with the last lines of the log of one that has failed."""
+        """Return how the attempt ended; with the last lines of the log of one that has failed."""
         end = None if status.detail is None else end_of(status.detail)
         if end is None:
             reason = f"The task was lost: AWS Batch does not know its job {status.id}."

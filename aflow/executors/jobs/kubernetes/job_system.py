@@ -194,7 +194,9 @@ class KubernetesSystem:
             _log.warning("The gang of step %s has no names of hosts: %s", job.step, error)
 
     def find(self, name: str, job: KubernetesStepJob) -> str | None:
-        """The id of the Job of this name, in the namespace of its step."""
+        """Return the id of the Job of this name, in the namespace of its step; None where there is
+        none.
+        """
         if self._job(job.namespace, name) is None:
             return None
         self._known.add(_id(job.namespace, name))
@@ -278,7 +280,7 @@ class KubernetesSystem:
         return next(iter(reasons), "")
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Those that have ended, which the Job says of all members."""
+        """Return the members that have ended, which the Job says of all of them."""
         if is_over:
             return members
         asked = _JobId.parse(array)
@@ -289,7 +291,7 @@ class KubernetesSystem:
         return [each for each in members if _JobId.parse(each).place in ended]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """How the attempt ended; with the last lines of the log of one that has failed."""
+        """Return how the attempt ended; with the last lines of the log of one that has failed."""
         asked = _JobId.parse(status.id)
         seen: _Seen = status.detail
         if seen.job is None:

@@ -232,7 +232,7 @@ def __getattr__(name: str) -> "Any":
     if home is None:
         return import_module("aflow.errors")
     if name == "FlowSpec":
-        _start_early()
+        _fork_zygote()
     value = getattr(import_module(home), name)
     if name == "FlowSpec":
         _connect_the_command_line()
@@ -246,13 +246,13 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
 
 
-def _start_early() -> None:
+def _fork_zygote() -> None:
     """Start the process that tasks are forked from, where the program begins a run."""
     # Commands that do (see zygote_start.STARTING, whose import would cost others something).
     if not {"run", "resume", "spin"}.isdisjoint(getattr(sys, "argv", ())[1:]):
-        from aflow.cli.early import start_in_program
+        from aflow.cli.prefork import fork_zygote_in_program
 
-        start_in_program()
+        fork_zygote_in_program()
 
 
 def _connect_the_command_line() -> None:

@@ -29,23 +29,23 @@ def main() -> None:
         delegate()
     from aflow._core import deferred, process
 
-    for word in sys.argv[1:]:  # `python -m aflow run queue.py`: the working folder is on sys.path
-        if word.endswith(".py"):
-            keep_importable(word.removesuffix(".py"), "")
+    argv = sys.argv[1:]
+    for argument in argv:  # `python -m aflow run queue.py`: the working folder is on sys.path
+        if argument.endswith(".py"):
+            keep_importable(argument.removesuffix(".py"), "")
 
     process.seldom()
     deferred.defer_all()
-    words = sys.argv[1:]
-    if any(".py" in word for word in words):
+    if any(".py" in argument for argument in argv):
         # It gets ready while this process imports the command line and the event loop.
-        from aflow.cli import early
+        from aflow.cli import prefork
 
         # Tasks do not inherit the descriptors that a server has passed to its run.
-        is_servers = any(word.startswith("--aflow-words=") for word in words)
-        early.start(words, inherits=not is_servers)
+        is_servers = any(argument.startswith("--aflow-words=") for argument in argv)
+        prefork.fork_zygote(argv, inherits=not is_servers)
     from aflow.cli.main import run_program
 
-    run_program(words)
+    run_program(argv)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def command(python: Sequence[str], program: Sequence[str]) -> list[str]:
     """
     # An image may have another package of the name `aflow`, so one of its modules is looked for.
     # Nothing is garbage while modules are imported, and looking for it would take a tenth of the
-    # job's own time: what is forked from the program (early.py) has it looked for again.
+    # job's own time: what is forked from the program (prefork.py) has it looked for again.
     start = _START.format(distribution=DISTRIBUTION, version=__version__)
     return [*python, "-c", f"{_boot()}\n{start}", *program]
 

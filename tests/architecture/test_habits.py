@@ -38,7 +38,7 @@ ENVIRONMENT = {"os.environ", "os.getenv", "os.environb", "os.putenv", "os.unsete
 MAY_IMPORT_LATE = {
     "aflow/__init__.py": "`import aflow` is light: what it offers is imported when it is used",
     "aflow/__main__.py": "the process to fork tasks from starts before anything else is imported",
-    "aflow/cli/early.py": "what two processes need is imported before the one forks the other",
+    "aflow/cli/prefork.py": "what two processes need is imported before the one forks the other",
     "aflow/cli/main.py": "a command imports what it needs itself",
     "aflow/cli/flow_commands.py": "a command imports what it needs itself",
     "aflow/cli/loading.py": "completion and help look at files without knowing flows",

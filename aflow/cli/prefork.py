@@ -33,9 +33,8 @@ _WAITS = frozenset({"wait", "wait3", "waitpid"})  # of os
 _OF_ENVIRONMENTS = frozenset({"_distutils_hack", "_virtualenv", "sitecustomize", "usercustomize"})
 
 
-def start(words: Sequence[str], *, inherits: bool = True) -> bool:
-    """Fork the zygote of the run that these words begin. Tasks have what this process has open, if
-    they `inherit` it.
+def fork_zygote(argv: Sequence[str], *, inherits: bool = True) -> bool:
+    """Fork the zygote of the run that a command line starts.
 
     Args:
         words: The words of the command line, which are not parsed yet.
@@ -46,7 +45,7 @@ def start(words: Sequence[str], *, inherits: bool = True) -> bool:
     """
     from aflow.executors.local import zygote_start
 
-    if not zygote_start.looks_like_a_run(words):
+    if not zygote_start.looks_like_a_run(argv):
         return False
     # What both processes need is imported before the fork, once.
     import aflow.flow.spec
@@ -61,8 +60,8 @@ def start(words: Sequence[str], *, inherits: bool = True) -> bool:
     return True
 
 
-def start_in_program() -> None:
-    """The same where the program asks for FlowSpec, if nothing of its own has run so far."""
+def fork_zygote_in_program() -> None:
+    """Fork the zygote when the program asks for FlowSpec, if no code of its own has run so far."""
     main = sys.modules.get("__main__")
     if main is None or not _is_fresh(main, sys._getframe(1)):
         return
@@ -70,7 +69,7 @@ def start_in_program() -> None:
     deferred.defer_all()
     for stream in (sys.stdout, sys.stderr):  # the zygote is not to write it once more
         process.flush(stream)
-    if start(sys.argv[1:]):
+    if fork_zygote(sys.argv[1:]):
         import atexit
 
         from aflow.cli import loading

@@ -13,7 +13,7 @@ from aflow.cards.card import Card, ErrorCard, created, kind_of
 from aflow.cards.components import Component, as_component
 from aflow.errors import InvalidInput
 from aflow.flow.current import look_up
-from aflow.task.hooks import Around, Scene
+from aflow.task.hooks import Scene, StepHook
 from aflow.task.runner import sentence, show
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ _TRUSTED = ("default", "blank", "error")  # ours: made in this process
 class CardParts:
     """What a step adds to one card; `current.card` is this for the card that has no id."""
 
-    def __init__(self, around: AroundCard) -> None:
-        self._around = around
+    def __init__(self, hook: CardHook) -> None:
+        self._hook = hook
         self._parts: list[tuple[str | None, Any]] = []
         self.changed_at = 0.0
 
@@ -40,11 +40,11 @@ class CardParts:
             id: The id of the card; None for none.
         """
         part = as_component(component)
-        if part is not component and self._around.drops_values:
+        if part is not component and self._hook.drops_values:
             _warn(f"{type(component).__name__} is not a component of a card: it is not shown.")
             return
         self._parts.append((id, part))
-        self.changed_at = self._around.now()
+        self.changed_at = self._hook.now()
 
     def extend(self, components: Iterable[Any]) -> None:
         """Add several.
@@ -58,7 +58,7 @@ class CardParts:
     def clear(self) -> None:
         """Take all away again."""
         self._parts.clear()
-        self.changed_at = self._around.now()
+        self.changed_at = self._hook.now()
 
     def refresh(self, data: Any = None, force: bool = False) -> None:
         """Make the card now, so that it can be seen while the step runs; not more often than
@@ -68,7 +68,7 @@ class CardParts:
             data: The data that the step has given to `refresh`.
             force: Whether to write at once, although the last write was a moment ago.
         """
-        self._around.refresh(data, force)
+        self._hook.refresh(data, force)
 
     @property
     def components(self) -> dict[str, Component]:
@@ -96,7 +96,7 @@ class Cards:
     none (or is the only one, or says customize=True)."""
 
     def __init__(self) -> None:
-        self.all: list[AroundCard] = []
+        self.all: list[CardHook] = []
 
     def __getitem__(self, id: str) -> CardParts:
         for each in self.all:
@@ -168,7 +168,7 @@ class Cards:
         return iter(self._main)
 
 
-class AroundCard(Around):
+class CardHook(StepHook):
     """One card of one attempt."""
 
     def __init__(self, decorator: Any, scene: Scene) -> None:

@@ -105,7 +105,7 @@ class _OnStep(type):
 class OnStep(Custom, metaclass=_OnStep):
     """A custom decorator or mutator that stands on a step."""
 
-    around: ClassVar[str] = ""
+    hook_class: ClassVar[str] = ""
     repeatable: ClassVar[bool] = True
     is_late: ClassVar[bool] = True
 
@@ -133,7 +133,7 @@ class OnStep(Custom, metaclass=_OnStep):
 class UserStepDecorator(OnStep):
     """A step decorator as a class: override `pre_step`, `post_step`, and `init` for options."""
 
-    around: ClassVar[str] = "aflow.task.hooks:AroundCustom"
+    hook_class: ClassVar[str] = "aflow.task.hooks:CustomHook"
 
     def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> Any:
         """Called before the step.

@@ -1,7 +1,7 @@
 """What decorators do around a step, inside the process of its task.
 
-A decorator that acts there names a class of this kind in `StepDecorator.around`. One object is made
-for each attempt. The outermost decorator comes first before the step, and last after it.
+A decorator that acts there names its subclass of StepHook in `StepDecorator.hook_class`. One object
+is made for each attempt. The outermost decorator comes first before the step, and last after it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Scene:
     shared: dict[str, Any] = field(default_factory=dict)
 
 
-class Around:
+class StepHook:
     """The part of a decorator that acts. Every method does nothing unless it is overridden."""
 
     def __init__(self, decorator: StepDecorator, scene: Scene) -> None:
@@ -97,62 +97,62 @@ class Around:
         """
 
 
-Makers = tuple[tuple[type[Around], "StepDecorator"], ...]
+HookClasses = tuple[tuple[type[StepHook], "StepDecorator"], ...]
 
 
-def makers_of(step: StepDefinition) -> Makers:
-    """Return the classes of what acts around the step, outermost first.
+def hook_classes(step: StepDefinition) -> HookClasses:
+    """Return the hook classes of a step with their decorators, outermost first.
 
     Args:
         step: The step, with its decorators.
     """
-    return tuple((_class_of(each.around), each) for each in step.decorators if each.around)
+    return tuple((_class_of(each.hook_class), each) for each in step.decorators if each.hook_class)
 
 
-def _class_of(path: str) -> type[Around]:
+def _class_of(path: str) -> type[StepHook]:
     module, _, name = path.partition(":")
-    found: type[Around] = getattr(import_module(module), name)
+    found: type[StepHook] = getattr(import_module(module), name)
     return found
 
 
-def call_through(arounds: list[Around], step: Callable[[], object]) -> None:
+def call_through(hooks: list[StepHook], step: Callable[[], object]) -> None:
     """Run the step inside of all of them.
 
     Args:
-        arounds: The hooks of the step's decorators, the outermost first.
+        hooks: The hooks of the step's decorators, the outermost first.
         step: Runs the step and the hooks inside of this one.
     """
-    for each in reversed(arounds):
+    for each in reversed(hooks):
         step = _inside(each, step)
     step()
 
 
-def _inside(around: Around, step: Callable[[], object]) -> Callable[[], object]:
-    return lambda: around.call(step)
+def _inside(hook: StepHook, step: Callable[[], object]) -> Callable[[], object]:
+    return lambda: hook.call(step)
 
 
-async def await_through(arounds: list[Around], step: Callable[[], Awaitable[object]]) -> None:
+async def await_through(hooks: list[StepHook], step: Callable[[], Awaitable[object]]) -> None:
     """The same for a coroutine step.
 
     Args:
-        arounds: The hooks of the step's decorators, the outermost first.
+        hooks: The hooks of the step's decorators, the outermost first.
         step: Runs the coroutine step and the hooks inside of this one.
     """
-    for each in reversed(arounds):
+    for each in reversed(hooks):
         step = _inside_async(each, step)
     await step()
 
 
 def _inside_async(
-    around: Around, step: Callable[[], Awaitable[object]]
+    hook: StepHook, step: Callable[[], Awaitable[object]]
 ) -> Callable[[], Awaitable[object]]:
-    return lambda: around.call_async(step)
+    return lambda: hook.call_async(step)
 
 
 # How custom step decorators act: what comes before, instead of and after the step.
 
 
-class AroundCustom(Around):
+class CustomHook(StepHook):
     """One custom decorator, in one attempt."""
 
     def __init__(self, decorator: Any, scene: Scene) -> None:
@@ -260,7 +260,7 @@ class Gang(NamedTuple):
     control_task_id: str
 
 
-class AroundParallel(Around):
+class ParallelHook(StepHook):
     """Tells the step about its gang."""
 
     def before(self) -> None:
@@ -278,7 +278,7 @@ class AroundParallel(Around):
         self.scene.values["parallel"] = self.gang
 
 
-class AroundPytorch(AroundParallel):
+class PytorchHook(ParallelHook):
     """The same, with variables for torch.distributed."""
 
     _found: Mapping[str, str] = {}

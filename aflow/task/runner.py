@@ -27,7 +27,7 @@ from aflow.storage.artifacts import ArtifactReader, Manifest, PackingWriter
 from aflow.storage.items import ItemReader, write_items
 from aflow.storage.names import MAIN, Names, ProgramFile, code_in
 from aflow.task.environment import Variables
-from aflow.task.hooks import Around, Makers, Scene, await_through, call_through, makers_of
+from aflow.task.hooks import HookClasses, Scene, StepHook, await_through, call_through, hook_classes
 from aflow.task.inputs import Manifests
 from aflow.task.outputs import StepContext, write_streamed
 from aflow.task.spec import AttemptReport, AttemptSpec, RunContext, may_be_retried
@@ -58,10 +58,10 @@ class Execution:
     """One attempt on its way through the runner."""
 
     __slots__ = (
-        "arounds",
         "error",
         "flow",
         "held",
+        "hooks",
         "inputs",
         "is_cancelled",
         "pid",
@@ -79,7 +79,7 @@ class Execution:
         self.started_at = started_at
         self.pid = os.getpid()
         self.error: BaseException | None = None
-        self.arounds: list[Around] = []
+        self.hooks: list[StepHook] = []
         self.held: Mapping[str, str] = {}  # environment variables
         self.inputs: Any = None  # of a join
         self.flow: FlowSpec
@@ -124,7 +124,7 @@ class AttemptRunner:
         self._blobs = blobs
         self._clock = clock
         self._item_reader = ItemReader(blobs)
-        self._makers: dict[str, Makers] = {}
+        self._hook_classes: dict[str, HookClasses] = {}
         # What makes the flow's object of an attempt. Processes of tasks give the one that the
         # user's program has made.
         self.instance: Callable[[], FlowSpec] = lambda: new_instance(self.definition)
@@ -174,7 +174,7 @@ class AttemptRunner:
         execution = self._begin(spec)
         try:
             self._prepare(execution)
-            if execution.arounds:
+            if execution.hooks:
                 self._surround(execution)
             elif not spec.fallback:
                 self._call(execution)
@@ -200,7 +200,7 @@ class AttemptRunner:
         execution.is_cancelled = is_cancelled
         try:
             self._prepare(execution)
-            if execution.arounds:
+            if execution.hooks:
                 await self._surround_async(execution)
             elif not spec.fallback:
                 await self._await(execution)
@@ -231,33 +231,33 @@ class AttemptRunner:
 
     def _surround(self, execution: Execution) -> None:
         """The same as `_call`, inside of what decorators do."""
-        begun: list[Around] = []
+        begun: list[StepHook] = []
         try:
             self._before(execution, begun)
-            call_through(execution.arounds, lambda: self._call(execution))
+            call_through(execution.hooks, lambda: self._call(execution))
         except BaseException as error:  # whatever a step raises is its outcome
             execution.error = error
         execution.leave_if_forked()
         self._after(execution, begun)
 
     async def _surround_async(self, execution: Execution) -> None:
-        begun: list[Around] = []
+        begun: list[StepHook] = []
         try:
             self._before(execution, begun)
-            await await_through(execution.arounds, lambda: self._await(execution))
+            await await_through(execution.hooks, lambda: self._await(execution))
         except BaseException as error:  # whatever a step raises is its outcome
             execution.error = error
         execution.leave_if_forked()
         self._after(execution, begun)
 
     @staticmethod
-    def _before(execution: Execution, begun: list[Around]) -> None:
-        for each in execution.arounds:
+    def _before(execution: Execution, begun: list[StepHook]) -> None:
+        for each in execution.hooks:
             begun.append(each)
             each.before()
 
     @staticmethod
-    def _after(execution: Execution, begun: list[Around]) -> None:
+    def _after(execution: Execution, begun: list[StepHook]) -> None:
         for each in reversed(begun):
             try:
                 each.after(execution.error)
@@ -298,14 +298,14 @@ class AttemptRunner:
             ENVIRONMENT.take(environment.vars)
             execution.held = environment.vars
         if not spec.fallback:
-            execution.arounds = self._arounds(execution, values)
+            execution.hooks = self._make_hooks(execution, values)
 
-    def _arounds(self, execution: Execution, values: dict[str, Any]) -> list[Around]:
+    def _make_hooks(self, execution: Execution, values: dict[str, Any]) -> list[StepHook]:
         step = execution.step
-        makers = self._makers.get(step.name)
-        if makers is None:
-            makers = self._makers[step.name] = makers_of(step)
-        if not makers:
+        classes = self._hook_classes.get(step.name)
+        if classes is None:
+            classes = self._hook_classes[step.name] = hook_classes(step)
+        if not classes:
             return []
         scene = Scene(
             definition=self.definition,
@@ -318,7 +318,7 @@ class AttemptRunner:
             clock=self._clock,
             values=values,
         )
-        return [kind(decorator, scene) for kind, decorator in makers]
+        return [kind(decorator, scene) for kind, decorator in classes]
 
     def _current_values(self, spec: AttemptSpec) -> dict[str, Any]:
         context = self.context
@@ -374,7 +374,7 @@ class AttemptRunner:
         count: int | None = None,
     ) -> AttemptReport:
         manifest.transition = (steps, foreach, count)
-        for each in reversed(execution.arounds):
+        for each in reversed(execution.hooks):
             each.stored(manifest)
         return AttemptReport(
             execution.spec.task,
@@ -505,7 +505,7 @@ class AttemptRunner:
         return self._failure(execution, error)
 
     def _tell_of_failure(self, execution: Execution, error: BaseException) -> None:
-        for each in reversed(execution.arounds):
+        for each in reversed(execution.hooks):
             try:
                 each.failed(error)
             except Exception as another:  # the attempt has failed already: that is its outcome

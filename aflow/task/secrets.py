@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from aflow._core.settings import Settings
 from aflow.errors import AflowError, SecretsError
 from aflow.task.environment import Variables
-from aflow.task.hooks import Around
+from aflow.task.hooks import StepHook
 
 GROUP = "aflow.secrets"
 SECRETS = Variables("secrets")
@@ -51,7 +51,7 @@ class Inline:
         return dict(options.get("env_vars", {}))
 
 
-class AroundSecrets(Around):
+class SecretsHook(StepHook):
     """Sets the variables before the step, and puts back what was there after it."""
 
     def before(self) -> None:

@@ -5,5 +5,5 @@
     --with retry:times=2,seconds=10         on every step, from the command line (`attach.py`)
 
 What they say is carried out elsewhere. A decorator that acts inside the task's process names its
-behaviour in `around`, a class of `aflow.task.hooks.Around`.
+behaviour in `hook_class`, a subclass of `aflow.task.hooks.StepHook`.
 """

@@ -95,7 +95,7 @@ class StepDecorator:
     """What all step decorators have in common: a name, and options that are checked when made."""
 
     name: ClassVar[str] = ""
-    around: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
+    hook_class: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
     repeatable: ClassVar[bool] = False  # whether a step may have several of the kind
     open_options: ClassVar[str] = ""  # the field for options of the user's own names, if it has one
     is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known

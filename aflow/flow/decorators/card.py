@@ -22,7 +22,7 @@ class CardDecorator(StepDecorator):
     """
 
     name: ClassVar[str] = "card"
-    around: ClassVar[str] = "aflow.cards.hooks:AroundCard"
+    hook_class: ClassVar[str] = "aflow.cards.hooks:CardHook"
     repeatable: ClassVar[bool] = True
     type: str = "default"
     id: str | None = None

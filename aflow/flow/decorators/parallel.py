@@ -13,7 +13,7 @@ class Parallel(StepDecorator):
     """The step is started with `num_parallel`: `current.parallel` says which member this is."""
 
     name: ClassVar[str] = "parallel"
-    around: ClassVar[str] = "aflow.task.hooks:AroundParallel"
+    hook_class: ClassVar[str] = "aflow.task.hooks:ParallelHook"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class PytorchParallel(StepDecorator):
     said."""
 
     name: ClassVar[str] = "pytorch_parallel"
-    around: ClassVar[str] = "aflow.task.hooks:AroundPytorch"
+    hook_class: ClassVar[str] = "aflow.task.hooks:PytorchHook"
     master_port: int | None = None
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ class Secrets(StepDecorator):
     """
 
     name: ClassVar[str] = "secrets"
-    around: ClassVar[str] = "aflow.task.secrets:AroundSecrets"
+    hook_class: ClassVar[str] = "aflow.task.secrets:SecretsHook"
     sources: Sequence[str | Mapping[str, Any]] = field(default_factory=list, repr=False)
     role: str | None = None
     allow_override: bool = False

@@ -11,7 +11,7 @@ from aflow import FlowSpec, current, step
 from aflow._core.records import dataclass
 from aflow.flow.decorators.base import StepDecorator, decorate
 from aflow.storage.artifacts import Manifest
-from aflow.task.hooks import Around
+from aflow.task.hooks import StepHook
 from aflow.testing import run_step
 
 said: list[str] = []
@@ -27,13 +27,13 @@ class Noted(StepDecorator):
     """Notes what happens, and fails where the test asks for it."""
 
     name: ClassVar[str] = "noted"
-    around: ClassVar[str] = f"{__name__}:AroundNoted"
+    hook_class: ClassVar[str] = f"{__name__}:NotedHook"
     repeatable: ClassVar[bool] = True
     text: str = ""
     fails: str = ""
 
 
-class AroundNoted(Around):
+class NotedHook(StepHook):
     def _note(self, what: str) -> None:
         assert isinstance(self.decorator, Noted)
         said.append(f"{what} {self.decorator.text}")

@@ -131,21 +131,21 @@ class RunHandle:
         it does not delay the others. A listener that stops early closes the iterator
         (`contextlib.aclosing`)."""
         queue: asyncio.Queue[Sequence[RunEvent]] = asyncio.Queue()
-        hear = queue.put_nowait
+        receive = queue.put_nowait
 
         def end(_: object) -> None:
             queue.put_nowait(())
 
-        self._listeners.append(hear)
+        self._listeners.append(receive)
         self.task.add_done_callback(end)
         try:
             if self.task.done():
                 end(None)
-            while notices := await queue.get():
-                for notice in notices:
-                    yield notice
+            while events := await queue.get():
+                for event in events:
+                    yield event
         finally:
-            self._listeners.remove(hear)
+            self._listeners.remove(receive)
             self.task.remove_done_callback(end)
 
 
@@ -519,9 +519,9 @@ class Coordinator:
             previews=options.previews,
         )
 
-        def tell(notices: Sequence[RunEvent]) -> None:
+        def publish(events: Sequence[RunEvent]) -> None:
             for listener in listeners:
-                listener(notices)
+                listener(events)
 
         def takes_end(step: str, reason: str) -> bool:
             retry = definition.steps[step].decorator("retry")
@@ -536,7 +536,7 @@ class Coordinator:
             ),
             lease_holder=self._holder,
             max_log_size=options.max_log_size,
-            watch=tell,
+            watch=publish,
             unfinished=unfinished,
             takes_end=takes_end,
         )

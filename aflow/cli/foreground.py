@@ -135,10 +135,10 @@ def _ahead(
     starts = 0
     timer: asyncio.TimerHandle
 
-    def heard(notices: Sequence[RunEvent]) -> None:
+    def receive(events: Sequence[RunEvent]) -> None:
         nonlocal starts, timer
-        watch(notices)
-        if starts < 2 and any(type(each) is TaskStarting for each in notices):
+        watch(events)
+        if starts < 2 and any(type(each) is TaskStarting for each in events):
             starts += 1
             if starts == 1:
                 timer = asyncio.get_running_loop().call_later(LOOK_AHEAD, look_ahead)
@@ -151,7 +151,7 @@ def _ahead(
         starts = 2
         ending.look_ahead()
 
-    return heard
+    return receive
 
 
 def _stop_on_signals(handle: RunHandle, *, leave_on_signal: bool) -> list[int]:

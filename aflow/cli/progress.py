@@ -1,6 +1,6 @@
 """Bars for the steps of a run, at the foot of a terminal, above which the log scrolls.
 
-`Tally` counts what the notices of a run say, `ProgressBars` makes lines of it. Both are pure: time
+`Tally` counts the events of a run, `ProgressBars` makes lines of it. Both are pure: time
 and the size of the terminal are given. Where the lines stand, and when they are drawn, is decided
 in `cli.run_log`, so that the log itself is written as it is without them, byte for byte.
 """
@@ -78,7 +78,7 @@ class _Step:
 
 
 class Tally:
-    """Counts the tasks of a run by step, from its notices."""
+    """Counts the tasks of a run by step, from its events."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -96,23 +96,23 @@ class Tally:
         Args:
             notices: The events since the last call.
         """
-        for notice in notices:
-            if type(notice) is LogLine:  # nearly all of them, in a storm
+        for event in events:
+            if type(event) is LogLine:  # nearly all of them, in a storm
                 continue
-            if isinstance(notice, TaskStarting):
-                self._starting(notice)
-            elif isinstance(notice, TaskEnded):
-                self._ended(notice)
-            elif isinstance(notice, TaskReused):
-                step = self._step(notice.step)
+            if isinstance(event, TaskStarting):
+                self._starting(event)
+            elif isinstance(event, TaskEnded):
+                self._ended(event)
+            elif isinstance(event, TaskReused):
+                step = self._step(event.step)
                 step.begun, step.done, step.reused = step.begun + 1, step.done + 1, step.reused + 1
-                self._note(step, notice.at)
-            elif isinstance(notice, RunStarting):
-                self.began_at = self.changed_at = notice.at
-            elif isinstance(notice, RunStopping):
-                self.stopping = notice.reason
-            elif isinstance(notice, RunEnded):
-                self.ended_at = notice.at
+                self._note(step, event.at)
+            elif isinstance(event, RunStarting):
+                self.began_at = self.changed_at = event.at
+            elif isinstance(event, RunStopping):
+                self.stopping = event.reason
+            elif isinstance(event, RunEnded):
+                self.ended_at = event.at
 
     def _step(self, name: str) -> _Step:
         step = self.steps.get(name)
@@ -120,30 +120,30 @@ class Tally:
             step = self.steps[name] = _Step(name)
         return step
 
-    def _starting(self, notice: TaskStarting) -> None:
-        step = self._step(notice.step)
-        self.retries.pop(notice.task, None)
-        if notice.attempt == 0 and not notice.fallback:
+    def _starting(self, event: TaskStarting) -> None:
+        step = self._step(event.step)
+        self.retries.pop(event.task, None)
+        if event.attempt == 0 and not event.fallback:
             step.begun += 1
         else:
             step.retried += 1
-        step.failed.discard(notice.task)  # it is tried again, or @catch settles it
+        step.failed.discard(event.task)  # it is tried again, or @catch settles it
         step.running += 1
         if step.began_at is None:
-            step.began_at = notice.at
-        self._note(step, notice.at)
+            step.began_at = event.at
+        self._note(step, event.at)
 
-    def _ended(self, notice: TaskEnded) -> None:
-        step = self._step(notice.step)
+    def _ended(self, event: TaskEnded) -> None:
+        step = self._step(event.step)
         step.running = max(step.running - 1, 0)
-        if notice.state == AttemptState.SUCCEEDED:
+        if event.state == AttemptState.SUCCEEDED:
             step.done += 1
-            step.splits += notice.splits or 0
-        elif notice.retry_at is not None:
-            self.retries[notice.task] = (notice.step, notice.retry_at)
-        elif notice.state in _FAILED:
-            step.failed.add(notice.task)
-        self._note(step, notice.at)
+            step.splits += event.splits or 0
+        elif event.retry_at is not None:
+            self.retries[event.task] = (event.step, event.retry_at)
+        elif event.state in _FAILED:
+            step.failed.add(event.task)
+        self._note(step, event.at)
 
     def _note(self, step: _Step, at: float) -> None:
         self.changed_at = step.ended_at = at

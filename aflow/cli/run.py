@@ -489,17 +489,17 @@ def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEven
     held: list[RunEvent] = []
     has_it = False
 
-    def tell(notices: Sequence[RunEvent]) -> None:
+    def watch_events(events: Sequence[RunEvent]) -> None:
         nonlocal has_it
-        for notice in notices:
-            if isinstance(notice, LogLine) and notice.step == step:
+        for event in events:
+            if isinstance(event, LogLine) and event.step == step:
                 continue  # the task has written it to the terminal itself
-            if isinstance(notice, TaskEnded) and notice.step == step:
+            if isinstance(event, TaskEnded) and event.step == step:
                 has_it = False
-            if isinstance(notice, RunEnded):
+            if isinstance(event, RunEnded):
                 has_it = False
-            held.append(notice)
-            if isinstance(notice, TaskStarting) and notice.step == step:
+            held.append(event)
+            if isinstance(event, TaskStarting) and event.step == step:
                 console.watch(held)
                 console.pause()
                 held.clear()
@@ -509,7 +509,7 @@ def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEven
             console.watch(held)
             held.clear()
 
-    return tell
+    return watch_events
 
 
 def _folder_of(settings: Settings) -> Path:
@@ -539,10 +539,10 @@ def _also_writing(
 ) -> Callable[[Sequence[RunEvent]], None]:
     """Announce the run as soon as it is recorded."""
 
-    def tell(notices: Sequence[RunEvent]) -> None:
-        for notice in notices:
-            if type(notice) is RunStarting:
-                path.write_text(announcement(notice.flow, notice.run, settings))
-        watch(notices)
+    def watch_events(events: Sequence[RunEvent]) -> None:
+        for event in events:
+            if type(event) is RunStarting:
+                path.write_text(announcement(event.flow, event.run, settings))
+        watch(events)
 
-    return tell
+    return watch_events

@@ -53,7 +53,7 @@ _SIGNAL = r"stopped by (SIG[A-Z]+)"
 
 
 class Console:
-    """Prints the notices of one run; `watch` is what the coordinator calls with them.
+    """Prints the events of one run; `watch` is what the coordinator calls with them.
 
     `colors` is whether the log may be coloured; `tally` counts for the last line; `bars` are drawn
     below the log, if there are any, on the terminal that `out` has to be then: what others write
@@ -106,32 +106,32 @@ class Console:
             TaskReused: self._task_taken_over,
         }
 
-    def watch(self, notices: Sequence[RunEvent]) -> None:
+    def watch(self, events: Sequence[RunEvent]) -> None:
         """Print what has happened, in this order, and flush.
 
         Args:
             notices: What has happened since the last call.
         """
         if self.tally is not None:
-            self.tally.count(notices)
+            self.tally.count(events)
         if self._bars is None:
-            self._write(notices)
+            self._write(events)
             self._output.flush()
             return
         with self._lock:
             self._take_down()
-            self._write(notices)
+            self._write(events)
             if self._bars.tally.ended_at is None:
                 self._draw_soon()
             else:
                 self._draw()
 
-    def _write(self, notices: Sequence[RunEvent]) -> None:
-        for notice in notices:
-            if type(notice) is LogLine:
-                self._log_line(notice)
+    def _write(self, events: Sequence[RunEvent]) -> None:
+        for event in events:
+            if type(event) is LogLine:
+                self._log_line(event)
             else:
-                self._say[type(notice)](notice)
+                self._say[type(event)](event)
 
     # ------------------------------------------------------------ the bars
 
@@ -310,10 +310,10 @@ class Console:
         self._owner = None
         self._line(at, text, bad)
 
-    def _of_task(self, notice: TaskStarting | TaskEnded, text: str, *, bad: bool = False) -> None:
-        if self._owner != (notice.task, notice.pid):
-            self._begin_head(notice.run, notice.step, notice.task, notice.pid)
-        self._line(notice.at, text, bad)
+    def _of_task(self, event: TaskStarting | TaskEnded, text: str, *, bad: bool = False) -> None:
+        if self._owner != (event.task, event.pid):
+            self._begin_head(event.run, event.step, event.task, event.pid)
+        self._line(event.at, text, bad)
 
     def _line(self, at: float, text: str, bad: bool) -> None:
         self._end_piece()
@@ -327,86 +327,86 @@ class Console:
         milliseconds = b".%03d " % int(at % 1 * 1000)
         self._output.add(self._stamp + milliseconds + self._head + body + b"\n")
 
-    def _task_taken_over(self, notice: TaskReused) -> None:
-        if self._owner != (notice.task, None):
-            self._begin_head(notice.run, notice.step, notice.task, None)
-        if notice.cached:
-            text = f"Nothing has changed since task {notice.origin}: its result is reused."
+    def _task_taken_over(self, event: TaskReused) -> None:
+        if self._owner != (event.task, None):
+            self._begin_head(event.run, event.step, event.task, None)
+        if event.cached:
+            text = f"Nothing has changed since task {event.origin}: its result is reused."
         else:
-            text = f"Cloning previously run task {notice.origin}"
-        self._line(notice.at, text, bad=False)
+            text = f"Cloning previously run task {event.origin}"
+        self._line(event.at, text, bad=False)
 
-    def _task_starting(self, notice: TaskStarting) -> None:
-        self._end_cloning(notice.at)
+    def _task_starting(self, event: TaskStarting) -> None:
+        self._end_cloning(event.at)
         text = "Task is starting."
-        if notice.fallback:
+        if event.fallback:
             text = "Task fallback is starting to handle the failure."
-        elif notice.attempt:
+        elif event.attempt:
             text = "Task is starting (retry)."
-        self._of_task(notice, text)
+        self._of_task(event, text)
 
-    def _task_ended(self, notice: TaskEnded) -> None:
-        if notice.state == AttemptState.SUCCEEDED:
-            if notice.splits is not None:
-                self._of_task(notice, f"Foreach yields {notice.splits} child steps.")
-            self._of_task(notice, "Task finished successfully.")
-        elif notice.state in (AttemptState.CANCELLED, AttemptState.INTERRUPTED):
-            self._of_task(notice, "[KILLED BY ORCHESTRATOR]", bad=True)
+    def _task_ended(self, event: TaskEnded) -> None:
+        if event.state == AttemptState.SUCCEEDED:
+            if event.splits is not None:
+                self._of_task(event, f"Foreach yields {event.splits} child steps.")
+            self._of_task(event, "Task finished successfully.")
+        elif event.state in (AttemptState.CANCELLED, AttemptState.INTERRUPTED):
+            self._of_task(event, "[KILLED BY ORCHESTRATOR]", bad=True)
         else:
-            self._of_task(notice, f"Task failed. {notice.reason}".rstrip(), bad=True)
-            self._next_attempt(notice)
+            self._of_task(event, f"Task failed. {event.reason}".rstrip(), bad=True)
+            self._next_attempt(event)
 
-    def _next_attempt(self, notice: TaskEnded) -> None:
-        wait = 0 if notice.retry_at is None else round(notice.retry_at - notice.at)
+    def _next_attempt(self, event: TaskEnded) -> None:
+        wait = 0 if event.retry_at is None else round(event.retry_at - event.at)
         if wait > 0:
-            self._of_task(notice, f"The task is tried again in {plural(wait, 'second')}.")
+            self._of_task(event, f"The task is tried again in {plural(wait, 'second')}.")
 
-    def _run_starting(self, notice: RunStarting) -> None:
-        text = f"Workflow starting (run-id {notice.run})"
-        seen = f", see it in the UI at {self._ui}{notice.run}" if self._ui else ":"
-        self._system(notice.at, text + seen)
-        if notice.recovered:
-            self._system(notice.at, "Recovering the run from another coordinator")
-        elif notice.spins:
-            self._system(notice.at, f"Spinning a task of {self._flow}/{notice.origin}")
-        elif notice.origin is not None:
-            self._system(notice.at, f"Cloning {self._flow}/{notice.origin}")
-            self._cloning = notice.origin
+    def _run_starting(self, event: RunStarting) -> None:
+        text = f"Workflow starting (run-id {event.run})"
+        seen = f", see it in the UI at {self._ui}{event.run}" if self._ui else ":"
+        self._system(event.at, text + seen)
+        if event.recovered:
+            self._system(event.at, "Recovering the run from another coordinator")
+        elif event.spins:
+            self._system(event.at, f"Spinning a task of {self._flow}/{event.origin}")
+        elif event.origin is not None:
+            self._system(event.at, f"Cloning {self._flow}/{event.origin}")
+            self._cloning = event.origin
 
     def _end_cloning(self, at: float) -> None:
         if self._cloning is not None:
             self._system(at, f"{self._flow}/{self._cloning} cloned!")
             self._cloning = None
 
-    def _run_stopping(self, notice: RunStopping) -> None:
-        # The notice has a sentence, and no field that tells our own signals from a failure.
-        signal = re.search(_SIGNAL, notice.reason)
+    def _run_stopping(self, event: RunStopping) -> None:
+        # The event has a sentence, and no field that tells our own signals from a failure.
+        signal = re.search(_SIGNAL, event.reason)
         if signal is None:
-            self._say_failed(notice.at)
+            self._say_failed(event.at)
         else:
             again = " pressing Ctrl+C again" if signal[1] == "SIGINT" else " a second signal"
             self._system(
-                notice.at,
+                event.at,
                 f"Workflow interrupted. Please avoid{again} "
                 "to let the workflow clean up process finish.",
                 bad=True,
             )
-        if notice.active:
-            text = f"Terminating {plural(notice.active, 'active task')}..."
-            self._system(notice.at, text, bad=True)
+        if event.active:
+            text = f"Terminating {plural(event.active, 'active task')}..."
+            self._system(event.at, text, bad=True)
 
-    def _run_ended(self, notice: RunEnded) -> None:
-        self._end_cloning(notice.at)
-        if notice.state is RunState.SUCCEEDED:
-            seen = f" See the run in the UI at {self._ui}{notice.run}" if self._ui else ""
-            self._system(notice.at, f"Done!{seen}")
+    def _run_ended(self, event: RunEnded) -> None:
+        self._end_cloning(event.at)
+        if event.state is RunState.SUCCEEDED:
+            seen = f" See the run in the UI at {self._ui}{event.run}" if self._ui else ""
+            self._system(event.at, f"Done!{seen}")
             return
-        if notice.state is RunState.CANCELLED:
-            self._system(notice.at, f"Workflow was stopped. {notice.reason}".rstrip(), bad=True)
+        if event.state is RunState.CANCELLED:
+            self._system(event.at, f"Workflow was stopped. {event.reason}".rstrip(), bad=True)
             return
-        self._say_failed(notice.at)
+        self._say_failed(event.at)
         self._output.flush()
-        show(*_failure(notice))
+        show(*_failure(event))
 
     def _say_failed(self, at: float) -> None:
         if not self._said_failed:
@@ -415,9 +415,9 @@ class Console:
 
     # ------------------------------------------------------------ now and then
 
-    def _progress(self, notice: Progress) -> None:
-        for text in progress_lines(notice):
-            self._system(notice.at, text)
+    def _progress(self, event: Progress) -> None:
+        for text in progress_lines(event):
+            self._system(event.at, text)
 
 
 class Above:
@@ -459,8 +459,8 @@ def progress_lines(notice: Progress) -> list[str]:
     Returns:
         What runs, what waits for a worker, and what has not begun.
     """
-    running, queued, unstarted = notice.running, notice.queued, notice.unstarted
-    steps = [_step_counts(step, notice) for step in running]
+    running, queued, unstarted = event.running, event.queued, event.unstarted
+    steps = [_step_counts(step, event) for step in running]
     lines = [_tasks(sum(running.values()), "running", ", ".join(steps))]
     waiting = ", ".join(f"{step} ({count})" for step, count in queued.items())
     lines.append(_tasks(sum(queued.values()), "waiting in the queue", waiting))
@@ -471,9 +471,9 @@ def progress_lines(notice: Progress) -> list[str]:
     return lines
 
 
-def _step_counts(step: str, notice: Progress) -> str:
-    counts = f"{notice.running[step]} running; {notice.done.get(step, 0)} done"
-    failed = notice.failed.get(step, 0)
+def _step_counts(step: str, event: Progress) -> str:
+    counts = f"{event.running[step]} running; {event.done.get(step, 0)} done"
+    failed = event.failed.get(step, 0)
     return f"{step} ({counts}; {failed} failed)" if failed else f"{step} ({counts})"
 
 
@@ -484,12 +484,12 @@ def _tasks(count: int, doing: str, which: str) -> str:
     return f"{count} {verb} {doing}: {which}."
 
 
-def _failure(notice: RunEnded) -> tuple[str, str]:
+def _failure(event: RunEnded) -> tuple[str, str]:
     """Headline and sentence of the error at the end."""
-    if notice.step is None:
-        return "Run failed", notice.reason or "The run ended without success."
-    failed = f"Step {notice.step} (task-id {notice.task}) failed"
-    return "Step failure", f"{failed}: {notice.reason}" if notice.reason else f"{failed}."
+    if event.step is None:
+        return "Run failed", event.reason or "The run ended without success."
+    failed = f"Step {event.step} (task-id {event.task}) failed"
+    return "Step failure", f"{failed}: {event.reason}" if event.reason else f"{failed}."
 
 
 # Bytes to stdout: gathered, written in large pieces, and never the end of a run.

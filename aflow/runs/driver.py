@@ -608,9 +608,9 @@ class RunDriver:
         if died and outcome.retryable and not self._takes_end(live.step, report.reason):
             outcome = outcome._replace(retryable=False)
         self._handle(AttemptEnded(report.task, report.attempt, outcome))
-        self._gate.hold_event(self._end_notice(live, report, record), number)
+        self._gate.hold_event(self._ended_event(live, report, record), number)
 
-    def _end_notice(
+    def _ended_event(
         self, live: LiveAttempt, report: AttemptReport, record: AttemptRecord
     ) -> TaskEnded:
         state = AttemptState.FAILED if self._refused else record.state
@@ -643,10 +643,10 @@ class RunDriver:
     @_guarded
     def _committed(self, number: int) -> None:
         events, launches = self._gate.open(number)
-        for notice in events:
-            self._publisher.publish(notice)
-            if type(notice) is TaskEnded:
-                self._executor.forget(notice.task, notice.attempt)
+        for event in events:
+            self._publisher.publish(event)
+            if type(event) is TaskEnded:
+                self._executor.forget(event.task, event.attempt)
         for command in launches:
             self._launch(command)
         if self._final is not None and self._final[0] == number and not self._ended.done():

@@ -39,6 +39,6 @@ def coordinator(folder: Path, **options: Any) -> Coordinator:
 
 async def at_work(run: RunHandle) -> None:
     """Wait until a task of the run has printed something."""
-    async for notice in run.events():
-        if isinstance(notice, LogLine):
+    async for event in run.events():
+        if isinstance(event, LogLine):
             return

@@ -32,12 +32,12 @@ async def test_a_flow_runs_inside_of_a_program_that_hears_what_happens(
 ) -> None:
     async with coordinator(tmp_path, max_workers=2, isolation=isolation) as runs:
         run = await runs.start(flow, n=4)
-        notices = [notice async for notice in run.events()]
+        events = [event async for event in run.events()]
         ended = await run.wait()
     assert RunState.SUCCEEDED is ended.state
-    assert isinstance(notices[-1], RunEnded)
-    assert b"ys [0, 2, 4, 6]" in [each.text for each in notices if isinstance(each, LogLine)]
-    assert 7 == sum(isinstance(each, TaskStarting) for each in notices)
+    assert isinstance(events[-1], RunEnded)
+    assert b"ys [0, 2, 4, 6]" in [each.text for each in events if isinstance(each, LogLine)]
+    assert 7 == sum(isinstance(each, TaskStarting) for each in events)
     assert run.pathspec == f"EmbeddedFlow/{run.id}"
 
 
@@ -54,8 +54,8 @@ async def test_several_runs_and_coordinators_live_side_by_side(
 async def test_a_run_can_be_cancelled_twice_and_late(flow: type[FlowSpec], tmp_path: Path) -> None:
     async with coordinator(tmp_path, max_workers=2) as runs:
         run = await runs.start(flow, rest=60.0)
-        async for notice in run.events():
-            if isinstance(notice, LogLine):
+        async for event in run.events():
+            if isinstance(event, LogLine):
                 run.cancel("no longer wanted")
                 run.cancel("really")
         ended = await run.wait()

@@ -171,10 +171,10 @@ async def test_listeners_come_and_go_and_each_hears_everything_meanwhile(
         run = await runs.start(flow)
         async with aclosing(run.events()) as leaving:
             first = await anext(leaving)
-        heard = [notice async for notice in run.events()]
+        heard = [event async for event in run.events()]
         assert first not in heard
         assert await run.wait() == heard[-1]
-        assert [] == [notice async for notice in run.events()]
+        assert [] == [event async for event in run.events()]
 
 
 # ---------------------------------------------------------------- a good guest

@@ -190,8 +190,8 @@ class WaitFlow(FlowSpec):
     def end(self):
         pass
 
-def watch(notices):
-    if any("started" in str(getattr(each, "text", "")) for each in notices):
+def watch(events):
+    if any("started" in str(getattr(each, "text", "")) for each in events):
         print("started", flush=True)
 
 async def in_a_loop():

@@ -67,10 +67,10 @@ def failed(step: str, task: int, at: float = 0.0, retry_at: float | None = None)
 
 
 def lines(
-    *notices: RunEvent, now: float = 0.0, columns: int = 101, rows: int = 30, colors: bool = False
+    *events: RunEvent, now: float = 0.0, columns: int = 101, rows: int = 30, colors: bool = False
 ) -> list[str]:
     tally = Tally(GRAPH)
-    tally.count([BEGUN, *notices])
+    tally.count([BEGUN, *events])
     bars = ProgressBars(tally, colors=colors, signs=ASCII, waits_for=SLOT)
     return bars.lines(now, columns, rows)
 
@@ -135,8 +135,8 @@ def test_the_last_line_says_how_long_it_takes_and_what_is_waited_for() -> None:
 
 @pytest.mark.parametrize("columns", [17, 20, 39, 41, 60, 80, 101, 300])
 def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
-    notices = [begun("start", 1), done("start", 1, splits=3), begun("work", 2), failed("work", 2)]
-    for line in lines(*notices, now=100_000.0, columns=columns):
+    events = [begun("start", 1), done("start", 1, splits=3), begun("work", 2), failed("work", 2)]
+    for line in lines(*events, now=100_000.0, columns=columns):
         assert len(line) < min(columns, 101)
         assert line == line.rstrip()
 
@@ -156,19 +156,19 @@ def test_a_flow_with_more_steps_than_lines_shows_those_that_run() -> None:
 
 
 def test_colours_are_left_out_where_they_are_not_wanted() -> None:
-    notices = [begun("start", 1), done("start", 1, splits=3), begun("work", 2), failed("work", 2)]
-    plain, coloured = lines(*notices), lines(*notices, colors=True)
+    events = [begun("start", 1), done("start", 1, splits=3), begun("work", 2), failed("work", 2)]
+    plain, coloured = lines(*events), lines(*events, colors=True)
     assert not any("\x1b" in line for line in plain)
     assert plain == [re.sub(r"\x1b\[\d+m", "", line).rstrip() for line in coloured]
     assert "\x1b[31m1 failed" in coloured[1]
 
 
 def test_a_run_that_has_ended_has_no_bars_and_one_line() -> None:
-    notices = [begun("start", 1), done("start", 1, splits=3), begun("work", 2), failed("work", 2)]
+    events = [begun("start", 1), done("start", 1, splits=3), begun("work", 2), failed("work", 2)]
     ended = RunEnded(65.0, "1", RunState.FAILED, "no", "work", 2)
-    assert [] == lines(*notices, ended)
+    assert [] == lines(*events, ended)
     tally = Tally(GRAPH)
-    tally.count([BEGUN, *notices, ended])
+    tally.count([BEGUN, *events, ended])
     assert "! failed after 1:05, 1 task done, 1 failed (work): aflow logs F/1" == last_line(
         tally, ended, "aflow logs F/1", ASCII
     )

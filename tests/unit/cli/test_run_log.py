@@ -1,4 +1,4 @@
-"""What a run looks like: fixed notices, and the very bytes that they become."""
+"""What a run looks like: fixed events, and the very bytes that they become."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def _in_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
-def printed(*notices: RunEvent, ui_url: str | None = None, colors: bool = False) -> str:
-    """What the notices become on stdout."""
+def printed(*events: RunEvent, ui_url: str | None = None, colors: bool = False) -> str:
+    """What the events become on stdout."""
     out = io.BytesIO()
-    Console(out, flow="MyFlow", colors=colors, ui_url=ui_url).watch(notices)
+    Console(out, flow="MyFlow", colors=colors, ui_url=ui_url).watch(events)
     return out.getvalue().decode()
 
 
@@ -109,7 +109,7 @@ def test_with_a_ui_the_run_says_where_it_can_be_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("notice", "texts"),
+    ("event", "texts"),
     [
         (starting(attempt=1), ["Task is starting (retry)."]),
         (
@@ -127,8 +127,8 @@ def test_with_a_ui_the_run_says_where_it_can_be_seen() -> None:
         ),
     ],
 )
-def test_what_happens_to_a_task_has_its_sentence(notice: RunEvent, texts: list[str]) -> None:
-    assert "".join(f"{HEAD}{text}\n" for text in texts) == printed(notice)
+def test_what_happens_to_a_task_has_its_sentence(event: RunEvent, texts: list[str]) -> None:
+    assert "".join(f"{HEAD}{text}\n" for text in texts) == printed(event)
 
 
 def test_a_task_that_never_had_a_process_has_no_pid_in_its_head() -> None:
@@ -280,7 +280,7 @@ def progress(**counts: dict[str, int]) -> Progress:
 
 
 @pytest.mark.parametrize(
-    ("notice", "lines"),
+    ("event", "lines"),
     [
         (progress(), ["No tasks are running.", "No tasks are waiting in the queue."]),
         (
@@ -301,9 +301,9 @@ def progress(**counts: dict[str, int]) -> Progress:
         ),
     ],
 )
-def test_progress_is_reported_in_up_to_three_sentences(notice: Progress, lines: list[str]) -> None:
-    assert lines == progress_lines(notice)
-    assert [f"{STAMP} {each}" for each in lines] == printed(notice).splitlines()
+def test_progress_is_reported_in_up_to_three_sentences(event: Progress, lines: list[str]) -> None:
+    assert lines == progress_lines(event)
+    assert [f"{STAMP} {each}" for each in lines] == printed(event).splitlines()
 
 
 # ------------------------------------------------------------ where it is written

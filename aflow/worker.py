@@ -77,9 +77,9 @@ _MOST_OVER = 10_000  # attempts that have ended here, and are not run again when
 _MINUTE = 60  # seconds in which the rate of ends is counted
 ANNOUNCED = 5.0  # seconds between announcements ...
 ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is valid for this many seconds
-ENDING = 3.0  # seconds beyond the grace time in which what there is to say may still be said
+ENDING = 3.0  # seconds beyond the grace time in which reports may still be sent
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Key = tuple[str, str, int, int]  # flow, run, task, attempt
 
 
@@ -114,7 +114,7 @@ class Worker:
         queue: Queue,
         options: WorkerOptions,
         clock: Clock,
-        say: Say,
+        log: Log,
         registry: Callable[[], WorkerRegistry | None] | None = None,
     ) -> None:
         self._open_registry = registry
@@ -122,7 +122,7 @@ class Worker:
         self._queue = queue
         self._options = options
         self._clock = clock
-        self._say = say
+        self._log = log
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()[:24]).strip("-") or "worker"
         self.id = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._sender = ReportSender(queue, self.id, options.keys, clock)
@@ -136,7 +136,7 @@ class Worker:
             folder=options.folder,
             clock=clock,
             sender=self._sender,
-            report=say,
+            report=log,
             admission=admission,
         )
         self._topics = [protocol.tasks_topic(pool) for pool in options.pools]
@@ -155,7 +155,7 @@ class Worker:
         self._draining = asyncio.Event()
         self._room = asyncio.Event()
         self._declines = asyncio.Event()
-        self._broker = Tries(AWAY, waiting_for=f"the queue {queue.url}", say=say)
+        self._broker = Tries(AWAY, waiting_for=f"the queue {queue.url}", log=log)
         self._ends_at: float | None = None  # when what runs has had its grace time
         self._is_patient = False  # what runs may take as long as it takes
         self._started_at = clock.now()
@@ -182,7 +182,7 @@ class Worker:
         """Take and run attempts. Raises QueueUnavailable where there is no queue at the start, and
         what one of its parts raised: a worker that cannot keep its leases, or report, ends."""
         await self._queue.depth(self._topics[0])
-        self._say(
+        self._log(
             f"Worker {self.id} takes tasks of {', '.join(self._options.pools)} from "
             f"{self._queue.url}, {self._options.slots} at a time."
         )
@@ -195,7 +195,7 @@ class Worker:
                 ]
                 await self._take()
                 await self._finish()
-                await self._say_the_rest(sending)
+                await self._send_remaining_reports(sending)
                 for helper in helpers:
                     helper.cancel()
         except BaseExceptionGroup as several:
@@ -203,7 +203,7 @@ class Worker:
         finally:
             await self._release_leases()
 
-    async def _say_the_rest(self, sending: asyncio.Task[None]) -> None:
+    async def _send_remaining_reports(self, sending: asyncio.Task[None]) -> None:
         """Wait until all reports are sent; not for long, where the broker does not answer."""
         if self._recording:
             await asyncio.wait(self._recording, timeout=ENDING)
@@ -212,8 +212,8 @@ class Worker:
         left = max((self._ends_at or loop.time()) - loop.time(), 0.0) + ENDING
         await asyncio.wait([sending], timeout=left)
         if not sending.done():
-            self._say(
-                f"Worker {self.id} ends, and could not say all ({self._sender.undelivered} "
+            self._log(
+                f"Worker {self.id} ends, and could not send all ({self._sender.undelivered} "
                 f"reports): {self._queue.url} does not answer. Others get these tasks when its "
                 "leases have ended, and see in the store what was done."
             )
@@ -327,7 +327,7 @@ class Worker:
             )
             spec = message.attempt
         except QueueError as error:
-            self._say(f"A message of {lease.topic} is refused: {error}")
+            self._log(f"A message of {lease.topic} is refused: {error}")
             group = group_of(lease.id)
             if group and isinstance(error, ForgedMessage | MessageTooNew):
                 self._decline(group, str(error))
@@ -338,7 +338,7 @@ class Worker:
         attempt_key = (message.flow, message.run, spec.task, spec.attempt)
         again = self._put_there_again(lease, message, attempt_key)
         if again is not None:
-            self._say(
+            self._log(
                 f"A message of {lease.topic} is dropped: task {spec.task} of {message.flow}/"
                 f"{message.run} {again}, and somebody has put its message there again."
             )
@@ -440,7 +440,7 @@ class Worker:
             self._room.set()
         if not back:
             return
-        self._say(
+        self._log(
             f"Worker {self.id} cannot run {runtime.name}, and leaves it to others for "
             f"{DECLINED_FOR:.0f} s: {why}"
         )
@@ -454,14 +454,14 @@ class Worker:
     def run_is_over(self, runtime: Runtime) -> None:
         """The run has ended: what we have of it is not run."""
         mine = self._taken_from(runtime)
-        self._say(f"{runtime.name} has ended: what is left of it in the queue is dropped.")
+        self._log(f"{runtime.name} has ended: what is left of it in the queue is dropped.")
         for held in mine:
             self._sender.acknowledge(held.lease)
         self._feed()
 
     def refused(self, held: Held, why: str) -> None:
         """An attempt is none that its run can have."""
-        self._say(f"A message of {held.lease.topic} is refused: {why}")
+        self._log(f"A message of {held.lease.topic} is refused: {why}")
         self._forget(held)
         self._active -= held.active
         self._sender.bury(held.lease)
@@ -474,7 +474,7 @@ class Worker:
         """An attempt has begun."""
         held = self._held.get((message.flow, message.run, task, attempt))
         if held is not None and not self._options.quiet:
-            self._say(f"{_named(held)} begins.")
+            self._log(f"{_named(held)} begins.")
 
     def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
         """An attempt is over: its lease is acknowledged when that has been reported."""
@@ -491,7 +491,7 @@ class Worker:
         self._duration += 0.2 * (took - self._duration)
         if not self._options.quiet:
             why = f" {report.reason}" if report.reason else ""
-            self._say(f"{_named(held)} {report.state} after {took:.3g} s.{why}")
+            self._log(f"{_named(held)} {report.state} after {took:.3g} s.{why}")
         if not self._draining.is_set():
             self._feed()
         if report.state == AttemptState.INTERRUPTED.value:
@@ -508,7 +508,7 @@ class Worker:
             self._sender.add(message, event, held.lease)
             return
         # Before its message is gone: from then on others can put it there again.
-        recording = asyncio.create_task(self._record_end(held, report, event))  # noqa: TID251 -- awaited by `_say_the_rest`
+        recording = asyncio.create_task(self._record_end(held, report, event))  # noqa: TID251 -- awaited by `_send_remaining_reports`
         self._recording.add(recording)
         recording.add_done_callback(self._recording.discard)
 
@@ -516,7 +516,7 @@ class Worker:
         try:
             await held.runtime.record_end(report)
         except StorageError as error:
-            self._say(
+            self._log(
                 f"The end of {_named(held)} could not be recorded, so its message could be run "
                 f"again by another worker while its run goes on: {error}"
             )
@@ -532,7 +532,7 @@ class Worker:
         self._waiting.clear()
         if count := len(self._held):
             tasks = plural(count, "task is", "tasks are")
-            self._say(f"Worker {self.id} ends: {tasks} still running.")
+            self._log(f"Worker {self.id} ends: {tasks} still running.")
         while self._held:
             if not self._is_patient:
                 self._begin_grace()
@@ -571,7 +571,7 @@ class Worker:
                     [each.lease for each in held], self._options.lease
                 )
             except LeaseLost as error:
-                self._say(f"{error} The worker that commits the task first has settled it.")
+                self._log(f"{error} The worker that commits the task first has settled it.")
                 extended = error.held  # type: ignore[assignment]
             except QueueUnavailable as error:
                 self._broker.failed(error)
@@ -637,7 +637,7 @@ class Worker:
                     away = None
             except AflowError as error:
                 self._is_listed = False
-                away = away or Waiting("the metadata, to be listed as a worker", say=self._say)
+                away = away or Waiting("the metadata, to be listed as a worker", log=self._log)
                 away.still(str(error), "Tasks are taken all the same.")
             try:
                 async with asyncio.timeout(HEARTBEAT):
@@ -647,7 +647,7 @@ class Worker:
 
     def _asked_to_drain(self, reason: str) -> None:
         if not self._draining.is_set():
-            self._say(f"Worker {self.id} is drained: {reason}")
+            self._log(f"Worker {self.id} is drained: {reason}")
             self.drain(patient=True)
 
     def _record(self) -> WorkerRecord:
@@ -693,7 +693,7 @@ class Worker:
                 lease.body, ("cancel", "drain"), self._options.keys, lease.topic, self._clock.now()
             )
         except QueueError as error:
-            self._say(f"A message is refused: {error}")
+            self._log(f"A message is refused: {error}")
             return
         if isinstance(message, DrainMessage):
             self._asked_to_drain(message.reason)

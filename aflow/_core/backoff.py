@@ -86,7 +86,7 @@ class Tries:
         patience: For how many seconds they are made, from now on or from the last success; None
             for no limit. The last try is made when they are over.
         waiting_for: What is waited for: a `Waiting` says so where it takes long.
-        say: Takes its sentences; without it the log of aflow does.
+        log: Called with each sentence for people; without it they go to the logger `aflow`.
         clock: Where the time comes from.
         share: Gives random numbers between 0 and 1.
     """
@@ -98,7 +98,7 @@ class Tries:
         most: int | None = None,
         patience: float | None = None,
         waiting_for: str = "",
-        say: Callable[[str], object] | None = None,
+        log: Callable[[str], object] | None = None,
         clock: Clock | None = None,
         share: Callable[[], float] = random.random,
     ) -> None:
@@ -107,7 +107,7 @@ class Tries:
         self._patience = patience
         self._waiting_for = waiting_for
         self._waiting: Waiting | None = None
-        self._say = say
+        self._log = log
         self._clock = clock or SystemClock()
         self._share = share
         self._began = self._clock.monotonic()
@@ -117,7 +117,7 @@ class Tries:
         """Note a failure.
 
         Args:
-            error: What failed; the notice of a long wait ends with it.
+            error: What failed; the warning about a long wait ends with it.
 
         Returns:
             Seconds until the next try; None where no try is left.
@@ -132,7 +132,7 @@ class Tries:
                 return None
             delay = min(delay, left)
         if self._waiting_for:
-            self._waiting = self._waiting or Waiting(self._waiting_for, self._clock, self._say)
+            self._waiting = self._waiting or Waiting(self._waiting_for, self._clock, self._log)
             self._waiting.still(str(error))
         return delay
 

@@ -345,7 +345,7 @@ def _judge(kind: type) -> Judgement:
         if name in _HARMLESS_DEL and (base is kind or name[0] != "_io"):
             return _NOTHING
         if name[0] == "_asyncio" and name[1] in ("Future", "Task"):
-            return _has_something_to_say if name[1] == "Future" else _is_pending
+            return _has_unretrieved_error if name[1] == "Future" else _is_pending
         if name in _HARMFUL_BASES or "__del__" in vars(base) or _is_unknown_extension(base):
             return _UNKNOWN
     return _NOTHING
@@ -455,7 +455,7 @@ def _is_unfinished(coroutine: Any) -> bool:
     return frame is not None
 
 
-def _has_something_to_say(future: Any) -> bool:
+def _has_unretrieved_error(future: Any) -> bool:
     """It has an exception that nobody has asked for."""
     return bool(future._log_traceback)
 

@@ -24,19 +24,19 @@ _log = logging.getLogger("aflow")
 
 class Waiting:
     """One wait, which begins when this is made. `what` is waited for: "the metadata service at
-    http://...". `say` takes the sentences; the logger `aflow` does unless it is given."""
+    http://...". `log` takes the sentences; the logger `aflow` does unless it is given."""
 
-    __slots__ = ("_began", "_clock", "_next", "_say", "_what")
+    __slots__ = ("_began", "_clock", "_log", "_next", "_what")
 
     def __init__(
         self,
         what: str,
         clock: Clock | None = None,
-        say: Callable[[str], object] | None = None,
+        log: Callable[[str], object] | None = None,
     ) -> None:
         self._what = what
         self._clock = clock or SystemClock()
-        self._say = say or _log.warning
+        self._log = log or _log.warning
         self._began = self._clock.monotonic()
         self._next = FIRST
 
@@ -53,7 +53,7 @@ class Waiting:
         self._next = waited + EVERY
         reason = f": {why.rstrip('.')}" if why else ""
         more = f" {advice}" if advice else ""
-        self._say(f"Waiting for {self._what} ({duration(waited)} so far){reason}.{more}")
+        self._log(f"Waiting for {self._what} ({duration(waited)} so far){reason}.{more}")
 
     def capped(self, pause: float) -> float:
         """Return the pause, shortened so that it ends when the next sentence is due.
@@ -68,4 +68,4 @@ class Waiting:
         """It has come: said if the wait was."""
         if self._next > FIRST:
             waited = self._clock.monotonic() - self._began
-            self._say(f"{self._what} is available again after {duration(waited)}; continuing.")
+            self._log(f"{self._what} is available again after {duration(waited)}; continuing.")

@@ -141,7 +141,7 @@ def _gc(
         removed = collect(metadata, store, wanted, now, grace=kept, dry_run=dry_run)
     finally:
         metadata.close()
-    _tell(removed, dry_run, grace)
+    _print_result(removed, dry_run, grace)
     _warn(removed)
     _sweep_code(settings, kept, now, dry_run=dry_run)
     _sweep_environments(settings, unused, now, dry_run=dry_run)
@@ -170,7 +170,7 @@ def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -
         click.echo(f"{folders} of unpacked code {verb}: {_size(sum(sizes))}.")
 
 
-def _tell(removed: Removed, dry_run: bool, grace: str) -> None:
+def _print_result(removed: Removed, dry_run: bool, grace: str) -> None:
     for run in removed.runs[:_SHOWN]:
         click.echo(printable(f"{run.flow}/{run.run}  {run.state.value}", lines=False))
     if len(removed.runs) > _SHOWN:

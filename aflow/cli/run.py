@@ -328,7 +328,7 @@ def _with_hooks(
             f"{definition.name}/{ended.run}",
             succeeded=ended.state is RunState.SUCCEEDED,
             metadata_url=settings.metadata_url,
-            say=lambda text: click.echo(text, err=True),
+            log=lambda text: click.echo(text, err=True),
         )
     return _exit_code(ended, signum)
 

@@ -93,10 +93,10 @@ class Console:
         self._owner: tuple[int, int | None] | None = None  # the task and pid that _head is of
         self._head = b""
         self._unfinished: tuple[int, str] | None = None  # the task and stream of a piece of a line
-        self._said_failed = False
+        self._failed_is_written = False
         self._flow = flow
         self._cloning: str | None = None  # the run whose results are being reused
-        self._say: dict[type, Callable[..., None]] = {
+        self._writers: dict[type, Callable[..., None]] = {
             Progress: self._progress,
             RunEnded: self._run_ended,
             RunStarting: self._run_starting,
@@ -131,7 +131,7 @@ class Console:
             if type(event) is LogLine:
                 self._log_line(event)
             else:
-                self._say[type(event)](event)
+                self._writers[type(event)](event)
 
     # ------------------------------------------------------------ the bars
 
@@ -382,7 +382,7 @@ class Console:
         # The event has a sentence, and no field that tells our own signals from a failure.
         signal = re.search(_SIGNAL, event.reason)
         if signal is None:
-            self._say_failed(event.at)
+            self._write_failed(event.at)
         else:
             again = " pressing Ctrl+C again" if signal[1] == "SIGINT" else " a second signal"
             self._system(
@@ -404,14 +404,14 @@ class Console:
         if event.state is RunState.CANCELLED:
             self._system(event.at, f"Workflow was stopped. {event.reason}".rstrip(), bad=True)
             return
-        self._say_failed(event.at)
+        self._write_failed(event.at)
         self._output.flush()
         show(*_failure(event))
 
-    def _say_failed(self, at: float) -> None:
-        if not self._said_failed:
+    def _write_failed(self, at: float) -> None:
+        if not self._failed_is_written:
             self._system(at, "Workflow failed.", bad=True)
-            self._said_failed = True
+            self._failed_is_written = True
 
     # ------------------------------------------------------------ now and then
 

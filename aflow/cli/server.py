@@ -40,11 +40,11 @@ the next server, or another one with the same metadata, recovers the others.
 """
 
 
-def server(say: Callable[[str], object] = click.echo) -> click.Command:
-    """Return the command. `say` is called with the line `Server on URL` when the server listens.
+def server(echo: Callable[[str], object] = click.echo) -> click.Command:
+    """Return the command. `echo` is called with the line `Server on URL` when the server listens.
 
     Args:
-        say: Takes one line for people.
+        echo: Called with one line for people.
     """
     return click.Command(
         "server",
@@ -101,7 +101,7 @@ def server(say: Callable[[str], object] = click.echo) -> click.Command:
             ),
             *tls_options(),
         ],
-        callback=partial(_serve, say),
+        callback=partial(_serve, echo),
         help=_HELP,
     )
 
@@ -161,7 +161,7 @@ def certificate(cert: str | None, key: str | None) -> Certificate | None:
 
 
 def _serve(
-    say: Callable[[str], object],
+    echo: Callable[[str], object],
     host: str,
     port: int,
     datastore_root: str | None,
@@ -211,7 +211,7 @@ def _serve(
         daemon = Daemon(
             runs=runs, blobs=blobs, metadata=records, queue=workers, shown=shown, keys=signing
         )
-        serve("Server", listen, say, records, service, daemon)
+        serve("Server", listen, echo, records, service, daemon)
     finally:
         records.close()
 

@@ -196,7 +196,7 @@ async def _run(
     assert settings.queue is not None, "checked above"
     log = _WorkerLog()
     queue = open_queue(settings.queue)
-    made = Worker(queue, options, SystemClock(), log.say, _registry(settings))
+    made = Worker(queue, options, SystemClock(), log.write_line, _registry(settings))
     loop = asyncio.get_running_loop()
     working = asyncio.current_task()
     assert working is not None, "this is one"
@@ -244,7 +244,7 @@ class _WorkerLog:
         self._thread = threading.Thread(target=self._write, name="aflow-log", daemon=True)
         self._thread.start()
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """Write this line, soon."""
         line = "".join(each if each.isprintable() else " " for each in text)
         try:

@@ -135,8 +135,8 @@ class Crew:
     """How many workers there are to be, which there are, and what follows when one ends: one that
     is lost is replaced at once; one that fails, later and later; one that was drained is not."""
 
-    def __init__(self, count: int, say: Callable[[str], object]) -> None:
-        self._say = say
+    def __init__(self, count: int, log: Callable[[str], object]) -> None:
+        self._log = log
         self._ids = 0
         self._due = [0.0] * count  # when each of the missing ones may be started
         self._workers: dict[int, _Worker] = {}
@@ -207,17 +207,17 @@ class Crew:
             return
         if isinstance(event, WorkerStarted):
             self._workers[number] = worker._replace(begun_at=now, node=event.node)
-            self._say(f"Worker {number} begins on {event.node}.")
+            self._log(f"Worker {number} begins on {event.node}.")
             return
         del self._workers[number]
         where = f"Worker {number}" + (f" on {worker.node}" if worker.node else "")
         if isinstance(event, Lost):
             again = "" if self.is_ending else " Another one is started."
-            self._say(f"{where} is lost: {event.reason.rstrip('.')}.{again}")
+            self._log(f"{where} is lost: {event.reason.rstrip('.')}.{again}")
             if not self.is_ending:
                 self._due.append(now)
         elif event.code == 0 or self.is_ending:
-            self._say(f"{where} has ended.")
+            self._log(f"{where} has ended.")
         else:
             self._note_failure(where, worker, event, now)
 
@@ -225,7 +225,7 @@ class Crew:
         lived = 0.0 if worker.begun_at is None else now - worker.begun_at
         self._failures = 1 if lived > HEALTHY else self._failures + 1
         self._last = f"{where} ended with exit code {event.code}: {event.last or 'no word'}"
-        self._say(self._last)
+        self._log(self._last)
         self._due.append(now + min(60.0, 2.0**self._failures))
 
 
@@ -570,9 +570,9 @@ class DaskCluster:
 
     def stop(self, number: int) -> None:
         """Have a worker take nothing new and end."""
-        self._tell(_stop_here, number)
+        self._call_on_node(_stop_here, number)
 
-    def _tell(self, function: Callable[[str], None], number: int) -> None:
+    def _call_on_node(self, function: Callable[[str], None], number: int) -> None:
         key, node = f"{self._key}-{number}", self._nodes[number]
         if node in self._offers():
             self._client.run(function, key, workers=[node], on_error="ignore")
@@ -582,7 +582,7 @@ class DaskCluster:
         if number in self._unplaced:
             self._unplaced.remove(number)
         if number in self._begun:
-            self._tell(_kill_here, number)
+            self._call_on_node(_kill_here, number)
         self._drop(number)
 
     def close(self) -> None:

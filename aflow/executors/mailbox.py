@@ -75,7 +75,7 @@ class ReportInbox(Generic[R]):
         self._clock = clock
         self.away: dict[AttemptKey, Away] = {}
         self.done: list[R] = []
-        self._heard: defaultdict[str, set[int]] = defaultdict(set)
+        self._received: defaultdict[str, set[int]] = defaultdict(set)
         self._unread: dict[AttemptKey, _Unread[R]] = {}  # by the ends that they report
         self._uncommitted: dict[tuple[str, int], _Unread[R]] = {}  # the same, by worker and number
         self._interrupted = False
@@ -153,7 +153,7 @@ class ReportInbox(Generic[R]):
 
     # ------------------------------------------------------------ messages
 
-    def hear(self, message: ReportsMessage, receipt: R) -> None:
+    def receive(self, message: ReportsMessage, receipt: R) -> None:
         """Apply a message, unless it was applied before.
 
         Args:
@@ -162,13 +162,13 @@ class ReportInbox(Generic[R]):
             receipt: What the reports are acknowledged by.
         """
         name = (message.worker, message.number)
-        if message.number in self._heard[message.worker]:
+        if message.number in self._received[message.worker]:
             if name in self._uncommitted:  # its ends are not committed yet
                 self._uncommitted[name].receipt = receipt
             else:
                 self.done.append(receipt)
             return
-        self._heard[message.worker].add(message.number)
+        self._received[message.worker].add(message.number)
         ends = self._read(message)
         if ends:
             self._uncommitted[name] = unread = _Unread(name, receipt, ends)

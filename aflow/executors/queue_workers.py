@@ -376,7 +376,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             _log.warning("A message of %s is refused: %s", lease.topic, error)
             self._mail.done.append(lease)
             return
-        self._mail.hear(message, lease)
+        self._mail.receive(message, lease)
 
     # ------------------------------------------------------------ what the queue has of ours
 

@@ -213,7 +213,7 @@ class PostgresQueue:
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(CONNECTIONS)
         self._listener: Connection | None = None
-        self._heard: set[str] = set()  # channels that the listener listens on
+        self._listened: set[str] = set()  # channels that the listener listens on
         self._opening = asyncio.Lock()
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._forgot_at: dict[str, float] = {}
@@ -439,23 +439,23 @@ class PostgresQueue:
 
     async def _listen(self, topics: Sequence[str]) -> None:
         new = {self._channel(topic) for topic in topics}
-        if self._is_pooled or (self._listener is not None and new <= self._heard):
+        if self._is_pooled or (self._listener is not None and new <= self._listened):
             return
         async with self._errors_named(), self._opening:
             try:
                 if self._listener is None:
                     self._listener = await self._connect()
                     self._listener.add_notify_handler(lambda each: self._news(each.channel))
-                for channel in new - self._heard:
+                for channel in new - self._listened:
                     await self._listener.execute(f"LISTEN {channel}".encode())
-                    self._heard.add(channel)
+                    self._listened.add(channel)
             except BaseException:
                 self._drop_listener()  # nobody reads what comes by it
                 raise
             # The driver itself hears of news while it waits for an answer alone.
-            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._hear)
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._read_notifications)
 
-    def _hear(self) -> None:
+    def _read_notifications(self) -> None:
         """Take in what came on the listener's connection between two commands."""
         assert self._listener is not None, "it is dropped together with its reader"
         try:
@@ -468,7 +468,7 @@ class PostgresQueue:
     def _drop_listener(self) -> None:
         """Close its connection, and wake all that wait: they look, and listen again."""
         listener, self._listener = self._listener, None
-        self._heard.clear()
+        self._listened.clear()
         if listener is not None:
             if not listener.closed:
                 asyncio.get_running_loop().remove_reader(listener.fileno())

@@ -150,7 +150,7 @@ def _concluded(
     if hooks_of(definition, succeeded=succeeded):
         url = metadata or settings.metadata_url
         run_hooks(
-            definition, run.pathspec, succeeded=succeeded, metadata_url=url, say=troubles.append
+            definition, run.pathspec, succeeded=succeeded, metadata_url=url, log=troubles.append
         )
     if not succeeded:
         raise _failure(run, ended, troubles)

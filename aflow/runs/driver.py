@@ -557,7 +557,7 @@ class RunDriver:
     def _show(
         self, live: LiveAttempt, task: int, lines: Sequence[tuple[float, int, bytes, bool]]
     ) -> None:
-        if not self._publisher.is_heard:
+        if not self._publisher.has_watcher:
             return
         for at, stream, text, whole in lines:
             self._publisher.publish(

@@ -151,7 +151,7 @@ class EventPublisher:
         self._loop = asyncio.get_running_loop()
 
     @property
-    def is_heard(self) -> bool:
+    def has_watcher(self) -> bool:
         """Whether anybody listens."""
         return self._watch is not None
 

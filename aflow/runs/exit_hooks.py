@@ -35,27 +35,27 @@ def run_hooks(
     *,
     succeeded: bool,
     metadata_url: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Call the hooks of a run that has ended, one after the other. What they print goes to stdout;
-    `say` receives which could not be called, or failed.
+    `log` is called with those that could not be called, or failed.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
         succeeded: Whether the run has succeeded.
         metadata_url: The URL of the metadata store.
-        say: Takes one line for people.
+        log: Called with one line for people.
     """
     for hook in hooks_of(definition, succeeded=succeeded):
         name = hook if isinstance(hook, str) else getattr(hook, "__qualname__", repr(hook))
         try:
             code = _in_a_process(_where(hook, definition), pathspec, metadata_url)
         except (OSError, InvalidInput) as error:
-            say(f"The exit hook {name} could not be called: {error}")
+            log(f"The exit hook {name} could not be called: {error}")
         else:
             if code:
-                say(f"The exit hook {name} has failed (exit code {code}).")
+                log(f"The exit hook {name} has failed (exit code {code}).")
 
 
 def hooks_of(definition: FlowDefinition, *, succeeded: bool) -> list[Hook]:

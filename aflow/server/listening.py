@@ -260,7 +260,7 @@ class _Connections:
                 connection, address = await self._loop.sock_accept(listens)
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    self._tell(f"Connections cannot be accepted: {error.strerror}.")
+                    self._warn(f"Connections cannot be accepted: {error.strerror}.")
                     self._make_room()
                     await asyncio.sleep(0.1)
                 continue
@@ -307,7 +307,7 @@ class _Connections:
             connection.opening = None
 
     async def _refuse(self, refused: _Refused, connected: socket.socket, network: str) -> None:
-        self._tell(f"Too many connections: one of {network} is refused.")
+        self._warn(f"Too many connections: one of {network} is refused.")
         try:
             async with asyncio.timeout(self._bounds.refused):
                 await self._open(refused, connected)
@@ -325,7 +325,7 @@ class _Connections:
             lambda: protocol, connected, ssl=self._tls, ssl_handshake_timeout=seconds
         )
 
-    def _tell(self, sentence: str) -> None:
+    def _warn(self, sentence: str) -> None:
         now = self._loop.time()
         if now - self._logged_at >= _SHOWN_AGAIN:
             self._logged_at = now

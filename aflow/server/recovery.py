@@ -128,7 +128,7 @@ class Sharing:
         }
 
     def _note_failed(self, name: str, tries: Tries) -> None:
-        said = self._runs.last_words(name)
+        said = self._runs.last_error(name)
         if said is not None:
             tries.failed, tries.said = tries.failed + 1, said
 

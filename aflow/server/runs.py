@@ -107,8 +107,8 @@ class Runs:
         self._foreseeing = asyncio.Semaphore(_FORESEEN)
         self._closed = False
         self._processes: dict[str, Process] = {}
-        self._telling: set[asyncio.Task[None]] = set()
-        self._last_words: dict[str, str] = {}  # of processes that did not go on with their run
+        self._reporting: set[asyncio.Task[None]] = set()
+        self._last_errors: dict[str, str] = {}  # of processes that did not go on with their run
 
     @property
     def environment(self) -> dict[str, str]:
@@ -339,7 +339,7 @@ class Runs:
 
     async def take_up(self, pathspec: str) -> None:
         """Recover a run that nobody drives, with the code and the words that it was ordered with.
-        What keeps it from that is in the log, and in `last_words`.
+        What keeps it from that is in the log, and in `last_error`.
 
         Args:
             pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
@@ -353,7 +353,7 @@ class Runs:
                 code_package.unpacked, self._blobs, order.package, self._place.code
             )
         except AflowError as error:
-            self._last_words[pathspec] = str(error)
+            self._last_errors[pathspec] = str(error)
             _log.warning("%s cannot be recovered: %s", pathspec, error)
             return
         try:
@@ -371,37 +371,37 @@ class Runs:
             said.close()
             raise
         _log.info("%s was left by its coordinator: process %d goes on.", pathspec, process.pid)
-        self._last_words.pop(pathspec, None)
+        self._last_errors.pop(pathspec, None)
         self._processes[pathspec] = process
         # Ends with its process, for which `close` waits.
-        task = asyncio.get_running_loop().create_task(self._tell_of(process, pathspec, said))
-        self._telling.add(task)
+        task = asyncio.get_running_loop().create_task(self._report_end(process, pathspec, said))
+        self._reporting.add(task)
         task.add_done_callback(self._note_reported)
 
     def _note_reported(self, task: asyncio.Task[None]) -> None:
-        self._telling.discard(task)
+        self._reporting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("The end of a recovered run cannot be reported.", exc_info=error)
 
-    async def _tell_of(self, process: Process, pathspec: str, said: IO[bytes]) -> None:
+    async def _report_end(self, process: Process, pathspec: str, said: IO[bytes]) -> None:
         with said:
             code = await process.wait()
             if code:
-                while len(self._last_words) >= _REMEMBERED:
-                    del self._last_words[next(iter(self._last_words))]
-                self._last_words[pathspec] = _end_of(said) or f"its process ended with {code}"
+                while len(self._last_errors) >= _REMEMBERED:
+                    del self._last_errors[next(iter(self._last_errors))]
+                self._last_errors[pathspec] = _end_of(said) or f"its process ended with {code}"
                 _log.warning(
-                    "%s, recovered, ended with %d: %s", pathspec, code, self._last_words[pathspec]
+                    "%s, recovered, ended with %d: %s", pathspec, code, self._last_errors[pathspec]
                 )
 
-    def last_words(self, pathspec: str) -> str | None:
+    def last_error(self, pathspec: str) -> str | None:
         """Return what the process has said that was last to take the run up, and could not, or
         ended before the run had; None where there is none, or this was asked before.
 
         Args:
             pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
         """
-        return self._last_words.pop(pathspec, None)
+        return self._last_errors.pop(pathspec, None)
 
     def kill(self, pathspec: str) -> None:
         """End the process that has the run, with all that it has started, at once.
@@ -460,7 +460,7 @@ class Runs:
         for name in self.going_on():
             self._processes[name].send_signal(signal.SIGHUP)
         await ended
-        await asyncio.gather(*self._telling, return_exceptions=True)  # they were logged
+        await asyncio.gather(*self._reporting, return_exceptions=True)  # they were logged
 
 
 def _file_of(words: Sequence[str]) -> IO[bytes]:

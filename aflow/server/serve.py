@@ -134,7 +134,7 @@ class Daemon(NamedTuple):
 def serve(
     title: str,
     listen: Listen,
-    say: Callable[[str], object],
+    echo: Callable[[str], object],
     store: MetadataStore | None,
     service: MetaflowApi | None,
     daemon: Daemon | None = None,
@@ -157,13 +157,13 @@ def serve(
         AflowError: A background task has ended.
     """
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        runner.run(_serve(title, listen, say, store, service, daemon))
+        runner.run(_serve(title, listen, echo, store, service, daemon))
 
 
 async def _serve(
     title: str,
     listen: Listen,
-    say: Callable[[str], object],
+    echo: Callable[[str], object],
     store: MetadataStore | None,
     service: MetaflowApi | None,
     daemon: Daemon | None,
@@ -193,7 +193,7 @@ async def _serve(
     try:
         async with listening(app, listen.host, listen.port, title.lower(), tls) as port:
             settle()
-            say(f"{title} on {'http' if tls is None else 'https'}://{listen.host}:{port}")
+            echo(f"{title} on {'http' if tls is None else 'https'}://{listen.host}:{port}")
             try:
                 await run_until(stop, loops)
             finally:

@@ -573,7 +573,7 @@ class StateMachineJob:
             f"{self._order.flow}/{self._variables.run}",
             succeeded=succeeded,
             metadata_url=self._metadata.address,
-            say=lambda text: print(text, file=sys.stderr),  # noqa: T201 -- the log of the job
+            log=lambda text: print(text, file=sys.stderr),  # noqa: T201 -- the log of the job
         )
 
 

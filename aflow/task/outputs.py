@@ -336,7 +336,7 @@ class _Stream:
         self._announced = 0
         self._over = False
         self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._tell, name="aflow-items", daemon=True)
+        self._thread = threading.Thread(target=self._announce_new, name="aflow-items", daemon=True)
 
     def add(self, item: Any) -> None:
         with self._news:
@@ -347,7 +347,7 @@ class _Stream:
                 self._thread.start()
             self._news.notify()
 
-    def _tell(self) -> None:
+    def _announce_new(self) -> None:
         with self._news:
             while not self._over:
                 if self._writer.count == self._announced:

@@ -444,12 +444,12 @@ class AttemptRunner:
         assert announce is not None, "there is somebody to tell"
         manifest.transition = (call.steps, call.foreach, None)
 
-        def tell(items: Any, count: int) -> None:
+        def on_items(items: Any, count: int) -> None:
             manifest.items = items
             announce(spec.task, spec.attempt, count, manifest.encode())
 
         limit = self.context.max_num_splits
-        manifest.items, count = write_streamed(iterator, self._blobs, limit, self._clock, tell)
+        manifest.items, count = write_streamed(iterator, self._blobs, limit, self._clock, on_items)
         return count
 
     def _items(
@@ -501,10 +501,10 @@ class AttemptRunner:
             except Exception as another:  # what it left cannot be stored: that is the failure then
                 error = another
         self._print_failure(execution, error)
-        self._tell_of_failure(execution, error)
+        self._run_failure_hooks(execution, error)
         return self._failure(execution, error)
 
-    def _tell_of_failure(self, execution: Execution, error: BaseException) -> None:
+    def _run_failure_hooks(self, execution: Execution, error: BaseException) -> None:
         for each in reversed(execution.hooks):
             try:
                 each.failed(error)

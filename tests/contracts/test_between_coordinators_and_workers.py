@@ -549,7 +549,7 @@ async def test_a_worker_keeps_its_grace_time_while_the_broker_is_away(
         await until(lambda: any("leaves it to others" in line for line in said))
         worker.drain()
         await task
-        assert any("could not say all" in line for line in said)
+        assert any("could not send all" in line for line in said)
 
 
 async def test_a_worker_says_that_the_broker_is_away_and_that_it_is_there_again(

@@ -202,7 +202,7 @@ def _datastore(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
     found = probes.bucket("datastore", url)
     yield found
     if found.state is State.OK:
-        clocks.hear("S3", probes.date_of_store(url))
+        clocks.record("S3", probes.date_of_store(url))
 
 
 def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
@@ -210,7 +210,7 @@ def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
         url = settings.metadata_url
         if url.startswith("http"):
             found, date = probes.service("metadata", url, headers_for(url))
-            clocks.hear("the metadata service", date)
+            clocks.record("the metadata service", date)
             yield found
             return
         if not settings.has_metadata:
@@ -309,7 +309,7 @@ def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Findi
         yield fail("credentials", str(error), "Nothing else of AWS can be looked at before.")
         return
     yield ok("credentials", f"{who.values['Arn']}")
-    clocks.hear("AWS", who.date)
+    clocks.record("AWS", who.date)
     yield from _batch(settings, aws, account)
     yield from _step_functions(settings, aws, account)
     if table is not None:

@@ -487,7 +487,7 @@ class JobExecutor(RemoteExecutor[str]):
             if message is None:
                 self._mail.done.append(name)
             else:
-                self._mail.hear(message, name)
+                self._mail.receive(message, name)
         if new:
             self._tidy.set()
         return bool(new)

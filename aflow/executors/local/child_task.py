@@ -77,7 +77,7 @@ class Host:
         if not work.begin():
             return 0
         begun = SystemClock().now()
-        code = self.run_program(work.steps, work.say)
+        code = self.run_program(work.steps, work.send_message)
         if not self._entered and os.getpid() == self._pid:
             child.flush()
             work.refuse(self.never_reached(work.step, work.attempt_key, begun, code))
@@ -85,12 +85,12 @@ class Host:
 
     # ------------------------------------------------------------ the program
 
-    def run_program(self, steps: Steps, say: Callable[..., None]) -> int:
+    def run_program(self, steps: Steps, send_message: Callable[..., None]) -> int:
         """Run the program, whose flow's call runs `steps`.
 
         Args:
             steps: The steps of the flow, as they are run.
-            say: Sends a message to the coordinator.
+            send_message: Sends a message to the coordinator.
 
         Returns:
             The exit code that it ends with.
@@ -99,7 +99,7 @@ class Host:
         self.show_printed(self._printed)
 
         def reached(flow: FlowSpec) -> None:
-            self._reached(flow, steps, say)
+            self._reached(flow, steps, send_message)
 
         set_launcher(reached)
         host(str(self._program.source.get("file", "The program")))
@@ -136,7 +136,7 @@ class Host:
         if not self._entered:
             reached(flow)
 
-    def _reached(self, flow: FlowSpec, steps: Steps, say: Callable[..., None]) -> None:
+    def _reached(self, flow: FlowSpec, steps: Steps, send_message: Callable[..., None]) -> None:
         """The program has called a flow."""
         wanted = self._program.flow
         if self._code is not None:
@@ -148,7 +148,7 @@ class Host:
         )
         definition = self._defined(type(flow))
         if imported is not None:
-            say(IMPORTED, imported)
+            send_message(IMPORTED, imported)
         self._entered = True
         self._runner.definition = definition
         self._runner.environment = self._environment
@@ -247,7 +247,7 @@ class Work(Protocol):
             False where there is no attempt to run: the process ends at once.
         """
 
-    def say(self, *message: Any) -> None:
+    def send_message(self, *message: Any) -> None:
         """Send a message to the coordinator.
 
         Args:
@@ -298,20 +298,20 @@ class OneAttempt:
         self._report = out_of_the_way(report)
         return True
 
-    def say(self, *message: Any) -> None:
+    def send_message(self, *message: Any) -> None:
         child.write_all(self._report, messages.packed(*message))
 
     def refuse(self, report: AttemptReport) -> None:
-        self.say(*report.message())
+        self.send_message(*report.message())
 
     def steps(self, flow: FlowSpec) -> int:
         runner = self._runner
-        runner.announce = lambda *grown: self.say(GROWN, *grown)
+        runner.announce = lambda *grown: self.send_message(GROWN, *grown)
         runner.instance = lambda: flow
         run = _debugged if self._is_debugged else _run
         ended = run(runner, self._spec)
         child.flush()
-        self.say(*ended.message())
+        self.send_message(*ended.message())
         return 0 if ended.state == AttemptState.SUCCEEDED.value else 1
 
 
@@ -339,8 +339,8 @@ class ManyAttempts:
         self.attempt_key = (spec.task, spec.attempt)
         return True
 
-    def say(self, *message: Any) -> None:
-        self._worker.say(*message)
+    def send_message(self, *message: Any) -> None:
+        self._worker.send_message(*message)
 
     def refuse(self, report: AttemptReport) -> None:
         self._worker.refuse(report)

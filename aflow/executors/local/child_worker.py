@@ -240,7 +240,7 @@ class WorkerSockets:
             return b""
         return bytes(self._buffer[:size])
 
-    def say(self, *message: Any) -> None:
+    def send_message(self, *message: Any) -> None:
         """Send a message."""
         self.send(wire.packed(*message))
 
@@ -305,8 +305,8 @@ class SequentialWorker:
         self._running: AttemptKey | None = None
         self._streams = WorkerStreams(streams, lambda: self._running, self._link.log)
         self._descriptors = streams[:2]
-        runner.announce = lambda *grown: self._link.say(GROWN, *grown)
-        self.say = self._link.say
+        runner.announce = lambda *grown: self._link.send_message(GROWN, *grown)
+        self.send_message = self._link.send_message
         self._pid = os.getpid()
         self._spec: AttemptSpec | None = None
         self._randomness = Randomness()
@@ -328,7 +328,7 @@ class SequentialWorker:
     def refuse(self, report: AttemptReport) -> None:
         """Say that the first attempt has ended before the flow was reached."""
         self._streams.finish((report.task, report.attempt))
-        self._link.say(*report.message())
+        self._link.send_message(*report.message())
 
     def serve(self) -> None:
         """Run the first attempt and what comes, until the coordinator closes its end."""
@@ -394,7 +394,7 @@ class CoroutineWorker:
         self._cancelled: set[AttemptKey] = set()
         self._fault: BaseException | None = None
         self._streams = WorkerStreams(streams, self._oldest, self._link.log)
-        self.say = self._link.say
+        self.send_message = self._link.send_message
 
     def first(self) -> AttemptSpec | None:
         """Read the first attempt from the coordinator. What the user's program prints before it
@@ -410,13 +410,13 @@ class CoroutineWorker:
             return None
         spec = self._first = self._begun = AttemptSpec.decode(data)
         self._streams.attempt_key.set((spec.task, spec.attempt))
-        self._say_started(spec)
+        self._report_started(spec)
         return spec
 
     def refuse(self, report: AttemptReport) -> None:
         """Say that the first attempt has ended before the flow was reached."""
         self._streams.finish((report.task, report.attempt))
-        self._link.say(*report.message())
+        self._link.send_message(*report.message())
 
     def serve(self) -> None:
         """Run the first attempt and what comes, until the coordinator closes its end."""
@@ -475,8 +475,8 @@ class CoroutineWorker:
         task.add_done_callback(self._note_end)
         self._tasks[attempt_key] = task
 
-    def _say_started(self, spec: AttemptSpec) -> None:
-        self._link.say(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
+    def _report_started(self, spec: AttemptSpec) -> None:
+        self._link.send_message(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
         """What a step raises is in its report; anything else is our fault, and ends the process."""
@@ -500,7 +500,7 @@ class CoroutineWorker:
         self._streams.attempt_key.set(attempt_key)
         own_decimal_context()
         if spec is not self._begun:
-            self._say_started(spec)
+            self._report_started(spec)
         try:
             report = await self._runner.run_async(spec, lambda: attempt_key in self._cancelled)
         except BaseException as error:
@@ -511,7 +511,7 @@ class CoroutineWorker:
         self._streams.finish(attempt_key)
         del self._tasks[attempt_key]
         self._cancelled.discard(attempt_key)
-        self._link.say(*report.message())
+        self._link.send_message(*report.message())
 
     def _oldest(self) -> AttemptKey | None:
         """The task that is taken to have written past Python: several may run, so the first of

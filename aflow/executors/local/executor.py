@@ -367,15 +367,15 @@ class ProcessExecutor:
 
     async def _measure(self) -> None:
         """Look at the memory of attempts that have a limit, and end those that are over it."""
-        is_told = False
+        is_logged = False
         while True:
             await asyncio.sleep(MEASURED)
             try:
                 await self._measure_once()
             except Exception as error:  # noqa: BLE001 -- no descriptor, no thread: limits hold again
-                if not is_told:
+                if not is_logged:
                     _log.warning("The memory of tasks cannot be measured: %s", error)
-                is_told = True
+                is_logged = True
 
     async def _measure_once(self) -> None:
         attempt_keys = {

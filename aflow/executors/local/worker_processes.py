@@ -298,7 +298,7 @@ class WorkerPool:
         self._cancelled: dict[AttemptKey, tuple[AttemptState, str]] = {}
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._kill_timers: dict[int, asyncio.TimerHandle] = {}
-        self._heard_one = False  # in this turn of the event loop
+        self._has_read_one = False  # in this turn of the event loop
         self._stillborn = 0
         self._ahead = 1  # specs that a worker holds: more than one only while tasks are short
         self._duration = 1.0  # of an attempt, in seconds, as it goes lately
@@ -400,7 +400,7 @@ class WorkerPool:
             return None
         self._workers[worker.child] = worker
         self._owned[worker.child] = self
-        self._loop.add_reader(worker.reports, self._hear, worker)
+        self._loop.add_reader(worker.reports, self._read_reports, worker)
         return worker
 
     def _refuse(self, reason: str) -> None:
@@ -428,13 +428,13 @@ class WorkerPool:
 
     # ------------------------------------------------------------ what workers say
 
-    def _hear(self, worker: WorkerProcess) -> None:
+    def _read_reports(self, worker: WorkerProcess) -> None:
         # One worker a turn of the loop, about a millisecond, since the loop is also that of the
         # program around us: many workers may report at once. A worker that is not read now
         # is signalled again.
-        if self._heard_one:
+        if self._has_read_one:
             return
-        self._heard_one = True
+        self._has_read_one = True
         self._loop.call_soon(self._next_turn)
         for message in worker.messages():
             self._note(worker, message)
@@ -444,7 +444,7 @@ class WorkerPool:
             self._share(worker)
 
     def _next_turn(self) -> None:
-        self._heard_one = False
+        self._has_read_one = False
 
     def _note(self, worker: WorkerProcess, message: tuple[Any, ...]) -> None:
         kind = message[0]

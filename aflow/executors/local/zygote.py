@@ -481,7 +481,7 @@ class Zygote:
             return False
         self._fds += fds
         if fds and system.NEEDS_RECEIPTS:
-            self._say(messages.ARRIVED, len(fds))
+            self._send_message(messages.ARRIVED, len(fds))
         self._unpacker.feed(data)
         for message in self._unpacker:
             self._carry_out(message)
@@ -519,7 +519,7 @@ class Zygote:
                 lambda: child_task.ManyAttempts(runner, fds, coroutines=coroutines), is_task=False,
             )  # fmt: skip
         elif kind == messages.ASK:
-            self._say(messages.HAS, _has(rest[0]))
+            self._send_message(messages.HAS, _has(rest[0]))
         elif kind == messages.GROW:
             self._grow(self._take(1)[0], *rest)
         elif kind == messages.CONFIGURE:
@@ -592,7 +592,7 @@ class Zygote:
     ) -> None:
         if self._refusal is not None:
             messages.close_all(fds)
-            self._say(messages.REFUSED, child, self._refusal)
+            self._send_message(messages.REFUSED, child, self._refusal)
             return
 
         def fork() -> OSError | None:
@@ -605,7 +605,7 @@ class Zygote:
             self._postponed.append(_Postponed(child, fds, give_up_at, fork))
             return
         if error is not None:
-            self._say(messages.NOT_FORKED, child, _no_process(error))
+            self._send_message(messages.NOT_FORKED, child, _no_process(error))
         messages.close_all(fds)
 
     def _try_to_fork(
@@ -629,7 +629,7 @@ class Zygote:
             self._become(child, lambda: self._host(environment, learn).run(work()))
         self._children[pid] = child
         self._pids[child] = pid
-        self._say(messages.FORKED, child, pid, at)
+        self._send_message(messages.FORKED, child, pid, at)
         return None
 
     def _try_again(self) -> None:
@@ -642,7 +642,7 @@ class Zygote:
                 return
             del self._postponed[0]
             if error is not None:
-                self._say(messages.NOT_FORKED, first.child, _no_process(error))
+                self._send_message(messages.NOT_FORKED, first.child, _no_process(error))
             messages.close_all(first.fds)
 
     def _forget_postponed(self, child: int) -> None:
@@ -650,7 +650,7 @@ class Zygote:
             if each.child == child:
                 self._postponed.remove(each)
                 messages.close_all(each.fds)
-                self._say(messages.NOT_FORKED, child, "it was no longer needed")
+                self._send_message(messages.NOT_FORKED, child, "it was no longer needed")
                 return
 
     # ------------------------------------------------------------ in the forked process
@@ -737,7 +737,7 @@ class Zygote:
             cold = None
             if any(each not in sys.modules for each in imported["modules"]):
                 cold = self._try_to_warm(imported, {**before, **environment})
-            self._say(*((messages.READY,) if cold is None else (messages.COLD, *cold)))
+            self._send_message(*((messages.READY,) if cold is None else (messages.COLD, *cold)))
             self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
@@ -810,7 +810,7 @@ class Zygote:
             os.close(writable)
             if reason is None:
                 self._known = frozenset(sys.modules)
-                self._say(messages.READY)
+                self._send_message(messages.READY)
                 self.serve()
             code = 0
         except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
@@ -869,7 +869,7 @@ class Zygote:
         if has_ended:
             self._end_orphans()
         for each in exits:
-            self._say(messages.EXITED, *each)
+            self._send_message(messages.EXITED, *each)
 
     def _end_group_of(self, pid: int) -> None:
         if pid in self._children or pid in self._zygotes:
@@ -889,7 +889,7 @@ class Zygote:
             if is_left:
                 descendants.kill(pid)
 
-    def _say(self, *message: Any) -> None:
+    def _send_message(self, *message: Any) -> None:
         try:
             self._control.sendall(messages.packed(*message))
         except OSError:  # the coordinator is gone: the next read sees the end and kills all

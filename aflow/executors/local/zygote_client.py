@@ -427,7 +427,7 @@ class _ZygoteSocket:
             if message[0] == messages.ARRIVED:
                 self._unsent.arrived(message[1])
             else:
-                self._zygotes.hear(self, *message)
+                self._zygotes.receive(self, *message)
 
     def close(self) -> None:
         """Release the zygote. May be called twice."""

@@ -168,7 +168,7 @@ async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
     control = spec.task - spec.split_index
     if spec.split_index == 0:
         address = own_address()
-        await in_thread(rendezvous.say, control, spec.attempt, address)
+        await in_thread(rendezvous.announce, control, spec.attempt, address)
         return address
     while True:
         found = await in_thread(rendezvous.address, control)

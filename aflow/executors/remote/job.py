@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from aflow.executors.protocol import Job
     from aflow.storage.base import ObjectStore
 
-SAY = 1.0  # seconds for which events are gathered before they become a message
+GATHER = 1.0  # seconds for which events are gathered before they become a message
 LOOK = 0.5  # seconds between looks for the other members of a gang
 PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
 SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
@@ -127,7 +127,7 @@ class OneJob(JobAttempt):
         spec = await in_thread(self._attempt)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._news.tell())
+                group.create_task(self._news.send_until_closed())
                 await self._run(spec)
                 self._news.close()
             await self._leave(self._stopping)
@@ -264,17 +264,17 @@ class News:
         self._some.set()
 
     def close(self) -> None:
-        """Say at once what there is; `tell` returns then."""
+        """Send at once what there is; `send_until_closed` returns then."""
         self._closed.set()
         self._some.set()
 
-    async def tell(self) -> None:
-        """Say what there is to say, until it is all said. Raises StorageError."""
+    async def send_until_closed(self) -> None:
+        """Send events as they come, until all are sent after `close`. Raises StorageError."""
         while True:
             await self._some.wait()
             self._some.clear()
             try:
-                async with asyncio.timeout(SAY):
+                async with asyncio.timeout(GATHER):
                     await self._closed.wait()
             except TimeoutError:  # more may come: what there is goes now
                 pass

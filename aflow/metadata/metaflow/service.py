@@ -102,7 +102,7 @@ class Registry(ServiceClient):
             body = [{**at, **each} for each in body]
         elif method == "POST":
             body = {**at, **body}
-        return self.patiently(lambda _: self._say(method, path, body))[0]
+        return self.patiently(lambda _: self._request(method, path, body))[0]
 
     def name_of_run(self, flow: str, run: str) -> str:
         """Return the name of a run there: the one that aflow gives it, or that of the run that
@@ -143,13 +143,13 @@ class Registry(ServiceClient):
         return self.patiently(lambda _: self._get(path))[0]
 
     def _get(self, path: str) -> Any:
-        response, said = self._ask("GET", path, b"")
+        response, content = self._ask("GET", path, b"")
         if response.status == 404:
             return None
         if response.status != 200:
-            self._turned_down(response, said)
+            self._turned_down(response, content)
         try:
-            return json.loads(said)
+            return json.loads(content)
         except ValueError as error:
             raise http.client.HTTPException("its answer is not valid JSON") from error
 
@@ -160,18 +160,18 @@ class Registry(ServiceClient):
             path: The path of the run or task, below the URL of the service.
         """
         try:
-            self._say("POST", path, {})
+            self._request("POST", path, {})
         except (OSError, http.client.HTTPException, MetadataUnavailable):
             pass  # the next one tells; who beats has no time to wait
 
-    def _say(self, method: str, path: str, body: object) -> dict[str, Any]:
-        response, said = self._ask(method, path, json.dumps(body).encode())
+    def _request(self, method: str, path: str, body: object) -> dict[str, Any]:
+        response, content = self._ask(method, path, json.dumps(body).encode())
         if response.status == 409:
             return {}
         if response.status >= 300:
-            self._turned_down(response, said)
+            self._turned_down(response, content)
         try:
-            answer = json.loads(said)
+            answer = json.loads(content)
         except ValueError:
             return {}
         return answer if isinstance(answer, dict) else {}
@@ -183,11 +183,11 @@ class Registry(ServiceClient):
             headers = {**self._headers, "Content-Type": "application/json"}
             connection.request(method, self._path + path, body, headers)
             response = connection.getresponse()
-            said = response.read()
+            content = response.read()
             usable = not response.will_close
         finally:
             self._give_back(connection, usable)
-        return response, said
+        return response, content
 
 
 class _Registering(SqliteMetadata):
@@ -206,7 +206,7 @@ class _Registering(SqliteMetadata):
         self._copies: dict[str, Copies | None] = {}
         self._is_away = False
 
-    def _tell(
+    def _send(
         self, path: str, body: dict[str, Any] | list[dict[str, Any]], method: str = "POST"
     ) -> dict[str, Any]:
         return self._asked(lambda: self._registry.register(path, body, method)) or {}
@@ -255,8 +255,8 @@ class _Registering(SqliteMetadata):
         made = super().create_run(run, parameters, holder, seconds)
         # A step that is spun is nobody else's concern, and what was Metaflow's is registered.
         if not made.kind and "imported_from" not in made.settings:
-            self._tell(f"/flows/{made.flow}", _registered(made).who)
-            answer = self._tell(f"/flows/{made.flow}/run", records.run_body(made))
+            self._send(f"/flows/{made.flow}", _registered(made).who)
+            answer = self._send(f"/flows/{made.flow}/run", records.run_body(made))
             name = _name_in(answer, records.run_name(made.run), "run_number", "run_id")
             registered = self._runs[made.key] = _registered(made, name)
             task = TaskRecord(ids.PARAMETERS_TASK, ids.PARAMETERS_STEP, made.created_at)
@@ -292,7 +292,7 @@ class _Registering(SqliteMetadata):
                 "tags_to_add": [*map(records.plain, add)],
                 "tags_to_remove": [*map(records.plain, remove)],
             }
-            self._tell(f"{run.path}/tag/mutate", changes, "PATCH")
+            self._send(f"{run.path}/tag/mutate", changes, "PATCH")
         return tags
 
     def _known(self, run_key: int) -> _Run | None:
@@ -316,21 +316,21 @@ class _Registering(SqliteMetadata):
     def _register(self, run: _Run, batch: Batch) -> None:
         """Steps first, then tasks, side by side, each with what is said of it."""
         for step in sorted({task.step for task in batch.tasks} - run.steps):
-            self._tell(f"{run.path}/steps/{step}/step", run.who)
+            self._send(f"{run.path}/steps/{step}/step", run.who)
             run.steps.add(step)
         run.tasks.update((task.task, task.step) for task in batch.tasks)
-        said: dict[int, list[AttemptRecord]] = defaultdict(list)
+        ended: dict[int, list[AttemptRecord]] = defaultdict(list)
         more: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for attempt in batch.attempts:
-            said[attempt.task].append(attempt)
+            ended[attempt.task].append(attempt)
         for each in batch.metadata:
             more[each.task].append(records.fact(each.attempt, each.field, each.value, each.type))
         new = {task.task for task in batch.tasks}
         jobs = [
             self._registrars.submit(
-                self._register_task, run, task, task in new, said[task], more[task]
+                self._register_task, run, task, task in new, ended[task], more[task]
             )
-            for task in sorted(new | said.keys() | more.keys())
+            for task in sorted(new | ended.keys() | more.keys())
         ]
         for job in jobs:
             job.result()
@@ -351,24 +351,24 @@ class _Registering(SqliteMetadata):
         tasks = f"{run.path}/steps/{run.tasks[task]}/task"
         if is_new:
             wanted = records.task_name(task)
-            answer = self._tell(tasks, {"task_id": wanted, **run.who})
+            answer = self._send(tasks, {"task_id": wanted, **run.who})
             run.names[task] = _name_in(answer, wanted, "task_id", "task_name")
             if run.names[task] != wanted:
                 more = [*more, records.fact(0, records.TASK_MARK, str(task), records.TASK_MARK)]
         path = f"{tasks}s/{self._task_name(run, task)}"
-        said = [fact for attempt in attempts for fact in records.facts_of(attempt)]
+        facts = [fact for attempt in attempts for fact in records.facts_of(attempt)]
         left: list[dict[str, Any]] = []
         for attempt in attempts:
             metadata, readable = self._copied(run, task, attempt)
-            said += metadata
+            facts += metadata
             named = {each["name"] for each in readable}
             others = (each for each in records.artifacts_of(attempt) if each["name"] not in named)
             left += [*readable, *others]
         whole = {**run.where(task), "task_id": self._task_name(run, task)}
-        if said or more:
-            self._tell(f"{path}/metadata", [{**whole, **each} for each in (*said, *more)])
+        if facts or more:
+            self._send(f"{path}/metadata", [{**whole, **each} for each in (*facts, *more)])
         if left:
-            self._tell(f"{path}/artifact", [{**whole, **each} for each in left])
+            self._send(f"{path}/artifact", [{**whole, **each} for each in left])
 
     def _copied(
         self, run: _Run, task: int, attempt: AttemptRecord

@@ -147,7 +147,7 @@ class Joined:
         if isinstance(row, Own):
             return row.fields
         assert self.listing is not None, "all rows are ours"
-        return self.listing.tell(row)
+        return self.listing.render(row)
 
     def _merged(
         self, own: list[Own], others: list[Row], limit: int, newest_first: bool

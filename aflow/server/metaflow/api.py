@@ -354,7 +354,7 @@ async def _json_of(request: web.Request) -> bytes:
 
 
 def _encoded(listing: Lister, rows: Sequence[Any]) -> bytes:
-    return json.dumps([listing.tell(row) for row in rows]).encode()
+    return json.dumps([listing.render(row) for row in rows]).encode()
 
 
 def _sent(

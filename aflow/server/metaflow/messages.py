@@ -396,7 +396,7 @@ class Lister(Protocol):
         """
 
     @property
-    def tell(self) -> Callable[[Row], Any]:
+    def render(self) -> Callable[[Row], Any]:
         """A row, for clients."""
 
 
@@ -408,7 +408,7 @@ class Listing:
     select: str
     condition: Condition
     key: str
-    tell: Callable[[Row], Any]
+    render: Callable[[Row], Any]
     page: PageRequest | None
 
     def first(self, session: Transaction) -> list[Row]:

@@ -142,10 +142,10 @@ def beat_run(session: Transaction, asked: Asked) -> JsonResponse:
     """Record a heartbeat of a run. Refused with 404 if there is none."""
     run = the_run(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
-    return heard()
+    return heartbeat_answer()
 
 
-def heard() -> JsonResponse:
+def heartbeat_answer() -> JsonResponse:
     """Return what a heartbeat is answered: JSON in a text, as clients expect it."""
     return JsonResponse(json.dumps({"wait_time_in_seconds": WAIT}))
 
@@ -305,7 +305,7 @@ def beat_task(session: Transaction, asked: Asked) -> JsonResponse:
     run, task = the_task(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
     session.change(sql()["beat_task"], [int(asked.now), task.number])
-    return heard()
+    return heartbeat_answer()
 
 
 def the_task(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:

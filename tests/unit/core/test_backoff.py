@@ -54,7 +54,7 @@ def test_tries_end_after_their_number_or_when_the_patience_is_over() -> None:
 def test_a_long_wait_is_reported_and_so_is_its_end() -> None:
     clock, said = FakeClock(), list[str]()
     tries = Tries(
-        Backoff(3.0, 8.0), waiting_for="the broker", clock=clock, share=lambda: 1.0, say=said.append
+        Backoff(3.0, 8.0), waiting_for="the broker", clock=clock, share=lambda: 1.0, log=said.append
     )
     for _ in range(3):
         clock.advance(tries.failed("Connection refused.") or 0.0)

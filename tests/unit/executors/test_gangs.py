@@ -29,7 +29,7 @@ async def test_each_member_finds_the_attempt_of_member_0_that_goes_on() -> None:
     gang = Rendezvous(MemoryStore(), "Flow", "1")
     gang.expect([member(index, 0) for index in range(3)])
     assert await found(gang, 1, 0) is None
-    gang.say(7, 0, "10.0.0.1")
+    gang.announce(7, 0, "10.0.0.1")
     assert "10.0.0.1" == await found(gang, 1, 0)
 
     gang.expect([member(2, 1)])
@@ -37,9 +37,9 @@ async def test_each_member_finds_the_attempt_of_member_0_that_goes_on() -> None:
 
     gang.expect([member(index, 1) for index in range(3)])
     assert await found(gang, 1, 1) is None, "all begin again: the old address is not theirs"
-    gang.say(7, 0, "10.0.0.1")
+    gang.announce(7, 0, "10.0.0.1")
     assert await found(gang, 1, 1) is None, "the member 0 of before is no longer needed"
-    gang.say(7, 1, "10.0.0.2")
+    gang.announce(7, 1, "10.0.0.2")
     gang.expect([member(0, 1)])
     assert "10.0.0.2" == await found(gang, 1, 1), (
         "what was said stays, also when it is launched again"

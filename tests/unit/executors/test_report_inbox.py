@@ -33,7 +33,7 @@ async def test_an_end_is_never_lost_whatever_comes_first(order: tuple[tuple[obje
     mail.begin(recorder)  # type: ignore[arg-type]
     mail.send((1, 0), "work")
     for number, event in enumerate(order):
-        mail.hear(ReportsMessage("Flow", "1", "worker", "host", number, [event]), number)
+        mail.receive(ReportsMessage("Flow", "1", "worker", "host", number, [event]), number)
 
     assert (1, 1) == (recorder.calls.count("started"), recorder.calls.count("ended"))
     assert recorder.calls.index("started") < recorder.calls.index("ended")

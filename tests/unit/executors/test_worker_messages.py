@@ -140,7 +140,7 @@ def heard(message: ReportsMessage) -> None:
     mail = ReportInbox[int](FakeClock())
     mail.begin(recorder)
     mail.send((3, 0), "work")
-    mail.hear(message, 1)
+    mail.receive(message, 1)
     for report in recorder.reports:
         assert report.outcome
         assert report.state != "interrupted"

@@ -108,7 +108,7 @@ def scrub(
     for task in tasks_of(session, path, attempt):
         if not (include_not_done or task.finished):
             continue
-        for each in redact.scrub(task, _STREAMS[stream], every_attempt=every):
+        for each in redact.redact_task(task, _STREAMS[stream], every_attempt=every):
             count += 1
             session.note(f"Logs have been scrubbed for {each}")
     if count == 0:

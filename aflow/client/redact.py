@@ -104,7 +104,7 @@ def _redacted(lines: Iterable[LogRecord], streams: Collection[str]) -> LogBuffer
     return buffer
 
 
-def scrub(task: Task, streams: Collection[str], *, every_attempt: bool = False) -> list[str]:
+def redact_task(task: Task, streams: Collection[str], *, every_attempt: bool = False) -> list[str]:
     """Put a line that says so in the place of these streams of the task's attempt, or of all of its
     attempts. Of a task whose result was reused the log is that of its origin, which is redacted
     then. May be called twice.
@@ -117,7 +117,7 @@ def scrub(task: Task, streams: Collection[str], *, every_attempt: bool = False) 
         every_attempt: Whether earlier attempts are redacted, too.
 
     Returns:
-        Which attempts had something to redact, in words.
+        The attempts that had something to redact, as texts for people.
     """
     source, view = logs.owner(task._source, task._now)
     metadata = source.metadata

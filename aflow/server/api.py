@@ -10,7 +10,7 @@ from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow.errors import CoordinatorClosed, MetadataUnavailable, MissingExtra, NotFound
 from aflow.server.auth import Authenticator, attended, is_page, refusal
-from aflow.server.bodies import body_of, check_type, json_of, number_of
+from aflow.server.request_bodies import body_of, check_type, json_of, number_of
 from aflow.server.routes.actions import ActionRoutes
 from aflow.server.routes.schedules import ScheduleRoutes
 from aflow.server.routes.schemas import LARGEST_PAGE, LONGEST_WAIT

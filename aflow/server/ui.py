@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from aflow.server.auth import cookie_of, refusal
-from aflow.server.bodies import json_of
+from aflow.server.request_bodies import json_of
 from aflow.server.run_requests import fields_of
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from aiohttp import ClientSession, web
 
 from aflow.cli.server_log import Plain
 from aflow.errors import CommandFailed
-from aflow.server.bodies import body_of
 from aflow.server.listening import Bounds, listening, room
+from aflow.server.request_bodies import body_of
 from aflow.server.run_requests import RunRequest
 from aflow.server.runs import Runs, RunsLocation
 from aflow.server.serve import Certificate

@@ -41,7 +41,7 @@ try:
     from aiohttp import web
 
     from aflow.server.auth import OWN_CALLS, Handler, refusal, send_stream
-    from aflow.server.bodies import body_of, check_json
+    from aflow.server.request_bodies import body_of, check_json
 except ImportError as error:
     raise MissingExtra(
         "The metadata service needs aiohttp: install aflow-runtime[server]."

@@ -53,8 +53,8 @@ from aflow.runs import gc
 from aflow.runs.liveness import request_end
 from aflow.scheduler.states import LIVE_RUN_STATES, TERMINAL_RUN_STATES, RunState
 from aflow.server.auth import Caller, attended, caller_of, refusal
-from aflow.server.bodies import json_of, number_of
 from aflow.server.filters import RunFilter, parse
+from aflow.server.request_bodies import json_of, number_of
 from aflow.server.run_requests import RunRequest, fields_of, order_of, resume_order
 from aflow.server.views import position
 

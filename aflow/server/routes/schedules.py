@@ -10,7 +10,7 @@ from aiohttp import web
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.server import schedules
 from aflow.server.auth import caller_of
-from aflow.server.bodies import json_of
+from aflow.server.request_bodies import json_of
 from aflow.server.run_requests import fields_of, order_of
 from aflow.server.schedules import Schedule
 

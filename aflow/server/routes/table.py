@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from aflow.scheduler.states import TaskState
-from aflow.server.bodies import LARGEST_NUMBER
+from aflow.server.request_bodies import LARGEST_NUMBER
 from aflow.server.routes import schemas
 from aflow.server.routes.schemas import (
     LARGEST_PAGE,

@@ -20,7 +20,7 @@ from aflow.metadata.base import FIRST_KEY
 from aflow.runs.log_tail import Following
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters, jobs
-from aflow.server.bodies import number_of
+from aflow.server.request_bodies import number_of
 from aflow.server.streams import LOOK, Streams, event
 
 if TYPE_CHECKING:

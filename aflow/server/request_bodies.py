@@ -1,5 +1,5 @@
-"""What requests bring: bodies, bounded in size, in time, and in what is made of them when they are
-decoded; and whole numbers of the query."""
+"""Validation of what requests bring: bodies are bounded in size, in the time that they may take and
+in the objects that they decode to; and whole numbers of the query."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from aflow.cli.session import Session
 from aflow.client import redact
 from aflow.errors import NotFound
 from aflow.metadata.factory import open_metadata
-from aflow.runs.log_tail import Following
+from aflow.runs.log_tail import LogTail
 from aflow.step_functions.unrecorded import look
 from aflow.storage.factory import open_recorded_store
 
@@ -205,11 +205,11 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
             raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
         store = open_recorded_store(run.settings["storage"])
         task = None if spec.task is None else int(spec.task)
-        following = Following(metadata, store, run, spec.step, task)
+        log_tail = LogTail(metadata, store, run, spec.step, task)
         pause, over = Event(), False
         while not over:
-            over = following.has_ended()
-            for line in following.poll():
+            over = log_tail.has_ended()
+            for line in log_tail.poll():
                 if line.stream in streams:
                     _print(run.run, line.step, line.task, line.at, line.stream, line.text)
             if not over:

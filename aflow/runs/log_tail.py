@@ -74,10 +74,10 @@ _POSITION = re.compile(r"\d{1,9}(?:_\d{1,9}(?:\.\d{1,9}){0,3})*", re.ASCII)
 _PAGE = 500  # tasks that are looked up at once
 
 
-class Following:
+class LogTail:
     """The output of a run, of one of its steps, or of one task. All calls block.
 
-    `poll` tells what has come since the last call; when `has_ended` was True before a `poll`, that
+    `poll` yields what has come since the last call; when `has_ended` was True before a `poll`, that
     one yielded the last of it. `after` is a `position` that it had elsewhere; raises InvalidInput
     for a text that is none."""
 

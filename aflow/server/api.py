@@ -269,8 +269,8 @@ class RunRoutes:
         follow = bool(number_of(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._record, flow, run)
         after = request.headers.get("Last-Event-ID", "")
-        following = await asyncio.to_thread(self._streams.following, record, step, task, after)
-        stream = self._streams.lines(record, following, follow=follow)
+        log_tail = await asyncio.to_thread(self._streams.log_tail, record, step, task, after)
+        stream = self._streams.lines(record, log_tail, follow=follow)
         return await self._streams.answer(request, stream)
 
     def _record(self, flow: str, run: str) -> RunRecord:

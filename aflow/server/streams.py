@@ -19,7 +19,7 @@ from aiohttp import web
 from aflow.errors import InvalidInput, MetadataError, MetadataUnavailable, NotFound
 from aflow.metadata.base import MetadataStore, RunRecord
 from aflow.metadata.metaflow.together import store_of_history
-from aflow.runs.log_tail import Following, TaskLine
+from aflow.runs.log_tail import LogTail, TaskLine
 from aflow.scheduler.messages import (
     AttemptEnded,
     CancelRequested,
@@ -96,9 +96,7 @@ class Streams:
         finally:
             self._count -= 1
 
-    def following(
-        self, run: RunRecord, step: str | None, task: int | None, after: str
-    ) -> Following:
+    def log_tail(self, run: RunRecord, step: str | None, task: int | None, after: str) -> LogTail:
         """Return the logs of a run, of a step or of a task, to be followed.
 
         Args:
@@ -117,10 +115,10 @@ class Streams:
             raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
         theirs = store_of_history(self._metadata, url)
         store = theirs or open_recorded_store(url)
-        return Following(self._metadata, store, run, step, task, after)
+        return LogTail(self._metadata, store, run, step, task, after)
 
     async def lines(
-        self, run: RunRecord, following: Following, *, follow: bool
+        self, run: RunRecord, log_tail: LogTail, *, follow: bool
     ) -> AsyncGenerator[bytes, None]:
         """Yield the output of a run: `line` events, and one `end` with its state.
 
@@ -131,9 +129,9 @@ class Streams:
         """
         silence = 0.0
         while True:
-            is_last = not follow or await self._read(following.has_ended)
-            found = following.poll()
-            while part := await self._read(_some_lines, following, found):
+            is_last = not follow or await self._read(log_tail.has_ended)
+            found = log_tail.poll()
+            while part := await self._read(_some_lines, log_tail, found):
                 silence = 0.0
                 yield part
             if is_last:
@@ -218,10 +216,10 @@ def last_event(text: str | None) -> Last:
     return int(version), int(count or 0)
 
 
-def _some_lines(following: Following, found: Iterator[TaskLine]) -> bytes:
+def _some_lines(log_tail: LogTail, found: Iterator[TaskLine]) -> bytes:
     lines, size = [], 0
     for line in islice(found, _AT_ONCE):
-        lines.append((line, following.position))
+        lines.append((line, log_tail.position))
         size += len(line.text)
         if size > _BYTES_AT_ONCE:  # what a slow client does not take waits in memory
             break

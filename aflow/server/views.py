@@ -31,7 +31,7 @@ from aflow.flow.graph import Graph
 from aflow.metadata.base import FIRST_KEY, MetadataStore, RunRecord, TaskView
 from aflow.metadata.metaflow.together import store_of_history
 from aflow.runs.cache.explain import explain
-from aflow.runs.log_tail import Following
+from aflow.runs.log_tail import LogTail
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, decode_inputs
 from aflow.scheduler.states import TaskState
 from aflow.server.columns import ColumnsCache, StepFigures
@@ -589,22 +589,22 @@ class Views:
             search: The text that lines have to hold, in any case of letters; empty for all lines.
             tail: How many lines from the end; 0 for all.
         """
-        following = Following(self._metadata, self._store(run), run, step, task, after)
+        log_tail = LogTail(self._metadata, self._store(run), run, step, task, after)
         wanted, looked_at = search.lower(), 0
         if tail:
             last: deque[dict[str, Any]] = deque(maxlen=tail)
             found = 0
-            for line in following.poll():
+            for line in log_tail.poll():
                 looked_at += 1
                 text = line.text.decode("utf-8", "replace")
                 if wanted in text.lower():
                     found += 1
                     last.append({**line._asdict(), "text": text})
-            page = {"lines": [*last], "next": following.position, "end": True}
+            page = {"lines": [*last], "next": log_tail.position, "end": True}
             return {**page, "looked_at": looked_at, "skipped": found - len(last)}
         lines: list[dict[str, Any]] = []
         end = True
-        for line in following.poll():
+        for line in log_tail.poll():
             looked_at += 1
             text = line.text.decode("utf-8", "replace")
             if wanted in text.lower():
@@ -612,7 +612,7 @@ class Views:
             if len(lines) >= limit or looked_at >= 200_000:
                 end = False
                 break
-        return {"lines": lines, "next": following.position, "end": end, "looked_at": looked_at}
+        return {"lines": lines, "next": log_tail.position, "end": end, "looked_at": looked_at}
 
     def log_text(self, run: RunRecord, step: str | None, task: int | None) -> Iterator[bytes]:
         """Return the whole output as text, a piece at a time: one task plain, several with the task
@@ -623,13 +623,13 @@ class Views:
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
         """
-        following = Following(self._metadata, self._store(run), run, step, task, "")
-        return self._log_parts(following, plain=task is not None)
+        log_tail = LogTail(self._metadata, self._store(run), run, step, task, "")
+        return self._log_parts(log_tail, plain=task is not None)
 
-    def _log_parts(self, following: Following, *, plain: bool) -> Iterator[bytes]:
+    def _log_parts(self, log_tail: LogTail, *, plain: bool) -> Iterator[bytes]:
         part: list[bytes] = []
         size = 0
-        for line in following.poll():
+        for line in log_tail.poll():
             head = b"" if plain else f"[{line.step}/{line.task}] ".encode()
             part += [head, line.text, b"\n"]
             size += len(head) + len(line.text) + 1

@@ -17,7 +17,7 @@ from aiohttp import web
 from aflow._core import ids
 from aflow.errors import InvalidInput
 from aflow.metadata.base import FIRST_KEY
-from aflow.runs.log_tail import Following
+from aflow.runs.log_tail import LogTail
 from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters, jobs
 from aflow.server.request_bodies import number_of
@@ -283,12 +283,12 @@ class ViewRoutes:
                 lambda: self._shared(path, lambda: self._state(topic.flow, topic.run)),
             ).look
         run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
-        following = await asyncio.to_thread(
-            self._streams.following, run, None, topic.task, topic.after
+        log_tail = await asyncio.to_thread(
+            self._streams.log_tail, run, None, topic.task, topic.after
         )
         # A run of other records has no version that grows with its output.
         looks = None if run.key >= FIRST_KEY else partial(self._version, path, run)
-        return _Lines(path, topic.task, following, looks).look
+        return _Lines(path, topic.task, log_tail, looks).look
 
     async def _version(self, path: str, run: RunRecord) -> Any:
         """The version of a run, read once for all who follow its output."""
@@ -474,12 +474,12 @@ class _Lines:
         self,
         path: str,
         task: int | None,
-        following: Following,
+        log_tail: LogTail,
         version: Callable[[], Awaitable[Any]] | None,
     ) -> None:
         self._path = path
         self._task = task
-        self._following = following
+        self._log_tail = log_tail
         self._version = version
         self._seen: Any = None
 
@@ -491,13 +491,13 @@ class _Lines:
             self._seen = seen  # read before the lines: what comes meanwhile is found the next time
         while lines := await asyncio.to_thread(self._some):
             head = {"run": self._path, "task": self._task, "lines": lines}
-            yield event("lines", {**head, "next": self._following.position})
+            yield event("lines", {**head, "next": self._log_tail.position})
             if len(lines) < _LINES:
                 return
 
     def _some(self) -> list[dict[str, Any]]:
         found = []
-        for line in self._following.poll():
+        for line in self._log_tail.poll():
             found.append({**line._asdict(), "text": line.text.decode("utf-8", "replace")})
             if len(found) >= _LINES:
                 break

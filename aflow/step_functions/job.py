@@ -55,16 +55,16 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, 
 from aflow.step_functions.names import too_many_items
 from aflow.step_functions.records import Records
 from aflow.step_functions.spec import (
+    FAILURE_RESULT,
     NOBODY,
-    WORD_OF_FAILURE,
     Given,
     StateJobVariables,
+    foreach_result,
     given_by,
     read_order,
+    result_name,
     state_after,
-    word_name,
-    word_of_foreach,
-    word_of_switch,
+    switch_result,
 )
 from aflow.step_functions.tasks import ROOT, Numbers, TaskReference, next_attempt
 from aflow.storage.artifacts import Manifest
@@ -431,12 +431,12 @@ class StateMachineJob:
         *,
         over: bool,
     ) -> int:
-        """The task has succeeded: its word is left before that is recorded, since the next state
-        may read it at once."""
+        """The task has succeeded: its result is stored before that is recorded, since the next
+        state may read it at once."""
         assert record.manifest is not None, "a task that succeeds leaves a manifest"
         manifest, node = Manifest.decode(record.manifest), self._graph[step]
         if node.kind in (Kind.FOREACH, Kind.SWITCH):
-            self._leave_word(records, step, reference.task, manifest)
+            self._store_result(records, step, reference.task, manifest)
         batch = Batch(attempts=[record] if over else [])
         ends = node.kind is Kind.END
         if ends:
@@ -447,21 +447,21 @@ class StateMachineJob:
                 self._call_hooks(succeeded=True)
         return 0
 
-    def _leave_word(self, records: Records, step: str, task: int, manifest: Manifest) -> None:
+    def _store_result(self, records: Records, step: str, task: int, manifest: Manifest) -> None:
         variables = self._variables
         if self._graph[step].kind is Kind.SWITCH:
             after = self._numbers.after(step, variables.place)
             state = state_after(variables.run, step, after, variables.started)
-            said: Any = word_of_switch(state, manifest.transition[0][0])
+            result: Any = switch_result(state, manifest.transition[0][0])
         else:
             state = state_after(variables.run, step, variables.place, variables.started)
             items = self._items_to_do(records, step, task, manifest)
-            said = word_of_foreach(state, items, distributed=self._order.distributed)
-        self._leave(step, variables.place, said)
+            result = foreach_result(state, items, distributed=self._order.distributed)
+        self._leave(step, variables.place, result)
 
-    def _leave(self, step: str, place: str, said: Any) -> None:
-        data = json.dumps(said, separators=(",", ":")).encode()
-        self._store.put(word_name(self._order.flow, self._variables.run, step, place), [data])
+    def _leave(self, step: str, place: str, result: Any) -> None:
+        data = json.dumps(result, separators=(",", ":")).encode()
+        self._store.put(result_name(self._order.flow, self._variables.run, step, place), [data])
 
     def _items_to_do(self, records: Records, step: str, task: int, manifest: Manifest) -> list[int]:
         """The items of a foreach that are not finished already (in a run that is resumed)."""
@@ -538,11 +538,11 @@ class StateMachineJob:
             )
         records = Records.of(self._metadata, self._order.flow, self._variables.run)
         if records.run.state in TERMINAL_RUN_STATES:
-            self._leave(WORD_OF_FAILURE, ROOT, {"reason": records.run.reason})
+            self._leave(FAILURE_RESULT, ROOT, {"reason": records.run.reason})
             return 0
         now = self._clock.now()
         reason = self._reason(records)
-        self._leave(WORD_OF_FAILURE, ROOT, {"reason": reason})
+        self._leave(FAILURE_RESULT, ROOT, {"reason": reason})
         stopped = "The task was cancelled: another one has failed."
         ended = [
             each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=stopped)

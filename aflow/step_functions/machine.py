@@ -5,17 +5,17 @@ state is small: the id of the run, the place of the tasks that come next (see ta
 step came before. All else the jobs find in the store and in the metadata.
 
 A job gives nothing back to Step Functions. Where the state machine has to know something of it,
-the job leaves a small object in the bucket (its *word*): how many items a foreach has, which way a
-switch goes. The next state reads it.
+the job leaves a small object in the bucket (its *result*): how many items a foreach has, which way
+a switch goes. The next state reads it.
 
     linear   step
     split    step -> "step (branches)" Parallel -> join
-    foreach  step -> "step (items)" reads the word -> "step (each)" Map -> join
+    foreach  step -> "step (items)" reads the result -> "step (each)" Map -> join
              with a distributed map the Map reads the items itself
-    switch   step -> "step (choice)" reads the word -> "step (next)" Choice -> a case
+    switch   step -> "step (choice)" reads the result -> "step (next)" Choice -> a case
     failure  any state of the flow itself -> "(failed)", a job -> "(end)" Fail
              if that job fails, too: "(failed)" -> "(unrecorded)", an object -> "(end)"
-             with a note: "(failed)" -> "(reason)" reads its word -> "(note of failure)" -> "(end)"
+             with a note: "(failed)" -> "(reason)" reads it -> "(note of failure)" -> "(end)"
     success  the last step; with a note: -> "(note of success)" -> "(done)"
 """
 
@@ -30,7 +30,7 @@ from aflow._core.records import dataclass, field
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Kind
 from aflow.step_functions.names import check_branches
-from aflow.step_functions.spec import WORD_OF_FAILURE
+from aflow.step_functions.spec import FAILURE_RESULT
 from aflow.step_functions.tasks import ROOT
 from aflow.task.spec import NO_RETRY_EXIT_CODE
 
@@ -165,8 +165,8 @@ class JobOf:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What of AWS the machine is made for. `prefix` is where words are in the bucket, with the
-    flow's name, and no slash at its end. `default` is the job for what belongs to no step.
+    """What of AWS the machine is made for. `prefix` is where results of jobs are in the bucket,
+    with the flow's name, and no slash at its end. `default` is the job for what belongs to no step.
     `timeout` is the limit of an execution in seconds. `on_error` and `on_success` are the ARNs of
     the topics that are notified of the end of runs; `run_tags` are the tags of runs."""
 
@@ -255,7 +255,7 @@ class _Compiler:
                 UNRECORDED: self._unrecorded(END),
             }
         reading = {
-            **self._reading_of(WORD_OF_FAILURE, ROOT), "ResultPath": "$.notified",
+            **self._reading_of(FAILURE_RESULT, ROOT), "ResultPath": "$.notified",
             "Catch": _on_any_error("$.notified", NO_REASON), "Next": NOTE_OF_FAILURE,
         }  # fmt: skip
         nothing = {"said": {"reason": "the execution tells why"}}
@@ -377,7 +377,7 @@ class _Compiler:
             loop["ItemReader"] = {
                 "Resource": f"arn:{self._where.partition}:states:::s3:getObject",
                 "ReaderConfig": {"InputType": "JSON"},
-                "Parameters": self._word(node.name),
+                "Parameters": self._result_object(node.name),
             }
             mode = {"Mode": "DISTRIBUTED", "ExecutionType": "STANDARD"}
             loop["ItemProcessor"] = {"ProcessorConfig": mode, **body}
@@ -479,12 +479,12 @@ class _Compiler:
         return {
             "Type": "Task",
             "Resource": f"arn:{self._where.partition}:states:::aws-sdk:s3:getObject",
-            "Parameters": self._word(step, place),
+            "Parameters": self._result_object(step, place),
             "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
             "ResultSelector": {"said.$": "States.StringToJson($.Body)"},
         }
 
-    def _word(self, step: str, place: str = "$.place") -> State:
+    def _result_object(self, step: str, place: str = "$.place") -> State:
         where, values = (place, "$.run") if place == ROOT else ("{}", f"$.run, {place}")
         key = f"States.Format('{self._where.prefix}/{{}}/{step}/{where}', {values})"
         return {"Bucket": self._where.bucket, "Key.$": key}

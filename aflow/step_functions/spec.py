@@ -177,11 +177,11 @@ class StateJobVariables(NamedTuple):
         )
 
 
-# What a job tells the state machine: a small object in the bucket, its word, which the next state
+# The result of a job, for the state machine: a small object in the bucket, which the next state
 # reads. Pure functions.
 
 
-WORD_OF_FAILURE = "run-failed"  # stands for a step in the word's name
+FAILURE_RESULT = "run-failed"  # stands for a step in the name of the object
 
 
 def word_name(flow: str, run: str, step: str, place: str) -> str:
@@ -210,7 +210,7 @@ def state_after(run: str, step: str, place: str, started: str | None) -> dict[st
     return state if started is None else {**state, "started": started}
 
 
-def word_of_switch(state: Mapping[str, Any], following: str) -> dict[str, Any]:
+def switch_result(state: Mapping[str, Any], following: str) -> dict[str, Any]:
     """Return the state, and which step follows.
 
     Args:
@@ -220,7 +220,7 @@ def word_of_switch(state: Mapping[str, Any], following: str) -> dict[str, Any]:
     return {**state, "next": following}
 
 
-def word_of_foreach(state: Mapping[str, Any], items: Sequence[int], *, distributed: bool) -> Any:
+def foreach_result(state: Mapping[str, Any], items: Sequence[int], *, distributed: bool) -> Any:
     """Return the items by their numbers: with the state, or alone for a distributed map, which
     reads them by itself.
 

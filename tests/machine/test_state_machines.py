@@ -15,7 +15,7 @@ from aflow.flow.graph import Graph, Kind, connect
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
 from aflow.scheduler.states import RunState
 from aflow.step_functions.machine import JobOf, Where, compiled
-from aflow.step_functions.spec import state_after, word_name, word_of_foreach, word_of_switch
+from aflow.step_functions.spec import foreach_result, result_name, state_after, switch_result
 from aflow.step_functions.tasks import Numbers, TaskReference
 from tests.machine.graphs import graphs
 from tests.machine.states import Execution
@@ -48,11 +48,11 @@ class Jobs:
         state = state_after(run, step, after, variables.get("AFLOW_SFN_STARTED"))
         said: Any = None
         if kind is Kind.SWITCH:
-            said = word_of_switch(state, went.steps[0])
+            said = switch_result(state, went.steps[0])
         elif kind is Kind.FOREACH:
             items = range(went.count or 0)
-            said = word_of_foreach(state, items, distributed=self._distributed)
-        self.words[f"prefix/{word_name('Flow', run, step, place)}"] = said
+            said = foreach_result(state, items, distributed=self._distributed)
+        self.words[f"prefix/{result_name('Flow', run, step, place)}"] = said
 
     def _visit(self, step: str, reference: TaskReference) -> Visit:
         match reference.inputs:

@@ -47,12 +47,12 @@ from aflow.step_functions.plan import (
 from aflow.step_functions.spec import (
     DeploymentSpec,
     StateJobVariables,
+    foreach_result,
     order_name,
     read_order,
+    result_name,
     state_after,
-    word_name,
-    word_of_foreach,
-    word_of_switch,
+    switch_result,
 )
 from aflow.step_functions.tasks import NextAttempt, next_attempt
 from aflow.storage.memory import MemoryStore
@@ -298,11 +298,11 @@ def test_a_job_knows_what_it_is_by_its_variables(monkeypatch):
     assert (60, "2026-01-01T00:00:00Z") == StateJobVariables.load()[-2:]
 
 
-def test_the_word_of_a_job_is_the_state_in_which_the_machine_goes_on():
-    assert "deploy/words/F/r/s/0.1" == word_name("F", "r", "s", "0.1")
+def test_the_result_of_a_job_is_the_state_in_which_the_machine_goes_on():
+    assert "deploy/words/F/r/s/0.1" == result_name("F", "r", "s", "0.1")
     state = state_after("r", "s", "0.1", "then")
     assert {"run": "r", "place": "0.1", "from": {"step": "s"}, "started": "then"} == state
     assert "started" not in state_after("r", "s", "0.1", None)
-    assert {**state, "next": "end"} == word_of_switch(state, "end")
-    assert {**state, "items": [0, 1]} == word_of_foreach(state, range(2), distributed=False)
-    assert [0, 1] == word_of_foreach(state, range(2), distributed=True)
+    assert {**state, "next": "end"} == switch_result(state, "end")
+    assert {**state, "items": [0, 1]} == foreach_result(state, range(2), distributed=False)
+    assert [0, 1] == foreach_result(state, range(2), distributed=True)

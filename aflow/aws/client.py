@@ -70,7 +70,7 @@ class AwsClient:
     @property
     def region(self) -> str:
         """The region. Raises InvalidSetting where none is known."""
-        with _in_words("batch"):
+        with _described("batch"):
             return str(self._client("batch").meta.region_name)
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class AwsClient:
         return AwsAnswer(given, given["ResponseMetadata"]["HTTPHeaders"].get("date"))
 
     def _made(self, service: str, operation: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        with _in_words(service):
+        with _described(service):
             given: dict[str, Any] = getattr(self._client(service), operation)(**values)
             return given
 
@@ -261,7 +261,7 @@ class AwsClient:
 
 
 @contextmanager
-def _in_words(service: str) -> Iterator[None]:
+def _described(service: str) -> Iterator[None]:
     """The errors of botocore as ours."""
     try:
         yield
@@ -287,8 +287,8 @@ def _in_words(service: str) -> Iterator[None]:
 
 def _refused(error: Any, service: str) -> AwsError:
     code, said, _ = refusal = Refusal.of(error)
-    who = "sts" if error.operation_name == "AssumeRole" else service
-    message = f"{who} of AWS refuses {error.operation_name} ({code}): {said or code}."
+    asked = "sts" if error.operation_name == "AssumeRole" else service
+    message = f"{asked} of AWS refuses {error.operation_name} ({code}): {said or code}."
     kind = AwsBusy if refusal.is_busy else AwsError
     if refusal.has_expired:
         kind = AwsUnauthorized

@@ -86,12 +86,12 @@ def _job_commands(system: str, find: Find) -> Commands:
             session.note("There are no jobs that have not ended.")
 
     return {
-        "list": ("List the jobs that have not ended.", _whose(), list_),
-        "kill": ("End the jobs that have not ended.", _whose(), kill),
+        "list": ("List the jobs that have not ended.", _owner_options(), list_),
+        "kill": ("End the jobs that have not ended.", _owner_options(), kill),
     }
 
 
-def _whose() -> list[click.Parameter]:
+def _owner_options() -> list[click.Parameter]:
     return [
         flag("--my-runs", help="Jobs of all your runs."),
         option("--user", metavar="NAME", help="Jobs of all runs of this user."),

@@ -91,7 +91,7 @@ async def listening(
     app: web.Application,
     host: str,
     port: int,
-    who: str,
+    server: str,
     tls: ssl.SSLContext | None = None,
     bounds: Bounds | None = None,
 ) -> AsyncIterator[int]:
@@ -102,7 +102,7 @@ async def listening(
         app: The application; it is cleaned up at the end.
         host: The address to listen on, or a name of it.
         port: The port; 0 for a free one.
-        who: What listens, for the error.
+        server: What listens, for the error.
         tls: The certificate and key; None for plain HTTP.
         bounds: How many connections are accepted; None for what the limit of descriptors allows.
 
@@ -110,7 +110,7 @@ async def listening(
         The port, also where 0 was given.
 
     Raises:
-        InvalidSetting: The address cannot be listened at; the error names `who`.
+        InvalidSetting: The address cannot be listened at; the error names `server`.
     """
     if bounds is None:
         most = room()
@@ -136,7 +136,7 @@ async def listening(
             sockets += await _bound(host, port)
         except OSError as error:
             raise InvalidSetting(
-                f"The {who} cannot listen on {host}:{port} ({error.strerror or error}): choose "
+                f"The {server} cannot listen on {host}:{port} ({error.strerror or error}): choose "
                 "another --host or --port."
             ) from error
         async with asyncio.TaskGroup() as group:

@@ -287,13 +287,13 @@ def _operation(route: Route, docstring: str) -> dict[str, Any]:
 
 
 def _success(route: Route, summary: str) -> dict[str, Any]:
-    headers = {} if route.path in _OPEN or route.says == "text/event-stream" else _HEADERS
+    headers = {} if route.path in _OPEN or route.content_type == "text/event-stream" else _HEADERS
     if "If-None-Match" in route.headers:
         headers = {**headers, **_ETAG}
     return {
         "description": _RESULTS.get(route.name) or _result(summary),
         "headers": headers,
-        "content": {route.says: {"schema": route.answer}},
+        "content": {route.content_type: {"schema": route.answer}},
     }
 
 

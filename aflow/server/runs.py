@@ -46,7 +46,7 @@ _PATIENCE = 120.0
 _REMEMBERED = 1000  # runs whose last words are kept
 _FORESEEN = 2  # dry runs at once: each imports a flow
 _LARGEST_FORECAST = 1 << 20  # bytes
-_SAID = 4000  # bytes of what a run that did not begin has said
+_LARGEST_ERROR = 4000  # bytes of what a run that did not begin has said
 
 
 class RunsLocation(NamedTuple):
@@ -527,5 +527,5 @@ async def _first(pipe: IO[bytes]) -> bytes:
 
 def _end_of(said: IO[bytes]) -> str:
     size = said.seek(0, os.SEEK_END)
-    said.seek(max(0, size - _SAID))
-    return said.read(_SAID).decode(errors="replace").strip()
+    said.seek(max(0, size - _LARGEST_ERROR))
+    return said.read(_LARGEST_ERROR).decode(errors="replace").strip()

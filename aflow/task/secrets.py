@@ -111,15 +111,17 @@ class _SecretReference(NamedTuple):
 
 
 def _check(wanted: _SecretReference, name: object, value: object) -> None:
-    whose = f"@secrets: backend {wanted.kind!r} gave" + (f" for {wanted.id!r}" if wanted.id else "")
+    prefix = f"@secrets: backend {wanted.kind!r} gave" + (
+        f" for {wanted.id!r}" if wanted.id else ""
+    )
     if not _NAME.match(str(name)) or type(value) is not str or "\0" in value:
         raise SecretsError(
-            f"{whose} {str(name)!r}, which is not a variable with a text: a name has letters, "
+            f"{prefix} {str(name)!r}, which is not a variable with a text: a name has letters, "
             "digits "
             "and _ and begins with no digit."
         )
     if str(name).startswith(_RESERVED):
-        raise SecretsError(f"{whose} {str(name)!r}: names that begin so are settings of aflow.")
+        raise SecretsError(f"{prefix} {str(name)!r}: names that begin so are settings of aflow.")
 
 
 def _wanted(source: str | Mapping[str, Any]) -> _SecretReference:

@@ -83,7 +83,7 @@ class Clocks:
             date: The header `Date` of an answer; None where it has none.
         """
         if date is not None:
-            self._last = of_clock("clock", self._clock.now(), date, whose)
+            self._last = of_clock("clock", self._clock.now(), date, owner)
 
     def findings(self) -> Iterator[Finding]:
         """Yield the setting that takes precedence: that of the processes that check signatures."""
@@ -304,12 +304,12 @@ def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Findi
 
     account = AwsClient(manner=QUICK)
     try:
-        who = account.answer("sts", "get_caller_identity")
+        identity = account.answer("sts", "get_caller_identity")
     except AflowError as error:
         yield fail("credentials", str(error), "Nothing else of AWS can be looked at before.")
         return
-    yield ok("credentials", f"{who.values['Arn']}")
-    clocks.record("AWS", who.date)
+    yield ok("credentials", f"{identity.values['Arn']}")
+    clocks.record("AWS", identity.date)
     yield from _batch(settings, aws, account)
     yield from _step_functions(settings, aws, account)
     if table is not None:

@@ -18,7 +18,7 @@ _GIB = 1 << 30
 _MIB = 1 << 20
 LITTLE_SPACE, NO_SPACE = 2 * _GIB, 200 * _MIB  # bytes
 # AWS refuses what is signed 5 minutes off; leases and `since` are off before.
-NOTICED_SKEW, REFUSED_SKEW = 30.0, 240.0  # seconds
+WARNED_SKEW, REFUSED_SKEW = 30.0, 240.0  # seconds
 
 
 class State(StrEnum):
@@ -104,7 +104,7 @@ def of_space(name: str, place: str, free: int) -> Finding:
     return ok(name, said)
 
 
-def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
+def of_clock(name: str, here: float, there: str, owner: str) -> Finding:
     """Return what a Date of HTTP says of this machine's clock, which is at `here` (seconds since
     the epoch).
 
@@ -117,16 +117,16 @@ def of_clock(name: str, here: float, there: str, whose: str) -> Finding:
     try:
         at: datetime = parsedate_to_datetime(there)
     except (TypeError, ValueError):
-        return warn(name, f"{whose} says no time that could be read.")
+        return warn(name, f"{owner} says no time that could be read.")
     skew = here - at.timestamp()
     said = f"The clock of this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'}"
-    said = f"{said} that of {whose}."
+    said = f"{said} that of {owner}."
     if abs(skew) > REFUSED_SKEW:
         advice = "Set it (by NTP): AWS refuses requests that are signed with a wrong time."
         return fail(name, said, advice)
-    if abs(skew) > NOTICED_SKEW:
+    if abs(skew) > WARNED_SKEW:
         return warn(name, said, "Set it (by NTP): times of runs and leases are off.")
-    return ok(name, f"The clock of this machine agrees with that of {whose}.")
+    return ok(name, f"The clock of this machine agrees with that of {owner}.")
 
 
 # ------------------------------------------------------------------ AWS

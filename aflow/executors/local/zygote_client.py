@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aflow.task.program import LoadRequest
     from aflow.task.spec import RunContext
 
-UNNOTICED = 0.05  # seconds of imports that are not reported
+UNREPORTED = 0.05  # seconds of imports that are not reported
 MOST_ZYGOTES = 8  # warm ones of a run: tasks of further environments start cold
 
 _log = logging.getLogger("aflow.processes")
@@ -363,7 +363,7 @@ def cold_note(reason: str, seconds: float) -> str | None:
         reason: Why no task can be forked from the process, as the end of the sentence.
         seconds: How long the imports take, in seconds.
     """
-    if seconds < UNNOTICED:
+    if seconds < UNREPORTED:
         return None
     return (
         f"Tasks start cold, about {seconds:.1f} s each, to import what the file imports: {reason}."

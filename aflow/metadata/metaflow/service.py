@@ -49,7 +49,7 @@ class _Run(NamedTuple):
     key: int
     flow: str
     name: str
-    who: dict[str, Any]
+    registered_by: dict[str, Any]
     steps: set[str]
     tasks: dict[int, str]
     names: dict[int, str]
@@ -61,7 +61,7 @@ class _Run(NamedTuple):
 
     def where(self, task: int) -> dict[str, Any]:
         """What rows say of the step that a task is of."""
-        user = self.who["user_name"]
+        user = self.registered_by["user_name"]
         place = {"flow_id": self.flow, "run_number": self.name, "step_name": self.tasks[task]}
         return {**place, "user_name": user}
 
@@ -255,7 +255,7 @@ class _Registering(SqliteMetadata):
         made = super().create_run(run, parameters, holder, seconds)
         # A step that is spun is nobody else's concern, and what was Metaflow's is registered.
         if not made.kind and "imported_from" not in made.settings:
-            self._send(f"/flows/{made.flow}", _registered(made).who)
+            self._send(f"/flows/{made.flow}", _registered(made).registered_by)
             answer = self._send(f"/flows/{made.flow}/run", records.run_body(made))
             name = _name_in(answer, records.run_name(made.run), "run_number", "run_id")
             registered = self._runs[made.key] = _registered(made, name)
@@ -316,7 +316,7 @@ class _Registering(SqliteMetadata):
     def _register(self, run: _Run, batch: Batch) -> None:
         """Steps first, then tasks, side by side, each with what is said of it."""
         for step in sorted({task.step for task in batch.tasks} - run.steps):
-            self._send(f"{run.path}/steps/{step}/step", run.who)
+            self._send(f"{run.path}/steps/{step}/step", run.registered_by)
             run.steps.add(step)
         run.tasks.update((task.task, task.step) for task in batch.tasks)
         ended: dict[int, list[AttemptRecord]] = defaultdict(list)
@@ -351,7 +351,7 @@ class _Registering(SqliteMetadata):
         tasks = f"{run.path}/steps/{run.tasks[task]}/task"
         if is_new:
             wanted = records.task_name(task)
-            answer = self._send(tasks, {"task_id": wanted, **run.who})
+            answer = self._send(tasks, {"task_id": wanted, **run.registered_by})
             run.names[task] = _name_in(answer, wanted, "task_id", "task_name")
             if run.names[task] != wanted:
                 more = [*more, records.fact(0, records.TASK_MARK, str(task), records.TASK_MARK)]
@@ -453,12 +453,12 @@ class RegisteringStoreMetadata(_Registering, StoreMetadata):
 
 
 def _registered(run: RunRecord, name: str = "") -> _Run:
-    who = {"user_name": records.plain(run.user), "tags": [], "system_tags": []}
+    registered_by = {"user_name": records.plain(run.user), "tags": [], "system_tags": []}
     return _Run(
         key=run.key,
         flow=run.flow,
         name=name or records.run_name(run.run),
-        who=who,
+        registered_by=registered_by,
         steps=set(),
         tasks={},
         names={},

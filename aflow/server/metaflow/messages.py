@@ -128,7 +128,7 @@ def duplicate(what: str) -> RegistrationRefused:
     Args:
         what: The id of the object, for the message.
     """
-    return _database_said(409, "23505", f"duplicate key: {what} already exists")
+    return _database_error(409, "23505", f"duplicate key: {what} already exists")
 
 
 def no_parent(what: str) -> RegistrationRefused:
@@ -138,10 +138,10 @@ def no_parent(what: str) -> RegistrationRefused:
     Args:
         what: The id of the missing parent, for the message.
     """
-    return _database_said(404, "23503", f"foreign key: there is no {what}")
+    return _database_error(404, "23503", f"foreign key: there is no {what}")
 
 
-def _database_said(status: int, code: str, message: str) -> RegistrationRefused:
+def _database_error(status: int, code: str, message: str) -> RegistrationRefused:
     said = {
         "pgerror": f"ERROR: {message}",
         "pgcode": code,

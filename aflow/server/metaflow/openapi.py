@@ -44,7 +44,7 @@ def _sent_tags(meaning: str) -> _Schema:
 
 
 _USER = _maybe_text("The user that registered it.")
-_WHO = {
+_REGISTERED_BY = {
     "user_name": _USER,
     "ts_epoch": _number("When it was registered, in milliseconds since 1970 (UTC)."),
     "tags": _tags("The tags."),
@@ -53,7 +53,7 @@ _WHO = {
 _IN_RUN = {
     "flow_id": _text("The name of the flow."),
     "run_number": _name_or_number("The number of the run, or its name where it has one."),
-    **_WHO,
+    **_REGISTERED_BY,
 }
 _IN_STEP = {"step_name": _text("The name of the step."), **_IN_RUN}
 _IN_TASK = {
@@ -80,7 +80,7 @@ _VALUE = {
 }
 
 _RECORDS: dict[str, _Schema] = {
-    "Flow": {"flow_id": _text("The name of the flow."), **_WHO},
+    "Flow": {"flow_id": _text("The name of the flow."), **_REGISTERED_BY},
     "Run": {**_IN_RUN, **_HEARTBEAT},
     "Step": _IN_STEP,
     "Task": {**_IN_TASK, **_HEARTBEAT},
@@ -94,7 +94,7 @@ _RECORDS: dict[str, _Schema] = {
     },
 }  # fmt: skip
 
-_BY_WHOM = {
+_SENT_BY = {
     "user_name": _USER,
     "tags": _sent_tags("The tags."),
     "system_tags": _sent_tags("The tags that the client sets by itself."),
@@ -110,13 +110,13 @@ def _list(items: _Schema) -> _Schema:
 
 
 _BODIES: dict[str, _Schema] = {
-    "add_flow": _object(_BY_WHOM),
+    "add_flow": _object(_SENT_BY),
     "add_run": _object(
-        {**_BY_WHOM, "run_number": _maybe_text("A name for the run; null: it gets a number.")}
+        {**_SENT_BY, "run_number": _maybe_text("A name for the run; null: it gets a number.")}
     ),
-    "add_step": _object(_BY_WHOM),
+    "add_step": _object(_SENT_BY),
     "add_task": _object(
-        {**_BY_WHOM, "task_id": _maybe_text("A name for the task; null: it gets a number.")}
+        {**_SENT_BY, "task_id": _maybe_text("A name for the task; null: it gets a number.")}
     ),
     "beat_run": {"type": "object"},
     "beat_task": {"type": "object"},
@@ -126,7 +126,7 @@ _BODIES: dict[str, _Schema] = {
             "tags_to_remove": _texts("Tags to remove."),
         }
     ),
-    "add_metadata": _list(_object({"field_name": _FIELD, **_VALUE, **_BY_WHOM})),
+    "add_metadata": _list(_object({"field_name": _FIELD, **_VALUE, **_SENT_BY})),
     "add_artifacts": _list(
         _object(
             {
@@ -138,7 +138,7 @@ _BODIES: dict[str, _Schema] = {
                     "description": "The number of the attempt, from 0 on.",
                 },
                 **_OF_ARTIFACT,
-                **_BY_WHOM,
+                **_SENT_BY,
             }
         )
     ),

@@ -541,11 +541,11 @@ class ActionRoutes:
 
         The worker receives the request with its next heartbeat."""
         caller = caller_of(request)
-        who = "Somebody" if caller is None or not caller.name else caller.name
+        caller_name = "Somebody" if caller is None or not caller.name else caller.name
 
         def drain() -> dict[str, Any]:
             registry, name = self._registry, request.match_info["name"]
-            registry.drain_worker(name, f"{who} has asked for it over HTTP.")
+            registry.drain_worker(name, f"{caller_name} has asked for it over HTTP.")
             return self._worker(request)
 
         return web.json_response(await asyncio.to_thread(drain), status=202)

@@ -23,8 +23,8 @@ from aflow.server.routes.schemas import (
 
 class Route(NamedTuple):
     """One route. `name` is that of the method that answers; `tag` the group in the document;
-    `takes` the type of the body, `body` its schema; `says` the type of the answer; `refuses` the
-    statuses beside 401, 403, 500 and 503; `headers` those of a request."""
+    `takes` the type of the body, `body` its schema; `content_type` that of the answer; `refuses`
+    the statuses beside 401, 403, 500 and 503; `headers` those of a request."""
 
     method: str
     path: str
@@ -35,7 +35,7 @@ class Route(NamedTuple):
     query: Mapping[str, Schema] = {}
     takes: str | None = None
     body: Schema | None = None
-    says: str = "application/json"
+    content_type: str = "application/json"
     refuses: tuple[int, ...] = ()
     headers: Mapping[str, Schema] = {}
 
@@ -69,7 +69,7 @@ ROUTES = [
     ),
     Route(
         "GET", "/metrics", "measure", "probes",
-        text("Metrics in the text format of Prometheus, version 0.0.4."), says="text/plain",
+        text("Metrics in the text format of Prometheus, version 0.0.4."), content_type="text/plain",
     ),
     Route(
         "POST", "/v1/packages", "add_package", "runs",
@@ -108,11 +108,11 @@ ROUTES = [
     ),
     Route(
         "GET", _ONE + "/events", "show_events", "streams", schemas.EVENT,
-        query=_FOLLOW, says=_EVENTS, refuses=_FOUND, headers=_LAST,
+        query=_FOLLOW, content_type=_EVENTS, refuses=_FOUND, headers=_LAST,
     ),
     Route(
         "GET", _ONE + "/logs", "show_logs", "streams", schemas.EVENT,
-        query={"step": _STEP, "task": _TASK, **_FOLLOW}, says=_EVENTS, refuses=_FOUND,
+        query={"step": _STEP, "task": _TASK, **_FOLLOW}, content_type=_EVENTS, refuses=_FOUND,
         headers=_LAST,
     ),
     Route(
@@ -213,7 +213,7 @@ ROUTES = [
                 "logs:Flow/1/7, logs:Flow/1@POSITION."
             )
         },
-        says=_EVENTS, refuses=(400, 404),
+        content_type=_EVENTS, refuses=(400, 404),
     ),
     Route(
         "GET", _ONE + "/overview", "show_overview", "runs", fields(schemas.OVERVIEW),
@@ -227,7 +227,7 @@ ROUTES = [
                 LARGEST_NUMBER, "Only tasks that changed after this version of the run."
             )
         },
-        says="application/octet-stream", refuses=_FOUND, headers=_ETAG,
+        content_type="application/octet-stream", refuses=_FOUND, headers=_ETAG,
     ),
     Route(
         "GET", _ONE + "/trace.json", "get_trace", "tasks",
@@ -273,13 +273,13 @@ ROUTES = [
     Route(
         "GET", _ONE + "/tasks/{task}/artifacts/{name}", "get_artifact", "artifacts",
         {**_BINARY, "description": "The pickle of the value."},
-        says="application/octet-stream", refuses=_FOUND,
+        content_type="application/octet-stream", refuses=_FOUND,
     ),
     Route("GET", _ONE + "/cards", "list_cards", "artifacts", schemas.RUN_CARDS, refuses=_FOUND),
     Route(
         "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", "artifacts",
         text("The page."), query={"theme": choice(("light", "dark"), "The colours of the page.")},
-        says="text/html", refuses=_FOUND,
+        content_type="text/html", refuses=_FOUND,
     ),
     Route(
         "GET", _ONE + "/explain", "explain_run", "tasks", schemas.EXPLANATIONS, refuses=_FOUND,
@@ -303,7 +303,7 @@ ROUTES = [
     ),
     Route(
         "GET", _ONE + "/log.txt", "get_log", "logs", text("The lines."),
-        query={"step": _STEP, "task": _TASK}, says="text/plain", refuses=_FOUND,
+        query={"step": _STEP, "task": _TASK}, content_type="text/plain", refuses=_FOUND,
     ),
     Route("GET", "/v1/queue", "show_queue", "queue", schemas.QUEUE),
     Route(

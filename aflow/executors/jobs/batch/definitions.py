@@ -303,8 +303,8 @@ MOST = 10_000  # jobs of an array
 MOST_DESCRIBED = 100  # jobs of one call
 LONGEST_NAME = 128
 PROGRAM = ("aflow", "_task")
-SAID = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
-_SAYS_YES = frozenset({"1", "true", "yes", "on"})
+MARK_NAMES = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
+_TRUE_TEXTS = frozenset({"1", "true", "yes", "on"})
 
 
 class Mark(NamedTuple):
@@ -320,7 +320,7 @@ class Mark(NamedTuple):
         Args:
             step: The name of the step.
         """
-        said = dict(zip(SAID, (*self, step), strict=True)) | {"version": __version__}
+        said = dict(zip(MARK_NAMES, (*self, step), strict=True)) | {"version": __version__}
         return {f"aflow.{name}": value for name, value in said.items()}
 
     @property
@@ -406,7 +406,7 @@ def step_job(
         queue=queue_of(step, settings),
         limit=limit_of(step, settings),
         tags={**_default_tags(settings), **((batch.aws_batch_tags if batch else None) or {})},
-        emit_tags=(settings.emit_tags or "").lower() in _SAYS_YES,
+        emit_tags=(settings.emit_tags or "").lower() in _TRUE_TEXTS,
         environment=environment,
         is_gang=is_gang,
     )
@@ -585,7 +585,7 @@ def _candidates(
 def _job(described: dict[str, Any]) -> SubmittedJob | None:
     """The job, if a run of aflow has submitted it, and it has not ended meanwhile."""
     said = described.get("parameters") or {}
-    user, flow, run, step = (said.get(f"aflow.{name}", "") for name in SAID)
+    user, flow, run, step = (said.get(f"aflow.{name}", "") for name in MARK_NAMES)
     if described["status"] in ENDED or not (flow and run):
         return None
     summary = (described.get("arrayProperties") or {}).get("statusSummary") or {}

@@ -87,7 +87,7 @@ def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
         return Outcome(AttemptState.FAILED, reason=reason)
     if status_reason.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
         return Outcome(AttemptState.FAILED, reason=_not_started(said or status_reason, container))
-    reason = _without_a_word(name, status_reason, container) + _quoted(log_of(job), log)
+    reason = _without_reason(name, status_reason, container) + _quoted(log_of(job), log)
     retryable = container.get("exitCode") != _FINAL
     return Outcome(AttemptState.FAILED, reason=reason, retryable=retryable)
 
@@ -118,7 +118,7 @@ def _not_started(said: str, container: Mapping[str, Any]) -> str:
     return f"{begun}is there, and that the machines of the queue may pull it."
 
 
-def _without_a_word(name: str, status_reason: str, container: Mapping[str, Any]) -> str:
+def _without_reason(name: str, status_reason: str, container: Mapping[str, Any]) -> str:
     code = container.get("exitCode")
     how = f"with exit code {code} " if code is not None else ""
     why = " (it was killed, perhaps since memory ran out)" if code == _KILLED else ""

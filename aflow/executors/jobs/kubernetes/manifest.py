@@ -483,7 +483,7 @@ def label_of(text: str) -> str:
 
 def job_manifest(
     job: KubernetesStepJob,
-    whose: Mapping[str, str],
+    owner_labels: Mapping[str, str],
     name: str,
     size: int,
     environment: Mapping[str, str],
@@ -498,8 +498,12 @@ def job_manifest(
         size: How many pods: attempts of an array, or members of a gang.
         environment: The environment variables, by name.
     """
-    labels = {**job.labels, **{key: label_of(value) for key, value in whose.items()}, JOB: name}
-    annotations = {**job.annotations, **whose}
+    labels = {
+        **job.labels,
+        **{key: label_of(value) for key, value in owner_labels.items()},
+        JOB: name,
+    }
+    annotations = {**job.annotations, **owner_labels}
     template = json.loads(json.dumps(job.template))
     template["metadata"] = {
         "labels": {**template["metadata"]["labels"], **labels},

@@ -257,14 +257,14 @@ def _url(hit: _Hit) -> str:
 
 
 class _OneOf:
-    """The check of a setting that is one of these words."""
+    """The check of a setting that is one of these choices."""
 
-    def __init__(self, *words: str) -> None:
-        self.words = words
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
 
     def __call__(self, hit: _Hit) -> str:
-        if hit.value not in self.words:
-            hit.refuse(", ".join(self.words))
+        if hit.value not in self.choices:
+            hit.refuse(", ".join(self.choices))
         return str(hit.value)
 
 
@@ -738,7 +738,7 @@ KEYS = frozenset(key for each in SETTINGS.values() for key in each["keys"])
 """The keys of all of them, without prefix."""
 
 
-def words_of(setting: str) -> tuple[str, ...]:
+def choices_of(setting: str) -> tuple[str, ...]:
     """Return the values that a setting with a fixed choice may have.
 
     Args:
@@ -746,7 +746,7 @@ def words_of(setting: str) -> tuple[str, ...]:
     """
     check = SETTINGS[setting]["check"]
     assert isinstance(check, _OneOf), f"{setting} may be anything"
-    return check.words
+    return check.choices
 
 
 def default_of(setting: str) -> Any:

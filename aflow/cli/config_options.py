@@ -12,28 +12,28 @@ from aflow.task.config_binding import GivenConfigs
 CONFIG_OPTIONS = ("--config", "--config-value")
 
 
-def given_configs(words: Sequence[str]) -> tuple[GivenConfigs, list[str]]:
-    """Return what is given for configs, and the other words in their order. What stands on the line
+def given_configs(argv: Sequence[str]) -> tuple[GivenConfigs, list[str]]:
+    """Return what is given for configs, and the other arguments in their order. The command line
     wins over the environment. Raises a usage error for an option that is not complete.
 
     Args:
-        words: The words of the command line.
+        argv: The arguments of the command line.
     """
     given: dict[str, dict[str, Any]] = {option: {} for option in CONFIG_OPTIONS}
     rest: list[str] = []
     position = 0
-    while position < len(words):
-        word = words[position]
-        if word not in given:
-            rest.append(word)
+    while position < len(argv):
+        argument = argv[position]
+        if argument not in given:
+            rest.append(argument)
             position += 1
             continue
-        pair = words[position + 1 : position + 3]
+        pair = argv[position + 1 : position + 3]
         if len(pair) < 2:
             from click import UsageError  # see plain.py
 
-            raise UsageError(f"{word} takes two words: a config's name, and its value.")
-        given[word][pair[0]] = pair[1]
+            raise UsageError(f"{argument} takes two arguments: a config's name, and its value.")
+        given[argument][pair[0]] = pair[1]
         position += 3
     files, values = given.values()
     named = {*files, *values}

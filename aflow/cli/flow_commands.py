@@ -52,7 +52,7 @@ class FlowGroup(click.Group):
         flow: type[FlowSpec] | None,
         script: str,
         defined: Defined | None = None,
-        words: tuple[str, ...] = (),
+        argv: tuple[str, ...] = (),
     ) -> None:
         super().__init__(
             name=flow.__name__ if flow else "aflow",
@@ -65,7 +65,7 @@ class FlowGroup(click.Group):
         self._flow = flow
         self._script = script
         self._defined = defined or Defined(flow, GivenConfigs())
-        self._words = words
+        self._argv = argv
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names; what they mean to this flow is not looked at yet."""
@@ -126,7 +126,7 @@ class FlowGroup(click.Group):
             name,
             options_metavar=f"{'FLOW.PY ' if needs_file else ''}[OPTIONS]",
             params=[*params, *general],
-            callback=bound(body, self._flow, self._script, self._defined, self._words),
+            callback=bound(body, self._flow, self._script, self._defined, self._argv),
             help=help,
             context_settings=_NORMALIZED,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aflow._core.clock import SystemClock
-from aflow._core.settings import Settings, words_of
+from aflow._core.settings import Settings, choices_of
 from aflow._core.wording import plural
 from aflow.cli.errors import printable
 from aflow.cli.options import flag, option
@@ -82,7 +82,7 @@ def _parameters() -> list[click.Parameter]:
         ),
         option(
             "--datastore",
-            type=click.Choice(words_of("datastore")),
+            type=click.Choice(choices_of("datastore")),
             help="Where the artifacts are stored.",
         ),
         option(

@@ -34,21 +34,21 @@ _begun = False  # a flow of the file that we run has been called
 _before: frozenset[str] = frozenset()  # modules that the program need not import
 
 
-def is_target(word: str) -> bool:
-    """Return whether a word of the command line means a flow file.
+def is_target(argument: str) -> bool:
+    """Return whether an argument of the command line means a flow file.
 
     Args:
-        word: The word of the command line.
+        argument: The argument of the command line.
     """
-    return _parted(word) is not None and not word.startswith("-")
+    return _parted(argument) is not None and not argument.startswith("-")
 
 
-def _parted(word: str) -> tuple[str, str | None] | None:
-    """The path of `path.py[:Name]`, and the name; None where the word is nothing like that."""
+def _parted(argument: str) -> tuple[str, str | None] | None:
+    """The path of `path.py[:Name]`, and the name; None where the argument is nothing like that."""
     # Without an expression: to compile one takes longer than all that is made of it here.
-    path, colon, name = word.rpartition(":")
-    if word.endswith(".py"):
-        path, name = word, ""
+    path, colon, name = argument.rpartition(":")
+    if argument.endswith(".py"):
+        path, name = argument, ""
     elif not colon or not name.replace("_", "a").isalnum():
         return None
     return (path, name or None) if path.endswith(".py") and path != ".py" else None
@@ -68,9 +68,9 @@ def begins(
     flow: type[FlowSpec], argv: Sequence[str], folder: str | None, modules: Sequence[str]
 ) -> bool:
     """Return whether a call of this flow starts its command line: not where its file is only being
-    imported, nor where another flow was asked for. Notes with which words and in which folder the
+    imported, nor where another flow was asked for. Notes the arguments and the folder with which the
     program was started, and which modules it had imported when it called its flow, for its tasks
-    run it again. Where the words are those of a run, it starts the zygote of those tasks.
+    run it again. Where the arguments are those of a run, it starts the zygote of those tasks.
 
     Where the file is only being loaded, or another flow was asked for, the caller decides what is
     done with the flow.
@@ -108,13 +108,13 @@ def begins(
     return True
 
 
-def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
-    """Run a flow's file as `python path.py words` does: its flow's call is its command line. What
-    the file raises after that call passes through.
+def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
+    """Run a flow's file as `python path.py ARGUMENTS` does: its flow's call is its command line.
+    What the file raises after that call passes through.
 
     Args:
         target: `path.py` or `path.py:Name`.
-        words: The words of the command line.
+        arguments: The arguments of the command line.
 
     Returns:
         The flow's class, where the file does not call its flow.
@@ -133,7 +133,7 @@ def run_file(target: str, words: Sequence[str]) -> type[FlowSpec]:
     _asked_for = wanted
     file = os.path.join(os.getcwd(), parted[0])
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
-    argv, folder = [parted[0], *words], os.getcwd()
+    argv, folder = [parted[0], *arguments], os.getcwd()
     _root, name = package_of(file) or (None, None)
     _keep_importable(target, file, _root)
     _before = frozenset(loaded())

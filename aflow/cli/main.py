@@ -57,7 +57,7 @@ Examples:
 
 # What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
 _DEPLOY = ("create", "trigger", "list-runs", "terminate", "resume", "delete", "diff")
-_SECOND_WORDS = {
+_SUBCOMMANDS = {
     "batch": ("list", "kill"),
     "card": ("view", "get", "list", "create", "server"),
     "deploy": _DEPLOY,
@@ -69,11 +69,11 @@ _SECOND_WORDS = {
 }
 
 
-_WORDS_OF = "--aflow-words="
+_ARGV_FILE = "--aflow-words="
 
 
 class Line(NamedTuple):
-    """A command line taken apart: the words that are neither command nor file keep their order,
+    """A command line taken apart: the arguments that are neither command nor file keep their order,
     those ahead of the command's name apart."""
 
     ahead: list[str]
@@ -86,7 +86,7 @@ def run_program(words: Sequence[str]) -> NoReturn:
     """Run the command `aflow` with these words, and end the program.
 
     Args:
-        words: The words of the command line.
+        argv: The arguments of the command line.
     """
     fill_descriptors()
     conceal_secrets()
@@ -95,7 +95,7 @@ def run_program(words: Sequence[str]) -> NoReturn:
         if (asked := shell_asks()) is not None:
             return import_module("aflow.cli.completion").complete(asked)
         try:
-            return _program(words)
+            return _program(argv)
         finally:
             zygote_start.drop_zygote()
 
@@ -114,43 +114,43 @@ def run_script(flow: FlowSpec) -> None:
     leave(guarded(lambda: flow_group(type(flow), script, sys.argv[1:])))
 
 
-def flow_group(flow: type[FlowSpec] | None, script: str, words: Sequence[str]) -> object:
-    """Run a command of a flow: `words` are those behind its file.
+def flow_group(flow: type[FlowSpec] | None, script: str, argv: Sequence[str]) -> object:
+    """Run a command of a flow: `argv` has the arguments behind its file.
 
     Args:
         flow: The class of the flow; None where the file does not define one.
         script: The path of the flow's file.
         words: The words behind the flow's file.
     """
-    configs, rest = given_configs(words)
+    configs, rest = given_configs(argv)
     try:
         defined = Defined(flow, configs)
-        call = None if flow is None else plain.understood(flow, script, defined, words, rest)
+        call = None if flow is None else plain.understood(flow, script, defined, argv, rest)
         if call is not None:
             return plain.run(*call)
         from aflow.cli.flow_commands import FlowGroup
 
-        group = FlowGroup(flow, script, defined, tuple(words))
+        group = FlowGroup(flow, script, defined, tuple(argv))
         return group.main(rest, prog_name=os.path.basename(script), standalone_mode=False)
     finally:
         zygote_start.drop_zygote()
 
 
-def _program(words: Sequence[str]) -> object:
-    words = _with_given(words)
-    if words and words[0] in EARLIER:
-        words = [EARLIER[words[0]], *words[1:]]
-    if words and words[0] in OTHERS:
-        rest = ["--help" if word == "-h" else word for word in words[1:]]
-        return other_command(words[0]).main(
-            rest, prog_name=f"aflow {words[0]}", standalone_mode=False
+def _program(argv: Sequence[str]) -> object:
+    argv = _with_given(argv)
+    if argv and argv[0] in EARLIER:
+        argv = [EARLIER[argv[0]], *argv[1:]]
+    if argv and argv[0] in OTHERS:
+        rest = ["--help" if argument == "-h" else argument for argument in argv[1:]]
+        return other_command(argv[0]).main(
+            rest, prog_name=f"aflow {argv[0]}", standalone_mode=False
         )
-    if "--compat" in words:
+    if "--compat" in argv:
         from aflow.compat.metaflow import install
 
         install()
-        words = [word for word in words if word != "--compat"]
-    line = take_apart(words)
+        argv = [argument for argument in argv if argument != "--compat"]
+    line = take_apart(argv)
     if line.target is not None:
         command = [] if line.command is None else [line.command]
         rest = [*line.ahead, *command, *line.rest]
@@ -162,10 +162,10 @@ def _program(words: Sequence[str]) -> object:
         return flow_group(flow, target, rest)
     if line.command in NEED_NO_FILE:
         return flow_group(None, "aflow", [*line.ahead, line.command, *line.rest])
-    if line.command == "version" or "--version" in words:
+    if line.command == "version" or "--version" in argv:
         print(f"aflow {__version__}")
         return 0
-    wants_help = bool({"--help", "-h"} & set(words))
+    wants_help = bool({"--help", "-h"} & set(argv))
     if line.command in (None, "help") or (wants_help and line.command not in COMMANDS):
         print(_help())
         return 0
@@ -192,23 +192,23 @@ def other_command(name: str) -> click.Command:
     return made
 
 
-def _with_given(words: Sequence[str]) -> Sequence[str]:
-    """The words, with those of a file (a JSON list) in the place of `--aflow-words=FILE`: so a
+def _with_given(argv: Sequence[str]) -> Sequence[str]:
+    """The arguments, with those of a file (a JSON list) in the place of `--aflow-words=FILE`: so a
     server starts runs, since every user of a machine reads command lines in its list of
     processes."""
-    at = next((n for n, word in enumerate(words) if word.startswith(_WORDS_OF)), None)
+    at = next((n for n, argument in enumerate(argv) if argument.startswith(_ARGV_FILE)), None)
     if at is None:
-        return words
+        return argv
     import json
 
     try:
-        with open(words[at].removeprefix(_WORDS_OF), "rb") as file:
+        with open(argv[at].removeprefix(_ARGV_FILE), "rb") as file:
             given = json.load(file)
     except (OSError, ValueError) as error:
-        raise _usage_error(f"{words[at]}: words cannot be read there ({error}).") from error
+        raise _usage_error(f"{argv[at]}: arguments cannot be read there ({error}).") from error
     if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
-        raise _usage_error(f"{words[at]}: there is no list of words.")
-    return [*words[:at], *given, *words[at + 1 :]]
+        raise _usage_error(f"{argv[at]}: there is no list of arguments.")
+    return [*argv[:at], *given, *argv[at + 1 :]]
 
 
 def _help() -> str:
@@ -223,11 +223,11 @@ def _help() -> str:
     return _HELP.format(commands=listed(of_flows), others=listed(others | of_none))
 
 
-def take_apart(words: Sequence[str]) -> Line:
+def take_apart(argv: Sequence[str]) -> Line:
     """Find the command and the flow file among the arguments.
 
     Args:
-        words: The words of the command line.
+        argv: The arguments of the command line.
 
     Returns:
         The words before the command, the command, the flow file, and all other words.
@@ -236,37 +236,37 @@ def take_apart(words: Sequence[str]) -> Line:
     rest: list[str] = []
     command = target = None
     position = 0
-    while position < len(words):
-        word = words[position]
-        if word.startswith("-"):
-            taken = 3 if word in CONFIG_OPTIONS else 1 + _takes_next(words, position)
-            (rest if command else ahead).extend(words[position : position + taken])
+    while position < len(argv):
+        argument = argv[position]
+        if argument.startswith("-"):
+            taken = 3 if argument in CONFIG_OPTIONS else 1 + _takes_next(argv, position)
+            (rest if command else ahead).extend(argv[position : position + taken])
             position += taken
             continue
         position += 1
-        if loading.is_target(word):
-            target = word
+        if loading.is_target(argument):
+            target = argument
             break
-        if word in _SECOND_WORDS.get(command or "", ()):
-            rest.append(word)
+        if argument in _SUBCOMMANDS.get(command or "", ()):
+            rest.append(argument)
             continue
         if command is not None:
-            rest.append(word)  # the argument of a command that needs no file
+            rest.append(argument)  # the argument of a command that needs no file
             break
-        command = word
-    tail = list(words[position:])
+        command = argument
+    tail = list(argv[position:])
     if command is None and target is not None:
         return Line([], None, target, [*ahead, *tail])
     return Line(ahead, command, target, [*rest, *tail])
 
 
-def _takes_next(words: Sequence[str], position: int) -> bool:
-    """Whether the option here has the next word as its value. One that is not known is a
+def _takes_next(argv: Sequence[str], position: int) -> bool:
+    """Whether the option here has the next argument as its value. One that is not known is a
     parameter of the flow, which has a value."""
-    option = words[position]
-    if "=" in option or option in _flags() or position + 1 == len(words):
+    option = argv[position]
+    if "=" in option or option in _flags() or position + 1 == len(argv):
         return False
-    return option in _valued() or not loading.is_target(words[position + 1])
+    return option in _valued() or not loading.is_target(argv[position + 1])
 
 
 def _flags() -> set[str]:

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from aflow._core import ids
-from aflow._core.settings import default_of, metadata_place, resource_amounts, words_of
+from aflow._core.settings import choices_of, default_of, metadata_place, resource_amounts
 from aflow.cli.errors import printable
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
@@ -211,11 +211,11 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         ),
         _choice(
             "--environment",
-            words_of("environment"),
+            choices_of("environment"),
             "Packages of steps: installed ones (local), or an environment of each step.",
             rest,
         ),
-        _choice("--datastore", words_of("datastore"), "Where the artifacts are.", rest),
+        _choice("--datastore", choices_of("datastore"), "Where the artifacts are.", rest),
         option(
             "--datastore-root",
             metavar="PATH",
@@ -357,19 +357,19 @@ def run_options() -> list[Option]:
         of_setting(
             "isolation",
             "A new process for each task, or processes that run many tasks.",
-            type=click.Choice(words_of("isolation")),
+            type=click.Choice(choices_of("isolation")),
         ),
         of_setting(
             "process",
             "Processes run the flow's file by themselves, or are forked from one that has run it "
             "(for files that work for seconds at module level).",
-            type=click.Choice(words_of("process")),
+            type=click.Choice(choices_of("process")),
         ),
         of_setting(
             "executor",
             "Where tasks run: here, on the workers of a queue, or as jobs of AWS Batch, Slurm or "
             "Kubernetes.",
-            type=click.Choice(words_of("executor")),
+            type=click.Choice(choices_of("executor")),
         ),
         option(
             "--queue",
@@ -624,7 +624,7 @@ def bound(
     flow: type[FlowSpec] | None,
     script: str,
     defined: Defined,
-    words: tuple[str, ...] = (),
+    argv: tuple[str, ...] = (),
 ) -> Callable[..., object]:
     """Return a callback for click that calls `body(session, **values of the command's own
     options)`.
@@ -634,7 +634,7 @@ def bound(
         flow: The flow; None where no file is named.
         script: The path of the flow's file.
         defined: The flow, as its file has defined it.
-        words: The words of the command line.
+        argv: The arguments of the command line.
     """
 
     @click.pass_context
@@ -642,7 +642,7 @@ def bound(
         top = _top_values(ctx)
         shared = {"with_", *(each.name for each in ctx.command.params if _is_general(each))}
         own = {name: value for name, value in values.items() if name not in shared}
-        return body(Session(flow, script, top, defined, words), **own)
+        return body(Session(flow, script, top, defined, argv), **own)
 
     return call
 

@@ -1,4 +1,4 @@
-"""A plain run: one whose words can be understood without click, which takes as long to import as
+"""A plain run: one whose arguments are understood without click, which takes as long to import as
 the state machine, the driver and the executor together.
 
 Plain is `run`, alone or with a few flags and the flow's own parameters, where no variable of the
@@ -41,10 +41,10 @@ def understood(
     flow: type[FlowSpec],
     script: str,
     defined: Defined,
-    words: Sequence[str],
+    argv: Sequence[str],
     rest: Sequence[str],
 ) -> tuple[Session, dict[str, Any]] | None:
-    """Return what `run` is called with, if these words are those of a plain run: `rest` are they
+    """Return what `run` is called with, if the arguments are those of a plain run: `rest` are they
     without what is given for configs. None where they are not.
 
     Raises what the definition of the flow raises.
@@ -67,7 +67,7 @@ def understood(
     if values is None:
         return None
     top = {**dict.fromkeys(TOP_NAMES), "with_": (), "trigger": (), **flags}
-    return Session(flow, script, top, defined, tuple(words)), values
+    return Session(flow, script, top, defined, tuple(argv)), values
 
 
 def run(session: Session, given: Mapping[str, Any]) -> int:
@@ -82,22 +82,22 @@ def run(session: Session, given: Mapping[str, Any]) -> int:
         raise KeyboardInterrupt from error
 
 
-def _sorted(words: Sequence[str]) -> tuple[dict[str, bool], dict[str, str]] | None:
+def _sorted(argv: Sequence[str]) -> tuple[dict[str, bool], dict[str, str]] | None:
     """Flags, and options with their values; None where there is anything else among them."""
     flags: dict[str, bool] = {}
     given: dict[str, str] = {}
     is_run = False
-    rest = iter(words)
-    for word in rest:
-        if word in _FLAGS:
-            name, value = _FLAGS[word]
+    rest = iter(argv)
+    for argument in rest:
+        if argument in _FLAGS:
+            name, value = _FLAGS[argument]
             if name in flags:
                 return None
             flags[name] = value
-        elif not is_run and word == "run":
+        elif not is_run and argument == "run":
             is_run = True
-        elif is_run and word.startswith("--"):
-            option, separator, text = word[2:].partition("=")
+        elif is_run and argument.startswith("--"):
+            option, separator, text = argument[2:].partition("=")
             if not separator:
                 text = next(rest, "-")
             if option in given or text.startswith("-"):

@@ -59,20 +59,20 @@ def _recover(run: str, metadata: str | None, datastore_root: str | None) -> obje
     # Passwords were not recorded: this program has its own.
     again = [*(with_own_passwords(each, settings) for each in lasting), "--aflow-recover", spec.run]
     places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
-    given = [word for name, value in places if value is not None for word in (name, value)]
-    words = [*again, *given]
-    return flow_group(loading.run_file(target, words), target, words)
+    given = [argument for name, value in places if value is not None for argument in (name, value)]
+    argv = [*again, *given]
+    return flow_group(loading.run_file(target, argv), target, argv)
 
 
-def _lasting(words: Sequence[str]) -> list[str]:
-    """The words without those that were meant for the process that began the run alone."""
+def _lasting(argv: Sequence[str]) -> list[str]:
+    """The arguments without those that were meant for the process that began the run alone."""
     lasting: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        if word in _ONCE:
+    rest = iter(argv)
+    for argument in rest:
+        if argument in _ONCE:
             next(rest, None)
-        elif not word.startswith(tuple(f"{each}=" for each in _ONCE)):
-            lasting.append(word)
+        elif not argument.startswith(tuple(f"{each}=" for each in _ONCE)):
+            lasting.append(argument)
     return lasting
 
 

@@ -394,7 +394,7 @@ def _options(
         branch=session.top["branch"],
         production=session.top["production"],
         trigger=session.top["trigger"],
-        words=session.words,
+        words=session.argv,
         **resumed,
     )
 

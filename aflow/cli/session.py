@@ -76,14 +76,14 @@ class Defined:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One call of a command. `flow` is None for commands that were given a pathspec alone. `words`
+    """One call of a command. `flow` is None for commands that were given a pathspec alone. `argv`
     are those of the command line behind the flow's file."""
 
     flow: type[FlowSpec] | None
     script: str
     top: dict[str, Any]
     defined: Defined
-    words: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
 
     def settings(self, **more: Any) -> Settings:
         """Return the settings as the command line has them; `more` are those of the command itself.

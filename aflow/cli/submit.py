@@ -118,17 +118,17 @@ def parameters_of(given: Sequence[str]) -> dict[str, str]:
         given: The values that were given on the command line.
 
     Raises:
-        InvalidInput: A word is not of that form.
+        InvalidInput: An argument is not of that form.
     """
     found = {}
-    words = iter(given)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not name:
-            raise InvalidInput(f"{word!r} is not a parameter: write --name value.")
+    remaining = iter(given)
+    for argument in remaining:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not name:
+            raise InvalidInput(f"{argument!r} is not a parameter: write --name value.")
         if not equals:
             try:
-                value = next(words)
+                value = next(remaining)
             except StopIteration as error:
                 raise InvalidInput(f"Parameter {name!r} has no value.") from error
         found[name] = value

@@ -68,8 +68,8 @@ def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> in
         Thread(target=_opened, args=(url, target, no_browser), daemon=True).start()
 
     click.echo("Starting a server of this folder; Ctrl-C ends it.")
-    words = ["--port", str(port), "--grace", "5"]
-    serve(listens).main(words, prog_name="aflow server", standalone_mode=False)
+    argv = ["--port", str(port), "--grace", "5"]
+    serve(listens).main(argv, prog_name="aflow server", standalone_mode=False)
     return 0
 
 

@@ -363,9 +363,9 @@ def _slurm(
 ) -> None:
     settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     variables = _variables(settings, metadata)
-    words = _words(slots or 1, pools, labels, resources)
+    argv = _argv(slots or 1, pools, labels, resources)
     folder = settings.root / "slurm"
-    job = submit_workers(count, words, variables, sbatch, folder, slots or 1)
+    job = submit_workers(count, argv, variables, sbatch, folder, slots or 1)
     click.echo(
         f"Submitted job {job} of Slurm: {plural(count, 'worker')}, "
         f"{plural(slots or 1, 'task')} at a time each. "
@@ -383,7 +383,7 @@ def _count(help_text: str) -> click.Parameter:
     )
 
 
-def _words(
+def _argv(
     slots: int,
     pools: Sequence[str],
     labels: Sequence[str],
@@ -391,12 +391,12 @@ def _words(
 ) -> list[str]:
     """The options of `aflow worker` for workers that are started elsewhere."""
     _labels(labels)  # what cannot be meant is said here, and not in a log elsewhere
-    words = [f"--slots={slots}"]
-    words += [f"--pool={each}" for each in pools]
-    words += [f"--label={each}" for each in labels]
+    argv = [f"--slots={slots}"]
+    argv += [f"--pool={each}" for each in pools]
+    argv += [f"--label={each}" for each in labels]
     if resources is not None:
-        words += ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
-    return words
+        argv += ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
+    return argv
 
 
 def _variables(settings: Settings, metadata: str | None) -> dict[str, str]:
@@ -493,12 +493,12 @@ def _keep(
     slots = slots or 1
     # A worker has what it asks for of its node, which others use as well.
     has = {"cpu": float(slots), "gpu": 0.0, **(settings.resources or {})}
-    words = _words(slots, pools, labels, has)
-    words += [f"--grace={grace:g}", f"--lease={lease:g}", *(["--quiet"] if quiet else [])]
+    argv = _argv(slots, pools, labels, has)
+    argv += [f"--grace={grace:g}", f"--lease={lease:g}", *(["--quiet"] if quiet else [])]
     variables = _variables(settings, metadata)
     more = _amounts(asked)
     request = WorkerRequest(
-        words=tuple(words),
+        argv=tuple(argv),
         variables=variables,
         cpu=has["cpu"],
         gpu=has["gpu"],

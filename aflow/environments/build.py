@@ -283,8 +283,8 @@ class Environments:
         uv = Uv(self._report, self._supplies.uv)
         if not lock.is_conda:
             found = self._interpreter(lock.python, uv)
-            words = ["venv", "--relocatable", "--no-project", "--python", found.path, "--quiet"]
-            uv.run(*words, "--allow-existing", os.fspath(new))
+            argv = ["venv", "--relocatable", "--no-project", "--python", found.path, "--quiet"]
+            uv.run(*argv, "--allow-existing", os.fspath(new))
         python = os.fspath(new / "bin" / "python")
         _install(uv, wheels, self._files, self._fetch, "--python", python)
 
@@ -526,14 +526,14 @@ def _install(
     by_place = _lines(packages, lambda each: local.get(each.file) or each.url)
     # An index may give its files under addresses that are good for a while only.
     by_name = _lines(packages, lambda each: local.get(each.file))
-    words = ["pip", "install", "--no-deps", "--require-hashes", "--no-build", *where, "-r", "-"]
+    argv = ["pip", "install", "--no-deps", "--require-hashes", "--no-build", *where, "-r", "-"]
     tries = [(by_place, True), (by_place, False), (by_name, False)]
     if len(local) == len(packages):
         tries = [(by_place, True)]
     first: UvFailed | None = None
     for text, offline in tries:
         try:
-            uv.run(*words, given=text, index=True, offline=offline)
+            uv.run(*argv, given=text, index=True, offline=offline)
             return
         except UvFailed as error:
             first = error if first is None or (not offline and first.is_network) else first

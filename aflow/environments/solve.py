@@ -126,7 +126,7 @@ def libc_of(platform: str) -> tuple[str, tuple[int, ...]]:
     return ("glibc", (int(found[2]), int(found[3]))) if found else ("musl", ())
 
 
-def _in_words_of_uv(platform: str) -> str:
+def _uv_platform(platform: str) -> str:
     """The platform that uv knows and whose wheels run there."""
     found = _MANYLINUX.match(platform)
     if found is None:
@@ -308,17 +308,17 @@ class Solver:
     def _compiled(self, spec: Spec, target: Target) -> str:
         if not spec.requirements:
             return ""
-        words = ["pip", "compile", "-", "--format", "pylock.toml", "--generate-hashes"]
-        words += ["--no-header", "--no-annotate", "--python-version", target.version]
+        argv = ["pip", "compile", "-", "--format", "pylock.toml", "--generate-hashes"]
+        argv += ["--no-header", "--no-annotate", "--python-version", target.version]
         if target.python is not None:
-            words += ["--python", target.python.path]
+            argv += ["--python", target.python.path]
         if not target.is_here:
-            words += ["--python-platform", _in_words_of_uv(target.platform)]
+            argv += ["--python-platform", _uv_platform(target.platform)]
         given = "".join(each.partition(_DIGEST)[0] + "\n" for each in spec.requirements)
 
         def compiled(*more: str, offline: bool = False) -> str:
             return self._uv.run(
-                *words, *more, given=given, folder=self._folder, index=True, offline=offline,
+                *argv, *more, given=given, folder=self._folder, index=True, offline=offline,
                 solves=True,
             )  # fmt: skip
 
@@ -347,11 +347,11 @@ class Solver:
     def _project(self, spec: Spec, target: Target) -> str:
         """The lock of a project of uv, as a pylock.toml."""
         project = _project_of(spec.project or "")
-        words = ["export", "--frozen", "--no-dev", "--format", "pylock.toml", "--no-header"]
+        argv = ["export", "--frozen", "--no-dev", "--format", "pylock.toml", "--no-header"]
         if target.python is not None:
-            words += ["--python", target.python.path]
+            argv += ["--python", target.python.path]
         try:
-            return self._uv.run(*words, folder=project)
+            return self._uv.run(*argv, folder=project)
         except UvFailed as error:
             raise EnvironmentFailed(f"{project / 'uv.lock'}: {error.explanation}") from error
 
@@ -430,11 +430,11 @@ class Solver:
         with tempfile.TemporaryDirectory(prefix="aflow-build-") as folder:
             place, source = self._fetched_source(title, found, archive, here, Path(folder))
             out = Path(folder) / "out"
-            words = ["build", "--wheel", "--out-dir", os.fspath(out), os.fspath(place)]
+            argv = ["build", "--wheel", "--out-dir", os.fspath(out), os.fspath(place)]
             if target.python is not None:
-                words += ["--python", target.python.path]
+                argv += ["--python", target.python.path]
             try:
-                self._uv.run(*words, index=True)
+                self._uv.run(*argv, index=True)
             except UvFailed as error:
                 raise EnvironmentFailed(
                     f"{title} has no wheel for Python {target.minor} on {target.platform}, and "

@@ -94,11 +94,11 @@ class Uv:
         Returns:
             What it prints.
         """
-        words = [self.path, *args, "--color", "never"]
+        argv = [self.path, *args, "--color", "never"]
         # By the environment: all users of the machine read command lines, passwords of URLs, too.
         indexes, options = _indexes_apart(self._indexes if index else [])
-        words += options
-        words += ["--offline"] if offline else []
+        argv += options
+        argv += ["--offline"] if offline else []
         # Interpreters are chosen by aflow, and a download of one is asked for by its own command.
         fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **indexes, **(more or {})}
         without = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", *_SOLVING_VARIABLES * (not solves))
@@ -111,7 +111,7 @@ class Uv:
             environment.setdefault("SSL_CERT_FILE", certificates)
         try:
             process = subprocess.Popen(
-                words,
+                argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -279,12 +279,12 @@ def _indexes_apart(options: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The variables of uv that stand for its options of indexes, and the options that are left."""
     variables: dict[str, str] = {}
     left: list[str] = []
-    words = iter(options)
-    for option in words:
+    remaining = iter(options)
+    for option in remaining:
         if option == "--default-index":
-            variables["UV_DEFAULT_INDEX"] = next(words)
+            variables["UV_DEFAULT_INDEX"] = next(remaining)
         elif option == "--index":
-            variables["UV_INDEX"] = f"{variables.get('UV_INDEX', '')} {next(words)}".strip()
+            variables["UV_INDEX"] = f"{variables.get('UV_INDEX', '')} {next(remaining)}".strip()
         else:
             left.append(option)
     return variables, left

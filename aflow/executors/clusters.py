@@ -36,10 +36,10 @@ _MB = 1 << 20
 
 
 class WorkerRequest(NamedTuple):
-    """What each worker is: the words of its `aflow worker`, variables, and what it asks of the
+    """What each worker is: the arguments of its `aflow worker`, variables, and what it asks of the
     cluster: CPUs, GPUs, memory in MB, and amounts of the cluster's own names."""
 
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     variables: dict[str, str]
     cpu: float
     gpu: float
@@ -279,8 +279,8 @@ class ClusterWorker:
     """One worker on a node of a cluster: a process of its own, which takes nothing new, and ends,
     when its standard input does. So it ends when this process does, however that goes."""
 
-    def __init__(self, words: Sequence[str], variables: Mapping[str, str]) -> None:
-        self._words = [*words]
+    def __init__(self, argv: Sequence[str], variables: Mapping[str, str]) -> None:
+        self._argv = [*argv]
         self._variables = dict(variables)
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._process: subprocess.Popen[bytes] | None = None
@@ -292,7 +292,7 @@ class ClusterWorker:
             The host name of the node.
         """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "aflow", "worker", "--until-eof", *self._words],
+            [sys.executable, "-m", "aflow", "worker", "--until-eof", *self._argv],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment_with(self._variables),
@@ -387,7 +387,7 @@ class RayCluster:
             max_restarts=0,
             scheduling_strategy="SPREAD",
         )
-        actor = self._actors[number] = made.remote(request.words, request.variables)
+        actor = self._actors[number] = made.remote(request.argv, request.variables)
         self._refs[actor.start.remote()] = number
 
     def look(self, seconds: float) -> list[tuple[int, Event]]:
@@ -520,7 +520,7 @@ class DaskCluster:
             self._nodes[number] = node
             key = f"{self._key}-{number}"
             self._futures[number] = self._client.submit(
-                _serve, key, self._request.words, self._request.variables,
+                _serve, key, self._request.argv, self._request.variables,
                 key=key, workers=[node], allow_other_workers=False, pure=False, retries=0,
                 resources=self._resources() or None,
             )  # fmt: skip
@@ -600,12 +600,12 @@ def _why_failed(error: BaseException) -> Event:
 _here: dict[str, ClusterWorker] = {}
 
 
-def _serve(key: str, words: Sequence[str], variables: Mapping[str, str]) -> tuple[int, str]:
+def _serve(key: str, argv: Sequence[str], variables: Mapping[str, str]) -> tuple[int, str]:
     """Run a worker until it ends, or nobody wants the task any more: its client is gone."""
     from distributed import get_worker
 
     state = get_worker().state
-    place = ClusterWorker(words, variables)
+    place = ClusterWorker(argv, variables)
     place.start()
     _here[key] = place
     is_wanted = True

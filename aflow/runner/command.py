@@ -248,16 +248,16 @@ class RunningCommand:
 _URLS = {"--metadata": "AFLOW_DEFAULT_METADATA", "--queue": "AFLOW_QUEUE"}
 
 
-def _without_urls(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def _without_urls(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """A command line without the passwords of URLs, which every user of the machine could read in
     it; and variables that say what is left out."""
     kept, variables = [], {}
-    for word in words:
-        option, _, value = word.partition("=")
+    for argument in argv:
+        option, _, value = argument.partition("=")
         if option in _URLS and sealed(value) is not value:
             variables[_URLS[option]] = value
         else:
-            kept.append(word)
+            kept.append(argument)
     return kept, variables
 
 
@@ -350,20 +350,20 @@ class Announcement:
             return b""
 
 
-# From keyword arguments to the words of a command line, checked against the command's options.
+# From keyword arguments to a command line, checked against the command's options.
 
-LAST_WORDS = 20  # lines of a failed command that its error repeats
+LAST_LINES = 20  # lines of a failed command that its error repeats
 # Names of old for options that have another one here.
 _ALIASES = {"decospecs": "with"}
-# Linux takes no word above 128 kB, and 2 MB in all, the environment included.
-_LONGEST_WORD = 100_000
+# Linux takes no argument above 128 kB, and 2 MB in all, the environment included.
+_LONGEST_ARGUMENT = 100_000
 _LONGEST_LINE = 1_000_000
 
 
-class Words(NamedTuple):
+class CommandArguments(NamedTuple):
     """A command line, and values of parameters that it cannot hold, which go into a file."""
 
-    words: list[str]
+    argv: list[str]
     values: dict[str, Any]
 
 
@@ -397,9 +397,9 @@ class FlowCommands:
         self._line = CommandLine(Path(self.flow_file))
         self._commands: list[RunningCommand] = []  # whose output is still kept
 
-    def _command(self, words: Sequence[str]) -> RunningCommand:
+    def _command(self, argv: Sequence[str]) -> RunningCommand:
         """Start a command of the file."""
-        return RunningCommand([*program(self.flow_file), *words], self._cwd, self._env)
+        return RunningCommand([*program(self.flow_file), *argv], self._cwd, self._env)
 
 
 class CommandLine:
@@ -409,14 +409,14 @@ class CommandLine:
         self._file = file
         self._flows: Sequence[type[FlowSpec]] | None = None
 
-    def words(
+    def compose(
         self,
         command: str,
         arguments: Sequence[str],
         top: Mapping[str, Any],
         given: Mapping[str, Any],
-    ) -> Words:
-        """Return the arguments `[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have two words.
+    ) -> CommandArguments:
+        """Return the arguments `[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have a subcommand.
 
         Args:
             command: The name of the command.
@@ -430,16 +430,16 @@ class CommandLine:
         """
         ahead = self._options("", _without_none(top))
         behind = self._options(command, _without_none(given))
-        words = [*ahead.words, *command.split(), *behind.words, *arguments]
-        for each in words:
-            if len(os.fsencode(each)) > _LONGEST_WORD:
+        argv = [*ahead.argv, *command.split(), *behind.argv, *arguments]
+        for each in argv:
+            if len(os.fsencode(each)) > _LONGEST_ARGUMENT:
                 name = each.partition("=")[0]
                 raise InvalidInput(f"The value of {name[:80]} is too long for a command line.")
-        return Words(words, behind.values)
+        return CommandArguments(argv, behind.values)
 
-    def _options(self, command: str, given: Mapping[str, Any]) -> Words:
+    def _options(self, command: str, given: Mapping[str, Any]) -> CommandArguments:
         known = self._known(command) if given else {}
-        words: list[str] = []
+        argv: list[str] = []
         values: dict[str, Any] = {}
         length = 0
         for name, value in given.items():
@@ -464,8 +464,8 @@ class CommandLine:
             if of_flow is not None and no_words:
                 values[of_flow.name] = _texts(option, name, value)
             else:
-                words += written
-        return Words(words, values)
+                argv += written
+        return CommandArguments(argv, values)
 
     def _known(self, command: str) -> dict[str, click.Parameter]:
         """The options and arguments of a command, by all the names that they go by."""
@@ -473,9 +473,9 @@ class CommandLine:
         for flow in self._candidates():
             group = FlowGroup(flow, self._file.name)
             found: click.Command | None = group
-            for word in command.split():  # `step-functions create`, say
+            for argument in command.split():  # `step-functions create`, say
                 assert isinstance(found, click.Group), "only commands that there are, are asked for"
-                found = found.get_command(click.Context(found), word)
+                found = found.get_command(click.Context(found), argument)
             assert found is not None, "only commands that there are, are asked for"
             for each in found.params:
                 known |= dict.fromkeys(_names(each), each)
@@ -507,7 +507,7 @@ def _plain(name: str) -> str:
 
 
 def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
-    """The words that give the option this value."""
+    """The arguments that give the option this value."""
     if isinstance(parameter, click.Argument):
         return [_text(name, value)]
     if isinstance(parameter, click.Option) and parameter.is_flag:
@@ -516,7 +516,11 @@ def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
     several = parameter.multiple and isinstance(value, list | tuple)
     values = value if several else [value]
     if parameter.nargs > 1:
-        return [word for each in values for word in (option, *(_text(name, one) for one in each))]
+        return [
+            argument
+            for each in values
+            for argument in (option, *(_text(name, one) for one in each))
+        ]
     return [f"{option}={_text(name, _joined(parameter, each))}" for each in values]
 
 

@@ -16,7 +16,7 @@ from aflow._core.clock import SystemClock
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CommandFailed, NotFound
-from aflow.runner.command import LAST_WORDS, FlowCommands
+from aflow.runner.command import LAST_LINES, FlowCommands
 
 LOOK_AGAIN = 1.0  # seconds between looks at whether a run has begun
 
@@ -65,12 +65,12 @@ class Deployer(FlowCommands):
         with _file() as file:
             if facts:
                 given = {**given, "deployer_attribute_file": file}
-            words, values = self._line.words(command, arguments, self.top_level_kwargs, given)
+            argv, values = self._line.compose(command, arguments, self.top_level_kwargs, given)
             if values:
                 enclosed = f"{file}.parameters"
                 Path(enclosed).write_text(json.dumps(values))
-                words.append(f"--parameters-file={enclosed}")
-            started = self._command(words)
+                argv.append(f"--parameters-file={enclosed}")
+            started = self._command(argv)
             try:
                 code = started.wait_here(self.show_output)
                 printed = started.output("stdout")
@@ -78,7 +78,7 @@ class Deployer(FlowCommands):
                     last = [*printed.splitlines(), *started.output("stderr").splitlines()]
                     raise CommandFailed(
                         f"{shlex.join(started.command)} failed (exit code {code}). It said:\n"
-                        + "\n".join(last[-LAST_WORDS:])
+                        + "\n".join(last[-LAST_LINES:])
                     )
             finally:
                 started.cleanup()

@@ -11,7 +11,7 @@ from aflow._core.threads import in_thread
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CommandFailed
-from aflow.runner.command import LAST_WORDS, Announcement, FlowCommands, RunningCommand
+from aflow.runner.command import LAST_LINES, Announcement, FlowCommands, RunningCommand
 
 if TYPE_CHECKING:
     from aflow.client import Task
@@ -258,11 +258,11 @@ class Runner(FlowCommands):
         kwargs: Mapping[str, Any],
         announcement: Announcement,
     ) -> RunningCommand:
-        words, values = self._line.words(name, arguments, self.top_level_kwargs, kwargs)
+        argv, values = self._line.compose(name, arguments, self.top_level_kwargs, kwargs)
         if values:
-            words.append(f"--parameters-file={announcement.enclose(values)}")
-        words.append(f"--runner-attribute-file={announcement.path}")
-        command = self._command(words)
+            argv.append(f"--parameters-file={announcement.enclose(values)}")
+        argv.append(f"--runner-attribute-file={announcement.path}")
+        command = self._command(argv)
         self._commands.append(command)
         return command
 
@@ -274,7 +274,7 @@ def _announced(said: bytes, command: RunningCommand) -> Run:
         last = [*command.output("stdout").splitlines(), *command.output("stderr").splitlines()]
         raise CommandFailed(
             f"{shlex.join(command.command[1:-1])} has begun no run (exit code {code}). It said:\n"
-            + "\n".join(last[-LAST_WORDS:])
+            + "\n".join(last[-LAST_LINES:])
         )
     facts = json.loads(said)
     pathspec = f"{facts['flow_name']}/{facts['run_id']}"

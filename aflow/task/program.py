@@ -54,8 +54,8 @@ class LoadRequest(NamedTuple):
 
 
 class Started(NamedTuple):
-    """How the program was started whose `MyFlow()` this process has reached: the flow, the words of
-    the program, the name after `-m` (None for a file), its folder and environment at that time, and
+    """How the program was started whose `MyFlow()` this process has reached: the flow, the arguments
+    of the program, the name after `-m` (None for a file), its folder and environment at that time, and
     the names of the modules that it has imported. `root` is where a module was looked for, if not
     in that folder."""
 
@@ -170,7 +170,7 @@ def program_of(cls: type) -> dict[str, Any]:
             "module": _started.module or "__main__",
             "name": cls.__qualname__,
             "argv": _started.argv,
-            "flags": _flags(_words(_started.module or "__main__", _started.argv)),
+            "flags": _flags(_argv_of(_started.module or "__main__", _started.argv)),
             **({} if _started.root is None else {"root": _started.root}),
         }
     source = source_of(cls)
@@ -181,15 +181,15 @@ def program_of(cls: type) -> dict[str, Any]:
     return {"kind": kind, **source, **around}
 
 
-def _words(module: str, argv: Sequence[str]) -> list[str]:
+def _argv_of(module: str, argv: Sequence[str]) -> list[str]:
     """What stands behind the options of the interpreter."""
     return [*argv] if module == "__main__" else ["-m", module, *argv[1:]]
 
 
-def _flags(words: Sequence[str]) -> list[str]:
-    """The options that this interpreter was given, where it was started with these words."""
-    options = sys.orig_argv[1 : -len(words)]
-    is_plain = sys.orig_argv[-len(words) :] == [*words] and "-m" not in options
+def _flags(arguments: Sequence[str]) -> list[str]:
+    """The options that this interpreter was given, where it was started with these arguments."""
+    options = sys.orig_argv[1 : -len(arguments)]
+    is_plain = sys.orig_argv[-len(arguments) :] == [*arguments] and "-m" not in options
     return options if is_plain and (not options or options[0].startswith("-")) else []
 
 
@@ -359,7 +359,7 @@ class Program:
     @property
     def _command(self) -> list[str]:
         """What the interpreter would have been started with."""
-        return [sys.executable, *self.source["flags"], *_words(self.source["module"], self._argv)]
+        return [sys.executable, *self.source["flags"], *_argv_of(self.source["module"], self._argv)]
 
     def run(self) -> Any:
         """Run the program in this process, up to its end. Raises whatever the program raises.

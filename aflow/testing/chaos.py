@@ -206,18 +206,18 @@ class Fleet:
         text = PREAMBLE + self.ledger.source + source + POSTAMBLE.format(name=FLOW)
         (self.home / "flow.py").write_text(text)
 
-    def start_worker(self, *words: str, **env: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         """Start a worker, and wait until it takes tasks.
 
         Args:
-            *words: More arguments of the command line.
+            *arguments: More arguments of the command line.
             **env: Environment variables that are set in addition.
 
         Returns:
             The process.
         """
         said = self.away / f"{len(self._processes)}.err"
-        command = ("-m", "aflow", "worker", "--queue", self.queue, *words)
+        command = ("-m", "aflow", "worker", "--queue", self.queue, *arguments)
         process = self._start(command, self.away, said, env)
         wait_until(
             lambda: b"takes tasks of" in said.read_bytes() or process.poll() is not None,
@@ -226,11 +226,13 @@ class Fleet:
         assert process.poll() is None, said.read_text()
         return process
 
-    def begin(self, *words: str, output: int | None = None, **env: str) -> subprocess.Popen[bytes]:
+    def begin(
+        self, *arguments: str, output: int | None = None, **env: str
+    ) -> subprocess.Popen[bytes]:
         """Start a coordinator with a new run.
 
         Args:
-            *words: More arguments of the command line.
+            *arguments: More arguments of the command line.
             output: The descriptor that it prints to; None for a file.
             **env: Environment variables that are set in addition.
 
@@ -238,7 +240,15 @@ class Fleet:
             The process.
         """
         queue = ("--executor", "queue", "--queue", self.queue)
-        command = ("flow.py", "--no-pylint", "run", "--max-num-splits", "100000", *queue, *words)
+        command = (
+            "flow.py",
+            "--no-pylint",
+            "run",
+            "--max-num-splits",
+            "100000",
+            *queue,
+            *arguments,
+        )
         return self._start(command, self.home, self.home / "said", env, output)
 
     def serve(self, port: int) -> subprocess.Popen[bytes]:
@@ -250,8 +260,8 @@ class Fleet:
         Returns:
             The process.
         """
-        words = ("-m", "aflow", "server", "--port", str(port), "--queue", self.queue)
-        process = self._start(words, self.home, self.home / "said", {})
+        arguments = ("-m", "aflow", "server", "--port", str(port), "--queue", self.queue)
+        process = self._start(arguments, self.home, self.home / "said", {})
 
         def listens() -> bool:
             with socket.socket() as probe:
@@ -268,8 +278,8 @@ class Fleet:
         Args:
             port: The port of the server.
         """
-        words = ("-m", "aflow", "submit", "flow.py", "--server", f"http://127.0.0.1:{port}")
-        if self.ends(self._start(words, self.home, self.home / "said", {})):
+        arguments = ("-m", "aflow", "submit", "flow.py", "--server", f"http://127.0.0.1:{port}")
+        if self.ends(self._start(arguments, self.home, self.home / "said", {})):
             _fail(f"the run is not taken: {self.said()[-4000:]}")
 
     def recover(self, **env: str) -> subprocess.Popen[bytes]:
@@ -283,14 +293,14 @@ class Fleet:
         """
         run = self.record()
         assert run is not None, "there is a run"
-        words = ("-m", "aflow", "recover", f"{run.flow}/{run.run}")
+        arguments = ("-m", "aflow", "recover", f"{run.flow}/{run.run}")
         # What it does not find in the record: URLs that may hold a password are not in it.
         own = {"AFLOW_QUEUE": self.queue, **env}
-        return self._start(words, self.home, self.home / "said", own)
+        return self._start(arguments, self.home, self.home / "said", own)
 
     def _start(
         self,
-        words: tuple[str, ...],
+        arguments: tuple[str, ...],
         folder: Path,
         said: Path,
         env: dict[str, str],
@@ -302,7 +312,7 @@ class Fleet:
         }
         with said.open("ab") as file:
             process = subprocess.Popen(
-                [sys.executable, *words],
+                [sys.executable, *arguments],
                 cwd=folder,
                 env=os.environ | own | self._env | env,
                 stdin=subprocess.DEVNULL,
@@ -765,8 +775,8 @@ class Machines:
         return self.fleet.start_worker("--slots", "2", "--lease", "3", **self.clocks["theirs"].env)
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        words, env = ("--isolation", self._isolation), self.clocks["ours"].env
-        return self.fleet.begin(*words, output=None, **env)
+        arguments, env = ("--isolation", self._isolation), self.clocks["ours"].env
+        return self.fleet.begin(*arguments, output=None, **env)
 
     def is_over(self) -> bool:
         """Return whether the run has ended. A coordinator that gave up, because what it rests on
@@ -993,14 +1003,14 @@ def soak(
     return Report(seed, dict(+struck), tasks, len(begun), seconds)
 
 
-def undisturbed(folder: Path, source: str, *words: str) -> Results:
+def undisturbed(folder: Path, source: str, *arguments: str) -> Results:
     """Return the results of a flow, run with one worker in a place of its own, where nothing
     happens.
 
     Args:
         folder: The folder of the test.
         source: The text of the flow's file.
-        *words: More arguments of the command line.
+        *arguments: More arguments of the command line.
     """
     folder.mkdir()
     calm = Fleet(
@@ -1012,7 +1022,7 @@ def undisturbed(folder: Path, source: str, *words: str) -> Results:
     try:
         calm.write(source)
         calm.start_worker("--slots", "2")
-        code = calm.ends(calm.begin(*words))
+        code = calm.ends(calm.begin(*arguments))
         if code:
             _fail(f"the undisturbed run ended with {code}:\n{calm.said()[-4000:]}")
         check(calm)

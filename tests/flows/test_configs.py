@@ -140,7 +140,7 @@ def test_a_resumed_run_has_the_configs_of_its_origin(flow: Workspace) -> None:
     [
         (["--config-value", "settings", "{x"], "'settings', as it was given, does not parse"),
         (["--config", "unknown", "x"], "has no config 'unknown'; its configs are: settings, pairs"),
-        (["--config", "settings"], "--config takes two words"),
+        (["--config", "settings"], "--config takes two arguments"),
         (["--notes", "no.txt"], "The file no.txt of parameter 'notes' cannot be read: No such"),
         (["--kind", "middle"], "which is not one of its choices: small, large"),
     ],

@@ -125,14 +125,14 @@ def step_job(
 
 def _more(step: StepDefinition, options: Any) -> list[str]:
     """Further arguments of sbatch, as the user has written them."""
-    words = options.split() if isinstance(options, str) else [str(each) for each in options or ()]
-    for word in words:
-        if not word.startswith("-"):
+    argv = options.split() if isinstance(options, str) else [str(each) for each in options or ()]
+    for argument in argv:
+        if not argument.startswith("-"):
             raise InvalidInput(
                 f"Step {step.name}: options of @slurm are arguments of sbatch such as "
-                f"--mail-type=END, not {word!r}."
+                f"--mail-type=END, not {argument!r}."
             )
-    return words
+    return argv
 
 
 def _resources(step: StepDefinition, slurm: Any, attempt: int) -> list[str]:
@@ -334,19 +334,19 @@ def _script(python: str, nodes: int) -> str:
     return f"#!/bin/sh\nexec {launcher}{_quote(python)} -m {' '.join(PROGRAM)}\n"
 
 
-def _quote(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'"
+def _quote(argument: str) -> str:
+    return "'" + argument.replace("'", "'\\''") + "'"
 
 
 def submit_workers(
     count: int,
-    words: Sequence[str],
+    argv: Sequence[str],
     variables: Mapping[str, str],
     options: Sequence[str],
     folder: Path,
     cpus: int,
 ) -> str:
-    """Submit this many workers of a queue as one array. `words` are those of `aflow worker`,
+    """Submit this many workers of a queue as one array. `argv` are those of `aflow worker`,
     `options` further arguments of sbatch, which take precedence; what workers print goes to the
     folder. A worker is sent SIGTERM a minute before its job comes to its end. Blocks.
 
@@ -367,7 +367,7 @@ def submit_workers(
         InvalidSetting: Where there is no Slurm here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = " ".join(_quote(each) for each in (sys.executable, "-m", "aflow", "worker", *words))
+    command = " ".join(_quote(each) for each in (sys.executable, "-m", "aflow", "worker", *argv))
     printed = _run(
         "sbatch", "--parsable", "--export=ALL", "--job-name=aflow-worker", "--open-mode=append",
         f"--array=0-{count - 1}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}",
@@ -469,7 +469,7 @@ def _details(number: str, name: str) -> dict[str, str] | None:
         if isinstance(error, JobSystemBusy) or not _FORGOTTEN.search(str(error)):
             raise
         return None
-    pairs = (word.partition("=") for word in printed.split() if "=" in word)
+    pairs = (argument.partition("=") for argument in printed.split() if "=" in argument)
     details = {key: value for key, _, value in pairs}
     return details if details.get("JobName") == name else None
 
@@ -572,11 +572,11 @@ def _run(
     if done.returncode == 0:
         return done.stdout
     said = done.stderr.strip() or done.stdout.strip()
-    words = " ".join(_NOISE.sub("", said).split()).rstrip(".") or f"exit code {done.returncode}"
+    message = " ".join(_NOISE.sub("", said).split()).rstrip(".") or f"exit code {done.returncode}"
     if _BUSY.search(said):
-        raise JobSystemBusy(f"{command}: {words}.")
+        raise JobSystemBusy(f"{command}: {message}.")
     # A controller that has just been started knows no node until the nodes have registered with it,
     # and refuses each job as one that no node could run.
     if _NO_NODE in said and "unk" in _run("sinfo", "-h", "-o", "%t"):
-        raise JobSystemBusy(f"{command}: {words}: nodes have not registered with it yet.")
-    raise refused(f"{command}: {words}.")
+        raise JobSystemBusy(f"{command}: {message}: nodes have not registered with it yet.")
+    raise refused(f"{command}: {message}.")

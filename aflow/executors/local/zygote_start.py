@@ -258,14 +258,14 @@ STARTING = frozenset({"run", "resume", "spin"})  # commands that begin a run
 _NOT_STARTING = frozenset({"--help", "-h", "--dry-run"})
 
 
-def looks_like_a_run(words: Sequence[str]) -> bool:
-    """Return whether these words seem to be those of a command that begins a run. Where they are
+def looks_like_a_run(argv: Sequence[str]) -> bool:
+    """Return whether the arguments seem to be those of a command that begins a run. Where they are
     not, a process was started in vain, and is ended with the command.
 
     Args:
         words: The words of the command line, which are not parsed yet.
     """
-    given = {*words}
+    given = {*argv}
     return bool(STARTING & given) and not _NOT_STARTING & given
 
 

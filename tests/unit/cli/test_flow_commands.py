@@ -340,7 +340,7 @@ def test_a_plain_run_is_understood_as_click_understands_it(words: tuple[str, ...
     top, values, options = parsed(*words)
     assert (top, values) == (session.top, given)
     assert {name: UNSAID[name] for name in options} == options
-    assert (ManyFlow, "many.py", words) == (session.flow, session.script, session.words)
+    assert (ManyFlow, "many.py", words) == (session.flow, session.script, session.argv)
 
 
 # What `run` is called with where nothing is said: by its own defaults, and those of a run.

@@ -68,7 +68,7 @@ def begins(
     flow: type[FlowSpec], argv: Sequence[str], folder: str | None, modules: Sequence[str]
 ) -> bool:
     """Return whether a call of this flow starts its command line: not where its file is only being
-    imported, nor where another flow was asked for. Notes the arguments and the folder with which the
+    imported, nor where another flow was asked for. Notes with which arguments and where the
     program was started, and which modules it had imported when it called its flow, for its tasks
     run it again. Where the arguments are those of a run, it starts the zygote of those tasks.
 

@@ -46,7 +46,7 @@ _PATIENCE = 120.0
 _REMEMBERED = 1000  # runs whose last words are kept
 _FORESEEN = 2  # dry runs at once: each imports a flow
 _LARGEST_FORECAST = 1 << 20  # bytes
-_LARGEST_ERROR = 4000  # bytes of what a run that did not begin has said
+_LARGEST_ERROR = 4000  # bytes of the stderr of a run that did not begin
 
 
 class RunsLocation(NamedTuple):
@@ -200,9 +200,9 @@ class Runs:
     async def _foreseen(self, folder: Path, order: RunRequest) -> dict[str, Any]:
         if not (folder / order.script).is_file():
             raise InvalidInput(f"The code package has no file {order.script}.")
-        with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as found:
+        with tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as found:
             process = await self._process(
-                folder, order, order.flow, (*order.parameters, *order.words), said,
+                folder, order, order.flow, (*order.parameters, *order.words), stderr,
                 "--dry-run", f"--aflow-forecast=/dev/fd/{found.fileno()}",
                 inherited=[found.fileno()],
             )  # fmt: skip
@@ -219,7 +219,7 @@ class Runs:
                     end_group(process.pid)
                     await process.wait()
             if code:
-                raise CommandFailed(f"The run would not start: {_end_of(said)}")
+                raise CommandFailed(f"The run would not start: {_end_of(stderr)}")
             found.seek(0)
             data = found.read(_LARGEST_FORECAST + 1)
         try:
@@ -236,19 +236,19 @@ class Runs:
             raise StoreUnavailable(str(error)) from error
 
     async def _start(self, folder: Path, order: RunRequest) -> str:
-        with tempfile.TemporaryFile() as said:
+        with tempfile.TemporaryFile() as stderr:
             reading, writing = os.pipe()
             with os.fdopen(reading, "rb", 0) as announcement:
                 try:
                     process = await self._process(
-                        folder, order, order.flow, (*order.parameters, *order.words), said,
+                        folder, order, order.flow, (*order.parameters, *order.words), stderr,
                         "--runner-attribute-file", f"/dev/fd/{writing}", inherited=[writing],
                     )  # fmt: skip
                 finally:
                     os.close(writing)
                 announced = await _announced(process, announcement, self._patience)
             if announced is None:
-                raise CommandFailed(f"The run did not start: {_end_of(said)}")
+                raise CommandFailed(f"The run did not start: {_end_of(stderr)}")
         pathspec = announced
         self._processes[pathspec] = process
         if self._closed:
@@ -261,12 +261,12 @@ class Runs:
         order: RunRequest,
         flow: str | None,
         words: Sequence[str],
-        said: IO[bytes],
+        stderr: IO[bytes],
         *options: str,
         inherited: Sequence[int] = (),
     ) -> Process:
         """Start the order's command for a flow of its script. The process reads the words from a
-        file, since a command line is seen by all users; what it writes to stderr goes to `said`,
+        file, since a command line is seen by all users; what it writes to stderr goes to `stderr`,
         and it inherits the descriptors that `options` name."""
         file = folder / order.script
         target = str(file) if flow is None else f"{file}:{flow}"
@@ -277,7 +277,7 @@ class Runs:
                 cwd=file.parent,
                 stdin=DEVNULL,
                 stdout=DEVNULL,  # what tasks print is kept with the tasks
-                stderr=said,
+                stderr=stderr,
                 pass_fds=[*inherited, given.fileno(), code_package.descriptor_of(folder)],
                 env=self._place.environment,
                 start_new_session=True,  # ^C at the terminal is for the daemon to handle
@@ -363,18 +363,18 @@ class Runs:
 
     async def _recover(self, pathspec: str, order: RunRequest, folder: Path) -> None:
         flow, _, run = pathspec.partition("/")
-        said = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
         try:
             words = [*order.words, "--aflow-recover", run]
-            process = await self._process(folder, order, flow, words, said)
+            process = await self._process(folder, order, flow, words, stderr)
         except BaseException:
-            said.close()
+            stderr.close()
             raise
         _log.info("%s was left by its coordinator: process %d goes on.", pathspec, process.pid)
         self._last_errors.pop(pathspec, None)
         self._processes[pathspec] = process
         # Ends with its process, for which `close` waits.
-        task = asyncio.get_running_loop().create_task(self._report_end(process, pathspec, said))
+        task = asyncio.get_running_loop().create_task(self._report_end(process, pathspec, stderr))
         self._reporting.add(task)
         task.add_done_callback(self._note_reported)
 
@@ -383,13 +383,13 @@ class Runs:
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("The end of a recovered run cannot be reported.", exc_info=error)
 
-    async def _report_end(self, process: Process, pathspec: str, said: IO[bytes]) -> None:
-        with said:
+    async def _report_end(self, process: Process, pathspec: str, stderr: IO[bytes]) -> None:
+        with stderr:
             code = await process.wait()
             if code:
                 while len(self._last_errors) >= _REMEMBERED:
                     del self._last_errors[next(iter(self._last_errors))]
-                self._last_errors[pathspec] = _end_of(said) or f"its process ended with {code}"
+                self._last_errors[pathspec] = _end_of(stderr) or f"its process ended with {code}"
                 _log.warning(
                     "%s, recovered, ended with %d: %s", pathspec, code, self._last_errors[pathspec]
                 )
@@ -525,7 +525,7 @@ async def _first(pipe: IO[bytes]) -> bytes:
     return os.read(pipe.fileno(), 1 << 16)
 
 
-def _end_of(said: IO[bytes]) -> str:
-    size = said.seek(0, os.SEEK_END)
-    said.seek(max(0, size - _LARGEST_ERROR))
-    return said.read(_LARGEST_ERROR).decode(errors="replace").strip()
+def _end_of(stderr: IO[bytes]) -> str:
+    size = stderr.seek(0, os.SEEK_END)
+    stderr.seek(max(0, size - _LARGEST_ERROR))
+    return stderr.read(_LARGEST_ERROR).decode(errors="replace").strip()

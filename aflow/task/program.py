@@ -54,8 +54,8 @@ class LoadRequest(NamedTuple):
 
 
 class Started(NamedTuple):
-    """How the program was started whose `MyFlow()` this process has reached: the flow, the arguments
-    of the program, the name after `-m` (None for a file), its folder and environment at that time, and
+    """How the program was started whose `MyFlow()` this process has reached: the flow, its
+    `argv`, the name after `-m` (None for a file), its folder and environment at that time, and
     the names of the modules that it has imported. `root` is where a module was looked for, if not
     in that folder."""
 

@@ -37,6 +37,13 @@ REPLACED = {
     r"\bone's own\b": "custom, your own",
     r"Whose pages to|\bWhich workers there are\b|\bWho may come in\b": "Open the pages of, List",
     r"\bMark all (?:runs|jobs)\b": "A tag for all",
+    r"\bAround[A-Z]\w*|\barounds\b": "StepHook, hooks",
+    r"\bcli[./]early\b|\bserver[./]bodies\b": "prefork, request_bodies",
+    r"(?-i:\bFollowing\()": "LogTail",
+    r"\bnotices? in (?:notices|run\.events)\b|\bnotices: ": "event, events",
+    r"\.(?:say|hear|_say|_hear|_tell|_tell_of\w*)\b": "log, send, receive, report",
+    r"\blast_words\b|\bWORD_OF_\w+|\bword_(?:name|of_(?:switch|foreach))\b": "last_error, result",
+    r"\b(?:session|_line)\.words\b|\bwords: The arguments\b": "argv, arguments",
     r"\b(?:a|the|warm|its|first) grounds?\b|\bGrounds?\(|_grounds?\b|\bground_": "zygote",
 }
 _THIS = Path("tests/architecture/test_words.py")

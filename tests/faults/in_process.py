@@ -82,10 +82,10 @@ class Hand:
     async def _one(self, lease: Lease) -> None:
         message: TaskMessage = open_message(lease.body, "task", (), lease.topic, self._clock.now())
         spec = AttemptSpec.decode(message.spec)
-        await self._say(message, (protocol.STARTED, spec.task, spec.attempt, 1, 0.0))
+        await self._send(message, (protocol.STARTED, spec.task, spec.attempt, 1, 0.0))
         report = await asyncio.to_thread(self._run, message, spec, lease.deliveries > 1)
         ended = (protocol.ENDED, spec.task, spec.attempt, None, None, *report[2:])
-        await self._say(message, ended)
+        await self._send(message, ended)
         with contextlib.suppress(LeaseLost):  # what was cancelled is taken out of the queue
             await self._queue.ack([lease])
 
@@ -97,7 +97,7 @@ class Hand:
         runner.remember(spec)
         return runner.run(spec._replace(again=spec.again or again))
 
-    async def _say(self, message: TaskMessage, event: tuple[Any, ...]) -> None:
+    async def _send(self, message: TaskMessage, event: tuple[Any, ...]) -> None:
         number = next(self._numbers)
         said = ReportsMessage(message.flow, message.run, self._name, "host", number, [event])
         body = said.seal((), message.reply, self._clock.now())

@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def say(self, status: int, body: bytes, length: int | None = None) -> None:
+    def respond(self, status: int, body: bytes, length: int | None = None) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
@@ -113,11 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def well(handler: _Handler, body: bytes) -> None:
-    handler.say(*handler.asked(body))
+    handler.respond(*handler.asked(body))
 
 
 def refuses(handler: _Handler, body: bytes) -> None:
-    handler.say(500, b"Internal Server Error")
+    handler.respond(500, b"Internal Server Error")
 
 
 def hangs_up(handler: _Handler, body: bytes) -> None:
@@ -126,18 +126,18 @@ def hangs_up(handler: _Handler, body: bytes) -> None:
 
 def does_not_say_so(handler: _Handler, body: bytes) -> None:
     handler.asked(body)
-    handler.say(502, b"Bad Gateway")
+    handler.respond(502, b"Bad Gateway")
 
 
 def says_half_of_it(handler: _Handler, body: bytes) -> None:
     status, answer = handler.asked(body)
-    handler.say(status, answer[: len(answer) // 2], len(answer))
+    handler.respond(status, answer[: len(answer) // 2], len(answer))
     handler.close_connection = True
 
 
 def talks_nonsense(handler: _Handler, body: bytes) -> None:
     handler.asked(body)
-    handler.say(200, b"<html>Please log in</html>")
+    handler.respond(200, b"<html>Please log in</html>")
 
 
 BADLY = [refuses, hangs_up, does_not_say_so, says_half_of_it, talks_nonsense]

@@ -95,20 +95,20 @@ def parameters_of(template: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def given_as(words: Iterable[str]) -> dict[str, str]:
-    """Return the values of `NAME=VALUE` words, by name.
+def given_as(arguments: Iterable[str]) -> dict[str, str]:
+    """Return the values of `NAME=VALUE` arguments, by name.
 
     Args:
-        words: The words of the command line.
+        arguments: The arguments of the command line.
 
     Raises:
-        InvalidInput: A word is not of that form.
+        InvalidInput: An argument is not of that form.
     """
     found = {}
-    for word in words:
-        name, mark, value = word.partition("=")
+    for argument in arguments:
+        name, mark, value = argument.partition("=")
         if not name or not mark:
-            raise InvalidInput(f"{word!r} is not a parameter: write NAME=VALUE.")
+            raise InvalidInput(f"{argument!r} is not a parameter: write NAME=VALUE.")
         found[name] = value
     return found
 

@@ -22,7 +22,7 @@ class Ganged(FlowSpec):
         self.place = gang.node_index
         if gang.node_index == 0:
             with socket.create_server(("", PORT)) as server:
-                self.heard = sorted(self.hear(server) for _ in range(2))
+                self.heard = sorted(self.receive(server) for _ in range(2))
         else:
             if gang.node_index == 2 and current.retry_count == 0:
                 raise ValueError("not yet")
@@ -37,7 +37,7 @@ class Ganged(FlowSpec):
             except ConnectionRefusedError:
                 time.sleep(0.1)
 
-    def hear(self, server):
+    def receive(self, server):
         line, _ = server.accept()
         with line:
             return int(line.recv(10))

@@ -82,8 +82,8 @@ class Line(NamedTuple):
     rest: list[str]
 
 
-def run_program(words: Sequence[str]) -> NoReturn:
-    """Run the command `aflow` with these words, and end the program.
+def run_program(argv: Sequence[str]) -> NoReturn:
+    """Run the command `aflow` with these arguments, and end the program.
 
     Args:
         argv: The arguments of the command line.
@@ -115,12 +115,12 @@ def run_script(flow: FlowSpec) -> None:
 
 
 def flow_group(flow: type[FlowSpec] | None, script: str, argv: Sequence[str]) -> object:
-    """Run a command of a flow: `argv` has the arguments behind its file.
+    """Run a command of a flow: `argv` are the arguments behind its file.
 
     Args:
         flow: The class of the flow; None where the file does not define one.
         script: The path of the flow's file.
-        words: The words behind the flow's file.
+        argv: The arguments behind the flow's file.
     """
     configs, rest = given_configs(argv)
     try:

@@ -53,7 +53,7 @@ def understood(
         flow: The class of the flow.
         script: The path of the flow's file.
         defined: The flow, as its file has defined it.
-        words: The words of the command line.
+        argv: The arguments of the command line.
         rest: The words without those that give configs.
     """
     found = _sorted(rest)

@@ -37,11 +37,11 @@ def fork_zygote(argv: Sequence[str], *, inherits: bool = True) -> bool:
     """Fork the zygote of the run that a command line starts.
 
     Args:
-        words: The words of the command line, which are not parsed yet.
+        argv: The arguments of the command line, which are not parsed yet.
         inherits: Whether the child keeps what this process has imported and opened.
 
     Returns:
-        False where the words do not begin a run: nothing was forked.
+        False where the arguments do not begin a run: nothing was forked.
     """
     from aflow.executors.local import zygote_start
 

@@ -90,11 +90,11 @@ class Tally:
         self.stopping = ""  # why the run is being stopped
         self.retries: dict[int, tuple[str, float]] = {}  # tasks that are tried again, and when
 
-    def count(self, notices: Sequence[RunEvent]) -> None:
+    def count(self, events: Sequence[RunEvent]) -> None:
         """Count the events, in this order.
 
         Args:
-            notices: The events since the last call.
+            events: The events since the last call.
         """
         for event in events:
             if type(event) is LogLine:  # nearly all of them, in a storm

@@ -110,7 +110,7 @@ class Console:
         """Print what has happened, in this order, and flush.
 
         Args:
-            notices: What has happened since the last call.
+            events: What has happened since the last call.
         """
         if self.tally is not None:
             self.tally.count(events)
@@ -450,11 +450,11 @@ class Above:
         return getattr(self._stream, name)
 
 
-def progress_lines(notice: Progress) -> list[str]:
+def progress_lines(event: Progress) -> list[str]:
     """Return the sentences that are printed at intervals where there are no bars.
 
     Args:
-        notice: The numbers of tasks, by step, as the coordinator reports them.
+        event: The numbers of tasks, by step, as the coordinator reports them.
 
     Returns:
         What runs, what waits for a worker, and what has not begun.

@@ -475,7 +475,7 @@ class Rendezvous:
             if spec.split_index == 0 and spec.attempt > 0:
                 self._store.put_if_absent(self._name(spec.task, spec.attempt), [b""])
 
-    def say(self, control: int, attempt: int, address: str) -> None:
+    def announce(self, control: int, attempt: int, address: str) -> None:
         """Publish the address of this attempt of member 0 of the gang.
 
         Args:

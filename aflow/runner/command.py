@@ -460,8 +460,10 @@ class CommandLine:
             written = _written(option, name, value)
             size = sum(len(os.fsencode(each)) for each in written)
             length += size
-            no_words = size > _LONGEST_WORD or length > _LONGEST_LINE or "\0" in "".join(written)
-            if of_flow is not None and no_words:
+            too_long = (
+                size > _LONGEST_ARGUMENT or length > _LONGEST_LINE or "\0" in "".join(written)
+            )
+            if of_flow is not None and too_long:
                 values[of_flow.name] = _texts(option, name, value)
             else:
                 argv += written

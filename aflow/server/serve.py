@@ -147,7 +147,7 @@ def serve(
     Args:
         title: What it is, in the line that says where it listens.
         listen: Where to listen, and for whom. Port 0 takes a free one.
-        say: Called with the line `TITLE on URL` when it listens.
+        echo: Called with the line `TITLE on URL` when it listens.
         store: The metadata store whose tokens are valid; None where only keys of the settings are.
         service: The API of Metaflow's metadata service; None where it is not served.
         daemon: The daemon that runs flows; None where the server runs none.

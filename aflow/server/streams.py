@@ -124,7 +124,7 @@ class Streams:
 
         Args:
             run: The run whose end the last event reports.
-            following: The logs that are followed, and how far they were read.
+            log_tail: The logs that are followed, and how far they were read.
             follow: Whether to go on until the run has ended.
         """
         silence = 0.0

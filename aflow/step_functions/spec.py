@@ -184,13 +184,13 @@ class StateJobVariables(NamedTuple):
 FAILURE_RESULT = "run-failed"  # stands for a step in the name of the object
 
 
-def word_name(flow: str, run: str, step: str, place: str) -> str:
+def result_name(flow: str, run: str, step: str, place: str) -> str:
     """Return the name of the object in the store that holds the result of a job.
 
     Args:
         flow: The name of the flow.
         run: The id of the run.
-        step: The name of the step; WORD_OF_FAILURE for the failure of the run.
+        step: The name of the step; FAILURE_RESULT for the failure of the run.
         place: The place of the task: the indices of the foreachs around it.
     """
     return f"deploy/words/{flow}/{run}/{step}/{place}"

@@ -75,11 +75,11 @@ class Clocks:
         self._clock = clock
         self._last: Finding | None = None
 
-    def hear(self, whose: str, date: str | None) -> None:
+    def record(self, owner: str, date: str | None) -> None:
         """Note the time that a service has sent; the last one counts.
 
         Args:
-            whose: The service whose answer it was, as the finding names it.
+            owner: The service whose answer it was, as the finding names it.
             date: The header `Date` of an answer; None where it has none.
         """
         if date is not None:

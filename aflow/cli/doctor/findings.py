@@ -112,7 +112,7 @@ def of_clock(name: str, here: float, there: str, owner: str) -> Finding:
         name: The name of the check.
         here: The time of this machine, in seconds since the epoch.
         there: The header `Date` of the answer.
-        whose: The service whose clock it is, as the sentence names it.
+        owner: The service whose clock it is, as the sentence names it.
     """
     try:
         at: datetime = parsedate_to_datetime(there)

@@ -352,7 +352,7 @@ def submit_workers(
 
     Args:
         count: How many workers: the size of the array.
-        words: The arguments of the command line.
+        argv: The arguments of the command line.
         variables: Environment variables of the workers, beside those that sbatch passes on.
         options: Further arguments of sbatch; they stand last and so take precedence.
         folder: Where the scripts write what workers print; made if it does not exist.

@@ -274,7 +274,7 @@ class Zygotes:
 
     # ------------------------------------------------------------ what zygotes report
 
-    def hear(self, link: _ZygoteSocket, kind: int, *rest: Any) -> None:
+    def receive(self, link: _ZygoteSocket, kind: int, *rest: Any) -> None:
         """Handle a message from a zygote.
 
         Args:

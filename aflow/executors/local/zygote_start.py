@@ -263,7 +263,7 @@ def looks_like_a_run(argv: Sequence[str]) -> bool:
     not, a process was started in vain, and is ended with the command.
 
     Args:
-        words: The words of the command line, which are not parsed yet.
+        argv: The words of the command line, which are not parsed yet.
     """
     given = {*argv}
     return bool(STARTING & given) and not _NOT_STARTING & given

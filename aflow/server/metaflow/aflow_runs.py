@@ -138,7 +138,7 @@ class Joined:
         others = [] if self.listing is None else self.listing.after(session, key)
         return self._merged(own, others, CHUNK, newest_first=False)
 
-    def tell(self, row: Any) -> Any:
+    def render(self, row: Any) -> Any:
         """Return the row in the JSON form that clients get.
 
         Args:

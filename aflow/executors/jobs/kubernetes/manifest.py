@@ -488,15 +488,14 @@ def job_manifest(
     size: int,
     environment: Mapping[str, str],
 ) -> Manifest:
-    """Return the manifest of a Job with this many pods; `whose` are the labels that say whose it
-    is, `environment` are variables beside those that all pods of the step have.
+    """Return the manifest of a Job of `size` pods.
 
     Args:
         job: What all Jobs of the step have in common; it is copied, not changed.
-        whose: The labels that say whose it is.
+        owner_labels: The labels that name its user and run, by key.
         name: The name of the Job, which a gang's service has, too.
         size: How many pods: attempts of an array, or members of a gang.
-        environment: The environment variables, by name.
+        environment: Variables beside those that all pods of the step have, by name.
     """
     labels = {
         **job.labels,

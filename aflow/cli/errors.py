@@ -26,9 +26,9 @@ from aflow.errors import AflowError, InvalidInput, InvalidSetting
 
 FAILED = 1
 USAGE = 2
-INTERRUPTED = 130
+INTERRUPTED = 130  # as shells report it: 128 and the number of SIGINT
 _MOST_FRAMES = 8  # of a traceback that are shown
-NO_READER = 141
+NO_READER = 141  # 128 and the number of SIGPIPE
 
 
 def guarded(body: Callable[[], object]) -> int:

@@ -100,6 +100,8 @@ def _sorted(argv: Sequence[str]) -> tuple[dict[str, bool], dict[str, str]] | Non
             option, separator, text = argument[2:].partition("=")
             if not separator:
                 text = next(rest, "-")
+            # What begins with - may be an option rather than a value, or the value is missing:
+            # click decides.
             if option in given or text.startswith("-"):
                 return None
             given[option] = text

@@ -248,6 +248,7 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
         for number in crew.to_start(clock.monotonic()):
             cluster.start(number)
         times = asked()
+        # The first request: workers without a place are withdrawn, the others end what they run.
         if times and not seen:
             crew.end()
             for number in crew.waiting:
@@ -255,6 +256,7 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
                 crew.forget(number)
             for number in crew.numbers:
                 cluster.stop(number)
+        # The second request: nothing is waited for.
         if times > 1:
             for number in crew.numbers:
                 cluster.kill(number)

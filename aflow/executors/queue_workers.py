@@ -251,6 +251,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
         await self._patiently(put)
 
     async def _put(self, specs: list[AttemptSpec]) -> None:
+        # Attempts may have been cancelled while they waited to be put.
         there = [spec for spec in specs if self._mail.is_wanted((spec.task, spec.attempt))]
         try:
             bodies = await in_thread(self._task_messages, there)
@@ -275,6 +276,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             await self._queue.put(topic, messages)
         for spec in put:
             attempt_key = (spec.task, spec.attempt)
+            # A worker may have reported the end already, while the others were put.
             if attempt_key in self._mail.away:
                 self._specs[attempt_key], self._put_at[attempt_key] = spec, self._loop.time()
 

@@ -36,6 +36,8 @@ def check(definition: FlowDefinition) -> list[InvalidFlow]:
     """
     for stage in STAGES:
         problems = [problem for rule in stage for problem in rule(definition)]
+        # Rules of a stage rely on those of the stages before: where these are broken, they would
+        # only report what follows from it.
         if problems:
             return problems
     return []

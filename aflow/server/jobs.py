@@ -35,6 +35,7 @@ def queues(metadata: MetadataStore) -> dict[str, Any]:
     jobs = of_runs_that_go_on(documents.documents(KIND))
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     rows, runs = 0, []
+    # Without documents no job system has any jobs, and the runs need not be read.
     if jobs:
         runs = metadata.runs(None, states=LIVE_RUN_STATES, limit=_MOST_RUNS)
     for run in runs:

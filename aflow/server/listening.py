@@ -116,6 +116,7 @@ async def listening(
         most = room()
         bounds = Bounds(most, max(1, most // 2))
     connections = _Connections(bounds, tls)
+    # The first one, so that it also sees requests that other middlewares refuse.
     app.middlewares.insert(0, connections.mark_busy)
     app.on_response_prepare.append(_guarded)
     runner = web.AppRunner(

@@ -66,6 +66,7 @@ def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
     cancelled = run.lease is not None and run.lease.cancel is not None
     if cancelled and tries.failed:
         return "cancel"
+    # Both tries and time: a run that was orphaned while no server was running still gets its tries.
     if tries.failed >= _FEWEST and max(now - tries.since, left_for(run)) >= recovery:
         return "fail"
     return "take up" if now >= tries.not_before or cancelled else "wait"

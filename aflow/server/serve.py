@@ -171,6 +171,7 @@ async def _serve(
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def stop_requested() -> None:
+        # The first signal asks for a graceful end, the second one cuts the grace time short.
         (hurry if stop.is_set() else stop).set()
 
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -197,6 +198,8 @@ async def _serve(
             try:
                 await run_until(stop, loops)
             finally:
+                # Whatever has ended the server: runs get their grace time, or are left to the next
+                # server.
                 if daemon is not None:
                     await daemon.runs.close(listen.grace, hurry)
     finally:

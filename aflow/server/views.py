@@ -125,6 +125,8 @@ class Views:
         found: list[RunRecord] = []
         looked_at = 0
         while looked_at < _LOOKED_AT and self._clock.monotonic() <= give_up_at:
+            # The metadata give only runs that are meant, or a page of which most may be left out
+            # here.
             size = limit - len(found) if wanted.is_indexed else _PAGE
             page = self._metadata.runs(
                 wanted.flow,
@@ -141,6 +143,8 @@ class Views:
                 looked_at += 1
                 if self._is_meant(record, wanted):
                     found.append(record)
+                # The cursor goes on after the last run that was looked at, though the page may be
+                # short.
                 if len(found) == limit or (
                     not wanted.is_indexed and self._clock.monotonic() > give_up_at
                 ):

@@ -307,6 +307,7 @@ class Aws(AwsClient):
         """
         if self.try_call("events", "describe_rule", Name=rule) is None:
             return
+        # EventBridge does not delete a rule that still has targets.
         found = self.try_call("events", "list_targets_by_rule", Rule=rule) or {"Targets": []}
         ids = [each["Id"] for each in found["Targets"]]
         if ids:

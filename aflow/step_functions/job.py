@@ -131,6 +131,7 @@ class RecordedAttempt(JobAttempt):
         )
         await asyncio.to_thread(self._note_running)
         executor = await self.begin(work)
+        # In one group: a heartbeat that fails for good ends the attempt, whose lease would be lost.
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self._beat())
             report, usage = await self.finish(executor, spec)
@@ -279,6 +280,8 @@ class StateMachineJob:
         )
         there, attempts = records.attempts(reference.task)
         last = attempts[-1] if attempts else None
+        # AWS Batch may run a job again whose result was recorded: then only the state machine still
+        # needs the answer.
         if last is not None and last.state is AttemptState.SUCCEEDED:
             return self._went_on(records, step, reference, last, over=False)
         if records.run.state in TERMINAL_RUN_STATES:
@@ -305,6 +308,8 @@ class StateMachineJob:
             manifests={},
         )
         new = None if there else self._task_record(step, reference, spec)
+        # The backoff of @retry is waited for here: AWS Batch starts the next attempt of a job at
+        # once.
         time.sleep(max(0.0, following.not_before - self._clock.now()))
         attempt = RecordedAttempt(self._container, self._clock, records, order)
         try:
@@ -313,6 +318,7 @@ class StateMachineJob:
             return self._never_ran(records, spec, new, f"The job cannot run the task: {error}")
         work = Work(self._context(records), order.needs, order.request, start)
         report, record = asyncio.run(attempt.run(spec, work, new))
+        # Checked only now: how many items there are is a result of the step.
         fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
         if fault is not None:
             report = report._replace(retryable=False)

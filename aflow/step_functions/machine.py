@@ -134,7 +134,7 @@ BEGIN, FAILED, END = "(begin)", "(failed)", "(end)"
 REASON, NO_REASON, NOTE_OF_FAILURE = "(reason)", "(no reason)", "(note of failure)"
 UNRECORDED = "(unrecorded)"
 NOTE_OF_SUCCESS, DONE = "(note of success)", "(done)"
-LONGEST_NAME = 80
+LONGEST_NAME = 80  # characters that AWS allows in names of states
 LARGEST = 1 << 20  # bytes of a definition
 MAX_ATTEMPTS = 10  # of a job
 LOSSES = 2  # further attempts at a job whose machine goes away
@@ -369,10 +369,13 @@ class _Compiler:
                 "from": {"step": node.name},
                 **self._started("$.started"),
             },
+            # Nobody needs the results of the iterations: jobs read them from the datastore, and a
+            # state of the machine has room for 256 KiB.
             "ResultSelector": {},
             "ResultPath": "$.items",
             "Next": _state(node.join),
         }
+        # The map reads the items from S3 by itself: their list may be larger than a state.
         if self._where.distributed:
             loop["ItemReader"] = {
                 "Resource": f"arn:{self._where.partition}:states:::s3:getObject",
@@ -409,6 +412,7 @@ class _Compiler:
                 ],
             },
         }
+        # A Choice state cannot end a scope: a Pass state behind it does.
         if stop in steps:
             last = self._last(node)
             states[done] = {"Type": "Pass", "End": True}
@@ -448,12 +452,15 @@ class _Compiler:
                 f"{MAX_ATTEMPTS} attempts at most, so give @retry(times={MAX_ATTEMPTS - 2}) or "
                 "less."
             )
+        # The attempts beyond those of @retry are for lost machines, which cost the run no retry.
         attempts = min(MAX_ATTEMPTS, job.retries + 1 + job.catches + LOSSES)
         parameters: State = {
             "JobName": f"{self._graph.flow}-{name}"[:128],
             "JobDefinition": job.definition,
             "JobQueue": job.queue or self._where.queue,
             "ContainerOverrides": {"Environment": [_variable(*pair) for pair in variables.items()]},
+            # The job itself decides whether another attempt may succeed; this exit code says that
+            # none can.
             "RetryStrategy": {
                 "Attempts": attempts,
                 "EvaluateOnExit": [{"OnExitCode": str(NO_RETRY_EXIT_CODE), "Action": "EXIT"}],

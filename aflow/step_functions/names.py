@@ -15,8 +15,8 @@ from aflow.flow.graph import Kind
 if TYPE_CHECKING:
     from aflow.flow.graph import Graph, Node
 
-LONGEST_MACHINE = 80
-LONGEST_RULE = 64
+LONGEST_MACHINE = 80  # characters that AWS allows in names of state machines
+LONGEST_RULE = 64  # characters that EventBridge allows in names of rules and schedules
 LETTERS = 4  # of a token, at its end
 _MACHINE = re.compile(r"[A-Za-z0-9_.\-]+\Z")
 _TOKEN = re.compile(r"[A-Za-z0-9_.\-]{1,200}\Z")

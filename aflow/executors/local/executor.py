@@ -212,6 +212,8 @@ class ProcessExecutor:
         assert self._link is not None, "there are zygotes"
         needs = self._needs[step]
         environment = {**granted.early, **needs.environment}
+        # Steps share a pool if their variables are equal: they cannot be changed in a process that
+        # runs attempts of another step.
         shown = (*sorted(environment.items()), *sorted(granted.late.items()))
         key = (needs.is_async, needs.start, *shown)
         pool = self._pools.get(key)

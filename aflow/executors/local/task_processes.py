@@ -25,7 +25,7 @@ from aflow.task.spec import GROWN, IMPORTED, AttemptReport, AttemptSpec
 if TYPE_CHECKING:
     from aflow.executors.local.terminal import Terminal
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 16  # bytes: what a pipe holds on Linux
 
 Learn = Callable[[Mapping[str, Any]], None]  # receives what a program has imported
 

@@ -17,7 +17,7 @@ import termios
 from contextlib import suppress
 from typing import Any
 
-_CHUNK = 1 << 12
+_CHUNK = 1 << 12  # bytes: a pseudo-terminal gives no more at once
 _OFF = b"\0"  # _POSIX_VDISABLE
 _IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6  # places in what tcgetattr gives
 

@@ -800,9 +800,12 @@ class Zygote:
                 reason = import_all(imported, environment)
             self._printed = printed.bytes
             if reason is None:
+                # Garbage is collected before the freeze: frozen objects are never freed, and
+                # children share their pages copy-on-write.
                 gc.collect()
                 ending.prepare()
                 gc.freeze()
+                # Asked after the imports, which may have started threads or opened files.
                 reason = obstacle(
                     {self._control.fileno(), writable, *self._parent, *self._inherited}
                 )

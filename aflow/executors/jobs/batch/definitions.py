@@ -301,7 +301,7 @@ def _whole(value: Any, option: str) -> int:
 
 MOST = 10_000  # jobs of an array
 MOST_DESCRIBED = 100  # jobs of one call
-LONGEST_NAME = 128
+LONGEST_NAME = 128  # characters that AWS Batch allows in names of jobs and job definitions
 PROGRAM = ("aflow", "_task")
 MARK_NAMES = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
 _TRUE_TEXTS = frozenset({"1", "true", "yes", "on"})

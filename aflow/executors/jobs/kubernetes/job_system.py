@@ -223,6 +223,7 @@ class KubernetesSystem:
                 for pod in self._pods(namespace, names, indexes):
                     owner = _id(namespace, pod["metadata"]["labels"].get(JOB_NAME, ""))
                     pods[owner, _index_of(pod)].append(pod)
+        # A Job that is missing was deleted if it was seen before; else it may not be listed yet.
         self._known.update(found)
         statuses = {}
         for id, each in asked.items():

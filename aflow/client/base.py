@@ -275,7 +275,7 @@ def statuses(
     """Return the states of these names, [] for None.
 
     Args:
-        states: The enumeration of the states.
+        states: The enumeration of the states, RunState or TaskState.
         wanted: The state, or several; None for any.
         what: What it is the name of, for the error.
         without: States that cannot be asked for.
@@ -311,7 +311,7 @@ def seconds(name: str, at: datetime | float | None) -> float | None:
     """Return a time as seconds since the epoch; one without a zone is of this machine's.
 
     Args:
-        name: The name.
+        name: The name of the argument, for the error.
         at: The time: seconds since the epoch, or a datetime; None for none.
 
     Raises:

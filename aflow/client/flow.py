@@ -117,7 +117,7 @@ class Flow(ClientObject):
         id, with which the last page ended.
 
         Args:
-            *tags: The tags.
+            *tags: Tags that a run has to have, all of them.
             status: The state, or several; None for any.
             since: The earliest time of creation; None for no limit.
             until: The time before which a run was created; None for no limit.
@@ -125,7 +125,8 @@ class Flow(ClientObject):
             after: The run that the page before ended with; None for the first page.
 
         Raises:
-            InvalidInput: For anything else, NotFound for a run that is not there.
+            InvalidInput: A status, a time or the limit cannot be used.
+            NotFound: The run in `after` does not exist.
         """
         wanted = get_namespace()
         return self._in_pages(

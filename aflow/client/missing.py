@@ -33,7 +33,7 @@ def checked(what: str, check: Callable[[str], object], name: str) -> None:
     Args:
         what: What it is the name of, for the error.
         check: Raises InvalidName for a name that is not allowed.
-        name: The name.
+        name: The name that the user has given.
     """
     try:
         check(name)
@@ -45,8 +45,8 @@ def missing_flow(place: ClientStores, flow: str) -> MissingObject:
     """Return what to raise for a flow that never ran.
 
     Args:
-        place: The stores to read from.
-        flow: The name of the flow.
+        place: The stores that were searched.
+        flow: The name that the user has given.
     """
     known = [name for name, _ in place.metadata.flows()]
     there = f" These have: {_listed(known)}." if known else ""
@@ -57,9 +57,9 @@ def missing_run(place: ClientStores, flow: str, run: str) -> MissingObject:
     """Return what to raise for a run that is not there, perhaps because its flow is not.
 
     Args:
-        place: The stores to read from.
+        place: The stores that were searched.
         flow: The name of the flow.
-        run: The id of the run.
+        run: The id that the user has given.
     """
     if flow not in (name for name, _ in place.metadata.flows()):
         return missing_flow(place, flow)
@@ -73,7 +73,7 @@ def missing_step(source: RunSource, step: str) -> MissingObject:
 
     Args:
         source: The run, with the stores that have it.
-        step: The name of the step.
+        step: The name that the user has given.
     """
     where = f"Run {source.pathspec!r}"
     if step in source.graph.nodes:
@@ -89,7 +89,7 @@ def missing_task(source: RunSource, step: str, task: int, attempt: int | None) -
 
     Args:
         source: The run, with the stores that have it.
-        step: The name of the step.
+        step: The name of the step in the pathspec.
         task: The number of the task within its run.
         attempt: The number of the attempt; None for the latest.
     """
@@ -114,9 +114,9 @@ def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]
 
     Args:
         pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
-        state: The state.
-        name: The name.
-        known: The names that exist.
+        state: The state of the task.
+        name: The name that the user has given.
+        known: The names of the task's artifacts.
     """
     names = sorted(known)
     if not names and state != "succeeded":
@@ -133,7 +133,7 @@ def not_in_namespace(what: str, namespace: str | None, tags: Iterable[str]) -> N
     Args:
         what: What it is the name of, for the error.
         namespace: The namespace: a tag such as `user:ada`; None for all runs.
-        tags: The tags.
+        tags: The tags of the object, user tags and system tags.
     """
     owners = sorted(tag for tag in tags if tag.startswith("user:"))
     of = f" It has {owners[0]!r}." if owners else ""

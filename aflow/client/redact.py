@@ -41,10 +41,10 @@ def redact_stream(
     May be interrupted, and called again: what was not redacted then is there as it was.
 
     Args:
-        metadata: The metadata store.
-        store: The datastore.
-        run: The record of the run.
-        attempts: The attempts that have printed.
+        metadata: The metadata store that has the run.
+        store: The datastore of the run.
+        run: The run whose output is redacted.
+        attempts: The attempts to redact, each with its task.
         streams: `stdout`, `stderr` or both.
 
     Returns:
@@ -112,7 +112,7 @@ def redact_task(task: Task, streams: Collection[str], *, every_attempt: bool = F
     Raises StorageError and MetadataError; what was not redacted is left as it was.
 
     Args:
-        task: The task.
+        task: The task, read just now.
         streams: `stdout`, `stderr` or both.
         every_attempt: Whether earlier attempts are redacted, too.
 

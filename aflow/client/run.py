@@ -111,7 +111,7 @@ class Run(PartOfRun):
         """Yield the steps that have begun, newest first; none if the run lacks one of the tags.
 
         Args:
-            *tags: The tags.
+            *tags: Tags that the run has to have, all of them.
         """
         if not self.tags.issuperset(tags):
             return
@@ -145,10 +145,10 @@ class Run(PartOfRun):
         """Give the run these tags, in one step; one text is one tag.
 
         Args:
-            tags: The tags.
+            tags: One tag, or several.
 
         Raises:
-            InvalidName: For a tag that is not allowed or one too many.
+            InvalidName: A tag is not allowed, or there are too many.
         """
         self.replace_tags((), tags)
 
@@ -164,10 +164,10 @@ class Run(PartOfRun):
         """Take these tags away, those that are there, in one step; one text is one tag.
 
         Args:
-            tags: The tags.
+            tags: One tag, or several.
 
         Raises:
-            InvalidName: For a system tag.
+            InvalidName: One of them is a system tag.
         """
         self.replace_tags(tags, ())
 
@@ -185,11 +185,11 @@ class Run(PartOfRun):
         `remove_tags` raise.
 
         Args:
-            tags_to_remove: The tags to remove.
-            tags_to_add: The tags to add.
+            tags_to_remove: One tag, or several; empty for none.
+            tags_to_add: One tag, or several; empty for none.
 
         Raises:
-            InvalidInput: There is no tag at all.
+            InvalidInput: Both are empty.
         """
         add, remove = _listed(tags_to_add), _listed(tags_to_remove)
         if not add and not remove:

@@ -34,12 +34,12 @@ class RunSource:
         """Return the run; None where there is none.
 
         Args:
-            place: The stores to read from.
+            place: The stores to read from, which the run keeps open.
             flow: The name of the flow.
             run: The id of the run.
 
         Raises:
-            NotFound: Where nothing has run yet.
+            NotFound: Nothing has run here yet.
         """
         record = place.metadata.run(flow, run)
         return None if record is None else cls(place, record)
@@ -48,7 +48,7 @@ class RunSource:
         """Return another run of the same flow, in the same place; None where it is not there.
 
         Args:
-            run: The id of the run.
+            run: The id of the other run.
         """
         record = self.metadata.run(self.record.flow, run)
         return None if record is None else RunSource(self.place, record)
@@ -103,8 +103,8 @@ class RunSource:
         """Remove, then add user tags, in one step.
 
         Args:
-            add: The tags to add.
-            remove: The tags to remove.
+            add: User tags to add; after the others were removed.
+            remove: User tags to remove; system tags cannot be.
         """
         tags = self.place.change_tags(self.key, list(add), list(remove))
         self.record = self.record._replace(tags=tags)
@@ -113,7 +113,7 @@ class RunSource:
         """Return what the run was started with; None where it was not recorded.
 
         Args:
-            name: The name.
+            name: The name of the setting, as the run's record has it.
         """
         return self.record.settings.get(name)
 
@@ -164,8 +164,8 @@ class RunSource:
         ArtifactNotLoadable, CorruptBlob, StoreUnavailable.
 
         Args:
-            name: The name.
-            entry: The entry of the manifest.
+            name: The name of the artifact, for errors.
+            entry: What the manifest says of it: type, size and blobs.
         """
         reader = ArtifactReader(self.blobs, self.names)
         value = reader.load(name, entry)

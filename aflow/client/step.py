@@ -95,7 +95,7 @@ class Step(PartOfRun):
         how many at most.
 
         Args:
-            *tags: The tags.
+            *tags: Tags that the run has to have, all of them.
             status: The state, or several; None for any.
             limit: How many at most; None for all.
 
@@ -152,7 +152,7 @@ class Step(PartOfRun):
         """Yield the tasks that lead a gang, newest first: those of index 0.
 
         Args:
-            *tags: The tags.
+            *tags: Tags that the run has to have, all of them.
         """
         node = self._source.graph.nodes.get(self.id)
         around = node.splits[-1:] if node else ()

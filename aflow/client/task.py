@@ -54,7 +54,7 @@ def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
+        view: The task, with the attempt that was asked for.
         attempt: The number of the attempt; None for the latest.
     """
     task = view.task.task
@@ -150,7 +150,7 @@ def environment(source: RunSource, view: TaskView) -> dict[str, Any]:
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
+        view: The task, with the attempt whose environment is meant.
     """
     known = from_tags(source)
     return {
@@ -169,7 +169,7 @@ def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
     """Return what the attempt ended with; None if it ended well, was settled, or has not ended.
 
     Args:
-        view: The task with the attempt.
+        view: The task, with the attempt that is meant.
         manifest: What the attempt has left: the type, size and blob of each artifact.
     """
     error, attempt = manifest.error, view.attempt
@@ -207,7 +207,7 @@ def parents(source: RunSource, view: TaskView, light: bool = False) -> Iterator[
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
+        view: The task whose inputs are meant.
         light: Whether to leave manifests and logs out.
     """
     inputs = decode_inputs(view.task.inputs)
@@ -237,7 +237,7 @@ def children(
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
+        view: The task that the others have as an input.
         manifest: What the attempt has left: the type, size and blob of each artifact.
         light: Whether to leave manifests and logs out.
     """
@@ -289,19 +289,19 @@ def text(source: RunSource, view: TaskView, stream: str) -> str:
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
-        stream: `stdout` or `stderr`.
+        view: The task, with the attempt whose output is meant.
+        stream: `stdout` or `stderr`; it is not checked here.
     """
     return as_text(_records(source, view), stream)
 
 
 def size(source: RunSource, view: TaskView, stream: str) -> int:
-    """Return bytes that the attempt wrote to the stream. While it runs they are counted.
+    """Return how many bytes the attempt wrote to the stream. While it runs they are counted.
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
-        stream: `stdout` or `stderr`.
+        view: The task, with the attempt whose output is meant.
+        stream: `stdout` or `stderr`; it is not checked here.
     """
     attempt = view.attempt
     if attempt is None:
@@ -319,13 +319,13 @@ def size(source: RunSource, view: TaskView, stream: str) -> int:
 
 
 def log_lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[float, bytes]]:
-    """Yield time and bytes of every line of the stream, in order. A line that was stored in pieces
-    is whole again, with the time of its first piece.
+    """Yield the time, in seconds since the epoch, and the bytes of every line of the stream, in
+    order. A line that was stored in pieces is whole again, with the time of its first piece.
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
-        stream: `stdout` or `stderr`.
+        view: The task, with the attempt whose output is meant.
+        stream: `stdout` or `stderr`; it is not checked here.
     """
     pieces: list[LogRecord] = []
     for record in _records(source, view):
@@ -344,7 +344,7 @@ def owner(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView]:
 
     Args:
         source: The run, with the stores that have it.
-        view: The task with the attempt.
+        view: The task; one whose result was reused has printed nothing itself.
     """
     found = _log_origin(source, view.task.origin) if view.task.origin else None
     return found or (source, view)
@@ -592,8 +592,8 @@ class Task(PartOfRun):
     def loglines(
         self, stream: str, as_unicode: bool = True
     ) -> Iterator[tuple[datetime, str]] | Iterator[tuple[datetime, bytes]]:
-        """Yield time (with this machine's zone) and text of every line of a stream, without its
-        newline.
+        """Yield the time (with this machine's zone) and the text of every line of a stream, without
+        its newline.
 
         Args:
             stream: `stdout` or `stderr`.

@@ -107,7 +107,7 @@ class ClientStores:
         """Return the blobs in the object store at `url`, as a run has recorded it.
 
         Args:
-            url: The URL of the datastore.
+            url: The URL that the run's settings have.
         """
         found = self._blobs.get(url)
         if found is None:
@@ -224,8 +224,8 @@ def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
     `default_metadata` is called. They are not closed by the client.
 
     Args:
-        metadata_store: The open metadata store.
-        store: The datastore.
+        metadata_store: An open metadata store; the caller closes it.
+        store: An open datastore; the caller closes it.
 
     Returns:
         The place, as `metadata` returns it.

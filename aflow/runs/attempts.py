@@ -44,10 +44,10 @@ class LiveAttempt:
         self.manifest: bytes | None = None  # what it has left already
 
     def go_on(self, record: AttemptRecord) -> None:
-        """This is recorded of it, by a coordinator that is gone.
+        """Continue the record that an earlier coordinator of the run has left.
 
         Args:
-            record: The record of the attempt.
+            record: What an earlier coordinator has recorded of the attempt.
         """
         self.handle, self.pid, self.started_at = record.handle, record.pid, record.started_at
         self.chunks, self.manifest = record.log_chunks, record.manifest
@@ -179,10 +179,11 @@ class AttemptLogs:
         self._stored_chunks = 0  # so far
 
     def go_on(self, step: str, task: int, attempt: int, chunks: int) -> None:
-        """This many chunks of the log of this attempt are stored already, by others.
+        """Continue the log of an attempt of which this many chunks are stored already, by an
+        earlier coordinator.
 
         Args:
-            step: The name of the step.
+            step: The name of the step, for the lines.
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
             chunks: How many chunks are stored already.
@@ -198,12 +199,12 @@ class AttemptLogs:
         """Take in what an attempt has written.
 
         Args:
-            step: The name of the step.
+            step: The name of the step, for the lines.
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
             stream: 0 for stdout, 1 for stderr.
             at: When it happened, in seconds since the epoch.
-            chunk: The bytes that were printed.
+            chunk: Bytes as they were written; a line may come in pieces.
 
         Returns:
             The lines that are complete with it, and now and then the state of a line that is

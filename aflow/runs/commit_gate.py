@@ -121,7 +121,7 @@ class GroupCommit:
 
         Args:
             holder: The holder, as `kind/name`.
-            seconds: For how many seconds.
+            seconds: How long the lease is valid, from when it is written.
             at: When it happened, in seconds since the epoch.
             notify: Called with the state of the lease when it was written.
         """
@@ -173,11 +173,11 @@ class CommitGate:
         self._events: defaultdict[int, list[RunEvent]] = defaultdict(list)
 
     def settle(self, task: int, commit: int) -> None:
-        """What the task has left is in this commit.
+        """Note that what the task has left is in this commit.
 
         Args:
             task: The number of the task within its run.
-            commit: The number of the commit.
+            commit: The number of the commit, as GroupCommit counts them.
         """
         self._uncommitted[task] = commit
         self._settled_in[commit].append(task)
@@ -208,7 +208,7 @@ class CommitGate:
 
         Args:
             launch: The command to launch the attempt.
-            commit: The number of the commit.
+            commit: The number of a commit that is not written yet.
         """
         self._attempts[commit].append(launch)
 
@@ -233,8 +233,8 @@ class CommitGate:
         """Keep an event until this commit is written.
 
         Args:
-            event: The event.
-            commit: The number of the commit.
+            event: The event to publish.
+            commit: The number of a commit that is not written yet.
         """
         self._events[commit].append(event)
 
@@ -242,7 +242,7 @@ class CommitGate:
         """Return the events and the attempts that were held for this commit, which is written now.
 
         Args:
-            commit: The number of the commit.
+            commit: The number of the commit; nothing may have been held for it.
         """
         for task in self._settled_in.pop(commit, ()):
             if self._uncommitted.get(task) == commit:

@@ -80,13 +80,13 @@ def values_of(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run.
-        user: The name of the user.
-        metadata: The metadata store.
+        options: The options of the run: branch, production and trigger.
+        user: The user who starts the run.
+        metadata: The metadata store, which has the run of a trigger.
 
     Raises:
-        InvalidInput: For a branch or a trigger that cannot be used, NotFound for a trigger that is
-            not there.
+        InvalidInput: The branch or the trigger cannot be used.
+        NotFound: The run of the trigger does not exist.
     """
     values: dict[str, Any] = {}
     project = definition.project
@@ -119,7 +119,7 @@ def parameter_values(
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         given: The parameters that were given, by name.
-        user: The name of the user.
+        user: The user who starts the run.
         ds_type: The kind of datastore, as Metaflow names it.
         branch: The branch of @project; None for the default one.
         production: Whether @project is deployed to production; None where that was not said.
@@ -162,10 +162,10 @@ def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def current_facts(run: RunRecord) -> dict[str, Any]:
-    """Return what `current` tells of it.
+    """Return what `current` has of the run's project and trigger.
 
     Args:
-        run: The record of the run.
+        run: The run, as it is recorded.
     """
     trigger = run.settings.get("trigger")
     return {**run.settings.get("project", {}), **({"trigger": trigger} if trigger else {})}
@@ -265,7 +265,7 @@ class Creation:
             definition: The flow: its class, steps, parameters and decorators.
             options: The options of the run.
             given: The parameters that were given, by name.
-            driving: What drives the run.
+            driving: Who drives the run, for the lease: the coordinator or an engine.
 
         Returns:
             The run, and what is needed to drive it.
@@ -336,7 +336,7 @@ class Creation:
             definition: The flow: its class, steps, parameters and decorators.
             options: The options of the run.
             given: The parameters that were given, by name.
-            store: The datastore.
+            store: Where the parameters are stored: for a dry run a store in memory.
         """
         origin = self._origin(definition, options)
         values = self._values(definition, options, given, origin)
@@ -353,9 +353,9 @@ class Creation:
 
         Args:
             definition: The flow: its class, steps, parameters and decorators.
-            options: The options of the run.
-            run: The record of the run.
-            parameters: The manifest of the parameters.
+            options: The options of the coordinator.
+            run: The run, as it is recorded.
+            parameters: The encoded manifest of the parameters, which cache keys depend on.
         """
         options = replace(options, origin_run=run.origin_run)
         origin = self._origin(definition, options)

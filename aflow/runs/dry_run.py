@@ -50,7 +50,7 @@ def counted(forecasts: Iterable[Forecast]) -> dict[str, Any]:
     with the number of their tasks.
 
     Args:
-        forecasts: The forecasts of the tasks.
+        forecasts: The forecasts of the tasks; they are read once, and not kept.
     """
     steps: dict[str, dict[str, Any]] = {}
     reasons: dict[str, Counter[str]] = {}

@@ -159,7 +159,7 @@ class EventPublisher:
         """Publish this with the next turn of the loop.
 
         Args:
-            event: The event.
+            event: The event; nothing happens where nobody watches the run.
         """
         if self._watch is None:
             return

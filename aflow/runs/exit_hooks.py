@@ -43,7 +43,7 @@ def run_hooks(
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
-        succeeded: Whether the run has succeeded.
+        succeeded: Whether to call the hooks for success, instead of those for failure.
         metadata_url: The URL of the metadata store.
         log: Called with one line for people.
     """
@@ -63,7 +63,7 @@ def hooks_of(definition: FlowDefinition, *, succeeded: bool) -> list[Hook]:
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        succeeded: Whether the run has succeeded.
+        succeeded: Whether the hooks for success are meant, instead of those for failure.
     """
     decorators: list[Any] = [each for each in definition.decorators if each.kind == "exit_hook"]
     hooks: list[ExitHook] = decorators
@@ -138,7 +138,7 @@ def call(hook: Callable[..., object], run: object) -> None:
     """Call the hook, with the run if it takes an argument for it.
 
     Args:
-        hook: The function of the user.
+        hook: The user's function; it gets the run by the name `run`, else as its only argument.
         run: The client's object of the run.
     """
     parameters = inspect.signature(hook).parameters

@@ -99,8 +99,8 @@ def sizes(metadata: MetadataStore, give_up: Callable[[], bool]) -> StorageSizes:
     until there is no more time. What cannot be read of a damaged run is left out.
 
     Args:
-        metadata: The metadata store.
-        give_up: Whether to stop measuring.
+        metadata: The metadata store; all its flows are measured.
+        give_up: Says whether the time is over; asked before each run.
     """
     found, everything, complete = [], dict[bytes, int](), True
     for flow, _ in metadata.flows():
@@ -144,8 +144,8 @@ def runs_to_delete(
 
     Args:
         metadata: The metadata store.
-        wanted: Which runs to delete.
-        grace: Seconds between SIGTERM and SIGKILL.
+        wanted: Which runs of which flow to delete, by age, number and state.
+        grace: For how many seconds a run without a coordinator is kept, since it may be recovered.
     """
     if wanted.is_nothing:
         return []
@@ -206,11 +206,12 @@ def collect(
     seconds. May be interrupted, and called again.
 
     Args:
-        metadata: The metadata store.
-        store: The datastore.
-        wanted: Which runs to delete.
+        metadata: The metadata store, from which the runs are deleted first.
+        store: The datastore, from which objects are deleted that no remaining run refers to.
+        wanted: Which runs to delete; none to delete unused objects only.
         now: The present time, in seconds since the epoch.
-        grace: Seconds between SIGTERM and SIGKILL.
+        grace: How old an object has to be, in seconds: a run that begins may have written it and
+            not yet recorded it.
         dry_run: Whether only to say what would be done.
 
     Returns:

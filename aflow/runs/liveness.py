@@ -58,7 +58,7 @@ def is_driven(run: RunRecord) -> bool:
     """Return whether somebody drives the run. Asks AWS for runs of deployed flows; blocks then.
 
     Args:
-        run: The record of the run.
+        run: The run, read just now: the age of its lease counts.
     """
     if run.state in TERMINAL_RUN_STATES or run.lease is None:
         return False
@@ -71,7 +71,7 @@ def is_left(run: RunRecord) -> bool:
     """Return whether the run goes on by its record, and nobody drives it.
 
     Args:
-        run: The record of the run.
+        run: The run, read just now.
     """
     return run.state not in TERMINAL_RUN_STATES and not is_driven(run)
 
@@ -81,7 +81,7 @@ def left_for(run: RunRecord) -> float:
     not known.
 
     Args:
-        run: The record of the run.
+        run: The run, read just now.
     """
     if run.lease is None or is_deployed(run):
         return float("inf")
@@ -92,7 +92,7 @@ def is_deployed(run: RunRecord) -> bool:
     """Return whether an engine drives the run, and no coordinator.
 
     Args:
-        run: The record of the run.
+        run: The run.
     """
     return run.lease is not None and run.lease.holder.startswith(f"{ENGINE}/")
 
@@ -101,7 +101,7 @@ def engine_of(run: RunRecord) -> Engine:
     """Return what Step Functions says of the execution of a deployed run. Blocks.
 
     Args:
-        run: The record of the run.
+        run: A deployed run, whose settings name the state machine and the execution.
     """
     engine = run.settings.get("engine") or {}
     if "machine" not in engine:
@@ -124,8 +124,8 @@ def settled(
     Blocks.
 
     Args:
-        metadata: The metadata store.
-        run: The record of the run.
+        metadata: The metadata store, which is read again every second.
+        run: The run, as it was read before.
         rest: Waits for a number of seconds.
     """
     waited = 0.0
@@ -150,7 +150,7 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
 
     Args:
         metadata: The metadata store.
-        run: The record of the run.
+        run: The run to cancel.
         reason: Why, in one sentence.
         at: When it happened, in seconds since the epoch.
 
@@ -188,13 +188,13 @@ def end_left_run(
 
     Args:
         metadata: The metadata store.
-        run: The record of the run.
-        state: The state.
+        run: The run, which no coordinator drives.
+        state: The state in which the run ends: failed or cancelled.
         reason: Why, in one sentence.
         at: When it happened, in seconds since the epoch.
 
     Returns:
-        Whether this was done.
+        False where the run has a holder again, or has ended.
     """
     host, number = socket.gethostname(), os.urandom(6).hex()
     holder = f"ending/{host}-{os.getpid()}-{number}"

@@ -46,7 +46,7 @@ def check_recoverable(run: RunRecord, definition: FlowDefinition) -> None:
     """Check that a run can be recovered.
 
     Args:
-        run: The record of the run.
+        run: The run, as it is recorded.
         definition: The flow: its class, steps, parameters and decorators.
 
     Raises:
@@ -75,8 +75,8 @@ def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
     """Return the options, with those of the run's first coordinator where decisions depend on them.
 
     Args:
-        options: The options of the run.
-        run: The record of the run.
+        options: The options of the coordinator that recovers the run.
+        run: The run, whose settings have the options of its first coordinator.
     """
     settings = run.settings
     return replace(
@@ -99,12 +99,12 @@ def replay(
 
     Args:
         machine: The machine of the run, in its first state; changed.
-        metadata: The metadata store.
-        run: The record of the run.
+        metadata: The metadata store that has the journal.
+        run: The run to recover.
         reusable: Finds reusable results; None where results are not reused.
 
     Returns:
-        The attempts that are out then, by task.
+        The attempts that have been launched and have not ended, by task.
     """
     account = None if reusable is None else _Account(reusable, metadata, run.key)
     cancelled: set[tuple[int, int]] = set()

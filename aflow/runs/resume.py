@@ -64,8 +64,8 @@ class Finished:
         """Forget the tasks of these steps, and these tasks: they are to run again.
 
         Args:
-            steps: The names of the steps.
-            tasks: The numbers of the tasks.
+            steps: The names of steps all of whose tasks run again.
+            tasks: The numbers of single tasks that run again.
         """
         self.tasks = {
             place: found
@@ -149,7 +149,7 @@ def finished_of(metadata: MetadataStore, origin: RunRecord, rerun: str | None) -
     """Return what the origin has finished, without the tasks of the step to run again.
 
     Args:
-        metadata: The metadata store.
+        metadata: The metadata store that has the earlier run.
         origin: The record of the earlier run.
         rerun: The step from which on tasks run again; None for what has not succeeded.
     """

@@ -60,8 +60,8 @@ def alone(definition: FlowDefinition, step: str, *, bare: bool = False) -> FlowD
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        step: The name of the step.
-        bare: Whether no artifact of the input tasks is used.
+        step: The name of the step that is spun.
+        bare: Whether all decorators are left out.
     """
     spun = definition.steps[step]
     kept = tuple(each for each in spun.decorators if not bare and each.name not in _LEFT_OUT)
@@ -77,12 +77,12 @@ def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple
     first.
 
     Args:
-        metadata: The metadata store.
+        metadata: The metadata store that has the earlier run.
         flow: The name of the flow.
         options: What to run, and with which inputs.
 
     Raises:
-        NotFound: Where there is none.
+        NotFound: There is no such run, or it has no task of the step.
     """
     if options.run is None:
         runs = metadata.runs(flow, limit=_LOOK_BACK)
@@ -123,15 +123,15 @@ def prepare(
     inputs: values by name, for a join {pathspec of the input task: values by name}.
 
     Args:
-        metadata: The metadata store.
-        writer: Stores the artifacts.
+        metadata: The metadata store that has the earlier run.
+        writer: Stores the artifacts that replace others.
         definition: The flow: its class, steps, parameters and decorators.
         origin: The record of the earlier run.
         task: The number of the task within its run.
         artifacts: The artifacts that replace those of the inputs, by name.
 
     Raises:
-        InvalidInput: Where the step is no longer what it was.
+        InvalidInput: The step has changed so that the inputs no longer fit.
     """
     view = metadata.task(origin.key, task)
     assert view is not None, "the task was found a moment ago"

@@ -41,9 +41,9 @@ def explain(
     record or an object of either is damaged or missing, the text says so.
 
     Args:
-        metadata: The metadata store.
+        metadata: The metadata store, which has the earlier runs, too.
         blobs: The blobs of the datastore, addressed by content.
-        run: The record of the run.
+        run: The run to explain.
         step: The name of the step; None for all.
         task: The number of the task; None for all.
 
@@ -92,7 +92,7 @@ def why(
         now: The inputs of the cache key now.
         cache_key: The cache key of the task; None where it has none.
         found: The task of the last run that could have been reused; None where there is none.
-        flow: The name of the flow.
+        flow: The name of the flow, for the sentence.
     """
     if found is None:
         return f"no earlier run of {flow} has finished this task"

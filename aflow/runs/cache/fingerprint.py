@@ -174,7 +174,7 @@ def untellable(fingerprint: Fingerprint) -> list[str]:
     """Return the names of what cannot be hashed: a step that has any cannot be cached.
 
     Args:
-        fingerprint: The fingerprint of the code.
+        fingerprint: The digests of a step's code, by name.
     """
     return sorted(name for name, digest in fingerprint.items() if digest == NOT_TELLABLE)
 
@@ -713,7 +713,7 @@ def mentions_of(code: CodeType) -> Mentions:
     """Return what code, and the functions and classes inside of it, refer to.
 
     Args:
-        code: The code object.
+        code: The code of a function, method or class body.
     """
     chains: set[tuple[str, ...]] = set()
     attributes: set[str] = set()

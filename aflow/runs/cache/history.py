@@ -40,7 +40,7 @@ class TaskPositions:
         self._turns: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
     def of(self, task: int, step: str, split: int | None, index: int | None) -> TaskPosition:
-        """Return the place of the next task.
+        """Return the position of the next task; tasks have to come in the order of their numbers.
 
         Args:
             task: The number of the task within its run.
@@ -88,7 +88,7 @@ class RecordedRun:
         """Return what the result of one of its tasks rests on.
 
         Args:
-            task: The record of the task.
+            task: The task, as the run has recorded it.
         """
         inputs = decode_inputs(task.inputs)
         item = None
@@ -101,7 +101,7 @@ class RecordedRun:
         """Return the pathspec of a task of the run.
 
         Args:
-            task: The record of the task.
+            task: The task, as the run has recorded it.
         """
         return f"{self.record.flow}/{self.record.run}/{task.step}/{task.task}"
 
@@ -110,7 +110,7 @@ def item_value(reader: ItemReader, items: object, index: int) -> Value:
     """Return the item of a foreach, to be compared and shown.
 
     Args:
-        reader: Loads the values.
+        reader: Reads single items from the datastore.
         items: The items of the foreach, as the manifest has them.
         index: The index of the item within the foreach.
     """

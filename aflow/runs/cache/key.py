@@ -81,11 +81,11 @@ def recorded_code(metadata: MetadataStore, run_key: int) -> CodeFingerprints | N
     """Return the code that a run was started with; None where that was not recorded.
 
     Args:
-        metadata: The metadata store.
+        metadata: The metadata store that has the run.
         run_key: The key of the run in the metadata store.
 
     Raises:
-        MetadataError: For a record that is damaged.
+        MetadataError: The record is damaged.
     """
     for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
         if record.field == FIELD:
@@ -171,7 +171,7 @@ def key_inputs_of(
         item: The item of the foreach; None outside of one.
         code: The fingerprints of the steps' code; None where they are not needed.
         manifests: The manifests of the run's tasks.
-        reader: Loads the values.
+        reader: Reads the values of parameters and of small artifacts.
     """
     found = tuple(
         (manifest.step, _values(task, manifest, manifests, reader))

@@ -98,7 +98,7 @@ def fits(graph: Graph, step: str, transition: Transition) -> bool:
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        step: The name of the step.
+        step: The name of the step; a step that the flow no longer has fits nothing.
         transition: The transition of the reused task.
     """
     node = graph.nodes.get(step)
@@ -308,7 +308,7 @@ def code_digest(fingerprint: Fingerprint, environment: Mapping[str, str]) -> str
     """Return one digest for all that a step's result depends on beside its inputs.
 
     Args:
-        fingerprint: The fingerprint of the code.
+        fingerprint: The digests of the step's code, by name.
         environment: The environment variables, by name.
     """
     return _hash((sorted(fingerprint.items()), sorted(environment.items())))

@@ -51,7 +51,7 @@ def is_of_the_user(file: str) -> bool:
     installed.
 
     Args:
-        file: The path of the file.
+        file: The path of the file, which need not exist any more.
     """
     path = os.path.abspath(file)
     if any(each in path for each in _PACKAGES):
@@ -64,7 +64,7 @@ def is_theirs(module: ModuleType) -> bool:
     """Return whether a module is the user's: one that has no file may well be (a notebook's).
 
     Args:
-        module: The module.
+        module: A module that is loaded.
     """
     file = getattr(module, "__file__", None)
     if file is not None:
@@ -80,7 +80,7 @@ def is_library(name: str | None) -> bool:
     """Return whether a module of this name is loaded, and is not the user's.
 
     Args:
-        name: The name.
+        name: The full name of a module; None is no library.
     """
     module = sys.modules.get(name or "")
     return module is not None and not is_theirs(module)
@@ -90,7 +90,7 @@ def library_version(name: str) -> str | None:
     """Return the version of the installed package that a module belongs to; None for Python's own.
 
     Args:
-        name: The name.
+        name: The full name of a module.
     """
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or top == "aflow":
@@ -187,7 +187,8 @@ def names_of(what: Import, package: str) -> Iterator[str]:
     taken from a package, too.
 
     Args:
-        what: The import.
+        what: An import as the source has it: module, number of leading dots, and names taken from
+            it.
         package: The name of the package, for relative imports.
     """
     module, level, names = what
@@ -208,8 +209,8 @@ def file_of(name: str, folder: str) -> str | None:
     none (a namespace package), None for one that is not found.
 
     Args:
-        name: The name.
-        folder: The folder.
+        name: The full name of the module.
+        folder: The folder of the program, where modules are looked for first.
     """
     module = sys.modules.get(name)
     if module is not None and getattr(module, "__spec__", None) is not None:
@@ -248,7 +249,7 @@ def folder_digest(folder: str) -> str:
     """Return the digest of all code in a folder and below; empty where there is too much of it.
 
     Args:
-        folder: The folder.
+        folder: The path of the folder; hidden folders and virtual environments in it are left out.
     """
     found: list[bytes] = []
     for place, folders, files in os.walk(folder):

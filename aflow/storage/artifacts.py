@@ -158,10 +158,10 @@ class Manifest:
         """Return the manifest that `encode` gave.
 
         Args:
-            data: The bytes.
+            data: The manifest, as `encode` returned it.
 
         Raises:
-            StorageError: For anything else.
+            StorageError: The bytes are damaged, or a newer aflow has written them.
         """
         try:
             raw = unpack(data, _MOST, strict_map_key=False, use_list=False)
@@ -199,7 +199,7 @@ class Manifest:
         """Return the task that set an inherited artifact; None if it is its own, or unknown.
 
         Args:
-            name: The name.
+            name: The name of the artifact.
         """
         if name in self.artifacts:
             return None
@@ -248,8 +248,8 @@ class ArtifactWriter:
         """Store a value.
 
         Args:
-            name: The name of the artifact.
-            value: The value.
+            name: The name of the artifact, for errors.
+            value: The value; its memory is read before this returns.
 
         Returns:
             The entry for the manifest.
@@ -390,8 +390,8 @@ class ArtifactReader:
         """Return the value, writable and the caller's own.
 
         Args:
-            name: The name.
-            entry: The entry of the manifest.
+            name: The name of the artifact, for errors.
+            entry: What the manifest says of it.
 
         Raises:
             ArtifactNotLoadable: (names the artifact, and the module that is missing), CorruptBlob,
@@ -412,8 +412,8 @@ class ArtifactReader:
         """Return the pickle of a value that aflow has stored, verified, without its buffers.
 
         Args:
-            name: The name.
-            entry: The entry of the manifest.
+            name: The name of the artifact, for errors.
+            entry: What the manifest says of it.
 
         Raises:
             ArtifactNotLoadable: For one of a newer aflow, CorruptBlob, ObjectNotFound,
@@ -504,7 +504,7 @@ def digest(entry: Entry) -> str:
     whether they ride inline or not, and so have equal values with sets, whose bytes may differ.
 
     Args:
-        entry: The entry of the manifest.
+        entry: What the manifest says of the artifact.
     """
     if entry.content:
         return entry.content
@@ -518,7 +518,7 @@ def keys_of(entry: Entry) -> list[str]:
     """Return the digests of its pickle, where that does not ride inline, and of its buffers.
 
     Args:
-        entry: The entry of the manifest.
+        entry: What the manifest says of the artifact.
     """
     keys = [key.rpartition("/")[2] for key, _ in entry.blobs]
     piece = _piece_of(entry)

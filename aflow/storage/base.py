@@ -43,10 +43,10 @@ def check_name(name: str) -> str:
     """Return the name, if it can name an object.
 
     Args:
-        name: The name.
+        name: The name: parts of letters, digits, `_`, `-` and `.`, separated by `/`.
 
     Raises:
-        InvalidName: For anything that could escape.
+        InvalidName: The name is too long, or could lead out of the store.
     """
     if len(name) > 1000 or not _NAME.match(name) or ".." in name:
         raise InvalidName(f"{name[:80]!r} cannot be the name of an object.")
@@ -78,7 +78,7 @@ class ObjectStore(Protocol):
         """Write the parts, one after the other, as one object.
 
         Args:
-            name: The name.
+            name: The name of the object; an existing one is replaced as a whole.
             parts: The bytes, in parts, one after the other.
             durable: Whether the object has to survive a power cut when this returns.
         """
@@ -99,7 +99,7 @@ class ObjectStore(Protocol):
         """Write the parts as one object, unless an object has this name.
 
         Args:
-            name: The name.
+            name: The name of the object.
             parts: The bytes, in parts, one after the other.
             durable: Whether the object has to survive a power cut when this returns.
 
@@ -113,16 +113,16 @@ class ObjectStore(Protocol):
         A backend may give a private copy-on-write mapping instead of bytes.
 
         Args:
-            name: The name.
+            name: The name of the object; ObjectNotFound where there is none.
             start: The position of the first byte.
-            length: How many bytes or characters; None for all up to the end.
+            length: How many bytes; None for all up to the end.
         """
 
     def size(self, name: str) -> int | None:
         """Return how many bytes the object has; None where there is no such object.
 
         Args:
-            name: The name.
+            name: The name of the object.
         """
 
     def list(self, prefix: str) -> Iterator[str]:
@@ -136,14 +136,14 @@ class ObjectStore(Protocol):
         """Remove the object, if it is there.
 
         Args:
-            name: The name.
+            name: The name of the object.
         """
 
     def touch(self, name: str) -> bool:
         """Keep `remove_untouched` from removing an object for a while.
 
         Args:
-            name: The name.
+            name: The name of the object.
 
         Returns:
             False where there is no such object.
@@ -156,8 +156,9 @@ class ObjectStore(Protocol):
         `dry_run` it stays in any case.
 
         Args:
-            name: The name.
-            since: Seconds since the epoch.
+            name: The name of the object.
+            since: The time, in seconds since the epoch, after which a write or a touch keeps the
+                object.
             dry_run: Whether only to say what would be done.
 
         Returns:

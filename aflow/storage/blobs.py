@@ -47,7 +47,7 @@ class Mappings:
         mapping are ignored.
 
         Args:
-            view: The memory.
+            view: The whole mapping of the blob.
             key: The key of the blob: the blake3 of its bytes in hex.
         """
         if isinstance(view.obj, mmap.mmap):
@@ -58,7 +58,7 @@ class Mappings:
         """Return the blob that exactly these bytes of memory are mapped from and still equal.
 
         Args:
-            view: The memory.
+            view: The memory of a buffer that is to be stored.
         """
         if not self._at or view.readonly or not view.nbytes:
             return None
@@ -286,7 +286,7 @@ class BlobStore:
         """Return the key of a buffer that was mapped from a blob and not written to since.
 
         Args:
-            buffer: The memory of the buffer.
+            buffer: The memory of a buffer that is to be stored.
         """
         return self._mappings.key_of(buffer)
 

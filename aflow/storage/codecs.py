@@ -38,9 +38,9 @@ def describe_unpicklable(root: str, value: object, part: object, error: BaseExce
 
     Args:
         root: How the path to a part begins: the name of the artifact.
-        value: The value.
+        value: The value that was to be pickled.
         part: The part that cannot be pickled.
-        error: The error.
+        error: What pickling has raised.
     """
     kind = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
     path = find_path(root, value, part)
@@ -54,8 +54,8 @@ def find_path(root: str, value: object, target: object) -> str | None:
 
     Args:
         root: How the path to a part begins: the name of the artifact.
-        value: The value.
-        target: The part to find.
+        value: Where the search begins.
+        target: The part to find, by identity.
     """
     seen = {id(value)}
     queue: deque[tuple[str, object]] = deque([(root, value)])
@@ -74,7 +74,7 @@ def safe_text(error: BaseException) -> str:
     """Return the text of an exception in one line of at most 200 characters; never raises.
 
     Args:
-        error: The error.
+        error: Any exception; one whose `__str__` raises, too.
     """
     try:
         text = " ".join(str(error).split()).rstrip(".")
@@ -195,7 +195,7 @@ def load(
 
     Args:
         what: How errors call the value, as `Artifact 'x'`.
-        data: The bytes.
+        data: The pickle.
         buffers: The out-of-band buffers of the pickle, in order.
         names: Finds the classes that the pickle names, where this program is not the one that has
             stored it; None for Python's own way.
@@ -372,11 +372,11 @@ def decompress(data: Buffer, size: int) -> bytearray:
     data claims.
 
     Args:
-        data: The bytes.
+        data: The compressed bytes, which are not trusted.
         size: How many bytes the data must come to.
 
     Raises:
-        ValueError: If they are not exactly `size`, or no zstd frame.
+        ValueError: They are not exactly `size` bytes, or no zstd frame.
     """
     import zstandard
 
@@ -407,7 +407,7 @@ def gunzipped(data: Buffer, where: str, largest: int | None = None) -> bytes:
     """Return the bytes of a gzip file, or those that are none as they are.
 
     Args:
-        data: The bytes.
+        data: A gzip file, or anything else.
         where: The place of the data, for the error.
         largest: How many bytes it may hold at most; None for no limit.
 

@@ -24,10 +24,10 @@ def open_store(url: str) -> ObjectStore:
     """Return the object store at `url`.
 
     Args:
-        url: The URL of the datastore.
+        url: `file:///folder`, `memory:` or `s3://bucket/prefix`.
 
     Raises:
-        InvalidSetting: For a kind that is not known.
+        InvalidSetting: The URL is of another kind, or cannot be used.
     """
     scheme = url.partition(":")[0]
     if scheme == "file":
@@ -51,7 +51,7 @@ def open_recorded_store(url: str) -> ObjectStore:
     that is set here counts, not the one at which the run's writer has reached it.
 
     Args:
-        url: The URL of the datastore.
+        url: The URL in the run's settings.
     """
     return open_store(as_reached_here(url, Settings.load()) if url.startswith("s3:") else url)
 
@@ -64,7 +64,7 @@ def store_to_copy(url: str) -> ObjectStore | None:
     this program, and a bucket to be the one of this program's settings.
 
     Args:
-        url: The URL of the datastore.
+        url: The URL in the run's settings, which is not trusted.
     """
     scheme = url.partition(":")[0]
     if scheme == "file":

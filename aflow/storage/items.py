@@ -91,13 +91,13 @@ class ItemWriter:
         self.count = 0
 
     def add(self, item: Any) -> None:
-        """One more item.
+        """Add an item after the others.
 
         Args:
-            item: The item.
+            item: The item, of any type that can be pickled.
 
         Raises:
-            ArtifactNotPicklable: It names it.
+            ArtifactNotPicklable: The item cannot be pickled; the error names it.
         """
         self._segment.add(_record(item, self.count, self._writer))
         self.count += 1
@@ -126,7 +126,7 @@ def write_items(items: Iterable[Any], blobs: BlobStore, limit: int) -> tuple[Any
     """Store the items of a foreach. What iterating raises passes through.
 
     Args:
-        items: The items.
+        items: The items; they are iterated once, and not kept.
         blobs: The blobs of the datastore, addressed by content.
         limit: How many items are allowed.
 
@@ -268,7 +268,7 @@ def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str
     have of their own. Segments in `seen` are not read again; one that is gone has nothing to say.
 
     Args:
-        items: The items.
+        items: What `write_items` returned.
         blobs: The blobs of the datastore, addressed by content.
         seen: The keys of the segments that were read before.
 

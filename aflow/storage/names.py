@@ -64,7 +64,7 @@ class ProgramFile(NamedTuple):
         """Return the program of this file, as it is now.
 
         Args:
-            file: The path of the file.
+            file: The path of the file; one that cannot be read has no digest.
             module: The name of the module; None where it is a file without one.
         """
         return cls(os.path.abspath(file), _sha_of(file), module)
@@ -118,7 +118,7 @@ class Names:
         """Return whether the pickle may name what is not found where Python would look.
 
         Args:
-            data: The bytes.
+            data: The pickle, which is searched but not loaded.
         """
         content = data if isinstance(data, bytes) else bytes(data)
         return any(sign in content for sign in self._signs)
@@ -128,7 +128,7 @@ class Names:
 
         Args:
             module: The name of the module, as the pickle has it.
-            name: The name.
+            name: The qualified name within the module.
             usual: Python's own way to find it.
         """
         if module == MAIN or self._is_program(module):
@@ -183,7 +183,7 @@ def written_by_main(file: str) -> None:
     notebook writes a cell: classes of the file are its own.
 
     Args:
-        file: The path of the file.
+        file: The path of the file, whose present content counts.
     """
     sha = _sha_of(file)
     if sha is not None:
@@ -198,7 +198,7 @@ def is_found_in_main(made: object) -> bool:
     file: others find it there, too.
 
     Args:
-        made: The class or function.
+        made: A class or a function; anything else is not found.
     """
     main = sys.modules.get(MAIN)
     if getattr(made, "__module__", None) != MAIN or not getattr(main, "__file__", None):
@@ -262,21 +262,21 @@ class CodeFiles(Protocol):
         """Return whether there is a file of this name.
 
         Args:
-            name: The name.
+            name: The path within the code, with `/` between folders.
         """
 
     def is_folder(self, name: str) -> bool:
         """Return whether there is a folder of this name, with something in it.
 
         Args:
-            name: The name.
+            name: The path within the code, with `/` between folders.
         """
 
     def read(self, name: str) -> bytes:
         """Return the content of a file.
 
         Args:
-            name: The name.
+            name: The path within the code, with `/` between folders.
         """
 
 
@@ -397,7 +397,7 @@ class CodeModules:
         it.
 
         Args:
-            name: The name.
+            name: The full name of the module, as `__import__` gets it.
             globals: The globals of the importing module.
             locals: Ignored, as Python does.
             fromlist: The names that are imported from it.
@@ -438,7 +438,7 @@ def code_beside(program: ProgramFile) -> CodeModules | None:
     """Return what stands beside the program's file now; None where it no longer exists.
 
     Args:
-        program: The program.
+        program: The file of the program, as it was when it began.
     """
     if program.sha is None or not os.path.isfile(program.file):
         return None

@@ -39,8 +39,8 @@ def root_name(kind: str, *holder: str) -> str:
     """Return the name of the root of a holder of this kind, whatever characters its name has.
 
     Args:
-        kind: The kind of holder.
-        *holder: The name of the holder.
+        kind: What holds the blobs, as `schedule`: it becomes a part of the name.
+        *holder: The parts of the holder's name; hashed together.
     """
     digest = hashlib.blake2b("\0".join(holder).encode(), digest_size=16).hexdigest()
     return f"{FOLDER}{kind}/{digest}"
@@ -50,7 +50,7 @@ def declare(store: ObjectStore, name: str, root: GcRoot) -> None:
     """Keep the blobs of a root from now on, in place of those that this name kept before.
 
     Args:
-        store: The datastore.
+        store: The datastore that has the blobs.
         name: The name, as `root_name` makes it.
         root: The blobs to keep, and until when.
     """
@@ -63,10 +63,10 @@ def declared(store: ObjectStore, name: str) -> GcRoot | None:
 
     Args:
         store: The datastore.
-        name: The name.
+        name: The name, as `root_name` makes it.
 
     Raises:
-        CorruptBlob: The bytes are not those that the key names.
+        CorruptBlob: The root cannot be read.
     """
     try:
         return _read(name, bytes(store.get(name)), store.url)
@@ -91,7 +91,7 @@ def roots(store: ObjectStore) -> Iterator[tuple[str, GcRoot]]:
         store: The datastore.
 
     Raises:
-        CorruptBlob: For one that cannot be read.
+        CorruptBlob: A root cannot be read; the error names it.
     """
     for name in store.list(FOLDER):
         root = declared(store, name)
@@ -103,7 +103,7 @@ def kept(found: Sequence[tuple[str, GcRoot]], now: float) -> set[str]:
     """Return the keys of the blobs that these roots keep at this time.
 
     Args:
-        found: The names and the roots.
+        found: What `roots` has yielded.
         now: The present time, in seconds since the epoch.
     """
     return {
@@ -115,7 +115,7 @@ def expired(found: Sequence[tuple[str, GcRoot]], now: float) -> list[str]:
     """Return the names of the roots that keep nothing.
 
     Args:
-        found: The names and the roots.
+        found: What `roots` has yielded.
         now: The present time, in seconds since the epoch.
     """
     return [name for name, root in found if root.until is not None and root.until <= now]

@@ -203,8 +203,8 @@ class Sink(Protocol):
         """Take bytes at a position.
 
         Args:
-            at: The position of the bytes.
-            data: The bytes.
+            at: The position of the first byte within the object.
+            data: The bytes; parts may come in any order.
         """
 
 
@@ -354,7 +354,7 @@ async def upload(
     Args:
         s3: The client that `connect` has made.
         subject: What is transferred, for the errors.
-        where: Bucket and Key.
+        where: The arguments `Bucket` and `Key`.
         source: Gives the bytes, a range at a time.
         condition: Headers that make the write conditional.
         about: Headers that are stored with the object.
@@ -424,8 +424,8 @@ async def download(
     Args:
         s3: The client that `connect` has made.
         subject: What is transferred, for the errors.
-        where: Bucket and Key.
-        sink: Takes the bytes.
+        where: The arguments `Bucket` and `Key`.
+        sink: Takes the bytes, a part at a time.
         range_: The range, as `bytes=0-99`; None for the whole object.
 
     Returns:
@@ -489,7 +489,7 @@ async def some_at_once(
     is begun, which bounds the memory. Raises the first error, when all others have ended.
 
     Args:
-        work: The coroutines.
+        work: The coroutines, which are created as they are needed.
         width: How many run at a time.
     """
     answers: dict[int, T] = {}

@@ -224,10 +224,10 @@ def opened(data: bytes) -> tarfile.TarFile:
     """Return the archive, to read from.
 
     Args:
-        data: The bytes.
+        data: The bytes of a package, which may come from another machine: its headers are checked.
 
     Raises:
-        CodePackageError: For anything else.
+        CodePackageError: The bytes are not such an archive.
     """
     _check_headers(data)
     try:
@@ -298,7 +298,7 @@ def check(data: bytes) -> None:
     """Raises CodePackageError for what is not an archive that could be unpacked.
 
     Args:
-        data: The bytes.
+        data: The bytes of a package, which may come from another machine.
     """
     with opened(data) as archive, _named("This is not a code package"):
         for _ in _members(archive):
@@ -309,11 +309,11 @@ def unpack(data: bytes, folder: Path) -> None:
     """Write the files of the archive below the folder, and nothing outside of it.
 
     Args:
-        data: The bytes.
-        folder: The folder.
+        data: The bytes of a package, which may come from another machine.
+        folder: An existing folder.
 
     Raises:
-        CodePackageError: The code package cannot be made, read or unpacked.
+        CodePackageError: The bytes are not such an archive, or cannot be written.
     """
     with opened(data) as archive:
         unpack_from(archive, folder)
@@ -428,7 +428,7 @@ def release(folder: Path) -> None:
     it.
 
     Args:
-        folder: The folder.
+        folder: A folder that `unpacked` has returned.
     """
     with _in_use_lock:
         descriptor, count = _in_use.pop(folder, (-1, 0))
@@ -443,7 +443,7 @@ def descriptor_of(folder: Path) -> int:
     lives.
 
     Args:
-        folder: The folder.
+        folder: A folder that `unpacked` has returned, and that was not released.
     """
     return _in_use[folder][0]
 
@@ -496,8 +496,8 @@ def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
     """Write the files of an open archive below the folder, and nothing outside of it.
 
     Args:
-        archive: The open archive.
-        folder: The folder.
+        archive: What `opened` has returned.
+        folder: An existing folder.
     """
     # Not extractall: it is safe with a filter alone, which Python has since 3.11.4 only.
     with _named(f"The code cannot be unpacked to {folder}"):

@@ -79,7 +79,7 @@ class StepHook:
         Called whenever `before` was; what it raises fails the step.
 
         Args:
-            error: The exception.
+            error: What the step has raised; None if it has succeeded.
         """
 
     def stored(self, manifest: Manifest) -> None:
@@ -93,7 +93,7 @@ class StepHook:
         """Follow an attempt that has failed.
 
         Args:
-            error: The exception.
+            error: What the attempt has ended with.
         """
 
 

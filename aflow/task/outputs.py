@@ -223,10 +223,11 @@ class StepContext:
 
         Args:
             left: What the step has set on the flow, by name.
-            writer: Stores the artifacts.
+            writer: Stores the values that are new or have changed.
 
         Raises:
-            ArtifactNotPicklable: The error is raised naming the artifact, and StoreUnavailable.
+            ArtifactNotPicklable: A value cannot be pickled; the error names the artifact.
+            StoreUnavailable: The datastore does not answer.
         """
         manifest = Manifest(step=self.step_name, stack=self.stack)
         for name, value in left.items():
@@ -306,7 +307,7 @@ def write_streamed(
     more once this returns or raises.
 
     Args:
-        items: The items of the foreach.
+        items: The items of the foreach; they are iterated once, maybe for a long time.
         blobs: The blobs of the datastore, addressed by content.
         limit: How many items are allowed.
         clock: The source of the time; tests give a `FakeClock`.

@@ -50,7 +50,7 @@ class Payloads:
         """Store a payload. May be called twice with the same bytes.
 
         Args:
-            data: The bytes.
+            data: The bytes of the payload.
 
         Returns:
             The key that it is found by.
@@ -114,7 +114,7 @@ def mark_over(store: ObjectStore, flow: str, run: str) -> None:
     raises StorageError.
 
     Args:
-        store: The datastore.
+        store: The datastore of the run.
         flow: The name of the flow.
         run: The id of the run.
     """
@@ -125,7 +125,7 @@ def is_over(store: ObjectStore, flow: str, run: str) -> bool:
     """Return whether the run has ended. Blocks; raises StorageError.
 
     Args:
-        store: The datastore.
+        store: The datastore of the run.
         flow: The name of the flow.
         run: The id of the run.
     """
@@ -142,7 +142,7 @@ def committed(
     """Return what has settled the task, as the report of this attempt; None where nothing has.
 
     Args:
-        store: The datastore.
+        store: The datastore of the run.
         context: What all attempts of the run share.
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
@@ -158,7 +158,7 @@ def record_end(store: ObjectStore, flow: str, run: str, report: AttemptReport) -
     who is given its message once more. Blocks; raises StorageError.
 
     Args:
-        store: The datastore.
+        store: The datastore of the run.
         flow: The name of the flow.
         run: The id of the run.
         report: How the attempt has ended.

@@ -560,7 +560,7 @@ def show(stream: str, text: str) -> None:
 
     Args:
         stream: `stdout` or `stderr`.
-        text: The text.
+        text: The text, with its line ends.
     """
     try:
         getattr(sys, stream).write(text)
@@ -586,7 +586,7 @@ def catches(error: BaseException) -> bool:
     process.
 
     Args:
-        error: The exception.
+        error: What the step has raised.
     """
     return isinstance(error, Exception) or is_cancellation(error)
 
@@ -595,7 +595,7 @@ def state_of(error: BaseException) -> AttemptState:
     """Return the terminal state of an attempt that ended with this exception.
 
     Args:
-        error: The exception.
+        error: What the attempt has ended with.
     """
     return AttemptState.TIMED_OUT if isinstance(error, TaskTimedOut) else AttemptState.FAILED
 
@@ -605,7 +605,7 @@ def is_cancellation(error: BaseException) -> bool:
     not.
 
     Args:
-        error: The exception.
+        error: Any exception.
     """
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and isinstance(error, asyncio.CancelledError)
@@ -615,7 +615,7 @@ def no_terminal(step: str) -> str:
     """Return why a step cannot be stopped and asked, and what to do.
 
     Args:
-        step: The name of the step.
+        step: The name of the step, for the command that the sentence advises.
     """
     return (
         f"a step has no terminal. Run the flow with `--debug {step}`, which gives yours to this "
@@ -643,8 +643,8 @@ def sentence(error: BaseException, step: str = "STEP") -> str:
     """Return one line that says what went wrong in the step.
 
     Args:
-        error: The exception.
-        step: The name of the step.
+        error: What the step has raised.
+        step: The name of the step, for a command that the sentence advises.
     """
     if _asks_in_vain(error):
         what = "input() has nobody to ask" if isinstance(error, EOFError) else "pdb cannot stop"
@@ -675,7 +675,7 @@ def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
     """Return the exception as plain values, for the manifest.
 
     Args:
-        error: The exception.
+        error: What the step has raised.
         caught: Whether @catch has settled it.
     """
     module, kind = name_of(type(error))
@@ -692,7 +692,7 @@ def safe_text(error: BaseException) -> str:
     """str(error), also where that raises.
 
     Args:
-        error: The exception.
+        error: Any exception; one whose `__str__` raises, too.
 
     Returns:
         What cannot be stored as text in it is escaped.
@@ -707,7 +707,7 @@ def storable(text: str) -> str:
     """Return the text, with what Python could not decode (in the name of a file, say) as `\\udce9`.
 
     Args:
-        text: The text.
+        text: Any text, with lone surrogates where Python could not decode.
     """
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -716,7 +716,7 @@ def user_traceback(error: BaseException) -> str:
     """Return the traceback from the step's own first line on: frames of aflow above it say nothing.
 
     Args:
-        error: The exception.
+        error: What the step has raised, with its traceback.
     """
     try:
         frames = traceback.TracebackException.from_exception(error)
@@ -733,7 +733,7 @@ def user_lines(error: AflowError) -> list[str]:
     the frames that are ours.
 
     Args:
-        error: The exception.
+        error: The error, with its traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(_AFLOW)]

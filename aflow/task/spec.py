@@ -43,7 +43,7 @@ def may_be_retried(step: StepDefinition, error: BaseException) -> bool:
 
     Args:
         step: The step, with its decorators.
-        error: The exception.
+        error: What the attempt has ended with.
     """
     if isinstance(error, SystemExit) and error.code == NO_RETRY_EXIT_CODE:
         return False
@@ -126,7 +126,7 @@ class AttemptSpec(NamedTuple):
         """Return the spec that `encode` gave.
 
         Args:
-            data: The bytes.
+            data: The spec, as `encode` returned it.
         """
         return cls(*unpack(data, _MOST, strict_map_key=False, use_list=False))
 

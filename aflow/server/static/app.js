@@ -260,7 +260,7 @@ function Frame() {
 
 /** j, k, x and Enter in a table of rows. @param {KeyboardEvent} event */
 function rowKey(event) {
-  // A table that draws what is on the screen alone moves by itself.
+  // A table that draws only the visible rows moves by itself.
   if (!dispatchEvent(new CustomEvent("rowkey", { detail: event.key, cancelable: true }))) return;
   const rows = [...document.querySelectorAll("[data-row]")];
   if (!rows.length) return;

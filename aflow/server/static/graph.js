@@ -56,14 +56,14 @@ export function Graph({ graph, steps = [], open }) {
       const tasks = step ? step.tasks : {};
       const total = /** @type {number} */ (Object.values(tasks).reduce((/** @type {any} */ a, /** @type {any} */ b) => a + b, 0));
       const state = total ? stateOf(tasks) : "waiting";
-      const told = total ? figuresOf(tasks, total, step.median) : node.foreach ? `for each of ${node.foreach}` : node.condition ? `by ${node.condition}` : "";
+      const detail = total ? figuresOf(tasks, total, step.median) : node.foreach ? `for each of ${node.foreach}` : node.condition ? `by ${node.condition}` : "";
       const act = open && (() => open(node.name));
-      return html`<g class=${`node ${state} ${node.is_many ? "many" : ""}`} transform=${`translate(${x(node)} ${y(node)})`} tabindex=${open ? 0 : -1} role=${open ? "button" : "img"} aria-label=${`${node.name}: ${told || "not begun"}`} onClick=${act} onKeyDown=${(/** @type {any} */ e) => (e.key === "Enter" || e.key === " ") && act && ((e.preventDefault(), act()))}>
+      return html`<g class=${`node ${state} ${node.is_many ? "many" : ""}`} transform=${`translate(${x(node)} ${y(node)})`} tabindex=${open ? 0 : -1} role=${open ? "button" : "img"} aria-label=${`${node.name}: ${detail || "not begun"}`} onClick=${act} onKeyDown=${(/** @type {any} */ e) => (e.key === "Enter" || e.key === " ") && act && ((e.preventDefault(), act()))}>
         ${node.doc && html`<title>${node.doc}</title>`}
         ${node.is_many && html`<rect class="behind" x="5" y="5" width=${W} height=${H} rx="9" />`}
         <rect class="box" width=${W} height=${H} rx="9" />
         ${total > 0 && html`<rect class="done" x="1" y=${H - 5} width=${Math.max(0, ((W - 2) * ((tasks.succeeded || 0) + (tasks.failed || 0))) / total)} height="4" rx="2" />`}
-        <text x="12" y="21">${node.name.length > 20 ? `${node.name.slice(0, 19)}…` : node.name}</text><text class="told" x="12" y="37">${told}</text></g>`;
+        <text x="12" y="21">${node.name.length > 20 ? `${node.name.slice(0, 19)}…` : node.name}</text><text class="detail" x="12" y="37">${detail}</text></g>`;
     })}
   </svg>`;
 }

@@ -55,7 +55,7 @@ export async function ask(path, how = {}) {
   if (!answer.ok) {
     const said = await answer.json().catch((error) => {
       if (error instanceof DOMException && error.name === "AbortError") throw error;
-      return {}; // what is no JSON has no sentence of its own
+      return {}; // a response that is not JSON has no message
     });
     // A token that only may not do this gets the page; one that may not even read has expired.
     const reads = !how.method || how.method === "GET";
@@ -135,7 +135,7 @@ export function useReading(key, tick, read, take, fail) {
 
 /**
  * What an API path says, read again when the path or `tick` changes. The last answer stays on the
- * page while a new one is on its way, or cannot be had.
+ * page while a new one is on its way, or is not available.
  * @param {string | null} path @param {unknown} [tick]
  */
 export function useApi(path, tick) {
@@ -288,12 +288,12 @@ export function State({ state, label = false, name = state }) {
 export function Bar({ tasks, text = true }) {
   const total = Object.values(tasks).reduce((sum, n) => sum + n, 0);
   if (!total) return html`<span class="dim">no tasks</span>`;
-  const told = STATES.filter((s) => tasks[s])
+  const summary = STATES.filter((s) => tasks[s])
     .map((s) => `${count(tasks[s])} ${s}`)
     .join(", ");
   const done = (tasks.succeeded || 0) + (tasks.failed || 0) + (tasks.cancelled || 0);
-  return html`<span class="bar-and-text" title=${told}>
-    <span class="bar" role="img" aria-label=${told}>
+  return html`<span class="bar-and-text" title=${summary}>
+    <span class="bar" role="img" aria-label=${summary}>
       ${STATES.filter((s) => tasks[s]).map((s) => html`<i class=${s} style=${{ flexGrow: tasks[s] }}></i>`)}
     </span>
     ${text && html`<span class="of">${done === total ? count(total) : `${count(done)}/${count(total)}`}</span>`}

@@ -48,6 +48,17 @@ _HIGH = 200  # descriptors of ours are above this, so that those of the program 
 NEEDS_RECEIPTS = sys.platform != "linux"
 
 
+# Functions of os that wait for children: whether any child is meant, by their arguments. (macOS has
+# no waitid.)
+WAITS_FOR_ANY: dict[str, Callable[..., bool]] = {
+    "wait": lambda: True,
+    "wait3": lambda *_: True,
+    "wait4": lambda pid=0, *_: pid == -1,
+    "waitpid": lambda pid=0, *_: pid == -1,
+    "waitid": lambda kind=None, *_: kind == os.P_ALL,
+}
+
+
 def read_proc(name: str) -> bytes | None:
     """Return the content of a file of /proc; None where it does not exist, or may not be read.
 

@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from aflow._core.process import delegate_if_first
 from aflow._core.settings import environment_with, secret_variables, without_signing_key
-from aflow._core.system import open_descriptors, out_of_the_way, read_proc
+from aflow._core.system import WAITS_FOR_ANY, open_descriptors, out_of_the_way, read_proc
 from aflow.task.program import started
 
 if TYPE_CHECKING:
@@ -308,20 +308,13 @@ def take_zygote() -> EarlyZygote | None:
 # A program may wait for all children that it has, by itself or in what it imports, before it calls
 # its flow: it must not wait for the zygote, which ends with the program, nor take its exit status.
 
-_WAITS: dict[str, Callable[..., bool]] = {  # of os: whether any child is meant
-    "wait": lambda: True,
-    "wait3": lambda *_: True,
-    "wait4": lambda pid=0, *_: pid == -1,
-    "waitpid": lambda pid=0, *_: pid == -1,
-    "waitid": lambda kind=None, *_: kind == os.P_ALL,
-}
 _replaced: dict[str, Callable[..., Any]] = {}  # Python's own functions, by name
 
 
 def _give_way_to_waits() -> None:
     """End the zygote before this process waits for any child of its own. Another zygote is started
     when the run begins."""
-    for name, means_any in _WAITS.items():
+    for name, means_any in WAITS_FOR_ANY.items():
         own = getattr(os, name, None)
         if own is not None and name not in _replaced:
             _replaced[name] = own

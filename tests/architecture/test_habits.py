@@ -124,7 +124,6 @@ OF_LINUX = (
 )  # fmt: skip
 MAY_BE_OF_LINUX = {
     Path("aflow/_core/system.py"): "it has something else for other systems",
-    Path("aflow/executors/local/zygote_start.py"): "it wraps the waits that there are",
     Path("aflow/executors/local/probe.py"): "it is about /proc, and says no where there is none",
     Path("aflow/testing/chaos.py"): "a tool for Linux alone",
 }

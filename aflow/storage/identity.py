@@ -154,9 +154,11 @@ class Contents:
                 parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
             except RecursionError:
                 raise
-            except Exception:  # noqa: BLE001 -- the value's own code: it cannot be pickled
+            except (Exception, SystemExit):  # noqa: BLE001 -- the value's own code: it cannot be pickled
                 yield self._opaque(value)
                 return
+            if not isinstance(parts, str | tuple):
+                raise NotTellable(f"is a {kind.__qualname__}, which cannot be pickled")
         yield f"{kind.__module__}.{kind.__qualname__}(".encode()
         if isinstance(parts, str):  # a name in its module
             yield f"{getattr(value, '__module__', None)}.{parts}".encode()

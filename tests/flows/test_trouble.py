@@ -631,3 +631,34 @@ def test_where_no_process_can_be_started_tasks_wait_for_one_and_then_say_so(
     metadata.close()
     assert [AttemptState.LOST, AttemptState.SUCCEEDED] == [each.state for each in attempts]
     workspace.check()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "__reduce_ex__ = lambda self, protocol: None",
+        "__reduce_ex__ = lambda self, protocol: (list, (), None, map(int, 'x'), None)",
+        "__reduce_ex__ = lambda self, protocol: sys.exit(3)",
+    ],
+)
+def test_a_run_takes_no_harm_from_an_object_whose_content_cannot_be_read(
+    workspace: Workspace, body: str
+) -> None:
+    workspace.write(f"""
+        class Odd:
+            {body}
+
+        ODD = Odd()
+
+        class Flow_(FlowSpec):
+            @step
+            def start(self):
+                ODD
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    ran = workspace.run()
+    assert 0 == ran.code, ran.err

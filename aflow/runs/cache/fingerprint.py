@@ -274,7 +274,11 @@ class _Reader:
         key = _key(each.value)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._looked_at(each)
+            try:
+                known = self._looked_at(each)
+            except Exception:  # noqa: BLE001 -- the user's own code, which is asked for what it holds
+                known = Known(NOT_TELLABLE, [], frozenset())
+            self._known[key] = known
             self._kept.append(each.value)
         return known
 
@@ -561,7 +565,7 @@ class _Reader:
         contents = Contents(self._named, self._opaque)
         try:
             digest = contents.digest(value)[:_DIGITS]
-        except (NotTellable, RecursionError):
+        except Exception:  # noqa: BLE001 -- NotTellable, or an error of the value's own code
             digest = NOT_TELLABLE
         noted = self._noted
         self._noted, self._where = outer

@@ -240,7 +240,7 @@ def test_jobs_whose_number_was_given_again_are_lost_and_not_taken_for_others(
     assert JobState.UNKNOWN is status.state
     assert "no longer knows its job" in system.outcome_of(status).reason
     system.terminate([f"{number}@mine-abc"], "It is not wanted.")
-    assert bench.queue("%A") == [number], "that of Ann goes on"
+    assert number in bench.queue("%A"), "that of Ann goes on"
 
 
 def test_a_number_that_is_given_again_while_scancel_waits_ends_nobody_elses_job(

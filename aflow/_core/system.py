@@ -227,7 +227,8 @@ def open_descriptors() -> set[int]:
         import resource
 
         numbers = range(min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
-    return {*filter(_is_open, numbers)}
+    # That of the listing itself is closed by now.
+    return {*filter(is_open, numbers)}
 
 
 def out_of_the_way(fd: int) -> int:
@@ -255,10 +256,15 @@ def out_of_the_way(fd: int) -> int:
 _MOST_DESCRIPTORS = 1024  # that are looked at where the system has no list
 
 
-def _is_open(number: int) -> bool:
+def is_open(number: int) -> bool:
+    """Return whether this process has the descriptor open.
+
+    Args:
+        number: The descriptor.
+    """
     try:
         os.fstat(number)
-    except OSError:  # that of the listing itself
+    except OSError:
         return False
     return True
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from types import CodeType, FrameType, ModuleType
 
 from aflow._core import deferred, ending, process
-from aflow._core.system import threads_here
+from aflow._core.system import is_open, threads_here
 
 # Whatever is compiled to the same instructions as these lines only imports.
 _IMPORTS = """
@@ -100,7 +100,7 @@ def _is_fresh(main: ModuleType, frame: FrameType) -> bool:
     return (
         not is_traced
         and threads_here() == 1
-        and all(map(_is_open, (0, 1, 2)))
+        and all(map(is_open, (0, 1, 2)))
         and _only_imports(outermost)
         and not _waits_for_any(outermost.f_code)
         and all(map(_is_of_python, [*sys.modules.items()]))
@@ -130,11 +130,3 @@ def _is_of_python(item: tuple[str, ModuleType]) -> bool:
     place = os.path.dirname(file)
     is_installed = "site-packages" in place or "dist-packages" in place
     return place.startswith(os.path.dirname(os.__file__)) and not is_installed
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True

@@ -118,7 +118,7 @@ class Executor(Protocol):
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
         """Recover attempts that an earlier coordinator of the run has launched. `start` is called
-        next. Each is awaited, or launched again where the executor has never heard of it. Their
+        next. Each is awaited, or launched again where the executor does not know it. Their
         `started` is reported where it is not known.
 
         Args:

@@ -360,7 +360,7 @@ class RemoteExecutor(ABC, Generic[R]):
             self._mail.give_up(attempt_key, AttemptState.LOST, self._lost)
 
     def _send_off(self, spec: AttemptSpec) -> bool:
-        """Note that an attempt is handed to others; whether its end can be heard of."""
+        """Note that an attempt is handed to others. Returns whether its end can be reported."""
         attempt_key = (spec.task, spec.attempt)
         self._mail.send(attempt_key, spec.step)
         if self._lost is not None:

@@ -175,7 +175,7 @@ class S3(_Client):
         return self.get_recursive(self._whole, return_info)
 
     def info(self, key: str | None = None, return_missing: bool = False) -> S3Object:
-        """Return what S3 tells of an object, which is not downloaded. Raises what `get` does.
+        """Return the metadata of an object, which is not downloaded. Raises what `get` does.
 
         Args:
             key: The key, relative to the prefix of this client, or a whole `s3://` URL.

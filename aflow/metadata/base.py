@@ -368,6 +368,9 @@ WORKER_EXPIRY = 60.0
 MOST_RUNNING = 200
 """Attempts that a worker's record names at most."""
 
+LARGEST_JOBS = 1 << 20
+"""Bytes of a document in which a run publishes its jobs."""
+
 
 class WorkerRegistry(Protocol):
     """The workers that have registered; SQLite, PostgreSQL and the metadata service keep them."""
@@ -429,7 +432,8 @@ class HandedAttempt(NamedTuple):
 
 
 class HandedAttempts(Protocol):
-    """Attempts that other executors have; SQLite and PostgreSQL find them by an index."""
+    """Attempts that other executors have, found by an index, and what runs publish of their jobs at
+    job systems."""
 
     def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
         """Return how many attempts are queued and how many run, by step; commits keep the counts.
@@ -448,6 +452,21 @@ class HandedAttempts(Protocol):
             after: The last task of the page before; 0 for the first page.
             limit: How many at most.
         """
+
+    @writes
+    def put_jobs(self, name: str, data: bytes) -> None:
+        """Replace the document in which a run publishes its jobs at one job system.
+
+        Args:
+            name: The name of the document: `Flow/run SYSTEM`.
+            data: The content, LARGEST_JOBS bytes at most; empty to remove the document.
+
+        Raises:
+            InvalidMessage: It is larger.
+        """
+
+    def jobs(self) -> list[Document]:
+        """Return the documents that `put_jobs` has written, by name."""
 
 
 class Journal(Protocol):
@@ -782,8 +801,8 @@ class Records(Protocol):
         """
 
 
-class MetadataStore(Journal, Leases, Records, Protocol):
-    """Journals, leases and records; see the module's text for what is promised."""
+class MetadataStore(Journal, Leases, Records, HandedAttempts, Protocol):
+    """Journals, leases, records and handed attempts; see the module's text for what is promised."""
 
     @property
     def url(self) -> str:
@@ -816,17 +835,6 @@ def registry_of(store: object) -> WorkerRegistry | None:
     """
     kept: Any = store
     return kept if hasattr(store, "beat_worker") else None
-
-
-def handed_attempts_of(store: object) -> HandedAttempts | None:
-    """Return what a metadata store finds of attempts that other executors have; None for one over a
-    service, which finds none.
-
-    Args:
-        store: The metadata store.
-    """
-    kept: Any = store
-    return kept if hasattr(store, "live_counts") else None
 
 
 # Where a run has failed.

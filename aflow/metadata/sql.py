@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from aflow._core import ids
 from aflow._core.clock import shown_time
-from aflow.errors import NotFound, VersionConflict
+from aflow.errors import InvalidMessage, NotFound, VersionConflict
 from aflow.metadata.base import (
     DAMAGED,
+    LARGEST_JOBS,
     TASK_STATES,
     AttemptRecord,
     Batch,
@@ -59,6 +60,8 @@ _ATTEMPT = (
 _ATTEMPTS = "(SELECT count(*) FROM attempts WHERE run_key = t.run_key AND task = t.task)"
 COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='a.manifest, a.log')}"
 LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='NULL, NULL')}"
+
+_JOBS = "jobs"  # the kind of documents in which runs publish their jobs
 
 # By value: calling an enum's class for each of many rows costs more than all the rest.
 _STATES = {state.value: state for state in AttemptState}
@@ -617,6 +620,21 @@ class SqlMetadata(ABC):
         """Remove a document; see `Documents`."""
         return self._transact(lambda session: session.do("delete_document", kind, name)) == 1
 
+    def put_jobs(self, name: str, data: bytes) -> None:
+        """Replace what a run publishes of its jobs; see `HandedAttempts`."""
+        # Over the service anything can come, and what is stored here is read by everybody.
+        if type(name) is not str or type(data) is not bytes or len(data) > LARGEST_JOBS:
+            raise InvalidMessage(
+                f"A document about the jobs of a run has a name and {LARGEST_JOBS} bytes at most."
+            )
+
+        def put(session: Session) -> None:
+            session.do("delete_document", _JOBS, name)
+            if data:
+                session.do("add_document", _JOBS, name, data)
+
+        self._transact(put)
+
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
@@ -699,6 +717,10 @@ class SqlMetadata(ABC):
     def documents(self, kind: str) -> list[Document]:
         """All documents of this kind; see `Documents`."""
         return [Document(*row) for row in self._all("documents", kind=kind)]
+
+    def jobs(self) -> list[Document]:
+        """What runs publish of their jobs; see `HandedAttempts`."""
+        return self.documents(_JOBS)
 
     def document(self, kind: str, name: str) -> Document | None:
         """One document; see `Documents`."""

@@ -33,11 +33,17 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 LARGEST = 256 << 20  # bytes of a frame
 # Lists, maps and records of a call: a commit of 100,000 tasks has fewer, and a question has few.
 MOST_CONTAINERS, MOST_OF_QUESTION = 1_000_000, 10_000
-# Every method of the port and of the registry of workers is a call, which needs no second mention
-# here. Some answer with items that are sent as they come.
+# Every method of these ports is a call, which needs no second mention here. Some answer with items
+# that are sent as they come.
 _METHODS = {
     name: method
-    for port in (base.Journal, base.Leases, base.Records, base.WorkerRegistry)
+    for port in (
+        base.Journal,
+        base.Leases,
+        base.Records,
+        base.HandedAttempts,
+        base.WorkerRegistry,
+    )
     for name, method in vars(port).items()
     if isinstance(method, types.FunctionType) and not name.startswith("_")
 }
@@ -55,7 +61,7 @@ _RECORDS: dict[str, Any] = {
         base.RunRecord, base.RunLease, base.TaskRecord, base.CachedTask, base.AttemptRecord,
         base.MetadataRecord, base.ReplacedLog, base.RunUpdate, base.Batch, base.TaskView,
         base.StepProgress, base.TaskColumns, base.LeaseState,
-        base.WorkerRecord, base.RunningTask,
+        base.WorkerRecord, base.RunningTask, base.HandedAttempt, base.Document,
     )
 }  # fmt: skip
 _STATES: dict[str, Any] = {each.__name__: each for each in (AttemptState, RunState, TaskState)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aflow.executors.jobs.board import KIND, JobsOfRun, of_runs_that_go_on
-from aflow.metadata.base import documents_of, handed_attempts_of
+from aflow.executors.jobs.board import JobsOfRun, of_runs_that_go_on
 from aflow.scheduler.states import LIVE_RUN_STATES, AttemptState
 
 if TYPE_CHECKING:
@@ -15,10 +14,6 @@ if TYPE_CHECKING:
 _MOST_RUNS = 500  # that go on
 _MOST_ROWS = 1000  # steps with jobs
 _SUBMITTING = "name="  # what the handle of a job begins with whose id is not known yet
-_UNKNOWN = (
-    "Jobs are listed where the metadata are in SQLite or PostgreSQL: these are those of another "
-    "service."
-)
 
 
 def queues(metadata: MetadataStore) -> dict[str, Any]:
@@ -26,13 +21,9 @@ def queues(metadata: MetadataStore) -> dict[str, Any]:
     run, since when and why. `complete` says whether that is all.
 
     Args:
-        metadata: The metadata store; one over a service keeps no such documents, and gives an
-            incomplete answer.
+        metadata: The metadata store.
     """
-    documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
-    if documents is None or attempts is None:
-        return {"queues": [], "complete": False, "reason": _UNKNOWN}
-    jobs = of_runs_that_go_on(documents.documents(KIND))
+    jobs = of_runs_that_go_on(metadata.jobs())
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     rows, runs = 0, []
     # Without documents no job system has any jobs, and the runs need not be read.
@@ -40,7 +31,7 @@ def queues(metadata: MetadataStore) -> dict[str, Any]:
         runs = metadata.runs(None, states=LIVE_RUN_STATES, limit=_MOST_RUNS)
     for run in runs:
         mine = jobs.get((run.flow, run.run), ())
-        counts = attempts.live_counts(run.key) if mine else {}
+        counts = metadata.live_counts(run.key) if mine else {}
         for each in mine:
             for step, queue in each.queues.items():
                 row = _row(run, each, step, counts.get(step, {}))
@@ -59,7 +50,6 @@ def queues(metadata: MetadataStore) -> dict[str, Any]:
             for (system, queue), steps in sorted(found.items())
         ],
         "complete": rows < _MOST_ROWS and len(runs) < _MOST_RUNS,
-        "reason": "",
     }
 
 
@@ -95,11 +85,8 @@ def jobs_of(
         after: The number of the last task of the page before; -1 for the first page.
         limit: The size of the page.
     """
-    documents, attempts = documents_of(metadata), handed_attempts_of(metadata)
-    if documents is None or attempts is None:
-        return {"jobs": [], "next": None}
-    known = of_runs_that_go_on(documents.documents(KIND)).get((run.flow, run.run), ())
-    page = attempts.handed(run.key, step, after, limit)
+    known = of_runs_that_go_on(metadata.jobs()).get((run.flow, run.run), ())
+    page = metadata.handed(run.key, step, after, limit)
     systems = {step: (each.system, queue) for each in known for step, queue in each.queues.items()}
     waits = {waiting.job: waiting for each in known for waiting in each.waiting}
     rows = [

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from aflow.errors import InvalidMessage, MetadataUnavailable
 from aflow.metadata import sql
-from aflow.metadata.base import TASK_STATES, Batch, MetadataStore, RunRecord
+from aflow.metadata.base import LARGEST_JOBS, TASK_STATES, Batch, MetadataStore, RunRecord
 from aflow.scheduler.states import AttemptState, TaskState
 from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
 
@@ -75,7 +76,6 @@ def test_the_progress_of_steps_is_reported_by_the_states_of_their_tasks(
     assert 1 << 33 == store.progress(run.key)[1].max_rss, "the most that any attempt has taken"
 
 
-@pytest.mark.parametrize("store", [name for name in NAMES if "service" not in name], indirect=True)
 def test_attempts_that_another_executor_has_are_listed_until_they_end(
     store: Any, run: RunRecord
 ) -> None:
@@ -107,6 +107,22 @@ def test_attempts_that_another_executor_has_are_listed_until_they_end(
     store.commit(run.key, 1, Batch(attempts=[ended, ended._replace(task=3)]))
     assert {"a": {queued: 1}, "b": {queued: 1}} == store.live_counts(run.key)
     assert [second] == store.handed(run.key, None, 0, 10)
+
+
+def test_what_runs_publish_of_their_jobs_is_kept_replaced_and_removed(store: Any) -> None:
+    store.put_jobs("Flow/2 Slurm", b"{}")
+    store.put_jobs("Flow/1 AWS Batch", bytes(range(256)))
+    store.put_jobs("Flow/2 Slurm", b"[]")
+    kept = [(each.name, each.data) for each in store.jobs()]
+    assert [("Flow/1 AWS Batch", bytes(range(256))), ("Flow/2 Slurm", b"[]")] == kept
+
+    store.put_jobs("Flow/1 AWS Batch", b"")
+    store.put_jobs("Flow/none Slurm", b"")
+    assert ["Flow/2 Slurm"] == [each.name for each in store.jobs()]
+    for name, data in (("Flow/3 Slurm", bytes(LARGEST_JOBS + 1)), (b"Flow/3", b""), ("a", "text")):
+        with pytest.raises((InvalidMessage, MetadataUnavailable), match="1048576 bytes at most"):
+            store.put_jobs(name, data)
+    assert ["Flow/2 Slurm"] == [each.name for each in store.jobs()]
 
 
 def test_the_kept_counts_follow_tasks_through_attempts_and_commits(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aflow.executors.jobs.board import KIND, JobsOfRun, WaitingJob, prune
+from aflow.executors.jobs.board import JobBoard, JobsOfRun, WaitingJob, prune
 from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
 from aflow.metadata.base import (
     AttemptRecord,
@@ -589,7 +589,7 @@ def bury(url: str, ids: list[str]) -> None:
 
 
 def test_jobs_are_shown_by_queue_with_what_their_system_says(served: Served) -> None:
-    assert {"queues": [], "complete": True, "reason": ""} == served.get("/v1/jobs")
+    assert {"queues": [], "complete": True} == served.get("/v1/jobs")
     with closing(SqliteMetadata(served.path / ".aflow" / "metadata.db")) as metadata:
         run = metadata.create_run(a_run("Jobs", "jobs"), b"", "c/1", 3600.0)
         away = AttemptRecord(1, 0, AttemptState.QUEUED, handle="77@train:0")
@@ -605,9 +605,11 @@ def test_jobs_are_shown_by_queue_with_what_their_system_says(served: Served) -> 
         why = "Resources <img src=x>\n" + "x" * 1000
         waits = WaitingJob("77@train", "train", 2, 20.0, why)
         at_slurm = JobsOfRun("Jobs", "jobs", "Slurm", {"train": "gpu"}, (waits,))
-        metadata.put_document(KIND, at_slurm.name, at_slurm.encode())
-        metadata.put_document(KIND, "Jobs/gone Slurm", at_slurm.encode())
-        metadata.put_document(KIND, "damaged", b"none")
+        JobBoard(metadata).publish(at_slurm)
+        metadata.put_jobs("Jobs/gone Slurm", at_slurm.encode())
+        not_a_time = at_slurm._replace(waiting=(waits._replace(since=float("nan")),))
+        metadata.put_jobs("Jobs/jobs Other", not_a_time.encode())
+        metadata.put_jobs("damaged", b"none")
 
         (queue,) = served.get("/v1/jobs")["queues"]
         assert ("Slurm", "gpu", 3, 1) == tuple(
@@ -630,8 +632,8 @@ def test_jobs_are_shown_by_queue_with_what_their_system_says(served: Served) -> 
         assert ([2, 3], 3) == ([each["task"] for each in page["jobs"]], page["next"])
         assert {"jobs": [], "next": None} == served.get(f"{path}?step=other")
         assert 404 == served.ask("GET", "/v1/runs/Jobs/none/jobs")[0]
-        prune(metadata, metadata)
-        assert [at_slurm.name] == [each.name for each in metadata.documents(KIND)]
+        prune(metadata)
+        assert [at_slurm.name] == [each.name for each in metadata.jobs()]
         metadata.commit(
             run.key, 1, Batch(run=RunUpdate(state=RunState.CANCELLED, finished_at=60.0))
         )

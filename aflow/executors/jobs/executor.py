@@ -40,7 +40,6 @@ from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
 from aflow.executors.mailbox import Mailbox, RemoteExecutor, Rendezvous
 from aflow.executors.protocol import ArraySpec, Packer
-from aflow.metadata.base import documents_of
 from aflow.scheduler.states import AttemptState
 from aflow.task.remote import Payloads, committed
 from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
@@ -136,8 +135,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._not_begun: dict[str, JobStatus] = {}  # of our jobs, those with members that wait
         self._waiting_since: dict[str, float] = {}
         self._reasons: dict[str, str] = {}  # why they wait, where that was asked
-        documents = documents_of(metadata)
-        self._board = None if documents is None else JobBoard(documents)
+        self._board = JobBoard(metadata)
         self._turn = 0
         self._waiting: Waiting | None = None
         self._trouble: dict[str, Waiting] = {}  # what does not answer
@@ -211,8 +209,8 @@ class JobExecutor(RemoteExecutor[str]):
                 event.set()
             await asyncio.wait([self._tasks[0], self._tasks[2]])
         await self._end_tasks()
-        if self._board is not None and self._threads is not None and not self._mail.away:
-            await self._publish_now(self._board)
+        if self._threads is not None and not self._mail.away:
+            await self._publish_now()
         for job in self._arrays:
             self._poller.unwatch(job)
         self._arrays.clear()
@@ -536,7 +534,7 @@ class JobExecutor(RemoteExecutor[str]):
 
     async def _watch(self) -> None:
         """Find out, now and then, why jobs wait: this is logged, and recorded for people."""
-        documents, pruned = documents_of(self._metadata), False
+        pruned = False
         while True:
             await asyncio.sleep(PUBLISHED)
             try:
@@ -545,17 +543,15 @@ class JobExecutor(RemoteExecutor[str]):
                 self._note_waiting(str(error))
                 continue
             self._note_waiting()
-            if self._board is None or documents is None:
-                continue
             try:
                 if not pruned:
-                    await self._blocking(partial(prune, documents, self._metadata))
+                    await self._blocking(partial(prune, self._metadata))
                     pruned = True
             except MetadataError:  # the run's own commits report that
                 continue
-            await self._publish_now(self._board)
+            await self._publish_now()
 
-    async def _publish_now(self, board: JobBoard) -> None:
+    async def _publish_now(self) -> None:
         steps = {array.step for array in self._arrays.values() if array.away}
         context = self._context
         waiting = tuple(
@@ -572,7 +568,7 @@ class JobExecutor(RemoteExecutor[str]):
         queues = {step: queue for step, queue in self._queues.items() if step in steps}
         now = JobsOfRun(context.flow, context.run, self._system.title, queues, waiting)
         try:
-            await self._blocking(partial(board.publish, now))
+            await self._blocking(partial(self._board.publish, now))
         except MetadataError:  # the run's own commits report that
             pass
 

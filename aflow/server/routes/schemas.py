@@ -689,7 +689,6 @@ JOB_QUEUES = fields(
             "The queues.",
         ),
         "complete": flag("Whether all active runs are included."),
-        "reason": text("Why no jobs can be listed; empty if they can."),
     }
 )
 RUN_JOBS = fields(

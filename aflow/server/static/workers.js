@@ -47,7 +47,7 @@ export function WorkersPage() {
 /** The jobs of runs that go on, by queue. @param {{data: any}} props */
 function Jobs({ data }) {
   const [open, setOpen] = useState("");
-  if (!data.queues.length) return html`<${Notice}>${data.reason || "No run has jobs at present."}<//>`;
+  if (!data.queues.length) return html`<${Notice}>No run has jobs at present.<//>`;
   return html`<div class="scroll"><table class="list stack"><thead><tr><th>Run, step</th><th class="right">Waiting</th><th class="right">Running</th><th>For</th><th>Reason from the job system</th><th class="wide">User</th></tr></thead>
     ${data.queues.map(
       (/** @type {any} */ q) =>

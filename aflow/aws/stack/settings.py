@@ -1,7 +1,7 @@
 """What the outputs of a stack mean as settings. Pure.
 
 An output is the value of the setting that its description names in brackets, as in
-`[METAFLOW_BATCH_JOB_QUEUE] where jobs are queued`: so it is in our template, and in Metaflow's own.
+`[METAFLOW_BATCH_JOB_QUEUE] the job queue of steps`, both in our template and in Metaflow's own.
 """
 
 from __future__ import annotations

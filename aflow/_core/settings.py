@@ -19,11 +19,11 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Self
 
 from aflow._core import ids
 from aflow._core.private_folders import make_private, read_regular, refuse_foreign
-from aflow._core.records import MISSING, NamedTuple, dataclass, field
+from aflow._core.records import MISSING, NamedTuple, dataclass, field, fields
 from aflow._core.secret import Secret, as_mentioned, revealed, sealed, without_passwords
 from aflow._core.system import read_proc
 from aflow.errors import InvalidInput, InvalidName, InvalidSetting, UnsafeFolder
@@ -918,6 +918,48 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
 
         return json.dumps(hit.value)
     return None if hit is None else _text(hit)
+
+
+def key(*keys: str) -> Any:
+    """Declare a field of `PartSettings`.
+
+    Args:
+        *keys: The keys under which the setting is looked up, without `AFLOW_`.
+    """
+    return field(default=None, metadata={"keys": keys})
+
+
+class PartSettings:
+    """The settings of one part of aflow, such as AWS: a dataclass whose fields are declared by
+    `key`; None where a setting is not set."""
+
+    __slots__ = ()
+
+    @classmethod
+    def keys(cls) -> dict[str, tuple[str, ...]]:
+        """Return the keys under which each setting is looked up, by the name of its field."""
+        declared: Any = cls
+        return {each.name: each.metadata["keys"] for each in fields(declared)}
+
+    @classmethod
+    def load(cls) -> Self:
+        """Return the settings of this program."""
+        return cls(**{name: looked_up(*keys) for name, keys in cls.keys().items()})
+
+    def needed(self, name: str, what: str) -> str:
+        """Return a setting that has to be there.
+
+        Args:
+            name: The name of the setting.
+            what: What needs it, for the error.
+
+        Raises:
+            InvalidSetting: The error is raised with the key that sets it.
+        """
+        value: str | None = getattr(self, name)
+        if value is None:
+            raise InvalidSetting(f"{what} is not known: set AFLOW_{self.keys()[name][0]}.")
+        return value
 
 
 def variable_of(job: str, key: str) -> str:

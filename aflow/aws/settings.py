@@ -3,27 +3,8 @@
 from __future__ import annotations
 
 from aflow._core.records import dataclass
-from aflow._core.settings import looked_up
+from aflow._core.settings import PartSettings, key, looked_up
 from aflow.errors import InvalidSetting
-
-KEYS = {
-    "queue": ("BATCH_JOB_QUEUE",),
-    "gpu_queue": ("BATCH_GPU_JOB_QUEUE",),
-    "image": ("BATCH_CONTAINER_IMAGE", "DEFAULT_CONTAINER_IMAGE"),
-    "registry": ("BATCH_CONTAINER_REGISTRY", "DEFAULT_CONTAINER_REGISTRY"),
-    "job_role": ("ECS_S3_ACCESS_IAM_ROLE",),
-    "fargate_role": ("ECS_FARGATE_EXECUTION_ROLE",),
-    "machine_role": ("SFN_IAM_ROLE",),
-    "events_role": ("EVENTS_SFN_ACCESS_IAM_ROLE",),
-    "machine_prefix": ("SFN_STATE_MACHINE_PREFIX",),
-    "log_group": ("SFN_EXECUTION_LOG_GROUP_ARN",),
-    "internal_url": ("SERVICE_INTERNAL_URL", "SERVICE_URL"),
-    "runtime_limit": ("DEFAULT_RUNTIME_LIMIT",),
-    "emit_tags": ("BATCH_EMIT_TAGS",),
-    "default_tags": ("BATCH_DEFAULT_TAGS",),
-    "public_ip": ("BATCH_ASSIGN_PUBLIC_IP",),
-    "job_log_group": ("BATCH_LOG_GROUP",),
-}
 
 # Settings that jobs inherit from their coordinator. A key is not among them: everybody who may look
 # at jobs reads their variables. Jobs fetch it from where this secret is.
@@ -36,7 +17,7 @@ _PASSED_ON = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AwsSettings:
+class AwsSettings(PartSettings):
     """The settings, as they were found; None where one is not set. `gpu_queue` is the queue of
     steps that need GPUs and name no queue, `job_log_group` the group of CloudWatch that jobs log
     to, where that is not the one of AWS Batch. `internal_url` is the address
@@ -44,42 +25,22 @@ class AwsSettings:
     @timeout, `public_ip` ENABLED or DISABLED for jobs on Fargate. With `emit_tags` jobs of runs are
     marked with the run; `default_tags` are a JSON object of further marks."""
 
-    queue: str | None = None
-    gpu_queue: str | None = None
-    image: str | None = None
-    registry: str | None = None
-    job_role: str | None = None
-    fargate_role: str | None = None
-    machine_role: str | None = None
-    events_role: str | None = None
-    machine_prefix: str | None = None
-    log_group: str | None = None
-    internal_url: str | None = None
-    runtime_limit: str | None = None
-    emit_tags: str | None = None
-    default_tags: str | None = None
-    public_ip: str | None = None
-    job_log_group: str | None = None
-
-    @classmethod
-    def load(cls) -> AwsSettings:
-        """Return the settings of this program; see config.py for where they are looked up."""
-        return cls(**{name: looked_up(*keys) for name, keys in KEYS.items()})
-
-    def needed(self, name: str, what: str) -> str:
-        """Return a setting that has to be there.
-
-        Args:
-            name: The name of the setting.
-            what: What needs it, for the error.
-
-        Raises:
-            InvalidSetting: The error is raised with the key that sets it.
-        """
-        value: str | None = getattr(self, name)
-        if value is None:
-            raise InvalidSetting(f"{what} is not known: set AFLOW_{KEYS[name][0]}.")
-        return value
+    queue: str | None = key("BATCH_JOB_QUEUE")
+    gpu_queue: str | None = key("BATCH_GPU_JOB_QUEUE")
+    image: str | None = key("BATCH_CONTAINER_IMAGE", "DEFAULT_CONTAINER_IMAGE")
+    registry: str | None = key("BATCH_CONTAINER_REGISTRY", "DEFAULT_CONTAINER_REGISTRY")
+    job_role: str | None = key("ECS_S3_ACCESS_IAM_ROLE")
+    fargate_role: str | None = key("ECS_FARGATE_EXECUTION_ROLE")
+    machine_role: str | None = key("SFN_IAM_ROLE")
+    events_role: str | None = key("EVENTS_SFN_ACCESS_IAM_ROLE")
+    machine_prefix: str | None = key("SFN_STATE_MACHINE_PREFIX")
+    log_group: str | None = key("SFN_EXECUTION_LOG_GROUP_ARN")
+    internal_url: str | None = key("SERVICE_INTERNAL_URL", "SERVICE_URL")
+    runtime_limit: str | None = key("DEFAULT_RUNTIME_LIMIT")
+    emit_tags: str | None = key("BATCH_EMIT_TAGS")
+    default_tags: str | None = key("BATCH_DEFAULT_TAGS")
+    public_ip: str | None = key("BATCH_ASSIGN_PUBLIC_IP")
+    job_log_group: str | None = key("BATCH_LOG_GROUP")
 
 
 def passed_on() -> dict[str, str]:

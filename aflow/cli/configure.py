@@ -201,7 +201,7 @@ def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> lis
 def _checks() -> dict[str, Check]:
     """By key: what AWS, or the service, says of the answer."""
     from aflow.aws.client import QUICK, AwsClient
-    from aflow.executors.jobs.base import with_registry
+    from aflow.executors.jobs.options import with_registry
 
     aws, endpoint = AwsClient(manner=QUICK), Settings.load().s3_endpoint
     jobs = "ecs-tasks.amazonaws.com"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -11,13 +10,14 @@ import click
 from aflow import aws
 from aflow.cli.options import flag, option
 from aflow.cli.selection import own_latest
-from aflow.cli.tables import show
+from aflow.cli.tables import local, show
 from aflow.errors import InvalidInput
 from aflow.executors import jobs as job_systems
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.cli.session import Session
+    from aflow.executors.jobs.base import JobSystem, SubmittedJob
 
 Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
@@ -30,28 +30,9 @@ class _WantedJobs(NamedTuple):
     run: str | None = None
 
 
-class _ListedJob(NamedTuple):
-    """A job that has not ended, as it is shown; `id` is how its system is asked to end it."""
-
-    id: str
-    shown: str
-    path: str
-    state: str
-    submitted: str
-    user: str
-
-
-class _ListedJobs(NamedTuple):
-    """What was found. `end` ends jobs of these ids for a reason; `close` releases connections.
-    `clock` names the time zone of `submitted`, if that is not the one of here."""
-
-    found: Sequence[_ListedJob]
-    end: Callable[[str, str], object]
-    close: Callable[[], object]
-    clock: str = ""
-
-
-Find = Callable[["Session", "_WantedJobs"], _ListedJobs]
+# The job system, and the jobs that were found there.
+Found = tuple["JobSystem[Any]", list["SubmittedJob"]]
+Find = Callable[["Session", _WantedJobs], Found]
 
 
 def batch_commands() -> Commands:
@@ -67,22 +48,22 @@ def kubernetes_commands() -> Commands:
 def _job_commands(system: str, find: Find) -> Commands:
 
     def list_(session: Session, my_runs: bool, user: str | None, run_id: str | None) -> None:
-        jobs = find(session, _wanted(session, session.settings(), my_runs, user, run_id))
-        jobs.close()
-        if not jobs.found:
+        asked, found = find(session, _wanted(session, session.settings(), my_runs, user, run_id))
+        asked.close()
+        if not found:
             session.note("There are no jobs that have not ended.")
             return
-        rows = [(job.path, job.state, job.submitted, job.user, job.shown) for job in jobs.found]
-        show(("step", "state", f"submitted{jobs.clock}", "user", "job"), rows)
+        rows = [(job.path, job.state, local(job.created_at), job.user, job.shown) for job in found]
+        show(("step", "state", "submitted", "user", "job"), rows)
 
     def kill(session: Session, my_runs: bool, user: str | None, run_id: str | None) -> None:
-        jobs = find(session, _wanted(session, session.settings(), my_runs, user, run_id))
+        asked, found = find(session, _wanted(session, session.settings(), my_runs, user, run_id))
         by = session.settings().user
-        for job in jobs.found:
-            jobs.end(job.id, f"It was ended by {by} ({system} kill)")
+        for job in found:
+            asked.terminate([job.id], f"It was ended by {by} ({system} kill).")
             click.echo(f"Ended the job {job.shown} of {job.path}.")
-        jobs.close()
-        if not jobs.found:
+        asked.close()
+        if not found:
             session.note("There are no jobs that have not ended.")
 
     return {
@@ -121,10 +102,6 @@ def _wanted(
     )
 
 
-def _counted(states: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {state}" for state, count in states.items())
-
-
 def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
     """What the decorators of the flow's steps say by this option."""
     if session.flow is None:
@@ -138,42 +115,20 @@ def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
 # ------------------------------------------------------------------ systems
 
 
-def _on_batch(session: Session, wanted: _WantedJobs) -> _ListedJobs:
+def _on_batch(session: Session, wanted: _WantedJobs) -> Found:
     settings = aws.settings.AwsSettings.load()
     queues = {*_of_steps(session, "batch", "queue")}
     if settings.queue is not None or not queues:
         queues.add(settings.needed("queue", "The job queue of AWS Batch"))
-    calls = aws.client.AwsClient()
-    found = [
-        _ListedJob(
-            id=job.id,
-            shown=job.id,
-            path=f"{job.flow}/{job.run}/{job.step}",
-            state=_counted({state.lower(): job.states[state] for state in sorted(job.states)})
-            or job.status.lower(),
-            submitted=time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(job.created_at)),
-            user=job.user,
-        )
-        for job in job_systems.batch.definitions.unfinished(calls, sorted(queues), *wanted)
-    ]
-    return _ListedJobs(found, lambda id, why: calls.terminate(id, f"{why}."), calls.close)
+    batch, calls = job_systems.batch, aws.client.AwsClient()
+    found = batch.definitions.unfinished(calls, sorted(queues), *wanted)
+    return batch.job_system.BatchSystem(calls), found
 
 
-def _on_kubernetes(session: Session, wanted: _WantedJobs) -> _ListedJobs:
+def _on_kubernetes(session: Session, wanted: _WantedJobs) -> Found:
     kubernetes = job_systems.kubernetes
     cluster = kubernetes.access.KubernetesCluster()
     common = kubernetes.settings.KubernetesSettings.load().namespace or cluster.namespace
     namespaces = sorted({common, *_of_steps(session, "kubernetes", "namespace")})
-    found = [
-        _ListedJob(
-            id=job.id,
-            shown=f"{job.namespace}/{job.name}",
-            path=f"{job.flow}/{job.run}/{job.step}",
-            state=_counted(job.states),
-            submitted=job.created.rstrip("Z").replace("T", " ")[:19],
-            user=job.user,
-        )
-        for job in kubernetes.job_system.unfinished(cluster, namespaces, *wanted)
-    ]
-    system = kubernetes.job_system.KubernetesSystem(cluster)
-    return _ListedJobs(found, lambda id, why: system.terminate([id], why), system.close, " (UTC)")
+    found = kubernetes.job_system.unfinished(cluster, namespaces, *wanted)
+    return kubernetes.job_system.KubernetesSystem(cluster), found

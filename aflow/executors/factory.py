@@ -303,7 +303,8 @@ def _batch_jobs(
     for queue in sorted({definitions.queue_of(each, settings) for each in steps}):
         job_systems.base.until_answered("AWS Batch", lambda: ask(queue))  # noqa: B023 -- called at once
     gangs = definition.graph.gangs
-    variables = definitions.variables_of(settings, options.metadata, store.url, calls.region)
+    variables = job_systems.options.variables_of(options.metadata, store.url)
+    variables |= {"AWS_DEFAULT_REGION": calls.region}
     variables |= _shipped_runtime(store, definition, steps)
     calls.close()
 
@@ -362,7 +363,7 @@ def _kubernetes_jobs(
     try:
         namespace = settings.namespace or cluster.namespace
         gangs = definition.graph.gangs
-        variables = manifest.variables_of(options.metadata, store.url)
+        variables = job_systems.options.variables_of(options.metadata, store.url)
 
         def submitted(step: StepDefinition, attempt: int) -> Any:
             is_gang = step.name in gangs

@@ -20,6 +20,7 @@ from aflow.executors.jobs.batch.definitions import (
     own_queue_of,
     queue_of,
 )
+from aflow.executors.jobs.options import StepOptions
 from aflow.executors.local.executor import needs_of
 from aflow.flow.current import current
 from aflow.metadata.object_store import SCHEME as STORE
@@ -195,7 +196,6 @@ def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) 
     if step is None:
         return JobOf(definition, 2, limit_of(None, settings))
     policy = policy_of(step)
-    batch: Any = step.decorator("batch")
     # An attempt waits in its container before it tries again, and starts it first.
     wait = policy.wait_before(policy.retries) if policy.retries else 0.0
     return JobOf(
@@ -204,7 +204,7 @@ def job_of(step: StepDefinition | None, definition: str, settings: AwsSettings) 
         limit=limit_of(step, settings, wait),
         catches=policy.catches,
         queue=own_queue_of(step, settings),
-        tags=(batch.aws_batch_tags if batch else None) or {},
+        tags=StepOptions(step, "batch").mapping("aws_batch_tags"),
     )
 
 

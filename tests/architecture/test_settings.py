@@ -6,9 +6,9 @@ import ast
 from pathlib import Path
 
 from aflow._core.settings import Settings
-from aflow.aws.settings import KEYS as OF_AWS
+from aflow.aws.settings import AwsSettings
 from aflow.cli.doctor.findings import OF_PARTS, OF_THE_ENVIRONMENT, WITHOUT_EFFECT, known
-from aflow.executors.jobs.kubernetes.settings import KEYS as OF_KUBERNETES
+from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
 from tests.architecture.sources import nodes_of, python_files, text_of
 
 # Variables that a coordinator sets for its jobs; users do not set these.
@@ -36,7 +36,7 @@ def test_every_setting_is_read_by_something() -> None:
     for path in python_files("aflow"):
         used |= attributes(path)
 
-    fields = {*Settings.__dataclass_fields__, *OF_AWS, *OF_KUBERNETES}
+    fields = {*Settings.__dataclass_fields__, *AwsSettings.keys(), *KubernetesSettings.keys()}
     # `needed` and `getattr` name a field by a text.
     named = set().union(
         *(literals(p) for p in python_files("aflow") if {"aws", "batch", "kubernetes"} & {*p.parts})

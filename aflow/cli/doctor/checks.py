@@ -317,7 +317,7 @@ def _aws(settings: Settings, aws: AwsSettings, clocks: Clocks) -> Iterator[Findi
 
 
 def _batch(settings: Settings, aws: AwsSettings, account: AwsClient) -> Iterator[Finding]:
-    from aflow.executors.jobs.base import with_registry
+    from aflow.executors.jobs.options import with_registry
 
     if not (aws.queue or aws.image or aws.job_role or settings.executor == "batch"):
         return

@@ -339,7 +339,8 @@ WITHOUT_EFFECT = {
 
 def known() -> frozenset[str]:
     """Return all keys that have an effect, without prefix."""
-    of_jobs = {key for keys in (*aws.KEYS.values(), *k8s.KEYS.values()) for key in keys}
+    parts = (aws.AwsSettings.keys(), k8s.KubernetesSettings.keys())
+    of_jobs = {key for part in parts for keys in part.values() for key in keys}
     return OF_SETTINGS | of_jobs | OF_PARTS | OF_THE_ENVIRONMENT
 
 

@@ -18,17 +18,19 @@ What every backend promises, and tests/contracts/test_job_systems.py checks:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from aflow._core.backoff import Backoff, Tries
-from aflow.errors import JobSystemBusy, JobSystemUnauthorized
+from aflow.errors import OUT_OF_MEMORY, JobSystemBusy, JobSystemUnauthorized
+from aflow.scheduler.messages import Outcome
+from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
-    from aflow.scheduler.messages import Outcome
     from aflow.task.spec import RunContext
 
+TAIL_LINES, TAIL_SIZE = 10, 4096  # of the output of a job that has failed: lines, bytes
 PATIENCE_AT_START = 120.0  # seconds for which a system may not answer when a run begins
 _BACKOFF = Backoff(2.0, 10.0)
 
@@ -214,6 +216,28 @@ class JobSystem(Protocol[J_contra]):
         """Release connections. The next call makes new ones."""
 
 
+class SubmittedJob(NamedTuple):
+    """A job that a run has submitted and that has not ended, as `batch list` and `kubernetes list`
+    show it. `id` is how its system knows it, `shown` how people do; `path` is the pathspec of its
+    step, `state` how far its attempts are. `created_at` is in seconds since the epoch."""
+
+    id: str
+    shown: str
+    user: str
+    path: str
+    state: str
+    created_at: float
+
+
+def counted(states: Mapping[str, int]) -> str:
+    """Return how many attempts are in each state, as `2 running, 1 waiting`.
+
+    Args:
+        states: How many there are, by state; states without any are left out.
+    """
+    return ", ".join(f"{count} {state}" for state, count in states.items() if count)
+
+
 def until_answered(system: str, call: Callable[[], object]) -> None:
     """Call again while the system does not answer, as at the start of a run, and say what is waited
     for. Blocks.
@@ -230,13 +254,54 @@ def until_answered(system: str, call: Callable[[], object]) -> None:
     tries.retry(call, JobSystemBusy, unless=JobSystemUnauthorized)
 
 
-def with_registry(image: str, registry: str | None) -> str:
-    """Return the whole name of an image: in this registry, if it names none.
+# How attempts ended that have left no report, as the job systems tell it.
+
+
+def lost(why: str) -> Outcome:
+    """Return the end of an attempt that went away without the doing of its step.
 
     Args:
-        image: The image, with or without a registry.
-        registry: The registry that is put before images without one; None for none.
+        why: What has become of its job; `The task was lost: ` stands before it.
     """
-    host = image.partition("/")[0]
-    named = "/" in image and ("." in host or ":" in host or host == "localhost")
-    return f"{registry.rstrip('/')}/{image}" if registry and not named else image
+    return Outcome(AttemptState.LOST, reason=f"The task was lost: {why}")
+
+
+def failed(why: str, *, retryable: bool = True) -> Outcome:
+    """Return the end of an attempt that has failed.
+
+    Args:
+        why: The reason, in a sentence.
+        retryable: Whether another attempt may succeed.
+    """
+    return Outcome(AttemptState.FAILED, reason=why, retryable=retryable)
+
+
+def timed_out(why: str) -> Outcome:
+    """Return the end of an attempt that its job system has stopped at its time limit.
+
+    Args:
+        why: The reason, in a sentence.
+    """
+    return Outcome(AttemptState.TIMED_OUT, reason=why)
+
+
+def out_of_memory(job: str, available: str) -> Outcome:
+    """Return the end of an attempt that needed more memory than it had.
+
+    Args:
+        job: The job or the pod, with which the sentence begins.
+        available: How much it had, as `the limit of 2000M`.
+    """
+    return failed(
+        f"{OUT_OF_MEMORY}{job} needed more memory than {available}: give the step more, with "
+        "@resources(memory=...)."
+    )
+
+
+def quoted(lines: Iterable[str]) -> str:
+    """Return the last lines of an output as they stand in a reason, each on a line of its own.
+
+    Args:
+        lines: The lines; empty ones are left out.
+    """
+    return "".join(f"\n    {line}" for line in lines if line.strip())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,29 +19,39 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.settings import environment_of_jobs, looked_up
 from aflow.errors import (
-    OUT_OF_MEMORY,
     InvalidInput,
     InvalidSetting,
     JobRefused,
     JobSystemBusy,
     JobSystemError,
 )
-from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission, until_answered
+from aflow.executors.jobs.base import (
+    TAIL_LINES,
+    TAIL_SIZE,
+    CallLimits,
+    JobState,
+    JobStatus,
+    Submission,
+    failed,
+    lost,
+    out_of_memory,
+    quoted,
+    timed_out,
+    until_answered,
+)
+from aflow.executors.jobs.options import MARGIN, PROGRAM, StepOptions
 from aflow.executors.jobs.place import SLURM
-from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import NO_RETRY_EXIT_CODE
 
 if TYPE_CHECKING:
     from aflow.flow.definition import StepDefinition
+    from aflow.scheduler.messages import Outcome
     from aflow.task.spec import RunContext
 
-PROGRAM = ("aflow", "_task")
-MARGIN = 60  # seconds beyond @timeout for a job to start its task, and to report its end
 LONGEST_NAME = 128
 LARGEST_ARRAY = 10_000
 TIMEOUT = 120.0  # seconds for one command: a controller that is busy answers late
-TAIL_LINES, TAIL_SIZE = 10, 4096  # of the output of a job that has failed
 DEFAULTS = {  # options, and the keys of settings that stand for them
     "partition": "SLURM_PARTITION",
     "account": "SLURM_ACCOUNT",
@@ -106,21 +117,21 @@ def step_job(
     Raises:
         InvalidInput: An option of @slurm cannot be used together with others, or with a gang.
     """
-    slurm: Any = step.decorator("slurm")
+    options = StepOptions(step, "slurm")
     given: dict[str, Any] = {name: looked_up(key) for name, key in DEFAULTS.items()}
     timeout = step.decorator("timeout")
     if timeout is not None:
         given["time"] = math.ceil((timeout.total_seconds + MARGIN) / 60)
     for name in (*DEFAULTS, *PASSED_ON):
-        if (value := getattr(slurm, name, None)) is not None:
+        if (value := options.value(name)) is not None:
             given[name] = value
     arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    arguments += _resources(step, slurm, attempt)
-    if getattr(slurm, "exclusive", False):
+    arguments += _resources(step, options, attempt)
+    if options.value("exclusive"):
         arguments.append("--exclusive")
-    arguments += _more(step, getattr(slurm, "options", None))
-    executable = getattr(slurm, "executable", None)
-    return SlurmJob(step.name, tuple(arguments), executable or python, is_gang)
+    arguments += _more(step, options.value("options"))
+    executable = options.text("executable") or python
+    return SlurmJob(step.name, tuple(arguments), executable, is_gang)
 
 
 def _more(step: StepDefinition, options: Any) -> list[str]:
@@ -135,20 +146,14 @@ def _more(step: StepDefinition, options: Any) -> list[str]:
     return argv
 
 
-def _resources(step: StepDefinition, slurm: Any, attempt: int) -> list[str]:
+def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> list[str]:
     """What @resources and @slurm ask for, the larger number of each."""
     resources: Any = step.decorator("resources")
-
-    def most(option: str) -> float:
-        found = [each.amount(option, attempt) for each in (resources, slurm) if each is not None]
-        return max((each for each in found if each is not None), default=0)
-
     forms = {"cpu": "--cpus-per-task={}", "memory": "--mem={}M", "disk": "--tmp={}M"}
-    arguments = [
-        form.format(math.ceil(most(option))) for option, form in forms.items() if most(option)
-    ]
-    if most("gpu") and getattr(slurm, "gres", None) is None:
-        arguments.append(f"--gres=gpu:{math.ceil(most('gpu'))}")
+    if options.value("gres") is None:
+        forms["gpu"] = "--gres=gpu:{}"
+    asked = {option: math.ceil(options.most(option, attempt)) for option in forms}
+    arguments = [forms[option].format(amount) for option, amount in asked.items() if amount]
     custom = {} if resources is None else resources.custom_amounts(attempt)
     licences = ",".join(f"{name}:{math.ceil(each)}" for name, each in custom.items() if each)
     return [*arguments, f"--licenses={licences}"] if licences else arguments
@@ -296,13 +301,13 @@ class SlurmSystem:
         number, _, name = status.id.partition("@")
         details = _details(number, name)
         if details is None:
-            reason = f"The task was lost: Slurm no longer knows its job {number} ({name})."
-            return Outcome(AttemptState.LOST, reason=reason)
+            return lost(f"Slurm no longer knows its job {number} ({name}).")
         if _is_held_launch(details.get("JobState", ""), details.get("Reason", "")):
             self.terminate([status.id], "It could not be launched.")
         outcome = outcome_of(number, details)
         if outcome.state is AttemptState.FAILED and outcome.retryable:
-            outcome = outcome._replace(reason=outcome.reason + _quoted(details.get("StdErr", "")))
+            ends = _output_ends(details.get("StdErr", ""))
+            outcome = outcome._replace(reason=outcome.reason + ends)
         return outcome
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
@@ -331,11 +336,7 @@ class SlurmSystem:
 def _script(python: str, nodes: int) -> str:
     # The shell is replaced by the program, so that Slurm's SIGTERM comes to that.
     launcher = "srun " if nodes > 1 else ""
-    return f"#!/bin/sh\nexec {launcher}{_quote(python)} -m {' '.join(PROGRAM)}\n"
-
-
-def _quote(argument: str) -> str:
-    return "'" + argument.replace("'", "'\\''") + "'"
+    return f"#!/bin/sh\nexec {launcher}{shlex.join([python, '-m', *PROGRAM])}\n"
 
 
 def submit_workers(
@@ -367,7 +368,7 @@ def submit_workers(
         InvalidSetting: Where there is no Slurm here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = " ".join(_quote(each) for each in (sys.executable, "-m", "aflow", "worker", *argv))
+    command = shlex.join([sys.executable, "-m", "aflow", "worker", *argv])
     printed = _run(
         "sbatch", "--parsable", "--export=ALL", "--job-name=aflow-worker", "--open-mode=append",
         f"--array=0-{count - 1}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={cpus}",
@@ -489,42 +490,35 @@ def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
     was_killed = signum not in ("", "0")
     if state in _LOST:
         how = "preempted by another job" if state == "PREEMPTED" else f"ended with its node{where}"
-        return Outcome(AttemptState.LOST, reason=f"The task was lost: {job} was {how} ({state}).")
+        return lost(f"{job} was {how} ({state}).")
     # Slurm says JobLaunchFailure of a program that was killed, too: that one has been launched.
     if _is_held_launch(state, reason) or (reason == "JobLaunchFailure" and not was_killed):
-        why = f"The task was lost: {job} could not be started{where} ({reason})."
-        return Outcome(AttemptState.LOST, reason=why)
+        return lost(f"{job} could not be started{where} ({reason}).")
     if state in ("TIMEOUT", "DEADLINE"):
         limit = details.get("TimeLimit", "")
-        why = f"{job} ran for longer than its limit of {limit}, and was stopped by Slurm."
-        return Outcome(AttemptState.TIMED_OUT, reason=why)
+        return timed_out(
+            f"{job} ran for longer than its limit of {limit}, and was stopped by Slurm."
+        )
     if state == "OUT_OF_MEMORY":
         memory = details.get("MinMemoryNode") or details.get("MinMemoryCPU") or "0"
-        limit = f" of {memory}" if memory != "0" else ""
-        why = (
-            f"{OUT_OF_MEMORY}{job} needed more memory than the limit{limit}: give the step more, "
-            "with @resources(memory=...)."
-        )
-        return Outcome(AttemptState.FAILED, reason=why)
+        return out_of_memory(job, f"the limit of {memory}" if memory != "0" else "the limit")
     if state == "CANCELLED":
         why = f"{job} was cancelled, by scancel or by an administrator."
-        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+        return failed(why, retryable=False)
     if state == "COMPLETED":
-        why = (
-            f"The task was lost: {job} ended well{where}, and its report is not in the datastore. "
-            "See that the datastore is the same folder on all nodes."
+        return lost(
+            f"{job} ended well{where}, and its report is not in the datastore. See that the "
+            "datastore is the same folder on all nodes."
         )
-        return Outcome(AttemptState.LOST, reason=why)
     how = f"was killed by signal {signum}" if was_killed else f"ended with exit code {code}"
     more = "" if was_killed or reason in ("None", "", "NonZeroExitCode") else f" ({reason})"
-    return Outcome(
-        AttemptState.FAILED,
-        reason=f"{job} {how}{where} before it could report{more}.",
+    return failed(
+        f"{job} {how}{where} before it could report{more}.",
         retryable=code != str(NO_RETRY_EXIT_CODE),
     )
 
 
-def _quoted(path: str) -> str:
+def _output_ends(path: str) -> str:
     """The last lines that a job has printed, which is what it says before it can report."""
     try:
         with open(path, "rb") as file:
@@ -533,7 +527,7 @@ def _quoted(path: str) -> str:
             tail = file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
     except (OSError, ValueError):  # it is on another machine, or was never written
         return ""
-    shown = "".join(f"\n    {line}" for line in tail if line.strip())
+    shown = quoted(tail)
     return f" Its output, {path}, ends with:{shown}" if shown else ""
 
 

@@ -124,16 +124,6 @@ class Slurm(StepDecorator):
             if getattr(self, option) is not None:
                 self._number(option)
 
-    def amount(self, option: str, attempt: int = 0) -> float | None:
-        """Return how much of an option an attempt asks for; None where it is not asked for.
-
-        Args:
-            option: `cpu`, `gpu`, `memory` or `disk`; memory and disk are in MB.
-            attempt: Not used: these options are the same for all attempts.
-        """
-        found: float | None = getattr(self, option)
-        return found
-
     def shapes_result(self) -> None:
         """None: where a step runs makes no difference to what it leaves."""
 

@@ -439,10 +439,10 @@ def test_a_package_is_disabled_by_words_too(disabled: Any, expected: object) -> 
     assert expected is Pypi(disabled=disabled).disabled
 
 
-def test_slurm_gives_the_amounts_that_it_asks_for() -> None:
+def test_slurm_keeps_the_amounts_that_it_asks_for_as_numbers() -> None:
     made = Slurm(cpu="2", memory=100)
 
-    assert (2, 100, None) == (made.amount("cpu"), made.amount("memory", 1), made.amount("gpu"))
+    assert (2, 100, None) == (made.cpu, made.memory, made.gpu)
 
 
 def test_resources_may_grow_with_the_attempt() -> None:

@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.settings import Settings
 from aflow._core.version import __version__
-from aflow.aws.settings import passed_on
 from aflow.environments.shipping import command
 from aflow.errors import InvalidInput, InvalidSetting
-from aflow.executors.jobs.base import with_registry
+from aflow.executors.jobs.base import SubmittedJob, counted
 from aflow.executors.jobs.batch.status import ENDED
+from aflow.executors.jobs.options import (
+    MARGIN,
+    PROGRAM,
+    PYTHON,
+    StepOptions,
+    as_json,
+    with_registry,
+)
 
 if TYPE_CHECKING:
     from aflow.aws.client import AwsClient
@@ -29,9 +36,7 @@ if TYPE_CHECKING:
 
 LIMIT = 432_000  # seconds that a job may run without @timeout: five days
 SHORTEST = 60  # seconds: Batch stops no job earlier
-_UNSAID = {"cpu": 1, "memory": 4096}  # what @resources asks for where it does not say it
-MARGIN = 60  # seconds for the container to start, and to tell how its step ended
-PYTHON = "python"
+CPU, MEMORY = 1.0, 4096.0  # MB; also what @resources asks for where it does not say it
 
 Definition = dict[str, Any]
 
@@ -59,25 +64,26 @@ def definition_of(
     Raises:
         InvalidSetting: No image, or no role for jobs, is set.
     """
-    batch: Any = step.decorator("batch") if step else None
-    needs = _resources(step, batch, attempt)
+    options = StepOptions(step, "batch", settings)
+    needs = _resources(options, attempt)
+    image = options.text("image") or settings.needed("image", "The image of jobs")
     properties: Definition = {
-        "image": _image(batch, settings),
-        "command": command(shlex.split(_of(batch, "executable", PYTHON)), program),
-        "jobRoleArn": _of(batch, "iam_role", None)
+        "image": with_registry(image, settings.registry),
+        "command": command(shlex.split(options.text("executable") or PYTHON), program),
+        "jobRoleArn": options.text("iam_role")
         or settings.needed("job_role", "The role of jobs, which may read and write the bucket,"),
         "resourceRequirements": [{"type": kind, "value": each} for kind, each in needs.items()],
         "environment": [{"name": key, "value": environment[key]} for key in sorted(environment)],
     }
-    properties |= _linux(batch, fargate=fargate) | _volumes(batch) | _logs(batch, settings)
-    if _of(batch, "privileged", False):
+    properties |= _linux(options, fargate=fargate) | _volumes(options) | _logs(options, settings)
+    if options.value("privileged"):
         properties["privileged"] = True
     definition: Definition = {
         "type": "container",
         "containerProperties": properties,
         "propagateTags": True,
     }
-    execution_role = _of(batch, "execution_role", None) or (fargate and settings.fargate_role)
+    execution_role = options.text("execution_role") or (fargate and settings.fargate_role)
     if execution_role:
         properties["executionRoleArn"] = execution_role
     if fargate:
@@ -94,17 +100,16 @@ def definition_of(
                 f"{settings.public_ip!r}."
             )
         properties["networkConfiguration"] = {"assignPublicIp": assigned}
-        platform = _of(batch, "platform", None) or Settings.load().job_platform
+        platform = options.text("platform") or Settings.load().job_platform
         if platform:
             from aflow.environments.solve import platform_named  # few say any
 
-            machine = {"aarch64": "ARM64"}.get(platform_named(str(platform)).partition("-")[0])
+            machine = {"aarch64": "ARM64"}.get(platform_named(platform).partition("-")[0])
             properties["runtimePlatform"] = {
                 "operatingSystemFamily": "LINUX", "cpuArchitecture": machine or "X86_64"
             }  # fmt: skip
-        size = _of(batch, "ephemeral_storage", None)
-        if size:
-            properties["ephemeralStorage"] = {"sizeInGiB": int(size)}
+        if size := options.whole("ephemeral_storage"):
+            properties["ephemeralStorage"] = {"sizeInGiB": size}
     return _named(definition)
 
 
@@ -154,7 +159,7 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
     """
     timeout = step.decorator("timeout") if step else None
     if timeout is None:
-        return _whole(settings.runtime_limit or LIMIT, "AFLOW_DEFAULT_RUNTIME_LIMIT")
+        return StepOptions(step, "batch", settings).whole("runtime_limit") or LIMIT
     return max(SHORTEST, math.ceil(timeout.total_seconds + wait) + MARGIN)
 
 
@@ -164,82 +169,42 @@ def needs_gpu(step: StepDefinition) -> bool:
     Args:
         step: The step, with its decorators.
     """
-    return "GPU" in _resources(step, step.decorator("batch"), 0)
+    return "GPU" in _resources(StepOptions(step, "batch"), 0)
 
 
 # ------------------------------------------------------------------ parts
 
 
-def _of(batch: Any, option: str, default: Any) -> Any:
-    value = getattr(batch, option) if batch else None
-    return default if value is None else value
-
-
-def _resources(step: StepDefinition | None, batch: Any, attempt: int) -> dict[str, str]:
+def _resources(options: StepOptions, attempt: int) -> dict[str, str]:
     """CPUs, memory in MB and GPUs: the most of what @batch and @resources say."""
-    if step is None:
+    if options.step is None:
         return {"VCPU": "1", "MEMORY": "2048"}
-    resources = step.decorator("resources")
-
-    def most(option: str) -> float:
-        needed = resources.amount(option, attempt) if resources else None
-        if needed is None and resources:
-            needed = _UNSAID.get(option)
-        given = [_of(batch, option, None), needed]
-        return max(
-            (_number(each, option, step.name) for each in given if each is not None), default=0
-        )
-
-    needs = {"VCPU": f"{most('cpu') or 1:g}", "MEMORY": f"{most('memory') or 4096:.0f}"}
-    gpus = most("gpu")
+    cpus = options.most("cpu", attempt, unsaid=CPU) or CPU
+    memory = options.most("memory", attempt, unsaid=MEMORY) or MEMORY
+    needs = {"VCPU": f"{cpus:g}", "MEMORY": f"{memory:.0f}"}
+    gpus = options.most("gpu", attempt)
     return {**needs, "GPU": f"{gpus:.0f}"} if gpus else needs
 
 
-def _number(value: Any, option: str, step: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not number >= 0 or math.isinf(number):
-        raise InvalidInput(f"Step {step}: {option} must be a number of 0 or more, not {value!r}.")
-    return number
-
-
-def _image(batch: Any, settings: AwsSettings) -> str:
-    image: str = _of(batch, "image", None) or settings.needed("image", "The image of jobs")
-    return with_registry(image, settings.registry)
-
-
-def _linux(batch: Any, *, fargate: bool) -> Definition:
-    if batch is None:
-        return {}
-    linux: Definition = {}
-    for option, name in (
-        ("shared_memory", "sharedMemorySize"),
-        ("max_swap", "maxSwap"),
-        ("swappiness", "swappiness"),
-    ):
-        value = _of(batch, option, None)
-        if value is not None:
-            linux[name] = _whole(value, option)
-    accelerators = _whole(_of(batch, "inferentia", None) or _of(batch, "trainium", 0), "inferentia")
+def _linux(options: StepOptions, *, fargate: bool) -> Definition:
+    limits = {
+        "sharedMemorySize": options.whole("shared_memory"),
+        "maxSwap": options.whole("max_swap"),
+        "swappiness": options.whole("swappiness"),
+    }
+    linux: Definition = {name: value for name, value in limits.items() if value is not None}
+    accelerators = options.whole("inferentia") or options.whole("trainium") or 0
     devices = [f"/dev/neuron{each}" for each in range(accelerators)]
-    devices += [
-        f"/dev/infiniband/uverbs{each}" for each in range(_whole(_of(batch, "efa", 0), "efa"))
-    ]
+    devices += [f"/dev/infiniband/uverbs{each}" for each in range(options.whole("efa") or 0)]
     if devices:
         linux["devices"] = [
             {"hostPath": each, "containerPath": each, "permissions": ["READ", "WRITE"]}
             for each in devices
         ]
-    size = _of(batch, "tmpfs_size", None)
-    if _of(batch, "use_tmpfs", False) or size:
-        size = (
-            _whole(size, "tmpfs_size")
-            if size
-            else max(1, int(float(_of(batch, "memory", 4096)) / 2))
-        )
-        path = _of(batch, "tmpfs_path", "/aflow_temp")
+    size = options.whole("tmpfs_size")
+    if options.value("use_tmpfs") or size:
+        size = size or max(1, int((options.number("memory") or MEMORY) / 2))
+        path = options.text("tmpfs_path") or "/aflow_temp"
         linux["tmpfs"] = [{"containerPath": path, "size": size, "mountOptions": ["mode=1777"]}]
     if linux and fargate:
         raise InvalidInput(
@@ -249,51 +214,48 @@ def _linux(batch: Any, *, fargate: bool) -> Definition:
     return {"linuxParameters": linux} if linux else {}
 
 
-def _volumes(batch: Any) -> Definition:
-    hosts, shares = _of(batch, "host_volumes", None), _of(batch, "efs_volumes", None)
-    hosts = [hosts] if isinstance(hosts, str) else list(hosts or ())
+def _volumes(options: StepOptions) -> Definition:
     volumes: list[Definition] = []
     mounts: list[Definition] = []
-    for number, path in enumerate(hosts):
+    for number, path in enumerate(options.names("host_volumes")):
         volumes.append({"name": f"host-{number}", "host": {"sourcePath": path}})
         mounts.append({"sourceVolume": f"host-{number}", "containerPath": path, "readOnly": False})
-    for number, (system, options) in enumerate(_shares(shares).items()):
-        root = options.get("root_directory", "/")
+    for number, (system, share) in enumerate(_shares(options).items()):
         configuration = {
             "fileSystemId": system,
-            "rootDirectory": root,
+            "rootDirectory": share.get("root_directory", "/"),
             "transitEncryption": "ENABLED",
         }
         volumes.append({"name": f"efs-{number}", "efsVolumeConfiguration": configuration})
-        path = options.get("mount_point", f"/mnt/{system}")
+        path = share.get("mount_point", f"/mnt/{system}")
         mounts.append({"sourceVolume": f"efs-{number}", "containerPath": path, "readOnly": False})
     return {"volumes": volumes, "mountPoints": mounts} if volumes else {}
 
 
-def _shares(shares: Any) -> Mapping[str, Mapping[str, str]]:
-    if isinstance(shares, Mapping):
-        return shares
-    return {each: {} for each in ([shares] if isinstance(shares, str) else shares or ())}
+def _shares(options: StepOptions) -> Mapping[str, Mapping[str, str]]:
+    """The file systems of EFS, and how each is mounted."""
+    shares = options.value("efs_volumes")
+    if not isinstance(shares, Mapping):
+        return {each: {} for each in options.names("efs_volumes")}
+    if not all(isinstance(each, Mapping) for each in shares.values()):
+        raise options.wrong("efs_volumes", "ids of file systems, each with a mapping of options")
+    return shares
 
 
-def _logs(batch: Any, settings: AwsSettings) -> Definition:
-    driver = _of(batch, "log_driver", None)
+def _logs(options: StepOptions, settings: AwsSettings) -> Definition:
+    driver = options.text("log_driver")
     if driver is None and settings.job_log_group is not None:
-        options = {"awslogs-group": settings.job_log_group}
-        return {"logConfiguration": {"logDriver": "awslogs", "options": options}}
+        own = {"awslogs-group": settings.job_log_group}
+        return {"logConfiguration": {"logDriver": "awslogs", "options": own}}
     if driver is None:
         return {}
-    given = _of(batch, "log_options", None) or {}
+    given = options.value("log_options") or {}
     if not isinstance(given, Mapping):
-        given = dict(each.split(":", 1) for each in given)
+        pairs = [each.partition(":") for each in options.names("log_options")]
+        if not all(name and mark for name, mark, _ in pairs):
+            raise options.wrong("log_options", "a mapping, or a list of NAME:VALUE")
+        given = {name: value for name, _, value in pairs}
     return {"logConfiguration": {"logDriver": driver, "options": dict(given)}}
-
-
-def _whole(value: Any, option: str) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise InvalidSetting(f"{option} must be a whole number, not {value!r}.") from None
 
 
 # How the jobs of a step are submitted to AWS Batch.
@@ -302,7 +264,6 @@ def _whole(value: Any, option: str) -> int:
 MOST = 10_000  # jobs of an array
 MOST_DESCRIBED = 100  # jobs of one call
 LONGEST_NAME = 128  # characters that AWS Batch allows in names of jobs and job definitions
-PROGRAM = ("aflow", "_task")
 MARK_NAMES = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
 _TRUE_TEXTS = frozenset({"1", "true", "yes", "on"})
 
@@ -350,9 +311,9 @@ def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
         step: The step, with its decorators.
         settings: The settings of the job system.
     """
-    batch: Any = step.decorator("batch")
-    if batch and batch.queue:
-        return str(batch.queue)
+    own = StepOptions(step, "batch").text("queue")
+    if own is not None:
+        return own
     return settings.gpu_queue if needs_gpu(step) else None
 
 
@@ -393,10 +354,10 @@ def step_job(
         InvalidSetting: A queue, an image or a role is not set.
         InvalidInput: Batch does not take a value of @batch.
     """
-    batch: Any = step.decorator("batch")
+    options = StepOptions(step, "batch")
     definition = definition_of(step, settings, {}, PROGRAM, fargate=fargate, attempt=attempt)
     mounts = definition["containerProperties"].get("linuxParameters", {}).get("tmpfs")
-    if mounts and batch.tmpfs_tempdir:
+    if mounts and options.value("tmpfs_tempdir"):
         environment = {**environment, "AFLOW_TEMPDIR": mounts[0]["containerPath"]}
     if is_gang:
         definition = gang_definition(definition, step.name)
@@ -405,35 +366,11 @@ def step_job(
         definition=definition,
         queue=queue_of(step, settings),
         limit=limit_of(step, settings),
-        tags={**_default_tags(settings), **((batch.aws_batch_tags if batch else None) or {})},
+        tags={**_default_tags(settings), **options.mapping("aws_batch_tags")},
         emit_tags=(settings.emit_tags or "").lower() in _TRUE_TEXTS,
         environment=environment,
         is_gang=is_gang,
     )
-
-
-def variables_of(settings: AwsSettings, metadata: str, storage: str, region: str) -> dict[str, str]:
-    """Return the variables of all jobs of a run: what the client inside of a step needs to find
-    what it finds here. `metadata` is the setting, `storage` the URL of the store.
-
-    Args:
-        settings: The settings of the job system.
-        metadata: The setting: `service`, or a URL that jobs can reach; others are left out.
-        storage: The `s3://` URL of the datastore.
-        region: The region in which the jobs run, as `eu-central-1`.
-    """
-    found = {
-        **passed_on(),
-        "AWS_DEFAULT_REGION": region,
-        "AFLOW_DEFAULT_DATASTORE": "s3",
-        "AFLOW_DATASTORE_SYSROOT_S3": storage,
-        "AFLOW_USER": Settings.load().user,
-    }
-    if metadata == "service" and settings.internal_url is not None:
-        found |= {"AFLOW_DEFAULT_METADATA": metadata, "AFLOW_SERVICE_URL": settings.internal_url}
-    elif metadata.startswith(("http://", "https://")):
-        found["AFLOW_DEFAULT_METADATA"] = metadata
-    return found
 
 
 def submission(
@@ -505,10 +442,7 @@ def _name(text: str, length: int) -> str:
 def _default_tags(settings: AwsSettings) -> dict[str, str]:
     if settings.default_tags is None:
         return {}
-    try:
-        tags = json.loads(settings.default_tags)
-    except ValueError:
-        tags = None
+    tags = as_json(settings.default_tags)
     if not isinstance(tags, dict):
         raise InvalidSetting(
             'AFLOW_BATCH_DEFAULT_TAGS must be a JSON object such as {"team": "ads"}, not '
@@ -521,20 +455,6 @@ def _default_tags(settings: AwsSettings) -> dict[str, str]:
 
 
 UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
-
-
-class SubmittedJob(NamedTuple):
-    """A job that has not ended. `states` has how many of an array are in which state; it is empty
-    for a job that is none. `created_at` is in seconds since the epoch."""
-
-    id: str
-    user: str
-    flow: str
-    run: str
-    step: str
-    status: str
-    states: dict[str, int]
-    created_at: float
 
 
 def unfinished(
@@ -557,12 +477,13 @@ def unfinished(
     found = []
     for at in range(0, len(ids), MOST_DESCRIBED):
         for described in calls.described(ids[at : at + MOST_DESCRIBED]):
-            job = _job(described)
-            if job is None:
-                continue
-            given = ((user, job.user), (flow, job.flow), (run, job.run))
-            if all(wanted in (None, there) for wanted, there in given):
-                found.append(job)
+            marks = described.get("parameters") or {}
+            owner, *path = (marks.get(f"aflow.{name}", "") for name in MARK_NAMES)
+            asked = zip((user, flow, run), (owner, *path), strict=False)
+            fits = all(wanted in (None, there) for wanted, there in asked)
+            # It may have ended meanwhile, or be no job of a run of aflow.
+            if fits and described["status"] not in ENDED and all(path[:2]):
+                found.append(_submitted(described, owner, "/".join(path)))
     return sorted(found, key=lambda job: job.created_at)
 
 
@@ -582,21 +503,15 @@ def _candidates(
             yield each["jobId"]
 
 
-def _job(described: dict[str, Any]) -> SubmittedJob | None:
-    """The job, if a run of aflow has submitted it, and it has not ended meanwhile."""
-    said = described.get("parameters") or {}
-    user, flow, run, step = (said.get(f"aflow.{name}", "") for name in MARK_NAMES)
-    if described["status"] in ENDED or not (flow and run):
-        return None
+def _submitted(described: dict[str, Any], user: str, path: str) -> SubmittedJob:
+    status = described["status"]
     summary = (described.get("arrayProperties") or {}).get("statusSummary") or {}
-    states = {status: count for status, count in summary.items() if count}
+    states = {state.lower(): summary[state] for state in sorted(summary)}
     return SubmittedJob(
         id=described["jobId"],
+        shown=described["jobId"],
         user=user,
-        flow=flow,
-        run=run,
-        step=step,
-        status=described["status"],
-        states=states,
+        path=path,
+        state=counted(states) or status.lower(),
         created_at=(described.get("createdAt") or 0) / 1000,
     )

@@ -14,7 +14,7 @@ from aflow.errors import (
     JobSystemError,
     JobSystemUnauthorized,
 )
-from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission
+from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission, lost
 from aflow.executors.jobs.batch.definitions import (
     MOST,
     MOST_DESCRIBED,
@@ -24,11 +24,11 @@ from aflow.executors.jobs.batch.definitions import (
     submission,
 )
 from aflow.executors.jobs.batch.status import ENDED, end_of, last_lines, log_of
-from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
     from aflow.aws.client import AwsClient
+    from aflow.scheduler.messages import Outcome
     from aflow.task.spec import RunContext
 
 LOOKS, BETWEEN = 3, 1.0  # for the log of a job that has failed: how often, and seconds between
@@ -114,8 +114,7 @@ class BatchSystem:
         """Return how the attempt ended; with the last lines of the log of one that has failed."""
         end = None if status.detail is None else end_of(status.detail)
         if end is None:
-            reason = f"The task was lost: AWS Batch does not know its job {status.id}."
-            return Outcome(AttemptState.LOST, reason=reason)
+            return lost(f"AWS Batch does not know its job {status.id}.")
         if end.state is AttemptState.FAILED:
             end = end_of(status.detail, self._last_lines(status.detail)) or end
         return end

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow.errors import OUT_OF_MEMORY
-from aflow.scheduler.messages import Outcome
-from aflow.scheduler.states import AttemptState
+from aflow.executors.jobs.base import failed, lost, out_of_memory, quoted, timed_out
+from aflow.task.spec import NO_RETRY_EXIT_CODE
 
 if TYPE_CHECKING:
     from aflow.aws.client import AwsClient
+    from aflow.scheduler.messages import Outcome
 
 ENDED = ("SUCCEEDED", "FAILED")
 LOG_GROUP = "/aws/batch/job"  # of jobs whose definition names no other
 _KILLED = 137  # the exit code of a container that was killed
-_FINAL = 202  # the exit code of a job that would fail in the same way again
 # The machine was lost, or never started the container: not a fault of the task.
 _LOST = ("Host EC2", "Your Spot Task was interrupted", "DockerTimeoutError", "CannotInspect")
 _NOT_STARTED = ("Cannot", "ResourceInitializationError", "Task failed to start")
@@ -70,26 +69,26 @@ def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
     name = f"The job {job['jobId']}"
     status_reason = str(job.get("statusReason") or "")
     container = _last_container(job)
-    said = str(container.get("reason") or "")
-    if status_reason.startswith(_LOST) or said.startswith(_LOST):
-        reason = f"The task was lost: the machine of its job went away ({status_reason or said})"
-        return Outcome(AttemptState.LOST, reason=reason)
+    cause = str(container.get("reason") or "")
+    if status_reason.startswith(_LOST) or cause.startswith(_LOST):
+        return lost(f"the machine of its job went away ({status_reason or cause})")
     if job.get("isTerminated") or job.get("isCancelled"):
-        return Outcome(
-            AttemptState.FAILED, reason=f"{name} was terminated: {status_reason}", retryable=False
-        )
+        return failed(f"{name} was terminated: {status_reason}", retryable=False)
     if status_reason.startswith("Job attempt duration exceeded"):
         limit = (job.get("timeout") or {}).get("attemptDurationSeconds", "its limit of")
-        reason = f"{name} ran for more than {limit} seconds, and was stopped by AWS Batch."
-        return Outcome(AttemptState.TIMED_OUT, reason=reason)
-    if "OutOfMemory" in said:
-        reason = _out_of_memory(name, container) + _quoted(log_of(job), log)
-        return Outcome(AttemptState.FAILED, reason=reason)
-    if status_reason.startswith(_NOT_STARTED) or said.startswith(_NOT_STARTED):
-        return Outcome(AttemptState.FAILED, reason=_not_started(said or status_reason, container))
-    reason = _without_reason(name, status_reason, container) + _quoted(log_of(job), log)
-    retryable = container.get("exitCode") != _FINAL
-    return Outcome(AttemptState.FAILED, reason=reason, retryable=retryable)
+        return timed_out(f"{name} ran for more than {limit} seconds, and was stopped by AWS Batch.")
+    if "OutOfMemory" in cause:
+        requirements = container.get("resourceRequirements") or ()
+        limits = {each["type"]: each["value"] for each in requirements}
+        memory = f" of {limits['MEMORY']} MB" if "MEMORY" in limits else ""
+        outcome = out_of_memory(name, f"the limit{memory}")
+    elif status_reason.startswith(_NOT_STARTED) or cause.startswith(_NOT_STARTED):
+        return failed(_not_started(cause or status_reason, container))
+    else:
+        is_final = container.get("exitCode") == NO_RETRY_EXIT_CODE
+        reason = _without_reason(name, status_reason, container)
+        outcome = failed(reason, retryable=not is_final)
+    return outcome._replace(reason=outcome.reason + _log_ends(log_of(job), log))
 
 
 def _last_container(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,20 +96,11 @@ def _last_container(job: Mapping[str, Any]) -> dict[str, Any]:
     return {**(job.get("container") or {}), **(attempts[-1].get("container") or {})}
 
 
-def _out_of_memory(name: str, container: Mapping[str, Any]) -> str:
-    limits = {each["type"]: each["value"] for each in container.get("resourceRequirements") or ()}
-    memory = f" of {limits['MEMORY']} MB" if "MEMORY" in limits else ""
-    return (
-        f"{OUT_OF_MEMORY}{name} needed more memory than the limit{memory}: give the step more, "
-        "with @resources(memory=...)."
-    )
-
-
-def _not_started(said: str, container: Mapping[str, Any]) -> str:
+def _not_started(cause: str, container: Mapping[str, Any]) -> str:
     image = container.get("image")
-    begun = f"The container of the task could not be started ({said}): see that the image {image} "
+    begun = f"The container of the task could not be started ({cause}): see that the image {image} "
     program = next(iter(container.get("command") or ()), None)
-    if program and "executable file not found" in said:
+    if program and "executable file not found" in cause:
         return (
             f"{begun}has the program {program!r}, or name the Python that it has with "
             "@batch(executable=...)."
@@ -125,12 +115,9 @@ def _without_reason(name: str, status_reason: str, container: Mapping[str, Any])
     return f"{name} ended {how}before it reported how its task ended{why}: {status_reason}."
 
 
-def _quoted(stream: LogStream | None, log: Sequence[str]) -> str:
+def _log_ends(stream: LogStream | None, log: Sequence[str]) -> str:
     """Where the log is, and its last lines."""
     if stream is None:
         return " It has no log in CloudWatch."
-    where = f"Its log: {stream.name} of {stream.group}"
-    if not log:
-        return f" {where}."
-    lines = "".join(f"\n    {line}" for line in log)
-    return f" {where}, which ends with:{lines}"
+    where = f" Its log: {stream.name} of {stream.group}"
+    return f"{where}, which ends with:{quoted(log)}" if log else f"{where}."

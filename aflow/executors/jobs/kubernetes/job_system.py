@@ -11,18 +11,28 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from aflow._core.clock import SystemClock
-from aflow.errors import (
-    OUT_OF_MEMORY,
-    InvalidInput,
-    JobRefused,
-    JobSystemBusy,
-    JobSystemError,
+from aflow.errors import InvalidInput, JobRefused, JobSystemBusy, JobSystemError
+from aflow.executors.jobs.base import (
+    TAIL_LINES,
+    TAIL_SIZE,
+    CallLimits,
+    JobState,
+    JobStatus,
+    Submission,
+    SubmittedJob,
+    counted,
+    failed,
+    lost,
+    out_of_memory,
+    quoted,
+    timed_out,
+    until_answered,
 )
-from aflow.executors.jobs.base import CallLimits, JobState, JobStatus, Submission, until_answered
 from aflow.executors.jobs.kubernetes.access import KubernetesApiError
 from aflow.executors.jobs.kubernetes.manifest import (
     FLOW,
@@ -38,19 +48,18 @@ from aflow.executors.jobs.kubernetes.manifest import (
     service_manifest,
 )
 from aflow.executors.jobs.place import KUBERNETES
-from aflow.scheduler.messages import Outcome
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import NO_RETRY_EXIT_CODE
 
 if TYPE_CHECKING:
     from aflow.executors.jobs.kubernetes.access import KubernetesCluster, Object
     from aflow.executors.jobs.kubernetes.manifest import KubernetesStepJob
+    from aflow.scheduler.messages import Outcome
     from aflow.task.spec import RunContext
 
 LARGEST_ARRAY = 2_000  # pods: each is some 15 kB in the store of the API server
 PULLING = 60.0  # seconds after which an image that is not in its registry is waited for no more
 LOOKED_AT = 20  # pods, and events, that are looked at to find out why a Job waits
-TAIL_LINES, TAIL_SIZE = 10, 4096  # of the log of a pod that has failed
 ENDED_BY = "aflow/ended"  # the annotation that says who has ended a Job
 _DELETED = "deleted"  # the version of a Job that was there before
 
@@ -298,19 +307,18 @@ class KubernetesSystem:
         if seen.job is None:
             if status.version == _DELETED:
                 why = f"The job {asked.name} was deleted by somebody before it had ended."
-                return Outcome(AttemptState.FAILED, reason=why, retryable=False)
-            why = f"The task was lost: Kubernetes does not know its job {asked.name}."
-            return Outcome(AttemptState.LOST, reason=why)
+                return failed(why, retryable=False)
+            return lost(f"Kubernetes does not know its job {asked.name}.")
         outcome = _outcome_of_job(asked.name, seen.job)
         if outcome is not None:
             return outcome
         pods = seen.pods
         if pods is None:
             pods = self._pods(asked.namespace, [asked.name], ())
-        failed = _that_failed(pods)
-        outcome = outcome_of_pod(asked.name, failed, succeeded=status.succeeded)
-        if failed is not None and outcome.state is AttemptState.FAILED and outcome.retryable:
-            lines = self._last_lines(asked.namespace, failed["metadata"]["name"])
+        pod = _that_failed(pods)
+        outcome = outcome_of_pod(asked.name, pod, succeeded=status.succeeded)
+        if pod is not None and outcome.state is AttemptState.FAILED and outcome.retryable:
+            lines = self._last_lines(asked.namespace, pod["metadata"]["name"])
             outcome = outcome._replace(reason=outcome.reason + lines)
         return outcome
 
@@ -399,7 +407,7 @@ class KubernetesSystem:
             )
         except JobSystemError:  # its node is gone, or we may not look
             return ""
-        lines = "".join(f"\n    {line}" for line in text.splitlines() if line.strip())
+        lines = quoted(text.splitlines())
         return f" The log of pod {pod} ends with:{lines}" if lines else ""
 
 
@@ -565,14 +573,14 @@ def _is_disrupted(pod: Object) -> bool:
 
 def _that_failed(pods: Iterable[Object]) -> Object | None:
     """The pod that has failed first by itself: others of a gang are ended because of it."""
-    failed = [
+    ended = [
         pod
         for pod in pods
         if (pod.get("status") or {}).get("phase") == "Failed" and not _is_disrupted(pod)
     ]
-    by_itself = [each for each in failed if not each["metadata"].get("deletionTimestamp")]
+    by_itself = [each for each in ended if not each["metadata"].get("deletionTimestamp")]
     return min(
-        by_itself or failed,
+        by_itself or ended,
         key=lambda pod: str((_terminated(pod) or {}).get("finishedAt") or "~"),
         default=None,
     )
@@ -582,18 +590,14 @@ def _outcome_of_job(name: str, job: Object) -> Outcome | None:
     """How all attempts of a Job have ended that was ended as a whole."""
     by = (job["metadata"].get("annotations") or {}).get(ENDED_BY)
     if by is not None:
-        why = f"The job {name} was ended. {by.rstrip('.')}."
-        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+        return failed(f"The job {name} was ended. {by.rstrip('.')}.", retryable=False)
     condition = _condition(job) or {}
     message = str(condition.get("message") or "").rstrip(".")
     if condition.get("reason") == "PodFailurePolicy":
-        return Outcome(
-            AttemptState.LOST,
-            reason=f"The task was lost: the gang {name} was disrupted ({message}).",
-        )
+        return lost(f"the gang {name} was disrupted ({message}).")
     if condition.get("type") == "Failed" and condition.get("reason") == "DeadlineExceeded":
         why = f"The job {name} was ended by its deadline, which somebody has set ({message})."
-        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+        return failed(why, retryable=False)
     return None
 
 
@@ -608,14 +612,13 @@ def outcome_of_pod(name: str, pod: Object | None, *, succeeded: bool = False) ->
             contradicts.
     """
     if pod is None and succeeded:
-        why = (
-            f"The task was lost: its pod of the job {name} ended well, and its report is not in "
-            "the datastore. See that pods have the same datastore."
+        return lost(
+            f"its pod of the job {name} ended well, and its report is not in the datastore. See "
+            "that pods have the same datastore."
         )
-        return Outcome(AttemptState.LOST, reason=why)
     if pod is None:
         why = f"The pod of the task was deleted by somebody (job {name})."
-        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+        return failed(why, retryable=False)
     status = pod.get("status") or {}
     which = f"The pod {pod['metadata']['name']}"
     node = (pod.get("spec") or {}).get("nodeName")
@@ -624,55 +627,31 @@ def outcome_of_pod(name: str, pod: Object | None, *, succeeded: bool = False) ->
     end = _terminated(pod)
     if reason == "DeadlineExceeded":
         limit = (pod.get("spec") or {}).get("activeDeadlineSeconds")
-        why = f"{which} ran for longer than its limit of {limit} seconds, and was stopped."
-        return Outcome(AttemptState.TIMED_OUT, reason=why)
+        return timed_out(
+            f"{which} ran for longer than its limit of {limit} seconds, and was stopped."
+        )
     if end is not None and end.get("reason") == "OOMKilled":
         limits = ((pod["spec"].get("containers") or [{}])[0].get("resources") or {}).get("limits")
         limit = (limits or {}).get("memory")
-        over = f"than the limit of {limit}" if limit else f"than the node has{where}"
-        why = (
-            f"{OUT_OF_MEMORY}{which} needed more memory {over}: give the step more, with "
-            "@resources(memory=...)."
-        )
-        return Outcome(AttemptState.FAILED, reason=why)
+        return out_of_memory(which, f"the limit of {limit}" if limit else f"the node has{where}")
     if reason == "Evicted":
-        why = f"{which} was evicted{where}: {message}."
-        return Outcome(AttemptState.FAILED, reason=why)
+        return failed(f"{which} was evicted{where}: {message}.")
     if end is None or end.get("reason") == "ContainerStatusUnknown":
         why = ": ".join(filter(None, (reason, message))) or "Kubernetes does not say why"
-        return Outcome(
-            AttemptState.LOST, reason=f"The task was lost: {which} did not run{where} ({why})."
-        )
+        return lost(f"{which} did not run{where} ({why}).")
     code = end.get("exitCode")
-    said = str(end.get("message") or "").rstrip(".")
     if end.get("reason") in ("StartError", "ContainerCannotRun"):
-        why = f"{which} could not be started{where}: {said}."
-        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
+        cause = str(end.get("message") or "").rstrip(".")
+        return failed(f"{which} could not be started{where}: {cause}.", retryable=False)
     if pod["metadata"].get("deletionTimestamp"):
-        why = f"{which} was deleted by somebody."
-        return Outcome(AttemptState.FAILED, reason=why, retryable=False)
-    return Outcome(
-        AttemptState.FAILED,
-        reason=f"{which} ended with exit code {code}{where} before it could report.",
+        return failed(f"{which} was deleted by somebody.", retryable=False)
+    return failed(
+        f"{which} ended with exit code {code}{where} before it could report.",
         retryable=code != NO_RETRY_EXIT_CODE,
     )
 
 
 # ------------------------------------------------------------------ Jobs of runs
-
-
-class SubmittedJob(NamedTuple):
-    """A Job that has not ended. `created` is the time as Kubernetes writes it."""
-
-    id: str
-    namespace: str
-    name: str
-    user: str
-    flow: str
-    run: str
-    step: str
-    states: Mapping[str, int]
-    created: str
 
 
 def unfinished(
@@ -704,16 +683,17 @@ def unfinished(
     found = []
     for namespace in namespaces:
         for job in cluster.listed(_jobs_path(namespace), labelSelector=selector):
-            said = job["metadata"].get("annotations") or {}
+            notes = job["metadata"].get("annotations") or {}
             # Labels are shortened: what they select may be more.
-            fits = all(value in (None, said.get(key)) for key, value in wanted.items())
-            if _condition(job) is None and ENDED_BY not in said and fits:
-                found.append(_submitted(namespace, job, said))
-    return sorted(found, key=lambda job: job.created)
+            fits = all(value in (None, notes.get(key)) for key, value in wanted.items())
+            if _condition(job) is None and ENDED_BY not in notes and fits:
+                found.append(_submitted(namespace, job, notes))
+    return sorted(found, key=lambda job: job.created_at)
 
 
-def _submitted(namespace: str, job: Object, said: Mapping[str, str]) -> SubmittedJob:
-    id = _id(namespace, job["metadata"]["name"])
+def _submitted(namespace: str, job: Object, notes: Mapping[str, str]) -> SubmittedJob:
+    name = job["metadata"]["name"]
+    id = _id(namespace, name)
     status = _job_status(id, job, was_there=True)
     counts = {
         "waiting": status.waiting,
@@ -722,12 +702,14 @@ def _submitted(namespace: str, job: Object, said: Mapping[str, str]) -> Submitte
     }
     return SubmittedJob(
         id=id,
-        namespace=namespace,
-        name=job["metadata"]["name"],
-        user=said.get(USER, ""),
-        flow=said.get(FLOW, ""),
-        run=said.get(RUN, ""),
-        step=said.get(STEP, ""),
-        states={name: count for name, count in counts.items() if count},
-        created=str(job["metadata"].get("creationTimestamp") or ""),
+        shown=f"{namespace}/{name}",
+        user=notes.get(USER, ""),
+        path=f"{notes.get(FLOW, '')}/{notes.get(RUN, '')}/{notes.get(STEP, '')}",
+        state=counted(counts),
+        created_at=_time(job["metadata"].get("creationTimestamp")),
     )
+
+
+def _time(value: str | None) -> float:
+    """Seconds since the epoch, of a time as Kubernetes writes it."""
+    return datetime.fromisoformat(value).timestamp() if value else 0.0

@@ -12,15 +12,19 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aflow._core.settings import Settings, looked_up
-from aflow.aws.settings import passed_on
 from aflow.environments.shipping import command
 from aflow.errors import InvalidInput, InvalidSetting
-from aflow.executors.jobs.base import with_registry
-from aflow.executors.jobs.kubernetes.settings import KEYS
+from aflow.executors.jobs.options import (
+    MARGIN,
+    PROGRAM,
+    PYTHON,
+    StepOptions,
+    as_json,
+    with_registry,
+)
 
 if TYPE_CHECKING:
     from aflow.executors.jobs.kubernetes.settings import KubernetesSettings
@@ -28,12 +32,9 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
-PROGRAM = ("aflow", "_task")
-PYTHON = "python"
 LONGEST_NAME = 57  # a pod's host name has the index behind it, and 63 characters at most
 KEPT = 86_400  # seconds after its end that a Job is kept
-MARGIN = 60  # seconds beyond @timeout for a pod to start its task, and to report its end
-UNSAID = {"cpu": 1.0, "memory": 4096.0, "disk": 10240.0}  # where nobody asks for it
+MEMORY, DISK = 4096.0, 10240.0  # MB of a pod where nobody asks for it
 DEFAULT_PORT = 5005
 COMPUTE_POOL = "outerbounds.co/compute-pool"  # the label of nodes that Metaflow's option means
 
@@ -106,30 +107,28 @@ def step_job(
         InvalidSetting: A setting that the step needs, such as an image, is missing or cannot be
             used.
     """
-    options = _Options(step, settings)
-    volumes, mounts, variables = _volumes(options)
+    options = StepOptions(step, "kubernetes", settings)
+    volumes, mounts, variables = _volumes(step, options)
     spec: Manifest = {
         "restartPolicy": "Never",
         "enableServiceLinks": False,
         "containers": [
             {
                 "name": "step",
-                "image": _image(options),
+                "image": _image(options, settings.registry),
                 "command": command(shlex.split(options.text("executable") or PYTHON), PROGRAM),
-                "resources": _resources(options, attempt),
+                "resources": _resources(step, options, attempt),
                 "env": _variables({**environment, **variables}),
             }
         ],
     }
     container = spec["containers"][0]
-    policy = options.choice("image_pull_policy", _PULL_POLICIES)
     port = options.whole("port")
-    security = _security(options)
     container |= _given(
-        imagePullPolicy=policy,
+        imagePullPolicy=options.choice("image_pull_policy", _PULL_POLICIES),
         envFrom=[{"secretRef": {"name": name}} for name in options.names("secrets")],
         volumeMounts=mounts,
-        securityContext=security,
+        securityContext=_security(options),
         ports=[{"containerPort": port, "name": "port"}] if port else None,
     )
     timeout = step.decorator("timeout")
@@ -169,144 +168,29 @@ def _variables(environment: Mapping[str, str]) -> list[Manifest]:
     ]
 
 
-# ------------------------------------------------------------------ options
-
-
-class _Options:
-    """The options of a step: its own, and those of settings for what it does not say. On the
-    command line, and in settings, all of them are texts."""
-
-    def __init__(self, step: StepDefinition, settings: KubernetesSettings) -> None:
-        self.step = step
-        self.settings = settings
-        self._own: Any = step.decorator("kubernetes")
-
-    def value(self, name: str, *, own_only: bool = False) -> Any:
-        """An option; None where nobody gives it."""
-        found = getattr(self._own, name, None)
-        if found is None and not own_only:
-            found = getattr(self.settings, name, None)
-        return found
-
-    def text(self, name: str, *, own_only: bool = False) -> str | None:
-        """An option that is a text."""
-        found = self.value(name, own_only=own_only)
-        return None if found in (None, "") else str(found)
-
-    def wrong(self, name: str, what: str) -> InvalidInput:
-        """That an option is not what it has to be."""
-        if getattr(self._own, name, None) is None:
-            return InvalidSetting(
-                f"AFLOW_{KEYS[name][0]} must be {what}, not {self.value(name)!r}."
-            )
-        return InvalidInput(
-            f"Step {self.step.name}: {name} of @kubernetes must be {what}, not "
-            f"{self.value(name)!r}."
-        )
-
-    def choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """An option that is one of these, in capital or small letters."""
-        found = self.text(name)
-        if found is None:
-            return None
-        chosen = next((each for each in choices if each.lower() == found.lower()), None)
-        if chosen is None:
-            raise self.wrong(name, f"one of {', '.join(choices)}")
-        return chosen
-
-    def number(self, name: str) -> float | None:
-        """An option that is a number of 0 or more."""
-        return None if (value := self.value(name)) is None else self._number(name, value)
-
-    def _number(self, name: str, value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not number >= 0 or math.isinf(number):
-            raise self.wrong(name, "a number of 0 or more")
-        return number
-
-    def whole(self, name: str) -> int | None:
-        """An option that is a whole number."""
-        number = self.number(name)
-        if number is not None and number != int(number):
-            raise self.wrong(name, "a whole number")
-        return None if number is None else int(number)
-
-    def names(self, name: str) -> list[str]:
-        """An option that is a list of names, or a text of them with commas between."""
-        value = self.value(name)
-        if value is None:
-            return []
-        parts = value.strip("[] ").split(",") if isinstance(value, str) else value
-        if isinstance(parts, Mapping) or not isinstance(parts, Iterable):
-            raise self.wrong(name, "a list of names")
-        return [text for each in parts if (text := str(each).strip(" \"'"))]
-
-    def mapping(self, name: str) -> dict[str, str]:
-        """An option that is a mapping: also as JSON, or as `a=b,c=d`."""
-        value = self.value(name)
-        if isinstance(value, str):
-            value = _parsed(value) if value.strip().startswith("{") else _pairs(value)
-        elif isinstance(value, list | tuple):
-            value = _pairs(",".join(map(str, value)))
-        if value is None and self.value(name) is None:
-            return {}
-        if not isinstance(value, Mapping):
-            raise self.wrong(name, "a mapping, or pairs such as a=b,c=d")
-        return {str(key): "" if each is None else str(each) for key, each in value.items()}
-
-    def most(self, option: str, attempt: int) -> float:
-        """The most of what @kubernetes and @resources ask for, else what settings say."""
-        resources: Any = self.step.decorator("resources")
-        own = getattr(self._own, option, None)
-        found = [] if own is None else [self._number(option, own)]
-        if resources is not None and (asked := resources.amount(option, attempt)) is not None:
-            found.append(asked)
-        if not found and (said := getattr(self.settings, option, None)) is not None:
-            found.append(self._number(option, said))
-        return max(found, default=UNSAID.get(option, 0.0))
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _pairs(text: str) -> dict[str, str] | None:
-    pairs = [each.partition("=") for each in text.split(",") if each.strip()]
-    if not all(key.strip() and sign for key, sign, _ in pairs):
-        return None
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _image(options: _Options) -> str:
+def _image(options: StepOptions, registry: str | None) -> str:
     image = options.text("image")
     if image is None:
         # Any Python of this version will do: aflow is shipped to it.
         return "python:{}.{}".format(*sys.version_info[:2])
     if re.search(r"\s", image):
         raise options.wrong("image", "the name of an image")
-    return with_registry(image, options.settings.registry)
+    return with_registry(image, registry)
 
 
-def _resources(options: _Options, attempt: int) -> Manifest:
+def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> Manifest:
+    resources: Any = step.decorator("resources")
     asked = {
         "cpu": f"{options.most('cpu', attempt) or 1:g}",
-        "memory": f"{math.ceil(options.most('memory', attempt) or UNSAID['memory'])}M",
-        "ephemeral-storage": f"{math.ceil(options.most('disk', attempt) or UNSAID['disk'])}M",
+        "memory": f"{math.ceil(options.most('memory', attempt) or MEMORY)}M",
+        "ephemeral-storage": f"{math.ceil(options.most('disk', attempt) or DISK)}M",
     }
     more: dict[str, str] = {}
     if gpus := math.ceil(options.most("gpu", attempt)):
         vendor = options.text("gpu_vendor") or "nvidia"
-        more[_VENDORS.get(vendor.lower(), vendor if "/" in vendor else f"{vendor}.com/gpu")] = str(
-            gpus
-        )
+        name = vendor if "/" in vendor else f"{vendor}.com/gpu"
+        more[_VENDORS.get(vendor.lower(), name)] = str(gpus)
     more |= options.mapping("extended_resources")
-    resources: Any = options.step.decorator("resources")
     if resources is not None:
         amounts = resources.custom_amounts(attempt)
         # A name with a domain is one of the cluster's own resources.
@@ -316,8 +200,11 @@ def _resources(options: _Options, attempt: int) -> Manifest:
     return {"requests": {**asked, **more}, **_given(limits=limits)}
 
 
-def _volumes(options: _Options) -> tuple[list[Manifest], list[Manifest], dict[str, str]]:
+def _volumes(
+    step: StepDefinition, options: StepOptions
+) -> tuple[list[Manifest], list[Manifest], dict[str, str]]:
     """The volumes of a pod, where they are mounted, and the variables that say so."""
+    resources: Any = step.decorator("resources")
     volumes: list[Manifest] = []
     mounts: list[Manifest] = []
     variables: dict[str, str] = {}
@@ -325,15 +212,14 @@ def _volumes(options: _Options) -> tuple[list[Manifest], list[Manifest], dict[st
     def mount(name: str, path: str, source: Manifest) -> None:
         if not path.startswith("/"):
             raise InvalidInput(
-                f"Step {options.step.name}: volumes of @kubernetes are mounted at an absolute "
-                f"path, not at {path!r}."
+                f"Step {step.name}: volumes of @kubernetes are mounted at an absolute path, not at "
+                f"{path!r}."
             )
         volumes.append({"name": name, **source})
         mounts.append({"name": name, "mountPath": path})
 
     for number, (claim, path) in enumerate(options.mapping("persistent_volume_claims").items()):
         mount(f"claim-{number}", path, {"persistentVolumeClaim": {"claimName": claim}})
-    resources: Any = options.step.decorator("resources")
     shared = options.number("shared_memory") or (
         resources.amount("shared_memory") if resources is not None else None
     )
@@ -342,7 +228,8 @@ def _volumes(options: _Options) -> tuple[list[Manifest], list[Manifest], dict[st
     size = options.number("tmpfs_size")
     if options.value("use_tmpfs") or size:
         path = options.text("tmpfs_path") or "/aflow_temp"
-        mount("tmpfs", path, _in_memory(size or max(1, options.most("memory", 0) / 2)))
+        memory = options.most("memory", 0) or MEMORY
+        mount("tmpfs", path, _in_memory(size or max(1, memory / 2)))
         if options.value("tmpfs_tempdir"):
             variables["AFLOW_TEMPDIR"] = path
     return volumes, mounts, variables
@@ -352,14 +239,14 @@ def _in_memory(size: float) -> Manifest:
     return {"emptyDir": {"medium": "Memory", "sizeLimit": f"{math.ceil(size)}Mi"}}
 
 
-def _selector(options: _Options) -> dict[str, str]:
+def _selector(options: StepOptions) -> dict[str, str]:
     pool = options.text("compute_pool")
     return {**options.mapping("node_selector"), **({COMPUTE_POOL: pool} if pool else {})}
 
 
-def _tolerations(options: _Options) -> list[Manifest]:
+def _tolerations(options: StepOptions) -> list[Manifest]:
     value = options.value("tolerations")
-    given = _parsed(value) if isinstance(value, str) else value
+    given = as_json(value) if isinstance(value, str) else value
     if value in (None, ""):
         return []
     if isinstance(given, Mapping):
@@ -381,12 +268,12 @@ _SECURITY = {
 }
 
 
-def _security(options: _Options) -> Manifest:
+def _security(options: StepOptions) -> Manifest:
     given = options.value("security_context")
-    if isinstance(given, str):
-        given = _parsed(given)
-    if given is None and options.value("security_context") is None:
+    if given is None:
         return {}
+    if isinstance(given, str):
+        given = as_json(given)
     known = {**_SECURITY, **{name: name for name in _SECURITY.values()}}
     if not isinstance(given, Mapping) or not known.keys() >= given.keys():
         raise options.wrong("security_context", f"a mapping with keys of {', '.join(_SECURITY)}")
@@ -406,31 +293,6 @@ def _check_label(step: str, name: str, value: str) -> None:
             "letters, digits, dashes, underscores and dots at most, and begin and end with a "
             "letter or digit."
         )
-
-
-# ------------------------------------------------------------------ variables
-
-
-def variables_of(metadata: str, storage: str) -> dict[str, str]:
-    """Return the variables of all pods of a run: what the client inside of a step needs to find
-    what it finds here. `metadata` is the setting, `storage` the URL of the store.
-
-    Args:
-        metadata: The setting: `service`, a URL, or a kind that pods cannot reach, which is left
-            out.
-        storage: The URL of the datastore; only `s3://` is passed on.
-    """
-    found = {**passed_on(), "AFLOW_USER": Settings.load().user}
-    if storage.startswith("s3://"):
-        found |= {"AFLOW_DEFAULT_DATASTORE": "s3", "AFLOW_DATASTORE_SYSROOT_S3": storage}
-        if (endpoint := looked_up("S3_ENDPOINT_URL")) is not None:
-            found["AFLOW_S3_ENDPOINT_URL"] = endpoint
-    url = looked_up("SERVICE_INTERNAL_URL", "SERVICE_URL")
-    if metadata == "service" and url is not None:
-        found |= {"AFLOW_DEFAULT_METADATA": metadata, "AFLOW_SERVICE_URL": url}
-    elif metadata.startswith(("http://", "https://")):
-        found["AFLOW_DEFAULT_METADATA"] = metadata
-    return found
 
 
 def check_reach(job: KubernetesStepJob, storage: str) -> None:

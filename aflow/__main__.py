@@ -41,7 +41,7 @@ def main() -> None:
         from aflow.cli import prefork
 
         # Tasks do not inherit the descriptors that a server has passed to its run.
-        is_servers = any(argument.startswith("--aflow-words=") for argument in argv)
+        is_servers = any(argument.startswith("--aflow-argv=") for argument in argv)
         prefork.fork_zygote(argv, inherits=not is_servers)
     from aflow.cli.main import run_program
 

@@ -784,8 +784,8 @@ class RunOptions:
     said to have started this one. `package_suffixes` are those of the files that are kept as the
     run's code. With `executor` "queue" the workers of `queue` run the tasks, sent in messages that
     are signed with the first of `signing_keys`, if there is one, and go before those of a lower
-    `priority`; with "batch" jobs of AWS Batch do. `words` are those of the command line behind the
-    flow's file, for a server that has to start it again.
+    `priority`; with "batch" jobs of AWS Batch do. `argv` are the arguments of the command line
+    behind the flow's file, for a server that has to start it again.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -819,7 +819,7 @@ class RunOptions:
     queue: str | None = None
     signing_keys: tuple[Secret, ...] = ()
     priority: int = 0
-    words: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
     environment: str | None = None
     locks: Mapping[str, Any] | None = None
     resources: Mapping[str, float] | None = None

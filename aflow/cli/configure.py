@@ -190,7 +190,7 @@ def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> lis
             continue
         found = checks[question.key](answers)
         for each in found:
-            click.echo("  " + line(each.state, question.key, each.whole))
+            click.echo("  " + line(each.state, question.key, each.text))
         if any(each.state is State.FAIL for each in found):
             bad |= {question.key, _WITH.get(question.key)}
     if not bad or click.confirm("Keep what cannot be used as it is?", default=False):
@@ -516,8 +516,8 @@ def _counts_elsewhere(name: str, shown: set[str]) -> str:
 
 
 def _remark(name: str) -> str:
-    said = remark(name)
-    return f"  ({said})" if said else ""
+    found = remark(name)
+    return f"  ({found})" if found else ""
 
 
 def _shown(name: str, value: object) -> str:

@@ -538,7 +538,7 @@ class Creation:
                 "isolation": options.isolation,
                 "process": options.process,
                 "fail_fast": options.fail_fast,
-                "words": [*map(without_passwords, options.words)],
+                "argv": [*map(without_passwords, options.argv)],
                 "durability": self._durability,
                 "script": definition.file,
                 "program": code_package.program_of(definition)._asdict(),

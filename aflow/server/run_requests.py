@@ -14,20 +14,20 @@ from aflow.flow.parameters import RESERVED
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
 _SCRIPT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*/)*[A-Za-z0-9_][A-Za-z0-9_. -]*\.py\Z")
 _LONGEST_SCRIPT = 200
-_LARGEST_WORD = 100_000  # bytes: operating systems refuse words of 128 kB
+_LARGEST_WORD = 100_000  # bytes: operating systems refuse arguments of 128 kB
 _LARGEST_IN_ALL = 1_000_000
 _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_workers"})
 
 
 class RunRequest(NamedTuple):
-    """A run to begin: the key of its code package, the flow file in it, and the words of the
+    """A run to begin: the key of its code package, the flow file in it, and the arguments of the
     command line that follow the file: those of `parameters` apart, which may be secret. `flow`
     names one of several flows in the file; `command` is `run` or `resume`."""
 
     package: str
     script: str
     flow: str | None
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     command: str = "run"
     parameters: tuple[str, ...] = ()
 
@@ -52,9 +52,9 @@ class RunRequest(NamedTuple):
             InvalidInput: The bytes are damaged, or of a later version.
         """
         fields = fields_of(data)
-        words, command = fields.get("words"), fields.get("command")
-        if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
-            raise InvalidInput("'words' has to be a list of texts.")
+        argv, command = fields.get("argv"), fields.get("command")
+        if not isinstance(argv, list) or not all(isinstance(each, str) for each in argv):
+            raise InvalidInput("'argv' has to be a list of texts.")
         if command not in ("run", "resume"):
             raise InvalidInput("'command' has to be run or resume.")
         flow = fields.get("flow")
@@ -62,7 +62,7 @@ class RunRequest(NamedTuple):
             ids.blob_key(fields.get("package", "")),
             _script(fields.get("script")),
             None if flow is None else ids.flow_name(flow),
-            tuple(words),
+            tuple(argv),
             command,
         )
 
@@ -123,19 +123,19 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> RunRequest:
     if unknown:
         raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run.")
     parameters = tuple(_parameters(fields.get("parameters", {})))
-    words = (
+    argv = (
         *_tags(fields.get("tags", [])),
         *_workers(fields.get("max_workers")),
         *more,
     )
-    if sum(map(len, (*parameters, *words))) > _LARGEST_IN_ALL:
+    if sum(map(len, (*parameters, *argv))) > _LARGEST_IN_ALL:
         raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
     flow = fields.get("flow")
     return RunRequest(
         ids.blob_key(fields.get("package", "")),
         _script(fields.get("script")),
         None if flow is None else ids.flow_name(flow),
-        words,
+        argv,
         parameters=parameters,
     )
 
@@ -170,7 +170,7 @@ def resume_order(
             raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
     if sum(map(len, changed)) > _LARGEST_IN_ALL:
         raise InvalidInput("The parameters are too long: 1 MB is the most in all.")
-    words = [
+    argv = [
         "--origin-run-id",
         ids.run_id(run),
         *_workers(max_workers),
@@ -180,7 +180,7 @@ def resume_order(
         package=ids.blob_key(package),
         script=_script(script),
         flow=ids.flow_name(flow),
-        words=tuple(words),
+        argv=tuple(argv),
         command="resume",
         parameters=changed,
     )
@@ -195,18 +195,18 @@ def _script(value: object) -> str:
 def _parameters(given: object) -> list[str]:
     if not isinstance(given, dict):
         raise InvalidInput("'parameters' has to be an object: values by name.")
-    words = []
+    argv = []
     for name, value in given.items():
         if not _NAME.match(name) or name.replace("_", "-").lower() in _TAKEN:
             raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
         text = value if isinstance(value, str) else json.dumps(value)
-        words.append(f"--{name}={_word(text, f'The value of parameter {name}')}")
-    return words
+        argv.append(f"--{name}={_word(text, f'The value of parameter {name}')}")
+    return argv
 
 
-# Names of options of `run`, as words of its command line: no request gives options in disguise.
+# Names of options of `run`, as its command line has them: no request gives options in disguise.
 _OPTIONS = """
-    aflow-recover aflow-forecast aflow-words branch cache compat config config-value datastore
+    aflow-recover aflow-forecast aflow-argv branch cache compat config config-value datastore
     datastore-root dry-run environment event-logger executor metadata mode monitor no-cache
     no-pylint package-suffixes production pylint queue quiet trigger version
 """

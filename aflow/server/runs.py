@@ -202,7 +202,7 @@ class Runs:
             raise InvalidInput(f"The code package has no file {order.script}.")
         with tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as found:
             process = await self._process(
-                folder, order, order.flow, (*order.parameters, *order.words), stderr,
+                folder, order, order.flow, (*order.parameters, *order.argv), stderr,
                 "--dry-run", f"--aflow-forecast=/dev/fd/{found.fileno()}",
                 inherited=[found.fileno()],
             )  # fmt: skip
@@ -241,7 +241,7 @@ class Runs:
             with os.fdopen(reading, "rb", 0) as announcement:
                 try:
                     process = await self._process(
-                        folder, order, order.flow, (*order.parameters, *order.words), stderr,
+                        folder, order, order.flow, (*order.parameters, *order.argv), stderr,
                         "--runner-attribute-file", f"/dev/fd/{writing}", inherited=[writing],
                     )  # fmt: skip
                 finally:
@@ -260,20 +260,20 @@ class Runs:
         folder: Path,
         order: RunRequest,
         flow: str | None,
-        words: Sequence[str],
+        argv: Sequence[str],
         stderr: IO[bytes],
         *options: str,
         inherited: Sequence[int] = (),
     ) -> Process:
-        """Start the order's command for a flow of its script. The process reads the words from a
-        file, since a command line is seen by all users; what it writes to stderr goes to `stderr`,
-        and it inherits the descriptors that `options` name."""
+        """Start the order's command for a flow of its script. The process reads the arguments from
+        a file, since a command line is seen by all users; what it writes to stderr goes to
+        `stderr`, and it inherits the descriptors that `options` name."""
         file = folder / order.script
         target = str(file) if flow is None else f"{file}:{flow}"
-        with _file_of(words) as given:
+        with _file_of(argv) as given:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "aflow", order.command, target, "--quiet", *options),
-                f"--aflow-words=/dev/fd/{given.fileno()}",
+                f"--aflow-argv=/dev/fd/{given.fileno()}",
                 cwd=file.parent,
                 stdin=DEVNULL,
                 stdout=DEVNULL,  # what tasks print is kept with the tasks
@@ -338,7 +338,7 @@ class Runs:
         return RunRequest.decode(data)
 
     async def take_up(self, pathspec: str) -> None:
-        """Recover a run that nobody drives, with the code and the words that it was ordered with.
+        """Recover a run that nobody drives, with the code and the arguments of its request.
         What keeps it from that is in the log, and in `last_error`.
 
         Args:
@@ -365,8 +365,8 @@ class Runs:
         flow, _, run = pathspec.partition("/")
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
         try:
-            words = [*order.words, "--aflow-recover", run]
-            process = await self._process(folder, order, flow, words, stderr)
+            argv = [*order.argv, "--aflow-recover", run]
+            process = await self._process(folder, order, flow, argv, stderr)
         except BaseException:
             stderr.close()
             raise
@@ -463,10 +463,10 @@ class Runs:
         await asyncio.gather(*self._reporting, return_exceptions=True)  # they were logged
 
 
-def _file_of(words: Sequence[str]) -> IO[bytes]:
-    """A file without a name that holds these words, for a process that inherits it."""
+def _file_of(argv: Sequence[str]) -> IO[bytes]:
+    """A file without a name that holds these arguments, for a process that inherits it."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by the caller
-    file.write(json.dumps([*words]).encode())
+    file.write(json.dumps([*argv]).encode())
     file.seek(0)
     return file
 

@@ -238,7 +238,7 @@ class Views:
             "origin_run": run.origin_run,
             "settings": {
                 name: run.settings[name]
-                for name in ("max_workers", "isolation", "script", "words", "durability")
+                for name in ("max_workers", "isolation", "script", "argv", "durability")
                 if name in run.settings
             },
             "typed_parameters": [

@@ -36,7 +36,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
@@ -46,6 +46,7 @@ from aflow.errors import MetadataUnavailable
 from aflow.executors import protocol
 from aflow.metadata.base import MetadataStore, RunRecord
 from aflow.metadata.factory import open_metadata
+from aflow.queue.base import Queue
 from aflow.queue.factory import open_queue
 from aflow.scheduler.messages import AttemptEnded, decode_events
 from aflow.scheduler.states import (
@@ -105,8 +106,8 @@ SOURCE = """
 LEDGER = {path!r}
 
 def note(what=""):
-    words = current.task_id, current.retry_count, repr(time.time()), os.getpid(), what
-    line = "{{}} {{}} {{}} {{}} {{}}\\n".format(*words)
+    fields = current.task_id, current.retry_count, repr(time.time()), os.getpid(), what
+    line = "{{}} {{}} {{}} {{}} {{}}\\n".format(*fields)
     file = os.open(LEDGER, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.write(file, line.encode())
     os.close(file)
@@ -191,6 +192,7 @@ class Fleet:
         self._env = env
         self.home = _made(folder / "coordinator")
         self.away = _made(folder / "workers")
+        self._log = self.home / "output"  # of coordinators and servers
         self._processes: list[subprocess.Popen[bytes]] = []
         self._metadata: MetadataStore | None = None
         self._opened: list[Any] = []  # to be closed
@@ -216,14 +218,14 @@ class Fleet:
         Returns:
             The process.
         """
-        said = self.away / f"{len(self._processes)}.err"
+        log = self.away / f"{len(self._processes)}.err"
         command = ("-m", "aflow", "worker", "--queue", self.queue, *arguments)
-        process = self._start(command, self.away, said, env)
+        process = self._start(command, self.away, log, env)
         wait_until(
-            lambda: b"takes tasks of" in said.read_bytes() or process.poll() is not None,
+            lambda: b"takes tasks of" in log.read_bytes() or process.poll() is not None,
             "the worker does not begin",
         )
-        assert process.poll() is None, said.read_text()
+        assert process.poll() is None, log.read_text()
         return process
 
     def begin(
@@ -240,16 +242,8 @@ class Fleet:
             The process.
         """
         queue = ("--executor", "queue", "--queue", self.queue)
-        command = (
-            "flow.py",
-            "--no-pylint",
-            "run",
-            "--max-num-splits",
-            "100000",
-            *queue,
-            *arguments,
-        )
-        return self._start(command, self.home, self.home / "said", env, output)
+        run = ("flow.py", "--no-pylint", "run", "--max-num-splits", "100000")
+        return self._start((*run, *queue, *arguments), self.home, self._log, env, output)
 
     def serve(self, port: int) -> subprocess.Popen[bytes]:
         """Start a server whose runs are run by the workers, and wait until it listens.
@@ -261,7 +255,7 @@ class Fleet:
             The process.
         """
         arguments = ("-m", "aflow", "server", "--port", str(port), "--queue", self.queue)
-        process = self._start(arguments, self.home, self.home / "said", {})
+        process = self._start(arguments, self.home, self._log, {})
 
         def listens() -> bool:
             with socket.socket() as probe:
@@ -269,7 +263,7 @@ class Fleet:
 
         wait_until(lambda: listens() or process.poll() is not None, "the server does not listen")
         if process.poll() is not None:
-            _fail(f"the server does not begin: {self.said()[-4000:]}")
+            _fail(f"the server does not begin: {self.output()[-4000:]}")
         return process
 
     def submit(self, port: int) -> None:
@@ -279,8 +273,8 @@ class Fleet:
             port: The port of the server.
         """
         arguments = ("-m", "aflow", "submit", "flow.py", "--server", f"http://127.0.0.1:{port}")
-        if self.ends(self._start(arguments, self.home, self.home / "said", {})):
-            _fail(f"the run is not taken: {self.said()[-4000:]}")
+        if self.ends(self._start(arguments, self.home, self._log, {})):
+            _fail(f"the run is not taken: {self.output()[-4000:]}")
 
     def recover(self, **env: str) -> subprocess.Popen[bytes]:
         """Start a coordinator that recovers the run.
@@ -296,13 +290,13 @@ class Fleet:
         arguments = ("-m", "aflow", "recover", f"{run.flow}/{run.run}")
         # What it does not find in the record: URLs that may hold a password are not in it.
         own = {"AFLOW_QUEUE": self.queue, **env}
-        return self._start(arguments, self.home, self.home / "said", own)
+        return self._start(arguments, self.home, self._log, own)
 
     def _start(
         self,
         arguments: tuple[str, ...],
         folder: Path,
-        said: Path,
+        log: Path,
         env: dict[str, str],
         output: int | None = None,
     ) -> subprocess.Popen[bytes]:
@@ -310,7 +304,7 @@ class Fleet:
             "AFLOW_DEFAULT_METADATA": self.metadata_url,
             "AFLOW_CLIENT_CACHE_PATH": str(folder / "cache"),
         }
-        with said.open("ab") as file:
+        with log.open("ab") as file:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
                 cwd=folder,
@@ -337,12 +331,12 @@ class Fleet:
         finally:
             resource.setrlimit(what, (soft, hard))
 
-    def said(self) -> str:
-        """Return what coordinators have said."""
-        return (self.home / "said").read_text(errors="replace")
+    def output(self) -> str:
+        """Return what coordinators and servers have printed."""
+        return self._log.read_text(errors="replace")
 
-    def said_by_workers(self) -> str:
-        """Return what workers have said."""
+    def worker_output(self) -> str:
+        """Return what workers have printed."""
         files = sorted(self.away.glob("*.err"))
         return "".join(file.read_text(errors="replace") for file in files)
 
@@ -358,7 +352,7 @@ class Fleet:
         try:
             return process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            _fail(f"it hangs:\n{self.said()[-4000:]}\n{self.said_by_workers()[-4000:]}")
+            _fail(f"it hangs:\n{self.output()[-4000:]}\n{self.worker_output()[-4000:]}")
 
     def stop_workers(self) -> None:
         """SIGTERM to all that still run, and wait for them."""
@@ -445,17 +439,21 @@ class Fleet:
                 db.execute("UPDATE leases SET until = until - 3600")
         writer.close()
 
-    def depth(self, topic: str) -> tuple[int, int, int]:
-        """How many messages of a topic are ready, leased and buried."""
+    def with_queue(self, what: Callable[[Queue], Awaitable[None]]) -> None:
+        """Open the queue for a coroutine, and wait for that.
 
-        async def look() -> tuple[int, int, int]:
+        Args:
+            what: Called with the queue.
+        """
+
+        async def use() -> None:
             queue = open_queue(self.queue)
             try:
-                return tuple(await queue.depth(topic))  # type: ignore[return-value]
+                await what(queue)
             finally:
                 await queue.close()
 
-        return asyncio.run(look())
+        asyncio.run(use())
 
 
 def file_of(url: str) -> str:
@@ -499,31 +497,30 @@ class _End(NamedTuple):
 
 def check(
     fleet: Fleet,
-    like: Results | None = None,
+    expected: Results | None = None,
     *,
     state: RunState = RunState.SUCCEEDED,
     late: bool = False,
     clocks_agree: bool = True,
 ) -> None:
-    """All of it. Workers are asked to end first. `like` are the results of an undisturbed run; None
-    for a run that has none to compare with. `late`: workers were killed, or came too late, so that
-    messages may be left that nobody reads any more. Without `clocks_agree` the times that processes
-    write down cannot be compared.
+    """Check all of it. Workers are asked to end first.
 
     Args:
         fleet: The processes of the test.
-        like: The results of an undisturbed run; None to compare nothing.
+        expected: The results of an undisturbed run; None to compare nothing.
         state: The state in which the run has to end.
-        late: Whether a report may have come late.
-        clocks_agree: Whether no clock was set.
+        late: Whether workers were killed, or reported too late: then messages may be left that
+            nobody reads any more.
+        clocks_agree: Whether no clock was set: else the times that processes have written down
+            cannot be compared.
     """
     fleet.stop_workers()
     metadata, run = fleet.metadata, fleet.record()
     assert run is not None
-    assert state is run.state, f"{run.reason}\n{fleet.said()[-4000:]}"
+    assert state is run.state, f"{run.reason}\n{fleet.output()[-4000:]}"
     ends = check_journal(metadata, run)
-    if like is not None:
-        check_results(like, results(metadata, run))
+    if expected is not None:
+        check_results(expected, results(metadata, run))
     if clocks_agree:
         check_ledger(fleet, ends)
     check_blobs(metadata, fleet.store(), run)
@@ -550,15 +547,16 @@ def results(metadata: MetadataStore, run: RunRecord) -> Results:
     return found
 
 
-def check_results(like: Results, found: Results) -> None:
+def check_results(expected: Results, found: Results) -> None:
     """The artifacts are the same.
 
     Args:
-        like: The results of an undisturbed run; None to compare nothing.
+        expected: The results of an undisturbed run; None to compare nothing.
         found: The results of the run.
     """
-    assert [*sorted(like)] == [*sorted(found)]
-    other = {place: (like[place], found[place]) for place in like if like[place] != found[place]}
+    assert [*sorted(expected)] == [*sorted(found)]
+    pairs = {place: (expected[place], found[place]) for place in expected}
+    other = {place: (one, another) for place, (one, another) in pairs.items() if one != another}
     assert other == {}, other
 
 
@@ -680,14 +678,8 @@ def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late:
         ended: Task and number of the attempts that have ended.
         late: Whether a report may have come late.
     """
-    asyncio.run(_check_queue(fleet, run, ended, late))
 
-
-async def _check_queue(
-    fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late: bool
-) -> None:
-    queue: Any = open_queue(fleet.queue)
-    try:
+    async def look(queue: Queue) -> None:
         reports = protocol.reports_topic(run.flow, run.run)
         for topic in ("tasks.default", "tasks.gpu", *_topics_of_workers(fleet, run), reports):
             ready, leased, buried = await queue.depth(topic)
@@ -702,8 +694,8 @@ async def _check_queue(
                 message = protocol.open_message(lease.body, _KINDS, (), topic, None)
                 assert set() == _attempts_in(message) - ended, f"{topic}: of what has not ended"
                 await queue.ack([lease])
-    finally:
-        await queue.close()
+
+    fleet.with_queue(look)
 
 
 def _attempts_in(message: Any) -> set[tuple[int, int]]:
@@ -748,13 +740,13 @@ class Report(NamedTuple):
 
 
 class Machines:
-    """The machines of a fleet while faults strike them. `lots` decides."""
+    """The machines of a fleet while faults strike them. `rng` decides."""
 
     def __init__(
-        self, fleet: Fleet, lots: random.Random, workers: int, isolation: str, *, by_server: bool
+        self, fleet: Fleet, rng: random.Random, workers: int, isolation: str, *, by_server: bool
     ) -> None:
         self.fleet = fleet
-        self.lots = lots
+        self.rng = rng
         self._by_server = by_server
         self._isolation = isolation
         self._gave_up = 0  # coordinators
@@ -792,7 +784,7 @@ class Machines:
             return code is not None
         self._gave_up += 1
         if self._gave_up > MOST_GIVEN_UP or self.fleet.record() is None:
-            _fail(f"the coordinator ended with {code}:\n{self.fleet.said()[-4000:]}")
+            _fail(f"the coordinator ended with {code}:\n{self.fleet.output()[-4000:]}")
         self.fleet.let_lease_pass()
         self._coordinator = self.fleet.recover(**self.clocks["ours"].env)
         return False
@@ -815,7 +807,7 @@ class Machines:
 
     def until_over(self) -> None:
         """Wait for the end of the run."""
-        wait_until(self.is_over, f"the run hangs:\n{self.fleet.said()[-4000:]}")
+        wait_until(self.is_over, f"the run hangs:\n{self.fleet.output()[-4000:]}")
 
     def note_committed(self) -> None:
         """From here on nothing of what is committed may begin, unless a worker has slept: it may
@@ -845,7 +837,7 @@ class Machines:
         lines = self.fleet.ledger.lines()[-20:]
         there = {*processes_in(self.fleet.away)}
         pids = [each.pid for each in lines if each.pid in there]
-        return bool(pids) and _killed(self.lots.choice(pids))
+        return bool(pids) and _killed(self.rng.choice(pids))
 
     def kill_worker(self) -> bool:
         """Send SIGKILL to a worker; another one takes its place. A task is given to five workers at
@@ -858,7 +850,7 @@ class Machines:
         if committed == self._committed:
             return False
         self._committed = committed
-        number = self.lots.randrange(len(self._workers))
+        number = self.rng.randrange(len(self._workers))
         self._workers[number].kill()
         self._workers[number].wait()
         self._workers[number] = self._worker()
@@ -871,9 +863,9 @@ class Machines:
             Whether there was anything to do it to.
         """
         self.has_slept = True
-        worker = self.lots.choice(self._workers)
+        worker = self.rng.choice(self._workers)
         worker.send_signal(signal.SIGSTOP)
-        self.rest(self.lots.uniform(0.1, 4.0))
+        self.rest(self.rng.uniform(0.1, 4.0))
         worker.send_signal(signal.SIGCONT)
         return True
 
@@ -926,8 +918,8 @@ class Machines:
         Returns:
             Whether there was anything to do it to.
         """
-        clock = self.lots.choice([*self.clocks.values()])
-        clock.set(self.lots.uniform(-7200.0, 7200.0))
+        clock = self.rng.choice([*self.clocks.values()])
+        clock.set(self.rng.uniform(-7200.0, 7200.0))
         return True
 
 
@@ -959,7 +951,7 @@ def soak(
     isolation: str = "task",
     by_server: bool = False,
     faults: Sequence[Fault] = FAULTS,
-    like: Results | None = None,
+    expected: Results | None = None,
     pause: float = 0.5,
 ) -> Report:
     """Run the fleet's flow (see `Fleet.write`), and make faults until it has ended. A step that is
@@ -973,7 +965,7 @@ def soak(
         isolation: What a task shares with others: `task` or `worker`.
         by_server: Whether `aflow server` begins the run, instead of `aflow run`.
         faults: The faults that are made.
-        like: The results of an undisturbed run; None to compare nothing.
+        expected: The results of an undisturbed run; None to compare nothing.
         pause: The longest time between two faults, in seconds.
 
     Returns:
@@ -982,19 +974,19 @@ def soak(
     Raises:
         ChaosError: Something was lost, done twice, or hangs; the seed is in the text.
     """
-    began, lots, struck = SystemClock.monotonic(), random.Random(seed), Counter[str]()
+    began, rng, struck = SystemClock.monotonic(), random.Random(seed), Counter[str]()
     try:
-        machines = Machines(fleet, lots, workers, isolation, by_server=by_server)
+        machines = Machines(fleet, rng, workers, isolation, by_server=by_server)
         while faults and struck.total() < kills:
-            machines.rest(lots.uniform(0.0, pause))
+            machines.rest(rng.uniform(0.0, pause))
             if machines.is_over():
                 break
-            [fault] = lots.choices(faults, [each.weight for each in faults])
+            [fault] = rng.choices(faults, [each.weight for each in faults])
             struck[fault.name] += fault.strike(machines)
         machines.until_over()
         machines.stop()
         comparable = not struck["clock"] and not machines.has_slept
-        check(fleet, like, late=True, clocks_agree=comparable)
+        check(fleet, expected, late=True, clocks_agree=comparable)
     except AssertionError as error:
         raise ChaosError(f"seed {seed}, after {dict(struck)}: {error}") from error
     begun = fleet.ledger.begun()
@@ -1024,7 +1016,7 @@ def undisturbed(folder: Path, source: str, *arguments: str) -> Results:
         calm.start_worker("--slots", "2")
         code = calm.ends(calm.begin(*arguments))
         if code:
-            _fail(f"the undisturbed run ended with {code}:\n{calm.said()[-4000:]}")
+            _fail(f"the undisturbed run ended with {code}:\n{calm.output()[-4000:]}")
         check(calm)
         record = calm.record()
         assert record is not None, "it has run"

@@ -43,7 +43,8 @@ REPLACED = {
     r"\bnotices? in (?:notices|run\.events)\b|\bnotices: ": "event, events",
     r"\.(?:say|hear|_say|_hear|_tell|_tell_of\w*)\b": "log, send, receive, report",
     r"\blast_words\b|\bWORD_OF_\w+|\bword_(?:name|of_(?:switch|foreach))\b": "last_error, result",
-    r"\b(?:session|_line)\.words\b|\bwords: The arguments\b": "argv, arguments",
+    r"\b(?:session|_line|order|options)\.words\b|\bwords: The arguments\b": "argv, arguments",
+    r"--aflow-words\b|\bsaid_by_\w+": "--aflow-argv, output",
     r"\b(?:a|the|warm|its|first) grounds?\b|\bGrounds?\(|_grounds?\b|\bground_": "zygote",
 }
 _THIS = Path("tests/architecture/test_words.py")

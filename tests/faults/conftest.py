@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
             try:
                 calm.write(source)
                 calm.start_worker("--slots", "2")
-                assert 0 == calm.ends(calm.begin(*words)), calm.said()
+                assert 0 == calm.ends(calm.begin(*words)), calm.output()
                 check(calm)
                 record = calm.record()
                 assert record is not None

@@ -76,7 +76,7 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="aflow-soak-"))
     began, struck, rounds, broken = time.monotonic(), Counter[str](), 0, 0
     try:
-        like = undisturbed(root / "calm", SOURCE)
+        expected = undisturbed(root / "calm", SOURCE)
         while rounds == 0 or (
             options.seed is None
             and time.monotonic() - began < options.seconds
@@ -93,7 +93,7 @@ def main() -> int:
                     fleet.write(SOURCE)
                     report = soak(
                         fleet, seed=seed, kills=options.each, isolation=isolation,
-                        by_server=kind == "server", faults=faults, like=like, pause=0.4,
+                        by_server=kind == "server", faults=faults, expected=expected, pause=0.4,
                     )  # fmt: skip
             except ChaosError as error:
                 broken += 1
@@ -164,8 +164,8 @@ def restarted(server: Server) -> bool:
 def spoilt(proxy: FaultyProxy, machines: Machines) -> bool:
     """For a moment the store throttles, fails, and loses answers."""
     kinds: tuple[Kind, ...] = ("answer", "reset", "lost", "cut", "dropped")
-    proxy.faults = [OfS3(machines.lots.choice(kinds), chance=0.4)]
-    machines.rest(machines.lots.uniform(0.2, 1.5))
+    proxy.faults = [OfS3(machines.rng.choice(kinds), chance=0.4)]
+    machines.rest(machines.rng.uniform(0.2, 1.5))
     proxy.faults = []
     return True
 

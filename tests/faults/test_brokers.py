@@ -45,7 +45,7 @@ def on_disk(folder: Path) -> dict[str, str]:
 def test_redis_may_be_killed_and_started_again_in_the_middle_of_a_run(
     tmp_path: Path, redis: Server, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(SQUARES)
+    expected = undisturbed(SQUARES)
     folder = tmp_path / "fleet"
     folder.mkdir()
     queue = f"redis://127.0.0.1:{redis.port}/0"
@@ -60,8 +60,8 @@ def test_redis_may_be_killed_and_started_again_in_the_middle_of_a_run(
             redis.kill()
             redis.start()
 
-        assert 0 == fleet.ends(run), fleet.said()
-        check(fleet, like, late=True)
+        assert 0 == fleet.ends(run), fleet.output()
+        check(fleet, expected, late=True)
     finally:
         fleet.close()
 
@@ -76,7 +76,7 @@ def own_postgres() -> Iterator[Server]:
 def test_postgres_may_be_started_again_and_again_under_load(
     tmp_path: Path, own_postgres: Server, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(SQUARES)
+    expected = undisturbed(SQUARES)
     folder = tmp_path / "fleet"
     folder.mkdir()
     with new_database(own_postgres) as queue:
@@ -92,8 +92,8 @@ def test_postgres_may_be_started_again_and_again_under_load(
                 own_postgres.kill(how)
                 own_postgres.start()
 
-            assert 0 == fleet.ends(run), fleet.said()
-            check(fleet, like, late=True)
+            assert 0 == fleet.ends(run), fleet.output()
+            check(fleet, expected, late=True)
         finally:
             fleet.close()
 
@@ -111,7 +111,7 @@ def test_workers_get_through_bad_weather_in_s3(
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    like = undisturbed(SQUARES)
+    expected = undisturbed(SQUARES)
     folder = tmp_path / "fleet"
     folder.mkdir()
     with FaultyProxy(strict_bucket.endpoint, seed=seed) as proxy:
@@ -124,11 +124,11 @@ def test_workers_get_through_bad_weather_in_s3(
             for _ in range(2):
                 fleet.start_worker("--slots", "1")
             run = fleet.begin("--isolation", "worker")
-            assert 0 == fleet.ends(run), fleet.said()
+            assert 0 == fleet.ends(run), fleet.output()
             assert {each.kind for each in proxy.faults if each.hits} == {
                 each.kind for each in WEATHER
             }
             proxy.faults.clear()
-            check(fleet, like)
+            check(fleet, expected)
         finally:
             fleet.close()

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
 def test_a_coordinator_that_slept_too_long_is_fenced_and_takes_nothing_back(
     fleet: Fleet, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"only"'))
+    expected = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"only"'))
     fleet.write(WAITS)
     go = fleet.folder / "go"
     # One slot: a task runs, and others wait in the queue, when the first coordinator wakes up.
@@ -42,16 +42,16 @@ def test_a_coordinator_that_slept_too_long_is_fenced_and_takes_nothing_back(
         database.rollback()
     fleet.let_lease_pass()
     second = fleet.recover()
-    wait_until(lambda: "Recovering the run from another coordinator" in fleet.said())
+    wait_until(lambda: "Recovering the run from another coordinator" in fleet.output())
 
     first.send_signal(signal.SIGCONT)
-    assert 1 == fleet.ends(first), fleet.said()
-    assert "is driven by another coordinator now" in fleet.said()
-    assert "Traceback" not in fleet.said()
+    assert 1 == fleet.ends(first), fleet.output()
+    assert "is driven by another coordinator now" in fleet.output()
+    assert "Traceback" not in fleet.output()
     go.touch()
 
-    assert 0 == fleet.ends(second), fleet.said()
-    check(fleet, like)
+    assert 0 == fleet.ends(second), fleet.output()
+    check(fleet, expected)
     assert {1} == set(fleet.ledger.times().values())
 
 

@@ -39,7 +39,7 @@ class Sweep:
         self._folder = folder
         self._patch = patch
         self._numbers = itertools.count()
-        self.like: Results | None = None
+        self.expected: Results | None = None
 
     def undisturbed(self) -> list[str]:
         """The names of the points that a coordinator passes in an undisturbed run."""
@@ -97,10 +97,10 @@ class Sweep:
 
     def _check(self, fleet: Fleet, stopped: int) -> None:
         """`stopped` coordinators were replaced because they had ended by themselves."""
-        check(fleet, self.like, late=True, clocks_agree=False)
+        check(fleet, self.expected, late=True, clocks_agree=False)
         record = fleet.record()
         assert record is not None
-        self.like = self.like or results(fleet.metadata, record)
+        self.expected = self.expected or results(fleet.metadata, record)
         # Nothing that succeeds begins twice, unless a coordinator that stopped has interrupted it:
         # one that died cannot. The attempt that fails does, where nobody has lived to commit that
         # it has.
@@ -162,7 +162,7 @@ def test_the_next_coordinator_may_die_at_any_point_as_well(sweep: Sweep) -> None
         how: How = lots.choice(["before", "half", "after"])
         sweep.two(lots.randrange(count), lots.randrange(count // 2), how)
 
-    assert sweep.like is not None
+    assert sweep.expected is not None
 
 
 def test_nothing_piles_up_in_a_program_whose_coordinators_die_again_and_again(

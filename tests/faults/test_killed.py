@@ -24,7 +24,7 @@ def test_workers_and_coordinators_killed_at_random_change_nothing_of_500_tasks(
     seed = int(os.environ.get("FAULTS_SEED", random.randrange(2**32)))
     print(f"seed {seed}")
     lots = random.Random(seed)
-    like = undisturbed(SQUARES, "--isolation", "worker")
+    expected = undisturbed(SQUARES, "--isolation", "worker")
     cloud.write(SQUARES)
     workers = [cloud.start_worker("--slots", "1", "--lease", "3") for _ in range(2)]
     coordinator = cloud.begin("--isolation", "worker")
@@ -33,7 +33,7 @@ def test_workers_and_coordinators_killed_at_random_change_nothing_of_500_tasks(
         wait_until(
             lambda: len(cloud.ledger.lines()) >= mark or coordinator.poll() is not None  # noqa: B023
         )
-        assert coordinator.poll() is None, cloud.said()
+        assert coordinator.poll() is None, cloud.output()
         victim = lots.choice(["worker", "coordinator", "both"])
         if victim != "coordinator":
             number = lots.randrange(2)
@@ -48,7 +48,7 @@ def test_workers_and_coordinators_killed_at_random_change_nothing_of_500_tasks(
             cloud.let_lease_pass()
             coordinator = cloud.recover()
 
-    assert 0 == cloud.ends(coordinator), cloud.said()
-    check(cloud, like, late=True)
+    assert 0 == cloud.ends(coordinator), cloud.output()
+    check(cloud, expected, late=True)
     times = cloud.ledger.times()
     assert settled == {task: times[task] for task in settled}

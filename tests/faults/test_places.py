@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(300)]
 def test_folders_may_have_any_name_and_there_may_be_no_home(
     tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(SQUARES)
+    expected = undisturbed(SQUARES)
     # Names of 255 bytes are the longest that there are; databases put some letters behind theirs.
     folder = tmp_path / "a place, 100% odd: é 世界 'x' #1?" / ("long" * 60)
     folder.mkdir(parents=True)
@@ -35,18 +35,18 @@ def test_folders_may_have_any_name_and_there_may_be_no_home(
         fleet.write(SQUARES)
         fleet.start_worker("--slots", "2")
 
-        assert 0 == fleet.ends(fleet.begin("--isolation", "worker")), fleet.said()
-        check(fleet, like)
+        assert 0 == fleet.ends(fleet.begin("--isolation", "worker")), fleet.output()
+        check(fleet, expected)
     finally:
         fleet.close()
 
 
 def test_few_descriptors_are_enough(fleet: Fleet, undisturbed: Undisturbed) -> None:
-    like = undisturbed(SQUARES)
+    expected = undisturbed(SQUARES)
     fleet.write(SQUARES)
     with fleet.limited(resource.RLIMIT_NOFILE, 128):
         fleet.start_worker("--slots", "4")
         run = fleet.begin("--max-workers", "50")
 
-    assert 0 == fleet.ends(run), fleet.said()
-    check(fleet, like)
+    assert 0 == fleet.ends(run), fleet.output()
+    check(fleet, expected)

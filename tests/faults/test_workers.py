@@ -69,7 +69,7 @@ def noted(fleet: Fleet, what: str) -> int:
 def test_the_outcome_of_a_worker_that_slept_past_its_lease_is_refused(
     fleet: Fleet, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"second"'))
+    expected = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"second"'))
     fleet.write(WAITS)
     go, shared = fleet.folder / "go", fleet.folder / "shared"
     alone = ("--slots", "1", "--lease", "1")
@@ -91,11 +91,11 @@ def test_the_outcome_of_a_worker_that_slept_past_its_lease_is_refused(
     assert 0 == fleet.ends(first)  # and has said so
     shared.touch()
 
-    assert 0 == fleet.ends(run), fleet.said()
+    assert 0 == fleet.ends(run), fleet.output()
     second.send_signal(signal.SIGTERM)
     assert 0 == fleet.ends(second)
     # It had begun before the other's outcome was committed.
-    check(fleet, like)
+    check(fleet, expected)
 
 
 POISON = """
@@ -146,7 +146,7 @@ def test_a_task_that_kills_its_worker_is_buried_and_its_neighbours_go_on(fleet: 
 
     assert 1 == fleet.ends(run)
     assert 5 == deaths
-    assert "was given to 5 workers, and each of them ended before it did" in fleet.said()
+    assert "was given to 5 workers, and each of them ended before it did" in fleet.output()
     record = fleet.record()
     assert record is not None
     views = [*fleet.metadata.tasks(record.key, step="work")]
@@ -160,20 +160,20 @@ def test_a_task_that_kills_its_worker_is_buried_and_its_neighbours_go_on(fleet: 
 def test_a_second_sigterm_ends_a_worker_at_once_and_its_task_goes_to_another(
     fleet: Fleet, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"second"'))
+    expected = undisturbed(WAITS.replace('os.environ.get("WHO", "")', '"second"'))
     fleet.write(WAITS)
     first = fleet.start_worker("--slots", "1", "--lease", "1", WHO="first", GO="/nothing")
     run = fleet.begin()
     wait_until(lambda: noted(fleet, "begun first"))
     first.send_signal(signal.SIGTERM)
-    wait_until(lambda: "1 task is still running" in fleet.said_by_workers())
+    wait_until(lambda: "1 task is still running" in fleet.worker_output())
     first.send_signal(signal.SIGTERM)
     assert -signal.SIGTERM == fleet.ends(first)
     wait_until(lambda: len(fleet.orphans()) == 1)  # the coordinator alone
     fleet.start_worker("--slots", "2", WHO="second")
 
-    assert 0 == fleet.ends(run), fleet.said()
-    check(fleet, like, late=True)
+    assert 0 == fleet.ends(run), fleet.output()
+    check(fleet, expected, late=True)
 
 
 LOUD = """
@@ -208,7 +208,7 @@ class Flow_(FlowSpec):
 def test_a_reader_of_the_log_that_stands_still_holds_up_no_worker_and_loses_nothing(
     fleet: Fleet, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(LOUD)
+    expected = undisturbed(LOUD)
     fleet.write(LOUD)
     fleet.start_worker("--slots", "2", "--lease", "5")
     run = fleet.begin(output=subprocess.PIPE)
@@ -216,9 +216,9 @@ def test_a_reader_of_the_log_that_stands_still_holds_up_no_worker_and_loses_noth
 
     out, _ = run.communicate(timeout=PATIENCE)
 
-    assert 0 == run.returncode, fleet.said()
+    assert 0 == run.returncode, fleet.output()
     assert 10 * 2000 == out.count(b"x" * 99)
-    check(fleet, like)
+    check(fleet, expected)
 
 
 def test_a_worker_without_room_for_the_code_says_so_and_others_go_on(fleet: Fleet) -> None:
@@ -230,21 +230,21 @@ def test_a_worker_without_room_for_the_code_says_so_and_others_go_on(fleet: Flee
         (fleet.home / "helper.py").write_text(f"text = {'x' * 100_000!r}\n")
         sick = fleet.start_worker("--slots", "1", AFLOW_CLIENT_CACHE_PATH=str(full))
         run = fleet.begin("--with", "retry:times=3,seconds=1")
-        wait_until(lambda: "No space left on device" in fleet.said_by_workers())
+        wait_until(lambda: "No space left on device" in fleet.worker_output())
         sick.send_signal(signal.SIGTERM)
         assert 0 == fleet.ends(sick)
         fleet.start_worker("--slots", "2")
 
-        assert 0 == fleet.ends(run), fleet.said()
-        assert "leaves it to others" in fleet.said_by_workers()
-        assert "Traceback" not in fleet.said() + fleet.said_by_workers()
+        assert 0 == fleet.ends(run), fleet.output()
+        assert "leaves it to others" in fleet.worker_output()
+        assert "Traceback" not in fleet.output() + fleet.worker_output()
         check(fleet)
 
 
 def test_what_is_no_message_of_ours_is_buried_and_the_loop_goes_on(
     fleet: Fleet, undisturbed: Undisturbed
 ) -> None:
-    like = undisturbed(LOUD)
+    expected = undisturbed(LOUD)
     fleet.write(LOUD)
     odd = {
         "none": b"{} this is nothing",
@@ -261,7 +261,7 @@ def test_what_is_no_message_of_ours_is_buried_and_the_loop_goes_on(
         await queue.put("tasks.default", [Message(name, body) for name, body in odd.items()])
         worker = await asyncio.to_thread(fleet.start_worker, "--slots", "2")
         run = await asyncio.to_thread(fleet.begin)
-        assert 0 == await asyncio.to_thread(fleet.ends, run), fleet.said()
+        assert 0 == await asyncio.to_thread(fleet.ends, run), fleet.output()
         while len(await queue.buried("tasks.default")) < len(odd):
             await queue.lease(["nothing"], 1, 1.0, 0.5)  # lets time pass
         assert worker.poll() is None
@@ -271,6 +271,6 @@ def test_what_is_no_message_of_ours_is_buried_and_the_loop_goes_on(
 
     asyncio.run(put_and_wait())
 
-    assert len(odd) <= fleet.said_by_workers().count("is refused")
-    assert "Traceback" not in fleet.said_by_workers()
-    check(fleet, like)
+    assert len(odd) <= fleet.worker_output().count("is refused")
+    assert "Traceback" not in fleet.worker_output()
+    check(fleet, expected)

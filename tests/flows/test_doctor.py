@@ -81,7 +81,7 @@ def doctor(workspace: Workspace, values: dict[str, Any], code: int, **env: str) 
     assert code == ran.code, ran.out + ran.err
     found: dict[str, str] = {}
     for each in json.loads(ran.out):
-        reported = f"{each['state']}: {each['said']} {each['advice']}".strip()
+        reported = f"{each['state']}: {each['message']} {each['advice']}".strip()
         found[each["name"]] = "\n".join(filter(None, [found.get(each["name"], ""), reported]))
     return found
 
@@ -203,7 +203,7 @@ def test_settings_that_cannot_be_used_are_failures(
     assert 1 == ran.code, ran.err
     failures = [each for each in json.loads(ran.out) if each["state"] == "fail"]
     assert [name] == sorted({each["name"] for each in failures})
-    assert said in failures[0]["said"] + failures[0]["advice"]
+    assert said in failures[0]["message"] + failures[0]["advice"]
 
 
 def test_metadata_that_are_there_are_read_and_damage_is_a_failure(workspace: Workspace) -> None:

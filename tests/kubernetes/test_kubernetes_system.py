@@ -109,10 +109,10 @@ def test_the_doctor_says_whether_the_cluster_answers(
         return [each for each in checked(SystemClock()) if each.name == "kubernetes"]
 
     (well,) = found()
-    assert "lists the jobs of the namespace ml." in well.said
+    assert "lists the jobs of the namespace ml." in well.message
     kubernetes.write_config("expired")
     (ill,) = found()
-    assert "does not accept the credentials" in ill.said
+    assert "does not accept the credentials" in ill.message
 
 
 def test_a_submission_that_is_made_twice_is_one_job(bench: Bench, kubernetes: Cluster) -> None:

@@ -145,7 +145,7 @@ def name_other_code(folder: Daemon) -> Path:
         [text] = database.execute("SELECT settings FROM runs").fetchone()
         settings = json.loads(text)
         settings["code"]["key"] = str(code)
-        settings["words"] = ["--datastore-root", str(code), "run"]
+        settings["argv"] = ["--datastore-root", str(code), "run"]
         settings["storage"] = code.as_uri()
         database.execute("UPDATE runs SET settings = ?", (json.dumps(settings),))
     return mark
@@ -185,7 +185,7 @@ def test_parameters_of_a_run_are_on_no_command_line(folder: Daemon) -> None:
     lines = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if readable(file)]
 
     assert [] == [line for line in lines if b"hunter2" in line]
-    assert [line for line in lines if b"--aflow-words=" in line]
+    assert [line for line in lines if b"--aflow-argv=" in line]
     assert 0 == folder.call("cancel", reported["run"]).code
     assert 0 == folder.stop()
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -69,7 +70,7 @@ def findings(clock: Clock) -> Iterator[Finding]:
 
 
 class Clocks:
-    """What the clocks of others said, and what time it was here then."""
+    """Compares the clocks of services, by the dates of their answers, with the clock of here."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -100,13 +101,13 @@ def _namesake() -> Iterator[Finding]:
     # A distribution from before ours was renamed may be left beside it in a developer's environment
     # (an editable one installs no package): that is no other project's, and does no harm.
     if any(file.parts[0] == "aflow" for file in other.files or ()):
-        said = (
+        message = (
             f"The distribution aflow {other.version} is installed as well (in "
             f"{other.locate_file('')}): it is another project's, and both install a package named "
             f"aflow (ours is {DISTRIBUTION})."
         )
         advice = f"pip uninstall aflow; then pip install --force-reinstall --no-deps {DISTRIBUTION}"
-        yield warn("packages", said, advice)
+        yield warn("packages", message, advice)
 
 
 # ------------------------------------------------------------------ settings
@@ -117,7 +118,7 @@ def _files() -> Iterator[Finding]:
     read: list[str] = []
     try:
         files = settings_files()
-    except InvalidSetting:  # it is said where all settings are read
+    except InvalidSetting:  # reported where all settings are read
         return
     for file in files:
         try:
@@ -128,13 +129,11 @@ def _files() -> Iterator[Finding]:
         if values is None:
             continue
         read.append(str(file.path))
-        for key, said in keys.remarks(values):
-            harmless = keys.bare(key) in keys.WITHOUT_EFFECT
-            sentence = f"{key} in {file.path} is {said}."
-            yield ok("settings", sentence) if harmless else warn("settings", sentence)
+        for key, remark in keys.remarks(values):
+            finding = ok if keys.bare(key) in keys.WITHOUT_EFFECT else warn
+            yield finding("settings", f"{key} in {file.path} is {remark}.")
     no_file = "There is no settings file: the defaults apply."
-    said = f"{', '.join(read)} can be read." if read else no_file
-    yield ok("settings", said)
+    yield ok("settings", f"{', '.join(read)} can be read." if read else no_file)
 
 
 def _extras(settings: Settings, aws: AwsSettings) -> Iterator[Finding]:
@@ -148,8 +147,8 @@ def _extras(settings: Settings, aws: AwsSettings) -> Iterator[Finding]:
     for extra, modules in _EXTRAS.items():
         absent = [each for each in modules if needed[extra] and find_spec(each) is None]
         if absent:
-            said = f"The settings need {', '.join(absent)}, which is not installed."
-            yield fail("packages", said, f"pip install '{DISTRIBUTION}[{extra}]'")
+            message = f"The settings need {', '.join(absent)}, which is not installed."
+            yield fail("packages", message, f"pip install '{DISTRIBUTION}[{extra}]'")
 
 
 def _environments(settings: Settings) -> Iterator[Finding]:
@@ -162,15 +161,15 @@ def _environments(settings: Settings) -> Iterator[Finding]:
     try:
         find_uv()
     except MissingExtra:
-        said = "uv is not installed: steps with @pypi cannot have the packages that they name."
+        message = "uv is not installed: steps with @pypi cannot have the packages that they name."
         advice = (
             f"pip install '{DISTRIBUTION}[environments]'; or set AFLOW_DEFAULT_ENVIRONMENT=local "
             "to use what is installed."
         )
-        yield lacking("packages", said, advice)
+        yield lacking("packages", message, advice)
     if kind == "conda" and find_spec("rattler") is None:
-        said = "rattler is not installed, which AFLOW_DEFAULT_ENVIRONMENT=conda needs."
-        yield fail("packages", said, f"pip install '{DISTRIBUTION}[conda]'")
+        message = "rattler is not installed, which AFLOW_DEFAULT_ENVIRONMENT=conda needs."
+        yield fail("packages", message, f"pip install '{DISTRIBUTION}[conda]'")
 
 
 # ------------------------------------------------------------------ places
@@ -184,8 +183,8 @@ def _spaces(settings: Settings) -> Iterator[Finding]:
     for what, place in places.items():
         there = next(each for each in (place, *place.parents) if os.path.isdir(each))
         if not os.access(there, os.W_OK | os.X_OK):
-            said = f"{there}, where {what} is to be, cannot be written to."
-            yield fail("disk", said, "Change its permissions, or work elsewhere.")
+            message = f"{there}, where {what} is to be, cannot be written to."
+            yield fail("disk", message, "Change its permissions, or work elsewhere.")
             continue
         yield of_space("disk", f"{what} ({place})", shutil.disk_usage(there).free)
 
@@ -216,11 +215,8 @@ def _metadata(settings: Settings, clocks: Clocks) -> Iterator[Finding]:
         if not settings.has_metadata:
             yield ok("metadata", f"{url} is made by the first run.")
             return
-        store = open_metadata(url, read_only=True)
-        try:
+        with closing(open_metadata(url, read_only=True)) as store:
             next(iter(store.flows()), None)
-        finally:
-            store.close()
         yield ok("metadata", f"{url} can be read.")
     except AflowError as error:
         yield fail("metadata", str(error))
@@ -241,8 +237,11 @@ def _queue(settings: Settings) -> Iterator[Finding]:
     else:
         yield ok("queue", f"{shown} answers: {depth} messages wait.")
     if not settings.signing_keys:
-        said = "Messages are not signed: anyone with access to the queue can have workers run code."
-        yield warn("queue", said, "Set AFLOW_SIGNING_KEY, the same for runs and workers.")
+        yield warn(
+            "queue",
+            "Messages are not signed: anyone with access to the queue can have workers run code.",
+            "Set AFLOW_SIGNING_KEY, the same for runs and workers.",
+        )
 
 
 async def _depth(url: str) -> int:
@@ -261,8 +260,8 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
     if kind in known:
         yield ok("secrets", f"Secrets that name no backend are of {kind}.")
         return
-    said = f"AFLOW_DEFAULT_SECRETS_BACKEND_TYPE names {kind}, and there is no such backend."
-    yield fail("secrets", said, f"There are: {', '.join(known)}.")
+    message = f"AFLOW_DEFAULT_SECRETS_BACKEND_TYPE names {kind}, and there is no such backend."
+    yield fail("secrets", message, f"There are: {', '.join(known)}.")
 
 
 def _kubernetes(settings: Settings) -> Iterator[Finding]:
@@ -323,8 +322,8 @@ def _batch(settings: Settings, aws: AwsSettings, account: AwsClient) -> Iterator
         return
     yield from _wanting(aws, "job queue", "queue", "job role", "job_role", "job image", "image")
     if settings.datastore != "s3":
-        said = "Jobs cannot reach a datastore of this machine."
-        yield warn("job queue", said, "Set AFLOW_DEFAULT_DATASTORE=s3, or use --datastore s3.")
+        message = "Jobs cannot reach a datastore of this machine."
+        yield warn("job queue", message, "Set AFLOW_DEFAULT_DATASTORE=s3, or use --datastore s3.")
     if aws.queue:
         has_role = aws.fargate_role is not None
         yield from probes.queue("job queue", aws.queue, account, execution_role=has_role)
@@ -350,8 +349,8 @@ def _step_functions(settings: Settings, aws: AwsSettings, account: AwsClient) ->
         aws, "state machines", "machine_role", "schedules", "events_role", "job queue", "queue"
     )
     if settings.metadata == "local":
-        said = "State machines cannot reach metadata of this machine."
-        yield warn("state machines", said, "Set AFLOW_DEFAULT_METADATA=service.")
+        message = "State machines cannot reach metadata of this machine."
+        yield warn("state machines", message, "Set AFLOW_DEFAULT_METADATA=service.")
     if aws.machine_role:
         yield from probes.role("state machines", aws.machine_role, "states.amazonaws.com", account)
     if aws.events_role:
@@ -368,7 +367,7 @@ def _starter(role: str, account: AwsClient) -> Iterator[Finding]:
     if worst(found) is State.OK:
         for each in probes.role("schedules", role, "scheduler.amazonaws.com", account):
             if each.state is State.FAIL:  # of a stack of Metaflow, whose flows know no zones
-                yield warn("schedules", each.said, f"For @schedule(timezone=): {each.advice}")
+                yield warn("schedules", each.message, f"For @schedule(timezone=): {each.advice}")
 
 
 def _wanting(aws: AwsSettings, *pairs: str) -> Iterator[Finding]:

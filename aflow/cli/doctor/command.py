@@ -33,7 +33,7 @@ def _doctor(as_json: bool) -> int:
     for each in findings(SystemClock()):
         found.append(each)
         if not as_json:
-            click.echo(line(each.state, each.name, each.whole))
+            click.echo(line(each.state, each.name, each.text))
     if as_json:
         click.echo(json.dumps([each._asdict() for each in found], indent=2))
     return FAILED if worst(found) is State.FAIL else 0

@@ -34,45 +34,45 @@ class Finding(NamedTuple):
 
     name: str
     state: State
-    said: str
+    message: str
     advice: str = ""
 
     @property
-    def whole(self) -> str:
-        """Both sentences."""
-        return f"{self.said} {self.advice}".strip()
+    def text(self) -> str:
+        """The message, and the advice behind it."""
+        return f"{self.message} {self.advice}".strip()
 
 
-def ok(name: str, said: str) -> Finding:
+def ok(name: str, message: str) -> Finding:
     """Return a finding that all is well.
 
     Args:
         name: The name of the check.
-        said: What was found, in one sentence.
+        message: What was found, in one sentence.
     """
-    return Finding(name, State.OK, said)
+    return Finding(name, State.OK, message)
 
 
-def warn(name: str, said: str, advice: str = "") -> Finding:
+def warn(name: str, message: str, advice: str = "") -> Finding:
     """Return a finding of what may cause trouble later.
 
     Args:
         name: The name of the check.
-        said: What was found, in one sentence.
+        message: What was found, in one sentence.
         advice: What the user can do about it.
     """
-    return Finding(name, State.WARN, said, advice)
+    return Finding(name, State.WARN, message, advice)
 
 
-def fail(name: str, said: str, advice: str = "") -> Finding:
+def fail(name: str, message: str, advice: str = "") -> Finding:
     """Return a finding of what keeps runs from working.
 
     Args:
         name: The name of the check.
-        said: What was found, in one sentence.
+        message: What was found, in one sentence.
         advice: What the user can do about it.
     """
-    return Finding(name, State.FAIL, said, advice)
+    return Finding(name, State.FAIL, message, advice)
 
 
 def worst(findings: Sequence[Finding]) -> State:
@@ -96,12 +96,12 @@ def of_space(name: str, place: str, free: int) -> Finding:
         place: The path or URL of what is kept there.
         free: Free space, in bytes.
     """
-    said = f"{free / _GIB:.1f} GiB are free where {place} is."
+    message = f"{free / _GIB:.1f} GiB are free where {place} is."
     if free < NO_SPACE:
-        return fail(name, said, "Free some space: runs stop when the disk is full.")
+        return fail(name, message, "Free some space: runs stop when the disk is full.")
     if free < LITTLE_SPACE:
-        return warn(name, said, "Free some space, with `aflow gc` perhaps.")
-    return ok(name, said)
+        return warn(name, message, "Free some space, with `aflow gc` perhaps.")
+    return ok(name, message)
 
 
 def of_clock(name: str, here: float, there: str, owner: str) -> Finding:
@@ -119,13 +119,13 @@ def of_clock(name: str, here: float, there: str, owner: str) -> Finding:
     except (TypeError, ValueError):
         return warn(name, f"{owner} says no time that could be read.")
     skew = here - at.timestamp()
-    said = f"The clock of this machine is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'}"
-    said = f"{said} that of {owner}."
+    direction = "ahead of" if skew > 0 else "behind"
+    message = f"The clock of this machine is {abs(skew):.0f} s {direction} that of {owner}."
     if abs(skew) > REFUSED_SKEW:
         advice = "Set it (by NTP): AWS refuses requests that are signed with a wrong time."
-        return fail(name, said, advice)
+        return fail(name, message, advice)
     if abs(skew) > WARNED_SKEW:
-        return warn(name, said, "Set it (by NTP): times of runs and leases are off.")
+        return warn(name, message, "Set it (by NTP): times of runs and leases are off.")
     return ok(name, f"The clock of this machine agrees with that of {owner}.")
 
 
@@ -294,7 +294,7 @@ def of_service(name: str, url: str, status: int, version: str | None, own: bool)
     )
 
 
-# Which keys of settings there are, and what is to be said of those that do nothing. Pure.
+# Which keys of settings there are, and what is wrong with those that have no effect. Pure.
 
 
 PREFIXES = ("AFLOW_", "METAFLOW_")
@@ -374,9 +374,9 @@ def remark(key: str) -> str:
 
 
 def remarks(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the keys of which there is something to be said, with that.
+    """Return the keys with which something is wrong, each with what that is.
 
     Args:
         keys: The settings that it is about.
     """
-    return [(key, said) for key in sorted(keys) if (said := remark(key))]
+    return [(key, found) for key in sorted(keys) if (found := remark(key))]

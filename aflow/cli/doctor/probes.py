@@ -98,8 +98,8 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
             answer = answer if listed.status == 404 else listed
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        said = f"Nothing answers at {url}: {why.rstrip('.')}."
-        return fail(name, said, "Check AFLOW_SERVICE_URL, and that the service runs."), None
+        message = f"Nothing answers at {url}: {why.rstrip('.')}."
+        return fail(name, message, "Check AFLOW_SERVICE_URL, and that the service runs."), None
     return of_service(name, url, answer.status, version, own), date
 
 
@@ -196,8 +196,8 @@ def role(name: str, arn: str, service: str, aws: AwsClient) -> list[Finding]:
     def looked() -> list[Finding]:
         found = aws.call("iam", "get_role", RoleName=arn.rpartition("/")[2])["Role"]
         if found["Arn"] != arn:
-            said = f"{arn} is not a role of this account: there is {found['Arn']}."
-            return [fail(name, said, advice)]
+            message = f"{arn} is not a role of this account: there is {found['Arn']}."
+            return [fail(name, message, advice)]
         return [of_role(name, arn, found.get("AssumeRolePolicyDocument"), service)]
 
     missing = fail(name, f"There is no role {arn} in this account.", advice)
@@ -241,8 +241,8 @@ def log_group(name: str, arn: str, aws: AwsClient, key: str) -> list[Finding]:
         answer = aws.call("logs", "describe_log_groups", logGroupNamePrefix=wanted)
         if any(each["logGroupName"] == wanted for each in answer["logGroups"]):
             return [ok(name, f"{wanted} is there.")]
-        said = f"There is no log group {wanted} in this region and account."
-        return [fail(name, said, f"Set {key} to one, or unset it.")]
+        message = f"There is no log group {wanted} in this region and account."
+        return [fail(name, message, f"Set {key} to one, or unset it.")]
 
     return asked(name, f"The log group {wanted}", "logs:DescribeLogGroups", looked)
 
@@ -259,11 +259,8 @@ def image(name: str, wanted: str) -> list[Finding]:
     parts = _ECR.fullmatch(wanted)
     if parts is None:
         return [ok(name, f"{wanted} (only images in ECR are looked for)")]
-    which = (
-        {"imageDigest": parts["digest"]}
-        if parts["digest"]
-        else {"imageTag": parts["tag"] or "latest"}
-    )
+    digest, tag = parts["digest"], parts["tag"] or "latest"
+    which = {"imageDigest": digest} if digest else {"imageTag": tag}
     missing = fail(
         name,
         f"There is no image {wanted}.",
@@ -276,8 +273,8 @@ def image(name: str, wanted: str) -> list[Finding]:
         aws.call("ecr", "describe_images", **about, imageIds=[which])
         return [ok(name, f"{wanted} is in its registry.")]
 
-    said = dict.fromkeys(("ImageNotFoundException", "RepositoryNotFoundException"), missing)
-    return asked(name, f"The image {wanted}", "ecr:DescribeImages", looked, said)
+    known = dict.fromkeys(("ImageNotFoundException", "RepositoryNotFoundException"), missing)
+    return asked(name, f"The image {wanted}", "ecr:DescribeImages", looked, known)
 
 
 def asked(
@@ -303,8 +300,8 @@ def asked(
         if known and error.code in known:
             return [known[error.code]]
         if error.denied:
-            said = f"{what} may not be looked at by you, so it may be well or not."
-            return [warn(name, said, f"Ask for {right}, or try it.")]
+            message = f"{what} may not be looked at by you, so it may be well or not."
+            return [warn(name, message, f"Ask for {right}, or try it.")]
         return [fail(name, f"{what} cannot be looked at: {error}")]
     except InvalidSetting as error:
         return [fail(name, f"{what} cannot be looked at: {error}")]

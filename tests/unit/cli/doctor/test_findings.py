@@ -52,7 +52,7 @@ def test_a_clock_that_is_off_is_reported_by_how_much(off: float, state: str, sai
     found = of_clock("clock", NOW + off, DATE, "AWS")
 
     assert state == found.state
-    assert said in found.said
+    assert said in found.message
 
 
 def test_a_date_that_is_none_is_a_doubt() -> None:
@@ -78,7 +78,7 @@ def test_jobs_start_in_a_queue_that_is_enabled_and_valid_alone(
     found = of_queue("queue", "q", answer)
 
     assert state == found.state
-    assert said in found.whole
+    assert said in found.text
 
 
 def machines(kind: str = "SPOT", **more: Any) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def machines(kind: str = "SPOT", **more: Any) -> dict[str, Any]:
 
 
 def test_a_queue_needs_machines_and_those_of_fargate_a_role() -> None:
-    assert "SPOT with up to 8 vCPUs." == of_machines("c", "q", machines(), False).said
+    assert "SPOT with up to 8 vCPUs." == of_machines("c", "q", machines(), False).message
     assert State.FAIL == of_machines("c", "q", machines(state="DISABLED"), True).state
     assert State.FAIL == of_machines("c", "q", {}, True).state
     assert (
@@ -146,7 +146,7 @@ def test_a_service_is_known_by_what_it_answers(
     found = of_service("metadata", "http://host", status, version, own)
 
     assert state == found.state
-    assert said in found.whole
+    assert said in found.text
 
 
 def test_the_table_of_metaflow_has_its_key() -> None:
@@ -161,7 +161,7 @@ def test_the_worst_counts() -> None:
     assert State.OK == worst([ok("a", "x")])
     assert State.WARN == worst([ok("a", "x"), warn("b", "x")])
     assert State.FAIL == worst([fail("c", "x"), ok("a", "x"), warn("b", "x")])
-    assert "What. Do." == Finding("a", State.FAIL, "What.", "Do.").whole
+    assert "What. Do." == Finding("a", State.FAIL, "What.", "Do.").text
 
 
 # ------------------------------------------------------------ keys

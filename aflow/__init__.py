@@ -19,159 +19,90 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
     from typing import Any
 
-    from aflow import errors
-    from aflow._core.version import __version__
-    from aflow.aws.s3.client import S3, AsyncS3
-    from aflow.aws.s3.objects import S3GetObject, S3Object, S3PutObject
-    from aflow.cards.get import get_cards
-    from aflow.client import (
-        DataArtifact,
-        Flow,
-        Metaflow,
-        Run,
-        Step,
-        Task,
-        default_metadata,
-        default_namespace,
-        get_metadata,
-        get_namespace,
-        inspect_spin,
-        metadata,
-        namespace,
-    )
-    from aflow.compat.multicore import parallel_imap_unordered, parallel_map
-    from aflow.compat.profiling import profile
-    from aflow.coordinator import Coordinator
-    from aflow.errors import OutOfMemory
-    from aflow.flow.configs import (
-        Config,
-        ConfigValue,
-        conda_environment_yml_parser,
-        config_expr,
-        pyproject_toml_parser,
-        requirements_txt_parser,
-        yaml_parser,
-    )
-    from aflow.flow.current import current
-    from aflow.flow.custom import (
-        USER_SKIP_STEP,
-        FlowMutator,
-        StepMutator,
-        UserStepDecorator,
-        user_step_decorator,
-    )
-    from aflow.flow.decorators.cache import cache
-    from aflow.flow.decorators.card import card
-    from aflow.flow.decorators.catch import catch
-    from aflow.flow.decorators.compute import batch, kubernetes, slurm
-    from aflow.flow.decorators.concurrency import concurrency
-    from aflow.flow.decorators.environment import environment
-    from aflow.flow.decorators.exit_hook import exit_hook
-    from aflow.flow.decorators.packages import conda, conda_base, pypi, pypi_base
-    from aflow.flow.decorators.parallel import parallel, pytorch_parallel
-    from aflow.flow.decorators.process import process
-    from aflow.flow.decorators.project import project
+    from aflow import errors as errors
+    from aflow._core.version import __version__ as __version__
+    from aflow.aws.s3.client import S3 as S3
+    from aflow.aws.s3.client import AsyncS3 as AsyncS3
+    from aflow.aws.s3.objects import S3GetObject as S3GetObject
+    from aflow.aws.s3.objects import S3Object as S3Object
+    from aflow.aws.s3.objects import S3PutObject as S3PutObject
+    from aflow.cards.get import get_cards as get_cards
+    from aflow.client import DataArtifact as DataArtifact
+    from aflow.client import Flow as Flow
+    from aflow.client import Metaflow as Metaflow
+    from aflow.client import Run as Run
+    from aflow.client import Step as Step
+    from aflow.client import Task as Task
+    from aflow.client import default_metadata as default_metadata
+    from aflow.client import default_namespace as default_namespace
+    from aflow.client import get_metadata as get_metadata
+    from aflow.client import get_namespace as get_namespace
+    from aflow.client import inspect_spin as inspect_spin
+    from aflow.client import metadata as metadata
+    from aflow.client import namespace as namespace
+    from aflow.compat.multicore import parallel_imap_unordered as parallel_imap_unordered
+    from aflow.compat.multicore import parallel_map as parallel_map
+    from aflow.compat.profiling import profile as profile
+    from aflow.coordinator import Coordinator as Coordinator
+    from aflow.errors import OutOfMemory as OutOfMemory
+    from aflow.flow.configs import Config as Config
+    from aflow.flow.configs import ConfigValue as ConfigValue
+    from aflow.flow.configs import conda_environment_yml_parser as conda_environment_yml_parser
+    from aflow.flow.configs import config_expr as config_expr
+    from aflow.flow.configs import pyproject_toml_parser as pyproject_toml_parser
+    from aflow.flow.configs import requirements_txt_parser as requirements_txt_parser
+    from aflow.flow.configs import yaml_parser as yaml_parser
+    from aflow.flow.current import current as current
+    from aflow.flow.custom import USER_SKIP_STEP as USER_SKIP_STEP
+    from aflow.flow.custom import FlowMutator as FlowMutator
+    from aflow.flow.custom import StepMutator as StepMutator
+    from aflow.flow.custom import UserStepDecorator as UserStepDecorator
+    from aflow.flow.custom import user_step_decorator as user_step_decorator
+    from aflow.flow.decorators.cache import cache as cache
+    from aflow.flow.decorators.card import card as card
+    from aflow.flow.decorators.catch import catch as catch
+    from aflow.flow.decorators.compute import batch as batch
+    from aflow.flow.decorators.compute import kubernetes as kubernetes
+    from aflow.flow.decorators.compute import slurm as slurm
+    from aflow.flow.decorators.concurrency import concurrency as concurrency
+    from aflow.flow.decorators.environment import environment as environment
+    from aflow.flow.decorators.exit_hook import exit_hook as exit_hook
+    from aflow.flow.decorators.packages import conda as conda
+    from aflow.flow.decorators.packages import conda_base as conda_base
+    from aflow.flow.decorators.packages import pypi as pypi
+    from aflow.flow.decorators.packages import pypi_base as pypi_base
+    from aflow.flow.decorators.parallel import parallel as parallel
+    from aflow.flow.decorators.parallel import pytorch_parallel as pytorch_parallel
+    from aflow.flow.decorators.process import process as process
+    from aflow.flow.decorators.project import project as project
     from aflow.flow.decorators.queue import queue as queue
-    from aflow.flow.decorators.resources import resources
-    from aflow.flow.decorators.retry import retry
-    from aflow.flow.decorators.schedule import schedule
-    from aflow.flow.decorators.secrets import secrets
-    from aflow.flow.decorators.timeout import timeout
-    from aflow.flow.decorators.trigger import namespaced_event_name, trigger, trigger_on_finish
-    from aflow.flow.mutators import MutableFlow, MutableStep
-    from aflow.flow.parameters import IncludeFile, JSONType, Parameter
-    from aflow.flow.spec import FlowSpec, step
-    from aflow.flow.trigger_events import MetaflowEvent, Trigger
-    from aflow.runner.deployer import Deployer
-    from aflow.runner.direct import arun, run
-    from aflow.runner.notebook import NBDeployer, NBRunner
-    from aflow.runner.runner import ExecutingRun, ExecutingTask, Runner
+    from aflow.flow.decorators.resources import resources as resources
+    from aflow.flow.decorators.retry import retry as retry
+    from aflow.flow.decorators.schedule import schedule as schedule
+    from aflow.flow.decorators.secrets import secrets as secrets
+    from aflow.flow.decorators.timeout import timeout as timeout
+    from aflow.flow.decorators.trigger import namespaced_event_name as namespaced_event_name
+    from aflow.flow.decorators.trigger import trigger as trigger
+    from aflow.flow.decorators.trigger import trigger_on_finish as trigger_on_finish
+    from aflow.flow.mutators import MutableFlow as MutableFlow
+    from aflow.flow.mutators import MutableStep as MutableStep
+    from aflow.flow.parameters import IncludeFile as IncludeFile
+    from aflow.flow.parameters import JSONType as JSONType
+    from aflow.flow.parameters import Parameter as Parameter
+    from aflow.flow.spec import FlowSpec as FlowSpec
+    from aflow.flow.spec import step as step
+    from aflow.flow.trigger_events import MetaflowEvent as MetaflowEvent
+    from aflow.flow.trigger_events import Trigger as Trigger
+    from aflow.runner.deployer import Deployer as Deployer
+    from aflow.runner.direct import arun as arun
+    from aflow.runner.direct import run as run
+    from aflow.runner.notebook import NBDeployer as NBDeployer
+    from aflow.runner.notebook import NBRunner as NBRunner
+    from aflow.runner.runner import ExecutingRun as ExecutingRun
+    from aflow.runner.runner import ExecutingTask as ExecutingTask
+    from aflow.runner.runner import Runner as Runner
 else:
     ModuleType = type(sys)  # importing types would cost something, too
-
-__all__ = [
-    "S3",
-    "USER_SKIP_STEP",
-    "AsyncS3",
-    "Config",
-    "ConfigValue",
-    "Coordinator",
-    "DataArtifact",
-    "Deployer",
-    "ExecutingRun",
-    "ExecutingTask",
-    "Flow",
-    "FlowMutator",
-    "FlowSpec",
-    "IncludeFile",
-    "JSONType",
-    "Metaflow",
-    "MetaflowEvent",
-    "MutableFlow",
-    "MutableStep",
-    "NBDeployer",
-    "NBRunner",
-    "OutOfMemory",
-    "Parameter",
-    "Run",
-    "Runner",
-    "S3GetObject",
-    "S3Object",
-    "S3PutObject",
-    "Step",
-    "StepMutator",
-    "Task",
-    "Trigger",
-    "UserStepDecorator",
-    "__version__",
-    "arun",
-    "batch",
-    "cache",
-    "card",
-    "catch",
-    "concurrency",
-    "conda",
-    "conda_base",
-    "conda_environment_yml_parser",
-    "config_expr",
-    "current",
-    "default_metadata",
-    "default_namespace",
-    "environment",
-    "errors",
-    "exit_hook",
-    "get_cards",
-    "get_metadata",
-    "get_namespace",
-    "inspect_spin",
-    "kubernetes",
-    "metadata",
-    "namespace",
-    "namespaced_event_name",
-    "parallel",
-    "parallel_imap_unordered",
-    "parallel_map",
-    "process",
-    "profile",
-    "project",
-    "pypi",
-    "pypi_base",
-    "pyproject_toml_parser",
-    "pytorch_parallel",
-    "requirements_txt_parser",
-    "resources",
-    "retry",
-    "run",
-    "schedule",
-    "secrets",
-    "slurm",
-    "step",
-    "timeout",
-    "trigger",
-    "trigger_on_finish",
-    "user_step_decorator",
-    "yaml_parser",
-]
 
 _HOMES = {
     "aflow.client": (
@@ -221,6 +152,15 @@ _HOMES = {
     "aflow._core.version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+# The packages `metadata` and `queue` are functions, too (below). The name `queue` is left out here:
+# `from aflow import *` would hide that of the standard library.
+__all__ = tuple(
+    # Constants, then classes, then functions.
+    sorted(
+        [*_HOME_OF, "errors", "metadata"],
+        key=lambda name: (not name.isupper(), not name[0].isupper(), name),
+    )
+)
 
 
 def __getattr__(name: str) -> "Any":

@@ -165,6 +165,21 @@ def duration(seconds: float) -> str:
     return f"{days}d {hours:02}h"
 
 
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def timespan(text: str) -> float | None:
+    """Return the seconds that a number and a unit are, as `90s`, `30m`, `1.5h`, `30d` or `8w`; None
+    for any other text.
+
+    Args:
+        text: What somebody has typed.
+    """
+    number, unit = text.strip()[:-1], text.strip()[-1:]
+    is_number = number.isascii() and number.replace(".", "", 1).isdigit() and len(number) <= 9
+    return float(number) * _UNITS[unit] if is_number and unit in _UNITS else None
+
+
 LATEST = 253370764800.0  # the first second of the year 9999, which is one in each time zone
 
 

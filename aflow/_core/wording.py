@@ -1,4 +1,4 @@
-"""Numbers in sentences."""
+"""Numbers and sizes in sentences."""
 
 from __future__ import annotations
 
@@ -12,3 +12,18 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
         many: The plural, where it is not the noun with an s.
     """
     return f"{count} {noun if count == 1 else many or f'{noun}s'}"
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes in the largest unit that it fills, as `900 bytes` or `1.5 MB`.
+
+    Args:
+        size: The number of bytes.
+    """
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    for unit in ("KB", "MB", "GB"):
+        size /= 1000
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"

@@ -7,11 +7,11 @@ from contextlib import closing
 
 import click
 
-from aflow._core import ids
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
+from aflow.cli.selection import run_pathspec
 from aflow.cli.server_requests import DEFAULT_SERVER, ask, of_a_server
-from aflow.errors import InvalidInput, InvalidName
+from aflow.errors import InvalidInput
 from aflow.executors.factory import keep_from_workers
 from aflow.metadata.factory import open_metadata
 from aflow.runs.liveness import request_end, settled
@@ -40,10 +40,8 @@ def cancel() -> click.Command:
 
 
 def _cancel(run: str, server: str | None) -> None:
-    spec = ids.Pathspec.parse(run)
-    if spec.run is None or spec.step is not None:
-        raise InvalidName(f"{run!r} names no run: give FLOW/RUN.")
-    ended = _cancelled_here(spec.flow, spec.run) if server is None else None
+    spec = run_pathspec(run)
+    ended = _cancelled_here(spec.flow, spec.run or "") if server is None else None
     if ended is None:
         answer = ask(server or DEFAULT_SERVER, "DELETE", f"/v1/runs/{spec}")
         ended = answer.get("state") == "cancelled"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
 
 from aflow._core.clock import SystemClock
 from aflow.cli.errors import printable
-from aflow.cli.selection import pathspec, pathspec_argument
+from aflow.cli.selection import pathspec, pathspec_argument, recorded_run
 from aflow.cli.session import Session
 from aflow.errors import NotFound
 from aflow.metadata.factory import open_metadata
@@ -41,11 +42,8 @@ def explain(session: Session, path: str) -> None:
     """Say of every task that the path means why it ran, or did not."""
     spec = pathspec(session, path)
     settings = session.settings()
-    assert spec.run is not None, "a path without a run was refused"
     with _metadata(settings) as metadata:
-        run = metadata.run(spec.flow, spec.run)
-        if run is None:
-            raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
+        run = recorded_run(metadata, spec)
         blobs = BlobStore(open_store(settings.storage_url))
         task = None if spec.task is None else int(spec.task)
         found = [*explained(metadata, blobs, run, step=spec.step, task=task)]
@@ -113,21 +111,15 @@ def _named(step: str, position: tuple[int, ...]) -> str:
 @contextmanager
 def _metadata(settings: Settings) -> Iterator[MetadataStore]:
     """The metadata, to be read; that of no run at all where nothing has run yet."""
-    import tempfile
-
     if settings.has_metadata:
-        metadata = open_metadata(settings.metadata_url, read_only=True)
-        try:
+        with closing(open_metadata(settings.metadata_url, read_only=True)) as metadata:
             yield metadata
-        finally:
-            metadata.close()
         return
-    with tempfile.TemporaryDirectory() as folder:
-        metadata = open_metadata(f"sqlite:///{folder}/metadata.db")
-        try:
-            yield metadata
-        finally:
-            metadata.close()
+    with (
+        TemporaryDirectory() as folder,
+        closing(open_metadata(f"sqlite:///{folder}/metadata.db")) as metadata,
+    ):
+        yield metadata
 
 
 def _grouped(lines: Iterable[tuple[str, str, str]]) -> Iterator[str]:

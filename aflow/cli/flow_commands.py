@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,8 @@ from aflow.cli.commands import COMMANDS, NEED_NO_FILE, imported
 from aflow.cli.errors import printable
 from aflow.cli.options import (
     SectionedCommand,
+    Subcommand,
     bound,
-    flag,
     flow_options,
     names_of,
     option,
@@ -75,45 +75,35 @@ class FlowGroup(click.Group):
         """The command of this name, None where there is none."""
         if cmd_name not in COMMANDS:
             return None
-        if cmd_name in _GROUPS:
-            return self._with_commands(cmd_name, imported(_GROUPS[cmd_name])())
-        if cmd_name in _GROUPS_OF_FLOW:
-            commands, options = _GROUPS_OF_FLOW[cmd_name](self._parameters())
-            return self._with_commands(cmd_name, commands, options)
         if cmd_name in _PLAIN:
             body, parameters = _PLAIN[cmd_name]
             params = imported(parameters)() if parameters else []
-            return self._made(cmd_name, COMMANDS[cmd_name], params, imported(body))
-        maker = _MAKERS[cmd_name]
-        made = maker(self._parameters() if maker in (_run, _resume) else {})
-        return self._made(cmd_name, COMMANDS[cmd_name], *made)
+            return self._made(cmd_name, Subcommand(COMMANDS[cmd_name], params, imported(body)))
+        make, of_flow = imported(_MAKERS[cmd_name]), cmd_name in _WITH_PARAMETERS
+        made = make(self._parameters()) if of_flow else make()
+        if isinstance(made, Subcommand):
+            return self._made(cmd_name, made)
+        return self._with_commands(cmd_name, made)
 
     def _parameters(self) -> Mapping[str, Parameter]:
         return self._defined().parameters if self._flow is not None else {}
 
-    def _with_commands(
-        self, cmd_name: str, commands: Commands, options: Sequence[click.Parameter] = ()
-    ) -> click.Group:
+    def _with_commands(self, cmd_name: str, commands: Mapping[str, Subcommand]) -> click.Group:
         """A command that has commands of its own, and options that may stand before them."""
+        options = imported(_OPTIONS[cmd_name])() if cmd_name in _OPTIONS else []
         group = _Group(
             cmd_name,
-            unsaid=_UNSAID.get(cmd_name),
-            params=[*options],
+            default=_DEFAULTS.get(cmd_name),
+            params=options,
             help=COMMANDS[cmd_name],
             context_settings=_NORMALIZED,
         )
-        for name, (help, params, body) in commands.items():
-            group.add_command(self._made(name, help, params, body, below=cmd_name))
+        for name, made in commands.items():
+            group.add_command(self._made(name, made, below=cmd_name))
         return group
 
-    def _made(
-        self,
-        name: str,
-        help: str,
-        params: list[click.Parameter],
-        body: Callable[..., object],
-        below: str | None = None,
-    ) -> SectionedCommand:
+    def _made(self, name: str, made: Subcommand, below: str | None = None) -> SectionedCommand:
+        help, params, body = made
         taken = names_of(params) - {"--with"}
         general = [
             *top_options(after_command=True, without=taken),
@@ -156,21 +146,19 @@ class FlowGroup(click.Group):
 
 
 class _Group(click.Group):
-    """Commands below a command; `unsaid` is the one that is meant where none is named."""
+    """Commands below a command; `default` is the one that is meant where none is named."""
 
-    def __init__(self, name: str, unsaid: str | None = None, **rest: Any) -> None:
+    def __init__(self, name: str, default: str | None = None, **rest: Any) -> None:
         super().__init__(name, **rest)
-        self._unsaid = unsaid
+        self._default = default
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the name of the command first."""
-        if self._unsaid is not None and not {"-h", "--help"} & set(args[:1]):
-            named = next((word for word in args if word in self.commands), None)
-            if named is None:
-                args = [self._unsaid, *args]
-            else:
+        if self._default is not None and not {"-h", "--help"} & set(args[:1]):
+            named = next((argument for argument in args if argument in self.commands), None)
+            if named is not None:
                 args.remove(named)
-                args = [named, *args]
+            args = [named or self._default, *args]
         return super().parse_args(ctx, args)
 
 
@@ -187,11 +175,12 @@ Examples:
 """
 
 
-Commands = Mapping[str, tuple[str, list[click.Parameter], Callable[..., object]]]
-Maker = Callable[[Mapping[str, "Parameter"]], tuple[list[click.Parameter], Callable[..., object]]]
+def run_command(declared: Mapping[str, Parameter]) -> Subcommand:
+    """Return `run` with the parameters of a flow as options.
 
-
-def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Callable[..., object]]:
+    Args:
+        declared: The parameters of the flow, by attribute.
+    """
     import_asyncio()
     from aflow.cli.run import name_of_run, run
 
@@ -208,12 +197,16 @@ def _run(declared: Mapping[str, Parameter]) -> tuple[list[click.Parameter], Call
         values["run_id"] = name_of_run(values.get("run_id"))
         return run(session, given, **values)
 
-    return [*own.values(), *options], body
+    return Subcommand(COMMANDS["run"], [*own.values(), *options], body)
 
 
-def _resume(
-    declared: Mapping[str, Parameter],
-) -> tuple[list[click.Parameter], Callable[..., object]]:
+def resume_command(declared: Mapping[str, Parameter]) -> Subcommand:
+    """Return `resume` with the parameters of a flow as options, but for those that have the name of
+    an option of its own.
+
+    Args:
+        declared: The parameters of the flow, by attribute.
+    """
     from aflow.cli.resume import resume, resume_parameters
 
     options = [*resume_parameters(), parameters_file()]
@@ -231,76 +224,56 @@ def _resume(
         changed = {name: value for name, value in given.items() if value is not None}
         return resume(session, changed, **values)
 
-    return [*own.values(), *options], body
+    return Subcommand(COMMANDS["resume"], [*own.values(), *options], body)
 
 
-def _check(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.run import check
-
-    warnings = option("--warnings/--no-warnings", default=False, help="Show warnings, too.")
-    return [warnings], check
+def check_parameters() -> list[click.Parameter]:
+    """Return the options of `check`, whose module does without click (plain.py)."""
+    return [option("--warnings/--no-warnings", default=False, help="Show warnings, too.")]
 
 
-def _raw(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    from aflow.cli.graphs import output_raw
-
-    return [flag("--json", "as_json", help="Print JSON.")], output_raw
-
-
-def _version(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    return [], lambda session: click.echo(f"aflow {__version__}")
+def show_version(session: Session) -> None:
+    """Print the version of aflow."""
+    click.echo(f"aflow {__version__}")
 
 
-def _help(_: object) -> tuple[list[click.Parameter], Callable[..., object]]:
-    def body(session: Session) -> None:
-        ctx = click.get_current_context()
-        click.echo((ctx.parent or ctx).get_help())
-
-    return [], body
+def show_help(session: Session) -> None:
+    """Print the help of the flow's commands."""
+    ctx = click.get_current_context()
+    click.echo((ctx.parent or ctx).get_help())
 
 
-def _step_functions(
-    declared: Mapping[str, Parameter],
-) -> tuple[Commands, list[click.Parameter]]:
-    from aflow.cli.step_functions import step_functions_commands, step_functions_options
-
-    return step_functions_commands(declared), step_functions_options()
-
-
-# Groups some of whose commands have the parameters of the flow as options.
-_GROUPS_OF_FLOW: dict[
-    str, Callable[[Mapping[str, Parameter]], tuple[Commands, list[click.Parameter]]]
-] = {
-    "deploy": _step_functions,
-    "step-functions": _step_functions,
+# Commands that are the same for every flow: the function that does it, and the one that returns its
+# parameters, if it has any. Modules are imported when their command is named.
+_PLAIN = {
+    "check": ("aflow.cli.run:check", f"{__name__}:check_parameters"),
+    "dump": ("aflow.cli.dump:dump", "aflow.cli.dump:dump_parameters"),
+    "explain": ("aflow.cli.explain:explain", "aflow.cli.explain:explain_parameters"),
+    "help": (f"{__name__}:show_help", ""),
+    "output-dot": ("aflow.cli.graphs:output_dot", ""),
+    "output-raw": ("aflow.cli.graphs:output_raw", "aflow.cli.graphs:output_raw_parameters"),
+    "show": ("aflow.cli.graphs:show", ""),
+    "spin": ("aflow.cli.spin:spin", "aflow.cli.spin:spin_parameters"),
+    "version": (f"{__name__}:show_version", ""),
 }
-# The function that makes the commands below a command. Its module is imported when that is named.
-_GROUPS = {
+# The others: the function that makes the command, or the commands below it by name.
+_MAKERS = {
     "batch": "aflow.cli.jobs:batch_commands",
     "card": "aflow.cli.cards:card_commands",
+    "deploy": "aflow.cli.step_functions:step_functions_commands",
     "kubernetes": "aflow.cli.jobs:kubernetes_commands",
     "logs": "aflow.cli.logs:logs_commands",
     "package": "aflow.cli.package:package_commands",
+    "resume": f"{__name__}:resume_command",
+    "run": f"{__name__}:run_command",
+    "step-functions": "aflow.cli.step_functions:step_functions_commands",
     "tag": "aflow.cli.tags:tag_commands",
 }
-# What a group does that is given no command of its own.
-_UNSAID = {"logs": "show"}
-
-# Commands that are as their modules say: the function that does it, and the one that makes its
-# parameters, if it has any. The module is imported when the command is named.
-_PLAIN = {
-    "spin": ("aflow.cli.spin:spin", "aflow.cli.spin:spin_parameters"),
-    "show": ("aflow.cli.graphs:show", ""),
-    "dump": ("aflow.cli.dump:dump", "aflow.cli.dump:dump_parameters"),
-    "explain": ("aflow.cli.explain:explain", "aflow.cli.explain:explain_parameters"),
-    "output-dot": ("aflow.cli.graphs:output_dot", ""),
-}
-# The others: how their parameters and their function are made.
-_MAKERS: dict[str, Maker] = {
-    "run": _run,
-    "resume": _resume,
-    "check": _check,
-    "output-raw": _raw,
-    "version": _version,
-    "help": _help,
-}
+# Those of them that have the parameters of the flow as options.
+_WITH_PARAMETERS = ("deploy", "resume", "run", "step-functions")
+# Options of a group itself, which stand before the names of its commands.
+_OPTIONS = dict.fromkeys(
+    ("deploy", "step-functions"), "aflow.cli.step_functions:step_functions_options"
+)
+# The command of a group that is meant where none is named.
+_DEFAULTS = {"logs": "show"}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
 
-from aflow._core.clock import SystemClock
+from aflow._core.clock import SystemClock, timespan
 from aflow._core.settings import Settings, choices_of
-from aflow._core.wording import plural
+from aflow._core.wording import plural, size_text
 from aflow.cli.errors import printable
-from aflow.cli.options import flag, option
+from aflow.cli.options import flag, option, tags_option
 from aflow.environments.build import Environments, cache_folder
 from aflow.errors import InvalidInput
 from aflow.metadata.factory import open_all_own
@@ -22,7 +22,6 @@ from aflow.task import code_package
 if TYPE_CHECKING:
     from aflow.runs.gc import Removed
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SHOWN = 20  # runs that are named
 
 
@@ -52,13 +51,7 @@ def _parameters() -> list[click.Parameter]:
             metavar="TIME",
             help="Only runs that ended at least this long ago: 12h, 30d, 8w.",
         ),
-        option(
-            "--tag",
-            "tags",
-            multiple=True,
-            metavar="TAG",
-            help="Only runs with this tag; may be given several times.",
-        ),
+        tags_option("Only runs with this tag; may be given several times."),
         flag("--failed", help="Only runs that did not succeed."),
         option(
             "--keep",
@@ -134,13 +127,11 @@ def _gc(
     wanted = RunsToDelete(
         flow=flow, run=run, before=before, tags=tags, failed=failed, keep=keep, spins=spins
     )
-    metadata = open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
-    try:
+    kept = _seconds("--grace", grace)
+    opened = open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
+    with closing(opened) as metadata:
         store = open_store(settings.storage_url)
-        kept = _seconds("--grace", grace)
         removed = collect(metadata, store, wanted, now, grace=kept, dry_run=dry_run)
-    finally:
-        metadata.close()
     _print_result(removed, dry_run, grace)
     _warn(removed)
     _sweep_code(settings, kept, now, dry_run=dry_run)
@@ -152,9 +143,7 @@ def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: 
     """Delete the environments of this user that nobody has used lately."""
     count, size = Environments(cache_folder(settings)).sweep(age, now, dry_run=dry_run)
     if count:
-        verb = "would be deleted" if dry_run else "deleted"
-        many = plural(count, "environment")
-        click.echo(f"{many} of steps {verb}: {_size(size)}.")
+        _print_deleted(f"{plural(count, 'environment')} of steps", size, dry_run)
 
 
 def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:
@@ -165,9 +154,12 @@ def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -
     found = [code_package.sweep(each, age, now, dry_run=dry_run) for each, age in below.items()]
     counts, sizes = zip(*found, strict=True)
     if sum(counts):
-        verb = "would be deleted" if dry_run else "deleted"
-        folders = plural(sum(counts), "folder")
-        click.echo(f"{folders} of unpacked code {verb}: {_size(sum(sizes))}.")
+        _print_deleted(f"{plural(sum(counts), 'folder')} of unpacked code", sum(sizes), dry_run)
+
+
+def _print_deleted(what: str, size: float, dry_run: bool) -> None:
+    verb = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{what} {verb}: {size_text(size)}.")
 
 
 def _print_result(removed: Removed, dry_run: bool, grace: str) -> None:
@@ -175,9 +167,8 @@ def _print_result(removed: Removed, dry_run: bool, grace: str) -> None:
         click.echo(printable(f"{run.flow}/{run.run}  {run.state.value}", lines=False))
     if len(removed.runs) > _SHOWN:
         click.echo(f"and {len(removed.runs) - _SHOWN} more")
-    verb = "would be deleted" if dry_run else "deleted"
     runs, objects = plural(len(removed.runs), "run"), plural(removed.objects, "object")
-    click.echo(f"{runs} and {objects} {verb}: {_size(removed.size)}.")
+    _print_deleted(f"{runs} and {objects}", removed.size, dry_run)
     if removed.young:
         young = plural(removed.young, "object")
         click.echo(
@@ -200,16 +191,8 @@ def _warn(removed: Removed) -> None:
         )
 
 
-def _size(size: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def _seconds(name: str, text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
-    if found is None:
+    seconds = timespan(text)
+    if seconds is None:
         raise click.BadParameter(f"{name} takes a number and a unit, as 90s, 30m, 12h, 30d, 8w.")
-    return float(found[1]) * _UNITS[found[2]]
+    return seconds

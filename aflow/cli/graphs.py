@@ -7,6 +7,7 @@ import inspect
 import click
 
 from aflow.cli.errors import printable
+from aflow.cli.options import flag
 from aflow.cli.session import Session
 from aflow.flow.decorators.flow_base import FlowDecorator
 from aflow.flow.graph import Graph, Kind, Node
@@ -86,6 +87,11 @@ def output_dot(session: Session) -> None:
         for step in node.next:
             click.echo(f'  "{node.name}" -> "{step}";')
     click.echo("}")
+
+
+def output_raw_parameters() -> list[click.Parameter]:
+    """Return the options of `output-raw`."""
+    return [flag("--json", "as_json", help="Print JSON.")]
 
 
 def output_raw(session: Session, as_json: bool) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from aflow import aws
-from aflow.cli.options import flag, option
+from aflow.cli.options import Subcommand, flag, option
 from aflow.cli.selection import own_latest
 from aflow.cli.tables import local, show
 from aflow.errors import InvalidInput
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.cli.session import Session
     from aflow.executors.jobs.base import JobSystem, SubmittedJob
-
-Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
 
 class _WantedJobs(NamedTuple):
@@ -35,40 +34,45 @@ Found = tuple["JobSystem[Any]", list["SubmittedJob"]]
 Find = Callable[["Session", _WantedJobs], Found]
 
 
-def batch_commands() -> Commands:
-    """Return the commands below `batch`, by name: help, parameters, body."""
+def batch_commands() -> dict[str, Subcommand]:
+    """Return the commands below `batch`, by name."""
     return _job_commands("batch", _on_batch)
 
 
-def kubernetes_commands() -> Commands:
-    """Return the commands below `kubernetes`, by name: help, parameters, body."""
+def kubernetes_commands() -> dict[str, Subcommand]:
+    """Return the commands below `kubernetes`, by name."""
     return _job_commands("kubernetes", _on_kubernetes)
 
 
-def _job_commands(system: str, find: Find) -> Commands:
+def _job_commands(system: str, find: Find) -> dict[str, Subcommand]:
 
-    def list_(session: Session, my_runs: bool, user: str | None, run_id: str | None) -> None:
-        asked, found = find(session, _wanted(session, session.settings(), my_runs, user, run_id))
-        asked.close()
+    @contextmanager
+    def listed(session: Session, **whose: Any) -> Iterator[Found]:
+        asked, found = find(session, _wanted(session, session.settings(), **whose))
+        try:
+            yield asked, found
+        finally:
+            asked.close()
         if not found:
             session.note("There are no jobs that have not ended.")
-            return
+
+    def list_(session: Session, **whose: Any) -> None:
+        with listed(session, **whose) as (_, found):
+            pass
         rows = [(job.path, job.state, local(job.created_at), job.user, job.shown) for job in found]
-        show(("step", "state", "submitted", "user", "job"), rows)
+        if rows:
+            show(("step", "state", "submitted", "user", "job"), rows)
 
-    def kill(session: Session, my_runs: bool, user: str | None, run_id: str | None) -> None:
-        asked, found = find(session, _wanted(session, session.settings(), my_runs, user, run_id))
+    def kill(session: Session, **whose: Any) -> None:
         by = session.settings().user
-        for job in found:
-            asked.terminate([job.id], f"It was ended by {by} ({system} kill).")
-            click.echo(f"Ended the job {job.shown} of {job.path}.")
-        asked.close()
-        if not found:
-            session.note("There are no jobs that have not ended.")
+        with listed(session, **whose) as (asked, found):
+            for job in found:
+                asked.terminate([job.id], f"It was ended by {by} ({system} kill).")
+                click.echo(f"Ended the job {job.shown} of {job.path}.")
 
     return {
-        "list": ("List the jobs that have not ended.", _owner_options(), list_),
-        "kill": ("End the jobs that have not ended.", _owner_options(), kill),
+        "list": Subcommand("List the jobs that have not ended.", _owner_options(), list_),
+        "kill": Subcommand("End the jobs that have not ended.", _owner_options(), kill),
     }
 
 

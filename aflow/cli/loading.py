@@ -35,12 +35,35 @@ _before: frozenset[str] = frozenset()  # modules that the program need not impor
 
 
 def is_target(argument: str) -> bool:
-    """Return whether an argument of the command line means a flow file.
+    """Return whether an argument of the command line means a flow file, by its suffix.
 
     Args:
         argument: The argument of the command line.
     """
     return _parted(argument) is not None and not argument.startswith("-")
+
+
+def is_file(argument: str) -> bool:
+    """Return whether an argument names a regular file, with a flow or without: `path[:Name]`.
+
+    Args:
+        argument: An argument of the command line that is not an option.
+    """
+    return os.path.isfile(argument) or os.path.isfile(argument.rpartition(":")[0])
+
+
+def _path_and_name(target: str) -> tuple[str, str | None]:
+    """The path of a flow's file, and the name of the flow, where one is given. Raises FlowFileError
+    for a target that has neither the suffix of a flow file nor is a regular file."""
+    parted = _parted(target)
+    if parted is not None:
+        return parted
+    if os.path.isfile(target):
+        return target, None
+    path, _, name = target.rpartition(":")
+    if os.path.isfile(path):
+        return path, name
+    raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
 
 
 def _parted(argument: str) -> tuple[str, str | None] | None:
@@ -124,16 +147,14 @@ def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
             clear which flow is meant.
     """
     global _asked_for, _before, _root
-    parted = _parted(target)
-    if parted is None:
-        raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
-    path, wanted = Path(parted[0]), parted[1]
+    script, wanted = _path_and_name(target)
+    path = Path(script)
     _check_file(path)
     _stand_for_metaflow()
     _asked_for = wanted
-    file = os.path.join(os.getcwd(), parted[0])
+    file = os.path.join(os.getcwd(), script)
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
-    argv, folder = [parted[0], *arguments], os.getcwd()
+    argv, folder = [script, *arguments], os.getcwd()
     _root, name = package_of(file) or (None, None)
     _keep_importable(target, file, _root)
     _before = frozenset(loaded())
@@ -179,10 +200,8 @@ def load_flow(target: str) -> type[FlowSpec]:
         FlowFileError: Where there is no such file, it does not import, or it is not clear which
             flow is meant.
     """
-    parted = _parted(target)
-    if parted is None:
-        raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
-    path, wanted = Path(parted[0]), parted[1]
+    script, wanted = _path_and_name(target)
+    path = Path(script)
     _check_file(path)
     _stand_for_metaflow()
     found = package_of(str(path.resolve()))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 import re
 import sys
-from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime
+from threading import Event
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -17,8 +18,8 @@ from aflow._core.clock import shown_time
 from aflow._core.ids import Pathspec
 from aflow._core.process import binary, flush, is_terminal
 from aflow.cli.errors import printable
-from aflow.cli.options import flag, option
-from aflow.cli.selection import pathspec, pathspec_argument, tasks_of
+from aflow.cli.options import Subcommand, flag, option
+from aflow.cli.selection import pathspec, pathspec_argument, recorded_run, tasks_of
 from aflow.cli.server_requests import events, of_a_server
 from aflow.cli.session import Session
 from aflow.client import redact
@@ -32,65 +33,45 @@ if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.client import Task
 
-Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 _STREAMS = {"stdout": ("stdout",), "stderr": ("stderr",), "both": ("stdout", "stderr")}
 
 
-def logs_commands() -> Commands:
-    """Return the commands below `logs`, by name: help, parameters, body."""
-    scrub_help = "Replace what tasks have printed by a line that says so; it cannot be undone."
+def logs_commands() -> dict[str, Subcommand]:
+    """Return the commands below `logs`, by name."""
+    timestamps = option(
+        "--timestamps/--no-timestamps", default=False, help="Print the time before each line."
+    )
+    follow = flag("-f", "--follow", help="Follow the output until the run has ended.")
+    latest = option(
+        "--latest/--all",
+        default=True,
+        help="The log of the latest attempt, or of all attempts.  [default: latest]",
+    )
+    not_done = flag("--include-not-done", help="Include tasks that have not ended.")
     return {
-        "show": ("Show what tasks have printed.", _show_parameters(), show),
-        "scrub": (scrub_help, _scrub_parameters(), scrub),
+        "show": Subcommand(
+            "Show what tasks have printed.",
+            [*_which_logs("  [default: the latest]"), timestamps, follow, of_a_server()],
+            show,
+        ),
+        "scrub": Subcommand(
+            "Replace what tasks have printed by a line that says so; it cannot be undone.",
+            [*_which_logs(), latest, not_done],
+            scrub,
+        ),
     }
 
 
-def _show_parameters() -> list[click.Parameter]:
+def _which_logs(default_attempt: str = "") -> list[click.Parameter]:
+    both = "Both streams, by time.  [default]"
+    number = click.IntRange(min=0)
+    attempt = f"The log of this attempt, counted from 0.{default_attempt}"
     return [
         pathspec_argument(),
         option("--stdout", "stream", flag_value="stdout", help="Only stdout."),
         option("--stderr", "stream", flag_value="stderr", help="Only stderr."),
-        option(
-            "--both",
-            "stream",
-            flag_value="both",
-            default="both",
-            help="Both streams, by time.  [default]",
-        ),
-        option(
-            "--timestamps/--no-timestamps", default=False, help="Print the time before each line."
-        ),
-        option(
-            "--attempt",
-            type=click.IntRange(min=0),
-            metavar="N",
-            help="The log of this attempt, counted from 0.  [default: the latest]",
-        ),
-        flag("-f", "--follow", help="Follow the output until the run has ended."),
-        of_a_server(),
-    ]
-
-
-def _scrub_parameters() -> list[click.Parameter]:
-    return [
-        pathspec_argument(),
-        option("--stdout", "stream", flag_value="stdout", help="Only stdout."),
-        option("--stderr", "stream", flag_value="stderr", help="Only stderr."),
-        option(
-            "--both", "stream", flag_value="both", default="both", help="Both streams.  [default]"
-        ),
-        option(
-            "--attempt",
-            type=click.IntRange(min=0),
-            metavar="N",
-            help="The log of this attempt, counted from 0.",
-        ),
-        option(
-            "--latest/--all",
-            default=True,
-            help="The log of the latest attempt, or of all attempts.  [default: latest]",
-        ),
-        flag("--include-not-done", help="Include tasks that have not ended."),
+        option("--both", "stream", flag_value="both", default="both", help=both),
+        option("--attempt", type=number, metavar="N", help=attempt),
     ]
 
 
@@ -196,13 +177,9 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
     Raises:
         NotFound: There is no such run or task.
     """
-    from threading import Event
-
-    metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
-    try:
-        run = metadata.run(spec.flow, spec.run or "")
-        if run is None:
-            raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
+    url = settings.metadata_url
+    with closing(open_metadata(url, settings.durability, read_only=True)) as metadata:
+        run = recorded_run(metadata, spec)
         store = open_recorded_store(run.settings["storage"])
         task = None if spec.task is None else int(spec.task)
         log_tail = LogTail(metadata, store, run, spec.step, task)
@@ -216,8 +193,6 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
                 pause.wait(LOOK)
         now = metadata.run(spec.flow, run.run)
         return 0 if now is None else _ended(f"{spec.flow}/{run.run}", now.state.value, now.reason)
-    finally:
-        metadata.close()
 
 
 def follow_there(

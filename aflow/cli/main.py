@@ -69,7 +69,7 @@ _SUBCOMMANDS = {
 }
 
 
-_ARGV_FILE = "--aflow-words="
+_ARGV_FILE = "--aflow-argv="
 
 
 class Line(NamedTuple):
@@ -172,7 +172,9 @@ def _program(argv: Sequence[str]) -> object:
     if wants_help:
         return flow_group(None, "aflow", [line.command, *line.rest])
     if line.command in COMMANDS:
-        raise _usage_error(f"No flow is given. Write: aflow {line.command} flow.py")
+        named = line.rest[0] if line.rest and not line.rest[0].startswith("-") else None
+        missing = "No flow is given" if named is None else f"There is no flow file {named!r}"
+        raise _usage_error(f"{missing}. Write: aflow {line.command} flow.py")
     raise _usage_error(f"There is no command {line.command!r}. See: aflow help")
 
 
@@ -193,7 +195,7 @@ def other_command(name: str) -> click.Command:
 
 
 def _with_given(argv: Sequence[str]) -> Sequence[str]:
-    """The arguments, with those of a file (a JSON list) in the place of `--aflow-words=FILE`: so a
+    """The arguments, with those of a file (a JSON list) in the place of `--aflow-argv=FILE`: so a
     server starts runs, since every user of a machine reads command lines in its list of
     processes."""
     at = next((n for n, argument in enumerate(argv) if argument.startswith(_ARGV_FILE)), None)
@@ -230,7 +232,7 @@ def take_apart(argv: Sequence[str]) -> Line:
         argv: The arguments of the command line.
 
     Returns:
-        The words before the command, the command, the flow file, and all other words.
+        The arguments before the command, the command, the flow file, and all other arguments.
     """
     ahead: list[str] = []
     rest: list[str] = []
@@ -244,12 +246,12 @@ def take_apart(argv: Sequence[str]) -> Line:
             position += taken
             continue
         position += 1
-        if loading.is_target(argument):
-            target = argument
-            break
         if argument in _SUBCOMMANDS.get(command or "", ()):
             rest.append(argument)
             continue
+        if loading.is_target(argument) or _is_file(command, argument):
+            target = argument
+            break
         if command is not None:
             rest.append(argument)  # the argument of a command that needs no file
             break
@@ -258,6 +260,16 @@ def take_apart(argv: Sequence[str]) -> Line:
     if command is None and target is not None:
         return Line([], None, target, [*ahead, *tail])
     return Line(ahead, command, target, [*rest, *tail])
+
+
+def _is_file(command: str | None, argument: str) -> bool:
+    """Whether an argument means a file whose name does not end in `.py`: as in `aflow run flow`."""
+    if command is None:
+        return argument not in COMMANDS and loading.is_file(argument)
+    may_be_pathspec = "/" in argument and not argument.startswith((".", "/"))
+    if may_be_pathspec and command in NEED_NO_FILE:
+        return False
+    return command in COMMANDS and loading.is_file(argument)
 
 
 def _takes_next(argv: Sequence[str], position: int) -> bool:

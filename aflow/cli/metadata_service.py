@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -66,30 +67,18 @@ def _serve(
     settings = Settings.load()
     url = metadata or settings.local_metadata_url
     tls = certificate(tls_cert, tls_key)
-    store = _own_metadata(url, settings.durability)
-    try:
-        database = open_database(url, settings.durability)
-        try:
-            keys = tuple(each.reveal() for each in settings.service_auth_keys)
-            check_guarded(host, keys, store, anonymous=False)
-            if not keys:
-                _log.warning(
-                    "Without AFLOW_SERVICE_AUTH_KEY or tokens every user of this machine can read "
-                    "and change what is kept here."
-                )
-            service = MetaflowApi(database, SystemClock(), store, open_store=store_to_copy)
-            listen = Listen(host, port, keys, 0.0, tls, anonymous=True)
-            serve("Metadata service", listen, click.echo, store, service)
-        finally:
-            database.close()
-    finally:
-        if store is not None:
-            store.close()
-
-
-def _own_metadata(url: str, durability: str) -> MetadataStore | None:
-    """aflow's own metadata in this place; None where aflow cannot have any."""
-    try:
-        return open_metadata(url, durability)
-    except InvalidSetting:
-        return None
+    with ExitStack() as opened:
+        store: MetadataStore | None = None
+        with suppress(InvalidSetting):  # aflow itself cannot have metadata there
+            store = opened.enter_context(closing(open_metadata(url, settings.durability)))
+        database = opened.enter_context(closing(open_database(url, settings.durability)))
+        keys = tuple(each.reveal() for each in settings.service_auth_keys)
+        check_guarded(host, keys, store, anonymous=False)
+        if not keys:
+            _log.warning(
+                "Without AFLOW_SERVICE_AUTH_KEY or tokens every user of this machine can read "
+                "and change what is kept here."
+            )
+        service = MetaflowApi(database, SystemClock(), store, open_store=store_to_copy)
+        listen = Listen(host, port, keys, 0.0, tls, anonymous=True)
+        serve("Metadata service", listen, click.echo, store, service)

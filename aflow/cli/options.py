@@ -16,7 +16,7 @@ from aflow._core import ids
 from aflow._core.settings import choices_of, default_of, metadata_place, resource_amounts
 from aflow.cli.errors import printable
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
-from aflow.errors import InvalidName, InvalidParameter, InvalidSetting
+from aflow.errors import InvalidInput, InvalidParameter
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import ConvertedValue, Parameter, plain_name, type_name
 
@@ -184,10 +184,16 @@ def flag(*names: str, help: str, **rest: Any) -> Option:
 # ------------------------------------------------------------ every command
 
 
+_WITHOUT_EFFECT = {
+    "--event-logger": ["nullSidecarLogger", "debugLogger"],
+    "--monitor": ["nullSidecarMonitor", "debugMonitor"],
+    "--mode": ["spin"],
+}
+
+
 def top_options(*, after_command: bool = False, without: Collection[str] = ()) -> list[Option]:
     """Return the options of every command. After the command's name they take nothing from the
-    environment: what was said before the name (or there) is then still to be seen. `without` are
-    the names that the command has for itself.
+    environment, so that a value before the name, or of a variable, stays as it is.
 
     Args:
         after_command: Whether the options stand after the command.
@@ -204,7 +210,7 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
         option(
             "--metadata",
             metavar="PLACE",
-            type=PlaceType(),
+            type=ParsedType("place", metadata_place),
             help="The metadata: local, service, or a URL "
             "(postgresql://user@host/database, https://host, sqlite:////path).",
             **rest,
@@ -230,19 +236,10 @@ def top_options(*, after_command: bool = False, without: Collection[str] = ()) -
             **rest,
         ),
         option("--pylint/--no-pylint", help="Check the code with a linter first.", **rest),
-        _choice(
-            "--event-logger",
-            ["nullSidecarLogger", "debugLogger"],
-            "Accepted for compatibility; no effect.",
-            rest,
+        *(
+            _choice(name, values, "Accepted for compatibility; no effect.", rest)
+            for name, values in _WITHOUT_EFFECT.items()
         ),
-        _choice(
-            "--monitor",
-            ["nullSidecarMonitor", "debugMonitor"],
-            "Accepted for compatibility; no effect.",
-            rest,
-        ),
-        _choice("--mode", ["spin"], "Accepted for compatibility; no effect.", rest),
         with_option(GENERAL, scope),
     ]
     return [each for each in made if not names_of([each]) & {*without}]
@@ -315,15 +312,7 @@ def run_options() -> list[Option]:
     have no default here: it is theirs."""
     number: dict[str, Any] = {"type": click.IntRange(min=1), "metavar": "N", "default": None}
     return [
-        option(
-            "--tag",
-            "tags",
-            scope="run_",
-            multiple=True,
-            type=TagType(),
-            metavar="TAG",
-            help="A tag for the run; may be given several times.",
-        ),
+        tags_option(scope="run_"),
         of_setting("max_workers", "The most tasks at a time.", **number),
         of_setting("max_num_splits", "The most items of a foreach.", **number),
         of_setting(
@@ -345,8 +334,12 @@ def run_options() -> list[Option]:
             hidden=True,
             help="Write what --dry-run finds to this file, as JSON.",
         ),
-        _file("--run-id-file", "Write the id of the run to this file."),
-        _file("--runner-attribute-file", "Write run id, flow and metadata to this file as JSON."),
+        file_option("--run-id-file", "Write the id of the run to this file.", scope="run_"),
+        file_option(
+            "--runner-attribute-file",
+            "Write run id, flow and metadata to this file as JSON.",
+            scope="run_",
+        ),
         option(
             "--namespace",
             scope="run_",
@@ -418,56 +411,60 @@ def resources_option(what: str) -> Option:
     return option(
         "--resources",
         default=None,
-        type=AmountsType(),
+        type=ParsedType("amounts", resource_amounts),
         metavar="NAME=AMOUNT,...",
         help=f"The {what}: gpu=4,memory=64000 (in MB), licence=1.  [default: those of this "
         "machine]",
     )
 
 
-def _file(name: str, help: str) -> Option:
+def file_option(name: str, help: str, *, scope: str | None = None) -> Option:
+    """Return an option that names a file to be written.
+
+    Args:
+        name: The long name of the option.
+        help: The help text.
+        scope: "" or `run_`, which begins the name of the environment variable; None for none.
+    """
     kind = click.Path(dir_okay=False, writable=True)
-    return option(name, scope="run_", default=None, type=kind, metavar="FILE", help=help)
+    return option(name, scope=scope, default=None, type=kind, metavar="FILE", help=help)
 
 
-class PlaceType(ParamType):
-    """Where metadata is."""
+def tags_option(
+    help: str = "A tag for the run; may be given several times.", *, scope: str | None = None
+) -> Option:
+    """Return the option `--tag`, of what gets tags or is chosen by them.
 
-    name = "place"
+    Args:
+        help: The help text.
+        scope: "" or `run_`, which begins the name of the environment variable; None for none.
+    """
+    kind = ParsedType("tag", ids.tag)
+    return option("--tag", "tags", scope=scope, multiple=True, type=kind, metavar="TAG", help=help)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The place; a usage error for anything else."""
+
+def max_workers_option(help: str = "The most tasks of a run at a time.") -> Option:
+    """Return the option `--max-workers` of a command that has runs begun elsewhere.
+
+    Args:
+        help: The help text.
+    """
+    return option("--max-workers", type=click.IntRange(min=1), metavar="N", help=help)
+
+
+class ParsedType(ParamType):
+    """The type of an option whose text a function of aflow's converts: what that function refuses
+    is a usage error."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What the function returns for the text."""
         try:
-            return metadata_place(value)
-        except InvalidSetting as error:
-            self.fail(str(error), param, ctx)
-
-
-class AmountsType(ParamType):
-    """Amounts of resources, by name."""
-
-    name = "amounts"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, float]:
-        """The amounts; a usage error for anything else."""
-        try:
-            return resource_amounts(value)
-        except InvalidSetting as error:
-            self.fail(str(error), param, ctx)
-
-
-class TagType(ParamType):
-    """A tag."""
-
-    name = "tag"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The tag; a usage error for what cannot be one."""
-        try:
-            return ids.tag(value)
-        except InvalidName as error:
+            return self._parse(value)
+        except InvalidInput as error:
             self.fail(str(error), param, ctx)
 
 
@@ -490,10 +487,9 @@ def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
     Args:
         parameters: The parameters of the flow, by attribute.
     """
-    made = {}
-    for number, parameter in enumerate(parameters.values()):
-        made[f"parameter_{number}"] = _parameter_option(parameter, f"parameter_{number}")
-    return made
+    keys = (f"parameter_{number}" for number in range(len(parameters)))
+    pairs = zip(keys, parameters.values(), strict=True)
+    return {key: _parameter_option(parameter, key) for key, parameter in pairs}
 
 
 def _parameter_option(parameter: Parameter, key: str) -> Option:
@@ -562,8 +558,7 @@ def with_file(
         if attribute is None:
             raise InvalidParameter(
                 f"--parameters-file {file} has a value for {name!r}, which is not a parameter of "
-                "the "
-                f"flow.{did_you_mean(name, [each.name for each in declared.values()])}"
+                f"the flow.{did_you_mean(name, [each.name for each in declared.values()])}"
             )
         if given.get(attribute) is None:
             given[attribute] = value

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from aflow._core.version import __version__
+from aflow._core.wording import size_text
 from aflow.cli.errors import printable
-from aflow.cli.options import option
+from aflow.cli.options import Subcommand, option
 from aflow.cli.session import Session
 from aflow.errors import CodePackageError
 from aflow.task import code_package
 
-Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
-
-def package_commands() -> Commands:
-    """Return the commands below `package`, by name: help, parameters, body."""
+def package_commands() -> dict[str, Subcommand]:
+    """Return the commands below `package`, by name."""
     archive = option(
         "--archive/--no-archive",
         default=False,
@@ -27,9 +25,9 @@ def package_commands() -> Commands:
     )
     path = click.Argument(["path"], type=click.Path(dir_okay=False))
     return {
-        "info": ("Show the contents and the size of the code package.", [], info),
-        "list": ("List the files of the code package.", [archive], list_),
-        "save": ("Write the code package to a file (.tgz: compressed).", [path], save),
+        "info": Subcommand("Show the contents and the size of the code package.", [], info),
+        "list": Subcommand("List the files of the code package.", [archive], list_),
+        "save": Subcommand("Write the code package to a file (.tgz: compressed).", [path], save),
     }
 
 
@@ -39,7 +37,7 @@ def info(session: Session) -> None:
     suffixes = session.settings().package_suffixes
     files = code_package.members(definition, suffixes)
     size = len(code_package.pack(files))
-    click.echo(f"Package size: {_size(size)}\nNumber of files: {len(files)}\n")
+    click.echo(f"Package size: {size_text(size)}\nNumber of files: {len(files)}\n")
     click.echo(f"aflow version: {__version__}\n")
     click.echo(f"User code in flow {definition.name}:")
     click.echo(f"  - Packaged from directory {Path(definition.file).absolute().parent}/")
@@ -58,14 +56,10 @@ def save(session: Session, path: str) -> None:
     """Write it."""
     files = code_package.members(session.define(), session.settings().package_suffixes)
     data = code_package.pack(files)
-    if path.endswith(("gz",)):
+    if path.endswith("gz"):
         data = gzip.compress(data, mtime=0)
     try:
         Path(path).write_bytes(data)
     except OSError as error:
         raise CodePackageError(f"{path} cannot be written: {error.strerror}.") from error
     session.note(f"Code package saved in {path}")
-
-
-def _size(size: int) -> str:
-    return f"{size / 1024:.1f} KB" if size < 1 << 20 else f"{size / (1 << 20):.2f} MB"

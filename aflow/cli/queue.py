@@ -183,7 +183,10 @@ def _delete(
             before = await opened.known(topic, names)
             await opened.remove(topic, names)
             after = await opened.known(topic, names)
-            count = None if None in (before, after, count) else _sum(count, before, after)
+            if count is None or before is None or after is None:  # the broker does not say it
+                count = None
+            else:
+                count += len(before - after)
         return count
 
     count = _with_queue(queue, delete)
@@ -192,15 +195,10 @@ def _delete(
             "There is no such message that could be deleted: `aflow queue list` shows those that "
             "are buried, and with --ready those that wait. What a worker has is not deleted."
         )
-    click.echo(
-        "Deleted, as far as they were buried."
-        if count is None
-        else f"{plural(count, 'message')} deleted."
-    )
-
-
-def _sum(count: int | None, before: set[str] | None, after: set[str] | None) -> int:
-    return (count or 0) + len((before or set()) - (after or set()))
+    if count is None:
+        click.echo("Deleted, as far as they were buried.")
+    else:
+        click.echo(f"{plural(count, 'message')} deleted.")
 
 
 # ------------------------------------------------------------ the queue
@@ -208,10 +206,7 @@ def _sum(count: int | None, before: set[str] | None, after: set[str] | None) -> 
 
 def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
     """What the call gives, of the queue that is named or set."""
-    settings = Settings.load(queue=url)
-    if settings.queue is None:
-        raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
-    place = settings.queue
+    place, _ = queue_and_settings(queue=url)
 
     async def use() -> T:
         opened = open_queue(place)
@@ -221,3 +216,18 @@ def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
             await opened.close()
 
     return asyncio.run(use())
+
+
+def queue_and_settings(**given: Any) -> tuple[str, Settings]:
+    """Return the URL of the queue, and the settings of a command that needs one.
+
+    Args:
+        **given: The options of the command that override settings.
+
+    Raises:
+        InvalidSetting: No queue is named, neither by an option nor by the settings.
+    """
+    settings = Settings.load(**given)
+    if settings.queue is None:
+        raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
+    return settings.queue, settings

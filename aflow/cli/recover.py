@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from aflow._core import ids
 from aflow._core.settings import Settings, with_own_passwords
 from aflow.cli import loading
 from aflow.cli.main import flow_group
 from aflow.cli.options import option
-from aflow.errors import CodePackageError, InvalidName, NotFound
+from aflow.cli.selection import recorded_run, run_pathspec
+from aflow.errors import CodePackageError
 from aflow.metadata.factory import open_metadata
 from aflow.storage.blobs import BlobStore
 from aflow.storage.factory import open_recorded_store
@@ -49,15 +50,19 @@ def recover() -> click.Command:
 
 
 def _recover(run: str, metadata: str | None, datastore_root: str | None) -> object:
-    spec = ids.Pathspec.parse(run)
-    if spec.run is None or spec.step is not None:
-        raise InvalidName(f"{run!r} names no run: give FLOW/RUN.")
+    spec = run_pathspec(run)
     settings = Settings.load(metadata=metadata, datastore_root=datastore_root)
-    record = _recorded(spec.flow, spec.run, settings)
-    target = f"{_unpacked(record, settings)}:{spec.flow}"
-    lasting = _lasting(record.settings.get("words", ["run"]))
+    url = settings.metadata_url
+    with closing(open_metadata(url, settings.durability, read_only=True)) as opened:
+        record = recorded_run(opened, spec)
+    target = f"{_unpacked(record, settings)}:{record.flow}"
+    lasting = _lasting(record.settings.get("argv", ["run"]))
     # Passwords were not recorded: this program has its own.
-    again = [*(with_own_passwords(each, settings) for each in lasting), "--aflow-recover", spec.run]
+    again = [
+        *(with_own_passwords(each, settings) for each in lasting),
+        "--aflow-recover",
+        record.run,
+    ]
     places = [("--metadata", metadata), ("--datastore-root", datastore_root)]
     given = [argument for name, value in places if value is not None for argument in (name, value)]
     argv = [*again, *given]
@@ -74,17 +79,6 @@ def _lasting(argv: Sequence[str]) -> list[str]:
         elif not argument.startswith(tuple(f"{each}=" for each in _ONCE)):
             lasting.append(argument)
     return lasting
-
-
-def _recorded(flow: str, run: str, settings: Settings) -> RunRecord:
-    metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
-    try:
-        record = metadata.run(flow, run)
-    finally:
-        metadata.close()
-    if record is None:
-        raise NotFound(f"There is no run {flow}/{run} in {metadata.url}.")
-    return record
 
 
 def _unpacked(record: RunRecord, settings: Settings) -> Path:

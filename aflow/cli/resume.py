@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ from aflow._core.ids import PARAMETERS_STEP
 from aflow.cli.options import flag, option, run_options
 from aflow.cli.run import announcement, name_of_run, run
 from aflow.cli.selection import own_latest
-from aflow.cli.session import Session
 from aflow.errors import InvalidInput, VersionConflict
 from aflow.metadata.factory import has_runs, histories_of, open_metadata
 from aflow.metadata.metaflow.importing import import_run
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore, RunRecord
 
-_NOT_OURS = ("namespace",)
-
 
 def resume_parameters() -> list[click.Parameter]:
     """Return the argument and the options of `resume`: those of `run`, and which run to resume."""
@@ -43,7 +41,7 @@ def resume_parameters() -> list[click.Parameter]:
         flag(
             "--rerun-missing", help="Run tasks again whose artifacts are missing in the datastore."
         ),
-        *(each for each in run_options() if each.name not in _NOT_OURS),
+        *(each for each in run_options() if each.name != "namespace"),
         flag("--clone-only/--no-clone-only", help="Reuse finished tasks, and run nothing."),
         flag(
             "--reentrant/--no-reentrant",
@@ -118,29 +116,25 @@ def _named(flow: str, given: str, settings: Settings) -> str:
         raise _of_another(of, run, flow)
     if not has_runs(settings.metadata_url) or of not in ("", flow):
         return given
-    metadata = open_metadata(settings.metadata_url)
-    try:
-        if metadata.run(flow, run) is None and not _taken_over(flow, run, metadata, settings):
+    with closing(open_metadata(settings.metadata_url)) as metadata:
+        if metadata.run(flow, run) is None and not _imported(flow, run, metadata, settings):
             for other, _ in metadata.flows():
                 if metadata.run(other, run) is not None:
                     raise _of_another(other, run, flow)
-    finally:
-        metadata.close()
     return run
 
 
-def _taken_over(flow: str, run: str, metadata: MetadataStore, settings: Settings) -> bool:
-    """Take a run of Metaflow's over, to be resumed as one of aflow's; whether there is one."""
-    for history in histories_of(settings.metadata_url, metadata):
-        found = history.run(flow, run)
-        if found is not None:
-            place = history.open_store(found.settings["storage"])
-            own = open_store(settings.storage_url)
-            blobs = BlobStore(own, settings.durability == "power")
-            import_run(history, found, place, metadata, blobs)
-        history.close()
-        if found is not None:
-            return True
+def _imported(flow: str, run: str, metadata: MetadataStore, settings: Settings) -> bool:
+    """Import a run of Metaflow's, to be resumed as one of aflow's; whether there is one."""
+    for each in histories_of(settings.metadata_url, metadata):
+        with closing(each) as history:
+            found = history.run(flow, run)
+            if found is not None:
+                place = history.open_store(found.settings["storage"])
+                own = open_store(settings.storage_url)
+                blobs = BlobStore(own, settings.durability == "power")
+                import_run(history, found, place, metadata, blobs)
+                return True
     return False
 
 
@@ -180,8 +174,8 @@ def lead_or_follow(
             if runner_attribute_file is not None:
                 Path(runner_attribute_file).write_text(announcement(flow, run, settings))
             session.note(f"{flow}/{run} is {ended.state.value}: there is nothing to resume.")
-            wanted = {RunState.SUCCEEDED, *([RunState.CANCELLED] if clone_only else [])}
-            return 0 if ended.state in wanted else 1
+            stopped = clone_only and ended.state is RunState.CANCELLED
+            return 0 if stopped or ended.state is RunState.SUCCEEDED else 1
         try:
             return lead()
         except VersionConflict:
@@ -192,8 +186,7 @@ def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecor
     """The run when it has ended; None if it does not exist (any more)."""
     if not settings.has_metadata:
         return None
-    metadata = open_metadata(settings.metadata_url, settings.durability)
-    try:
+    with closing(open_metadata(settings.metadata_url, settings.durability)) as metadata:
         is_announced = False
         while (found := metadata.run(flow, run)) is not None:
             if found.state not in (RunState.PENDING, RunState.RUNNING):
@@ -206,9 +199,7 @@ def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecor
                 session.note(f"{flow}/{run} is being resumed by {by}; waiting until it has ended.")
                 is_announced = True
             time.sleep(LOOK_AGAIN)
-        return None
-    finally:
-        metadata.close()
+    return None
 
 
 def _remove(metadata: MetadataStore, run: RunRecord) -> None:

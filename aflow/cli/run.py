@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -286,12 +286,10 @@ def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
     from aflow.metadata.factory import open_metadata
 
     try:
-        metadata = open_metadata(settings.metadata_url, settings.durability, read_only=True)
-        try:
+        url = settings.metadata_url
+        with closing(open_metadata(url, settings.durability, read_only=True)) as metadata:
             record = metadata.run(*run.split("/"))
             view = None if record is None else metadata.task(record.key, ended.task)
-        finally:
-            metadata.close()
         data = view.attempt.manifest if view is not None and view.attempt is not None else None
         error = Manifest.decode(data).error if data else None
     except AflowError:  # why the run has failed was said: this is for comfort
@@ -394,7 +392,7 @@ def _options(
         branch=session.top["branch"],
         production=session.top["production"],
         trigger=session.top["trigger"],
-        words=session.argv,
+        argv=session.argv,
         **resumed,
     )
 

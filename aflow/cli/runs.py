@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import heapq
 import json
-import re
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aflow._core import ids
-from aflow._core.clock import SystemClock, shown_time
+from aflow._core.clock import SystemClock, shown_time, timespan
 from aflow._core.settings import Settings
 from aflow.cli import tables
-from aflow.cli.options import SectionedCommand, flag, option
+from aflow.cli.options import SectionedCommand, flag, option, tags_option
 from aflow.cli.server_requests import of_a_server
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.names import did_you_mean
@@ -28,13 +26,11 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
 
 _COLUMNS = ("RUN", "STATE", "STARTED", "TOOK", "USER", "TAGS")
-_AGO = re.compile(r"(\d{1,6})([smhdw])\Z")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _WHEN = "a time such as 2025-12-24, 2025-12-24T18:00 or 30m, 2h, 7d, 1w (ago)"
 
 
 def runs() -> click.Command:
-    """Return the command with these words: prints the runs."""
+    """Return the command."""
     return SectionedCommand(
         "runs",
         params=[
@@ -46,9 +42,7 @@ def runs() -> click.Command:
                 type=click.Choice([state.value for state in RunState]),
                 help="Only runs of this status; may be given several times.",
             ),
-            option(
-                "--tag", "tags", multiple=True, metavar="TAG", help="Only runs that have this tag."
-            ),
+            tags_option("Only runs that have this tag."),
             option("--since", metavar="WHEN", help=f"Only runs created since {_WHEN}."),
             option("--until", metavar="WHEN", help="Only runs created before this time."),
             option(
@@ -80,7 +74,7 @@ def _runs(
     now = SystemClock.now()
     which: dict[str, Any] = {
         "states": [RunState(state) for state in states],
-        "tags": [ids.tag(tag) for tag in tags],
+        "tags": tags,
         "since": _time("--since", since, now),
         "until": _time("--until", until, now),
         "limit": limit or None,
@@ -119,9 +113,9 @@ def _time(name: str, text: str | None, now: float) -> float | None:
     """A time that was typed, in seconds since the epoch; raises InvalidInput for anything else."""
     if text is None:
         return None
-    ago = _AGO.match(text)
-    if ago:
-        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}).total_seconds()
+    ago = timespan(text)
+    if ago is not None:
+        return now - ago
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError) as error:

@@ -11,7 +11,13 @@ import click
 from aflow.cli import tables
 from aflow.cli.errors import printable
 from aflow.cli.loading import load_flow
-from aflow.cli.options import Subcommand, command_group, option
+from aflow.cli.options import (
+    Subcommand,
+    command_group,
+    max_workers_option,
+    option,
+    tags_option,
+)
 from aflow.cli.server_requests import ask, server_option
 from aflow.cli.submit import parameters_of, send
 from aflow.errors import InvalidInput
@@ -72,19 +78,8 @@ def schedule() -> click.Command:
             help="What to do while the previous run is active: start no run, a run beside it, "
             "a run after it, or a run instead of it.",
         ),
-        option(
-            "--tag",
-            "tags",
-            multiple=True,
-            metavar="TAG",
-            help="A tag for its runs; may be given several times.",
-        ),
-        option(
-            "--max-workers",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="The most tasks of a run at a time.",
-        ),
+        tags_option("A tag for its runs; may be given several times."),
+        max_workers_option(),
         of_flow,
     ]
     edited = [
@@ -94,13 +89,7 @@ def schedule() -> click.Command:
         option("--timezone", metavar="ZONE", help="The time zone of the expression."),
         option("--missed", type=_MISSED, help="See create."),
         option("--overlap", type=_OVERLAP, help="See create."),
-        option(
-            "--tag",
-            "tags",
-            multiple=True,
-            metavar="TAG",
-            help="A tag for its runs, instead of the earlier ones.",
-        ),
+        tags_option("A tag for its runs, instead of the earlier ones."),
         of_flow,
     ]
     one = [name, server]
@@ -153,13 +142,13 @@ def _create(
 ) -> None:
     parameters = parameters_of(given)
     definition = configured(load_flow(target))
-    said: Any = next((each for each in definition.decorators if each.kind == "schedule"), None)
-    due = cron or (said.schedule if said else None)
+    own: Any = next((each for each in definition.decorators if each.kind == "schedule"), None)
+    due = cron or (own.schedule if own else None)
     if due is None:
         raise InvalidInput(
             f"Nothing says when {definition.name} is to be run: give it @schedule, or --cron."
         )
-    zone = timezone or (said.timezone if said and not cron else None)
+    zone = timezone or (own.timezone if own and not cron else None)
     wanted = {
         "cron": due,
         "timezone": zone,

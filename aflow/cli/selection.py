@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -10,13 +11,13 @@ import click
 from aflow import client
 from aflow._core.ids import Pathspec
 from aflow.cli.session import Session
-from aflow.errors import NotFound
+from aflow.errors import InvalidName, NotFound
 from aflow.metadata.factory import open_metadata
 
 if TYPE_CHECKING:
     from aflow._core.settings import Settings
     from aflow.client import Task
-    from aflow.metadata.base import RunRecord
+    from aflow.metadata.base import MetadataStore, RunRecord
 
 HELP = "RUN[/STEP[/TASK]], or the same with the flow's name before it."
 
@@ -59,6 +60,37 @@ def pathspec(session: Session, path: str) -> Pathspec:
     return spec
 
 
+def run_pathspec(text: str) -> Pathspec:
+    """Return the pathspec of the run that `FLOW/RUN` names.
+
+    Args:
+        text: The argument of the command.
+
+    Raises:
+        InvalidName: It is not a pathspec, or names something else than a run.
+    """
+    spec = Pathspec.parse(text)
+    if spec.run is None or spec.step is not None:
+        raise InvalidName(f"{text!r} names no run: give FLOW/RUN.")
+    return spec
+
+
+def recorded_run(metadata: MetadataStore, spec: Pathspec) -> RunRecord:
+    """Return the record of the run that a pathspec names, or is below.
+
+    Args:
+        metadata: The metadata store in which it is looked for.
+        spec: A pathspec that names a run at least.
+
+    Raises:
+        NotFound: There is no such run in the metadata.
+    """
+    run = metadata.run(spec.flow, spec.run or "")
+    if run is None:
+        raise NotFound(f"There is no run {spec.flow}/{spec.run} in {metadata.url}.")
+    return run
+
+
 def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
     """Return the user's own latest run of the flow, and where a namespace is set, the latest one in
     it: metadata is shared, and what others have run is theirs.
@@ -73,11 +105,8 @@ def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
     """
     tags = list(dict.fromkeys((f"user:{settings.user}", settings.default_namespace)))
     if settings.has_metadata:
-        metadata = open_metadata(settings.metadata_url)
-        try:
+        with closing(open_metadata(settings.metadata_url)) as metadata:
             runs = metadata.runs(flow, tags=tags, limit=1)
-        finally:
-            metadata.close()
         if runs:
             return runs[0]
     known = " in the namespace ".join([settings.user, *map(repr, tags[1:])])

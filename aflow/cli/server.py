@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings, path_in
-from aflow.cli.options import flag, option
+from aflow.cli.options import flag, max_workers_option, option
 from aflow.cli.server_log import log_to_stderr
 from aflow.errors import InvalidSetting
 from aflow.metadata import tokens
@@ -66,12 +67,7 @@ def server(echo: Callable[[str], object] = click.echo) -> click.Command:
                 metavar="URL",
                 help="The queue whose workers run the tasks.  [default: local processes]",
             ),
-            option(
-                "--max-workers",
-                type=click.IntRange(min=1),
-                metavar="N",
-                help="Default for the most tasks of a run at a time.  [default: 16]",
-            ),
+            max_workers_option("Default for the most tasks of a run at a time.  [default: 16]"),
             option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
             option(
                 "--max-runs",
@@ -113,12 +109,7 @@ def listen_options(port: int) -> list[click.Option]:
         port: The default port.
     """
     return [
-        option(
-            "--host",
-            metavar="HOST",
-            default="127.0.0.1",
-            help="The address to listen on.",
-        ),
+        option("--host", metavar="HOST", default="127.0.0.1", help="The address to listen on."),
         option(
             "--port",
             type=click.IntRange(0, 65535),
@@ -188,14 +179,11 @@ def _serve(
     )
     tls = certificate(tls_cert, tls_key)
     blobs = BlobStore(open_store(settings.storage_url), durable=settings.durability == "power")
-    records = open_metadata(settings.metadata_url, settings.durability)
-    make_private(settings.root)
-    try:
+    with closing(open_metadata(settings.metadata_url, settings.durability)) as records:
+        make_private(settings.root)
         keys = _keys(host, settings, records, no_auth)
-        service = _metadata_service(settings.metadata_url, settings.durability, records)
         place = _place(settings)
         place.prepare()
-        runs = Runs(place, blobs, max_runs)
         listen = Listen(
             host=host,
             port=port,
@@ -205,15 +193,16 @@ def _serve(
             recovery=recovery_timeout,
             anonymous=no_auth,
         )
-        workers = None if settings.queue is None else partial(open_queue, settings.queue)
-        shown = open_to_serve(records, settings.metadata_url)
-        signing = settings.signing_key_bytes
         daemon = Daemon(
-            runs=runs, blobs=blobs, metadata=records, queue=workers, shown=shown, keys=signing
+            runs=Runs(place, blobs, max_runs),
+            blobs=blobs,
+            metadata=records,
+            queue=None if settings.queue is None else partial(open_queue, settings.queue),
+            shown=open_to_serve(records, settings.metadata_url),
+            keys=settings.signing_key_bytes,
         )
+        service = _metadata_service(settings.metadata_url, settings.durability, records)
         serve("Server", listen, echo, records, service, daemon)
-    finally:
-        records.close()
 
 
 def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -43,11 +44,8 @@ def _status(server: str | None) -> int:
     if not has_runs(settings.metadata_url):
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
         return 0
-    metadata = open_to_read(settings.metadata_url, settings.durability)
-    try:
+    with closing(open_to_read(settings.metadata_url, settings.durability)) as metadata:
         _show(settings, metadata)
-    finally:
-        metadata.close()
     return 0
 
 

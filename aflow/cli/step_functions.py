@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,13 @@ from aflow._core.settings import switched_on
 from aflow.cli.checks import check_graph
 from aflow.cli.errors import printable
 from aflow.cli.options import (
-    TagType,
+    Subcommand,
+    file_option,
     flag,
     option,
     parameter_options,
     parameters_file,
+    tags_option,
     taken_out,
     with_file,
 )
@@ -29,19 +31,14 @@ from aflow.errors import CommandFailed, InvalidInput
 from aflow.flow.decorators.attach import attach
 
 if TYPE_CHECKING:
-    from aflow._core.settings import Settings
-    from aflow.flow.definition import FlowDefinition
     from aflow.flow.parameters import Parameter
     from aflow.step_functions.deployer import StateMachineDeployer
-    from aflow.step_functions.plan import DeploymentOptions
-
-Commands = dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]
 
 _STATES = ("running", "succeeded", "failed", "timed-out", "aborted")
 
 
-def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
-    """Return the commands below `step-functions`, by name: help, parameters, body.
+def step_functions_commands(declared: Mapping[str, Parameter]) -> dict[str, Subcommand]:
+    """Return the commands below `step-functions`, by name.
 
     Args:
         declared: The parameters of the flow, by name.
@@ -54,28 +51,30 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
         trigger(session, given, **values)
 
     files = [
-        _file("--run-id-file", "Write the id of the run to this file."),
-        _file("--deployer-attribute-file", "Write name, flow and run to this file, as JSON."),
+        file_option("--run-id-file", "Write the id of the run to this file."),
+        file_option("--deployer-attribute-file", "Write name, flow and run to this file, as JSON."),
         parameters_file(),
     ]
     run = click.Argument(["run_id"], metavar="RUN")
     states = [flag(f"--{state}", help=f"Only runs with the status {state}.") for state in _STATES]
     return {
-        "create": ("Deploy the flow or a new version of it.", _create_parameters(), create),
-        "trigger": ("Start a run.", [_name(), *own.values(), *files], start),
-        "list-runs": ("List the runs.", [_name(), *states], list_runs),
-        "terminate": ("Stop a run.", [run, _name(), _authorize()], terminate),
-        "resume": (
+        "create": Subcommand(
+            "Deploy the flow or a new version of it.", _create_parameters(), create
+        ),
+        "trigger": Subcommand("Start a run.", [_name(), *own.values(), *files], start),
+        "list-runs": Subcommand("List the runs.", [_name(), *states], list_runs),
+        "terminate": Subcommand("Stop a run.", [run, _name(), _authorize()], terminate),
+        "resume": Subcommand(
             "Start a run that reuses the finished tasks of another run.",
             [run, _name()],
             resume,
         ),
-        "delete": (
+        "delete": Subcommand(
             "Delete the state machine, its schedule and its event rules.",
             [_name(), _authorize()],
             delete,
         ),
-        "diff": (
+        "diff": Subcommand(
             "Show what `create` would change.",
             [each for each in _create_parameters() if each.name in _SHAPING],
             diff,
@@ -85,8 +84,8 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> Commands:
 
 # What makes the state machine another one.
 _SHAPING = (
-    "name", "tags", "aws_batch_tag", "namespace", "max_workers", "workflow_timeout",
-    "use_distributed_map", "compress_state_machine", "on_error", "on_success",
+    "name", "tags", "batch_tags", "namespace", "max_workers", "timeout", "distributed", "compress",
+    "on_error", "on_success",
 )  # fmt: skip
 
 
@@ -107,11 +106,6 @@ def _authorize() -> click.Parameter:
     )
 
 
-def _file(name: str, help: str) -> click.Parameter:
-    kind = click.Path(dir_okay=False, writable=True)
-    return option(name, default=None, type=kind, metavar="FILE", help=help)
-
-
 def _create_parameters() -> list[click.Parameter]:
     return [
         _name(),
@@ -121,16 +115,10 @@ def _create_parameters() -> list[click.Parameter]:
             "--new-token", "--given-token", "new_token", metavar="TOKEN",
             help="Set this production token.",
         ),
+        tags_option("A tag for all runs; may be given several times."),
         option(
-            "--tag",
-            "tags",
-            multiple=True,
-            type=TagType(),
-            metavar="TAG",
-            help="A tag for all runs; may be given several times.",
-        ),
-        option(
-            "--aws-batch-tag", multiple=True, metavar="KEY=VALUE", help="A tag for all jobs."
+            "--aws-batch-tag", "batch_tags", multiple=True, metavar="KEY=VALUE",
+            help="A tag for all jobs.",
         ),
         option(
             "--namespace", metavar="NAME",
@@ -142,16 +130,16 @@ def _create_parameters() -> list[click.Parameter]:
             help="The most items of a foreach at a time; 0: no limit.  [default: 100]",
         ),
         option(
-            "--workflow-timeout", type=click.IntRange(min=1), metavar="SECONDS",
+            "--workflow-timeout", "timeout", type=click.IntRange(min=1), metavar="SECONDS",
             help="Time limit of a run.",
         ),
         flag("--log-execution-history", help="Log executions to CloudWatch."),
         flag(
-            "--use-distributed-map/--no-use-distributed-map",
+            "--use-distributed-map/--no-use-distributed-map", "distributed",
             help="Run a foreach as a distributed map: more than 40 items at a time.",
         ),
         option(
-            "--compress-state-machine/--no-compress-state-machine", default=None,
+            "--compress-state-machine/--no-compress-state-machine", "compress", default=None,
             help="Write the definition without spaces.",
         ),
         option(
@@ -162,7 +150,9 @@ def _create_parameters() -> list[click.Parameter]:
             "--notify-on-success", "on_success", metavar="ARN",
             help="Notify this SNS topic or event bus of successful runs.",
         ),
-        _file("--deployer-attribute-file", "Write name, flow and token to this file, as JSON."),
+        file_option(
+            "--deployer-attribute-file", "Write name, flow and token to this file, as JSON."
+        ),
     ]  # fmt: skip
 
 
@@ -287,61 +277,34 @@ def diff(session: Session, **shape: Any) -> int:
 
 
 def _deployer(session: Session, **shape: Any) -> StateMachineDeployer:
-    from aflow.step_functions.deployer import (
-        StateMachineDeployer,  # what other commands do not need
-    )
+    # Help is shown without these.
+    from aflow.step_functions.deployer import StateMachineDeployer
+    from aflow.step_functions.plan import DeploymentOptions
 
     settings = session.settings()
-    definition = _checked(session, settings)
+    definition = session.define()
+    check_graph(definition, session.note)
+    decospecs = (*session.top["with_"], *settings.default_decospecs)
     group = click.get_current_context().parent
     if shape.get("name") is None and group is not None:
         shape["name"] = group.params.get("name")
-    return StateMachineDeployer(definition, settings, _wanted(session, settings, **shape))
-
-
-def _checked(session: Session, settings: Settings) -> FlowDefinition:
-    definition = session.define()
-    check_graph(definition, session.note)
-    return attach(definition, (*session.top["with_"], *settings.default_decospecs))
-
-
-def _wanted(
-    session: Session,
-    settings: Settings,
-    name: str | None = None,
-    tags: tuple[str, ...] = (),
-    aws_batch_tag: tuple[str, ...] = (),
-    namespace: str | None = None,
-    max_workers: int = 100,
-    workflow_timeout: int | None = None,
-    use_distributed_map: bool = False,
-    compress_state_machine: bool | None = None,
-    on_error: str | None = None,
-    on_success: str | None = None,
-) -> DeploymentOptions:
-    from aflow.step_functions.plan import DeploymentOptions
-
-    pairs = [each.partition("=") for each in aws_batch_tag]
-    for key, equals, _ in pairs:
-        if not equals or not key:
-            raise InvalidInput(f"--aws-batch-tag takes KEY=VALUE, not {key!r}.")
-    return DeploymentOptions(
-        name=name,
-        tags=tags,
-        batch_tags=tuple((key, value) for key, _, value in pairs),
-        namespace=namespace,
-        max_workers=max_workers,
-        timeout=workflow_timeout,
-        distributed=use_distributed_map,
-        compress=switched_on("SFN_COMPRESS_STATE_MACHINE")
-        if compress_state_machine is None
-        else compress_state_machine,
+    if shape.get("compress") is None:
+        shape["compress"] = switched_on("SFN_COMPRESS_STATE_MACHINE")
+    shape["batch_tags"] = tuple(map(_key_and_value, shape.get("batch_tags", ())))
+    options = DeploymentOptions(
+        **shape,
         branch=session.top["branch"],
         production=session.top["production"],
-        decospecs=(*session.top["with_"], *settings.default_decospecs),
-        on_error=on_error,
-        on_success=on_success,
+        decospecs=decospecs,
     )
+    return StateMachineDeployer(attach(definition, decospecs), settings, options)
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InvalidInput(f"--aws-batch-tag takes KEY=VALUE, not {text!r}.")
+    return key, value
 
 
 def _write(file: str | None, text: str) -> None:

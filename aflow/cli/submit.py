@@ -12,7 +12,7 @@ from aflow._core.ids import Pathspec
 from aflow._core.settings import Settings
 from aflow.cli.loading import load_flow
 from aflow.cli.logs import BOTH, follow_there
-from aflow.cli.options import flag, option
+from aflow.cli.options import flag, max_workers_option, tags_option
 from aflow.cli.server_requests import ask, server_option
 from aflow.errors import InvalidInput
 from aflow.task import code_package
@@ -38,19 +38,8 @@ def submit() -> click.Command:
         params=[
             click.Argument(["target"], metavar="FLOW.PY"),
             server_option(),
-            option(
-                "--tag",
-                "tags",
-                multiple=True,
-                metavar="TAG",
-                help="A tag for the run; may be given several times.",
-            ),
-            option(
-                "--max-workers",
-                type=click.IntRange(min=1),
-                metavar="N",
-                help="The most tasks of a run at a time.",
-            ),
+            tags_option(),
+            max_workers_option(),
             flag("--wait", help="Follow the output of the run until it has ended."),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],
@@ -72,7 +61,9 @@ def _submit(
     wanted = send(server, configured(load_flow(target)), parameters, tags, max_workers)
     run = ask(server, "POST", "/v1/runs", json.dumps(wanted).encode())["run"]
     click.echo(run)
-    return _awaited(server, run) if wait else 0
+    if not wait:
+        return 0
+    return follow_there(server, Pathspec.parse(run), BOTH, follow=True, known=True)
 
 
 def send(
@@ -106,11 +97,6 @@ def send(
     }
 
 
-def _awaited(server: str, run: str) -> int:
-    """Print what the run prints, and how it has ended: the exit code."""
-    return follow_there(server, Pathspec.parse(run), BOTH, follow=True, known=True)
-
-
 def parameters_of(given: Sequence[str]) -> dict[str, str]:
     """Return the values of `--alpha 0.5 --beta=1`, by name.
 
@@ -123,13 +109,11 @@ def parameters_of(given: Sequence[str]) -> dict[str, str]:
     found = {}
     remaining = iter(given)
     for argument in remaining:
-        name, equals, value = argument.removeprefix("--").partition("=")
+        name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not name:
             raise InvalidInput(f"{argument!r} is not a parameter: write --name value.")
-        if not equals:
-            try:
-                value = next(remaining)
-            except StopIteration as error:
-                raise InvalidInput(f"Parameter {name!r} has no value.") from error
+        value = text if equals else next(remaining, None)
+        if value is None:
+            raise InvalidInput(f"Parameter {name!r} has no value.")
         found[name] = value
     return found

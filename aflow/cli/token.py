@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import click
 
-from aflow._core.clock import SystemClock
+from aflow._core.clock import SystemClock, timespan
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings
 from aflow.cli import tables
@@ -29,7 +28,6 @@ once on every server with the same metadata.
   aflow token list
   aflow token revoke ci
 """
-_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def token() -> click.Command:
@@ -105,17 +103,14 @@ def _documents(metadata: str | None) -> Iterator[Any]:
             "them on the machine of the server."
         )
     make_private(settings.root)
-    store = open_metadata(url, settings.durability)
-    try:
+    with closing(open_metadata(url, settings.durability)) as store:
         yield store
-    finally:
-        store.close()
 
 
 def _duration(text: str | None) -> float | None:
     if text is None:
         return None
-    found = re.fullmatch(r"([1-9]\d{0,5})([mhdw])", text)
-    if found is None:
+    seconds = timespan(text)
+    if not seconds:
         raise InvalidInput(f"--expires {text!r}: write 30m, 12h, 90d or 4w.")
-    return float(found[1]) * _SECONDS[found[2]]
+    return seconds

@@ -10,9 +10,9 @@ import queue as queues
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -25,7 +25,8 @@ from aflow._core.wording import plural
 from aflow.cli import tables
 from aflow.cli.health import beat
 from aflow.cli.options import Subcommand, command_group, flag, option, resources_option
-from aflow.errors import InvalidInput, InvalidSetting
+from aflow.cli.queue import queue_and_settings
+from aflow.errors import InvalidInput
 from aflow.executors.jobs.slurm import submit_workers
 from aflow.executors.local.admission import machine_with
 from aflow.executors.queue_status import chosen_worker, state_of, worker_as_json
@@ -141,9 +142,7 @@ def _worker(
     quiet: bool,
     until_eof: bool,
 ) -> int:
-    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
-    if settings.queue is None:
-        raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
+    url, settings = queue_and_settings(queue=queue, metadata=metadata, resources=resources)
     options = WorkerOptions(
         pools=tuple(dict.fromkeys(pools)),
         slots=slots or usable_cpus(),
@@ -160,7 +159,7 @@ def _worker(
     make_private(options.folder)
     health_file = Path(settings.health_file) if settings.health_file else None
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(_run(settings, options, health_file, until_eof))
+        return runner.run(_run(url, settings, options, health_file, until_eof))
 
 
 def _labels(given: Sequence[str]) -> dict[str, str]:
@@ -190,16 +189,16 @@ def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
 
 
 async def _run(
-    settings: Settings, options: object, health_file: Path | None, until_eof: bool
+    queue: str,
+    settings: Settings,
+    options: WorkerOptions,
+    health_file: Path | None,
+    until_eof: bool,
 ) -> int:
-    assert isinstance(options, WorkerOptions), "made above"
-    assert settings.queue is not None, "checked above"
     log = _WorkerLog()
-    queue = open_queue(settings.queue)
-    made = Worker(queue, options, SystemClock(), log.write_line, _registry(settings))
+    registry = _registry(settings)
+    made = Worker(open_queue(queue), options, SystemClock(), log.write_line, registry)
     loop = asyncio.get_running_loop()
-    working = asyncio.current_task()
-    assert working is not None, "this is one"
 
     def stop() -> None:
         made.drain()
@@ -214,7 +213,7 @@ async def _run(
         if health_file is None:
             await made.run()
         else:
-            await _with_signs_of_life(made.run(), health_file)
+            await _with_heartbeat(made.run(), health_file)
     finally:
         log.close()
     return 0
@@ -273,20 +272,15 @@ class _WorkerLog:
         self._thread.join(_CLOSING)
 
 
-async def _with_signs_of_life(work: Coroutine[Any, Any, None], file: Path) -> None:
+async def _with_heartbeat(work: Coroutine[Any, Any, None], file: Path) -> None:
     """Work, and touch the file meanwhile; raises what either of them raises."""
-    working = asyncio.create_task(work)  # noqa: TID251 -- both end here
-    beating = asyncio.create_task(beat(file))  # noqa: TID251 -- both end here
     try:
-        await asyncio.wait([working, beating], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        beating.cancel()
-        if not working.done():
-            working.cancel()
-        results = await asyncio.gather(working, beating, return_exceptions=True)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
+        async with asyncio.TaskGroup() as group:
+            beating = group.create_task(beat(file))
+            await work
+            beating.cancel()
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed
 
 
 # ------------------------------------------------------------ aflow workers
@@ -353,64 +347,64 @@ _OF_SLURM = ("queue", "slots", "pools", "labels", "metadata", "resources")
 
 def _slurm(
     count: int,
-    queue: str | None,
     slots: int | None,
-    pools: tuple[str, ...],
-    labels: tuple[str, ...],
-    metadata: str | None,
     resources: Mapping[str, float] | None,
     sbatch: tuple[str, ...],
+    **given: Any,
 ) -> None:
-    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
-    variables = _variables(settings, metadata)
-    argv = _argv(slots or 1, pools, labels, resources)
-    folder = settings.root / "slurm"
-    job = submit_workers(count, argv, variables, sbatch, folder, slots or 1)
+    slots = slots or 1
+    worker = _remote_worker(slots, resources, **given)
+    folder = worker.settings.root / "slurm"
+    argv = [*worker.argv, *_resources_argument(resources)]
+    job = submit_workers(count, argv, worker.variables, sbatch, folder, slots)
     click.echo(
         f"Submitted job {job} of Slurm: {plural(count, 'worker')}, "
-        f"{plural(slots or 1, 'task')} at a time each. "
-        f"`scancel {job}` ends them; what they say is in {folder}."
+        f"{plural(slots, 'task')} at a time each. "
+        f"`scancel {job}` ends them; their output is in {folder}."
     )
 
 
-def _count(help_text: str) -> click.Parameter:
-    return option(
-        "--count",
-        type=click.IntRange(min=1),
-        default=1,
-        metavar="N",
-        help=help_text,
-    )
+def _count(help: str) -> click.Parameter:
+    return option("--count", type=click.IntRange(min=1), default=1, metavar="N", help=help)
 
 
-def _argv(
+class _RemoteWorker(NamedTuple):
+    """Workers that are started elsewhere: the settings here, and the options and environment
+    variables of `aflow worker` there. Addresses and keys may be secrets: they are variables, which
+    other users do not see."""
+
+    settings: Settings
+    argv: list[str]
+    variables: dict[str, str]
+
+
+def _remote_worker(
     slots: int,
+    resources: Mapping[str, float] | None,
+    *,
     pools: Sequence[str],
     labels: Sequence[str],
-    resources: Mapping[str, float] | None,
-) -> list[str]:
-    """The options of `aflow worker` for workers that are started elsewhere."""
-    _labels(labels)  # what cannot be meant is said here, and not in a log elsewhere
+    queue: str | None,
+    metadata: str | None,
+) -> _RemoteWorker:
+    _labels(labels)  # one that cannot be used is reported here, and not in a log elsewhere
+    url, settings = queue_and_settings(queue=queue, metadata=metadata, resources=resources)
     argv = [f"--slots={slots}"]
     argv += [f"--pool={each}" for each in pools]
     argv += [f"--label={each}" for each in labels]
-    if resources is not None:
-        argv += ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
-    return argv
-
-
-def _variables(settings: Settings, metadata: str | None) -> dict[str, str]:
-    """What they are to know besides. Addresses and keys may be secrets: they are variables, which
-    other users do not see."""
-    if not settings.queue:
-        raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
-    variables = {"AFLOW_QUEUE": settings.queue}
+    variables = {"AFLOW_QUEUE": url}
     if metadata is not None:
         variables["AFLOW_DEFAULT_METADATA"] = metadata
     if settings.signing_keys:
         keys = ",".join(each.reveal() for each in settings.signing_keys)
         variables["AFLOW_SIGNING_KEY"] = keys
-    return variables
+    return _RemoteWorker(settings, argv, variables)
+
+
+def _resources_argument(resources: Mapping[str, float] | None) -> list[str]:
+    if resources is None:
+        return []
+    return ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
 
 
 # ------------------------------------------------------------ in clusters of Ray and Dask
@@ -477,33 +471,27 @@ def _keep(
     count: int,
     asked: Sequence[str],
     may_wait: bool,
-    queue: str | None,
     slots: int | None,
-    pools: Sequence[str],
-    labels: Sequence[str],
-    metadata: str | None,
     resources: Mapping[str, float] | None,
     grace: float,
     lease: float,
     quiet: bool,
+    **given: Any,
 ) -> int:
     from aflow.executors.clusters import Crew, WorkerRequest, keep
 
-    settings = Settings.load(queue=queue, metadata=metadata, resources=resources)
     slots = slots or 1
+    worker = _remote_worker(slots, resources, **given)
     # A worker has what it asks for of its node, which others use as well.
-    has = {"cpu": float(slots), "gpu": 0.0, **(settings.resources or {})}
-    argv = _argv(slots, pools, labels, has)
-    argv += [f"--grace={grace:g}", f"--lease={lease:g}", *(["--quiet"] if quiet else [])]
-    variables = _variables(settings, metadata)
-    more = _amounts(asked)
+    has = {"cpu": float(slots), "gpu": 0.0, **(worker.settings.resources or {})}
+    argv = [*worker.argv, *_resources_argument(has), f"--grace={grace:g}", f"--lease={lease:g}"]
     request = WorkerRequest(
-        argv=tuple(argv),
-        variables=variables,
+        argv=(*argv, *(["--quiet"] if quiet else [])),
+        variables=worker.variables,
         cpu=has["cpu"],
         gpu=has["gpu"],
         memory=has.get("memory"),
-        more=more,
+        more=_amounts(asked),
     )
     cluster = kind(address, request)
     signals = 0
@@ -582,11 +570,8 @@ def _listed_in(metadata: str | None) -> Iterator[WorkerRegistry]:
             f"There are no metadata in {settings.root}, so no worker has registered there: name "
             "those that workers are given with --metadata URL."
         )
-    store = open_metadata(settings.metadata_url, settings.durability)
-    try:
+    with closing(open_metadata(settings.metadata_url, settings.durability)) as store:
         registry = registry_of(store)
         if registry is None:
             raise InvalidInput(f"Workers do not register in {store.url}.")
         yield registry
-    finally:
-        store.close()

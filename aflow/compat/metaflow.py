@@ -60,6 +60,11 @@ def _same(names: str, home: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), home)
 
 
+def _in(module: str, names: str) -> dict[str, str]:
+    """Names of Metaflow that a module of aflow has as well."""
+    return {name: f"{module}:{name}" for name in names.split()}
+
+
 _DECORATORS = {"step": "aflow:step"} | _same(
     "BadFlowDecoratorException BadStepDecoratorException DuplicateFlowDecoratorException "
     "DuplicateStepDecoratorException UnknownFlowDecoratorException UnknownStepDecoratorException",
@@ -75,101 +80,54 @@ _CARD_ERRORS = {
     "IncorrectCardArgsException IncorrectPathspecException TypeRequiredException",
     "aflow.errors:InvalidInput",
 )
-_CUSTOM = {
-    name: f"aflow.flow.custom:{name}"
-    for name in ("UserStepDecorator", "StepMutator", "user_step_decorator", "USER_SKIP_STEP")
-}
-_PARSERS = {
-    name: f"aflow.flow.configs:{name}"
-    for name in (
-        "conda_environment_yml_parser",
-        "pyproject_toml_parser",
-        "requirements_txt_parser",
-        "yaml_parser",
-    )
+_CUSTOM = _in(
+    "aflow.flow.custom", "UserStepDecorator StepMutator user_step_decorator USER_SKIP_STEP"
+)
+_PARSERS = _in(
+    "aflow.flow.configs",
+    "conda_environment_yml_parser pyproject_toml_parser requirements_txt_parser yaml_parser",
+)
+_CARD_BASES = {
+    "MetaflowCard": "aflow.cards.card:Card",
+    "MetaflowCardComponent": "aflow.cards.components:Component",
 }
 _CARDS = {
-    name: f"aflow.cards.components:{name}"
-    for name in (
-        "Artifact",
-        "Error",
-        "Image",
-        "JSONViewer",
-        "Markdown",
-        "ProgressBar",
-        "PythonCode",
-        "Table",
-        "ValueBox",
-        "VegaChart",
-    )
-} | {
-    "EventsTimeline": "aflow.cards.components:EventsTimeline",
-    "PageComponent": "aflow.cards.components:Page",
-    "YAMLViewer": "aflow.cards.components:YAMLViewer",
-    "MetaflowCard": "aflow.cards.card:Card",
-    "MetaflowCardComponent": "aflow.cards.components:Component",
+    **_in(
+        "aflow.cards.components",
+        "Artifact Error EventsTimeline Image JSONViewer Markdown ProgressBar PythonCode Table "
+        "ValueBox VegaChart YAMLViewer",
+    ),
+    **_in("aflow.cards.card", "BlankCard DefaultCard ErrorCard"),
+    **_CARD_BASES,
     "DefaultCardJSON": "aflow.cards.card:JSONCard",
+    "PageComponent": "aflow.cards.components:Page",
     "TaskSpecCard": "aflow.cards.card:TaskspecCard",
-    "BlankCard": "aflow.cards.card:BlankCard",
-    "DefaultCard": "aflow.cards.card:DefaultCard",
-    "ErrorCard": "aflow.cards.card:ErrorCard",
     "get_cards": "aflow.cards.get:get_cards",
 }
-_TEST_CARDS = {
-    name: f"aflow.cards.probes:{name}"
-    for name in (
-        "TestEditableCard",
-        "TestEditableCard2",
-        "TestErrorCard",
-        "TestImageCard",
-        "TestJSONComponent",
-        "TestMockCard",
-        "TestNonEditableCard",
-        "TestPathSpecCard",
-        "TestRefreshCard",
-        "TestRefreshComponentCard",
-        "TestStringComponent",
-        "TestTimeoutCard",
-        "_component_values_to_hash",
-    )
-} | {
-    "MetaflowCard": "aflow.cards.card:Card",
-    "MetaflowCardComponent": "aflow.cards.components:Component",
-}
+_TEST_CARDS = _CARD_BASES | _in(
+    "aflow.cards.probes",
+    "TestEditableCard TestEditableCard2 TestErrorCard TestImageCard TestJSONComponent "
+    "TestMockCard TestNonEditableCard TestPathSpecCard TestRefreshCard TestRefreshComponentCard "
+    "TestStringComponent TestTimeoutCard _component_values_to_hash",
+)
 _PARAMETERS = {
+    **_in("aflow", "JSONType Parameter"),
+    **_in("aflow.flow.parameters", "JSONTypeClass ParameterContext"),
+    **_same("ParameterFieldFailed ParameterFieldTypeMismatch", "aflow.errors:InvalidParameter"),
     "DeployTimeField": "aflow.flow.parameters:Parameter",
-    "JSONType": "aflow:JSONType",
-    "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
-    "Parameter": "aflow:Parameter",
-    "ParameterContext": "aflow.flow.parameters:ParameterContext",
-} | _same("ParameterFieldFailed ParameterFieldTypeMismatch", "aflow.errors:InvalidParameter")
+}
 _CLIENT = {
-    name: f"aflow:{name}"
-    for name in (
-        "DataArtifact",
-        "Flow",
-        "Metaflow",
-        "Run",
-        "Step",
-        "Task",
-        "default_metadata",
-        "default_namespace",
-        "get_metadata",
-        "get_namespace",
-        "inspect_spin",
-        "metadata",
-        "namespace",
-    )
-} | {
+    **_in(
+        "aflow",
+        "DataArtifact Flow Metaflow Run Step Task default_metadata default_namespace get_metadata "
+        "get_namespace inspect_spin metadata namespace",
+    ),
     "MetaflowCode": "aflow.client.code:RunCode",
     "MetaflowData": "aflow.client:TaskData",
     "MetaflowObject": "aflow.client.base:ClientObject",
 }
 _S3 = {
-    "S3": "aflow:S3",
-    "S3GetObject": "aflow:S3GetObject",
-    "S3Object": "aflow:S3Object",
-    "S3PutObject": "aflow:S3PutObject",
+    **_in("aflow", "S3 S3GetObject S3Object S3PutObject"),
     "RangeInfo": "aflow.aws.s3.objects:RangeInfo",
     "MetaflowS3AccessDenied": "aflow.errors:S3AccessDenied",
     "MetaflowS3Exception": "aflow.errors:S3Failed",
@@ -180,16 +138,13 @@ _S3 = {
     "MetaflowS3URLException": "aflow.errors:S3InvalidUrl",
 }
 _AWS = "aflow.errors:AwsError"
-_CONFIGS = {name: f"aflow:{name}" for name in ("Config", "ConfigValue", "config_expr")}
-_PARALLEL = {
-    name: f"aflow.compat.multicore:{name}" for name in ("parallel_imap_unordered", "parallel_map")
-}
+_PARALLEL = _in("aflow.compat.multicore", "parallel_imap_unordered parallel_map")
 # What a function raises in another process is raised here as it is: that may be anything.
 _MULTICORE = _PARALLEL | {"MulticoreException": "builtins:Exception"}
 _UTIL = {
-    name: f"aflow.compat.metaflow:{name}"
-    for name in ("get_username", "is_stringish", "resolve_identity", "to_bytes", "to_unicode")
-} | {
+    **_in(
+        "aflow.compat.metaflow", "get_username is_stringish resolve_identity to_bytes to_unicode"
+    ),
     "TempDir": "tempfile:TemporaryDirectory",
     "cached_property": "functools:cached_property",
     "url_quote": "urllib.parse:quote",
@@ -199,7 +154,7 @@ _UTIL = {
 
 
 def _of_helpers(names: str) -> dict[str, str]:
-    return {name: f"aflow.metadata.metaflow.helpers:{name}" for name in names.split()}
+    return _in("aflow.metadata.metaflow.helpers", names)
 
 
 _FLOW_DECORATORS = "aflow.flow.decorators"
@@ -216,8 +171,8 @@ _SYSTEM = _of_helpers("system_logger system_monitor")
 MODULES: dict[str, dict[str, str]] = {
     "": {
         **_PARALLEL,
-        "DeployedFlow": "aflow.runner.deployer:DeployedFlow",
-        "JSONTypeClass": "aflow.flow.parameters:JSONTypeClass",
+        **_in("aflow.runner.deployer", "DeployedFlow"),
+        **_in("aflow.flow.parameters", "JSONTypeClass"),
         "metaflow_version": "aflow:__version__",
         "unbounded_test_foreach_internal": "aflow.metadata.metaflow.helpers:unbounded_test_foreach",
         "profile": "aflow.compat.profiling:profile",
@@ -238,10 +193,7 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "datatools": _S3,
     "decorators": _DECORATORS,
-    "events": {
-        "MetaflowEvent": "aflow:MetaflowEvent",
-        "Trigger": "aflow.flow.trigger_events:Trigger",
-    },
+    "events": _in("aflow", "MetaflowEvent Trigger"),
     "exception": _EXCEPTIONS,
     "flowspec": {
         "FlowSpec": "aflow:FlowSpec",
@@ -254,19 +206,13 @@ MODULES: dict[str, dict[str, str]] = {
         "DAGNode": "aflow.flow.metaflow_names:GraphNode",
         "FlowGraph": "aflow.flow.metaflow_names:FlowGraph",
     },
-    "includefile": {
-        "IncludeFile": "aflow:IncludeFile",
-        "IncludedFile": "aflow.flow.parameters:IncludedFile",
-    },
+    "includefile": _in("aflow.flow.parameters", "IncludeFile IncludedFile"),
     "lint": {"LintWarn": "aflow.errors:InvalidFlow"},
     "metadata_provider": _METADATA,
     "metadata_provider.metadata": _METADATA,
     "metaflow_config": {},
     "metaflow_config_funcs": {"from_conf": "aflow.compat.metaflow:from_conf"},
-    "metaflow_current": {
-        "Current": "aflow.flow.current:Current",
-        "current": "aflow:current",
-    },
+    "metaflow_current": {**_in("aflow", "current"), **_in("aflow.flow.current", "Current")},
     "metaflow_environment": {"InvalidEnvironmentException": "aflow.errors:InvalidSetting"},
     "metaflow_profile": {"profile": "aflow.compat.profiling:profile"},
     "metaflow_version": {"get_version": "aflow.compat.metaflow:get_version"},
@@ -298,8 +244,7 @@ MODULES: dict[str, dict[str, str]] = {
     "plugins.cards": {},
     "plugins.cards.card_client": {
         "Card": "aflow.cards.get:FoundCard",
-        "CardContainer": "aflow.cards.get:CardContainer",
-        "get_cards": "aflow.cards.get:get_cards",
+        **_in("aflow.cards.get", "CardContainer get_cards"),
     },
     "plugins.cards.card_modules": {},
     "plugins.cards.card_modules.basic": _CARDS,
@@ -349,21 +294,11 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "pylint_wrapper": {"PyLintWarn": "aflow.errors:InvalidInput"},
     "runner": {},
-    "runner.deployer": {
-        "DeployedFlow": "aflow.runner.deployer:DeployedFlow",
-        "Deployer": "aflow:Deployer",
-        "TriggeredRun": "aflow.runner.deployer:TriggeredRun",
-    },
-    "runner.click_api": {
-        name: f"aflow.runner.click_api:{name}"
-        for name in ("click_to_python_types", "extract_all_params")
-    },
-    "runner.metaflow_runner": {
-        "ExecutingProcess": "aflow.runner.runner:ExecutingProcess",
-        "ExecutingRun": "aflow.runner.runner:ExecutingRun",
-        "ExecutingTask": "aflow.runner.runner:ExecutingTask",
-        "Runner": "aflow:Runner",
-    },
+    "runner.deployer": _in("aflow.runner.deployer", "DeployedFlow Deployer TriggeredRun"),
+    "runner.click_api": _in("aflow.runner.click_api", "click_to_python_types extract_all_params"),
+    "runner.metaflow_runner": _in(
+        "aflow.runner.runner", "ExecutingProcess ExecutingRun ExecutingTask Runner"
+    ),
     "runner.nbdeploy": {"NBDeployer": "aflow:NBDeployer"},
     "runner.nbrun": {"NBRunner": "aflow:NBRunner"},
     "runtime": {"TaskFailed": "aflow.errors:RunFailed"},
@@ -379,7 +314,7 @@ MODULES: dict[str, dict[str, str]] = {
     "tuple_util": {"ForeachFrame": "aflow.flow.metaflow_names:ForeachFrame"},
     "unbounded_foreach": _UBF,
     "user_configs": {},
-    "user_configs.config_parameters": _CONFIGS,
+    "user_configs.config_parameters": _in("aflow", "Config ConfigValue config_expr"),
     "user_decorators": {},
     "user_decorators.mutable_flow": {"MutableFlow": "aflow:MutableFlow"},
     "user_decorators.mutable_step": {"MutableStep": "aflow:MutableStep"},
@@ -458,12 +393,14 @@ def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
         validate_fn: Checks the value; None for no check.
     """
     text = looked_up(name)
-    value: Any = default if text is None else text
-    if text is not None and isinstance(default, bool):
+    value: Any = text
+    if text is None:
+        value = default
+    elif isinstance(default, bool):
         value = text.lower() not in ("0", "false", "")
-    elif text is not None and isinstance(default, int | float):
+    elif isinstance(default, int | float):
         value = type(default)(text)
-    elif text is not None and isinstance(default, list | dict):
+    elif isinstance(default, list | dict):
         import json
 
         value = json.loads(text)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import click
 
@@ -83,6 +83,11 @@ class RunningCommand:
         except OSError:
             self.cleanup()
             raise
+
+    def last_output(self) -> str:
+        """Return the last lines that a command has written before it failed."""
+        lines = [*self.output("stdout").splitlines(), *self.output("stderr").splitlines()]
+        return "\n".join(lines[-LAST_LINES:])
 
     @property
     def returncode(self) -> int | None:
@@ -305,20 +310,6 @@ class Announcement:
         # Not blocking: there is no writer yet, and perhaps never one.
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
 
-    def enclose(self, values: Mapping[str, Any]) -> Path:
-        """Write values for the command into a file beside the pipe.
-
-        Args:
-            values: The variables, by name.
-
-        Returns:
-            Its path.
-        """
-        file = Path(self._folder) / "parameters.json"
-        file.touch(0o600)
-        file.write_text(json.dumps(values))
-        return file
-
     def __enter__(self) -> Announcement:
         return self
 
@@ -360,6 +351,26 @@ _LONGEST_ARGUMENT = 100_000
 _LONGEST_LINE = 1_000_000
 
 
+class CleanedUp:
+    """What has files until `cleanup` is called; as a context, it calls that at the end."""
+
+    def cleanup(self) -> None:
+        """Remove the files of the output. Processes are left alone."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.cleanup()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.cleanup()
+
+
 class CommandArguments(NamedTuple):
     """A command line, and values of parameters that it cannot hold, which go into a file."""
 
@@ -397,9 +408,23 @@ class FlowCommands:
         self._line = CommandLine(Path(self.flow_file))
         self._commands: list[RunningCommand] = []  # whose output is still kept
 
-    def _command(self, argv: Sequence[str]) -> RunningCommand:
-        """Start a command of the file."""
-        return RunningCommand([*program(self.flow_file), *argv], self._cwd, self._env)
+    def _command(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        given: Mapping[str, Any],
+        folder: Path,
+        *more: str,
+    ) -> RunningCommand:
+        """Start a command of the file. Values that its command line cannot hold are written to a
+        file in the folder, which only this user may read."""
+        argv, values = self._line.compose(name, arguments, self.top_level_kwargs, given)
+        if values:
+            file = folder / "parameters.json"
+            file.touch(0o600)
+            file.write_text(json.dumps(values))
+            argv.append(f"--parameters-file={file}")
+        return RunningCommand([*program(self.flow_file), *argv, *more], self._cwd, self._env)
 
 
 class CommandLine:

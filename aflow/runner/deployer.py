@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +14,7 @@ from aflow._core.clock import SystemClock
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CommandFailed, NotFound
-from aflow.runner.command import LAST_LINES, FlowCommands
+from aflow.runner.command import FlowCommands
 
 LOOK_AGAIN = 1.0  # seconds between looks at whether a run has begun
 
@@ -62,34 +60,24 @@ class Deployer(FlowCommands):
             InvalidInput: The command has no such option.
             CommandFailed: The command has failed.
         """
-        with _file() as file:
+        with tempfile.TemporaryDirectory(prefix="aflow-") as name:
+            folder = Path(name)
+            file = folder / "facts.json"
             if facts:
                 given = {**given, "deployer_attribute_file": file}
-            argv, values = self._line.compose(command, arguments, self.top_level_kwargs, given)
-            if values:
-                enclosed = f"{file}.parameters"
-                Path(enclosed).write_text(json.dumps(values))
-                argv.append(f"--parameters-file={enclosed}")
-            started = self._command(argv)
+            started = self._command(command, arguments, given, folder)
             try:
                 code = started.wait_here(self.show_output)
                 printed = started.output("stdout")
                 if code:
-                    last = [*printed.splitlines(), *started.output("stderr").splitlines()]
                     raise CommandFailed(
                         f"{shlex.join(started.command)} failed (exit code {code}). It said:\n"
-                        + "\n".join(last[-LAST_LINES:])
+                        f"{started.last_output()}"
                     )
             finally:
                 started.cleanup()
-            text = Path(file).read_text() if facts else "{}"
+            text = file.read_text() if facts else "{}"
         return json.loads(text), printed
-
-
-@contextmanager
-def _file() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="aflow-") as folder:
-        yield os.path.join(folder, "facts.json")
 
 
 class StepFunctionsDeployer:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.process import fastest_loop
@@ -99,13 +102,12 @@ async def arun(
     Returns:
         The client's object of the run.
     """
-    given: dict[str, Any] = {
-        "max_workers": max_workers,
-        "max_num_splits": max_num_splits,
-        "isolation": isolation,
-        "process": process,
-    }
-    settings = Settings.load(**given)
+    settings = Settings.load(
+        max_workers=max_workers,
+        max_num_splits=max_num_splits,
+        isolation=isolation,
+        process=process,
+    )
     decospecs = (*decorators, *settings.default_decospecs)
     definition = _checked(flow, decospecs, configs)
     options = RunOptions.of(
@@ -176,47 +178,45 @@ def _failure(run: Run, ended: RunEnded, troubles: Sequence[str]) -> RunFailed:
 class _Aside:
     """A coroutine in a thread with an event loop of its own."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, Run]]) -> None:
         self._make = make
-        self._answer: Run | None = None
-        self._error: BaseException | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[Run] | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="aflow.run")
+        self._cancel: Future[Callable[[], object]] = Future()  # once the coroutine has begun
+        self._ended: Future[Run] = Future()
 
     def result(self) -> Run:
         """Wait for its end. What interrupts the waiting cancels it, and is raised when it has
         ended."""
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="aflow.run")
+        thread.start()
         try:
             # Not join: Python takes a thread for ended when somebody's join was interrupted.
-            self._over.wait()
+            run = self._ended.result()
         except BaseException:
-            self._cancel()
-            self._over.wait()
+            either: list[Future[Any]] = [self._cancel, self._ended]
+            futures.wait(either, return_when=futures.FIRST_COMPLETED)
+            if not self._ended.done():
+                self._cancel.result()()
+                futures.wait([self._ended])
             raise
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._answer is not None, "a coroutine that did not fail has an answer"
-        return self._answer
+        thread.join()
+        return run
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-            self._loop = runner.get_loop()
-            try:
-                self._answer = runner.run(self._main())
-            except BaseException as error:  # noqa: BLE001 -- raised again where the caller waits
-                self._error = error
-            finally:
-                self._over.set()
+        try:
+            with asyncio.Runner(loop_factory=fastest_loop()) as runner:
+                run = runner.run(self._main())
+        except BaseException as error:  # noqa: BLE001 -- raised again where the caller waits
+            self._ended.set_exception(error)
+        else:
+            self._ended.set_result(run)
 
     async def _main(self) -> Run:
-        self._task = asyncio.current_task()
-        answer: Run = await self._make()
-        return answer
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "this is one"
 
-    def _cancel(self) -> None:
-        if self._loop is not None and self._task is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._task.cancel)
+        def cancel() -> None:
+            with suppress(RuntimeError):  # the loop is closed: the coroutine has ended by now
+                loop.call_soon_threadsafe(task.cancel)
+
+        self._cancel.set_result(cancel)
+        return await self._make()

@@ -11,7 +11,7 @@ from aflow._core.threads import in_thread
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CommandFailed
-from aflow.runner.command import LAST_LINES, Announcement, FlowCommands, RunningCommand
+from aflow.runner.command import Announcement, CleanedUp, FlowCommands, RunningCommand
 
 if TYPE_CHECKING:
     from aflow.client import Task
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What a Runner gives: a run, or one task, that a process executes.
 
 
-class ExecutingProcess:
+class ExecutingProcess(CleanedUp):
     """A command of a flow and the process that executes it. As a context, it removes the files of
     its output at the end."""
 
@@ -84,16 +84,8 @@ class ExecutingProcess:
         async for each in self.command_obj.stream_log(stream, position):
             yield each
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.command_obj.cleanup()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
+    def cleanup(self) -> None:
+        """Remove the files of the output. The process is left alone."""
         self.command_obj.cleanup()
 
     def __repr__(self) -> str:
@@ -122,7 +114,7 @@ class ExecutingTask(ExecutingProcess):
         return self._find(self._run)
 
 
-class Runner(FlowCommands):
+class Runner(FlowCommands, CleanedUp):
     """Runs the flow of a file, each time in a process of its own.
 
         with Runner("flow.py", pylint=False) as runner:
@@ -211,19 +203,7 @@ class Runner(FlowCommands):
         """
         return _spun(pathspec, *await self._begun("spin", [pathspec], kwargs))
 
-    # ------------------------------------------------------------ contexts
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.cleanup()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self.cleanup()
+    # ------------------------------------------------------------ the end
 
     def cleanup(self) -> None:
         """Remove the files of all output. What still runs is left alone."""
@@ -246,10 +226,10 @@ class Runner(FlowCommands):
         with Announcement() as announcement:
             # The flow's file may be imported, to see its options: that takes its time.
             command = await in_thread(self._start, name, arguments, kwargs, announcement)
-            said = await announcement.wait(command.process, self.file_read_timeout)
-            if not said:
+            attributes = await announcement.wait(command.process, self.file_read_timeout)
+            if not attributes:
                 await in_thread(command.kill)
-            return command, _announced(said, command)
+            return command, _announced(attributes, command)
 
     def _start(
         self,
@@ -258,25 +238,22 @@ class Runner(FlowCommands):
         kwargs: Mapping[str, Any],
         announcement: Announcement,
     ) -> RunningCommand:
-        argv, values = self._line.compose(name, arguments, self.top_level_kwargs, kwargs)
-        if values:
-            argv.append(f"--parameters-file={announcement.enclose(values)}")
-        argv.append(f"--runner-attribute-file={announcement.path}")
-        command = self._command(argv)
+        file = announcement.path
+        attributes = f"--runner-attribute-file={file}"
+        command = self._command(name, arguments, kwargs, file.parent, attributes)
         self._commands.append(command)
         return command
 
 
-def _announced(said: bytes, command: RunningCommand) -> Run:
+def _announced(attributes: bytes, command: RunningCommand) -> Run:
     """The run that the command has begun; raises CommandFailed where it has not."""
-    if not said:
+    if not attributes:
         code = command.process.wait()
-        last = [*command.output("stdout").splitlines(), *command.output("stderr").splitlines()]
         raise CommandFailed(
             f"{shlex.join(command.command[1:-1])} has begun no run (exit code {code}). It said:\n"
-            + "\n".join(last[-LAST_LINES:])
+            f"{command.last_output()}"
         )
-    facts = json.loads(said)
+    facts = json.loads(attributes)
     pathspec = f"{facts['flow_name']}/{facts['run_id']}"
     return Run(
         pathspec, _namespace_check=False, _place=place_at(command.metadata or facts["metadata"])

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from aflow._core import ids
+from aflow._core.clock import timespan
 from aflow._core.records import dataclass, field
 from aflow.errors import InvalidInput
 from aflow.scheduler.states import RunState
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 WORDS = ("flow:", "state:", "tag:", "user:", "since:", "until:", "id:", "artifact:", "param.NAME:")
 _LONGEST = 1000  # characters of all words
 _MOST = 20
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-_SPAN = re.compile(r"(\d{1,6})([smhdw])\Z")
 _PARAMETER = re.compile(r"param\.([A-Za-z_][A-Za-z0-9_]{0,199})\Z")
 
 
@@ -128,9 +127,9 @@ def _state(value: str) -> RunState:
 def _time(value: str | None, now: float) -> float | None:
     if value is None:
         return None
-    span = _SPAN.match(value)
-    if span:
-        return now - int(span[1]) * _UNITS[span[2]]
+    ago = timespan(value)
+    if ago is not None:
+        return now - ago
     try:
         at = datetime.fromisoformat(value)
     except ValueError as error:

@@ -529,6 +529,18 @@ def test_status_of_an_empty_folder_creates_nothing(workspace: Workspace) -> None
     assert [] == list(workspace.path.iterdir())
 
 
+def test_a_flow_file_may_have_any_name(flow: Workspace) -> None:
+    (flow.path / "flow.py").rename(flow.path / "train")
+
+    by_name = aflow(flow, "run", "--alpha", "0.25", "train")
+    assert "alpha is 0.25" in by_name.out, by_name.err
+    assert 0 == by_name.code
+    assert "alpha is 0.01" in aflow(flow, "./train:Flow_", "run").out
+    again = aflow(flow, "resume", "train", "join")
+    assert "Cloning previously run task" in again.out, again.err
+    assert "alpha is 0.25" in aflow(flow, "logs", "train", f"{run_id(by_name)}/start").out
+
+
 @pytest.mark.parametrize("words", [["version"], ["--version"]])
 def test_the_version_is_reported(workspace: Workspace, words: list[str]) -> None:
     assert (0, "aflow 0.2.0\n") == (aflow(workspace, *words).code, aflow(workspace, *words).out)
@@ -549,6 +561,8 @@ def test_help_is_given_without_a_flow(workspace: Workspace, words: list[str]) ->
         (["rnu", "flow.py"], "No such command 'rnu'"),
         (["rnu"], "There is no command 'rnu'"),
         (["run", "nothing.py"], "There is no file nothing.py"),
+        (["run", "nothing"], "There is no flow file 'nothing'. Write: aflow run flow.py"),
+        (["run", "."], "There is no flow file '.'. Write: aflow run flow.py"),
         (["run", "flow.py:Other"], "holds no flow 'Other'"),
         (["run", "flow.py", "--beta", "1"], "No such option"),
         (["status", "now"], "unexpected extra argument (now)"),

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from aflow.cli.options import flag, option
+from aflow.cli.options import Subcommand, command_group, flag, option
 from aflow.errors import InvalidInput, NotFound
 
 FOLDER = Path(__file__).parent
 
 
 def tutorials() -> click.Command:
-    """The command."""
-    group = click.Group("tutorials", help="List, describe and copy short flows to learn from.")
-    for name, (help, params, body) in _commands().items():
-        group.add_command(click.Command(name, help=help, params=params, callback=body))
-    return group
-
-
-def _commands() -> dict[str, tuple[str, list[click.Parameter], Callable[..., object]]]:
+    """Return the command."""
     episode = option("--episode", metavar="NAME", help="Only this one.  [default: all]")
     to = option(
         "--dir", "folder", metavar="DIR", help="Target folder.  [default: ./aflow-tutorials]"
     )
     overwrite = flag("--overwrite", help="Replace existing files.")
-    return {
-        "list": ("List the tutorials.", [], list_),
-        "pull": ("Copy the tutorials into a folder.", [episode, to, overwrite], pull),
-        "info": ("Describe a tutorial.", [click.Argument(["episode"])], info),
-    }
+    return command_group(
+        "tutorials",
+        "List, describe and copy short flows to learn from.",
+        {
+            "list": Subcommand("List the tutorials.", [], list_),
+            "pull": Subcommand("Copy the tutorials into a folder.", [episode, to, overwrite], pull),
+            "info": Subcommand("Describe a tutorial.", [click.Argument(["episode"])], info),
+        },
+    )
 
 
 def list_() -> int:

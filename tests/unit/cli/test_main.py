@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -55,6 +56,30 @@ from aflow.cli.session import Defined
     ],
 )
 def test_command_and_flow_are_found_among_the_options(words: str, line: Line) -> None:
+    assert line == take_apart(words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("run train", Line([], "run", "train", [])),
+        ("train:Name run", Line([], None, "train:Name", ["run"])),
+        ("run --data train flow.py", Line([], "run", "flow.py", ["--data", "train"])),
+        ("tag add train x", Line([], "tag", "train", ["add", "x"])),
+        ("run other", Line([], "run", None, ["other"])),
+        ("dump train 1/start", Line([], "dump", "train", ["1/start"])),
+        ("dump Flow/1", Line([], "dump", None, ["Flow/1"])),
+        ("dump ./Flow/1 1/start", Line([], "dump", "./Flow/1", ["1/start"])),
+    ],
+)
+def test_a_file_of_any_name_is_the_flow_where_one_is_expected(
+    words: str, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").touch()
+    (tmp_path / "Flow").mkdir()
+    (tmp_path / "Flow" / "1").touch()
+
     assert line == take_apart(words.split())
 
 

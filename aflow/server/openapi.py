@@ -308,7 +308,7 @@ def _refusals(route: Route) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "If-None-Match" in route.headers:
         found["304"] = {"description": "The response is the one with the ETag of `If-None-Match`."}
-    for status in sorted((*always, *route.refuses)):
+    for status in sorted((*always, *route.refusals)):
         found[str(status)] = {
             "description": _refusal_of(route, status),
             "content": {"application/json": {"schema": _REFUSAL}},

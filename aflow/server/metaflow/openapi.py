@@ -2,158 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from aflow.server.metaflow.checks import MAX_ITEMS, NAMES
 from aflow.server.metaflow.messages import LIMIT, MAX_LIMIT, SPOKEN
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 from aflow.server.openapi import SECURITY, Description, parameters, query, summary_of
+from aflow.server.routes.schemas import (
+    Schema,
+    array,
+    choice,
+    described,
+    fields,
+    maybe_text,
+    maybe_whole,
+    number,
+    optional_fields,
+    text,
+    whole,
+)
 
-_Schema = dict[str, Any]
-
-_NULLABLE: _Schema = {"type": ["string", "null"]}
-
-
-def _text(meaning: str) -> _Schema:
-    return {"type": "string", "description": meaning}
+_NAME: Schema = {"type": "string"}  # an item of a list whose description names it
+_TAGS: Schema = {"type": ["array", "object", "null"], "description": "The tags."}
 
 
-def _maybe_text(meaning: str) -> _Schema:
-    return {**_NULLABLE, "description": meaning}
-
-
-def _number(meaning: str) -> _Schema:
-    return {"type": "integer", "description": meaning}
-
-
-def _name_or_number(meaning: str) -> _Schema:
+def _name_or_number(meaning: str) -> Schema:
     return {"type": ["string", "integer"], "description": meaning}
 
 
-def _tags(meaning: str) -> _Schema:
-    return {"type": ["array", "object", "null"], "description": meaning}
-
-
-def _texts(meaning: str) -> _Schema:
-    return {"type": "array", "items": {"type": "string"}, "description": meaning}
-
-
-def _sent_tags(meaning: str) -> _Schema:
-    return {"type": ["array", "null"], "items": {"type": "string"}, "description": meaning}
-
-
-_USER = _maybe_text("The user that registered it.")
+_USER = maybe_text("The user that registered it.")
 _REGISTERED_BY = {
     "user_name": _USER,
-    "ts_epoch": _number("When it was registered, in milliseconds since 1970 (UTC)."),
-    "tags": _tags("The tags."),
-    "system_tags": _tags("The tags that clients set by themselves."),
+    "ts_epoch": whole("When it was registered, in milliseconds since 1970 (UTC)."),
+    "tags": _TAGS,
+    "system_tags": described(_TAGS, "The tags that clients set by themselves."),
 }
 _IN_RUN = {
-    "flow_id": _text("The name of the flow."),
+    "flow_id": text("The name of the flow."),
     "run_number": _name_or_number("The number of the run, or its name where it has one."),
     **_REGISTERED_BY,
 }
-_IN_STEP = {"step_name": _text("The name of the step."), **_IN_RUN}
+_IN_STEP = {"step_name": text("The name of the step."), **_IN_RUN}
 _IN_TASK = {
     "task_id": _name_or_number("The number of the task, or its name where it has one."),
     **_IN_STEP,
 }
 _HEARTBEAT = {
-    "last_heartbeat_ts": {
-        "type": ["integer", "null"],
-        "description": "The last heartbeat, in seconds since 1970 (UTC); null if there was none.",
-    }
+    "last_heartbeat_ts": maybe_whole(
+        "The last heartbeat, in seconds since 1970 (UTC); null if there was none."
+    )
 }
 _OF_ARTIFACT = {
-    "location": _maybe_text("Where the value is stored."),
-    "ds_type": _maybe_text("The type of the datastore: `s3` or `local`."),
-    "sha": _maybe_text("The digest of the value."),
-    "type": _maybe_text("The type of the record: `metaflow.artifact`."),
-    "content_type": _maybe_text("The encoding of the value, such as `gzip+pickle-v4`."),
+    "location": maybe_text("Where the value is stored."),
+    "ds_type": maybe_text("The type of the datastore: `s3` or `local`."),
+    "sha": maybe_text("The digest of the value."),
+    "type": maybe_text("The type of the record: `metaflow.artifact`."),
+    "content_type": maybe_text("The encoding of the value, such as `gzip+pickle-v4`."),
 }
-_FIELD = _text("The name of the field.")
+_FIELD = text("The name of the field.")
 _VALUE = {
-    "value": _maybe_text("The value of the field."),
-    "type": _maybe_text("The kind of the field."),
+    "value": maybe_text("The value of the field."),
+    "type": maybe_text("The kind of the field."),
 }
 
-_RECORDS: dict[str, _Schema] = {
-    "Flow": {"flow_id": _text("The name of the flow."), **_REGISTERED_BY},
+_RECORDS: dict[str, dict[str, Schema]] = {
+    "Flow": {"flow_id": text("The name of the flow."), **_REGISTERED_BY},
     "Run": {**_IN_RUN, **_HEARTBEAT},
     "Step": _IN_STEP,
     "Task": {**_IN_TASK, **_HEARTBEAT},
-    "Metadata": {"id": _number("The number of the record."), "field_name": _FIELD, **_VALUE,
+    "Metadata": {"id": whole("The number of the record."), "field_name": _FIELD, **_VALUE,
                  **_IN_TASK},
     "Artifact": {
-        "name": _text("The name of the artifact."),
-        "attempt_id": _number("The number of the attempt, from 0 on."),
+        "name": text("The name of the artifact."),
+        "attempt_id": whole("The number of the attempt, from 0 on."),
         **_IN_TASK,
         **_OF_ARTIFACT,
     },
 }  # fmt: skip
 
+_SENT_TAGS: Schema = {"type": ["array", "null"], "items": _NAME, "description": "The tags."}
 _SENT_BY = {
     "user_name": _USER,
-    "tags": _sent_tags("The tags."),
-    "system_tags": _sent_tags("The tags that the client sets by itself."),
+    "tags": _SENT_TAGS,
+    "system_tags": described(_SENT_TAGS, "The tags that the client sets by itself."),
 }
 
 
-def _object(properties: _Schema, required: Iterable[str] = ()) -> _Schema:
-    return {"type": "object", "properties": properties, "required": [*required]}
-
-
-def _list(items: _Schema) -> _Schema:
+def _items(properties: Mapping[str, Schema]) -> Schema:
+    items = optional_fields(**properties, **_SENT_BY)
     return {"type": "array", "items": items, "maxItems": MAX_ITEMS}
 
 
-_BODIES: dict[str, _Schema] = {
-    "add_flow": _object(_SENT_BY),
-    "add_run": _object(
-        {**_SENT_BY, "run_number": _maybe_text("A name for the run; null: it gets a number.")}
+_BODIES: dict[str, Schema] = {
+    "add_flow": optional_fields(**_SENT_BY),
+    "add_run": optional_fields(
+        **_SENT_BY, run_number=maybe_text("A name for the run; null: it gets a number.")
     ),
-    "add_step": _object(_SENT_BY),
-    "add_task": _object(
-        {**_SENT_BY, "task_id": _maybe_text("A name for the task; null: it gets a number.")}
+    "add_step": optional_fields(**_SENT_BY),
+    "add_task": optional_fields(
+        **_SENT_BY, task_id=maybe_text("A name for the task; null: it gets a number.")
     ),
     "beat_run": {"type": "object"},
     "beat_task": {"type": "object"},
-    "change_tags": _object(
+    "change_tags": optional_fields(
+        tags_to_add=array(_NAME, "Tags to add."),
+        tags_to_remove=array(_NAME, "Tags to remove."),
+    ),
+    "add_metadata": _items({"field_name": _FIELD, **_VALUE}),
+    "add_artifacts": _items(
         {
-            "tags_to_add": _texts("Tags to add."),
-            "tags_to_remove": _texts("Tags to remove."),
+            "name": text("The name of the artifact."),
+            "attempt_id": number(9999, "The number of the attempt, from 0 on."),
+            **_OF_ARTIFACT,
         }
     ),
-    "add_metadata": _list(_object({"field_name": _FIELD, **_VALUE, **_SENT_BY})),
-    "add_artifacts": _list(
-        _object(
-            {
-                "name": _text("The name of the artifact."),
-                "attempt_id": {
-                    "type": "integer",
-                    "minimum": 0,
-                    "maximum": 9999,
-                    "description": "The number of the attempt, from 0 on.",
-                },
-                **_OF_ARTIFACT,
-                **_SENT_BY,
-            }
-        )
-    ),
 }
-_ANSWERS: dict[str, _Schema] = {
-    "get_filtered_tasks": _texts("The pathspecs of the tasks."),
-    "beat_run": _text("A JSON object in a string: `wait_time_in_seconds`."),
-    "beat_task": _text("A JSON object in a string: `wait_time_in_seconds`."),
-    "change_tags": _object({"tags": _texts("The tags of the run after the change.")}, ["tags"]),
-    "add_metadata": _object(
-        {"metadata_created": _number("How many fields were registered.")}, ["metadata_created"]
-    ),
-    "add_artifacts": _object(
-        {"artifacts_created": _number("How many artifacts were new.")}, ["artifacts_created"]
-    ),
+_ANSWERS: dict[str, Schema] = {
+    "get_filtered_tasks": array(_NAME, "The pathspecs of the tasks."),
+    "beat_run": text("A JSON object in a string: `wait_time_in_seconds`."),
+    "beat_task": text("A JSON object in a string: `wait_time_in_seconds`."),
+    "change_tags": fields(tags=array(_NAME, "The tags of the run after the change.")),
+    "add_metadata": fields(metadata_created=whole("How many fields were registered.")),
+    "add_artifacts": fields(artifacts_created=whole("How many artifacts were new.")),
 }
 _MEANINGS = {
     "flow_id": "The name of the flow.",
@@ -194,12 +165,12 @@ def description() -> Description:
     }
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
-    schemas = {name: _object(each, each) for name, each in _RECORDS.items()}
+    schemas = {name: fields(**each) for name, each in _RECORDS.items()}
     return Description("aflow metadata service", SPOKEN, paths, schemas)
 
 
 def _status(meaning: str, status: str) -> dict[str, Any]:
-    schema = _object({"status": {"enum": [status], "description": meaning}}, ["status"])
+    schema = fields(status=choice((status,), meaning))
     return {"description": meaning, "content": {"application/json": {"schema": schema}}}
 
 
@@ -295,7 +266,7 @@ def _result_of(name: str, *, writes: bool) -> str:
     return "The record." if name in _ONE_BY_ONE else "How many were registered."
 
 
-def _answer_of(name: str) -> _Schema:
+def _answer_of(name: str) -> Schema:
     if name in _ANSWERS:
         return _ANSWERS[name]
     _, _, what = name.partition("_")  # get_runs, get_artifacts_of_step, add_task
@@ -314,25 +285,21 @@ def _ascii_pattern(pattern: str) -> str:
 _PATTERNS = {name: _ascii_pattern(each.pattern) for name, each in NAMES.items()}
 
 
-def _queried(name: str) -> _Schema:
-    schemas: dict[str, _Schema] = {
-        "_limit": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_LIMIT,
-            "default": LIMIT,
-            "description": "The largest number of records of a page. Without `_limit` and "
-            "`_cursor` all records are sent.",
-        },
-        "_cursor": _text("The header `X-Next-Cursor` of the page before."),
+def _queried(name: str) -> dict[str, Schema]:
+    limited = (
+        "The largest number of records of a page. Without `_limit` and `_cursor` all records are "
+        "sent."
+    )
+    schemas: dict[str, Schema] = {
+        "_limit": {**number(MAX_LIMIT, limited, LIMIT), "minimum": 1},
+        "_cursor": text("The header `X-Next-Cursor` of the page before."),
     }
     if name == "get_filtered_tasks":
         schemas |= {
-            "metadata_field_name": _text("Only tasks that have this metadata field."),
-            "pattern": {
-                **_text("Only tasks with a value in which this expression (RE2) is found."),
-                "format": "regex",
-            },
+            "metadata_field_name": text("Only tasks that have this metadata field."),
+            "pattern": text(
+                "Only tasks with a value in which this expression (RE2) is found.", format="regex"
+            ),
         }
     else:
         schemas["ts_epoch:ge"] = {
@@ -343,13 +310,12 @@ def _queried(name: str) -> _Schema:
         }
     if name == "get_runs":
         schemas |= {
-            "user:eq": _text("Only runs of this user. Other operators: ne, co (contains), sw "
+            "user:eq": text("Only runs of this user. Other operators: ne, co (contains), sw "
                              "(starts with), ew (ends with)."),
-            "status:eq": {
-                "enum": ["completed", "running", "failed"],
-                "description": "Only runs of this status. Other operator: ne.",
-            },
-            "_tags:any": _text("Only runs with one of these tags, with commas between them."),
-            "_tags:all": _text("Only runs with all of these tags, with commas between them."),
+            "status:eq": choice(
+                ("completed", "running", "failed"), "Only runs of this status. Other operator: ne."
+            ),
+            "_tags:any": text("Only runs with one of these tags, with commas between them."),
+            "_tags:all": text("Only runs with all of these tags, with commas between them."),
         }  # fmt: skip
     return schemas

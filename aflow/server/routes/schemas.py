@@ -70,31 +70,34 @@ def whole(meaning: str) -> Schema:
     return {"type": "integer", "description": meaning}
 
 
-def maybe_whole(meaning: str) -> Schema:
+def maybe_whole(meaning: str, **more: Any) -> Schema:
     """Return the schema of a whole number or null.
 
     Args:
         meaning: The description of the field, for readers of the OpenAPI document.
+        **more: More keywords of JSON Schema, such as `minimum`.
     """
-    return {"type": ["integer", "null"], "description": meaning}
+    return {"type": ["integer", "null"], "description": meaning, **more}
 
 
-def real(meaning: str) -> Schema:
+def real(meaning: str, **more: Any) -> Schema:
     """Return the schema of a number.
 
     Args:
         meaning: The description of the field, with its unit.
+        **more: More keywords of JSON Schema, such as `minimum`.
     """
-    return {"type": "number", "description": meaning}
+    return {"type": "number", "description": meaning, **more}
 
 
-def maybe_real(meaning: str) -> Schema:
+def maybe_real(meaning: str, **more: Any) -> Schema:
     """Return the schema of a number or null.
 
     Args:
         meaning: The description of the field, with its unit, and what null means.
+        **more: More keywords of JSON Schema, such as `minimum`.
     """
-    return {"type": ["number", "null"], "description": meaning}
+    return {"type": ["number", "null"], "description": meaning, **more}
 
 
 def number(most: int, meaning: str, default: int | None = None) -> Schema:
@@ -130,28 +133,56 @@ def mapping(meaning: str, values: Schema | None = None) -> Schema:
     return {"type": "object", "additionalProperties": values or {}, "description": meaning}
 
 
-def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
-    """Return an object with these fields.
+class _Optional(dict[str, Any]):
+    """The schema of a field that may be absent."""
+
+
+def optional(schema: Schema) -> Schema:
+    """Return the schema of a field that may be absent from the object that `fields` describes.
 
     Args:
-        required: The schemas of the fields that have to be there.
-        optional: The schemas of the fields that may be absent; None for none.
+        schema: The schema of the field where it is there.
     """
-    return {
-        "type": "object",
-        "properties": {**required, **(optional or {})},
-        "required": [*required],
-    }
+    return _Optional(schema)
 
 
-def maybe_fields(meaning: str, required: Mapping[str, Schema]) -> Schema:
+def fields(**properties: Schema) -> Schema:
+    """Return the schema of an object with these fields.
+
+    Args:
+        **properties: The schemas of the fields, by name; those of `optional` may be absent.
+    """
+    required = [name for name, each in properties.items() if not isinstance(each, _Optional)]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def optional_fields(**properties: Schema) -> Schema:
+    """Return the schema of an object whose fields may all be absent.
+
+    Args:
+        **properties: The schemas of the fields, by name.
+    """
+    return fields(**{name: optional(each) for name, each in properties.items()})
+
+
+def maybe_fields(meaning: str, /, **properties: Schema) -> Schema:
     """Return the schema of an object with these fields, or null.
 
     Args:
         meaning: The description of the field, with what null means.
-        required: The schemas of the fields that have to be there.
+        **properties: The schemas of the fields, by name.
     """
-    return {**fields(required), "type": ["object", "null"], "description": meaning}
+    return {**fields(**properties), "type": ["object", "null"], "description": meaning}
+
+
+def objects(meaning: str, /, **properties: Schema) -> Schema:
+    """Return the schema of a list of objects with these fields.
+
+    Args:
+        meaning: The description of the list, for readers of the OpenAPI document.
+        **properties: The schemas of the fields of each object, by name.
+    """
+    return array(fields(**properties), meaning)
 
 
 def described(schema: Schema, meaning: str) -> Schema:
@@ -169,15 +200,15 @@ _MAYBE: Schema = {"type": ["string", "null"]}
 _TAGS = array(_NAME, "The tags of the run.")
 _VALUE = "as a short text (`repr`), cut off after 80 characters"
 _TASK_COUNTS = mapping("The number of tasks in each state.", {"type": "integer"})
-_LIVE_SINCE = "in seconds since 1970 (UTC)"
+_SINCE = "in seconds since 1970 (UTC)"
 
 RUN = {
     "flow": text("The name of the flow."),
     "run": text("The id of the run."),
     "state": choice(RunState, "The state of the run."),
     "user": text("The user that started the run."),
-    "created_at": real(f"When the run was created, {_LIVE_SINCE}."),
-    "finished_at": maybe_real(f"When the run ended, {_LIVE_SINCE}; null while it is active."),
+    "created_at": real(f"When the run was created, {_SINCE}."),
+    "finished_at": maybe_real(f"When the run ended, {_SINCE}; null while it is active."),
     "tags": _TAGS,
     "reason": text("Why the run failed or was cancelled; empty for any other run."),
     "recorded_by": choice(("aflow", "metaflow"), "The program that recorded the run."),
@@ -187,7 +218,7 @@ RUN = {
 LISTED_RUN = {
     **RUN,
     "heartbeat_at": maybe_real(
-        f"The last heartbeat of the coordinator of the run, {_LIVE_SINCE}; null if it has none."
+        f"The last heartbeat of the coordinator of the run, {_SINCE}; null if it has none."
     ),
 }
 _PARAMETER = {
@@ -199,14 +230,15 @@ _TYPED_PARAMETER = {**_PARAMETER, "type": text("The Python type of the value.")}
 SUMMARY = {
     **LISTED_RUN,
     "tasks": _TASK_COUNTS,
-    "parameters": array(fields(_PARAMETER), "The parameters of the run."),
+    "parameters": objects("The parameters of the run.", **_PARAMETER),
 }
 SHOWN_RUN = {
     **RUN,
     "here": flag("Whether this server drives the run."),
-    "steps": array(
-        fields({"step": text("The name of the step."), "tasks": _TASK_COUNTS}),
+    "steps": objects(
         "The steps that have tasks.",
+        step=text("The name of the step."),
+        tasks=_TASK_COUNTS,
     ),
 }
 _FIGURES = {
@@ -232,19 +264,15 @@ _NODE = {
 }
 _GRAPH = maybe_fields(
     "The graph of the flow, with positions for a drawing; null if none was recorded.",
-    {
-        "nodes": array(fields(_NODE), "The steps."),
-        "width": whole("The number of columns."),
-        "height": whole("The number of rows."),
-    },
+    nodes=objects("The steps.", **_NODE),
+    width=whole("The number of columns."),
+    height=whole("The number of rows."),
 )
 _ERROR = maybe_fields(
     "The exception that the step raised; null if it raised none.",
-    {
-        "type": text("The class of the exception."),
-        "message": text("The message of the exception."),
-        "traceback": text("The traceback."),
-    },
+    type=text("The class of the exception."),
+    message=text("The message of the exception."),
+    traceback=text("The traceback."),
 )
 ARTIFACT = {
     "name": text("The name of the artifact."),
@@ -254,7 +282,10 @@ ARTIFACT = {
     "text": text("The preview in one line."),
     "digest": text("The digest of the stored value: equal digests mean equal values."),
 }
-_ARTIFACTS = array(fields(ARTIFACT), "The artifacts, without those whose names begin with `_`.")
+_ARTIFACTS = objects(
+    "The artifacts, without those whose names begin with `_`.",
+    **ARTIFACT,
+)
 _CODE = mapping("The code package: `key`, `script` and `size`, or why it was left out.")
 OVERVIEW = {
     **SUMMARY,
@@ -262,34 +293,26 @@ OVERVIEW = {
     "system_tags": array(_NAME, "The tags that aflow set: versions, user, date."),
     "origin_run": maybe_text("The id of the run that this one resumed."),
     "settings": mapping("The options of the run: `max_workers`, `isolation`, and so on."),
-    "typed_parameters": array(fields(_TYPED_PARAMETER), "The parameters with their types."),
-    "constants": array(fields(ARTIFACT), "Configs and constants of the flow's class."),
+    "typed_parameters": objects("The parameters with their types.", **_TYPED_PARAMETER),
+    "constants": objects("Configs and constants of the flow's class.", **ARTIFACT),
     "code": _CODE,
     "graph": _GRAPH,
     "doc": text("The docstring of the flow."),
-    "steps": array(
-        fields(
-            {
-                "step": text("The name of the step."),
-                "tasks": _TASK_COUNTS,
-                "created_at": maybe_real(f"When its first task was created, {_LIVE_SINCE}."),
-                "finished_at": maybe_real(f"When its last task ended, {_LIVE_SINCE}."),
-                "max_rss": maybe_whole("The largest resident memory of a task, in bytes."),
-                **_FIGURES,
-            }
-        ),
+    "steps": objects(
         "The steps, in the order of the flow's file.",
+        step=text("The name of the step."),
+        tasks=_TASK_COUNTS,
+        created_at=maybe_real(f"When its first task was created, {_SINCE}."),
+        finished_at=maybe_real(f"When its last task ended, {_SINCE}."),
+        max_rss=maybe_whole("The largest resident memory of a task, in bytes."),
+        **_FIGURES,
     ),
-    "failures": array(
-        fields(
-            {
-                "task": whole("The number of the task."),
-                "step": text("The name of the step."),
-                "reason": text("Why the last attempt failed."),
-                "error": _ERROR,
-            }
-        ),
+    "failures": objects(
         "The latest failed tasks, five at most.",
+        task=whole("The number of the task."),
+        step=text("The name of the step."),
+        reason=text("Why the last attempt failed."),
+        error=_ERROR,
     ),
 }
 TASK = {
@@ -297,15 +320,15 @@ TASK = {
     "step": text("The name of the step."),
     "state": choice(TaskState, "The state of the task."),
     "attempts": count("The number of attempts."),
-    "started_at": maybe_real(f"When the latest attempt started, {_LIVE_SINCE}."),
-    "finished_at": maybe_real(f"When the latest attempt ended, {_LIVE_SINCE}."),
+    "started_at": maybe_real(f"When the latest attempt started, {_SINCE}."),
+    "finished_at": maybe_real(f"When the latest attempt ended, {_SINCE}."),
     "reason": text("Why the latest attempt failed; empty if it did not."),
 }
 TASK_ROW = {
     **TASK,
     "index": maybe_whole("The index of the item in the foreach that created the task."),
     "item": maybe_text(f"The item of the foreach, {_VALUE}."),
-    "created_at": real(f"When the task was created, {_LIVE_SINCE}."),
+    "created_at": real(f"When the task was created, {_SINCE}."),
     "reused": flag("Whether the result of another task was reused."),
     "max_rss": maybe_whole("The largest resident memory of the latest attempt, in bytes."),
     "host": text("The host of the latest attempt."),
@@ -321,91 +344,67 @@ SHOWN_TASK = {
     **TASK_ROW,
     "pathspec": text("The pathspec of the task: Flow/run/step/task."),
     "origin": maybe_text("The pathspec of the task whose result was reused."),
-    "stack": array(
-        fields(
-            {
-                "step": text("The step that opened the foreach."),
-                "variable": text("The artifact that the foreach iterates over."),
-                "index": whole("The index of the item."),
-                "count": maybe_whole("The number of items."),
-                "value": maybe_text(f"The item, {_VALUE}."),
-            }
-        ),
+    "stack": objects(
         "The foreach loops around the task, the outermost first.",
+        step=text("The step that opened the foreach."),
+        variable=text("The artifact that the foreach iterates over."),
+        index=whole("The index of the item."),
+        count=maybe_whole("The number of items."),
+        value=maybe_text(f"The item, {_VALUE}."),
     ),
-    "tries": array(
-        fields(
-            {
-                "attempt": count("The number of the attempt, from 0 on."),
-                "state": choice(AttemptState, "The state of the attempt."),
-                "started_at": maybe_real(f"When the attempt started, {_LIVE_SINCE}."),
-                "finished_at": maybe_real(f"When the attempt ended, {_LIVE_SINCE}."),
-                "reason": text("Why the attempt failed; empty if it did not."),
-                "host": text("The host of the attempt."),
-                "pid": maybe_whole("The process id of the attempt on its host."),
-                "worker": text("The worker process, worker or job that ran the attempt."),
-                "max_rss": maybe_whole("The largest resident memory, in bytes."),
-                "cpu": maybe_real("The CPU time, in seconds."),
-                "stdout": maybe_whole("The number of bytes printed to stdout."),
-                "stderr": maybe_whole("The number of bytes printed to stderr."),
-            }
-        ),
+    "tries": objects(
         "The attempts.",
+        attempt=count("The number of the attempt, from 0 on."),
+        state=choice(AttemptState, "The state of the attempt."),
+        started_at=maybe_real(f"When the attempt started, {_SINCE}."),
+        finished_at=maybe_real(f"When the attempt ended, {_SINCE}."),
+        reason=text("Why the attempt failed; empty if it did not."),
+        host=text("The host of the attempt."),
+        pid=maybe_whole("The process id of the attempt on its host."),
+        worker=text("The worker process, worker or job that ran the attempt."),
+        max_rss=maybe_whole("The largest resident memory, in bytes."),
+        cpu=maybe_real("The CPU time, in seconds."),
+        stdout=maybe_whole("The number of bytes printed to stdout."),
+        stderr=maybe_whole("The number of bytes printed to stderr."),
     ),
     "inputs": fields(
-        {
-            "count": count("The number of input tasks."),
-            "tasks": array({"type": "integer"}, "The numbers of input tasks, 20 at most."),
-        }
+        count=count("The number of input tasks."),
+        tasks=array({"type": "integer"}, "The numbers of input tasks, 20 at most."),
     ),
     "damaged": maybe_text("Why the artifacts cannot be read; null if they can."),
     "error": _ERROR,
     "artifacts": _ARTIFACTS,
-    "inherited": array(
-        fields(
-            {
-                "name": text("The name of the artifact."),
-                "task": whole("The number of the task that set the artifact."),
-            }
-        ),
+    "inherited": objects(
         "The artifacts that earlier tasks set and this one passed on.",
+        name=text("The name of the artifact."),
+        task=whole("The number of the task that set the artifact."),
     ),
-    "facts": array(
-        fields(
-            {
-                "name": text("The name of the field."),
-                "value": text("The value, cut off after 1,000 characters."),
-                "at": real(f"When it was recorded, {_LIVE_SINCE}."),
-            }
-        ),
+    "facts": objects(
         "The metadata of the task.",
+        name=text("The name of the field."),
+        value=text("The value, cut off after 1,000 characters."),
+        at=real(f"When it was recorded, {_SINCE}."),
     ),
-    "cards": array(fields(CARD), "The cards of the task."),
+    "cards": objects("The cards of the task.", **CARD),
 }
 SHOWN_FLOW = {
     "flow": text("The name of the flow."),
     "doc": text("The docstring of the flow."),
     "graph": _GRAPH,
-    "runs": array(fields(LISTED_RUN), "The 100 latest runs, newest first."),
-    "grid": array(
-        fields(
-            {
-                "run": text("The id of the run."),
-                "state": choice(RunState, "The state of the run."),
-                "steps": mapping(
-                    "The steps of the run by name.",
-                    fields(
-                        {
-                            "tasks": _TASK_COUNTS,
-                            "seconds": real("From the first task to the end of the last one."),
-                        }
-                    ),
-                ),
-            }
-        ),
+    "runs": objects("The 100 latest runs, newest first.", **LISTED_RUN),
+    "grid": objects(
         "The steps of the 30 latest runs.",
+        run=text("The id of the run."),
+        state=choice(RunState, "The state of the run."),
+        steps=mapping(
+            "The steps of the run by name.",
+            fields(
+                tasks=_TASK_COUNTS,
+                seconds=real("From the first task to the end of the last one."),
+            ),
+        ),
     ),
-    "parameters": array(fields(_TYPED_PARAMETER), "The parameters of the latest run."),
+    "parameters": objects("The parameters of the latest run.", **_TYPED_PARAMETER),
     "code": _CODE,
 }
 LINE = {
@@ -413,27 +412,19 @@ LINE = {
     "task": whole("The number of the task."),
     "attempt": count("The number of the attempt, from 0 on."),
     "stream": choice(("stdout", "stderr"), "The stream that the line was printed to."),
-    "at": real(f"When the line was printed, {_LIVE_SINCE}."),
+    "at": real(f"When the line was printed, {_SINCE}."),
     "text": text("The line without its newline."),
 }
 COMPARISON = {
-    "runs": array(fields(LISTED_RUN), "The runs, in the order of the request."),
-    "rows": array(
-        fields(
-            {
-                "section": choice(
-                    ("run", "parameters", "durations", "artifacts"), "What the row is about."
-                ),
-                "name": text("The name of the field, parameter, step or artifact."),
-                "values": array({}, "The value in each run; null where a run has none."),
-                "differ": flag("Whether the runs differ in this row."),
-            },
-            {
-                "previews": array({}, "The preview of the value in each run."),
-                "defaults": array(_MAYBE, "The default of the parameter in each run."),
-            },
-        ),
+    "runs": objects("The runs, in the order of the request.", **LISTED_RUN),
+    "rows": objects(
         "What was compared, row by row.",
+        section=choice(("run", "parameters", "durations", "artifacts"), "What the row is about."),
+        name=text("The name of the field, parameter, step or artifact."),
+        values=array({}, "The value in each run; null where a run has none."),
+        differ=flag("Whether the runs differ in this row."),
+        previews=optional(array({}, "The preview of the value in each run.")),
+        defaults=optional(array(_MAYBE, "The default of the parameter in each run.")),
     ),
 }
 WORKER = {
@@ -450,99 +441,68 @@ WORKER = {
     "labels": mapping("The labels of the worker (--label).", {"type": "string"}),
     "version": text("The version of aflow."),
     "python": text("The version of Python."),
-    "started_at": real(f"When the worker started, {_LIVE_SINCE}."),
-    "heartbeat_at": real(f"The last heartbeat, {_LIVE_SINCE}."),
+    "started_at": real(f"When the worker started, {_SINCE}."),
+    "heartbeat_at": real(f"The last heartbeat, {_SINCE}."),
     "expires_in": real("Seconds until the worker is no longer listed, without a heartbeat."),
     "drain": maybe_text("Why the worker drains; null if it does not."),
     "done": count("The number of attempts that succeeded."),
     "failed": count("The number of attempts that failed."),
-    "running": array(
-        fields(
-            {
-                "task": text("The pathspec of the task."),
-                "attempt": count("The number of the attempt, from 0 on."),
-                "since": real(f"When the worker leased the task, {_LIVE_SINCE}."),
-                "begun": flag("Whether the attempt has started."),
-            }
-        ),
+    "running": objects(
         "The attempts that the worker has leased.",
+        task=text("The pathspec of the task."),
+        attempt=count("The number of the attempt, from 0 on."),
+        since=real(f"When the worker leased the task, {_SINCE}."),
+        begun=flag("Whether the attempt has started."),
     ),
 }
-_MAX_WORKERS: Schema = {
-    "type": ["integer", "null"],
-    "minimum": 1,
-    "maximum": 10_000,
-    "description": "The most tasks of the run at a time; null for the server's default.",
-}
+_MAX_WORKERS = maybe_whole(
+    "The most tasks of the run at a time; null for the server's default.",
+    minimum=1,
+    maximum=10_000,
+)
 _VALUES = mapping("Values of parameters by name: texts, or any JSON value.")
 RUN_REQUEST = fields(
-    {
-        "package": text(
-            "The key of the code package, from POST /v1/packages.", pattern="^[0-9a-f]{64}$"
-        ),
-        "script": text(
-            "The flow's file in the package, such as flow.py.",
-            pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]{0,199}\.py$",
-        ),
-    },
-    {
-        "flow": maybe_text("The flow, where the file has several."),
-        "parameters": _VALUES,
-        "tags": _TAGS,
-        "max_workers": _MAX_WORKERS,
-    },
+    package=text("The key of the code package, from POST /v1/packages.", pattern="^[0-9a-f]{64}$"),
+    script=text(
+        "The flow's file in the package, such as flow.py.",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]{0,199}\.py$",
+    ),
+    flow=optional(maybe_text("The flow, where the file has several.")),
+    parameters=optional(_VALUES),
+    tags=optional(_TAGS),
+    max_workers=optional(_MAX_WORKERS),
 )
-RESUME_REQUEST = fields(
-    {},
-    {
-        "step": maybe_text("The step to run again from; null: from where the run failed."),
-        "parameters": described(_VALUES, "Values that replace some of the run's parameters."),
-        "max_workers": _MAX_WORKERS,
-    },
+RESUME_REQUEST = optional_fields(
+    step=maybe_text("The step to run again from; null: from where the run failed."),
+    parameters=described(_VALUES, "Values that replace some of the run's parameters."),
+    max_workers=_MAX_WORKERS,
 )
-RERUN_REQUEST = fields(
-    {},
-    {
-        "parameters": described(_VALUES, "Values that replace some of the run's parameters."),
-        "tags": _TAGS,
-        "max_workers": _MAX_WORKERS,
-    },
+RERUN_REQUEST = optional_fields(
+    parameters=described(_VALUES, "Values that replace some of the run's parameters."),
+    tags=_TAGS,
+    max_workers=_MAX_WORKERS,
 )
 FORECAST = fields(
-    {
-        "parameters": array(
-            fields(
-                {
-                    "name": text("The name of the parameter."),
-                    "type": text("The Python type of the value."),
-                    "value": text("The value that the run would have."),
-                }
-            ),
-            "The parameters, checked.",
+    parameters=objects(
+        "The parameters, checked.",
+        name=text("The name of the parameter."),
+        type=text("The Python type of the value."),
+        value=text("The value that the run would have."),
+    ),
+    run=count("The number of tasks that would run."),
+    reuse=count("The number of tasks whose results would be reused."),
+    steps=objects(
+        "The steps that can be foreseen.",
+        step=text("The name of the step."),
+        run=count("The number of its tasks that would run."),
+        reuse=count("The number of its tasks whose results would be reused."),
+        reasons=objects(
+            "The most frequent reasons.",
+            text=text("The reason."),
+            count=count("The number of tasks that have it."),
         ),
-        "run": count("The number of tasks that would run."),
-        "reuse": count("The number of tasks whose results would be reused."),
-        "steps": array(
-            fields(
-                {
-                    "step": text("The name of the step."),
-                    "run": count("The number of its tasks that would run."),
-                    "reuse": count("The number of its tasks whose results would be reused."),
-                    "reasons": array(
-                        fields(
-                            {
-                                "text": text("The reason."),
-                                "count": count("The number of tasks that have it."),
-                            }
-                        ),
-                        "The most frequent reasons.",
-                    ),
-                }
-            ),
-            "The steps that can be foreseen.",
-        ),
-        "after": array(_NAME, "The steps that cannot be foreseen: they depend on results."),
-    }
+    ),
+    after=array(_NAME, "The steps that cannot be foreseen: they depend on results."),
 )
 _CRON = "The cron expression, such as `0 2 * * ? *` (see docs/server.md)."
 _ZONE = "The time zone of the expression, such as Europe/Berlin"
@@ -566,39 +526,30 @@ SCHEDULE = {
     "parameters": mapping("Values of parameters by name."),
     "tags": array(_NAME, "The tags of its runs."),
     "script": maybe_text("The flow's file in the code package."),
-    "next": maybe_real(f"When it is due next, {_LIVE_SINCE}; null if it is not."),
+    "next": maybe_real(f"When it is due next, {_SINCE}; null if it is not."),
     "latest": maybe_text("The pathspec of its latest run."),
     "said": text("Why the last time it was due started no run; empty if it did."),
     "started": count("The number of runs that it has started."),
     "skipped": count("The number of times at which it was due and started no run."),
 }
 SCHEDULE_REQUEST = fields(
-    {
-        "cron": text(_CRON, maxLength=500),
-        "run": described(RUN_REQUEST, "What to run: the body of POST /v1/runs; it names its flow."),
-    },
-    {
-        "timezone": maybe_text(f"{_ZONE}; null for UTC."),
-        "missed": _MISSED,
-        "overlap": _OVERLAP,
-        "since": {
-            "type": "number",
-            "minimum": 0,
-            "description": f"The time from which runs are due, {_LIVE_SINCE}; now if left out.",
-        },
-    },
+    cron=text(_CRON, maxLength=500),
+    run=described(RUN_REQUEST, "What to run: the body of POST /v1/runs; it names its flow."),
+    timezone=optional(maybe_text(f"{_ZONE}; null for UTC.")),
+    missed=optional(_MISSED),
+    overlap=optional(_OVERLAP),
+    since=optional(
+        real(f"The time from which runs are due, {_SINCE}; now if left out.", minimum=0)
+    ),
 )
-SCHEDULE_CHANGES = fields(
-    {},
-    {
-        "paused": flag("True pauses the schedule, false resumes it from now on."),
-        "cron": text(_CRON, maxLength=500),
-        "timezone": maybe_text(f"{_ZONE}; null for UTC."),
-        "missed": _MISSED,
-        "overlap": _OVERLAP,
-        "parameters": mapping("Values of parameters by name, instead of the earlier ones."),
-        "tags": array(_NAME, "The tags of its runs, instead of the earlier ones."),
-    },
+SCHEDULE_CHANGES = optional_fields(
+    paused=flag("True pauses the schedule, false resumes it from now on."),
+    cron=text(_CRON, maxLength=500),
+    timezone=maybe_text(f"{_ZONE}; null for UTC."),
+    missed=_MISSED,
+    overlap=_OVERLAP,
+    parameters=mapping("Values of parameters by name, instead of the earlier ones."),
+    tags=array(_NAME, "The tags of its runs, instead of the earlier ones."),
 )
 _MESSAGE = {
     "pool": text("The pool of the message."),
@@ -606,335 +557,221 @@ _MESSAGE = {
     "task": text("The pathspec of the task, with its attempt."),
     "size": count("The size of the message in bytes."),
     "deliveries": maybe_whole("How many times it was delivered; null for a ready message."),
-    "at": maybe_real(f"When the message was buried, or else sent, {_LIVE_SINCE}."),
+    "at": maybe_real(f"When the message was buried, or else sent, {_SINCE}."),
 }
 QUEUE = fields(
-    {
-        "url": maybe_text("The URL of the queue; null if the server has none."),
-        "pools": array(
-            fields(
-                {
-                    "pool": text("The name of the pool."),
-                    "ready": count("The number of messages that wait for a worker."),
-                    "leased": count("The number of messages that workers have leased."),
-                    "buried": count("The number of buried messages (dead letters)."),
-                    "oldest": maybe_real(f"When the oldest ready message was sent, {_LIVE_SINCE}."),
-                    "workers": maybe_whole("The number of workers; null if it is unknown."),
-                    "slots": maybe_whole("The number of slots of all workers."),
-                    "rate": maybe_real("The number of attempts that ended in the last minute."),
-                }
-            ),
-            "The pools.",
-        ),
-        "workers": array(
-            fields(
-                {
-                    "name": text("The name of the worker."),
-                    "pools": array(_NAME, "The pools that it leases from."),
-                    "slots": whole("The number of tasks that run at a time."),
-                    "held": count("The number of messages that it has leased."),
-                    "declined": array(_NAME, "Why it declined tasks."),
-                }
-            ),
-            "The workers that announced themselves to the broker.",
-        ),
-        "buried": array(fields(_MESSAGE), "The buried messages, 200 of each pool at most."),
-    }
+    url=maybe_text("The URL of the queue; null if the server has none."),
+    pools=objects(
+        "The pools.",
+        pool=text("The name of the pool."),
+        ready=count("The number of messages that wait for a worker."),
+        leased=count("The number of messages that workers have leased."),
+        buried=count("The number of buried messages (dead letters)."),
+        oldest=maybe_real(f"When the oldest ready message was sent, {_SINCE}."),
+        workers=maybe_whole("The number of workers; null if it is unknown."),
+        slots=maybe_whole("The number of slots of all workers."),
+        rate=maybe_real("The number of attempts that ended in the last minute."),
+    ),
+    workers=objects(
+        "The workers that announced themselves to the broker.",
+        name=text("The name of the worker."),
+        pools=array(_NAME, "The pools that it leases from."),
+        slots=whole("The number of tasks that run at a time."),
+        held=count("The number of messages that it has leased."),
+        declined=array(_NAME, "Why it declined tasks."),
+    ),
+    buried=objects("The buried messages, 200 of each pool at most.", **_MESSAGE),
 )
 MESSAGES = fields(
-    {
-        "pool": text("The name of the pool."),
-        "ready": count("The number of messages that wait for a worker."),
-        "messages": array(fields(_MESSAGE), "The first messages that wait for a worker."),
-        "runs": array(
-            fields(
-                {
-                    "run": text("The pathspec of the run."),
-                    "ready": count("How many of these messages belong to it."),
-                }
-            ),
-            "The runs of these messages.",
-        ),
-    }
+    pool=text("The name of the pool."),
+    ready=count("The number of messages that wait for a worker."),
+    messages=objects("The first messages that wait for a worker.", **_MESSAGE),
+    runs=objects(
+        "The runs of these messages.",
+        run=text("The pathspec of the run."),
+        ready=count("How many of these messages belong to it."),
+    ),
 )
-MESSAGE_IDS = fields({"ids": array(_NAME, "The ids of 1 to 200 messages.")})
-CHANGED_MESSAGES = fields({"count": whole("The number of messages.")})
+MESSAGE_IDS = fields(ids=array(_NAME, "The ids of 1 to 200 messages."))
+CHANGED_MESSAGES = fields(count=whole("The number of messages."))
 JOB_QUEUES = fields(
-    {
-        "queues": array(
-            fields(
-                {
-                    "system": text("AWS Batch, Slurm or Kubernetes."),
-                    "queue": text("The job queue, partition or namespace."),
-                    "waiting": count("The number of jobs that wait."),
-                    "running": count("The number of jobs that run."),
-                    "steps": array(
-                        fields(
-                            {
-                                "run": text("The pathspec of the run."),
-                                "user": text("The user that started the run."),
-                                "step": text("The name of the step."),
-                                "waiting": count("The number of its jobs that wait."),
-                                "running": count("The number of its jobs that run."),
-                                "since": maybe_real(
-                                    f"Since when the oldest job waits, {_LIVE_SINCE}."
-                                ),
-                                "reason": text("Why jobs wait, as the system reports it."),
-                            }
-                        ),
-                        "The steps that have jobs.",
-                    ),
-                }
-            ),
-            "The queues.",
+    queues=objects(
+        "The queues.",
+        system=text("AWS Batch, Slurm or Kubernetes."),
+        queue=text("The job queue, partition or namespace."),
+        waiting=count("The number of jobs that wait."),
+        running=count("The number of jobs that run."),
+        steps=objects(
+            "The steps that have jobs.",
+            run=text("The pathspec of the run."),
+            user=text("The user that started the run."),
+            step=text("The name of the step."),
+            waiting=count("The number of its jobs that wait."),
+            running=count("The number of its jobs that run."),
+            since=maybe_real(f"Since when the oldest job waits, {_SINCE}."),
+            reason=text("Why jobs wait, as the system reports it."),
         ),
-        "complete": flag("Whether all active runs are included."),
-    }
+    ),
+    complete=flag("Whether all active runs are included."),
 )
 RUN_JOBS = fields(
-    {
-        "jobs": array(
-            fields(
-                {
-                    "task": whole("The number of the task."),
-                    "step": text("The name of the step."),
-                    "attempt": count("The number of the attempt, from 0 on."),
-                    "system": text("AWS Batch, Slurm or Kubernetes."),
-                    "queue": text("The job queue, partition or namespace."),
-                    "job": text("The id of the job; empty until the system has given one."),
-                    "state": choice(("submitting", "waiting", "running"), "The state of the job."),
-                    "host": text("The host of a running job."),
-                    "since": maybe_real(f"Since when the job is in this state, {_LIVE_SINCE}."),
-                    "reason": text("Why the job waits, as the system reports it."),
-                }
-            ),
-            "The jobs, by task.",
-        ),
-        "next": maybe_whole("`after` for the next page; null after the last one."),
-    }
+    jobs=objects(
+        "The jobs, by task.",
+        task=whole("The number of the task."),
+        step=text("The name of the step."),
+        attempt=count("The number of the attempt, from 0 on."),
+        system=text("AWS Batch, Slurm or Kubernetes."),
+        queue=text("The job queue, partition or namespace."),
+        job=text("The id of the job; empty until the system has given one."),
+        state=choice(("submitting", "waiting", "running"), "The state of the job."),
+        host=text("The host of a running job."),
+        since=maybe_real(f"Since when the job is in this state, {_SINCE}."),
+        reason=text("Why the job waits, as the system reports it."),
+    ),
+    next=maybe_whole("`after` for the next page; null after the last one."),
 )
 CALLER = maybe_fields(
     "Whose token the request carries, and what it allows.",
-    {
-        "name": text("The name of the token."),
-        "scope": choice(("read", "write"), "`read`, or `write` for everything."),
-        "expires_at": maybe_real(f"When the token expires, {_LIVE_SINCE}; null: never."),
-    },
+    name=text("The name of the token."),
+    scope=choice(("read", "write"), "`read`, or `write` for everything."),
+    expires_at=maybe_real(f"When the token expires, {_SINCE}; null: never."),
 )
 SERVER = fields(
-    {
-        "caller": CALLER,
-        "version": text("The version of aflow."),
-        "python": text("The version of Python."),
-        "metadata": text("The URL of the metadata, without its password."),
-        "storage": text("The URL of the datastore."),
-        "previews": flag("Whether runs record previews of artifacts."),
-        "runs_here": count("The number of runs that this server drives."),
-    }
+    caller=CALLER,
+    version=text("The version of aflow."),
+    python=text("The version of Python."),
+    metadata=text("The URL of the metadata, without its password."),
+    storage=text("The URL of the datastore."),
+    previews=flag("Whether runs record previews of artifacts."),
+    runs_here=count("The number of runs that this server drives."),
 )
 FINDINGS = fields(
-    {
-        "findings": array(
-            fields(
-                {
-                    "name": text("What was checked."),
-                    "state": choice(("ok", "warn", "fail"), "The result of the check."),
-                    "said": text("What was found."),
-                    "advice": text("What to do; empty if nothing is to be done."),
-                }
-            ),
-            "The results, one for each check.",
-        )
-    }
+    findings=objects(
+        "The results, one for each check.",
+        name=text("What was checked."),
+        state=choice(("ok", "warn", "fail"), "The result of the check."),
+        said=text("What was found."),
+        advice=text("What to do; empty if nothing is to be done."),
+    ),
 )
-COLLECTION_REQUEST = fields(
-    {},
-    {
-        "older_than": {
-            "type": ["number", "null"],
-            "minimum": 0,
-            "description": "Only runs that ended at least this many seconds ago.",
-        },
-        "failed": flag("Only runs that did not succeed."),
-        "flow": maybe_text("Only runs of this flow."),
-        "keep": count("Keep this many newest runs of each flow."),
-    },
+COLLECTION_REQUEST = optional_fields(
+    older_than=maybe_real("Only runs that ended at least this many seconds ago.", minimum=0),
+    failed=flag("Only runs that did not succeed."),
+    flow=maybe_text("Only runs of this flow."),
+    keep=count("Keep this many newest runs of each flow."),
 )
 COLLECTION = fields(
-    {
-        "runs": array(_NAME, "The pathspecs of the runs, 200 at most."),
-        "count": count("The number of runs."),
-        "objects": count("The number of objects in the datastore."),
-        "size": count("The size of these objects in bytes."),
-        "young": count("The number of objects without references that are too young to delete."),
-    }
+    runs=array(_NAME, "The pathspecs of the runs, 200 at most."),
+    count=count("The number of runs."),
+    objects=count("The number of objects in the datastore."),
+    size=count("The size of these objects in bytes."),
+    young=count("The number of objects without references that are too young to delete."),
 )
 STORAGE_SIZES = fields(
-    {
-        "flows": array(
-            fields(
-                {
-                    "flow": text("The name of the flow."),
-                    "runs": count("The number of its runs."),
-                    "objects": count("The number of its objects, each counted once."),
-                    "size": count("The size of these objects in bytes."),
-                }
-            ),
-            "The flows, the largest first.",
-        ),
-        "objects": count("The number of objects of all flows, each counted once."),
-        "size": count("The size of all objects in bytes."),
-        "complete": flag("Whether all runs were read within a minute."),
-    }
+    flows=objects(
+        "The flows, the largest first.",
+        flow=text("The name of the flow."),
+        runs=count("The number of its runs."),
+        objects=count("The number of its objects, each counted once."),
+        size=count("The size of these objects in bytes."),
+    ),
+    objects=count("The number of objects of all flows, each counted once."),
+    size=count("The size of all objects in bytes."),
+    complete=flag("Whether all runs were read within a minute."),
 )
-TAG_CHANGES = fields(
-    {}, {"add": array(_NAME, "Tags to add."), "remove": array(_NAME, "Tags to remove.")}
+TAG_CHANGES = optional_fields(
+    add=array(_NAME, "Tags to add."), remove=array(_NAME, "Tags to remove.")
 )
 BATCH_REQUEST = fields(
-    {"action": choice(("cancel", "resume", "tag", "untag", "delete"), "What to do with each run.")},
-    {
-        "filter": text("The filter words, as in GET /v1/search.", maxLength=1000),
-        "tags": array(_NAME, "The tags to add (`tag`) or to remove (`untag`)."),
-        "until": {
-            "type": ["number", "null"],
-            "minimum": 0,
-            "description": f"Only runs created before this time, {_LIVE_SINCE}.",
-        },
-        "cursor": maybe_text("The `cursor` of the response before; null for the first request."),
-        "dry_run": flag("Change nothing, and only count."),
-    },
+    action=choice(("cancel", "resume", "tag", "untag", "delete"), "What to do with each run."),
+    filter=optional(text("The filter words, as in GET /v1/search.", maxLength=1000)),
+    tags=optional(array(_NAME, "The tags to add (`tag`) or to remove (`untag`).")),
+    until=optional(maybe_real(f"Only runs created before this time, {_SINCE}.", minimum=0)),
+    cursor=optional(maybe_text("The `cursor` of the response before; null for the first request.")),
+    dry_run=optional(flag("Change nothing, and only count.")),
 )
 BATCH_RESULT = fields(
-    {
-        "count": count("The number of runs that were changed, or would be."),
-        "runs": array(_NAME, "The pathspecs of some of these runs."),
-        "refused": array(
-            fields(
-                {
-                    "reason": text("Why a run was not changed."),
-                    "count": count("The number of runs with this reason."),
-                }
-            ),
-            "The runs that were not changed, by reason.",
-        ),
-        "cursor": maybe_text("`cursor` for the next request; null if all runs are done."),
-        "until": real(f"`until` for the next request, {_LIVE_SINCE}."),
-        "stopped": maybe_text("Why the request stopped early; null if it did not."),
-    }
+    count=count("The number of runs that were changed, or would be."),
+    runs=array(_NAME, "The pathspecs of some of these runs."),
+    refused=objects(
+        "The runs that were not changed, by reason.",
+        reason=text("Why a run was not changed."),
+        count=count("The number of runs with this reason."),
+    ),
+    cursor=maybe_text("`cursor` for the next request; null if all runs are done."),
+    until=real(f"`until` for the next request, {_SINCE}."),
+    stopped=maybe_text("Why the request stopped early; null if it did not."),
 )
 TOKEN_REQUEST = fields(
-    {"name": text("The name of the token.")},
-    {
-        "scope": {**choice(("read", "write"), "What the token allows."), "default": "read"},
-        "seconds": maybe_real("The lifetime in seconds; null: it does not expire."),
-    },
+    name=text("The name of the token."),
+    scope=optional({**choice(("read", "write"), "What the token allows."), "default": "read"}),
+    seconds=optional(maybe_real("The lifetime in seconds; null: it does not expire.")),
 )
 TOKENS = fields(
-    {
-        "tokens": array(
-            fields(
-                {
-                    "name": text("The name of the token."),
-                    "scope": choice(("read", "write"), "What the token allows."),
-                    "created_at": real(f"When the token was created, {_LIVE_SINCE}."),
-                    "expires_at": maybe_real(f"When the token expires, {_LIVE_SINCE}."),
-                }
-            ),
-            "The tokens, without their secrets.",
-        )
-    }
+    tokens=objects(
+        "The tokens, without their secrets.",
+        name=text("The name of the token."),
+        scope=choice(("read", "write"), "What the token allows."),
+        created_at=real(f"When the token was created, {_SINCE}."),
+        expires_at=maybe_real(f"When the token expires, {_SINCE}."),
+    ),
 )
 EVENT = fields(
-    {
-        "event": text("The type of the event."),
-        "data": text("A JSON object."),
-    },
-    {"id": text("The id of the event, for `Last-Event-ID`.")},
+    event=text("The type of the event."),
+    data=text("A JSON object."),
+    id=optional(text("The id of the event, for `Last-Event-ID`.")),
 )
 STEP_ARTIFACTS = fields(
-    {
-        "steps": array(
-            fields(
-                {
-                    "step": text("The name of the step."),
-                    "count": count("The number of its tasks."),
-                    "tasks": array(
-                        fields(
-                            {
-                                "task": whole("The number of the task."),
-                                "damaged": maybe_text("Why the artifacts cannot be read."),
-                                "artifacts": _ARTIFACTS,
-                            }
-                        ),
-                        "The first tasks of the step, three at most.",
-                    ),
-                }
-            ),
-            "The steps.",
-        )
-    }
+    steps=objects(
+        "The steps.",
+        step=text("The name of the step."),
+        count=count("The number of its tasks."),
+        tasks=objects(
+            "The first tasks of the step, three at most.",
+            task=whole("The number of the task."),
+            damaged=maybe_text("Why the artifacts cannot be read."),
+            artifacts=_ARTIFACTS,
+        ),
+    ),
 )
 RUN_CARDS = fields(
-    {
-        "cards": array(
-            fields(
-                {
-                    "step": text("The name of the step."),
-                    "task": whole("The number of the task."),
-                    **CARD,
-                }
-            ),
-            "The cards, by task.",
-        )
-    }
+    cards=objects(
+        "The cards, by task.",
+        step=text("The name of the step."),
+        task=whole("The number of the task."),
+        **CARD,
+    ),
 )
 EXPLANATIONS = fields(
-    {
-        "lines": array(
-            fields(
-                {
-                    "step": text("The name of the step."),
-                    "text": text("Why the tasks ran, or why their results were reused."),
-                    "count": count("The number of tasks."),
-                    "tasks": array({"type": "integer"}, "The numbers of some of them."),
-                }
-            ),
-            "The reasons, by step.",
-        )
-    }
+    lines=objects(
+        "The reasons, by step.",
+        step=text("The name of the step."),
+        text=text("Why the tasks ran, or why their results were reused."),
+        count=count("The number of tasks."),
+        tasks=array({"type": "integer"}, "The numbers of some of them."),
+    ),
 )
 CODE = fields(
-    {
-        "script": maybe_text("The flow's file."),
-        "files": array(
-            fields({"name": text("The path of the file."), "text": text("The text of the file.")}),
-            "The files of the code package.",
-        ),
-    },
-    {"diff": text("A unified diff from the code of `against` to that of the run.")},
+    script=maybe_text("The flow's file."),
+    files=objects(
+        "The files of the code package.",
+        name=text("The path of the file."),
+        text=text("The text of the file."),
+    ),
+    diff=optional(text("A unified diff from the code of `against` to that of the run.")),
 )
 LOG_PAGE = fields(
-    {
-        "lines": array(fields(LINE), "The lines."),
-        "next": text("`after` for the next page."),
-        "end": flag("Whether these are all lines for now."),
-        "looked_at": count("The number of lines that a search has read."),
-    },
-    {"skipped": count("With `tail`: the number of lines before these.")},
+    lines=objects("The lines.", **LINE),
+    next=text("`after` for the next page."),
+    end=flag("Whether these are all lines for now."),
+    looked_at=count("The number of lines that a search has read."),
+    skipped=optional(count("With `tail`: the number of lines before these.")),
 )
 SUGGESTIONS = fields(
-    {
-        "found": array(
-            fields(
-                {
-                    "kind": choice(
-                        ("flow", "run", "step", "artifact", "tag", "user"), "What was found."
-                    ),
-                    "text": text("The completed text."),
-                }
-            ),
-            "The completions, 20 at most.",
-        )
-    }
+    found=objects(
+        "The completions, 20 at most.",
+        kind=choice(("flow", "run", "step", "artifact", "tag", "user"), "What was found."),
+        text=text("The completed text."),
+    ),
 )
-STARTED_RUN = fields({"run": text("The pathspec (Flow/run) of the new run.")})
+STARTED_RUN = fields(run=text("The pathspec (Flow/run) of the new run."))

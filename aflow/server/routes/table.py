@@ -4,7 +4,7 @@ application and its OpenAPI document are both made of this table."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aflow.scheduler.states import TaskState
 from aflow.server.request_bodies import LARGEST_NUMBER
@@ -16,7 +16,11 @@ from aflow.server.routes.schemas import (
     array,
     choice,
     fields,
+    maybe_fields,
+    maybe_text,
     number,
+    objects,
+    real,
     text,
 )
 
@@ -24,7 +28,7 @@ from aflow.server.routes.schemas import (
 class Route(NamedTuple):
     """One route. `name` is that of the method that answers; `tag` the group in the document;
     `takes` the type of the body, `body` its schema; `content_type` that of the answer; `refuses`
-    the statuses beside 401, 403, 500 and 503; `headers` those of a request."""
+    the statuses beside those of `refusals`; `headers` those of a request."""
 
     method: str
     path: str
@@ -39,6 +43,18 @@ class Route(NamedTuple):
     refuses: tuple[int, ...] = ()
     headers: Mapping[str, Schema] = {}
 
+    @property
+    def refusals(self) -> list[int]:
+        """The statuses of its refusals, but for those that every route may have."""
+        found = {*self.refuses}
+        if self.query:
+            found.add(400)
+        if "{" in self.path:
+            found |= {400} if self.method == "PUT" else {400, 404}
+        if self.takes is not None:
+            found |= {400, 408, 413, 415}
+        return sorted(found)
+
 
 _JSON, _TAR, _EVENTS = "application/json", "application/x-tar", "text/event-stream"
 _BINARY = {"type": "string", "format": "binary"}
@@ -46,26 +62,44 @@ _ONE = "/v1/runs/{flow}/{run}"
 _PLAN = "/v1/schedules/{name}"
 _STEP = text("Only this step.")
 _TASK = number(LARGEST_NUMBER, "Only the task with this number; 0: all tasks.", 0)
-_FOLLOW = {"follow": number(1, "1: keep the stream open until the run has ended.", 0)}
+_AFTER = number(LARGEST_NUMBER, "Only tasks with a higher number.", 0)
+_FOLLOW = number(1, "1: keep the stream open until the run has ended.", 0)
 _LAST = {"Last-Event-ID": text("The id of the last event that was received.")}
 _ETAG = {"If-None-Match": text("The `ETag` of an earlier response: 304 if nothing has changed.")}
-_BODY = (400, 408, 413, 415)
-_FOUND = (400, 404, 422)
-_BEGUN = (400, 404, 408, 413, 415, 422, 429)
 
 
 def _limit(most: int, default: int, what: str) -> Schema:
     return number(most, f"The largest number of {what}.", default)
 
 
+def _reading(path: str, name: str, tag: str, answer: Schema, **more: Any) -> Route:
+    """A route that reads what is stored of a run: it may be damaged (422)."""
+    return Route("GET", _ONE + path, name, tag, answer, refuses=(422,), **more)
+
+
+def _starting(path: str, name: str, body: Schema) -> Route:
+    """A route that starts a run: its code may fail (422), and too many may be active (429)."""
+    return Route(
+        "POST", path, name, "runs", schemas.STARTED_RUN, status=201, takes=_JSON, body=body,
+        refuses=(422, 429),
+    )  # fmt: skip
+
+
+def _foreseeing(path: str, name: str, body: Schema) -> Route:
+    """A route that says what a run would do."""
+    return Route(
+        "POST", path, name, "dry runs", schemas.FORECAST, takes=_JSON, body=body, refuses=(422,)
+    )
+
+
 ROUTES = [
     Route(
         "GET", "/healthz", "alive", "probes",
-        fields({"status": choice(("alive",), "The process answers.")}),
+        fields(status=choice(("alive",), "The process answers.")),
     ),
     Route(
         "GET", "/readyz", "ready", "probes",
-        fields({"status": choice(("ready",), "The server accepts runs.")}),
+        fields(status=choice(("ready",), "The server accepts runs.")),
     ),
     Route(
         "GET", "/metrics", "measure", "probes",
@@ -73,99 +107,85 @@ ROUTES = [
     ),
     Route(
         "POST", "/v1/packages", "add_package", "runs",
-        fields({"package": text("The key of the package.")}), status=201, takes=_TAR, refuses=_BODY,
+        fields(package=text("The key of the package.")), status=201, takes=_TAR,
     ),
-    Route(
-        "POST", "/v1/runs", "add_run", "runs", schemas.STARTED_RUN, status=201,
-        takes=_JSON, body=schemas.RUN_REQUEST, refuses=(*_BODY, 422, 429),
-    ),
+    _starting("/v1/runs", "add_run", schemas.RUN_REQUEST),
     Route(
         "GET", "/v1/runs", "list_runs", "runs",
-        fields({"runs": array(fields(schemas.RUN), "The runs, newest first.")}),
+        fields(runs=objects("The runs, newest first.", **schemas.RUN)),
         query={
             "flow": text("Only runs of this flow."),
             "limit": _limit(LARGEST_PAGE, 20, "runs"),
         },
-        refuses=(400,),
     ),
-    Route(
-        "GET", _ONE, "show_run", "runs", fields(schemas.SHOWN_RUN),
+    _reading(
+        "", "show_run", "runs", fields(**schemas.SHOWN_RUN),
         query={
             "wait": number(
                 LONGEST_WAIT, "Wait for the end of the run, at most this many seconds.", 0
             )
         },
-        refuses=_FOUND,
     ),
-    Route(
-        "GET", _ONE + "/tasks", "list_tasks", "tasks",
-        fields({"tasks": array(fields(schemas.TASK), "The tasks, by number.")}),
-        query={
-            "after": number(LARGEST_NUMBER, "Only tasks with a higher number.", 0),
-            "limit": _limit(LARGEST_PAGE, 100, "tasks"),
-        },
-        refuses=_FOUND,
+    _reading(
+        "/tasks", "list_tasks", "tasks",
+        fields(tasks=objects("The tasks, by number.", **schemas.TASK)),
+        query={"after": _AFTER, "limit": _limit(LARGEST_PAGE, 100, "tasks")},
     ),
-    Route(
-        "GET", _ONE + "/events", "show_events", "streams", schemas.EVENT,
-        query=_FOLLOW, content_type=_EVENTS, refuses=_FOUND, headers=_LAST,
+    _reading(
+        "/events", "show_events", "streams", schemas.EVENT,
+        query={"follow": _FOLLOW}, content_type=_EVENTS, headers=_LAST,
     ),
-    Route(
-        "GET", _ONE + "/logs", "show_logs", "streams", schemas.EVENT,
-        query={"step": _STEP, "task": _TASK, **_FOLLOW}, content_type=_EVENTS, refuses=_FOUND,
+    _reading(
+        "/logs", "show_logs", "streams", schemas.EVENT,
+        query={"step": _STEP, "task": _TASK, "follow": _FOLLOW}, content_type=_EVENTS,
         headers=_LAST,
     ),
     Route(
         "DELETE", _ONE, "cancel_run", "runs",
-        fields({
-            "run": text("The pathspec of the run."),
-            "state": choice(
+        fields(
+            run=text("The pathspec of the run."),
+            state=choice(
                 ("stopping", "cancelled"),
                 "`cancelled`: the run has ended; `stopping`: its coordinator stops it.",
             ),
-        }),
-        status=202, refuses=(400, 404, 409),
+        ),
+        status=202, refuses=(409,),
     ),
     Route(
         "GET", "/v1/schedules", "list_schedules", "schedules",
-        fields({"schedules": array(fields(schemas.SCHEDULE), "The schedules, by name.")}),
-        refuses=(400,),
+        fields(schedules=objects("The schedules, by name.", **schemas.SCHEDULE)), refuses=(400,),
     ),
     Route(
         "GET", "/v1/ticks", "preview_schedule", "schedules",
-        fields({"next": array(
-            {"type": "number"}, "The next times, in seconds since 1970 (UTC).")}),
+        fields(next=array({"type": "number"}, "The next times, in seconds since 1970 (UTC).")),
         query={
             "cron": text("The cron expression."),
             "timezone": text("The time zone, such as Europe/Berlin.", default="UTC"),
         },
-        refuses=(400,),
+    ),
+    Route("GET", _PLAN, "show_schedule", "schedules", fields(**schemas.SCHEDULE)),
+    Route(
+        "PUT", _PLAN, "put_schedule", "schedules", fields(**schemas.SCHEDULE),
+        takes=_JSON, body=schemas.SCHEDULE_REQUEST, refuses=(409,),
     ),
     Route(
-        "GET", _PLAN, "show_schedule", "schedules", fields(schemas.SCHEDULE), refuses=(400, 404),
-    ),
-    Route(
-        "PUT", _PLAN, "put_schedule", "schedules", fields(schemas.SCHEDULE),
-        takes=_JSON, body=schemas.SCHEDULE_REQUEST, refuses=(400, 408, 409, 413, 415),
-    ),
-    Route(
-        "PATCH", _PLAN, "change_schedule", "schedules", fields(schemas.SCHEDULE),
-        takes=_JSON, body=schemas.SCHEDULE_CHANGES, refuses=(400, 404, 408, 409, 413, 415),
+        "PATCH", _PLAN, "change_schedule", "schedules", fields(**schemas.SCHEDULE),
+        takes=_JSON, body=schemas.SCHEDULE_CHANGES, refuses=(409,),
     ),
     Route(
         "DELETE", _PLAN, "delete_schedule", "schedules",
-        fields({"schedule": text("The name of the schedule.")}), refuses=(400, 404),
+        fields(schedule=text("The name of the schedule.")),
     ),
     Route(
         "POST", _PLAN + "/runs", "trigger_schedule", "schedules", schemas.STARTED_RUN, status=201,
-        refuses=(400, 404, 422, 429),
+        refuses=(422, 429),
     ),
     Route(
         "GET", "/v1/search", "find_runs", "runs",
-        fields({
-            "runs": array(fields(schemas.SUMMARY), "The runs, newest first."),
-            "cursor": schemas.maybe_text("`cursor` for the next page; null after the last one."),
-        }),
+        fields(
+            runs=objects("The runs, newest first.", **schemas.SUMMARY),
+            cursor=maybe_text("`cursor` for the next page; null after the last one."),
+        ),
         query={
             "filter": text(
                 "Filter words with spaces between them: flow:NAME, state:STATE, tag:TAG, "
@@ -175,35 +195,32 @@ ROUTES = [
             "cursor": text("The `cursor` of the page before."),
             "limit": _limit(200, 50, "runs"),
         },
-        refuses=(400,),
     ),
     Route(
         "GET", "/v1/flows", "list_flows", "flows",
-        fields({"flows": array(
-            fields({
-                "flow": text("The name of the flow."),
-                "created_at": schemas.real(
-                    "When the flow was first recorded, in seconds since 1970 (UTC)."
+        fields(
+            flows=objects(
+                "The flows, newest first.",
+                flow=text("The name of the flow."),
+                created_at=real("When the flow was first recorded, in seconds since 1970 (UTC)."),
+                latest=maybe_fields(
+                    "The latest run; null if all runs were deleted.", **schemas.SUMMARY
                 ),
-                "latest": schemas.maybe_fields(
-                    "The latest run; null if all runs were deleted.", schemas.SUMMARY
-                ),
-            }),
-            "The flows, newest first.",
-        )}),
+            )
+        ),
     ),
     Route(
-        "GET", "/v1/flows/{flow}", "show_flow", "flows", fields(schemas.SHOWN_FLOW),
-        refuses=_FOUND,
+        "GET", "/v1/flows/{flow}", "show_flow", "flows", fields(**schemas.SHOWN_FLOW),
+        refuses=(422,),
     ),
     Route(
-        "GET", "/v1/compare", "compare_runs", "runs", fields(schemas.COMPARISON),
+        "GET", "/v1/compare", "compare_runs", "runs", fields(**schemas.COMPARISON),
         query={"runs": text("The pathspecs of 2 to 5 runs with commas between them.")},
-        refuses=_FOUND,
+        refuses=(404, 422),
     ),
     Route(
         "GET", "/v1/suggest", "suggest", "runs", schemas.SUGGESTIONS,
-        query={"prefix": text("The text to complete.")}, refuses=(400,),
+        query={"prefix": text("The text to complete.")},
     ),
     Route(
         "GET", "/v1/stream", "stream", "streams", schemas.EVENT,
@@ -213,43 +230,33 @@ ROUTES = [
                 "logs:Flow/1/7, logs:Flow/1@POSITION."
             )
         },
-        content_type=_EVENTS, refuses=(400, 404),
+        content_type=_EVENTS, refuses=(404,),
     ),
-    Route(
-        "GET", _ONE + "/overview", "show_overview", "runs", fields(schemas.OVERVIEW),
-        refuses=_FOUND, headers=_ETAG,
-    ),
-    Route(
-        "GET", _ONE + "/columns", "show_columns", "tasks",
+    _reading("/overview", "show_overview", "runs", fields(**schemas.OVERVIEW), headers=_ETAG),
+    _reading(
+        "/columns", "show_columns", "tasks",
         {**_BINARY, "description": "Columns of numbers; see the description of the operation."},
         query={
             "since": number(
                 LARGEST_NUMBER, "Only tasks that changed after this version of the run."
             )
         },
-        content_type="application/octet-stream", refuses=_FOUND, headers=_ETAG,
+        content_type="application/octet-stream", headers=_ETAG,
     ),
-    Route(
-        "GET", _ONE + "/trace.json", "get_trace", "tasks",
-        schemas.described(
-            {
-                "type": "object",
-                "properties": {
-                    "traceEvents": array({"type": "object"}, "The events of the trace.")
-                },
-                "required": ["traceEvents"],
-                "additionalProperties": True,
-            },
-            "A trace in the format of Chrome's tracing, which Perfetto shows.",
+    _reading(
+        "/trace.json", "get_trace", "tasks",
+        {
+            **fields(traceEvents=array({"type": "object"}, "The events of the trace.")),
+            "additionalProperties": True,
+            "description": "A trace in the format of Chrome's tracing, which Perfetto shows.",
+        },
+    ),
+    _reading(
+        "/task-page", "page_tasks", "tasks",
+        fields(
+            total=schemas.count("The number of tasks on all pages."),
+            tasks=objects("The tasks of this page.", **schemas.TASK_ROW),
         ),
-        refuses=_FOUND,
-    ),
-    Route(
-        "GET", _ONE + "/task-page", "page_tasks", "tasks",
-        fields({
-            "total": schemas.count("The number of tasks on all pages."),
-            "tasks": array(fields(schemas.TASK_ROW), "The tasks of this page."),
-        }),
         query={
             "step": _STEP,
             "state": text("Only tasks in this state: " + ", ".join(TaskState) + "."),
@@ -260,37 +267,27 @@ ROUTES = [
             "offset": number(LARGEST_NUMBER, "The number of tasks to skip.", 0),
             "limit": _limit(500, 100, "tasks"),
         },
-        refuses=_FOUND,
     ),
-    Route(
-        "GET", _ONE + "/tasks/{task}", "show_task", "tasks", fields(schemas.SHOWN_TASK),
-        refuses=_FOUND,
-    ),
-    Route(
-        "GET", _ONE + "/artifacts", "list_artifacts", "artifacts", schemas.STEP_ARTIFACTS,
-        refuses=_FOUND,
-    ),
-    Route(
-        "GET", _ONE + "/tasks/{task}/artifacts/{name}", "get_artifact", "artifacts",
+    _reading("/tasks/{task}", "show_task", "tasks", fields(**schemas.SHOWN_TASK)),
+    _reading("/artifacts", "list_artifacts", "artifacts", schemas.STEP_ARTIFACTS),
+    _reading(
+        "/tasks/{task}/artifacts/{name}", "get_artifact", "artifacts",
         {**_BINARY, "description": "The pickle of the value."},
-        content_type="application/octet-stream", refuses=_FOUND,
+        content_type="application/octet-stream",
     ),
-    Route("GET", _ONE + "/cards", "list_cards", "artifacts", schemas.RUN_CARDS, refuses=_FOUND),
-    Route(
-        "GET", _ONE + "/tasks/{task}/cards/{name}", "get_card", "artifacts",
-        text("The page."), query={"theme": choice(("light", "dark"), "The colours of the page.")},
-        content_type="text/html", refuses=_FOUND,
+    _reading("/cards", "list_cards", "artifacts", schemas.RUN_CARDS),
+    _reading(
+        "/tasks/{task}/cards/{name}", "get_card", "artifacts", text("The page."),
+        query={"theme": choice(("light", "dark"), "The colours of the page.")},
+        content_type="text/html",
     ),
-    Route(
-        "GET", _ONE + "/explain", "explain_run", "tasks", schemas.EXPLANATIONS, refuses=_FOUND,
-    ),
-    Route(
-        "GET", _ONE + "/code", "show_code", "runs", schemas.CODE,
+    _reading("/explain", "explain_run", "tasks", schemas.EXPLANATIONS),
+    _reading(
+        "/code", "show_code", "runs", schemas.CODE,
         query={"against": text("The id of another run of the flow: add a diff from its code.")},
-        refuses=_FOUND,
     ),
-    Route(
-        "GET", _ONE + "/log", "page_log", "logs", schemas.LOG_PAGE,
+    _reading(
+        "/log", "page_log", "logs", schemas.LOG_PAGE,
         query={
             "step": _STEP,
             "task": _TASK,
@@ -299,84 +296,58 @@ ROUTES = [
             "limit": _limit(5000, 1000, "lines"),
             "tail": number(5000, "The last lines of one task; 0: the first ones.", 0),
         },
-        refuses=_FOUND,
     ),
-    Route(
-        "GET", _ONE + "/log.txt", "get_log", "logs", text("The lines."),
-        query={"step": _STEP, "task": _TASK}, content_type="text/plain", refuses=_FOUND,
+    _reading(
+        "/log.txt", "get_log", "logs", text("The lines."),
+        query={"step": _STEP, "task": _TASK}, content_type="text/plain",
     ),
     Route("GET", "/v1/queue", "show_queue", "queue", schemas.QUEUE),
     Route(
         "POST", "/v1/queue/release", "release_messages", "queue", schemas.CHANGED_MESSAGES,
-        takes=_JSON, body=schemas.MESSAGE_IDS, refuses=_BODY,
+        takes=_JSON, body=schemas.MESSAGE_IDS,
     ),
     Route(
         "POST", "/v1/queue/delete", "delete_messages", "queue", schemas.CHANGED_MESSAGES,
-        takes=_JSON, body=schemas.MESSAGE_IDS, refuses=_BODY,
+        takes=_JSON, body=schemas.MESSAGE_IDS,
     ),
     Route(
         "GET", "/v1/workers", "list_workers", "workers",
-        fields({
-            "workers": array(fields(schemas.WORKER), "The workers, by name."),
-            "heartbeat": schemas.real("Seconds between the heartbeats of a worker."),
-            "silent_after": schemas.real("Seconds without a heartbeat until a worker is silent."),
-            "expires_after": schemas.real(
-                "Seconds without a heartbeat until a worker is no longer listed."
-            ),
-        }),
+        fields(
+            workers=objects("The workers, by name.", **schemas.WORKER),
+            heartbeat=real("Seconds between the heartbeats of a worker."),
+            silent_after=real("Seconds without a heartbeat until a worker is silent."),
+            expires_after=real("Seconds without a heartbeat until a worker is no longer listed."),
+        ),
         refuses=(400,),
     ),
     Route("GET", "/v1/jobs", "list_jobs", "jobs", schemas.JOB_QUEUES),
-    Route(
-        "GET", _ONE + "/jobs", "list_run_jobs", "jobs", schemas.RUN_JOBS,
-        query={
-            "step": _STEP,
-            "after": number(LARGEST_NUMBER, "Only tasks with a higher number.", 0),
-            "limit": _limit(500, 100, "jobs"),
-        },
-        refuses=_FOUND,
+    _reading(
+        "/jobs", "list_run_jobs", "jobs", schemas.RUN_JOBS,
+        query={"step": _STEP, "after": _AFTER, "limit": _limit(500, 100, "jobs")},
     ),
+    Route("GET", "/v1/workers/{name}", "show_worker", "workers", fields(**schemas.WORKER)),
     Route(
-        "GET", "/v1/workers/{name}", "show_worker", "workers", fields(schemas.WORKER),
-        refuses=(400, 404),
-    ),
-    Route(
-        "POST", "/v1/workers/{name}/drain", "drain_worker", "workers", fields(schemas.WORKER),
-        status=202, refuses=(400, 404),
+        "POST", "/v1/workers/{name}/drain", "drain_worker", "workers", fields(**schemas.WORKER),
+        status=202,
     ),
     Route("GET", "/v1/server", "show_server", "server", schemas.SERVER),
     Route("POST", "/v1/doctor", "check_settings", "server", schemas.FINDINGS),
     Route(
         "POST", "/v1/gc", "plan_collection", "storage", schemas.COLLECTION,
-        takes=_JSON, body=schemas.COLLECTION_REQUEST, refuses=_BODY,
+        takes=_JSON, body=schemas.COLLECTION_REQUEST,
     ),
     Route(
-        "PATCH", _ONE + "/tags", "tag_run", "runs", fields({"tags": schemas.RUN["tags"]}),
-        takes=_JSON, body=schemas.TAG_CHANGES, refuses=(400, 404, 408, 413, 415),
+        "PATCH", _ONE + "/tags", "tag_run", "runs", fields(tags=schemas.RUN["tags"]),
+        takes=_JSON, body=schemas.TAG_CHANGES,
     ),
-    Route(
-        "POST", _ONE + "/resume", "resume_run", "runs", schemas.STARTED_RUN, status=201,
-        takes=_JSON, body=schemas.RESUME_REQUEST, refuses=_BEGUN,
-    ),
-    Route(
-        "POST", _ONE + "/rerun", "rerun", "runs", schemas.STARTED_RUN, status=201,
-        takes=_JSON, body=schemas.RERUN_REQUEST, refuses=_BEGUN,
-    ),
-    Route(
-        "POST", "/v1/dry-run", "foresee_run", "dry runs", schemas.FORECAST,
-        takes=_JSON, body=schemas.RUN_REQUEST, refuses=(*_BODY, 422),
-    ),
-    Route(
-        "POST", _ONE + "/resume/dry-run", "foresee_resume", "dry runs", schemas.FORECAST,
-        takes=_JSON, body=schemas.RESUME_REQUEST, refuses=(400, 404, 408, 413, 415, 422),
-    ),
-    Route(
-        "POST", _ONE + "/rerun/dry-run", "foresee_rerun", "dry runs", schemas.FORECAST,
-        takes=_JSON, body=schemas.RERUN_REQUEST, refuses=(400, 404, 408, 413, 415, 422),
-    ),
+    _starting(_ONE + "/resume", "resume_run", schemas.RESUME_REQUEST),
+    _starting(_ONE + "/rerun", "rerun", schemas.RERUN_REQUEST),
+    _foreseeing("/v1/dry-run", "foresee_run", schemas.RUN_REQUEST),
+    _foreseeing(_ONE + "/resume/dry-run", "foresee_resume", schemas.RESUME_REQUEST),
+    _foreseeing(_ONE + "/rerun/dry-run", "foresee_rerun", schemas.RERUN_REQUEST),
     Route(
         "POST", "/v1/batch", "change_many", "runs", schemas.BATCH_RESULT,
-        takes=_JSON, body=schemas.BATCH_REQUEST, refuses=_BODY,
+        takes=_JSON, body=schemas.BATCH_REQUEST,
     ),
     Route("POST", "/v1/storage", "measure_storage", "storage", schemas.STORAGE_SIZES),
     Route(
@@ -385,26 +356,24 @@ ROUTES = [
             "pool": text("The pool.", default="default"),
             "limit": _limit(1000, 100, "messages"),
         },
-        refuses=(400,),
     ),
     Route(
         "GET", "/v1/deletion", "plan_deletion", "storage",
-        fields({"runs": array({"type": "string"}, "The runs that can be deleted.")}),
+        fields(runs=array({"type": "string"}, "The runs that can be deleted.")),
         query={"runs": text("The pathspecs of 1 to 200 runs with commas between them.")},
-        refuses=(400,),
     ),
     Route(
         "DELETE", _ONE + "/records", "delete_run", "runs",
-        fields({"run": text("The pathspec of the run.")}), refuses=(400, 404, 409),
+        fields(run=text("The pathspec of the run.")), refuses=(409,),
     ),
     Route("GET", "/v1/tokens", "list_tokens", "tokens", schemas.TOKENS, refuses=(400,)),
     Route(
         "POST", "/v1/tokens", "add_token", "tokens",
-        fields({"token": text("The secret of the token. It is not shown again.")}), status=201,
-        takes=_JSON, body=schemas.TOKEN_REQUEST, refuses=_BODY,
+        fields(token=text("The secret of the token. It is not shown again.")), status=201,
+        takes=_JSON, body=schemas.TOKEN_REQUEST,
     ),
     Route(
         "DELETE", "/v1/tokens/{name}", "revoke_token", "tokens",
-        fields({"token": text("The name of the token.")}), refuses=(400, 404),
+        fields(token=text("The name of the token.")),
     ),
 ]  # fmt: skip

@@ -210,9 +210,10 @@ def created(
     """
     if kind._takes_objects:
         return kind(options, components, graph, flow)
-    steps = {} if definition is None else outline(definition)["steps"]
     if definition is None:
         steps = {node["name"]: node for node in graph.as_dict()["nodes"]}
+    else:
+        steps = outline(definition)["steps"]
     given = {
         "options": dict(options),
         "components": [_plain(each) for each in components],
@@ -243,6 +244,20 @@ def _plain(component: Any) -> Any:
     except Exception:  # noqa: BLE001 -- one part that fails leaves the others
         made = rendered(component)
     return RenderedComponent(made) if isinstance(made, str) else made
+
+
+def checked(html: object) -> str:
+    """Return the page of a card.
+
+    Args:
+        html: What its `render` has returned.
+
+    Raises:
+        TypeError: It is not a text.
+    """
+    if not isinstance(html, str):
+        raise TypeError(f"render gave {type(html).__name__}, and has to give a text of HTML")
+    return html
 
 
 def kind_of(name: str) -> type[Card]:

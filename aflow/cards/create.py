@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from aflow.cards import store
-from aflow.cards.card import ErrorCard, created, kind_of
+from aflow.cards.card import ErrorCard, checked, created, kind_of
 from aflow.cards.hooks import in_time
+from aflow.storage import cards as store
 from aflow.task.runner import sentence
 
 if TYPE_CHECKING:
@@ -62,14 +62,8 @@ def page_of(
     finished = FinishedTask(task)
     try:
         if timeout is None:
-            html = made.render(finished)
-        else:
-            html = in_time(lambda: made.render(finished), timeout)
-        if not isinstance(html, str):
-            raise TypeError(
-                f"render gave {html.__class__.__name__}, and has to give a text of HTML"
-            )
-        return html
+            return checked(made.render(finished))
+        return checked(in_time(lambda: made.render(finished), timeout))
     except Exception as error:
         if not save_errors:
             raise

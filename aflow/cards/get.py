@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import TYPE_CHECKING, Any, overload
 
-from aflow.cards import store
 from aflow.client import Task as ClientTask
 from aflow.errors import NotFound
+from aflow.storage import cards as store
 
 if TYPE_CHECKING:
     from aflow.client import Task

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.settings import switched_on
-from aflow.cards import store
-from aflow.cards.card import Card, ErrorCard, created, kind_of
+from aflow.cards.card import Card, ErrorCard, checked, created, kind_of
 from aflow.cards.components import Component, as_component
 from aflow.errors import InvalidInput
 from aflow.flow.current import look_up
+from aflow.storage import cards as store
 from aflow.task.hooks import Scene, StepHook
 from aflow.task.runner import sentence, show
 
@@ -126,40 +126,10 @@ class Cards:
             return CardParts(self.all[0])
         return chosen[0].parts
 
-    def append(self, component: Any, id: str | None = None) -> None:
-        """See CardParts.
-
-        Args:
-            component: The component, or a value that becomes one.
-            id: The id of the card; None for none.
-        """
-        self._main.append(component, id)
-
-    def extend(self, components: Iterable[Any]) -> None:
-        """See CardParts.
-
-        Args:
-            components: The components, in order.
-        """
-        self._main.extend(components)
-
-    def clear(self) -> None:
-        """See CardParts."""
-        self._main.clear()
-
-    def refresh(self, data: Any = None, force: bool = False) -> None:
-        """See CardParts.
-
-        Args:
-            data: The data that the step has given to `refresh`.
-            force: Whether to write at once, although the last write was a moment ago.
-        """
-        self._main.refresh(data, force)
-
-    @property
-    def components(self) -> dict[str, Component]:
-        """See CardParts."""
-        return self._main.components
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._main, name)  # append, extend, clear, refresh, components
 
     def __len__(self) -> int:
         return len(self._main)
@@ -231,14 +201,8 @@ class CardHook(StepHook):
             if runtime and not kind.RUNTIME_UPDATABLE:
                 return
             definition = self.scene.definition
-            made = created(
-                kind,
-                self.card.options,
-                [*self.parts],
-                definition,
-                definition.graph,
-                self.scene.flow,
-            )
+            graph, flow = definition.graph, self.scene.flow
+            made = created(kind, self.card.options, [*self.parts], definition, graph, flow)
             html, update = self._made(made, task, runtime)
         except Exception as error:  # noqa: BLE001 -- a card that fails is reported, and shown in its place
             message = sentence(error)
@@ -266,22 +230,16 @@ class CardHook(StepHook):
         refreshed, at = self._renders > 0, self.now()
 
         def make() -> tuple[str, Any]:
-            html = made.render_runtime(task, data) if runtime else made.render(task)
-            if not isinstance(html, str):
-                raise TypeError(
-                    f"render gave {type(html).__name__}, and has to give a text of HTML"
-                )
+            html = checked(made.render_runtime(task, data) if runtime else made.render(task))
             if not refreshed:
                 return html, None
             token = _reload_token(made, task, data)
             new_data = made.refresh(task, data)
             update = {"reload_token": token, "data": new_data, "created_on": at}
-            return html.replace(
-                made.RELOAD_POLICY_TOKEN, token
-            ), None if new_data is None else update
+            html = html.replace(made.RELOAD_POLICY_TOKEN, token)
+            return html, None if new_data is None else update
 
-        html, update = in_time(make, self.card.timeout)
-        return html, update
+        return in_time(make, self.card.timeout)  # type: ignore[no-any-return]
 
 
 def _reload_token(made: Card, task: CardTask, data: dict[str, Any]) -> str:

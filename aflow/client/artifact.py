@@ -90,12 +90,6 @@ class DataArtifact(PartOfRun):
         """An artifact has no parts."""
         return iter(())
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from aflow.client import notebook  # only notebooks need it
-
-        return notebook.artifact(self)
-
     def _part(self, name: str) -> Any:
         raise MissingObject(f"{self!r} is an artifact, which has no parts: its .data may have.")
 

@@ -213,6 +213,10 @@ class ClientObject:
         attempt = "" if self._attempt is None else f", attempt={self._attempt}"
         return f"{type(self).__name__}({self.pathspec!r}{attempt})"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return shown_in_notebook(self)
+
     def _identity(self) -> tuple[object, ...]:
         return (type(self), self._spec, self._attempt, self._place.description)
 
@@ -258,6 +262,17 @@ def _restored(
 ) -> ClientObject:
     """The object that was pickled, wherever it was read from: a copy needs no further access."""
     return kind(pathspec, attempt, _namespace_check=False, _place=place_at(description))
+
+
+def shown_in_notebook(shown: object) -> str:
+    """Return what a notebook shows of an object, as HTML.
+
+    Args:
+        shown: An object of the client.
+    """
+    from aflow.client import notebook  # only notebooks need it
+
+    return notebook.html_of(shown)
 
 
 # What lists of runs and tasks can be narrowed by, checked.

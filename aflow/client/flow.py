@@ -7,7 +7,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
-from aflow.client.base import ClientObject, checked_limit, local_time, seconds, statuses
+from aflow.client.base import (
+    ClientObject,
+    checked_limit,
+    local_time,
+    seconds,
+    shown_in_notebook,
+    statuses,
+)
 from aflow.client.missing import checked, missing_flow, not_in_namespace
 from aflow.client.run import Run
 from aflow.client.source import RunSource
@@ -48,9 +55,7 @@ class Metaflow:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from aflow.client import notebook  # only notebooks need it
-
-        return notebook.metaflow(self)
+        return shown_in_notebook(self)
 
     def __repr__(self) -> str:
         return "Metaflow()"
@@ -161,12 +166,6 @@ class Flow(ClientObject):
     def __iter__(self) -> Iterator[Run]:
         """The runs in the namespace, newest first."""
         return self.runs()
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from aflow.client import notebook  # only notebooks need it
-
-        return notebook.flow(self)
 
     def _part(self, name: str) -> Any:
         checked("run", ids.run_id, name)

@@ -9,20 +9,21 @@ import html
 from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import singledispatch
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NewType
 
 from aflow._core.clock import SystemClock, duration
+from aflow.client.artifact import DataArtifact
 from aflow.client.base import local_time
+from aflow.client.flow import Flow, Metaflow
+from aflow.client.run import Run
+from aflow.client.step import Step
+from aflow.client.task import Task
 from aflow.metadata.base import failed_task, why
 from aflow.scheduler.states import TaskState
 
 if TYPE_CHECKING:
-    from aflow.client.artifact import DataArtifact
-    from aflow.client.flow import Flow, Metaflow
-    from aflow.client.run import Run
-    from aflow.client.step import Step
-    from aflow.client.task import Task
     from aflow.metadata.base import StepProgress, TaskView
 
 # Pieces of HTML for notebooks: everything escaped, of bounded size, styled in place.
@@ -214,17 +215,24 @@ def shape(noted: dict[str, Any]) -> Html:
     return text(", ".join(parts))
 
 
+@singledispatch
+def html_of(shown: object) -> str:
+    """Return what a notebook shows of an object of the client.
+
+    Args:
+        shown: The object to show.
+    """
+    raise TypeError(f"Nothing is known of how to show a {type(shown).__name__}.")
+
+
 _COUNTED = 1000  # runs that are counted beyond those that are shown
 _LINES = 12  # of each stream
 _NOTHING = Html("")
 
 
-def metaflow(every: Metaflow) -> str:
-    """Return all flows, with the latest run of each.
-
-    Args:
-        every: The object of all flows.
-    """
+@html_of.register
+def _metaflow(every: Metaflow) -> str:
+    """All flows, with the latest run of each."""
     flows = every.flows
     rows = []
     for flow in flows[:ROWS]:
@@ -236,12 +244,9 @@ def metaflow(every: Metaflow) -> str:
     return page("Metaflow", "", table(head, rows, len(flows) - ROWS))
 
 
-def flow(shown: Flow) -> str:
-    """Return the latest runs of a flow.
-
-    Args:
-        shown: The object to show.
-    """
+@html_of.register
+def _flow(shown: Flow) -> str:
+    """The latest runs of a flow."""
     runs = list(shown.runs(limit=ROWS + _COUNTED + 1))
     left = len(runs) - ROWS
     rows = [
@@ -260,12 +265,9 @@ def flow(shown: Flow) -> str:
     return page("Flow", shown.id, listed, Html(" at least") if left > _COUNTED else _NOTHING)
 
 
-def run(shown: Run) -> str:
-    """Return a run: how it goes, why it failed, its steps.
-
-    Args:
-        shown: The object to show.
-    """
+@html_of.register
+def _run(shown: Run) -> str:
+    """A run: how it goes, why it failed, its steps."""
     record = shown._source.refresh()
     metadata = shown._source.metadata
     failed = failed_task(metadata, record)
@@ -304,13 +306,10 @@ def _counts(tasks: dict[TaskState, int]) -> Html:
     return Html(" ".join(f"{count:,} {badge(state.value)}" for state, count in tasks.items()))
 
 
-def step(shown: Step) -> str:
-    """Return a step: how many tasks are where, the newest of them, and first of all one that
-    failed.
-
-    Args:
-        shown: The object to show.
-    """
+@html_of.register
+def _step(shown: Step) -> str:
+    """A step: how many tasks are where, the newest of them, and first of all one that
+    failed."""
     source = shown._source
     tasks = next((s.tasks for s in source.metadata.progress(source.key) if s.step == shown.id), {})
     failed = list(islice(shown.tasks(status="failed"), ROWS))
@@ -340,12 +339,9 @@ def _task_row(view: TaskView) -> tuple[Html, ...]:
     )
 
 
-def task(shown: Task) -> str:
-    """Return a task: how it went, what it left, the last of what it printed.
-
-    Args:
-        shown: The object to show.
-    """
+@html_of.register
+def _task(shown: Task) -> str:
+    """A task: how it went, what it left, the last of what it printed."""
     view = shown._now
     names = sorted(shown._names(), key=lambda name: (name.startswith("_"), name))
     artifacts = [shown[name] for name in names[:ROWS]]
@@ -386,12 +382,9 @@ def _tail(lines: Iterable[tuple[datetime, str]]) -> list[str]:
     return [line for _, line in deque(lines, maxlen=_LINES)]
 
 
-def artifact(shown: DataArtifact) -> str:
-    """Return an artifact: what is known of its value without loading it.
-
-    Args:
-        shown: The object to show.
-    """
+@html_of.register
+def _artifact(shown: DataArtifact) -> str:
+    """An artifact: what is known of its value without loading it."""
     noted = shown.preview
     return page(
         "DataArtifact",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from aflow._core import ids
 from aflow.client.base import PartOfRun, local_time
 from aflow.client.code import RunCode, code_of
-from aflow.client.missing import MissingObject, checked, missing_run
+from aflow.client.missing import MissingObject, checked
 from aflow.client.source import RunSource
 from aflow.client.step import Step
 from aflow.errors import InvalidInput
@@ -34,10 +34,7 @@ class Run(PartOfRun):
 
     def _find(self) -> None:
         flow, run = self.path_components
-        source = RunSource.find(self._place, flow, run)
-        if source is None:
-            raise missing_run(self._place, flow, run)
-        self._source = source
+        self._source = RunSource.find(self._place, flow, run)
 
     @classmethod
     def _of(cls, source: RunSource) -> Self:
@@ -124,12 +121,6 @@ class Run(PartOfRun):
     def _part(self, name: str) -> Any:
         checked("step", ids.step_name, name)
         return Step._found_in(self._source, name)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from aflow.client import notebook  # only notebooks need it
-
-        return notebook.run(self)
 
     # ------------------------------------------------------------ tags
 

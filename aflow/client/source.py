@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from aflow.client.missing import missing_run
 from aflow.errors import StorageError
 from aflow.flow.graph import Graph
 from aflow.scheduler.states import TERMINAL_RUN_STATES
@@ -30,8 +31,8 @@ class RunSource:
         self._manifests: dict[int, Manifest] = {}
 
     @classmethod
-    def find(cls, place: ClientStores, flow: str, run: str) -> RunSource | None:
-        """Return the run; None where there is none.
+    def find(cls, place: ClientStores, flow: str, run: str) -> RunSource:
+        """Return the run.
 
         Args:
             place: The stores to read from, which the run keeps open.
@@ -39,10 +40,12 @@ class RunSource:
             run: The id of the run.
 
         Raises:
-            NotFound: Nothing has run here yet.
+            NotFound: There is no such run; the error says what there is.
         """
         record = place.metadata.run(flow, run)
-        return None if record is None else cls(place, record)
+        if record is None:
+            raise missing_run(place, flow, run)
+        return cls(place, record)
 
     def of_run(self, run: str) -> RunSource | None:
         """Return another run of the same flow, in the same place; None where it is not there.

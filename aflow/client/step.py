@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aflow._core import ids
 from aflow.client.base import PartOfRun, checked_limit, local_time, statuses
-from aflow.client.missing import checked, missing_run, missing_step
+from aflow.client.missing import checked, missing_step
 from aflow.client.source import RunSource
 from aflow.client.task import Task
 from aflow.flow.graph import Kind
@@ -36,11 +36,8 @@ class Step(PartOfRun):
 
     def _find(self) -> None:
         flow, run, step = self.path_components
-        source = RunSource.find(self._place, flow, run)
-        if source is None:
-            raise missing_run(self._place, flow, run)
-        self._source = source
-        self._created_at = _begun_at(source, step)
+        self._source = RunSource.find(self._place, flow, run)
+        self._created_at = _begun_at(self._source, step)
 
     @classmethod
     def _of(cls, source: RunSource, name: str, created_at: float) -> Self:
@@ -134,12 +131,6 @@ class Step(PartOfRun):
     def _part(self, name: str) -> Any:
         checked("task", ids.task_id, name)
         return Task._found_in(self._source, self._spec, int(name))
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from aflow.client import notebook  # only notebooks need it
-
-        return notebook.step(self)
 
     # ------------------------------------------------------------ gangs
 

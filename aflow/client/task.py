@@ -16,7 +16,7 @@ from aflow._core import ids
 from aflow.client.artifact import DataArtifact, TaskData
 from aflow.client.base import PartOfRun, local_time
 from aflow.client.code import RunCode, code_of
-from aflow.client.missing import artifact_sentence, checked, missing_run, missing_task
+from aflow.client.missing import artifact_sentence, checked, missing_task
 from aflow.client.source import RunSource
 from aflow.errors import InvalidInput
 from aflow.flow.decorators.catch import ExceptionWrapper
@@ -27,12 +27,8 @@ from aflow.storage.artifacts import ForeachFrame, Manifest
 from aflow.storage.logs import STREAMS, LogRecord, as_text, read_chunks, read_log
 
 if TYPE_CHECKING:
-    from aflow.client.source import RunSource
-    from aflow.flow.decorators.catch import ExceptionWrapper
     from aflow.metadata.base import AttemptRecord, TaskView
-    from aflow.storage.artifacts import Entry, Manifest
-
-__all__ = ["STREAMS", "log_lines", "size", "text"]
+    from aflow.storage.artifacts import Entry
 
 # The facts of a task under the names that people look for, put together from its records.
 
@@ -70,17 +66,21 @@ def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact
     ]
     if view.task.origin:
         known = {fact.name for fact in found}
-        found += [fact for fact in _of_origin(source, view.task.origin) if fact.name not in known]
+        origin = _origin_of(source, view)
+        theirs = [] if origin is None else of_task(*origin, None)
+        found += [fact for fact in theirs if fact.name not in known]
     return sorted(found, key=lambda fact: fact.at)
 
 
-def _of_origin(source: RunSource, origin: str) -> list[Fact]:
-    """The metadata of the task whose result this one reuses: where it ran, and what its step has
-    noted; none where its run no longer exists."""
-    run, _, task = origin.split("/")
+def _origin_of(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView] | None:
+    """The task whose result was reused, which is the one that ran and printed something; None
+    without one, or where its run no longer exists."""
+    if not view.task.origin:
+        return None
+    run, _, task = view.task.origin.split("/")
     theirs = source.of_run(run)
-    view = None if theirs is None else theirs.metadata.task(theirs.key, int(task))
-    return [] if theirs is None or view is None else of_task(theirs, view, None)
+    found = None if theirs is None else theirs.metadata.task(theirs.key, int(task))
+    return None if theirs is None or found is None else (theirs, found)
 
 
 def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> Iterator[Fact]:
@@ -303,12 +303,10 @@ def size(source: RunSource, view: TaskView, stream: str) -> int:
         view: The task, with the attempt whose output is meant.
         stream: `stdout` or `stderr`; it is not checked here.
     """
+    source, view = owner(source, view)
     attempt = view.attempt
     if attempt is None:
         return 0
-    if view.task.origin:
-        found = _log_origin(source, view.task.origin)
-        return size(*found, stream) if found is not None else 0
     if attempt.state in TERMINAL_ATTEMPT_STATES:
         return attempt.stdout_size if stream == "stdout" else attempt.stderr_size
     return sum(
@@ -346,29 +344,19 @@ def owner(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView]:
         source: The run, with the stores that have it.
         view: The task; one whose result was reused has printed nothing itself.
     """
-    found = _log_origin(source, view.task.origin) if view.task.origin else None
-    return found or (source, view)
-
-
-def _log_origin(source: RunSource, origin: str) -> tuple[RunSource, TaskView] | None:
-    """The task whose result was reused, which is the one that printed something; None if its
-    run has been deleted."""
-    run, _, task = origin.split("/")
-    run_source = type(source).find(source.place, source.record.flow, run)
-    view = None if run_source is None else source.metadata.task(run_source.key, int(task))
-    return None if run_source is None or view is None else (run_source, view)
+    while (found := _origin_of(source, view)) is not None:
+        source, view = found
+    return source, view
 
 
 def _records(source: RunSource, view: TaskView) -> Iterator[LogRecord]:
-    if view.task.origin:
-        found = _log_origin(source, view.task.origin)
-        return _records(*found) if found is not None else iter(())
+    source, view = owner(source, view)
     attempt = view.attempt
     if attempt is None:
         return iter(())
     if attempt.log is not None:
         return read_log(attempt.log)
-    if not attempt.log_chunks:
+    if not attempt.log_chunks:  # the datastore is not opened for what is not there
         return iter(())
     record, task = source.record, view.task
     names = (record.flow, record.run, task.step, task.task, attempt.attempt)
@@ -405,10 +393,7 @@ class Task(PartOfRun):
 
     def _find(self) -> None:
         flow, run, _, task = self.path_components
-        source = RunSource.find(self._place, flow, run)
-        if source is None:
-            raise missing_run(self._place, flow, run)
-        self._read(source, int(task))
+        self._read(RunSource.find(self._place, flow, run), int(task))
 
     @classmethod
     def _of(
@@ -637,12 +622,6 @@ class Task(PartOfRun):
     def environment_info(self) -> dict[str, Any]:
         """What the task ran with: flow_name, script, username, host, runtime, versions."""
         return environment(self._source, self._now)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from aflow.client import notebook  # only notebooks need it
-
-        return notebook.task(self)
 
     # ------------------------------------------------------------ neighbours
 

@@ -111,16 +111,13 @@ class ClientStores:
         """
         found = self._blobs.get(url)
         if found is None:
-            found = self._blobs[url] = BlobStore(self._theirs(url) or self._store(url))
+            found = self._blobs[url] = BlobStore(self._store(url))
         return found
 
-    def _theirs(self, url: str) -> ObjectStore | None:
-        """The store of a run of Metaflow's; None for one of aflow's."""
-        if MARK not in url:
-            return None
-        return store_of_history(self.metadata, url)
-
     def _store(self, url: str) -> ObjectStore:
+        theirs = store_of_history(self.metadata, url) if MARK in url else None
+        if theirs is not None:  # of a run of Metaflow's
+            return theirs
         if self._storage is not None and not isinstance(self._storage, str):
             return self._storage
         # A folder that was moved, or is mounted elsewhere, still holds its data beside its
@@ -243,7 +240,7 @@ def _described(description: str) -> ClientStores:
         return _local()
     address = description.removeprefix(_SERVICE)
     if address.startswith(("http://", "https://")):
-        return _service(address)
+        return _stores(address, partial(_open_url, address))
     if description.startswith(_LOCAL) and description != _LOCAL:
         return _local(description.removeprefix(_LOCAL))
     if description.startswith(_SQLITE) and description != _SQLITE:
@@ -272,19 +269,21 @@ def _set() -> ClientStores:
     return _local() if settings.metadata == "local" else _described(settings.metadata_url)
 
 
-def _service(url: str) -> ClientStores:
-    found = _places.get(url)
+def _stores(
+    description: str,
+    opened: Callable[[bool], MetadataStore],
+    storage: str | None = None,
+    database: Path | None = None,
+) -> ClientStores:
+    """The stores of this description: the same ones each time."""
+    found = _places.get(description)
     if found is None:
-        found = _places[url] = ClientStores(url, partial(_open_url, url), None)
+        found = _places[description] = ClientStores(description, opened, storage, database)
     return found
 
 
 def _database(url: str) -> ClientStores:
-    found = _places.get(url)
-    if found is None:
-        file = Path(path_in(url.removeprefix(_SQLITE)))
-        found = _places[url] = ClientStores(url, partial(_open_url, url), None, file)
-    return found
+    return _stores(url, partial(_open_url, url), database=Path(path_in(url.removeprefix(_SQLITE))))
 
 
 def _server(url: str) -> ClientStores:
@@ -308,15 +307,12 @@ def _open_url(url: str, read_only: bool) -> MetadataStore:
 def _local(path: str | None = None) -> ClientStores:
     root = None if path is None else _root_in(path)
     settings = Settings.load(datastore_root=root, metadata="local")
-    description = f"{_LOCAL}{settings.root}"
-    found = _places.get(description)
-    if found is None:
-        database = settings.root / "metadata.db"
-        opened = partial(_open_metadata, settings)
-        found = _places[description] = ClientStores(
-            description, opened, settings.storage_url, database
-        )
-    return found
+    return _stores(
+        f"{_LOCAL}{settings.root}",
+        partial(_open_metadata, settings),
+        settings.storage_url,
+        settings.root / "metadata.db",
+    )
 
 
 def _open_metadata(settings: Settings, read_only: bool) -> MetadataStore:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
 from aflow._core.clock import SystemClock
-from aflow.errors import CoordinatorClosed, MetadataUnavailable, MissingExtra, NotFound
+from aflow.errors import CoordinatorClosed, MetadataUnavailable, MissingExtra
 from aflow.server.auth import Authenticator, attended, is_page, refusal
 from aflow.server.request_bodies import body_of, check_type, json_of, number_of
-from aflow.server.routes.actions import ActionRoutes
+from aflow.server.routes.actions import ActionRoutes, started
 from aflow.server.routes.schedules import ScheduleRoutes
 from aflow.server.routes.schemas import LARGEST_PAGE, LONGEST_WAIT
 from aflow.server.routes.table import ROUTES
-from aflow.server.routes.views import ViewRoutes
-from aflow.server.run_requests import order
+from aflow.server.routes.views import ViewRoutes, named_run, step_of
+from aflow.server.run_requests import fields_of, order_of
 from aflow.server.streams import Streams, last_event
 from aflow.server.ui import Pages
-from aflow.server.views import Views, plain_run
+from aflow.server.views import Views, plain_run, plain_task
 from aflow.task import code_package
 
 try:
@@ -28,7 +28,7 @@ except ImportError as error:
     raise MissingExtra("The server needs aiohttp: install aflow-runtime[server].") from error
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.queue.base import Queue
     from aflow.server.metrics import Metrics
     from aflow.server.openapi import Description
@@ -64,7 +64,7 @@ class AflowApi:
     ) -> None:
         shown, clock = shown or metadata, SystemClock()
         views = Views(shown, clock)
-        self._runs = RunRoutes(runs, blobs, metadata, metrics, shown)
+        self._runs = RunRoutes(runs, blobs, metadata, metrics, shown, views)
         self._pages = Pages(authenticator.allows)
         self._answering = (
             self._runs,
@@ -109,8 +109,10 @@ class RunRoutes:
         metadata: MetadataStore,
         metrics: Metrics,
         shown: MetadataStore,
+        views: Views,
     ) -> None:
         self._shown = shown
+        self._views = views
         self._metrics = metrics
         self._runs = runs
         self._blobs = blobs
@@ -180,10 +182,7 @@ class RunRoutes:
         """Start a run.
 
         The response comes when the run is recorded; it does not wait for the end of the run."""
-        wanted = order(await json_of(request))
-        # Shielded: who goes away while a run begins leaves a run that is known.
-        pathspec = await asyncio.shield(self._runs.begin(wanted))
-        return web.json_response({"run": pathspec}, status=201)
+        return await started(self._runs.begin(order_of(fields_of(await json_of(request)))))
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
         """List the latest runs of a flow, or of all flows."""
@@ -197,12 +196,12 @@ class RunRoutes:
         """Show a run and the progress of its steps.
 
         With `wait` the response comes when the run has ended, or after that many seconds."""
-        flow, run = _named(request)
+        flow, run = named_run(request)
         if "wait" in request.query:
             seconds = number_of(request, "wait", 0, LONGEST_WAIT)
             await attended(request, self._wait(flow, run, seconds))
         here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
-        record = await asyncio.to_thread(self._record, flow, run)
+        record = await asyncio.to_thread(self._views.run, flow, run)
         steps = await asyncio.to_thread(self._shown.progress, record.key)
         progress = [{"step": each.step, "tasks": each.tasks} for each in steps]
         return web.json_response({**plain_run(record), "here": here, "steps": progress})
@@ -224,7 +223,7 @@ class RunRoutes:
         look = self._looks.get(name)
         if look is None:
             loop = asyncio.get_running_loop()
-            look = loop.create_task(asyncio.to_thread(self._record, flow, run))
+            look = loop.create_task(asyncio.to_thread(self._views.run, flow, run))
             look.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._looks[name] = look
             loop.call_later(_LOOK, self._looks.pop, name, None)
@@ -232,14 +231,14 @@ class RunRoutes:
 
     async def list_tasks(self, request: web.Request) -> web.StreamResponse:
         """List the tasks of a run by number, with their latest attempts."""
-        flow, run = _named(request)
+        flow, run = named_run(request)
         limit = number_of(request, "limit", 100, LARGEST_PAGE)
         after = number_of(request, "after", 0)  # 0 holds the parameters
 
         def page() -> list[dict[str, Any]]:
-            key = self._record(flow, run).key
+            key = self._views.run(flow, run).key
             found = self._shown.tasks(key, after=after, limit=limit, light=True)
-            return [_task_json(view) for view in found]
+            return [plain_task(view) for view in found]
 
         return web.json_response({"tasks": await asyncio.to_thread(page)})
 
@@ -249,10 +248,10 @@ class RunRoutes:
         The events are `run_started`, `items_ready`, `attempt_ended`, `cancel_requested`, `damaged`
         (a record that cannot be read), and a last one, `end`. With `follow=1` the stream stays open
         until the run has ended. A client that reconnects sends `Last-Event-ID`."""
-        flow, run = _named(request)
+        flow, run = named_run(request)
         after = last_event(request.headers.get("Last-Event-ID"))
         follow = bool(number_of(request, "follow", 0, 1))
-        record = await asyncio.to_thread(self._record, flow, run)
+        record = await asyncio.to_thread(self._views.run, flow, run)
         stream = self._streams.happenings(record, after, follow=follow)
         return await self._streams.answer(request, stream)
 
@@ -261,37 +260,12 @@ class RunRoutes:
 
         Each line is an event `line`; the last event is `end`. With `follow=1` the stream stays open
         until the run has ended. A client that reconnects sends `Last-Event-ID`."""
-        flow, run = _named(request)
-        step = request.query.get("step")
-        if step is not None:
-            ids.step_name(step)
+        flow, run = named_run(request)
+        step = step_of(request)
         task = number_of(request, "task", 0) or None
         follow = bool(number_of(request, "follow", 0, 1))
-        record = await asyncio.to_thread(self._record, flow, run)
+        record = await asyncio.to_thread(self._views.run, flow, run)
         after = request.headers.get("Last-Event-ID", "")
-        log_tail = await asyncio.to_thread(self._streams.log_tail, record, step, task, after)
+        log_tail = await asyncio.to_thread(self._views.log_tail, record, step, task, after)
         stream = self._streams.lines(record, log_tail, follow=follow)
         return await self._streams.answer(request, stream)
-
-    def _record(self, flow: str, run: str) -> RunRecord:
-        record = self._shown.run(flow, run)
-        if record is None:
-            raise NotFound(f"There is no run {flow}/{run}.")
-        return record
-
-
-def _named(request: web.Request) -> tuple[str, str]:
-    return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
-
-
-def _task_json(view: TaskView) -> dict[str, Any]:
-    last = view.attempt
-    return {
-        "task": view.task.task,
-        "step": view.task.step,
-        "state": view.state.value,
-        "attempts": view.attempts,
-        "started_at": last and last.started_at,
-        "finished_at": last and last.finished_at,
-        "reason": last.reason if last else "",
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter as Tally
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -48,6 +49,7 @@ class Metrics:
         self._queue: Queue | None = None
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        gauge = partial(Gauge, registry=registry)
         self._requests = Counter(
             "aflow_http_requests", "Requests answered.", ["route", "method", "status"],
             registry=registry,
@@ -56,29 +58,17 @@ class Metrics:
             "aflow_http_request_seconds", "How long answers took, but for streams.", ["route"],
             registry=registry,
         )  # fmt: skip
-        self._lag = Gauge(
-            "aflow_event_loop_lag_seconds", "How late the event loop was last.", registry=registry
+        self._lag = gauge("aflow_event_loop_lag_seconds", "How late the event loop was last.")
+        self._going_on = gauge("aflow_runs_going_on", "Runs that this server drives.")
+        self._orphaned = gauge("aflow_runs_orphaned", "Runs of servers that no coordinator drives.")
+        self._tasks = gauge(
+            "aflow_tasks", "Tasks of the runs that this server drives.", ["flow", "state"]
         )
-        self._going_on = Gauge(
-            "aflow_runs_going_on", "Runs that this server drives.", registry=registry
+        self._messages = gauge("aflow_queue_messages", "Tasks in the queue.", ["pool", "state"])
+        self._waits = gauge(
+            "aflow_queue_oldest_seconds", "How long the oldest task that is ready waits.", ["pool"]
         )
-        self._orphaned = Gauge(
-            "aflow_runs_orphaned", "Runs of servers that no coordinator drives.", registry=registry
-        )
-        self._tasks = Gauge(
-            "aflow_tasks", "Tasks of the runs that this server drives.", ["flow", "state"],
-            registry=registry,
-        )  # fmt: skip
-        self._messages = Gauge(
-            "aflow_queue_messages", "Tasks in the queue.", ["pool", "state"], registry=registry
-        )
-        self._waits = Gauge(
-            "aflow_queue_oldest_seconds", "How long the oldest task that is ready waits.", ["pool"],
-            registry=registry,
-        )  # fmt: skip
-        self._up = Gauge(
-            "aflow_backend_up", "Whether it answered last time.", ["backend"], registry=registry
-        )
+        self._up = gauge("aflow_backend_up", "Whether it answered last time.", ["backend"])
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Count a request."""
@@ -117,12 +107,13 @@ class Metrics:
             await self._queue.close()
 
     async def _look_at(self, backend: str, look: Awaitable[None]) -> None:
+        up = self._up.labels(backend)
         try:
             await look
         except AflowError:  # that is what the figure says
-            self._up.labels(backend).set(0)
+            up.set(0)
         else:
-            self._up.labels(backend).set(1)
+            up.set(1)
 
     def _ask_metadata(self, names: Sequence[str]) -> None:
         self._orphaned.set(len(self._metadata.orphaned(KIND, _MOST_ORPHANED)))

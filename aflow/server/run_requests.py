@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aflow._core import ids
@@ -67,18 +67,6 @@ class RunRequest(NamedTuple):
         )
 
 
-def order(body: bytes) -> RunRequest:
-    """Return the run request in the body of a request, a JSON object.
-
-    Args:
-        body: The bytes that the client has sent: a JSON object.
-
-    Raises:
-        InvalidInput: It is malformed; the error says what is wrong.
-    """
-    return order_of(fields_of(body))
-
-
 def fields_of(body: bytes) -> dict[str, Any]:
     """Return the fields of a body that is a JSON object.
 
@@ -95,6 +83,22 @@ def fields_of(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InvalidInput("The body has to be a JSON object.")
     return fields
+
+
+def check_names(fields: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Refuse a field that is not known: a misspelt one would be left out in silence.
+
+    Args:
+        fields: The fields, by name.
+        known: The names that are known.
+        where: What has no such field, for the error: `of a run`.
+
+    Raises:
+        InvalidInput: A field is not known.
+    """
+    unknown = sorted(fields.keys() - set(known))
+    if unknown:
+        raise InvalidInput(f"There is no field {unknown[0][:80]!r} {where}.")
 
 
 def _no_number(word: str) -> None:
@@ -119,9 +123,7 @@ def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> RunRequest:
     Raises:
         InvalidInput: A field is unknown, or cannot be used.
     """
-    unknown = sorted(fields.keys() - _FIELDS)
-    if unknown:
-        raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run.")
+    check_names(fields, _FIELDS, "of a run")
     parameters = tuple(_parameters(fields.get("parameters", {})))
     argv = (
         *_tags(fields.get("tags", [])),

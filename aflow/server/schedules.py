@@ -361,10 +361,13 @@ class Scheduling:
 
     def get(self, name: str) -> Schedule:
         """One schedule. Blocks. Raises NotFound."""
+        return read(self._document(name))
+
+    def _document(self, name: str) -> Document:
         document = self._documents.document(KIND, name)
         if document is None:
             raise NotFound(f"There is no schedule {name[:100]!r}.")
-        return read(document)
+        return document
 
     def all(self) -> list[Schedule]:
         """Return all schedules that can be read, by name. Blocks."""
@@ -397,8 +400,7 @@ class Scheduling:
             self._keep(schedule.name, *([old] if old else []))
             raise CodePackageError(
                 f"The code package {new[:12]}... does not exist, or no longer: send the code "
-                "again, "
-                "then create the schedule."
+                "again, then create the schedule."
             )
         self._documents.put_document(KIND, schedule.name, schedule.encode(), version)
         self._keep(schedule.name, new)
@@ -419,9 +421,7 @@ class Scheduling:
             NotFound: There is no such schedule.
             InvalidInput: A field cannot be used.
         """
-        document = self._documents.document(KIND, name)
-        if document is None:
-            raise NotFound(f"There is no schedule {name[:100]!r}.")
+        document = self._document(name)
         edited = changed(read(document), fields, self._clock.now())
         order_of(edited.order)
         self._documents.put_document(KIND, name, edited.encode(), document.version)
@@ -533,8 +533,7 @@ class Scheduling:
             return True
         reason = (
             f"No coordinator drove the run for {left_for(record):.0f} seconds, and the next run "
-            "of its "
-            "schedule was due."
+            "of its schedule was due."
         )
         now = self._clock.now()
         if not end_left_run(self._metadata, record, RunState.FAILED, reason, now):

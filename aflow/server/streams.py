@@ -18,7 +18,6 @@ from aiohttp import web
 
 from aflow.errors import InvalidInput, MetadataError, MetadataUnavailable, NotFound
 from aflow.metadata.base import MetadataStore, RunRecord
-from aflow.metadata.metaflow.together import store_of_history
 from aflow.runs.log_tail import LogTail, TaskLine
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -30,7 +29,7 @@ from aflow.scheduler.messages import (
 )
 from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.auth import send_stream
-from aflow.storage.factory import open_recorded_store
+from aflow.server.views import plain_line
 
 LOOK = 0.5  # seconds between looks
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
@@ -96,28 +95,7 @@ class Streams:
         finally:
             self._count -= 1
 
-    def log_tail(self, run: RunRecord, step: str | None, task: int | None, after: str) -> LogTail:
-        """Return the logs of a run, of a step or of a task, to be followed.
-
-        Args:
-            run: The run; its settings say in which datastore the logs are.
-            step: The name of the step; None for all steps.
-            task: The number of the task; None for all.
-            after: The id of the line after which to begin; empty for the start.
-
-        Raises:
-            NotFound: There is no such step or task, or nobody has recorded where the run's data
-                are.
-            InvalidInput: The id in `after` is malformed.
-        """
-        url = run.settings.get("storage")
-        if not isinstance(url, str):
-            raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
-        theirs = store_of_history(self._metadata, url)
-        store = theirs or open_recorded_store(url)
-        return LogTail(self._metadata, store, run, step, task, after)
-
-    async def lines(
+    def lines(
         self, run: RunRecord, log_tail: LogTail, *, follow: bool
     ) -> AsyncGenerator[bytes, None]:
         """Yield the output of a run: `line` events, and one `end` with its state.
@@ -127,24 +105,15 @@ class Streams:
             log_tail: The logs that are followed, and how far they were read.
             follow: Whether to go on until the run has ended.
         """
-        silence = 0.0
-        while True:
-            is_last = not follow or await self._read(log_tail.has_ended)
-            found = log_tail.poll()
-            while part := await self._read(_some_lines, log_tail, found):
-                silence = 0.0
-                yield part
-            if is_last:
-                yield await self._end(run)
-                return
-            if await self.rest(LOOK):
-                return
-            silence += LOOK
-            if silence >= KEEP_ALIVE:
-                silence = 0.0
-                yield b": still here\n\n"
 
-    async def happenings(
+        def look() -> Iterator[bytes]:
+            found = log_tail.poll()
+            while part := _some_lines(log_tail, found):
+                yield part
+
+        return self._parts(run, log_tail.has_ended, look, follow)
+
+    def happenings(
         self, run: RunRecord, after: Last, *, follow: bool
     ) -> AsyncGenerator[bytes, None]:
         """Yield the events of a run's journal, and one `end`.
@@ -154,16 +123,38 @@ class Streams:
             after: The event after which to begin.
             follow: Whether to go on until the run has ended.
         """
-        silence = 0.0
-        while True:
-            now = await self._read(self._metadata.run, run.flow, run.run)
+
+        def has_ended() -> bool:
+            now = self._metadata.run(run.flow, run.run)
+            return now is None or now.state in TERMINAL_RUN_STATES
+
+        def look() -> Iterator[bytes]:
+            nonlocal after
             more = True
             while more:
-                part, after, more = await self._read(_some, self._metadata, run.key, after)
+                part, after, more = _some(self._metadata, run.key, after)
                 if part:
-                    silence = 0.0
                     yield part
-            if not follow or now is None or now.state in TERMINAL_RUN_STATES:
+
+        return self._parts(run, has_ended, look, follow)
+
+    async def _parts(
+        self,
+        run: RunRecord,
+        has_ended: Callable[[], bool],
+        look: Callable[[], Iterator[bytes]],
+        follow: bool,
+    ) -> AsyncGenerator[bytes, None]:
+        """What `look` finds, again and again while the run is followed, and one `end`."""
+        silence = 0.0
+        while True:
+            # Asked first: what is written meanwhile is found by this look.
+            is_last = not follow or await self._read(has_ended)
+            found = look()
+            while (part := await self._read(next, found, None)) is not None:
+                silence = 0.0
+                yield part
+            if is_last:
                 yield await self._end(run)
                 return
             if await self.rest(LOOK):
@@ -223,15 +214,11 @@ def _some_lines(log_tail: LogTail, found: Iterator[TaskLine]) -> bytes:
         size += len(line.text)
         if size > _BYTES_AT_ONCE:  # what a slow client does not take waits in memory
             break
-    last = len(lines) - 1
+    longest = [_LONG] * (len(lines) - 1) + [_LONGEST]
     return b"".join(
-        event("line", _line(line), id_ if len(id_) <= (_LONGEST if n == last else _LONG) else None)
-        for n, (line, id_) in enumerate(lines)
+        event("line", plain_line(line), id_ if len(id_) <= most else None)
+        for (line, id_), most in zip(lines, longest, strict=False)
     )
-
-
-def _line(line: TaskLine) -> dict[str, Any]:
-    return {**line._asdict(), "text": line.text.decode("utf-8", "replace")}
 
 
 def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, Last, bool]:

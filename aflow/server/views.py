@@ -10,11 +10,12 @@ from __future__ import annotations
 import ast
 import difflib
 import tarfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from hashlib import sha1
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from aflow._core.clock import LATEST
 from aflow._core.ids import PARAMETERS_TASK
 from aflow.errors import (
     AflowError,
@@ -31,22 +32,23 @@ from aflow.flow.graph import Graph
 from aflow.metadata.base import FIRST_KEY, MetadataStore, RunRecord, TaskView
 from aflow.metadata.metaflow.together import store_of_history
 from aflow.runs.cache.explain import explain
-from aflow.runs.log_tail import LogTail
+from aflow.runs.log_tail import LogTail, TaskLine
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, decode_inputs
 from aflow.scheduler.states import TaskState
 from aflow.server.columns import ColumnsCache, StepFigures
 from aflow.server.filters import RunFilter
+from aflow.storage import cards
 from aflow.storage.artifacts import ArtifactReader, Manifest, keys_of
 from aflow.storage.blobs import BlobStore
 from aflow.storage.codecs import gunzipped
-from aflow.storage.factory import open_store
+from aflow.storage.factory import open_recorded_store
 from aflow.task import code_package
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
-    from aflow.runs.cache.explain import Explanation
     from aflow.storage.artifacts import Entry
     from aflow.storage.base import ObjectStore
+    from aflow.storage.cards import StoredCard
 
 _LOOKED_AT = 5_000  # runs that one request looks at, where the metadata cannot filter alone
 _PAGE = 200
@@ -57,6 +59,7 @@ _NAMED = 20  # tasks that are named where many share one line
 _LATEST = 10  # runs whose artifacts are completed however long that takes
 _SHORTEST = 2  # characters of a name that is completed beside those of flows
 _FAILED = 5  # failed tasks whose errors stand in the overview of a run
+_SEARCHED = 200_000  # lines that one request of a log looks at
 _SAMPLED = 3  # tasks of a step whose artifacts are listed
 _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
 _LARGEST_VALUE = 64 << 20  # bytes of an artifact that is given away
@@ -64,13 +67,6 @@ _COMPARED = 5
 _NO_FIGURES = StepFigures(median=None, p95=None, longest=None, wait=None, retried=0, reused=0)
 _SHAPE = ("shape", "dtype", "len", "min", "max")  # of a preview, in a text of one line
 _LITERALS = frozenset({"int", "float", "str", "bool"})
-
-
-class RunPage(NamedTuple):
-    """Some runs, newest first, and the cursor of the ones after them (None: there are no more)."""
-
-    runs: list[dict[str, Any]]
-    cursor: str | None
 
 
 class Views:
@@ -91,7 +87,7 @@ class Views:
             raise NotFound(f"There is no run {flow}/{run}.")
         return record
 
-    def runs(self, wanted: RunFilter, cursor: str | None, limit: int) -> RunPage:
+    def runs(self, wanted: RunFilter, cursor: str | None, limit: int) -> dict[str, Any]:
         """Return the newest runs that are meant, after a cursor that an earlier page gave. A page
         may be shorter than `limit` though there are more: one request looks at a bounded number of
         runs.
@@ -104,21 +100,23 @@ class Views:
         Raises:
             InvalidInput: The cursor was not given by an earlier page.
         """
-        after = None if cursor is None else position(cursor)
-        found, cursor = self.records(wanted, after, limit)
-        return RunPage([self.summary(run) for run in found], cursor)
+        found, cursor = self.records(wanted, cursor, limit)
+        return {"runs": [self.summary(run) for run in found], "cursor": cursor}
 
     def records(
-        self, wanted: RunFilter, after: tuple[float, int] | None, limit: int
+        self, wanted: RunFilter, cursor: str | None, limit: int
     ) -> tuple[list[RunRecord], str | None]:
         """Return the records of such a page, and its cursor.
 
         Args:
             wanted: Which runs are asked for.
-            after: Creation time and key of the last run of the page before; None for the first
-                page.
+            cursor: The cursor that an earlier page gave; None for the first page.
             limit: The size of the page.
+
+        Raises:
+            InvalidInput: The cursor was not given by an earlier page.
         """
+        after = None if cursor is None else position(cursor)
         if wanted.run is not None:
             return self._named(wanted), None
         give_up_at = self._clock.monotonic() + _PATIENCE
@@ -139,7 +137,7 @@ class Views:
                 limit=size,
             )
             for record in page:
-                after = (record.created_at, record.key)
+                after, cursor = (record.created_at, record.key), cursor_after(record)
                 looked_at += 1
                 if self._is_meant(record, wanted):
                     found.append(record)
@@ -148,10 +146,10 @@ class Views:
                 if len(found) == limit or (
                     not wanted.is_indexed and self._clock.monotonic() > give_up_at
                 ):
-                    return found, _cursor(after)
+                    return found, cursor
             if len(page) < size:
                 return found, None
-        return found, _cursor(after) if after else None
+        return found, cursor
 
     def _named(self, wanted: RunFilter) -> list[RunRecord]:
         """The runs of this id, of which a flow has one at most."""
@@ -170,7 +168,7 @@ class Views:
         if not all(text in words for text in wanted.text):
             return False
         if wanted.parameters:
-            values = {name: text for name, _, text in self._parameters(run)}
+            values = {each["name"]: each["value"] for each in self._parameters(run)}
             if not all(values.get(n) in (v, repr(v)) for n, v in wanted.parameters.items()):
                 return False
         return not wanted.artifacts or set(wanted.artifacts) <= self._artifact_names(run)
@@ -190,31 +188,37 @@ class Views:
         Args:
             run: The run to show.
         """
-        counts: dict[str, int] = {}
+        counts: Counter[TaskState] = Counter()
         for step in self._metadata.progress(run.key):
-            for state, tasks in step.tasks.items():
-                counts[state.value] = counts.get(state.value, 0) + tasks
+            counts.update(step.tasks)
+        shown = ("name", "value", "default")
         return {
             **_listed(run),
             "tasks": counts,
             "parameters": [
-                {"name": name, "value": text, "default": default_of(run, name)}
-                for name, _, text in self._parameters(run)
+                {field: each[field] for field in shown} for each in self._parameters(run)
             ],
         }
 
-    def _parameters(self, run: RunRecord) -> list[tuple[str, str, str]]:
-        """Name, type and short text of every parameter."""
+    def _parameters(self, run: RunRecord) -> list[dict[str, Any]]:
+        """Name, type, short text and default of every parameter."""
         names = run.settings.get("parameters") or []
-        found = self._metadata.manifests(run.key, [int(PARAMETERS_TASK)])
-        if not found or not names:
-            return []
-        artifacts = _decoded(found[int(PARAMETERS_TASK)]).artifacts
+        values = self._defined(run).artifacts if names else {}
         return [
-            (name, artifacts[name].type, _short(artifacts[name]))
+            {
+                "name": name,
+                "type": values[name].type,
+                "value": _short(values[name]),
+                "default": default_of(run, name),
+            }
             for name in names
-            if name in artifacts
+            if name in values
         ]
+
+    def _defined(self, run: RunRecord) -> Manifest:
+        """Parameters, configs and constants of the class, as the run began with them."""
+        found = self._metadata.manifests(run.key, [int(PARAMETERS_TASK)])
+        return _decoded(found[int(PARAMETERS_TASK)]) if found else Manifest()
 
     # ------------------------------------------------------------ one run
 
@@ -227,10 +231,8 @@ class Views:
         """
         graph = _graph_of(run)
         facts = run.settings.get("code") or {}
-        names = {name for name, _, _ in self._parameters(run)}
-        others = [
-            each for each in self._constants(run) if each["name"] not in names
-        ]  # configs, and constants of the class
+        parameters = self._parameters(run)
+        names = {each["name"] for each in parameters}
         return {
             **self.summary(run),
             "version": run.version,
@@ -241,11 +243,11 @@ class Views:
                 for name in ("max_workers", "isolation", "script", "argv", "durability")
                 if name in run.settings
             },
-            "typed_parameters": [
-                {"name": name, "type": kind, "value": text, "default": default_of(run, name)}
-                for name, kind, text in self._parameters(run)
+            "typed_parameters": parameters,
+            # Configs, and constants of the class.
+            "constants": [
+                each for each in _public(self._defined(run)) if each["name"] not in names
             ],
-            "constants": others,
             "code": {k: facts[k] for k in ("key", "script", "size", "left_out") if k in facts},
             "graph": None if graph is None else _layout(graph),
             "doc": "" if graph is None else graph.doc,
@@ -264,7 +266,8 @@ class Views:
             InvalidInput: A parameter is not given, and its recorded value is not a plain one.
         """
         values = {}
-        for name, kind, text in self._parameters(run):
+        for each in self._parameters(run):
+            name, kind, text = each["name"], each["type"], each["value"]
             if name in given or kind == "NoneType":
                 continue
             if kind not in _LITERALS or text.endswith("..."):
@@ -274,17 +277,6 @@ class Views:
                 )
             values[name] = ast.literal_eval(text)
         return {**values, **given}
-
-    def _constants(self, run: RunRecord) -> list[dict[str, Any]]:
-        found = self._metadata.manifests(run.key, [int(PARAMETERS_TASK)])
-        if not found:
-            return []
-        artifacts = _decoded(found[int(PARAMETERS_TASK)]).artifacts
-        return [
-            _artifact(name, entry)
-            for name, entry in sorted(artifacts.items())
-            if not name.startswith("_")
-        ]
 
     def _steps(self, run: RunRecord, graph: Graph | None) -> list[dict[str, Any]]:
         figures = self._columns.figures(run)
@@ -299,7 +291,7 @@ class Views:
             found.append(
                 {
                     "step": name,
-                    "tasks": {s.value: n for s, n in step.tasks.items()} if step else {},
+                    "tasks": step.tasks if step else {},
                     "created_at": step.created_at if step else None,
                     "finished_at": step.finished_at if step else None,
                     "max_rss": step.max_rss if step else None,
@@ -374,11 +366,7 @@ class Views:
                 {
                     "task": view.task.task,
                     "damaged": _damage(view),
-                    "artifacts": [
-                        _artifact(name, entry)
-                        for name, entry in sorted(_manifest_of(view).artifacts.items())
-                        if not name.startswith("_")
-                    ],
+                    "artifacts": _public(_manifest_of(view)),
                 }
                 for view in views
             ]
@@ -393,15 +381,12 @@ class Views:
             run: The run to explain; its manifests are read from the datastore.
         """
         grouped: dict[tuple[str, str], list[int]] = {}
-        for each in self._explanations(run):
+        for each in explain(self._metadata, BlobStore(self._store(run)), run):
             grouped.setdefault((each.step, each.text), []).append(each.task)
         return [
             {"step": step, "text": text, "count": len(tasks), "tasks": tasks[:_NAMED]}
             for (step, text), tasks in grouped.items()
         ]
-
-    def _explanations(self, run: RunRecord) -> Iterator[Explanation]:
-        return explain(self._metadata, BlobStore(self._store(run)), run)
 
     # ------------------------------------------------------------ one task
 
@@ -452,18 +437,14 @@ class Views:
             "inputs": self._inputs(run, view),
             "damaged": _damage(view),
             "error": _error(manifest),
-            "artifacts": [
-                _artifact(name, entry)
-                for name, entry in sorted(manifest.artifacts.items())
-                if not name.startswith("_")
-            ],
+            "artifacts": _public(manifest),
             "inherited": sorted(inherited, key=lambda each: str(each["name"])),
             "facts": [
                 {"name": each.field, "value": str(each.value)[:1000], "at": each.created_at}
                 for each in self._metadata.metadata(run.key, task)
                 if len(each.value) < 10_000
             ],
-            "cards": self._cards(run, view),
+            "cards": [_card_json(each) for each in self._cards(run, view)],
         }  # fmt: skip
 
     def _view(self, run: RunRecord, task: int) -> TaskView:
@@ -492,23 +473,21 @@ class Views:
                 tasks, count = [], 0
         return {"count": count, "tasks": tasks[:_NAMED]}
 
-    def _cards(self, run: RunRecord, view: TaskView) -> list[dict[str, str]]:
-        folder = f"cards/{run.flow}/{run.run}/{view.task.step}/{view.task.task}/"
-        found = (_card_of(name.rpartition("/")[2]) for name in self._store(run).list(folder))
-        return sorted(found, key=lambda each: each["name"])
+    def _cards(self, run: RunRecord, view: TaskView) -> list[StoredCard]:
+        folder = cards.prefix(run.flow, run.run, view.task.step, view.task.task)
+        return cards.listed(self._store(run), folder)
 
     def cards(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Return the cards of a run, by step and task.
+        """Return the cards of a run, by task.
 
         Args:
             run: The run to show.
         """
-        folder = f"cards/{run.flow}/{run.run}/"
         found = []
-        for name in self._store(run).list(folder):
-            step, task, file = name.removeprefix(folder).split("/", 2)
-            found.append({"step": step, "task": int(task), **_card_of(file)})
-        return sorted(found, key=lambda each: (each["task"], each["name"]))
+        for card in cards.listed(self._store(run), cards.prefix(run.flow, run.run)):
+            step, task = card.name.split("/")[-3:-1]
+            found.append({"step": step, "task": int(task), **_card_json(card)})
+        return sorted(found, key=lambda each: each["task"])
 
     def card(self, run: RunRecord, task: int, name: str) -> bytes:
         """Return the page of a card, as HTML.
@@ -523,12 +502,12 @@ class Views:
             CorruptBlob: The page is not the one that was stored.
         """
         view = self._view(run, task)
-        if name not in {each["name"] for each in self._cards(run, view)}:
+        card = next((each for each in self._cards(run, view) if _base_of(each) == name), None)
+        if card is None:
             raise NotFound(f"Task {task} of {run.flow}/{run.run} has no card {name[:100]!r}.")
-        folder = f"cards/{run.flow}/{run.run}/{view.task.step}/{task}/"
-        page = bytes(self._store(run).get(f"{folder}{name}.html"))
+        page = bytes(self._store(run).get(card.name))
         digest = sha1(page, usedforsecurity=False).hexdigest()
-        if not run.settings.get("metaflow") and not digest.startswith(_card_of(name)["hash"]):
+        if not run.settings.get("metaflow") and not digest.startswith(card.hash):
             raise CorruptBlob(f"The card {name[:100]} of task {task} is damaged.")
         return page
 
@@ -593,30 +572,36 @@ class Views:
             search: The text that lines have to hold, in any case of letters; empty for all lines.
             tail: How many lines from the end; 0 for all.
         """
-        log_tail = LogTail(self._metadata, self._store(run), run, step, task, after)
-        wanted, looked_at = search.lower(), 0
-        if tail:
-            last: deque[dict[str, Any]] = deque(maxlen=tail)
-            found = 0
-            for line in log_tail.poll():
-                looked_at += 1
-                text = line.text.decode("utf-8", "replace")
-                if wanted in text.lower():
-                    found += 1
-                    last.append({**line._asdict(), "text": text})
-            page = {"lines": [*last], "next": log_tail.position, "end": True}
-            return {**page, "looked_at": looked_at, "skipped": found - len(last)}
-        lines: list[dict[str, Any]] = []
+        log_tail = self.log_tail(run, step, task, after)
+        wanted, looked_at, matching = search.lower(), 0, 0
+        lines: deque[dict[str, Any]] = deque(maxlen=tail or None)
         end = True
         for line in log_tail.poll():
             looked_at += 1
             text = line.text.decode("utf-8", "replace")
             if wanted in text.lower():
+                matching += 1
                 lines.append({**line._asdict(), "text": text})
-            if len(lines) >= limit or looked_at >= 200_000:
+            if not tail and (len(lines) >= limit or looked_at >= _SEARCHED):
                 end = False
                 break
-        return {"lines": lines, "next": log_tail.position, "end": end, "looked_at": looked_at}
+        page = {"lines": [*lines], "next": log_tail.position, "end": end, "looked_at": looked_at}
+        return {**page, "skipped": matching - len(lines)} if tail else page
+
+    def log_tail(self, run: RunRecord, step: str | None, task: int | None, after: str) -> LogTail:
+        """Return the logs of a run, of a step or of a task, to be followed.
+
+        Args:
+            run: The run; its settings say in which datastore the logs are.
+            step: The name of the step; None for all steps.
+            task: The number of the task; None for all.
+            after: The position after which to begin; empty for the start.
+
+        Raises:
+            NotFound: The record of the run does not say where its data are.
+            InvalidInput: The position in `after` is malformed.
+        """
+        return LogTail(self._metadata, self._store(run), run, step, task, after)
 
     def log_text(self, run: RunRecord, step: str | None, task: int | None) -> Iterator[bytes]:
         """Return the whole output as text, a piece at a time: one task plain, several with the task
@@ -627,8 +612,7 @@ class Views:
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
         """
-        log_tail = LogTail(self._metadata, self._store(run), run, step, task, "")
-        return self._log_parts(log_tail, plain=task is not None)
+        return self._log_parts(self.log_tail(run, step, task, ""), plain=task is not None)
 
     def _log_parts(self, log_tail: LogTail, *, plain: bool) -> Iterator[bytes]:
         part: list[bytes] = []
@@ -734,7 +718,7 @@ class Views:
         for run in runs[:_GRID]:
             steps = {
                 step.step: {
-                    "tasks": {s.value: n for s, n in step.tasks.items()},
+                    "tasks": step.tasks,
                     "seconds": (step.finished_at or step.created_at) - step.created_at,
                 }
                 for step in self._metadata.progress(run.key)
@@ -748,10 +732,7 @@ class Views:
             "graph": _layout(graph) if graph else None,
             "runs": [_listed(run) for run in runs],
             "grid": grid,
-            "parameters": [
-                {"name": n, "type": kind, "value": text, "default": default_of(runs[0], n)}
-                for n, kind, text in self._parameters(runs[0])
-            ],
+            "parameters": self._parameters(runs[0]),
             "code": runs[0].settings.get("code") or {},
         }
 
@@ -790,7 +771,7 @@ class Views:
         for tag in ("python_version", "aflow_version", "runtime"):
             add("run", tag, [_system_tag(run, tag) for run in runs])
         add("run", "code", [(run.settings.get("code") or {}).get("key", "")[:12] for run in runs])
-        constants = [{each["name"]: each for each in self._constants(run)} for run in runs]
+        constants = [{each["name"]: each for each in _public(self._defined(run))} for run in runs]
         for name in sorted({name for each in constants for name in each}):
             add_values("parameters", name, [each.get(name) for each in constants])
             rows[-1]["defaults"] = [default_of(run, name) for run in runs]
@@ -890,7 +871,7 @@ class Views:
             raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
         if url not in self._stores:
             theirs = store_of_history(self._metadata, url)
-            self._stores[url] = theirs or open_store(url)
+            self._stores[url] = theirs or open_recorded_store(url)
         return self._stores[url]
 
 
@@ -949,32 +930,54 @@ def _listed(run: RunRecord) -> dict[str, Any]:
     return {**plain_run(run), "heartbeat_at": run.heartbeat_at}
 
 
-def _task_row(view: TaskView) -> dict[str, Any]:
+def plain_task(view: TaskView) -> dict[str, Any]:
+    """Return a task in the JSON form of the API.
+
+    Args:
+        view: The task with its latest attempt, of which no manifest is needed.
+    """
     last = view.attempt
-    manifest = _manifest_of(view)
     return {
         "task": view.task.task,
         "step": view.task.step,
         "state": view.state.value,
         "attempts": view.attempts,
-        "index": view.task.index,
-        "item": manifest.stack[-1].value if manifest.stack else None,
-        "created_at": view.task.created_at,
         "started_at": last and last.started_at,
         "finished_at": last and last.finished_at,
-        "reused": bool(view.task.origin),
-        "max_rss": last and last.max_rss,
-        "host": last.host if last else "",
-        "worker": last.handle if last else "",
         "reason": last.reason if last else "",
     }
 
 
-def _card_of(file: str) -> dict[str, str]:
-    """A card by the name of its object, which `cards.store.put` has made."""
-    base = file.removesuffix(".html")
-    kind, id_, digest = base.partition("-")[2].rsplit("-", 2)
-    return {"name": base, "type": kind, "id": id_, "hash": digest}
+def _task_row(view: TaskView) -> dict[str, Any]:
+    last, stack = view.attempt, _manifest_of(view).stack
+    return {
+        **plain_task(view),
+        "index": view.task.index,
+        "item": stack[-1].value if stack else None,
+        "created_at": view.task.created_at,
+        "reused": bool(view.task.origin),
+        "max_rss": last and last.max_rss,
+        "host": last.host if last else "",
+        "worker": last.handle if last else "",
+    }
+
+
+def plain_line(line: TaskLine) -> dict[str, Any]:
+    """Return a line of a log in the JSON form of the API.
+
+    Args:
+        line: The line; bytes that are not UTF-8 are replaced.
+    """
+    return {**line._asdict(), "text": line.text.decode("utf-8", "replace")}
+
+
+def _card_json(card: StoredCard) -> dict[str, str]:
+    return {"name": _base_of(card), "type": card.type, "id": card.id, "hash": card.hash}
+
+
+def _base_of(card: StoredCard) -> str:
+    """The name of a card in the API."""
+    return card.name.rpartition("/")[2].removesuffix(".html")
 
 
 def _manifest_of(view: TaskView) -> Manifest:
@@ -998,6 +1001,12 @@ def _decoded(data: bytes) -> Manifest:
         return Manifest.decode(data)
     except AflowError:  # a damaged record must not keep the page of a run from being shown
         return Manifest()
+
+
+def _public(manifest: Manifest) -> list[dict[str, Any]]:
+    """The artifacts that are not private, by name."""
+    named = sorted(manifest.artifacts.items())
+    return [_artifact(name, entry) for name, entry in named if not name.startswith("_")]
 
 
 def _artifact(name: str, entry: Entry) -> dict[str, Any]:
@@ -1042,8 +1051,13 @@ def _text_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
         return f"({member.size} bytes that are not text)"
 
 
-def _cursor(after: tuple[float, int]) -> str:
-    return f"{after[0]!r}_{after[1]}"
+def cursor_after(run: RunRecord) -> str:
+    """Return the cursor of a list of runs that goes on after a run.
+
+    Args:
+        run: The last run that was looked at.
+    """
+    return f"{run.created_at!r}_{run.key}"
 
 
 def position(cursor: str) -> tuple[float, int]:
@@ -1057,9 +1071,13 @@ def position(cursor: str) -> tuple[float, int]:
     """
     at, _, key = cursor.partition("_")
     try:
-        return float(at), int(key)
+        found = float(at), int(key)
+        # Numbers that no run has are not put into a query: databases take none as long as these.
+        if not (0 <= found[0] <= LATEST and 0 <= found[1] < 1 << 63):
+            raise ValueError(cursor)
     except ValueError as error:
         raise InvalidInput(f"{cursor[:80]!r} is not a cursor of a list of runs.") from error
+    return found
 
 
 def _graph_of(run: RunRecord) -> Graph | None:

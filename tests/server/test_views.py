@@ -407,6 +407,25 @@ def test_answers_say_what_the_token_of_the_request_allows(served: Served) -> Non
     assert 200 == served.ask("DELETE", "/v1/tokens/looks")[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/tokens", {"name": "short", "second": 60}),
+        ("POST", "/v1/gc", {"older_then": 60}),
+        ("POST", "/v1/queue/release", {"ids": ["one"], "id": "two"}),
+        ("PATCH", "/v1/runs/Flow_/{run}/tags", {"added": ["a"]}),
+        ("POST", "/v1/runs/Flow_/{run}/resume", {"from": "join"}),
+    ],
+)
+def test_a_field_that_no_body_has_is_refused_instead_of_left_out(
+    served: Served, method: str, path: str, body: dict[str, Any]
+) -> None:
+    where = path.format(run=served.runs[0])
+    status, reported = served.ask(method, where, json.dumps(body).encode())
+    assert 400 == status
+    assert "There is no field" in reported["error"]
+
+
 def test_a_run_is_resumed_or_run_again_with_its_own_code_and_parameters(served: Served) -> None:
     _, second, failed = served.runs
     status, reported = served.ask("POST", f"/v1/runs/Flow_/{failed}/resume", b"{}")

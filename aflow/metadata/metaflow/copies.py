@@ -20,6 +20,7 @@ from aflow.flow.graph import Graph
 from aflow.metadata.metaflow import layout
 from aflow.scheduler.messages import FromTask, decode_inputs
 from aflow.scheduler.states import TERMINAL_ATTEMPT_STATES, AttemptState
+from aflow.storage import cards
 from aflow.storage.artifacts import ArtifactReader, Manifest, digest
 from aflow.storage.blobs import BlobStore
 from aflow.storage.logs import STREAMS, read_chunks, read_log
@@ -250,12 +251,10 @@ class Copies:
         names = (run.flow, run.run, view.task.step, view.task.task)
         folder = f"{FOLDER}/{CARDS}/{layout.card_folder(*self._place(run, view))}"
         wanted: dict[str, str] = {}
-        for name in self.store.list("cards/" + "".join(f"{each}/" for each in names)):
-            _, _, rest = name.rpartition("/")[2].removesuffix(".html").partition("-")
-            type_, id_, digest_ = rest.rsplit("-", 2)
+        for card in cards.listed(self.store, cards.prefix(*names)):
             # Hyphens divide the parts of a name: a part has none.
-            parts = [each.replace("-", "_") for each in (type_, id_, digest_) if each]
-            wanted[f"{folder}{'-'.join(parts)}.html"] = name
+            parts = [each.replace("-", "_") for each in (card.type, card.id, card.hash) if each]
+            wanted[f"{folder}{'-'.join(parts)}.html"] = card.name
         there = set(self.store.list(folder)) if wanted else set()
         for copy, name in wanted.items():
             if copy not in there:

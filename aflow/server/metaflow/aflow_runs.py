@@ -31,9 +31,8 @@ from aflow.server.metaflow.messages import (
 
 if TYPE_CHECKING:
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskView
-    from aflow.metadata.metaflow.copies import Copies, Copy
+    from aflow.metadata.metaflow.copies import Copy
     from aflow.server.metaflow.database import Row, Transaction
-    from aflow.server.metaflow.messages import PageRequest
     from aflow.storage.base import ObjectStore
 
 # Rows of aflow's own records, by key, alone or with those of a listing of what is registered.

@@ -34,7 +34,7 @@ from aflow.metadata.wire import WRITES
 from aflow.server.metaflow import checks
 from aflow.server.metaflow import routes as flows
 from aflow.server.metaflow.aflow_runs import OwnRuns
-from aflow.server.metaflow.messages import CHUNK, SPOKEN, Asked, JsonResponse, Lister
+from aflow.server.metaflow.messages import CHUNK, PROTOCOL, Asked, JsonResponse, Lister
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 
 try:
@@ -186,7 +186,7 @@ class MetaflowApi:
 
     async def _name_version(self, request: web.Request, response: web.StreamResponse) -> None:
         if self.owns(request.path):
-            response.headers[_VERSION_HEADER] = SPOKEN
+            response.headers[_VERSION_HEADER] = PROTOCOL
 
     def description(self) -> Description:
         """What the routes take and answer."""
@@ -241,7 +241,7 @@ class MetaflowApi:
 
         def answered_in(session: Transaction) -> JsonResponse | Listing:
             if is_new:  # the client that asked for the flow got the answer that it exists
-                flows.see_to(session, asked)
+                flows.register_flow(session, asked)
             return route.answer(session, asked)
 
         try:
@@ -372,7 +372,7 @@ def _sent(
 
 
 async def _version(_: web.Request) -> web.StreamResponse:
-    return web.Response(text=SPOKEN)
+    return web.Response(text=PROTOCOL)
 
 
 async def _no_token(_: web.Request) -> web.StreamResponse:

@@ -27,24 +27,6 @@ except ImportError as error:
 LONGEST = 1000  # characters
 
 
-def check(pattern: str) -> None:
-    """Check a regular expression.
-
-    Args:
-        pattern: A regular expression of RE2, whose matching takes linear time whatever clients
-            send.
-
-    Raises:
-        RegistrationRefused: It is malformed, or too long (400).
-    """
-    try:
-        _compiled(pattern if len(pattern) <= LONGEST else "(")
-    except re2.error as error:
-        raise RegistrationRefused.of(
-            400, f"pattern has to be a regular expression (RE2) of {LONGEST} characters"
-        ) from error
-
-
 def is_found(pattern: str, value: str) -> bool:
     """Return whether the expression is found in the value.
 
@@ -260,7 +242,12 @@ def pattern(value: str | None) -> str | None:
     if value is None:
         return None
     _storable("pattern", value)
-    check(value)
+    try:
+        _compiled(value if len(value) <= LONGEST else "(")
+    except re2.error as error:
+        raise _refused(
+            f"pattern has to be a regular expression (RE2) of {LONGEST} characters"
+        ) from error
     return value
 
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from aflow._core.settings import path_at
-from aflow.errors import (
-    InvalidSetting,
-    MetadataTooNew,
-)
+from aflow.errors import InvalidSetting, MetadataTooNew
 from aflow.metadata.sql import named
 from aflow.metadata.sqlite import OpenFiles, connect, errors_named
 from aflow.server.metaflow.checks import is_found
@@ -39,14 +36,12 @@ def sql() -> dict[str, str]:
     return named((_FOLDER / "queries.sql").read_text())
 
 
-def schema() -> list[str]:
-    """Return the statements that make the tables."""
-    text = re.sub(r"--[^\n]*", "", (_FOLDER / "schema.sql").read_text())
-    return [each.strip() for each in text.split(";") if each.strip()]
+class Transaction:
+    """A transaction. `placed` turns SQL with `?` for values into that of the driver."""
 
-
-class Transaction(Protocol):
-    """A transaction."""
+    def __init__(self, connection: Any, placed: Callable[[str], Any] = str) -> None:
+        self._connection = connection
+        self._placed = placed
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Return all rows of the answer.
@@ -55,6 +50,7 @@ class Transaction(Protocol):
             sql: The SQL, with `?` for values.
             values: One value for each `?`.
         """
+        return list(self._connection.execute(self._placed(sql), values).fetchall())
 
     def change(self, sql: str, values: Sequence[Any] = ()) -> int:
         """Execute a statement.
@@ -66,6 +62,7 @@ class Transaction(Protocol):
         Returns:
             How many rows it has changed.
         """
+        return int(self._connection.execute(self._placed(sql), values).rowcount)
 
     def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
         """Execute a statement for each of these.
@@ -77,6 +74,34 @@ class Transaction(Protocol):
         Returns:
             How many rows they have changed.
         """
+        with closing(self._connection.cursor()) as cursor:
+            cursor.executemany(self._placed(sql), values)
+            return int(cursor.rowcount)
+
+
+def make_tables(session: Transaction, words: Mapping[str, str], where: str) -> None:
+    """Make the tables, unless they are there.
+
+    Args:
+        session: The transaction to write in, which no other process makes them in.
+        words: What the kinds of database differ in: `serial` is the type of a generated key.
+        where: The database, as the error names it.
+
+    Raises:
+        MetadataTooNew: A newer aflow has made the tables.
+    """
+    session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
+    found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
+    if found > VERSION:
+        raise MetadataTooNew(
+            f"The tables of the metadata service in {where} have version {found}, this aflow knows "
+            f"versions up to {VERSION}: upgrade aflow."
+        )
+    if not found:
+        text = re.sub(r"--[^\n]*", "", (_FOLDER / "schema.sql").read_text())
+        for statement in filter(None, map(str.strip, text.split(";"))):
+            session.change(statement.replace("{serial}", words["serial"]))
+        session.change("INSERT INTO service_version VALUES (?)", [VERSION])
 
 
 class Database(Protocol):
@@ -138,23 +163,6 @@ def open_database(url: str, durability: str = "power") -> Database:
     )
 
 
-def check_version(found: int, where: str) -> None:
-    """Raise MetadataTooNew for tables that a newer aflow has made.
-
-    Args:
-        found: The version that the tables have.
-        where: The database, as the error names it.
-
-    Raises:
-        MetadataTooNew: The version is higher than this aflow's.
-    """
-    if found > VERSION:
-        raise MetadataTooNew(
-            f"The tables of the metadata service in {where} have version {found}, this aflow knows "
-            f"versions up to {VERSION}: upgrade aflow."
-        )
-
-
 class SqliteDatabase:
     """The same file that aflow itself keeps metadata in, with more tables. One connection writes,
     and each thread has its own to read."""
@@ -175,7 +183,7 @@ class SqliteDatabase:
         self._opened: list[sqlite3.Connection] = []
         self._writer = self._connect()
         self._files = None if path is None else OpenFiles(path, self._writer)
-        self.write(self._make_tables)
+        self.write(lambda session: make_tables(session, self.words, self._where))
 
     def _connect(self) -> sqlite3.Connection:
         connection = connect(self._path, synchronous=self._synchronous, read_only=False)
@@ -184,29 +192,20 @@ class SqliteDatabase:
             self._opened.append(connection)
         return connection
 
-    def _make_tables(self, session: Transaction) -> None:
-        session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
-        found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
-        check_version(found, self._where)
-        if not found:
-            for statement in schema():
-                session.change(statement.replace("{serial}", self.words["serial"]))
-            session.change("INSERT INTO service_version VALUES (?)", [VERSION])
-
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Read; see the port."""
         if self._path is None:
             with self._lock:
-                return work(_SqliteSession(self._writer))
+                return work(Transaction(self._writer))
         if not hasattr(self._local, "reader"):
             self._local.reader = self._connect()
         with errors_named(self._where):
-            return work(_SqliteSession(self._local.reader))
+            return work(Transaction(self._local.reader))
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Write; see the port."""
         with self._lock, errors_named(self._where), self._transaction():
-            return work(_SqliteSession(self._writer))
+            return work(Transaction(self._writer))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -227,20 +226,6 @@ class SqliteDatabase:
             for connection in self._opened:
                 connection.close()
             self._opened.clear()
-
-
-class _SqliteSession:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        return self._connection.execute(sql, values).fetchall()
-
-    def change(self, sql: str, values: Sequence[Any] = ()) -> int:
-        return self._connection.execute(sql, values).rowcount
-
-    def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
-        return self._connection.executemany(sql, values).rowcount
 
 
 def _regexp(pattern: str, value: str | None) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aflow._core.postgres import psycopg
 from aflow.errors import MetadataAway, RegistrationRefused
 from aflow.metadata.postgres import Connection, Connections, PostgresAddress
-from aflow.server.metaflow.database import VERSION, Row, Transaction, check_version, schema
+from aflow.server.metaflow.database import Transaction, make_tables
 
 T = TypeVar("T")
 
@@ -39,13 +39,7 @@ class PostgresDatabase:
 
     def _make_tables(self, session: Transaction) -> None:
         session.rows("SELECT pg_advisory_xact_lock(?)", [_LOCK])
-        session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
-        found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
-        check_version(found, self._place.url)
-        if not found:
-            for statement in schema():
-                session.change(statement.replace("{serial}", self.words["serial"]))
-            session.change("INSERT INTO service_version VALUES (?)", [VERSION])
+        make_tables(session, self.words, self._place.url)
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Read; see the port."""
@@ -58,12 +52,12 @@ class PostgresDatabase:
 
     def _read(self, work: Callable[[Transaction], T]) -> T:
         with self._one() as connection:
-            return work(_PostgresSession(connection))
+            return work(Transaction(connection, _placed))
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Write; see the port."""
         with self._one() as connection, connection.transaction():
-            return work(_PostgresSession(connection))
+            return work(Transaction(connection, _placed))
 
     @contextmanager
     def _one(self) -> Iterator[Connection]:
@@ -80,22 +74,6 @@ class PostgresDatabase:
     def close(self) -> None:
         """Close; see the port."""
         self._connections.close()
-
-
-class _PostgresSession:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        return list(self._connection.execute(_placed(sql), values).fetchall())
-
-    def change(self, sql: str, values: Sequence[Any] = ()) -> int:
-        return self._connection.execute(_placed(sql), values).rowcount
-
-    def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
-        with self._connection.cursor() as cursor:
-            cursor.executemany(_placed(sql), values)
-            return cursor.rowcount
 
 
 def _placed(sql: str) -> bytes:

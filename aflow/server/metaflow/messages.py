@@ -322,8 +322,8 @@ def _add_status(
     condition.add(f"({sql})" if operator == "eq" else f"NOT ({sql})", *values)
 
 
-SPOKEN = "2.5.1"
-"""The version of metaflow-service whose language this is: clients ask for it."""
+PROTOCOL = "2.5.1"
+"""The version of metaflow-service whose protocol this is: clients ask for it."""
 
 CHUNK = 1000  # rows that are read at once for a list
 
@@ -431,8 +431,3 @@ class Listing:
             f"{self.select}{condition.sql} ORDER BY {self.key} {order} LIMIT {limit}",
             condition.values,
         )
-
-
-def empty() -> JsonResponse:
-    """Return an empty list: the answer for a run or task that does not exist."""
-    return JsonResponse([])

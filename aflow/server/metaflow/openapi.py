@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aflow.server.metaflow.checks import MAX_ITEMS, NAMES
-from aflow.server.metaflow.messages import LIMIT, MAX_LIMIT, SPOKEN
+from aflow.server.metaflow.messages import LIMIT, MAX_LIMIT, PROTOCOL
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 from aflow.server.openapi import SECURITY, Description, parameters, query, summary_of
 from aflow.server.routes.schemas import (
@@ -166,7 +166,7 @@ def description() -> Description:
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     schemas = {name: fields(**each) for name, each in _RECORDS.items()}
-    return Description("aflow metadata service", SPOKEN, paths, schemas)
+    return Description("aflow metadata service", PROTOCOL, paths, schemas)
 
 
 def _status(meaning: str, status: str) -> dict[str, Any]:

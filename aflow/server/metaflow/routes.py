@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 from aflow.errors import RegistrationRefused
@@ -18,7 +19,6 @@ from aflow.server.metaflow.messages import (
     RunScope,
     TaskScope,
     duplicate,
-    empty,
     filters,
     find_run,
     find_task,
@@ -62,7 +62,7 @@ def add_flow(session: Transaction, asked: Asked) -> JsonResponse:
     return JsonResponse(_flow_answer(values))
 
 
-def see_to(session: Transaction, asked: Asked) -> None:
+def register_flow(session: Transaction, asked: Asked) -> None:
     """Register a flow that aflow itself has run, unless it is registered already.
 
     Args:
@@ -184,17 +184,33 @@ def the_run(session: Transaction, asked: Asked) -> RunScope:
     return found
 
 
+def _empty_if_missing(
+    list_: Callable[[Transaction, Asked], Listing],
+) -> Callable[[Transaction, Asked], Listing | JsonResponse]:
+    """A list of what belongs to a run or a task is empty where that does not exist."""
+
+    @wraps(list_)
+    def listed(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+        try:
+            return list_(session, asked)
+        except RegistrationRefused as refused:
+            if refused.status != 404:
+                raise
+            return JsonResponse([])
+
+    return listed
+
+
 # Steps of runs.
 
 
 _STEP_FIELDS = {"step_name": "s.step_name", "user": "s.user_name", "ts_epoch": "s.ts_epoch"}
 
 
-def get_steps(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_steps(session: Transaction, asked: Asked) -> Listing:
     """List the steps of a run that have begun."""
-    run = find_run(session, asked.flow, asked.run)
-    if run is None:
-        return empty()
+    run = the_run(session, asked)
     condition = filters(asked.query, _STEP_FIELDS, Condition().add("s.run_number = ?", run.number))
     page = page_of(asked.query, str)
     return Listing(
@@ -236,11 +252,10 @@ _TASK_FIELDS = {
 }
 
 
-def get_tasks(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_tasks(session: Transaction, asked: Asked) -> Listing:
     """List the tasks of a step."""
-    run = find_run(session, asked.flow, asked.run)
-    if run is None:
-        return empty()
+    run = the_run(session, asked)
     condition = filters(asked.query, _TASK_FIELDS, _of_step(run, asked))
     page = page_of(asked.query)
     return Listing(
@@ -254,12 +269,11 @@ def get_task(session: Transaction, asked: Asked) -> JsonResponse:
     return JsonResponse(task.row(run))
 
 
-def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing:
     """List the pathspecs of the tasks of a step that have a metadata field with a value in which
     the regular expression `pattern` is found. Both may be left out."""
-    run = find_run(session, asked.flow, asked.run)
-    if run is None:
-        return empty()
+    run = the_run(session, asked)
     field = checks.word("metadata_field_name", asked.query.get("metadata_field_name"))
     pattern = checks.pattern(asked.query.get("pattern"))
     condition = _of_step(run, asked)
@@ -341,20 +355,17 @@ _METADATA_FIELDS = {
 }
 
 
-def get_metadata_of_run(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_metadata_of_run(session: Transaction, asked: Asked) -> Listing:
     """List the metadata of all tasks of a run."""
-    run = find_run(session, asked.flow, asked.run)
-    if run is None:
-        return empty()
+    run = the_run(session, asked)
     return _metadata_listing(run, asked, Condition().add("m.run_number = ?", run.number))
 
 
-def get_metadata(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_metadata(session: Transaction, asked: Asked) -> Listing:
     """List the metadata of a task."""
-    run = find_run(session, asked.flow, asked.run)
-    task = run and find_task(session, run, asked.step, asked.task)
-    if run is None or task is None:
-        return empty()
+    run, task = the_task(session, asked)
     return _metadata_listing(run, asked, Condition().add("m.task_id = ?", task.number))
 
 
@@ -436,28 +447,25 @@ _ARTIFACT_FIELDS = {
 }
 
 
-def get_artifacts_of_run(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_artifacts_of_run(session: Transaction, asked: Asked) -> Listing:
     """List the artifacts of all tasks of a run."""
-    run = find_run(session, asked.flow, asked.run)
-    if run is None:
-        return empty()
+    run = the_run(session, asked)
     return _artifact_listing(run, asked, _latest().add("a.run_number = ?", run.number))
 
 
-def get_artifacts_of_step(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_artifacts_of_step(session: Transaction, asked: Asked) -> Listing:
     """List the artifacts of all tasks of a step."""
-    run = find_run(session, asked.flow, asked.run)
-    if run is None:
-        return empty()
+    run = the_run(session, asked)
     of_step = _latest().add("a.run_number = ? AND a.step_name = ?", run.number, asked.step)
     return _artifact_listing(run, asked, of_step)
 
 
-def get_artifacts(session: Transaction, asked: Asked) -> Listing | JsonResponse:
+@_empty_if_missing
+def get_artifacts(session: Transaction, asked: Asked) -> Listing:
     """List the artifacts of a task, or of the attempt in the path."""
-    run = find_run(session, asked.flow, asked.run)
-    if run is None:
-        return empty()
+    run = the_run(session, asked)
     condition = _chosen_attempt(asked).add("t.run_number = ?", run.number)
     condition.add("t.step_name = ?", asked.step)
     number = checks.number(asked.task)

@@ -11,7 +11,7 @@ import platform
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,8 +55,10 @@ from aflow.scheduler.states import LIVE_RUN_STATES, TERMINAL_RUN_STATES, RunStat
 from aflow.server.auth import Caller, attended, caller_of, refusal
 from aflow.server.filters import RunFilter, parse
 from aflow.server.request_bodies import json_of, number_of
-from aflow.server.run_requests import RunRequest, fields_of, order_of, resume_order
-from aflow.server.views import position
+from aflow.server.routes import schemas
+from aflow.server.routes.views import run_of
+from aflow.server.run_requests import RunRequest, check_names, fields_of, order_of, resume_order
+from aflow.server.views import cursor_after, position
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -150,11 +152,12 @@ class ActionRoutes:
         """Show what `aflow gc` would delete.
 
         The filters are combined: runs have to match all of them. Nothing is deleted."""
-        fields = fields_of(await json_of(request))
-        wanted = _wanted(fields, self._clock.now())
+        fields = await fields_in(request, schemas.COLLECTION_REQUEST, "of a collection")
+        now = self._clock.now()
+        runs_to_delete = _runs_to_delete(fields, now)
 
         def plan() -> gc.Removed:
-            return gc.collect(self._metadata, self._store, wanted, self._clock.now(), dry_run=True)
+            return gc.collect(self._metadata, self._store, runs_to_delete, now, dry_run=True)
 
         async with self._checking:
             removed = await attended(request, asyncio.to_thread(plan))
@@ -190,9 +193,9 @@ class ActionRoutes:
         """Add tags to a run, and remove some.
 
         Tags are removed first."""
-        fields = fields_of(await json_of(request))
+        fields = await fields_in(request, schemas.TAG_CHANGES, "of a change of tags")
         add, remove = _texts(fields, "add"), _texts(fields, "remove")
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         found = await asyncio.to_thread(self._metadata.change_tags, run.key, add, remove)
         return web.json_response({"tags": list(found)})
 
@@ -201,7 +204,7 @@ class ActionRoutes:
 
         The coordinator of the run stops it, on whichever machine it is. A run without a coordinator
         is recorded as cancelled at once."""
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         state = await self._cancel(run)
         return web.json_response({"run": f"{run.flow}/{run.run}", "state": state}, status=202)
 
@@ -228,44 +231,38 @@ class ActionRoutes:
 
         The parameters are checked. For each step the response counts the tasks that would run and
         those whose results would be reused. Nothing is run."""
-        wanted = order_of(fields_of(await json_of(request)))
-        return web.json_response(await attended(request, self._runs.foresee(wanted)))
+        return await self._foreseen(request, order_of(fields_of(await json_of(request))))
 
     async def foresee_resume(self, request: web.Request) -> web.StreamResponse:
         """Show what a resume of a run would do.
 
         Takes the body of `resume`. Nothing is run."""
-        wanted = await self._resume_order(request)
-        return web.json_response(await attended(request, self._runs.foresee(wanted)))
+        return await self._foreseen(request, await self._resume_order(request))
 
     async def foresee_rerun(self, request: web.Request) -> web.StreamResponse:
         """Show what a rerun of a run would do.
 
         Takes the body of `rerun`. Nothing is run."""
-        wanted = await self._rerun_order(request)
-        return web.json_response(await attended(request, self._runs.foresee(wanted)))
+        return await self._foreseen(request, await self._rerun_order(request))
+
+    async def _foreseen(self, request: web.Request, order: RunRequest) -> web.StreamResponse:
+        return web.json_response(await attended(request, self._runs.foresee(order)))
 
     async def resume_run(self, request: web.Request) -> web.StreamResponse:
         """Resume a run that has ended, with the code that it had.
 
         The new run reuses the results of finished tasks. It continues where the run failed, or from
         `step`. `parameters` replace values for the steps that run."""
-        wanted = await self._resume_order(request)
-        pathspec = await asyncio.shield(self._runs.begin(wanted))
-        return web.json_response({"run": pathspec}, status=201)
+        return await started(self._runs.begin(await self._resume_order(request)))
 
     async def _resume_order(self, request: web.Request) -> RunRequest:
-        fields = fields_of(await json_of(request))
-        unknown = sorted(fields.keys() - {"step", "parameters", "max_workers"})
-        if unknown:
-            raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a run that is resumed.")
+        fields = await fields_in(request, schemas.RESUME_REQUEST, "of a run that is resumed")
         step = fields.get("step")
         if step is not None and not isinstance(step, str):
             raise InvalidInput("'step' has to be the name of a step.")
-        run = await self._run(request)
-        code = _code_of(run)
+        run = await run_of(request, self._views)
         return resume_order(
-            code["key"], code["script"], run.flow, run.run, step,
+            *_code_of(run), run.flow, run.run, step,
             fields.get("parameters"), fields.get("max_workers"),
         )  # fmt: skip
 
@@ -273,18 +270,17 @@ class ActionRoutes:
         """Run the code of a run again from the start.
 
         The new run has the parameters of the earlier one, except for those in `parameters`."""
-        pathspec = await asyncio.shield(self._runs.begin(await self._rerun_order(request)))
-        return web.json_response({"run": pathspec}, status=201)
+        return await started(self._runs.begin(await self._rerun_order(request)))
 
     async def _rerun_order(self, request: web.Request) -> RunRequest:
         fields = fields_of(await json_of(request))
-        given = fields.get("parameters", {})
-        if not isinstance(given, dict):
+        changed = fields.get("parameters", {})
+        if not isinstance(changed, dict):
             raise InvalidInput("'parameters' has to be an object: values by name.")
-        run = await self._run(request)
-        code = _code_of(run)
-        parameters = await asyncio.to_thread(self._views.parameters_again, run, given)
-        named = {"package": code["key"], "script": code["script"], "flow": run.flow}
+        run = await run_of(request, self._views)
+        package, script = _code_of(run)
+        parameters = await asyncio.to_thread(self._views.parameters_again, run, changed)
+        named = {"package": package, "script": script, "flow": run.flow}
         return order_of({**fields, **named, "parameters": parameters})
 
     # ------------------------------------------------------------ many runs at once
@@ -296,63 +292,61 @@ class ActionRoutes:
         response until it is null. With `dry_run` nothing is changed: the response counts the runs
         that would be changed, and those that cannot be, by reason. Send its `until` with the
         requests that follow, so that runs which were created meanwhile are not changed."""
-        wanted = _many_of(fields_of(await json_of(request)), self._clock.now())
-        done = ManyRunsDone(wanted.until)
-        if wanted.dry_run:
-            await asyncio.to_thread(self._count, wanted, done)
+        batch = _batch_of(
+            await fields_in(request, schemas.BATCH_REQUEST, "here"), self._clock.now()
+        )
+        done = BatchDone(batch.until)
+        if batch.dry_run:
+            await asyncio.to_thread(self._count, batch, done)
         else:
-            await asyncio.shield(self._change(wanted, done))
+            await asyncio.shield(self._change(batch, done))
         return web.json_response(done.as_json())
 
-    def _count(self, wanted: ManyRuns, done: ManyRunsDone) -> None:
-        after, looked_at = wanted.after, 0
+    def _count(self, batch: Batch, done: BatchDone) -> None:
+        done.cursor, looked_at = batch.cursor, 0
         give_up_at = self._clock.monotonic() + _BATCH_TIME
         resumed = self._resumed_by_others()
         while True:
-            runs, cursor = self._views.records(wanted.filter, after, _BATCH)
+            runs, done.cursor = self._views.records(batch.filter, done.cursor, _BATCH)
             for run in runs:
-                done.note(run, self._refused(wanted.action, run, resumed))
+                done.note(run, self._refused(batch.action, run, resumed))
             looked_at += len(runs)
-            done.cursor = cursor
             late = self._clock.monotonic() > give_up_at
-            if cursor is None or looked_at >= _BATCH_LOOKS or late:
+            if done.cursor is None or looked_at >= _BATCH_LOOKS or late:
                 return
-            after = position(cursor)
 
-    async def _change(self, wanted: ManyRuns, done: ManyRunsDone) -> None:
+    async def _change(self, batch: Batch, done: BatchDone) -> None:
         find, refused = self._views.records, self._refused
-        runs, cursor = await asyncio.to_thread(find, wanted.filter, wanted.after, _BATCH)
+        runs, cursor = await asyncio.to_thread(find, batch.filter, batch.cursor, _BATCH)
         resumed = await asyncio.to_thread(self._resumed_by_others)
         give_up_at = self._clock.monotonic() + _BATCH_TIME
         for number, run in enumerate(runs):
-            why_not = refused(wanted.action, run, resumed)
+            why_not = refused(batch.action, run, resumed)
             if why_not is None:
                 try:
-                    await self._change_one(wanted, run)
+                    await self._change_one(batch, run)
                 except (CoordinatorFull, CoordinatorClosed, StoreUnavailable) as error:
-                    done.stopped, done.cursor = str(error), done.cursor or wanted.cursor
+                    done.stopped, done.cursor = str(error), done.cursor or batch.cursor
                     return
                 except MetadataUnavailable:
                     raise
                 except AflowError as error:
                     why_not = str(error)
             done.note(run, why_not)
-            done.cursor = f"{run.created_at!r}_{run.key}"
+            done.cursor = cursor_after(run)
             if self._clock.monotonic() > give_up_at and number + 1 < len(runs):
                 return
         done.cursor = cursor
 
-    async def _change_one(self, wanted: ManyRuns, run: RunRecord) -> None:
-        if wanted.action == "cancel":
+    async def _change_one(self, batch: Batch, run: RunRecord) -> None:
+        if batch.action == "cancel":
             await self._cancel(run)
-        elif wanted.action == "resume":
-            code = _code_of(run)
-            order = resume_order(code["key"], code["script"], run.flow, run.run, None)
-            await self._runs.begin(order)
-        elif wanted.action == "delete":
+        elif batch.action == "resume":
+            await self._runs.begin(resume_order(*_code_of(run), run.flow, run.run, None))
+        elif batch.action == "delete":
             await asyncio.to_thread(self._metadata.delete_run, run.key)
         else:
-            add, remove = (wanted.tags, []) if wanted.action == "tag" else ([], wanted.tags)
+            add, remove = (batch.tags, []) if batch.action == "tag" else ([], batch.tags)
             await asyncio.to_thread(self._metadata.change_tags, run.key, add, remove)
 
     def _resumed_by_others(self) -> set[tuple[str, str]]:
@@ -404,7 +398,7 @@ class ActionRoutes:
 
         The next `aflow gc` deletes its data from the datastore, except for what other runs share.
         """
-        run = await self._run(request)
+        run = await run_of(request, self._views)
 
         def delete() -> str | None:
             why_not = self._refused("delete", run, self._resumed_by_others())
@@ -416,14 +410,6 @@ class ActionRoutes:
         if why_not is not None:
             return refusal(409, f"{run.flow}/{run.run} cannot be deleted: it is {why_not}.")
         return web.json_response({"run": f"{run.flow}/{run.run}"})
-
-    async def _run(self, request: web.Request) -> RunRecord:
-        flow = str(ids.flow_name(request.match_info["flow"]))
-        name = str(ids.run_id(request.match_info["run"]))
-        record = await asyncio.to_thread(self._metadata.run, flow, name)
-        if record is None:
-            raise NotFound(f"There is no run {flow}/{name}.")
-        return record
 
     # ------------------------------------------------------------ the queue
 
@@ -483,7 +469,7 @@ class ActionRoutes:
 
     async def release_messages(self, request: web.Request) -> web.StreamResponse:
         """Deliver buried messages to workers again."""
-        ids_ = await self._ids(request)
+        ids_ = await _message_ids(request)
         async with self._opened() as queue:
             topics = await chosen(queue, (), ids_, False)
             count = sum([await queue.redrive(topic, names) for topic, names in topics.items()])
@@ -493,19 +479,11 @@ class ActionRoutes:
         """Delete messages that are buried or wait.
 
         An active run sends a deleted message again if it still waits for its task."""
-        ids_ = await self._ids(request)
+        ids_ = await _message_ids(request)
         async with self._opened() as queue:
             for topic, names in (await chosen(queue, (), ids_, False)).items():
                 await queue.remove(topic, names)
         return web.json_response({"count": len(ids_)})
-
-    async def _ids(self, request: web.Request) -> list[str]:
-        found = fields_of(await json_of(request)).get("ids")
-        if not isinstance(found, list) or not 1 <= len(found) <= _SHOWN:
-            raise InvalidInput(f"'ids' has to be a list of 1 to {_SHOWN} ids of messages.")
-        if not all(isinstance(each, str) and 0 < len(each) <= 300 for each in found):
-            raise InvalidInput("An id of a message is a text of at most 300 characters.")
-        return found
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Queue]:
@@ -578,22 +556,16 @@ class ActionRoutes:
     async def list_tokens(self, _: web.Request) -> web.StreamResponse:
         """List all tokens without their secrets."""
         found = await asyncio.to_thread(tokens.tokens, self._documents())
-        rows = [
-            {
-                "name": each.name,
-                "scope": each.scope,
-                "created_at": each.created_at,
-                "expires_at": each.expires_at,
-            }
-            for each in found
-        ]
+        # (The digest of a token is what its requests are known by.)
+        shown = schemas.TOKEN.keys()
+        rows = [{field: getattr(each, field) for field in shown} for each in found]
         return web.json_response({"tokens": rows})
 
     async def add_token(self, request: web.Request) -> web.StreamResponse:
         """Create a token.
 
         The secret is in this response alone. A token does not outlive the token that created it."""
-        fields = fields_of(await json_of(request))
+        fields = await fields_in(request, schemas.TOKEN_REQUEST, "of a token")
         name, scope = fields.get("name"), fields.get("scope", "read")
         seconds = fields.get("seconds")
         if not isinstance(name, str):
@@ -621,7 +593,7 @@ class ActionRoutes:
         return web.json_response({"token": name})
 
 
-class ManyRuns(NamedTuple):
+class Batch(NamedTuple):
     """What is to be done with which runs."""
 
     action: str
@@ -631,17 +603,9 @@ class ManyRuns(NamedTuple):
     cursor: str | None
     dry_run: bool
 
-    @property
-    def after(self) -> tuple[float, int] | None:
-        """Where to go on from."""
-        return None if self.cursor is None else position(self.cursor)
 
-
-def _many_of(fields: dict[str, Any], now: float) -> ManyRuns:
+def _batch_of(fields: dict[str, Any], now: float) -> Batch:
     """What a request asks for. Raises InvalidInput."""
-    unknown = sorted(fields.keys() - {"action", "filter", "tags", "until", "cursor", "dry_run"})
-    if unknown:
-        raise InvalidInput(f"There is no field {unknown[0][:80]!r} here.")
     action, words = fields.get("action"), fields.get("filter", "")
     until, cursor = fields.get("until"), fields.get("cursor")
     dry_run, tags = fields.get("dry_run", False), _texts(fields, "tags")
@@ -657,23 +621,22 @@ def _many_of(fields: dict[str, Any], now: float) -> ManyRuns:
         raise InvalidInput("'dry_run' has to be true or false.")
     if (action in ("tag", "untag")) is not bool(tags):
         raise InvalidInput("'tags' are those to add or remove, with the actions tag and untag.")
-    wanted = parse(words, now)
-    at = now if until is None else float(until)
-    limit = at if wanted.until is None else min(at, wanted.until)
-    found = ManyRuns(
+    runs = parse(words, now)
+    before = now if until is None else float(until)
+    limit = before if runs.until is None else min(before, runs.until)
+    if cursor is not None:
+        position(cursor)  # refused here, before anything is done
+    return Batch(
         action=action,
-        filter=replace(wanted, until=limit),
+        filter=replace(runs, until=limit),
         tags=tags,
-        until=at,
+        until=before,
         cursor=cursor,
         dry_run=dry_run,
     )
-    if cursor is not None:
-        position(cursor)
-    return found
 
 
-class ManyRunsDone:
+class BatchDone:
     """How far a request with many runs has come. `until` as in the request, or the time of it."""
 
     def __init__(self, until: float) -> None:
@@ -708,7 +671,7 @@ class ManyRunsDone:
         }  # fmt: skip
 
 
-def _wanted(fields: dict[str, Any], now: float) -> gc.RunsToDelete:
+def _runs_to_delete(fields: dict[str, Any], now: float) -> gc.RunsToDelete:
     older, keep = fields.get("older_than"), fields.get("keep", 0)
     failed, flow = fields.get("failed", False), fields.get("flow")
     if older is not None and (type(older) not in (int, float) or not 0 <= older <= _LONGEST_LIFE):
@@ -725,20 +688,57 @@ def _wanted(fields: dict[str, Any], now: float) -> gc.RunsToDelete:
     )
 
 
+async def _message_ids(request: web.Request) -> list[str]:
+    fields = await fields_in(request, schemas.MESSAGE_IDS, "here")
+    found = fields.get("ids")
+    if not isinstance(found, list) or not 1 <= len(found) <= _SHOWN:
+        raise InvalidInput(f"'ids' has to be a list of 1 to {_SHOWN} ids of messages.")
+    if not all(isinstance(each, str) and 0 < len(each) <= 300 for each in found):
+        raise InvalidInput("An id of a message is a text of at most 300 characters.")
+    return found
+
+
 def _caller_json(caller: Caller) -> dict[str, Any]:
     token = caller.token
     expires_at = None if token is None else token.expires_at
     return {"name": caller.name, "scope": caller.scope, "expires_at": expires_at}
 
 
-def _code_of(run: RunRecord) -> dict[str, str]:
+def _code_of(run: RunRecord) -> tuple[str, str]:
+    """The key of the code package of a run, and the flow's file in it. Raises InvalidInput."""
     code = run.settings.get("code") or {}
     if not isinstance(code.get("key"), str) or not isinstance(code.get("script"), str):
         raise InvalidInput(
             f"The code of {run.flow}/{run.run} was not kept, so it cannot be run again here: "
             "submit the flow with its file."
         )
-    return {"key": code["key"], "script": code["script"]}
+    return code["key"], code["script"]
+
+
+async def fields_in(request: web.Request, schema: schemas.Schema, where: str) -> dict[str, Any]:
+    """Return the fields of a body, of which none is unknown.
+
+    Args:
+        request: The request, whose body is a JSON object.
+        schema: The schema of the body, which has the names that are known.
+        where: What has no such field, for the error: `of a run`.
+
+    Raises:
+        InvalidInput: The body is not a JSON object, or a field is unknown.
+    """
+    fields = fields_of(await json_of(request))
+    check_names(fields, schema["properties"], where)
+    return fields
+
+
+async def started(begun: Awaitable[str]) -> web.StreamResponse:
+    """Return the answer about a run that was started.
+
+    Args:
+        begun: Starts the run, and returns its pathspec. It is not cancelled when the client goes:
+            a run that was started is one that its server knows.
+    """
+    return web.json_response({"run": await asyncio.shield(begun)}, status=201)
 
 
 def _texts(fields: dict[str, Any], name: str) -> list[str]:

@@ -10,16 +10,15 @@ from aiohttp import web
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.server import schedules
 from aflow.server.auth import caller_of
-from aflow.server.request_bodies import json_of
-from aflow.server.run_requests import fields_of, order_of
+from aflow.server.routes import schemas
+from aflow.server.routes.actions import fields_in, started
+from aflow.server.run_requests import order_of
 from aflow.server.schedules import Schedule
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.server.schedules import Scheduling
 
-_FIELDS = frozenset({"cron", "timezone", "missed", "overlap", "since", "run"})
-_CHANGES = frozenset({"cron", "timezone", "missed", "overlap", "paused", "parameters", "tags"})
 _TICKS = 5  # of a preview
 
 
@@ -46,10 +45,7 @@ class ScheduleRoutes:
 
         The schedule runs in the name of the token of the request: it starts nothing once the token
         is revoked or has expired."""
-        fields = fields_of(await json_of(request))
-        unknown = sorted(fields.keys() - _FIELDS)
-        if unknown:
-            raise InvalidInput(f"There is no field {unknown[0][:80]!r} of a schedule.")
+        fields = await fields_in(request, schemas.SCHEDULE_REQUEST, "of a schedule")
         order = fields.get("run")
         if not isinstance(order, dict):
             raise InvalidInput("'run' has to be an object: what POST /v1/runs takes.")
@@ -70,12 +66,10 @@ class ScheduleRoutes:
 
         Pause or resume it (`paused`), or change its `cron`, `timezone`, `missed`, `overlap`, or the
         `parameters` and `tags` of its runs. Fields that are left out keep their values."""
-        fields = fields_of(await json_of(request))
-        unknown = sorted(fields.keys() - _CHANGES)
-        if unknown:
-            raise InvalidInput(f"There is no field {unknown[0][:80]!r} that could be changed.")
+        fields = await fields_in(request, schemas.SCHEDULE_CHANGES, "that could be changed")
         if not fields:
-            raise InvalidInput(f"Name a field to change: {', '.join(sorted(_CHANGES))}.")
+            known = ", ".join(sorted(schemas.SCHEDULE_CHANGES["properties"]))
+            raise InvalidInput(f"Name a field to change: {known}.")
         name = request.match_info["name"]
         # A caller that only pauses it does not become the user in whose name it runs.
         by = {} if fields.keys() == {"paused"} else _author(request)
@@ -101,8 +95,7 @@ class ScheduleRoutes:
 
     async def trigger_schedule(self, request: web.Request) -> web.StreamResponse:
         """Start a run of a schedule now."""
-        run = await asyncio.shield(self._kept.trigger(request.match_info["name"]))
-        return web.json_response({"run": run}, status=201)
+        return await started(self._kept.trigger(request.match_info["name"]))
 
     @property
     def _kept(self) -> Scheduling:

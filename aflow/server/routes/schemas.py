@@ -707,15 +707,13 @@ TOKEN_REQUEST = fields(
     scope=optional({**choice(("read", "write"), "What the token allows."), "default": "read"}),
     seconds=optional(maybe_real("The lifetime in seconds; null: it does not expire.")),
 )
-TOKENS = fields(
-    tokens=objects(
-        "The tokens, without their secrets.",
-        name=text("The name of the token."),
-        scope=choice(("read", "write"), "What the token allows."),
-        created_at=real(f"When the token was created, {_SINCE}."),
-        expires_at=maybe_real(f"When the token expires, {_SINCE}."),
-    ),
-)
+TOKEN = {
+    "name": text("The name of the token."),
+    "scope": choice(("read", "write"), "What the token allows."),
+    "created_at": real(f"When the token was created, {_SINCE}."),
+    "expires_at": maybe_real(f"When the token expires, {_SINCE}."),
+}
+TOKENS = fields(tokens=objects("The tokens, without their secrets.", **TOKEN))
 EVENT = fields(
     event=text("The type of the event."),
     data=text("A JSON object."),

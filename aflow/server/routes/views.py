@@ -8,8 +8,16 @@ import gzip
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterator,
+)
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aiohttp import web
@@ -22,6 +30,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, TaskState
 from aflow.server import filters, jobs
 from aflow.server.request_bodies import number_of
 from aflow.server.streams import LOOK, Streams, event
+from aflow.server.views import plain_line
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -71,11 +80,11 @@ class ViewRoutes:
         limit = number_of(request, "limit", 50, 200)
         cursor = request.query.get("cursor")
         page = await asyncio.to_thread(self._views.runs, wanted, cursor, max(limit, 1))
-        return web.json_response({"runs": page.runs, "cursor": page.cursor})
+        return web.json_response(page)
 
     async def show_overview(self, request: web.Request) -> web.StreamResponse:
         """Show a run: graph, statistics of steps, parameters, failures."""
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         known = ("overview", run.key, run.version, run.state, run.tags, run.heartbeat_at)
 
         def read() -> bytes:
@@ -91,7 +100,7 @@ class ViewRoutes:
         `worker` (u16, indexes into `steps` and `workers`), `state` (u8, index into `states`) and
         `flags` (u8: 1 reused, 2 retried), each padded to a multiple of 8 bytes. With `since` only
         tasks that changed after that version of the run."""
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         since = None if "since" not in request.query else number_of(request, "since", 0)
         known = ("columns", run.key, run.version, since)
 
@@ -102,21 +111,15 @@ class ViewRoutes:
 
     async def get_trace(self, request: web.Request) -> web.StreamResponse:
         """Download when each task of a run ran, as a trace for Perfetto."""
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         parts = await asyncio.to_thread(self._views.trace, run)
-        response = web.StreamResponse(headers=_attachment(f"{run.flow}-{run.run}.trace.json"))
-        response.content_type = "application/json"
-        await response.prepare(request)
-        while (part := await asyncio.to_thread(next, parts, None)) is not None:
-            await response.write(part.encode())
-        await response.write_eof()
-        return response
+        return await _download(
+            request, map(str.encode, parts), f"{run.flow}-{run.run}.trace.json", "application/json"
+        )
 
     async def page_tasks(self, request: web.Request) -> web.StreamResponse:
         """List the tasks of a run, filtered and sorted, in pages."""
-        step, state = request.query.get("step"), request.query.get("state")
-        if step is not None:
-            ids.step_name(step)
+        step, state = step_of(request), request.query.get("state")
         if state is not None and state not in {each.value for each in TaskState}:
             raise InvalidInput(f"There is no state {state[:40]!r} of a task.")
         sort = request.query.get("sort", "task")
@@ -143,7 +146,7 @@ class ViewRoutes:
         refused (400): read them with the client."""
         task = number_of(request, "task", 0)
         name = str(ids.artifact_name(request.match_info["name"]))
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         data = await asyncio.to_thread(self._views.artifact, run, task, name)
         return web.Response(
             body=data,
@@ -159,7 +162,7 @@ class ViewRoutes:
         """Get the page of a card.
 
         Browsers show it in a sandbox (Content-Security-Policy)."""
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         task, name = number_of(request, "task", 0), request.match_info["name"]
         page = await asyncio.to_thread(self._views.card, run, task, name)
         theme = request.query.get("theme")
@@ -190,30 +193,23 @@ class ViewRoutes:
         """List lines that the tasks of a run have printed, in pages.
 
         `tail` needs a `task`."""
-        run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
+        step, task = step_of(request), number_of(request, "task", 0) or None
         after, search = request.query.get("after", ""), request.query.get("search", "")[:500]
         limit = max(1, number_of(request, "limit", 1000, 5000))
         tail = number_of(request, "tail", 0, 5000)
         if tail and not task:
             raise InvalidInput("`tail` takes the last lines of one task: name a `task`.")
-        return web.json_response(
-            await asyncio.to_thread(
-                self._views.log, run, step, task or None, after, limit, search, tail
-            )
+        return await self._of_run(
+            request, lambda run: self._views.log(run, step, task, after, limit, search, tail)
         )
 
     async def get_log(self, request: web.Request) -> web.StreamResponse:
         """Download all lines that the tasks of a run have printed."""
-        run, step, task = await self._run(request), _step(request), number_of(request, "task", 0)
+        step, task = step_of(request), number_of(request, "task", 0)
+        run = await run_of(request, self._views)
         name = "-".join(filter(None, [run.flow, run.run, step, str(task or "")]))
         parts = await asyncio.to_thread(self._views.log_text, run, step, task or None)
-        response = web.StreamResponse(headers=_attachment(f"{name}.log"))
-        response.content_type = "text/plain"
-        await response.prepare(request)
-        while (part := await asyncio.to_thread(next, parts, None)) is not None:
-            await response.write(part)
-        await response.write_eof()
-        return response
+        return await _download(request, parts, f"{name}.log", "text/plain")
 
     # ------------------------------------------------------------ flows, comparisons
 
@@ -234,7 +230,7 @@ class ViewRoutes:
 
     async def list_run_jobs(self, request: web.Request) -> web.StreamResponse:
         """List the jobs of a run that have not ended, in pages by task."""
-        step, after = _step(request), number_of(request, "after", 0)
+        step, after = step_of(request), number_of(request, "after", 0)
         limit = max(1, number_of(request, "limit", 100, 500))
         return await self._of_run(
             request, lambda run: jobs.jobs_of(self._metadata, run, step, after, limit)
@@ -283,9 +279,7 @@ class ViewRoutes:
                 lambda: self._shared(path, lambda: self._state(topic.flow, topic.run)),
             ).look
         run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
-        log_tail = await asyncio.to_thread(
-            self._streams.log_tail, run, None, topic.task, topic.after
-        )
+        log_tail = await asyncio.to_thread(self._views.log_tail, run, None, topic.task, topic.after)
         # A run of other records has no version that grows with its output.
         looks = None if run.key >= FIRST_KEY else partial(self._version, path, run)
         return _Lines(path, topic.task, log_tail, looks).look
@@ -347,15 +341,10 @@ class ViewRoutes:
 
     # ------------------------------------------------------------ helpers
 
-    async def _run(self, request: web.Request) -> RunRecord:
-        flow = str(ids.flow_name(request.match_info["flow"]))
-        run = str(ids.run_id(request.match_info["run"]))
-        return await asyncio.to_thread(self._views.run, flow, run)
-
     async def _of_run(
         self, request: web.Request, read: Callable[[RunRecord], dict[str, Any]]
     ) -> web.StreamResponse:
-        run = await self._run(request)
+        run = await run_of(request, self._views)
         body = json.dumps(await asyncio.to_thread(read, run))
         response = web.Response(text=body, content_type="application/json")
         response.enable_compression()
@@ -393,7 +382,8 @@ class _Bodies:
         found = self._found.get(key)
         if found is None:
             loop = asyncio.get_running_loop()
-            found = loop.create_task(asyncio.to_thread(_zipped if key[1] else _plain, read))
+            make = partial(_zipped, read) if key[1] else read
+            found = loop.create_task(asyncio.to_thread(make))
             self._found[key] = found
             found.add_done_callback(lambda made: self._keep(key, made))
         else:
@@ -413,10 +403,6 @@ class _Bodies:
             if old != key:
                 del self._found[old]
                 total -= size
-
-
-def _plain(read: Callable[[], bytes]) -> bytes:
-    return read()
 
 
 def _zipped(read: Callable[[], bytes]) -> bytes:
@@ -496,17 +482,58 @@ class _Lines:
                 return
 
     def _some(self) -> list[dict[str, Any]]:
-        found = []
-        for line in self._log_tail.poll():
-            found.append({**line._asdict(), "text": line.text.decode("utf-8", "replace")})
-            if len(found) >= _LINES:
-                break
-        return found
+        return [plain_line(line) for line in islice(self._log_tail.poll(), _LINES)]
 
 
-def _step(request: web.Request) -> str | None:
+def named_run(request: web.Request) -> tuple[str, str]:
+    """Return the names of the flow and of the run in the path of a request.
+
+    Args:
+        request: The request of a route of one run.
+
+    Raises:
+        InvalidName: One of them is not allowed.
+    """
+    return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
+
+
+async def run_of(request: web.Request, views: Views) -> RunRecord:
+    """Return the run that the path of a request names.
+
+    Args:
+        request: The request of a route of one run.
+        views: Reads the record.
+
+    Raises:
+        NotFound: There is no such run.
+    """
+    return await asyncio.to_thread(views.run, *named_run(request))
+
+
+def step_of(request: web.Request) -> str | None:
+    """Return the step that the query of a request names; None for all steps.
+
+    Args:
+        request: The request.
+
+    Raises:
+        InvalidName: The name is not allowed.
+    """
     step = request.query.get("step")
-    return None if step is None else str(ids.step_name(step))
+    return None if step is None else ids.step_name(step)
+
+
+async def _download(
+    request: web.Request, parts: Iterator[bytes], name: str, kind: str
+) -> web.StreamResponse:
+    """Answer with a file of this name and type. Its parts are read in threads, as they are sent."""
+    response = web.StreamResponse(headers=_attachment(name))
+    response.content_type = kind
+    await response.prepare(request)
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        await response.write(part)
+    await response.write_eof()
+    return response
 
 
 def _attachment(name: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
 
 
-_DATA = ".data.json"
+_NAME = re.compile(r"(\d+)-(.+)-([^-]*)-([^-]*)\.html")  # the name of a type may have hyphens
 
 
 class StoredCard(NamedTuple):
@@ -27,16 +27,15 @@ class StoredCard(NamedTuple):
     name: str
 
 
-def prefix(flow: str, run: str, step: str, task: int | str) -> str:
-    """Return what the names of a task's cards begin with.
+def prefix(flow: str, run: str, *task: int | str) -> str:
+    """Return what the names of the cards of a task, or of all tasks of a run, begin with.
 
     Args:
         flow: The name of the flow.
         run: The id of the run.
-        step: The name of the step.
-        task: The task.
+        *task: The name of the step and the number of the task; left out for the whole run.
     """
-    return f"cards/{flow}/{run}/{step}/{task}/"
+    return "".join(f"{part}/" for part in ("cards", flow, run, *task))
 
 
 def put(
@@ -91,21 +90,19 @@ def data_of(store: ObjectStore, card: StoredCard) -> Any:
 
 
 def _data_name(folder: str, number: int) -> str:
-    return f"{folder}{number}{_DATA}"
+    return f"{folder}{number}.data.json"
 
 
-def listed(store: ObjectStore, folder: str) -> Iterator[StoredCard]:
-    """Yield the cards of a task, in the order of their decorators.
+def listed(store: ObjectStore, folder: str) -> list[StoredCard]:
+    """Return the cards in a folder: those of a task in the order of their decorators.
 
     Args:
         store: The datastore.
-        folder: The folder of the task's cards in the datastore.
+        folder: What the names of the cards begin with: `prefix` of a task, or of a whole run.
     """
     found = []
     for name in store.list(folder):
-        if name.endswith(_DATA):
-            continue
-        number, _, rest = name.rpartition("/")[2].partition("-")
-        type, id, digest = rest.rsplit("-", 2)  # the name of a type may have hyphens
-        found.append(StoredCard(int(number), type, id, digest.removesuffix(".html"), name))
-    yield from sorted(found)
+        card = _NAME.fullmatch(name.rpartition("/")[2])
+        if card is not None:  # else the data of a card that was refreshed, or none of ours
+            found.append(StoredCard(int(card[1]), card[2], card[3], card[4], name))
+    return sorted(found)

@@ -1,0 +1,68 @@
+"""What pages show, read from the metadata and the datastore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aflow._core.clock import FakeClock
+from aflow.errors import InvalidInput
+from aflow.metadata.base import Batch, RunRecord, TaskRecord
+from aflow.metadata.sqlite import SqliteMetadata
+from aflow.scheduler.messages import NoInputs, encode_inputs
+from aflow.server.filters import parse
+from aflow.server.views import Views
+from aflow.storage import cards
+from aflow.storage.local import LocalStore
+from tests.contracts.metadata_stores import a_run
+
+
+@pytest.fixture
+def metadata() -> Iterator[SqliteMetadata]:
+    store = SqliteMetadata(":memory:")
+    yield store
+    store.close()
+
+
+def with_a_task(metadata: SqliteMetadata, storage: str) -> RunRecord:
+    """A run whose data are at this URL, with a task 1 of the step `work`."""
+    run = metadata.create_run(a_run(settings={"storage": storage}), b"")
+    task = TaskRecord(1, "work", 99.0, inputs=encode_inputs(NoInputs()))
+    metadata.commit(run.key, 0, Batch(tasks=[task]))
+    return run
+
+
+def test_a_card_that_was_refreshed_is_listed_and_shown(
+    metadata: SqliteMetadata, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path)
+    run = with_a_task(metadata, store.url)
+    folder = cards.prefix(run.flow, run.run, "work", 1)
+    cards.put(store, folder, 0, "live-chart", "loss", "<html>1</html>", {"data": 1})
+    store.put(f"{folder}notes.txt", [b"of somebody else"])
+    views = Views(metadata, FakeClock())
+
+    (card,) = views.task(run, 1)["cards"]
+    assert ("live-chart", "loss") == (card["type"], card["id"])
+    assert [{"step": "work", "task": 1, **card}] == views.cards(run)
+    assert b"<html>1</html>" == views.card(run, 1, card["name"])
+
+
+def test_data_in_s3_are_read_at_the_endpoint_that_is_set_here(
+    metadata: SqliteMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = with_a_task(metadata, "s3://bucket/prefix?endpoint=http%3A%2F%2Fof-its-writer")
+    monkeypatch.setenv("AFLOW_S3_ENDPOINT_URL", "http://of-this-server")
+
+    store = Views(metadata, FakeClock())._store(run)
+    assert "s3://bucket/prefix?endpoint=http%3A%2F%2Fof-this-server" == store.url
+
+
+@pytest.mark.parametrize(
+    "cursor", ["", "1", "1.0_x", "nan_1", "inf_1", "-1.0_1", "1.0_-1", f"1.0_{10**30}"]
+)
+def test_a_cursor_that_no_page_has_is_refused(metadata: SqliteMetadata, cursor: str) -> None:
+    with pytest.raises(InvalidInput, match="not a cursor"):
+        Views(metadata, FakeClock()).runs(parse("", 0.0), cursor, 10)

@@ -75,7 +75,7 @@ class Bench:
             yield process
         finally:
             process.kill()
-            process.communicate()
+            print(process.communicate()[0])  # what a test that fails here shows
 
     def until_listed(self, *, flow: bool = True, **count: int) -> str:
         """Wait until the jobs that have not ended are in these states; what is listed then."""

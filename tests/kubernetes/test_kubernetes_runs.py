@@ -62,7 +62,7 @@ class Bench:
             yield process
         finally:
             process.kill()
-            process.communicate()
+            print(process.communicate()[0])  # what a test that fails here shows
 
     def until_running(self, count: int) -> list[str]:
         """Wait until so many pods run, and have begun their tasks; their names."""

@@ -61,7 +61,7 @@ class Bench:
             yield Running(process)
         finally:
             process.kill()
-            process.communicate()
+            print(process.communicate()[0])  # what a test that fails here shows
 
     def queue(self, form: str = "%T") -> list[str]:
         """What squeue lists of jobs that have not ended."""

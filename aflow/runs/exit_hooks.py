@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +25,9 @@ from aflow.compat import metaflow
 from aflow.errors import InvalidInput
 from aflow.executors.local.zygote_start import command_of
 from aflow.task.program import class_from, source_of, stands_for_metaflow
+
+_MOST_IN_PIPE = 1 << 20  # bytes that a process may have left in its pipe when it ends
+_LOOK_AGAIN = 50  # milliseconds after which it is looked whether a silent process has ended
 
 if TYPE_CHECKING:
     from aflow.flow.decorators.exit_hook import ExitHook, Hook
@@ -92,24 +97,39 @@ def _where(hook: Hook, definition: FlowDefinition) -> Any:
 def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
     """Call the hook and wait for its end; the exit code of its process."""
     flush(sys.stdout)
-    with subprocess.Popen(
-        command_of("aflow.runs.exit_hooks"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=False,
-    ) as process:
-        assert process.stdin is not None, "a pipe was asked for"
-        assert process.stdout is not None, "a pipe was asked for"
-        try:
-            request = (where, pathspec, revealed(metadata_url), stands_for_metaflow(), sys.path)
-            process.stdin.write(msgpack.packb(request, unicode_errors="surrogatepass"))
-            process.stdin.close()
-        except BrokenPipeError:  # it has ended already: its exit code tells
-            pass
-        for line in process.stdout:
-            binary(sys.stdout).write(line)
-        binary(sys.stdout).flush()
-    return process.returncode
+    process = subprocess.Popen(
+        command_of("aflow.runs.exit_hooks"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None, "a pipe was asked for"
+    assert process.stdout is not None, "a pipe was asked for"
+    try:
+        request = (where, pathspec, revealed(metadata_url), stands_for_metaflow(), sys.path)
+        process.stdin.write(msgpack.packb(request, unicode_errors="surrogatepass"))
+        process.stdin.close()
+    except BrokenPipeError:  # it has ended already: its exit code tells
+        pass
+    with process.stdout as output:
+        _copy(output.fileno(), process)
+    return process.wait()
+
+
+def _copy(output: int, process: subprocess.Popen[bytes]) -> None:
+    """Write to stdout what the process prints, as it comes. What it has started may go on, and keep
+    the pipe open: that is not waited for."""
+    readable = select.poll()
+    readable.register(output, select.POLLIN)
+    left = _MOST_IN_PIPE
+    while left > 0:
+        has_ended = process.poll() is not None
+        if readable.poll(0 if has_ended else _LOOK_AGAIN):
+            data = os.read(output, _MOST_IN_PIPE)
+            if not data:
+                return
+            binary(sys.stdout).write(data)
+            binary(sys.stdout).flush()
+            left -= len(data) if has_ended else 0
+        elif has_ended:
+            return
 
 
 # ------------------------------------------------------------ in the process

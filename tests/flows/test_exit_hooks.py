@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -127,3 +128,32 @@ def test_a_hook_that_is_nowhere_is_reported(workspace: Workspace) -> None:
     assert "The exit hook no.where has failed (exit code 1)." in ran.err
     assert 0 == ran.code
     assert "no argument\n" in ran.out
+
+
+def test_what_a_hook_leaves_running_is_not_waited_for(workspace: Workspace) -> None:
+    workspace.write(
+        """
+import subprocess
+from aflow import exit_hook
+
+def leaves():
+    left = subprocess.Popen(["sleep", "600"], stderr=subprocess.DEVNULL)
+    open("pid", "w").write(str(left.pid))
+    print("hook is done")
+
+@exit_hook(on_success=[leaves])
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+    )
+    try:
+        ran = workspace.run()
+        assert "hook is done\n" in ran.out
+    finally:
+        os.kill(int((workspace.path / "pid").read_text()), signal.SIGKILL)

@@ -110,11 +110,8 @@ def why(
         reason = f"{'; '.join(differences)} ({since})"
         return reason if cache_key is not None else f"{reason}; {not_cached}"
     if cache_key is None:
-        return (
-            f"nothing else has changed {since}, but {not_cached}"
-            if unknown
-            else (f"nothing has changed {since}, but {not_cached}")
-        )
+        what = "nothing else" if unknown else "nothing"
+        return f"{what} has changed {since}, but {not_cached}"
     if task.cache_key is None:
         return f"nothing has changed {since}, but that task ran without caching"
     if task.cache_key != cache_key:

@@ -32,6 +32,7 @@ import os
 import sys
 import types
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +157,11 @@ class _Anything(NamedTuple):
 def fingerprints(
     definition: FlowDefinition, packaged: Collection[str] = ()
 ) -> dict[str, Fingerprint]:
-    """Return the fingerprint of every step. `packaged` are the steps that have an environment of
-    their own, whose packages are known by its lock.
+    """Return the fingerprint of every step.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        packaged: The names of files in the code package.
+        packaged: The names of steps whose environment has a lock.
     """
     reader = _Reader(definition)
     return {
@@ -192,7 +192,6 @@ class _Reader:
         self._sources: dict[str, sources.ModuleText | None] = {}
         self._noted: list[Reached] = []  # what the value that is being digested leads to
         self._where = ""  # the module in which it was found
-        self._contents = Contents(self._named, self._opaque)
 
     def read(self, step: StepDefinition, *, has_packages: bool = False) -> Fingerprint:
         """All that the step can reach; with `has_packages` but for what is installed, since it runs
@@ -252,7 +251,7 @@ class _Reader:
         todo = [module]
         while todo:
             name = todo.pop()
-            loaded = self._loaded(name)
+            loaded = sys.modules.get(name)
             if name in modules or loaded is None:
                 continue
             if name != self._cls.__module__ and not sources.is_theirs(loaded):
@@ -339,18 +338,15 @@ class _Reader:
             return Known(_NOTHING, [*self._library(_module_of(cls))], frozenset())
         leads = [Reached(_name(base), base, _module_of(base)) for base in cls.__bases__]
         leads.append(Reached(_name(type(cls)), type(cls), _module_of(type(cls))))
+        members: dict[str, Any] = {}
         if issubclass(cls, enum.Enum):
-            members: dict[str, Any] = {name: each._value_ for name, each in cls.__members__.items()}
-        else:
-            members = {}
+            members = {name: each._value_ for name, each in cls.__members__.items()}
         values: list[tuple[str, Any]] = []
         for name, value in sorted(vars(cls).items()):
             if name in _OF_CLASSES or (name in members and isinstance(value, cls)):
                 continue
-            if isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
-                values.append((name, None))
-                continue
-            values.append((name, value))
+            is_slot = isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
+            values.append((name, None if is_slot else value))
         digest, more = self._content((values, [*members.items()]), _module_of(cls))
         return Known(digest, leads + more, frozenset())
 
@@ -360,7 +356,7 @@ class _Reader:
 
     def _of_module(self, name: str) -> Known:
         """All of a module: its source, and all that it has."""
-        leads = [Reached(f"{_called(name)} (its source)", _ModuleSource(name), name)]
+        leads = [_text_of(name)]
         for each, value in vars(sys.modules[name]).items():
             if each not in _OF_MODULES:
                 leads += self._lead(f"{_called(name)}.{each}", value, name)
@@ -373,7 +369,7 @@ class _Reader:
         digest = (source.raw_digest if which.raw else source.digest)[:_DIGITS]
         leads = list(self._of_imports(source.imports(anywhere=True)))
         attributes: frozenset[str] = frozenset()
-        module = self._loaded(which.name)
+        module = sys.modules.get(which.name)
         if source.code is not None:
             mentions = mentions_of(source.code)
             attributes = mentions.attributes
@@ -382,7 +378,7 @@ class _Reader:
         return Known(digest, leads, attributes)
 
     def _of_body(self, name: str) -> Known:
-        source, module = self._source(name), self._loaded(name)
+        source, module = self._source(name), sys.modules.get(name)
         body = None if source is None or module is None else source.body(vars(module))
         if body is None or module is None:
             return Known(_NOTHING, [], frozenset())
@@ -403,9 +399,7 @@ class _Reader:
                 package = module.rpartition(".")[0]
             yield from self._of_imports(sources.names_of(what, package))
         if "__doc__" in mentions.attributes and self._source(module) is not None:
-            yield Reached(
-                f"{_called(module)} (its source)", _ModuleSource(module, raw=True), module
-            )
+            yield _text_of(module, raw=True)
         for name in sorted(mentions.attributes):
             yield from self._of_flow(name)
 
@@ -439,7 +433,7 @@ class _Reader:
             return
         if name in _REFLECTION:
             yield Reached("", _Anything(), module)
-        if name in _WHOLE_MODULE and self._loaded(module) is not None:
+        if name in _WHOLE_MODULE and sys.modules.get(module) is not None:
             yield Reached(_called(module), _Module(module), module)
         if name in _ANY_CODE:
             yield Reached("the code in the flow's folder", _Folder(), module)
@@ -458,9 +452,7 @@ class _Reader:
         if top in _REFLECTION_MODULES:
             yield Reached("", _Anything(), module)
         if top == "inspect":
-            yield Reached(
-                f"{_called(module)} (its source)", _ModuleSource(module, raw=True), module
-            )
+            yield _text_of(module, raw=True)
 
     def _of_imports(self, names: Iterable[str]) -> Iterator[Reached]:
         """What imports inside of functions lead to: sources, since they may not be loaded yet."""
@@ -475,7 +467,7 @@ class _Reader:
                 if "." not in name:
                     yield Reached("the code in the flow's folder", _Unknown(name), name)
             elif file and sources.is_of_the_user(file):
-                yield Reached(f"{name} (its source)", _ModuleSource(name), name)
+                yield _text_of(name)
             elif file:
                 yield from self._library(name)
 
@@ -502,7 +494,7 @@ class _Reader:
     ) -> Iterator[Reached]:
         """The classes whose instances may come from other steps."""
         for name in modules:
-            for cls in _classes_of(self._loaded(name)):
+            for cls in _classes_of(sys.modules.get(name)):
                 if issubclass(cls, FlowSpec):
                     continue
                 members = {
@@ -543,7 +535,8 @@ class _Reader:
             return
         inner: Iterable[Any] = ()
         if isinstance(value, types.CellType):
-            inner = [value.cell_contents] if _is_full(value) else []
+            with suppress(ValueError):  # of one that is empty
+                inner = [value.cell_contents]
         elif isinstance(value, dict | types.MappingProxyType) and len(value) < 1000:
             inner = [*value.values()]
         elif isinstance(value, list | tuple | set | frozenset) and len(value) < 1000:
@@ -594,9 +587,9 @@ class _Reader:
         """What has no content counts by the source of its module, and with all that is used there:
         that made it."""
         name = self._where
-        if self._loaded(name) is None or self._source(name) is None:
+        if sys.modules.get(name) is None or self._source(name) is None:
             raise NotTellable(f"holds a {type(value).__qualname__}")
-        self._noted.append(Reached(f"{_called(name)} (its source)", _ModuleSource(name), name))
+        self._noted.append(_text_of(name))
         return f"opaque {_name(type(value))}".encode()
 
     # ------------------------------------------------------------ modules
@@ -615,13 +608,10 @@ class _Reader:
         module = sys.modules.get(name)
         return name.partition(".")[0] != "aflow" if module is None else sources.is_theirs(module)
 
-    def _loaded(self, name: str) -> ModuleType | None:
-        return sys.modules.get(name)
-
     def _source(self, name: str) -> sources.ModuleText | None:
         """The text of a module; None where it has none that can be read."""
         if name not in self._sources:
-            module = self._loaded(name)
+            module = sys.modules.get(name)
             own = name == self._cls.__module__
             file = self._file if own else getattr(module, "__file__", None)
             if module is None:
@@ -654,6 +644,10 @@ def _key(value: Any) -> object:
 _KINDS = (_Module, _ModuleSource, _Body, _Library, _Folder, _Unknown, _Anything)
 
 
+def _text_of(module: str, *, raw: bool = False) -> Reached:
+    return Reached(f"{_called(module)} (its source)", _ModuleSource(module, raw), module)
+
+
 def _called(module: str | None) -> str:
     return "" if module in (None, "__main__") else str(module)
 
@@ -668,23 +662,15 @@ def _module_of(value: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _is_full(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 -- an empty one raises
-    except ValueError:
-        return False
-    return True
-
-
 def _classes_of(module: ModuleType | None) -> Iterator[type]:
     """The classes that were written in a module, those inside of others too."""
-    todo = [*vars(module).values()] if module is not None else []
+    if module is None:
+        return
+    todo = [*vars(module).values()]
     seen: set[type] = set()
     while todo:
         each = todo.pop()
-        if not isinstance(each, type) or each in seen or module is None:
-            continue
-        if each.__module__ == module.__name__:
+        if isinstance(each, type) and each not in seen and each.__module__ == module.__name__:
             seen.add(each)
             yield each
             todo += vars(each).values()

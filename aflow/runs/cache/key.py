@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
@@ -22,13 +22,10 @@ if TYPE_CHECKING:
     from aflow.environments.lock import Lock
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.metadata.base import MetadataStore
-    from aflow.runs.cache.fingerprint import Fingerprint
     from aflow.storage.artifacts import ArtifactReader, Entry, Manifest
     from aflow.task.inputs import Manifests
 
-# What the code and the declared environment of a flow are, as it is recorded with each run.
-
-
+T = TypeVar("T")
 FIELD = "code-fingerprint"
 PACKAGE = "package "  # before the name of a package in an environment
 _DIGITS = 16
@@ -247,24 +244,31 @@ def _of_items(before: Value | None, now: Value | None) -> Iterator[str]:
         yield f"its item changed{_from_to(before, now)}"
 
 
+def _differing(
+    before: Mapping[str, T], now: Mapping[str, T]
+) -> Iterator[tuple[str, T | None, T | None]]:
+    """The names whose values differ, with what they were and are; None where they are missing."""
+    for name in sorted(before.keys() | now.keys()):
+        was, is_ = before.get(name), now.get(name)
+        if was != is_:
+            yield name, was, is_
+
+
 def _of_code(before: Fingerprint | None, now: Fingerprint | None) -> Iterator[str]:
     if before is None or now is None:
         yield "its code is not known: an older aflow has recorded none"
         return
-    for name in sorted(before.keys() | now.keys()):
-        if name not in before:
+    for name, was, is_ in _differing(before, now):
+        if was is None:
             yield f"{name} is new in its code"
-        elif name not in now:
+        elif is_ is None:
             yield f"{name} is no longer in its code"
-        elif before[name] != now[name]:
+        else:
             yield f"{name} changed"
 
 
 def _of_environments(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
-    for name in sorted(before.keys() | now.keys()):
-        was, is_ = before.get(name), now.get(name)
-        if was == is_:
-            continue
+    for name, was, is_ in _differing(before, now):
         if name == "Python":
             yield f"Python changed {was} -> {is_}"
         elif name.startswith(PACKAGE):
@@ -325,8 +329,7 @@ _NOTHING = Value("", "")
 
 
 def _of_artifacts(before: dict[str, Value], now: dict[str, Value]) -> Iterator[str]:
-    for name in sorted(before.keys() | now.keys()):
-        was, is_ = before.get(name), now.get(name)
+    for name, was, is_ in _differing(before, now):
         if was is None:
             yield f"{name} is new"
         elif is_ is None:

@@ -1,7 +1,7 @@
 """Results that need not be computed again: what a driver asks before it launches a task.
 
-Two things give them: a resumed run, which reuses what its origin has finished (`resumed.py`),
-and the cache, which knows what was computed from the same code and inputs (`cached.py`).
+Two things give them: a resumed run, which reuses what its origin has finished (`runs/resume.py`),
+and the cache (below), which knows what was computed from the same code and inputs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from aflow.metadata.base import CachedTask, MetadataStore
     from aflow.runs.cache.fingerprint import Fingerprint
     from aflow.runs.cache.key import CodeFingerprints
-    from aflow.scheduler.messages import LaunchAttempt
-    from aflow.storage.artifacts import Manifest
     from aflow.storage.blobs import BlobStore
 
 
@@ -128,7 +126,7 @@ def blobs_in(manifest: Manifest) -> Iterable[tuple[str, str]]:
 # succeeded before is not run again.
 #
 # The key of a task is the digest of the fingerprint of its step (`fingerprint.py`), of its
-# declared environment (`code.py`), of what its input tasks left (names and digests of all
+# declared environment (`key.py`), of what its input tasks left (names and digests of all
 # artifacts that it can read, among them the parameters and constants), and of its item and its
 # place in a foreach. What the step reads from elsewhere (files, a clock, the network) is not seen:
 # such a step is not to be cached.
@@ -192,15 +190,11 @@ class CachedTasks:
         code = self._code.get(launch.step)
         if code is None:
             return None
-        inputs = self._contents(launch)
+        inputs = [self._left[task].content for task in self._input_tasks(launch)]
         key = bytes.fromhex(_hash((_VERSION, launch.step, code, inputs, self._place(launch))))
         self._keys[launch.task] = key
         found = self._metadata.cached(self._flow, key)
         return None if found is None else self._fit(found, launch)
-
-    def _contents(self, launch: LaunchAttempt) -> list[str]:
-        """Digests of what the input tasks have left."""
-        return [self._left[task].content for task in self._input_tasks(launch)]
 
     def _input_tasks(self, launch: LaunchAttempt) -> list[int]:
         inputs = launch.inputs
@@ -309,7 +303,7 @@ def code_digest(fingerprint: Fingerprint, environment: Mapping[str, str]) -> str
 
     Args:
         fingerprint: The digests of the step's code, by name.
-        environment: The environment variables, by name.
+        environment: The step's environment, as `environment_of` returns it.
     """
     return _hash((sorted(fingerprint.items()), sorted(environment.items())))
 

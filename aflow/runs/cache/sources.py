@@ -108,7 +108,9 @@ def _version_of(top: str) -> str:
     try:
         return metadata.version(top)
     except metadata.PackageNotFoundError:
-        return "of no version"
+        # Its package has another name (python-dotenv), or several share a namespace (google).
+        names = sorted(set(metadata.packages_distributions().get(top, ())))
+        return " ".join(f"{each} {metadata.version(each)}" for each in names) or "of no version"
 
 
 class ModuleText:

@@ -11,6 +11,7 @@ import pytest
 
 from aflow.flow.spec import define
 from aflow.runs.cache.fingerprint import Fingerprint, fingerprints
+from aflow.runs.cache.sources import library_version
 
 FLOW = """
 from aflow import FlowSpec, step
@@ -162,3 +163,24 @@ def test_a_change_is_seen_where_it_can_be_reached(
 )
 def test_what_makes_no_difference_is_not_seen(read: Reader, old: str, new: str) -> None:
     assert {} == changed(read, (old, new))
+
+
+def test_packages_count_with_their_versions_whatever_their_modules_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package, version, module in (
+        ("Space-One", "1.0", "shared_space/one.py"),
+        ("Space-Two", "2.1", "shared_space/two.py"),
+        ("python-renamed", "3.0", "renamed_module.py"),
+    ):
+        info = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+        )
+        (info / "RECORD").write_text(f"{module},,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert "Space-One 1.0 Space-Two 2.1" == library_version("shared_space.one")
+    assert "python-renamed 3.0" == library_version("renamed_module")
+    assert "of no version" == library_version("no_package_at_all")

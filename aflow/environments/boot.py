@@ -41,7 +41,7 @@ def ask(url: str, method: str = "GET", **headers: str) -> str:
     """Return what a service of this machine answers, without a proxy.
 
     Args:
-        url: The URL.
+        url: The URL of the service; three tries of three seconds each are made.
         method: The method of HTTP.
         **headers: The headers of the request.
     """
@@ -196,15 +196,9 @@ def opened(store: str, name: str, start: int, end: int) -> Any:
     signing = ("AWS4" + secret).encode()
     for part in [*scope.split("/"), "\n".join(["AWS4-HMAC-SHA256", stamp, scope, digest])]:
         signing = hmac.new(signing, part.encode(), hashlib.sha256).digest()
-    headers["authorization"] = (
-        "AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=%s, Signature=%s"
-        % (
-            key,
-            scope,
-            names,
-            signing.hex(),
-        )
-    )
+    signed = (key, scope, names, signing.hex())
+    form = "AWS4-HMAC-SHA256 Credential=%s/%s, SignedHeaders=%s, Signature=%s"
+    headers["authorization"] = form % signed
     headers["range"] = "bytes=%d-%d" % (start, end - 1)
     whole = urlsplit(endpoint)
     url = whole.scheme + "://" + whole.netloc + path

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from stat import S_ISDIR
 from typing import NamedTuple
 
 from aflow._core.clock import SystemClock
@@ -34,7 +34,7 @@ from aflow._core.settings import Settings, environment_with
 from aflow._core.wording import plural
 from aflow.environments import conda, wheels
 from aflow.environments.files import Files
-from aflow.environments.lock import WHEEL, Lock, LockedPackage
+from aflow.environments.lock import WHEEL, Lock, LockedPackage, digest_of_values
 from aflow.environments.solve import Solver, Target, tags_of, this_platform
 from aflow.environments.spec import Spec
 from aflow.environments.uv import (
@@ -49,6 +49,7 @@ from aflow.errors import EnvironmentFailed, InvalidLock, ShippingError, UnsafeFo
 
 RUNTIME_VARIABLE = "AFLOW_RUNTIME_FOLDER"
 KEPT_UNUSED = 30 * 86400.0  # seconds for which an environment is kept that nobody uses
+_OWN = Path(__file__).resolve().parents[1]  # the package aflow
 _MARKER = "aflow-environment.json"
 _FULL = "no space left"
 _FORM = 1  # of a built environment
@@ -124,8 +125,16 @@ def cache_folder(settings: Settings | None = None) -> Path:
 
 
 class Supplies:
-    """What building an environment takes besides packages, where this machine may lack it: nothing,
-    unless a subclass has it."""
+    """What building an environment takes, where this machine may lack it and no index is asked:
+    nothing, unless a subclass has it."""
+
+    def file(self, package: LockedPackage) -> Path | None:
+        """Return the file of a package.
+
+        Args:
+            package: The package, as it is locked.
+        """
+        return None
 
     def runtime(self, minor: str) -> Lock | None:
         """Return what aflow needs for this version of Python.
@@ -146,38 +155,27 @@ class Supplies:
             asked: The version of Python that was asked for, as `3.12`.
 
         Raises:
-            EnvironmentFailed: The packages cannot be solved, fetched or installed; the error says
-                which and why.
+            EnvironmentFailed: There is one, and it does not run here.
         """
         return None
 
 
 class Environments:
-    """The environments of this machine, below the folder `cache`. `fetch` gives the file of a
-    package that is available somewhere else than from an index (the datastore), or None; `supplies`
-    have what else may be missing."""
+    """The environments of this machine, below the folder `cache`. `supplies` have what may be
+    missing here."""
 
     def __init__(
         self,
         cache: Path,
         report: Report = lambda line: None,
-        fetch: Callable[[LockedPackage], Path | None] = lambda package: None,
         supplies: Supplies | None = None,
     ) -> None:
         self._supplies = supplies or Supplies()
         self._cache = cache
         self._built = cache / "built"
+        self._runtimes = cache / "runtimes"
         self._report = report
-        self._fetch = fetch
         self._files = Files(cache)
-
-    def there(self, lock: Lock) -> bool:
-        """Return whether the environment exists already.
-
-        Args:
-            lock: The locked environment.
-        """
-        return self._is_complete(self._prefix(lock))
 
     def built(self, lock: Lock, title: str = "", *, rebuild: bool = False) -> Built:
         """Return the environment of a lock, built if it is not there. Blocks; somebody else who
@@ -188,8 +186,7 @@ class Environments:
             title: What is built, for the report.
             rebuild: Whether to solve and build again what exists already.
         """
-        if lock.platform != this_platform():
-            _check_platform(lock)
+        _check_platform(lock)
         prefix = self._prefix(lock)
         if rebuild or not self._is_complete(prefix):
             self._make_folder(self._built)
@@ -201,13 +198,12 @@ class Environments:
         with suppress(OSError):  # of a folder that others share with us
             os.utime(prefix / _MARKER)
         python = os.fspath(prefix / "bin" / "python")
-        minor = ".".join(lock.python.split(".")[:2])
-        return Built(lock.digest, prefix, python, self.runtime(minor), _private(lock))
+        return Built(lock.digest, prefix, python, self.runtime(lock.minor), _private(lock))
 
     # ------------------------------------------------------------ building
 
     def _prefix(self, lock: Lock) -> Path:
-        return self._built / hashlib.sha256(f"{_FORM} {lock.digest}".encode()).hexdigest()[:32]
+        return self._built / digest_of_values(_FORM, lock.digest)[:32]
 
     @staticmethod
     def _is_complete(prefix: Path) -> bool:
@@ -226,19 +222,17 @@ class Environments:
         """Be the only process that builds this. The kernel releases the lock of a killed
         process."""
         try:
-            descriptor = _opened(_lock_file(prefix))
+            descriptor = _opened(f"{prefix}.lock")
         except OSError as error:
             raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise EnvironmentFailed(
-                        f"{prefix} cannot be locked: {error.strerror}"
-                    ) from error
+            except BlockingIOError:
                 self._report(f"Waiting for another process that builds the environment{title}")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
             yield
         finally:
             os.close(descriptor)
@@ -246,9 +240,8 @@ class Environments:
     def _build(self, lock: Lock, prefix: Path, title: str) -> None:
         for each in self._built.glob(f".new-{prefix.name}-*"):  # of a builder that was killed
             shutil.rmtree(each, ignore_errors=True)
-        count = len(lock.packages)
-        many = plural(count, "package")
-        self._report(f"Building the environment{title}: Python {lock.python}, {many}")
+        packages = plural(len(lock.packages), "package")
+        self._report(f"Building the environment{title}: Python {lock.python}, {packages}")
         began = SystemClock.now()
         new = _new_folder(self._built, f".new-{prefix.name}-")
         try:
@@ -277,7 +270,7 @@ class Environments:
     def _install(self, lock: Lock, new: Path, prefix: Path) -> None:
         wheels = [each for each in lock if each.kind == WHEEL]
         if lock.is_conda:
-            conda.install(lock, new, prefix, self._files, self._fetch)
+            conda.install(lock, new, prefix, self._files, self._supplies.file)
             if not wheels:
                 return
         uv = Uv(self._report, self._supplies.uv)
@@ -286,7 +279,40 @@ class Environments:
             argv = ["venv", "--relocatable", "--no-project", "--python", found.path, "--quiet"]
             uv.run(*argv, "--allow-existing", os.fspath(new))
         python = os.fspath(new / "bin" / "python")
-        _install(uv, wheels, self._files, self._fetch, "--python", python)
+        self._install_wheels(uv, wheels, "--python", python)
+
+    def _install_wheels(self, uv: Uv, packages: Sequence[LockedPackage], *where: str) -> None:
+        """Install exactly these wheels, checked by their digests: from files that are kept here or
+        supplied, or from their index, which is asked only for what uv has not in its cache."""
+        if not packages:
+            return
+        local: dict[str, str] = {}
+        for each in packages:
+            path = self._files.path(each) or self._supplies.file(each)
+            if path is not None:
+                local[each.file] = path.absolute().as_uri()
+            elif not each.url:
+                raise EnvironmentFailed(
+                    f"{each.file} ({each.source or 'built elsewhere'}) is not available here"
+                )
+        by_place = _lines(packages, lambda each: local.get(each.file) or each.url)
+        # An index may give its files under addresses that are good for a while only.
+        by_name = _lines(packages, lambda each: local.get(each.file))
+        argv = ["pip", "install", "--no-deps", "--require-hashes", "--no-build", *where, "-r", "-"]
+        tries = [(by_place, True), (by_place, False), (by_name, False)]
+        if len(local) == len(packages):
+            tries = [(by_place, True)]
+        first: UvFailed | None = None
+        for text, offline in tries:
+            try:
+                uv.run(*argv, stdin=text, index=True, offline=offline)
+                return
+            except UvFailed as error:
+                first = error if first is None or (not offline and first.is_network) else first
+                if _FULL in error.full.lower():
+                    raise
+        assert first is not None, "it was tried"
+        raise first
 
     def _complete(self, lock: Lock, new: Path) -> None:
         """What makes it an environment of aflow; the marker comes last."""
@@ -307,28 +333,18 @@ class Environments:
         Args:
             minor: The version of Python, as `3.12`.
         """
-        if minor == own_interpreter().minor:
-            return self._linked(minor)
-        return self._runtime_of_another(minor)
-
-    def _linked(self, minor: str) -> Path:
-        own = Path(__file__).resolve().parents[1]
-        entries = {"aflow": os.fspath(own), **_installed_entries()}
-        key = hashlib.sha256(json.dumps([_FORM, sorted(entries.items())]).encode()).hexdigest()[:24]
-        place = self._cache / "runtimes" / f"{key}-py{minor}"
-
-        def make(new: Path) -> None:
-            for name, target in entries.items():
-                os.symlink(target, new / name)
-
-        return self._made(place, make)
+        if minor != own_interpreter().minor:
+            return self._runtime_of_another(minor)
+        entries = {"aflow": os.fspath(_OWN), **_installed_entries()}
+        key = digest_of_values(_FORM, sorted(entries.items()))
+        return self._made(f"{key[:24]}-py{minor}", _linked(entries))
 
     def _runtime_of_another(self, minor: str) -> Path:
-        standing_in = self._place_of_stand_ins(minor)
-        if SystemClock.now() - _time_of(standing_in / _PYTHON) < _AGAIN and _is_runtime(
-            standing_in
-        ):
-            return standing_in
+        key = digest_of_values(_FORM, sys.executable, __file__)
+        name = f"{key[:24]}-standins-py{minor}"
+        place = self._runtimes / name
+        if SystemClock.now() - _time_of(place / _PYTHON) < _AGAIN and _is_runtime(place):
+            return place
         try:
             return self._installed_runtime(minor)
         except EnvironmentFailed as error:
@@ -336,49 +352,43 @@ class Environments:
                 f"{error}; what aflow has for Python {own_interpreter().minor} stands in, and is "
                 "slower"
             )
-            shutil.rmtree(standing_in, ignore_errors=True)
-            return self._standing_in(standing_in)
+            shutil.rmtree(place, ignore_errors=True)
+            return self._standing_in(name)
 
-    def _place_of_stand_ins(self, minor: str) -> Path:
-        key = hashlib.sha256(json.dumps([_FORM, sys.executable, __file__]).encode())
-        return self._cache / "runtimes" / f"{key.hexdigest()[:24]}-standins-py{minor}"
-
-    def _standing_in(self, place: Path) -> Path:
+    def _standing_in(self, name: str) -> Path:
         """Links to what is installed here, as far as it is not compiled code of this Python alone;
         and modules that stand in for the rest."""
-        own = Path(__file__).resolve().parent
-        entries = {"aflow": os.fspath(own.parent)}
-        for name, target in _installed_entries().items():
-            if name.partition("-")[0] in _STANDING_IN_FOR:  # their stand-ins, and no metadata
-                entries |= {f"{each}.py": os.fspath(own / "standins" / f"{each}.py")
-                            for each in _STANDING_IN if each == name}  # fmt: skip
-            else:
-                entries[name] = target
+        entries = {"aflow": os.fspath(_OWN)}
+        for each in _STANDING_IN:
+            entries[f"{each}.py"] = os.fspath(_OWN / "environments" / "standins" / f"{each}.py")
+        entries |= {
+            entry: target
+            for entry, target in _installed_entries().items()
+            if entry.partition("-")[0] not in _STANDING_IN_FOR  # nor their metadata
+        }
 
         def make(new: Path) -> None:
-            for name, target in entries.items():
-                os.symlink(target, new / name)
+            _linked(entries)(new)
             (new / _PYTHON).write_text(sys.executable)
 
-        return self._made(place, make)
+        return self._made(name, make)
 
     def _installed_runtime(self, minor: str) -> Path:
         lock = self._supplies.runtime(minor) or self.runtime_lock(minor)
-        own = Path(__file__).resolve().parents[1]
-        key = hashlib.sha256(f"{_FORM} {own} {lock.digest}".encode()).hexdigest()[:24]
+        key = digest_of_values(_FORM, os.fspath(_OWN), lock.digest)
 
         def make(new: Path) -> None:
             uv = Uv(self._report, self._supplies.uv)
             self._report(f"Installing what aflow needs for Python {minor}")
-            python = self._interpreter(minor, uv)
+            python = self._interpreter(minor, uv).path
             try:
-                _install(uv, lock.packages, self._files, self._fetch,
-                         "--target", os.fspath(new), "--python", python.path)  # fmt: skip
+                target = os.fspath(new)
+                self._install_wheels(uv, lock.packages, "--target", target, "--python", python)
             except EnvironmentFailed as error:
                 raise EnvironmentFailed(_no_runtime(minor, error)) from error
-            os.symlink(own, new / "aflow")
+            _linked({"aflow": os.fspath(_OWN)})(new)
 
-        return self._made(self._cache / "runtimes" / f"{key}-py{minor}", make)
+        return self._made(f"{key[:24]}-py{minor}", make)
 
     def runtime_lock(
         self, minor: str, platform: str | None = None, extras: Collection[str] | None = None
@@ -403,7 +413,7 @@ class Environments:
         else:
             target = Target(minor, str(platform))
         try:
-            return solver.kept(spec, target) or solver.solve(spec, target)
+            return solver.lock(spec, target)
         except EnvironmentFailed as error:
             raise EnvironmentFailed(_no_runtime(minor, error, platform)) from error
 
@@ -414,18 +424,19 @@ class Environments:
         except EnvironmentFailed:
             return self._supplies.interpreter(asked) or interpreter_for(asked, uv)
 
-    def _made(self, place: Path, make: Callable[[Path], None]) -> Path:
+    def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A folder of runtimes, made at once or not at all."""
+        place = self._runtimes / name
         if _is_runtime(place):
             with suppress(OSError):
                 os.utime(place)
             return place
         try:
             # Others may have built the environments, and let this user read alone.
-            below = writable_or_temporary(place.parents[1]) / place.parent.name
+            below = writable_or_temporary(self._cache) / self._runtimes.name
         except (OSError, UnsafeFolder) as error:
             raise EnvironmentFailed(f"{place} cannot be made: {error}") from error
-        place = below / place.name
+        place = below / name
         if _is_runtime(place):
             return place
         self._make_folder(below)
@@ -435,7 +446,7 @@ class Environments:
             make(new)
             if place.is_dir() and not _is_runtime(place):  # its links lead nowhere any more
                 shutil.rmtree(place, ignore_errors=True)
-            with suppress(FileExistsError, OSError):  # somebody else was faster: it is the same
+            with suppress(OSError):  # somebody else was faster: it is the same
                 os.rename(new, place)
         except OSError as error:
             raise EnvironmentFailed(f"{place} cannot be made: {error.strerror}") from error
@@ -446,16 +457,16 @@ class Environments:
     # ------------------------------------------------------------ deleting
 
     def sweep(self, age: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
-        """Delete what nobody has used for `age` seconds, and what killed builders have left; how
-        many environments, and how many bytes.
+        """Delete what nobody has used for `age` seconds, and what killed builders have left. What
+        is in use stays.
 
         Args:
-            age: For how many seconds it was not used.
+            age: For how many seconds it was not used at least.
             now: The present time, in seconds since the epoch.
             dry_run: Whether only to say what would be done.
 
         Returns:
-            What is in use stays.
+            How many environments were deleted, or would be, and how many bytes.
         """
         count = size = 0
         for prefix in _folders(self._built):
@@ -474,73 +485,35 @@ class Environments:
                 continue
             finally:
                 os.close(descriptor)
-        for folder in ("runtimes", "wheels", "locks"):
+        # As long as an environment is left, its processes may need a runtime.
+        is_used = any(not each.name.startswith(".new-") for each in _folders(self._built))
+        for folder in ("wheels", "locks") if is_used else ("runtimes", "wheels", "locks"):
             for each in _folders(self._cache / folder):
-                if now - _time_of(each) > age and (
-                    folder != "runtimes" or not _is_used(self._built)
-                ):
+                if now - _time_of(each) > age:
                     size += _remove(each, dry_run=dry_run)
         return count, size
 
 
 def _check_platform(lock: Lock) -> None:
     """Raises InvalidLock for a lock of which this machine cannot run all files."""
+    here = this_platform()
+    if lock.platform == here:
+        return
     from packaging.utils import parse_wheel_filename
 
-    known = set(tags_of(Target(lock.python, this_platform())))
-    arch = lock.platform.partition("-")[0]
-    for each in lock:
-        if each.kind == WHEEL and known.isdisjoint(map(str, parse_wheel_filename(each.file)[3])):
-            raise InvalidLock(
-                f"The environment was locked for {lock.platform}, and this machine is "
-                f"{this_platform()}: {each.file} does not run here. Say what jobs have "
-                "(AFLOW_JOB_PLATFORM)."
-            )
-    if arch != this_platform().partition("-")[0] and lock.is_conda:
+    known = set(tags_of(Target(lock.python, here)))
+    unfit = [
+        f": {each.file} does not run here"
+        for each in lock
+        if each.kind == WHEEL and known.isdisjoint(map(str, parse_wheel_filename(each.file)[3]))
+    ]
+    if lock.is_conda and lock.platform.partition("-")[0] != here.partition("-")[0]:
+        unfit.append("")
+    if unfit:
         raise InvalidLock(
-            f"The environment was locked for {lock.platform}, and this machine is "
-            f"{this_platform()}. Say what jobs have (AFLOW_JOB_PLATFORM)."
+            f"The environment was locked for {lock.platform}, and this machine is {here}{unfit[0]}."
+            " Say what jobs have (AFLOW_JOB_PLATFORM)."
         )
-
-
-def _install(
-    uv: Uv,
-    packages: Sequence[LockedPackage],
-    files: Files,
-    fetch: Callable[[LockedPackage], Path | None],
-    *where: str,
-) -> None:
-    """Install exactly these wheels, checked by their digests: from files that are kept here, from
-    `fetch`, or from their index, which is asked only for what uv has not in its cache."""
-    if not packages:
-        return
-    local: dict[str, str] = {}
-    for each in packages:
-        path = files.path(each) or fetch(each)
-        if path is None and not each.url:
-            raise EnvironmentFailed(
-                f"{each.file} ({each.source or 'built elsewhere'}) is not available here"
-            )
-        if path is not None:
-            local[each.file] = path.absolute().as_uri()
-    by_place = _lines(packages, lambda each: local.get(each.file) or each.url)
-    # An index may give its files under addresses that are good for a while only.
-    by_name = _lines(packages, lambda each: local.get(each.file))
-    argv = ["pip", "install", "--no-deps", "--require-hashes", "--no-build", *where, "-r", "-"]
-    tries = [(by_place, True), (by_place, False), (by_name, False)]
-    if len(local) == len(packages):
-        tries = [(by_place, True)]
-    first: UvFailed | None = None
-    for text, offline in tries:
-        try:
-            uv.run(*argv, given=text, index=True, offline=offline)
-            return
-        except UvFailed as error:
-            first = error if first is None or (not offline and first.is_network) else first
-            if _FULL in error.full.lower():
-                raise
-    assert first is not None, "it was tried"
-    raise first
 
 
 def _lines(packages: Sequence[LockedPackage], place: Callable[[LockedPackage], str | None]) -> str:
@@ -560,6 +533,16 @@ def _no_runtime(minor: str, error: EnvironmentFailed, platform: str | None = Non
     return f"What aflow itself needs for Python {minor}{where} is not available: {error}"
 
 
+def _linked(entries: Mapping[str, str]) -> Callable[[Path], None]:
+    """Makes links in a folder: name -> where it leads."""
+
+    def make(new: Path) -> None:
+        for name, target in entries.items():
+            os.symlink(target, new / name)
+
+    return make
+
+
 def _is_runtime(place: Path) -> bool:
     return (place / "aflow" / "__init__.py").is_file()
 
@@ -569,12 +552,10 @@ def _requirements(extras: Collection[str] | None = None) -> list[str]:
     are installed here."""
     from packaging.requirements import Requirement
 
-    extras = _extras() if extras is None else extras
-    found: list[str] = []
-    for text in wheels.needs_of_aflow():
-        requirement = Requirement(text)
-        marker, requirement.marker = requirement.marker, None
-        if marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras)):
+    found = []
+    for requirement in map(Requirement, wheels.needs_of_aflow()):
+        if wheels.counts(requirement, _extras() if extras is None else extras):
+            requirement.marker = None
             found.append(str(requirement))
     return found
 
@@ -619,12 +600,8 @@ def _new_folder(below: Path, beginning: str) -> Path:
         raise EnvironmentFailed(f"{below} cannot be written: {error.strerror}") from error
 
 
-def _lock_file(prefix: Path) -> str:
-    return os.fspath(prefix) + ".lock"
-
-
 def _use_file(prefix: Path) -> str:
-    return os.fspath(prefix) + ".used.lock"
+    return f"{prefix}.used.lock"
 
 
 def _opened(file: str) -> int:
@@ -660,11 +637,6 @@ def _folders(folder: Path) -> list[Path]:
         return []
 
 
-def _is_used(built: Path) -> bool:
-    """Whether an environment is left, whose processes may need a runtime."""
-    return any(not each.name.startswith(".new-") for each in _folders(built))
-
-
 def _time_of(path: Path) -> float:
     try:
         return path.stat().st_mtime
@@ -673,17 +645,18 @@ def _time_of(path: Path) -> float:
 
 
 def _remove(path: Path, *, dry_run: bool) -> int:
+    """Remove a file or folder; how many bytes its files take."""
+    is_folder = path.is_dir() and not path.is_symlink()
     size = 0
-    if path.is_dir() and not path.is_symlink():
-        for place, _, files in os.walk(path):
-            for each in files:
-                with suppress(OSError):
-                    size += os.lstat(os.path.join(place, each)).st_size
-        if not dry_run:
-            shutil.rmtree(path, ignore_errors=True)
+    for each in path.rglob("*") if is_folder else [path]:
+        with suppress(OSError):
+            found = each.lstat()
+            size += 0 if S_ISDIR(found.st_mode) else found.st_size
+    if dry_run:
+        return size
+    if is_folder:
+        shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
-            size = path.lstat().st_size
-            if not dry_run:
-                path.unlink()
+            path.unlink()
     return size

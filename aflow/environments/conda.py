@@ -8,21 +8,17 @@ solved for that Python, and installed into the same environment.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aflow._core.private_folders import read_regular
 from aflow._core.settings import environment_with
 from aflow.environments.files import Files
-from aflow.environments.lock import CONDA, Lock, LockedPackage, lock_of
-from aflow.environments.solve import Solver, Target, this_platform
+from aflow.environments.lock import CONDA, Lock, LockedPackage, digest_of_values, lock_of
+from aflow.environments.solve import Solver, Target, kept_lock, this_platform
 from aflow.environments.spec import Spec
 from aflow.environments.uv import Report, Uv, own_interpreter, stamp_of, without_credentials
-from aflow.errors import EnvironmentFailed, InvalidLock, MissingExtra
+from aflow.errors import EnvironmentFailed, MissingExtra
 
 _FORM = 1
 _DEFAULT = "conda-forge"
@@ -61,9 +57,9 @@ def lock(
 
     Args:
         spec: The packages that a step asks for.
-        folder: The folder.
+        folder: The folder of the flow, which relative paths of packages of PyPI start from.
         platform: The platform, as uv names it.
-        cache: The folder for what was downloaded.
+        cache: The folder of environments.
         report: Takes one line for each thing that takes time.
         rebuild: Whether to solve and build again what exists already.
 
@@ -72,38 +68,23 @@ def lock(
         EnvironmentFailed: The packages cannot be solved.
     """
     rattler = _rattler()
-    python = spec.python or own_interpreter().minor
-    specs = [*spec.conda, _python_spec(python)]
-    files = Files(cache)
-    asked = json.dumps([_FORM, specs, spec.requirements, platform])
-    place = cache / "locks" / f"conda-{hashlib.sha256(asked.encode()).hexdigest()}.json"
-    index = _identity()
-    kept = None if rebuild else _read(place)
-    if kept is not None and kept[0] == index:
-        return kept[1]
-    try:
-        report(
-            f"Solving packages of conda: {', '.join(specs)} ({', '.join(map(_shown, channels()))})"
-        )
+    specs = [*spec.conda, _python_spec(spec.python or own_interpreter().minor)]
+    name = digest_of_values(_FORM, specs, spec.requirements, platform)
+
+    def solve() -> Lock:
+        shown = ", ".join(map(without_credentials, channels()))
+        report(f"Solving packages of conda: {', '.join(specs)} ({shown})")
         packages = _solved(rattler, specs, platform)
         version = next((each.version for each in packages if each.name == "python"), "")
         if not version:
             raise EnvironmentFailed("none of the channels has python")
-        minor = ".".join(version.split(".")[:2])
         if spec.requirements:
             beside = Spec(requirements=spec.requirements, python=spec.python)
             solver = Solver(cache, folder, Uv(report), report, rebuild=rebuild)
-            target = Target(version, platform, None)
-            found = solver.kept(beside, target) or solver.solve(beside, target)
-            packages += found.packages
-    except EnvironmentFailed:
-        if kept is None:
-            raise
-        return kept[1]
-    made = lock_of(minor, platform, packages)
-    data = {"index": index, "lock": made.as_dict()}
-    files.write(place, json.dumps(data).encode())
-    return made
+            packages += solver.lock(beside, Target(version, platform)).packages
+        return lock_of(".".join(version.split(".")[:2]), platform, packages)
+
+    return kept_lock(cache, f"conda-{name}", _identity(), solve, report, rebuild=rebuild)
 
 
 def install(
@@ -133,7 +114,9 @@ def install(
     try:
         asyncio.run(_installed(rattler, paths, new, final, files.folder.parent / "conda"))
     except Exception as error:  # its errors have no class of their own
-        raise EnvironmentFailed(f"rattler cannot install the packages: {_said(error)}") from error
+        raise EnvironmentFailed(
+            f"rattler cannot install the packages: {_explanation(error)}"
+        ) from error
 
 
 async def _installed(rattler: Any, paths: list[Path], new: Path, final: Path, cache: Path) -> None:
@@ -166,7 +149,7 @@ def _solved(rattler: Any, specs: list[str], platform: str) -> list[LockedPackage
     try:
         records = asyncio.run(rattler.solve(channels(), specs, **options))
     except Exception as error:  # its errors have no class of their own
-        raise EnvironmentFailed(_said(error)) from error
+        raise EnvironmentFailed(_explanation(error)) from error
     return [_locked(each) for each in records]
 
 
@@ -201,31 +184,18 @@ def subdir_of(platform: str) -> str:
         raise EnvironmentFailed(f"conda has no packages for {platform}") from None
 
 
-def _identity() -> str:
+def _identity() -> list[str]:
     """What says which channels are asked; folders count with what is in them."""
     found = []
     for each in channels():
-        path = each.removeprefix("file://")
-        found.append(_shown(each))
-        if os.path.isdir(path):
-            subdirs = (os.path.join(path, name) for name in sorted(os.listdir(path)))
-            found += [stamp_of(place) for place in subdirs if os.path.isdir(place)]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        path = Path(each.removeprefix("file://"))
+        found.append(without_credentials(each))
+        if path.is_dir():
+            found += map(stamp_of, sorted(path.iterdir()))
+    return found
 
 
-def _shown(channel: str) -> str:
-    return without_credentials(channel)
-
-
-def _read(place: Path) -> tuple[str, Lock] | None:
-    try:
-        found = json.loads(read_regular(place))
-        return found["index"], Lock.from_dict(found["lock"])
-    except (OSError, ValueError, KeyError, TypeError, InvalidLock):
-        return None
-
-
-def _said(error: BaseException) -> str:
+def _explanation(error: BaseException) -> str:
     """What rattler says, in one line."""
     text = " ".join(str(error).split())
     return without_credentials(text).rstrip(".") or type(error).__name__

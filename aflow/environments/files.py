@@ -18,12 +18,14 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from aflow._core.settings import environment_with
 from aflow.environments.lock import LockedPackage
-from aflow.environments.uv import index_options, without_credentials
+from aflow.environments.uv import index_of_pip, without_credentials
 from aflow.errors import EnvironmentFailed
 from aflow.storage.blobs import digest_of
 
@@ -44,14 +46,18 @@ class Files:
             package: The package, as it is locked.
         """
         found = self.folder / package.sha256 / package.file
-        return found if found.is_file() else None
+        if not found.is_file():
+            return None
+        with suppress(OSError):  # `gc` deletes what is old; the folder may be one that others share
+            os.utime(found.parent)
+        return found
 
     def add(self, path: Path, name: str) -> str:
-        """Keep a file under a name. May be called twice.
+        """Keep a copy of a file under a name. May be called twice.
 
         Args:
-            path: The path.
-            name: The name.
+            path: The file, which nobody may write to meanwhile.
+            name: The name of the file as the lock has it.
 
         Returns:
             The SHA-256 of its content, in hex.
@@ -62,22 +68,18 @@ class Files:
         digest = digest_of_file(path)
         place = self.folder / digest / name
         if not place.is_file():
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with _temporary(place.parent) as temporary:
-                    shutil.copyfile(path, temporary)
-                    if digest_of_file(temporary) != digest:  # it was written meanwhile
-                        raise EnvironmentFailed(f"{path} has changed while it was read")
-                    os.replace(temporary, place)
-            except OSError as error:
-                raise EnvironmentFailed(f"{place} cannot be written: {error.strerror}") from error
+            with temporary_file(place.parent) as new:
+                shutil.copyfile(path, new)
+                if digest_of_file(new) != digest:  # it was written meanwhile
+                    raise EnvironmentFailed(f"{path} has changed while it was read")
+                os.replace(new, place)
         return digest
 
     def blob_key(self, path: Path) -> str:
         """Return the key of a kept file as a blob of the datastore; it is computed once.
 
         Args:
-            path: The path.
+            path: The file, which is kept here.
         """
         beside = path.parent / "blob-key"
         try:
@@ -91,7 +93,7 @@ class Files:
                 memoryview(data) as view,
             ):
                 found = str(digest_of([view], len(view)))
-            self.write(beside, found.encode())
+            write(beside, found.encode())
         return found
 
     def fetch(self, package: LockedPackage) -> Path:
@@ -120,8 +122,8 @@ class Files:
         """Fetch and keep a file whose digest is not known yet.
 
         Args:
-            url: The URL.
-            name: The name.
+            url: Where an index has the file; credentials in it are sent as a header.
+            name: The name of the file as the lock will have it.
 
         Returns:
             The SHA-256 of its content, in hex.
@@ -129,82 +131,80 @@ class Files:
         Raises:
             EnvironmentFailed: It cannot be fetched.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _temporary(self.folder) as temporary:
-                self.download(url, temporary)
-                return self.add(temporary, name)
-        except OSError as error:
-            raise EnvironmentFailed(
-                f"{self.folder} cannot be written: {error.strerror or error}"
-            ) from error
-
-    @staticmethod
-    def download(url: str, path: Path) -> None:
-        """Write what a URL returns into a file.
-
-        Args:
-            url: The URL.
-            path: The path.
-
-        Raises:
-            EnvironmentFailed: The server refuses, or cannot be reached.
-        """
-        shown = without_credentials(url)
-        bare, credentials = _with_credentials(url)
-        request = urllib.request.Request(bare)  # noqa: S310 -- of an index that the user has set
-        if credentials is not None:
-            request.add_unredirected_header("Authorization", credentials)
-        try:
-            with (
-                urllib.request.urlopen(request, timeout=_TIMEOUT) as answer,  # noqa: S310
-                open(path, "wb") as file,
-            ):
-                shutil.copyfileobj(answer, file, _CHUNK)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
-            why = getattr(error, "reason", None) or error
-            raise EnvironmentFailed(f"{shown} cannot be fetched: {why}") from error
-
-    def write(self, path: Path, data: bytes | bytearray | memoryview[int]) -> None:
-        """Write a small file completely or not at all.
-
-        Args:
-            path: The path.
-            data: The bytes, or the plain values that were decoded from JSON.
-
-        Raises:
-            EnvironmentFailed: It cannot be written.
-        """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _temporary(path.parent) as temporary:
-                temporary.write_bytes(data)
-                os.replace(temporary, path)
-        except OSError as error:
-            raise EnvironmentFailed(f"{path} cannot be written: {error.strerror}") from error
+        with temporary_file(self.folder) as new:
+            download(url, new)
+            return self.add(new, name)
 
 
-class _temporary:  # noqa: N801 -- reads as the context that it is
-    """The path of a new file in a folder, removed at the end if it is still there."""
+def download(url: str, path: Path) -> None:
+    """Write what a URL returns into a file.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        url: The URL, with or without credentials.
+        path: The file, which is created or overwritten.
+
+    Raises:
+        EnvironmentFailed: The server refuses, or cannot be reached.
+    """
+    bare, credentials = _with_credentials(url)
+    request = urllib.request.Request(bare)  # noqa: S310 -- of an index that the user has set
+    if credentials is not None:
+        request.add_unredirected_header("Authorization", credentials)
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=_TIMEOUT) as answer,  # noqa: S310
+            open(path, "wb") as file,
+        ):
+            shutil.copyfileobj(answer, file, _CHUNK)
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+        why = getattr(error, "reason", None) or error
+        raise EnvironmentFailed(f"{without_credentials(url)} cannot be fetched: {why}") from error
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a small file completely or not at all.
+
+    Args:
+        path: The file; its folder is created if it does not exist.
+        data: All that the file is to contain.
+
+    Raises:
+        EnvironmentFailed: It cannot be written.
+    """
+    with temporary_file(path.parent) as new:
+        new.write_bytes(data)
+        os.replace(new, path)
+
+
+@contextmanager
+def temporary_file(folder: Path) -> Iterator[Path]:
+    """Yield the path of a new, empty file that all may read. It is removed at the end of the block,
+    if it was not renamed.
+
+    Args:
+        folder: The folder of the file, which is created if it does not exist.
+
+    Raises:
+        EnvironmentFailed: The file cannot be created, or the block has raised OSError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".new-", dir=folder)
         os.close(descriptor)
         os.chmod(name, 0o644)
-        self._path = Path(name)
-
-    def __enter__(self) -> Path:
-        return self._path
-
-    def __exit__(self, *exc: object) -> None:
-        self._path.unlink(missing_ok=True)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise EnvironmentFailed(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def digest_of_file(path: Path) -> str:
-    """Return the sha256 of a file.
+    """Return the SHA-256 of a file, in hex.
 
     Args:
-        path: The path.
+        path: The file, of any size.
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -214,20 +214,16 @@ def _with_credentials(url: str) -> tuple[str, str | None]:
     """The URL without credentials, and the header that shows those that the user has for its host:
     in the URL itself, in the settings of the index, or in netrc."""
     parts = urlsplit(url)
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    host = parts.netloc.rpartition("@")[2]
+    bare = parts._replace(netloc=host).geturl()
     environment = environment_with({})
-    known = " ".join([*index_options(), *(
-        environment.get(each, "")
-        for each in ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL")
-    )])  # fmt: skip
-    for each in (url, *re.findall(r"https?://\S+", known)):
-        other = urlsplit(each)
-        if (
-            other.username is not None
-            and other.scheme == parts.scheme
-            and (other.netloc.rpartition("@")[2] == parts.netloc.rpartition("@")[2])
-        ):
-            return bare, _basic(unquote(other.username), unquote(other.password or ""))
+    names = ("UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
+    known = {name: environment.get(name, "") for name in names} | index_of_pip().variables
+    urls = [url, *re.findall(r"https?://[^\s,]+", " ".join(known.values()))]
+    for each in map(urlsplit, urls):
+        same = (each.scheme, each.netloc.rpartition("@")[2]) == (parts.scheme, host)
+        if same and each.username is not None:
+            return bare, _basic(unquote(each.username), unquote(each.password or ""))
     try:
         found = netrc.netrc(environment.get("NETRC")).authenticators(parts.hostname or "")
     except (OSError, netrc.NetrcParseError):

@@ -210,9 +210,9 @@ def unpack(file: Any, name: str, packages: str) -> None:
     """Unpack a wheel; what it has for elsewhere than its packages is left out.
 
     Args:
-        file: The open file.
-        name: The name.
-        packages: The packages.
+        file: The wheel, open for reading.
+        name: The name of the wheel, for the sentence.
+        packages: The folder to unpack into.
     """
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():

@@ -79,7 +79,7 @@ class Lock:
     def digest(self) -> str:
         """The environment's id: equal for equal packages, Python and platform."""
         files = [[each.kind, each.name, each.version, each.file, each.sha256] for each in self]
-        return _digest([VERSION, self.python, self.platform, files])
+        return digest_of_values(VERSION, self.python, self.platform, files)
 
     def __iter__(self) -> Iterator[LockedPackage]:
         return iter(self.packages)
@@ -154,25 +154,29 @@ def lock_of(python: str, platform: str, packages: Iterable[LockedPackage]) -> Lo
     """Return a lock of these packages, whatever their order.
 
     Args:
-        python: The interpreter, or its version.
+        python: The version of the interpreter, as `3.12`.
         platform: The platform, as uv names it.
-        packages: The packages.
+        packages: The packages, in any order.
     """
     ordered = sorted(packages, key=lambda each: (each.kind, each.name, each.file))
     return Lock(python=python, platform=platform, packages=tuple(ordered))
 
 
-def _digest(value: Any) -> str:
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
+def digest_of_values(*values: Any) -> str:
+    """Return a SHA-256 that is equal for equal values, in hex.
+
+    Args:
+        *values: Values that JSON can hold.
+    """
     import hashlib  # loads OpenSSL, and every run imports this module
 
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
 
 
 def normalized(name: str) -> str:
     """Return the name of a package as indexes compare it: `Scikit_Learn` is `scikit-learn`.
 
     Args:
-        name: The name.
+        name: The name as a step or a file has it, without extras.
     """
     return re.sub(r"[-_.]+", "-", name).lower()

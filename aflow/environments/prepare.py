@@ -26,10 +26,8 @@ from aflow.environments.spec import Spec, specs_of
 from aflow.environments.uv import (
     Report,
     Uv,
-    UvFailed,
     interpreter_for,
     own_interpreter,
-    without_credentials,
 )
 from aflow.errors import EnvironmentFailed, InvalidSetting
 
@@ -44,7 +42,7 @@ def to_log(line: str) -> None:
     """Report to the log.
 
     Args:
-        line: The line.
+        line: One sentence for people.
     """
     _log.info("%s", line)
 
@@ -71,9 +69,9 @@ def locks_of(
         rebuild: Whether to solve and build again what exists already.
 
     Raises:
-        InvalidDecorator: The error is raised naming the steps.
-        MissingExtra: The error is raised naming the steps.
-        EnvironmentFailed: The error is raised naming the steps.
+        InvalidDecorator: A step asks for packages that cannot be asked for.
+        MissingExtra: uv or rattler is not installed.
+        EnvironmentFailed: The packages cannot be solved; the error names the steps.
     """
     specs = specs_of(definition, kind, only)
     if not specs:
@@ -82,15 +80,27 @@ def locks_of(
     for name, spec in specs.items():
         platform = (platforms or {}).get(name) or this_platform()
         steps.setdefault((spec, platform), []).append(name)
-    solving = _Solving(_folder_of(definition), report, rebuild=rebuild)
-    locks: dict[str, Lock] = {}
-    for (key, names), lock in zip(
-        steps.items(), _at_once(solving.lock, [(*key, names) for key, names in steps.items()]),
-        strict=True,
-    ):  # fmt: skip
-        _ = key
-        locks.update(dict.fromkeys(names, lock))
-    return {name: locks[name] for name in specs}
+    # Relative paths of packages start from the folder of the flow.
+    folder = Path(os.path.dirname(os.path.abspath(definition.file)) if definition.file else ".")
+    cache = cache_folder()
+
+    def lock(spec: Spec, platform: str, names: list[str]) -> Lock:
+        title = of_steps(names)
+        try:
+            if spec.uses_conda:
+                return conda.lock(spec, folder, platform, cache, report, rebuild=rebuild)
+            asked = spec.python or (project_python(spec.project) if spec.project else None)
+            uv = Uv(report)
+            python = interpreter_for(asked, uv)
+            target = Target(python.version, platform, python)
+            return Solver(cache, folder, uv, report, rebuild=rebuild).lock(spec, target, title)
+        except EnvironmentFailed as error:
+            text = f"The packages{title} cannot be solved: {error}"
+            raise EnvironmentFailed(text if text.endswith((".", "!")) else f"{text}.") from error
+
+    locks = _at_once(lock, [(*key, names) for key, names in steps.items()])
+    of = {name: each for names, each in zip(steps.values(), locks, strict=True) for name in names}
+    return {name: of[name] for name in specs}
 
 
 def platforms_of(
@@ -105,14 +115,13 @@ def platforms_of(
         settings: The settings of this program.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: A platform that is set is not one.
     """
     found: dict[str, str] = {}
     for name in steps:
         batch: Any = definition.steps[name].decorator("batch")
-        said = (batch and batch.platform) or settings.job_platform
-        found[name] = platform_named(str(said)) if said else this_platform()
+        platform = (batch and batch.platform) or settings.job_platform
+        found[name] = platform_named(str(platform)) if platform else this_platform()
     return found
 
 
@@ -123,15 +132,15 @@ def job_python(settings: Settings) -> str:
         settings: The settings of this program.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: The version that is set is not one.
     """
-    said = settings.job_python
-    if said is None:
+    version = settings.job_python
+    if version is None:
         return own_interpreter().minor
-    if not re.fullmatch(r"3\.\d+(\.\d+)?", said.strip()):
-        raise InvalidSetting(f"AFLOW_JOB_PYTHON is a version such as 3.12, not {said!r}.")
-    return ".".join(said.strip().split(".")[:2])
+    found = re.fullmatch(r"(3\.\d+)(\.\d+)?", version.strip())
+    if found is None:
+        raise InvalidSetting(f"AFLOW_JOB_PYTHON is a version such as 3.12, not {version!r}.")
+    return found[1]
 
 
 def build_all(
@@ -155,78 +164,28 @@ def build_all(
     Raises:
         EnvironmentFailed: One cannot be built; the error names its steps.
     """
-    wanted: dict[str, list[str]] = {}
-    by_digest: dict[str, Lock] = {}
+    named: dict[str, tuple[Lock, list[str]]] = {}
     for name in steps:
         if name in locks:
-            wanted.setdefault(locks[name].digest, []).append(name)
-            by_digest[locks[name].digest] = locks[name]
-    if not wanted:
+            named.setdefault(locks[name].digest, (locks[name], []))[1].append(name)
+    if not named:
         return {}
     environments = Environments(cache_folder(), report)
 
-    def build(lock: Lock) -> Built:
-        return environments.built(lock, of_steps(wanted[lock.digest]), rebuild=rebuild)
+    def build(lock: Lock, names: list[str]) -> Built:
+        return environments.built(lock, of_steps(names), rebuild=rebuild)
 
-    return {each.digest: each for each in _at_once(build, [(each,) for each in by_digest.values()])}
+    return {each.digest: each for each in _at_once(build, named.values())}
 
 
 def of_steps(names: Iterable[str]) -> str:
     """Return whose environment it is, as messages say it.
 
     Args:
-        names: The names.
+        names: The names of the steps, in the order to be shown.
     """
     every = [*names]
     return f" of {'step' if len(every) == 1 else 'steps'} {', '.join(every)}"
-
-
-class _Solving:
-    """Solves for the steps of one flow."""
-
-    def __init__(self, folder: Path, report: Report, *, rebuild: bool) -> None:
-        self._cache = cache_folder()
-        self._uv: Uv | None = None
-        self._folder = folder
-        self._report = report
-        self._rebuild = rebuild
-
-    def lock(self, spec: Spec, platform: str, names: list[str]) -> Lock:
-        try:
-            return self._lock(spec, platform, names)
-        except UvFailed as error:
-            raise EnvironmentFailed(_failed(names, error.explanation)) from error
-        except EnvironmentFailed as error:
-            raise EnvironmentFailed(_failed(names, str(error))) from error
-
-    def _lock(self, spec: Spec, platform: str, names: list[str]) -> Lock:
-        if spec.uses_conda:
-            return conda.lock(
-                spec, self._folder, platform, self._cache, self._report, rebuild=self._rebuild
-            )
-        asked = spec.python or (project_python(spec.project) if spec.project else None)
-        uv = self._uv = self._uv or Uv(self._report)
-        python = interpreter_for(asked, uv)
-        target = Target(python.version, platform, python)
-        solver = Solver(self._cache, self._folder, uv, self._report, rebuild=self._rebuild)
-        lock = solver.kept(spec, target)
-        if lock is None:
-            what = without_credentials(", ".join(spec.requirements)) or (
-                "those of its project" if spec.project else "none"
-            )
-            self._report(f"Solving the packages{of_steps(names)} for Python {target.minor}: {what}")
-            lock = solver.solve(spec, target)
-        return lock
-
-
-def _failed(names: list[str], why: str) -> str:
-    text = f"The packages{of_steps(names)} cannot be solved: {why}"
-    return text if text.endswith((".", "!")) else f"{text}."
-
-
-def _folder_of(definition: FlowDefinition) -> Path:
-    """The folder that relative paths of a flow start from."""
-    return Path(os.path.dirname(os.path.abspath(definition.file)) if definition.file else os.curdir)
 
 
 def _at_once(call: Any, every: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -27,8 +27,8 @@ def keep(names: Collection[str], folder: str) -> None:
     names from the folder; all others import them as before. aflow must not be imported yet.
 
     Args:
-        names: The names.
-        folder: The folder.
+        names: Top names of modules, as they are imported.
+        folder: The folder of the runtime, which has the packages of these names.
     """
     sys.meta_path.insert(0, _Finder(_Private(names, folder)))
 

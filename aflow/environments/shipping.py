@@ -118,7 +118,7 @@ def command(python: Sequence[str], program: Sequence[str]) -> list[str]:
     its name: the owner of a name on an index would run code with the rights of the job.
 
     Args:
-        python: The interpreter, or its version.
+        python: The command of the interpreter in the image.
         program: The command, as a list of arguments.
     """
     # An image may have another package of the name `aflow`, so one of its modules is looked for.
@@ -156,9 +156,9 @@ def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -
     wheels are made in the folder. Blocks.
 
     Args:
-        folder: The folder.
+        folder: The folder of packed wheels, which may have some of them.
         now: The present time, in seconds since the epoch.
-        targets: The platforms and Pythons.
+        targets: The platforms and Pythons of jobs; none if they are those of this machine.
     """
     if switched_on("SKIP_INSTALL_DEPENDENCIES"):
         return None
@@ -180,13 +180,13 @@ def packed_runtime(
     that differ from this machine the same aflow with what it depends on there. Blocks.
 
     Args:
-        folder: The folder.
+        folder: The folder of packed wheels, which may have some of them.
         now: The present time, in seconds since the epoch.
         extras: The extras of aflow that its jobs need.
-        targets: The platforms and Pythons.
+        targets: The platforms and Pythons of jobs; none if they are those of this machine.
 
     Returns:
-        The packages.
+        The shipment, of which nothing is in a datastore yet.
 
     Raises:
         ShippingError: A distribution cannot be packed.
@@ -217,7 +217,6 @@ def packed_runtime(
 
 def _fits(fit: Fit, target: Target) -> bool:
     """Whether what fits this runs on that target."""
-
     name, version = libc_of(target.platform)
     same = (fit.python, fit.machine, fit.libc[0])
     return same == (target.minor, kind_of(target.platform)[0], name) and version >= fit.libc[1]
@@ -228,13 +227,10 @@ def _runtime_for(
 ) -> tuple[Fit, list[PackedWheel]]:
     """aflow, whose own wheel is given, with what it depends on for another target, as the index has
     it."""
-
     cache = cache_folder()
     to_log(f"Fetching what aflow needs for Python {target.minor} on {target.platform}")
-    lock, files = (
-        Environments(cache, to_log).runtime_lock(target.minor, target.platform, extras),
-        Files(cache),
-    )
+    lock = Environments(cache, to_log).runtime_lock(target.minor, target.platform, extras)
+    files = Files(cache)
     with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
         paths = threads.map(files.fetch, lock.packages)
         others = [

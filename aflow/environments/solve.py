@@ -8,7 +8,6 @@ answer.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform as machine
@@ -18,14 +17,15 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from aflow._core.private_folders import read_regular
-from aflow.environments.files import Files, digest_of_file
-from aflow.environments.lock import Lock, LockedPackage, lock_of, normalized
+from aflow.environments.files import Files, digest_of_file, download, write
+from aflow.environments.lock import Lock, LockedPackage, digest_of_values, lock_of, normalized
 from aflow.environments.spec import Spec
 from aflow.environments.uv import (
     Interpreter,
@@ -70,7 +70,7 @@ class Target(NamedTuple):
 def this_platform() -> str:
     """Return the platform of this machine, in uv's words."""
     name, arch = sys.platform, machine.machine().lower()
-    arch = {"amd64": "x86_64", "arm64": "aarch64"}.get(arch, arch)
+    arch = _ARCHES.get(arch, arch)
     if name == "darwin":
         return f"{arch}-apple-darwin"
     libc, version = machine.libc_ver()
@@ -86,11 +86,10 @@ def platform_named(text: str) -> str:
     (`ARM64`) say it.
 
     Args:
-        text: The text.
+        text: The name that a user has given to a platform.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: It is not a platform of jobs.
     """
     name = text.strip().lower().replace("manylinux2014", "manylinux_2_17")
     if _MANYLINUX.match(name) or re.fullmatch(r"\w+-unknown-linux-musl", name):
@@ -197,9 +196,58 @@ def markers_of(target: Target) -> dict[str, str]:
     }
 
 
+def kept_lock(
+    cache: Path,
+    name: str,
+    index: Sequence[str],
+    solve: Callable[[], Lock],
+    report: Report,
+    *,
+    rebuild: bool = False,
+) -> Lock:
+    """Return the lock that was made before, or a new one, which is kept for the next time. A lock
+    that was made from another index counts where solving fails. Blocks.
+
+    Args:
+        cache: The folder of environments, below which locks are kept.
+        name: The name of the lock's file, by all that was asked for.
+        index: What says which index is asked.
+        solve: Makes a new lock.
+        report: Takes one line for each thing that takes time.
+        rebuild: Whether to solve again, whatever was made before.
+
+    Raises:
+        EnvironmentFailed: The packages cannot be solved, and were not before.
+    """
+    place, identity = cache / "locks" / f"{name}.json", digest_of_values(*index)
+    kept = None if rebuild else _read(place)
+    if kept is not None:
+        with suppress(OSError):  # `gc` deletes what is old; the folder may be one that others share
+            os.utime(place)
+        if kept[0] == identity:
+            return kept[1]
+    try:
+        lock = solve()
+    except EnvironmentFailed as error:
+        if kept is None:
+            raise
+        report(f"The packages that were solved before are used, since that fails now: {error}")
+        return kept[1]
+    write(place, json.dumps({"index": identity, "lock": lock.as_dict()}).encode())
+    return lock
+
+
+def _read(place: Path) -> tuple[str, Lock] | None:
+    try:
+        found = json.loads(read_regular(place))
+        return found["index"], Lock.from_dict(found["lock"])
+    except (OSError, ValueError, KeyError, TypeError, InvalidLock):
+        return None
+
+
 class Solver:
-    """Makes locks, and keeps them below the cache's folder: by what was asked for, with the index
-    that was asked. `folder` is the flow's: paths that a step gives are relative to it."""
+    """Makes locks of packages of PyPI. `folder` is the flow's: paths that a step gives are relative
+    to it."""
 
     def __init__(
         self,
@@ -210,75 +258,48 @@ class Solver:
         *,
         rebuild: bool = False,
     ) -> None:
+        self._cache = cache
         self._report = report
-        self._kept = cache / "locks"
         self._files = Files(cache)
         self._folder = folder
         self._uv = uv
         self._rebuild = rebuild
 
-    def kept(self, spec: Spec, target: Target) -> Lock | None:
-        """Return the lock that was made for this before, from the same index; None where there is
-        none.
+    def lock(self, spec: Spec, target: Target, title: str = "") -> Lock:
+        """Return the lock that was made for this before, from the same index, or a new one. Blocks.
 
         Args:
             spec: The packages that a step asks for.
             target: The platform and Python to solve for.
-        """
-        found = None if self._rebuild else self._read(self._name(spec, target))
-        return found[1] if found is not None and found[0] == self._index(spec) else None
-
-    def solve(self, spec: Spec, target: Target) -> Lock:
-        """Return the lock, kept for the next time. Where the index that is set now has no answer,
-        one from another counts. Blocks.
-
-        Args:
-            spec: The packages that a step asks for.
-            target: The platform and Python to solve for.
+            title: Whose packages they are, for the report; nothing is reported without it.
 
         Raises:
             EnvironmentFailed: The packages cannot be solved, fetched or installed; the error says
                 which and why.
         """
-        try:
+
+        def solve() -> Lock:
+            if title:
+                what = without_credentials(", ".join(spec.requirements)) or (
+                    "those of its project" if spec.project else "none"
+                )
+                self._report(f"Solving the packages{title} for Python {target.minor}: {what}")
             return self._solved(spec, target)
-        except EnvironmentFailed as error:
-            found = None if self._rebuild else self._read(self._name(spec, target))
-            if found is None:
-                raise
-            self._report(
-                f"The packages that were solved before are used, since that fails now: {error}"
-            )
-            return found[1]
 
-    def _index(self, spec: Spec) -> str:
-        """What says which index is asked."""
-        identity = [] if spec.project else index_identity()
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-    def _read(self, name: str) -> tuple[str, Lock] | None:
-        try:
-            found = json.loads(read_regular(self._kept / name))
-            return found["index"], Lock.from_dict(found["lock"])
-        except (OSError, ValueError, KeyError, TypeError, InvalidLock):
-            return None
+        # Both before solving: of what changes meanwhile, the older state counts.
+        name, index = self._name(spec, target), [] if spec.project else index_identity()
+        return kept_lock(self._cache, name, index, solve, self._report, rebuild=self._rebuild)
 
     def _solved(self, spec: Spec, target: Target) -> Lock:
-        # Before: of what changes meanwhile, the older state counts.
-        name, index = self._name(spec, target), self._index(spec)
         text = self._project(spec, target) if spec.project else self._compiled(spec, target)
-        packages = list(self._packages(text, target, spec.project, _digests_of(spec)))
+        here = _project_of(spec.project) if spec.project else self._folder
+        packages = _Packages(self._uv, self._files, target, here).read(text, _digests_of(spec))
         # A micro version is asked for where exactly that is: else any of its minor version will do.
         exact = re.fullmatch(r"\d+\.\d+\.\d+", spec.python or "")
-        lock = lock_of(
-            spec.python if exact and spec.python else target.minor, target.platform, packages
-        )
-        kept = json.dumps({"index": index, "lock": lock.as_dict()})
-        self._files.write(self._kept / name, kept.encode())
-        return lock
+        return lock_of(exact[0] if exact else target.minor, target.platform, packages)
 
     def _name(self, spec: Spec, target: Target) -> str:
-        """The name of the file of a lock: by all that it depends on."""
+        """The name of a lock: by all that it depends on."""
         asked = [_FORM, target.minor, target.platform, spec.python, spec.requirements, spec.conda]
         if spec.project:
             project = _project_of(spec.project)
@@ -286,7 +307,7 @@ class Solver:
             asked.append(_tree_stamp(project))
         else:
             asked.append([self._stamp(each) for each in spec.requirements])
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest() + ".json"
+        return digest_of_values(asked)
 
     def _stamp(self, requirement: str) -> str:
         """What changes with the file or folder that a requirement names, if it names one."""
@@ -314,11 +335,11 @@ class Solver:
             argv += ["--python", target.python.path]
         if not target.is_here:
             argv += ["--python-platform", _uv_platform(target.platform)]
-        given = "".join(each.partition(_DIGEST)[0] + "\n" for each in spec.requirements)
+        stdin = "".join(each.partition(_DIGEST)[0] + "\n" for each in spec.requirements)
 
         def compiled(*more: str, offline: bool = False) -> str:
             return self._uv.run(
-                *argv, *more, given=given, folder=self._folder, index=True, offline=offline,
+                *argv, *more, stdin=stdin, folder=self._folder, index=True, offline=offline,
                 solves=True,
             )  # fmt: skip
 
@@ -355,57 +376,59 @@ class Solver:
         except UvFailed as error:
             raise EnvironmentFailed(f"{project / 'uv.lock'}: {error.explanation}") from error
 
-    # ------------------------------------------------------------ reading its answer
 
-    def _packages(
-        self,
-        text: str,
-        target: Target,
-        project: str | None,
-        digests: Mapping[str, Collection[str]],
-    ) -> Iterator[LockedPackage]:
+class _Packages:
+    """Reads the pylock.toml that uv has solved for a target: of each package the file that fits
+    best, built here where there is none. Relative paths in it start from the folder `here`."""
+
+    def __init__(self, uv: Uv, files: Files, target: Target, here: Path) -> None:
+        self._uv = uv
+        self._files = files
+        self._target = target
+        self._here = here
+        self._tags = {tag: place for place, tag in enumerate(tags_of(target))}
+        self._no_wheel = f"has no wheel for Python {target.minor} on {target.platform}"
+
+    def read(self, text: str, digests: Mapping[str, Collection[str]]) -> Iterator[LockedPackage]:
+        """Yield the packages that the target needs.
+
+        Args:
+            text: The content of the pylock.toml.
+            digests: The SHA-256 that files of packages have to have, by the names of these.
+
+        Raises:
+            EnvironmentFailed: A package has no file that fits, or it cannot be fetched or built.
+        """
         from packaging.markers import Marker
 
-        here = _project_of(project) if project else self._folder
-        markers: dict[str, Any] = {
-            **markers_of(target),
-            "extras": set(),
-            "dependency_groups": set(),
-        }
-        tags = {tag: place for place, tag in enumerate(tags_of(target))}
+        nothing: dict[str, Any] = {"extras": set(), "dependency_groups": set()}
+        markers = {**markers_of(self._target), **nothing}
         for each in tomllib.loads(text).get("packages", []):
             if "marker" not in each or Marker(each["marker"]).evaluate(markers):
-                wanted = digests.get(normalized(each["name"]))
-                found = each if wanted is None else _of_digests(each, wanted, here)
-                yield self._package(found, target, tags, here)
+                expected = digests.get(normalized(each["name"]))
+                yield self._package(
+                    each if expected is None else _of_digests(each, expected, self._here)
+                )
 
-    def _package(
-        self, found: Mapping[str, Any], target: Target, tags: Mapping[str, int], here: Path
-    ) -> LockedPackage:
+    def _package(self, found: Mapping[str, Any]) -> LockedPackage:
         name, version = found["name"], found.get("version", "")
-        archive = found.get("archive")
         wheels = [*found.get("wheels", [])]
-        if archive is not None and _file_of(archive).endswith(".whl"):
-            wheels.append(archive)
-            archive = None
-        best = _best(wheels, tags)
+        if _file_of(found.get("archive", {})).endswith(".whl"):
+            wheels.append(found["archive"])
+            found = {key: value for key, value in found.items() if key != "archive"}
+        best = _best(wheels, self._tags)
         if best is not None:
-            return self._wheel(name, version, best, here)
+            return self._wheel(name, version, best)
         title = f"{name} {version}".strip()
-        if not any(each in found for each in ("sdist", "vcs", "directory")) and archive is None:
-            raise EnvironmentFailed(
-                f"{title} has no wheel for Python {target.minor} on {target.platform}, and no "
-                "source to build one of"
-            )
-        return self._built(title, found, archive, target, tags, here)
+        if not any(each in found for each in ("sdist", "vcs", "directory", "archive")):
+            raise EnvironmentFailed(f"{title} {self._no_wheel}, and no source to build one of")
+        return self._built(title, found)
 
-    def _wheel(
-        self, name: str, version: str, found: Mapping[str, Any], here: Path
-    ) -> LockedPackage:
+    def _wheel(self, name: str, version: str, found: Mapping[str, Any]) -> LockedPackage:
         """A wheel of an index; one of this machine is kept in the cache."""
         file, url = _file_of(found), found.get("url", "")
         digest = found.get("hashes", {}).get("sha256", "")
-        path = _path_of(found, here)
+        path = _path_of(found, self._here)
         if path is not None or not digest:
             if path is not None and not path.is_file():
                 raise EnvironmentFailed(f"{path} no longer exists")
@@ -416,68 +439,53 @@ class Solver:
             url=public, source=os.fspath(path.parent) if path else "",
         )  # fmt: skip
 
-    # ------------------------------------------------------------ what has to be built
-
-    def _built(
-        self,
-        title: str,
-        found: Mapping[str, Any],
-        archive: Mapping[str, Any] | None,
-        target: Target,
-        tags: Mapping[str, int],
-        here: Path,
-    ) -> LockedPackage:
+    def _built(self, title: str, found: Mapping[str, Any]) -> LockedPackage:
+        """A wheel that is built here."""
         with tempfile.TemporaryDirectory(prefix="aflow-build-") as folder:
-            place, source = self._fetched_source(title, found, archive, here, Path(folder))
+            place, source = self._source(title, found, Path(folder))
             out = Path(folder) / "out"
             argv = ["build", "--wheel", "--out-dir", os.fspath(out), os.fspath(place)]
-            if target.python is not None:
-                argv += ["--python", target.python.path]
+            if self._target.python is not None:
+                argv += ["--python", self._target.python.path]
             try:
                 self._uv.run(*argv, index=True)
             except UvFailed as error:
                 raise EnvironmentFailed(
-                    f"{title} has no wheel for Python {target.minor} on {target.platform}, and "
-                    f"building one failed (it may need a compiler): "
+                    f"{title} {self._no_wheel}, and building one failed (it may need a compiler): "
                     f"{error.output or error.explanation}"
                 ) from error
             wheel = next(iter(out.glob("*.whl")), None)
             # What is compiled here is for this machine, whatever the name of the wheel says.
-            fits = wheel is not None and (target.is_here or wheel.name.endswith("-none-any.whl"))
-            if wheel is None or not fits or _best([{"path": wheel.name}], tags) is None:
+            fits = wheel is not None and (
+                self._target.is_here or wheel.name.endswith("-none-any.whl")
+            )
+            if wheel is None or not fits or _best([{"path": wheel.name}], self._tags) is None:
                 raise EnvironmentFailed(
-                    f"{title} has no wheel for Python {target.minor} on {target.platform}, and one "
-                    "that is built here does not run there: ask for a version that has one"
+                    f"{title} {self._no_wheel}, and one that is built here does not run there: ask "
+                    "for a version that has one"
                 )
             return LockedPackage(
                 name=normalized(found["name"]), version=_version_of(wheel.name), file=wheel.name,
                 sha256=self._files.add(wheel, wheel.name), source=source,
             )  # fmt: skip
 
-    def _fetched_source(
-        self,
-        title: str,
-        found: Mapping[str, Any],
-        archive: Mapping[str, Any] | None,
-        here: Path,
-        folder: Path,
-    ) -> tuple[Path, str]:
+    def _source(self, title: str, found: Mapping[str, Any], folder: Path) -> tuple[Path, str]:
         """Where the source is, and what is recorded of where it came from."""
         if "vcs" in found:
             return _checked_out(title, found["vcs"], folder / "source")
         if "directory" in found:
-            directory = here / found["directory"]["path"]
+            directory = self._here / found["directory"]["path"]
             inner = found["directory"].get("subdirectory", "")
             return directory / inner, os.fspath(directory)
-        source = found.get("sdist") or archive or {}
-        path = _path_of(source, here)
+        source = found.get("sdist") or found["archive"]
+        path = _path_of(source, self._here)
         if path is not None:
             return path, os.fspath(path)
         url = source["url"]
         file = folder / _file_of(source)
-        self._files.download(url, file)
-        wanted = source.get("hashes", {}).get("sha256")
-        if wanted and digest_of_file(file) != wanted:
+        download(url, file)
+        expected = source.get("hashes", {}).get("sha256")
+        if expected and digest_of_file(file) != expected:
             raise EnvironmentFailed(
                 f"{title}: what {without_credentials(url)} gave is another file"
             )
@@ -531,17 +539,15 @@ def _best(wheels: Iterable[Mapping[str, Any]], tags: Mapping[str, int]) -> Mappi
     """The wheel that fits best; None where none does."""
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-    ranked: list[tuple[int, int]] = []
-    every = [*wheels]
-    for place, each in enumerate(every):
+    def rank(wheel: Mapping[str, Any]) -> int:
         try:
-            found = parse_wheel_filename(_file_of(each))[3]
+            found = parse_wheel_filename(_file_of(wheel))[3]
         except InvalidWheelFilename:
-            continue
-        ranks = [tags[str(tag)] for tag in found if str(tag) in tags]
-        if ranks:
-            ranked.append((min(ranks), place))
-    return every[min(ranked)[1]] if ranked else None
+            return len(tags)
+        return min(tags.get(str(tag), len(tags)) for tag in found)
+
+    best = min(wheels, key=rank, default=None)
+    return None if best is None or rank(best) == len(tags) else best
 
 
 def _file_of(found: Mapping[str, Any]) -> str:
@@ -580,8 +586,8 @@ def _checked_out(title: str, vcs: Mapping[str, Any], folder: Path) -> tuple[Path
             command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
         if done.returncode:
-            said = without_credentials((done.stderr.strip().splitlines() or ["git failed"])[-1])
-            raise EnvironmentFailed(f"{title} cannot be fetched: {said}")
+            why = without_credentials((done.stderr.strip().splitlines() or ["git failed"])[-1])
+            raise EnvironmentFailed(f"{title} cannot be fetched: {why}")
     return folder / vcs.get("subdirectory", ""), f"{without_credentials(url)}@{commit}"
 
 
@@ -601,7 +607,7 @@ def project_python(folder: str) -> str | None:
     pyproject.toml requires.
 
     Args:
-        folder: The folder.
+        folder: The folder of the flow; the project is there or above it.
 
     Raises:
         EnvironmentFailed: Where there is no project.
@@ -629,4 +635,4 @@ def _tree_stamp(folder: Path) -> str:
         for each in files:
             stat = os.stat(os.path.join(place, each), follow_symlinks=False)
             found.append((os.path.join(place, each), stat.st_size, stat.st_mtime_ns))
-    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+    return digest_of_values(sorted(found))

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aflow import environments
-from aflow._core.records import dataclass
+from aflow._core.records import NamedTuple, dataclass
 from aflow.environments.lock import normalized
 from aflow.errors import InvalidDecorator
 
@@ -81,12 +81,11 @@ def job_targets(
         settings: The settings of this program.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: A platform or a version of Python that is set is not one.
     """
     decorators: list[Any] = [definition.steps[each].decorator("batch") for each in steps]
-    said = [each.platform for each in decorators if each is not None]
-    if not any([settings.job_platform, settings.job_python, *said]):
+    named = [each.platform for each in decorators if each is not None]
+    if not any([settings.job_platform, settings.job_python, *named]):
         return set()
     prepare = environments.prepare  # imported now: few settings and steps say any
     platforms = prepare.platforms_of(definition, steps, settings)
@@ -95,59 +94,60 @@ def job_targets(
 
 
 def _spec_of(definition: FlowDefinition, step: StepDefinition, kind: str | None) -> Spec | None:
-    pypi = _Asked.of(definition, step, "pypi")
-    conda = _Asked.of(definition, step, "conda")
-    if pypi.disabled or conda.disabled:
-        # One of the two may be left out alone; a step that has nothing else has no environment.
-        pypi = _Asked() if pypi.disabled else pypi
-        conda = _Asked() if conda.disabled else conda
-        if not pypi.is_there and not conda.is_there:
-            return None
-    if not pypi.is_there and not conda.is_there:
-        if kind is None:
+    every = {each: asked_packages(definition, step, each) for each in ("pypi", "conda")}
+    # One of the two may be left out alone; a step that has nothing else has no environment.
+    asked = {name: each for name, each in every.items() if each is not None and not each.disabled}
+    if not asked:
+        if kind is None or any(every.values()):
             return None
         if kind == "uv":
             folder = os.path.dirname(os.path.abspath(definition.file or "."))
             return Spec(project=folder)
+    nothing = AskedPackages({}, None, False)
+    pypi, conda = asked.get("pypi", nothing), asked.get("conda", nothing)
     where = f"step {step.name}"
     return Spec(
         requirements=tuple(sorted(_requirement(n, v, where) for n, v in pypi.packages.items())),
         conda=tuple(sorted(_match_spec(n, v, where) for n, v in conda.packages.items())),
         python=_python(pypi.python or conda.python, where),
-        uses_conda=conda.is_there or (kind == "conda" and not pypi.is_there),
+        uses_conda="conda" in asked or (kind == "conda" and "pypi" not in asked),
     )
 
 
-@dataclass(slots=True)
-class _Asked:
-    """What @pypi or @conda, and their like of the flow, say for one step together."""
+class AskedPackages(NamedTuple):
+    """What @pypi or @conda, and their like of the flow, say for one step together: versions by the
+    names of packages, the version of Python, and whether all of that is left out."""
 
-    is_there: bool = False
-    packages: Mapping[str, str] = ()  # type: ignore[assignment]
-    python: str | None = None
-    disabled: bool = False
+    packages: Mapping[str, str]
+    python: str | None
+    disabled: bool
 
-    def __post_init__(self) -> None:
-        self.packages = dict(self.packages)
 
-    @classmethod
-    def of(cls, definition: FlowDefinition, step: StepDefinition, kind: str) -> _Asked:
-        own: Any = step.decorator(kind)
-        bases: list[Any] = [each for each in definition.decorators if each.kind == f"{kind}_base"]
-        found = [*bases, *([] if own is None else [own])]
-        packages: dict[str, str] = {}
-        python, disabled = None, None
-        for each in found:
-            given = {**getattr(each, "libraries", {}), **each.packages}
-            said = {_bare(name) for name, version in given.items() if version.strip()}
-            # A version that is given later counts, however the package's name is written there.
-            packages = {
-                **{name: text for name, text in packages.items() if _bare(name) not in said},
-                **given,
-            }
-            python = each.python or python
-            disabled = disabled if each.disabled is None else each.disabled
-        return cls(bool(found), packages, python, _is_true(disabled))
+def asked_packages(
+    definition: FlowDefinition, step: StepDefinition, kind: str
+) -> AskedPackages | None:
+    """Return what a step, and the flow for it, asks for by one kind of decorators; None where none
+    of these is there.
+
+    Args:
+        definition: The flow: its class, steps, parameters and decorators.
+        step: The step, with its decorators.
+        kind: `pypi` or `conda`.
+    """
+    own: Any = step.decorator(kind)
+    bases: list[Any] = [each for each in definition.decorators if each.kind == f"{kind}_base"]
+    found = [*bases, *([] if own is None else [own])]
+    packages: dict[str, str] = {}
+    python, disabled = None, None
+    for each in found:
+        named = {**getattr(each, "libraries", {}), **each.packages}
+        pinned = {_bare(name) for name, version in named.items() if version.strip()}
+        # A version that is given later counts, however the package's name is written there.
+        packages = {name: text for name, text in packages.items() if _bare(name) not in pinned}
+        packages |= named
+        python = each.python or python
+        disabled = disabled if each.disabled is None else each.disabled
+    return AskedPackages(packages, python, _is_true(disabled)) if found else None
 
 
 def _bare(name: str) -> str:
@@ -165,7 +165,7 @@ def _requirement(name: str, version: str, where: str) -> str:
     """A line of a requirements.txt for a package, as Metaflow reads names and versions."""
     name, version = name.strip(), version.strip()
     _refuse_options(name, version, where)
-    given = version
+    asked = version
     version, digests = _digests(version, name, where)
     if _DIRECT.match(name):  # a URL or a file, which may have no name
         return name + version + digests
@@ -187,7 +187,7 @@ def _requirement(name: str, version: str, where: str) -> str:
         Requirement(text)
     except InvalidRequirement as error:
         raise InvalidDecorator(
-            f"{where.capitalize()} asks for the package {name!r} {given!r}, which is not a "
+            f"{where.capitalize()} asks for the package {name!r} {asked!r}, which is not a "
             f"requirement: {str(error).splitlines()[0]}"
         ) from error
     return text + digests
@@ -230,7 +230,6 @@ def _python(version: str | None, where: str) -> str | None:
     if not re.fullmatch(r"[0-9.*<>=!~, ]+", text):
         raise InvalidDecorator(
             f"{where.capitalize()} asks for Python {version!r}, which is not a version: give one "
-            "such "
-            'as "3.12" or "3.12.4".'
+            'such as "3.12" or "3.12.4".'
         )
     return text.removesuffix(".*")

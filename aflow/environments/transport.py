@@ -16,15 +16,14 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.wording import plural
 from aflow.environments.build import Built, Environments, Supplies, cache_folder
-from aflow.environments.files import Files, digest_of_file
+from aflow.environments.files import Files, digest_of_file, temporary_file
 from aflow.environments.lock import Lock, LockedPackage, Shipped
 from aflow.environments.prepare import of_steps
 from aflow.environments.shipping import KEPT, RENEWED
@@ -174,10 +173,10 @@ class _Sender:
         """The wheel of uv for another platform, of the version that is here."""
         uv = Uv(self._report)
         version = uv.run("--version").split()[1]
-        solver, target = Solver(cache_folder(), cache_folder(), uv), Target("3.12", platform)
+        solver = Solver(cache_folder(), cache_folder(), uv)
         spec = Spec(requirements=(f"uv=={version}",))
         try:
-            return solver.kept(spec, target) or solver.solve(spec, target)
+            return solver.lock(spec, Target("3.12", platform))
         except EnvironmentFailed as error:
             raise EnvironmentFailed(
                 f"uv {version}, which installs packages in jobs, is not available for {platform}: "
@@ -233,7 +232,7 @@ def packed_python(python: str) -> bytes:
     and its standard library.
 
     Args:
-        python: The interpreter, or its version.
+        python: The path of the interpreter.
 
     Raises:
         EnvironmentFailed: A file cannot be read.
@@ -300,12 +299,12 @@ def built(shipped: Shipped, store: ObjectStore, report: Report, steps: Iterable[
         steps: The names of the steps.
 
     Raises:
-        EnvironmentFailed: The error is raised naming the steps, and StorageError.
+        EnvironmentFailed: It cannot be built; the error names the steps.
+        StorageError: The datastore does not answer.
     """
     cache = cache_folder()
     supplies = FromStore(shipped, store, cache, report)
-    environments = Environments(cache, report, supplies.file, supplies)
-    return environments.built(supplies.lock, of_steps(steps))
+    return Environments(cache, report, supplies).built(supplies.lock, of_steps(steps))
 
 
 def locks(environments: Mapping[str, Shipped], store: ObjectStore) -> dict[str, Lock]:
@@ -348,17 +347,17 @@ class FromStore(Supplies):
         entry = self._known.get(package.sha256)
         if entry is None:
             return None
-        with self._temporary("wheels") as temporary:
-            with temporary.open("wb") as file:
+        with temporary_file(self._files.folder) as new:
+            with new.open("wb") as file:
                 for at in range(0, entry["size"], _PIECE):
                     length = min(_PIECE, entry["size"] - at)
                     file.write(self._blobs.get_range(entry["key"], at, length))
-            if digest_of_file(temporary) != package.sha256:
+            if digest_of_file(new) != package.sha256:
                 raise EnvironmentFailed(
                     f"{package.file} is damaged in the datastore {self._store.url}: its digest is "
                     f"another than that of the lock (blob {entry['key']})"
                 )
-            self._files.add(temporary, package.file)
+            self._files.add(new, package.file)
         return self._files.path(package)
 
     def runtime(self, minor: str) -> Lock | None:
@@ -376,11 +375,10 @@ class FromStore(Supplies):
         if not place.is_file():
             self._report("Fetching uv from the datastore")
             data = self._blobs.get(self._shipped.uv)
-            with self._temporary("tools") as temporary:
-                temporary.write_bytes(data)
-                temporary.chmod(0o755)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, place)
+            with temporary_file(place.parent) as new:
+                new.write_bytes(data)
+                new.chmod(0o755)
+                os.replace(new, place)
         return os.fspath(place)
 
     def interpreter(self, asked: str) -> Interpreter | None:
@@ -414,21 +412,6 @@ class FromStore(Supplies):
             )
         return Interpreter(path, version)
 
-    @contextmanager
-    def _temporary(self, folder: str) -> Iterator[Path]:
-        try:
-            (self._cache / folder).mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=".new-", dir=self._cache / folder)
-        except OSError as error:
-            raise EnvironmentFailed(f"{self._cache} cannot be written: {error.strerror}") from error
-        os.close(descriptor)
-        try:
-            yield Path(name)
-        except OSError as error:
-            raise EnvironmentFailed(f"{self._cache} cannot be written: {error.strerror}") from error
-        finally:
-            Path(name).unlink(missing_ok=True)
-
 
 def _manifest(blobs: BlobStore, key: str) -> dict[str, Any]:
     try:
@@ -441,17 +424,10 @@ def _manifest(blobs: BlobStore, key: str) -> dict[str, Any]:
 def _unpack(data: bytes, folder: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
-            path = folder / member.name
-            if (
-                not member.isfile()
-                or ".." in Path(member.name).parts
-                or path.is_absolute() != folder.is_absolute()
-            ):
+            if not member.isfile() or not {"", ".."}.isdisjoint(member.name.split("/")):
                 raise EnvironmentFailed(
                     f"A Python of the datastore has {member.name}, no plain file"
                 )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = archive.extractfile(member)
-            assert content is not None, "it is a plain file"
-            path.write_bytes(content.read())
-            path.chmod(member.mode & 0o755)
+        # Python 3.11.3 and older have no filters, and later ones warn where none is chosen.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)  # noqa: S202 -- all members are plain files below it

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from stat import S_ISREG
@@ -27,7 +28,7 @@ Report = Callable[[str], None]
 _CREDENTIALS = re.compile(r"([a-z][a-z0-9+.-]*://)[^/\s@]+@", re.IGNORECASE)
 _INDEX_VARIABLES = (
     "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
-    "UV_NO_INDEX", "UV_CONFIG_FILE",
+    "UV_CONFIG_FILE",
 )  # fmt: skip
 # What solving depends on besides, and installing what was locked must not.
 _SOLVING_VARIABLES = (
@@ -52,7 +53,7 @@ def without_credentials(text: str) -> str:
     """Return a text without what stands before the host in its URLs: a password, a token.
 
     Args:
-        text: The text.
+        text: A URL, or lines that may have some in them, such as the output of uv.
     """
     return _CREDENTIALS.sub(r"\1", text)
 
@@ -67,12 +68,12 @@ class Uv:
         where it is not installed. Raises MissingExtra where there is no uv."""
         self.path = find_uv(otherwise)
         self._report = report
-        self._indexes = index_options()
+        self._index = index_of_pip()
 
     def run(
         self,
         *args: str,
-        given: str | None = None,
+        stdin: str = "",
         folder: str | os.PathLike[str] | None = None,
         index: bool = False,
         offline: bool = False,
@@ -80,27 +81,29 @@ class Uv:
         solves: bool = False,
     ) -> str:
         """Run a command. With `index` it gets the index that is set, and the user's constraints and
-        the like where it `solves`. Raises UvFailed.
+        the like where it `solves`.
 
         Args:
             *args: The arguments of uv.
-            given: What is written to uv's stdin.
-            folder: The folder.
+            stdin: What uv reads from its stdin: requirements, one a line.
+            folder: The working directory; None for that of this process.
             index: Whether the package index may be asked.
             offline: Whether the network may not be used.
             more: Variables that are set in addition.
             solves: Whether the command solves: what it prints then explains a conflict.
 
         Returns:
-            What it prints.
+            What it prints to its stdout.
+
+        Raises:
+            UvFailed: uv cannot be started, or has ended with an error.
         """
         argv = [self.path, *args, "--color", "never"]
-        # By the environment: all users of the machine read command lines, passwords of URLs, too.
-        indexes, options = _indexes_apart(self._indexes if index else [])
-        argv += options
+        argv += self._index.options if index else []
         argv += ["--offline"] if offline else []
         # Interpreters are chosen by aflow, and a download of one is asked for by its own command.
-        fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **indexes, **(more or {})}
+        fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **(more or {})}
+        fixed |= self._index.variables if index else {}
         without = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", *_SOLVING_VARIABLES * (not solves))
         environment = environment_with(fixed, without=without)
         environment.setdefault("UV_HTTP_RETRIES", "2")
@@ -109,58 +112,40 @@ class Uv:
         certificates = _pip_settings(environment).get("cert", "")
         if os.path.isfile(certificates):
             environment.setdefault("SSL_CERT_FILE", certificates)
+        cwd = folder if folder is not None and os.path.isdir(folder) else None
+        # Files, not pipes: nothing blocks while its progress is read from stderr.
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env=environment,
-                cwd=folder if folder is not None and os.path.isdir(folder) else None,
-            )
+            with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as printed:
+                source.write(stdin.encode())
+                source.seek(0)
+                process = subprocess.Popen(
+                    argv, stdin=source, stdout=printed, stderr=subprocess.PIPE, text=True,
+                    errors="replace", env=environment, cwd=cwd,
+                )  # fmt: skip
+                lines = self._read(process)
+                printed.seek(0)
+                output = printed.read().decode(errors="replace")
         except OSError as error:
-            raise UvFailed(f"uv ({self.path}) cannot be started: {error.strerror}", "") from error
-        return self._finished(process, given)
+            why = error.strerror or error
+            raise UvFailed(f"uv ({self.path}) cannot be started: {why}", str(error)) from error
+        if process.returncode:
+            raise UvFailed(explanation(lines, process.returncode), "\n".join(lines))
+        return output
 
-    def _finished(self, process: subprocess.Popen[str], given: str | None) -> str:
-        import threading  # few processes run uv
-
-        said: list[str] = []
-        assert process.stderr is not None, "it is a pipe"
-
-        def listen() -> None:
-            for line in process.stderr or ():
-                said.append(line.rstrip("\n"))
-                if line.strip().startswith(_SHOWN):
-                    self._report(without_credentials(line.strip()))
-
-        listener = threading.Thread(target=listen, daemon=True)
-        listener.start()
-        try:
-            assert process.stdin is not None, "it is a pipe"
-            assert process.stdout is not None, "it is a pipe"
+    def _read(self, process: subprocess.Popen[str]) -> list[str]:
+        """The lines of stderr until the process has ended; its progress is reported."""
+        lines: list[str] = []
+        with process:
+            assert process.stderr is not None, "it is a pipe"
             try:
-                if given:
-                    process.stdin.write(given)
-                process.stdin.close()
-            except BrokenPipeError:  # it says why it has ended
-                pass
-            printed = process.stdout.read()
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            listener.join()
-            assert process.stdout is not None, "it is a pipe"
-            process.stdout.close()
-            process.stderr.close()
-        if code:
-            raise UvFailed(explanation(said, code), "\n".join(said))
-        return printed
+                for line in process.stderr:
+                    lines.append(line.rstrip("\n"))
+                    if line.strip().startswith(_SHOWN):
+                        self._report(without_credentials(line.strip()))
+            except BaseException:
+                process.kill()
+                raise
+        return lines
 
 
 def _cache_of_uv(environment: Mapping[str, str]) -> str:
@@ -186,8 +171,8 @@ class UvFailed(EnvironmentFailed):
         """The last line that a build has printed before uv says that it failed."""
         lines = [each.strip() for each in self.full.splitlines()]
         end = next((i for i, one in enumerate(lines) if one.startswith("error")), len(lines))
-        said = [each for each in lines[:end] if each and not each.startswith(_SHOWN)]
-        return without_credentials(said[-1]).rstrip(".") if said else ""
+        printed = [each for each in lines[:end] if each and not each.startswith(_SHOWN)]
+        return without_credentials(printed[-1]).rstrip(".") if printed else ""
 
     @property
     def is_network(self) -> bool:
@@ -202,14 +187,14 @@ class UvFailed(EnvironmentFailed):
         return found[1] if found else ""
 
 
-def explanation(said: Sequence[str], code: int) -> str:
+def explanation(output: Sequence[str], code: int) -> str:
     """Return what uv says of its error, in one line, without credentials.
 
     Args:
-        said: The lines that uv has printed.
+        output: The lines that uv has printed.
         code: The exit status of uv.
     """
-    lines = [each.strip() for each in said]
+    lines = [each.strip() for each in output]
     start = next((i for i, each in enumerate(lines) if each.lower().startswith("error")), None)
     if start is None:  # it was killed, or says it in a way of its own
         kept = [each for each in lines if each][-3:]
@@ -252,42 +237,28 @@ def find_uv(otherwise: Callable[[], str | None] | None = None) -> str:
 # ------------------------------------------------------------------ which index
 
 
-def index_options() -> list[str]:
-    """Options of uv for the index that pip is set to.
+class PipIndex(NamedTuple):
+    """The index that pip is set to, as uv takes it. URLs are variables: all users of the machine
+    read command lines, passwords of URLs, too. Both are empty where uv has settings of its own."""
 
-    Returns:
-        None where uv has settings of its own.
-    """
+    variables: dict[str, str]
+    options: tuple[str, ...] = ()
+
+
+def index_of_pip() -> PipIndex:
+    """Return the index that pip is set to, for uv."""
     environment = environment_with({})
     if any(environment.get(each) for each in _INDEX_VARIABLES):
-        return []
-    settings = _pip_settings(environment)
-    options: list[str] = []
-    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
-        options.append("--no-index")
+        return PipIndex({})
+    settings = {name: value.split() for name, value in _pip_settings(environment).items()}
+    variables = {"UV_FIND_LINKS": ",".join(settings.get("find-links", ()))}
+    options: tuple[str, ...] = ()
+    if "".join(settings.get("no-index", ())).lower() in ("1", "true", "yes", "on"):
+        options = ("--no-index",)
     else:
-        for url in settings.get("index-url", "").split()[:1]:
-            options += ["--default-index", url]
-        for url in settings.get("extra-index-url", "").split():
-            options += ["--index", url]
-    for each in settings.get("find-links", "").split():
-        options += ["--find-links", each]
-    return options
-
-
-def _indexes_apart(options: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The variables of uv that stand for its options of indexes, and the options that are left."""
-    variables: dict[str, str] = {}
-    left: list[str] = []
-    remaining = iter(options)
-    for option in remaining:
-        if option == "--default-index":
-            variables["UV_DEFAULT_INDEX"] = next(remaining)
-        elif option == "--index":
-            variables["UV_INDEX"] = f"{variables.get('UV_INDEX', '')} {next(remaining)}".strip()
-        else:
-            left.append(option)
-    return variables, left
+        variables["UV_DEFAULT_INDEX"] = "".join(settings.get("index-url", ())[:1])
+        variables["UV_INDEX"] = " ".join(settings.get("extra-index-url", ()))
+    return PipIndex({name: value for name, value in variables.items() if value}, options)
 
 
 def pip_has_several_indexes() -> bool:
@@ -295,8 +266,7 @@ def pip_has_several_indexes() -> bool:
     all of them together, and uv those of the first that has the package."""
     if environment_with({}).get("UV_INDEX_STRATEGY"):
         return False
-    options = index_options()
-    return "--index" in options and "--no-index" not in options
+    return "UV_INDEX" in index_of_pip().variables
 
 
 def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -333,38 +303,34 @@ def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
 def index_identity() -> list[str]:
     """Return what says where packages come from, without credentials: part of what a lock was made
     for. A folder counts with what is in it now."""
-    environment = environment_with({})
+    of_pip = index_of_pip()
+    environment = {**environment_with({}), **of_pip.variables}
     names = (*_INDEX_VARIABLES, *_SOLVING_VARIABLES)
-    said = [f"{name}={environment[name]}" for name in names if environment.get(name)]
-    said += index_options()
-    folders = [word.removeprefix("file://") for each in said for word in re.split(r"[\s,=]+", each)]
-    stamps = [stamp_of(each) for each in folders if os.path.isabs(each) and os.path.isdir(each)]
-    stamps += [_stamp_of_file(each) for each in folders if os.path.isabs(each)]
-    return [*map(without_credentials, said), *filter(None, stamps)]
+    found = [f"{name}={environment[name]}" for name in names if environment.get(name)]
+    found += of_pip.options
+    parts = (part.removeprefix("file://") for each in found for part in re.split(r"[\s,=]+", each))
+    stamps = [stamp_of(Path(each)) for each in parts if os.path.isabs(each)]
+    return [*map(without_credentials, found), *filter(None, stamps)]
 
 
-def _stamp_of_file(path: str) -> str:
-    """What changes when a file of constraints or of settings is written; "" for anything else."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return ""
-    return f"{path} {stat.st_size} {stat.st_mtime_ns}" * S_ISREG(stat.st_mode)
-
-
-def stamp_of(folder: str) -> str:
-    """Return what changes when a file is added to a folder, or one of its files is written.
+def stamp_of(path: Path) -> str:
+    """Return what changes when a file is written, or one of a folder is added or written; "" for
+    what does not exist.
 
     Args:
-        folder: The folder.
+        path: A file, or a folder, without those inside of it.
     """
-    found = []
-    with os.scandir(folder) as entries:
-        for each in entries:
-            stat = each.stat(follow_symlinks=True) if each.is_file() else None
-            found.append((each.name, 0, 0) if stat is None else
-                         (each.name, stat.st_size, stat.st_mtime_ns))  # fmt: skip
-    return repr((folder, sorted(found)))
+    if not path.is_dir():
+        return _stamp_of_file(path)
+    return f"{path}: {sorted(map(_stamp_of_file, path.iterdir()))}"
+
+
+def _stamp_of_file(path: Path) -> str:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{path} {stat.st_size} {stat.st_mtime_ns}" if S_ISREG(stat.st_mode) else str(path)
 
 
 # ------------------------------------------------------------------ interpreters
@@ -404,7 +370,7 @@ def interpreter_for(
         may_download: Whether uv may download an interpreter.
 
     Raises:
-        EnvironmentFailed: The error is raised naming those that were found.
+        EnvironmentFailed: There is none; the error names those that were found.
     """
     own = own_interpreter()
     if asked is None or fits(own.version, asked):
@@ -443,14 +409,14 @@ def fits(version: str, asked: str) -> bool:
     """Return whether a version of Python is what is asked for.
 
     Args:
-        version: The version.
+        version: The complete version of an interpreter, as `3.12.4`.
         asked: What was asked for: a version (`3.12`), or a specifier (`>=3.12`).
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     if re.match(r"\d", asked):
-        wanted = asked.split(".")
-        return version.split(".")[: len(wanted)] == wanted
+        parts = asked.split(".")
+        return version.split(".")[: len(parts)] == parts
     try:
         return SpecifierSet(asked).contains(version, prereleases=True)
     except InvalidSpecifier:
@@ -461,46 +427,35 @@ def _candidates(asked: str) -> list[str]:
     """Paths that may be an interpreter of that version, the most likely first."""
     environment = environment_with({})
     root = Path(environment.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"))
-    found: list[str] = []
-    try:
-        names = sorted(os.listdir(root / "versions"), key=_numbers, reverse=True)
-    except OSError:
-        names = []
-    for name in names:
-        path = root / "versions" / name / "bin" / "python"
-        if _numbers(name)[:2] >= OLDEST and path.exists():
-            found.append(str(path))
+    versions = sorted(root.glob("versions/*"), key=lambda each: _numbers(each.name), reverse=True)
+    found = [str(each / "bin" / "python") for each in versions if _numbers(each.name)[:2] >= OLDEST]
     exact = [each for each in found if fits(Path(each).parent.parent.name, asked)]
     shims = str(root / "shims")
     minor = ".".join(asked.split(".")[:2]) if re.match(r"\d", asked) else ""
     for folder in (environment.get("PATH") or os.defpath).split(os.pathsep):
         if not folder or os.path.realpath(folder) == os.path.realpath(shims):
             continue
-        for name in (f"python{minor}", "python3"):
-            path_ = os.path.join(folder, name)
-            if os.access(path_, os.X_OK):
-                found.append(path_)
+        found += [os.path.join(folder, program) for program in (f"python{minor}", "python3")]
     return list(dict.fromkeys([*exact, *found]))
 
 
 def version_of(path: str) -> str | None:
-    """Return the version of an interpreter, which is run to say it; None where it does not.
+    """Return the version of a CPython, which is run to print it; None for anything else.
 
     Args:
-        path: The path.
+        path: The program, which need not exist.
     """
-    program = "import sys; print('%d.%d.%d' % sys.version_info[:3])"
+    program = (
+        "import sys; sys.implementation.name == 'cpython' or sys.exit(1); "
+        "print('%d.%d.%d' % sys.version_info[:3])"
+    )
     try:
-        done = subprocess.run(
-            [path, "-I", "-S", "-c", program],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
+        printed = subprocess.check_output(
+            [path, "-I", "-S", "-c", program], stderr=subprocess.DEVNULL, text=True, timeout=30
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return printed.strip()
 
 
 def _of_uv(uv: Uv, asked: str, *, download: bool) -> str | None:

@@ -78,11 +78,11 @@ def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel
 
     Args:
         extras: The extras of aflow to include.
-        folder: The folder.
+        folder: The folder of packed wheels; those that were not used for a week are deleted.
         now: The present time, in seconds since the epoch.
 
     Returns:
-        The wheels.
+        The wheels: that of aflow first, then the others in the order of their names.
 
     Raises:
         ShippingError: A distribution cannot be packed.
@@ -102,7 +102,7 @@ def fit_of(wheels: Sequence[PackedWheel]) -> Fit:
     """Return what all of these wheels fit, packed by this Python.
 
     Args:
-        wheels: The wheels of one package.
+        wheels: The wheels of aflow and of what it depends on.
     """
     libc, here = platform.libc_ver()
     name = libc or "musl"
@@ -165,7 +165,7 @@ def _requirements(
     texts: Iterable[str], extras: frozenset[str]
 ) -> Iterator[tuple[str, frozenset[str]]]:
     for requirement in map(Requirement, texts):
-        if _counts(requirement, extras):
+        if counts(requirement, extras):
             yield canonicalize_name(requirement.name), frozenset(requirement.extras)
 
 
@@ -192,7 +192,7 @@ def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribut
         if (name := canonicalize_name(each.name)) in every
         and name in versions
         and name not in _SHARED
-        and _counts(each, extras)
+        and counts(each, extras)
         and not each.specifier.contains(versions[name], prereleases=True)
     }
     grown = bool(found)
@@ -200,7 +200,7 @@ def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribut
         dependent = {
             name
             for name, needed in needs.items()
-            if any(canonicalize_name(each.name) in found and _counts(each, extras)
+            if any(canonicalize_name(each.name) in found and counts(each, extras)
                    for each in needed)
         } - found - _SHARED  # fmt: skip
         found |= dependent
@@ -208,7 +208,13 @@ def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribut
     return [every[name] for name in sorted(found)]
 
 
-def _counts(requirement: Requirement, extras: Iterable[str]) -> bool:
+def counts(requirement: Requirement, extras: Iterable[str]) -> bool:
+    """Return whether a requirement of a distribution counts on this machine.
+
+    Args:
+        requirement: The requirement, with its marker.
+        extras: The extras of the distribution that are asked for.
+    """
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras))
 
@@ -418,9 +424,9 @@ def described_wheel(name: str, version: str, path: Path) -> PackedWheel:
     """Return the wheel in this file, with its digests.
 
     Args:
-        name: The name.
-        version: The version.
-        path: The path.
+        name: The name of the distribution.
+        version: The version of the distribution.
+        path: The file, which is read completely.
     """
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from aflow.environments.spec import asked_packages
 
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
@@ -14,14 +16,12 @@ _REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes", "slurm": "Slurm"}
 def notes(
     definition: FlowDefinition, jobs: Collection[str], *, packages: bool = True
 ) -> Iterator[str]:
-    """Yield one sentence for each thing; none for most flows. `jobs` are the steps that run as jobs
-    elsewhere. `packages` says whether steps run with what is installed here, whatever packages they
-    name.
+    """Yield one sentence for each thing; none for most flows.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        jobs: The steps that run as jobs.
-        packages: Whether the flow has environments.
+        jobs: The names of the steps that run as jobs elsewhere.
+        packages: Whether steps run with what is installed here, whatever they name.
     """
     for name, service in _REMOTE.items():
         steps = [
@@ -57,19 +57,10 @@ def packages_of(definition: FlowDefinition, step: StepDefinition) -> dict[str, s
     """
     found: dict[str, str] = {}
     for kind in ("conda", "pypi"):
-        own: Any = step.decorator(kind)
-        if own is not None and own.disabled:
-            continue
-        bases = [each for each in definition.decorators if each.kind == f"{kind}_base"]
-        for each in [*bases, *([own] if own is not None else [])]:
-            found.update(_packages(each))
+        asked = asked_packages(definition, step, kind)
+        if asked is not None and not asked.disabled:
+            found |= asked.packages
     return found
-
-
-def _packages(decorator: Any) -> Mapping[str, str]:
-    if decorator.disabled:
-        return {}
-    return {**getattr(decorator, "libraries", {}), **decorator.packages}
 
 
 def _installed(package: str) -> str | None:

@@ -628,8 +628,12 @@ def test_gc_deletes_environments_that_nobody_has_used_lately(
     cache = tmp_path / "cache"
     env = {"AFLOW_ENVIRONMENTS_FOLDER": os.fspath(cache)}
     assert 0 == workspace.run(**env).code
+    for lock in cache.glob("locks/*"):
+        os.utime(lock, (0, 0))
+    assert 0 == workspace.run(**env).code
 
     kept = workspace.finish(workspace.start_aflow("gc", **env))
+    assert list(cache.glob("locks/*")), "it was used just now"
     there = list(cache.glob("built/*/aflow-environment.json"))
     shown = workspace.finish(
         workspace.start_aflow("gc", "--environments", "0s", "--dry-run", **env)

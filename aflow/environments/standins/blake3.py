@@ -129,7 +129,7 @@ class blake3:  # noqa: N801 -- the name that it stands in for
 
     def __init__(self, data: Any = b"", /, *, max_threads: int = 1) -> None:
         self._helper: subprocess.Popen[bytes] | None = None
-        self._said = b""  # by the helper: the first bytes of the digest
+        self._digest = b""  # by the helper: the first bytes of the digest
         self._rest = bytearray()
         self._chunks = 0
         self._stack: list[tuple[int, ...]] = []  # of whole subtrees, the largest first
@@ -182,13 +182,13 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         """Return the digest of all that was added, with this many bytes.
 
         Args:
-            length: How many bytes.
+            length: The size of the digest in bytes, at most 4096.
         """
         if self._helper is not None:
-            if not self._said:
-                said, _ = self._helper.communicate()
-                self._said = bytes.fromhex(said.decode())
-            return self._said[:length]
+            if not self._digest:
+                printed, _ = self._helper.communicate()
+                self._digest = bytes.fromhex(printed.decode())
+            return self._digest[:length]
         self._absorb()
         node = _chunk(bytes(self._rest), self._chunks)
         for left in reversed(self._stack):
@@ -199,6 +199,6 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         """Return the digest as a text of hexadecimal digits.
 
         Args:
-            length: How many bytes.
+            length: The size of the digest in bytes, half as many as digits.
         """
         return self.digest(length).hex()

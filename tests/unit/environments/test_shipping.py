@@ -428,7 +428,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def locked(*requirements: str, platform: str = ARM, tmp_path: Path) -> Lock:
     """What is locked for these, there."""
     solver = Solver(tmp_path / "environments", tmp_path, Uv())
-    return solver.solve(Spec(requirements=requirements), Target(OTHER, platform, own_interpreter()))
+    return solver.lock(Spec(requirements=requirements), Target(OTHER, platform, own_interpreter()))
 
 
 def test_aflow_is_shipped_for_the_platform_and_the_python_that_jobs_have(

@@ -129,17 +129,17 @@ def test_of_several_indexes_that_pip_is_set_to_each_may_have_the_file_that_fits(
     own = own_interpreter()
 
     solver = Solver(tmp_path / "environments", tmp_path, Uv())
-    lock = solver.solve(Spec(requirements=("tiny",)), Target(own.version, this_platform(), own))
+    lock = solver.lock(Spec(requirements=("tiny",)), Target(own.version, this_platform(), own))
 
     assert ["tiny-1.0-py3-none-any.whl"] == [each.file for each in lock]
     # With digests only a file counts that has one of them.
     digest = next(iter(lock)).sha256
     target = Target(own.version, this_platform(), own)
     pinned = f"Tiny==1.0 --hash=sha256:{digest} --hash=sha256:{'0' * 64}"
-    assert lock == solver.solve(Spec(requirements=(pinned,)), target)
+    assert lock == solver.lock(Spec(requirements=(pinned,)), target)
     other = f"tiny==1.0 --hash=sha256:{'0' * 64}"
     with pytest.raises(EnvironmentFailed, match=r"tiny 1.0 has no file with a digest that is ask"):
-        solver.solve(Spec(requirements=(other,)), target)
+        solver.lock(Spec(requirements=(other,)), target)
 
 
 def test_a_lock_of_another_platform_is_refused(tmp_path: Path) -> None:

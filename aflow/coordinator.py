@@ -13,8 +13,6 @@ and leaves no process, descriptor or temporary file behind. Several may live in 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -181,7 +179,7 @@ class Coordinator:
     ) -> None:
         self._state: Literal["new", "open", "closed"] = "new"
         self._kind = holder_kind
-        self._holder = f"{holder_kind}/{socket.gethostname()}-{os.getpid()}-{os.urandom(6).hex()}"
+        self._holder = runs.liveness.holder_named(holder_kind)
         self._storage = storage
         self._metadata = metadata
         self._max_workers = max_workers

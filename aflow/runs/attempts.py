@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from aflow._core.ids import PARAMETERS_TASK
-from aflow._core.records import NamedTuple
+from aflow._core.records import NamedTuple, dataclass, field
 from aflow._core.threads import in_thread
 from aflow.metadata.base import AttemptRecord
 from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
@@ -24,24 +24,25 @@ if TYPE_CHECKING:
     from aflow.task.spec import AttemptKey, AttemptReport
 
 
+@cache
+def _host() -> str:
+    return socket.gethostname()
+
+
+@dataclass(slots=True)
 class LiveAttempt:
     """An attempt that is out. `fallback` if @catch settles its task; `is_over` once its end has
     been reported, while its log is being stored."""
 
-    __slots__ = (
-        "chunks", "fallback", "handle", "host", "is_over", "manifest", "pid", "started_at", "step"
-    )  # fmt: skip
-
-    def __init__(self, step: str, fallback: bool) -> None:
-        self.step = step
-        self.fallback = fallback
-        self.is_over = False
-        self.handle = ""  # by which another executor finds it: a worker, or a job
-        self.host = _host()  # the machine that runs it: this one, unless a worker says another
-        self.pid: int | None = None
-        self.started_at: float | None = None
-        self.chunks = 0  # of its log, in the store
-        self.manifest: bytes | None = None  # what it has left already
+    step: str
+    fallback: bool
+    is_over: bool = False
+    handle: str = ""  # by which another executor finds it: a worker, or a job
+    host: str = field(default_factory=_host)  # this machine, unless a worker has another
+    pid: int | None = None
+    started_at: float | None = None
+    chunks: int = 0  # of its log, in the store
+    manifest: bytes | None = None  # what it has left already
 
     def go_on(self, record: AttemptRecord) -> None:
         """Continue the record that an earlier coordinator of the run has left.
@@ -104,11 +105,6 @@ class LiveAttempt:
         )
 
 
-@cache
-def _host() -> str:
-    return socket.gethostname()
-
-
 # The logs of live attempts: split into lines as they come, kept, stored.
 #
 # A small log becomes part of the attempt's record and costs nothing more. What grows large, or
@@ -140,15 +136,16 @@ class Kept(NamedTuple):
     unstored: asyncio.Future[None] | None
 
 
+@dataclass(slots=True)
 class _Log:
-    __slots__ = ("buffer", "chunks", "show_at", "splitters", "step")
-
-    def __init__(self, step: str, max_size: int) -> None:
-        self.step = step
-        self.splitters = (LineSplitter(), LineSplitter())
-        self.buffer = LogBuffer(max_size)
-        self.chunks = 0
-        self.show_at: list[float | None] = [None, None]  # when a progress bar is shown next
+    step: str
+    buffer: LogBuffer
+    splitters: tuple[LineSplitter, ...] = field(
+        default_factory=lambda: (LineSplitter(), LineSplitter())
+    )
+    chunks: int = 0
+    # When the progress bar of each stream is shown next.
+    show_at: list[float | None] = field(default_factory=lambda: [None, None])
 
 
 class AttemptLogs:
@@ -188,10 +185,7 @@ class AttemptLogs:
             attempt: The number of the attempt, from 0.
             chunks: How many chunks are stored already.
         """
-        log = self._logs[(task, attempt)] = _Log(step, self._max_size)
-        log.chunks = chunks
-        if self._timer is None:
-            self._timer = self._loop.call_later(SOON, self._flush)
+        self._opened(step, task, attempt).chunks = chunks
 
     def feed(
         self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
@@ -210,15 +204,17 @@ class AttemptLogs:
             The lines that are complete with it, and now and then the state of a line that is
             written again and again, which is not kept.
         """
-        log = self._logs.get((task, attempt))
-        if log is None:
-            log = self._logs[(task, attempt)] = _Log(step, self._max_size)
-            if self._timer is None:
-                self._timer = self._loop.call_later(SOON, self._flush)
+        log = self._logs.get((task, attempt)) or self._opened(step, task, attempt)
         lines = self._add(log, stream, at, log.splitters[stream].feed(chunk))
         if log.buffer.size >= CHUNK:
             self._store_chunk((task, attempt), log)
         return lines + self._state(log, stream, at)
+
+    def _opened(self, step: str, task: int, attempt: int) -> _Log:
+        log = self._logs[(task, attempt)] = _Log(step, LogBuffer(self._max_size))
+        if self._timer is None:
+            self._timer = self._loop.call_later(SOON, self._flush)
+        return log
 
     @staticmethod
     def _state(log: _Log, stream: int, at: float) -> list[Line]:
@@ -317,7 +313,7 @@ MAX_ALONG = 1 << 15  # bytes that travel with one spec
 
 
 class Handover:
-    """The latest manifests of a run, and which of them a task will want."""
+    """The latest manifests of a run, and which of them a task will read."""
 
     def __init__(self, parameters: bytes) -> None:
         self._manifests: dict[int, bytes] = {}
@@ -361,14 +357,14 @@ class Handover:
         return self._collect(())
 
     def _collect(self, tasks: Iterable[int]) -> dict[int, bytes]:
-        wanted: list[int] = [PARAMETERS_TASK]
+        read: list[int] = [PARAMETERS_TASK]
         for task in tasks:
             manifest = self._at_hand(task)
             if manifest is not None:
-                wanted += [task, *Manifest.decode(manifest).inherited]
+                read += [task, *Manifest.decode(manifest).inherited]
         along: dict[int, bytes] = {}
         room = MAX_ALONG
-        for task in wanted:
+        for task in read:
             manifest = self._at_hand(task)
             if manifest is not None and task not in along and len(manifest) <= room:
                 along[task] = manifest

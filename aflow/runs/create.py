@@ -313,14 +313,8 @@ class Creation:
         )
         named = replace(options, origin_run=origin.run)
         record = self._recorded(definition, named, spin.parameters, driving, SPIN)
-        return NewRun(
-            record=record,
-            parameters=spin.parameters,
-            facts=self._facts(_code_of(definition, options)),
-            reusable=None,
-            settled=spin.inputs,
-            launch=spin.launch,
-        )
+        facts = self._facts(_code_of(definition, options))
+        return NewRun(record, spin.parameters, facts, settled=spin.inputs, launch=spin.launch)
 
     def plan(
         self,
@@ -403,18 +397,17 @@ class Creation:
             raise NotFound(f"There is no run {flow}/{run} to resume in {self._metadata.url}.")
         if origin.kind == SPIN:
             raise InvalidInput(f"{flow}/{run} is a spin of one task, which cannot be resumed.")
-        left = runs.liveness.settled(self._metadata, origin, time.sleep)
-        if left is None:
+        ended = runs.liveness.settled(self._metadata, origin, time.sleep)
+        if ended is None:
             raise _still_runs(origin)
         if options.rerun_step is not None and options.rerun_step not in definition.steps:
             raise InvalidInput(
                 f"{flow} has no step {options.rerun_step!r} to run again; its steps are: "
                 f"{', '.join(definition.steps)}."
             )
-        origin = left
-        finished = runs.resume.finished_of(self._metadata, origin, options.rerun_step)
+        finished = runs.resume.Finished(self._metadata.tasks(ended.key), options.rerun_step)
         blobs = BlobStore(self._store)
-        runs.resume.check_blobs(finished, blobs, origin, leave_out=options.rerun_missing)
+        runs.resume.check_blobs(finished, blobs, ended, leave_out=options.rerun_missing)
         return finished
 
     def _values(
@@ -484,14 +477,12 @@ class Creation:
             **({"bounds": dict(driving.bounds)} if driving.bounds else {}),
             **({} if driving.engine is None else {"engine": dict(driving.engine)}),
         }
-        if options.run_id is not None:
-            record = self._record(
-                definition, options, ids.run_id(options.run_id), now, kind, values
-            )
+        run = "" if options.run_id is None else ids.run_id(options.run_id)
+        record = self._record(definition, options, run, now, kind, values)
+        if run:
             return self._metadata.create_run(record, parameters, driving.holder, LEASE)
         for number in range(1000):
-            run = f"{kind}-" * bool(kind) + str(int(now * 1e6) + number)
-            record = self._record(definition, options, run, now, kind, values)
+            record = record._replace(run=f"{kind}-" * bool(kind) + str(int(now * 1e6) + number))
             try:
                 return self._metadata.create_run(record, parameters, driving.holder, LEASE)
             except VersionConflict:  # another run began in the same microsecond

@@ -122,9 +122,9 @@ class RunDriver:
         *,
         lease_holder: str,
         max_log_size: int,
-        watch: Watch | None = None,
-        unfinished: Sequence[Unfinished] | None = None,
-        takes_end: Callable[[str, str], bool] = lambda step, reason: True,
+        watch: Watch,
+        unfinished: Sequence[Unfinished] | None,
+        takes_end: Callable[[str, str], bool],
     ) -> None:
         run = new.record
         self._takes_end = takes_end
@@ -178,22 +178,16 @@ class RunDriver:
                 await self._commits.flush()  # who still took it for its own run is refused now
                 if self._ended.done():
                     return await self._ended
-            orphans = self._take_up(self._unfinished or ())
+            orphans = self._recover(self._unfinished or ())
             lost = self._executor.recover(orphans)
             await self._executor.start(self._context, self)
-            run = self._run
-            spins, again = run.kind == SPIN, self._unfinished is not None
-            now = self._clock.now()
-            self._publisher.publish(
-                RunStarting(
-                    at=now,
-                    flow=run.flow,
-                    run=run.run,
-                    origin=run.origin_run,
-                    spins=spins,
-                    recovered=again,
-                )
-            )
+            run, again = self._run, self._unfinished is not None
+            now, spins = self._clock.now(), run.kind == SPIN
+            starting = RunStarting(
+                at=now, flow=run.flow, run=run.run, origin=run.origin_run, spins=spins,
+                recovered=again,
+            )  # fmt: skip
+            self._publisher.publish(starting)
             self._every(HEARTBEAT, "heartbeat", self._renew_lease)
             self._every(PROGRESS, "progress", self._report_progress)
             if self._unfinished is None:
@@ -227,13 +221,8 @@ class RunDriver:
         """Record that the run has ended like this, as it is."""
         if self._leaves or self._is_lost or self._final is not None or self._ended.done():
             return
-        now = self._clock.now()
-        self._commits.pending.events.append((now, CancelRequested(reason)))
-        self._commits.pending.run = RunUpdate(state, now, reason)
-        ended = RunEnded(
-            at=now, run=self._run.run, state=state, reason=reason, step=None, task=None
-        )
-        self._final = (self._commits.number, ended)
+        self._commits.pending.events.append((self._clock.now(), CancelRequested(reason)))
+        self._finish(FinishRun(state, reason))
         self._commits.touch()
 
     async def _release(self) -> None:
@@ -260,9 +249,7 @@ class RunDriver:
             reason: Why, in one sentence.
         """
         if self._machine.stopping is None:
-            self._publisher.publish(
-                RunStopping(self._clock.now(), self._run.run, reason, len(self._live))
-            )
+            self._publish_stopping(reason)
         self._handle(CancelRequested(reason))
 
     def leave(self) -> None:
@@ -286,7 +273,7 @@ class RunDriver:
 
     # ------------------------------------------------------------ what another has left
 
-    def _take_up(self, unfinished: Sequence[Unfinished]) -> list[Orphan]:
+    def _recover(self, unfinished: Sequence[Unfinished]) -> list[Orphan]:
         """The attempts that are out become ours; those that an executor may know of."""
         orphans = []
         for launch, record, reused, _ in unfinished:
@@ -338,14 +325,16 @@ class RunDriver:
         self._handle(TimePassed())
 
     def _note_stopping(self, commands: Sequence[Command]) -> None:
-        """Say that the run fails fast. (What `cancel` does, it says itself.)"""
+        """Publish that the run fails fast. (`cancel` publishes its own event.)"""
         end = self._machine.stopping
         if end is None or end.state is not RunState.FAILED:
             return
         if any(type(each) is CancelAttempt for each in commands):
-            self._publisher.publish(
-                RunStopping(self._clock.now(), self._run.run, end.reason, len(self._live))
-            )
+            self._publish_stopping(end.reason)
+
+    def _publish_stopping(self, reason: str) -> None:
+        now, active = self._clock.now(), len(self._live)
+        self._publisher.publish(RunStopping(now, self._run.run, reason, active))
 
     # ------------------------------------------------------------ commands out
 
@@ -422,13 +411,9 @@ class RunDriver:
         self._note_left(task, reused.manifest, number)
         outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         self._handle(AttemptEnded(task, attempt, outcome))
+        run, step, origin = self._run.run, command.step, reused.origin
         event = TaskReused(
-            at=now,
-            run=self._run.run,
-            step=command.step,
-            task=task,
-            origin=reused.origin,
-            cached=reused.cached,
+            at=now, run=run, step=step, task=task, origin=origin, cached=reused.cached
         )
         self._gate.hold_event(event, number)
 
@@ -488,14 +473,7 @@ class RunDriver:
     def _finish(self, command: FinishRun) -> None:
         now = self._clock.now()
         self._commits.pending.run = RunUpdate(command.state, now, command.reason)
-        ended = RunEnded(
-            at=now,
-            run=self._run.run,
-            state=command.state,
-            reason=command.reason,
-            step=command.step,
-            task=command.task,
-        )
+        ended = RunEnded(at=now, run=self._run.run, **command._asdict())
         self._final = (self._commits.number, ended)
 
     # ------------------------------------------------------------ what the executor says
@@ -517,17 +495,11 @@ class RunDriver:
         # The next commit says so. One is made for it only if nothing else comes for a while: short
         # tasks would pay for it.
         self._at(SHOWN_AFTER, "show", self._commits.touch)
-        self._publisher.publish(
-            TaskStarting(
-                at=at,
-                run=self._run.run,
-                step=live.step,
-                task=task,
-                attempt=attempt,
-                pid=pid,
-                fallback=live.fallback,
-            )
+        run, step, fallback = self._run.run, live.step, live.fallback
+        event = TaskStarting(
+            at=at, run=run, step=step, task=task, attempt=attempt, pid=pid, fallback=fallback
         )
+        self._publisher.publish(event)
 
     def _note_running(self, task: int, attempt: int, live: LiveAttempt) -> None:
         self._commits.pending.attempts[(task, attempt)] = live.running(task, attempt)
@@ -557,21 +529,13 @@ class RunDriver:
     def _show(
         self, live: LiveAttempt, task: int, lines: Sequence[tuple[float, int, bytes, bool]]
     ) -> None:
-        if not self._publisher.has_watcher:
-            return
+        run, step, pid = self._run.run, live.step, live.pid
         for at, stream, text, whole in lines:
-            self._publisher.publish(
-                LogLine(
-                    at=at,
-                    run=self._run.run,
-                    step=live.step,
-                    task=task,
-                    pid=live.pid,
-                    stream=STREAMS[stream],
-                    text=text,
-                    whole=whole,
-                )
+            name = STREAMS[stream]
+            line = LogLine(
+                at=at, run=run, step=step, task=task, pid=pid, stream=name, text=text, whole=whole
             )
+            self._publisher.publish(line)
 
     @_guarded
     def ended(self, report: AttemptReport, usage: Usage) -> None:
@@ -667,21 +631,17 @@ class RunDriver:
     def _report_progress(self) -> None:
         counts = self._machine.counts()
         begun = {each.step for each in self._live.values()}
+        running = (each.step for each in self._live.values() if each.started_at is not None)
+        rest = (step for step, c in counts.items() if step not in begun and not c.done + c.failed)
         self._publisher.publish(
             Progress(
                 at=self._clock.now(),
                 run=self._run.run,
-                running=Counter(
-                    each.step for each in self._live.values() if each.started_at is not None
-                ),
+                running=Counter(running),
                 done={step: c.done for step, c in counts.items() if c.done},
                 failed={step: c.failed for step, c in counts.items() if c.failed},
                 queued={step: c.ready for step, c in counts.items() if c.ready},
-                unstarted=tuple(
-                    step
-                    for step, c in counts.items()
-                    if step not in begun and not c.done + c.failed
-                ),
+                unstarted=tuple(rest),
             )
         )
 

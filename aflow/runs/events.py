@@ -141,25 +141,19 @@ Watch = Callable[[Sequence[RunEvent]], None]
 
 
 class EventPublisher:
-    """Notifies a watcher, if there is one. What the watcher raises goes to `broken`, and it gets
-    nothing more."""
+    """Notifies a watcher. What the watcher raises goes to `broken`, and it gets nothing more."""
 
-    def __init__(self, watch: Watch | None, broken: Callable[[Exception], None]) -> None:
-        self._watch = watch
+    def __init__(self, watch: Watch, broken: Callable[[Exception], None]) -> None:
+        self._watch: Watch | None = watch
         self._broken = broken
         self._events: list[RunEvent] = []
         self._loop = asyncio.get_running_loop()
-
-    @property
-    def has_watcher(self) -> bool:
-        """Whether anybody listens."""
-        return self._watch is not None
 
     def publish(self, event: RunEvent) -> None:
         """Publish this with the next turn of the loop.
 
         Args:
-            event: The event; nothing happens where nobody watches the run.
+            event: The event; nothing happens once the watcher has raised an error.
         """
         if self._watch is None:
             return

@@ -16,9 +16,6 @@ named, and everything else goes.
 
 from __future__ import annotations
 
-import os
-import socket
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +23,7 @@ from aflow.environments.record import blobs_of
 from aflow.errors import AflowError, CorruptBlob, MetadataError, StoreUnavailable
 from aflow.metadata.base import DAMAGED, FIRST_KEY, LEASE, SPIN
 from aflow.metadata.metaflow import copies
-from aflow.runs.liveness import is_deployed, is_driven, left_for
+from aflow.runs.liveness import holder_named, is_deployed, is_driven, left_for
 from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.storage import roots
 from aflow.storage.artifacts import Manifest
@@ -105,7 +102,7 @@ def sizes(metadata: MetadataStore, give_up: Callable[[], bool]) -> StorageSizes:
     found, everything, complete = [], dict[bytes, int](), True
     for flow, _ in metadata.flows():
         own: dict[bytes, int] = {}
-        runs = [run for kind in ("", SPIN) for run in metadata.runs(flow, kind=kind)]
+        runs = _runs_of(metadata, flow)
         for number, run in enumerate(runs):
             if run.key >= FIRST_KEY:  # Metaflow's data are elsewhere
                 continue
@@ -119,6 +116,11 @@ def sizes(metadata: MetadataStore, give_up: Callable[[], bool]) -> StorageSizes:
             break
     found.sort(key=lambda each: (-each.size, each.flow))
     return StorageSizes(found, len(everything), sum(everything.values()), complete)
+
+
+def _runs_of(metadata: MetadataStore, flow: str) -> list[RunRecord]:
+    """All runs of a flow, spins included."""
+    return [run for kind in ("", SPIN) for run in metadata.runs(flow, kind=kind)]
 
 
 def _sizes_of(metadata: MetadataStore, run: RunRecord) -> Iterator[tuple[bytes, int]]:
@@ -174,10 +176,9 @@ def _may_go_on(run: RunRecord, grace: float) -> bool:
 def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
     """Delete the run; whether this was done. One that has not ended has to be ours first: somebody
     may be about to recover it."""
-    if run.state not in TERMINAL_RUN_STATES and not is_deployed(run):
-        holder = f"gc/{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        if not metadata.acquire_lease(run.key, holder, LEASE, now).mine:
-            return False
+    has_lease = run.state not in TERMINAL_RUN_STATES and not is_deployed(run)
+    if has_lease and not metadata.acquire_lease(run.key, holder_named("gc"), LEASE, now).mine:
+        return False
     metadata.delete_run(run.key)
     return True
 
@@ -224,20 +225,19 @@ def collect(
     # Before the runs are looked at: what moves from a root to a run meanwhile is seen in one.
     declared = list(roots.roots(store))
     # Runs that begin from here on have written or touched all they refer to a moment ago.
-    left = {
-        run.key: run
+    left = [
+        run
         for flow, _ in metadata.flows()
-        for kind in ("", SPIN)
-        for run in metadata.runs(flow, kind=kind)
+        for run in _runs_of(metadata, flow)
         if run.key not in gone
-    }
-    used, damaged = _used(metadata, BlobStore(store), left.values())
+    ]
+    used, damaged = _used(metadata, BlobStore(store), left)
     used.update(map(blob_name, roots.kept(declared, now)))
     if not dry_run:
         for name in roots.expired(declared, now):
             roots.withdraw(store, name)
     removed = size = young = 0
-    known = {(run.flow, run.run) for run in left.values()}
+    known = {(run.flow, run.run) for run in left}
     for name in _unused(store, None if damaged else used, known):
         taken = store.remove_untouched(name, now - grace, dry_run=dry_run)
         if taken is not None:

@@ -54,6 +54,15 @@ class Engine(NamedTuple):
     said: str = ""
 
 
+def holder_named(kind: str) -> str:
+    """Return a new name of a lease holder in this process, which no other has.
+
+    Args:
+        kind: What holds the lease: `coordinator`, `gc` and so on.
+    """
+    return f"{kind}/{socket.gethostname()}-{os.getpid()}-{os.urandom(6).hex()}"
+
+
 def is_driven(run: RunRecord) -> bool:
     """Return whether somebody drives the run. Asks AWS for runs of deployed flows; blocks then.
 
@@ -196,8 +205,7 @@ def end_left_run(
     Returns:
         False where the run has a holder again, or has ended.
     """
-    host, number = socket.gethostname(), os.urandom(6).hex()
-    holder = f"ending/{host}-{os.getpid()}-{number}"
+    holder = holder_named("ending")
     deployed = is_deployed(run)
     if not deployed and not metadata.acquire_lease(run.key, holder, LEASE, at).mine:
         return False

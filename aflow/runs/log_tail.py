@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
 from aflow.storage.logs import LogRecord, chunk_name, read_chunk
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord, TaskView
+    from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskView
     from aflow.storage.base import ObjectStore
 
 
@@ -38,17 +39,15 @@ class TaskLine(NamedTuple):
     text: bytes
 
 
+@dataclass(slots=True)
 class _Open:
     """A task that may still print something, and the position in its log."""
 
-    __slots__ = ("attempt", "chunks", "lines", "step", "task")
-
-    def __init__(self, task: TaskRecord, attempt: int = 0, chunks: int = 0, lines: int = 0) -> None:
-        self.task = task.task
-        self.step = task.step
-        self.attempt = attempt
-        self.chunks = chunks
-        self.lines = lines
+    task: int
+    step: str
+    attempt: int = 0
+    chunks: int = 0
+    lines: int = 0
 
     def position(self) -> str:
         numbers = f"_{self.task}.{self.attempt}.{self.chunks}.{self.lines}"
@@ -131,14 +130,14 @@ class LogTail:
             for view in page:
                 self._seen = view.task.task
                 if not _is_silent(view):
-                    found = self._open[view.task.task] = _Open(view.task)
+                    found = self._open[view.task.task] = _Open(view.task.task, view.task.step)
                     yield from self._lines_of(found)
 
     def _look_up(self) -> None:
         for number, *position in self._before:
             found = self._metadata.task(self._run.key, number)
             if found is not None and self._step in (None, found.task.step):
-                self._open[number] = _Open(found.task, *position)
+                self._open[number] = _Open(number, found.task.step, *position)
         self._before = []
 
     def _new_tasks(self) -> list[TaskView]:
@@ -159,7 +158,8 @@ class LogTail:
             for lines in self._chunks(task, attempt):
                 for line in islice(lines, task.lines, None):
                     task.lines += 1
-                    yield TaskLine(task.step, task.task, attempt.attempt, *_parts(line))
+                    where = (task.step, task.task, attempt.attempt)
+                    yield TaskLine(*where, line.stream, line.at, line.text)
                 task.chunks, task.lines = task.chunks + 1, 0
         last = attempts[-1] if attempts else None
         if last is not None and last.state is AttemptState.SUCCEEDED:
@@ -219,7 +219,3 @@ def _is_silent(view: TaskView) -> bool:
         and last.state is AttemptState.SUCCEEDED
         and not (last.log_chunks or last.stdout_size or last.stderr_size)
     )
-
-
-def _parts(line: LogRecord) -> tuple[str, float, bytes]:
-    return line.stream, line.at, line.text

@@ -7,7 +7,7 @@ to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from aflow._core.records import NamedTuple, replace
@@ -108,25 +108,17 @@ def replay(
     """
     account = None if reusable is None else _Account(reusable, metadata, run.key)
     cancelled: set[tuple[int, int]] = set()
-    for at, event in _events(metadata, run.key):
+    journal = map(decode_events, metadata.journal(run.key))
+    for at, event in chain.from_iterable(journal):
         commands = machine.handle(event, at)
         if account is not None:
             account.take_down(event, commands)
         cancelled.update((c.task, c.attempt) for c in commands if type(c) is CancelAttempt)
     out = machine.live()
-    views = _views(metadata, run.key) if out else {}
-    return [_unfinished(each, views.get(each.task), account, cancelled) for each in out]
-
-
-def _events(metadata: MetadataStore, run_key: int) -> Iterator[tuple[float, Event]]:
-    for batch in metadata.journal(run_key):
-        yield from decode_events(batch)
-
-
-def _views(metadata: MetadataStore, run_key: int) -> dict[int, TaskView]:
-    """The tasks that have not ended, by number."""
     states = (TaskState.READY, TaskState.RUNNING)
-    return {view.task.task: view for view in metadata.newest_tasks(run_key, states=states)}
+    not_ended = metadata.newest_tasks(run.key, states=states) if out else ()
+    views = {view.task.task: view for view in not_ended}
+    return [_unfinished(each, views.get(each.task), account, cancelled) for each in out]
 
 
 def _unfinished(

@@ -34,8 +34,8 @@ from aflow.scheduler.states import AttemptState, TaskState
 from aflow.storage.artifacts import Manifest
 
 if TYPE_CHECKING:
-    from aflow.metadata.base import MetadataStore, RunRecord, TaskView
-    from aflow.runs.cache.reuse import ReusableResult, ReusableResults
+    from aflow.metadata.base import RunRecord, TaskView
+    from aflow.runs.cache.reuse import ReusableResults
     from aflow.scheduler.machine import RunMachine
     from aflow.scheduler.tasks import StepCounts
     from aflow.storage.blobs import BlobStore
@@ -45,9 +45,10 @@ Place = tuple[str, bytes, int | None]
 
 
 class Finished:
-    """What the origin has finished: the manifest of each task by its place."""
+    """What the origin has finished: the manifest of each task by its place. The tasks of the step
+    `rerun` are left out: they are to run again."""
 
-    def __init__(self, views: Iterable[TaskView]) -> None:
+    def __init__(self, views: Iterable[TaskView], rerun: str | None = None) -> None:
         self.tasks: dict[Place, tuple[int, bytes]] = {}
         self.parameters = b""
         for view in views:
@@ -56,22 +57,17 @@ class Finished:
                 continue
             if view.task.step == PARAMETERS_STEP:
                 self.parameters = manifest
-            else:
+            elif view.task.step != rerun:
                 place = (view.task.step, view.task.inputs, view.task.index)
                 self.tasks[place] = (view.task.task, manifest)
 
-    def leave_out(self, steps: Collection[str], tasks: Collection[int]) -> None:
-        """Forget the tasks of these steps, and these tasks: they are to run again.
+    def leave_out(self, tasks: Collection[int]) -> None:
+        """Forget these tasks: they are to run again.
 
         Args:
-            steps: The names of steps all of whose tasks run again.
-            tasks: The numbers of single tasks that run again.
+            tasks: The numbers of the tasks.
         """
-        self.tasks = {
-            place: found
-            for place, found in self.tasks.items()
-            if place[0] not in steps and found[0] not in tasks
-        }
+        self.tasks = {place: found for place, found in self.tasks.items() if found[0] not in tasks}
 
 
 class ResumedRun:
@@ -103,7 +99,11 @@ class ResumedRun:
             return None
         self._origin_of[launch.task] = task
         self._number_in[task] = launch.task
-        renumber(manifest, self._number_in)
+        number_in = self._number_in
+        manifest.inherited = {number_in[each]: names for each, names in manifest.inherited.items()}
+        manifest.stack = tuple(
+            each._replace(split=number_in[each.split]) for each in manifest.stack
+        )
         origin = f"{self._origin}/{launch.step}/{task}"
         return ReusableResult(origin, manifest.encode(), transition)
 
@@ -131,38 +131,13 @@ class ResumedRun:
         """Nothing has to be known of tasks that ran."""
 
 
-def renumber(manifest: Manifest, number_in: Mapping[int, int]) -> None:
-    """Let a manifest refer to tasks by the numbers that they have in another run.
-
-    Args:
-        manifest: What the attempt has left: the type, size and blob of each artifact.
-        number_in: The numbers of the tasks in the new run, by those in the earlier one.
-    """
-    manifest.inherited = {number_in[task]: names for task, names in manifest.inherited.items()}
-    manifest.stack = tuple(frame._replace(split=number_in[frame.split]) for frame in manifest.stack)
-
-
 # ------------------------------------------------------------ before the run begins
-
-
-def finished_of(metadata: MetadataStore, origin: RunRecord, rerun: str | None) -> Finished:
-    """Return what the origin has finished, without the tasks of the step to run again.
-
-    Args:
-        metadata: The metadata store that has the earlier run.
-        origin: The record of the earlier run.
-        rerun: The step from which on tasks run again; None for what has not succeeded.
-    """
-    finished = Finished(metadata.tasks(origin.key))
-    if rerun is not None:
-        finished.leave_out({rerun}, ())
-    return finished
 
 
 def check_blobs(
     finished: Finished, blobs: BlobStore, origin: RunRecord, *, leave_out: bool
-) -> list[str]:
-    """Return the tasks (`step/task`) with an artifact whose blob is no longer in the datastore.
+) -> None:
+    """Check that the blobs of all finished tasks are still in the datastore.
 
     Args:
         finished: The finished tasks of the earlier run; changed.
@@ -175,7 +150,7 @@ def check_blobs(
             what can be done.
     """
     there: dict[str, bool] = {}
-    missing: dict[int, str] = {}
+    missing: set[int] = set()
     for (step, _, _), (task, data) in finished.tasks.items():
         for name, key in blobs_in(Manifest.decode(data)):
             if key not in there:
@@ -188,9 +163,8 @@ def check_blobs(
                     f"{name}, which task {step}/{task} left, is no longer in the store. Give "
                     "--rerun-missing to run such tasks again."
                 )
-            missing[task] = f"{step}/{task}"
-    finished.leave_out((), missing)
-    return list(missing.values())
+            missing.add(task)
+    finished.leave_out(missing)
 
 
 # Reusing what an earlier run has finished, and running nothing: `resume --clone-only`.

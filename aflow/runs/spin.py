@@ -15,6 +15,7 @@ from aflow._core.records import NamedTuple, replace
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.graph import Kind
 from aflow.metadata.base import AttemptRecord, TaskRecord
+from aflow.runs.cache.history import LOOK_BACK
 from aflow.runs.cache.key import input_manifests
 from aflow.scheduler.messages import (
     FromBranches,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 # A spin is to show what the step does, at once: not a second attempt, not a result of
 # before, not a failure that is turned into an artifact.
 _LEFT_OUT = ("cache", "catch", "retry")
-_LOOK_BACK = 20  # runs in which a step is looked for
 
 
 class Settled(NamedTuple):
@@ -85,7 +85,7 @@ def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple
         NotFound: There is no such run, or it has no task of the step.
     """
     if options.run is None:
-        runs = metadata.runs(flow, limit=_LOOK_BACK)
+        runs = metadata.runs(flow, limit=LOOK_BACK)
         missing = (
             f"the latest run of {flow} has not"
             if len(runs) == 1

@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable
 from itertools import compress, islice, pairwise
 from typing import Any, NoReturn
 
+from aflow._core.modules import file_of
+
 # What the end of an object of a type can do outside of the process. A function looks at the object
 # itself: it does here what Python would do, or says that it cannot (True: Python has to).
 _NOTHING = None
@@ -39,6 +41,8 @@ _NO_HANDLERS = 0 if sys.version_info < (3, 12) else 1  # 3.12 puts one around ea
 # `__del__` methods that do nothing that is seen outside of the process: they free memory, close
 # what the kernel closes as well, or only warn where warnings are asked for.
 _HARMLESS_DEL = frozenset({
+    ("aflow.executors.local.child_worker", "AttemptBytes"),
+    ("aflow.executors.local.child_worker", "AttemptStream"),
     ("_asyncio", "TaskStepMethWrapper"),
     ("_io", "BytesIO"),
     ("_io", "StringIO"),
@@ -385,7 +389,7 @@ def _is_unknown(module: object) -> bool:
     themselves by another name."""
     if not _is_extension(module):
         return False
-    parts = str(getattr(module, "__file__", "")).split(os.sep)
+    parts = (file_of(module) or "").split(os.sep)
     return not any(
         folder in ("site-packages", "dist-packages") and _top(name) in _HARMLESS
         for folder, name in pairwise(parts)
@@ -393,8 +397,7 @@ def _is_unknown(module: object) -> bool:
 
 
 def _is_extension(module: object) -> bool:
-    file = getattr(module, "__file__", None)
-    return isinstance(file, str) and file.endswith((".so", ".pyd"))
+    return (file_of(module) or "").endswith((".so", ".pyd"))
 
 
 def _has_unknown_extensions() -> bool:

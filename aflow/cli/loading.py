@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from aflow._core.deferred import loaded
+from aflow._core.modules import stated
 from aflow._core.process import fill_descriptors
 from aflow._core.shadowed import keep_hidden_beside
 from aflow.errors import FlowFileError
@@ -110,7 +111,7 @@ def begins(
     _begun = True
     main = program_in(sys._getframe(1))
     if main is not None:
-        spec = getattr(main, "__spec__", None)
+        spec = stated(main, "__spec__")
         names = [each for each in modules if each not in _before]
         module = None if spec is None else spec.name
         note_start(

@@ -17,6 +17,7 @@ from contextlib import suppress
 from types import CodeType, FrameType, ModuleType
 
 from aflow._core import deferred, ending, process
+from aflow._core.modules import file_of
 from aflow._core.system import is_open, threads_here
 
 # Whatever is compiled to the same instructions as these lines only imports.
@@ -94,7 +95,7 @@ def _is_fresh(main: ModuleType, frame: FrameType) -> bool:
     outermost = frame
     while outermost.f_back is not None:
         outermost = outermost.f_back
-    if outermost.f_globals is not vars(main) or not getattr(main, "__file__", None):
+    if outermost.f_globals is not vars(main) or not file_of(main):
         return False
     is_traced = sys.gettrace() is not None or sys.getprofile() is not None
     return (
@@ -123,7 +124,7 @@ def _waits_for_any(code: CodeType) -> bool:
 def _is_of_python(item: tuple[str, ModuleType]) -> bool:
     """Whether a module is Python's, aflow's, or of every interpreter of this environment."""
     name, module = item
-    file = getattr(module, "__file__", None)
+    file = file_of(module)
     top = name.partition(".")[0]
     if file is None or top in ("aflow", "__main__") or top in _OF_ENVIRONMENTS:
         return True

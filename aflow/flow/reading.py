@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.modules import file_of
 from aflow._core.records import NamedTuple
 from aflow.errors import InvalidFlow
 from aflow.flow.configs import Config
@@ -117,6 +118,7 @@ def _members(cls: type, root: type) -> Members:
 
 
 def _sort_in(members: Members, name: str, value: Any) -> None:
+    kind = type(value)  # isinstance would ask the value itself, which may be anything
     if name in RESERVED_NAMES:
         members.problems.append(
             f"{name!r} is a name that flows have a use for: give the step, parameter or attribute "
@@ -133,11 +135,11 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
         members.problems.append(
             f"The method {name!r} has {value!r} but is not a step: put @step below it."
         )
-    elif isinstance(value, Parameter):
+    elif issubclass(kind, Parameter):
         members.parameters[name] = value
-    elif isinstance(value, Config):
+    elif issubclass(kind, Config):
         members.configs[name] = value
-    elif not name.startswith("_") and not callable(value) and not hasattr(value, "__get__"):
+    elif not name.startswith("_") and not callable(value) and not hasattr(kind, "__get__"):
         members.constants[name] = value
 
 
@@ -147,7 +149,7 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
 def _is_custom(value: Any) -> bool:
     """Whether a custom decorator was put on what is not a step, and stands in its place."""
     module = sys.modules.get("aflow.flow.custom")
-    return module is not None and isinstance(value, module.OnStep)
+    return module is not None and issubclass(type(value), module.OnStep)
 
 
 def _mutators_of(cls: type) -> tuple[Any, ...]:
@@ -161,8 +163,7 @@ def _file(cls: type, steps: Mapping[str, StepDefinition]) -> str:
     own = [step.file for step in steps.values() if step.name in vars(cls)]
     if own:
         return own[0]
-    module = sys.modules.get(cls.__module__)
-    return getattr(module, "__file__", None) or f"<{cls.__module__}>"
+    return file_of(sys.modules.get(cls.__module__)) or f"<{cls.__module__}>"
 
 
 # ------------------------------------------------------------ steps

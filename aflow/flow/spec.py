@@ -430,7 +430,8 @@ def _is_computed(flow: FlowSpec, name: str) -> bool:
     from inspect import getattr_static  # see aflow/_core/deferred.py
 
     found = getattr_static(type(flow), name, None)
-    return hasattr(found, "__get__") and not getattr(type(found), "_aflow_reads_artifact", False)
+    kind = type(found)
+    return hasattr(kind, "__get__") and not getattr(kind, "_aflow_reads_artifact", False)
 
 
 def _not_found(flow: FlowSpec, context: TaskContext, name: str) -> ArtifactNotFound:
@@ -571,8 +572,11 @@ def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
         for name, value in vars(each).items()
         if not name.startswith("_")
     }
+    # Not isinstance, which asks an attribute that is anything for its class.
     methods = [
-        name for name, value in public.items() if callable(value) or isinstance(value, classmethod)
+        name
+        for name, value in public.items()
+        if callable(value) or issubclass(type(value), classmethod)
     ]
     own = (definition.parameters, definition.constants, definition.configs)
     return RESERVED_NAMES.union(*own, methods)

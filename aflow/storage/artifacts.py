@@ -576,15 +576,11 @@ def _equals_fresh_copy(
     return b"".join(again.parts) == b"".join(parts)
 
 
-def _is_immutable(value: object) -> bool:
+def _is_immutable(value: Any) -> bool:
     if type(value) in _IMMUTABLE:
         return True
     # A tuple cannot hold itself without holding something mutable: this ends.
-    return (
-        isinstance(value, tuple | frozenset)
-        and type(value) in (tuple, frozenset)
-        and all(map(_is_immutable, value))
-    )
+    return type(value) in (tuple, frozenset) and all(map(_is_immutable, value))
 
 
 def _writable(data: Buffer) -> Buffer:

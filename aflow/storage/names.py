@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aflow._core.ids import blob_key
+from aflow._core.modules import file_of, found_at
 from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
 from aflow.compat import metaflow
@@ -90,8 +91,8 @@ class ProgramFile(NamedTuple):
         Args:
             module: The name of the module; None where it is a file without one.
         """
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or file.startswith(PREFIX):
+        file = file_of(module)
+        if file is None or file.startswith(PREFIX):
             return False
         if os.path.abspath(file) == self.file or _is_same(file, self.file):
             return True
@@ -133,7 +134,7 @@ class Names:
         """
         if module == MAIN or self._is_program(module):
             for each in self._programs():
-                found = _attribute(each, name)
+                found = found_at(each, name, _MISSING)
                 if found is not _MISSING:
                     return found
         if module == MAIN:
@@ -171,8 +172,8 @@ class Names:
             yield main
         name = os.path.basename(self._program.file)
         for each in [*sys.modules.values()]:
-            file = getattr(each, "__file__", None)
-            if not isinstance(file, str) or not file.endswith(name) or each is main:
+            file = file_of(each)
+            if file is None or not file.endswith(name) or each is main:
                 continue
             if self._program.is_file_of(each):
                 yield each
@@ -201,10 +202,10 @@ def is_found_in_main(made: object) -> bool:
         made: A class or a function; anything else is not found.
     """
     main = sys.modules.get(MAIN)
-    if getattr(made, "__module__", None) != MAIN or not getattr(main, "__file__", None):
+    if getattr(made, "__module__", None) != MAIN or not file_of(main):
         return False
     name = getattr(made, "__qualname__", None)
-    return isinstance(name, str) and _attribute(main, name) is made
+    return isinstance(name, str) and found_at(main, name) is made
 
 
 class _File:
@@ -212,15 +213,6 @@ class _File:
 
     def __init__(self, spec: ModuleSpec) -> None:
         self.__file__ = spec.origin
-
-
-def _attribute(module: object, qualname: str) -> Any:
-    found = module
-    for part in qualname.split("."):
-        found = getattr(found, part, _MISSING)
-        if found is _MISSING:
-            break
-    return found
 
 
 def _is_same(one: str, other: str) -> bool:

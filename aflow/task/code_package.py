@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import SystemClock
 from aflow._core.ids import blob_key
+from aflow._core.modules import file_of
 from aflow._core.private_folders import is_foreign, read_regular
 from aflow._core.records import NamedTuple
 from aflow._core.settings import PACKAGE_SUFFIXES
@@ -104,7 +105,7 @@ def program_of(definition: FlowDefinition) -> ProgramFile:
     Args:
         definition: The flow: its class, steps, parameters and decorators.
     """
-    start, main = started(), getattr(sys.modules[MAIN], "__file__", None)
+    start, main = started(), file_of(sys.modules[MAIN])
     if start is not None and main:
         return ProgramFile.of(main, start.module)
     home = definition.cls.__module__

@@ -26,6 +26,7 @@ from importlib.machinery import PathFinder, SourceFileLoader
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.modules import file_of, found_at
 from aflow._core.records import NamedTuple
 from aflow._core.shadowed import keep_hidden_beside, keep_importable
 from aflow.errors import InvalidFlow, InvalidInput
@@ -163,10 +164,10 @@ def _configs_of(definition: FlowDefinition) -> bytes | None:
 def program_of(cls: type) -> dict[str, Any]:
     """Return the program that leads to a flow class, as plain values; see `Program`."""
     main = sys.modules["__main__"]
-    if _started is not None and _started.flow is cls and getattr(main, "__file__", None):
+    if _started is not None and _started.flow is cls and (file := file_of(main)):
         return {
             "kind": "main",
-            "file": main.__file__,
+            "file": file,
             "module": _started.module or "__main__",
             "name": cls.__qualname__,
             "argv": _started.argv,
@@ -201,8 +202,8 @@ def source_of(made: Any) -> dict[str, Any]:
     """
     home, name = getattr(made, "__module__", None), getattr(made, "__qualname__", "")
     module = sys.modules.get(home or "")
-    file = getattr(module, "__file__", None)
-    if file is None or _attribute(module, name) is not made:
+    file = file_of(module)
+    if file is None or found_at(module, name) is not made:
         import cloudpickle  # rarely needed, and slow to import
 
         return {"pickle": cloudpickle.dumps(made)}
@@ -222,16 +223,8 @@ def class_from(source: dict[str, Any], code: CodeType | None = None) -> Any:
 
         return pickle.loads(source["pickle"])
     if source["module"] == "__main__":
-        return _attribute(_run_under_alias(source["file"], None), source["name"])
-    return _attribute(_import(source["file"], source["module"], code), source["name"])
-
-
-def _attribute(module: Any, qualname: str) -> Any:
-    """What the dotted name leads to in the module; None where it leads nowhere."""
-    found = module
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found
+        return found_at(_run_under_alias(source["file"], None), source["name"])
+    return found_at(_import(source["file"], source["module"], code), source["name"])
 
 
 def _import(file: str, name: str, code: CodeType | None) -> ModuleType:
@@ -378,7 +371,7 @@ class Program:
                 self._code,
                 self.source.get("root"),
             )
-            return _attribute(module, self.source["name"])
+            return found_at(module, self.source["name"])
         root = self.source.get("root")
         sys.argv[:] = self.source["argv"]
         if root is not None:
@@ -390,7 +383,7 @@ class Program:
         become_main(ModuleType("__main__"))
         if kind == "script":
             module = _run_under_alias(self.source["file"], self._code)
-            return _attribute(module, self.source["name"])
+            return found_at(module, self.source["name"])
         return class_from(self.source, self._code)
 
 
@@ -601,7 +594,7 @@ def program_in(frame: FrameType | None) -> ModuleType | None:
         None under a tool (pytest, a console script) and where there is no file.
     """
     main = sys.modules.get("__main__")
-    file = getattr(main, "__file__", None)
+    file = file_of(main)
     if main is None or not file or is_library(file):
         return None
     if not os.path.isfile(file) and _archive_of(file) is None:

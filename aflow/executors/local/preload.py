@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from aflow._core.modules import file_of, stated
 from aflow.task.program import is_library, started
 
 if TYPE_CHECKING:
@@ -65,10 +66,9 @@ def _is_installed(name: str, module: Any) -> bool:
         return not name.startswith(_OF_COMMANDS)
     if top in ("metaflow", "__main__", "__mp_main__"):
         return False
-    file = getattr(module, "__file__", None)
+    file = file_of(module)
     if file is None:
-        loader = getattr(getattr(module, "__spec__", None), "origin", None)
-        return loader in ("built-in", "frozen")
+        return getattr(stated(module, "__spec__"), "origin", None) in ("built-in", "frozen")
     return is_library(file)
 
 

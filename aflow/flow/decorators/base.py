@@ -7,6 +7,7 @@ from math import isfinite
 from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
+from aflow._core.modules import found_at
 from aflow._core.records import NamedTuple, dataclass, fields
 from aflow.errors import InvalidDecorator
 from aflow.flow.configs import evaluated, is_delayed
@@ -53,8 +54,9 @@ def step_mark(function: object) -> StepMark | None:
     Args:
         function: The function that is decorated; None where options are given.
     """
-    mark = getattr(function, _STEP, None)
-    return mark if isinstance(mark, StepMark) else None
+    # Whatever a class of the user's holds is asked: its own code may raise.
+    mark = found_at(function, _STEP)
+    return mark if type(mark) is StepMark else None
 
 
 def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> None:
@@ -82,8 +84,8 @@ def decorators_of(function: object) -> tuple[StepDecorator, ...]:
         function: The function that is decorated; None where options are given.
     """
     # Some objects (expressions of configs, say) have an attribute of any name.
-    there = getattr(function, _DECORATORS, ())
-    return there if isinstance(there, tuple) else ()
+    there = found_at(function, _DECORATORS)
+    return there if type(there) is tuple else ()
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -36,6 +36,7 @@ from contextlib import suppress
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from aflow._core.modules import file_of
 from aflow._core.records import NamedTuple
 from aflow.flow.parameters import Parameter
 from aflow.flow.spec import FlowSpec
@@ -164,10 +165,13 @@ def fingerprints(
         packaged: The names of steps whose environment has a lock.
     """
     reader = _Reader(definition)
-    return {
-        name: reader.read(step, has_packages=name in packaged)
-        for name, step in definition.steps.items()
-    }
+    found: dict[str, Fingerprint] = {}
+    for name, step in definition.steps.items():
+        try:
+            found[name] = reader.read(step, has_packages=name in packaged)
+        except _ASKED_IN_VAIN:
+            found[name] = {name: NOT_TELLABLE}
+    return found
 
 
 def untellable(fingerprint: Fingerprint) -> list[str]:
@@ -177,6 +181,10 @@ def untellable(fingerprint: Fingerprint) -> list[str]:
         fingerprint: The digests of a step's code, by name.
     """
     return sorted(name for name, digest in fingerprint.items() if digest == NOT_TELLABLE)
+
+
+# What the user's own code may raise when an object is asked for what it holds.
+_ASKED_IN_VAIN = (Exception, SystemExit)
 
 
 class _Reader:
@@ -206,9 +214,10 @@ class _Reader:
             each = todo.pop()
             if each.module not in modules:
                 todo += self._bodies(each.module, modules)
-            if has_packages and isinstance(each.value, _Unknown | _Library):
+            kind = type(each.value)  # the value may be anything, and isinstance would ask it
+            if has_packages and kind in (_Unknown, _Library):
                 continue  # they are in the lock of its environment
-            if isinstance(each.value, _Unknown):
+            if kind is _Unknown:
                 each = each._replace(value=_Folder())
             key = _key(each.value)
             if key in seen:
@@ -275,7 +284,7 @@ class _Reader:
         if known is None:
             try:
                 known = self._looked_at(each)
-            except Exception:  # noqa: BLE001 -- the user's own code, which is asked for what it holds
+            except _ASKED_IN_VAIN:
                 known = Known(NOT_TELLABLE, [], frozenset())
             self._known[key] = known
             self._kept.append(each.value)
@@ -558,7 +567,7 @@ class _Reader:
         contents = Contents(self._named, self._opaque)
         try:
             digest = contents.digest(value)[:_DIGITS]
-        except Exception:  # noqa: BLE001 -- NotTellable, or an error of the value's own code
+        except _ASKED_IN_VAIN:  # NotTellable, too
             digest = NOT_TELLABLE
         noted = self._noted
         self._noted, self._where = outer
@@ -613,7 +622,7 @@ class _Reader:
         if name not in self._sources:
             module = sys.modules.get(name)
             own = name == self._cls.__module__
-            file = self._file if own else getattr(module, "__file__", None)
+            file = self._file if own else file_of(module)
             if module is None:
                 file = sources.file_of(name, self._folder)
             try:
@@ -638,7 +647,7 @@ _NOTHING = "-"  # the digest of what counts by what it leads to alone
 
 def _key(value: Any) -> object:
     # Named tuples of different classes are equal where their fields are.
-    return (type(value), value) if isinstance(value, _KINDS) else id(value)
+    return (type(value), value) if type(value) in _KINDS else id(value)
 
 
 _KINDS = (_Module, _ModuleSource, _Body, _Library, _Folder, _Unknown, _Anything)
@@ -670,7 +679,9 @@ def _classes_of(module: ModuleType | None) -> Iterator[type]:
     seen: set[type] = set()
     while todo:
         each = todo.pop()
-        if isinstance(each, type) and each not in seen and each.__module__ == module.__name__:
+        # isinstance would ask a value that is no class for its class.
+        is_class = issubclass(type(each), type)
+        if is_class and each not in seen and each.__module__ == module.__name__:
             seen.add(each)
             yield each
             todo += vars(each).values()

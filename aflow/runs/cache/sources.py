@@ -17,6 +17,7 @@ from importlib.util import resolve_name
 from types import CodeType, ModuleType
 from typing import Any
 
+from aflow._core import modules
 from aflow._core.private_folders import read_regular
 from aflow._core.records import NamedTuple
 from aflow.flow.links import parsed
@@ -66,13 +67,13 @@ def is_theirs(module: ModuleType) -> bool:
     Args:
         module: A module that is loaded.
     """
-    file = getattr(module, "__file__", None)
+    file = modules.file_of(module)
     if file is not None:
         return is_of_the_user(file)
-    name = module.__name__
-    if name.partition(".")[0] in sys.stdlib_module_names:
+    name = modules.stated(module, "__name__")
+    if isinstance(name, str) and name.partition(".")[0] in sys.stdlib_module_names:
         return name == "__main__"
-    places = getattr(module, "__path__", None)  # a namespace package
+    places = modules.stated(module, "__path__")  # a namespace package
     return places is None or any(is_of_the_user(os.path.join(each, "_")) for each in places)
 
 
@@ -100,7 +101,7 @@ def library_version(name: str) -> str | None:
 
 @cache
 def _version_of(top: str) -> str:
-    stated = getattr(sys.modules.get(top), "__version__", None)
+    stated = modules.stated(sys.modules.get(top), "__version__")
     if isinstance(stated, str):
         return stated
     from importlib import metadata  # 6 ms of start-up, and most libraries state their version
@@ -215,8 +216,8 @@ def file_of(name: str, folder: str) -> str | None:
         folder: The folder of the program, where modules are looked for first.
     """
     module = sys.modules.get(name)
-    if module is not None and getattr(module, "__spec__", None) is not None:
-        return getattr(module, "__file__", None) or ""
+    if module is not None and modules.stated(module, "__spec__") is not None:
+        return modules.file_of(module) or ""
     places: Iterable[str] | None = None
     spec: importlib.machinery.ModuleSpec | None = None
     parts = name.split(".")

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from aflow._core.system import is_open
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -204,13 +206,9 @@ def fill_descriptors() -> None:
     """Let descriptors 0, 1 and 2 lead to nothing where they are closed: a file or a socket that is
     opened later must not be taken for a stream."""
     for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            nothing = os.open(os.devnull, os.O_RDWR)
-            if nothing != number:
-                os.dup2(nothing, number)
-                os.close(nothing)
+        if not is_open(number):
+            # The lowest number that is free, which is this one. Programs that are started have it.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def is_terminal(stream: Any) -> bool:

@@ -563,8 +563,10 @@ def show(stream: str, text: str) -> None:
         text: The text, with its line ends.
     """
     try:
-        getattr(sys, stream).write(text)
-        getattr(sys, stream).flush()
+        target = getattr(sys, stream)
+        encoding = getattr(target, "encoding", None) or "utf-8"
+        target.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        target.flush()
     except Exception:  # the step has closed it, or put something of its own in its place
         return
 
@@ -735,9 +737,14 @@ def user_lines(error: AflowError) -> list[str]:
     Args:
         error: The error, with its traceback.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_AFLOW)]
-    return storable("".join(traceback.format_list(own))).splitlines()
+    frames = _own(traceback.extract_tb(error.__traceback__))
+    return storable("".join(traceback.format_list(frames))).splitlines()
+
+
+def _own(frames: traceback.StackSummary) -> list[traceback.FrameSummary]:
+    """The frames that are not aflow's, nor of how Python begins a program."""
+    hidden = (_AFLOW, "<frozen runpy>")
+    return [frame for frame in frames if not frame.filename.startswith(hidden)]
 
 
 # ------------------------------------------------------------------ timeouts
@@ -780,7 +787,8 @@ def alarm(step: StepDefinition) -> Iterator[None]:
     import signal
 
     def ring(signum: int, frame: Any) -> None:
-        traceback.print_stack(frame)
+        frames = traceback.format_list(_own(traceback.extract_stack(frame)))
+        show("stderr", "".join(frames))
         raise timed_out(step)
 
     before = signal.signal(signal.SIGALRM, ring)

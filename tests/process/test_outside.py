@@ -206,6 +206,211 @@ def test_a_program_that_has_closed_its_streams_runs_its_flow(workspace: Workspac
     assert done.returncode == 0, done.stderr
 
 
+# What a program finds out about its standard streams, where their files are pipes.
+ABOUT_STREAMS = """
+def about():
+    return [
+        (each.encoding, each.errors, each.name, each.mode, each.isatty(), each.seekable(),
+         isinstance(each, io.TextIOWrapper), each is original, each.closed)
+        for each, original in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__))
+    ]
+"""
+OF_STREAMS = f"""
+import io
+{ABOUT_STREAMS}
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.before = about()
+        sys.stdout.reconfigure(encoding="cp1252", errors="replace")
+        sys.stdout.write("euro: \\u20ac; ")
+        sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding="latin-1")
+        print("caf\\xe9")
+        self.next(self.middle)
+
+    @step
+    def middle(self):
+        sys.stdout.close()
+        try:
+            print("nothing")
+        except ValueError as error:
+            self.refused = str(error)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        self.after = about()
+        print("the last line", end="")
+"""
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii:replace"])
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_the_streams_of_steps_have_the_encodings_that_python_gives_them(
+    workspace: Workspace, isolation: str, encoding: str
+) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    source = f"import io, sys\n{ABOUT_STREAMS}\nprint(about())"
+    plain = run(workspace, [sys.executable, "-c", source], env=environment).stdout.decode().strip()
+    workspace.write(OF_STREAMS)
+    words = [*WAYS["python flow.py"], "--isolation", isolation]
+
+    # The command's own output is a file, which has positions: those of steps are pipes.
+    with open(workspace.path / "out.txt", "wb") as out:
+        done = subprocess.run(
+            words, cwd=workspace.path, env=environment, stdout=out, stderr=subprocess.PIPE
+        )
+
+    assert done.returncode == 0, done.stderr
+    found = read(workspace.path, "[d.before, d.after, d.refused]")
+    assert found == f"[{plain}, {plain}, 'I/O operation on closed file.']"
+    shown = (workspace.path / "out.txt").read_bytes()
+    assert b"] euro: \x80; caf\xe9\n" in shown
+    assert b"] the last line\n" in shown
+
+
+ENCODED_BY_STEP = """
+class Flow_(FlowSpec):
+    @environment(vars={"PYTHONIOENCODING": "latin-1"})
+    @step
+    def start(self):
+        print("caf\\xe9")
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("th\\xe9")
+"""
+
+
+@pytest.mark.parametrize("isolation", ["task", "worker"])
+def test_a_step_may_have_an_encoding_of_its_own(workspace: Workspace, isolation: str) -> None:
+    workspace.write(ENCODED_BY_STEP)
+
+    done = run(workspace, [*WAYS["python flow.py"], "--isolation", isolation])
+
+    assert done.returncode == 0, done.stderr
+    assert [True, True] == [each in done.stdout for each in (b"caf\xe9\n", b"th\xc3\xa9\n")]
+
+
+PRINTS_FOR_EVER = """
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.items = range(4)
+        self.next(self.work, foreach="items")
+
+    @timeout(seconds=1)
+    @step
+    def work(self):
+        while True:
+            print("x" * 400, file=sys.stderr)
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+def test_a_step_whose_time_is_over_while_it_prints_ends_at_once(workspace: Workspace) -> None:
+    workspace.write(PRINTS_FOR_EVER)
+
+    done = run(workspace, [*WAYS["isolation worker"], "--max-workers", "2"])
+
+    assert done.returncode == 1
+    assert b"timed out after 0 hours, 0 minutes, 1 seconds" in done.stderr
+    assert b"did not react" not in done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------ objects with code of their own
+
+# Objects whose own code raises, whatever they are asked, at every place that aflow looks at.
+STRANGE = """
+import types
+
+class NoClass:
+    def __getattribute__(self, name):
+        if name == "__class__":
+            raise RuntimeError("no class")
+        return object.__getattribute__(self, name)
+    def __reduce__(self):
+        return NoClass, ()
+
+class NoAttributes:
+    def __getattr__(self, name):
+        raise RuntimeError("no " + name)
+    def __reduce__(self):
+        return NoAttributes, ()
+
+class Leaves(NoAttributes):
+    def __getattr__(self, name):
+        raise SystemExit(7)
+    def __reduce__(self):
+        return Leaves, ()
+
+class NoComparison:
+    def __eq__(self, other):
+        raise RuntimeError("not equal")
+    __bool__ = __repr__ = __str__ = __len__ = __hash__ = __iter__ = __eq__
+
+class Module(types.ModuleType):
+    def __getattr__(self, name):
+        raise RuntimeError("no " + name)
+
+class Closed(types.ModuleType):
+    def __getattribute__(self, name):
+        raise KeyError(name)
+
+KINDS = (NoClass, NoAttributes, Leaves, NoComparison)
+OBJECTS = [kind() for kind in KINDS]
+A, B, C, D = OBJECTS
+sys.modules.update(
+    strange=Module("strange"), stranger=Closed("stranger"), strangest=A, there=B, none=None
+)
+import strange, stranger
+
+class Flow_(FlowSpec):
+    a, b, c, d = OBJECTS
+    _e, _f, _g, _h = OBJECTS
+
+    @step
+    def start(self):
+        self.kept = [*map(type, (A, B, C, D, strange, stranger, self.a, self.b))]
+        self.objects = OBJECTS
+        self.next(self.work, foreach="objects")
+
+    @step
+    def work(self):
+        self.same = self.input
+        self.next(self.join)
+
+    @step
+    def join(self, inputs):
+        assert [type(each.same) for each in inputs] == [*KINDS]
+        self.next(self.end)
+
+    @step
+    def end(self):
+        pass
+"""
+
+
+@pytest.mark.parametrize("options", [["--cache"], ["--isolation", "worker"], ["--process", "fork"]])
+def test_a_flow_may_hold_objects_that_raise_whatever_they_are_asked(
+    workspace: Workspace, options: list[str]
+) -> None:
+    workspace.write(STRANGE)
+
+    done = run(workspace, [*WAYS["python flow.py"], *options])
+
+    assert done.returncode == 0, done.stderr
+
+
 # ------------------------------------------------------------------ folders and users
 
 SMALL = """

@@ -478,6 +478,15 @@ def test_with_process_fork_what_tasks_must_not_share_is_refused_with_the_reason(
     assert sentence in ran.err
 
 
+def test_with_process_fork_the_traceback_of_a_step_is_its_own(workspace: Workspace) -> None:
+    workspace.write(SLOW_FILE.format(line="").replace("self.items = [1, 2, 3]", "1 / 0"))
+    ran = workspace.run("--process", "fork")
+
+    assert 1 == ran.code
+    assert 1 == ran.out.count("Traceback (most recent call last):")
+    assert "ZeroDivisionError" in ran.out
+
+
 def test_a_step_says_by_a_decorator_that_its_tasks_are_forked_from_the_program(
     workspace: Workspace,
 ) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 # signal's own functions turn each number into an enum, which writes to many more pages.
 import _signal  # type: ignore[import-not-found]
+import io
+import locale
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from aflow._core import ending
+from aflow._core import ending, process
 from aflow._core.system import end_with_parent, memory_file, out_of_the_way
 from aflow.errors import TaskError
 from aflow.flow.current import current
@@ -85,26 +88,105 @@ def redirect(stdout: int, stderr: int) -> None:
     os.dup2(stderr, 2)
 
 
+_STREAMS = ("stdin", "stdout", "stderr")
+
+
 def set_up_streams() -> None:
     """Let descriptor 0 lead to nothing and 1 and 2 somewhere, here and in all processes that will
-    be forked: those that were closed when the program began, too. Lines go out as they are written,
-    whatever bytes they are made of."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.dup2(nothing, number)
+    be forked: those that were closed when the program began, too. Lines go out as they are written.
+    Encodings are those that Python has chosen."""
+    process.fill_descriptors()
+    nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    if nothing > 2:
-        os.close(nothing)
-    if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, "w", closefd=False))
-            setattr(sys, f"__{name}__", getattr(sys, name))
-        getattr(sys, name).reconfigure(line_buffering=True, errors="surrogateescape")
+    os.close(nothing)
+    with _piped():
+        for number, name in enumerate(_STREAMS):
+            stream = getattr(sys, name)
+            if stream is None or type(stream) is io.TextIOWrapper:
+                stream = _renewed(number, name, stream)
+                setattr(sys, name, stream)
+                setattr(sys, f"__{name}__", stream)
+            elif hasattr(stream, "reconfigure"):  # what the site has put in its place
+                stream.reconfigure(line_buffering=True)
+
+
+@contextmanager
+def _piped() -> Iterator[None]:
+    """Let stdout and stderr be pipes, as they are in a process of a task: a stream notes at its
+    beginning whether its file has positions."""
+    kept = [os.dup(number) for number in (1, 2)]
+    ends = os.pipe()
+    redirect(ends[1], ends[1])
+    try:
+        yield
+    finally:
+        redirect(*kept)
+        for each in (*kept, *ends):
+            os.close(each)
+
+
+def _renewed(number: int, name: str, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
+    """A standard stream as Python makes it, for what its descriptor is now."""
+    encoding, errors = encoding_at_start(name)
+    write_through = False
+    if before is not None:
+        encoding, errors = before.encoding, before.errors or errors
+        write_through = before.write_through
+        before.flush()
+    file = io.FileIO(number, "w" if number else "r", closefd=False)
+    file.name = f"<{name}>"
+    buffer: Any = file  # `python -u`
+    if not number:
+        buffer = io.BufferedReader(file)
+    elif not write_through:
+        buffer = io.BufferedWriter(file)
+    stream = io.TextIOWrapper(
+        buffer,
+        encoding,
+        errors,
+        "\n" if number else None,
+        line_buffering=bool(number),
+        write_through=write_through,
+    )
+    stream.mode = "w" if number else "r"  # type: ignore[misc]
+    return stream
+
+
+def encoding_at_start(name: str) -> tuple[str, str]:
+    """Return the encoding of a standard stream, and how it handles errors, in an interpreter that
+    starts with the present environment.
+
+    Args:
+        name: `stdin`, `stdout` or `stderr`.
+    """
+    asked = "" if sys.flags.ignore_environment else os.environ.get("PYTHONIOENCODING", "")  # noqa: TID251 -- Python's own
+    encoding, _, errors = asked.partition(":")
+    if name == "stderr":
+        errors = "backslashreplace"
+    elif not errors and encoding:
+        errors = "strict"
+    elif not errors:
+        errors = "surrogateescape" if _takes_any_bytes() else "strict"
+    if not encoding:
+        encoding = "utf-8" if sys.flags.utf8_mode else locale.getencoding()
+    return encoding, errors
+
+
+def _takes_any_bytes() -> bool:
+    """Whether Python lets streams pass on bytes that are no text: without a locale, or with one
+    that it has put in place of none."""
+    return bool(sys.flags.utf8_mode) or locale.setlocale(locale.LC_CTYPE) in _NO_LOCALES
+
+
+_NO_LOCALES = ("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8")
+
+
+def follow_environment() -> None:
+    """Give the streams the encodings that PYTHONIOENCODING asks for: a variable of a step is set
+    when its interpreter has started."""
+    for name in _STREAMS:
+        encoding, errors = encoding_at_start(name)
+        getattr(sys, name).reconfigure(encoding=encoding, errors=errors)
 
 
 class CapturedOutput:

@@ -104,6 +104,8 @@ class Host:
         set_launcher(reached)
         host(str(self._program.source.get("file", "The program")))
         try:
+            if "PYTHONIOENCODING" in self._environment:
+                child.follow_environment()
             cls = self._program.run()
             if not self._entered:
                 self._call(check_is_flow(cls, self._program.source), reached)
@@ -279,7 +281,7 @@ class OneAttempt:
 
     def __init__(self, runner: AttemptRunner, spec: AttemptSpec, fds: Sequence[int]) -> None:
         self.step = spec.step
-        self.attempt_key = (spec.task, spec.attempt)
+        self.attempt_key = spec.attempt_key
         self._runner = runner
         self._spec = spec
         self._fds = fds
@@ -336,7 +338,7 @@ class ManyAttempts:
         if spec is None:
             return False
         self.step = spec.step
-        self.attempt_key = (spec.task, spec.attempt)
+        self.attempt_key = spec.attempt_key
         return True
 
     def send_message(self, *message: Any) -> None:

@@ -9,8 +9,10 @@ import select
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
+from queue import SimpleQueue
 from typing import Any
 
 import msgpack
@@ -29,50 +31,41 @@ from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptKey, AttemptReport, A
 Emit = Callable[[AttemptKey, int, bytes], None]
 
 _HELD = 1 << 16  # bytes of a line that are held back at most
+_NAMES = ("<stdout>", "<stderr>")
 
 
-class AttemptStream(io.TextIOBase):
-    """sys.stdout or sys.stderr: what is written belongs to the attempt that the context names.
+class AttemptBytes(io.RawIOBase):
+    """What is written to stdout or stderr: it belongs to the attempt that the context names.
 
-    Text goes on line by line, long lines in pieces; `finish` sends the rest of an attempt's last
+    It goes on line by line, long lines in pieces; `finish` sends the rest of an attempt's last
     line. What is written while no attempt runs goes to `descriptor`, and so does what a process
     writes that the step has forked: the way to the coordinator is not its own.
     """
 
-    encoding = "utf-8"
-    errors = "surrogateescape"
-    mode = "w"
-    line_buffering = True
-    write_through = False
-
     def __init__(
         self, number: int, descriptor: int, attempt_key: ContextVar[AttemptKey | None], emit: Emit
     ) -> None:
-        self.name = ("<stdout>", "<stderr>")[number]
+        self.name = _NAMES[number]
         self._number = number
         self._descriptor = descriptor
         self._attempt_key = attempt_key
         self._emit = emit
         self._held: dict[AttemptKey, bytearray] = {}
+        self._closed_by: set[AttemptKey | None] = set()
         self._forked = False
-        self.buffer = _Bytes(self)
         os.register_at_fork(after_in_child=self._leave)
 
     def _leave(self) -> None:
         self._forked = True
         self._held.clear()
 
-    def write(self, text: str) -> int:
-        if text:
-            self.write_bytes(text.encode("utf-8", "surrogateescape"))
-        return len(text)
-
-    def write_bytes(self, data: bytes) -> None:
-        """Write bytes as they are."""
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        """Write all of the bytes."""
+        data = bytes(data)
         attempt_key = self._attempt_key.get()
         if attempt_key is None or self._forked:
             child.write_all(self._descriptor, data)
-            return
+            return len(data)
         held = self._held.pop(attempt_key, None)
         if held is not None:
             held += data
@@ -82,18 +75,27 @@ class AttemptStream(io.TextIOBase):
                 self._emit(attempt_key, self._number, bytes(whole[start : start + _HELD]))
         else:
             self._held[attempt_key] = bytearray(data) if held is None else held
+        return len(data)
 
     def finish(self, attempt_key: AttemptKey) -> None:
         """Send what an attempt has left of its last line."""
+        self._closed_by.discard(attempt_key)
         held = self._held.pop(attempt_key, None)
         if held:
             self._emit(attempt_key, self._number, bytes(held))
 
-    def flush(self) -> None:
-        """Nothing: whole lines have gone, and half a line waits for its rest."""
+    def close_for_attempt(self) -> None:
+        """Take nothing more from the present attempt: others go on writing."""
+        self._closed_by.add(self._attempt_key.get())
 
-    def reconfigure(self, **_: Any) -> None:
-        """Nothing: text goes on line by line, as bytes of UTF-8, and into a log."""
+    def close(self) -> None:
+        """Nothing: a stream that somebody has put above this one may end while another attempt
+        runs."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the present attempt has closed its stream."""
+        return bool(self._closed_by) and self._attempt_key.get() in self._closed_by
 
     def writable(self) -> bool:
         return True
@@ -101,22 +103,32 @@ class AttemptStream(io.TextIOBase):
     def fileno(self) -> int:
         return self._descriptor
 
-    def isatty(self) -> bool:
-        return False
 
+class AttemptStream(io.TextIOWrapper):
+    """sys.stdout or sys.stderr. Each piece of text goes on to the bytes below at once: those who
+    write at the same time are different attempts."""
 
-class _Bytes(io.RawIOBase):
-    """sys.stdout.buffer."""
+    mode = "w"
 
-    def __init__(self, stream: AttemptStream) -> None:
-        self._stream = stream
+    def __init__(self, output: AttemptBytes, encoding: str, errors: str) -> None:
+        super().__init__(output, encoding, errors, "\n", line_buffering=True, write_through=True)
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._stream.write_bytes(bytes(data))
-        return len(data)
+    def reconfigure(self, *, write_through: bool | None = None, **options: Any) -> None:
+        """Set encoding, errors and the like, as io.TextIOWrapper.reconfigure does.
 
-    def writable(self) -> bool:
-        return True
+        Args:
+            write_through: Ignored: text is always written through.
+            **options: What else that method takes.
+        """
+        super().reconfigure(write_through=True, **options)
+
+    def detach(self) -> Any:
+        """Return the bytes below; this stream stays usable, for the next attempt."""
+        return self.buffer
+
+    def close(self) -> None:
+        """Close it for the present attempt."""
+        self.buffer.close_for_attempt()  # type: ignore[attr-defined]
 
 
 class DescriptorCapture:
@@ -179,10 +191,11 @@ class WorkerStreams:
         stdout, stderr, *readers = descriptors
         child.redirect(stdout, stderr)
         self.attempt_key: ContextVar[AttemptKey | None] = ContextVar("attempt_key", default=None)
-        self._streams = [
-            AttemptStream(number, number + 1, self.attempt_key, emit) for number in (0, 1)
+        self._outputs = [
+            AttemptBytes(number, number + 1, self.attempt_key, emit) for number in (0, 1)
         ]
-        sys.stdout, sys.stderr = self._streams
+        sys.stdout = sys.__stdout__ = _above(self._outputs[0], sys.stdout)  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _above(self._outputs[1], sys.stderr)  # type: ignore[misc]
         self._capture = DescriptorCapture(readers[0], readers[1], running, emit)
 
     def finish(self, attempt_key: AttemptKey) -> None:
@@ -191,9 +204,15 @@ class WorkerStreams:
         Args:
             attempt_key: The step, task and number of the attempt.
         """
-        for stream in self._streams:
-            stream.finish(attempt_key)
+        for output in self._outputs:
+            output.finish(attempt_key)
         self._capture.drain()
+
+
+def _above(output: AttemptBytes, before: Any) -> AttemptStream:
+    """The stream of text above these bytes, like the one that Python has made."""
+    encoding = getattr(before, "encoding", None) or "utf-8"
+    return AttemptStream(output, encoding, getattr(before, "errors", None) or "strict")
 
 
 # signal's own functions turn each number into an enum, which takes longer than the call.
@@ -214,12 +233,15 @@ class WorkerSockets:
         self.tasks = socket.socket(fileno=tasks)
         self.reports = socket.socket(fileno=reports)
         self._buffer = memoryview(bytearray(wire.MAX_MESSAGE))
-        self._lock = threading.Lock()
+        # A signal handler of the step's may print, or raise, while this thread sends.
+        self._lock = threading.RLock()
         self._clock = SystemClock()
+        # With how many bytes of each were sent, call by call.
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._held: list[bytes] = []
         self._held_size = 0
         self._logged_at = 0.0
-        self._holding = threading.Event()
+        self._due: SimpleQueue[None] = SimpleQueue()  # signal handlers may put something there
         threading.Thread(target=self._send_held, name="aflow-log", daemon=True).start()
 
     def next(self) -> bytes:
@@ -250,8 +272,23 @@ class WorkerSockets:
         Args:
             messages: Packed messages, one after another; they are written as a whole.
         """
-        with self._lock:
-            self._flush(messages)
+        if self._is_interrupted(messages):
+            return
+        try:
+            with self._lock:
+                self._flush(messages)
+        except BaseException:
+            self._due.put(None)  # what is left is sent by the other thread
+            raise
+
+    def _is_interrupted(self, message: bytes) -> bool:
+        """Whether this thread is sending already, and was interrupted by a signal: the message goes
+        out after the one that is on its way."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            return False
+        self._unsent.append((message, []))
+        self._due.put(None)
+        return True
 
     def log(self, attempt_key: AttemptKey, stream: int, data: bytes) -> None:
         """Send what an attempt has written, now or soon.
@@ -264,32 +301,42 @@ class WorkerSockets:
         """
         now = self._clock.now()
         message = msgpack.packb((LOGGED, *attempt_key, stream, now, data))
+        if self._is_interrupted(message):
+            return
         with self._lock:
             recent = abs(now - self._logged_at) < HOLD
             if (recent or self._held) and self._held_size < MAX_HELD:
                 self._held.append(message)
                 self._held_size += len(message)
                 if len(self._held) == 1:
-                    self._holding.set()
-            else:
-                self._logged_at = now
-                self._flush(message)
+                    self._due.put(None)
+                return
+        self._logged_at = now
+        self.send(message)
 
     def _flush(self, message: bytes = b"") -> None:
         if self._held:
-            message = b"".join((*self._held, message))
-            self._held.clear()
-            self._held_size = 0
-        self.reports.sendall(message)
+            held, self._held, self._held_size = self._held, [], 0
+            message = b"".join((*held, message))
+        self._unsent.append((message, []))
+        while self._unsent:
+            data, sent = self._unsent[0]
+            left = memoryview(data)[sum(sent) :]
+            if left:
+                # One call of C sends and counts: no exception of a signal handler comes between
+                # the two, which would send some bytes twice.
+                sent.extend(map(self.reports.send, (left,)))
+            else:
+                self._unsent.popleft()
 
     def _send_held(self) -> None:
         """What is held waits for more no longer than HOLD."""
         wait = threading.Event().wait  # never set: a pause
-        while self._holding.wait():
-            self._holding.clear()
+        while True:
+            self._due.get()
             wait(HOLD)
             with self._lock:
-                if self._held:
+                if self._held or self._unsent:
                     self._flush()
 
 
@@ -327,7 +374,7 @@ class SequentialWorker:
 
     def refuse(self, report: AttemptReport) -> None:
         """Say that the first attempt has ended before the flow was reached."""
-        self._streams.finish((report.task, report.attempt))
+        self._streams.finish(report.attempt_key)
         self._link.send_message(*report.message())
 
     def serve(self) -> None:
@@ -351,29 +398,28 @@ class SequentialWorker:
             self._link.send(ended)
 
     def _begin(self, spec: AttemptSpec, before: bytes = b"") -> None:
-        self._running = attempt_key = (spec.task, spec.attempt)
+        self._running = attempt_key = spec.attempt_key
         self._streams.attempt_key.set(attempt_key)
         started = (STARTED, *attempt_key, self._pid, self._clock.now())
         self._link.send(before + msgpack.packb(started))
 
     def _run_in_context(self, spec: AttemptSpec) -> AttemptReport:
         own_decimal_context()
-        return self._runner.run(spec)
+        report = self._runner.run(spec)
+        child.flush()  # of a stream with a buffer that the program has put in place of ours
+        return report
 
     def _run(self, spec: AttemptSpec) -> AttemptReport:
         # What a step sets of context variables (decimal's precision among them) is its own.
         report = copy_context().run(self._run_in_context, spec)
         self._surroundings.restore()
-        self._streams.finish((spec.task, spec.attempt))
+        self._streams.finish(spec.attempt_key)
         self._streams.attempt_key.set(None)
         self._running = None
         return report
 
 
 # A process that runs coroutine steps, many at a time, on one event loop.
-
-
-CANCEL = b"\xc0"  # msgpack's nil: what precedes [task, attempt] where a spec would stand
 
 
 class CoroutineWorker:
@@ -404,18 +450,18 @@ class CoroutineWorker:
             The attempt; None if the coordinator has closed the channel, so that there will be none.
         """
         self._runner.expect_many()
-        while (data := self._link.next()).startswith(CANCEL):
+        while (data := self._link.next()).startswith(wire.CANCEL):
             continue  # of what has not come yet, and was taken back
         if not data:
             return None
         spec = self._first = self._begun = AttemptSpec.decode(data)
-        self._streams.attempt_key.set((spec.task, spec.attempt))
+        self._streams.attempt_key.set(spec.attempt_key)
         self._report_started(spec)
         return spec
 
     def refuse(self, report: AttemptReport) -> None:
         """Say that the first attempt has ended before the flow was reached."""
-        self._streams.finish((report.task, report.attempt))
+        self._streams.finish(report.attempt_key)
         self._link.send_message(*report.message())
 
     def serve(self) -> None:
@@ -464,13 +510,13 @@ class CoroutineWorker:
             if not data:
                 self._closed.set()
                 return
-            if data.startswith(CANCEL):
+            if data.startswith(wire.CANCEL):
                 self._cancel(msgpack.unpackb(data[1:], use_list=False))
                 continue
             self._start(AttemptSpec.decode(data))
 
     def _start(self, spec: AttemptSpec) -> None:
-        attempt_key = (spec.task, spec.attempt)
+        attempt_key = spec.attempt_key
         task = _OwnTask(self._run(spec), attempt_key, self._streams.attempt_key)
         task.add_done_callback(self._note_end)
         self._tasks[attempt_key] = task
@@ -496,7 +542,7 @@ class CoroutineWorker:
             task.cancel()
 
     async def _run(self, spec: AttemptSpec) -> None:
-        attempt_key = (spec.task, spec.attempt)
+        attempt_key = spec.attempt_key
         self._streams.attempt_key.set(attempt_key)
         own_decimal_context()
         if spec is not self._begun:

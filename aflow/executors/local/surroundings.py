@@ -11,6 +11,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import asyncio
 import gc
+import io
 import locale
 import logging
 import os
@@ -232,9 +233,21 @@ def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
     yield _get_start_method, _set_start_method
     yield _get_event_loop, _set_event_loop
     yield system.affinity, system.set_affinity
+    for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__):
+        if isinstance(stream, io.TextIOWrapper):
+            yield partial(_get_encoding, stream), partial(_set_encoding, stream)
     for name in _LIMITS:
         if (number := getattr(resource, name, None)) is not None:
             yield partial(resource.getrlimit, number), partial(resource.setrlimit, number)
+
+
+def _get_encoding(stream: io.TextIOWrapper) -> tuple[str, str | None]:
+    return stream.encoding, stream.errors
+
+
+def _set_encoding(stream: io.TextIOWrapper, value: tuple[str, str | None]) -> None:
+    encoding, errors = value
+    stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def _get_locale() -> str:

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import termios
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 _CHUNK = 1 << 12  # bytes: a pseudo-terminal gives no more at once
@@ -41,18 +41,25 @@ class Terminal:
             writers: The task's ends of the same; replaced likewise, and a stdin is appended.
 
         Raises:
-            OSError: No pseudo-terminal is available.
+            OSError: No pseudo-terminal is available; both lists are as they were.
         """
         if not self.is_one:
             writers.append(os.dup(0))
             return
-        master, slave = os.openpty()
+        with ExitStack() as made:
+            master, slave = os.openpty()
+            for end in (master, slave):
+                made.callback(os.close, end)
+            stderr = os.dup(slave)
+            made.callback(os.close, stderr)
+            stdin = os.dup(slave)
+            made.pop_all()
         self._set_up(master, slave)
         for pipe in (*readers[:2], *writers[:2]):
             os.close(pipe)
         readers[:2] = [master, -1]
-        writers[:2] = [slave, os.dup(slave)]
-        writers.append(os.dup(slave))
+        writers[:2] = [slave, stderr]
+        writers.append(stdin)
         os.set_blocking(master, False)
         self._master = master
         sys.stdout.flush()
@@ -120,7 +127,9 @@ def take(stdin: int) -> None:
     """
     os.dup2(stdin, 0)
     os.close(stdin)
-    stdin_again = open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115 -- it stays open
+    stdin_again = open(  # noqa: SIM115 -- it stays open
+        0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False
+    )
     sys.stdin = sys.__stdin__ = stdin_again  # type: ignore[misc]
     # What this task does not read is for the next one.
     stdin_again._CHUNK_SIZE = 1  # type: ignore[attr-defined]

@@ -37,6 +37,7 @@ import msgpack
 from aflow._core import deferred, ending, process, system
 from aflow._core.clock import SystemClock
 from aflow._core.ids import PARAMETERS_TASK
+from aflow._core.modules import file_of
 from aflow._core.records import NamedTuple
 from aflow._core.secret import sealed
 from aflow.executors.local import child as inside
@@ -137,7 +138,7 @@ def _generator() -> str | None:
     numpy_random = sys.modules.get("numpy.random")
     kinds = () if numpy_random is None else (numpy_random.Generator, numpy_random.RandomState)
     for name, module in [*sys.modules.items()]:
-        file = getattr(module, "__file__", None)
+        file = file_of(module)
         if name != "__main__" and (file is None or is_library(file) or name.startswith("aflow.")):
             continue
         for key, value in [*vars(module).items()]:
@@ -840,11 +841,14 @@ class Zygote:
             try:
                 self.serve()
             except _GoOn as going_on:
-                if going_on.work is None:
-                    return 0
-                host.show_printed(self._printed)
-                return going_on.work.steps(flow)
-            os._exit(0)
+                work = going_on.work
+            else:
+                os._exit(0)
+            # Outside of the handler: what the step raises has nothing to do with it.
+            if work is None:
+                return 0
+            host.show_printed(self._printed)
+            return work.steps(flow)
 
         printed.__enter__()
         code = host.run_program(serve, lambda *message: None)

@@ -16,6 +16,7 @@ What every executor promises, and tests/contracts/test_executors.py checks:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,13 @@ from typing import Protocol
 
 from aflow._core.records import NamedTuple
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
+from aflow.task.spec import (
+    NO_RETRY_EXIT_CODE,
+    AttemptKey,
+    AttemptReport,
+    AttemptSpec,
+    RunContext,
+)
 
 
 class Reports(Protocol):
@@ -259,3 +266,34 @@ def stopped(
         at: When it happened, in seconds since the epoch.
     """
     return AttemptReport(task, attempt, state.value, reason, started_at=started_at, finished_at=at)
+
+
+def settle_soon(
+    reports: Reports, attempt_key: AttemptKey, state: AttemptState, reason: str, now: float
+) -> None:
+    """Report the end of an attempt that has not started, in the next turn of the event loop: a
+    caller of `launch` or `cancel` does not expect the report before its call has returned.
+
+    Args:
+        reports: Receives the report.
+        attempt_key: The numbers of task and attempt.
+        state: The state in which the attempt ends: cancelled, interrupted or lost.
+        reason: Why, in one sentence.
+        now: The present time, in seconds since the epoch.
+    """
+    report = stopped(*attempt_key, state, reason, now, now)
+    asyncio.get_running_loop().call_soon(reports.ended, report, NO_USAGE)
+
+
+def refuse(reports: Reports, attempt_key: AttemptKey, reason: str, now: float) -> None:
+    """Report an attempt as failed that cannot run as its step asks, and could not the next time.
+
+    Args:
+        reports: Receives the start and the end.
+        attempt_key: The numbers of task and attempt.
+        reason: Why, in one sentence.
+        now: The present time, in seconds since the epoch.
+    """
+    reports.started(*attempt_key, None, now)
+    report = stopped(*attempt_key, AttemptState.FAILED, reason, now, now)
+    reports.ended(report._replace(retryable=False), NO_USAGE)

@@ -26,7 +26,7 @@ AttemptKey = tuple[int, int]
 
 # Kinds of messages from a process that runs attempts.
 STARTED = 0  # [STARTED, task, attempt, pid, at]
-LOGGED = 1  # [LOGGED, task, attempt, at, stream (0 stdout, 1 stderr), whole, bytes]
+LOGGED = 1  # [LOGGED, task, attempt, stream (0 stdout, 1 stderr), at, bytes]
 ENDED = 2  # [ENDED, *AttemptReport]
 GROWN = 3  # [GROWN, task, attempt, items so far of its foreach, manifest as of now]
 IMPORTED = 4  # [IMPORTED, what its program has imported]
@@ -116,6 +116,11 @@ class AttemptSpec(NamedTuple):
     resources: tuple[tuple[str, float], ...] = ()
     address: str = ""
 
+    @property
+    def attempt_key(self) -> AttemptKey:
+        """The numbers of its task and of itself."""
+        return self.task, self.attempt
+
     def encode(self) -> bytes:
         """Return the spec as one message."""
         # Workers of the version before take it without an address, which no coordinator gives.
@@ -152,6 +157,11 @@ class AttemptReport(NamedTuple):
     finished_at: float = 0.0
     metadata: tuple[tuple[str, str, str], ...] = ()
     unreached: bool = False
+
+    @property
+    def attempt_key(self) -> AttemptKey:
+        """The numbers of its task and of itself."""
+        return self.task, self.attempt
 
     @property
     def outcome(self) -> Outcome:

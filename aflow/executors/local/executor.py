@@ -20,14 +20,19 @@ from aflow._core.system import memory_of
 from aflow._core.threads import in_thread
 from aflow.errors import InvalidDecorator
 from aflow.executors import base, local
-from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
+from aflow.executors.base import Orphan, Reports, Usage
 from aflow.executors.local.admission import FREE, Granted, SlotQueue, too_much
-from aflow.executors.local.task_processes import FreshProcesses, over_memory
+from aflow.executors.local.task_processes import (
+    CANCELLED,
+    INTERRUPTED,
+    FreshProcesses,
+    over_memory,
+)
 from aflow.executors.local.zygote_client import ZygoteProcess, Zygotes
 from aflow.scheduler.slots import demand_of
 from aflow.scheduler.states import AttemptState
 from aflow.task.program import LoadRequest
-from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
+from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -251,7 +256,7 @@ class ProcessExecutor:
             # What settles a step without running it needs nothing of what the step asks for.
             amounts = {} if spec.fallback else self._amounts(spec)
         except InvalidDecorator as error:
-            self._loop.call_soon(self._fail, spec, str(error))
+            self._loop.call_soon(self._refuse, spec, str(error))
             return
         if not amounts and (self._sequential or self._needs[spec.step].is_async):
             self._launch(spec, FREE)  # their processes bound themselves
@@ -264,7 +269,7 @@ class ProcessExecutor:
             gang = f"the gang of {len(specs)} " if len(specs) > 1 else ""
             reason = f"Step {spec.step}: {gang}{too_much(lacking, admission.slots)}"
             for each in specs:
-                self._loop.call_soon(self._fail, each, reason)
+                self._loop.call_soon(self._refuse, each, reason)
             return
         admission.submit([self._key(each) for each in specs], specs, amounts, self._launch)
 
@@ -280,20 +285,14 @@ class ProcessExecutor:
         return self._members.pop((spec.step, spec.split))
 
     def _key(self, spec: AttemptSpec) -> Key:
-        return id(self), spec.task, spec.attempt
+        return id(self), *spec.attempt_key
 
-    def _fail(self, spec: AttemptSpec, reason: str) -> None:
-        now = self._clock.now()
-        self._reports.started(spec.task, spec.attempt, None, now)
-        report = AttemptReport(
-            spec.task, spec.attempt, AttemptState.FAILED.value, reason, retryable=False,
-            started_at=now, finished_at=now,
-        )  # fmt: skip
-        self._reports.ended(report, NO_USAGE)
+    def _refuse(self, spec: AttemptSpec, reason: str) -> None:
+        base.refuse(self._reports, spec.attempt_key, reason, self._clock.now())
 
     def _launch(self, spec: AttemptSpec, granted: Granted) -> None:
         if granted.memory is not None and not self._needs[spec.step].is_async:
-            self._limits[(spec.task, spec.attempt)] = granted.memory
+            self._limits[spec.attempt_key] = granted.memory
             if self._measuring is None:
                 # It ends with `stop`, which waits for it.
                 self._measuring = self._loop.create_task(self._measure())
@@ -314,45 +313,41 @@ class ProcessExecutor:
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""
-        if self._withdraw(task, attempt):
-            self._end_unstarted(task, attempt, AttemptState.CANCELLED, "The task was cancelled.")
+        attempt_key = (task, attempt)
+        if self._withdraw(attempt_key):
+            self._end_unstarted(attempt_key, AttemptState.CANCELLED, CANCELLED)
             return
         self._fresh.cancel(task, attempt)
         for pool in self._pools.values():
             pool.cancel(task, attempt)
 
-    def _withdraw(self, task: int, attempt: int) -> bool:
+    def _withdraw(self, attempt_key: AttemptKey) -> bool:
         """Whether the attempt waited, for slots or for a process; it does so no longer."""
         for waiting in self._waiting:
-            if (waiting[0].task, waiting[0].attempt) == (task, attempt):
+            if waiting[0].attempt_key == attempt_key:
                 self._waiting.remove(waiting)
                 return True
         for members in self._members.values():
             for spec in members:
-                if (spec.task, spec.attempt) == (task, attempt):
+                if spec.attempt_key == attempt_key:
                     members.remove(spec)
                     return True
         admission = self._admission
-        return admission is not None and admission.withdraw((id(self), task, attempt)) is not None
+        return admission is not None and admission.withdraw((id(self), *attempt_key)) is not None
 
-    def _end_unstarted(self, task: int, attempt: int, state: AttemptState, reason: str) -> None:
-        now = self._clock.now()
-        report = base.stopped(task, attempt, state, reason, now, now)
-        # Later: a caller of launch or cancel does not expect the report before the call has
-        # returned.
-        self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+    def _end_unstarted(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
+        base.settle_soon(self._reports, attempt_key, state, reason, self._clock.now())
 
-    def released(self, task: int, attempt: int) -> None:
+    def released(self, attempt_key: AttemptKey) -> None:
         """Give the slots of an attempt that has ended to others.
 
         Args:
-            task: The number of the task within its run.
-            attempt: The number of the attempt, from 0.
+            attempt_key: The numbers of its task and of itself.
         """
-        self._limits.pop((task, attempt), None)
-        self._peaks.pop((task, attempt), None)
+        self._limits.pop(attempt_key, None)
+        self._peaks.pop(attempt_key, None)
         if self._admission is not None:
-            self._admission.release((id(self), task, attempt))
+            self._admission.release((id(self), *attempt_key))
 
     def used(self, report: AttemptReport, usage: Usage) -> Usage:
         """Return what the attempt has used: its processes together may have had more than one
@@ -362,7 +357,7 @@ class ProcessExecutor:
             report: The report of the attempt's main process.
             usage: What that process has measured.
         """
-        peak = self._peaks.get((report.task, report.attempt))
+        peak = self._peaks.get(report.attempt_key)
         if peak is None or peak <= (usage.max_rss or 0):
             return usage
         return Usage(peak, usage.cpu)
@@ -436,8 +431,7 @@ class ProcessExecutor:
         waiting += [each for members in self._members.values() for each in members]
         self._members.clear()
         for spec in waiting:
-            reason = "The task was interrupted: the run was stopped."
-            self._end_unstarted(spec.task, spec.attempt, AttemptState.INTERRUPTED, reason)
+            self._end_unstarted(spec.attempt_key, AttemptState.INTERRUPTED, INTERRUPTED)
 
     def _note_idle(self) -> None:
         live = len(self._fresh) + sum(map(len, self._pools.values()))
@@ -448,31 +442,23 @@ class ProcessExecutor:
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """A process runs."""
-        pool = self._pool_of.get(child)
-        if pool is None:
-            self._fresh.forked(child, pid, at)
-        else:
-            pool.forked(child, pid)
+        self._pool_of.get(child, self._fresh).forked(child, pid, at)
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
         """A process has ended."""
-        pool = self._pool_of.pop(child, None)
-        if pool is None:
-            self._fresh.exited(child, status, max_rss, cpu)
-        else:
-            pool.exited(child, status)
+        self._pool_of.pop(child, self._fresh).exited(child, status, max_rss, cpu)
         self._note_idle()
 
     def not_forked(self, child: int, reason: str) -> None:
         """Handle a process that could not be forked now."""
-        (self._pool_of.pop(child, None) or self._fresh).not_forked(child, reason)
+        self._pool_of.pop(child, self._fresh).not_forked(child, reason)
         self._note_idle()
 
     def refused(self, child: int, reason: str) -> None:
         """Handle a process that cannot be forked from the program as the step asks: its attempts
         fail.
         """
-        (self._pool_of.pop(child, None) or self._fresh).refused(child, reason)
+        self._pool_of.pop(child, self._fresh).refused(child, reason)
         self._note_idle()
 
     def zygote_lost(self, reason: str) -> None:
@@ -493,11 +479,9 @@ class ProcessExecutor:
         try:
             await self._start_one()
         except Exception as error:  # noqa: BLE001 -- "can't start new thread" is a RuntimeError
+            reason = f"The task was lost: no process could be started for it ({error})."
             for spec, _ in self._take_waiting():
-                now = self._clock.now()
-                reason = f"The task was lost: no process could be started for it ({error})."
-                report = base.stopped(spec.task, spec.attempt, AttemptState.LOST, reason, now, now)
-                self._reports.ended(report, NO_USAGE)
+                self._end_unstarted(spec.attempt_key, AttemptState.LOST, reason)
             return
         for spec, granted in self._take_waiting():
             self._launch(spec, granted)
@@ -522,4 +506,4 @@ class _Releasing:
         """The attempt is over."""
         usage = self._executor.used(report, usage)
         self._reports.ended(report, usage)
-        self._executor.released(report.task, report.attempt)
+        self._executor.released(report.attempt_key)

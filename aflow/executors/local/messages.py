@@ -41,6 +41,10 @@ HAS = 6  # [HAS, all?]
 ARRIVED = 7  # [ARRIVED, count]: of descriptors, where these stay open until then
 REFUSED = 4  # [REFUSED, id, reason]: the process cannot be forked from the program
 
+# Coordinator -> process of coroutines: msgpack's nil precedes [task, attempt] of one that is to be
+# cancelled, where a spec would stand.
+CANCEL = b"\xc0"
+
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
 MAX_MESSAGE = 1 << 18  # bytes of a spec for a worker; bigger manifests do not travel with it
 _CHUNK = 1 << 18
@@ -149,7 +153,7 @@ def close_all(fds: Sequence[int]) -> None:
     """Close descriptors.
 
     Args:
-        fds: Descriptors that travel with it; they are the caller's still.
+        fds: Their numbers; all of them are open.
     """
     for fd in fds:
         os.close(fd)

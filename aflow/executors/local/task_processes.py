@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from aflow.executors.local.terminal import Terminal
 
 _CHUNK = 1 << 16  # bytes: what a pipe holds on Linux
+INTERRUPTED = "The task was interrupted: the run was stopped."
+CANCELLED = "The task was cancelled."
+OVER_TIME = "The step ran over its time and did not react; its process was killed."
 
 Learn = Callable[[Mapping[str, Any]], None]  # receives what a program has imported
 
@@ -93,23 +96,19 @@ class FreshProcesses:
         *,
         granted: Granted = FREE,
     ) -> None:
-        """Run an attempt in a `fresh` process or a `fork` of the program, with these variables;
-        `limit` is after how many seconds it is killed from outside. With a `terminal` that is lent
-        to it. `granted` is what it has of this machine.
+        """Run an attempt in a process of its own.
 
         Args:
             spec: What the attempt is to run.
-            limit: The limit of its memory in bytes; None for none.
-            start: What the process is started for, or how.
-            environment: The environment variables, by name.
-            terminal: The terminal that the task may use; None for none.
+            limit: The seconds after which it is killed from outside; None for never.
+            start: `fresh` for a new process, `fork` for a fork of the program.
+            environment: The environment variables of its step, by name.
+            terminal: The terminal that is lent to it; None for none.
             granted: What was taken from this machine's slots for it; they are released by the
                 caller.
         """
         try:
-            readers, writers = pipes(3)
-            if terminal is not None:
-                terminal.lend(readers, writers)
+            readers, writers = _channels(terminal)
         except OSError as error:
             if self._live and error.errno in (errno.EMFILE, errno.ENFILE):
                 # Those that run give their descriptors back when they end.
@@ -130,18 +129,14 @@ class FreshProcesses:
             late = {**late, messages.MEMORY_GROUP: group.path}
         child = self._link.fork(kind, start, environment, spec.encode(), writers, late)
         self._live[child] = process
-        self._by_task[(spec.task, spec.attempt)] = child
+        self._by_task[spec.attempt_key] = child
         if limit is not None:
-            reason = "The step ran over its time and did not react; its process was killed."
             self._after(
-                process, limit, lambda: self._end(child, AttemptState.TIMED_OUT, reason, 0.0)
+                process, limit, lambda: self._end(child, AttemptState.TIMED_OUT, OVER_TIME, 0.0)
             )
 
     def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
-        now = self._clock.now()
-        report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
-        # Later: who launches does not expect the answer before launch has returned.
-        self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+        base.settle_soon(self._reports, spec.attempt_key, state, reason, self._clock.now())
 
     def _settle_postponed(self, state: AttemptState, reason: str) -> None:
         while self._postponed:
@@ -150,13 +145,13 @@ class FreshProcesses:
     def cancel(self, task: int, attempt: int) -> None:
         """Stop an attempt, if it is live: SIGTERM, and SIGKILL after the grace time."""
         for each in self._postponed:
-            if (each[0].task, each[0].attempt) == (task, attempt):
+            if each[0].attempt_key == (task, attempt):
                 self._postponed.remove(each)
-                self._settle_unstarted(each[0], AttemptState.CANCELLED, "The task was cancelled.")
+                self._settle_unstarted(each[0], AttemptState.CANCELLED, CANCELLED)
                 return
         child = self._by_task.get((task, attempt))
         if child is not None:
-            self._end(child, AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+            self._end(child, AttemptState.CANCELLED, CANCELLED, self._grace)
 
     def fail(self, task: int, attempt: int, reason: str) -> None:
         """End an attempt at once, if it is live: it has done what it must not.
@@ -182,10 +177,9 @@ class FreshProcesses:
 
     def interrupt(self) -> None:
         """Stop everything: our own shutdown."""
-        reason = "The task was interrupted: the run was stopped."
-        self._settle_postponed(AttemptState.INTERRUPTED, reason)
+        self._settle_postponed(AttemptState.INTERRUPTED, INTERRUPTED)
         for child in [*self._live]:
-            self._end(child, AttemptState.INTERRUPTED, reason, self._grace)
+            self._end(child, AttemptState.INTERRUPTED, INTERRUPTED, self._grace)
 
     def _end(self, child: int, state: AttemptState, reason: str, grace: float) -> None:
         process = self._live.get(child)
@@ -234,13 +228,9 @@ class FreshProcesses:
         """Report as failed an attempt whose process cannot be forked in the way that its step asks
         for.
         """
-        process, now = self._live[child], self._clock.now()
-        self._reports.started(process.task, process.attempt, None, now)
-        report = AttemptReport(
-            process.task, process.attempt, AttemptState.FAILED.value, reason, retryable=False,
-            started_at=now, finished_at=now,
-        )  # fmt: skip
-        self._settle(child, report, NO_USAGE)
+        process = self._live[child]
+        self._drop(child)
+        base.refuse(self._reports, (process.task, process.attempt), reason, self._clock.now())
 
     def lost(self, reason: str) -> None:
         """Report all attempts as lost: the first zygote is gone, and all processes with it.
@@ -365,6 +355,19 @@ class FreshProcesses:
             os.close(fd)
 
 
+def _channels(terminal: Terminal | None) -> tuple[list[int], list[int]]:
+    """The coordinator's and the task's ends of stdout, stderr and the report, with a stdin of the
+    terminal's for the task where one is lent. Either all of them or none."""
+    readers, writers = pipes(3)
+    if terminal is not None:
+        try:
+            terminal.lend(readers, writers)
+        except OSError:
+            messages.close_all(readers + writers)
+            raise
+    return readers, writers
+
+
 def _was_out_of_memory(process: FreshProcess) -> bool:
     return process.group is not None and process.group.kills() > 0
 
@@ -374,8 +377,8 @@ def over_memory(limit: int | None, size: int | None = None) -> str:
     it had, where that is known. Both are in bytes.
 
     Args:
-        limit: The limit; None for no limit.
-        size: How many members or bytes; None for one alone.
+        limit: The limit of its memory.
+        size: The memory that it had; None where that is not known.
     """
     had = f", and had {size >> 20}" if size is not None else ""
     return (

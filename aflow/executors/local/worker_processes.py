@@ -25,7 +25,13 @@ from aflow._core.system import end_group, message_pair, messages_have_an_end
 from aflow.executors import base
 from aflow.executors.base import NO_USAGE, Reports
 from aflow.executors.local import messages
-from aflow.executors.local.task_processes import Learn, pipes
+from aflow.executors.local.task_processes import (
+    CANCELLED,
+    INTERRUPTED,
+    OVER_TIME,
+    Learn,
+    pipes,
+)
 from aflow.executors.local.zygote_client import Zygotes
 from aflow.scheduler.states import AttemptState
 from aflow.task.spec import (
@@ -44,7 +50,6 @@ from aflow.task.spec import (
 
 _CHUNK = 1 << 18
 _LOOK_AGAIN = 0.01  # seconds
-_CANCEL = b"\xc0"  # executors.local.coroutines.CANCEL; that module is the worker's side
 
 
 class WorkerProcess:
@@ -107,7 +112,7 @@ class WorkerProcess:
         """
         if not self._send(spec.encode()):
             return False
-        self.sent[(spec.task, spec.attempt)] = spec
+        self.sent[spec.attempt_key] = spec
         return True
 
     def cancel(self, attempt_key: AttemptKey) -> None:
@@ -116,7 +121,7 @@ class WorkerProcess:
         Args:
             attempt_key: The step, task and number of the attempt.
         """
-        self._send(_CANCEL + msgpack.packb(attempt_key))
+        self._send(messages.CANCEL + msgpack.packb(attempt_key))
 
     def _send(self, data: bytes) -> bool:
         try:
@@ -157,11 +162,11 @@ class WorkerProcess:
         taken: list[AttemptSpec] = []
         cancels: list[bytes] = []
         while data := self._next_sent():
-            if data.startswith(_CANCEL):
+            if data.startswith(messages.CANCEL):
                 cancels.append(data)
                 continue
             spec = AttemptSpec.decode(data)
-            del self.sent[(spec.task, spec.attempt)]
+            del self.sent[spec.attempt_key]
             taken.append(spec)
         for data in cancels:
             self._send(data)
@@ -312,7 +317,7 @@ class WorkerPool:
 
     def cancel(self, task: int, attempt: int) -> None:
         """Stop an attempt, wherever it is."""
-        self._end((task, attempt), AttemptState.CANCELLED, "The task was cancelled.", self._grace)
+        self._end((task, attempt), AttemptState.CANCELLED, CANCELLED, self._grace)
         self._feed()
 
     def fail(self, task: int, attempt: int, reason: str) -> None:
@@ -339,13 +344,12 @@ class WorkerPool:
 
     def interrupt(self) -> None:
         """Stop everything: our own shutdown."""
-        reason = "The task was interrupted: the run was stopped."
         while self._queue:
-            self._settle_unstarted(self._queue.popleft(), AttemptState.INTERRUPTED, reason)
+            self._settle_unstarted(self._queue.popleft(), AttemptState.INTERRUPTED, INTERRUPTED)
         for worker in self._workers.values():
             for attempt_key in [*worker.sent, *worker.running]:
-                self._end(attempt_key, AttemptState.INTERRUPTED, reason, self._grace)
-            worker.ending = worker.ending or reason
+                self._end(attempt_key, AttemptState.INTERRUPTED, INTERRUPTED, self._grace)
+            worker.ending = worker.ending or INTERRUPTED
             worker.retire()
             self._kill_later(worker, self._grace)
 
@@ -411,20 +415,11 @@ class WorkerPool:
     def _fail_all(self, reason: str) -> None:
         """What waits cannot be run as was asked for, and could not be the next time."""
         while self._queue:
-            spec, now = self._queue.popleft(), self._clock.now()
-            self._reports.started(spec.task, spec.attempt, None, now)
-            report = AttemptReport(
-                spec.task, spec.attempt, AttemptState.FAILED.value, reason, retryable=False,
-                started_at=now, finished_at=now,
-            )  # fmt: skip
-            self._reports.ended(report, NO_USAGE)
+            spec = self._queue.popleft()
+            base.refuse(self._reports, spec.attempt_key, reason, self._clock.now())
 
     def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
-        now = self._clock.now()
-        report = base.stopped(spec.task, spec.attempt, state, reason, now, now)
-        # Later: a caller of launch or cancel does not expect the report before the call has
-        # returned.
-        self._loop.call_soon(self._reports.ended, report, NO_USAGE)
+        base.settle_soon(self._reports, spec.attempt_key, state, reason, self._clock.now())
 
     # ------------------------------------------------------------ what workers say
 
@@ -465,7 +460,7 @@ class WorkerPool:
             self._reports.started(task, attempt, pid, at)
 
     def _note_end(self, worker: WorkerProcess, report: AttemptReport) -> None:
-        attempt_key = (report.task, report.attempt)
+        attempt_key = report.attempt_key
         del worker.running[attempt_key]
         self._duration += 0.2 * (report.finished_at - report.started_at - self._duration)
         self._ahead = max(1, min(MAX_AHEAD, int(_WORTH_HOLDING / max(self._duration, 1e-6))))
@@ -493,12 +488,11 @@ class WorkerPool:
 
     def _watch(self, spec: AttemptSpec, at: float) -> None:
         limit = self._limit_of(spec.step)
-        attempt_key = (spec.task, spec.attempt)
+        attempt_key = spec.attempt_key
         if limit is None or attempt_key in self._cancelled:
             return
-        reason = "The step ran over its time and did not react; its process was killed."
         self._timers[attempt_key] = self._loop.call_later(
-            limit, lambda: self._end(attempt_key, AttemptState.TIMED_OUT, reason, 0.0)
+            limit, lambda: self._end(attempt_key, AttemptState.TIMED_OUT, OVER_TIME, 0.0)
         )
 
     def _unwatch(self, attempt_key: AttemptKey) -> None:
@@ -509,7 +503,7 @@ class WorkerPool:
 
     def _end(self, attempt_key: AttemptKey, state: AttemptState, reason: str, grace: float) -> None:
         for spec in self._queue:
-            if (spec.task, spec.attempt) == attempt_key:
+            if spec.attempt_key == attempt_key:
                 self._queue.remove(spec)
                 self._settle_unstarted(spec, state, reason)
                 return
@@ -533,7 +527,7 @@ class WorkerPool:
         self, worker: WorkerProcess, attempt_key: AttemptKey, state: AttemptState, reason: str
     ) -> None:
         for spec in worker.take_back():
-            if (spec.task, spec.attempt) == attempt_key:
+            if spec.attempt_key == attempt_key:
                 self._settle_unstarted(spec, state, reason)
             else:
                 self._queue.append(spec)
@@ -562,23 +556,13 @@ class WorkerPool:
 
     # ------------------------------------------------------------ what zygotes report
 
-    def forked(self, child: int, pid: int) -> None:
-        """A worker's process has been forked.
-
-        Args:
-            child: The number of the child process, as the coordinator counts them.
-            pid: The id of the new process.
-        """
+    def forked(self, child: int, pid: int, at: float) -> None:
+        """A worker's process has been forked."""
         self._workers[child].pid = pid
 
-    def exited(self, child: int, status: int) -> None:
+    def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
         """Handle the end of a worker: report the attempts that it was running, and hand out again
-        what it had not begun.
-
-        Args:
-            child: The number of the child process, as the coordinator counts them.
-            status: The exit status, as os.waitpid returns it.
-        """
+        what it had not begun. What it has used is that of many attempts."""
         worker = self._workers[child]
         for message in worker.last_messages():
             self._note(worker, message)
@@ -676,8 +660,8 @@ class WorkerPool:
     def _take_over(self, specs: list[AttemptSpec]) -> None:
         """Queue again what a dead worker had not begun, unless it was to be stopped."""
         for spec in reversed(specs):
-            ending = self._cancelled.pop((spec.task, spec.attempt), None)
-            self._unwatch((spec.task, spec.attempt))
+            ending = self._cancelled.pop(spec.attempt_key, None)
+            self._unwatch(spec.attempt_key)
             if ending is None:
                 self._queue.appendleft(spec)
             else:

@@ -24,11 +24,11 @@ Where both are possible, the coarse one is right.
 
 from __future__ import annotations
 
-import builtins
 import dis
 import enum
 import inspect
 import os
+import re
 import sys
 import types
 from collections.abc import Collection, Iterable, Iterator
@@ -55,13 +55,20 @@ _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 
 # Names with which code finds attributes, functions or modules by a text.
-_REFLECTION = frozenset({"getattr", "vars", "globals", "locals", "dir", "eval", "exec", "compile"})
+_REFLECTION = frozenset(
+    {
+        *("getattr", "setattr", "delattr", "hasattr", "vars", "globals", "locals", "dir", "eval"),
+        *("exec", "compile"),
+    }
+)
+_REFLECTIVE_ATTRIBUTES = frozenset({"__dict__", "__getattribute__"})
 _WHOLE_MODULE = frozenset({"globals", "locals", "vars", "eval", "exec", "compile"})
 _ANY_CODE = frozenset({"__import__", "eval", "exec", "compile"})
 _ANY_CODE_MODULES = frozenset({"importlib", "runpy", "pkgutil", "imp", "subprocess"})
-_REFLECTION_MODULES = frozenset({"operator", "inspect"})
-_MODULES_OF_SYS = ("modules", "_getframe")
+_OF_OPERATOR = ("", "attrgetter", "methodcaller")
+_OF_SYS = ("", "modules", "_getframe")
 _PROGRAMS_OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn")
+_IN_A_FORMAT = re.compile(r"\.([A-Za-z_]\w*)(?=[^{}]*\})")  # attributes: "{0.name}", "{x.name!r}"
 
 # What a module or a class has by itself, and is not the user's to change.
 _OF_MODULES = frozenset(
@@ -409,6 +416,8 @@ class _Reader:
             yield from self._of_imports(sources.names_of(what, package))
         if "__doc__" in mentions.attributes and self._source(module) is not None:
             yield _text_of(module, raw=True)
+        if mentions.attributes & _REFLECTIVE_ATTRIBUTES:
+            yield Reached("", _Anything(), module)
         for name in sorted(mentions.attributes):
             yield from self._of_flow(name)
 
@@ -417,7 +426,7 @@ class _Reader:
     ) -> Iterator[Reached]:
         name, *rest = chain
         if name not in namespace:
-            yield from self._of_builtin(name, module)
+            yield from self._by_text("builtins", name, module)
             return
         if name in _OF_MODULES:
             return
@@ -425,7 +434,8 @@ class _Reader:
         called = f"{_called(module)}.{name}".removeprefix(".")
         while isinstance(value, ModuleType):
             if not self._is_ours(value):
-                yield from self._of_library_module(value, rest, module)
+                yield from self._library(value.__name__)
+                yield from self._by_text(value.__name__, rest[0] if rest else "", module)
                 return
             module = value.__name__
             if not rest or rest[0] not in vars(value):
@@ -437,30 +447,28 @@ class _Reader:
             value, called = vars(value)[name], f"{_called(module)}.{name}"
         yield from self._lead(called, value, module)
 
-    def _of_builtin(self, name: str, module: str) -> Iterator[Reached]:
-        if not hasattr(builtins, name):
-            return
-        if name in _REFLECTION:
+    def _by_text(self, library: str, name: str, module: str) -> Iterator[Reached]:
+        """What code of a module finds by texts that has `name` of a library; "" for all of it."""
+        top = library.partition(".")[0]
+        if top == "builtins":
+            if name in _REFLECTION:
+                yield Reached("", _Anything(), module)
+            if name in _WHOLE_MODULE and sys.modules.get(module) is not None:
+                yield Reached(_called(module), _Module(module), module)
+            if name in _ANY_CODE:
+                yield _code_of_folder(module)
+        elif top in ("os", "posix"):
+            if not name or name.startswith(_PROGRAMS_OF_OS):
+                yield _code_of_folder(module)
+        elif top in _ANY_CODE_MODULES:
+            yield _code_of_folder(module)
+        elif top == "sys" and name in _OF_SYS:
+            for each in self._own_modules():
+                yield Reached(_called(each), _Module(each), each)
+        elif top == "operator" and name in _OF_OPERATOR:
             yield Reached("", _Anything(), module)
-        if name in _WHOLE_MODULE and sys.modules.get(module) is not None:
-            yield Reached(_called(module), _Module(module), module)
-        if name in _ANY_CODE:
-            yield Reached("the code in the flow's folder", _Folder(), module)
-
-    def _of_library_module(
-        self, value: ModuleType, rest: list[str], module: str
-    ) -> Iterator[Reached]:
-        yield from self._library(value.__name__)
-        top = value.__name__.partition(".")[0]
-        programs = top == "os" and (not rest or rest[0].startswith(_PROGRAMS_OF_OS))
-        if top in _ANY_CODE_MODULES or programs:
-            yield Reached("the code in the flow's folder", _Folder(), module)
-        if top == "sys" and (not rest or rest[0] in _MODULES_OF_SYS):
-            for name in self._own_modules():
-                yield Reached(_called(name), _Module(name), name)
-        if top in _REFLECTION_MODULES:
+        elif top == "inspect":
             yield Reached("", _Anything(), module)
-        if top == "inspect":
             yield _text_of(module, raw=True)
 
     def _of_imports(self, names: Iterable[str]) -> Iterator[Reached]:
@@ -469,7 +477,7 @@ class _Reader:
             top = name.partition(".")[0]
             if top in sys.stdlib_module_names:
                 if top in _ANY_CODE_MODULES:
-                    yield Reached("the code in the flow's folder", _Folder(), name)
+                    yield _code_of_folder(name)
                 continue
             file = sources.file_of(name, self._folder)
             if file is None:
@@ -522,7 +530,11 @@ class _Reader:
             else:
                 yield from self._library(value.__name__)
         elif isinstance(value, FunctionType | type):
+            if not self._is_ours(value):
+                yield from self._by_text(_module_of(value), value.__name__, module)
             yield Reached(_name(value), value, _module_of(value) or module)
+        elif value is sys.modules:
+            yield from self._by_text("sys", "modules", module)
         else:
             yield Reached(called, value, module)
 
@@ -587,6 +599,7 @@ class _Reader:
             return f"{_name(type(value))}.{value._name_}".encode()
         if isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, ModuleType):
             self._noted += self._lead("", value.__self__, self._where)
+            self._noted += self._by_text(_module_of(value), value.__name__, self._where)
             return f"{_module_of(value)}.{value.__qualname__}".encode()
         if not isinstance(value, types.CellType | types.MethodType):
             self._noted += self._lead("", type(value), self._where)
@@ -651,6 +664,10 @@ def _key(value: Any) -> object:
 
 
 _KINDS = (_Module, _ModuleSource, _Body, _Library, _Folder, _Unknown, _Anything)
+
+
+def _code_of_folder(module: str) -> Reached:
+    return Reached("the code in the flow's folder", _Folder(), module)
 
 
 def _text_of(module: str, *, raw: bool = False) -> Reached:
@@ -738,6 +755,8 @@ def mentions_of(code: CodeType) -> Mentions:
                 imports.add((name, level or 0, tuple(names or ())))
             elif instruction.opname.startswith(("LOAD_CONST", "LOAD_SMALL_INT")):
                 constants.append(name)
+                if isinstance(name, str) and "{" in name:
+                    attributes.update(_IN_A_FORMAT.findall(name))
             elif isinstance(name, str) and name in each.co_names:
                 attributes.add(name)
         if chain:

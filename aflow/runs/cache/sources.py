@@ -11,7 +11,7 @@ import importlib.machinery
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from importlib.util import resolve_name
 from types import CodeType, ModuleType
@@ -110,8 +110,15 @@ def _version_of(top: str) -> str:
         return metadata.version(top)
     except metadata.PackageNotFoundError:
         # Its package has another name (python-dotenv), or several share a namespace (google).
-        names = sorted(set(metadata.packages_distributions().get(top, ())))
+        names = sorted(set(_packages_by_module().get(top, ())))
         return " ".join(f"{each} {metadata.version(each)}" for each in names) or "of no version"
+
+
+@cache
+def _packages_by_module() -> Mapping[str, list[str]]:
+    from importlib import metadata  # it reads what is recorded of every installed package
+
+    return metadata.packages_distributions()
 
 
 class ModuleText:

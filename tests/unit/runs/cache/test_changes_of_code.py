@@ -245,6 +245,13 @@ WAYS = {
     "import_module": ("", "importlib.import_module('H').G()"),
     "__import__": ("", "__import__('H').G()"),
     "import_module at the top": ("hN = importlib.import_module('H')", "hN.G()"),
+    "import_module by its name": ("from importlib import import_module", "import_module('H').G()"),
+    "import_module by another name": ("iN = importlib.import_module", "iN('H').G()"),
+    "import_module in a class": ("class CN:\n    i = staticmethod(importlib.import_module)", "CN.i('H').G()"),
+    "import_module in a partial": ("pN = functools.partial(importlib.import_module, 'H')", "pN().G()"),
+    "__import__ by another name": ("iN = __import__", "iN('H').G()"),
+    "eval by another name": ("eN = eval\ndef fN():\n    return E", "eN('f' + 'N()')"),
+    "sys.modules by its name": ("from sys import modules\nimport H", "modules['H'].G()"),
 }  # fmt: skip
 
 
@@ -378,12 +385,17 @@ class F(FlowSpec):
         ("rate = V", "self.model.rate"),
         ("def other(self): return V", "getattr(self.model, 'oth' + 'er')()"),
         ("def other(self): return V\n    def predict(self): return self.other()", "self.model.predict()"),
+        ("rate = V", "'{0.rate}'.format(self.model)"),
+        ("rate = V", "self.model.__getattribute__('rat' + 'e')"),
+        ("rate = V", "attrgetter('rate')(self.model)"),
+        ("rate = property(lambda self: 0, lambda self, x: V)", "setattr(self.model, 'rate', 1)"),
     ],
 )  # fmt: skip
 def test_the_class_of_an_artifact_counts_for_the_step_that_uses_it(
     folders: Path, methods: str, used: str
 ) -> None:
-    flow = TWO_STEPS.format(top="import models", made="models.Model()", decorator="", used=used)
+    top = "import models\nfrom operator import attrgetter"
+    flow = TWO_STEPS.format(top=top, made="models.Model()", decorator="", used=used)
     written = Written(models=f"class Model:\n    {methods}\n", flow_of_aflow=flow)
     assert "end" in changed(folders, written)
 

@@ -21,7 +21,7 @@ Values are plain; times are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from aflow._core import ids
@@ -79,6 +79,36 @@ class RunRecord(NamedTuple):
     origin_run: str | None = None
     kind: str = ""
     lease: RunLease | None = None
+
+
+class RunFilter(NamedTuple):
+    """Which runs are listed, and how many; `Records.runs` says what the fields mean."""
+
+    tags: Sequence[str] = ()
+    states: Sequence[RunState] = ()
+    users: Sequence[str] = ()
+    since: float | None = None
+    until: float | None = None
+    after: tuple[float, int] | None = None
+    limit: int | None = None
+    kind: str = ""
+
+    def passes(self, tags: Collection[str], user: object, created_at: float, key: int) -> bool:
+        """Return whether a run passes all conditions but those on its state and its kind.
+
+        Args:
+            tags: Its tags, of users and of the system.
+            user: Who has created it.
+            created_at: The time of its creation, in seconds since the epoch.
+            key: Its key in the metadata store.
+        """
+        return (
+            all(tag in tags for tag in self.tags)
+            and (not self.users or user in self.users)
+            and (self.since is None or created_at >= self.since)
+            and (self.until is None or created_at < self.until)
+            and (self.after is None or (created_at, key) < self.after)
+        )
 
 
 class TaskRecord(NamedTuple):

@@ -205,17 +205,21 @@ def _history(
 ) -> MetaflowHistory | None:
     """The history at a place; None where there is none beside aflow's `own` metadata. A server
     reads values in these `folders` alone."""
-    open_place = partial(_place_of_theirs, folders=folders)
-    remember = 0.0 if folders is None else _REMEMBER
+    # A service may keep its registrations in a folder, and lists aflow's runs among the others.
+    history_of = partial(
+        metaflow.history.MetaflowHistory,
+        open_place=partial(_place_of_theirs, folders=folders),
+        now=SystemClock.now,
+        left_out=_is_of_aflow,
+        remember=0.0 if folders is None else _REMEMBER,
+    )
     if place.startswith(("http://", "https://")):
         service = metaflow.sources.ServiceSource(
             place, metadata_stores.tokens.headers_for(place), SystemClock()
         )
         if isinstance(own, metadata_stores.http.ServiceMetadata):
             service.registered = "_registered=1"
-        return metaflow.history.MetaflowHistory(
-            service, open_place, SystemClock.now, _is_of_aflow, remember
-        )
+        return history_of(service)
     if place.startswith(("postgresql://", "postgres://")):
         tables = metaflow.tables.TablesSource(place)
         if not tables.is_there and own is not None:
@@ -223,19 +227,14 @@ def _history(
             return None
         if not tables.is_there:
             raise InvalidSetting(f"AFLOW_HISTORY: {tables.url} has no table flows_v3.")
-        return metaflow.history.MetaflowHistory(
-            tables, open_place, SystemClock.now, _is_of_aflow, remember
-        )
+        return history_of(tables)
     folder = _folder_of(place)
     if not folder.is_dir():
         raise InvalidSetting(
             f"AFLOW_HISTORY: there is no folder {as_mentioned(str(folder))}: name a folder "
             ".metaflow, the http(s):// of a metadata service, or the postgresql:// of its database."
         )
-    # A service may keep its registrations in such a folder: aflow's runs among the others.
-    return metaflow.history.MetaflowHistory(
-        metaflow.sources.FolderSource(folder), open_place, SystemClock.now, _is_of_aflow, remember
-    )
+    return history_of(metaflow.sources.FolderSource(folder))
 
 
 def _is_of_aflow(row: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ exists already what is there says whether it is this one.
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import select
 import threading
@@ -147,6 +148,37 @@ class ServiceClient:
             raise
         return self._rest(connection, response, first, answer)
 
+    def _get(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
+        """GET until the service answers: the response, and its JSON; None where it is a 404."""
+        return self.patiently(lambda _: self._got(path))[0]
+
+    def _got(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
+        response, content = self._exchange("GET", path)
+        if response.status == 404:
+            return response, None
+        if response.status != 200:
+            self._turned_down(response, content)
+        try:
+            return response, json.loads(content)
+        except ValueError as error:
+            raise http.client.HTTPException("its answer is not valid JSON") from error
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """Send one request, once, and read the whole response."""
+        connection = self._connection()
+        usable = False
+        try:
+            headers = {**self._headers, "Content-Type": "application/json"}
+            connection.request(method, self._path + path, body, headers)
+            response = connection.getresponse()
+            content = response.read()
+            usable = not response.will_close
+        finally:
+            self._give_back(connection, usable)
+        return response, content
+
     def _until_readable(self, connection: http.client.HTTPConnection, waiting: Waiting) -> None:
         """Wait for the first byte of an answer, and say so where it is late."""
         poll = select.poll()
@@ -179,7 +211,6 @@ class ServiceClient:
             self._give_back(connection, whole)
 
     def _turned_down(self, response: http.client.HTTPResponse, body: bytes) -> None:
-        said = body.decode("utf-8", "replace")
         if 300 <= response.status < 400:
             raise MetadataUnavailable(
                 f"The metadata service at {self.url} redirects to "
@@ -190,9 +221,9 @@ class ServiceClient:
             raise http.client.HTTPException(f"it answers {response.status} {response.reason}")
         advice = {401: "AFLOW_SERVICE_AUTH_KEY is missing or wrong", 403: "access is denied"}
         advice |= dict.fromkeys((404, 405), self.not_there)
+        detail = advice.get(response.status) or body[:1000].decode("utf-8", "replace")
         raise MetadataUnavailable(
-            f"The metadata service at {self.url} answers {response.status}: "
-            f"{advice.get(response.status, said)}."
+            f"The metadata service at {self.url} answers {response.status}: {detail}."
         )
 
     def _connection(self) -> http.client.HTTPConnection:

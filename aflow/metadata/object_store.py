@@ -22,7 +22,7 @@ from aflow._core.clock import SystemClock
 from aflow._core.records import dataclass
 from aflow.errors import InvalidMessage, NotFound, ObjectNotFound, VersionConflict
 from aflow.metadata import base
-from aflow.metadata.base import Batch, ReplacedLog, RunRecord, RunUpdate
+from aflow.metadata.base import Batch, ReplacedLog, RunFilter, RunRecord, RunUpdate
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.metadata.wire import pack, unpack
 
@@ -74,7 +74,7 @@ class StoreMetadata(SqliteMetadata):
         self._threads = ThreadPoolExecutor(_AT_ONCE, "metadata")
         # What is in memory follows the objects one by one: two threads that apply the same object
         # would have it twice in the journal.
-        self._following = threading.RLock()
+        self._objects_lock = threading.RLock()
 
     @property
     def url(self) -> str:
@@ -103,23 +103,20 @@ class StoreMetadata(SqliteMetadata):
 
     def _catch_up(self, flow: str, run: str) -> _Known | None:
         """Read what is new of a run; None where there is none."""
-        with self._following:
-            return self._caught_up(flow, run)
-
-    def _caught_up(self, flow: str, run: str) -> _Known | None:
-        known = self._found.get((flow, run))
-        if known is None:
-            known = self._from_snapshot(flow, run)
-        last, width = (-1 if known is None else known.last), 1
-        while True:
-            numbers = range(last + 1, last + 1 + width)
-            width = min(2 * width, _AT_ONCE)
-            found = self._threads.map(lambda each: self._read(flow, run, each), numbers)
-            for number, entry in zip(numbers, found, strict=True):
-                if entry is None:
-                    return known
-                known = self._apply(flow, run, known, number, entry)
-                last = number
+        with self._objects_lock:
+            known = self._found.get((flow, run))
+            if known is None:
+                known = self._from_snapshot(flow, run)
+            last, width = (-1 if known is None else known.last), 1
+            while True:
+                numbers = range(last + 1, last + 1 + width)
+                width = min(2 * width, _AT_ONCE)
+                found = self._threads.map(lambda each: self._read(flow, run, each), numbers)
+                for number, entry in zip(numbers, found, strict=True):
+                    if entry is None:
+                        return known
+                    known = self._apply(flow, run, known, number, entry)
+                    last = number
 
     def _read(self, flow: str, run: str, what: int | str) -> list[Any] | None:
         name = self._name(flow, run, what)
@@ -162,9 +159,13 @@ class StoreMetadata(SqliteMetadata):
         return known
 
     def _version(self, flow: str, run: str) -> int:
+        return self._in_memory(flow, run).version
+
+    def _in_memory(self, flow: str, run: str) -> RunRecord:
+        """A run as it was when its objects were last read."""
         record = super().run(flow, run)
         assert record is not None, "it is in memory"
-        return record.version
+        return record
 
     def _from_snapshot(self, flow: str, run: str) -> _Known | None:
         found = self._read(flow, run, "snapshot")
@@ -180,8 +181,7 @@ class StoreMetadata(SqliteMetadata):
         return known
 
     def _write_snapshot(self, flow: str, run: str, known: _Known) -> None:
-        record = super().run(flow, run)
-        assert record is not None, "it is in memory"
+        record = self._in_memory(flow, run)
         views = list(super().tasks(known.key))
         parameters = next(v.attempt for v in views if v.task.task == 0)
         batch = Batch(run=RunUpdate(record.state, record.finished_at, record.reason))
@@ -201,27 +201,23 @@ class StoreMetadata(SqliteMetadata):
         return found
 
     def _append(self, run_key: int, entry: list[Any]) -> None:
-        """Write an object of a run that was read so far. Raises VersionConflict where another has
-        been written meanwhile, which is read then."""
-        with self._following:
-            self._append_next(run_key, entry)
-
-    def _append_next(self, run_key: int, entry: list[Any]) -> None:
-        flow, run = self._place_of(run_key)
-        known = self._found[flow, run]
-        # No two writers write the same bytes: who finds its own has written them.
-        data = pack([*entry, uuid4().hex])
-        name = self._name(flow, run, known.last + 1)
-        if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:
-            self._catch_up(flow, run)
-            raise VersionConflict(_CONFLICT)
-        self._apply(flow, run, known, known.last + 1, entry)
-        if known.last % SNAPSHOT == 0:
-            self._write_snapshot(flow, run, known)
+        """Write an object of a run that was read so far. Its last value is one that no other
+        writer writes, so that a caller that has lost the answer finds its own object. Raises
+        VersionConflict where another has been written meanwhile, which is read then."""
+        with self._objects_lock:
+            flow, run = self._place_of(run_key)
+            known = self._found[flow, run]
+            data = pack(entry)
+            name = self._name(flow, run, known.last + 1)
+            if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:
+                self._catch_up(flow, run)
+                raise VersionConflict(_CONFLICT)
+            self._apply(flow, run, known, known.last + 1, entry)
+            if known.last % SNAPSHOT == 0:
+                self._write_snapshot(flow, run, known)
 
     def _put_index(self, flow: str, run: str) -> None:
-        record = super().run(flow, run)
-        assert record is not None, "it is in memory"
+        record = self._in_memory(flow, run)
         light = record._replace(graph={}, settings={})
         self._store.put(f"{PREFIX}/index/{flow}/{run}/{record.key}", [pack([light])])
 
@@ -236,7 +232,7 @@ class StoreMetadata(SqliteMetadata):
         name = self._name(run.flow, run.run, 0)
         if not self._store.put_if_absent(name, [data]) and bytes(self._store.get(name)) != data:
             raise VersionConflict(f"The run {run.flow}/{run.run} already exists.")
-        with self._following:
+        with self._objects_lock:
             known = self._found.get((run.flow, run.run))
             if known is None:  # else another thread has read it meanwhile
                 known = self._apply(run.flow, run.run, None, 0, entry)
@@ -245,26 +241,23 @@ class StoreMetadata(SqliteMetadata):
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
         """Write the batch if the run is still at `version`; see the port."""
-        with self._following:  # the version that is looked at is the one that is written on
-            return self._commit(run_key, version, batch, mark)
-
-    def _commit(self, run_key: int, version: int, batch: Batch, mark: str) -> int:
-        if run_key not in self._names:
-            raise VersionConflict(_CONFLICT)
-        flow, run = self._place_of(run_key)
-        now = self._version(flow, run)
-        if mark and now == version + 1 and self._found[flow, run].mark == mark:
-            return now  # the answer to the try before was lost
-        if now != version:
-            raise VersionConflict(_CONFLICT)
-        numbers = [task.task for task in batch.tasks]
-        if len(set(numbers)) < len(numbers) or any(self.task(run_key, n) for n in numbers):
-            # Written all the same, it would keep everybody from reading the run.
-            raise InvalidMessage(f"The numbers of tasks of {flow}/{run} have to be unique.")
-        self._append(run_key, ["batch", batch, mark])
-        if batch.run is not None:
-            self._put_index(flow, run)
-        return version + 1
+        with self._objects_lock:  # the version that is looked at is the one that is written on
+            if run_key not in self._names:
+                raise VersionConflict(_CONFLICT)
+            flow, run = self._place_of(run_key)
+            now = self._version(flow, run)
+            if mark and now == version + 1 and self._found[flow, run].mark == mark:
+                return now  # the answer to the try before was lost
+            if now != version:
+                raise VersionConflict(_CONFLICT)
+            numbers = [task.task for task in batch.tasks]
+            if len(set(numbers)) < len(numbers) or any(self.task(run_key, n) for n in numbers):
+                # Written all the same, it would keep everybody from reading the run.
+                raise InvalidMessage(f"The numbers of tasks of {flow}/{run} have to be unique.")
+            self._append(run_key, ["batch", batch, mark or uuid4().hex])
+            if batch.run is not None:
+                self._put_index(flow, run)
+            return version + 1
 
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
@@ -272,22 +265,19 @@ class StoreMetadata(SqliteMetadata):
         """Remove, then add user tags; see the port."""
         flow, run = self._place_of(run_key)
         self._catch_up(flow, run)
-        before = super().run(flow, run)
-        assert before is not None, "it is in memory"
+        before = self._in_memory(flow, run)
         known = [*((t, False) for t in before.tags), *((t, True) for t in before.system_tags)]
         for each in (*add, *remove):
             ids.tag(each)
         base.changed(known, add, remove)  # what is not allowed raises, and is not written
-        self._again(run_key, ["tags", list(add), list(remove)])
+        self._again(run_key, ["tags", list(add), list(remove), uuid4().hex])
         self._put_index(flow, run)
-        record = super().run(flow, run)
-        assert record is not None, "it is in memory"
-        return record.tags
+        return self._in_memory(flow, run).tags
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
         """Put these logs in the place of others. What was written before is still in the store, in
         objects that nobody reads; see the port."""
-        self._again(run_key, ["logs", list(logs)])
+        self._again(run_key, ["logs", list(logs), uuid4().hex])
 
     def _again(self, run_key: int, entry: list[Any]) -> None:
         while True:
@@ -298,7 +288,7 @@ class StoreMetadata(SqliteMetadata):
 
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records; see the port."""
-        with self._following:
+        with self._objects_lock:
             if run_key not in self._names:
                 return
             flow, run = self._names.pop(run_key)
@@ -348,44 +338,19 @@ class StoreMetadata(SqliteMetadata):
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
         """The runs of the flow, or of all, newest first; see the port."""
-        after, limit = which.get("after"), which.get("limit")
-        passing = [run for run in self._indexed(flow) if _passes(run, **which)]
+        wanted = RunFilter(**which)
+        passing = [
+            run
+            for run in self._indexed(flow)
+            if run.kind == wanted.kind
+            and (not wanted.states or run.state in wanted.states)
+            and wanted.passes({*run.tags, *run.system_tags}, run.user, run.created_at, run.key)
+        ]
         passing.sort(key=lambda run: (run.created_at, run.key), reverse=True)
         whole = (self.run(run.flow, run.run) for run in passing)
         light = (run._replace(graph={}) for run in whole if run is not None)
-        left = (run for run in light if after is None or (run.created_at, run.key) < after)
-        return list(islice(left, limit))
+        return list(islice(light, wanted.limit))
 
     def run(self, flow: str, run: str) -> RunRecord | None:
         """One run, whole, as it is now; None where there is none."""
         return super().run(flow, run) if self._catch_up(flow, run) is not None else None
-
-    def _of_key(self, run_key: int) -> RunRecord:
-        found = self._names.get(run_key)
-        record = None if found is None else super().run(*found)
-        if record is None:
-            raise NotFound("The run no longer exists.")
-        return record
-
-
-def _passes(
-    run: RunRecord,
-    *,
-    tags: Sequence[str] = (),
-    states: Sequence[Any] = (),
-    users: Sequence[str] = (),
-    since: float | None = None,
-    until: float | None = None,
-    after: tuple[float, int] | None = None,
-    limit: int | None = None,
-    kind: str = "",
-) -> bool:
-    return (
-        run.kind == kind
-        and set(tags) <= {*run.tags, *run.system_tags}
-        and (not states or run.state in states)
-        and (not users or run.user in users)
-        and (since is None or run.created_at >= since)
-        and (until is None or run.created_at < until)
-        and (after is None or run.created_at <= after[0])
-    )

@@ -36,13 +36,12 @@ from aflow._core.secret import revealed, sealed, without_passwords
 from aflow.errors import (
     InvalidSetting,
     MetadataAway,
-    MetadataTooNew,
     MetadataUnavailable,
     VersionConflict,
 )
 from aflow.metadata import sql as rows
 from aflow.metadata.base import RunRecord, TaskColumns
-from aflow.metadata.sql import PAGE, Session, SqlMetadata, T, migrations, statements
+from aflow.metadata.sql import PAGE, Session, SqlMetadata, T, is_current, migrations, reading
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
@@ -245,20 +244,10 @@ def bring_up_to_date(connection: Connection, place: PostgresAddress, read_only: 
         MetadataUnavailable: The schema is missing or old, and this connection may not write.
     """
     version = _version(connection, place.schema)
-    if version > LATEST:
-        raise MetadataTooNew(
-            f"The metadata in {place.url} has version {version}, written by a newer aflow; this "
-            f"one knows versions up to {LATEST}. Upgrade aflow, or use another database."
-        )
-    if version == LATEST:
+    if version == 0 and read_only:
+        raise MetadataUnavailable(f"Nothing has run here yet: there is no metadata in {place.url}.")
+    if is_current(version, LATEST, place.url, "database", read_only):
         return
-    if read_only:
-        raise MetadataUnavailable(
-            f"Nothing has run here yet: there is no metadata in {place.url}."
-            if version == 0
-            else f"The metadata in {place.url} has version {version} and cannot be read as it is: "
-            "run any flow there once, which brings it up to date."
-        )
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         version = _version(connection, place.schema)
@@ -357,7 +346,9 @@ class PostgresMetadata(SqlMetadata):
 
         def attempt() -> list[Any]:
             with self._connections.one() as db, db.cursor(binary=True) as cursor:
-                return cursor.execute(_read(name, light), values, prepare=prepare).fetchall()
+                return cursor.execute(
+                    reading(name, light, _DIALECT), values, prepare=prepare
+                ).fetchall()
 
         return self._patiently(attempt)
 
@@ -366,7 +357,7 @@ class PostgresMetadata(SqlMetadata):
         if limit is not None and limit <= PAGE:
             yield from self._all(name, light, **values)
             return
-        first, rest = self._patiently(lambda: self._begin(_read(name, light), values))
+        first, rest = self._patiently(lambda: self._begin(reading(name, light, _DIALECT), values))
         with closing(rest):
             yield from first
             yield from rest
@@ -400,7 +391,7 @@ class PostgresMetadata(SqlMetadata):
         in which a million tasks are read."""
         with self._connections.one() as db, db.cursor(binary=True) as cursor:
             cursor.adapters.register_loader("text", TextBinaryLoader)
-            found = cursor.execute(_read(name), values).fetchall()
+            found = cursor.execute(reading(name, dialect=_DIALECT), values).fetchall()
         if not any("\x1a" in host for host in {row[_HOST] for row in found}):
             return found
         return [(*row[:_HOST], unescaped(row[_HOST]), *row[_HOST + 1 :]) for row in found]
@@ -435,18 +426,6 @@ class PostgresMetadata(SqlMetadata):
         tries = Tries(_BACKOFF, patience=PATIENCE, waiting_for=what, clock=self._clock)
         return tries.retry(attempt, MetadataAway, pause=self._pause)
 
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except (KeyError, TypeError, ValueError) as error:
-            raise MetadataUnavailable(
-                f"The metadata in {self.url} cannot be used: a record in it is damaged."
-            ) from error
-
-    def _damage_named(self) -> AbstractContextManager[None]:
-        return self._named()
-
     def close(self) -> None:
         """Release connections. May be called twice."""
         self._connections.close()
@@ -455,9 +434,8 @@ class PostgresMetadata(SqlMetadata):
 class PostgresSession(Session):
     """Writes in a transaction of a connection."""
 
-    def __init__(self, db: Connection) -> None:
-        self._db = db
-        self._sql = statements("write", _DIALECT)
+    dialect = _DIALECT
+    _db: Connection
 
     def do(self, name: str, *values: Any) -> int:
         """Run a writing statement; how many rows it has changed."""
@@ -471,14 +449,8 @@ class PostgresSession(Session):
 
     def all(self, name: str, **values: Any) -> list[Any]:
         """The rows of a reading statement."""
-        found: list[Any] = self._db.execute(_read(name), values).fetchall()
-        return found
+        return self._db.execute(reading(name, dialect=_DIALECT), values).fetchall()
 
     def together(self) -> AbstractContextManager[Any]:
         """What is written inside of the block goes to the server in one go."""
         return self._db.pipeline()
-
-
-def _read(name: str, light: bool = False) -> str:
-    sql = statements("read", _DIALECT)[name]
-    return sql.replace("{columns}", rows.LIGHT_COLUMNS if light else rows.COLUMNS)

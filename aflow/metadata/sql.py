@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aflow._core import ids
 from aflow._core.clock import shown_time
-from aflow.errors import InvalidMessage, NotFound, VersionConflict
+from aflow.errors import (
+    InvalidMessage,
+    MetadataTooNew,
+    MetadataUnavailable,
+    NotFound,
+    VersionConflict,
+)
 from aflow.metadata.base import (
     DAMAGED,
     LARGEST_JOBS,
@@ -305,9 +311,7 @@ def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], list[
 
 def _most(one: N | None, other: N | None) -> N | None:
     """The larger of two numbers, of which some may not be known."""
-    if one is None or other is None:
-        return other if one is None else one
-    return max(one, other)
+    return max((each for each in (one, other) if each is not None), default=None)
 
 
 def known_before(batch: Batch) -> list[int]:
@@ -330,11 +334,9 @@ def progress(found: Iterable[Row]) -> list[StepProgress]:
     steps: dict[str, StepProgress] = {}
     for step, created_at, state, count, finished_at, max_rss in found:
         made = TASK_STATES[_STATES.get(state, AttemptState.FAILED)] if state else TaskState.READY
-        begun = StepProgress(step, time_of(created_at), {}, None, max_rss)
-        so_far = steps.setdefault(step, begun)
-        so_far.tasks[made] = so_far.tasks.get(made, 0) + count
-        ends = [at for at in (so_far.finished_at, finished_at) if at is not None]
-        steps[step] = so_far._replace(finished_at=max(ends, default=None))
+        begun = StepProgress(step, time_of(created_at), {}, finished_at, max_rss)
+        tasks = steps.setdefault(step, begun).tasks
+        tasks[made] = tasks.get(made, 0) + count
     return list(steps.values())
 
 
@@ -345,15 +347,7 @@ def metadata_row(run_key: int, record: MetadataRecord) -> Row:
         run_key: The key of the run in the metadata store.
         record: The record.
     """
-    return (
-        run_key,
-        record.task,
-        record.attempt,
-        record.field,
-        text(record.value),
-        record.type,
-        record.created_at,
-    )
+    return (run_key, *record._replace(value=text(record.value)))
 
 
 _KINDS_OF_WORKER: dict[type, Sequence[str]] = {
@@ -363,19 +357,6 @@ _KINDS_OF_WORKER: dict[type, Sequence[str]] = {
     bool: ("draining",),
 }
 _OF_THE_STORE = ("name", "heartbeat_at", "left", "drain")  # not in the data of a worker
-
-
-def worker_row(worker: WorkerRecord, seconds: float) -> Row:
-    """Return a worker as `beat_worker` takes it.
-
-    Args:
-        worker: What the worker has announced of itself.
-        seconds: For how many seconds, by the store's own clock.
-
-    Raises:
-        InvalidName: The name of the worker is not allowed.
-    """
-    return (ids.worker_name(worker.name), worker_data(worker), seconds)
 
 
 def worker_data(worker: WorkerRecord) -> str:
@@ -423,7 +404,13 @@ _NO_TASK = 2**63 - 1  # above all numbers of tasks
 
 
 class Session(ABC):
-    """A transaction, in which statements are run by their names."""
+    """A transaction of a connection, in which statements are run by their names."""
+
+    dialect = ""
+
+    def __init__(self, db: Any) -> None:
+        self._db = db
+        self._sql = statements("write", self.dialect)
 
     @abstractmethod
     def do(self, name: str, *values: Any) -> int:
@@ -459,6 +446,8 @@ class Session(ABC):
 
 class SqlMetadata(ABC):
     """Answers every call of the port with statements of the files `read` and `write`."""
+
+    _damaged = "a record in it is damaged"
 
     def __init__(self) -> None:
         self._known_steps: set[tuple[int, str]] = set()
@@ -581,7 +570,7 @@ class SqlMetadata(ABC):
 
     def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
         """Register a worker, or renew that; see `WorkerRegistry`."""
-        values = worker_row(worker, seconds)
+        values = ids.worker_name(worker.name), worker_data(worker), seconds
 
         def beat(session: Session) -> str | None:
             session.do("expire_workers")
@@ -663,7 +652,7 @@ class SqlMetadata(ABC):
         """Remove a run with all its records; see the port."""
 
         def delete(session: Session) -> None:
-            for (flow,) in session.all("flow_of_run", run_key=run_key):
+            for flow, _ in session.all("name_of_run", run_key=run_key):
                 self._before_delete(session, flow, run_key)
                 for table in _OF_A_RUN:
                     session.do(f"delete_{table}", run_key)
@@ -681,9 +670,26 @@ class SqlMetadata(ABC):
     def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
         """The same, some at a time."""
 
+    @property
     @abstractmethod
-    def _damage_named(self) -> AbstractContextManager[None]:
-        """Turns what is raised by reading a record that is none into one sentence."""
+    def url(self) -> str:
+        """Where it is, for people."""
+
+    @property
+    def _where(self) -> str:
+        """Where it is, in errors."""
+        return self.url
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        """Turn what is raised by reading a damaged record into one sentence: a database notices
+        damage in its own pages, not in what is written there."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            raise MetadataUnavailable(
+                f"The metadata in {self._where} cannot be used: {self._damaged}."
+            ) from error
 
     def all_manifests(self, run_key: int) -> Iterator[bytes]:
         """The manifests of all attempts of a run; see the port."""
@@ -961,6 +967,18 @@ def statements(kind: str, dialect: str = "") -> dict[str, str]:
     return found
 
 
+def reading(name: str, light: bool = False, dialect: str = "") -> str:
+    """Return a reading statement.
+
+    Args:
+        name: The name of the statement.
+        light: Whether its columns of tasks leave manifests and logs out.
+        dialect: That of the backend; empty for SQLite.
+    """
+    sql = statements("read", dialect)[name]
+    return sql.replace("{columns}", LIGHT_COLUMNS if light else COLUMNS)
+
+
 def _for_postgres(sql: str) -> str:
     """A statement that both databases know, as psycopg takes it."""
     import re  # most runs are recorded in SQLite
@@ -1002,3 +1020,30 @@ def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
 
 LATEST = 12
 """The number of the last migration; tests check that it is. Asking it costs no folder listing."""
+
+
+def is_current(version: int, latest: int, where: str, another: str, read_only: bool) -> bool:
+    """Return whether a database has the schema of this aflow; if not, it is to be migrated.
+
+    Args:
+        version: The version of its schema; 0 where there is none.
+        latest: The version that this aflow has.
+        where: The place of the database, for errors.
+        another: What the user may name instead: `folder` or `database`.
+        read_only: Whether nothing is to be written.
+
+    Raises:
+        MetadataTooNew: A newer aflow has made the schema.
+        MetadataUnavailable: The schema is old, and nothing is to be written.
+    """
+    if version > latest:
+        raise MetadataTooNew(
+            f"The metadata in {where} has version {version}, written by a newer aflow; this one "
+            f"knows versions up to {latest}. Upgrade aflow, or use another {another}."
+        )
+    if version < latest and read_only:
+        raise MetadataUnavailable(
+            f"The metadata in {where} has version {version} and cannot be read as it is: run any "
+            "flow there once, which brings it up to date."
+        )
+    return version == latest

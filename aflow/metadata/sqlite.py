@@ -7,34 +7,43 @@ crash but that of the machine (synchronous NORMAL).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-from aflow._core.clock import Clock, LeaseClock, SystemClock
+from aflow._core.clock import Clock, SystemClock
 from aflow._core.private_folders import make_private
-from aflow.errors import (
-    InvalidSetting,
-    MetadataTooNew,
-    MetadataUnavailable,
-    VersionConflict,
+from aflow._core.sqlite import (
+    BUSY_TIMEOUT,
+    LeaseClock,
+    one_process_at_a_time,
+    transaction,
+    url_of,
 )
+from aflow.errors import InvalidSetting, MetadataUnavailable, VersionConflict
 from aflow.metadata import sql as rows
 from aflow.metadata.base import LEASE, WORKER_EXPIRY, ReplacedLog, RunRecord
-from aflow.metadata.sql import LATEST, PAGE, Session, SqlMetadata, T, migrations, statements
+from aflow.metadata.sql import (
+    LATEST,
+    PAGE,
+    Session,
+    SqlMetadata,
+    T,
+    is_current,
+    migrations,
+    reading,
+    statements,
+)
 
 # SQLite connections: how they are opened, brought up to date, and what their errors mean.
 
-
-BUSY_TIMEOUT = 30.0  # seconds to wait for another process's commit
 
 _ADVICE = {
     "SQLITE_FULL": "the disk is full: free some space and resume the run",
@@ -70,25 +79,6 @@ def errors_named(where: str) -> Iterator[None]:
             (text for prefix, text in _ADVICE.items() if name.startswith(prefix)), str(error)
         )
         raise MetadataUnavailable(f"The metadata in {where} cannot be used: {advice}.") from error
-
-
-@contextmanager
-def damage_named(where: str) -> Iterator[None]:
-    """Turn errors of reading a damaged record into one sentence: SQLite notices damage in its own
-    pages, not in what is written there.
-
-    Args:
-        where: The place of the database, for the sentence.
-
-    Raises:
-        MetadataUnavailable: A record inside of the block could not be decoded.
-    """
-    try:
-        yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise MetadataUnavailable(
-            f"The metadata in {where} cannot be used: {_ADVICE['SQLITE_CORRUPT']}."
-        ) from error
 
 
 class OpenFiles:
@@ -236,17 +226,12 @@ def _make_folder(path: Path) -> None:
 
 
 def _begin_log(connection: sqlite3.Connection, path: Path) -> None:
-    """Give a new database its write-ahead log, one process at a time: SQLite would turn away at
-    once, without waiting, a process that does so while another one reads the file."""
+    """Give a new database its write-ahead log."""
     try:
         if path.stat().st_size:
             return
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with one_process_at_a_time(path):
             connection.execute("PRAGMA journal_mode = WAL")
-        finally:
-            os.close(folder)
     except OSError as error:
         raise MetadataUnavailable(
             f"The metadata in {path} cannot be made: {error.strerror}."
@@ -254,20 +239,8 @@ def _begin_log(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _bring_up_to_date(connection: sqlite3.Connection, where: str, read_only: bool) -> None:
-    version = _version(connection)
-    if version > LATEST:
-        raise MetadataTooNew(
-            f"The metadata in {where} has version {version}, written by a newer aflow; this one "
-            f"knows versions up to {LATEST}. Upgrade aflow, or use another folder."
-        )
-    if version == LATEST:
-        return
-    if read_only:
-        raise MetadataUnavailable(
-            f"The metadata in {where} has version {version} and cannot be read as it is: run any "
-            "flow there once, which brings it up to date."
-        )
-    _migrate(connection, where)
+    if not is_current(_version(connection), LATEST, where, "folder", read_only):
+        _migrate(connection, where)
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -276,8 +249,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 def _migrate(connection: sqlite3.Connection, where: str) -> None:
     """Apply what is missing, in one transaction: of several processes one does it."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         version = _version(connection)
         if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
             raise MetadataUnavailable(
@@ -289,10 +261,6 @@ def _migrate(connection: sqlite3.Connection, where: str) -> None:
                 for statement in _split(text):
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {number}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
 
 
 def _split(text: str) -> Iterator[str]:
@@ -312,6 +280,8 @@ _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
 class SqliteMetadata(SqlMetadata):
     """The metadata store of one file, or of memory (path ":memory:")."""
+
+    _damaged = _ADVICE["SQLITE_CORRUPT"]
 
     def __init__(
         self,
@@ -343,7 +313,7 @@ class SqliteMetadata(SqlMetadata):
         """Where it is: `sqlite:///path`, or `memory:`."""
         if self._path is None:
             return "memory:"
-        return "sqlite:///" + self._path.as_uri().removeprefix("file://")
+        return url_of(self._path)
 
     @property
     def address(self) -> str:
@@ -393,27 +363,20 @@ class SqliteMetadata(SqlMetadata):
             if self._writer is None:
                 self._writer = self._connect(self._read_only)
                 self._files = OpenFiles(self._path, self._writer) if self._path else None
-            db, first = self._writer, False
-            db.execute("BEGIN IMMEDIATE")
-            try:
+            db = self._writer
+
+            def shorten() -> None:  # those of coordinators that live elsewhere are renewed
+                db.execute(statements("write")["shorten_leases"], (LEASE,))
+                db.execute(statements("write")["shorten_workers"], (WORKER_EXPIRY,))
+
+            with self._leases.transaction(db, shorten):
                 if self._files is not None:
                     self._files.check()
-                first = self._leases.begin(db)
-                if first:  # the leases of coordinators that may live elsewhere are renewed
-                    db.execute(statements("write")["shorten_leases"], (LEASE,))
-                    db.execute(statements("write")["shorten_workers"], (WORKER_EXPIRY,))
                 yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                if first:
-                    self._leases.forget()
-                raise
 
     def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
         with errors_named(self._where), self._reading() as db:
-            return db.execute(_with_columns(name, light), _plain(values)).fetchall()
+            return db.execute(reading(name, light), _plain(values)).fetchall()
 
     def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
         if self._path is None:  # its one connection is everybody's: nobody may stay on it
@@ -422,13 +385,10 @@ class SqliteMetadata(SqlMetadata):
         with (
             errors_named(self._where),
             self._reading() as db,
-            closing(db.execute(_with_columns(name, light), _plain(values))) as cursor,
+            closing(db.execute(reading(name, light), _plain(values))) as cursor,
         ):
             while page := cursor.fetchmany(PAGE):
                 yield from page
-
-    def _damage_named(self) -> AbstractContextManager[None]:
-        return damage_named(self._where)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -478,9 +438,7 @@ class SqliteMetadata(SqlMetadata):
 class SqliteSession(Session):
     """Writes in a transaction of a connection."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-        self._sql = statements("write")
+    _db: sqlite3.Connection
 
     def do(self, name: str, *values: Any) -> int:
         """Run a writing statement; how many rows it has changed."""
@@ -495,7 +453,7 @@ class SqliteSession(Session):
 
     def all(self, name: str, **values: Any) -> list[Any]:
         """The rows of a reading statement."""
-        return self._db.execute(_with_columns(name, False), _plain(values)).fetchall()
+        return self._db.execute(reading(name), _plain(values)).fetchall()
 
 
 def _insert(db: sqlite3.Connection, sql: str, values: Sequence[rows.Row]) -> None:
@@ -512,11 +470,6 @@ def _insert(db: sqlite3.Connection, sql: str, values: Sequence[rows.Row]) -> Non
             statement = f"{head}VALUES {', '.join([row] * size)}"
             db.execute(statement, [value for each in values[at : at + size] for value in each])
             at += size
-
-
-def _with_columns(name: str, light: bool) -> str:
-    sql = statements("read")[name]
-    return sql.replace("{columns}", rows.LIGHT_COLUMNS if light else rows.COLUMNS)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aflow._core.clock import LeaseClock, SystemClock
+from aflow._core.clock import SystemClock
 from aflow._core.private_folders import (
     make_private,
     open_checked,
@@ -30,6 +29,7 @@ from aflow._core.private_folders import (
     own_folder,
     runtime_folder,
 )
+from aflow._core.sqlite import BUSY_TIMEOUT, LeaseClock, one_process_at_a_time, url_of
 from aflow._core.system import DESCRIPTORS
 from aflow.errors import QueueUnavailable, UnsafeFolder
 from aflow.queue.base import (
@@ -38,6 +38,7 @@ from aflow.queue.base import (
     Depth,
     Lease,
     Message,
+    Queue,
     check_held,
     check_messages,
     check_topic,
@@ -203,8 +204,6 @@ class Bell:
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT = 30.0  # seconds to wait for another process's transaction
-
 # `state` is r(eady), d(elayed), l(eased) or b(uried); `due` when a lease or a delay ends, or when a
 # message was buried, or became ready (0: put by an earlier version). The lowest `turn` goes first:
 # see `_turn`. All times are those of LeaseClock. Version 1 had neither turns nor priorities, nor
@@ -307,7 +306,7 @@ _ANNOUNCE = """INSERT INTO workers VALUES (?, ?, ?)
 ON CONFLICT DO UPDATE SET body = excluded.body, until = excluded.until"""
 
 
-class SqliteQueue:
+class SqliteQueue(Queue):
     """The queue in the file at `path`, which is made if it is not there."""
 
     def __init__(
@@ -324,12 +323,7 @@ class SqliteQueue:
     @property
     def url(self) -> str:
         """`sqlite:///path`"""
-        return "sqlite:///" + self._path.as_uri().removeprefix("file://")
-
-    @property
-    def largest(self) -> int | None:
-        """No limit of its own."""
-        return None
+        return url_of(self._path)
 
     # ------------------------------------------------------------------ calls
 
@@ -604,21 +598,13 @@ class SqliteQueue:
             if self._connection is None:
                 self._connection = self._connect()
             db = self._connection
-            db.execute("BEGIN IMMEDIATE")
-            first = False
-            try:
-                first = self._leases.begin(db)
-                if first:
-                    for sql in _SHORTEN:
-                        db.execute(sql, (self._leases.now() + _LONGEST_WAIT,))
-                answer = what(db)
-            except BaseException:
-                db.execute("ROLLBACK")
-                if first:
-                    self._leases.forget()
-                raise
-            db.execute("COMMIT")
-            return answer
+
+            def shorten() -> None:
+                for sql in _SHORTEN:
+                    db.execute(sql, (self._leases.now() + _LONGEST_WAIT,))
+
+            with self._leases.transaction(db, shorten):
+                return what(db)
 
     def _connect(self) -> sqlite3.Connection:
         make_private(self._path.parent)
@@ -626,25 +612,21 @@ class SqliteQueue:
             self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         db.execute("PRAGMA synchronous = NORMAL")
-        # One process at a time: SQLite turns others away at once while it gets its log.
-        folder = os.open(self._path.parent, os.O_RDONLY)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            if self._path.stat().st_size == 0:
-                db.execute("PRAGMA journal_mode = WAL")
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version < _VERSION:
-                missing = _LEASE_CLOCKS if version == 2 else _SCHEMA + _LEASE_CLOCKS
-                db.executescript(f"BEGIN IMMEDIATE; {missing} COMMIT;")
-            elif version > _VERSION:
-                raise QueueUnavailable(
-                    f"The queue in {self._path} was made by a newer aflow: upgrade this one."
-                )
+            with one_process_at_a_time(self._path):
+                if self._path.stat().st_size == 0:
+                    db.execute("PRAGMA journal_mode = WAL")
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                if version < _VERSION:
+                    missing = _LEASE_CLOCKS if version == 2 else _SCHEMA + _LEASE_CLOCKS
+                    db.executescript(f"BEGIN IMMEDIATE; {missing} COMMIT;")
+                elif version > _VERSION:
+                    raise QueueUnavailable(
+                        f"The queue in {self._path} was made by a newer aflow: upgrade this one."
+                    )
         except BaseException:
             db.close()
             raise
-        finally:
-            os.close(folder)
         return db
 
     def _disconnect(self) -> None:

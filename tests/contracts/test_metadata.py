@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aflow._core.ids import MAX_TAG_LENGTH, MAX_TAGS
-from aflow.errors import InvalidName, NotFound, VersionConflict
+from aflow.errors import InvalidName, NotFound, StoreUnavailable, VersionConflict
 from aflow.metadata.base import (
     AttemptRecord,
     Batch,
@@ -24,9 +24,12 @@ from aflow.metadata.base import (
     TaskRecord,
     TaskView,
 )
+from aflow.metadata.object_store import StoreMetadata
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import AttemptState, RunState, TaskState
+from aflow.storage.local import LocalStore
 from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
+from tests.support.failing import Failing, Points
 
 
 @pytest.fixture(params=NAMES)
@@ -251,6 +254,26 @@ def test_a_commit_whose_answer_was_lost_is_known_by_its_mark(
     assert 2 == store.commit(run.key, 1, Batch(b"two"), "next")
     with pytest.raises(VersionConflict, match="this one stops"):
         store.commit(run.key, 0, batch, "ours")
+
+
+def test_a_commit_to_an_object_store_that_did_not_answer_is_known_by_its_mark(
+    tmp_path: Path,
+) -> None:
+    points = Points(stop_at=1, how="after", dies=False)  # after the object of the run
+    others = ("get", "list", "put", "size")
+    objects: Any = Failing(LocalStore(tmp_path), points, StoreUnavailable, but=others)
+    store, reader = StoreMetadata(objects), StoreMetadata(LocalStore(tmp_path))
+    run = store.create_run(a_run(), b"")
+    batch = Batch(b"events", tasks_of("start", [1]), [succeeded(1)])
+
+    with pytest.raises(StoreUnavailable):
+        store.commit(run.key, 0, batch, "ours")
+    assert 1 == store.commit(run.key, 0, batch, "ours")
+    assert 2 == store.commit(run.key, 1, Batch(b"more"))
+
+    assert [b"events", b"more"] == list(reader.journal(run.key))
+    store.close()
+    reader.close()
 
 
 def test_runs_have_versions_of_their_own(store: MetadataStore, run: RunRecord) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aflow._core import clock as clocks
+from aflow._core import sqlite as files
 from aflow._core.clock import FakeClock
 from aflow.errors import VersionConflict
 from aflow.metadata.base import LEASE, Batch, LeaseState, MetadataStore, RunRecord, RunUpdate
@@ -188,7 +188,7 @@ def test_when_the_machine_was_started_again_with_an_earlier_time_leases_end_all_
     store = SqliteMetadata(tmp_path / "metadata.db", clock=before)
     run = store.create_run(a_run(), b"", A, LEASE)
     store.close()
-    monkeypatch.setattr(clocks, "monotonic_domain", lambda: "another start of the machine")
+    monkeypatch.setattr(files, "monotonic_domain", lambda: "another start of the machine")
     store = SqliteMetadata(tmp_path / "metadata.db", clock=after)
 
     assert LeaseState(False) == store.acquire_lease(

@@ -11,7 +11,11 @@ import pytest
 from aflow.errors import InvalidMessage, MetadataUnavailable
 from aflow.metadata import sql
 from aflow.metadata.base import LARGEST_JOBS, TASK_STATES, Batch, MetadataStore, RunRecord
+from aflow.metadata.metaflow.together import WithHistory
+from aflow.metadata.object_store import StoreMetadata
+from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.states import AttemptState, TaskState
+from aflow.storage.local import LocalStore
 from tests.contracts.metadata_stores import NAMES, a_run, open_store, succeeded, tasks_of
 
 
@@ -215,3 +219,24 @@ def test_runs_come_in_pages_and_before_a_time(store: MetadataStore) -> None:
     assert ["54", "32", "1"] == pages
     assert "21" == found(after=(20.0, keys[2]))
     assert "21" == found(after=(20.0, keys[2]), until=30.0)
+
+
+def test_pages_of_runs_beside_others_that_were_created_at_once_have_each_run_once(
+    tmp_path: Path,
+) -> None:
+    others = [StoreMetadata(LocalStore(tmp_path / name)) for name in "ab"]
+    stores = [SqliteMetadata(":memory:"), *others]
+    for number in range(9):
+        stores[number % 3].create_run(a_run(run=str(number)), b"")
+    store = WithHistory(stores[0], others)
+
+    found: list[str] = []
+    after = None
+    while (page := store.runs("Flow", after=after, limit=2)) and len(found) < 20:
+        found += [run.run for run in page]
+        after = (page[-1].created_at, page[-1].key)
+    whole = [run.run for run in store.runs("Flow")]
+    store.close()
+
+    assert list("012345678") == sorted(whole)
+    assert whole == found

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from redis import Redis
 
-from aflow._core import clock as clocks
+from aflow._core import sqlite as files
 from aflow._core.clock import FakeClock
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.metadata.base import Batch
@@ -192,7 +192,7 @@ async def test_after_a_start_of_the_machine_with_an_earlier_time_leases_in_a_fil
     await queue.put("t", messages("a"))
     await queue.lease(["t"], 1, 60.0)
     await queue.close()
-    monkeypatch.setattr(clocks, "monotonic_domain", lambda: "another start of the machine")
+    monkeypatch.setattr(files, "monotonic_domain", lambda: "another start of the machine")
 
     queue = SqliteQueue(tmp_path / "queue.db", clock=after)
     assert [] == await queue.lease(["t"], 1, 60.0)

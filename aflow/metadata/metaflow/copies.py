@@ -103,14 +103,7 @@ class Copies:
             return []
         manifest = Manifest() if attempt.manifest is None else Manifest.decode(attempt.manifest)
         found = {
-            name: Copy(
-                name=name,
-                sha=digest(entry)[:40],
-                size=entry.size,
-                type=entry.type,
-                made=None,
-                entry=entry,
-            )
+            name: Copy(name, digest(entry)[:40], entry.size, entry.type, entry=entry)
             for name, entry in self._left(run, view, manifest)
             if entry.size <= LARGEST
         }
@@ -142,7 +135,6 @@ class Copies:
         self, run: RunRecord, view: TaskView, attempt: AttemptRecord, manifest: Manifest
     ) -> Mapping[str, tuple[str, bytes]]:
         ended_well = attempt.state is AttemptState.SUCCEEDED
-        well = layout.pickled(ended_well)
         found = {
             "name": ("str", layout.pickled(run.flow)),
             "_graph_info": ("dict", self._graph(run)),
@@ -150,15 +142,14 @@ class Copies:
         if view.task.step == PARAMETERS_STEP:
             return found
         steps, foreach, splits = manifest.transition
-        by_itself = layout.pickled(ended_well and manifest.error is None)
-        following = ([*steps], foreach) if steps else None
+        transition = ([*steps], foreach) if steps else None
         error = _exception(attempt, manifest)
         return {
             **found,
-            "_success": ("bool", by_itself),
-            "_task_ok": ("bool", well),
+            "_success": ("bool", layout.pickled(ended_well and manifest.error is None)),
+            "_task_ok": ("bool", layout.pickled(ended_well)),
             "_current_step": ("str", layout.pickled(view.task.step)),
-            "_transition": ("tuple", layout.pickled(following)),
+            "_transition": ("tuple", layout.pickled(transition)),
             "_foreach_stack": ("list", layout.stack_pickle(manifest.stack)),
             "_foreach_var": ("str", layout.pickled(foreach)),
             "_foreach_num_splits": ("int", layout.pickled(splits)),
@@ -204,9 +195,9 @@ class Copies:
                 self.store.put(name, [layout.packed(_pickle(blobs, each))])
         info = {each.name: (each.sha, each.size, each.type) for each in copies}
         python = next((t[15:] for t in run.system_tags if t.startswith("python_version:")), "")
-        said = layout.described(info, self.kind, attempt.attempt, python)
+        artifacts = layout.described(info, self.kind, attempt.attempt, python)
         began = json.dumps({"time": attempt.started_at or view.task.created_at})
-        for what, text in (("attempt.json", began), ("data.json", said), ("DONE.lock", "")):
+        for what, text in (("attempt.json", began), ("data.json", artifacts), ("DONE.lock", "")):
             self.store.put(own(what), [text.encode()])
 
     # ------------------------------------------------------------ logs and cards

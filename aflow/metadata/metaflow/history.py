@@ -8,20 +8,24 @@ are, and are read by `open_store`.
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aflow._core import ids
+from aflow._core.ids import PARAMETERS_STEP
 from aflow._core.records import NamedTuple, dataclass, field
 from aflow.errors import AflowError, InvalidName, NotFound, StoreUnavailable
-from aflow.flow.graph import Graph
+from aflow.flow.graph import Graph, Kind
 from aflow.metadata.base import (
     FIRST_KEY,
     MARK,
     AttemptRecord,
     Batch,
     MetadataRecord,
+    RunFilter,
     RunRecord,
     RunUpdate,
     TaskRecord,
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from aflow.storage.logs import LogRecord
 
 T = TypeVar("T")
+Task = tuple[str, str]  # step, and what Metaflow calls the task
 SCHEME = MARK
 
 _ALIVE = 60.0  # seconds after a heartbeat in which a run counts as running
@@ -67,29 +72,6 @@ class _Key(NamedTuple):
     run: str
 
 
-class _RunFilter(NamedTuple):
-    """Which runs are asked for, as MetadataStore.runs has it."""
-
-    tags: Sequence[str] = ()
-    states: Sequence[RunState] = ()
-    users: Sequence[str] = ()
-    since: float | None = None
-    until: float | None = None
-    after: tuple[float, int] | None = None
-    limit: int | None = None
-    kind: str = ""
-
-    def passes(self, row: Row, at: float, key: int) -> bool:
-        """Whether a run of this time of creation and key is asked for, but for its state."""
-        return (
-            set(self.tags) <= {*_texts(row, "tags"), *_texts(row, "system_tags")}
-            and (not self.users or row.get("user_name") in self.users)
-            and (self.since is None or at >= self.since)
-            and (self.until is None or at < self.until)
-            and (self.after is None or (at, key) < self.after)
-        )
-
-
 @dataclass(slots=True)
 class _Loaded:
     """A run in memory: its key there, whether it was over, what its tasks are called, and when it
@@ -112,8 +94,8 @@ class MetaflowHistory:
         source: RecordSource,
         open_place: Callable[[str], ObjectStore],
         now: Callable[[], float],
-        left_out: Callable[[Row], bool] = lambda _: False,
-        remember: float = 0.0,
+        left_out: Callable[[Row], bool],
+        remember: float,
     ) -> None:
         self._source = source
         self._open_place = open_place
@@ -157,7 +139,7 @@ class MetaflowHistory:
             flow: The name of the flow; None for all.
             **which: The options of the port.
         """
-        wanted = _RunFilter(**which)
+        wanted = RunFilter(**which)
         if wanted.kind:
             return []
         flows = [name for name, _ in self.flows()] if flow is None else [flow]
@@ -165,12 +147,15 @@ class MetaflowHistory:
         rows = [row for each in lists for row in each if self._is_listed(row)]
         keyed = [(_time(row), self._key(str(row["flow_id"]), row), row) for row in rows]
         keyed.sort(key=lambda each: each[:2], reverse=True)
-        passing = [row for at, key, row in keyed if wanted.passes(row, at, key)]
+        passing = [
+            row
+            for at, key, row in keyed
+            if wanted.passes(_tags(row), row.get("user_name"), at, key)
+        ]
         if not wanted.states:
             return list(self._threads.map(self._light, passing[: wanted.limit]))
         runs = self._threads.map(self._light, passing)
-        found = (run for run in runs if run.state in wanted.states)
-        return [run for run, _ in zip(found, _up_to(wanted.limit), strict=False)]
+        return list(islice((run for run in runs if run.state in wanted.states), wanted.limit))
 
     def _runs_of(self, flow: str) -> list[Row]:
         return self._remembered(("runs", flow), lambda: self._source.runs(flow))
@@ -196,23 +181,28 @@ class MetaflowHistory:
 
     def _light(self, row: Row) -> RunRecord:
         """A run as lists have it: how it stands, without its graph."""
-        flow, run = str(row["flow_id"]), str(row["run_number"])
-        end = self._remembered(("end", flow, run), lambda: self._end(flow, run))
+        key = _Key(str(row["flow_id"]), str(row["run_number"]))
+        end = self._remembered(("end", *key), lambda: self._end(*key))
         state, at = self._state(row, *end)
+        settings = {"metaflow": self._source.url}
+        return self._record(key, row, state, at, graph={}, settings=settings)
+
+    def _record(
+        self, key: _Key, row: Row, state: RunState, finished_at: float | None, **more: Any
+    ) -> RunRecord:
         return RunRecord(
-            key=self._key(flow, row),
-            flow=flow,
-            run=run,
+            key=self._key(key.flow, row),
+            flow=key.flow,
+            run=key.run,
             state=state,
             user=str(row.get("user_name") or ""),
             created_at=_time(row),
-            finished_at=at,
+            finished_at=finished_at,
             version=0,
             tags=_texts(row, "tags"),
             system_tags=_texts(row, "system_tags"),
-            graph={},
-            settings={"metaflow": self._source.url},
             heartbeat_at=_heartbeat(row),
+            **more,
         )
 
     def _end(self, flow: str, run: str) -> tuple[bool | None, float | None]:
@@ -220,15 +210,15 @@ class MetaflowHistory:
         step = _END
         tasks = self._source.tasks(flow, run, step)
         if not tasks:  # the last step may have another name
-            for task in self._source.tasks(flow, run, "_parameters"):
-                said = self._source.metadata(flow, run, "_parameters", str(task["task_id"]))
-                step = next((r["value"] for r in said if r["field_name"] == "end_step"), _END)
+            for task in self._source.tasks(flow, run, PARAMETERS_STEP):
+                rows = self._source.metadata(flow, run, PARAMETERS_STEP, str(task["task_id"]))
+                step = next((r["value"] for r in rows if r["field_name"] == "end_step"), _END)
             tasks = self._source.tasks(flow, run, step) if step != _END else []
         for task in tasks:
-            said = self._source.metadata(flow, run, step, str(task["task_id"]))
-            oks = [row for row in said if row["field_name"] == "attempt_ok"]
-            if oks:
-                return str(oks[-1]["value"]) == "True", _time(oks[-1])
+            rows = self._source.metadata(flow, run, step, str(task["task_id"]))
+            ended_well, at = _end_in(rows)
+            if ended_well is not None:
+                return ended_well, at
         return None, None
 
     def _state(
@@ -236,10 +226,10 @@ class MetaflowHistory:
     ) -> tuple[RunState, float | None]:
         if ended_well:
             return RunState.SUCCEEDED, at
-        heard = max(_heartbeat(row) or 0.0, _time(row))
-        if ended_well is None and heard > self._now() - _ALIVE:
+        last_seen = max(_heartbeat(row) or 0.0, _time(row))
+        if ended_well is None and last_seen > self._now() - _ALIVE:
             return RunState.RUNNING, None
-        return RunState.FAILED, at or heard
+        return RunState.FAILED, at or last_seen
 
     # ------------------------------------------------------------ one run
 
@@ -348,24 +338,8 @@ class MetaflowHistory:
             self._stores[root] = self._open_place(root)
         return self._stores[root]
 
-    def in_threads(self, call: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-        """Return the results of a call for many values, in their order, made in several threads.
-
-        Args:
-            call: The call, which blocks.
-            values: Its arguments.
-        """
+    def _in_threads(self, call: Callable[[Any], T], values: Iterable[Any]) -> list[T]:
         return list(self._threads.map(call, values))
-
-    @property
-    def source(self) -> RecordSource:
-        """Where the rows come from."""
-        return self._source
-
-    @property
-    def memory(self) -> SqliteMetadata:
-        """Where runs are that were read."""
-        return self._memory
 
 
 _BY_KEY = frozenset(
@@ -381,115 +355,97 @@ class _Reading:
 
     def __init__(self, history: MetaflowHistory, key: _Key, row: Row) -> None:
         self._history = history
-        self._source = history.source
+        self._source = history._source
         self._flow, self._run = key
         self._row = row
-        self._key = history._key(key.flow, row)
-        self._said: dict[tuple[str, str], list[Row]] = {}
-        self._left: dict[tuple[str, str], dict[int, list[Row]]] = {}
-        self._place: ObjectStore | None = None
-        self._root = ""
+        self._metadata: defaultdict[Task, list[Row]] = defaultdict(list)
+        self._artifacts: defaultdict[Task, dict[int, list[Row]]] = defaultdict(dict)  # by attempt
+        for row in self._source.metadata_of_run(*key):
+            self._metadata[_task_of(row)].append(row)
+        for rows in self._metadata.values():
+            _mark_attempts(rows)
+        for row in self._source.artifacts(*key):
+            attempts = self._artifacts[_task_of(row)]
+            attempts.setdefault(int(row.get("attempt_id") or 0), []).append(row)
+        self._root = self._find_root()
 
     def read(self) -> _Loaded:
         """The run, in memory."""
         steps = [str(row["step_name"]) for row in self._source.steps(self._flow, self._run)]
         rows = [row for step in steps for row in self._source.tasks(self._flow, self._run, step)]
-        tasks = {(str(row["step_name"]), str(row["task_id"])): row for row in rows}
-        self._gather()
-        self._find_root()
-        numbers = theirs.numbered(list(tasks))
-        info = self._internal("_graph_info", self._left)
-        graph = theirs.graph_of(self._flow, info, [step for step in steps if step[0] != "_"])
-        state, at = self._state(graph, tasks)
+        tasks = {_task_of(row): row for row in rows}
+        self._numbers = theirs.numbered(list(tasks))
+        info = self._graph_info()
+        self._graph = theirs.graph_of(self._flow, info, [step for step in steps if step[0] != "_"])
+        state, at = self._state(tasks)
         names = {str(each.get("name")) for each in (info or {}).get("parameters") or ()}
-        record = RunRecord(
-            key=0,
-            flow=self._flow,
-            run=self._run,
-            state=state,
-            user=str(self._row.get("user_name") or ""),
-            created_at=_time(self._row),
-            finished_at=None,
-            version=0,
-            tags=_texts(self._row, "tags"),
-            system_tags=_texts(self._row, "system_tags"),
-            graph=graph.as_dict(),
+        record = self._history._record(
+            _Key(self._flow, self._run),
+            self._row,
+            state,
+            None,
+            graph=self._graph.as_dict(),
             settings={
                 "storage": f"{SCHEME}{self._root}",
                 "parameters": sorted(names),
                 "script": self._fact("script-name") or "",
                 "metaflow": self._source.url,
             },
-            heartbeat_at=_heartbeat(self._row),
             origin_run=self._origin_run(),
         )
-        parameters = next(((k, n) for k, n in numbers.items() if k[0] == "_parameters"), None)
-        manifest = Manifest("_parameters")
+        manifest = Manifest(PARAMETERS_STEP)
+        parameters = next((task for task in tasks if task[0] == PARAMETERS_STEP), None)
         if parameters is not None:
-            found = self._entries(self._latest(parameters[0]))
+            found = self._entries(self._latest(parameters))
             manifest.artifacts = {name: self._previewed(name, e) for name, e in found.items()}
-        made = self._history.memory.create_run(record, manifest.encode())
-        batch = self._batch(graph, tasks, numbers)
+        memory = self._history._memory
+        made = memory.create_run(record, manifest.encode())
+        batch = self._batch(
+            {task: row for task, row in tasks.items() if task[0] != PARAMETERS_STEP}
+        )
         failed = _failed(batch)
-        if failed is not None and not _goes_on(batch):
+        if failed is not None and not _is_running(batch):
             state, at = RunState.FAILED, at or failed.finished_at
         over = state is not RunState.RUNNING
         reason = failed.reason if failed is not None and state is RunState.FAILED else ""
         batch.run = RunUpdate(state, at if over else None, reason)
-        self._history.memory.commit(made.key, 0, batch)
-        whole = self._history.memory.run(self._flow, self._run)
+        memory.commit(made.key, 0, batch)
+        whole = memory.run(self._flow, self._run)
         assert whole is not None, "it was recorded a moment ago"
-        called = {number: id_ for (_, id_), number in numbers.items()}
-        return _Loaded(made.key, over, called, whole._replace(key=self._key))
+        called = {number: id_ for (_, id_), number in self._numbers.items()}
+        return _Loaded(made.key, over, called, whole._replace(key=record.key))
 
     # ------------------------------------------------------------ rows
 
-    def _gather(self) -> None:
-        for row in self._source.metadata_of_run(self._flow, self._run):
-            place = str(row["step_name"]), str(row["task_id"])
-            self._said.setdefault(place, []).append(row)
-        for rows in self._said.values():
-            _mark_attempts(rows)
-        for row in self._source.artifacts(self._flow, self._run):
-            place = str(row["step_name"]), str(row["task_id"])
-            attempts = self._left.setdefault(place, {})
-            attempts.setdefault(int(row.get("attempt_id") or 0), []).append(row)
-
-    def _find_root(self) -> None:
+    def _find_root(self) -> str:
         """Where the values of the run lie."""
-        rows = (row for each in self._left.values() for rows in each.values() for row in rows)
+        rows = (row for each in self._artifacts.values() for rows in each.values() for row in rows)
         first = next(rows, None)
         root = self._fact("ds-root") or ""
         if first is not None:
             location = str(first.get("location") or "")
-            kind, said = str(first.get("ds_type")), location.removeprefix(":root:")
             if location.startswith(":root:"):
-                root = said
+                root = location.removeprefix(":root:")
             elif f"/{self._flow}/" in location:  # older versions name each value
                 root = location.partition(f"/{self._flow}/")[0]
-            if kind == "s3" and "://" not in root:
+            if str(first.get("ds_type")) == "s3" and "://" not in root:
                 root = f"s3://{root.lstrip('/')}"
         folder = self._source.folder
         if folder is not None and not root.startswith("s3://"):
             root = folder  # which may have been moved
-        self._root = root
+        return root
 
     def _fact(self, name: str) -> str | None:
-        values = (
-            row["value"]
-            for rows in self._said.values()
-            for row in rows
-            if row["field_name"] == name
-        )
-        found = next(values, None)
+        rows = (row for rows in self._metadata.values() for row in rows)
+        found = next((row["value"] for row in rows if row["field_name"] == name), None)
         return None if found in (None, "None") else str(found)
 
     def _origin_run(self) -> str | None:
         found = self._fact("origin-run-id")
         return found if found and _is(ids.run_id, found) else None
 
-    def _latest(self, place: tuple[str, str]) -> list[Row]:
-        attempts = self._left.get(place) or {}
+    def _latest(self, task: Task) -> list[Row]:
+        attempts = self._artifacts.get(task)
         return attempts[max(attempts)] if attempts else []
 
     def _entries(self, rows: Iterable[Row]) -> dict[str, Entry]:
@@ -509,23 +465,24 @@ class _Reading:
             )
         return found
 
-    def _log(self, place: tuple[str, str], attempt: int) -> LogBuffer:
+    def _log(self, task: Task, attempt: int) -> LogBuffer:
         try:
             store = self._history.place(self._root)
         except AflowError:  # a run is shown though nothing of what it has left can be read here
             return LogBuffer(1)
-        return read_theirs(store, (self._flow, self._run, *place), attempt)
+        return read_theirs(store, (self._flow, self._run, *task), attempt)
 
     def _previewed(self, name: str, entry: Entry) -> Entry:
         """The entry of a parameter, with what lists show of it: of plain, small values alone."""
         if name.startswith("_") or entry.size > _SHOWN:
             return entry
-        value = self._value(entry)
-        kind, facts = preview(value)
+        kind, facts = preview(self._value(entry))
         return entry._replace(preview=facts) if kind == entry.type else entry
 
-    def _value(self, entry: Entry) -> Any:
-        """A value that Metaflow itself keeps; None where it cannot be read."""
+    def _value(self, entry: Entry | None) -> Any:
+        """A value that Metaflow itself keeps; None where there is none, or it cannot be read."""
+        if entry is None:
+            return None
         try:
             name = entry.blobs[0][0]
             place = self._history.place(self._root)
@@ -533,75 +490,77 @@ class _Reading:
         except AflowError:
             return None
 
-    def _internal(self, name: str, left: Mapping[Any, Mapping[int, list[Row]]]) -> Any:
-        for attempts in left.values():
+    def _graph_info(self) -> Any:
+        for attempts in self._artifacts.values():
             for rows in attempts.values():
-                entry = self._entries(row for row in rows if row["name"] == name).get(name)
-                if entry is not None:
-                    return self._value(entry)
+                found = [row for row in rows if row["name"] == "_graph_info"]
+                if entries := self._entries(found):
+                    return self._value(entries["_graph_info"])
         return None
 
     # ------------------------------------------------------------ records
 
-    def _state(
-        self, graph: Graph, tasks: Mapping[tuple[str, str], Row]
-    ) -> tuple[RunState, float | None]:
-        oks = [
-            row
-            for place in tasks
-            if place[0] == graph.end
-            for row in self._said.get(place, ())
-            if row["field_name"] == "attempt_ok"
-        ]
-        ended = (str(oks[-1]["value"]) == "True", _time(oks[-1])) if oks else (None, None)
-        return self._history._state(self._row, *ended)
+    def _state(self, tasks: Iterable[Task]) -> tuple[RunState, float | None]:
+        rows = (row for task in tasks if task[0] == self._graph.end for row in self._rows_of(task))
+        return self._history._state(self._row, *_end_in(rows))
 
-    def _batch(
-        self, graph: Graph, tasks: Mapping[tuple[str, str], Row], numbers: Mapping[Any, int]
-    ) -> Batch:
-        places = [place for place in tasks if place[0] != "_parameters"]
-        entries = {place: self._entries(self._latest(place)) for place in places}
-        paths = self._paths(graph, places, entries, numbers)
-        counts = self._counts(graph, places, entries, numbers)
-        standing = theirs.MetaflowPositions(graph, paths, counts)
+    def _rows_of(self, task: Task) -> Sequence[Row]:
+        """What Metaflow has recorded of a task."""
+        return self._metadata.get(task, ())
+
+    def _batch(self, tasks: Mapping[Task, Row]) -> Batch:
+        in_threads = self._history._in_threads
+        self._left = {task: self._entries(self._latest(task)) for task in tasks}
+        paths = {
+            (task[0], self._numbers[task]): path
+            for task, path in zip(tasks, in_threads(self._path, tasks), strict=True)
+        }
+        opening = [
+            task
+            for task in tasks
+            if (node := self._graph.nodes.get(task[0])) and node.kind in theirs.OPENS_ITEMS
+        ]
+        self._counts = {
+            self._numbers[task]: count
+            for task, count in zip(opening, in_threads(self._count, opening), strict=True)
+            if count is not None
+        }
+        positions = theirs.MetaflowPositions(self._graph, paths, self._counts)
         batch = Batch()
-        known = self._history.in_threads(
-            lambda place: self._attempts(place, numbers[place], graph, entries[place], counts),
-            places,
-        )
-        for place, attempts in zip(places, known, strict=True):
-            number = numbers[place]
-            stands = standing.standing(place[0], number)
+        for task, attempts in zip(tasks, in_threads(self._attempts, tasks), strict=True):
+            number = self._numbers[task]
+            position = positions.of(task[0], number)
             for each in attempts:
-                manifest = self._manifest(place, each, graph, entries[place], counts, number)
-                frames = _frames(graph, place[0], paths[place[0], number], stands.split)
+                manifest = self._manifest(task, each)
                 if manifest is not None:
-                    manifest.stack = frames
+                    path = paths[task[0], number]
+                    manifest.stack = _frames(self._graph, task[0], path, position.split)
                     each = each._replace(manifest=manifest.encode())
                 batch.attempts.append(each)
             batch.tasks.append(
                 TaskRecord(
                     task=number,
-                    step=place[0],
-                    created_at=_time(tasks[place]),
-                    split=stands.split,
-                    index=stands.index,
-                    inputs=encode_inputs(stands.inputs),
-                    origin=self._origin(place),
+                    step=task[0],
+                    created_at=_time(tasks[task]),
+                    split=position.split,
+                    index=position.index,
+                    inputs=encode_inputs(position.inputs),
+                    origin=self._origin(task),
                 )
             )
-            batch.metadata += self._facts(place, number)
+            batch.metadata += self._facts(task)
         return batch
 
-    def _origin(self, place: tuple[str, str]) -> str:
-        said = {row["field_name"]: str(row["value"]) for row in self._said.get(place, ())}
-        run, task = said.get("origin-run-id"), said.get("origin-task-id")
+    def _origin(self, task: Task) -> str:
+        facts = {row["field_name"]: str(row["value"]) for row in self._rows_of(task)}
+        run, origin = facts.get("origin-run-id"), facts.get("origin-task-id")
         # Without a number it is a task that aflow knows by another name.
-        if not run or not task or not task.isdigit() or not _is(ids.run_id, run):
+        if not run or not origin or not origin.isdigit() or not _is(ids.run_id, run):
             return ""
-        return f"{run}/{place[0]}/{task}"
+        return f"{run}/{task[0]}/{origin}"
 
-    def _facts(self, place: tuple[str, str], number: int) -> list[MetadataRecord]:
+    def _facts(self, task: Task) -> list[MetadataRecord]:
+        number = self._numbers[task]
         found = [
             MetadataRecord(
                 task=number,
@@ -611,110 +570,56 @@ class _Reading:
                 type=str(row.get("type") or row["field_name"]),
                 created_at=_time(row),
             )
-            for row in self._said.get(place, ())
+            for row in self._rows_of(task)
             if row["field_name"] not in _DESCRIBED
         ]
-        if place[1] != str(number):
-            at = _time(self._row)
-            name = "metaflow-task-id"
+        if task[1] != str(number):
+            name, at = "metaflow-task-id", _time(self._row)
             found.append(
                 MetadataRecord(
-                    task=number, attempt=0, field=name, value=place[1], type=name, created_at=at
+                    task=number, attempt=0, field=name, value=task[1], type=name, created_at=at
                 )
             )
         return found
 
-    def _paths(
-        self,
-        graph: Graph,
-        places: Sequence[tuple[str, str]],
-        entries: Mapping[tuple[str, str], Mapping[str, Entry]],
-        numbers: Mapping[Any, int],
-    ) -> dict[tuple[str, int], theirs.Path]:
-        def path(place: tuple[str, str]) -> theirs.Path:
-            said = self._said.get(place, ())
-            node = graph.nodes.get(place[0])
-            found = theirs.path_of((row["field_name"], str(row["value"])) for row in said)
-            if found is not None or node is None or not node.splits:
-                return found or ()
-            entry = entries[place].get("_foreach_stack")
-            stack = self._value(entry) if entry is not None else None
-            return tuple(int(frame.index or 0) for frame in stack or ())
+    def _path(self, task: Task) -> theirs.Path:
+        node = self._graph.nodes.get(task[0])
+        found = theirs.path_of(
+            (row["field_name"], str(row["value"])) for row in self._rows_of(task)
+        )
+        if found is not None or node is None or not node.splits:
+            return found or ()
+        stack = self._value(self._left[task].get("_foreach_stack"))
+        return tuple(int(frame.index or 0) for frame in stack or ())
 
-        found = self._history.in_threads(path, places)
-        return {
-            (step, numbers[step, id_]): each
-            for (step, id_), each in zip(places, found, strict=True)
-        }
+    def _count(self, task: Task) -> int | None:
+        """How many items a task has opened; None where that is not known."""
+        value = self._value(self._left[task].get("_foreach_num_splits"))
+        return value if isinstance(value, int) else None
 
-    def _counts(
-        self,
-        graph: Graph,
-        places: Sequence[tuple[str, str]],
-        entries: Mapping[tuple[str, str], Mapping[str, Entry]],
-        numbers: Mapping[Any, int],
-    ) -> dict[int, int]:
-        """How many items tasks have opened."""
-        opening = [
-            place
-            for place in places
-            if (node := graph.nodes.get(place[0])) and node.kind in theirs._OPENS_ITEMS
-        ]
+    def _attempts(self, task: Task) -> list[AttemptRecord]:
+        rows: defaultdict[int, list[Row]] = defaultdict(list)
+        for row in self._rows_of(task):
+            rows[_attempt_of(row)].append(row)
+        attempts = sorted({*rows, *(self._artifacts.get(task) or ())}) or [0]
+        return [self._attempt(task, each, rows.get(each, ())) for each in attempts]
 
-        def count(place: tuple[str, str]) -> int | None:
-            entry = entries[place].get("_foreach_num_splits")
-            value = self._value(entry) if entry is not None else None
-            return value if isinstance(value, int) else None
-
-        found = self._history.in_threads(count, opening)
-        return {
-            numbers[place]: each
-            for place, each in zip(opening, found, strict=True)
-            if each is not None
-        }
-
-    def _attempts(
-        self,
-        place: tuple[str, str],
-        number: int,
-        graph: Graph,
-        entries: Mapping[str, Entry],
-        counts: Mapping[int, int],
-    ) -> list[AttemptRecord]:
-        said = self._said.get(place, ())
-        begun: dict[int, float] = {}
-        ended: dict[int, tuple[bool, float]] = {}
-        for row in said:
-            attempt = _attempt_of(row)
-            begun[attempt] = min(begun.get(attempt, _time(row)), _time(row))
-            if row["field_name"] == "attempt_ok":
-                ended[attempt] = str(row["value"]) == "True", _time(row)
-        attempts = sorted({*begun, *ended, *(self._left.get(place) or ())}) or [0]
-        return [self._attempt(place, number, each, begun, ended) for each in attempts]
-
-    def _attempt(
-        self,
-        place: tuple[str, str],
-        number: int,
-        attempt: int,
-        begun: Mapping[int, float],
-        ended: Mapping[int, tuple[bool, float]],
-    ) -> AttemptRecord:
-        well, at = ended.get(attempt, (None, None))
-        started = begun.get(attempt, _time(self._row))
-        state = AttemptState.RUNNING
-        if well is not None:
-            state = AttemptState.SUCCEEDED if well else AttemptState.FAILED
+    def _attempt(self, task: Task, attempt: int, rows: Sequence[Row]) -> AttemptRecord:
+        started = min(map(_time, rows), default=_time(self._row))
+        ended_well, at = _end_in(rows)
+        state, reason = AttemptState.RUNNING, ""
+        if ended_well:
+            state = AttemptState.SUCCEEDED
+        elif ended_well is not None:
+            state = AttemptState.FAILED
+            error = self._exception(task, attempt)
+            reason = f"{error['type']}: {error['message']}" if error else "The task failed."
         elif self._history._state(self._row, None, None)[0] is not RunState.RUNNING:
             state, at = AttemptState.LOST, started
-        log = self._log(place, attempt)
-        reason = ""
-        if state is AttemptState.FAILED:
-            reason = self._reason(place, attempt)
-        elif state is AttemptState.LOST:
             reason = "Metaflow has recorded no end of the task."
+        log = self._log(task, attempt)
         return AttemptRecord(
-            task=number,
+            task=self._numbers[task],
             attempt=attempt,
             state=state,
             started_at=started,
@@ -725,10 +630,9 @@ class _Reading:
             stderr_size=log.stderr_size,
         )
 
-    def _exception(self, place: tuple[str, str], attempt: int) -> dict[str, Any] | None:
-        rows = (self._left.get(place) or {}).get(attempt, [])
-        entry = self._entries(rows).get("_exception")
-        found = None if entry is None else self._value(entry)
+    def _exception(self, task: Task, attempt: int) -> dict[str, Any] | None:
+        rows = (self._artifacts.get(task) or {}).get(attempt, [])
+        found = self._value(self._entries(rows).get("_exception"))
         if found is None:
             return None
         module, _, kind = str(getattr(found, "type", "Exception")).rpartition(".")
@@ -740,40 +644,26 @@ class _Reading:
             "caught": False,
         }
 
-    def _reason(self, place: tuple[str, str], attempt: int) -> str:
-        error = self._exception(place, attempt)
-        if error is None:
-            return "The task failed."
-        return f"{error['type']}: {error['message']}"
-
-    def _manifest(
-        self,
-        place: tuple[str, str],
-        attempt: AttemptRecord,
-        graph: Graph,
-        latest: Mapping[str, Entry],
-        counts: Mapping[int, int],
-        number: int,
-    ) -> Manifest | None:
+    def _manifest(self, task: Task, attempt: AttemptRecord) -> Manifest | None:
         if attempt.state not in (AttemptState.SUCCEEDED, AttemptState.FAILED):
             return None
-        attempts = self._left.get(place) or {}
-        is_latest = not attempts or attempt.attempt == max(attempts)
-        rows = attempts.get(attempt.attempt, ())
-        entries = dict(latest) if is_latest else self._entries(rows)
-        node = graph.nodes.get(place[0])
-        manifest = Manifest(place[0], entries)
+        attempts = self._artifacts.get(task) or {}
+        if not attempts or attempt.attempt == max(attempts):
+            entries = self._left[task]
+        else:
+            entries = self._entries(attempts.get(attempt.attempt, ()))
+        node = self._graph.nodes.get(task[0])
+        manifest = Manifest(task[0], entries)
         if attempt.state is AttemptState.FAILED:
-            manifest.error = self._exception(place, attempt.attempt)
+            manifest.error = self._exception(task, attempt.attempt)
         elif node is not None:
-            following: tuple[str, ...] = node.next
-            if node.kind.value == "switch" and "_transition" in entries:
-                taken = self._value(entries["_transition"])
-                following = tuple(taken[0]) if taken else following
-            count = None
-            if node.kind in theirs._OPENS_ITEMS:
-                count = counts.get(number, 0)
-            manifest.transition = (following, node.foreach, count)
+            steps: tuple[str, ...] = node.next
+            if node.kind is Kind.SWITCH:
+                taken = self._value(entries.get("_transition"))
+                steps = tuple(taken[0]) if taken else steps
+            opens_items = node.kind in theirs.OPENS_ITEMS
+            count = self._counts.get(attempt.task, 0) if opens_items else None
+            manifest.transition = (steps, node.foreach, count)
         return manifest
 
 
@@ -783,7 +673,7 @@ def _failed(batch: Batch) -> AttemptRecord | None:
     return next((a for a in latest.values() if a.state is AttemptState.FAILED), None)
 
 
-def _goes_on(batch: Batch) -> bool:
+def _is_running(batch: Batch) -> bool:
     """Whether there are attempts that have not ended."""
     return any(each.state is AttemptState.RUNNING for each in batch.attempts)
 
@@ -792,9 +682,7 @@ def _frames(
     graph: Graph, step: str, path: theirs.Path, split: int | None
 ) -> tuple[ForeachFrame, ...]:
     node = graph.nodes.get(step)
-    if node is None:
-        return ()
-    openers = [each for each in node.splits if graph[each].kind in theirs._OPENS_ITEMS]
+    openers = [] if node is None else theirs.openers_of(graph, node)
     return tuple(
         ForeachFrame(
             step=each,
@@ -899,6 +787,20 @@ def _texts(row: Row, name: str) -> tuple[str, ...]:
     return tuple(sorted(str(each) for each in row.get(name) or () if each))
 
 
+def _tags(row: Row) -> set[str]:
+    return {*_texts(row, "tags"), *_texts(row, "system_tags")}
+
+
+def _task_of(row: Row) -> Task:
+    return str(row["step_name"]), str(row["task_id"])
+
+
+def _end_in(rows: Iterable[Row]) -> tuple[bool | None, float | None]:
+    """Whether the last attempt that has ended did so well, and when; None where none has ended."""
+    ends = [row for row in rows if row["field_name"] == "attempt_ok"]
+    return (str(ends[-1]["value"]) == "True", _time(ends[-1])) if ends else (None, None)
+
+
 def _mark_attempts(rows: list[Row]) -> None:
     """Note of which attempt each row speaks: by its tag, or where a service gives a row the tags of
     its run, by when it was written."""
@@ -926,7 +828,3 @@ def _is(check: Callable[[str], object], value: str) -> bool:
     except InvalidName:
         return False
     return True
-
-
-def _up_to(limit: int | None) -> Iterable[int]:
-    return range(limit) if limit is not None else iter(int, 1)

@@ -12,12 +12,12 @@ from aflow._core.ids import PARAMETERS_TASK
 from aflow.errors import AflowError, InvalidInput
 from aflow.metadata.base import Batch, RunUpdate
 from aflow.storage import codecs
-from aflow.storage.artifacts import Entry, Manifest
+from aflow.storage.artifacts import ENCODING, Entry, Manifest
 from aflow.storage.codecs import gunzipped
 from aflow.storage.items import write_items
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord
     from aflow.storage.base import ObjectStore
@@ -106,9 +106,8 @@ class _Taking:
                 continue
             ours[name] = self._copied(entry, min(left, _INLINE))
             left -= len(ours[name].inline or b"")
-        over = theirs.transition[1]
         if theirs.transition[2] is not None:
-            theirs.items = self._items(theirs, theirs.artifacts, over)
+            theirs.items = self._items(theirs)
         theirs.artifacts = ours
         if known:
             theirs.inherited = {PARAMETERS_TASK: sorted(known)}
@@ -120,30 +119,23 @@ class _Taking:
 
     def _copied(self, entry: Entry, inline: int) -> Entry:
         key = entry.blobs[0][0]
-        there = self._known.get(key)
-        if there is not None and there.inline is None:
-            return there
+        if key in self._known:
+            return self._known[key]
         data = self._pickle(entry)
-        if len(data) <= inline:
-            return Entry("pickle5", len(data), entry.type, {}, data)
-        blob = (str(self._blobs.put(data)), len(data))
-        made = self._known[key] = Entry(
-            encoding="pickle5",
-            size=len(data),
-            type=entry.type,
-            preview={},
-            inline=None,
-            blobs=(blob,),
-        )
+        made = Entry(ENCODING, len(data), entry.type, preview={}, inline=data)
+        if len(data) > inline:
+            blob = (str(self._blobs.put(data)), len(data))
+            made = self._known[key] = made._replace(inline=None, blobs=(blob,))
         return made
 
-    def _items(self, manifest: Manifest, entries: Mapping[str, Entry], over: str | None) -> Any:
+    def _items(self, manifest: Manifest) -> Any:
         """The items of a foreach; None of a gang, which has none."""
-        if over is None or over not in entries:
+        over = manifest.transition[1]
+        if over is None or over not in manifest.artifacts:
             return None
         where = f"{self._run.flow}/{self._run.run}/{manifest.step}"
         try:
-            value = codecs.load(f"Artifact {over!r}", self._pickle(entries[over]))
+            value = codecs.load(f"Artifact {over!r}", self._pickle(manifest.artifacts[over]))
             items, _ = write_items(value, self._blobs, _MOST_ITEMS)
         except AflowError as error:
             raise InvalidInput(

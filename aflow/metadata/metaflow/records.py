@@ -119,20 +119,26 @@ def copies_metadata(
         copies: Where the copies are.
         left: The artifacts that the attempt has left.
     """
+    location = f":root:{copies.root}"
     return [
-        {
-            "name": each.name,
-            "location": f":root:{copies.root}",
-            "ds_type": copies.kind,
-            "sha": each.sha,
-            "type": "metaflow.artifact",
-            "content_type": ENCODING,
-            "attempt_id": attempt.attempt,
-            "tags": [],
-            "system_tags": [],
-        }
-        for each in left
+        _artifact(attempt, each.name, location, copies.kind, each.sha, ENCODING) for each in left
     ]
+
+
+def _artifact(
+    attempt: AttemptRecord, name: str, location: str, ds_type: str, sha: str, content_type: str
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "location": location,
+        "ds_type": ds_type,
+        "sha": sha,
+        "type": "metaflow.artifact",
+        "content_type": content_type,
+        "attempt_id": attempt.attempt,
+        "tags": [],
+        "system_tags": [],
+    }
 
 
 def facts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
@@ -195,17 +201,8 @@ def artifacts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
         manifest = Manifest.decode(attempt.manifest)
     except StorageError:
         return []  # what is damaged is reported to its reader, and keeps no run from going on
-    return [
-        {
-            "name": name,
-            "location": f"aflow:{entry.blobs[0][0]}" if entry.blobs else "aflow:",
-            "ds_type": "aflow",
-            "sha": keys_of(entry)[0] if entry.blobs else "",
-            "type": "metaflow.artifact",
-            "content_type": entry.encoding,
-            "attempt_id": attempt.attempt,
-            "tags": [],
-            "system_tags": [],
-        }
-        for name, entry in manifest.artifacts.items()
-    ]
+    found = []
+    for name, entry in manifest.artifacts.items():
+        blob, sha = (entry.blobs[0][0], keys_of(entry)[0]) if entry.blobs else ("", "")
+        found.append(_artifact(attempt, name, f"aflow:{blob}", "aflow", sha, entry.encoding))
+    return found

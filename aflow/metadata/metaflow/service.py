@@ -74,7 +74,7 @@ class Registry(ServiceClient):
     def is_one(self) -> bool:
         """Return whether such a service is there, and not one of aflow's."""
         try:
-            response, _ = self._ask("GET", "/ping", b"")
+            response, _ = self._exchange("GET", "/ping")
         except (OSError, http.client.HTTPException):
             return False  # the caller waits for it, and reports what is wrong
         return "METADATA_SERVICE_VERSION" in response.headers and OWN not in response.headers
@@ -116,10 +116,10 @@ class Registry(ServiceClient):
             MetadataUnavailable: The metadata store does not answer, or is damaged.
         """
         path, wanted = f"/flows/{flow}/runs", records.run_name(run)
-        if self._patient(f"{path}/{wanted}") is not None:
+        if self._get(f"{path}/{wanted}")[1] is not None:
             return wanted
         mark = records.mark_of(run)
-        for row in self._patient(f"{path}?_limit={_NEWEST}") or ():
+        for row in self._get(f"{path}?_limit={_NEWEST}")[1] or ():
             if mark in (row.get("system_tags") or ()):
                 return str(row["run_number"])
         return wanted
@@ -136,22 +136,8 @@ class Registry(ServiceClient):
             MetadataUnavailable: The metadata store does not answer, or is damaged.
         """
         asked = f"metadata_field_name={records.TASK_MARK}&pattern=%5E{task}%24"
-        found = self._patient(f"{step}/filtered_tasks?{asked}") or ()
+        found = self._get(f"{step}/filtered_tasks?{asked}")[1] or ()
         return next((str(each).rpartition("/")[2] for each in found), records.task_name(task))
-
-    def _patient(self, path: str) -> Any:
-        return self.patiently(lambda _: self._get(path))[0]
-
-    def _get(self, path: str) -> Any:
-        response, content = self._ask("GET", path, b"")
-        if response.status == 404:
-            return None
-        if response.status != 200:
-            self._turned_down(response, content)
-        try:
-            return json.loads(content)
-        except ValueError as error:
-            raise http.client.HTTPException("its answer is not valid JSON") from error
 
     def beat(self, path: str) -> None:
         """Send a heartbeat. A failure is ignored: the next one follows soon.
@@ -165,7 +151,7 @@ class Registry(ServiceClient):
             pass  # the next one tells; who beats has no time to wait
 
     def _request(self, method: str, path: str, body: object) -> dict[str, Any]:
-        response, content = self._ask(method, path, json.dumps(body).encode())
+        response, content = self._exchange(method, path, json.dumps(body).encode())
         if response.status == 409:
             return {}
         if response.status >= 300:
@@ -175,19 +161,6 @@ class Registry(ServiceClient):
         except ValueError:
             return {}
         return answer if isinstance(answer, dict) else {}
-
-    def _ask(self, method: str, path: str, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
-        connection = self._connection()
-        usable = False
-        try:
-            headers = {**self._headers, "Content-Type": "application/json"}
-            connection.request(method, self._path + path, body, headers)
-            response = connection.getresponse()
-            content = response.read()
-            usable = not response.will_close
-        finally:
-            self._give_back(connection, usable)
-        return response, content
 
 
 class _Registering(SqliteMetadata):
@@ -306,11 +279,10 @@ class _Registering(SqliteMetadata):
         return self._runs[run_key]
 
     def _of_key(self, run_key: int) -> RunRecord:
-        for (flow,) in self._all("flow_of_run", run_key=run_key):
-            for kind in ("", "spin"):
-                for run in self.runs(flow, kind=kind):
-                    if run.key == run_key:
-                        return self.run(run.flow, run.run) or run
+        for flow, run in self._all("name_of_run", run_key=run_key):
+            found = self.run(flow, run)
+            if found is not None:
+                return found
         raise NotFound("The run that was to be registered no longer exists.")
 
     def _register(self, run: _Run, batch: Batch) -> None:
@@ -447,9 +419,6 @@ class RegisteringStoreMetadata(_Registering, StoreMetadata):
     def address(self) -> str:
         """The URL that opens it in another process."""
         return f"{super().address}#{self._registry.url}"
-
-    def _of_key(self, run_key: int) -> RunRecord:
-        return StoreMetadata._of_key(self, run_key)
 
 
 def _registered(run: RunRecord, name: str = "") -> _Run:

@@ -245,7 +245,7 @@ class ServiceSource(ServiceClient):
             cursor = response.headers.get("X-Next-Cursor")
             if not cursor:
                 return found
-            response, rows = self._get(f"{path}?_limit={PAGE}&_cursor={quote(cursor, safe='')}")
+            response, rows = self._get(f"{path}?_limit={PAGE}&_cursor={_quoted(cursor)}")
 
     def run(self, flow: str, run: str) -> Row | None:
         """See RecordSource."""
@@ -291,28 +291,9 @@ class ServiceSource(ServiceClient):
         return sorted(found, key=_at) if isinstance(found, list) else []
 
     def _get(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
-        return self.patiently(lambda _: self._got(path))[0]
-
-    def _got(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
-        connection = self._connection()
-        usable = False
         if self.registered:
             path += f"{'&' if '?' in path else '?'}{self.registered}"
-        try:
-            connection.request("GET", self._path + path, headers=self._headers)
-            response = connection.getresponse()
-            said = response.read()
-            usable = not response.will_close
-        finally:
-            self._give_back(connection, usable)
-        if response.status == 404:
-            return response, None
-        if response.status != 200:
-            self._turned_down(response, said[:1000])
-        try:
-            return response, json.loads(said)
-        except ValueError as error:
-            raise http.client.HTTPException("its answer is not valid JSON") from error
+        return super()._get(path)
 
 
 def _run(flow: str, run: str) -> str:

@@ -42,7 +42,7 @@ class TablesSource:
     def _rows(self, query: str, values: Sequence[Any]) -> list[Row]:
         try:
             with self._lock, self._connection.cursor(row_factory=dict_row) as cursor:
-                return list(cursor.execute(query.encode(), values).fetchall())
+                return [_decoded(row) for row in cursor.execute(query.encode(), values)]
         except psycopg.Error as error:
             raise self._place.named(error) from error
 
@@ -51,18 +51,18 @@ class TablesSource:
 
     def flows(self) -> list[Row]:
         """See Source."""
-        return self._decoded_rows(f"SELECT * FROM {self._table('flows_v3')} ORDER BY ts_epoch", [])
+        return self._rows(f"SELECT * FROM {self._table('flows_v3')} ORDER BY ts_epoch", [])
 
     def runs(self, flow: str) -> list[Row]:
         """See Source."""
         query = f"SELECT * FROM {self._table('runs_v3')} WHERE flow_id = %s ORDER BY ts_epoch"
-        return self._decoded_rows(query, [flow])
+        return self._rows(query, [flow])
 
     def run(self, flow: str, run: str) -> Row | None:
         """See Source."""
         where, value = ("run_number", int(run)) if run.isdigit() else ("run_id", run)
         query = f"SELECT * FROM {self._table('runs_v3')} WHERE flow_id = %s AND {where} = %s"
-        return next(iter(self._decoded_rows(query, [flow, value])), None)
+        return next(iter(self._rows(query, [flow, value])), None)
 
     def _number(self, flow: str, run: str) -> int | None:
         if run.isdigit():
@@ -78,7 +78,7 @@ class TablesSource:
         if number is None:
             return []
         query = f"SELECT * FROM {self._table(table)} WHERE flow_id = %s AND run_number = %s {more}"
-        return self._decoded_rows(f"{query} ORDER BY ts_epoch", [flow, number, *values])
+        return self._rows(f"{query} ORDER BY ts_epoch", [flow, number, *values])
 
     def steps(self, flow: str, run: str) -> list[Row]:
         """See Source."""
@@ -101,9 +101,6 @@ class TablesSource:
     def artifacts(self, flow: str, run: str) -> list[Row]:
         """See Source."""
         return self._of_run("artifact_v3", flow, run)
-
-    def _decoded_rows(self, query: str, values: Sequence[Any]) -> list[Row]:
-        return [_decoded(row) for row in self._rows(query, values)]
 
     def close(self) -> None:
         """Release the connection."""

@@ -24,7 +24,7 @@ _KINDS = {
     "split-switch": Kind.SWITCH, "split-and": Kind.SPLIT, "split": Kind.SPLIT,
     "foreach": Kind.FOREACH, "end": Kind.END,
 }  # fmt: skip
-_OPENS_ITEMS = (Kind.FOREACH, Kind.PARALLEL)
+OPENS_ITEMS = (Kind.FOREACH, Kind.PARALLEL)
 
 
 class MetaflowForeachFrame(NamedTuple):
@@ -123,6 +123,16 @@ def graph_of(flow: str, info: Mapping[str, Any] | None, steps: Sequence[str]) ->
     return Graph(flow, first, last, nodes, str((info or {}).get("doc") or ""))
 
 
+def openers_of(graph: Graph, node: Node) -> list[str]:
+    """Return the steps that have opened the foreachs around a step, the outermost first.
+
+    Args:
+        graph: The steps of the flow and the transitions between them.
+        node: The step.
+    """
+    return [each for each in node.splits if graph[each].kind in OPENS_ITEMS]
+
+
 def _open_splits(described: Mapping[str, Any], start: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     todo: list[tuple[str, tuple[str, ...]]] = [(start, ())]
@@ -182,7 +192,7 @@ class MetaflowPositions:
                 outer = (step, path[:-1])
                 self._items[outer] = max(self._items[outer], path[-1] + 1)
 
-    def standing(self, step: str, number: int) -> TaskPlace:
+    def of(self, step: str, number: int) -> TaskPlace:
         """Return the place of a task in the graph of its run: its inputs, its foreach and its
         index.
 
@@ -198,7 +208,7 @@ class MetaflowPositions:
         return TaskPlace(self._inputs(node, path, number), split, index)
 
     def _split(self, node: Node, path: Path) -> int | None:
-        openers = [each for each in node.splits if self._graph[each].kind in _OPENS_ITEMS]
+        openers = openers_of(self._graph, node)
         return self._at.get((openers[-1], path[:-1])) if openers and path else None
 
     def _inputs(self, node: Node, path: Path, number: int) -> Inputs:
@@ -209,14 +219,14 @@ class MetaflowPositions:
             return self._joined(node, opener, path)
         for name in node.previous:
             before = self._graph[name]
-            above = path[:-1] if before.kind in _OPENS_ITEMS else path
+            above = path[:-1] if before.kind in OPENS_ITEMS else path
             found = self._at.get((name, above))
             if found is not None and found != number:
                 return FromTask(found)
         return NoInputs()
 
     def _joined(self, node: Node, opener: Node, path: Path) -> Inputs:
-        if opener.kind in _OPENS_ITEMS:
+        if opener.kind in OPENS_ITEMS:
             split = self._at.get((opener.name, path), 0)
             counted = max((self._items[each, path] for each in opener.next), default=0)
             return FromForeach(split, node.previous, self._counts.get(split, counted))

@@ -75,8 +75,11 @@ class WithHistory:
         """
         runs = self._own.runs(flow, **which)
         known = {(run.flow, run.run) for run in runs}
+        after = which.pop("after", None)
         for history in self._histories:
-            for run in self._marked(history, history.runs(flow, **which)):
+            # Each compares with the key that the last run of the page before would have there.
+            shifted = after and (after[0], after[1] - self._shift(history))
+            for run in self._marked(history, history.runs(flow, after=shifted, **which)):
                 taken_over = (run.flow, run.run) in known
                 if not taken_over and self._own.run(run.flow, run.run) is None:
                     runs.append(run)
@@ -95,6 +98,11 @@ class WithHistory:
                 return next(self._marked(history, [theirs]))
         return None
 
+    def _shift(self, history: Beside) -> int:
+        """How much greater keys of the runs of a history are here than there."""
+        first = FIRST_KEY if isinstance(history, StoreMetadata) else 0
+        return first + self._histories.index(history) * _STEP
+
     def _marked(self, history: Beside, runs: list[RunRecord]) -> Iterator[RunRecord]:
         """With keys and stores that say which history they are of."""
         number = self._histories.index(history)
@@ -103,8 +111,7 @@ class WithHistory:
             settings = run.settings
             if storage.startswith(SCHEME):
                 settings = {**settings, "storage": f"{number}:{storage}"}
-            key = run.key if run.key >= FIRST_KEY else run.key + FIRST_KEY
-            yield run._replace(key=key + number * _STEP, settings=settings)
+            yield run._replace(key=run.key + self._shift(history), settings=settings)
 
     def open_store(self, url: str) -> ObjectStore | None:
         """Return the object store of a run of a history; None for one of aflow's own.
@@ -128,14 +135,10 @@ class WithHistory:
             key = values[0] if values else more.get("run_key")
             if not isinstance(key, int) or key < FIRST_KEY:
                 return own(*values, **more)
-            number = (key - FIRST_KEY) // _STEP
-            history = self._histories[number]
+            history = self._histories[(key - FIRST_KEY) // _STEP]
             method = getattr(history, name, None)
             if method is None:
                 raise InvalidInput(READ_ONLY)
-            theirs = key - number * _STEP
-            if isinstance(history, StoreMetadata):
-                theirs -= FIRST_KEY
-            return method(theirs, *values[1:], **more)
+            return method(key - self._shift(history), *values[1:], **more)
 
         return call

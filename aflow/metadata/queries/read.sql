@@ -186,8 +186,8 @@ WHERE run_key = :run_key AND task = :task ORDER BY number
 SELECT task, manifest FROM attempts
 WHERE run_key = :run_key AND task > :after AND manifest IS NOT NULL ORDER BY task LIMIT coalesce(:limit, -1)
 
--- name: flow_of_run
-SELECT flow FROM runs WHERE key = :run_key
+-- name: name_of_run
+SELECT flow, run FROM runs WHERE key = :run_key
 
 -- name: written_by
 SELECT written_by FROM runs WHERE key = :run_key AND version = :version

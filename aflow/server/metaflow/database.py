@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from aflow._core.settings import path_at
+from aflow._core.sqlite import transaction
 from aflow.errors import InvalidSetting, MetadataTooNew
 from aflow.metadata.sql import named
 from aflow.metadata.sqlite import OpenFiles, connect, errors_named
@@ -204,21 +205,10 @@ class SqliteDatabase:
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Write; see the port."""
-        with self._lock, errors_named(self._where), self._transaction():
-            return work(Transaction(self._writer))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._writer.execute("BEGIN IMMEDIATE")
-        try:
+        with self._lock, errors_named(self._where), transaction(self._writer):
             if self._files is not None:
                 self._files.check()
-            yield
-            self._writer.execute("COMMIT")
-        except BaseException:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            raise
+            return work(Transaction(self._writer))
 
     def close(self) -> None:
         """Close; see the port."""

@@ -115,6 +115,18 @@ def without_passwords(text: str) -> str:
     return re.sub(_OPTIONS, lambda found: found[1] if found[2] else "", text)
 
 
+def without_account(url: str) -> str:
+    """Return the URL of a server without user and password, and without options that are secret.
+
+    Args:
+        url: The URL.
+    """
+    from urllib.parse import urlsplit, urlunsplit  # for those alone who have a queue on a server
+
+    parts = urlsplit(without_passwords(url))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
 def as_mentioned(text: str) -> str:
     """Return a text that is not a well-formed URL without what may be a password, for the error
     that mentions it: whatever stands between a colon and an @ counts as one.

@@ -14,7 +14,7 @@ import contextvars
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -118,6 +118,30 @@ async def to_the_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if cancelled:
         raise asyncio.CancelledError
     return result
+
+
+async def some_at_once(work: Iterable[Coroutine[Any, Any, T]], width: int) -> list[T]:
+    """Return the answers of all, in order; `width` of them are on their way at a time, and no other
+    is begun, which bounds the memory. Raises the first error, when all others have ended.
+
+    Args:
+        work: The coroutines, which are created as they are needed.
+        width: How many run at a time.
+    """
+    answers: dict[int, T] = {}
+    numbered = enumerate(work)
+
+    async def go_on() -> None:
+        for number, each in numbered:
+            answers[number] = await each
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(width):
+                group.create_task(go_on())
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from several
+    return [answers[number] for number in sorted(answers)]
 
 
 # Calls of coroutines from threads that have no event loop: one loop, in a thread of its own.

@@ -88,7 +88,8 @@ class Depth(NamedTuple):
 
 
 class Queue(Protocol):
-    """Messages by topic; see the module's text for what is promised."""
+    """Messages by topic; see the module's text for what is promised. A backend derives from it:
+    what a method answers where the broker does not say is here."""
 
     @property
     def url(self) -> str:
@@ -97,6 +98,7 @@ class Queue(Protocol):
     @property
     def largest(self) -> int | None:
         """How many bytes the body of a message may have; None where aflow's own limit is lower."""
+        return None
 
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages to the topic, all or none. A message whose id the topic has already is left
@@ -187,6 +189,7 @@ class Queue(Protocol):
             topic: The name of the topic.
             ids: The ids of the messages.
         """
+        return None
 
     async def drop(self, topic: str) -> None:
         """Forget the topic, with all of its messages.
@@ -222,10 +225,12 @@ class Queue(Protocol):
             topic: The name of the topic.
             limit: How many at most.
         """
+        return None
 
     async def topics(self) -> list[str] | None:
         """Return the topics that have messages, in alphabetical order. None where the broker does
         not say."""
+        return None
 
     async def depth(self, topic: str) -> Depth:
         """Return how many messages the topic has.
@@ -241,6 +246,7 @@ class Queue(Protocol):
         Args:
             topic: The name of the topic.
         """
+        return None
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Show all users of the queue a record of a worker.
@@ -253,6 +259,7 @@ class Queue(Protocol):
 
     async def announced(self) -> Mapping[str, bytes] | None:
         """Return what workers have announced, by name. None where the broker does not say."""
+        return None
 
     async def close(self) -> None:
         """Release connections; what was leased stays so until its time has passed. May be called
@@ -292,9 +299,9 @@ def check_held(
     """Check that leases have not ended.
 
     Args:
-        leases: The leases.
-        held: The tokens of those that are still held.
-        extended: Those that were extended, for the error.
+        leases: The leases of a call.
+        held: The tokens of those that had not ended when the call was carried out.
+        extended: The leases with their new ends, which the error carries.
 
     Raises:
         LeaseLost: The tokens of some leases are not among those that are held.

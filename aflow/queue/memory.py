@@ -7,16 +7,18 @@ import heapq
 import uuid
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aflow._core.clock import SystemClock
-from aflow.errors import LeaseLost
 from aflow.queue.base import (
     MAX_DELIVERIES,
     Buried,
     Depth,
     Lease,
     Message,
+    Queue,
+    check_held,
     check_messages,
     check_topic,
     group_of,
@@ -26,35 +28,22 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
 
 
+@dataclass(slots=True, eq=False)
 class _StoredMessage:
-    """One message. `token` is that of its lease, `due` when that ends or when its delay does."""
+    """One message. `token` is that of its lease, `due` when that ends or when its delay does,
+    `since` when it became ready."""
 
-    __slots__ = (
-        "body",
-        "buried_at",
-        "deliveries",
-        "due",
-        "group",
-        "id",
-        "is_ready",
-        "priority",
-        "since",
-        "token",
-        "topic",
-    )
-
-    def __init__(self, topic: str, message: Message) -> None:
-        self.topic = topic
-        self.id = message.id
-        self.body = message.body
-        self.priority = message.priority
-        self.group = group_of(message.id)
-        self.is_ready = False
-        self.since = 0.0  # when it became ready
-        self.deliveries = 0
-        self.token: str | None = None
-        self.due: float | None = None
-        self.buried_at: float | None = None
+    topic: str
+    id: str
+    body: bytes
+    priority: int
+    group: str
+    is_ready: bool = False
+    since: float = 0.0
+    deliveries: int = 0
+    token: str | None = None
+    due: float | None = None
+    buried_at: float | None = None
 
 
 class _Ready:
@@ -114,7 +103,7 @@ class _Ready:
         return found
 
 
-class MemoryQueue:
+class MemoryQueue(Queue):
     """The queue of one event loop: nothing of it is left when the program ends."""
 
     def __init__(self, max_deliveries: int = MAX_DELIVERIES, clock: Clock | None = None) -> None:
@@ -132,18 +121,14 @@ class MemoryQueue:
         """`memory:`"""
         return "memory:"
 
-    @property
-    def largest(self) -> int | None:
-        """No limit of its own."""
-        return None
-
     async def put(self, topic: str, messages: Sequence[Message]) -> None:
         """Add messages; see the port."""
         check_topic(topic)
         for message in check_messages(messages):
             if (topic, message.id) not in self._entries:
-                entry = self._entries[topic, message.id] = _StoredMessage(topic, message)
-                entry.since = self._clock.monotonic()
+                entry = self._entries[topic, message.id] = _StoredMessage(
+                    topic, *message, group_of(message.id), since=self._clock.monotonic()
+                )
                 self._ready[topic].add(entry)
                 self._news.set()
 
@@ -222,42 +207,34 @@ class MemoryQueue:
         self._pushed += 1
         heapq.heappush(self._timed, (due, self._pushed, entry))
 
-    def _held(self, leases: Sequence[Lease]) -> tuple[list[_StoredMessage], list[str]]:
-        """The entries of the leases that have not ended, and the ids of the others."""
+    def _held(self, leases: Sequence[Lease]) -> dict[str, _StoredMessage]:
+        """The messages of the leases that have not ended, by the tokens of these."""
         self._settle()
-        held, lost = [], []
-        for lease in leases:
-            entry = self._entries.get((lease.topic, lease.id))
-            if entry is not None and entry.token == lease.token:
-                held.append(entry)
-            else:
-                lost.append(lease.id)
-        return held, lost
+        there = {each.token: self._entries.get((each.topic, each.id)) for each in leases}
+        return {token: each for token, each in there.items() if each and each.token == token}
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
-        held, lost = self._held(leases)
-        for entry in held:
+        held = self._held(leases)
+        for entry in held.values():
             self._at(entry, self._clock.monotonic() + ttl)
-        extended = [self._lease_of(entry) for entry in held]
-        if lost:
-            raise LeaseLost.of(lost, extended)
+        extended = [self._lease_of(entry) for entry in held.values()]
+        check_held(leases, held, extended)
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
-        held, lost = self._held(leases)
-        for entry in held:
+        held = self._held(leases)
+        for entry in held.values():
             self._forget(entry)
-        if lost:
-            raise LeaseLost.of(lost)
+        check_held(leases, held)
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
         """Give messages back; see the port."""
-        held, lost = self._held(leases)
-        for entry in held:
+        held = self._held(leases)
+        for entry in held.values():
             if not counted:
                 entry.deliveries -= 1
             entry.token = None
@@ -265,17 +242,15 @@ class MemoryQueue:
                 self._at(entry, self._clock.monotonic() + delay)
             else:
                 self._come_back(entry)
-        if lost:
-            raise LeaseLost.of(lost)
+        check_held(leases, held)
 
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages to be looked at; see the port."""
-        held, lost = self._held(leases)
-        for entry in held:
+        held = self._held(leases)
+        for entry in held.values():
             entry.token = entry.due = None
             entry.buried_at = self._clock.now()
-        if lost:
-            raise LeaseLost.of(lost)
+        check_held(leases, held)
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""

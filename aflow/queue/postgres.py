@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from aflow._core.postgres import SETTINGS, advice, line, psycopg, state_of
-from aflow._core.secret import as_mentioned, revealed, sealed, without_passwords
+from aflow._core.secret import as_mentioned, revealed, sealed, without_account
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -31,6 +31,7 @@ from aflow.queue.base import (
     Depth,
     Lease,
     Message,
+    Queue,
     check_held,
     check_messages,
     check_topic,
@@ -183,7 +184,7 @@ _ANNOUNCED = f"""WITH gone AS (
 Connection = psycopg.AsyncConnection[Any]
 
 
-class PostgresQueue:
+class PostgresQueue(Queue):
     """The queue in the database at `postgresql://user:password@host:port/name`."""
 
     def __init__(self, url: str, max_deliveries: int = MAX_DELIVERIES) -> None:
@@ -201,7 +202,7 @@ class PostgresQueue:
         given = dict(options).get("schema")
         if not is_place or not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", given or "_"):
             raise refused
-        self._url = _shown(url)
+        self._url = without_account(url)
         rest = urlencode([each for each in options if each[0] != "schema"])
         self._dsn = urlunsplit(parts._replace(query=rest))
         self._schema_name = given  # None: the one that the user's search_path begins with
@@ -222,11 +223,6 @@ class PostgresQueue:
     def url(self) -> str:
         """Where it is, without user and password."""
         return self._url
-
-    @property
-    def largest(self) -> int | None:
-        """No limit of its own."""
-        return None
 
     # ------------------------------------------------------------------ calls
 
@@ -611,8 +607,3 @@ def _is_silent(db: Connection) -> bool:
     poll = select.poll()
     poll.register(db.fileno(), select.POLLIN)
     return not poll.poll(0)
-
-
-def _shown(url: str) -> str:
-    parts = urlsplit(without_passwords(url))
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

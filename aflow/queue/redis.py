@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
-from aflow._core.secret import as_mentioned, revealed, sealed, without_passwords
+from aflow._core.secret import as_mentioned, revealed, sealed, without_account
 from aflow.errors import InvalidSetting, LeaseLost, MissingExtra, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -28,6 +28,8 @@ from aflow.queue.base import (
     Depth,
     Lease,
     Message,
+    Queue,
+    check_held,
     check_messages,
     check_topic,
 )
@@ -327,7 +329,7 @@ class _Sentinel(Sentinel):
             return await super().discover_master(service_name)
 
 
-class RedisQueue:
+class RedisQueue(Queue):
     """The queue at `redis://[:password@]host[:port][/db][?prefix=aflow]` (`rediss`: with TLS), or
     `redis+sentinel://[:password@]host:26379,host:26379/name[/db]`: the primary of that name, for
     which sentinels are asked whenever a connection is made."""
@@ -351,7 +353,7 @@ class RedisQueue:
             parts = urlsplit(revealed(url))
         except ValueError:  # a bracket that is not closed
             raise refused from None
-        self._url = self._shown(url)
+        self._url = without_account(url)
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         prefix = options.pop("prefix", PREFIX)
         path = [each for each in parts.path.split("/") if each]
@@ -381,20 +383,10 @@ class RedisQueue:
             **_OPTIONS,
         )
 
-    @staticmethod
-    def _shown(url: str) -> str:
-        parts = urlsplit(without_passwords(url))
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
     @property
     def url(self) -> str:
         """Where it is, without user and password."""
         return self._url
-
-    @property
-    def largest(self) -> int | None:
-        """No limit of its own."""
-        return None
 
     # ------------------------------------------------------------------ calls
 
@@ -461,16 +453,13 @@ class RedisQueue:
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
         extended: list[Lease] = []
-        lost: list[str] = []
         for topic, group in _by_topic(leases):
             gone, due = await self._run(_EXTEND, topic, ttl, *_pairs(group))
-            names = {each.decode() for each in gone}
-            lost += names
+            lost = {each.decode() for each in gone}
             extended += [
-                each._replace(expires_at=float(due)) for each in group if each.id not in names
+                each._replace(expires_at=float(due)) for each in group if each.id not in lost
             ]
-        if lost:
-            raise LeaseLost.of(lost, extended)
+        check_held(leases, {each.token for each in extended}, extended)
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:

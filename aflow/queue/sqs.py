@@ -15,8 +15,9 @@ What SQS cannot, and so is otherwise than the port says:
 - SQS does not tell an old receipt from a new one. So a lease is known only to the object that gave
   it, and ends there a second before it ends in SQS.
 - Only buried messages can be removed. Others are delivered, and their worker finds that nothing is
-  left to do. Which messages there are (`known`, `peek`, `topics`), and which workers, SQS does not
-  tell.
+  left to do. SQS does not tell which messages there are (`known`, `peek`), which topics (names of
+  queues are shortened ones) and which workers; how long the oldest message waits, CloudWatch alone
+  tells (ApproximateAgeOfOldestMessage).
 - There are no priorities. Groups take turns as far as SQS has fair queues: a message carries its
   group, where the service takes that. What is to be skipped is taken and given back, which is
   not counted.
@@ -38,15 +39,15 @@ import hashlib
 import math
 import re
 import uuid
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import msgpack
 
 from aflow._core.clock import Clock, SystemClock
 from aflow._core.secret import as_mentioned
-from aflow._core.threads import in_thread
+from aflow._core.threads import in_thread, some_at_once
 from aflow.errors import (
     InvalidMessage,
     InvalidSetting,
@@ -62,10 +63,14 @@ from aflow.queue.base import (
     Depth,
     Lease,
     Message,
+    Queue,
     check_messages,
     check_topic,
     group_of,
 )
+
+if TYPE_CHECKING:
+    from aflow.storage.base import ObjectStore
 
 # The form of a message in SQS, which takes text alone, and only so much of it.
 #
@@ -280,7 +285,8 @@ class SqsService:
                 return await self.call(call, QueueUrl=url, Entries=part)
 
         sizes = [len(each.get("MessageBody", "")) for each in entries]
-        answers = await _together(one(numbers) for numbers in calls_of(sizes))
+        calls = (one(numbers) for numbers in calls_of(sizes))
+        answers = await some_at_once(calls, CALLS_AT_ONCE)
         failed = [each for answer in answers for each in answer.get("Failed", ())]
         return {int(each["Id"]): str(each["Code"]) for each in failed}
 
@@ -352,16 +358,6 @@ class _NoQueue(QueueUnavailable):
     """SQS has no queue of that name."""
 
 
-async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All of these, side by side; raises the first failure."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in calls]
-    except ExceptionGroup as several:
-        raise several.exceptions[0] from several
-    return [task.result() for task in tasks]
-
-
 TURN = 1  # seconds of a call where several topics are waited for
 LONGEST_LEASE = 43_200
 LONGEST_DELAY = 900  # of a message that is put
@@ -374,35 +370,6 @@ _SKIPPED = 15.0  # seconds for which what we leave to others is out of sight
 # What a service answers that knows nothing of fair queues.
 _NOT_FAIR = frozenset({"InvalidParameterValue", "InvalidParameter", "InvalidParameterCombination"})
 _LOST = frozenset({"ReceiptHandleIsInvalid", "InvalidParameterValue", "MessageNotInflight"})
-
-
-class Store(Protocol):
-    """Where large bodies are kept: these calls of the object store's port, which block."""
-
-    def put(self, name: str, parts: Sequence[bytes]) -> object:
-        """Write an object.
-
-        Args:
-            name: The name of the object.
-            parts: Its content, in parts.
-        """
-
-    def get(self, name: str) -> Any:
-        """Return the bytes of an object.
-
-        Args:
-            name: The name of the object.
-
-        Raises:
-            ObjectNotFound: There is no such object.
-        """
-
-    def delete(self, name: str) -> None:
-        """Remove an object, if it exists.
-
-        Args:
-            name: The name of the object.
-        """
 
 
 class _LeaseState(NamedTuple):
@@ -424,7 +391,7 @@ class _Rest(NamedTuple):
     whole: list[str]
 
 
-class SqsQueue:
+class SqsQueue(Queue):
     """The queue at `url`; see the module's text. `open_store` opens what `?bodies=` names."""
 
     def __init__(
@@ -432,7 +399,7 @@ class SqsQueue:
         url: str,
         max_deliveries: int = MAX_DELIVERIES,
         *,
-        open_store: Callable[[str], Any] | None = None,
+        open_store: Callable[[str], ObjectStore] | None = None,
         clock: Clock | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -450,7 +417,7 @@ class SqsQueue:
         self._url = url
         self._max_deliveries = max_deliveries
         self._clock = clock or SystemClock()
-        self._store: Store | None = open_store(bodies) if bodies and open_store else None
+        self._store: ObjectStore | None = open_store(bodies) if bodies and open_store else None
         self._service = SqsService(url, region, endpoint)
         self._held: dict[str, _LeaseState] = {}
         self._unsettled: dict[str, set[str]] = {}  # by receipt, the leases of a message
@@ -627,25 +594,15 @@ class SqsQueue:
             again = [each._replace(deliveries=each.deliveries + before) for each in entries]
             rest.alone.extend(again)
             entries = []
-        until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
+        ends = self._clock.monotonic() + ttl, self._clock.now() + ttl
         leases = [
-            Lease(
-                topic=topic,
-                id=each.id,
-                token=f"{handle} {number}",
-                body=each.body,
-                deliveries=each.deliveries + 1,
-                expires_at=expires_at,
-            )
+            self._held_from_now(topic, each, f"{handle} {number}", each.deliveries + 1, ends)
             for number, each in enumerate(entries[: max(limit, 0)])
         ]
         rest.entries.extend(entries[len(leases) :])
         if not leases:
             rest.whole.append(handle)
-            return []
-        self._held |= {each.token: _LeaseState(until, "", handle) for each in leases}
-        self._unsettled[handle] = {each.token for each in leases}
-        if len(leases) < len(entries):
+        elif len(leases) < len(entries):
             rest.parts.append(handle)
             self._unsettled[handle].add(_REST)
         return leases
@@ -654,27 +611,34 @@ class SqsQueue:
         self, topic: str, handle: str, entry: SqsMessage, count: int, ttl: float
     ) -> list[Lease]:
         """The lease of a message with one entry; none where it is buried instead."""
-        until, expires_at = self._clock.monotonic() + ttl, self._clock.now() + ttl
+        ends = self._clock.monotonic() + ttl, self._clock.now() + ttl
         deliveries = entry.deliveries + count
         spent = deliveries > self._max_deliveries
         with contextlib.suppress(ObjectNotFound):  # its body is gone: nobody can do it
             entry = await self._whole(entry)
             if not spent:
-                self._held[handle] = _LeaseState(until, entry.kept, handle)
-                self._unsettled[handle] = {handle}
-                return [
-                    Lease(
-                        topic=topic,
-                        id=entry.id,
-                        token=handle,
-                        body=entry.body,
-                        deliveries=deliveries,
-                        expires_at=expires_at,
-                    )
-                ]
+                return [self._held_from_now(topic, entry, handle, deliveries, ends)]
         await self._bury(topic, entry, deliveries - spent)
         await self._delete(self._name(topic), handle)
         return []
+
+    def _held_from_now(
+        self, topic: str, entry: SqsMessage, token: str, deliveries: int, ends: tuple[float, float]
+    ) -> Lease:
+        """The lease of an entry, with its end by the monotonic clock and since the epoch."""
+        until, expires_at = ends
+        lease = Lease(
+            topic=topic,
+            id=entry.id,
+            token=token,
+            body=entry.body,
+            deliveries=deliveries,
+            expires_at=expires_at,
+        )
+        handle = _handle_of(lease)
+        self._held[token] = _LeaseState(until, entry.kept, handle)
+        self._unsettled.setdefault(handle, set()).add(token)
+        return lease
 
     async def _whole(self, entry: SqsMessage) -> SqsMessage:
         """The entry with its body; raises ObjectNotFound."""
@@ -708,8 +672,7 @@ class SqsQueue:
         lost += await self._change(mine, _CHANGE, VisibilityTimeout=_visible(ttl))
         extended = [each._replace(expires_at=expires_at) for each in mine if each not in lost]
         self._held |= {each.token: held[each.token]._replace(until=until) for each in extended}
-        if lost:
-            raise LeaseLost.of([each.id for each in lost], extended)
+        _check(lost, extended)
         return extended
 
     async def ack(self, leases: Sequence[Lease]) -> None:
@@ -850,28 +813,8 @@ class SqsQueue:
         await self._service.delete(name)
         await self._service.delete(name + _BURIED)
 
-    async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
-        """SQS does not say."""
-        return None
-
-    async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
-        """SQS does not say."""
-        return None
-
-    async def topics(self) -> list[str] | None:
-        """SQS does not say: names of queues are shortened ones of topics."""
-        return None
-
-    async def longest_wait(self, topic: str) -> float | None:
-        """SQS does not say: CloudWatch does (ApproximateAgeOfOldestMessage)."""
-        return None
-
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """There is no place for it."""
-
-    async def announced(self) -> Mapping[str, bytes] | None:
-        """SQS does not say."""
-        return None
 
     async def _look(self, name: str, limit: int | None) -> list[tuple[str, SqsMessage]]:
         """Receipts and messages of a queue, all or at least this many; they are to be given
@@ -950,6 +893,6 @@ def _visible(ttl: float) -> int:
     return min(math.ceil(ttl) + 1, LONGEST_LEASE)
 
 
-def _check(lost: Sequence[Lease]) -> None:
+def _check(lost: Sequence[Lease], extended: Sequence[Lease] = ()) -> None:
     if lost:
-        raise LeaseLost.of([each.id for each in lost])
+        raise LeaseLost.of([each.id for each in lost], extended)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from aflow.errors import InvalidName
@@ -68,7 +68,7 @@ def check_prefix(prefix: str) -> str:
 
 
 class ObjectStore(Protocol):
-    """Named bytes; see the module's text for what is promised."""
+    """Named bytes; see the module's text for what is promised. A backend may derive from it."""
 
     @property
     def url(self) -> str:
@@ -91,9 +91,10 @@ class ObjectStore(Protocol):
             durable: Whether the object has to survive a power cut when this returns.
 
         Returns:
-            A context manager that gives the function to put an object with.
+            A context manager that gives the function to put an object with. Here it is `put`, for
+            backends in which several objects cost as much as one after the other.
         """
-        ...
+        return nullcontext(self.put)
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """Write the parts as one object, unless an object has this name.
@@ -177,3 +178,4 @@ class ObjectStore(Protocol):
         Returns:
             How many things that were.
         """
+        return 0

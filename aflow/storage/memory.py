@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 from aflow._core.clock import SystemClock
 from aflow.errors import ObjectNotFound
-from aflow.storage.base import Buffer, Put, check_name, check_prefix
+from aflow.storage.base import Buffer, ObjectStore, check_name, check_prefix
 
 
-class MemoryStore:
+class MemoryStore(ObjectStore):
     """Objects that live as long as this object does; `durable` is accepted and ignored."""
 
     url = "memory:"
@@ -27,10 +26,6 @@ class MemoryStore:
         with self._lock:
             self._objects[check_name(name)] = data
             self._touched[name] = SystemClock.now()
-
-    def batch(self, *, durable: bool = False) -> AbstractContextManager[Put]:
-        """Put several objects, one after the other."""
-        return nullcontext(self.put)
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; True if this call wrote it."""
@@ -85,7 +80,3 @@ class MemoryStore:
             if not dry_run:
                 del self._objects[name], self._touched[name]
         return len(data)
-
-    def sweep(self, older_than_s: float, now: float) -> int:
-        """Nothing is ever left behind in memory."""
-        return 0

@@ -24,11 +24,10 @@ import threading
 import zlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from aflow._core.threads import Portal, in_thread
+from aflow._core.threads import Portal, in_thread, some_at_once
 from aflow.errors import (
     InvalidSetting,
     MissingExtra,
@@ -37,7 +36,7 @@ from aflow.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from aflow.storage.base import Buffer, Put, check_name, check_prefix
+from aflow.storage.base import Buffer, ObjectStore, check_name, check_prefix
 from aflow.storage.retry import retried
 
 # What an error of S3 means: one sentence, and whether another try is worth it.
@@ -310,6 +309,18 @@ async def disconnect(client: Any) -> None:
     await client.aflow_stack.aclose()
 
 
+async def _each_part(
+    s3: Any, numbers: Iterable[int], work: Callable[[int, Any], Coroutine[Any, Any, T]]
+) -> list[T]:
+    """What `work(number, client)` gives for each of these parts of an object: several are on their
+    way at a time, and each has its own tries."""
+    calls = (
+        retried(functools.partial(_in_lane, s3, number, functools.partial(work, number)))
+        for number in numbers
+    )
+    return await some_at_once(calls, PARTS_AT_ONCE)
+
+
 async def _in_lane(s3: Any, number: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """What `work(client)` gives for part `number` of an object, in one of the client's lanes."""
     turn = number % (len(s3.aflow_lanes) + 1)
@@ -387,10 +398,7 @@ async def upload(
 
     try:
         count = -(-source.size // part)
-        parts = await some_at_once(
-            retried(functools.partial(_in_lane, s3, number, functools.partial(send, number)))
-            for number in range(1, count + 1)
-        )
+        parts = await _each_part(s3, range(1, count + 1), send)
         with translated(subject):
             await s3.complete_multipart_upload(
                 **whole, MultipartUpload={"Parts": parts}, **(condition or {})
@@ -444,7 +452,8 @@ async def download(
     bodies = {0: answer["Body"]}
     same = {"IfMatch": answer["ETag"]} if "ETag" in answer else {}
 
-    async def fill(at: int, s3: Any) -> None:
+    async def fill(number: int, s3: Any) -> None:
+        at = number * part
         wanted = min(part, size - at)
         with translated(subject):
             body = bodies.pop(at, None)
@@ -459,10 +468,7 @@ async def download(
             await _pour(body, sink, at, wanted)
 
     try:
-        await some_at_once(
-            retried(functools.partial(_in_lane, s3, at // part, functools.partial(fill, at)))
-            for at in range(0, size, part)
-        )
+        await _each_part(s3, range(-(-size // part)), fill)
     except ConditionFailed as error:
         raise StoreBusy(f"{subject.place} changed while it was read.") from error
     if not size:
@@ -482,36 +488,10 @@ async def _pour(body: Any, sink: Sink, at: int, wanted: int) -> None:
             at += len(data)
 
 
-async def some_at_once(
-    work: Iterable[Coroutine[Any, Any, T]], width: int = PARTS_AT_ONCE
-) -> list[T]:
-    """Return the answers of all, in order; `width` of them are on their way at a time, and no other
-    is begun, which bounds the memory. Raises the first error, when all others have ended.
-
-    Args:
-        work: The coroutines, which are created as they are needed.
-        width: How many run at a time.
-    """
-    answers: dict[int, T] = {}
-    numbered = enumerate(work)
-
-    async def go_on() -> None:
-        for number, each in numbered:
-            answers[number] = await each
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(width):
-                group.create_task(go_on())
-    except BaseExceptionGroup as several:
-        raise several.exceptions[0] from several
-    return [answers[number] for number in sorted(answers)]
-
-
 _MARKS, _ASIDE, _PROBE = "touched/", "aside/", "probe/conditional"
 
 
-class S3Store:
+class S3Store(ObjectStore):
     """Objects in a bucket, below a prefix."""
 
     def __init__(self, url: str) -> None:
@@ -555,11 +535,6 @@ class S3Store:
         """Write the parts as one object; see the port. S3 keeps what it has acknowledged."""
         self._write(name, parts, {})
 
-    def batch(self, *, durable: bool = False) -> AbstractContextManager[Put]:
-        """Put several objects, one after the other: what makes other tries puts several at a
-        time."""
-        return contextlib.nullcontext(self.put)
-
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
         """The same where no such object is; see the port."""
         self._check_conditions()
@@ -594,7 +569,7 @@ class S3Store:
         """The bytes from `start`; see the port."""
         if length == 0:
             if self.size(name) is None:
-                raise self._missing(name)
+                raise ObjectNotFound(self._subject(name).missing)
             return b""
         range_ = None
         if start or length is not None:
@@ -608,12 +583,12 @@ class S3Store:
 
     def size(self, name: str) -> int | None:
         """How many bytes the object has; see the port."""
-        found = self._head(name, self._key(name))
+        found = self._head(self._key(name))
         return None if found is None else int(found["ContentLength"])
 
-    def _head(self, name: str, key: str) -> Any:
+    def _head(self, key: str) -> Any:
         try:
-            return self._call(name, lambda s3: s3.head_object(Bucket=self._bucket, Key=key))
+            return self._ask("head_object", Key=key)
         except ObjectNotFound:
             return None
 
@@ -630,16 +605,11 @@ class S3Store:
     def _listed(self, begin: str) -> Iterator[Any]:
         token: dict[str, str] = {}
         while True:
-            page = self._page(begin, token)
+            page = self._ask("list_objects_v2", Prefix=begin, **token)
             yield from page.get("Contents", ())
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
-
-    def _page(self, begin: str, token: dict[str, str]) -> Any:
-        return self._call(
-            begin, lambda s3: s3.list_objects_v2(Bucket=self._bucket, Prefix=begin, **token)
-        )
 
     # ------------------------------------------------------------------ removing
 
@@ -648,41 +618,39 @@ class S3Store:
         self._remove(self._key(name))
 
     def _remove(self, key: str) -> None:
-        self._call(key, lambda s3: s3.delete_object(Bucket=self._bucket, Key=key))
+        self._ask("delete_object", Key=key)
 
     def touch(self, name: str) -> bool:
         """Say that the object is wanted; see the port."""
         key = self._key(name)
-        mark = self._prefix + _MARKS + name
-        self._call(name, lambda s3: s3.put_object(Bucket=self._bucket, Key=mark, Body=b""))
-        return self._head(name, key) is not None
+        self._ask("put_object", Key=self._prefix + _MARKS + name, Body=b"")
+        return self._head(key) is not None
 
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
         """Remove the object if nobody has wanted it since then; see the port."""
         key, mark = self._key(name), self._prefix + _MARKS + name
-        found = self._head(name, key)
+        found = self._head(key)
         if found is None or self._is_younger(found, since):
             return None
-        if self._is_younger(self._head(name, mark), since):
+        if self._is_younger(self._head(mark), since):
             return None
         size = int(found["ContentLength"])
         if dry_run:
             return size
         aside = self._prefix + _ASIDE + name
-        self._copy(name, key, aside)
+        self._copy(key, aside)
         self._remove(key)
-        wanted = self._is_younger(self._head(name, mark), since)
+        wanted = self._is_younger(self._head(mark), since)
         if wanted:
-            self._copy(name, aside, key)
+            self._copy(aside, key)
         self._remove(aside)
         if wanted:
             return None
         self._remove(mark)
         return size
 
-    def _copy(self, name: str, key: str, to: str) -> None:
-        source = {"Bucket": self._bucket, "Key": key}
-        self._call(name, lambda s3: s3.copy_object(Bucket=self._bucket, Key=to, CopySource=source))
+    def _copy(self, key: str, to: str) -> None:
+        self._ask("copy_object", Key=to, CopySource={"Bucket": self._bucket, "Key": key})
 
     @staticmethod
     def _is_younger(found: Any, since: float) -> bool:
@@ -690,32 +658,23 @@ class S3Store:
         return found is not None and found["LastModified"].timestamp() + 1 > since
 
     def sweep(self, older_than_s: float, now: float) -> int:
-        """Put back what a remover that died has set aside, remove old marks, and give up uploads
-        that nobody goes on with; how many things these were."""
+        """Put back what a remover that died has set aside, and give up uploads that nobody goes on
+        with; see the port."""
         count = 0
         before = now - older_than_s
         for each in self._listed(self._prefix + _ASIDE):
             if each["LastModified"].timestamp() < before:
-                name = each["Key"][len(self._prefix + _ASIDE) :]
-                if self._head(name, self._key(name)) is None:
-                    self._copy(name, each["Key"], self._key(name))
+                key = self._key(each["Key"][len(self._prefix + _ASIDE) :])
+                if self._head(key) is None:
+                    self._copy(each["Key"], key)
                 self._remove(each["Key"])
                 count += 1
-        uploads = self._call(
-            self._prefix,
-            lambda s3: s3.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix),
-        )
+        uploads = self._ask("list_multipart_uploads", Prefix=self._prefix)
         for each in uploads.get("Uploads", ()):
             if each["Initiated"].timestamp() < before:
-                self._abort(each["Key"], each["UploadId"])
+                self._ask("abort_multipart_upload", Key=each["Key"], UploadId=each["UploadId"])
                 count += 1
         return count
-
-    def _abort(self, key: str, upload: str) -> None:
-        self._call(
-            key,
-            lambda s3: s3.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload),
-        )
 
     # ------------------------------------------------------------------ how
 
@@ -725,11 +684,13 @@ class S3Store:
     def _where(self, name: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._key(name)}
 
-    def _missing(self, name: str) -> ObjectNotFound:
-        return ObjectNotFound(self._subject(name).missing)
-
     def _subject(self, name: str) -> Subject:
         return Subject(f"The datastore {self._url}", f"There is no object {name!r} in {self._url}.")
+
+    def _ask(self, operation: str, **values: Any) -> Any:
+        """The answer to an operation on the bucket, by its name in botocore."""
+        key = str(values.get("Key", self._prefix))
+        return self._call(key, lambda s3: getattr(s3, operation)(Bucket=self._bucket, **values))
 
     def _call(self, name: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         """What the coroutine of `work(client)` gives; its errors as ours."""

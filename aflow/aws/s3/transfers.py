@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 from aflow._core.aws import assume_role_async, new_session
+from aflow._core.threads import some_at_once
 from aflow.aws.s3.objects import (
     PutValue,
     RangeInfo,
@@ -474,7 +475,7 @@ class Transfers:
     # -------------------------------------------------------------- how
 
     async def _all(self, work: Iterable[Any]) -> list[Any]:
-        return await s3_wire.some_at_once(iter(work), self._workers)
+        return await some_at_once(iter(work), self._workers)
 
     async def _tried(self, url: str, act: _Act[T]) -> T:
         """What `act` gives for the object at `url`; errors are those of S3."""

@@ -293,15 +293,8 @@ class PackingWriter(ArtifactWriter):
     """The same for all that an attempt leaves: holds small values back until it is known how many
     they are. None of these is stored before `finish` has returned."""
 
-    def __init__(
-        self,
-        blobs: BlobStore,
-        inline_limit: int = 4096,
-        inline_total: int = 32768,
-        *,
-        previews: bool = True,
-    ) -> None:
-        super().__init__(blobs, inline_limit, inline_total, previews=previews)
+    def __init__(self, blobs: BlobStore, **options: Any) -> None:
+        super().__init__(blobs, **options)
         self._held: dict[str, bytes] = {}  # key -> what is to be stored
         self._size = 0  # bytes of the pack that is being made
         self._are_many = False
@@ -339,11 +332,8 @@ class PackingWriter(ArtifactWriter):
         held, self._held, self._size = self._held, {}, 0
         if not held:
             return
-        pack, size, start = (
-            str(self._blobs.put_raw(*held.values())),
-            sum(map(len, held.values())),
-            0,
-        )
+        pack, size = str(self._blobs.put_raw(*held.values())), sum(map(len, held.values()))
+        start = 0
         for key, data in held.items():
             self._packed[key] = f"{PACKED}{start}:{len(data)}:{key}", pack, size
             start += len(data)

@@ -19,7 +19,7 @@ key.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -220,8 +220,7 @@ class ItemReader:
         key, size, records, *root = segment
         if self._hold or not root or size <= _SMALL:
             data = self._whole(key, size)
-            row = _WIDE_ROW if root else _ROW
-            table = size - records * row.size - (_pages(records) * _DIGEST if root else 0)
+            row, table = _table_of(size, records, root)
             offset, length, digest = row.unpack_from(data, table + index * row.size)
             return _checked(bytes(data[offset : offset + length]), digest, f"blob {key}")
         offset, length, digest = self._proven_row(key, size, records, root[0], index)
@@ -263,6 +262,13 @@ def _pages(records: int) -> int:
     return -(-records // PAGE)
 
 
+def _table_of(size: int, records: int, root: Sequence[bytes]) -> tuple[struct.Struct, int]:
+    """The rows of a stored segment's table, and where in the segment it begins."""
+    if not root:
+        return _ROW, size - records * _ROW.size
+    return _WIDE_ROW, size - records * _WIDE_ROW.size - _pages(records) * _DIGEST
+
+
 def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:
     """Yield the keys of all blobs that the items of a foreach are in, and those that large items
     have of their own. Segments in `seen` are not read again; one that is gone has nothing to say.
@@ -299,8 +305,7 @@ def _blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[st
             data = bytes(blobs.get_range(key, 0, size))
         except ObjectNotFound:
             continue
-        row = _WIDE_ROW if root else _ROW
-        table = size - records * row.size - (_pages(records) * _DIGEST if root else 0)
+        row, table = _table_of(size, records, root)
         yield from _blobs_in(data, table, records, row)
     if count:
         raise ValueError("it has another number of them than it says")

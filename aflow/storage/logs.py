@@ -221,10 +221,9 @@ def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
     Raises:
         StorageError: For bytes that are no log.
     """
-    by_stream: tuple[list[LogRecord], list[LogRecord]] = ([], [])
-    for chunk in (stored,) if isinstance(stored, bytes) else stored:
-        _parse(chunk, by_stream)
-    return heapq.merge(*by_stream, key=lambda record: record.at)
+    chunks = (stored,) if isinstance(stored, bytes) else stored
+    records = [_record(line) for chunk in chunks for line in _lines(chunk)]
+    return iter(sorted(records, key=lambda record: record.at))
 
 
 def read_chunk(chunk: bytes) -> Iterator[LogRecord]:
@@ -243,13 +242,18 @@ def read_chunk(chunk: bytes) -> Iterator[LogRecord]:
 
 
 def _of_stream(chunk: bytes, wanted: int) -> Iterator[LogRecord]:
+    for line in _lines(chunk):
+        if len(line) < _HEAD or _KINDS.get(line[16], (wanted,))[0] == wanted:
+            yield _record(line)
+
+
+def _lines(chunk: bytes) -> Iterator[bytes]:
     start = 0
     while start < len(chunk):
         end = chunk.find(b"\n", start)
         if end < 0:
             raise StorageError("A log is damaged: its last line is cut off.")
-        if end - start < _HEAD or _KINDS.get(chunk[start + 16], (wanted,))[0] == wanted:
-            yield _record(chunk[start:end])
+        yield chunk[start:end]
         start = end + 1
 
 
@@ -264,15 +268,6 @@ def as_text(records: Iterable[LogRecord], stream: str | None = None) -> str:
     wanted = (record for record in records if stream in (None, record.stream))
     lines = (record.text + b"\n" if record.whole else record.text for record in wanted)
     return b"".join(lines).decode("utf-8", "replace")
-
-
-def _parse(chunk: bytes, by_stream: tuple[list[LogRecord], list[LogRecord]]) -> None:
-    lines = chunk.split(b"\n")
-    if lines.pop():
-        raise StorageError("A log is damaged: its last line is cut off.")
-    for line in lines:
-        record = _record(line)
-        by_stream[STREAMS.index(record.stream)].append(record)
 
 
 def _record(line: bytes) -> LogRecord:

@@ -85,14 +85,13 @@ class ProgramFile(NamedTuple):
                 return self.file.removesuffix(f"/{name}") or "/", name
         return os.path.dirname(self.file), os.path.basename(self.file)
 
-    def is_file_of(self, module: object) -> bool:
+    def is_at(self, file: object) -> bool:
         """Return whether a module was made of this file: the same path, or the same content.
 
         Args:
-            module: The name of the module; None where it is a file without one.
+            file: The `__file__` of the module; anything but a text for a module without one.
         """
-        file = file_of(module)
-        if file is None or file.startswith(PREFIX):
+        if not isinstance(file, str) or file.startswith(PREFIX):
             return False
         if os.path.abspath(file) == self.file or _is_same(file, self.file):
             return True
@@ -161,13 +160,13 @@ class Names:
             spec = importlib.util.find_spec(module)
         except (ImportError, ValueError, AttributeError):
             return False
-        return spec is not None and bool(spec.origin) and self._program.is_file_of(_File(spec))
+        return spec is not None and self._program.is_at(spec.origin)
 
     def _programs(self) -> Iterator[ModuleType]:
         """The modules of this process that are the run's program."""
         main = sys.modules.get(MAIN)
         if main is not None and (
-            self._program.sha in _WRITTEN_BY_MAIN or self._program.is_file_of(main)
+            self._program.sha in _WRITTEN_BY_MAIN or self._program.is_at(file_of(main))
         ):
             yield main
         name = os.path.basename(self._program.file)
@@ -175,7 +174,7 @@ class Names:
             file = file_of(each)
             if file is None or not file.endswith(name) or each is main:
                 continue
-            if self._program.is_file_of(each):
+            if self._program.is_at(file):
                 yield each
 
 
@@ -206,13 +205,6 @@ def is_found_in_main(made: object) -> bool:
         return False
     name = getattr(made, "__qualname__", None)
     return isinstance(name, str) and found_at(main, name) is made
-
-
-class _File:
-    """A module that was not imported yet, as far as its file goes."""
-
-    def __init__(self, spec: ModuleSpec) -> None:
-        self.__file__ = spec.origin
 
 
 def _is_same(one: str, other: str) -> bool:

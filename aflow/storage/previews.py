@@ -16,6 +16,7 @@ import base64
 import io
 import json
 import sys
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -213,11 +214,8 @@ def _distribution(numpy: Any, array: Any) -> dict[str, Any]:
 def _of_pandas(pandas: Any, value: Any) -> dict[str, Any]:
     if type(value) is pandas.DataFrame:
         shown = value.iloc[:_ROWS, :_COLUMNS]
-        columns = [_label(each) for each in shown.columns]
-        rows = [[_cell(each) for each in row] for row in shown.itertuples(index=False, name=None)]
-        dtypes = [str(each)[:_CELL] for each in shown.dtypes]
-        shape = [len(value), len(value.columns)]
-        return {"shape": shape, "columns": columns, "dtypes": dtypes, "rows": rows}
+        rows = shown.itertuples(index=False, name=None)
+        return _table([len(value), len(value.columns)], shown.columns, shown.dtypes, rows)
     if type(value) is pandas.Series:
         noted = {"len": len(value), "dtype": str(value.dtype)[:_REPR_LENGTH]}
         numpy = sys.modules.get("numpy")
@@ -229,12 +227,7 @@ def _of_pandas(pandas: Any, value: Any) -> dict[str, Any]:
 def _of_polars(polars: Any, value: Any) -> dict[str, Any]:
     if type(value) is polars.DataFrame:
         shown = value[:_ROWS, :_COLUMNS]
-        return {
-            "shape": [value.height, value.width],
-            "columns": [_label(each) for each in shown.columns],
-            "dtypes": [str(each)[:_CELL] for each in shown.dtypes],
-            "rows": [[_cell(each) for each in row] for row in shown.rows()],
-        }
+        return _table([value.height, value.width], shown.columns, shown.dtypes, shown.rows())
     if type(value) is polars.Series:
         return {"len": len(value), "dtype": str(value.dtype)[:_REPR_LENGTH]}
     return {}
@@ -245,12 +238,19 @@ def _of_pyarrow(pyarrow: Any, value: Any) -> dict[str, Any]:
     if table is None or type(value) is not table:
         return {}
     names = value.column_names[:_COLUMNS]
-    head = value.slice(0, _ROWS).select(names).to_pydict()
+    rows = zip(*value.slice(0, _ROWS).select(names).to_pydict().values(), strict=True)
+    types = [value.schema.field(each).type for each in range(len(names))]
+    return _table([value.num_rows, value.num_columns], names, types, rows)
+
+
+def _table(
+    shape: list[int], columns: Iterable[Any], dtypes: Iterable[Any], rows: Iterable[Iterable[Any]]
+) -> dict[str, Any]:
     return {
-        "shape": [value.num_rows, value.num_columns],
-        "columns": [_label(each) for each in names],
-        "dtypes": [str(value.schema.field(each).type)[:_CELL] for each in range(len(names))],
-        "rows": [[_cell(each) for each in row] for row in zip(*head.values(), strict=True)],
+        "shape": shape,
+        "columns": [_label(each) for each in columns],
+        "dtypes": [str(each)[:_CELL] for each in dtypes],
+        "rows": [[_cell(each) for each in row] for row in rows],
     }
 
 

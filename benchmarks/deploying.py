@@ -24,10 +24,10 @@ from statistics import median
 from typing import Any
 
 from aflow._core.settings import Settings
-from aflow.aws.settings import AwsSettings
+from aflow.aws.settings import Account, AwsSettings
 from aflow.cli.loading import load_flow
 from aflow.flow.spec import define
-from aflow.step_functions.plan import Account, DeploymentOptions, plan
+from aflow.step_functions.plan import DeploymentOptions, plan
 from aflow.task.code_package import Package
 from tests.support.aws.furnished import Account as StandIn
 

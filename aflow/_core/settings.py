@@ -921,7 +921,7 @@ def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
 
 
 def key(*keys: str) -> Any:
-    """Declare a field of `PartSettings`.
+    """Return the declaration of a field of `PartSettings`.
 
     Args:
         *keys: The keys under which the setting is looked up, without `AFLOW_`.

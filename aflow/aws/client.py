@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from botocore.config import Config
@@ -18,7 +19,7 @@ from aflow._core.aws import (
     blocking_session,
     faults,
 )
-from aflow.aws.settings import AwsSettings
+from aflow.aws.settings import Account, AwsSettings
 from aflow.errors import AwsBusy, AwsError, AwsUnauthorized, InvalidSetting
 
 # The last: an answer that is none, as of a proxy in trouble.
@@ -112,6 +113,23 @@ class AwsClient:
                 return None
             raise
 
+    def pages(self, service: str, operation: str, **values: Any) -> Iterator[dict[str, Any]]:
+        """Yield the pages of a listing; none where what it is about does not exist.
+
+        Args:
+            service: The name of the service, as botocore has it.
+            operation: The name of the operation, as botocore has it.
+            **values: The parameters of the call.
+
+        Raises:
+            AwsError: As `call` does.
+        """
+        while (page := self.try_call(service, operation, **values)) is not None:
+            yield page
+            if not page.get("nextToken"):
+                return
+            values["nextToken"] = page["nextToken"]
+
     def answer(self, service: str, operation: str, **values: Any) -> AwsAnswer:
         """Call AWS as `call` does.
 
@@ -128,17 +146,17 @@ class AwsClient:
             InvalidSetting: A setting that this needs is missing.
         """
         try:
-            given = self._made(service, operation, values)
+            found = self._made(service, operation, values)
         except AwsUnauthorized:
             # They may have been renewed in their file, or by the program that gives them.
             self.close()
-            given = self._made(service, operation, values)
-        return AwsAnswer(given, given["ResponseMetadata"]["HTTPHeaders"].get("date"))
+            found = self._made(service, operation, values)
+        return AwsAnswer(found, found["ResponseMetadata"]["HTTPHeaders"].get("date"))
 
     def _made(self, service: str, operation: str, values: Mapping[str, Any]) -> dict[str, Any]:
         with _described(service):
-            given: dict[str, Any] = getattr(self._client(service), operation)(**values)
-            return given
+            found: dict[str, Any] = getattr(self._client(service), operation)(**values)
+            return found
 
     def _client(self, service: str) -> Any:
         if self._session is None:
@@ -242,12 +260,8 @@ class AwsClient:
         Args:
             **of: The parameters of the call.
         """
-        values: dict[str, Any] = of
-        while values:
-            page = self.call("batch", "list_jobs", **values)
+        for page in self.pages("batch", "list_jobs", **of):
             yield from page["jobSummaryList"]
-            following = page.get("nextToken")
-            values = {**values, "nextToken": following} if following else {}
 
     def terminate(self, job: str, reason: str) -> None:
         """End a job: one that runs gets SIGTERM, and SIGKILL 30 seconds later; one that has ended
@@ -303,7 +317,48 @@ def _sentence(error: Exception) -> str:
     return f"{str(error).strip().rstrip('.')}."
 
 
-# Executions of Step Functions, for those who ask whether a deployed run goes on.
+# Executions of Step Functions, for the deployment and for those who ask whether a run goes on.
+
+
+class Executions(AwsClient):
+    """The account and the partition of the role of state machines, in the region of the session."""
+
+    def __init__(self, settings: AwsSettings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    @cached_property
+    def role(self) -> str:
+        """The role of state machines. Raises InvalidSetting where it is not set."""
+        return self._settings.needed("machine_role", "The role of state machines")
+
+    @cached_property
+    def account(self) -> Account:
+        """The account, as far as it is known without a call. Raises InvalidSetting."""
+        return Account.of(self.role, self.region)
+
+    def described_execution(self, arn: str) -> dict[str, Any] | None:
+        """Return what Step Functions says of an execution; None where there is none (any more).
+
+        Args:
+            arn: The ARN of the execution.
+        """
+        return self.try_call("stepfunctions", "describe_execution", executionArn=arn)
+
+    def stop_execution(self, arn: str, cause: str) -> None:
+        """Stop an execution, and the jobs that it waits for; one that has ended stays as it is.
+
+        Args:
+            arn: The ARN of the execution.
+            cause: Why, for the history of the execution.
+        """
+        self.try_call(
+            "stepfunctions",
+            "stop_execution",
+            executionArn=arn,
+            error="aflow.Terminated",
+            cause=cause,
+        )
 
 
 def execution_status(machine: str, execution: str) -> str | None:
@@ -318,11 +373,9 @@ def execution_status(machine: str, execution: str) -> str | None:
         AwsError: AWS refuses, or does not answer.
         InvalidSetting: The account is not known.
     """
-    calls = _Executions(AwsSettings.load().needed("machine_role", "The role of state machines"))
-    try:
-        return calls.status(machine, execution)
-    finally:
-        calls.close()
+    with closing(Executions(AwsSettings.load())) as calls:
+        found = calls.described_execution(calls.account.execution_arn(machine, execution))
+    return None if found is None else str(found["status"])
 
 
 def stop_execution(machine: str, execution: str, cause: str) -> None:
@@ -334,41 +387,5 @@ def stop_execution(machine: str, execution: str, cause: str) -> None:
         execution: The name of the execution.
         cause: Why, for the history of the execution.
     """
-    calls = _Executions(AwsSettings.load().needed("machine_role", "The role of state machines"))
-    try:
-        calls.stop(machine, execution, cause)
-    finally:
-        calls.close()
-
-
-class _Executions(AwsClient):
-    """Executions of the account, and in the partition, of this role."""
-
-    def __init__(self, role: str) -> None:
-        super().__init__()
-        parts = role.split(":")
-        if len(parts) < 6 or not parts[4].isdigit():
-            raise InvalidSetting(f"AFLOW_SFN_IAM_ROLE is {role!r}, which is not an ARN of a role.")
-        self._partition, self._account = parts[1], parts[4]
-
-    def _arn(self, machine: str, execution: str) -> str:
-        region = self.region
-        head = f"arn:{self._partition}:states:{region}:{self._account}"
-        return f"{head}:execution:{machine}:{execution}"
-
-    def status(self, machine: str, execution: str) -> str | None:
-        """The status of an execution."""
-        arn = self._arn(machine, execution)
-        found = self.try_call("stepfunctions", "describe_execution", executionArn=arn)
-        return None if found is None else str(found["status"])
-
-    def stop(self, machine: str, execution: str, cause: str) -> None:
-        """Stop an execution."""
-        arn = self._arn(machine, execution)
-        self.try_call(
-            "stepfunctions",
-            "stop_execution",
-            executionArn=arn,
-            error="aflow.Terminated",
-            cause=cause,
-        )
+    with closing(Executions(AwsSettings.load())) as calls:
+        calls.stop_execution(calls.account.execution_arn(machine, execution), cause)

@@ -15,23 +15,27 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from aflow._core.threads import in_thread
 from aflow.errors import AflowError, ObjectNotFound
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE, Orphan, Reports, Usage
-from aflow.executors.protocol import ReportsMessage, open_message, reports_topic
+from aflow.executors.protocol import Packer, ReportsMessage, open_message, reports_topic
 from aflow.scheduler.states import AttemptState
+from aflow.task.remote import Payloads
 from aflow.task.spec import AttemptKey, AttemptReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from aflow._core.clock import Clock
-    from aflow.executors.protocol import ReportsMessage
+    from aflow.executors.protocol import Job
+    from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
-    from aflow.task.spec import AttemptSpec
+    from aflow.task.spec import AttemptSpec, RunContext
 
 CANCELLED = AttemptState.CANCELLED.value
 STOPPED = "The task was interrupted: the run was stopped."
+WAS_CANCELLED = "The task was cancelled."
 
 R = TypeVar("R")
 _log = logging.getLogger("aflow")
@@ -322,7 +326,17 @@ class RemoteExecutor(ABC, Generic[R]):
     lookahead = 0
     bounds: Mapping[str, int] = MappingProxyType({})
 
-    def __init__(self, clock: Clock, grace: float) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        metadata: MetadataStore,
+        job: Callable[[RunContext], Job],
+        clock: Clock,
+        grace: float,
+    ) -> None:
+        self._store = store
+        self._metadata = metadata
+        self._job = job
         self._clock = clock
         self._grace = grace
         self._mail: ReportInbox[R] = ReportInbox(clock)
@@ -333,12 +347,37 @@ class RemoteExecutor(ABC, Generic[R]):
         self._loop: asyncio.AbstractEventLoop
 
     @abstractmethod
+    def _note_over(self, attempt_key: AttemptKey) -> None:
+        """An attempt has ended; its end is not reported yet."""
+
+    def cancel(self, task: int, attempt: int) -> None:
+        """Stop this attempt, wherever it is."""
+        self._stop_one((task, attempt), AttemptState.CANCELLED, WAS_CANCELLED)
+
+    @abstractmethod
     def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
         """Ask for the end of an attempt, and give it up where nobody answers."""
 
     @abstractmethod
     async def leave(self) -> None:
         """Say what is to be said, and release everything: attempts go on."""
+
+    async def _prepare(
+        self,
+        context: RunContext,
+        reports: Reports,
+        believes: Callable[[AttemptReport], bool] | None = None,
+    ) -> Job:
+        """Store what describes the run to those who run its attempts. Returns it."""
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self._mail.begin(reports, self._note_over, believes)
+        self._payloads = Payloads(self._store, context.flow, context.run)
+        self._packer = Packer(self._metadata, context.run_key, self._payloads)
+        self._rendezvous = Rendezvous(self._store, context.flow, context.run)
+        job = self._job(context._replace(remote=True))
+        self._job_key = await in_thread(self._payloads.put, job.encode())
+        return job
 
     def _begin(self, *works: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Start the tasks that carry messages. They end with `leave`, which waits for them."""

@@ -179,10 +179,10 @@ def plain(text: str) -> str:
     """Return what others wrote, in one line and without control characters.
 
     Args:
-        text: A text from outside: at most 300 characters of it are kept, so that it cannot garble a
+        text: A text from outside: at most 500 characters of it are kept, so that it cannot garble a
             terminal.
     """
-    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:300]
+    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:500]
 
 
 # ------------------------------------------------------------ registered workers

@@ -33,18 +33,18 @@ from aflow.errors import (
 )
 from aflow.executors import protocol
 from aflow.executors.base import Orphan, Reports
-from aflow.executors.mailbox import RemoteExecutor, Rendezvous
+from aflow.executors.mailbox import RemoteExecutor
 from aflow.executors.protocol import (
     CancelMessage,
-    Packer,
     Presence,
     ReportsMessage,
     TaskMessage,
     open_message,
 )
+from aflow.executors.queue_status import plain, workers_of
 from aflow.queue.base import AWAY, MAX_DELIVERIES, Lease, Message, Queue
 from aflow.scheduler.states import AttemptState
-from aflow.task.remote import Payloads, mark_over
+from aflow.task.remote import mark_over
 from aflow.task.spec import AttemptKey, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
@@ -88,12 +88,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
         grace: float = 5.0,
         amounts: Callable[[AttemptSpec], dict[str, float]] = lambda spec: {},
     ) -> None:
-        super().__init__(clock, grace)
+        super().__init__(store, metadata, job, clock, grace)
         self._amounts = amounts
         self._open_queue = open_queue
-        self._store = store
-        self._metadata = metadata
-        self._job = job
         self._pool_of = pool_of
         self._keys = keys
         self._priority = priority
@@ -129,18 +126,11 @@ class QueueExecutor(RemoteExecutor[Lease]):
 
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run; raises QueueUnavailable and StorageError."""
-        self._loop = asyncio.get_running_loop()
-        self._context = context
-        self._mail.begin(reports, self._note_over)
+        job = await self._prepare(context, reports)
         self._name = protocol.run_id(context.flow, context.run)
         self._reply = protocol.reports_topic(context.flow, context.run)
-        payloads = Payloads(self._store, context.flow, context.run)
-        self._packer = Packer(self._metadata, context.run_key, payloads)
-        job = self._job(context._replace(remote=True))
         self._pools = {step: self._pool_of(step) for step in job.needs}
         self._gangs = frozenset(step for step, needs in job.needs.items() if needs.gang)
-        self._rendezvous = Rendezvous(self._store, context.flow, context.run)
-        self._job_key = await in_thread(payloads.put, job.encode())
         self._queue = self._open_queue()
         self._news = asyncio.Event()
         self._caught_up = asyncio.Event()
@@ -167,12 +157,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._outgoing.append(spec._replace(resources=tuple(amounts.items())))
         self._news.set()
 
-    def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt: its worker gets a cancel message; if none is known to have it, it is
-        taken out of the queue."""
-        self._stop_one((task, attempt), AttemptState.CANCELLED, "The task was cancelled.")
-
     def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
+        """Its worker gets a cancel message; if none is known to have it, it is taken out of the
+        queue."""
         away = self._mail.away.get(attempt_key)
         if away is None:
             return
@@ -441,9 +428,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
         }
         if not again or (await self._patiently(lambda: self._queue.depth(self._reply))).ready:
             return
-        present = await self._patiently(self._queue.announced) or {}
-        found = [Presence.decode(data) for data in present.values()]
-        held = {each for presence in found if presence for each in presence.held}
+        workers = await self._patiently(partial(workers_of, self._queue)) or {}
+        held = {each for presence in workers.values() for each in presence.held}
         specs = [
             self._specs[attempt_key]._replace(again=True)
             for attempt_key in again
@@ -498,13 +484,9 @@ class QueueExecutor(RemoteExecutor[Lease]):
     async def _why(self) -> str:
         """What the attempts that wait are waiting for."""
         try:
-            found = await self._queue.announced()
+            workers = await workers_of(self._queue)
         except QueueUnavailable as error:
             return str(error)
-        workers = None
-        if found is not None:
-            read = {name: Presence.decode(data) for name, data in found.items()}
-            workers = {name: each for name, each in read.items() if each is not None}
         waiting: defaultdict[str, list[AttemptKey]] = defaultdict(list)
         for attempt_key, away in self._mail.away.items():
             if away.waits:
@@ -586,7 +568,7 @@ class Ability(NamedTuple):
     def refusal(self) -> str:
         """Return the reason of a task that none of them can run."""
         reasons = "; ".join(
-            f"{_shown(name)}: {_shown(why)}" for name, why in [*sorted(self.declined.items())][:5]
+            f"{plain(name)}: {plain(why)}" for name, why in [*sorted(self.declined.items())][:5]
         )
         more = len(self.declined) - 5
         return (
@@ -622,11 +604,6 @@ class Ability(NamedTuple):
             f"slots{unfit}, and none has begun one. See what they do: aflow queue status --queue "
             f"'{url}'"
         )
-
-
-def _shown(text: str) -> str:
-    """What others wrote, in one line and without control characters."""
-    return "".join(each for each in " ".join(text.split()) if each.isprintable())[:500]
 
 
 def pools_of(definition: Any) -> Mapping[str, str]:

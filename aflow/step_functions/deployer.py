@@ -12,12 +12,12 @@ import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.clock import SystemClock
 from aflow._core.settings import ConfigFile, config_file, expanded, looked_up
-from aflow.aws.client import AwsClient
+from aflow.aws.client import Executions
 from aflow.aws.settings import AwsSettings, needs_s3
 from aflow.environments import asks, prepare, transport
 from aflow.environments.shipping import runtime_shipment
@@ -41,7 +41,7 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
 from aflow.step_functions import plan as planning
 from aflow.step_functions import unrecorded
 from aflow.step_functions.names import Label, authorized, checked_token, label_of, rule_name
-from aflow.step_functions.plan import Account, DeploymentOptions, DeploymentPlan, Ticks, name_of
+from aflow.step_functions.plan import DeploymentOptions, DeploymentPlan, Ticks, name_of
 from aflow.step_functions.records import Records
 from aflow.step_functions.spec import order_name
 from aflow.storage import roots
@@ -53,7 +53,7 @@ from aflow.task.code_package import Package
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow._core.settings import Settings
-    from aflow.aws.settings import AwsSettings
+    from aflow.aws.settings import Account
     from aflow.environments.shipping import Shipment
     from aflow.environments.transport import StoredEnvironments as EnvironmentShipment
     from aflow.flow.definition import FlowDefinition
@@ -88,29 +88,8 @@ class StateMachineExecution(NamedTuple):
         return f"sfn-{self.name}"
 
 
-class Aws(AwsClient):
-    """One account, in one region: that of the role of state machines, and of the session."""
-
-    def __init__(self, settings: AwsSettings) -> None:
-        super().__init__()
-        self._settings = settings
-
-    @cached_property
-    def role(self) -> str:
-        """The role of state machines. Raises InvalidSetting where it is not set."""
-        return self._settings.needed("machine_role", "The role of state machines")
-
-    @cached_property
-    def account(self) -> Account:
-        """Where we are, as far as that is known without asking."""
-        parts = self.role.split(":")
-        if len(parts) < 6 or not parts[4].isdigit():
-            raise InvalidSetting(
-                f"AFLOW_SFN_IAM_ROLE is {self.role!r}, which is not an ARN of a role "
-                "(arn:aws:iam::123456789012:role/name)."
-            )
-        region = self.region
-        return Account(parts[1], region, parts[4])
+class Aws(Executions):
+    """The calls that deploying takes."""
 
     def with_platforms(self, queues: Iterable[str]) -> Account:
         """Return the account, with the queues among these that run jobs on Fargate.
@@ -208,8 +187,7 @@ class Aws(AwsClient):
             machine: The name of the state machine.
             name: The name of the execution, which is the id of the run.
         """
-        arn = self.account.machine_arn(machine).replace(":stateMachine:", ":execution:")
-        found = self.try_call("stepfunctions", "describe_execution", executionArn=f"{arn}:{name}")
+        found = self.described_execution(self.account.execution_arn(machine, name))
         return None if found is None else _execution(found)
 
     def why(self, execution: StateMachineExecution) -> tuple[str, str]:
@@ -219,9 +197,7 @@ class Aws(AwsClient):
             execution: An execution that has ended; one that AWS no longer knows has its status as
                 the error.
         """
-        found = (
-            self.try_call("stepfunctions", "describe_execution", executionArn=execution.arn) or {}
-        )
+        found = self.described_execution(execution.arn) or {}
         return str(found.get("error") or execution.status), str(found.get("cause") or "")
 
     def executions(self, machine: str, states: Sequence[str]) -> Iterator[StateMachineExecution]:
@@ -235,31 +211,20 @@ class Aws(AwsClient):
         arn = self.account.machine_arn(machine)
         for state in states or ("",):
             values = {"stateMachineArn": arn, **({"statusFilter": state} if state else {})}
-            while values:
-                page = self.try_call("stepfunctions", "list_executions", **values) or {}
-                yield from map(_execution, page.get("executions", ()))
-                following = page.get("nextToken")
-                values = {**values, "nextToken": following} if following else {}
-
-    def stop(self, execution: StateMachineExecution, cause: str) -> None:
-        """Stop an execution, and the jobs that it waits for.
-
-        Args:
-            execution: The execution; one that has ended stays as it is.
-            cause: Why, for the history of the execution.
-        """
-        self.try_call(
-            "stepfunctions",
-            "stop_execution",
-            executionArn=execution.arn,
-            error="aflow.Terminated",
-            cause=cause,
-        )
+            for page in self.pages("stepfunctions", "list_executions", **values):
+                yield from map(_execution, page["executions"])
 
     # ------------------------------------------------------------ what starts them
 
-    def _starter(self) -> str:
-        return self._settings.needed("events_role", "The role with which EventBridge starts flows")
+    def _target(self, machine: str) -> dict[str, str]:
+        """The state machine as what a rule or a schedule starts, without parameters."""
+        return {
+            "Arn": self.account.machine_arn(machine),
+            "RoleArn": self._settings.needed(
+                "events_role", "The role with which EventBridge starts flows"
+            ),
+            "Input": json.dumps({"Parameters": "{}"}),
+        }
 
     def put_rule(self, rule: str, machine: str, what: Ticks | Events) -> None:
         """Start the machine by a rule: at times in UTC, or on events. May be called again to change
@@ -273,20 +238,14 @@ class Aws(AwsClient):
         Raises:
             AwsError: AWS refuses the rule or its target.
         """
-        ticks = isinstance(what, Ticks)
-        when: dict[str, str] = (
-            {"ScheduleExpression": what.expression}
-            if isinstance(what, Ticks)
-            else {"EventPattern": json.dumps(what.pattern)}
-        )
-        target = {
-            "Id": "aflow",
-            "Arn": self.account.machine_arn(machine),
-            "RoleArn": self._starter(),
-            **({"Input": json.dumps({"Parameters": "{}"})} if ticks else {}),
-        }
-        said = f"What starts the flow of the state machine {machine} (aflow)."
-        self.try_call("events", "put_rule", Name=rule, State="ENABLED", Description=said, **when)
+        target = {"Id": "aflow", **self._target(machine)}
+        if isinstance(what, Ticks):
+            when = {"ScheduleExpression": what.expression}
+        else:  # the event itself is the input of the execution
+            when = {"EventPattern": json.dumps(what.pattern)}
+            del target["Input"]
+        about = f"What starts the flow of the state machine {machine} (aflow)."
+        self.try_call("events", "put_rule", Name=rule, State="ENABLED", Description=about, **when)
         answer = self.call("events", "put_targets", Rule=rule, Targets=[target])
         if answer.get("FailedEntryCount"):
             raise AwsError(f"EventBridge refuses the target of rule {rule}: {answer}.")
@@ -328,11 +287,7 @@ class Aws(AwsClient):
             "ScheduleExpressionTimezone": ticks.zone,
             "FlexibleTimeWindow": {"Mode": "OFF"},
             "State": "ENABLED",
-            "Target": {
-                "Arn": self.account.machine_arn(machine),
-                "RoleArn": self._starter(),
-                "Input": json.dumps({"Parameters": "{}"}),
-            },
+            "Target": self._target(machine),
         }
         there = self.try_call("scheduler", "get_schedule", Name=name) is not None
         self.try_call("scheduler", "update_schedule" if there else "create_schedule", **values)
@@ -757,7 +712,7 @@ class StateMachineDeployer:
         execution = self._execution(run)
         user = self._settings.user
         if execution.status == "RUNNING":
-            self._aws.stop(execution, f"Terminated by {user}.")
+            self._aws.stop_execution(execution.arn, f"Terminated by {user}.")
             self._note_end(run, RunState.CANCELLED, f"The run was terminated by {user}.", clock)
         elif not self._note_end(run, *_end_in_aws(execution), clock):
             raise InvalidInput(f"{run} has ended already ({execution.status}).")

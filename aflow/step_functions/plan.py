@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aflow._core.settings import Settings
-    from aflow.aws.settings import AwsSettings
+    from aflow.aws.settings import Account, AwsSettings
     from aflow.environments.lock import Shipped
     from aflow.flow.definition import FlowDefinition, StepDefinition
     from aflow.task.code_package import Package
@@ -224,23 +224,6 @@ class DeploymentOptions(NamedTuple):
     decospecs: tuple[str, ...] = ()
     on_error: str | None = None
     on_success: str | None = None
-
-
-class Account(NamedTuple):
-    """Where in AWS: the partition, the region, the account, and which queues are Fargate's."""
-
-    partition: str
-    region: str
-    number: str
-    fargate: frozenset[str] = frozenset()
-
-    def machine_arn(self, name: str) -> str:
-        """Return the ARN of a state machine.
-
-        Args:
-            name: The name of the state machine.
-        """
-        return f"arn:{self.partition}:states:{self.region}:{self.number}:stateMachine:{name}"
 
 
 class DeploymentPlan(NamedTuple):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -38,10 +38,10 @@ from aflow.executors.jobs.base import Submission
 from aflow.executors.jobs.board import MOST_WAITING, JobBoard, JobsOfRun, WaitingJob, prune
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
-from aflow.executors.mailbox import Mailbox, RemoteExecutor, Rendezvous
-from aflow.executors.protocol import ArraySpec, Packer
+from aflow.executors.mailbox import WAS_CANCELLED, Mailbox, RemoteExecutor
+from aflow.executors.protocol import ArraySpec
 from aflow.scheduler.states import AttemptState
-from aflow.task.remote import Payloads, committed
+from aflow.task.remote import committed
 from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ AWAY = Backoff(1.0, 30.0)  # where store or system do not answer
 LAG = 75.0  # seconds until a report is seen: NFS caches a folder for up to a minute
 PATIENCE = 600.0  # seconds for which they may not answer
 _NAMED = "name="  # what a handle begins with as long as the job's id is not known
-_CANCELLED = "The task was cancelled."
 
 T = TypeVar("T")
 
@@ -112,12 +111,9 @@ class JobExecutor(RemoteExecutor[str]):
         *,
         grace: float = 5.0,
     ) -> None:
-        super().__init__(clock, grace)
+        super().__init__(store, metadata, job, clock, grace)
         self._system = system
         self._job_of = job_of
-        self._store = store
-        self._metadata = metadata
-        self._job = job
         self._orphans: list[Orphan] = []
         self._arrays: dict[str, _Array] = {}  # those of which some are away
         self._queues: dict[str, str] = {}  # by step
@@ -157,18 +153,11 @@ class JobExecutor(RemoteExecutor[str]):
     async def start(self, context: RunContext, reports: Reports) -> None:
         """Get ready to launch attempts of this run; raises StorageError, JobSystemError and
         InvalidSetting."""
-        self._loop = asyncio.get_running_loop()
-        self._context = context
+        await self._prepare(context, reports, self._believes)
         self._reports = reports
-        self._mail.begin(reports, self._note_over, self._believes)
-        self._payloads = Payloads(self._store, context.flow, context.run)
-        self._packer = Packer(self._metadata, context.run_key, self._payloads)
         self._box = Mailbox(self._store, context.flow, context.run)
-        self._rendezvous = Rendezvous(self._store, context.flow, context.run)
         self._threads = ThreadPoolExecutor(THREADS, "aflow-jobs")
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        job = self._job(context._replace(remote=True))
-        self._job_key = await self._blocking(partial(self._payloads.put, job.encode()))
         await self._blocking(lambda: self._system.scope)  # which may take a while
         self._poller = Poller.of(self._system)
         self._news.set()
@@ -185,10 +174,6 @@ class JobExecutor(RemoteExecutor[str]):
         if self._send_off(spec):
             self._outgoing.append(spec)
             self._news.set()
-
-    def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt: its job is terminated."""
-        self._stop_one((task, attempt), AttemptState.CANCELLED, _CANCELLED)
 
     def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
         if attempt_key in self._mail.away and attempt_key not in self._stopping:
@@ -236,39 +221,27 @@ class JobExecutor(RemoteExecutor[str]):
 
     def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Submission]:
         """Those that are still wanted, by step; of gangs each by itself."""
-        together: list[tuple[StepJob, list[AttemptSpec]]] = []
-        places: dict[tuple[str, int, int | None], int] = {}
+        together: dict[Hashable, _Submission] = {}
         for spec in specs:
             attempt_key = (spec.task, spec.attempt)
             if attempt_key in self._cancels:
                 self._mail.give_up(attempt_key, *self._cancels.pop(attempt_key))
             elif self._mail.awaits_start(attempt_key):
-                self._place(spec, together, places)
+                job = self._job_of(spec.step, spec.attempt)
+                # `job_of` gives the same object for the same submission, whichever attempt asks.
+                key = (spec.step, id(job), spec.split if job.is_gang else None)
+                together.setdefault(key, _Submission(job, [])).specs.append(spec)
         most = self._system.limits.array
         return [
             _Submission(job, some[at : at + most])
-            for job, some in together
+            for job, some in together.values()
             for at in range(0, len(some), most)
         ]
-
-    def _place(
-        self,
-        spec: AttemptSpec,
-        together: list[tuple[StepJob, list[AttemptSpec]]],
-        places: dict[tuple[str, int, int | None], int],
-    ) -> None:
-        job = self._job_of(spec.step, spec.attempt)
-        # `job_of` gives the same object for the same submission, however many attempts ask.
-        key = (spec.step, id(job), spec.split if job.is_gang else None)
-        if key not in places:
-            places[key] = len(together)
-            together.append((job, []))
-        together[places[key]][1].append(spec)
 
     async def _submit(self, group: _Submission) -> None:
         attempt_keys = [(spec.task, spec.attempt) for spec in group.specs]
         try:
-            array_spec = await self._patiently(partial(self._written, group.specs))
+            array_spec = await self._patiently(partial(self._written, group))
             name = self._system.name_of(self._context, group.job.step, array_spec.key[:16])
             self._hand(attempt_keys, f"{_NAMED}{name}", group.mark)
             job = await self._submitted(group, name, array_spec)
@@ -288,17 +261,16 @@ class JobExecutor(RemoteExecutor[str]):
         for index, attempt_key in enumerate(attempt_keys):
             if attempt_key not in self._mail.away:
                 # It was given up while it was submitted: it ends with others.
-                self._cancels.setdefault(attempt_key, (AttemptState.CANCELLED, _CANCELLED))
+                self._cancels.setdefault(attempt_key, (AttemptState.CANCELLED, WAS_CANCELLED))
                 self._left[attempt_key] = array, index
 
-    def _written(self, specs: Sequence[AttemptSpec]) -> ArraySpec:
+    def _written(self, group: _Submission) -> ArraySpec:
         """The list of these attempts, in the store. Blocks."""
-        apart = len(specs) > 1  # a single attempt carries its manifests and reads no payload
-        if self._job_of(specs[0].step, specs[0].attempt).is_gang:
-            self._rendezvous.expect(specs)
-        return ArraySpec.write(
-            self._payloads, [self._packer.complete(s, apart=apart) for s in specs]
-        )
+        if group.job.is_gang:
+            self._rendezvous.expect(group.specs)
+        apart = len(group.specs) > 1  # a single attempt carries its manifests and reads no payload
+        specs = [self._packer.complete(each, apart=apart) for each in group.specs]
+        return ArraySpec.write(self._payloads, specs)
 
     def _hand(self, attempt_keys: Sequence[AttemptKey], handle: str, mark: str) -> None:
         for index, attempt_key in enumerate(attempt_keys):
@@ -393,8 +365,10 @@ class JobExecutor(RemoteExecutor[str]):
 
     def _terminations(self, ids: Sequence[str], reason: str) -> list[Callable[[], None]]:
         most = self._system.limits.terminated
-        parts = [ids[at : at + most] for at in range(0, len(ids), most)]
-        return [partial(self._system.terminate, part, reason) for part in parts]
+        return [
+            partial(self._system.terminate, ids[at : at + most], reason)
+            for at in range(0, len(ids), most)
+        ]
 
     async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:
         """What the call gives, also where store or system do not answer for a while, which is
@@ -580,16 +554,12 @@ class JobExecutor(RemoteExecutor[str]):
                 del known[id]
         silent = [each for each in self._not_begun.values() if not each.reason][:MOST_WAITING]
         unasked = [each for each in silent if each.id not in self._reasons][:ASKED]
-        for status in unasked or [*self._loop_over(silent)]:
+        if silent and not unasked:  # one of those whose reason may have changed, in turn
+            self._turn += 1
+            unasked = [silent[self._turn % len(silent)]]
+        for status in unasked:
             why = await self._blocking(partial(self._system.why_waiting, status))
             self._reasons[status.id] = why
-
-    def _loop_over(self, silent: Sequence[JobStatus]) -> Sequence[JobStatus]:
-        """One of those whose reason may have changed, in turn."""
-        if not silent:
-            return ()
-        self._turn += 1
-        return [silent[self._turn % len(silent)]]
 
     def _note_waiting(self, trouble: str = "") -> None:
         """Jobs that wait for a machine may wait for ever: this is logged, with the reason."""

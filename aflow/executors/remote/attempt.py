@@ -27,6 +27,7 @@ from aflow.environments import transport
 from aflow.errors import AflowError, CodePackageError, InvalidInput
 from aflow.executors.local.executor import ProcessExecutor
 from aflow.executors.local.zygote_start import EarlyZygote, fork_zygote, spawn_zygote
+from aflow.executors.mailbox import WAS_CANCELLED
 from aflow.executors.protocol import Job, python_version
 from aflow.scheduler.states import AttemptState
 from aflow.storage.blobs import BlobStore
@@ -387,8 +388,7 @@ class JobAttempt:
         """
         if _is_silent(report) and self._stopping.is_set():
             # No failure of the step's: the system knows why, or somebody has asked for it.
-            cancelled, reason = AttemptState.CANCELLED.value, "The task was cancelled."
-            report = report._replace(state=cancelled, reason=reason)
+            report = report._replace(state=AttemptState.CANCELLED.value, reason=WAS_CANCELLED)
         if not self._end.done():
             self._end.set_result((report, usage))
 

@@ -22,7 +22,7 @@ from aflow.errors import AflowError, InvalidInput
 from aflow.executors import base, protocol
 from aflow.executors.base import NO_USAGE
 from aflow.executors.jobs.place import SLURM, JobPlace, place_of_this_job
-from aflow.executors.mailbox import Mailbox, Rendezvous
+from aflow.executors.mailbox import WAS_CANCELLED, Mailbox, Rendezvous
 from aflow.executors.protocol import ArraySpec
 from aflow.executors.remote.attempt import (
     AGAIN,
@@ -159,7 +159,7 @@ class OneJob(JobAttempt):
             self._never_ran(spec, AttemptState.FAILED, reason)
             return
         if self._stopping.is_set():
-            self._never_ran(spec, AttemptState.CANCELLED, "The task was cancelled.")
+            self._never_ran(spec, AttemptState.CANCELLED, WAS_CANCELLED)
             await executor.stop()
             return
         await self.finish(executor, spec)

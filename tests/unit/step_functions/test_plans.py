@@ -19,7 +19,7 @@ from aflow import (
 )
 from aflow._core.secret import SecretUrl
 from aflow._core.settings import Settings
-from aflow.aws.settings import AwsSettings
+from aflow.aws.settings import Account, AwsSettings
 from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage, InvalidSetting
 from aflow.executors.jobs.batch.definitions import definition_of
 from aflow.flow.spec import define
@@ -36,7 +36,6 @@ from aflow.step_functions.names import (
 )
 from aflow.step_functions.plan import (
     PROGRAM,
-    Account,
     DeploymentOptions,
     DeploymentPlan,
     job_of,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from aflow import FlowSpec, batch, catch, queue, resources, step, timeout
 from aflow._core.settings import RunOptions
 from aflow.aws.settings import AwsSettings
-from aflow.errors import AflowError, CorruptBlob, InvalidSetting
+from aflow.errors import AflowError, CorruptBlob, InvalidInput, InvalidSetting
 from aflow.executors.factory import in_jobs, needs_processes, places, travelling
 from aflow.executors.jobs.batch.definitions import (
     MOST,
@@ -184,6 +184,50 @@ def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
     assert {"aflow.user": "ann@example", "aflow.step_name": "work"}.items() <= (
         values["parameters"].items()
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cpu": "much"}, "cpu of @batch must be a number of 0 or more, not 'much'"),
+        ({"swappiness": "low"}, "swappiness of @batch must be a whole number, not 'low'"),
+        ({"ephemeral_storage": "big"}, "ephemeral_storage of @batch must be a whole number"),
+        ({"log_driver": "awslogs", "log_options": ["group"]}, "or a list of NAME:VALUE"),
+        ({"log_driver": "awslogs", "log_options": 7}, "log_options of @batch must be a list"),
+        ({"host_volumes": 7}, "host_volumes of @batch must be a list of names, not 7"),
+        ({"efs_volumes": {"fs-1": "/data"}}, "efs_volumes of @batch must be ids of file systems"),
+        ({"aws_batch_tags": "team"}, "a mapping, or pairs such as a=b,c=d, not 'team'"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_named(options: dict[str, Any], words: str) -> None:
+    settings = replace(SETTINGS, fargate_role="role")
+    with pytest.raises(InvalidInput, match=r"^Step start: ") as raised:
+        step_job(step_with(**options), settings, {}, fargate="ephemeral_storage" in options)
+    assert words in str(raised.value)
+
+
+def test_options_of_the_command_line_are_read_as_those_of_the_decorator() -> None:
+    texts = step_with(
+        host_volumes="/data,/more", efs_volumes="fs-1", log_driver="awslogs",
+        log_options="awslogs-group:own", aws_batch_tags="team=ads", shared_memory="64",
+    )  # fmt: skip
+    job = step_job(texts, SETTINGS, {})
+
+    properties = job.definition["containerProperties"]
+    mounts = [each["containerPath"] for each in properties["mountPoints"]]
+    assert ["/data", "/more", "/mnt/fs-1"] == mounts
+    assert {"awslogs-group": "own"} == properties["logConfiguration"]["options"]
+    assert ({"team": "ads"}, 64) == (job.tags, properties["linuxParameters"]["sharedMemorySize"])
+
+
+def step_with(**options: Any) -> Any:
+    """A step with these options of @batch."""
+
+    def start(self):
+        pass
+
+    flow = type("Sized", (FlowSpec,), {"start": step(batch(**options)(start)), "__module__": "x"})
+    return define(flow).steps["start"]
 
 
 def test_jobs_on_fargate_have_public_addresses_unless_their_subnets_are_private() -> None:

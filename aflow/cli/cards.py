@@ -11,7 +11,7 @@ import click
 from aflow.cards.create import keep, page_of
 from aflow.cards.get import get_cards
 from aflow.cards.server import Shown, serve
-from aflow.cli.options import Subcommand, flag, option
+from aflow.cli.options import Subcommand, count_option, flag, option, port_option
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
 from aflow.errors import CardNotFound, StorageError
@@ -66,7 +66,12 @@ def _create_parameters() -> list[click.Parameter]:
         option("--type", default="default", metavar="TYPE", help="Type of the card."),
         option("--id", metavar="ID", help="Id of the card."),
         option("--options", metavar="JSON", help="Options of the card (a JSON object)."),
-        option("--timeout", type=float, metavar="SECONDS", help="Time limit for rendering."),
+        option(
+            "--timeout",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Time limit for rendering.",
+        ),
         flag("--render-error-card", help="If rendering fails, create a card with the error."),
         option(
             "--file", metavar="FILE", help="Write the card to this file instead of the datastore."
@@ -75,31 +80,13 @@ def _create_parameters() -> list[click.Parameter]:
 
 
 def _server_parameters() -> list[click.Parameter]:
-    number = click.IntRange(min=1)
+    reload = "Seconds between reloads of the page."
     return [
-        option(
-            "--port",
-            type=int,
-            metavar="PORT",
-            default=8324,
-            help="Port of the server.",
-        ),
+        port_option("Port of the server.", 8324),
         option("--run-id", metavar="RUN", help="Only cards of this run."),
         option("--namespace", metavar="NAME", help="Only cards of runs in this namespace."),
-        option(
-            "--max-cards",
-            type=number,
-            default=30,
-            metavar="N",
-            help="The most cards, newest first.",
-        ),
-        option(
-            "--poll-interval",
-            type=number,
-            metavar="SECONDS",
-            default=5,
-            help="Seconds between reloads of the page.",
-        ),
+        count_option("--max-cards", default=30, help="The most cards, newest first."),
+        count_option("--poll-interval", metavar="SECONDS", default=5, help=reload),
     ]
 
 

@@ -31,10 +31,6 @@ _HELP = """Compare the code of a run with the files here or with another run, or
 
 def code() -> click.Command:
     """Return the command."""
-    return command_group("code", _HELP, _commands())
-
-
-def _commands() -> dict[str, Subcommand]:
     root = option("--datastore-root", metavar="PATH", help="Folder of the local datastore.")
     run = click.Argument(["run_pathspec"], metavar="FLOW/RUN")
     other = click.Argument(["target_run_pathspec"], metavar="FLOW/RUN")
@@ -45,59 +41,53 @@ def _commands() -> dict[str, Subcommand]:
         "--file-path", "--file_path", metavar="FILE", help="Target file.  [default: flow_run.patch]"
     )
     overwrite = flag("--overwrite", help="Replace an existing file.")
-    return {
-        "diff": Subcommand(
-            "Show the changes from the files of this folder to those of the run.",
-            [run, root],
-            diff,
-        ),
-        "diff-runs": Subcommand(
-            "Show the changes from one run to another.", [run, other, root], diff_runs
-        ),
-        "patch": Subcommand(
-            "Write the changes to a file for `git apply`.",
-            [run, file, overwrite, root],
-            patch,
-        ),
-        "pull": Subcommand("Get the code of a run.", [run, folder, root], pull),
-    }
+    return command_group(
+        "code",
+        _HELP,
+        {
+            "diff": Subcommand(
+                "Show the changes from the files of this folder to those of the run.",
+                [run, root],
+                diff,
+            ),
+            "diff-runs": Subcommand(
+                "Show the changes from one run to another.", [run, other, root], diff_runs
+            ),
+            "patch": Subcommand(
+                "Write the changes to a file for `git apply`.", [run, file, overwrite, root], patch
+            ),
+            "pull": Subcommand("Get the code of a run.", [run, folder, root], pull),
+        },
+    )
 
 
-def diff(run_pathspec: str, datastore_root: str | None) -> int:
+def diff(run_pathspec: str, datastore_root: str | None) -> None:
     """Print the difference between this folder and the code of a run.
 
     Args:
         run_pathspec: The run, as `Flow/id`.
         datastore_root: The root of the datastore; None for the one in the record of the run.
-
-    Returns:
-        The exit code.
     """
     click.echo(_against_here(run_pathspec, datastore_root, color=is_terminal(sys.stdout)), nl=False)
-    return 0
 
 
-def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str | None) -> int:
+def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str | None) -> None:
     """Print the difference between the code of two runs.
 
     Args:
         run_pathspec: The run, as `Flow/id`.
         target_run_pathspec: The run to compare it with, as `Flow/id`.
         datastore_root: The root of the datastore; None for the one in the record of the run.
-
-    Returns:
-        The exit code.
     """
     with TemporaryDirectory(prefix="aflow-code-") as folder:
         _unpacked(run_pathspec, datastore_root, Path(folder, "a"))
         _unpacked(target_run_pathspec, datastore_root, Path(folder, "b"))
         click.echo(_difference(folder, color=is_terminal(sys.stdout)), nl=False)
-    return 0
 
 
 def patch(
     run_pathspec: str, file_path: str | None, overwrite: bool, datastore_root: str | None
-) -> int:
+) -> None:
     """Write the difference between this folder and the code of a run to a file.
 
     Args:
@@ -105,9 +95,6 @@ def patch(
         file_path: The file to write; None for one named after the run.
         overwrite: Whether a file that exists is replaced.
         datastore_root: The root of the datastore; None for the one in the record of the run.
-
-    Returns:
-        The exit code.
 
     Raises:
         InvalidInput: The file exists already.
@@ -117,19 +104,15 @@ def patch(
         raise InvalidInput(f"{path} exists already: name another file, or give --overwrite.")
     path.write_text(_against_here(run_pathspec, datastore_root, color=False), encoding="utf-8")
     click.echo(f"Patch saved in {path}. Apply it by: git apply --verbose {path}", err=True)
-    return 0
 
 
-def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> int:
+def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> None:
     """Write the files of the run to a new folder.
 
     Args:
         run_pathspec: The run, as `Flow/id`.
         folder: The folder to make; None for one named after the run.
         datastore_root: The root of the datastore; None for the one in the record of the run.
-
-    Returns:
-        The exit code.
 
     Raises:
         InvalidInput: The folder exists already.
@@ -139,7 +122,6 @@ def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> i
         raise InvalidInput(f"{path} exists already: name another folder with --dir.")
     _unpacked(run_pathspec, datastore_root, path)
     click.echo(f"Code downloaded to {path}", err=True)
-    return 0
 
 
 # ------------------------------------------------------------------ how
@@ -173,20 +155,14 @@ def _unpacked(run: str, root: str | None, folder: Path) -> None:
 
 def _difference(folder: str, *, color: bool) -> str:
     """From `a` to `b` of the folder, as git writes it, for `git apply`."""
-    command = [
-        "git",
-        "diff",
-        "--no-index",
-        "--no-prefix",
-        f"--color={'always' if color else 'never'}",
-    ]
+    git = shutil.which("git")
+    if git is None:
+        raise CodePackageError("Comparing code needs git, which is not installed: install it.")
+    colors = f"--color={'always' if color else 'never'}"
+    command = [git, "diff", "--no-index", "--no-prefix", colors, "a", "b"]
     # Whatever the user has configured of git, this is what `git apply` reads.
     env = {"GIT_CONFIG_NOSYSTEM": "1", "HOME": folder, "PATH": os.defpath}
-    if shutil.which("git") is None:
-        raise CodePackageError("Comparing code needs git, which is not installed: install it.")
-    done = subprocess.run(
-        [*command, "a", "b"], cwd=folder, env=env, capture_output=True, check=False
-    )
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, check=False)
     if done.returncode not in (0, 1):
         raise CodePackageError(f"git could not compare the code: {done.stderr.decode().strip()}")
     return done.stdout.decode("utf-8", "replace")

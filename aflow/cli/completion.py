@@ -70,8 +70,7 @@ def completion() -> click.Command:
     )
 
 
-def _print(shell: str) -> int:
+def _print(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None, "click knows the shells of the choice"
     click.echo(found(AllCommands(), {}, "aflow", VARIABLE).source())
-    return 0

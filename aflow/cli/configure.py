@@ -292,10 +292,6 @@ _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 def configure() -> click.Command:
     """Return the command."""
-    return command_group("configure", _HELP, _commands())
-
-
-def _commands() -> dict[str, Subcommand]:
     profile = option(
         "--profile", "-p", metavar="NAME", help="The profile.  [default: that of AFLOW_PROFILE]"
     )
@@ -303,27 +299,30 @@ def _commands() -> dict[str, Subcommand]:
     to = click.Argument(["file"], metavar="FILE")
     yes = flag("--yes", "-y", help="Do not ask for confirmation.")
     unchecked = flag("--no-check", help="Do not check the answers with AWS.")
-    return {
-        "aws": Subcommand(_AWS_HELP, [profile, unchecked], aws),
-        "show": Subcommand("Show what is set, and where.", [profile], show),
-        "import": Subcommand(
-            "Import settings from a file, or from stdin.", [there, profile, yes], import_
-        ),
-        "import-stack": Subcommand(STACK_HELP, stack_parameters(), import_stack),
-        "export": Subcommand("Write the settings to a file.", [to, profile, yes], export),
-        "reset": Subcommand("Delete the settings: runs are local again.", [profile, yes], reset),
-    }
+    return command_group(
+        "configure",
+        _HELP,
+        {
+            "aws": Subcommand(_AWS_HELP, [profile, unchecked], aws),
+            "show": Subcommand("Show what is set, and where.", [profile], show),
+            "import": Subcommand(
+                "Import settings from a file, or from stdin.", [there, profile, yes], import_
+            ),
+            "import-stack": Subcommand(STACK_HELP, stack_parameters(), import_stack),
+            "export": Subcommand("Write the settings to a file.", [to, profile, yes], export),
+            "reset": Subcommand(
+                "Delete the settings: runs are local again.", [profile, yes], reset
+            ),
+        },
+    )
 
 
-def aws(profile: str | None, no_check: bool) -> int:
+def aws(profile: str | None, no_check: bool) -> None:
     """Ask for the settings of AWS, then write what was answered.
 
     Args:
         profile: The name of the profile; None for the one that is chosen.
         no_check: Whether answers are accepted without trying them against AWS.
-
-    Returns:
-        The exit code.
     """
     file = config_file(profile)
     there = file.read() or {}
@@ -333,11 +332,10 @@ def aws(profile: str | None, no_check: bool) -> int:
     answers = ask(there, check=not no_check)
     kept = {name: value for name, value in there.items() if bare(name) not in answers}
     _write(file, {**kept, **{f"AFLOW_{name}": value for name, value in answers.items()}})
-    return 0
 
 
-def show(profile: str | None) -> int:
-    """Return a line a setting; of a key that stands in several places the one that counts.
+def show(profile: str | None) -> None:
+    """Print a line for each setting, and which value of a key in several places takes effect.
 
     Args:
         profile: The name of the profile; None for the one that is chosen.
@@ -354,19 +352,15 @@ def show(profile: str | None) -> int:
             shown.add(bare(name))
     if not shown:
         click.echo("Nothing is set: flows run on this machine, and keep everything in .aflow.")
-    return 0
 
 
-def import_(file: str, profile: str | None, yes: bool) -> int:
+def import_(file: str, profile: str | None, yes: bool) -> None:
     """Read settings that `export` has written, and write them to the profile.
 
     Args:
         file: The path of the file; `-` for stdin.
         profile: The name of the profile; None for the one that is chosen.
         yes: Whether an existing profile is replaced without asking.
-
-    Returns:
-        The exit code.
 
     Raises:
         InvalidInput: The file cannot be read, or is not an object of settings.
@@ -388,7 +382,6 @@ def import_(file: str, profile: str | None, yes: bool) -> int:
     elif target.read() is not None and not yes:
         raise InvalidInput(f"{target.path} already exists: give --yes to replace it.")
     _write(target, values)
-    return 0
 
 
 def stack_parameters() -> list[click.Parameter]:
@@ -403,7 +396,7 @@ def stack_parameters() -> list[click.Parameter]:
     ]
 
 
-def import_stack(name: str, profile: str | None, region: str | None, yes: bool) -> int:
+def import_stack(name: str, profile: str | None, region: str | None, yes: bool) -> None:
     """Write the outputs of a stack of CloudFormation to the profile.
 
     Args:
@@ -411,9 +404,6 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
         profile: The name of the profile; None for the one that is chosen.
         region: The region of the stack; None for the default one of AWS.
         yes: Whether an existing profile is changed without asking.
-
-    Returns:
-        The exit code.
     """
     from aflow.aws.stack.aws import Stack
 
@@ -436,19 +426,15 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
         )
     chosen = f"AFLOW_PROFILE={profile} " if profile else ""
     click.echo(f"To check all of it, run: {chosen}aflow doctor")
-    return 0
 
 
-def export(file: str, profile: str | None, yes: bool) -> int:
+def export(file: str, profile: str | None, yes: bool) -> None:
     """Write a copy of the profile's own file, secrets included.
 
     Args:
         file: The path of the copy, or a folder for it.
         profile: The name of the profile; None for the one that is chosen.
         yes: Whether an existing file is replaced without asking.
-
-    Returns:
-        The exit code.
 
     Raises:
         InvalidSetting: The profile has no file.
@@ -463,27 +449,22 @@ def export(file: str, profile: str | None, yes: bool) -> int:
     if target.exists():
         _confirm(f"{target} already exists. Replace it?", yes)
     _write(ConfigFile(target), values)
-    return 0
 
 
-def reset(profile: str | None, yes: bool) -> int:
+def reset(profile: str | None, yes: bool) -> None:
     """Remove the profile's file.
 
     Args:
         profile: The name of the profile; None for the one that is chosen.
         yes: Whether the file is removed without asking.
-
-    Returns:
-        The exit code.
     """
     file = config_file(profile)
     if file.read() is None:
         click.echo(f"Nothing to delete: {file.path} does not exist.")
-        return 0
+        return
     _confirm(f"Remove {file.path}?", yes)
     file.path.unlink(missing_ok=True)
     click.echo(f"{file.path} is removed.")
-    return 0
 
 
 # ------------------------------------------------------------------ how

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aflow.cli.errors import printable
-from aflow.cli.options import flag, option
+from aflow.cli.options import count_option, file_option, flag, option
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
 from aflow.errors import StorageError
@@ -22,20 +22,15 @@ def dump_parameters() -> list[click.Parameter]:
     return [
         pathspec_argument(),
         flag("--private/--no-private", help="Include artifacts whose names begin with _."),
-        option(
+        count_option(
             "--max-value-size",
-            type=click.IntRange(min=0),
-            default=1000,
+            least=0,
             metavar="BYTES",
+            default=1000,
             help="Show values up to this size; 0: only names.",
         ),
         option("--include", metavar="A,B", default="", help="Only these artifacts."),
-        option(
-            "--file",
-            type=click.Path(dir_okay=False, writable=True),
-            metavar="FILE",
-            help="Write the values to this file: a pickle of {task: {name: value}}.",
-        ),
+        file_option("--file", "Write the values to this file: a pickle of {task: {name: value}}."),
     ]
 
 

@@ -11,7 +11,7 @@ from aflow._core.clock import SystemClock, timespan
 from aflow._core.settings import Settings, choices_of
 from aflow._core.wording import plural, size_text
 from aflow.cli.errors import printable
-from aflow.cli.options import flag, option, tags_option
+from aflow.cli.options import count_option, flag, option, tags_option
 from aflow.environments.build import Environments, cache_folder
 from aflow.errors import InvalidInput
 from aflow.metadata.factory import open_all_own
@@ -53,13 +53,7 @@ def _parameters() -> list[click.Parameter]:
         ),
         tags_option("Only runs with this tag; may be given several times."),
         flag("--failed", help="Only runs that did not succeed."),
-        option(
-            "--keep",
-            type=click.IntRange(min=0),
-            default=0,
-            metavar="N",
-            help="Keep the N newest runs of each flow.",
-        ),
+        count_option("--keep", least=0, default=0, help="Keep the N newest runs of each flow."),
         flag("--spins", help="Delete runs of `spin` instead of other runs."),
         option(
             "--grace",
@@ -105,7 +99,7 @@ def _gc(
     datastore_root: str | None,
     sole_owner: bool,
     dry_run: bool,
-) -> int:
+) -> None:
     settings = Settings.load(datastore=datastore, datastore_root=datastore_root)
     if settings.datastore != "local" and settings.metadata == "local" and not sole_owner:
         raise InvalidInput(
@@ -115,7 +109,7 @@ def _gc(
         )
     if not settings.has_metadata:
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
-        return 0
+        return
     now = SystemClock.now()
     unused = _seconds("--environments", environments)
     before = None if older_than is None else now - _seconds("--older-than", older_than)
@@ -136,7 +130,6 @@ def _gc(
     _warn(removed)
     _sweep_code(settings, kept, now, dry_run=dry_run)
     _sweep_environments(settings, unused, now, dry_run=dry_run)
-    return 0
 
 
 def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: bool) -> None:

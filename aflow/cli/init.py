@@ -145,7 +145,7 @@ def init() -> click.Command:
     )
 
 
-def _init(folder: str, overwrite: bool) -> int:
+def _init(folder: str, overwrite: bool) -> None:
     """Write the files; none of them where one already exists."""
     target = Path(folder)
     there = [name for name in _FILES if (target / name).exists()]
@@ -173,7 +173,6 @@ def _init(folder: str, overwrite: bool) -> int:
         ) from error
     go_there = "" if target.resolve() == Path.cwd() else f"cd {folder}\n  "
     click.echo(f"\nTry it:\n  {go_there}python flow.py run")
-    return 0
 
 
 def project_name(folder: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.machinery import SourceFileLoader
@@ -112,19 +112,7 @@ def begins(
     main = program_in(sys._getframe(1))
     if main is not None:
         spec = stated(main, "__spec__")
-        names = [each for each in modules if each not in _before]
-        module = None if spec is None else spec.name
-        note_start(
-            Started(
-                flow=flow,
-                argv=[*argv],
-                module=module,
-                folder=folder,
-                environment=environment_at_start(),
-                modules=names,
-                root=_root,
-            )
-        )
+        _note_program(flow, argv, None if spec is None else spec.name, folder, modules)
     fill_descriptors()
     if looks_like_a_run(sys.argv[1:]):
         with suppress(OSError):  # no process is available: the command tries again, and says so
@@ -160,27 +148,38 @@ def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
     _keep_importable(target, file, _root)
     _before = frozenset(loaded())
     try:
-        with _faults_named(Path(file)):
+        with _errors_located(Path(file)):
             module = run_as_main(file, argv, [*rest], name, root=_root)
     except Exception as error:
         if not _begun:
             raise
         sys.excepthook(type(error), error, error.__traceback__)  # as Python ends a program
         sys.exit(1)
-    names = [each for each in loaded() if each not in _before]
+    modules = loaded()
     flow = _choose(module, path, wanted)
+    _note_program(flow, argv, name, folder, modules)
+    return flow
+
+
+def _note_program(
+    flow: type[FlowSpec],
+    argv: Sequence[str],
+    module: str | None,
+    folder: str | None,
+    modules: Iterable[str],
+) -> None:
+    """Note how the program was started, and which modules it has imported by itself."""
     note_start(
         Started(
             flow=flow,
-            argv=argv,
-            module=name,
+            argv=[*argv],
+            module=module,
             folder=folder,
             environment=environment_at_start(),
-            modules=names,
+            modules=[each for each in modules if each not in _before],
             root=_root,
         )
     )
-    return flow
 
 
 def _keep_importable(target: str, file: str, root: str | None) -> None:
@@ -230,7 +229,7 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
     module = _import(path.resolve(), path, name)
     try:
         own = _own_flows(module)
-        flows = [own[key] for key in _heirless(own)]
+        flows = [own[key] for key in _leaves(own)]
         for flow in flows:
             define(flow)  # while the module is there to be asked
     finally:
@@ -261,6 +260,7 @@ def _check_file(path: Path) -> None:
 
 
 def _import(path: Path, shown: Path, name: str) -> ModuleType:
+    global _loading
     if name in sys.modules:
         raise FlowFileError(
             f"{shown} has the name of a module that is in use ({name!r}): rename the file."
@@ -273,53 +273,47 @@ def _import(path: Path, shown: Path, name: str) -> ModuleType:
     module.__file__ = str(path)
     if "." in full:
         module.__package__ = full.rpartition(".")[0]
-        with _faults_named(path):
+        with _errors_located(path):
             import_module(module.__package__)
     sys.modules[name] = module
+    _loading = True
     try:
-        _execute(loader, module, path)
+        with _errors_located(path):
+            loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        _loading = False
     return module
 
 
-def _execute(loader: SourceFileLoader, module: ModuleType, path: Path) -> None:
-    global _loading
-    _loading = True
-    try:
-        with _faults_named(path):
-            loader.exec_module(module)
-    finally:
-        _loading = False
-
-
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
-    """Say of what the file raises where it is; what it raises after its flow was called is left as
-    it is."""
+def _errors_located(path: Path) -> Iterator[None]:
+    """Raise what the file raises as a FlowFileError that says where; what it raises after its flow
+    was called is left as it is."""
     try:
         yield
     except BaseException as error:
-        if _begun or isinstance(error, FlowFileError):
+        text = None if _begun or isinstance(error, FlowFileError) else _located(error, path)
+        if text is None:
             raise
-        _name_fault(error, path)
-        raise
+        raise FlowFileError(text) from error
 
 
-def _name_fault(error: BaseException, path: Path) -> None:
-    try:
-        raise error
-    except SyntaxError as error:
-        where = f"{error.filename or path}, line {error.lineno}"
-        source = f": {error.text.strip()}" if error.text else ""
-        raise FlowFileError(f"{where}: {error.msg}{source}") from error
-    except ModuleNotFoundError as error:
-        raise FlowFileError(f"{_place(error, path)}: {_lacking(error)}") from error
-    except SystemExit as error:
-        raise FlowFileError(f"{_place(error, path)}: the file ends the program.") from error
-    except Exception as error:
-        raise FlowFileError(f"{_place(error, path)}: {type(error).__name__}: {error}") from error
+def _located(error: BaseException, path: Path) -> str | None:
+    """Place and reason of an error of a flow's file; None for what ends this program."""
+    match error:
+        case SyntaxError():
+            source = f": {error.text.strip()}" if error.text else ""
+            return f"{error.filename or path}, line {error.lineno}: {error.msg}{source}"
+        case ModuleNotFoundError():
+            return f"{_place(error, path)}: {_lacking(error)}"
+        case SystemExit():
+            return f"{_place(error, path)}: the file ends the program."
+        case Exception():
+            return f"{_place(error, path)}: {type(error).__name__}: {error}"
+    return None
 
 
 def _lacking(error: ModuleNotFoundError) -> str:
@@ -347,17 +341,18 @@ def _choose(module: ModuleType, path: Path, name: str | None) -> type[FlowSpec]:
     flows = _flows_of(module)
     if name is not None:
         if name not in flows:
-            raise FlowFileError(f"{path} holds no flow {name!r}; {_those_in_it(flows)}.")
+            known = f"flows in it: {', '.join(flows)}" if flows else "there is no flow in it"
+            raise FlowFileError(f"{path} holds no flow {name!r}; {known}.")
         return flows[name]
     own = _own_flows(module)
-    last = _heirless(own)
-    if len(last) == 1:
-        return own[last[0]]
-    if not last:
+    leaves = _leaves(own)
+    if not leaves:
         raise _no_flow(path)
-    raise FlowFileError(
-        f"{path} holds several flows: {', '.join(last)}. Choose one: {path}:{last[0]}"
-    )
+    if len(leaves) > 1:
+        raise FlowFileError(
+            f"{path} holds several flows: {', '.join(leaves)}. Choose one: {path}:{leaves[0]}"
+        )
+    return own[leaves[0]]
 
 
 def _own_flows(module: ModuleType) -> dict[str, type[FlowSpec]]:
@@ -366,22 +361,18 @@ def _own_flows(module: ModuleType) -> dict[str, type[FlowSpec]]:
     return {key: flow for key, flow in flows.items() if flow.__module__ == module.__name__} or flows
 
 
-def _heirless(flows: dict[str, type[FlowSpec]]) -> list[str]:
-    """The names of the flows that none of the others derive from: what is derived from is there
-    for that."""
-    return [key for key, flow in flows.items() if not _has_heirs(flow, flows)]
+def _leaves(flows: dict[str, type[FlowSpec]]) -> list[str]:
+    """The names of the flows that none of the others derive from: base classes are there for
+    that."""
+
+    def is_base(flow: type[FlowSpec]) -> bool:
+        return any(each is not flow and issubclass(each, flow) for each in flows.values())
+
+    return [key for key, flow in flows.items() if not is_base(flow)]
 
 
 def _no_flow(path: Path) -> FlowFileError:
     return FlowFileError(f"{path} holds no flow: no class in it derives from FlowSpec.")
-
-
-def _has_heirs(flow: type[FlowSpec], flows: dict[str, type[FlowSpec]]) -> bool:
-    return any(other is not flow and issubclass(other, flow) for other in flows.values())
-
-
-def _those_in_it(flows: dict[str, type[FlowSpec]]) -> str:
-    return f"flows in it: {', '.join(flows)}" if flows else "there is no flow in it"
 
 
 def _flows_of(module: ModuleType) -> dict[str, type[FlowSpec]]:

@@ -18,7 +18,7 @@ from aflow._core.clock import shown_time
 from aflow._core.ids import Pathspec
 from aflow._core.process import binary, flush, is_terminal
 from aflow.cli.errors import printable
-from aflow.cli.options import Subcommand, flag, option
+from aflow.cli.options import Subcommand, count_option, flag, option
 from aflow.cli.selection import pathspec, pathspec_argument, recorded_run, tasks_of
 from aflow.cli.server_requests import events, of_a_server
 from aflow.cli.session import Session
@@ -64,14 +64,13 @@ def logs_commands() -> dict[str, Subcommand]:
 
 def _which_logs(default_attempt: str = "") -> list[click.Parameter]:
     both = "Both streams, by time.  [default]"
-    number = click.IntRange(min=0)
     attempt = f"The log of this attempt, counted from 0.{default_attempt}"
     return [
         pathspec_argument(),
         option("--stdout", "stream", flag_value="stdout", help="Only stdout."),
         option("--stderr", "stream", flag_value="stderr", help="Only stderr."),
         option("--both", "stream", flag_value="both", default="both", help=both),
-        option("--attempt", type=number, metavar="N", help=attempt),
+        count_option("--attempt", least=0, help=attempt),
     ]
 
 

@@ -69,6 +69,7 @@ _SUBCOMMANDS = {
 }
 
 
+_OTHER_FLAGS = ("--help", "-h", "--version", "--production")  # besides those of `run`
 _ARGV_FILE = "--aflow-argv="
 
 
@@ -276,21 +277,11 @@ def _takes_next(argv: Sequence[str], position: int) -> bool:
     """Whether the option here has the next argument as its value. One that is not known is a
     parameter of the flow, which has a value."""
     option = argv[position]
-    if "=" in option or option in _flags() or position + 1 == len(argv):
+    if "=" in option or option in _OTHER_FLAGS or position + 1 == len(argv):
         return False
-    return option in _valued() or not loading.is_target(argv[position + 1])
-
-
-def _flags() -> set[str]:
     from aflow.cli.options import run_options, top_options
 
-    known = [each for each in (*top_options(), *run_options()) if each.is_flag]
-    names = {name for each in known for name in (*each.opts, *each.secondary_opts)}
-    return names | {"--help", "-h", "--version", "--production"}
-
-
-def _valued() -> set[str]:
-    from aflow.cli.options import run_options, top_options
-
-    known = [each for each in (*top_options(), *run_options()) if not each.is_flag]
-    return {name for each in known for name in each.opts}
+    for each in (*top_options(), *run_options()):
+        if option in (*each.opts, *each.secondary_opts):
+            return not each.is_flag
+    return not loading.is_target(argv[position + 1])

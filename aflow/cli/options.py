@@ -285,23 +285,16 @@ def flow_options(
         "scope": None if after_command else "",
         "default": None,
     }
-    made = [option for kind, add in _OF_DECORATORS.items() if kind in kinds for option in add(rest)]
+    made = []
+    if "project" in kinds:
+        made += [
+            option("--branch", metavar="NAME", help="Branch of the project to run on.", **rest),
+            option("--production", is_flag=True, help="Run on the production branch.", **rest),
+        ]
+    if "trigger_on_finish" in kinds:
+        text = "A run (Flow/run) to record as the trigger of this one; may be given many times."
+        made.append(option("--trigger", metavar="RUN", multiple=True, help=text, **rest))
     return [each for each in made if not names_of([each]) & {*without}]
-
-
-def _of_project(rest: Mapping[str, Any]) -> list[Option]:
-    return [
-        option("--branch", metavar="NAME", help="Branch of the project to run on.", **rest),
-        option("--production", is_flag=True, help="Run on the production branch.", **rest),
-    ]
-
-
-def _of_trigger(rest: Mapping[str, Any]) -> list[Option]:
-    text = "A run (Flow/run) that is said to have started this one; may be given many times."
-    return [option("--trigger", metavar="RUN", multiple=True, help=text, **rest)]
-
-
-_OF_DECORATORS = {"project": _of_project, "trigger_on_finish": _of_trigger}
 
 
 # ------------------------------------------------------------ run
@@ -443,13 +436,41 @@ def tags_option(
     return option("--tag", "tags", scope=scope, multiple=True, type=kind, metavar="TAG", help=help)
 
 
-def max_workers_option(help: str = "The most tasks of a run at a time.") -> Option:
-    """Return the option `--max-workers` of a command that has runs begun elsewhere.
+def count_option(*names: str, help: str, least: int = 1, metavar: str = "N", **rest: Any) -> Option:
+    """Return an option whose value is a whole number.
+
+    Args:
+        *names: The option's names, as click takes them.
+        help: The help text.
+        least: The smallest number that is taken.
+        metavar: What the number counts, in the help.
+        **rest: Further arguments of `option`.
+    """
+    return option(*names, help=help, type=click.IntRange(min=least), metavar=metavar, **rest)
+
+
+def seconds_option(name: str, help: str, *, default: float, least: float = 0.0) -> Option:
+    """Return an option whose value is a time in seconds.
+
+    Args:
+        name: The long name of the option.
+        help: The help text.
+        default: The value where the option is not given, in seconds.
+        least: The shortest time that is taken, in seconds.
+    """
+    kind = click.FloatRange(min=least)
+    return option(name, help=help, type=kind, default=default, metavar="SECONDS")
+
+
+def port_option(help: str, default: int) -> Option:
+    """Return the option `--port` of a command that listens.
 
     Args:
         help: The help text.
+        default: The port where the option is not given; 0 for a free one.
     """
-    return option("--max-workers", type=click.IntRange(min=1), metavar="N", help=help)
+    kind = click.IntRange(0, 65535)
+    return option("--port", help=help, type=kind, default=default, metavar="PORT")
 
 
 class ParsedType(ParamType):

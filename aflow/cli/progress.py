@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from aflow._core.records import dataclass, field
 from aflow._core.wording import plural
 from aflow.flow.graph import Graph, Kind
 from aflow.runs.events import (
@@ -51,26 +52,21 @@ UNICODE = Signs("\u25cf", "\u2714", "\u2718", "\u25cb", "\u2501", "\u2500", "\u2
 ASCII = Signs("*", "+", "!", ".", "#", "-", "~")
 
 
+@dataclass(slots=True)
 class _Step:
     """What is known of a step."""
 
-    __slots__ = (
-        "began_at", "begun", "done", "ended_at", "failed", "name", "retried", "reused", "running",
-        "samples", "splits",
-    )  # fmt: skip
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.begun = 0  # tasks, not attempts
-        self.running = 0
-        self.done = 0
-        self.reused = 0  # of those that are done
-        self.retried = 0  # attempts after the first of a task
-        self.failed: set[int] = set()  # tasks
-        self.splits = 0  # tasks that it has opened, as a foreach
-        self.began_at: float | None = None
-        self.ended_at: float | None = None
-        self.samples: deque[tuple[float, int]] = deque()  # when, and how many were done
+    name: str
+    begun: int = 0  # tasks, not attempts
+    running: int = 0
+    done: int = 0
+    reused: int = 0  # of those that are done
+    retried: int = 0  # attempts after the first of a task
+    failed: set[int] = field(default_factory=set)  # tasks
+    splits: int = 0  # tasks that it has opened, as a foreach
+    began_at: float | None = None
+    ended_at: float | None = None
+    samples: deque[tuple[float, int]] = field(default_factory=deque)  # when, and how many were done
 
     @property
     def over(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -13,7 +13,7 @@ from aflow._core.clock import SystemClock, duration
 from aflow._core.settings import Settings
 from aflow._core.wording import plural
 from aflow.cli import tables
-from aflow.cli.options import Subcommand, command_group, flag, option
+from aflow.cli.options import Subcommand, command_group, count_option, flag, option
 from aflow.errors import InvalidInput, InvalidSetting
 from aflow.executors.queue_status import (
     ShownMessage,
@@ -59,13 +59,7 @@ def queue() -> click.Command:
     ids = click.Argument(["ids"], nargs=-1, metavar="[ID]...")
     everything = flag("--all", "everything", help="All buried messages.")
     ready = flag("--ready", help="List messages that wait for a worker, instead of buried ones.")
-    limit = option(
-        "--limit",
-        type=click.IntRange(1),
-        default=100,
-        metavar="N",
-        help="The most messages of each pool.",
-    )
+    limit = count_option("--limit", default=100, help="The most messages of each pool.")
     return command_group(
         "queue",
         _HELP,
@@ -107,19 +101,7 @@ def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    rows = [
-        (
-            each["pool"],
-            str(each["ready"]),
-            str(each["leased"]),
-            str(each["buried"]),
-            "?" if each["oldest"] is None else duration(max(now - each["oldest"], 0.0)),
-            "?" if each["workers"] is None else str(each["workers"]),
-            "?" if each["slots"] is None else str(each["slots"]),
-        )
-        for each in found
-    ]
-    rows = [(*row[:4], "" if row[1] == "0" else row[4], *row[5:]) for row in rows]
+    rows = [_pool_row(each, now) for each in found]
     tables.show(("POOL", "READY", "LEASED", "BURIED", "OLDEST", "WORKERS", "SLOTS"), rows)
     for name, each in sorted((workers or {}).items()):
         click.echo(
@@ -128,6 +110,14 @@ def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
         )
         for why in sorted(set(each.declined.values())):
             click.echo(f"    leaves runs to others: {plain(why)}")
+
+
+def _pool_row(pool: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    """The cells of a pool; `?` for what its broker or its workers do not say."""
+    oldest = "?" if pool["oldest"] is None else duration(now - pool["oldest"])
+    counts = [str(pool[name]) for name in ("ready", "leased", "buried")]
+    workers = ["?" if pool[name] is None else str(pool[name]) for name in ("workers", "slots")]
+    return (pool["pool"], *counts, oldest if pool["ready"] else "", *workers)
 
 
 def _list(
@@ -228,6 +218,6 @@ def queue_and_settings(**given: Any) -> tuple[str, Settings]:
         InvalidSetting: No queue is named, neither by an option nor by the settings.
     """
     settings = Settings.load(**given)
-    if settings.queue is None:
+    if not settings.queue:
         raise InvalidSetting("No queue is given: use --queue URL, or set AFLOW_QUEUE.")
     return settings.queue, settings

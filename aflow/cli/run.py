@@ -137,14 +137,10 @@ def run(
 
 def _note_beginning(session: Session, settings: Settings) -> None:
     """Say what is about to be made here, if anything is."""
-    parts = [
-        name
-        for name, place in (("datastore", settings.datastore), ("metadata", settings.metadata))
-        if place == "local"
-    ]
-    if parts and not settings.root.exists():
+    what = "datastore" if settings.datastore == "local" else "metadata"
+    if "local" in (settings.datastore, settings.metadata) and not settings.root.exists():
         here = " in current directory" if settings.root.parent == Path.cwd() else ""
-        session.note(f"Creating local {' and '.join(parts[:1])}{here} ({settings.root})")
+        session.note(f"Creating local {what}{here} ({settings.root})")
 
 
 def _note_differences(
@@ -266,14 +262,18 @@ def _takes(stream: Any, text: str) -> bool:
     return True
 
 
+_WAITS_FOR = {
+    "batch": "a job of AWS Batch",
+    "kubernetes": "a job of Kubernetes",
+    "queue": "a worker",
+    "slurm": "a job of Slurm",
+}
+
+
 def _waits_for(definition: FlowDefinition, settings: Settings) -> str:
     """What tasks wait for that have not begun, though they could."""
-    if settings.executor == "batch":
-        return "a job of AWS Batch"
-    if settings.executor == "kubernetes":
-        return "a job of Kubernetes"
-    if settings.executor == "queue":
-        return "a worker"
+    if settings.executor in _WAITS_FOR:
+        return _WAITS_FOR[settings.executor]
     slot = f"a slot (--max-workers {settings.max_workers})"
     asks = any(step.decorator("resources") for step in definition.steps.values())
     return f"{slot} or for resources" if asks else slot

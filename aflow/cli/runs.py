@@ -14,7 +14,7 @@ import click
 from aflow._core.clock import SystemClock, shown_time, timespan
 from aflow._core.settings import Settings
 from aflow.cli import tables
-from aflow.cli.options import SectionedCommand, flag, option, tags_option
+from aflow.cli.options import SectionedCommand, count_option, flag, option, tags_option
 from aflow.cli.server_requests import of_a_server
 from aflow.errors import InvalidInput, NotFound
 from aflow.flow.names import did_you_mean
@@ -45,12 +45,8 @@ def runs() -> click.Command:
             tags_option("Only runs that have this tag."),
             option("--since", metavar="WHEN", help=f"Only runs created since {_WHEN}."),
             option("--until", metavar="WHEN", help="Only runs created before this time."),
-            option(
-                "--limit",
-                type=click.IntRange(min=0),
-                metavar="N",
-                default=20,
-                help="The largest number of runs; 0: all.",
+            count_option(
+                "--limit", least=0, default=20, help="The largest number of runs; 0: all."
             ),
             flag("--json", "as_json", help="Print a JSON list."),
             of_a_server(),

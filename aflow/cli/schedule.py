@@ -14,7 +14,7 @@ from aflow.cli.loading import load_flow
 from aflow.cli.options import (
     Subcommand,
     command_group,
-    max_workers_option,
+    count_option,
     option,
     tags_option,
 )
@@ -79,7 +79,7 @@ def schedule() -> click.Command:
             "a run after it, or a run instead of it.",
         ),
         tags_option("A tag for its runs; may be given several times."),
-        max_workers_option(),
+        count_option("--max-workers", help="The most tasks of a run at a time."),
         of_flow,
     ]
     edited = [

@@ -12,7 +12,7 @@ import click
 from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings, path_in
-from aflow.cli.options import flag, max_workers_option, option
+from aflow.cli.options import count_option, flag, option, port_option, seconds_option
 from aflow.cli.server_log import log_to_stderr
 from aflow.errors import InvalidSetting
 from aflow.metadata import tokens
@@ -67,7 +67,10 @@ def server(echo: Callable[[str], object] = click.echo) -> click.Command:
                 metavar="URL",
                 help="The queue whose workers run the tasks.  [default: local processes]",
             ),
-            max_workers_option("Default for the most tasks of a run at a time.  [default: 16]"),
+            count_option(
+                "--max-workers",
+                help="Default for the most tasks of a run at a time.  [default: 16]",
+            ),
             option("--datastore-root", metavar="PATH", help="Folder of the local datastore."),
             option(
                 "--max-runs",
@@ -76,19 +79,11 @@ def server(echo: Callable[[str], object] = click.echo) -> click.Command:
                 metavar="N",
                 help="The most active runs.",
             ),
-            option(
-                "--grace",
-                type=click.FloatRange(min=0),
-                default=30.0,
-                metavar="SECONDS",
-                help="How long active runs may continue after SIGTERM.",
+            seconds_option(
+                "--grace", "How long active runs may continue after SIGTERM.", default=30.0
             ),
-            option(
-                "--recovery-timeout",
-                type=click.FloatRange(min=0),
-                default=3600.0,
-                metavar="SECONDS",
-                help="When a run that cannot be recovered fails.",
+            seconds_option(
+                "--recovery-timeout", "When a run that cannot be recovered fails.", default=3600.0
             ),
             flag(
                 "--no-auth",
@@ -110,13 +105,7 @@ def listen_options(port: int) -> list[click.Option]:
     """
     return [
         option("--host", metavar="HOST", default="127.0.0.1", help="The address to listen on."),
-        option(
-            "--port",
-            type=click.IntRange(0, 65535),
-            default=port,
-            metavar="PORT",
-            help="The port to listen on; 0: a free one.",
-        ),
+        port_option("The port to listen on; 0: a free one.", port),
     ]
 
 

@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
     from aflow.task.config_binding import GivenConfigs
 
+_OF_SETTINGS = ("metadata", "environment", "datastore", "datastore_root", "package_suffixes")
 # What every command takes, before its name or after it.
 TOP_NAMES = (
     "quiet",
-    "metadata",
-    "environment",
-    "datastore",
-    "datastore_root",
-    "package_suffixes",
+    *_OF_SETTINGS,
     "with_",
     "pylint",
     "event_logger",
@@ -91,17 +88,7 @@ class Session:
         Args:
             **more: Options that win over the settings.
         """
-        top = {
-            name: self.top.get(name)
-            for name in (
-                "metadata",
-                "environment",
-                "datastore",
-                "datastore_root",
-                "package_suffixes",
-            )
-        }
-        return Settings.load(**top, **more)
+        return Settings.load(**{name: self.top.get(name) for name in _OF_SETTINGS}, **more)
 
     def define(self, configs: Mapping[str, Any] | None = None) -> FlowDefinition:
         """Return the flow's definition, as its configs and mutators make it; `configs` are values

@@ -37,16 +37,15 @@ def status() -> click.Command:
     )
 
 
-def _status(server: str | None) -> int:
+def _status(server: str | None) -> None:
     """Print a table with a line a flow, the latest first, then what runs and what has failed."""
     settings = Settings.load(metadata=server)
     look(settings)
     if not has_runs(settings.metadata_url):
         click.echo(f"Nothing has run here yet: there is no datastore {settings.root}.")
-        return 0
+        return
     with closing(open_to_read(settings.metadata_url, settings.durability)) as metadata:
         _show(settings, metadata)
-    return 0
 
 
 def _show(settings: Settings, metadata: MetadataStore) -> None:

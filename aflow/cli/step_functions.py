@@ -17,6 +17,7 @@ from aflow.cli.checks import check_graph
 from aflow.cli.errors import printable
 from aflow.cli.options import (
     Subcommand,
+    count_option,
     file_option,
     flag,
     option,
@@ -125,13 +126,12 @@ def _create_parameters() -> list[click.Parameter]:
             help="Namespace of the client inside runs.  [default: production:<token>]",
         ),
         flag("--only-json", help="Only show the definition of the state machine."),
-        option(
-            "--max-workers", default=100, type=click.IntRange(min=0), metavar="N",
-            help="The most items of a foreach at a time; 0: no limit.  [default: 100]",
+        count_option(
+            "--max-workers", least=0, default=100,
+            help="The most items of a foreach at a time; 0: no limit.",
         ),
-        option(
-            "--workflow-timeout", "timeout", type=click.IntRange(min=1), metavar="SECONDS",
-            help="Time limit of a run.",
+        count_option(
+            "--workflow-timeout", "timeout", metavar="SECONDS", help="Time limit of a run."
         ),
         flag("--log-execution-history", help="Log executions to CloudWatch."),
         flag(

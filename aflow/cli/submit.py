@@ -12,7 +12,7 @@ from aflow._core.ids import Pathspec
 from aflow._core.settings import Settings
 from aflow.cli.loading import load_flow
 from aflow.cli.logs import BOTH, follow_there
-from aflow.cli.options import flag, max_workers_option, tags_option
+from aflow.cli.options import count_option, flag, tags_option
 from aflow.cli.server_requests import ask, server_option
 from aflow.errors import InvalidInput
 from aflow.task import code_package
@@ -39,7 +39,7 @@ def submit() -> click.Command:
             click.Argument(["target"], metavar="FLOW.PY"),
             server_option(),
             tags_option(),
-            max_workers_option(),
+            count_option("--max-workers", help="The most tasks of a run at a time."),
             flag("--wait", help="Follow the output of the run until it has ended."),
             click.Argument(["given"], nargs=-1, type=click.UNPROCESSED, metavar="[PARAMETERS]..."),
         ],

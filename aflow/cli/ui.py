@@ -9,7 +9,7 @@ import click
 
 from aflow._core.ids import Pathspec
 from aflow._core.settings import Settings, looked_up
-from aflow.cli.options import flag, option
+from aflow.cli.options import flag, option, port_option
 from aflow.cli.server import server as serve
 from aflow.cli.server_requests import DEFAULT_SERVER, ask
 from aflow.errors import AflowError, InvalidInput
@@ -38,13 +38,7 @@ def ui() -> click.Command:
                 default=lambda: looked_up("SERVER"),
                 help="Open the pages of this server.  [default: AFLOW_SERVER, else this folder's]",
             ),
-            option(
-                "--port",
-                type=click.IntRange(0, 65535),
-                default=0,
-                metavar="PORT",
-                help="Port of the server that is started.  [default: a free one]",
-            ),
+            port_option("Port of the server that is started.  [default: a free one]", 0),
             flag("--no-browser", help="Print the login link, and open no browser."),
         ],
         callback=_ui,
@@ -52,15 +46,15 @@ def ui() -> click.Command:
     )
 
 
-def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> int:
+def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> None:
     target = _target(path)
     if server:
         _open(server, target, no_browser)
-        return 0
+        return
     settings = Settings.load()
     if _serves(DEFAULT_SERVER, settings.metadata_url):
         _open(DEFAULT_SERVER, target, no_browser)
-        return 0
+        return
 
     def listens(line: str) -> None:
         url = line.split()[-1]
@@ -70,7 +64,6 @@ def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> in
     click.echo("Starting a server of this folder; Ctrl-C ends it.")
     argv = ["--port", str(port), "--grace", "5"]
     serve(listens).main(argv, prog_name="aflow server", standalone_mode=False)
-    return 0
 
 
 def _opened(url: str, target: str, no_browser: bool) -> None:

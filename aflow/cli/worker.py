@@ -24,7 +24,15 @@ from aflow._core.system import usable_cpus
 from aflow._core.wording import plural
 from aflow.cli import tables
 from aflow.cli.health import beat
-from aflow.cli.options import Subcommand, command_group, flag, option, resources_option
+from aflow.cli.options import (
+    Subcommand,
+    command_group,
+    count_option,
+    flag,
+    option,
+    resources_option,
+    seconds_option,
+)
 from aflow.cli.queue import queue_and_settings
 from aflow.errors import InvalidInput
 from aflow.executors.jobs.slurm import submit_workers
@@ -67,6 +75,11 @@ heartbeats is shown as silent after 15 seconds, and no longer listed after 60.
   aflow workers ray --count 4 --queue redis://broker:6379/0 --slots 8 --resources gpu=1
   aflow workers dask --address tcp://scheduler:8786 --count 4 --queue redis://broker:6379/0
 """
+_HELP_OF_DRAIN = """Have workers lease no more tasks, and end after their running ones. An
+unambiguous prefix of a name is enough."""
+_HELP_OF_SLURM = """Start workers as jobs of Slurm. Arguments after `--` go to sbatch:
+`aflow workers slurm --count 4 --slots 8 -- --partition=main --time=8:00:00`. A worker ends with its
+job: its running tasks go back to the queue."""
 _MOST_LABELS = 20
 
 
@@ -76,14 +89,10 @@ def worker() -> click.Command:
 
 
 def _parameters() -> list[click.Parameter]:
-    seconds = click.FloatRange(min=0)
     return [
         option("--queue", metavar="URL", help="The queue.  [default: AFLOW_QUEUE]"),
-        option(
-            "--slots",
-            type=click.IntRange(min=1),
-            metavar="N",
-            help="The number of tasks at a time.  [default: the number of CPUs]",
+        count_option(
+            "--slots", help="The number of tasks at a time.  [default: the number of CPUs]"
         ),
         option(
             "--pool",
@@ -93,19 +102,12 @@ def _parameters() -> list[click.Parameter]:
             metavar="NAME",
             help="Lease tasks of this pool; may be given several times, in order of priority.",
         ),
-        option(
-            "--grace",
-            type=seconds,
-            default=30.0,
-            metavar="SECONDS",
-            help="Grace time of running tasks after SIGTERM.",
-        ),
-        option(
+        seconds_option("--grace", "Grace time of running tasks after SIGTERM.", default=30.0),
+        seconds_option(
             "--lease",
-            type=click.FloatRange(min=1),
+            "Lease time: when a worker is lost, others get its tasks after this time.",
             default=30.0,
-            metavar="SECONDS",
-            help="Lease time: when a worker is lost, others get its tasks after this time.",
+            least=1.0,
         ),
         option(
             "--label",
@@ -295,7 +297,7 @@ def workers() -> click.Command:
     )
     names = click.Argument(["names"], nargs=-1, required=True, metavar="NAME...")
     of_slurm = [
-        _count("The number of workers: one array of jobs."),
+        count_option("--count", default=1, help="The number of workers: one array of jobs."),
         *(each for each in _parameters() if each.name in _OF_SLURM),
         click.Argument(["sbatch"], nargs=-1, type=click.UNPROCESSED),
     ]
@@ -305,19 +307,8 @@ def workers() -> click.Command:
         _HELP_OF_MANY,
         {
             "list": Subcommand("List workers, and what they run.", [as_json, place], _list),
-            "drain": Subcommand(
-                "Have workers lease no more tasks, and end after their running ones. An "
-                "unambiguous prefix of a name is enough.",
-                [names, place],
-                _drain,
-            ),
-            "slurm": Subcommand(
-                "Start workers as jobs of Slurm. Arguments after `--` go to sbatch: "
-                "`aflow workers slurm --count 4 --slots 8 -- --partition=main --time=8:00:00`. "
-                "A worker ends with its job: its running tasks go back to the queue.",
-                of_slurm,
-                _slurm,
-            ),
+            "drain": Subcommand(_HELP_OF_DRAIN, [names, place], _drain),
+            "slurm": Subcommand(_HELP_OF_SLURM, of_slurm, _slurm),
             "ray": Subcommand(_HELP_OF_RAY, _parameters_of("ray"), _ray),
             "dask": Subcommand(_HELP_OF_DASK, _parameters_of("dask"), _dask),
         },
@@ -362,10 +353,6 @@ def _slurm(
         f"{plural(slots, 'task')} at a time each. "
         f"`scancel {job}` ends them; their output is in {folder}."
     )
-
-
-def _count(help: str) -> click.Parameter:
-    return option("--count", type=click.IntRange(min=1), default=1, metavar="N", help=help)
 
 
 class _RemoteWorker(NamedTuple):
@@ -445,7 +432,9 @@ def _parameters_of(kind: str) -> list[click.Parameter]:
     }
     return [
         option("--address", metavar="ADDRESS", help=address[kind]),
-        _count("Number of workers to keep running while nodes come and go."),
+        count_option(
+            "--count", default=1, help="Number of workers to keep running while nodes come and go."
+        ),
         option("--ask", "asked", multiple=True, metavar="NAME=AMOUNT", help=ask[kind]),
         flag("--wait", "may_wait", help="Wait if the cluster is too small now."),
         *(each for each in _parameters() if each.name in _OF_PLACES),

@@ -45,18 +45,17 @@ def extract_all_params(
     Args:
         cmd_obj: The command of click.
     """
-    signatures: dict[str, inspect.Parameter] = {}
-    arguments: dict[str, Any] = {}
-    options: dict[str, Any] = {}
-    types: dict[str, Any] = {}
-    defaults: dict[str, Any] = {}
-    for each in cmd_obj.params:
-        name = each.name or ""
-        is_argument = isinstance(each, click.Argument)
-        (arguments if is_argument else options)[name] = each
-        types[name] = click_to_python_types[type(each.type)]
-        defaults[name] = each.default
-        kind = inspect.Parameter.POSITIONAL_ONLY if is_argument else inspect.Parameter.KEYWORD_ONLY
-        signatures[name] = inspect.Parameter(name, kind, default=each.default)
-    ordered = sorted(signatures.items(), key=lambda pair: pair[1].kind)
-    return dict(ordered), arguments, options, types, defaults
+    named = {each.name or "": each for each in cmd_obj.params}
+    arguments = {name: each for name, each in named.items() if isinstance(each, click.Argument)}
+    options = {name: each for name, each in named.items() if name not in arguments}
+    types = {name: click_to_python_types[type(each.type)] for name, each in named.items()}
+    defaults = {name: each.default for name, each in named.items()}
+    signatures = {  # arguments come first
+        name: inspect.Parameter(name, kind, default=each.default)
+        for kind, some in (
+            (inspect.Parameter.POSITIONAL_ONLY, arguments),
+            (inspect.Parameter.KEYWORD_ONLY, options),
+        )
+        for name, each in some.items()
+    }
+    return signatures, arguments, options, types, defaults

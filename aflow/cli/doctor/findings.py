@@ -300,23 +300,11 @@ def of_service(name: str, url: str, status: int, version: str | None, own: bool)
 PREFIXES = ("AFLOW_", "METAFLOW_")
 # Those that are looked up one by one, where they are needed.
 OF_PARTS = frozenset(
-    {
-        "CARD_NO_WARNING",
-        "DATASTORE_SYSROOT_LOCAL",
-        "HISTORY",
-        "KUBERNETES_CONTEXT",
-        "SERVER",
-        "SERVICE_AUTH_KEY_SECRET",
-        "SERVICE_HEADERS",
-        "SFN_COMPRESS_STATE_MACHINE",
-        "SKIP_INSTALL_DEPENDENCIES",
-        "SLURM_ACCOUNT",
-        "SLURM_CONSTRAINT",
-        "SLURM_PARTITION",
-        "SLURM_QOS",
-        "SLURM_TIME",
-        "TOKEN_HOME",
-    }
+    """
+    CARD_NO_WARNING DATASTORE_SYSROOT_LOCAL HISTORY KUBERNETES_CONTEXT SERVER
+    SERVICE_AUTH_KEY_SECRET SERVICE_HEADERS SFN_COMPRESS_STATE_MACHINE SKIP_INSTALL_DEPENDENCIES
+    SLURM_ACCOUNT SLURM_CONSTRAINT SLURM_PARTITION SLURM_QOS SLURM_TIME TOKEN_HOME
+    """.split()  # noqa: SIM905 -- a list has a line for each
 )
 # Those that are read before any file is, or that belong to one run.
 OF_THE_ENVIRONMENT = frozenset(

@@ -31,15 +31,14 @@ def tutorials() -> click.Command:
     )
 
 
-def list_() -> int:
+def list_() -> None:
     """A line a tutorial."""
     for folder in _episodes():
         click.echo(f"{folder.name:<15} {_title(folder)}")
     click.echo("\nCopy them here with: aflow tutorials pull")
-    return 0
 
 
-def pull(episode: str | None, folder: str | None, overwrite: bool) -> int:
+def pull(episode: str | None, folder: str | None, overwrite: bool) -> None:
     """Copy one or all; nothing is copied where one of them already exists."""
     target = Path(folder or "aflow-tutorials")
     wanted = _episodes() if episode is None else [_named(episode)]
@@ -60,13 +59,11 @@ def pull(episode: str | None, folder: str | None, overwrite: bool) -> int:
             raise InvalidInput(f"{each.name} cannot be copied to {target}: {error}.") from error
         click.echo(f"{target / each.name}: {_title(each)}")
     click.echo("\nWhat each is about: aflow tutorials info NAME")
-    return 0
 
 
-def info(episode: str) -> int:
+def info(episode: str) -> None:
     """Its README."""
     click.echo((_named(episode) / "README.md").read_text("utf-8"), nl=False)
-    return 0
 
 
 def _episodes() -> list[Path]:

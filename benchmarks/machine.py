@@ -70,7 +70,7 @@ def run(tasks: int) -> tuple[RunMachine, int]:
                 commands += machine.handle(ended, 0.0)
                 events += 2
         todo = commands
-    assert machine.state is RunState.SUCCEEDED, machine.story()
+    assert machine.state is RunState.SUCCEEDED, machine.stopping
     return machine, events
 
 

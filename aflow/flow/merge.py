@@ -6,7 +6,7 @@ them. One on which they differ has to be set by the join itself before it merges
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from aflow.errors import MergeArtifactsError, MissingInMergeArtifacts, UnhandledInMergeArtifacts
 
@@ -91,34 +91,6 @@ class Merge:
             "Set these artifacts in the join before it merges, or name them in exclude=.",
             names,
         )
-
-
-def plan_merge(
-    set_already: Collection[str],
-    inputs: Iterable[tuple[str, Mapping[str, str]]],
-    exclude: Collection[str] = (),
-    include: Collection[str] = (),
-    skip: Collection[str] = (),
-) -> dict[str, int]:
-    """Return from which input each artifact is taken; see Merge. Raises what `Merge.plan` raises.
-
-    Args:
-        set_already: The artifacts that the join has set itself.
-        inputs: Label and digests by artifact of each input, in order.
-        exclude: Artifacts that are not merged.
-        include: The only artifacts that are merged.
-        skip: Artifacts that are not merged, without an error.
-
-    Returns:
-        The position of the input, by artifact.
-
-    Raises:
-        MergeArtifactsError: Both `exclude` and `include` are given.
-    """
-    merge = Merge(set_already, exclude, include, skip)
-    for label, digests in inputs:
-        merge.add(label, digests)
-    return merge.plan()
 
 
 def _listed(names: list[str]) -> str:

@@ -2,16 +2,15 @@
 
 No I/O, no clock, no randomness: a machine that is built again and fed the same events at the same
 times is equal, which is how a run is recovered from its journal. What it holds is what is live or
-may start; finished tasks are counts (see groups.py and board.py).
+may start; finished tasks are counts (see tasks.py and board.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, assert_never
+from typing import Protocol, assert_never
 
 from aflow.flow.graph import Graph, Kind
-from aflow.scheduler import inspection
 from aflow.scheduler.board import Board
 from aflow.scheduler.messages import (
     AttemptEnded,
@@ -228,7 +227,6 @@ class RunMachine:
         self._stop: FinishRun | None = None  # how the run will end, once it is known to stop
         self._cancelled = False  # live attempts have been asked to stop
         self._splits = 0  # opened so far
-        self._open = 0  # of these, not joined yet
         self._handled: Event | None = None  # the latest event, if it changed something
 
     # ------------------------------------------------------------------ events
@@ -407,7 +405,6 @@ class RunMachine:
         if group is None or step is not group.join:
             self._board.add(LiveTask(step, group, index, FromTask(task)))
         elif group.arrive(index, task):
-            self._open -= 1
             self._board.add(LiveTask(step, group.group, group.index, group.inputs()))
 
     def _open_branches(self, task: LiveTask) -> None:
@@ -433,12 +430,10 @@ class RunMachine:
         self._board.grow(items, count)
         items.expected = count
         if items.arrived == count:
-            self._open -= 1
             self._board.add(LiveTask(items.join, items.group, items.index, items.inputs()))
 
     def _next_split(self) -> int:
         self._splits += 1
-        self._open += 1
         return self._splits
 
     # ------------------------------------------------------------------ going on, and stopping
@@ -457,7 +452,6 @@ class RunMachine:
     def _stop_with(self, end: FinishRun, commands: list[Command]) -> None:
         """Launch nothing any more; the run ends with `end` when no attempt is live."""
         self._stop = end
-        self._open = 0
         for task in self._board.clear():
             self._settle(task, TaskState.CANCELLED, f"Not tried again: {end.reason}", commands)
 
@@ -467,7 +461,7 @@ class RunMachine:
 
     def _move(self, state: RunState) -> None:
         if state not in RUN_MOVES[self._state]:
-            raise IllegalMove(f"The run cannot become {state}. {self.story()}")
+            raise IllegalMove(f"The run is {self._state} and cannot become {state}.")
         self._state = state
 
     # ------------------------------------------------------------------ asking
@@ -495,46 +489,9 @@ class RunMachine:
         """Return the attempts that are out, by task: launched and not reported as ended."""
         return [task.launch for task in self._live()]
 
-    def queued(self) -> list[LaunchAttempt]:
-        """Return the live tasks that no executor has begun to run."""
-        return [task.launch for task in self._live() if task.handle is None]
-
-    def handles(self) -> dict[int, str]:
-        """Return the handles of the live attempts that have begun, by task."""
-        return {task.number: task.handle for task in self._live() if task.handle is not None}
-
     def counts(self) -> dict[str, StepCounts]:
         """How far each step is, in the order in which the steps are written."""
         return {name: step.counts() for name, step in self._board.steps.items()}
-
-    def statistics(self) -> dict[str, int]:
-        """Return totals for dashboards: `launched` and `finished` tasks; `live`, `ready` and
-        `waiting` ones; `splits` opened so far and those still `open`."""
-        return inspection.statistics(self._board, self._splits, self._open)
-
-    def snapshot(self) -> tuple[Any, ...]:
-        """Return all that the machine holds, as plain values: equal machines have equal
-        snapshots."""
-        run = (self._state, self._stop, self._cancelled, self._splits, self._open)
-        return (run, inspection.snapshot(self._board))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, RunMachine):
-            return NotImplemented
-        return self.snapshot() == other.snapshot()
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    def story(self) -> str:
-        """Return where the run is, in some lines, for people who look for a fault."""
-        return inspection.story(self._state, self._stop, self._board)
-
-    def check_invariants(self) -> None:
-        """Check that the machine agrees with itself; raises IllegalMove (an AssertionError) with
-        what does not, and the story. Takes time in proportion to what the machine holds."""
-        broken = inspection.broken(self._state, self._stop, self._board, self._open)
-        if broken is not None:
-            raise IllegalMove(f"{broken}\n{self.story()}")
 
 
 def _join_of(task: LiveTask) -> LiveStep:
@@ -577,22 +534,16 @@ class SingleTask:
 
     def counts(self) -> Mapping[str, StepCounts]:
         """How many tasks of the step are in which state."""
-        live = self._begun and self._ended is None
-        done = self._ended is RunState.SUCCEEDED
-        failed = self._ended is RunState.FAILED
-        cancelled = self._ended is RunState.CANCELLED
-        ready = not self._begun
-        return {
-            self._launch.step: StepCounts(
-                ready=ready,
-                queued=live,
-                running=0,
-                waiting=0,
-                done=done,
-                failed=failed,
-                cancelled=cancelled,
-            ),
-        }
+        counts = StepCounts(
+            ready=not self._begun,
+            queued=self._begun and self._ended is None,
+            running=0,
+            waiting=0,
+            done=self._ended is RunState.SUCCEEDED,
+            failed=self._ended is RunState.FAILED,
+            cancelled=self._ended is RunState.CANCELLED,
+        )
+        return {self._launch.step: counts}
 
     def ready_at(self, task: int) -> float | None:
         """None: its inputs were there long before."""

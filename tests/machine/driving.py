@@ -26,6 +26,7 @@ from aflow.scheduler.messages import (
 )
 from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState
+from tests.machine.inspection import check_invariants, snapshot
 
 
 class Run:
@@ -57,18 +58,18 @@ class Run:
 
     def tell(self, event: Event) -> list[Command]:
         """Let the machine handle an event; its commands, after checking all that always holds."""
-        before = self.machine.snapshot()
+        before = snapshot(self.machine)
         commands = self.machine.handle(event, self.now)
         if self.machine.journaled(event):
             self.journal.append((self.now, event))
         else:
             assert [] == commands
-            assert before == self.machine.snapshot()
+            assert before == snapshot(self.machine)
         if isinstance(event, AttemptEnded) and self.machine.journaled(event):
             del self.live[event.task]
         for command in commands:
             self._execute(command)
-        self.machine.check_invariants()
+        check_invariants(self.machine)
         assert sorted(self.live.values(), key=lambda each: each.task) == self.machine.live()
         return commands
 

@@ -17,6 +17,7 @@ from aflow.scheduler.messages import (
 from aflow.scheduler.states import AttemptState, RunState
 from aflow.scheduler.tasks import Branches, Items, LiveTask
 from tests.machine.graphs import FAN_OUT, NESTED, WIDE
+from tests.machine.inspection import statistics
 
 
 def drive(
@@ -41,7 +42,7 @@ def drive(
                     joins.append(launch)
                 ended = AttemptEnded(launch.task, launch.attempt, ends[launch.step])
                 commands += machine.handle(ended, 0.0)
-                deepest = max(deepest, machine.statistics()["open"] if done % 64 == 0 else 0)
+                deepest = max(deepest, statistics(machine)["open"] if done % 64 == 0 else 0)
                 done += 1
                 if done == stop_after:
                     return joins, deepest
@@ -57,7 +58,7 @@ def test_a_foreach_of_100_000_items_is_joined_once_by_one_reference() -> None:
     assert RunState.SUCCEEDED is machine.state
     assert [FromForeach(split=1, steps=("body",), count=100_000)] == [join.inputs for join in joins]
     assert [100_002] == [join.task for join in joins]
-    assert 100_003 == machine.statistics()["finished"]
+    assert 100_003 == statistics(machine)["finished"]
 
 
 def test_a_foreach_of_300_in_a_foreach_of_300_keeps_few_splits_open() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -9,9 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aflow.errors import MergeArtifactsError, MissingInMergeArtifacts, UnhandledInMergeArtifacts
-from aflow.flow.merge import Merge, plan_merge
+from aflow.flow.merge import Merge
 
 INPUTS = [("a/1", {"x": "1", "y": "1", "z": "1"}), ("b/2", {"x": "1", "y": "2", "w": "5"})]
+
+
+def plan_merge(
+    set_already: Collection[str],
+    inputs: Iterable[tuple[str, Mapping[str, str]]],
+    **options: Collection[str],
+) -> dict[str, int]:
+    """The position of the input that each artifact is taken from."""
+    merge = Merge(set_already, **options)
+    for label, digests in inputs:
+        merge.add(label, digests)
+    return merge.plan()
 
 
 def test_what_inputs_agree_on_is_taken_from_the_first_that_has_it() -> None:

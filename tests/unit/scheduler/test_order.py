@@ -10,6 +10,7 @@ from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState
 from tests.machine.driving import Run, launches
 from tests.machine.graphs import BRANCHES, LINE, NESTED, WIDE, end, foreach, graph, linear
+from tests.machine.inspection import handles, queued, statistics
 
 
 @pytest.mark.parametrize(("workers", "lookahead"), [(1, 0), (4, 0), (4, 3)])
@@ -58,7 +59,7 @@ def test_a_step_keeps_its_own_bound() -> None:
     assert [2, 3] == [each.task for each in launches(run.succeed(1, count=5))]
     assert [4] == [each.task for each in launches(run.succeed(3))]
     assert {"ready": 2, "live": 2} == {
-        key: run.machine.statistics()[key] for key in ("ready", "live")
+        key: statistics(run.machine)[key] for key in ("ready", "live")
     }
 
 
@@ -113,12 +114,12 @@ def test_an_attempt_that_has_begun_is_no_longer_queued() -> None:
     run = Run(BRANCHES)
     run.start()
     run.succeed(1)
-    assert [2, 3] == [each.task for each in run.machine.queued()]
+    assert [2, 3] == [each.task for each in queued(run.machine)]
 
     assert [] == run.begin(3, "job-7")
-    assert [2] == [each.task for each in run.machine.queued()]
+    assert [2] == [each.task for each in queued(run.machine)]
     assert [2, 3] == [each.task for each in run.machine.live()]
-    assert {3: "job-7"} == run.machine.handles()
+    assert {3: "job-7"} == handles(run.machine)
     assert 1 == run.machine.counts()["right"].running
     assert 1 == run.machine.counts()["left"].queued
 

@@ -21,6 +21,7 @@ from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import AttemptState, RunState
 from tests.machine.driving import Run
 from tests.machine.graphs import BRANCHES, LINE, WIDE
+from tests.machine.inspection import handles
 
 NOT_RETRIED = StepPolicy(retries=1, wait=60.0)
 
@@ -200,7 +201,7 @@ def test_a_second_report_of_the_same_beginning_is_ignored() -> None:
     run.begin(1, "job-1")
 
     assert [] == run.begin(1, "job-2")
-    assert {1: "job-1"} == run.machine.handles()
+    assert {1: "job-1"} == handles(run.machine)
 
 
 def test_a_report_of_a_task_that_never_was_is_ignored() -> None:

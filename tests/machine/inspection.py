@@ -1,4 +1,4 @@
-"""Looking into a run's machine: its snapshot, its story, and whether it agrees with itself."""
+"""Looks into a run's machine: its snapshot, its story, and whether it agrees with itself."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from typing import Any
 
 from aflow._core.wording import plural
 from aflow.scheduler.board import Board
-from aflow.scheduler.messages import FinishRun
-from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState, TaskState
+from aflow.scheduler.machine import RunMachine
+from aflow.scheduler.messages import FinishRun, LaunchAttempt
+from aflow.scheduler.states import TERMINAL_RUN_STATES, IllegalMove, RunState, TaskState
 from aflow.scheduler.tasks import Branches, Group, Items, LiveStep, LiveTask
 
 _SHOWN = 20  # tasks in a story
 
 
-def statistics(board: Board, splits: int, open_splits: int) -> dict[str, int]:
-    """Return totals over all steps.
+def queued(machine: RunMachine) -> list[LaunchAttempt]:
+    """The live attempts that no executor has begun to run, by task."""
+    return [each for each in machine.live() if each.task not in handles(machine)]
 
-    Args:
-        board: The state of the run's tasks.
-        splits: How many splits were opened.
-        open_splits: How many splits are not joined yet.
-    """
+
+def handles(machine: RunMachine) -> dict[int, str]:
+    """The handles of the live attempts that have begun, by task."""
+    live = machine._board.live
+    return {number: task.handle for number, task in live.items() if task.handle is not None}
+
+
+def statistics(machine: RunMachine) -> dict[str, int]:
+    """Totals over all steps: tasks `launched` and `finished` so far, those that are `live`, `ready`
+    and `waiting` now, and the `splits` that were opened and are still `open`."""
+    board = machine._board
     steps = board.steps.values()
     return {
         "launched": board.launched,
@@ -29,29 +37,29 @@ def statistics(board: Board, splits: int, open_splits: int) -> dict[str, int]:
         "live": len(board.live),
         "ready": sum(step.ready for step in steps),
         "waiting": len(board.waiting),
-        "splits": splits,
-        "open": open_splits,
+        "splits": machine._splits,
+        "open": len(_groups(board)),
     }
 
 
-def snapshot(board: Board) -> tuple[Any, ...]:
-    """Return all that the board holds, as plain values, in an order that depends on nothing else.
-
-    Args:
-        board: The state of the run's tasks.
-    """
+def snapshot(machine: RunMachine) -> tuple[Any, ...]:
+    """All that the machine holds, as plain values, in an order that depends on nothing else."""
+    board = machine._board
     waiting = sorted(board.waiting, key=lambda entry: entry[:2])
     return (
-        board.limit,
-        board.launched,
-        board.held,
-        board.pushed,
-        tuple(_task(board.live[number]) for number in sorted(board.live)),
-        tuple(map(_task, board.ready)),
-        tuple(items.serial for items in board.cursors),
-        tuple((at, serial, _task(task)) for at, serial, task in waiting),
-        tuple(map(_step, board.steps.values())),
-        tuple(_group(group) for _, group in sorted(_groups(board).items())),
+        (machine.state, machine.stopping, machine._cancelled, machine._splits),
+        (
+            board.limit,
+            board.launched,
+            board.held,
+            board.pushed,
+            tuple(_task(board.live[number]) for number in sorted(board.live)),
+            tuple(map(_task, board.ready)),
+            tuple(items.serial for items in board.cursors),
+            tuple((at, serial, _task(task)) for at, serial, task in waiting),
+            tuple(map(_step, board.steps.values())),
+            tuple(_group(group) for _, group in sorted(_groups(board).items())),
+        ),
     )
 
 
@@ -102,16 +110,11 @@ def _groups(board: Board) -> dict[int, Group]:
     return found
 
 
-def story(state: RunState, stop: FinishRun | None, board: Board) -> str:
-    """Return where a run is, in some lines.
-
-    Args:
-        state: The state.
-        stop: Why the run ends, where it does.
-        board: The state of the run's tasks.
-    """
+def story(machine: RunMachine) -> str:
+    """Where a run is, in some lines."""
+    board, stop = machine._board, machine.stopping
     launched = plural(board.launched, "task")
-    lines = [f"The run is {state}; {launched} launched, {len(board.live)} live."]
+    lines = [f"The run is {machine.state}; {launched} launched, {len(board.live)} live."]
     if stop is not None:
         lines.append(f"It stops with {stop}.")
     tasks = [*board.live.values(), *board.pending()]
@@ -129,24 +132,17 @@ def story(state: RunState, stop: FinishRun | None, board: Board) -> str:
 # ---------------------------------------------------------------------- invariants
 
 
-def broken(state: RunState, stop: FinishRun | None, board: Board, open_splits: int) -> str | None:
-    """Return what does not agree in a run's machine, None if all does.
-
-    Args:
-        state: The state.
-        stop: Why the run ends, where it does.
-        board: The state of the run's tasks.
-        open_splits: How many splits are not joined yet.
-    """
-    return (
-        _bounds(board)
-        or _tallies(board)
-        or (
-            _ending(state, stop, board)
-            if stop is not None or state is not RunState.RUNNING
-            else _progress(board) or _tokens(board, open_splits)
-        )
-    )
+def check_invariants(machine: RunMachine) -> None:
+    """Check that the machine agrees with itself; raises IllegalMove with what does not, and the
+    story. Takes time in proportion to what the machine holds."""
+    state, stop, board = machine.state, machine.stopping, machine._board
+    broken = _bounds(board) or _tallies(board)
+    if broken is None and (stop is not None or state is not RunState.RUNNING):
+        broken = _ending(state, stop, board)
+    elif broken is None:
+        broken = _progress(board) or _tokens(board)
+    if broken is not None:
+        raise IllegalMove(f"{broken}\n{story(machine)}")
 
 
 def _bounds(board: Board) -> str | None:
@@ -226,7 +222,7 @@ def _progress(board: Board) -> str | None:
     return None
 
 
-def _tokens(board: Board, open_splits: int) -> str | None:
+def _tokens(board: Board) -> str | None:
     """Every item and branch of every open split is on its way, still to start, or has arrived."""
     groups = _groups(board)
     # A task that has opened a foreach already is counted as that.
@@ -243,8 +239,6 @@ def _tokens(board: Board, open_splits: int) -> str | None:
             )
         if isinstance(group, Branches) and group.arrived != sum(map(bool, group.last)):
             return f"Split {serial} counts {group.arrived} arrivals, but knows {group.last}."
-    if len(groups) != open_splits:
-        return f"{open_splits} splits are counted as open, but there are {len(groups)}."
     roots = [task for task in tokens if task.group is None]
     if len(roots) + sum(group.group is None for group in groups.values()) != 1:
         return "The run has not exactly one token outside of all splits."

@@ -93,46 +93,6 @@ class ConfigFile:
             ) from error
 
 
-def files_of_profile(profile: str | None, env: Mapping[str, str]) -> list[ConfigFile]:
-    """Return the files of the profile, else of the one that the environment names; the first counts
-    before the others, and they may be absent.
-
-    Args:
-        profile: The name of the profile; None for the one that AFLOW_PROFILE chooses.
-        env: The variables to read.
-
-    Raises:
-        InvalidSetting: The name of the profile is not allowed.
-    """
-    profile = profile or env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
-    if profile and not profile.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise InvalidSetting(
-            f"{profile!r} cannot be the name of a profile: letters, digits and - _ . are allowed."
-        )
-    name = f"config_{profile}.json" if profile else "config.json"
-    homes = [
-        expanded(given) if given else _below_home(usual)
-        for given, usual in (
-            (env.get("AFLOW_HOME"), _OWN),
-            (env.get("METAFLOW_HOME"), "~/.metaflowconfig"),
-        )
-    ]
-    # A user without a home has no settings there.
-    return [ConfigFile(home / name) for home in homes if home is not None]
-
-
-def home_of_settings(env: Mapping[str, str]) -> Path:
-    """Return the folder of the user's own settings: AFLOW_HOME, else `~/.aflowconfig`.
-
-    Args:
-        env: The variables to read.
-
-    Raises:
-        InvalidSetting: Where the user has no home.
-    """
-    return expanded(env.get("AFLOW_HOME") or _OWN)
-
-
 def expanded(path: str) -> Path:
     """Return the path, with the user's home in place of `~`.
 
@@ -278,7 +238,7 @@ def _metadata(hit: _Hit) -> str:
 def _seconds(hit: _Hit) -> float:
     try:
         value = float(hit.value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = -1.0
     if not 0 <= value < float("inf"):
         hit.refuse("a number of seconds, 0 or more")
@@ -299,10 +259,10 @@ def _amounts(hit: _Hit) -> dict[str, float]:
     words = [each.partition("=")[::2] for each in str(hit.value).split(",")]
     pairs = hit.value.items() if isinstance(hit.value, dict) else words
     amounts: dict[str, float] = {}
-    for name, said in pairs:
+    for name, text in pairs:
         try:
-            amount = float(said)
-        except (TypeError, ValueError):
+            amount = float(text)
+        except (TypeError, ValueError, OverflowError):
             amount = math.nan
         name = str(name).strip()
         if not name.isidentifier() or not 0 <= amount < math.inf or name in amounts:
@@ -365,7 +325,36 @@ def _setting(default: Any, check: Callable[[_Hit], Any], *keys: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class _OfRuns:
+    """The settings that are options of each run, too."""
+
+    metadata: str = _setting("local", _metadata, "DEFAULT_METADATA")
+    environment: str | None = _setting(
+        None, _OneOf("local", "conda", "pypi", "uv"), "DEFAULT_ENVIRONMENT"
+    )
+    namespace: str | None = _setting(None, _text, "NAMESPACE")
+    isolation: Isolation = _setting("task", _OneOf("task", "worker"), "RUN_ISOLATION", "ISOLATION")
+    process: ProcessStart = _setting("fresh", _OneOf("fresh", "fork"), "RUN_PROCESS", "PROCESS")
+    max_workers: int = _setting(16, _number, "RUN_MAX_WORKERS", "MAX_WORKERS")
+    max_num_splits: int = _setting(100, _number, "RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS")
+    previews: bool = _setting(True, _flag, "PREVIEWS")
+    retry_wait: float | None = _setting(None, _seconds, "RETRY_WAIT")
+    package_suffixes: tuple[str, ...] = _setting(
+        PACKAGE_SUFFIXES, _suffixes, "DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"
+    )
+    executor: str = _setting(
+        "local",
+        _OneOf("local", "queue", "batch", "slurm", "kubernetes"),
+        "EXECUTOR",
+        "DEFAULT_EXECUTOR",
+    )
+    queue: str | None = _setting(None, _url, "QUEUE")
+    resources: Mapping[str, float] | None = _setting(None, _amounts, "RUN_RESOURCES", "RESOURCES")
+    signing_keys: tuple[Secret, ...] = _setting((), _signing_keys, "SIGNING_KEY")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(_OfRuns):
     """All settings of one program, checked.
 
     `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
@@ -382,34 +371,20 @@ class Settings:
     user: str = _setting(MISSING, _user, "USER")
     datastore: str = _setting("local", _OneOf("local", "s3"), "DEFAULT_DATASTORE")
     datastore_root: str | None = _setting(None, _url, "DATASTORE_ROOT")
-    metadata: str = _setting("local", _metadata, "DEFAULT_METADATA")
-    environment: str | None = _setting(
-        None, _OneOf("local", "conda", "pypi", "uv"), "DEFAULT_ENVIRONMENT"
-    )
     environments_folder: str | None = _setting(None, _text, "ENVIRONMENTS_FOLDER")
     job_platform: str | None = _setting(None, _text, "JOB_PLATFORM")
     job_python: str | None = _setting(None, _text, "JOB_PYTHON")
     durability: Durability = _setting("power", _OneOf("power", "process"), "DURABILITY")
-    namespace: str | None = _setting(None, _text, "NAMESPACE")
     default_decospecs: tuple[str, ...] = _setting((), _words, "DEFAULT_DECOSPECS")
-    isolation: Isolation = _setting("task", _OneOf("task", "worker"), "RUN_ISOLATION", "ISOLATION")
-    process: ProcessStart = _setting("fresh", _OneOf("fresh", "fork"), "RUN_PROCESS", "PROCESS")
     debug: bool = _setting(False, _flag, "DEBUG")
     no_color: bool = _setting(False, _flag, "NO_COLOR")
     progress: bool = _setting(True, _flag, "RUN_PROGRESS", "PROGRESS")
     ui_url: str | None = _setting(None, _url, "UI_URL")
-    max_workers: int = _setting(16, _number, "RUN_MAX_WORKERS", "MAX_WORKERS")
-    max_num_splits: int = _setting(100, _number, "RUN_MAX_NUM_SPLITS", "MAX_NUM_SPLITS")
     max_log_size: int = _setting(10, _number, "RUN_MAX_LOG_SIZE", "MAX_LOG_SIZE")
-    previews: bool = _setting(True, _flag, "PREVIEWS")
-    retry_wait: float | None = _setting(None, _seconds, "RETRY_WAIT")
     default_secrets_backend: str | None = _setting(None, _text, "DEFAULT_SECRETS_BACKEND_TYPE")
     default_secrets_role: str | None = _setting(None, _text, "DEFAULT_SECRETS_ROLE")
     secrets_region: str | None = _setting(None, _text, "AWS_SECRETS_MANAGER_DEFAULT_REGION")
     secrets_manager_role: str | None = _setting(None, _text, "AWS_SECRETS_MANAGER_DEFAULT_ROLE")
-    package_suffixes: tuple[str, ...] = _setting(
-        PACKAGE_SUFFIXES, _suffixes, "DEFAULT_PACKAGE_SUFFIXES", "PACKAGE_SUFFIXES"
-    )
     datastore_s3: str | None = _setting(None, _url, "DATASTORE_SYSROOT_S3")
     s3_endpoint: str | None = _setting(None, _url, "S3_ENDPOINT_URL")
     datatools_s3: str | None = _setting(None, _url, "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3")
@@ -417,26 +392,13 @@ class Settings:
     s3_workers: int = _setting(64, _number, "S3_WORKER_COUNT")
     cache_folder: str = _setting(CACHE_FOLDER, _text, "CLIENT_CACHE_PATH")
     cache_size: int = _setting(10_000, _number, "CLIENT_CACHE_MAX_SIZE")
-    executor: str = _setting(
-        "local",
-        _OneOf("local", "queue", "batch", "slurm", "kubernetes"),
-        "EXECUTOR",
-        "DEFAULT_EXECUTOR",
-    )
     holder_kind: str = _setting("run", _text, "HOLDER_KIND")
-    queue: str | None = _setting(None, _url, "QUEUE")
-    resources: Mapping[str, float] | None = _setting(None, _amounts, "RUN_RESOURCES", "RESOURCES")
-    signing_keys: tuple[Secret, ...] = _setting((), _signing_keys, "SIGNING_KEY")
     spin_persist: bool = _setting(True, _flag, "SPIN_PERSIST")
     tempdir: str = _setting(".", _text, "TEMPDIR")
     service_url: str | None = _setting(None, _url, "SERVICE_URL")
     health_file: str | None = _setting(None, _text, "HEALTH_FILE")
     health_url: str | None = _setting(None, _url, "HEALTH_URL")
     service_auth_keys: tuple[Secret, ...] = _setting((), _keys, "SERVICE_AUTH_KEY")
-
-    def __repr__(self) -> str:
-        values = ((each, getattr(self, each)) for each in self.__dataclass_fields__)
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in values)})"
 
     @classmethod
     def load(
@@ -463,7 +425,7 @@ class Settings:
         env = _environment() if env is None else env
         base = _working_directory() if cwd is None else Path(cwd).absolute()
         found = _walk_up(base, env)
-        sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, found)]
+        sources = _sources(env, found)
         values: dict[str, Any] = {}
         for name, declared in SETTINGS.items():
             hit = _override(name, overrides) or _look_up(sources, declared["keys"])
@@ -759,7 +721,7 @@ def default_of(setting: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunOptions(_OfRuns):
     """What one run is started with, all resolved and checked.
 
     `parameters` hold a value for every parameter of the flow. `max_log_size` is in bytes per stream
@@ -790,20 +752,12 @@ class RunOptions:
 
     parameters: dict[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
-    max_workers: int = 16
-    max_num_splits: int = 100
     max_log_size: int = 10 << 20
-    previews: bool = True
-    isolation: Isolation = "task"
-    process: ProcessStart = "fresh"
     fail_fast: bool = False
-    retry_wait: float | None = None
     debug_step: str | None = None
     decospecs: tuple[str, ...] = ()
     run_id_file: Path | None = None
-    namespace: str | None = None
     script: str = ""
-    metadata: str = "local"
     origin_run: str | None = None
     rerun_step: str | None = None
     rerun_missing: bool = False
@@ -814,15 +768,9 @@ class RunOptions:
     branch: str | None = None
     production: bool | None = None
     trigger: tuple[str, ...] = ()
-    package_suffixes: tuple[str, ...] = PACKAGE_SUFFIXES
-    executor: str = "local"
-    queue: str | None = None
-    signing_keys: tuple[Secret, ...] = ()
     priority: int = 0
     argv: tuple[str, ...] = ()
-    environment: str | None = None
     locks: Mapping[str, Any] | None = None
-    resources: Mapping[str, float] | None = None
 
     @classmethod
     def of(
@@ -988,11 +936,6 @@ def environment_value(name: str) -> str | None:
     return os.environ.get(name)
 
 
-def shell_asks() -> str | None:
-    """Return what a shell that completes a command line asks for (click's protocol), else None."""
-    return os.environ.get("_AFLOW_COMPLETE")
-
-
 def has_variables(names: Collection[str], prefixes: tuple[str, ...]) -> bool:
     """Return whether the environment has one of these variables, or one that begins with a prefix.
 
@@ -1018,14 +961,21 @@ def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
 
 
 def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
-    sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
+    sources = _sources(env, _walk_up(_working_directory(), env))
     return next(filter(None, (_look_up(sources, (key,)) for key in keys)), None)
 
 
-def user_folder() -> Path:
+def user_folder(env: Mapping[str, str] | None = None) -> Path:
     """Return where the user's own settings are: AFLOW_HOME, else `~/.aflowconfig`. It may not
-    exist."""
-    return home_of_settings(os.environ)
+    exist.
+
+    Args:
+        env: The variables to read; None for this process's environment.
+
+    Raises:
+        InvalidSetting: Where the user has no home.
+    """
+    return expanded((os.environ if env is None else env).get("AFLOW_HOME") or _OWN)
 
 
 def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -1041,7 +991,7 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
             the writer of the first one (a cloned project, say) would get the key of the second.
     """
     env = _environment() if env is None else env
-    sources = [_SettingsLayer(env, _ENVIRONMENT), *_files(env, _walk_up(_working_directory(), env))]
+    sources = _sources(env, _walk_up(_working_directory(), env))
     headers = _look_up(sources, ("SERVICE_HEADERS",))
     key = _look_up(sources, ("SERVICE_AUTH_KEY",))
     named = (_look_up(sources, (each,)) for each in _ADDRESSES)
@@ -1195,8 +1145,7 @@ def config_file(profile: str | None = None, env: Mapping[str, str] | None = None
     Raises:
         InvalidSetting: The name of the profile is not allowed.
     """
-    env = _environment() if env is None else env
-    home_of_settings(env)  # without one the first file would be Metaflow's
+    user_folder(env)  # without one the first file would be Metaflow's
     return config_files(profile, env)[0]
 
 
@@ -1213,7 +1162,22 @@ def config_files(
     Raises:
         InvalidSetting: The name of the profile is not allowed.
     """
-    return files_of_profile(profile, os.environ if env is None else env)
+    env = os.environ if env is None else env
+    profile = profile or env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
+    if profile and not profile.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise InvalidSetting(
+            f"{profile!r} cannot be the name of a profile: letters, digits and - _ . are allowed."
+        )
+    name = f"config_{profile}.json" if profile else "config.json"
+    homes = [
+        expanded(given) if given else _below_home(usual)
+        for given, usual in (
+            (env.get("AFLOW_HOME"), _OWN),
+            (env.get("METAFLOW_HOME"), "~/.metaflowconfig"),
+        )
+    ]
+    # A user without a home has no settings there.
+    return [ConfigFile(home / name) for home in homes if home is not None]
 
 
 def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
@@ -1235,21 +1199,22 @@ def _all_files(env: Mapping[str, str], found: Path | None) -> list[ConfigFile]:
     return local + config_files(None, env)
 
 
-def _files(env: Mapping[str, str], found: Path | None) -> list[_SettingsLayer]:
-    homes = config_files(None, env)
-    sources = [source for file in _all_files(env, found) if (source := _source(file)) is not None]
+def _sources(env: Mapping[str, str], found: Path | None) -> list[_SettingsLayer]:
+    """The environment and the files that exist, the first before the others."""
+    sources = [_SettingsLayer(env, _ENVIRONMENT)]
+    for file in _all_files(env, found):
+        values = file.read()
+        if values is not None:
+            sources.append(_SettingsLayer(values, f"in {file.path}"))
     profile = env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
-    if profile and not any(home.path.exists() for home in homes):
+    places = [home.path for home in config_files(None, env)]
+    if profile and not any(place.exists() for place in places):
+        absent = " nor ".join(map(str, places)) or "any file in a home"
         raise InvalidSetting(
-            f"There is no profile {profile!r}: neither {homes[0].path} nor {homes[1].path} exists. "
-            "Write one with `aflow configure`, or unset AFLOW_PROFILE."
+            f"There is no profile {profile!r}: there is neither {absent}. Write one with "
+            "`aflow configure`, or unset AFLOW_PROFILE."
         )
     return sources
-
-
-def _source(file: ConfigFile) -> _SettingsLayer | None:
-    values = file.read()
-    return None if values is None else _SettingsLayer(values, f"in {file.path}")
 
 
 def _user_of_the_machine(env: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from aflow._core.process import fill_descriptors
 from aflow._core.records import NamedTuple
-from aflow._core.settings import conceal_secrets, shell_asks
+from aflow._core.settings import conceal_secrets, environment_value
 from aflow._core.version import __version__
 from aflow.cli import loading, plain
 from aflow.cli.commands import COMMANDS, EARLIER, NEED_NO_FILE, OTHERS, imported
@@ -93,7 +93,8 @@ def run_program(argv: Sequence[str]) -> NoReturn:
     conceal_secrets()
 
     def body() -> object:
-        if (asked := shell_asks()) is not None:
+        # What a shell that completes a command line asks for (click's protocol).
+        if (asked := environment_value("_AFLOW_COMPLETE")) is not None:
             return import_module("aflow.cli.completion").complete(asked)
         try:
             return _program(argv)

@@ -3,7 +3,8 @@
     minutes hours day-of-month month day-of-week [year]
 
 Each is `*`, a number, a name (JAN, SUN), a range `1-5`, a step `0/15` or `*/15`, or a list of
-these. Days of the week are 1 to 7 from Sunday on. `?` is `*` for one of the two fields of days.
+these. Days of the week are 1 to 7 from Sunday on; among five fields they are 0 to 6, as Unix has
+them (and 7, which is Sunday, too). `?` is `*` for one of the two fields of days.
 More of AWS's: `L` is the last day of a month, `5L` its last Thursday, `15W` the weekday next to the
 15th, `LW` the last weekday, `5#3` the third Thursday. Where both fields of days say something, a
 day that either of them means is meant, as Unix has it.
@@ -29,6 +30,7 @@ _MONTHS = {name.upper(): number for number, name in enumerate(calendar.month_abb
 _DAYS = {
     name: number for number, name in enumerate(["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"], 1)
 }
+_UNIX_DAYS = {name: number - 1 for name, number in _DAYS.items()}
 _YEARS = (1970, 2199)
 _DAY = timedelta(days=1)
 
@@ -58,17 +60,42 @@ def parse(text: str) -> Cron:
     Raises:
         InvalidInput: A field cannot be read; the error says which.
     """
-    fields = text.upper().split()
-    if len(fields) not in (5, 6):
-        raise InvalidInput(f"{text!r} has to have six fields, as in '0 12 ? * MON-FRI *'.")
-    minutes, hours, days, months, weekdays, years = (*fields, "*")[:6]
+    minutes, hours, days, months, weekdays, years = fields_of_aws(text)
     return Cron(
-        tuple(sorted(_numbers(text, minutes, 0, 59))),
-        tuple(sorted(_numbers(text, hours, 0, 23))),
-        _numbers(text, months, 1, 12, _MONTHS),
+        tuple(sorted(_numbers(f"the minutes of {text!r}", minutes, 0, 59))),
+        tuple(sorted(_numbers(f"the hours of {text!r}", hours, 0, 23))),
+        _numbers(f"the months of {text!r}", months, 1, 12, _MONTHS),
         _day_rule(text, days, weekdays),
-        None if years == "*" else _numbers(text, years, *_YEARS),
+        None if years == "*" else _numbers(f"the years of {text!r}", years, *_YEARS),
     )
+
+
+def fields_of_aws(text: str) -> list[str]:
+    """Return the six fields that AWS has for an expression.
+
+    Args:
+        text: Six fields of AWS, which are returned in capitals, or five of Unix.
+
+    Raises:
+        InvalidInput: There are more or fewer fields, or a day of the week cannot be read.
+    """
+    fields = text.upper().split()
+    if len(fields) == 5:
+        days = [_day_of_aws(text, item) for item in fields[4].split(",")]
+        fields = [*fields[:4], ",".join(days), "*"]
+    if len(fields) != 6:
+        raise InvalidInput(f"{text!r} has to have six fields, as in '0 12 ? * MON-FRI *'.")
+    return fields
+
+
+def _day_of_aws(text: str, item: str) -> str:
+    """An item of the days of the week as AWS has it, which counts them from 1."""
+    if re.fullmatch(r"(\*|[A-Z]+(-[A-Z]+)?)(/\d+)?|\?|[A-Z]+#\d", item):
+        return item  # it names no day by its number
+    if (found := re.fullmatch(r"([0-7])(L|#\d)", item)) is not None:
+        return f"{int(found[1]) % 7 + 1}{found[2]}"
+    numbers = _numbers(f"the days of the week of {text!r}", item, 0, 7, _UNIX_DAYS)
+    return ",".join(map(str, sorted({number % 7 + 1 for number in numbers})))
 
 
 def zone_of(name: str | None) -> ZoneInfo:
@@ -156,20 +183,20 @@ def _times(cron: Cron, zone: ZoneInfo, day: date) -> list[float]:
 
 
 def _numbers(
-    text: str, field: str, first: int, last: int, names: dict[str, int] | None = None
+    where: str, field: str, first: int, last: int, names: dict[str, int] | None = None
 ) -> frozenset[int]:
     found: set[int] = set()
     for item in field.split(","):
         span, slash, step = item.partition("/")
         every = 1
         if slash:
-            every = _number(text, step, 1, last)
-        if span in ("*", "?"):
+            every = _number(where, step, 1, last)
+        if span == "*":
             low, high = first, last
         else:
             begin, dash, end = span.partition("-")
-            low = _number(text, begin, first, last, names)
-            high = _number(text, end, first, last, names) if dash else (last if slash else low)
+            low = _number(where, begin, first, last, names)
+            high = _number(where, end, first, last, names) if dash else (last if slash else low)
         if low <= high:
             found.update(range(low, high + 1, every))
         else:  # FRI-MON: over the end
@@ -178,21 +205,23 @@ def _numbers(
 
 
 def _number(
-    text: str, word: str, first: int, last: int, names: dict[str, int] | None = None
+    where: str, word: str, first: int, last: int, names: dict[str, int] | None = None
 ) -> int:
     if names and word in names:
         return names[word]
     if not (word.isascii() and word.isdigit()) or not first <= int(word) <= last:
-        raise InvalidInput(f"{word!r} in the cron expression {text!r} is not in {first} to {last}.")
+        raise InvalidInput(f"{word!r} in {where} is not in {first} to {last}.")
     return int(word)
 
 
 def _day_rule(text: str, days: str, weekdays: str) -> DayRule:
     rules = []
     if days not in ("*", "?"):
-        rules.append(_any(_of_month(text, item) for item in {*days.split(",")}))
+        where = f"the days of the month of {text!r}"
+        rules.append(_any(_of_month(where, item) for item in {*days.split(",")}))
     if weekdays not in ("*", "?"):
-        rules.append(_any(_of_week(text, item) for item in {*weekdays.split(",")}))
+        where = f"the days of the week of {text!r}"
+        rules.append(_any(_of_week(where, item) for item in {*weekdays.split(",")}))
     return _any(rules) if rules else lambda day: True
 
 
@@ -201,28 +230,28 @@ def _any(rules: Iterator[DayRule] | list[DayRule]) -> DayRule:
     return lambda day: any(rule(day) for rule in of)
 
 
-def _of_month(text: str, item: str) -> DayRule:
+def _of_month(where: str, item: str) -> DayRule:
     if item == "L":
         return lambda day: day.day == _last(day)
     if item == "LW":
         return lambda day: day == _weekday_near(day, _last(day))
     if item.endswith("W"):
-        near = _number(text, item.removesuffix("W"), 1, 31)
+        near = _number(where, item.removesuffix("W"), 1, 31)
         return lambda day: near <= _last(day) and day == _weekday_near(day, near)
-    numbers = _numbers(text, item, 1, 31)
+    numbers = _numbers(where, item, 1, 31)
     return lambda day: day.day in numbers
 
 
-def _of_week(text: str, item: str) -> DayRule:
+def _of_week(where: str, item: str) -> DayRule:
     if (found := re.fullmatch(r"(\w+)#(\d)", item)) is not None:
-        which, nth = _number(text, found[1], 1, 7, _DAYS), _number(text, found[2], 1, 5)
+        which, nth = _number(where, found[1], 1, 7, _DAYS), _number(where, found[2], 1, 5)
         return lambda day: _day_of_week(day) == which and (day.day + 6) // 7 == nth
     if item == "L":
         return lambda day: _day_of_week(day) == 7
     if item.endswith("L"):
-        which = _number(text, item.removesuffix("L"), 1, 7, _DAYS)
+        which = _number(where, item.removesuffix("L"), 1, 7, _DAYS)
         return lambda day: _day_of_week(day) == which and day.day + 7 > _last(day)
-    numbers = _numbers(text, item, 1, 7, _DAYS)
+    numbers = _numbers(where, item, 1, 7, _DAYS)
     return lambda day: _day_of_week(day) in numbers
 
 

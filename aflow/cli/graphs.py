@@ -9,7 +9,7 @@ import click
 from aflow.cli.errors import printable
 from aflow.cli.options import flag
 from aflow.cli.session import Session
-from aflow.flow.decorators.flow_base import FlowDecorator
+from aflow.flow.decorators.base import FlowDecorator
 from aflow.flow.graph import Graph, Kind, Node
 
 
@@ -24,7 +24,7 @@ def show(session: Session) -> None:
     for node in in_order(graph):
         click.echo()
         for each in definition.steps[node.name].decorators:
-            click.echo(f"@{each.name}")
+            click.echo(f"@{each.decorator_name}")
         click.echo(f"Step {click.style(node.name, bold=True)}")
         for line in inspect.cleandoc(node.doc or "?").splitlines():
             click.echo(printable(f"    {line}".rstrip()))
@@ -35,8 +35,9 @@ def show(session: Session) -> None:
 
 def _written(decorator: FlowDecorator) -> str:
     """The decorator as in the source, without the options that say nothing."""
-    options = {key: each for key, each in decorator.as_dict()["options"].items() if each}
-    return f"@{decorator.kind}({', '.join(f'{key}={each!r}' for key, each in options.items())})"
+    options = decorator.as_dict()["options"].items()
+    written = ", ".join(f"{key}={each!r}" for key, each in options if each)
+    return f"@{decorator.decorator_name}({written})"
 
 
 def _labelled(node: Node) -> list[str]:

@@ -277,9 +277,9 @@ def flow_options(
         after_command: Whether the options stand after the command.
         without: Long names of options to leave out.
     """
-    from aflow.flow.decorators.flow_base import flow_decorators_of
+    from aflow.flow.decorators.base import flow_decorators_of
 
-    kinds = {each.kind for each in flow_decorators_of(flow)} if flow else set()
+    kinds = {each.decorator_name for each in flow_decorators_of(flow)} if flow else set()
     rest: dict[str, Any] = {
         "section": GENERAL,
         "scope": None if after_command else "",

@@ -17,7 +17,7 @@ from aflow._core.deferred import import_asyncio
 from aflow._core.settings import has_variables
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidParameter
-from aflow.flow.decorators.flow_base import flow_decorators_of
+from aflow.flow.decorators.base import flow_decorators_of
 from aflow.flow.parameters import ConvertedValue
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def understood(
     asks = f"_{os.path.basename(script)}_COMPLETE".replace("-", "_").replace(".", "_").upper()
     if found is None or has_variables(_VARIABLES | {asks}, _OF_RUNS):
         return None
-    if _ADDING_OPTIONS & {each.kind for each in flow_decorators_of(flow)}:
+    if _ADDING_OPTIONS & {each.decorator_name for each in flow_decorators_of(flow)}:
         return None
     flags, given = found
     values = _converted(defined().parameters, given)

@@ -316,7 +316,7 @@ def _with_hooks(
     definition: FlowDefinition, settings: Settings, ended: RunEnded, signum: int | None
 ) -> int:
     """Call the exit hooks, if there are any; the exit code of the run, which they do not change."""
-    if any(each.kind == "exit_hook" for each in definition.decorators):
+    if definition.flow_decorators("exit_hook"):
         import click  # see plain.py
 
         from aflow.runs.exit_hooks import run_hooks  # few flows have some

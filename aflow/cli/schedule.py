@@ -142,7 +142,7 @@ def _create(
 ) -> None:
     parameters = parameters_of(given)
     definition = configured(load_flow(target))
-    own: Any = next((each for each in definition.decorators if each.kind == "schedule"), None)
+    own: Any = next(iter(definition.flow_decorators("schedule")), None)
     due = cron or (own.schedule if own else None)
     if due is None:
         raise InvalidInput(

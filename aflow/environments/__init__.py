@@ -24,8 +24,8 @@ def asks(definition: FlowDefinition, kind: str | None = None) -> bool:
     """
     if kind is not None:
         return kind != "local"
-    return any(each.kind in ("pypi_base", "conda_base") for each in definition.decorators) or any(
-        each.name in ("pypi", "conda")
-        for step in definition.steps.values()
-        for each in step.decorators
+    return any(
+        definition.flow_decorators(f"{each}_base")
+        or any(step.decorator(each) for step in definition.steps.values())
+        for each in ("pypi", "conda")
     )

@@ -135,7 +135,7 @@ def asked_packages(
         kind: `pypi` or `conda`.
     """
     own: Any = step.decorator(kind)
-    bases: list[Any] = [each for each in definition.decorators if each.kind == f"{kind}_base"]
+    bases = definition.flow_decorators(f"{kind}_base")
     found = [*bases, *([] if own is None else [own])]
     packages: dict[str, str] = {}
     python, disabled = None, None

@@ -86,12 +86,12 @@ class Delayed:
         self._text = text
         self._evaluate = evaluate
 
-    def __getattr__(self, name: str) -> Delayed:
-        if name.startswith("__"):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("__", "_aflow")):
             raise AttributeError(name)
         return Delayed(f"{self._text}.{name}", lambda values: getattr(self._evaluate(values), name))
 
-    def __getitem__(self, key: Any) -> Delayed:
+    def __getitem__(self, key: Any) -> Any:
         if isinstance(key, str) and key.startswith(_UNPACKED):
             return self
         return Delayed(
@@ -99,7 +99,7 @@ class Delayed:
             lambda values: self._evaluate(values)[evaluated(key, values)],
         )
 
-    def get(self, key: Any, default: Any = None) -> Delayed:
+    def get(self, key: Any, default: Any = None) -> Any:
         """Return the value of a key, the default where there is none.
 
         Args:
@@ -147,7 +147,7 @@ def is_delayed(value: Any) -> bool:
         value: The value of an option: a plain value, a Config, an expression, or lists, tuples and
             mappings of these.
     """
-    if isinstance(value, Delayed | Config):
+    if isinstance(value, Delayed):
         return True
     if isinstance(value, Mapping):
         return any(_is_unpacked(key) or is_delayed(each) for key, each in value.items())
@@ -165,8 +165,6 @@ def evaluated(value: Any, values: Mapping[str, Any]) -> Any:
     Raises:
         InvalidConfig: An expression raises something; the error quotes the expression.
     """
-    if isinstance(value, Config):
-        value = value._as_delayed()
     if isinstance(value, Delayed):
         try:
             return value._evaluate(values)
@@ -195,7 +193,7 @@ def _is_unpacked(key: object) -> bool:
 # ------------------------------------------------------------ declared
 
 
-class Config:
+class Config(Delayed):
     """A config of a flow: `config = Config("config", default="config.json")`.
 
     The value comes from `--config-value NAME JSON`, else the file of `--config NAME PATH`, else the
@@ -227,6 +225,7 @@ class Config:
             raise InvalidConfig(f"Config {name!r} has both a default and a default_value.")
         if rest and set(rest) - {"show_default"}:
             raise InvalidConfig(f"Config {name!r} has no option {next(iter(rest))!r}.")
+        super().__init__(name, lambda values: values[name])
         self.name = name
         self._default = default
         self._default_value = default_value
@@ -242,34 +241,6 @@ class Config:
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         # No __set__: once it is read, the value in the instance's __dict__ comes first.
         return self if instance is None else instance.__getattr__(self._attribute)
-
-    def _as_delayed(self) -> Delayed:
-        return Delayed(self.name, lambda values: values[self.name])
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._as_delayed(), name)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._as_delayed()[key]
-
-    def get(self, key: Any, default: Any = None) -> Delayed:
-        """Return the value of a key, the default where there is none.
-
-        Args:
-            key: The key, looked up in the mapping that the config's value is.
-            default: What is returned where there is no value.
-        """
-        return self._as_delayed().get(key, default)
-
-    def keys(self) -> list[str]:
-        """Return what `**` asks for: one key that stands for all that there will be."""
-        return self._as_delayed().keys()
-
-    def __call__(self, context: Any) -> Any:
-        """The value, as the default of a parameter."""
-        return evaluated(self, context.configs)
 
     def __repr__(self) -> str:
         return f"<Config {self.name}>"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -119,11 +120,6 @@ class OnStep(Custom, metaclass=_OnStep):
         made: Any = self  # what stands on a step need not be one of ours
         add_decorator(step, made)
         return step
-
-    @property
-    def name(self) -> str:
-        """Its name among the decorators of the step."""
-        return self.decorator_name
 
     def shapes_result(self) -> Mapping[str, object] | None:
         """Return its options: the step's result may depend on them."""
@@ -358,33 +354,21 @@ class FromGenerator(UserStepDecorator):
 # ------------------------------------------------------------ by name
 
 
-def custom_named(name: str) -> type[OnStep] | None:
-    """Return the custom step decorator or mutator of this name, which may be the end of its dotted
-    path; imported if it is not known. None for what is not a dotted path, and unknown.
+K = TypeVar("K", bound=Custom)
+
+
+def custom_named(name: str, kind: type[K]) -> type[K] | None:
+    """Return the custom decorator or mutator of this name, which may be the end of its dotted path;
+    imported if it is not known. None for what is not a dotted path, and unknown.
 
     Args:
         name: The dotted path of the class (`package.module.Name`), or an end of it that is unique
             among those imported.
+        kind: What it has to be: OnStep, or FlowMutator.
 
     Raises:
         InvalidDecorator: The path cannot be imported, or the name is the end of several paths.
     """
-    return _named(name, OnStep, "step")
-
-
-def flow_mutator_named(name: str) -> type[FlowMutator] | None:
-    """Return the flow mutator of this name; found as `custom_named` finds step decorators.
-
-    Args:
-        name: The dotted path of the class, or an end of it that is unique among those imported.
-    """
-    return _named(name, FlowMutator, "flow")
-
-
-K = TypeVar("K", bound=Custom)
-
-
-def _named(name: str, kind: type[K], of: str) -> type[K] | None:
     known = {path: each for path, each in _known.items() if issubclass(each, kind)}
     if name in known:
         return known[name]
@@ -393,12 +377,11 @@ def _named(name: str, kind: type[K], of: str) -> type[K] | None:
         raise InvalidDecorator(f"{name!r} may be any of {', '.join(ends)}: write its whole path.")
     for each in ends.values():
         return each
-    return _imported(name, kind, of, known) if "." in name else None
+    return _imported(name, kind, known) if "." in name else None
 
 
-def _imported(path: str, kind: type[K], of: str, known: Iterable[str]) -> type[K]:
-    from importlib import import_module
-
+def _imported(path: str, kind: type[K], known: Iterable[str]) -> type[K]:
+    of = "step" if issubclass(kind, OnStep) else "flow"
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)

@@ -11,12 +11,11 @@ if TYPE_CHECKING:
     from aflow.errors import InvalidFlow
     from aflow.flow.configs import Config
     from aflow.flow.custom import FlowMutator
-    from aflow.flow.decorators.base import StepDecorator
+    from aflow.flow.decorators.base import FlowDecorator, StepDecorator
     from aflow.flow.decorators.cache import Cache
     from aflow.flow.decorators.catch import Catch
     from aflow.flow.decorators.concurrency import Concurrency
     from aflow.flow.decorators.environment import Environment
-    from aflow.flow.decorators.flow_base import FlowDecorator
     from aflow.flow.decorators.process import Process
     from aflow.flow.decorators.project import Project
     from aflow.flow.decorators.resources import Resources
@@ -68,7 +67,7 @@ class StepDefinition:
             name: The name as it is written behind the @, without options.
         """
         for each in self.decorators:  # a loop: asked several times for each task
-            if each.name == name:
+            if each.decorator_name == name:
                 return each
         return None
 
@@ -114,6 +113,12 @@ class FlowDefinition:
     @property
     def project(self) -> Project | None:
         """The flow's @project, None if it has none."""
-        found: Any = next((each for each in self.decorators if each.kind == "project"), None)
-        project: Project | None = found
-        return project
+        return next(iter(self.flow_decorators("project")), None)
+
+    def flow_decorators(self, name: str) -> list[Any]:
+        """Return the flow's decorators of this name (`project`, `exit_hook`...), outermost first.
+
+        Args:
+            name: The name as it is written behind the @, without options.
+        """
+        return [each for each in self.decorators if each.decorator_name == name]

@@ -292,7 +292,7 @@ def outline(definition: FlowDefinition) -> dict[str, Any]:
         "graph_structure": structure(graph),
         "doc": definition.doc,
         "decorators": [
-            {"name": each.kind, "attributes": each.as_dict()["options"]}
+            {"name": each.decorator_name, "attributes": each.as_dict()["options"]}
             for each in definition.decorators
         ],
     }
@@ -329,7 +329,7 @@ def _decorator(decorator: Any) -> dict[str, Any]:
     else:  # one of the user's own
         args, kwargs = decorator.get_args_kwargs()
         options = {"_args": args, **kwargs}
-    return {"name": decorator.name, "attributes": plain(options)}
+    return {"name": decorator.decorator_name, "attributes": plain(options)}
 
 
 def type_of(node: Node, graph: Graph) -> str:

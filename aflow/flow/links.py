@@ -311,9 +311,8 @@ class Sources:
         self._flow = flow
         self._files: dict[str, SourceFile] = {}
 
-    def function(self, function: Callable[..., Any]) -> tuple[str, FunctionNode]:
-        """Return file and syntax tree of a step's function, through decorators that keep
-        `__wrapped__`.
+    def function(self, function: Callable[..., Any]) -> FunctionNode:
+        """Return the syntax tree of a step's function, through decorators that keep `__wrapped__`.
 
         Args:
             function: The attribute of the class: a function, or what a decorator has made of one.
@@ -346,7 +345,7 @@ class Sources:
                 file=file,
                 line=line,
             )
-        return file, tree
+        return tree
 
     def class_line(self, file: str, qualname: str) -> int:
         """Return the line on which the class begins; 0 where it is not known.

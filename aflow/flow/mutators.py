@@ -15,13 +15,10 @@ from aflow.flow.custom import (
     OnStep,
     StepMutator,
     custom_named,
-    flow_mutator_named,
 )
 from aflow.flow.decorators.attach import read_options
-from aflow.flow.decorators.base import DelayedDecorator, StepDecorator, build
-from aflow.flow.decorators.flow_base import DelayedFlowDecorator, FlowDecorator
-from aflow.flow.decorators.flow_registry import FLOW_KINDS, make_flow_decorator
-from aflow.flow.decorators.registry import KINDS, kind_of
+from aflow.flow.decorators.base import DelayedDecorator
+from aflow.flow.decorators.registry import FLOW_KINDS, KINDS, make, make_flow_decorator
 from aflow.flow.names import place, shown
 from aflow.flow.parameters import Parameter
 
@@ -77,7 +74,7 @@ class Draft:
         """
         for there in self.steps.values():
             for decorator in decorators:
-                if all(each.name != decorator.name for each in there):
+                if all(each.decorator_name != decorator.decorator_name for each in there):
                     there.insert(0, decorator)
 
     def only_in_pre_mutate(self, what: str) -> None:
@@ -180,16 +177,17 @@ class MutableStep(_Mutable):
             InvalidDecorator: The decorator is unknown, cannot be used here, or is there already
                 (ERROR).
         """
-        made = _made(self._draft, deco_type, deco_args or [], deco_kwargs or {})
+        draft = self._draft
+        made = decorator_of(deco_type, deco_args or [], deco_kwargs or {}, draft.configs)
         if isinstance(made, StepMutator):
-            self._draft.only_in_pre_mutate("mutators of steps are added")
-        there = self._draft.steps[self.name]
+            draft.only_in_pre_mutate("mutators of steps are added")
+        there = draft.steps[self.name]
         once = isinstance(made, OnStep) or not made.repeatable
-        same = [each for each in there if each.name == made.name and once]
+        same = [each for each in there if once and each.decorator_name == made.decorator_name]
         others = _others(there, same, duplicates, f"step {self.name!r}")
         if others is None:
             return None
-        self._draft.steps[self.name] = [made, *others]
+        draft.steps[self.name] = [made, *others]
         return made
 
     def remove_decorator(
@@ -308,7 +306,9 @@ class MutableFlow(_Mutable):
                 (ERROR).
         """
         draft = self._draft
-        made = _made_for_flow(draft, deco_type, deco_args or [], deco_kwargs or {})
+        made = decorator_of(
+            deco_type, deco_args or [], deco_kwargs or {}, draft.configs, FlowMutator
+        )
         if isinstance(made, FlowMutator):
             draft.only_in_pre_mutate("mutators of flows are added")
             known = [each for each in draft.flow_mutators if type(each) is type(made)]
@@ -317,8 +317,9 @@ class MutableFlow(_Mutable):
                 return None
             draft.flow_mutators = [*mutators, made]
             return made
-        same = [each for each in draft.decorators if each.kind == made.kind and not made.repeatable]
-        others = _others(draft.decorators, same, duplicates, "the flow")
+        there, once = draft.decorators, not made.repeatable
+        same = [each for each in there if once and each.decorator_name == made.decorator_name]
+        others = _others(there, same, duplicates, "the flow")
         if others is None:
             return None
         draft.decorators = [*others, made]
@@ -368,10 +369,9 @@ def _spec_of(decorator: Any) -> Spec:
     if isinstance(decorator, Custom):
         path = decorator.decorator_name
         return (path.rpartition(".")[2], path, *decorator.get_args_kwargs())
-    name = decorator.name if isinstance(decorator, StepDecorator) else decorator.kind
     options = {each.name: getattr(decorator, each.name) for each in fields(decorator)}
     kind = type(decorator)
-    return (name, f"{kind.__module__}.{kind.__qualname__}", [], options)
+    return (decorator.decorator_name, f"{kind.__module__}.{kind.__qualname__}", [], options)
 
 
 def _rank(decorator: Any) -> int:
@@ -395,19 +395,6 @@ def _matches(
     )
 
 
-def _made(draft: Draft, kind: Any, args: list[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The step decorator that add_decorator was asked for."""
-    if isinstance(kind, str):
-        name, options = _described(kind, args, kwargs)
-        return named(name, args, options, draft.configs)
-    if isinstance(kind, type) and issubclass(kind, OnStep):
-        return kind(*args, **kwargs).begun(draft.configs)
-    name = getattr(kind, "__name__", "")
-    if name in KINDS:
-        return named(name, args, kwargs, draft.configs)
-    raise InvalidDecorator(f"{shown(kind)} is not a step decorator.")
-
-
 def _described(
     text: str, args: list[Any], kwargs: Mapping[str, Any]
 ) -> tuple[str, Mapping[str, Any]]:
@@ -418,50 +405,40 @@ def _described(
     return name, kwargs or read_options(options)
 
 
-def _no_places(name: str, args: list[Any]) -> None:
-    if args:
-        raise InvalidDecorator(f"@{name} takes its options by name: give no deco_args.")
-
-
-def named(
-    name: str, args: list[Any], kwargs: Mapping[str, Any], configs: Mapping[str, Any]
-) -> StepDecorator | OnStep:
-    """Return the step decorator of this name, ours or a custom one.
+def decorator_of(
+    kind: Any,
+    args: list[Any],
+    kwargs: Mapping[str, Any],
+    configs: Mapping[str, Any],
+    custom: type[OnStep] | type[FlowMutator] = OnStep,
+) -> Any:
+    """Return the decorator or mutator that `add_decorator` or `--with` asks for.
 
     Args:
-        name: A built-in name such as `retry`, or what `custom_named` accepts.
+        kind: A decorator of aflow as flows write it, a class of custom ones, or a name:
+            `retry`, what `custom_named` accepts, or `name:option=value`.
         args: Arguments by position; only custom decorators take any.
         kwargs: Options by name; expressions of configs in them are evaluated.
         configs: The values of the flow's configs, by attribute.
+        custom: OnStep for what stands on a step, FlowMutator for what stands on a flow.
 
     Raises:
         InvalidDecorator: The decorator is unknown, or does not take the option.
     """
-    if name not in KINDS:
-        custom = custom_named(name)
-        if custom is not None:
-            made: OnStep = custom(*args, **kwargs).begun(configs)
-            return made
-    _no_places(name, args)
-    return build(kind_of(name), evaluated(kwargs, configs))
-
-
-def _made_for_flow(
-    draft: Draft, kind: Any, args: list[Any], kwargs: Mapping[str, Any]
-) -> FlowDecorator | FlowMutator:
-    """What add_decorator of a flow was asked for."""
+    of_step = custom is OnStep
+    kinds = KINDS if of_step else FLOW_KINDS
     if isinstance(kind, str):
         name, kwargs = _described(kind, args, kwargs)
-        kind = None if name in FLOW_KINDS else flow_mutator_named(name)
+        kind = None if name in kinds else custom_named(name, custom)
     else:
         name = getattr(kind, "__name__", "")
-    if isinstance(kind, type) and issubclass(kind, FlowMutator):
-        mutator: FlowMutator = kind(*args, **kwargs).begun(draft.configs)
-        return mutator
-    if name not in FLOW_KINDS and kind is not None:
-        raise InvalidDecorator(f"{shown(kind)} is not a decorator of flows.")
-    _no_places(name, args)
-    return make_flow_decorator(name, evaluated(kwargs, draft.configs))
+    if isinstance(kind, type) and issubclass(kind, custom):
+        return kind(*args, **kwargs).begun(configs)
+    if name not in kinds and kind is not None:
+        raise InvalidDecorator(f"{shown(kind)} is not a {'step' if of_step else 'flow'} decorator.")
+    if args:
+        raise InvalidDecorator(f"@{name} takes its options by name: give no deco_args.")
+    return (make if of_step else make_flow_decorator)(name, evaluated(kwargs, configs))
 
 
 # ------------------------------------------------------------ all of them, in order
@@ -538,7 +515,7 @@ def _evaluated(definition: FlowDefinition) -> FlowDefinition:
         for name, step in definition.steps.items()
     }
     decorators = tuple(
-        each.resolved(configs) if isinstance(each, DelayedFlowDecorator) else each
+        each.resolved(configs) if isinstance(each, DelayedDecorator) else each
         for each in definition.decorators
     )
     return replace(definition, steps=steps, decorators=decorators)

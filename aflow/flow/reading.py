@@ -10,8 +10,7 @@ from aflow._core.modules import file_of
 from aflow._core.records import NamedTuple
 from aflow.errors import InvalidFlow
 from aflow.flow.configs import Config
-from aflow.flow.decorators.base import decorators_of, step_mark
-from aflow.flow.decorators.flow_base import flow_decorators_of
+from aflow.flow.decorators.base import decorators_of, flow_decorators_of, step_mark
 from aflow.flow.definition import FlowDefinition, StepDefinition
 from aflow.flow.graph import Graph, Kind, Node, connect
 from aflow.flow.links import FunctionNode, Link, LinkReader, Sources, unwrapped
@@ -50,15 +49,30 @@ def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None)
         InvalidFlow: Where the source of a step is not available.
     """
     members = _members(cls, root)
+    line, problems = 0, []
     if known is not None and known.nodes.keys() == members.steps.keys():
-        return _known_definition(cls, members, known)
-    sources = Sources(cls.__name__)
-    trees = {name: sources.function(function) for name, function in members.steps.items()}
-    steps = {name: _step(name, function, *trees[name]) for name, function in members.steps.items()}
-    file = _file(cls, steps)
-    line = sources.class_line(file, cls.__qualname__)
-    problems = [InvalidFlow(problem, file=file, line=line) for problem in members.problems]
-    graph = _graph(cls, steps, {name: tree for name, (_, tree) in trees.items()}, problems)
+        graph = known
+        steps = {
+            name: _step(name, function, known[name].line, takes_inputs=known[name].is_join)
+            for name, function in members.steps.items()
+        }
+        file = _file(cls, steps)
+    else:
+        sources = Sources(cls.__name__)
+        trees = {name: sources.function(function) for name, function in members.steps.items()}
+        steps = {
+            name: _step(
+                name,
+                function,
+                trees[name].lineno,
+                takes_inputs=len(trees[name].args.posonlyargs) + len(trees[name].args.args) == 2,
+            )
+            for name, function in members.steps.items()
+        }
+        file = _file(cls, steps)
+        line = sources.class_line(file, cls.__qualname__)
+        problems = [InvalidFlow(problem, file=file, line=line) for problem in members.problems]
+        graph = _graph(cls, steps, trees, problems)
     return FlowDefinition(
         cls=cls,
         name=cls.__name__,
@@ -70,33 +84,6 @@ def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None)
         graph=graph,
         problems=tuple(problems),
         line=line,
-        decorators=flow_decorators_of(cls),
-        configs=members.configs,
-        mutators=_mutators_of(cls),
-    )
-
-
-def _known_definition(cls: type[FlowSpec], members: Members, graph: Graph) -> FlowDefinition:
-    """The definition of a class whose graph is known already."""
-    steps = {
-        name: _made_step(
-            name,
-            function,
-            unwrapped(function).__code__.co_filename,
-            graph[name].line,
-            takes_inputs=graph[name].is_join,
-        )
-        for name, function in members.steps.items()
-    }
-    return FlowDefinition(
-        cls=cls,
-        name=cls.__name__,
-        file=_file(cls, steps),
-        doc=graph.doc,
-        steps=steps,
-        parameters=members.parameters,
-        constants=members.constants,
-        graph=graph,
         decorators=flow_decorators_of(cls),
         configs=members.configs,
         mutators=_mutators_of(cls),
@@ -127,7 +114,7 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
     elif step_mark(value) is not None:
         members.steps[name] = value
     elif decorators_of(value):
-        decorator = decorators_of(value)[0].name
+        decorator = decorators_of(value)[0].decorator_name
         members.problems.append(
             f"The method {name!r} has @{decorator} but is not a step: put @step on it."
         )
@@ -169,13 +156,8 @@ def _file(cls: type, steps: Mapping[str, StepDefinition]) -> str:
 # ------------------------------------------------------------ steps
 
 
-def _step(name: str, function: Callable[..., Any], file: str, tree: FunctionNode) -> StepDefinition:
-    takes_inputs = len(tree.args.posonlyargs) + len(tree.args.args) == 2
-    return _made_step(name, function, file, tree.lineno, takes_inputs=takes_inputs)
-
-
-def _made_step(
-    name: str, function: Callable[..., Any], file: str, line: int, *, takes_inputs: bool
+def _step(
+    name: str, function: Callable[..., Any], line: int, *, takes_inputs: bool
 ) -> StepDefinition:
     return StepDefinition(
         name=name,
@@ -183,7 +165,7 @@ def _made_step(
         decorators=decorators_of(function),
         is_async=bool(_flags(function) & _CO_COROUTINE),
         takes_inputs=takes_inputs,
-        file=file,
+        file=unwrapped(function).__code__.co_filename,
         line=line,
     )
 

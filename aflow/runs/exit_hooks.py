@@ -70,8 +70,7 @@ def hooks_of(definition: FlowDefinition, *, succeeded: bool) -> list[Hook]:
         definition: The flow: its class, steps, parameters and decorators.
         succeeded: Whether the hooks for success are meant, instead of those for failure.
     """
-    decorators: list[Any] = [each for each in definition.decorators if each.kind == "exit_hook"]
-    hooks: list[ExitHook] = decorators
+    hooks: list[ExitHook] = definition.flow_decorators("exit_hook")
     return [hook for each in hooks for hook in (each.on_success if succeeded else each.on_error)]
 
 

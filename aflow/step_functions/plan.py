@@ -87,8 +87,7 @@ def aws_cron(text: str) -> str:
             which AWS does not allow.
     """
     cron.parse(text)
-    fields = text.split()
-    fields = [*fields, "*"] if len(fields) == 5 else fields
+    fields = cron.fields_of_aws(text)
     days, weekdays = fields[2], fields[4]
     if "?" not in (days, weekdays):
         if weekdays == "*":
@@ -135,7 +134,7 @@ def events_of(
 
 
 def _one(definition: FlowDefinition, kind: str) -> Any:
-    return next((each for each in definition.decorators if each.kind == kind), None)
+    return next(iter(definition.flow_decorators(kind)), None)
 
 
 def _single(flow: str, decorator: str, triggers: tuple[Any, ...]) -> Mapping[str, Any]:

@@ -268,8 +268,8 @@ class ParallelHook(StepHook):
         spec = self.scene.spec
         if not spec.opens_index or spec.split_index is None or spec.splits is None:
             raise InvalidTransition(
-                f"Step {spec.step!r} has @{self.decorator.name}, and was not started with "
-                f"self.next(self.{spec.step}, num_parallel=...)."
+                f"Step {spec.step!r} has @{self.decorator.decorator_name}, and was not started "
+                f"with self.next(self.{spec.step}, num_parallel=...)."
             )
         # Members start together, so their tasks are numbered one after the other.
         control = str(spec.task - spec.split_index)

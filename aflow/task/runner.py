@@ -509,10 +509,8 @@ class AttemptRunner:
             try:
                 each.failed(error)
             except Exception as another:  # the attempt has failed already: that is its outcome
-                message = (
-                    f"{self._head(execution)}: @{each.decorator.name}, too: {sentence(another)}"
-                )
-                show("stderr", f"{message}\n")
+                head, name = self._head(execution), each.decorator.decorator_name
+                show("stderr", f"{head}: @{name}, too: {sentence(another)}\n")
 
     def _failure(self, execution: Execution, error: BaseException) -> AttemptReport:
         manifest = Manifest(step=execution.step.name, error=describe(error))

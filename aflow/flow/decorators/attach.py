@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.records import replace
@@ -91,16 +91,12 @@ def parse_spec(spec: str) -> Any:
     name = name.strip()
     try:
         if name not in KINDS and ("." in name or "aflow.flow.custom" in sys.modules):
-            return _custom(name, read_options(text))
+            from aflow.flow.mutators import decorator_of  # only for decorators of the user's
+
+            return decorator_of(name, [], read_options(text), {})
         return make(name, read_options(text))
     except InvalidDecorator as error:
         raise InvalidDecorator(f"--with {spec}: {error}") from None
-
-
-def _custom(name: str, options: Mapping[str, Any]) -> Any:
-    from aflow.flow.mutators import named  # only where --with asks for a decorator of the user's
-
-    return named(name, [], options, {})
 
 
 def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
@@ -131,6 +127,6 @@ def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
 
 def _with(step: StepDefinition, decorators: Sequence[StepDecorator]) -> StepDefinition:
     for decorator in decorators:
-        if step.decorator(decorator.name) is None:
+        if step.decorator(decorator.decorator_name) is None:
             step = replace(step, decorators=(decorator, *step.decorators))
     return step

@@ -1,17 +1,33 @@
-"""What all step decorators have in common."""
+"""What all decorators have in common: how they are made, and how they stand on steps and flows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from types import FunctionType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from aflow._core.modules import found_at
 from aflow._core.records import NamedTuple, dataclass, fields
 from aflow.errors import InvalidDecorator
 from aflow.flow.configs import evaluated, is_delayed
-from aflow.flow.names import did_you_mean, shown
+from aflow.flow.names import did_you_mean, plain, shown
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+    from typing import ParamSpec, Protocol, overload
+
+    P = ParamSpec("P")
+
+    class Decorates(Protocol[P]):
+        """A decorator as a flow writes it: bare (`@retry`), or called with options by name."""
+
+        @overload
+        def __call__(self, decorated: F, /) -> F: ...
+        @overload
+        def __call__(self, *args: P.args, **options: P.kwargs) -> Callable[[F], F]: ...
+
 
 # What @step and the step decorators leave on a function, until the flow is read.
 
@@ -27,6 +43,7 @@ class StepMark(NamedTuple):
 # carries them along.
 _STEP = "_aflow_step"
 _DECORATORS = "_aflow_decorators"
+_OF_FLOW = "_aflow_flow_decorators"  # an attribute of the class
 
 
 def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
@@ -70,11 +87,15 @@ def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> Non
         InvalidDecorator: The step already has one of this kind, and the kind is not repeatable.
     """
     there = decorators_of(function)
-    if not decorator.repeatable and any(each.name == decorator.name for each in there):
-        raise InvalidDecorator(
-            f"Step {function.__name__!r} has @{decorator.name} twice: keep one of them."
-        )
+    _check_alone(decorator, there, f"Step {function.__name__!r}")
     setattr(function, _DECORATORS, (decorator, *there))
+
+
+def _check_alone(decorator: Decorator, there: Sequence[Decorator], owner: str) -> None:
+    """Raise InvalidDecorator if it is a second one of a kind that is not repeatable."""
+    name = decorator.decorator_name
+    if not decorator.repeatable and any(each.decorator_name == name for each in there):
+        raise InvalidDecorator(f"{owner} has @{name} twice: keep one of them.")
 
 
 def decorators_of(function: object) -> tuple[StepDecorator, ...]:
@@ -88,24 +109,64 @@ def decorators_of(function: object) -> tuple[StepDecorator, ...]:
     return there if type(there) is tuple else ()
 
 
-F = TypeVar("F", bound=Callable[..., Any])
+# What stands on a class.
+
+
+def flow_decorators_of(flow: type) -> tuple[FlowDecorator, ...]:
+    """Return the decorators of a flow class and of its bases, the nearest class first.
+
+    Of a kind that is not repeatable the nearest class has the say.
+
+    Args:
+        flow: A subclass of FlowSpec; FlowSpec and `object` themselves have none.
+    """
+    found: list[FlowDecorator] = []
+    for each in flow.__mro__:
+        names = {decorator.decorator_name for decorator in found if not decorator.repeatable}
+        found += [one for one in vars(each).get(_OF_FLOW, ()) if one.decorator_name not in names]
+    return tuple(found)
+
+
+# What a decorator is.
+
+
 Number = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
-class StepDecorator:
-    """What all step decorators have in common: a name, and options that are checked when made."""
+class Decorator:
+    """What all decorators have in common: a name, and options that are checked when made."""
 
-    name: ClassVar[str] = ""
-    hook_class: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
-    repeatable: ClassVar[bool] = False  # whether a step may have several of the kind
-    open_options: ClassVar[str] = ""  # the field for options of the user's own names, if it has one
+    decorator_name: ClassVar[str] = ""  # as it is written behind the @
+    stands_on: ClassVar[str] = ""  # what it decorates, for sentences
+    repeatable: ClassVar[bool] = False  # whether there may be several of the kind
     is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
+    open_options: ClassVar[str] = ""  # the field for options of the user's own names, if it has one
 
-    def shapes_result(self) -> Mapping[str, object] | None:
-        """Return the options that the step's result may depend on, which the cache looks at; None
-        where the decorator makes no difference to it."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+    @staticmethod
+    def can_stand_on(decorated: object) -> bool:
+        """Return whether a decorator of this class can be put on this.
+
+        Args:
+            decorated: What stands below the decorator.
+        """
+        raise NotImplementedError
+
+    def put_on(self, decorated: Any) -> None:
+        """Add it to what stands below it, as the outermost one.
+
+        Args:
+            decorated: The function of a step, or the class of a flow.
+
+        Raises:
+            InvalidDecorator: There is one of this kind already, of which there can be but one.
+        """
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return its name and options as values that JSON can hold; a function is its name."""
+        options = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
+        return {"type": self.decorator_name, "options": options}
 
     def _set(self, option: str, value: object) -> None:
         """Keep an option in its checked form (the value is frozen for everybody else)."""
@@ -113,7 +174,9 @@ class StepDecorator:
 
     def _fault(self, option: str, expected: str) -> InvalidDecorator:
         value = getattr(self, option)
-        return InvalidDecorator(f"@{self.name}: {option} must be {expected}, not {shown(value)}.")
+        return InvalidDecorator(
+            f"@{self.decorator_name}: {option} must be {expected}, not {shown(value)}."
+        )
 
     def _number(self, option: str, *, positive: bool = False) -> float:
         """Check a number of at least 0 (above 0 if `positive`) and keep it as one; raises
@@ -125,59 +188,77 @@ class StepDecorator:
         return number
 
 
-def build(kind: type[StepDecorator], options: Mapping[str, Any]) -> StepDecorator:
-    """Return a decorator with these options.
+@dataclass(frozen=True, slots=True)
+class StepDecorator(Decorator):
+    """A decorator of a step."""
 
-    Args:
-        kind: A subclass of StepDecorator, a dataclass whose fields are the options.
-        options: The options, by name.
+    stands_on: ClassVar[str] = "a step"
+    hook_class: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
 
-    Raises:
-        InvalidDecorator: An option is unknown, or its value cannot be used.
-    """
-    known = [each.name for each in fields(kind) if each.init and each.name != kind.open_options]
-    own = {name: value for name, value in options.items() if _is_own(kind, name, known)}
-    for option in options:
-        if option not in known and option not in own and not option.startswith("_aflow_unpacked_"):
-            raise InvalidDecorator(
-                f"@{kind.name} has no option {option!r}.{did_you_mean(option, known)} "
-                f"Its options are: {', '.join(known)}."
-            )
-    if is_delayed(options):
-        return DelayedDecorator(kind, options)
-    if own:
-        options = {name: value for name, value in options.items() if name not in own}
-        return kind(**options, **{kind.open_options: own})
-    return kind(**options)
+    @property
+    def name(self) -> str:
+        """The same, under the name that Metaflow's decorators have for it."""
+        return self.decorator_name
 
+    @staticmethod
+    def can_stand_on(decorated: object) -> bool:
+        """Whether it is a function; see Decorator.can_stand_on."""
+        return callable(decorated) and not isinstance(decorated, type)
 
-def _is_own(kind: type[StepDecorator], option: str, known: Sequence[str]) -> bool:
-    """Whether the option is a name of the user's, for a decorator that takes such: not where it is
-    more likely that one of ours was meant."""
-    if not kind.open_options or option in known or not option.isidentifier():
-        return False
-    return not option.startswith("_") and not did_you_mean(option, known)
+    def put_on(self, decorated: Any) -> None:
+        """See Decorator.put_on."""
+        add_decorator(decorated, self)
+
+    def shapes_result(self) -> Mapping[str, object] | None:
+        """Return the options that the step's result may depend on, which the cache looks at; None
+        where the decorator makes no difference to it."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
-class DelayedDecorator(StepDecorator):
-    """A decorator whose options are expressions of configs."""
+class FlowDecorator(Decorator):
+    """A decorator of a flow."""
+
+    stands_on: ClassVar[str] = "the class of a flow"
+
+    @staticmethod
+    def can_stand_on(decorated: object) -> bool:
+        """Whether it is a class; see Decorator.can_stand_on."""
+        return isinstance(decorated, type)
+
+    def put_on(self, decorated: Any) -> None:
+        """See Decorator.put_on."""
+        own: tuple[FlowDecorator, ...] = vars(decorated).get(_OF_FLOW, ())
+        _check_alone(self, own, f"Flow {decorated.__name__}")
+        setattr(decorated, _OF_FLOW, (self, *own))
+
+
+D = TypeVar("D", bound=Decorator)
+
+
+@dataclass(frozen=True, slots=True)
+class DelayedDecorator(StepDecorator, FlowDecorator):
+    """A decorator whose options are expressions of configs: it stands for one of `of`."""
 
     is_late: ClassVar[bool] = True
-    kind: type[StepDecorator]
+    of: type[Decorator]
     options: Mapping[str, Any]
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def decorator_name(self) -> str:  # type: ignore[override]
         """The name of the decorator that it will be."""
-        return self.kind.name
+        return self.of.decorator_name
 
     @property
     def repeatable(self) -> bool:  # type: ignore[override]
-        """Whether a step may have several of the kind."""
-        return self.kind.repeatable
+        """Whether there may be several of the kind."""
+        return self.of.repeatable
 
-    def resolved(self, configs: Mapping[str, Any]) -> StepDecorator:
+    def put_on(self, decorated: Any) -> None:
+        """See Decorator.put_on."""
+        self.of.put_on(self, decorated)
+
+    def resolved(self, configs: Mapping[str, Any]) -> Any:
         """Return the decorator, with the expressions in its options evaluated.
 
         Args:
@@ -187,38 +268,77 @@ class DelayedDecorator(StepDecorator):
             InvalidConfig: An expression raises something.
             InvalidDecorator: An evaluated option cannot be used.
         """
-        return build(self.kind, evaluated(self.options, configs))
+        return build(self.of, evaluated(self.options, configs))
 
 
-def decorate(kind: type[StepDecorator], function: object, options: Mapping[str, Any]) -> Any:
-    """Add a decorator to a function; without one, return what does so (`@retry` and `@retry(...)`).
+def build(of: type[D], options: Mapping[str, Any]) -> D:
+    """Return a decorator with these options.
 
     Args:
-        kind: A subclass of StepDecorator, a dataclass whose fields are the options.
-        function: What stands below the decorator; None where it was called with options alone.
+        of: A class of decorators, a dataclass whose fields are the options.
         options: The options, by name.
 
-    Returns:
-        `function` itself, marked; or, without it, a decorator that marks one.
-
     Raises:
-        InvalidDecorator: `function` is not a function, or an option cannot be used.
+        InvalidDecorator: An option is unknown, or its value cannot be used.
     """
-    if function is None:
-        decorator = build(kind, options)
+    known = [each.name for each in fields(of) if each.name != of.open_options]
+    own = {name: value for name, value in options.items() if _is_own(of, name, known)}
+    for option in options:
+        if option not in known and option not in own and not option.startswith("_aflow_unpacked_"):
+            raise InvalidDecorator(
+                f"@{of.decorator_name} has no option {option!r}.{did_you_mean(option, known)} "
+                f"Its options are: {', '.join(known)}."
+            )
+    if is_delayed(options):
+        delayed: Any = DelayedDecorator(of, options)
+        return delayed  # type: ignore[no-any-return]  # it stands for one of `of`
+    if own:
+        options = {name: value for name, value in options.items() if name not in own}
+        return of(**options, **{of.open_options: own})
+    return of(**options)
 
-        def put(function: F) -> F:
-            add_decorator(function, decorator)
-            return function
 
-        return put
-    if not isinstance(function, FunctionType):
+def _is_own(of: type[Decorator], option: str, known: Sequence[str]) -> bool:
+    """Whether the option is a name of the user's, for a decorator that takes such: not where it is
+    more likely that one of ours was meant."""
+    if not of.open_options or option in known or not option.isidentifier():
+        return False
+    return not option.startswith("_") and not did_you_mean(option, known)
+
+
+def written(of: Callable[P, Decorator]) -> Decorates[P]:
+    """Return the decorator that flows write, for one class of decorators: `@retry` and
+    `@retry(times=2)` for Retry.
+
+    Args:
+        of: A class of decorators, a dataclass whose fields are the options.
+    """
+    kind: Any = of
+
+    def decorate(*decorated: Any, **options: Any) -> Any:
+        _check_below(kind, decorated)
+        made = build(kind, options)
+
+        def put(*below: Any) -> Any:
+            _check_below(kind, below)
+            made.put_on(*below)
+            return below[0]
+
+        return put(*decorated) if decorated else put
+
+    decorate.__name__ = decorate.__qualname__ = kind.decorator_name
+    decorate.__module__ = kind.__module__
+    decorate.__doc__ = kind.__doc__
+    return decorate
+
+
+def _check_below(kind: type[Decorator], decorated: Sequence[object]) -> None:
+    if len(decorated) > 1 or not all(map(kind.can_stand_on, decorated)):
+        name = kind.decorator_name
         raise InvalidDecorator(
-            f"@{kind.name} takes its options by name, as in @{kind.name}(option=value), and stands "
-            f"on a step; it was given {shown(function)}."
+            f"@{name} takes its options by name, as in @{name}(option=value), and stands on "
+            f"{kind.stands_on}; it was given {', '.join(map(shown, decorated))}."
         )
-    add_decorator(function, build(kind, options))
-    return function
 
 
 def as_number(value: object) -> float | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, overload
+from collections.abc import Mapping
+from typing import ClassVar
 
 from aflow._core.records import dataclass
-from aflow.flow.decorators.base import F, StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cache(StepDecorator):
     """Do not run a task again whose code, inputs and declared environment are those of a task that
     has succeeded before: take its result.
@@ -18,7 +18,7 @@ class Cache(StepDecorator):
     that what was computed before no longer counts.
     """
 
-    name: ClassVar[str] = "cache"
+    decorator_name: ClassVar[str] = "cache"
     enabled: bool = True
     version: str = ""
 
@@ -32,18 +32,5 @@ class Cache(StepDecorator):
         return {"version": self.version} if self.version else None
 
 
-@overload
-def cache(function: F) -> F: ...
-@overload
-def cache(*, enabled: bool = True, version: str = "") -> Callable[[F], F]: ...
-def cache(function: object = None, **options: Any) -> Any:
-    """Take the result of an earlier task where nothing has changed; see Cache.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Cache, function, options)
+cache = written(Cache)
+"""Take the result of an earlier task where nothing has changed; see Cache."""

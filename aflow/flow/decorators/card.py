@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from aflow._core.records import dataclass, field
-from aflow.flow.decorators.base import StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 
 _ID = re.compile(r"[A-Za-z0-9_]+\Z")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CardDecorator(StepDecorator):
     """A card of kind `type`, with `id` if the step has several; `options` are for that kind.
 
@@ -21,7 +21,7 @@ class CardDecorator(StepDecorator):
     `customize` lets `current.card` mean this card alone. `scope` is accepted for old code.
     """
 
-    name: ClassVar[str] = "card"
+    decorator_name: ClassVar[str] = "card"
     hook_class: ClassVar[str] = "aflow.cards.hooks:CardHook"
     repeatable: ClassVar[bool] = True
     type: str = "default"
@@ -47,14 +47,5 @@ class CardDecorator(StepDecorator):
         """None: a card shows what a step leaves, and is not part of it."""
 
 
-def card(function: Any = None, **options: Any) -> Any:
-    """Leave a card; see CardDecorator.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(CardDecorator, function, options)
+card = written(CardDecorator)
+"""Leave a card; see CardDecorator."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, overload
+from typing import ClassVar
 
 from aflow._core.records import dataclass
-from aflow.flow.decorators.base import F, StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 from aflow.flow.names import is_artifact_name
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Catch(StepDecorator):
     """Let the flow go on when the step has failed for good.
 
@@ -18,7 +17,7 @@ class Catch(StepDecorator):
     says whether the exception is printed into the task's log.
     """
 
-    name: ClassVar[str] = "catch"
+    decorator_name: ClassVar[str] = "catch"
     var: str | None = None
     print_exception: bool = True
 
@@ -29,21 +28,8 @@ class Catch(StepDecorator):
             raise self._fault("print_exception", "True or False")
 
 
-@overload
-def catch(function: F) -> F: ...
-@overload
-def catch(*, var: str | None = None, print_exception: bool = True) -> Callable[[F], F]: ...
-def catch(function: object = None, **options: Any) -> Any:
-    """Let the flow go on when the step has failed for good; see Catch.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Catch, function, options)
+catch = written(Catch)
+"""Let the flow go on when the step has failed for good; see Catch."""
 
 
 # What @catch stores in place of the exception that a step ended with.

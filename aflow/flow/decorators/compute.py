@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from aflow._core.records import dataclass
-from aflow.flow.decorators.base import StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchDecorator(StepDecorator):
     """Run the step as a job of AWS Batch, with these resources and options of the job.
 
@@ -17,7 +17,7 @@ class BatchDecorator(StepDecorator):
     an option to the settings.
     """
 
-    name: ClassVar[str] = "batch"
+    decorator_name: ClassVar[str] = "batch"
     cpu: Any = None
     gpu: Any = None
     memory: Any = None
@@ -49,7 +49,7 @@ class BatchDecorator(StepDecorator):
         """None: where a step runs makes no difference to what it leaves."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kubernetes(StepDecorator):
     """Run the step as a job of Kubernetes, with these resources and options of the pod.
 
@@ -57,7 +57,7 @@ class Kubernetes(StepDecorator):
     says more a pod asks for 1 CPU, 4096 MB of memory and 10240 MB of disk.
     """
 
-    name: ClassVar[str] = "kubernetes"
+    decorator_name: ClassVar[str] = "kubernetes"
     cpu: Any = None
     memory: Any = None
     disk: Any = None
@@ -91,7 +91,7 @@ class Kubernetes(StepDecorator):
         """None: where a step runs makes no difference to what it leaves."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slurm(StepDecorator):
     """Run the step as a job of Slurm, with these resources and options of sbatch.
 
@@ -100,7 +100,7 @@ class Slurm(StepDecorator):
     step, `options` are further arguments of sbatch, as a text or a list.
     """
 
-    name: ClassVar[str] = "slurm"
+    decorator_name: ClassVar[str] = "slurm"
     cpu: Any = None
     gpu: Any = None
     memory: Any = None
@@ -128,40 +128,13 @@ class Slurm(StepDecorator):
         """None: where a step runs makes no difference to what it leaves."""
 
 
-def batch(function: Any = None, **options: Any) -> Any:
-    """Run the step as a job of AWS Batch; see BatchDecorator.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(BatchDecorator, function, options)
+batch = written(BatchDecorator)
+"""Run the step as a job of AWS Batch; see BatchDecorator."""
 
 
-def kubernetes(function: Any = None, **options: Any) -> Any:
-    """Run the step as a job of Kubernetes; see Kubernetes.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Kubernetes, function, options)
+kubernetes = written(Kubernetes)
+"""Run the step as a job of Kubernetes; see Kubernetes."""
 
 
-def slurm(function: Any = None, **options: Any) -> Any:
-    """Run the step as a job of Slurm; see Slurm.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Slurm, function, options)
+slurm = written(Slurm)
+"""Run the step as a job of Slurm; see Slurm."""

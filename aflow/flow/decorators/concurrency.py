@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, overload
+from typing import ClassVar
 
 from aflow._core.records import dataclass
-from aflow.flow.decorators.base import F, StepDecorator, as_number, decorate
+from aflow.flow.decorators.base import StepDecorator, as_number, written
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Concurrency(StepDecorator):
     """At most `limit` tasks of the step go on at a time, in a run that has `--max-workers` in all:
     for a step that needs much memory, or asks a service that bears no more."""
 
-    name: ClassVar[str] = "concurrency"
+    decorator_name: ClassVar[str] = "concurrency"
     limit: int = 1
 
     def __post_init__(self) -> None:
@@ -27,15 +26,5 @@ class Concurrency(StepDecorator):
         """None: when a task runs makes no difference."""
 
 
-@overload
-def concurrency(function: F) -> F: ...
-@overload
-def concurrency(*, limit: int = 1) -> Callable[[F], F]: ...
-def concurrency(function: object = None, **options: object) -> object:
-    """Limit how many tasks of the step go on at a time; see Concurrency.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-    """
-    return decorate(Concurrency, function, options)
+concurrency = written(Concurrency)
+"""Limit how many tasks of the step go on at a time; see Concurrency."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, overload
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from aflow._core.records import dataclass, field
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.base import F, StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 from aflow.flow.names import shown
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment(StepDecorator):
     """Environment variables that the step sees. Values that are not texts become texts."""
 
-    name: ClassVar[str] = "environment"
-    vars: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+    decorator_name: ClassVar[str] = "environment"
+    vars: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
 
     def __post_init__(self) -> None:
         if not isinstance(self.vars, Mapping):
@@ -40,21 +40,8 @@ class Environment(StepDecorator):
         return self.vars
 
 
-@overload
-def environment(function: F) -> F: ...
-@overload
-def environment(*, vars: Mapping[str, object]) -> Callable[[F], F]: ...
-def environment(function: object = None, **options: Any) -> Any:
-    """Set environment variables for the step; see Environment.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Environment, function, options)
+environment = written(Environment)
+"""Set environment variables for the step; see Environment."""
 
 
 def _can_be_variable(key: object) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from aflow._core.records import dataclass, field
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
+from aflow.flow.decorators.base import FlowDecorator, written
 
 Hook = str | Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExitHook(FlowDecorator):
     """The functions to call when a run has ended well, or not.
 
@@ -20,10 +20,10 @@ class ExitHook(FlowDecorator):
     schedulers.
     """
 
-    kind: ClassVar[str] = "exit_hook"
+    decorator_name: ClassVar[str] = "exit_hook"
     repeatable: ClassVar[bool] = True
-    on_success: tuple[Hook, ...] = ()
-    on_error: tuple[Hook, ...] = ()
+    on_success: Sequence[Hook] = ()
+    on_error: Sequence[Hook] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,14 +42,5 @@ def _is_hook(hook: object) -> bool:
     return callable(hook) or (isinstance(hook, str) and bool(hook))
 
 
-def exit_hook(flow: object = None, /, **options: Any) -> Any:
-    """Call functions when a run of the flow has ended; see ExitHook.
-
-    Args:
-        flow: The class of the flow; None where the decorator is called with options.
-        **options: The options, by name.
-
-    Returns:
-        The decorated class; with options alone, what decorates one.
-    """
-    return decorate_flow(ExitHook, flow, options)
+exit_hook = written(ExitHook)
+"""Call functions when a run of the flow has ended; see ExitHook."""

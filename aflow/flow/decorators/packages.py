@@ -3,24 +3,23 @@ where that is something else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, overload
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from aflow._core.records import dataclass, field
-from aflow.flow.decorators.base import F, StepDecorator, decorate
-from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
+from aflow.flow.decorators.base import FlowDecorator, StepDecorator, written
 
-Packages = Mapping[str, str]
+Packages = Mapping[str, Any]  # versions by name; numbers become texts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pypi(StepDecorator):
     """Packages from PyPI: `packages` are versions by name, `python` is Python's version.
 
     `disabled=True` lets a step do without what the flow asks for (`@pypi_base`).
     """
 
-    name: ClassVar[str] = "pypi"
+    decorator_name: ClassVar[str] = "pypi"
     packages: Packages = field(default_factory=dict)
     python: str | None = None
     disabled: bool | None = None
@@ -29,11 +28,11 @@ class Pypi(StepDecorator):
         check_packages(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conda(StepDecorator):
     """Packages from conda; `libraries` is an older word for `packages`."""
 
-    name: ClassVar[str] = "conda"
+    decorator_name: ClassVar[str] = "conda"
     packages: Packages = field(default_factory=dict)
     libraries: Packages = field(default_factory=dict)
     python: str | None = None
@@ -68,56 +67,22 @@ def check_packages(decorator: Any) -> None:
         decorator._set("python", str(decorator.python))
 
 
-@overload
-def pypi(function: F) -> F: ...
-@overload
-def pypi(
-    *, packages: Packages = ..., python: str | None = None, disabled: bool | None = None
-) -> Callable[[F], F]: ...
-def pypi(function: object = None, **options: Any) -> Any:
-    """Ask for packages from PyPI; see Pypi.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Pypi, function, options)
+pypi = written(Pypi)
+"""Ask for packages from PyPI; see Pypi."""
 
 
-@overload
-def conda(function: F) -> F: ...
-@overload
-def conda(
-    *,
-    packages: Packages = ...,
-    libraries: Packages = ...,
-    python: str | None = None,
-    disabled: bool | None = None,
-) -> Callable[[F], F]: ...
-def conda(function: object = None, **options: Any) -> Any:
-    """Ask for packages from conda; see Conda.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Conda, function, options)
+conda = written(Conda)
+"""Ask for packages from conda; see Conda."""
 
 
 # @conda_base and @pypi_base: which packages all steps of a flow ask for.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PypiBase(FlowDecorator):
     """What `@pypi` says, for all steps; a step's own packages come on top."""
 
-    kind: ClassVar[str] = "pypi_base"
+    decorator_name: ClassVar[str] = "pypi_base"
     packages: Packages = field(default_factory=dict)
     python: str | None = None
     disabled: bool | None = None
@@ -126,13 +91,13 @@ class PypiBase(FlowDecorator):
         check_packages(self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CondaBase(FlowDecorator):
     """What `@conda` says, for all steps; a step's own packages come on top."""
 
-    kind: ClassVar[str] = "conda_base"
+    decorator_name: ClassVar[str] = "conda_base"
     packages: Packages = field(default_factory=dict)
-    libraries: Mapping[str, str] = field(default_factory=dict)
+    libraries: Packages = field(default_factory=dict)
     python: str | None = None
     disabled: bool | None = None
 
@@ -140,27 +105,9 @@ class CondaBase(FlowDecorator):
         check_packages(self)
 
 
-def pypi_base(flow: Any = None, **options: Any) -> Any:
-    """Ask for packages from PyPI for all steps; see PypiBase.
-
-    Args:
-        flow: The class of the flow; None where the decorator is called with options.
-        **options: The options, by name.
-
-    Returns:
-        The decorated class; with options alone, what decorates one.
-    """
-    return decorate_flow(PypiBase, flow, options)
+pypi_base = written(PypiBase)
+"""Ask for packages from PyPI for all steps; see PypiBase."""
 
 
-def conda_base(flow: Any = None, **options: Any) -> Any:
-    """Ask for packages from conda for all steps; see CondaBase.
-
-    Args:
-        flow: The class of the flow; None where the decorator is called with options.
-        **options: The options, by name.
-
-    Returns:
-        The decorated class; with options alone, what decorates one.
-    """
-    return decorate_flow(CondaBase, flow, options)
+conda_base = written(CondaBase)
+"""Ask for packages from conda for all steps; see CondaBase."""

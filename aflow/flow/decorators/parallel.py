@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from aflow._core.records import dataclass
-from aflow.flow.decorators.base import StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel(StepDecorator):
     """The step is started with `num_parallel`: `current.parallel` says which member this is."""
 
-    name: ClassVar[str] = "parallel"
+    decorator_name: ClassVar[str] = "parallel"
     hook_class: ClassVar[str] = "aflow.task.hooks:ParallelHook"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PytorchParallel(StepDecorator):
     """The same, with the variables that torch.distributed reads: MASTER_ADDR, MASTER_PORT,
     WORLD_SIZE, NUM_NODES, NODE_RANK. `master_port` is one that the run's id gives, unless it is
     said."""
 
-    name: ClassVar[str] = "pytorch_parallel"
+    decorator_name: ClassVar[str] = "pytorch_parallel"
     hook_class: ClassVar[str] = "aflow.task.hooks:PytorchHook"
     master_port: int | None = None
 
@@ -34,27 +34,9 @@ class PytorchParallel(StepDecorator):
         """None: the port makes no difference."""
 
 
-def parallel(function: Any = None, **options: Any) -> Any:
-    """Make the step one of a gang; see Parallel.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Parallel, function, options)
+parallel = written(Parallel)
+"""Make the step one of a gang; see Parallel."""
 
 
-def pytorch_parallel(function: Any = None, **options: Any) -> Any:
-    """Make the step one of a gang of torch processes; see PytorchParallel.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(PytorchParallel, function, options)
+pytorch_parallel = written(PytorchParallel)
+"""Make the step one of a gang of torch processes; see PytorchParallel."""

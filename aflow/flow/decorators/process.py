@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any, ClassVar, overload
 
 from aflow._core.records import dataclass
-from aflow.flow.decorators.base import F, StepDecorator, decorate
+from aflow.flow.decorators.base import F, StepDecorator, written
 
 STARTS = ("fresh", "fork")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Process(StepDecorator):
     """How the processes of the step's tasks begin: `fresh` runs the user's file in each of them, as
     a new interpreter would; with `fork` they are forked from a process that has run it once, for
     files that work for seconds at module level."""
 
-    name: ClassVar[str] = "process"
+    decorator_name: ClassVar[str] = "process"
     start: str = "fork"
 
     def __post_init__(self) -> None:
@@ -28,21 +28,24 @@ class Process(StepDecorator):
         """None: the result is the same."""
 
 
+_process = written(Process)
+
+
 @overload
 def process(start: F) -> F: ...
 @overload
 def process(start: str = "fork") -> Callable[[F], F]: ...
-def process(start: object = None, **options: Any) -> Any:
+def process(*start: Any, **options: Any) -> Any:
     """Say how the processes of the step's tasks begin: `@process("fork")`; see Process.
 
     Args:
-        start: How the process begins (see Process), or the function where the decorator stands
+        *start: How the process begins (see Process), or the function where the decorator stands
             without parentheses.
         **options: The options of Process by name.
 
     Returns:
         The decorated function; with options alone, what decorates one.
     """
-    if isinstance(start, str):
-        return decorate(Process, None, {"start": start, **options})
-    return decorate(Process, start, options)
+    if start and isinstance(start[0], str):
+        return _process(*start[1:], start=start[0], **options)
+    return _process(*start, **options)

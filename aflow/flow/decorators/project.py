@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from aflow._core.records import dataclass
 from aflow.errors import InvalidInput
-from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
+from aflow.flow.decorators.base import FlowDecorator, written
 from aflow.flow.names import shown
 
 LONGEST = 128
@@ -15,14 +15,14 @@ _NAME = re.compile(rf"[a-z0-9_]{{1,{LONGEST}}}\Z")
 _EXPECTED = f"1 to {LONGEST} lowercase letters, digits or _"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Project(FlowDecorator):
     """The project that a flow belongs to, and the branch that it is on.
 
     `branch` and `production` are None where the source leaves them to the command line.
     """
 
-    kind: ClassVar[str] = "project"
+    decorator_name: ClassVar[str] = "project"
     name: str = ""
     branch: str | None = None
     production: bool | None = None
@@ -81,14 +81,5 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(_NAME.match(value))
 
 
-def project(flow: object = None, /, **options: Any) -> Any:
-    """Say which project the flow belongs to, and on which branch it is; see Project.
-
-    Args:
-        flow: The class of the flow; None where the decorator is called with options.
-        **options: The options, by name.
-
-    Returns:
-        The decorated class; with options alone, what decorates one.
-    """
-    return decorate_flow(Project, flow, options)
+project = written(Project)
+"""Say which project the flow belongs to, and on which branch it is; see Project."""

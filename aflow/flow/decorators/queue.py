@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, overload
+from typing import ClassVar
 
 from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.base import F, StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 
 _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueueDecorator(StepDecorator):
     """The pool of workers that the step runs on, where the run has a queue; else it runs here.
     Without one it is `gpu` for a step that asks for GPUs by @resources, else `default`."""
 
-    name: ClassVar[str] = "queue"
+    decorator_name: ClassVar[str] = "queue"
     pool: str | None = None
 
     def __post_init__(self) -> None:
@@ -35,18 +34,5 @@ class QueueDecorator(StepDecorator):
         """None: where a step runs makes no difference."""
 
 
-@overload
-def queue(function: F) -> F: ...
-@overload
-def queue(*, pool: str | None = None) -> Callable[[F], F]: ...
-def queue(function: object = None, **options: Any) -> Any:
-    """Run the step on a worker of this pool, in runs that have a queue (`--queue`, AFLOW_QUEUE).
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(QueueDecorator, function, options)
+queue = written(QueueDecorator)
+"""Run the step on a worker of this pool, in runs that have a queue (`--queue`, AFLOW_QUEUE)."""

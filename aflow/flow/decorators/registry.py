@@ -1,4 +1,4 @@
-"""Which step decorators there are, by name. Each is imported when it is asked for."""
+"""Which decorators there are, by name. Each is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.base import StepDecorator, build
+from aflow.flow.decorators.base import FlowDecorator, StepDecorator, build
 from aflow.flow.names import did_you_mean
 
 # Name -> module and class.
@@ -32,34 +32,50 @@ KINDS = {
     "timeout": ("timeout", "Timeout"),
 }
 
-
-def kind_of(name: str) -> type[StepDecorator]:
-    """Return the class of the decorator of this name.
-
-    Args:
-        name: The name as it is written behind the @; the module of its class is imported here.
-
-    Raises:
-        InvalidDecorator: There is none; the error suggests the nearest name.
-    """
-    if name not in KINDS:
-        raise InvalidDecorator(
-            f"There is no step decorator {name!r}.{did_you_mean(name, KINDS)} "
-            f"Known are: {', '.join(sorted(KINDS))}."
-        )
-    module, cls = KINDS[name]
-    kind: type[StepDecorator] = getattr(import_module(f"{__package__}.{module}"), cls)
-    return kind
+FLOW_KINDS = {
+    "conda_base": ("packages", "CondaBase"),
+    "exit_hook": ("exit_hook", "ExitHook"),
+    "project": ("project", "Project"),
+    "pypi_base": ("packages", "PypiBase"),
+    "schedule": ("schedule", "ScheduleDecorator"),
+    "trigger": ("trigger", "TriggeredBy"),
+    "trigger_on_finish": ("trigger", "TriggeredOnFinish"),
+}
 
 
 def make(name: str, options: Mapping[str, Any]) -> StepDecorator:
-    """Return the decorator of this name.
+    """Return the step decorator of this name.
 
     Args:
-        name: The name as it is written behind the @.
+        name: The name as it is written behind the @; the module of its class is imported here.
         options: The options, by name.
 
     Raises:
         InvalidDecorator: For an unknown name, an unknown option or a value that cannot be used.
     """
-    return build(kind_of(name), options)
+    made: StepDecorator = build(_class(name, KINDS, "step"), options)
+    return made
+
+
+def make_flow_decorator(name: str, options: Mapping[str, Any]) -> FlowDecorator:
+    """Return the flow decorator of this name; see `make`.
+
+    Args:
+        name: The name as it is written behind the @; the module of its class is imported here.
+        options: The options, by name.
+
+    Raises:
+        InvalidDecorator: For an unknown name, an unknown option or a value that cannot be used.
+    """
+    made: FlowDecorator = build(_class(name, FLOW_KINDS, "flow"), options)
+    return made
+
+
+def _class(name: str, kinds: Mapping[str, tuple[str, str]], of: str) -> Any:
+    if name not in kinds:
+        raise InvalidDecorator(
+            f"There is no {of} decorator {name!r}.{did_you_mean(name, kinds)} "
+            f"Known are: {', '.join(sorted(kinds))}."
+        )
+    module, cls = kinds[name]
+    return getattr(import_module(f"{__package__}.{module}"), cls)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, overload
 
 from aflow._core.records import dataclass, field, fields
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.base import F, Number, StepDecorator, as_number, decorate
+from aflow.flow.decorators.base import F, Number, StepDecorator, as_number, written
 from aflow.flow.names import shown
 
 Amount = Number | Callable[[int], Number]
@@ -16,7 +16,7 @@ POSITIVE = ("cpu", "memory")
 AMOUNTS = (*POSITIVE, "gpu", "disk")  # of these, a machine gives to one task what another has not
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources(StepDecorator):
     """What the step needs: CPUs, GPUs, memory, disk and shared memory in MB, and amounts of
     `custom` resources by the user's own names (licences, say).
@@ -26,7 +26,7 @@ class Resources(StepDecorator):
     for it. What is None is not asked for: where a machine has to be chosen it is 1 CPU and 4096 MB.
     """
 
-    name: ClassVar[str] = "resources"
+    decorator_name: ClassVar[str] = "resources"
     open_options: ClassVar[str] = "custom"
     cpu: Amount | None = None
     gpu: Amount | None = None
@@ -119,6 +119,9 @@ class Resources(StepDecorator):
         return float(number)
 
 
+_resources = written(Resources)
+
+
 @overload
 def resources(function: F) -> F: ...
 @overload
@@ -131,14 +134,14 @@ def resources(
     shared_memory: Amount | None = None,
     **custom: Amount,
 ) -> Callable[[F], F]: ...
-def resources(function: object = None, **options: Any) -> Any:
+def resources(*function: Any, **options: Any) -> Any:
     """Say what the step needs; see Resources.
 
     Args:
-        function: The function that is decorated; None where options are given.
+        *function: The function that is decorated; nothing where options are given.
         **options: The options, by name.
 
     Returns:
-        The decorated function or class; with options alone, what decorates one.
+        The decorated function; with options alone, what decorates one.
     """
-    return decorate(Resources, function, options)
+    return _resources(*function, **options)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, overload
+from collections.abc import Sequence
+from typing import ClassVar
 
 from aflow._core.records import dataclass
 from aflow.errors import OUT_OF_MEMORY, OutOfMemory
-from aflow.flow.decorators.base import F, StepDecorator, as_number, decorate
+from aflow.flow.decorators.base import StepDecorator, as_number, written
 
 MAX_RETRIES = 50
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retry(StepDecorator):
     """Try a failed step again, up to `times` times (0 to 50).
 
@@ -21,7 +21,7 @@ class Retry(StepDecorator):
     of a step that are none of these classes are not tried again; what ends its process is.
     """
 
-    name: ClassVar[str] = "retry"
+    decorator_name: ClassVar[str] = "retry"
     times: int = 3
     minutes_between_retries: float = 2
     seconds: float | None = None
@@ -80,26 +80,5 @@ class Retry(StepDecorator):
         return reason.startswith(OUT_OF_MEMORY)
 
 
-@overload
-def retry(function: F) -> F: ...
-@overload
-def retry(
-    *,
-    times: int = 3,
-    minutes_between_retries: float = 2,
-    seconds: float | None = None,
-    backoff: float = 1,
-    max_seconds: float = 3600,
-    on: type[BaseException] | Sequence[type[BaseException]] | None = None,
-) -> Callable[[F], F]: ...
-def retry(function: object = None, **options: Any) -> Any:
-    """Try a failed step again; see Retry.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Retry, function, options)
+retry = written(Retry)
+"""Try a failed step again; see Retry."""

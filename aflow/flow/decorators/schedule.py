@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from aflow._core.records import NamedTuple, dataclass
-from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
-from aflow.flow.names import shown
+from aflow._core.records import dataclass
+from aflow.errors import InvalidDecorator, InvalidInput
+from aflow.flow.decorators.base import FlowDecorator, written
 
-_MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]
-_DAYS = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"]
 _ZONE = re.compile(r"[A-Za-z][\w+-]*(/[\w+-]+)*\Z")
 
 
-class _Field(NamedTuple):
-    """One field of a cron expression: its numbers, the words that stand for them, and the pattern
-    of what only this field may say."""
-
-    name: str
-    first: int
-    last: int
-    words: list[str] = []
-    more: str = r"(?!)"
-
-
-_FIELDS = (
-    _Field("minutes", 0, 59),
-    _Field("hours", 0, 23),
-    _Field("day of month", 1, 31, [], r"\?|L|LW|\d+W"),
-    _Field("month", 1, 12, _MONTHS),
-    _Field("day of week", 0, 7, _DAYS, r"\?|L|[0-7]L|\w{1,3}#[1-5]"),
-    _Field("year", 1970, 2199),
-)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleDecorator(FlowDecorator):
     """When the flow is to be run once it is deployed: `cron`, else weekly, hourly or daily.
 
-    `cron` has the six fields of AWS (minutes, hours, day of month, month, day of week, year); the
-    year may be left out. `timezone` is an IANA name.
+    `cron` has the six fields of AWS (minutes, hours, day of month, month, day of week, year), or
+    the five of Unix. `timezone` is an IANA name.
     """
 
-    kind: ClassVar[str] = "schedule"
+    decorator_name: ClassVar[str] = "schedule"
     cron: str | None = None
     weekly: bool = False
     daily: bool = True
@@ -72,47 +48,15 @@ class ScheduleDecorator(FlowDecorator):
         return "0 0 * * ? *" if self.daily else None
 
     def _check_cron(self, cron: object) -> None:
+        from aflow._core.cron import parse  # few flows have an expression of their own
+
         if not isinstance(cron, str) or len(cron.split()) not in (5, 6):
             raise self._fault("cron", "a text of six fields, such as '0 12 ? * MON-FRI *'")
-        for text, field in zip(cron.split(), _FIELDS, strict=False):
-            if not all(_is_good(item, field) for item in text.upper().split(",")):
-                raise InvalidDecorator(
-                    f"@schedule: {shown(text)} in cron={shown(cron)} cannot be its {field.name} "
-                    f"({field.first} to {field.last}, lists, ranges, * and steps)."
-                )
+        try:
+            parse(cron)
+        except InvalidInput as error:
+            raise InvalidDecorator(f"@schedule: {error}") from error
 
 
-def _is_good(item: str, field: _Field) -> bool:
-    """Whether a member of a field's list can be used: `*`, `5`, `MON-FRI`, `0/15`..."""
-    if re.fullmatch(field.more, item):
-        return True
-    span, _, step = item.partition("/")
-    if "/" in item and not (step.isascii() and step.isdigit() and int(step) > 0):
-        return False
-    return span == "*" or _is_span(span, field)
-
-
-def _is_span(span: str, field: _Field) -> bool:
-    ends = [_number(word, field) for word in span.split("-")]
-    return len(ends) <= 2 and None not in ends
-
-
-def _number(word: str, field: _Field) -> int | None:
-    if word in field.words:
-        return field.words.index(word) + field.first
-    if not (word.isascii() and word.isdigit()):
-        return None
-    return int(word) if field.first <= int(word) <= field.last else None
-
-
-def schedule(flow: object = None, /, **options: Any) -> Any:
-    """Say when the deployed flow is to be run; see ScheduleDecorator.
-
-    Args:
-        flow: The class of the flow; None where the decorator is called with options.
-        **options: The options, by name.
-
-    Returns:
-        The decorated class; with options alone, what decorates one.
-    """
-    return decorate_flow(ScheduleDecorator, flow, options)
+schedule = written(ScheduleDecorator)
+"""Say when the deployed flow is to be run; see ScheduleDecorator."""

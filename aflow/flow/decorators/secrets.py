@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from aflow._core.records import dataclass, field
-from aflow.flow.decorators.base import StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets(StepDecorator):
     """Variables from `sources`: `"backend.id"`, `"id"` (of the default backend), or a mapping with
     `type`, `id`, `options` and `role`.
@@ -18,7 +18,7 @@ class Secrets(StepDecorator):
     the backend, where a source names none.
     """
 
-    name: ClassVar[str] = "secrets"
+    decorator_name: ClassVar[str] = "secrets"
     hook_class: ClassVar[str] = "aflow.task.secrets:SecretsHook"
     sources: Sequence[str | Mapping[str, Any]] = field(default_factory=list, repr=False)
     role: str | None = None
@@ -37,14 +37,5 @@ class Secrets(StepDecorator):
         """None: another password gives the same result."""
 
 
-def secrets(function: Any = None, **options: Any) -> Any:
-    """Set environment variables from where secrets are kept; see Secrets.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Secrets, function, options)
+secrets = written(Secrets)
+"""Set environment variables from where secrets are kept; see Secrets."""

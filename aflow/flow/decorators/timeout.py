@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, overload
+from typing import ClassVar
 
 from aflow._core.records import dataclass
 from aflow.errors import InvalidDecorator
-from aflow.flow.decorators.base import F, StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout(StepDecorator):
     """Stop an attempt that runs longer than `seconds`, `minutes` and `hours` taken together."""
 
-    name: ClassVar[str] = "timeout"
+    decorator_name: ClassVar[str] = "timeout"
     seconds: float = 0
     minutes: float = 0
     hours: float = 0
@@ -36,18 +35,5 @@ class Timeout(StepDecorator):
         return self.seconds + 60.0 * self.minutes + 3600.0 * self.hours
 
 
-@overload
-def timeout(function: F) -> F: ...
-@overload
-def timeout(*, seconds: float = 0, minutes: float = 0, hours: float = 0) -> Callable[[F], F]: ...
-def timeout(function: object = None, **options: Any) -> Any:
-    """Stop an attempt that runs too long; see Timeout.
-
-    Args:
-        function: The function that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate(Timeout, function, options)
+timeout = written(Timeout)
+"""Stop an attempt that runs too long; see Timeout."""

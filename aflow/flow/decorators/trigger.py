@@ -9,31 +9,26 @@ from typing import Any, ClassVar
 from aflow._core.records import dataclass, field
 from aflow.errors import InvalidDecorator
 from aflow.flow.current import current
-from aflow.flow.decorators.flow_base import FlowDecorator, decorate_flow
+from aflow.flow.decorators.base import FlowDecorator, written
 from aflow.flow.names import shown
 
 _EXAMPLE = "'name', {'name': 'name', 'parameters': {'parameter': 'field'}} or a function"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TriggeredBy(FlowDecorator):
     """The event, or all the events, that start the flow once it is deployed.
 
     A function stands for a value that is only known when the flow is deployed.
     """
 
-    kind: ClassVar[str] = "trigger"
+    decorator_name: ClassVar[str] = "trigger"
     event: Any = None
     events: Any = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.event and self.events:
-            raise InvalidDecorator("@trigger: give one of event and events, not both.")
-        if not self.event and not self.events:
-            raise InvalidDecorator("@trigger: give the event that starts the flow, or events.")
-        if not callable(self.events) and not isinstance(self.events, list | tuple):
-            raise self._fault("events", "a list of events")
+        _check_given(self, "event", "events", "the event that starts the flow")
         names = [each["name"] for each in self.triggers if isinstance(each, dict)]
         twice = {name for name in names if isinstance(name, str) and names.count(name) > 1}
         if twice:
@@ -46,6 +41,17 @@ class TriggeredBy(FlowDecorator):
         if callable(self.events):
             return (self.events,)
         return tuple(_event(each) for each in ([self.event] if self.event else self.events))
+
+
+def _check_given(decorator: FlowDecorator, one: str, many: str, what: str) -> None:
+    """Check that either the option for one thing or the option for several is given."""
+    name, several = decorator.decorator_name, getattr(decorator, many)
+    if getattr(decorator, one) and several:
+        raise InvalidDecorator(f"@{name}: give one of {one} and {many}, not both.")
+    if not getattr(decorator, one) and not several:
+        raise InvalidDecorator(f"@{name}: give {what}, or {many}.")
+    if not callable(several) and not isinstance(several, list | tuple):
+        raise decorator._fault(many, f"a list of {many}")
 
 
 def _event(event: Any) -> Any:
@@ -85,17 +91,8 @@ def _is_pair(value: object) -> bool:
     return all(isinstance(each, str) for each in value)
 
 
-def trigger(flow: object = None, /, **options: Any) -> Any:
-    """Say which events start the deployed flow; see TriggeredBy.
-
-    Args:
-        flow: The class of the flow; None where the decorator is called with options, as usual.
-        **options: The options, by name.
-
-    Returns:
-        The decorated class; with options alone, what decorates one.
-    """
-    return decorate_flow(TriggeredBy, flow, options)
+trigger = written(TriggeredBy)
+"""Say which events start the deployed flow; see TriggeredBy."""
 
 
 def namespaced_event_name(name: str) -> Callable[..., str]:
@@ -125,7 +122,7 @@ _FLOW = re.compile(r"[A-Za-z0-9_]+\Z")
 _KEYS = {"name", "project", "project_branch"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TriggeredOnFinish(FlowDecorator):
     """The flow, or all the flows, whose successful end starts this one once it is deployed.
 
@@ -133,18 +130,13 @@ class TriggeredOnFinish(FlowDecorator):
     function where it is only known when the flow is deployed.
     """
 
-    kind: ClassVar[str] = "trigger_on_finish"
+    decorator_name: ClassVar[str] = "trigger_on_finish"
     flow: Any = None
     flows: Any = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.flow and self.flows:
-            raise InvalidDecorator("@trigger_on_finish: give one of flow and flows, not both.")
-        if not self.flow and not self.flows:
-            raise InvalidDecorator("@trigger_on_finish: give the flow to wait for, or flows.")
-        if not callable(self.flows) and not isinstance(self.flows, list | tuple):
-            raise self._fault("flows", "a list of flows")
+        _check_given(self, "flow", "flows", "the flow to wait for")
         assert self.triggers, "every flow that was given is checked by reading it"
 
     @property
@@ -190,14 +182,5 @@ def _checked(flow: str) -> str:
     return flow
 
 
-def trigger_on_finish(flow_class: object = None, /, **options: Any) -> Any:
-    """Say whose end starts the deployed flow; see TriggeredOnFinish.
-
-    Args:
-        flow_class: The class that is decorated; None where options are given.
-        **options: The options, by name.
-
-    Returns:
-        The decorated function or class; with options alone, what decorates one.
-    """
-    return decorate_flow(TriggeredOnFinish, flow_class, options)
+trigger_on_finish = written(TriggeredOnFinish)
+"""Say whose end starts the deployed flow; see TriggeredOnFinish."""

@@ -255,7 +255,7 @@ class _Reader:
                 if name.startswith("__") and isinstance(value, FunctionType):
                     found.append(Reached(f"{cls.__name__}.{name}", value, _module_of(cls)))
         found += [
-            Reached(f"@{each.name}", each, _module_of(type(each)))
+            Reached(f"@{each.decorator_name}", each, _module_of(type(each)))
             for each in step.decorators
             if self._is_ours(type(each))
         ]

@@ -114,11 +114,11 @@ def environment_of(step: StepDefinition, lock: Lock | None = None) -> dict[str, 
         found = {"Python": lock.python}
         found |= {PACKAGE + each.name: f"{each.version} {each.sha256[:_DIGITS]}" for each in lock}
     for decorator in step.decorators:
-        if lock is not None and decorator.name in ("pypi", "conda"):
+        if lock is not None and decorator.decorator_name in ("pypi", "conda"):
             continue  # what they have led to counts
         options = decorator.shapes_result()
         if options is not None:
-            label = f"@{decorator.name}"
+            label = f"@{decorator.decorator_name}"
             while label in found:  # one of several of its kind
                 label += "+"
             found[label] = "on"

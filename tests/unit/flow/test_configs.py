@@ -387,7 +387,9 @@ def test_a_decorator_is_known_by_its_name_before_the_values_are(make_flow: MakeF
 
     assert ["retry", "environment"] == [each.name for each in start]
     assert [False, False] == [each.repeatable for each in start]
-    assert [("project", False)] == [(each.kind, each.repeatable) for each in definition.decorators]
+    assert [("project", False)] == [
+        (each.decorator_name, each.repeatable) for each in definition.decorators
+    ]
     assert definition.is_late
     assert (("self.settings.first", "end"), ("b", "start")) == definition.graph["start"].cases
 

@@ -14,10 +14,10 @@ from aflow.flow.configs import config_expr
 from aflow.flow.custom import (
     USER_SKIP_STEP,
     FlowMutator,
+    OnStep,
     StepMutator,
     UserStepDecorator,
     custom_named,
-    flow_mutator_named,
     user_step_decorator,
 )
 from aflow.flow.decorators.attach import parse_spec
@@ -92,7 +92,7 @@ def test_decorators_stand_outermost_first_among_ours() -> None:
     start = jotted(word="x")(retry(times=1)(Counting(2)(a_step())))
 
     assert ["jotted", "retry", "Counting"] == [
-        each.name.rpartition(".")[2] for each in decorators_of(start)
+        each.decorator_name.rpartition(".")[2] for each in decorators_of(start)
     ]
     assert f"@{HERE}.jotted" == repr(decorators_of(start)[0])
     assert ([], {"word": "x"}) == decorators_of(start)[0].get_args_kwargs()  # type: ignore[attr-defined]
@@ -364,12 +364,12 @@ def test_a_mutator_of_flows_on_what_is_not_a_class_is_refused(wrong: Any) -> Non
     ],
 )
 def test_a_decorator_is_found_by_the_end_of_its_path(name: str, found: Any) -> None:
-    assert found is custom_named(name)
+    assert found is custom_named(name, OnStep)
 
 
 def test_a_mutator_of_flows_is_found_apart_from_those_of_steps() -> None:
-    assert OfFlows is flow_mutator_named("OfFlows")
-    assert (None, None) == (custom_named("OfFlows"), flow_mutator_named("Extra"))
+    assert OfFlows is custom_named("OfFlows", FlowMutator)
+    assert (None, None) == (custom_named("OfFlows", OnStep), custom_named("Extra", FlowMutator))
 
 
 def test_a_decorator_is_imported_where_it_is_not_known(
@@ -380,11 +380,11 @@ def test_a_decorator_is_imported_where_it_is_not_known(
     )
     monkeypatch.syspath_prepend(tmp_path)
 
-    found = custom_named("more_decorators.Slow")
+    found = custom_named("more_decorators.Slow", OnStep)
     assert found is not None
     assert "more_decorators.Slow" == found.decorator_name
     with pytest.raises(InvalidDecorator) as caught:
-        custom_named("more_decorators.x")
+        custom_named("more_decorators.x", OnStep)
     assert str(caught.value).startswith("'more_decorators.x' is not a step decorator.")
 
 
@@ -407,7 +407,7 @@ def test_a_decorator_is_imported_where_it_is_not_known(
 )  # fmt: skip
 def test_a_name_that_leads_nowhere_is_reported(name: str, sentence: str) -> None:
     with pytest.raises(InvalidDecorator) as caught:
-        custom_named(name)
+        custom_named(name, OnStep)
     assert str(caught.value).startswith(sentence)
 
 
@@ -426,4 +426,4 @@ def test_a_module_that_fails_is_reported(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_spec_gives_a_decorator_with_its_options() -> None:
     made = parse_spec("jotted:word=x")
 
-    assert (f"{HERE}.jotted", {"word": "x"}) == (made.name, made.get_args_kwargs()[1])
+    assert (f"{HERE}.jotted", {"word": "x"}) == (made.decorator_name, made.get_args_kwargs()[1])

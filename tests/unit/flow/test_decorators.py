@@ -44,7 +44,7 @@ def test_the_times_of_a_timeout_add_up() -> None:
 
 
 def test_environment_variables_become_texts() -> None:
-    assert {"A": "1", "B": "x", "C": "True"} == Environment(vars={"A": 1, "B": "x", "C": True}).vars  # type: ignore[dict-item]
+    assert {"A": "1", "B": "x", "C": "True"} == Environment(vars={"A": 1, "B": "x", "C": True}).vars
 
 
 def test_numbers_may_be_written_as_texts() -> None:
@@ -160,9 +160,9 @@ def test_decorators_stand_bare_and_with_options() -> None:
 
     assert (
         Retry(),
-        Catch("error", False),
+        Catch(var="error", print_exception=False),
         Timeout(minutes=1),
-        Environment({"A": "x"}),
+        Environment(vars={"A": "x"}),
         Resources(cpu=2),
     ) == decorators_of(function)
 
@@ -201,11 +201,11 @@ def test_an_option_without_its_name_is_reported() -> None:
         (" retry : times = 2 , seconds = 1.5 ", Retry(times=2, seconds=1.5)),
         ("retry:seconds=null", Retry()),
         ("queue", QueueDecorator()),
-        ("queue:pool=gpu", QueueDecorator("gpu")),
-        ("catch:var=error,print_exception=false", Catch("error", False)),
-        ('catch:var="error"', Catch("error")),
+        ("queue:pool=gpu", QueueDecorator(pool="gpu")),
+        ("catch:var=error,print_exception=false", Catch(var="error", print_exception=False)),
+        ('catch:var="error"', Catch(var="error")),
         ("timeout:minutes=0.5", Timeout(minutes=0.5)),
-        ('environment:vars={"A": "x,y", "B": 2}', Environment({"A": "x,y", "B": "2"})),
+        ('environment:vars={"A": "x,y", "B": 2}', Environment(vars={"A": "x,y", "B": "2"})),
         ("resources:cpu=2,memory=16000", Resources(cpu=2, memory=16000)),
         ('cache:version="a"b', Cache(version='"a"b')),
         ("cache:version=[1,enabled=false", Cache(version="[1", enabled=False)),

@@ -9,11 +9,11 @@ import pytest
 
 from aflow.errors import InvalidDecorator, InvalidInput
 from aflow.flow.current import current
+from aflow.flow.decorators.base import flow_decorators_of
 from aflow.flow.decorators.exit_hook import ExitHook, exit_hook
-from aflow.flow.decorators.flow_base import flow_decorators_of
-from aflow.flow.decorators.flow_registry import FLOW_KINDS, make_flow_decorator
 from aflow.flow.decorators.packages import conda_base, pypi_base
 from aflow.flow.decorators.project import Project, project
+from aflow.flow.decorators.registry import FLOW_KINDS, make_flow_decorator
 from aflow.flow.decorators.schedule import ScheduleDecorator, schedule
 from aflow.flow.decorators.trigger import (
     TriggeredBy,
@@ -111,21 +111,21 @@ def test_a_schedule_is_a_cron_expression(options: dict[str, Any], expected: str 
 @pytest.mark.parametrize(
     ("cron", "field"),
     [
-        ("60 * * * ? *", "minutes"),
-        ("0 24 * * ? *", "hours"),
-        ("0 0 0 * ? *", "day of month"),
-        ("0 0 L-W * ? *", "day of month"),
-        ("0 0 * FOO ? *", "month"),
-        ("0 0 ? * 8 *", "day of week"),
-        ("0 0 * * ? 1066", "year"),
-        ("1-2-3 * * * ? *", "minutes"),
-        ("*/0 * * * ? *", "minutes"),
-        ("? * * * ? *", "minutes"),
-        ("1, * * * ? *", "minutes"),
+        ("60 * * * ? *", "the minutes"),
+        ("0 24 * * ? *", "the hours"),
+        ("0 0 0 * ? *", "the days of the month"),
+        ("0 0 L-W * ? *", "the days of the month"),
+        ("0 0 * FOO ? *", "the months"),
+        ("0 0 ? * 8 *", "the days of the week"),
+        ("0 0 * * ? 1066", "the years"),
+        ("1-2-3 * * * ? *", "the minutes"),
+        ("*/0 * * * ? *", "the minutes"),
+        ("? * * * ? *", "the minutes"),
+        ("1, * * * ? *", "the minutes"),
     ],
 )
 def test_a_wrong_field_of_a_schedule_is_named(cron: str, field: str) -> None:
-    with pytest.raises(InvalidDecorator, match=f"cannot be its {field} "):
+    with pytest.raises(InvalidDecorator, match=f"^@schedule: .* in {field} of "):
         ScheduleDecorator(cron=cron)
 
 
@@ -247,10 +247,10 @@ def test_decorators_stand_on_the_class_outermost_first_and_are_inherited() -> No
         pass
 
     assert ["exit_hook", "trigger", "trigger_on_finish", "schedule", "project"] == [
-        each.kind for each in define(BaseFlow).decorators
+        each.decorator_name for each in define(BaseFlow).decorators
     ]
     assert ["exit_hook", "project", "exit_hook", "trigger", "trigger_on_finish", "schedule"] == [
-        each.kind for each in define(NearFlow).decorators
+        each.decorator_name for each in define(NearFlow).decorators
     ]
     found = define(NearFlow).project
     assert found is not None
@@ -267,7 +267,7 @@ def test_a_second_decorator_of_a_kind_is_refused() -> None:
 
 
 def test_a_flow_decorator_on_a_step_is_refused() -> None:
-    with pytest.raises(InvalidDecorator, match="@schedule stands on the class of a flow"):
+    with pytest.raises(InvalidDecorator, match="and stands on the class of a flow"):
 
         @schedule
         def start(self: Any) -> None:

@@ -203,13 +203,13 @@ def test_a_decorator_is_asked_for_by_its_short_name_or_its_path(name: str, there
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((environment, None, {"vars": {"A": 1}}), Environment({"A": "1"})),
-        (("catch:var=error",), Catch("error")),
+        ((environment, None, {"vars": {"A": 1}}), Environment(vars={"A": "1"})),
+        (("catch:var=error",), Catch(var="error")),
         (("timeout", None, {"seconds": 5}), Timeout(seconds=5)),
         (("timeout", None, {"seconds": config_expr("config.times")}), Timeout(seconds=4)),
         (
             (environment, None, {"vars": config_expr("config")}),
-            Environment({"times": "4", "word": "x"}),
+            Environment(vars={"times": "4", "word": "x"}),
         ),
     ],
 )  # fmt: skip
@@ -405,7 +405,7 @@ def test_mutators_see_what_is_attached_from_outside_and_begin_again() -> None:
 
     assert [[], ["retry", "noted"]] == seen
     assert ["catch", "noted", "retry"] == [
-        each.name.rpartition(".")[2] for each in again.steps["end"].decorators
+        each.decorator_name.rpartition(".")[2] for each in again.steps["end"].decorators
     ]
     assert Retry(times=1) in again.steps["end"].decorators
 
@@ -528,8 +528,8 @@ def late(act: Any) -> dict[str, Any]:
         ],
         (early(lambda flow: flow.add_decorator("shedule")), "There is no flow decorator 'shedule'"),
         (early(lambda flow: flow.add_decorator("no.such")), "There is no flow decorator 'no.such'"),
-        (early(lambda flow: flow.add_decorator(len)), "is not a decorator of flows."),
-        (early(lambda flow: flow.add_decorator(retry)), "is not a decorator of flows."),
+        (early(lambda flow: flow.add_decorator(len)), "is not a flow decorator."),
+        (early(lambda flow: flow.add_decorator(retry)), "is not a flow decorator."),
         (
             early(lambda flow: flow.add_decorator("project:name=p", None, {"name": "q"})),
             "'project:name=p' has options already: give no others.",

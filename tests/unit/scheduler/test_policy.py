@@ -42,7 +42,7 @@ def test_keys_of_a_later_version_are_ignored() -> None:
 class Decorator:
     """What a decorator looks like from here."""
 
-    name: str
+    decorator_name: str
     times: int = 0
     wait_seconds: float = 0.0
     backoff: float = 1.0

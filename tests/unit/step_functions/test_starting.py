@@ -52,6 +52,7 @@ def test_days_of_month_and_week_together_are_refused_and_so_is_an_unknown_zone()
     with pytest.raises(InvalidInput, match="put a \\? for one of them"):
         aws_cron("0 12 1 * MON *")
     assert "0 12 1 * ? *" == aws_cron("0 12 1 * *")
+    assert "0 12 ? * 1,2,3 *" == aws_cron("0 12 * * 0-2")  # days as Unix counts them
     with pytest.raises(InvalidInput, match="names no days"):
         aws_cron("0 12 ? * ? *")
     with pytest.raises(InvalidInput, match="There is no time zone 'Europe/Atlantis'"):

@@ -9,7 +9,7 @@ import pytest
 
 from aflow import FlowSpec, current, step
 from aflow._core.records import dataclass
-from aflow.flow.decorators.base import StepDecorator, decorate
+from aflow.flow.decorators.base import StepDecorator, written
 from aflow.storage.artifacts import Manifest
 from aflow.task.hooks import StepHook
 from aflow.testing import run_step
@@ -26,7 +26,7 @@ def _nothing_said() -> None:
 class Noted(StepDecorator):
     """Notes what happens, and fails where the test asks for it."""
 
-    name: ClassVar[str] = "noted"
+    decorator_name: ClassVar[str] = "noted"
     hook_class: ClassVar[str] = f"{__name__}:NotedHook"
     repeatable: ClassVar[bool] = True
     text: str = ""
@@ -66,7 +66,7 @@ class NotedHook(StepHook):
 
 def noted(**options: Any) -> Any:
     """Put Noted on a step."""
-    return decorate(Noted, None, options)
+    return written(Noted)(**options)
 
 
 class Flow(FlowSpec):

@@ -64,7 +64,9 @@ def alone(definition: FlowDefinition, step: str, *, bare: bool = False) -> FlowD
         bare: Whether all decorators are left out.
     """
     spun = definition.steps[step]
-    kept = tuple(each for each in spun.decorators if not bare and each.name not in _LEFT_OUT)
+    kept = tuple(
+        each for each in spun.decorators if not bare and each.decorator_name not in _LEFT_OUT
+    )
     steps = {**definition.steps, step: replace(spun, decorators=kept)}
     return replace(definition, steps=steps)
 

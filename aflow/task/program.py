@@ -130,7 +130,9 @@ def request_of(
         imported: What the first run of the file has imported; None where it is not known.
         spun: The name of the step that `aflow spin` runs; None for none.
     """
-    left = [] if spun is None else [each.name for each in definition.steps[spun].decorators]
+    left = (
+        [] if spun is None else [each.decorator_name for each in definition.steps[spun].decorators]
+    )
     return LoadRequest(
         source=program_of(definition.cls),
         decospecs=list(decospecs),

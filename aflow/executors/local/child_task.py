@@ -170,7 +170,7 @@ class Host:
         definition = attach(definition, request.decospecs)
         for name, kept in (request.kept or {}).items():
             step = definition.steps[name]
-            left = tuple(each for each in step.decorators if each.name in kept)
+            left = tuple(each for each in step.decorators if each.decorator_name in kept)
             steps = {**definition.steps, name: replace(step, decorators=left)}
             definition = replace(definition, steps=steps)
         return definition
@@ -226,7 +226,7 @@ def _debugged(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
     """Run an attempt without a limit on its time; a coroutine step in an event loop of its own."""
     definition = runner.definition
     step = definition.steps[spec.step]
-    unlimited = tuple(each for each in step.decorators if each.name != "timeout")
+    unlimited = tuple(each for each in step.decorators if each.decorator_name != "timeout")
     steps = {**definition.steps, spec.step: replace(step, decorators=unlimited)}
     runner.definition = replace(definition, steps=steps)
     if not step.is_async:

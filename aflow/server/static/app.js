@@ -1,4 +1,4 @@
-// The frame around all pages: rail, search box, dialogs, keyboard; and which page an address means.
+// The frame around all pages: rail, search box, dialogs, keyboard. It chooses the page by the path of the URL.
 // @ts-check
 import {
   ask,
@@ -45,7 +45,7 @@ const RAIL = [
   ["settings", "Settings", ",", "M8 5.5a2.5 2.5 0 1 1 0 5 2.5 2.5 0 0 1 0-5zM8 2v2M8 12v2M2 8h2M12 8h2M4 4l1 1M11 11l1 1M12 4l-1 1M5 11l-1 1"],
 ];
 
-/** Which page an address means. @param {string} path below /ui/ */
+/** Return the page of a path. @param {string} path below /ui/ */
 function page(path) {
   const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
   if (!parts.length || (parts[0] === "runs" && parts.length === 1)) return html`<${RunsPage} />`;
@@ -61,11 +61,11 @@ function page(path) {
   return html`<h1>Page not found</h1><${Notice}>The page ${path} does not exist. <${Link} to="./">See all runs<//><//>`;
 }
 
-/** The breadcrumb, which is the search box. */
+/** The breadcrumb. It is the search box as well. */
 function Search() {
   const path = place.value.pathname.slice(BASE.length);
   const input = useRef(/** @type {any} */ (null));
-  const leaving = useRef(/** @type {any} */ (0)); // a timer: a click on what was found comes after the focus has gone
+  const leaving = useRef(/** @type {any} */ (0)); // a timer: the click on a suggestion comes after the blur event
   const [text, setText] = useState(/** @type {string | null} */ (null));
   const [found, setFound] = useState(/** @type {any[]} */ ([]));
   const [at, setAt] = useState(0);
@@ -114,14 +114,14 @@ function Search() {
 const LIVE = { live: "Live", paused: "Paused while the page is hidden", lost: "Connection lost; the page reconnects", idle: "This page has no live updates" };
 
 function Login() {
-  const [said, say] = useState("");
+  const [message, setMessage] = useState("");
   const enter = async (/** @type {any} */ event) => {
     event.preventDefault();
     try {
       await ask("ui/login", { json: { token: new FormData(event.target).get("token") } });
       location.reload();
     } catch (error) {
-      say(error instanceof Error ? error.message : String(error));
+      setMessage(error instanceof Error ? error.message : String(error));
     }
   };
   useEffect(() => {
@@ -130,11 +130,11 @@ function Login() {
   return html`<main class="login"><form onSubmit=${enter}>
     <img src=${new URL("ui/static/icon.svg", ROOT).href} width="44" height="44" alt="" />
     <h1>aflow</h1>
-    ${refusedWith.value && !said && html`<${Notice} kind="warn">You are logged out: ${refusedWith.value}<//>`}
+    ${refusedWith.value && !message && html`<${Notice} kind="warn">You are logged out: ${refusedWith.value}<//>`}
     <p>This server requires a token. <code>aflow ui</code> on its machine opens this page with a token; <code>aflow token create NAME</code> creates one.</p>
     <label>Token <input name="token" type="password" autocomplete="current-password" required autofocus /></label>
     <button class="main">Log in</button>
-    ${said && html`<${Notice} kind="bad">${said}<//>`}
+    ${message && html`<${Notice} kind="bad">${message}<//>`}
   </form></main>`;
 }
 
@@ -207,7 +207,7 @@ function Frame() {
   const [sheet, setSheet] = useState("");
   const path = place.value.pathname.slice(BASE.length);
   const pending = useRef("");
-  // Listens from the moment at which the page is seen: an effect would come later, and a key be lost.
+  // A layout effect listens before the first paint; a plain effect would start later and lose a key.
   useLayoutEffect(() => {
     const keys = (/** @type {KeyboardEvent} */ event) => {
       const target = /** @type {HTMLElement} */ (event.target);
@@ -260,7 +260,7 @@ function Frame() {
 
 /** j, k, x and Enter in a table of rows. @param {KeyboardEvent} event */
 function rowKey(event) {
-  // A table that draws only the visible rows moves by itself.
+  // A virtualised table handles the key itself.
   if (!dispatchEvent(new CustomEvent("rowkey", { detail: event.key, cancelable: true }))) return;
   const rows = [...document.querySelectorAll("[data-row]")];
   if (!rows.length) return;
@@ -274,18 +274,18 @@ function rowKey(event) {
   else if (at >= 0 && event.key === "Enter") /** @type {any} */ (rows[at].querySelector("a[href]"))?.click();
 }
 
-// A menu closes when something in it was chosen, or something beside it was clicked.
+// Close a menu when an entry is chosen, or when the user clicks outside of it.
 addEventListener("click", (event) => {
   const target = /** @type {Element} */ (event.target);
   for (const menu of document.querySelectorAll("details.menu[open], details.behind[open]"))
     if (!menu.contains(target) || target.closest("a, button")) menu.removeAttribute("open");
 });
 
-// Its address is relative to that of the page, which changes.
+// The address of the icon is relative to that of the page, which changes.
 const icon = /** @type {HTMLLinkElement | null} */ (document.querySelector("link[rel=icon]"));
 if (icon) icon.href = new URL("ui/static/icon.svg", ROOT).href;
 
-// While the server is away somebody has to notice that it is back.
+// While the server does not respond, ask it every two seconds.
 setInterval(() => {
   if (connection.value === "lost" && !document.hidden) ask("healthz").catch(() => null);
 }, 2000);

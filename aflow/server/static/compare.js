@@ -1,4 +1,4 @@
-// Two to five runs side by side; what is the same is left out unless asked for.
+// Two to five runs side by side. By default only the rows that differ are shown.
 // @ts-check
 import { Behind, differs, go, html, Link, Notice, query, State, setQuery, shown, span, useApi, useState, withQuery } from "./lib.js";
 import { Preview } from "./parts.js";
@@ -51,7 +51,7 @@ function cell(section, row, value, n) {
   return html`<code>${String(value)}</code>`;
 }
 
-/** Two figures of the runs against each other. */
+/** A scatter plot of two numeric values of the runs. */
 function Scatter({ data }) {
   const figures = data.rows.filter((/** @type {any} */ r) => r.values.every((/** @type {any} */ v) => v !== null && v !== "" && Number.isFinite(Number(v))));
   const [x, setX] = useState(0),
@@ -67,7 +67,7 @@ function Scatter({ data }) {
   };
   const xs = scale(fx.values),
     ys = scale(fy.values);
-  // Names of runs that lie on one another stand above one another.
+  // The labels of overlapping points are stacked.
   const order = (/** @type {number} */ n) => xs.slice(0, n).filter((x, m) => Math.abs(x - xs[n]) < 0.3 && Math.abs(ys[m] - ys[n]) < 0.08).length;
   const choice = (/** @type {number} */ at, /** @type {(n: number) => void} */ set, /** @type {string} */ label) =>
     html`<label>${label} <select value=${at} onChange=${(/** @type {any} */ e) => set(Number(e.target.value))}>${figures.map((/** @type {any} */ f, /** @type {number} */ n) => html`<option value=${n}>${f.section}: ${f.name}</option>`)}</select></label>`;

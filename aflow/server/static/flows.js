@@ -1,4 +1,4 @@
-// Flows: all of them, and one: how long its runs and steps took, a grid of runs and steps.
+// The list of flows, and the page of one flow: durations of its runs and steps, a grid of runs and steps.
 // @ts-check
 
 import { Graph } from "./graph.js";
@@ -45,7 +45,7 @@ export function FlowPage({ flow }) {
   );
 }
 
-/** A bar a run, oldest first, as high as it took. */
+/** One bar per run, the oldest first; the height is the duration. */
 function Durations({ runs }) {
   const shownRuns = [...runs].reverse();
   const longest = Math.max(...shownRuns.map((run) => took(run) || 0), 0.001);

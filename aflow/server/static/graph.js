@@ -1,4 +1,4 @@
-// The graph of a flow as the server has laid it out: a node a step, with its counts.
+// The graph of a flow with the layout of the server: one node per step, with its task counts.
 // @ts-check
 import { count, html, span } from "./lib.js";
 
@@ -20,7 +20,7 @@ function stateOf(tasks) {
   return "waiting";
 }
 
-/** What stands in a node: as much as there is room for. @param {Record<string, number>} tasks @param {number} total @param {number | null} median */
+/** Return the text of a node, shortened to fit. @param {Record<string, number>} tasks @param {number} total @param {number | null} median */
 function figuresOf(tasks, total, median) {
   const parts = [tasks.failed ? `${count(tasks.failed)} of ${count(total)} failed` : `${count(tasks.succeeded || 0)}/${count(total)}`];
   if (median !== null) parts.push(span(median));

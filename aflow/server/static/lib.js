@@ -1,4 +1,4 @@
-// What every page uses: rendering, state, the API, the address, formats.
+// Shared by all pages: rendering, state, the API, the URL, formats.
 // @ts-check
 
 import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.js";
@@ -9,12 +9,12 @@ import { batch, computed, effect, signal } from "./vendor/signals.js";
 export const html = /** @type {(strings: TemplateStringsArray, ...values: any[]) => any} */ (/** @type {unknown} */ (htm.bind(h)));
 export { batch, computed, effect, Fragment, render, signal, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
 
-/** The address of the server: above the folder of the pages. */
+/** The base URL of the server, one level above the pages. */
 export const ROOT = new URL(import.meta.url.replace(/ui\/static\/.*$/, ""));
 
 // ------------------------------------------------------------ the API
 
-/** An answer that is a refusal; `message` is the server's own sentence. */
+/** An error response; `message` is the sentence of the server. */
 export class Refused extends Error {
   /** @param {number} status @param {string} message */
   constructor(status, message) {
@@ -23,17 +23,17 @@ export class Refused extends Error {
   }
 }
 
-/** Whether the server answers: "live", "lost" (it does not), or "login" (it wants a token). */
+/** The state of the connection: "live", "lost" (the server does not respond) or "login" (it requires a token). */
 export const connection = signal("live");
 
-/** What the token of this browser allows: "write" (everything), "read", or "" before the server has said so. */
+/** The scope of the token of this browser: "write" (everything), "read", or "" before the first response. */
 export const scope = signal("");
 
-/** Why it wants one: what the server said when it answered nothing more. */
+/** Why the user has to log in again: the error of the first refused request. */
 export const refusedWith = signal("");
 
 /**
- * Ask the server. Raises Refused with its sentence, or with our own where it does not answer.
+ * Send a request. Throws Refused with the sentence of the server, or with one of ours if it does not respond.
  * @param {string} path as "v1/runs" @param {RequestInit & {json?: unknown}} [how]
  */
 export async function ask(path, how = {}) {
@@ -53,28 +53,28 @@ export async function ask(path, how = {}) {
   if (connection.value === "lost" && answer.status !== 401) connection.value = "live";
   scope.value = answer.headers.get("X-Aflow-Scope") || scope.peek();
   if (!answer.ok) {
-    const said = await answer.json().catch((error) => {
+    const refusal = await answer.json().catch((error) => {
       if (error instanceof DOMException && error.name === "AbortError") throw error;
       return {}; // a response that is not JSON has no message
     });
-    // A token that only may not do this gets the page; one that may not even read has expired.
+    // 403 for a change: the scope does not allow it, and the page stays. 403 for a read: the token has expired.
     const reads = !how.method || how.method === "GET";
     if (answer.status === 401 || (answer.status === 403 && reads && how.json === undefined)) {
-      // Several requests are refused at the same moment: the first one's reason stays.
-      if (connection.value !== "login") refusedWith.value = answer.status === 403 || known ? said.error || "" : "";
+      // Several requests are refused at the same time: keep the reason of the first one.
+      if (connection.value !== "login") refusedWith.value = answer.status === 403 || known ? refusal.error || "" : "";
       connection.value = "login";
     } else known = true;
-    throw new Refused(answer.status, said.error || `The server responded with ${answer.status}.`);
+    throw new Refused(answer.status, refusal.error || `The server responded with ${answer.status}.`);
   }
   known = true;
   return answer;
 }
-let known = false; // whether the server has answered this page before
+let known = false; // whether this page has received a response
 
-/** The JSON that the server answers. @param {string} path @param {any} [how] */
+/** Return the JSON of a response. @param {string} path @param {any} [how] */
 export const get = async (path, how) => (await ask(path, how)).json();
 
-/** A path with a query, without what is empty. @param {string} path @param {Record<string, any>} query */
+/** Return a path with a query; empty values are left out. @param {string} path @param {Record<string, any>} query */
 export function withQuery(path, query) {
   const words = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) if (value !== undefined && value !== null && value !== "") words.set(name, String(value));
@@ -83,12 +83,12 @@ export function withQuery(path, query) {
 }
 
 /**
- * Read something, and again when `tick` changes. A reading is not broken off because there is more to read by now: what changes
- * faster than it is read would never be shown. Each one ends, and then the next begins; another `key`, or a machine that has slept,
- * breaks it off. Where the server does not answer it is tried again. `read`, `take` and `fail` may depend on `key` alone.
- * @param {string | null} key what is read; null: nothing @param {unknown} tick
+ * Fetch data, and again each time `tick` changes. A new `tick` does not abort a running request: data that change faster than they
+ * can be fetched would never be shown. The next request starts when the running one has ended. Another `key`, or a machine that
+ * wakes up, aborts it. A request that the server does not answer is retried. `read`, `take` and `fail` may depend on `key` only.
+ * @param {string | null} key identifies the data; null fetches nothing @param {unknown} tick
  * @param {(stop: AbortSignal) => Promise<any>} read @param {(data: any) => void} take @param {(error: any) => void} fail
- * @returns {() => void} reads again, now
+ * @returns {() => void} fetches again, now
  */
 export function useReading(key, tick, read, take, fail) {
   const state = useRef(/** @type {any} */ ({ busy: false, stale: false, timer: 0, start: () => {} }));
@@ -134,8 +134,8 @@ export function useReading(key, tick, read, take, fail) {
 }
 
 /**
- * What an API path says, read again when the path or `tick` changes. The last answer stays on the
- * page while a new one is on its way, or is not available.
+ * Fetch the JSON of a path, and again when the path or `tick` changes. The last response stays on the
+ * page until the next one has arrived.
  * @param {string | null} path @param {unknown} [tick]
  */
 export function useApi(path, tick) {
@@ -156,15 +156,15 @@ export function useApi(path, tick) {
   };
 }
 
-// ------------------------------------------------------------ the address
+// ------------------------------------------------------------ the URL
 
-/** The address as it is now. */
+/** The current URL. */
 export const place = signal(new URL(location.href));
 addEventListener("popstate", () => (place.value = new URL(location.href)));
 
 export const BASE = new URL("ui/", ROOT).pathname;
 
-/** Go somewhere. @param {string} to below /ui/ @param {boolean} [replace] */
+/** Navigate to a page. @param {string} to below /ui/ @param {boolean} [replace] */
 export function go(to, replace = false) {
   const url = new URL(to, new URL(BASE, location.href));
   if (url.href === location.href) return;
@@ -174,7 +174,7 @@ export function go(to, replace = false) {
   if (page && !replace) scrollTo(0, 0);
 }
 
-/** Change words of the query in place. @param {Record<string, any>} changes @param {boolean} [replace] */
+/** Change parameters of the query. @param {Record<string, any>} changes @param {boolean} [replace] */
 export function setQuery(changes, replace = true) {
   const url = new URL(place.value);
   for (const [name, value] of Object.entries(changes))
@@ -183,10 +183,10 @@ export function setQuery(changes, replace = true) {
   go(url.pathname + url.search, replace);
 }
 
-/** A word of the query. @param {string} name */
+/** Return a parameter of the query. @param {string} name */
 export const query = (name) => place.value.searchParams.get(name) || "";
 
-/** A link inside of the UI. @param {any} props */
+/** A link to a page of the UI. @param {any} props */
 export function Link({ to, children, ...rest }) {
   const href = new URL(to, new URL(BASE, location.href));
   const follow = (/** @type {MouseEvent} */ event) => {
@@ -201,7 +201,7 @@ export const runPath = (/** @type {any} */ run) => `runs/${run.flow}/${run.run}`
 
 // ------------------------------------------------------------ formats
 
-/** Seconds as people say them. @param {number | null | undefined} seconds */
+/** Format a duration. @param {number | null | undefined} seconds */
 export function span(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return "–";
   if (seconds < 0.0005) return "0 s";
@@ -212,7 +212,7 @@ export function span(seconds) {
   return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
 }
 
-/** Bytes as people say them. @param {number | null | undefined} bytes */
+/** Format a number of bytes. @param {number | null | undefined} bytes */
 export function size(bytes) {
   if (bytes === null || bytes === undefined) return "–";
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -223,15 +223,15 @@ export function size(bytes) {
 
 export const count = (/** @type {number} */ n) => n.toLocaleString("en-US");
 
-/** A number of things in words, as "1 run" and "2 runs". @param {number} n @param {string} one @param {string} [many] */
+/** Format a count with its noun: "1 run", "2 runs". @param {number} n @param {string} one @param {string} [many] */
 export const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
-/** A clock that pages which show running things look at. */
+/** The current time in seconds, updated each second. */
 export const now = signal(Date.now() / 1000);
 
-/** Grows when this machine was asleep: everything is read again then. */
+/** Incremented when this machine wakes up; all data are then fetched again. */
 export const woken = signal(0);
-const ASLEEP = 20; // seconds that a clock which ticks each second was late, at least
+const ASLEEP = 20; // seconds that a one-second timer was late: the machine slept
 let ticked = Date.now() / 1000;
 setInterval(() => {
   const at = Date.now() / 1000;
@@ -249,7 +249,7 @@ export function Time({ at }) {
   return html`<time dateTime=${when.toISOString()} title=${`${when.toLocaleString()}  (${when.toISOString().replace("T", " ").slice(0, 19)} UTC)`}>${text}</time>`;
 }
 
-/** How long a run or a task has taken, or takes by now. @param {any} each */
+/** Return the duration of a run or task, until now if it is running. @param {any} each */
 export const took = (each) =>
   each.finished_at
     ? each.finished_at - (each.started_at || each.created_at)
@@ -259,10 +259,10 @@ export const took = (each) =>
 
 // ------------------------------------------------------------ small parts
 
-/** Whether a parameter has another value than the default, where that is known. @param {string} value @param {string | null | undefined} usual */
+/** Return whether a parameter differs from its default; false if the default is unknown. @param {string} value @param {string | null | undefined} usual */
 export const differs = (value, usual) => usual !== null && usual !== undefined && usual !== value;
 
-/** The states of tasks and runs, in the order of bars. */
+/** The states of tasks and runs, in the order in which bars show them. */
 export const STATES = ["succeeded", "failed", "cancelled", "running", "ready", "waiting", "pending"];
 
 const SIGNS = {
@@ -276,7 +276,7 @@ const SIGNS = {
   reused: html`<path class="ring" d="m8 1.6 6.4 6.4L8 14.4 1.6 8z" />`,
 };
 
-/** A state as a sign: a shape and a colour. @param {{state: string, label?: boolean, name?: string}} props */
+/** The icon of a state: a shape and a colour. @param {{state: string, label?: boolean, name?: string}} props */
 export function State({ state, label = false, name = state }) {
   const sign = /** @type {any} */ (SIGNS)[state] || SIGNS.ready;
   if (label)
@@ -284,7 +284,7 @@ export function State({ state, label = false, name = state }) {
   return html`<span class=${`state ${state}`}><svg viewBox="0 0 16 16" width="14" height="14" role="img" aria-label=${name}>${sign}</svg></span>`;
 }
 
-/** A bar of task states. @param {{tasks: Record<string, number>, text?: boolean}} props */
+/** A stacked bar of the task states. @param {{tasks: Record<string, number>, text?: boolean}} props */
 export function Bar({ tasks, text = true }) {
   const total = Object.values(tasks).reduce((sum, n) => sum + n, 0);
   if (!total) return html`<span class="dim">no tasks</span>`;
@@ -300,7 +300,7 @@ export function Bar({ tasks, text = true }) {
   </span>`;
 }
 
-/** A sentence where something is missing or went wrong. @param {any} props */
+/** A message: nothing to show, or an error. @param {any} props */
 export function Notice({ kind = "info", children, retry = null }) {
   return html`<div class=${`notice ${kind}`} role=${kind === "bad" ? "alert" : "status"}>
     <div>${children}</div>
@@ -308,7 +308,7 @@ export function Notice({ kind = "info", children, retry = null }) {
   </div>`;
 }
 
-/** Grey lines while something loads; nothing for the first 300 ms. */
+/** A placeholder while data load; invisible for the first 300 ms. */
 export function Skeleton({ lines = 6 }) {
   const [shown, show] = useState(false);
   useEffect(() => {
@@ -322,8 +322,8 @@ export function Skeleton({ lines = 6 }) {
 }
 
 /**
- * What an API answers, as a page: a skeleton, a sentence, or the page.
- * @param {any} found of useApi @param {(data: any) => any} page @param {string} [title] the heading of a page that cannot be shown
+ * Render a response: the placeholder, the error, or the page.
+ * @param {any} found the result of useApi @param {(data: any) => any} page @param {string} [title] the heading above an error
  */
 export function shown(found, page, title = "") {
   if (found.data)
@@ -333,7 +333,7 @@ export function shown(found, page, title = "") {
   return html`<${Skeleton} />`;
 }
 
-/** A part of the UI that is read when it is shown first. @param {() => Promise<any>} load @param {string} name */
+/** A component whose module is loaded when it is first rendered. @param {() => Promise<any>} load @param {string} name */
 export const later = (load, name) => (/** @type {any} */ props) => {
   const [state, set] = useState(/** @type {{page: any, error: any}} */ ({ page: null, error: null }));
   const [again, setAgain] = useState(0);
@@ -347,7 +347,7 @@ export const later = (load, name) => (/** @type {any} */ props) => {
   return state.page ? html`<${state.page} ...${props} />` : html`<${Skeleton} />`;
 };
 
-/** Tabs whose choice is in the address. @param {{tabs: [string, string, any?][], name?: string}} props */
+/** Tabs; the query of the URL has the selected one. @param {{tabs: [string, string, any?][], name?: string}} props */
 export function Tabs({ tabs, name = "tab" }) {
   const chosen = query(name) || tabs[0][0];
   const move = (/** @type {KeyboardEvent} */ event) => {
@@ -368,13 +368,13 @@ export function Tabs({ tabs, name = "tab" }) {
   </div>`;
 }
 
-/** Ask before something is destroyed; resolves to whether it shall be. */
+/** The open dialog, with the callback that closes it; null for none. */
 export const dialog = signal(/** @type {any} */ (null));
 
-/** @param {string} title @param {any} body @param {string} yes @returns {Promise<boolean>} */
+/** Ask for confirmation. @param {string} title @param {any} body @param {string} yes @returns {Promise<boolean>} */
 export const confirm = (title, body, yes) => asked({ title, body, yes, danger: true });
 
-/** Ask for a text; null where there is none. @param {string} title @param {string} label @param {string} yes @returns {Promise<string | null>} */
+/** Ask for a text; null if the user cancels. @param {string} title @param {string} label @param {string} yes @returns {Promise<string | null>} */
 export const askText = (title, label, yes) => asked({ title, label, yes });
 
 /** @param {any} what @returns {Promise<any>} */
@@ -383,19 +383,19 @@ const asked = (what) =>
     dialog.value = { ...what, answer: (/** @type {any} */ answer) => ((dialog.value = null), resolve(answer)) };
   });
 
-/** A line at the bottom that goes by itself. */
+/** The message at the bottom of the page, which disappears after some seconds. */
 export const toast = signal(/** @type {{text: string, bad: boolean} | null} */ (null));
 /** @type {any} */
 let toastTimer;
 
-/** @param {string} text @param {boolean} [bad] */
+/** Show a message at the bottom of the page. @param {string} text @param {boolean} [bad] */
 export function say(text, bad = false) {
   toast.value = { text, bad };
   clearTimeout(toastTimer);
   toastTimer = setTimeout(() => (toast.value = null), bad ? 10000 : 4000);
 }
 
-/** Do something that the server may refuse, and say how it went. @param {() => Promise<any>} what @param {string} done */
+/** Run an action, and show whether it succeeded. @param {() => Promise<any>} what @param {string} done */
 export async function attempt(what, done) {
   try {
     const answer = await what();
@@ -409,25 +409,25 @@ export async function attempt(what, done) {
 
 const MAY_READ = "Your token may only read. This action needs a token with scope write.";
 
-/** Whether the token allows changes; where it does not, that is said. */
+/** Return whether the token allows changes; show a message if it does not. */
 export function mayChange() {
   if (scope.peek() !== "read") return true;
   say(MAY_READ, true);
   return false;
 }
 
-/** A button that changes something. With a token that may only read it does nothing but say so. @param {any} props */
+/** A button that changes something. With a token of scope read it only shows a message. @param {any} props */
 export function Act({ children, onClick = undefined, title = undefined, ...rest }) {
   const barred = scope.value === "read";
   const refuse = (/** @type {Event} */ event) => (event.preventDefault(), void mayChange());
   return html`<button ...${rest} aria-disabled=${barred ? "true" : null} title=${barred ? MAY_READ : title} onClick=${barred ? refuse : onClick}>${children}</button>`;
 }
 
-/** Copy a text. @param {string} text */
+/** Copy a text to the clipboard. @param {string} text */
 export const copy = (text) => attempt(() => navigator.clipboard.writeText(text), "Copied.");
 
 /**
- * The call behind a page, to be copied.
+ * The API request behind a page, for the user to copy.
  * @param {{path: string, method?: string, body?: unknown}} props
  */
 export function Behind({ path, method = "GET", body = undefined }) {
@@ -446,52 +446,52 @@ export function Behind({ path, method = "GET", body = undefined }) {
   </div></details>`;
 }
 
-// ------------------------------------------------------------ what is live
+// ------------------------------------------------------------ live updates
 
 /** @type {EventSource | null} */
 let source = null;
-/** @type {Map<number, {topic: () => string, hear: (name: string, data: any) => void}>} */
+/** @type {Map<number, {topic: () => string, onEvent: (name: string, data: any) => void}>} */
 const listeners = new Map();
 let nextListener = 1;
 let opened = "";
-let heard = 0; // when the stream said something last
-const SILENCE = 40; // seconds: the server says something each 15
+let lastEvent = 0; // when the last event arrived, in seconds
+const SILENCE = 40; // seconds without an event: the server sends one every 15
 
 export const live = signal("idle"); // idle, live, paused, lost
 
 function connect() {
   const topics = [...new Set([...listeners.values()].map((each) => each.topic()))];
-  const wanted = document.hidden ? "" : topics.join(",");
-  if (wanted === opened && source) return;
-  opened = wanted;
+  const joined = document.hidden ? "" : topics.join(",");
+  if (joined === opened && source) return;
+  opened = joined;
   source?.close();
   source = null;
   live.value = topics.length ? (document.hidden ? "paused" : "live") : "idle";
-  if (!wanted) return;
-  const here = (source = new EventSource(new URL(withQuery("v1/stream", { topics: wanted }), ROOT)));
-  heard = Date.now() / 1000;
+  if (!joined) return;
+  const here = (source = new EventSource(new URL(withQuery("v1/stream", { topics: joined }), ROOT)));
+  lastEvent = Date.now() / 1000;
   here.onopen = () => (live.value = "live");
   here.onerror = () => here === source && again();
   for (const name of ["runs", "run", "lines", "alive"])
     here.addEventListener(name, (event) => {
-      heard = Date.now() / 1000;
+      lastEvent = Date.now() / 1000;
       const data = JSON.parse(/** @type {MessageEvent} */ (event).data);
-      for (const each of listeners.values()) each.hear(name, data);
+      for (const each of listeners.values()) each.onEvent(name, data);
     });
 }
 
-/** Open the stream again, in a while: it was cut off, or nobody is at its other end. @param {number} [wait] milliseconds */
+/** Reconnect the stream after a delay: it was closed, or no events arrive. @param {number} [wait] milliseconds */
 function again(wait = 2000) {
   live.value = "lost";
   source?.close();
   source = null;
   opened = "";
   setTimeout(connect, wait);
-  // Why? A stream says nothing of a token that has expired, or of a run that was deleted.
+  // An EventSource does not report the status: ask for the reason, such as an expired token.
   ask("v1/server").catch(() => null);
 }
 
-setInterval(() => source && !document.hidden && Date.now() / 1000 - heard > SILENCE && again(0), 5000);
+setInterval(() => source && !document.hidden && Date.now() / 1000 - lastEvent > SILENCE && again(0), 5000);
 effect(() => {
   if (woken.value && source) again(0);
 });
@@ -504,16 +504,16 @@ const soon = () => {
 };
 
 /**
- * Hear of a topic while a page is shown. One stream serves the whole page.
- * @param {string | null} topic @param {(name: string, data: any) => void} hear @param {() => string} [current] the topic when the stream is opened again
+ * Subscribe to a topic while a component is mounted. All subscriptions of a page share one stream.
+ * @param {string | null} topic @param {(name: string, data: any) => void} onEvent @param {() => string} [current] returns the topic when the stream reconnects
  */
-export function useTopic(topic, hear, current) {
-  const heard = useRef(hear);
-  heard.current = hear;
+export function useTopic(topic, onEvent, current) {
+  const latest = useRef(onEvent);
+  latest.current = onEvent;
   useEffect(() => {
     if (!topic) return;
     const number = nextListener++;
-    listeners.set(number, { topic: current || (() => topic), hear: (name, data) => heard.current(name, data) });
+    listeners.set(number, { topic: current || (() => topic), onEvent: (name, data) => latest.current(name, data) });
     soon();
     return () => {
       listeners.delete(number);
@@ -522,16 +522,16 @@ export function useTopic(topic, hear, current) {
   }, [topic]);
 }
 
-const PACE = 1000; // milliseconds between readings of a run that goes on, at least
+const PACE = 1000; // least milliseconds between two requests for an active run
 
-/** A number that grows when a run has changed. @param {any} path */
+/** Return a number that increases each time a run changes. @param {any} path */
 export function useRunVersion(path) {
   const [version, set] = useState(0);
   const waits = useRef({ timer: 0, latest: 0, at: 0 });
   useTopic(path ? `run:${path}` : null, (name, data) => {
     if (name !== "run" || data.run !== path) return;
     const state = waits.current;
-    // A deleted run has version -1, a run that has ended may have the version that it had: both are read at once.
+    // A deleted run has version -1; a run that ends may keep its version. Both are shown at once.
     state.latest = data.is_over ? data.version + 0.5 : data.version;
     if (state.timer) return;
     const show = () => {
@@ -546,7 +546,7 @@ export function useRunVersion(path) {
   return version;
 }
 
-/** The look: "light", "dark", or as the system has it. @param {string} name */
+/** Set the theme: "light", "dark", or "" for that of the system. @param {string} name */
 export function theme(name) {
   localStorage.setItem("aflow.theme", name);
   if (name) document.documentElement.dataset.theme = name;

@@ -1,15 +1,15 @@
-// What tasks print: read in pieces, drawn as far as it is on the screen, followed while it grows.
+// The log of a run or task: fetched in pages, virtualised, followed while the task runs.
 // @ts-check
 import { get, html, Notice, plural, query, ROOT, Skeleton, setQuery, useEffect, useLayoutEffect, useRef, useState, useTopic, withQuery, woken } from "./lib.js";
 
 const ROW = 19; // pixels, as in app.css
-const PIECE = 2000; // lines a request
-const KEPT = 400000; // lines of one page
+const PIECE = 2000; // lines per request
+const KEPT = 400000; // lines that a page keeps
 
 const COLOURS = ["black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"];
 
 /**
- * A line with ANSI colours as spans; other control sequences, links among them, are dropped.
+ * Render a line with ANSI colours as spans. Other control sequences, such as links, are dropped.
  * @param {string} text
  */
 export function ansi(text) {
@@ -67,12 +67,12 @@ export function Log({ path, task = 0, running, steps = [] }) {
           if (!answer.end && all.length < KEPT) continue;
           setTail(next.current);
           return;
-        } catch (said) {
-          const error = /** @type {any} */ (said);
+        } catch (reason) {
+          const error = /** @type {any} */ (reason);
           if (stop.signal.aborted) return;
           setError(error);
           if (error.status !== 0 && error.status < 500) return;
-          await new Promise((resolve) => setTimeout(resolve, 2000)); // and on from where it was
+          await new Promise((resolve) => setTimeout(resolve, 2000)); // then continue at the same position
         }
       }
     })();

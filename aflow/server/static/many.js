@@ -1,10 +1,10 @@
-// What is done with all runs that a filter means: counted first, then confirmed, then done in pieces that can be stopped.
+// Change all runs that match a filter: count them, ask for confirmation, then change them in batches that can be stopped.
 // @ts-check
 import { askText, attempt, Behind, confirm, count, get, html, Notice, plural, say, useEffect, useRef, useState } from "./lib.js";
 
-const MOST = 10_000; // runs that are counted, and changed, at once
+const MOST = 10_000; // runs per action
 
-/** What each action says of itself. @type {Record<string, {title: string, done: string, danger?: boolean, warning: string}>} */
+/** The texts of each action. @type {Record<string, {title: string, done: string, danger?: boolean, warning: string}>} */
 const ACTIONS = {
   cancel: { title: "Cancel", done: "asked to stop", danger: true, warning: "Their tasks are stopped. Their results stay, and the runs can be resumed." },
   resume: { title: "Resume", done: "resumed", warning: "Each run continues where it stopped, with its own code." },
@@ -22,7 +22,7 @@ const runs = (/** @type {number} */ n) => plural(n, "run");
 
 /** @typedef {{count: number, names: string[], refused: Record<string, number>, until: number | null, left: boolean, stopped: string}} Found */
 
-/** Ask for all pieces of an action, one after another. @param {any} body @param {() => boolean} goes @param {(found: Found) => void} show @returns {Promise<Found>} */
+/** Send the batches of an action, one after another. @param {any} body @param {() => boolean} goes @param {(found: Found) => void} show @returns {Promise<Found>} */
 async function all(body, goes, show) {
   const found = /** @type {Found} */ ({ count: 0, names: [], refused: {}, until: body.until ?? null, left: false, stopped: "" });
   for (let cursor = /** @type {string | null} */ (null); ; ) {
@@ -47,7 +47,7 @@ export function Many({ filter, close }) {
   const [plan, setPlan] = useState(/** @type {Found | null} */ (null));
   const [done, setDone] = useState(/** @type {Found | null} */ (null));
   const [busy, setBusy] = useState("");
-  const asked = useRef(0); // what was asked last: answers to others are left alone
+  const asked = useRef(0); // the number of the latest request: responses to earlier ones are ignored
   useEffect(() => () => void asked.current++, []);
   const body = { action, filter, ...(tags.length ? { tags } : {}) };
   const choose = async (/** @type {string} */ name) => {

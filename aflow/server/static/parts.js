@@ -1,4 +1,4 @@
-// The tabs of a run that are opened less often: artifacts, code, cards, explanation, events; and the form that starts it again.
+// The less frequent tabs of a run: artifacts, code, cards, explanation, events; and the form that starts it again.
 // @ts-check
 
 import {
@@ -28,7 +28,7 @@ import {
 } from "./lib.js";
 import { Values } from "./run.js";
 
-/** What the manifest knows of a value, shown as it is best seen. @param {{artifact: any}} props */
+/** Render the preview of an artifact: a table, a plot, an image or a text. @param {{artifact: any}} props */
 export function Preview({ artifact }) {
   const p = artifact.preview || {};
   if (p.rows && p.columns)
@@ -113,7 +113,7 @@ export function Cards({ path, version }) {
   });
 }
 
-/** A card, in a sandbox: it is of others' making. @param {{path: string, card: any, task: number, title: string}} props */
+/** A card in a sandboxed frame: its HTML is not trusted. @param {{path: string, card: any, task: number, title: string}} props */
 export function Card({ path, card, task, title }) {
   const theme = document.documentElement.dataset.theme || "";
   const url = new URL(withQuery(`v1/runs/${path}/tasks/${task}/cards/${encodeURIComponent(card.name)}`, { theme }), ROOT).href;
@@ -132,7 +132,7 @@ export function Explain({ path, version }) {
   );
 }
 
-const BATCHES = 300; // commits of a run whose events are read: those of a run of 100,000 tasks are many megabytes
+const BATCHES = 300; // commits whose events are fetched: those of a run of 100,000 tasks take many megabytes
 
 export function Events({ path, version }) {
   const [state, set] = useState(/** @type {{events: any[] | null, error: any}} */ ({ events: null, error: null }));
@@ -171,7 +171,7 @@ export function Events({ path, version }) {
     <td>${e.task !== undefined && html`<${Link} to=${`runs/${path}/tasks/${e.task}`}>${e.step || ""}/${e.task}<//>`}</td><td>${e.state && html`<${State} state=${e.state} label />`}</td><td>${e.reason || (e.count !== undefined ? plural(e.count, "item") : "")}</td></tr>`,
     )}</tbody></table></div>`;
 }
-/** Start the run again: from where it failed, from a step, or with other parameters. */
+/** The form that resumes a run, reruns it from a step, or starts it with other parameters. */
 export function Again({ data, path, mode, close }) {
   const [step, setStep] = useState("");
   const [values, setValues] = useState(/** @type {Record<string, string>} */ ({}));
@@ -200,8 +200,7 @@ export function Again({ data, path, mode, close }) {
 }
 
 /**
- * What a form would start, before it does: the parameters, checked, and which tasks would run. What was found is shown as long as
- * the form asks for the same.
+ * The dry run of a form: the checked parameters, and the tasks that would run. The result is hidden as soon as the form changes.
  * @param {{path: string, body: any}} props
  */
 export function DryRun({ path, body }) {

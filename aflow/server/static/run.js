@@ -129,7 +129,7 @@ function Head({ data, path }) {
   </section>`;
 }
 
-/** Why nothing is offered that changes a run. @param {any} run */
+/** Why the page of a run offers no changes. @param {any} run */
 export const readOnly = (run) =>
   run.recorded_by === "metaflow"
     ? html`Metaflow recorded this run. You can see it here, but not change it. In a terminal, <code>aflow resume FILE --origin-run-id ${run.run}</code> starts a new run that continues where this one failed.`
@@ -170,7 +170,7 @@ export function Failure({ failure, path }) {
   </article>`;
 }
 
-/** A traceback: the frames of the user's code stand out, those of libraries are folded. @param {{text: string}} props */
+/** A traceback; frames of the user's code are highlighted, those of libraries are collapsed. @param {{text: string}} props */
 export function Traceback({ text }) {
   const lines = text.split("\n");
   const parts = /** @type {{own: boolean, lines: string[]}[]} */ ([]);
@@ -184,7 +184,7 @@ export function Traceback({ text }) {
   return html`<div class="traceback">${parts.map((part) => (part.own ? html`<pre tabindex="0">${part.lines.join("\n")}</pre>` : html`<details><summary>${plural(part.lines.filter((l) => l.includes("File")).length || 1, "frame")} of libraries</summary><pre class="dim" tabindex="0">${part.lines.join("\n")}</pre></details>`))}</div>`;
 }
 
-/** Values by name; of parameters with their defaults, which mark those that differ. @param {{rows: any[][]}} props */
+/** A table of names and values; parameters that differ from their defaults are marked. @param {{rows: any[][]}} props */
 export function Values({ rows }) {
   return html`<div class="scroll" tabindex="0"><table class="values"><tbody>${rows.map(([name, type, value, usual]) => html`<tr><td><b>${name}</b></td><td class="dim">${type}</td><td><code>${value}</code>${differs(value, usual) && html` <small class="changed">default ${usual}</small>`}</td></tr>`)}</tbody></table></div>`;
 }

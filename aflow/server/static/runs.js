@@ -1,4 +1,4 @@
-// The list of runs: filter words, what is going on above, select many, act on them.
+// The list of runs: filter, histogram, selection, and actions on the selected runs.
 // @ts-check
 import {
   Act,
@@ -79,7 +79,7 @@ const COLUMNS = [
   { title: "Tags", track: "minmax(90px, .8fr)", hide: "wide" },
 ];
 
-/** The runs that match, as far as they were read. @param {string} filter */
+/** The pages of matching runs that were fetched so far. @param {string} filter */
 function useRuns(filter) {
   const [state, set] = useState(
     /** @type {{filter: string | null, runs: any[], cursor: string | null, error: any}} */ ({ filter: null, runs: [], cursor: null, error: null }),
@@ -98,14 +98,14 @@ function useRuns(filter) {
     (answer) =>
       set((was) => {
         if (was.filter !== filter) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
-        // The newest ones are as they are now; of those before them nothing was said.
+        // Only the newest runs were fetched again; older ones stay as they were.
         const last = answer.runs[answer.runs.length - 1];
         if (!answer.cursor || !last) return { filter, runs: answer.runs, cursor: answer.cursor, error: null };
         const known = new Set(answer.runs.map(nameOf));
         const older = was.runs.filter((run) => run.created_at <= last.created_at && !known.has(nameOf(run)));
         return { filter, runs: [...answer.runs, ...older], cursor: older.length ? was.cursor : answer.cursor, error: null };
       }),
-    (said) => set((was) => (was.filter === filter ? { ...was, error: said } : { filter: null, runs: [], cursor: null, error: said })),
+    (error) => set((was) => (was.filter === filter ? { ...was, error } : { filter: null, runs: [], cursor: null, error })),
   );
   const more = useCallback(async () => {
     const cursor = state.cursor;
@@ -164,7 +164,7 @@ export function RunsPage() {
     }`;
 }
 
-/** Parameters that differ from the defaults; all of them where the defaults are not known. @param {any} run */
+/** Return the parameters that differ from their defaults; all of them if the defaults are unknown. @param {any} run */
 function parameters(run) {
   const shown = run.parameters.filter((/** @type {any} */ p) => p.default === null || differs(p.value, p.default));
   if (!shown.length) return run.parameters.length ? html`<span class="dim">defaults</span>` : "";
@@ -220,7 +220,7 @@ function Filter({ filter }) {
   </form>`;
 }
 
-/** How many runs began in each slice of the time that is shown, by state. */
+/** A histogram of the runs by the time at which they were created, and by state. */
 function Activity({ runs }) {
   const first = Math.min(...runs.map((/** @type {any} */ run) => run.created_at));
   const end = now.peek();

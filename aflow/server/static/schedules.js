@@ -1,4 +1,4 @@
-// When the server runs flows: on and off, what comes next, run now, make one, change one.
+// Schedules: pause and resume, next times, run now, create, change, delete.
 // @ts-check
 import { Act, ask, attempt, Behind, confirm, get, go, html, Link, Notice, query, setQuery, shown, useApi, useEffect, useState, withQuery } from "./lib.js";
 
@@ -36,7 +36,7 @@ export function SchedulesPage() {
         (
           /** @type {any} */ s,
         ) => html`<tr data-row><td><${Act} role="switch" aria-checked=${!s.paused} aria-label=${`${s.name} is ${s.paused ? "off" : "on"}`} class="switch" onClick=${() => pause(s)}><//></td>
-        <td class="name"><b>${s.name}</b>${s.flow && html` <${Link} class="dim" to=${`flows/${s.flow}`}>${s.flow}<//>`}${s.said && html`<div class="reason">${s.said}</div>`}</td><td><code>${s.cron}</code> <span class="dim">${s.timezone}</span></td>
+        <td class="name"><b>${s.name}</b>${s.flow && html` <${Link} class="dim" to=${`flows/${s.flow}`}>${s.flow}<//>`}${s.reason && html`<div class="reason">${s.reason}</div>`}</td><td><code>${s.cron}</code> <span class="dim">${s.timezone}</span></td>
         <td>${s.paused ? html`<span class="dim">off</span>` : s.next ? html`<${Soon} at=${s.next} />` : "–"}</td>
         <td class=${data.schedules.some((/** @type {any} */ each) => each.latest) ? "" : "wide"}>${s.latest ? html`<${Link} to=${`runs/${s.latest}`}>${s.latest.split("/")[1]}<//>` : "–"}</td><td class="right num wide">${s.started}</td><td class="right num wide">${s.skipped}</td>
         <td><span class="actions"><${Act} onClick=${() => start(s)}>Run now<//><${Act} onClick=${() => setQuery({ edit: s.name })}>Change…<//><${Act} class="danger" onClick=${() => remove(s)}>Delete<//></span></td></tr>`,
@@ -45,7 +45,7 @@ export function SchedulesPage() {
   })}`;
 }
 
-/** A time to come, in words. @param {{at: number}} props */
+/** Format a future time. @param {{at: number}} props */
 function Soon({ at }) {
   const when = new Date(at * 1000);
   return html`<time dateTime=${when.toISOString()} title=${`${when.toISOString().replace("T", " ").slice(0, 16)} UTC`}>${when.toLocaleString([], { weekday: "short", day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" })}</time>`;
@@ -63,7 +63,7 @@ const OVERLAP = [
   ["allow", "start the new run as well"],
 ];
 
-/** Make a schedule, or change one. @param {{schedule?: any, close: () => void}} props */
+/** The form that creates or changes a schedule. @param {{schedule?: any, close: () => void}} props */
 function Form({ schedule, close }) {
   const flows = useApi(schedule ? null : "v1/flows");
   const [flow, setFlow] = useState(schedule?.flow || "");
@@ -76,7 +76,7 @@ function Form({ schedule, close }) {
     overlap: schedule?.overlap || "skip",
   });
   const [parameters, setParameters] = useState(/** @type {Record<string, any>} */ (schedule?.parameters || {}));
-  const [said, say] = useState("");
+  const [message, setMessage] = useState("");
   const field = (/** @type {string} */ name) => ({
     value: /** @type {any} */ (values)[name],
     onInput: (/** @type {any} */ e) => set({ ...values, [name]: e.target.value }),
@@ -93,12 +93,12 @@ function Form({ schedule, close }) {
       };
   const save = async (/** @type {any} */ event) => {
     event.preventDefault();
-    say("");
+    setMessage("");
     try {
       await ask(pathOf(values.name), { method: schedule ? "PATCH" : "PUT", json: body });
       close();
     } catch (error) {
-      say(error instanceof Error ? error.message : String(error));
+      setMessage(error instanceof Error ? error.message : String(error));
     }
   };
   const given = (/** @type {string} */ name) => (/** @type {any} */ e) => {
@@ -122,11 +122,11 @@ function Form({ schedule, close }) {
     <div class="fields"><label>If the earlier run is still active <select value=${values.overlap} onChange=${field("overlap").onInput}>${OVERLAP.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label>
       <label>For missed runs <select value=${values.missed} onChange=${field("missed").onInput}>${MISSED.map(([key, title]) => html`<option value=${key}>${title}</option>`)}</select></label></div>
     ${known.length > 0 && html`<fieldset><legend>Parameters</legend><div class="fields">${known.map((/** @type {any} */ p) => html`<label><span>${p.name} <small class="dim">${p.type}</small></span><input placeholder="the flow's default" value=${parameters[p.name] ?? ""} onInput=${given(p.name)} /></label>`)}</div></fieldset>`}
-    ${said && html`<${Notice} kind="bad">${said}<//>`}
+    ${message && html`<${Notice} kind="bad">${message}<//>`}
     <footer><${Behind} path=${pathOf(values.name || "NAME")} method=${schedule ? "PATCH" : "PUT"} body=${body} /><button type="button" onClick=${close}>Close</button><${Act} class="main" disabled=${!schedule && !code?.key}>${schedule ? "Save" : "Create"}<//></footer></form>`;
 }
 
-/** When an expression is due, as it is typed. @param {{cron: string, timezone: string}} props */
+/** The next times of a cron expression, while the user types it. @param {{cron: string, timezone: string}} props */
 function Ticks({ cron, timezone }) {
   const [asked, setAsked] = useState({ cron, timezone });
   useEffect(() => {

@@ -1,4 +1,4 @@
-// The server: what it is, whether all that its settings name can be used, what could be deleted, tokens, the look of these pages.
+// Settings: the server, its checks, garbage collection, storage by flow, tokens, and the theme.
 // @ts-check
 import { Act, ask, attempt, Behind, confirm, copy, count, get, html, Link, Notice, plural, State, shown, size, Time, theme, useApi, useState } from "./lib.js";
 
@@ -34,7 +34,7 @@ function Server() {
 
 const RIGHTS = { read: "may read", write: "may read and change" };
 
-/** Who is logged in, what they may do and until when. @param {{name: string, scope: "read" | "write", expires_at: number | null}} caller */
+/** The token of this browser: name, scope and expiry. @param {{name: string, scope: "read" | "write", expires_at: number | null}} caller */
 const identity = ({ name, scope, expires_at }) =>
   `${name}, which ${RIGHTS[scope]}${expires_at ? `, until ${new Date(expires_at * 1000).toLocaleString()}` : ""}`;
 
@@ -42,7 +42,7 @@ const logOut = () => attempt(() => ask("ui/logout", { method: "POST" }), "").the
 
 const SIGNS = { ok: "succeeded", warn: "pending", fail: "failed" };
 
-/** What `aflow doctor` finds with the settings of the server. */
+/** The results of `aflow doctor` with the settings of the server. */
 function Doctor() {
   const [state, set] = useState(/** @type {{busy: boolean, findings: any[] | null, error: string}} */ ({ busy: false, findings: null, error: "" }));
   const check = async () => {
@@ -61,7 +61,7 @@ function Doctor() {
     ${
       state.findings &&
       html`<p role="status">${bad ? `${count(bad)} of ${plural(state.findings.length, "finding")} ${bad === 1 ? "needs" : "need"} attention.` : "All is well."}</p>
-      <ul class="findings">${state.findings.map((f) => html`<li><${State} state=${/** @type {any} */ (SIGNS)[f.state]} name=${f.state} /><div><b>${f.name}</b> ${f.said}${f.advice && html`<br /><span class="dim">${f.advice}</span>`}</div></li>`)}</ul>`
+      <ul class="findings">${state.findings.map((f) => html`<li><${State} state=${/** @type {any} */ (SIGNS)[f.state]} name=${f.state} /><div><b>${f.name}</b> ${f.message}${f.advice && html`<br /><span class="dim">${f.advice}</span>`}</div></li>`)}</ul>`
     }</section>`;
 }
 
@@ -108,7 +108,7 @@ function Collection() {
     }</section>`;
 }
 
-/** How much the artifacts of each flow take. */
+/** The size of the artifacts of each flow. */
 function Storage() {
   const [found, set] = useState(/** @type {any} */ (null));
   const [busy, setBusy] = useState(false);

@@ -1,14 +1,14 @@
-// A table of any number of rows, of which only those on the screen exist.
+// A virtualised table: only the visible rows are in the document.
 // @ts-check
 import { html, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./lib.js";
 
-/** A browser draws nothing below some 16 or 33 million pixels: longer tables are scrolled faster than they move. */
+/** Browsers draw nothing below 16 to 33 million pixels. In longer tables a scrolled pixel stands for several. */
 const TALLEST = 8_000_000;
-const BESIDE = 6; // rows above and below those on the screen
+const BESIDE = 6; // rendered rows above and below the visible ones
 
 /**
- * Which rows are on the screen, and where the first of them stands.
- * @param {{total: number, row: number, top: number, view: number}} at `top` is how far the box was scrolled, `view` its height
+ * Return the visible rows, and the position of the first of them.
+ * @param {{total: number, row: number, top: number, view: number}} at `top` is the scroll position of the box, `view` its height
  */
 export function visible({ total, row, top, view }) {
   const whole = total * row;
@@ -22,12 +22,12 @@ export function visible({ total, row, top, view }) {
 
 /**
  * @typedef {{title: any, track: string, small?: string, name?: string, right?: boolean, hide?: "wide" | "mid", sort?: string, numeric?: boolean}} Column
- *   `track` is its width in the grid (`small` that on a phone), `hide` says below which width it is left out ("wide" before "mid")
+ *   `track` is its width in the grid (`small` on a phone); `hide` names the width below which it is hidden ("wide" before "mid")
  */
 
 /**
- * The table. `item(n)` is what a row shows, or null while it is still read, and `cells(item)` its cells, one for each column: they
- * are made again when the item is another one, or `fresh` is. `seen(first, end)` is called with the rows that came onto the screen.
+ * The table. `item(n)` returns the data of a row, or null while they load; `cells(item)` returns its cells, one per column. Cells
+ * are rendered again when the item or `fresh` changes. `seen(first, end)` is called with the rows that became visible.
  * @param {{label: string, columns: Column[], total: number, item: (n: number) => any, cells: (item: any) => any[], fresh?: any, row?: number, seen?: (first: number, end: number) => void,
  *   order?: string, sort?: (order: string) => void, mark?: (item: any) => string, pick?: (item: any) => void, open?: (item: any) => void, room?: number}} props
  */
@@ -62,7 +62,7 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
     },
     [row, ratio],
   );
-  // As soon as the rows are seen, and after each key before the next one.
+  // A layout effect: it runs before the first paint, and after each key before the next one.
   useLayoutEffect(() => {
     const key = (/** @type {any} */ event) => {
       event.preventDefault();
@@ -95,7 +95,7 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
   };
   const sorted = (/** @type {Column} */ c) => (!c.sort || !sort ? null : order === c.sort ? "ascending" : order === `-${c.sort}` ? "descending" : "none");
   const height = Math.min(total * row, tall) + HEAD + BORDERS + bar;
-  // A row that stays on the screen is the same object as before, which Preact does not look into.
+  // A row that stays visible is the same object as before: Preact does not diff it.
   const made = useRef({ fresh, columns, rows: /** @type {Map<number, any>} */ (new Map()) });
   if (made.current.fresh !== fresh || made.current.columns !== columns) made.current = { fresh, columns, rows: new Map() };
   const { rows } = made.current;
@@ -120,13 +120,13 @@ export function Rows({ label, columns, total, item, cells, fresh, row = 36, seen
   </div>`;
 }
 
-const HEAD = 32; // pixels of the row of titles, as in app.css
-const BORDERS = 2; // pixels of both, likewise
+const HEAD = 32; // height of the header row in pixels, as in app.css
+const BORDERS = 2; // height of both borders in pixels, as in app.css
 
 /**
- * Rows that are read in pages as they come onto the screen. When `version` changes the pages on the screen are read again; what was
- * there stays meanwhile.
- * @param {string} key what is listed: another one begins again @param {any} version
+ * Fetch rows in pages as they become visible. When `version` changes, the visible pages are fetched again; the old rows stay until
+ * then.
+ * @param {string} key identifies the list: another one starts over @param {any} version
  * @param {(offset: number, limit: number) => Promise<{total: number, rows: any[]}>} load
  */
 export function usePages(key, version, load, size = 100) {
@@ -158,12 +158,12 @@ export function usePages(key, version, load, size = 100) {
           now.error = null;
           if (now === kept.current) draw((n) => n + 1);
         },
-        (said) => {
+        (error) => {
           now.asked.delete(page);
-          now.error = said;
+          now.error = error;
           if (now !== kept.current) return;
           draw((n) => n + 1);
-          if (said.status === 0 || said.status >= 500) setTimeout(() => now === kept.current && read(), 2000);
+          if (error.status === 0 || error.status >= 500) setTimeout(() => now === kept.current && read(), 2000);
         },
       );
     }

@@ -1,4 +1,4 @@
-// One task: its attempts, inputs and outputs, log, card, and how to run it again alone.
+// The page of a task: attempts, inputs, artifacts, log, cards, and the command that runs it alone.
 // @ts-check
 import { Behind, copy, count, html, Link, Notice, ROOT, State, shown, size, span, Time, useApi, useEffect, useRunVersion } from "./lib.js";
 import { Log } from "./log.js";

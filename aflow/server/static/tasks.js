@@ -1,4 +1,4 @@
-// The tasks of a run: sorted and filtered on the server, read and drawn as far as they are on the screen.
+// The tasks of a run: sorted and filtered on the server, fetched and rendered as they become visible.
 // @ts-check
 import {
   Behind,

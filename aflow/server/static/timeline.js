@@ -1,5 +1,5 @@
-// When each task ran: lanes of tasks, packed so that as many rows are there as tasks went on at once.
-// Drawn as pixels, not as shapes: a hundred thousand tasks cost a few milliseconds a frame.
+// The timeline of a run. Tasks share lanes: there are as many as tasks that ran at the same time.
+// It is drawn as pixels, not as shapes: a hundred thousand tasks take a few milliseconds per frame.
 // @ts-check
 import {
   ask,
@@ -27,7 +27,7 @@ import { Rows } from "./table.js";
 
 /** @typedef {{version: number, base: number, steps: string[], workers: string[], states: string[], count: number, task: Uint32Array, ready: Float32Array, start: Float32Array, end: Float32Array, step: Uint16Array, worker: Uint16Array, state: Uint8Array, flags: Uint8Array}} Columns */
 
-/** The columns in an answer; the format is that of aflow/server/columns.py. @param {ArrayBuffer} buffer @returns {Columns} */
+/** Decode the columns of a response; aflow/server/columns.py describes the format. @param {ArrayBuffer} buffer @returns {Columns} */
 export function decode(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
@@ -53,10 +53,10 @@ export function decode(buffer) {
 
 const NAMES = /** @type {const} */ (["task", "ready", "start", "end", "step", "worker", "state", "flags"]);
 
-/** Rows of tasks by number, kept as long as columns grow. @type {WeakMap<Columns, Map<number, number>>} */
+/** The row of each task number, kept while columns grow. @type {WeakMap<Columns, Map<number, number>>} */
 const rowsOf = new WeakMap();
 
-/** Rows that have changed put into columns that were read before. @param {Columns} all @param {Columns} news @returns {Columns} */
+/** Merge changed rows into columns that were fetched before. @param {Columns} all @param {Columns} news @returns {Columns} */
 export function merge(all, news) {
   const rows = rowsOf.get(all) || new Map();
   if (!rows.size) for (let n = 0; n < all.count; n++) rows.set(all.task[n], n);
@@ -81,7 +81,7 @@ export function merge(all, news) {
 }
 
 /**
- * The lane of each task. By `lane` the lanes are shared by all, by `step` or by `worker` each has its own.
+ * Assign a lane to each task. With `lane` all tasks share the lanes; with `step` or `worker` each of these has its own.
  * @param {Columns} c @param {string} by
  */
 export function pack(c, by) {
@@ -97,7 +97,7 @@ export function pack(c, by) {
     const key = group ? group[row] : 0;
     let g = groups.get(key);
     if (!g) groups.set(key, (g = { ends: [], heap: [], lanes: 0 }));
-    // A heap of free times: the lane that was free first is taken again.
+    // A heap of the times at which lanes become free: the earliest one is reused.
     const end = Number.isNaN(c.end[row]) ? Infinity : c.end[row];
     let at;
     if (g.heap.length && g.ends[g.heap[0]] <= c.start[row]) at = popLane(g);
@@ -120,8 +120,8 @@ export function pack(c, by) {
 }
 
 /**
- * Rows in the order of their starts. They nearly are: tasks are numbered as they are made. Where they are not, keys that are
- * whole numbers are sorted (start in the upper half, row in the lower one), which is several times as fast as with a function.
+ * Sort rows by start. They nearly are sorted: tasks are numbered as they are created. Otherwise integer keys are sorted (the start
+ * in the upper half, the row in the lower one), which is several times as fast as a comparison function.
  * @param {Uint32Array} rows @param {Float32Array} start
  */
 function byStart(rows, start) {
@@ -131,7 +131,7 @@ function byStart(rows, start) {
   if (rows.length >= 2097152) return rows.sort((a, b) => start[a] - start[b] || a - b);
   const bits = new Uint32Array(start.buffer, start.byteOffset, start.length);
   const keys = new Float64Array(rows.length);
-  // The bits of floats above 0 are in their order; what began before the run itself (a clock that was set) is drawn at its begin.
+  // The bits of positive floats sort like the floats. A start before that of the run (the clock was set) counts as 0.
   for (let n = 0; n < rows.length; n++) keys[n] = (start[rows[n]] > 0 ? bits[rows[n]] : 0) * 2097152 + n;
   keys.sort();
   const found = new Uint32Array(rows.length);
@@ -173,7 +173,7 @@ const colours = new Map();
 let coloursOf = "";
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-/** A colour of the style sheet as the theme of the moment has it. @param {string} name */
+/** Return a colour of the style sheet in the current theme. @param {string} name */
 function resolved(name) {
   const node = document.body.appendChild(document.createElement("i"));
   node.style.color = `var(${name})`;
@@ -182,7 +182,7 @@ function resolved(name) {
   return found;
 }
 
-/** A colour of the style sheet as a number for ImageData; kept until the theme changes. @param {string} name */
+/** Return a colour of the style sheet as a number for ImageData; cached until the theme changes. @param {string} name */
 function colour(name) {
   const look = `${document.documentElement.dataset.theme || ""}${dark.matches}`;
   if (look !== coloursOf) colours.clear(), (coloursOf = look);
@@ -209,9 +209,9 @@ const PALETTE = {
 };
 
 /**
- * The tasks of a run as columns, and from then on what changes. They are read beside the run itself: both take long where there
- * are a million tasks.
- * @param {string | null} path null: not now @param {unknown} tick
+ * Fetch the tasks of a run as columns, then only the changes. The request runs in parallel to that of the run: both take long for a
+ * million tasks.
+ * @param {string | null} path null fetches nothing @param {unknown} tick
  * @returns {{columns: Columns | null, error: any, retry: () => void}}
  */
 export function useColumns(path, tick) {
@@ -246,8 +246,8 @@ export function Timeline({ path, running, found }) {
 }
 
 /**
- * The time axis without the stretches in which nothing ran. `at(t)` is where a time is drawn, `time(x)` the other way round; the
- * pieces that are left have a narrow seam between them.
+ * Build the time axis without idle periods. `at(t)` maps a time to its position, `time(x)` is the inverse; a narrow seam separates
+ * the remaining periods.
  * @param {Columns} c @param {Uint32Array} rows @param {number} now @param {boolean} collapse
  */
 export function timeAxis(c, rows, now, collapse) {
@@ -301,7 +301,7 @@ export function timeAxis(c, rows, now, collapse) {
   };
 }
 
-/** Columns whose times stand where they are drawn. @param {Columns} c @param {ReturnType<typeof timeAxis>} axis @param {number} now @returns {Columns} */
+/** Return the columns with their times mapped to the axis. @param {Columns} c @param {ReturnType<typeof timeAxis>} axis @param {number} now @returns {Columns} */
 function placed(c, axis, now) {
   if (!axis.seams.length) return c;
   const start = c.start.map((t) => (Number.isNaN(t) ? t : axis.at(t)));
@@ -310,8 +310,8 @@ function placed(c, axis, now) {
 }
 
 /**
- * What is drawn of tasks, in the order of their starts, so that a frame reads memory from one end to the other: `sort` holds the
- * state and, above it, the flags; `latest` the latest end so far, by which the first task that is seen is found.
+ * Arrange what is drawn in the order of the starts, so that a frame reads memory sequentially. `sort` holds the state and, in higher
+ * bits, the flags; `latest` the latest end so far, which a binary search needs to find the first visible task.
  * @param {Columns} c @param {ReturnType<typeof pack>} packed
  */
 export function ordered(c, packed) {
@@ -334,13 +334,13 @@ export function ordered(c, packed) {
   return { start, end, latest, lane, sort };
 }
 
-/** The first place whose value is at least `wanted`, of values that grow. @param {Float32Array} values @param {number} wanted */
-function firstAtLeast(values, wanted) {
+/** Return the first index whose value is at least `least`, in ascending values. @param {Float32Array} values @param {number} least */
+function firstAtLeast(values, least) {
   let first = 0,
     last = values.length;
   while (first < last) {
     const middle = (first + last) >> 1;
-    if (values[middle] < wanted) first = middle + 1;
+    if (values[middle] < least) first = middle + 1;
     else last = middle;
   }
   return first;
@@ -368,7 +368,7 @@ export function draw(context, image, tasks, states, count, low, high, now) {
     tops[n] = Math.floor(n * lanes);
     bottoms[n] = Math.max(tops[n] + 1, Math.floor((n + 1) * lanes) - (lanes > 3 ? 1 : 0));
   }
-  // Where tasks are narrower than a pixel one of them is drawn, and those that failed before others.
+  // Of tasks narrower than a pixel one is drawn; failed tasks have priority.
   const last = new Int32Array(count).fill(-1);
   const thin = scale > 2 ? 1 : 0;
   for (let n = firstAtLeast(tasks.latest, low), size = start.length; n < size; n++) {
@@ -383,7 +383,7 @@ export function draw(context, image, tasks, states, count, low, high, now) {
     if (x2 >= w) x2 = w - 1;
     const x1 = from > low ? ((from - low) * scale) | 0 : 0;
     if (x2 < x1) x2 = x1;
-    // What failed is seen among a hundred thousand that did not.
+    // Failed tasks are visible among a hundred thousand others.
     if (state === failed && x2 - x1 < 2) x2 = Math.min(w - 1, x1 + 2);
     if (x2 === last[row] && state !== failed) continue;
     last[row] = x2;
@@ -406,9 +406,9 @@ export function draw(context, image, tasks, states, count, low, high, now) {
   context.putImageData(image, 0, 0);
 }
 
-const OVERVIEW = 46; // pixels that the whole run is high below the chart
+const OVERVIEW = 46; // height in pixels of the overview below the chart
 
-/** How many tasks ran and waited at each moment of the whole run. @param {any} canvas @param {Columns} c @param {Uint32Array} rows @param {ReturnType<typeof timeAxis>} axis @param {number} width @param {number} now */
+/** Draw how many tasks ran and waited over the whole run. @param {any} canvas @param {Columns} c @param {Uint32Array} rows @param {ReturnType<typeof timeAxis>} axis @param {number} width @param {number} now */
 function drawOverview(canvas, c, rows, axis, width, now) {
   const { low, high } = axis;
   const ran = new Int32Array(width + 2),
@@ -447,7 +447,7 @@ function drawOverview(canvas, c, rows, axis, width, now) {
 
 /** @param {{c: Columns, by: string, path: string, running: boolean}} props */
 function Chart({ c: real, by, path, running }) {
-  // A run that goes on grows each second, another one never.
+  // The timeline of an active run grows each second.
   const wall = (running ? now.value : now.peek()) - real.base;
   const collapse = query("idle") === "collapse";
   const packed = useMemo(() => pack(real, by), [real, by]);
@@ -539,7 +539,7 @@ function Chart({ c: real, by, path, running }) {
     const r = find(event);
     if (r !== null) go(`runs/${path}/tasks/${c.task[r]}`);
   };
-  // On the overview a stretch is chosen by dragging over it.
+  // Dragging over the overview selects a period.
   const brush = useRef(/** @type {number | null} */ (null));
   const stretch = (/** @type {any} */ event) => {
     const at = axis.low + Math.max(0, Math.min(1, placeOf(event, overview.current))) * (axis.high - axis.low);
@@ -592,7 +592,7 @@ function Chart({ c: real, by, path, running }) {
   </section>`;
 }
 
-/** Round times for an axis. @param {number} low @param {number} high */
+/** Return round times for the ticks of the axis. @param {number} low @param {number} high */
 export function ticks(low, high) {
   const steps = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 604800];
   const step = steps.find((each) => (high - low) / each <= 8) || 604800 * 4;
@@ -609,7 +609,7 @@ const COLUMNS = [
   { title: "Duration", track: "110px", small: "70px", right: true },
 ];
 
-/** The same for those who see no canvas: all of it, in the order of the starts. */
+/** The timeline as an accessible table, sorted by start. */
 function Table({ c, rows, now, path }) {
   const cells = (/** @type {number} */ n) => {
     const r = rows[n - 1];
@@ -621,6 +621,6 @@ function Table({ c, rows, now, path }) {
       span((Number.isNaN(c.end[r]) ? now : c.end[r]) - c.start[r]),
     ];
   };
-  // An item is the number of its row and one more: 0 would be none.
+  // An item is the index of its row plus one: 0 would count as no item.
   return html`<${Rows} label="Tasks by their start" columns=${COLUMNS} total=${rows.length} item=${(/** @type {number} */ n) => n + 1} cells=${cells} fresh=${c} open=${(/** @type {number} */ n) => go(`runs/${path}/tasks/${c.task[rows[n - 1]]}`)} room=${420} />`;
 }

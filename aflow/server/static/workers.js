@@ -1,4 +1,4 @@
-// Workers that have registered, what each runs, and the queue: pools, and messages that were buried.
+// Registered workers with their running tasks, and the queue: pools and buried messages.
 // @ts-check
 import {
   Act,
@@ -44,7 +44,7 @@ export function WorkersPage() {
     ${shown(jobs, (data) => html`<${Jobs} data=${data} />`)}`;
 }
 
-/** The jobs of runs that go on, by queue. @param {{data: any}} props */
+/** The jobs of active runs, by queue. @param {{data: any}} props */
 function Jobs({ data }) {
   const [open, setOpen] = useState("");
   if (!data.queues.length) return html`<${Notice}>No run has jobs at present.<//>`;
@@ -61,7 +61,7 @@ function Jobs({ data }) {
     )}</table></div>${!data.complete && html`<p class="dim">There are more jobs: these are those of the newest runs.</p>`}`;
 }
 
-const JOBS = 100; // of a step that are shown
+const JOBS = 100; // jobs shown per step
 
 /** @param {{run: string, step: string, tick: any}} props */
 function JobsOfStep({ run, step, tick }) {
@@ -127,7 +127,7 @@ function Queue({ data, again }) {
 
 const PEEKED = 200;
 
-/** What waits in a pool: of which runs, and the first messages. @param {{pool: string, tick: any}} props */
+/** The waiting messages of a pool: counts by run, and the first messages. @param {{pool: string, tick: any}} props */
 function Waiting({ pool, tick }) {
   const path = withQuery("v1/queue/messages", { pool, limit: PEEKED });
   const found = useApi(path, tick);

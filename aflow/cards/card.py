@@ -214,7 +214,7 @@ def created(
         steps = {node["name"]: node for node in graph.as_dict()["nodes"]}
     else:
         steps = outline(definition)["steps"]
-    given = {
+    keywords = {
         "options": dict(options),
         "components": [_plain(each) for each in components],
         "graph": steps,
@@ -223,8 +223,8 @@ def created(
     taken = inspect.signature(kind.__init__).parameters.values()
     if not any(each.kind is each.VAR_KEYWORD for each in taken):
         names = {each.name for each in taken}
-        given = {name: value for name, value in given.items() if name in names}
-    return kind(**given)
+        keywords = {name: value for name, value in keywords.items() if name in names}
+    return kind(**keywords)
 
 
 class RenderedComponent(str):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import webbrowser
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import mkstemp
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from aflow.client import Task as ClientTask
 from aflow.errors import NotFound
@@ -98,30 +97,16 @@ class FoundCard:
         return f"<card of {self.pathspec}: type={self.type!r}{id_part}>"
 
 
-class CardContainer(Sequence[FoundCard]):
+class CardContainer(tuple[FoundCard, ...]):
     """The cards of a task, in the order of its decorators."""
 
-    def __init__(self, cards: list[FoundCard]) -> None:
-        self._cards = cards
-
-    @overload
-    def __getitem__(self, place: int) -> FoundCard: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[FoundCard]: ...
-    def __getitem__(self, place: int | slice) -> Any:
-        return self._cards[place]
-
-    def __len__(self) -> int:
-        return len(self._cards)
-
-    def __iter__(self) -> Iterator[FoundCard]:
-        return iter(self._cards)
+    __slots__ = ()
 
     def _repr_html_(self) -> str:
-        return "".join(each._repr_html_() for each in self._cards)
+        return "".join(each._repr_html_() for each in self)
 
     def __repr__(self) -> str:
-        return repr(self._cards)
+        return repr([*self])
 
 
 def get_cards(
@@ -149,11 +134,11 @@ def get_cards(
         try:
             theirs = get_cards(found.origin_pathspec, id, type)
         except NotFound:  # the origin is gone, and its cards with it
-            return CardContainer([])
-        return CardContainer([each.resumed() for each in theirs])
+            return CardContainer()
+        return CardContainer(each.resumed() for each in theirs)
     place = found._source.blobs.store
     folder = store.prefix(*found.pathspec.split("/"))
     cards = [FoundCard(place, each, found.pathspec) for each in store.listed(place, folder)]
     return CardContainer(
-        [each for each in cards if id in (None, each.id) and type in (None, each.type)]
+        each for each in cards if id in (None, each.id) and type in (None, each.type)
     )

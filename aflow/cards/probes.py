@@ -154,16 +154,13 @@ class TestRefreshCard(Card):
         return data
 
 
-class TestRefreshComponentCard(Card):
+class TestRefreshComponentCard(_ComponentsCard):
     """The components as refreshes find them."""
 
     type = "test_component_refresh_card"
     ALLOW_USER_COMPONENTS = True
     RUNTIME_UPDATABLE = True
     RELOAD_POLICY = Card.RELOAD_POLICY_ONCHANGE
-
-    def __init__(self, components: Sequence[Any] = (), **rest: Any) -> None:
-        super().__init__(components=components)
 
     def render(self, task: Any) -> str:
         """The components."""

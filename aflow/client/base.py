@@ -168,8 +168,8 @@ class ClientObject:
 
     def is_in_namespace(self) -> bool:
         """Return whether the object is in the current namespace."""
-        wanted = get_namespace()
-        return wanted is None or wanted in self.tags
+        tag = get_namespace()
+        return tag is None or tag in self.tags
 
     # ------------------------------------------------------------ times
 
@@ -283,7 +283,7 @@ _State = TypeVar("_State", bound=StrEnum)
 
 def statuses(
     states: type[_State],
-    wanted: str | Iterable[str] | None,
+    names: str | Iterable[str] | None,
     what: str,
     without: Collection[_State] = (),
 ) -> list[_State]:
@@ -291,17 +291,17 @@ def statuses(
 
     Args:
         states: The enumeration of the states, RunState or TaskState.
-        wanted: The state, or several; None for any.
+        names: The state, or several; None for any.
         what: What it is the name of, for the error.
         without: States that cannot be asked for.
 
     Raises:
         InvalidInput: For one that `what` cannot have.
     """
-    if wanted is None:
+    if names is None:
         return []
     known = [state for state in states if state not in without]
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    names = [names] if isinstance(names, str) else list(names)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InvalidInput(f"{unknown[0]!r} is not a status of {what}: use {', '.join(known)}.")

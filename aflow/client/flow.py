@@ -84,9 +84,11 @@ class Flow(ClientObject):
 
     def is_in_namespace(self) -> bool:
         """Whether a run of the flow is in the current namespace."""
-        wanted = get_namespace()
-        return wanted is None or bool(
-            self._place.metadata.runs(self._spec.flow, tags=[wanted], limit=1, kind=listed_kind())
+        namespace = get_namespace()
+        return namespace is None or bool(
+            self._place.metadata.runs(
+                self._spec.flow, tags=[namespace], limit=1, kind=listed_kind()
+            )
         )
 
     @property
@@ -133,11 +135,11 @@ class Flow(ClientObject):
             InvalidInput: A status, a time or the limit cannot be used.
             NotFound: The run in `after` does not exist.
         """
-        wanted = get_namespace()
+        namespace = get_namespace()
         return self._in_pages(
             checked_limit(limit),
             None if after is None else self._record(after),
-            tags=[*tags, *([] if wanted is None else [wanted])],
+            tags=[*tags, *([] if namespace is None else [namespace])],
             states=statuses(RunState, status, "a run"),
             since=seconds("since", since),
             until=seconds("until", until),

@@ -1,4 +1,4 @@
-"""What is said where something is not there: its name, what may have been meant, where to look."""
+"""The errors about what is not there: its name, what may have been meant, where to look."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def checked(what: str, check: Callable[[str], object], name: str) -> None:
     Args:
         what: What it is the name of, for the error.
         check: Raises InvalidName for a name that is not allowed.
-        name: The name that the user has given.
+        name: The name that was not found.
     """
     try:
         check(name)
@@ -46,7 +46,7 @@ def missing_flow(place: ClientStores, flow: str) -> MissingObject:
 
     Args:
         place: The stores that were searched.
-        flow: The name that the user has given.
+        flow: The name that was not found.
     """
     known = [name for name, _ in place.metadata.flows()]
     there = f" These have: {_listed(known)}." if known else ""
@@ -59,7 +59,7 @@ def missing_run(place: ClientStores, flow: str, run: str) -> MissingObject:
     Args:
         place: The stores that were searched.
         flow: The name of the flow.
-        run: The id that the user has given.
+        run: The id that was not found.
     """
     if flow not in (name for name, _ in place.metadata.flows()):
         return missing_flow(place, flow)
@@ -73,7 +73,7 @@ def missing_step(source: RunSource, step: str) -> MissingObject:
 
     Args:
         source: The run, with the stores that have it.
-        step: The name that the user has given.
+        step: The name that was not found.
     """
     where = f"Run {source.pathspec!r}"
     if step in source.graph.nodes:
@@ -115,7 +115,7 @@ def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]
     Args:
         pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
         state: The state of the task.
-        name: The name that the user has given.
+        name: The name that was not found.
         known: The names of the task's artifacts.
     """
     names = sorted(known)

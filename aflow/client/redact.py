@@ -93,13 +93,13 @@ def _lines(
 def _redacted(lines: Iterable[LogRecord], streams: Collection[str]) -> LogBuffer:
     """The lines of other streams, and one line for each of these that there was any of."""
     buffer = LogBuffer(_NO_LIMIT)
-    said: set[str] = set()
+    redacted: set[str] = set()
     for line in lines:
         stream = STREAMS.index(line.stream)
         if line.stream not in streams:
             buffer.add(line.at, stream, line.text, line.whole)
-        elif line.stream not in said:
-            said.add(line.stream)
+        elif line.stream not in redacted:
+            redacted.add(line.stream)
             buffer.add(line.at, stream, b"[REDACTED task %b]" % line.stream.encode())
     return buffer
 

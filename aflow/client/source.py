@@ -145,8 +145,8 @@ class RunSource:
         """
         found = self._manifests.get(task)
         if found is None:
-            wanted = {task, *more()} - self._manifests.keys()
-            read = self.metadata.manifests(self.key, sorted(wanted))
+            tasks = {task, *more()} - self._manifests.keys()
+            read = self.metadata.manifests(self.key, sorted(tasks))
             manifests = {each: Manifest.decode(data) for each, data in read.items()}
             self._remember(manifests)
             found = manifests.get(task)

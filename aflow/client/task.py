@@ -88,7 +88,8 @@ def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> It
     values = {"attempt": str(attempt.attempt), **from_tags(source), **_where(source)}
     values |= {"host": attempt.host, "pid": str(attempt.pid or "")}
     if view.task.origin:
-        values |= _origin(view.task.origin)
+        run, _, task = view.task.origin.split("/")
+        values |= {"origin-run-id": run, "origin-task-id": task}
     if attempt.manifest is not None:
         values |= _foreach(source, Manifest.decode(attempt.manifest).stack)
     for name, value in values.items():
@@ -126,11 +127,6 @@ def _where(source: RunSource) -> dict[str, str]:
     }
 
 
-def _origin(origin: str) -> dict[str, str]:
-    run, _, task = origin.split("/")
-    return {"origin-run-id": run, "origin-task-id": task}
-
-
 def _foreach(source: RunSource, stack: tuple[ForeachFrame, ...]) -> dict[str, str]:
     if not stack:
         return {}
@@ -143,51 +139,6 @@ def _foreach(source: RunSource, stack: tuple[ForeachFrame, ...]) -> dict[str, st
             f"{step}:{frame.index}" for step, frame in zip(entered, stack, strict=True)
         ),
     }
-
-
-def environment(source: RunSource, view: TaskView) -> dict[str, Any]:
-    """Return what a task ran with.
-
-    Args:
-        source: The run, with the stores that have it.
-        view: The task, with the attempt whose environment is meant.
-    """
-    known = from_tags(source)
-    return {
-        "environment_type": "local",
-        "flow_name": source.record.flow,
-        "script": source.setting("script"),
-        "username": source.record.user,
-        "runtime": known.get("runtime"),
-        "python_version": known.get("python_version"),
-        "aflow_version": known.get("aflow_version"),
-        "host": view.attempt.host if view.attempt else None,
-    }
-
-
-def exception(view: TaskView, manifest: Manifest) -> ExceptionWrapper | None:
-    """Return what the attempt ended with; None if it ended well, was settled, or has not ended.
-
-    Args:
-        view: The task, with the attempt that is meant.
-        manifest: What the attempt has left: the type, size and blob of each artifact.
-    """
-    error, attempt = manifest.error, view.attempt
-    if error is not None:
-        return None if error.get("caught") else _record(error)
-    if attempt is None or not attempt.reason:
-        return None
-    return ExceptionWrapper(attempt.state.value, attempt.reason, attempt.reason)
-
-
-def caught(manifest: Manifest) -> ExceptionWrapper | None:
-    """Return what @catch has settled.
-
-    Args:
-        manifest: What the attempt has left: the type, size and blob of each artifact.
-    """
-    error = manifest.error
-    return _record(error) if error is not None and error.get("caught") else None
 
 
 def _record(error: Mapping[str, Any]) -> ExceptionWrapper:
@@ -221,10 +172,10 @@ def parents(source: RunSource, view: TaskView, light: bool = False) -> Iterator[
             yield last
         return
     if isinstance(inputs, FromBranches):
-        wanted = inputs.tasks
+        tasks = inputs.tasks
     else:
-        wanted = (inputs.task,) if isinstance(inputs, FromTask) else ()
-    for task in wanted:
+        tasks = (inputs.task,) if isinstance(inputs, FromTask) else ()
+    for task in tasks:
         found = source.metadata.task(source.key, task)
         if found is not None:
             yield found
@@ -282,17 +233,6 @@ def _reads(child: TaskView, parent: TaskView) -> bool:
 
 
 # What an attempt has printed: in its record where it is small, else in chunks in the store.
-
-
-def text(source: RunSource, view: TaskView, stream: str) -> str:
-    """Return all that the attempt wrote to the stream; bytes that are not UTF-8 are replaced.
-
-    Args:
-        source: The run, with the stores that have it.
-        view: The task, with the attempt whose output is meant.
-        stream: `stdout` or `stderr`; it is not checked here.
-    """
-    return as_text(_records(source, view), stream)
 
 
 def size(source: RunSource, view: TaskView, stream: str) -> int:
@@ -463,12 +403,18 @@ class Task(PartOfRun):
     def exception(self) -> ExceptionWrapper | None:
         """What the attempt has failed with: type, message, traceback. Where its process was lost or
         stopped, the type is the attempt's state. None where @catch has settled it: see `caught`."""
-        return exception(self._now, self._manifest)
+        attempt, error = self._now.attempt, self._manifest.error
+        if error is not None:
+            return None if error.get("caught") else _record(error)
+        if attempt is None or not attempt.reason:
+            return None
+        return ExceptionWrapper(attempt.state.value, attempt.reason, attempt.reason)
 
     @property
     def caught(self) -> ExceptionWrapper | None:
         """The exception that @catch has settled; None where there was none."""
-        return caught(self._manifest)
+        error = self._manifest.error
+        return _record(error) if error is not None and error.get("caught") else None
 
     @property
     def created_at(self) -> datetime:
@@ -549,12 +495,12 @@ class Task(PartOfRun):
     @property
     def stdout(self) -> str:
         """What the attempt has printed so far; bytes that are not UTF-8 are replaced."""
-        return text(self._source, self._now, "stdout")
+        return as_text(_records(self._source, self._now), "stdout")
 
     @property
     def stderr(self) -> str:
         """The same of what it wrote to stderr."""
-        return text(self._source, self._now, "stderr")
+        return as_text(_records(self._source, self._now), "stderr")
 
     @property
     def stdout_size(self) -> int:
@@ -621,7 +567,18 @@ class Task(PartOfRun):
     @property
     def environment_info(self) -> dict[str, Any]:
         """What the task ran with: flow_name, script, username, host, runtime, versions."""
-        return environment(self._source, self._now)
+        source, attempt = self._source, self._now.attempt
+        known = from_tags(source)
+        return {
+            "environment_type": "local",
+            "flow_name": source.record.flow,
+            "script": source.setting("script"),
+            "username": source.record.user,
+            "runtime": known.get("runtime"),
+            "python_version": known.get("python_version"),
+            "aflow_version": known.get("aflow_version"),
+            "host": attempt.host if attempt else None,
+        }
 
     # ------------------------------------------------------------ neighbours
 

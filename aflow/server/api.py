@@ -252,7 +252,7 @@ class RunRoutes:
         after = last_event(request.headers.get("Last-Event-ID"))
         follow = bool(number_of(request, "follow", 0, 1))
         record = await asyncio.to_thread(self._views.run, flow, run)
-        stream = self._streams.happenings(record, after, follow=follow)
+        stream = self._streams.events(record, after, follow=follow)
         return await self._streams.answer(request, stream)
 
     async def show_logs(self, request: web.Request) -> web.StreamResponse:

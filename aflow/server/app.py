@@ -36,7 +36,8 @@ from aflow.errors import (
     StoreUnavailable,
     VersionConflict,
 )
-from aflow.server.auth import Authenticator, Handler, caller_of
+from aflow.server.auth import Authenticator, caller_of
+from aflow.server.listening import Handler
 
 try:
     from aiohttp import web
@@ -144,10 +145,10 @@ class _Errors:
             return web.Response(status=499)
         except RegistrationRefused as refused:  # its body is that of Metaflow's service
             return web.json_response(refused.body, status=refused.status)
-        except web.HTTPException as said:  # of aiohttp: no such route, too large a body
-            status, sentence = said.status, said.reason
-            if "Allow" in said.headers:
-                headers["Allow"] = said.headers["Allow"]
+        except web.HTTPException as refused:  # of aiohttp: no such route, too large a body
+            status, sentence = refused.status, refused.reason
+            if "Allow" in refused.headers:
+                headers["Allow"] = refused.headers["Allow"]
         except AflowError as error:
             status, sentence = _status_of(error), str(error)
             if status >= 500:

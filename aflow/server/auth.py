@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -22,6 +22,8 @@ from aflow.metadata.wire import WRITES
 
 try:
     from aiohttp import web
+
+    from aflow.server.listening import Handler
 except ImportError as error:
     raise MissingExtra("Servers need aiohttp: install aflow-runtime[server].") from error
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from aflow.metadata.base import Documents
 
 T = TypeVar("T")
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OWN_CALLS = "/aflow/v1/metadata/"
 OPEN = frozenset({"/healthz", "/readyz", "/ping", "/healthcheck"})  # to probes, which have no token
@@ -102,11 +103,11 @@ class Authenticator:
         return response
 
     async def _refused(self, request: web.Request) -> web.Response | None:
-        given = _given(request)
-        if any([self._is_key(each) for each in given]):  # noqa: C419 -- takes as long for each
+        sent = [each for each in (*tokens_sent(request), _token_of_cookie(request)) if each]
+        if any([self._is_key(each) for each in sent]):  # noqa: C419 -- takes as long for each
             request[CALLER] = Caller("a key of the settings")
             return None
-        found = await self._known(given)
+        found = await self._known(sent)
         for each in found:
             if each.allows(_writes(request), self._clock.now()):
                 request[CALLER] = Caller(each.name, each)
@@ -134,15 +135,15 @@ class Authenticator:
             return True
         return any(each.allows(False, self._clock.now()) for each in await self._known([token]))
 
-    def _is_key(self, given: str) -> bool:
-        data = given.encode("utf-8", "surrogateescape")
+    def _is_key(self, secret: str) -> bool:
+        data = secret.encode("utf-8", "surrogateescape")
         return any([hmac.compare_digest(data, key) for key in self._keys])  # noqa: C419 -- all
 
-    async def _known(self, given: Sequence[str]) -> list[tokens.Token]:
+    async def _known(self, secrets: Sequence[str]) -> list[tokens.Token]:
         store = self._store
-        if store is None or not given:
+        if store is None or not secrets:
             return []
-        found = await asyncio.to_thread(lambda: [tokens.known(store, each) for each in given])
+        found = await asyncio.to_thread(lambda: [tokens.known(store, each) for each in secrets])
         return [each for each in found if each is not None]
 
     async def _answers_anonymous(self) -> bool:
@@ -295,11 +296,16 @@ async def send_stream(
     return response
 
 
-def _given(request: web.Request) -> list[str]:
+def tokens_sent(request: web.Request) -> tuple[str, str]:
+    """Return what a client has sent in `Authorization: Bearer` and in `x-api-key`, the header of
+    Metaflow's clients; each is empty where it is missing.
+
+    Args:
+        request: The request.
+    """
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
-    key = request.headers.get("x-api-key", "").strip()  # what Metaflow's clients send
-    return [each for each in dict.fromkeys((bearer, key, _token_of_cookie(request))) if each]
+    return bearer, request.headers.get("x-api-key", "").strip()
 
 
 def _token_of_cookie(request: web.Request) -> str:

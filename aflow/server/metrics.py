@@ -13,6 +13,7 @@ from aiohttp.hdrs import METH_ALL
 
 from aflow.errors import AflowError, MissingExtra
 from aflow.executors.protocol import DEFAULT_POOL, tasks_topic
+from aflow.server.listening import Handler
 from aflow.server.recovery import KIND
 
 try:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.queue.base import Queue
     from aflow.server.runs import Runs
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOK = 1.0  # seconds between looks at how late the event loop is
 _MOST_ORPHANED = 1000
@@ -83,7 +82,7 @@ class Metrics:
             self._seconds.labels(route).observe(loop.time() - began)
         return response
 
-    async def watch(self) -> None:
+    async def run_forever(self) -> None:
         """Measure how late the event loop is, again and again."""
         loop = asyncio.get_running_loop()
         while True:

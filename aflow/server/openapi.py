@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from aflow._core.version import __version__
 from aflow.server.auth import SCOPE_HEADER
-from aflow.server.routes.schemas import Schema, text
+from aflow.server.routes.schemas import STARTED_RUN, Schema, fields, text
 from aflow.server.routes.table import ROUTES, Route
 
-_REFUSALS = {
+REFUSALS = {
+    304: "The response is the one with the ETag of `If-None-Match`.",
     400: "Malformed or invalid request.",
     401: "Missing or invalid token.",
     403: "Access denied: the token has expired, or its scope is `read` and the request changes "
@@ -35,24 +36,16 @@ _CONFLICTS = {
 }
 _DAMAGED = "The records or the stored data of the run are damaged."
 _NOT_BEGUN = "The run did not start: `error` has what it printed."
-_REFUSAL = {
-    "type": "object",
-    "properties": {"error": text("One sentence: what failed, and what to do.")},
-    "required": ["error"],
-}
+_REFUSAL = fields(error=text("One sentence: what failed, and what to do."))
 _RESULTS = {  # what comes back where the summary says what is done
     "alive": "The process answers.",
     "ready": "The server accepts runs.",
     "measure": "The metrics.",
     "add_package": "The key of the package.",
-    "add_run": "The pathspec (Flow/run) of the run that was started.",
     "cancel_run": "The run, and whether it has ended or is stopping.",
     "put_schedule": "The schedule as it is stored.",
     "change_schedule": "The schedule as it is stored.",
     "delete_schedule": "The name of the schedule that was deleted.",
-    "trigger_schedule": "The pathspec (Flow/run) of the run that was started.",
-    "resume_run": "The pathspec (Flow/run) of the run that was started.",
-    "rerun": "The pathspec (Flow/run) of the run that was started.",
     "drain_worker": "The worker. It ends when its running tasks have ended.",
     "release_messages": "How many messages were released.",
     "delete_messages": "How many messages were deleted.",
@@ -66,6 +59,7 @@ _RESULTS = {  # what comes back where the summary says what is done
     "show_logs": "The lines, one event for each.",
     "stream": "The events.",
 }
+_STARTED = "The pathspec (Flow/run) of the run that was started."
 # What the last part of a path names, by the part before it.
 _NAMED = {
     "schedules": "The name of the schedule.",
@@ -180,7 +174,7 @@ _DOCUMENT: dict[str, Any] = {
             "content": {"application/json": {"schema": {"type": "object"}}},
         },
         **{
-            str(status): {"description": _REFUSALS[status]} for status in (401, 403, 500, 503)
+            str(status): {"description": REFUSALS[status]} for status in (401, 403, 500, 503)
         },
     },
 }  # fmt: skip
@@ -267,16 +261,16 @@ def of_daemon(docstrings: Mapping[str, str]) -> Description:
 
 
 def _operation(route: Route, docstring: str) -> dict[str, Any]:
-    said = summary_of(docstring)
+    about = summary_of(docstring)
     operation: dict[str, Any] = {
         "operationId": route.name,
-        **said,
+        **about,
         "tags": [route.tag],
         "security": [] if route.path in _OPEN else SECURITY,
         "parameters": [
             *parameters(route.path), *query(route.query), *query(route.headers, "header")
         ],
-        "responses": {str(route.status): _success(route, said["summary"]), **_refusals(route)},
+        "responses": {str(route.status): _success(route, about["summary"]), **_refusals(route)},
     }  # fmt: skip
     if route.takes is not None:
         body = route.body or {"type": "string", "format": "binary"}
@@ -290,8 +284,9 @@ def _success(route: Route, summary: str) -> dict[str, Any]:
     headers = {} if route.path in _OPEN or route.content_type == "text/event-stream" else _HEADERS
     if "If-None-Match" in route.headers:
         headers = {**headers, **_ETAG}
+    result = _STARTED if route.answer is STARTED_RUN else _RESULTS.get(route.name)
     return {
-        "description": _RESULTS.get(route.name) or _result(summary),
+        "description": result or _result(summary),
         "headers": headers,
         "content": {route.content_type: {"schema": route.answer}},
     }
@@ -307,7 +302,7 @@ def _refusals(route: Route) -> dict[str, Any]:
     always = (500, 503) if route.path in _OPEN else (401, 403, 500, 503)
     found: dict[str, Any] = {}
     if "If-None-Match" in route.headers:
-        found["304"] = {"description": "The response is the one with the ETag of `If-None-Match`."}
+        found["304"] = {"description": REFUSALS[304]}
     for status in sorted((*always, *route.refusals)):
         found[str(status)] = {
             "description": _refusal_of(route, status),
@@ -323,7 +318,7 @@ def _refusal_of(route: Route, status: int) -> str:
         starts = 429 in route.refuses or route.tag == "dry runs"
         return _NOT_BEGUN if starts else _DAMAGED
     if status != 404:
-        return _REFUSALS[status]
+        return REFUSALS[status]
     kinds = [name if name != "name" else before[:-1] for before, name in places_of(route.path)]
     kinds = kinds[1:] if kinds[:2] == ["flow", "run"] else kinds
     return f"There is no such {' or '.join(kinds) or 'run'}."

@@ -38,7 +38,7 @@ _WATCHED = 3 * LEASE  # seconds that a run whose end was asked for is watched
 
 _log = logging.getLogger("aflow.server")
 
-Next = Literal["take up", "wait", "cancel", "fail"]
+Next = Literal["recover", "wait", "cancel", "fail"]
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Tries:
     not_before: float = 0.0
     latest: float = 0.0  # when the last one began
     seen: float = 0.0  # when the run was last found to be left
-    said: str = ""  # by the last one that failed
+    error: str = ""  # of the last try that failed
 
 
 def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
@@ -69,10 +69,10 @@ def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
     # Both tries and time: a run that was orphaned while no server was running still gets its tries.
     if tries.failed >= _FEWEST and max(now - tries.since, left_for(run)) >= recovery:
         return "fail"
-    return "take up" if now >= tries.not_before or cancelled else "wait"
+    return "recover" if now >= tries.not_before or cancelled else "wait"
 
 
-class Sharing:
+class RunRecovery:
     """Looks for runs to recover, until it is cancelled. A run that could not be recovered for
     `recovery` seconds has failed."""
 
@@ -96,7 +96,7 @@ class Sharing:
         """
         self._cancelled[pathspec] = self._clock.monotonic() + _WATCHED
 
-    async def look_on(self) -> None:
+    async def run_forever(self) -> None:
         """Look now, and again and again."""
         while True:
             try:
@@ -123,22 +123,22 @@ class Sharing:
             self._note_failed(name, tries)
             record = await asyncio.to_thread(self._metadata.run, flow, run)
             if record is not None and record.state not in TERMINAL_RUN_STATES:
-                await self._see_to(name, record, tries, now)
+                await self._act_on(name, record, tries, now)
         self._tries = {
             name: tries for name, tries in self._tries.items() if now - tries.seen < _REMEMBERED
         }
 
     def _note_failed(self, name: str, tries: Tries) -> None:
-        said = self._runs.last_error(name)
-        if said is not None:
-            tries.failed, tries.said = tries.failed + 1, said
+        error = self._runs.last_error(name)
+        if error is not None:
+            tries.failed, tries.error = tries.failed + 1, error
 
-    async def _see_to(self, name: str, record: RunRecord, tries: Tries, now: float) -> None:
+    async def _act_on(self, name: str, record: RunRecord, tries: Tries, now: float) -> None:
         what = next_for(tries, record, now, self._recovery)
-        if what == "take up" and self._runs.has_room:
+        if what == "recover" and self._runs.has_room:
             tries.begun, tries.latest = tries.begun + 1, now
             tries.not_before = now + BACKOFF.bound(tries.begun)
-            await self._runs.take_up(name)
+            await self._runs.recover(name)
         elif what == "cancel":
             assert record.lease is not None, "a run that is to be cancelled has a lease"
             await self._end(record, RunState.CANCELLED, str(record.lease.cancel))
@@ -147,7 +147,7 @@ class Sharing:
                 record,
                 RunState.FAILED,
                 f"Nobody could go on with the run for {duration(self._recovery)} after its "
-                f"coordinator had died: {tries.said}",
+                f"coordinator had died: {tries.error}",
             )
 
     async def _look_at_cancelled(self) -> None:

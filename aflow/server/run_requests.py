@@ -165,9 +165,9 @@ def resume_order(
     Raises:
         InvalidInput: A parameter or the limit cannot be used.
     """
-    given = {} if parameters is None else parameters
-    changed = tuple(_parameters(given))
-    for name in given if isinstance(given, dict) else ():
+    values = {} if parameters is None else parameters
+    changed = tuple(_parameters(values))
+    for name in values if isinstance(values, dict) else ():
         if name.replace("_", "-").lower() in _OF_RESUME:
             raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
     if sum(map(len, changed)) > _LARGEST_IN_ALL:
@@ -194,11 +194,11 @@ def _script(value: object) -> str:
     return value
 
 
-def _parameters(given: object) -> list[str]:
-    if not isinstance(given, dict):
+def _parameters(values: object) -> list[str]:
+    if not isinstance(values, dict):
         raise InvalidInput("'parameters' has to be an object: values by name.")
     argv = []
-    for name, value in given.items():
+    for name, value in values.items():
         if not _NAME.match(name) or name.replace("_", "-").lower() in _TAKEN:
             raise InvalidInput(f"{name[:80]!r} cannot be the name of a parameter.")
         text = value if isinstance(value, str) else json.dumps(value)
@@ -219,18 +219,18 @@ _OF_RESUME = frozenset(
 _TAKEN = {name.replace("_", "-").lower() for name in (*RESERVED, *_OPTIONS.split())}
 
 
-def _tags(given: object) -> list[str]:
-    if not isinstance(given, list):
+def _tags(tags: object) -> list[str]:
+    if not isinstance(tags, list):
         raise InvalidInput(f"'tags' has to be a list of at most {ids.MAX_TAGS} texts.")
-    return [f"--tag={_word(each, 'A tag')}" for each in ids.tags(given)]
+    return [f"--tag={_word(each, 'A tag')}" for each in ids.tags(tags)]
 
 
-def _workers(given: Any) -> list[str]:
-    if given is None:
+def _workers(limit: Any) -> list[str]:
+    if limit is None:
         return []
-    if type(given) is not int or not 1 <= given <= 10_000:
+    if type(limit) is not int or not 1 <= limit <= 10_000:
         raise InvalidInput("'max_workers' has to be a whole number from 1 to 10000.")
-    return [f"--max-workers={given}"]
+    return [f"--max-workers={limit}"]
 
 
 def _word(text: str, what: str) -> str:

@@ -13,7 +13,8 @@ import stat
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -146,8 +147,7 @@ class Runs:
             CoordinatorClosed: The server is being stopped.
             CommandFailed: The run did not begin; the error has its output.
         """
-        if self._closed:
-            raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
+        self._refuse_when_closed()
         if not self.has_room:
             raise CoordinatorFull(
                 f"{self._limit} runs go on already, and more are not allowed (--max-runs): "
@@ -155,21 +155,10 @@ class Runs:
             )
         self._beginning += 1
         try:
-            self._check_place()
-            # Nobody collects it while the run, which keeps its own code, begins.
-            await asyncio.to_thread(self._blobs.claim, order.package)
-            folder = await asyncio.to_thread(
-                code_package.unpacked, self._blobs, order.package, self._place.code
-            )
-            try:
-                file = folder / order.script
-                if not file.is_file():
-                    raise InvalidInput(f"The code package has no file {order.script}.")
+            async with self._code(order) as folder:
                 pathspec = await self._start(folder, order)
                 await self._remember(pathspec, order)
                 return pathspec
-            finally:
-                code_package.release(folder)  # the run uses it from now on
         finally:
             self._beginning -= 1
 
@@ -184,22 +173,11 @@ class Runs:
         Raises:
             CoordinatorClosed: The server is being stopped.
         """
-        if self._closed:
-            raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
-        async with self._foreseeing:
-            self._check_place()
-            await asyncio.to_thread(self._blobs.claim, order.package)
-            folder = await asyncio.to_thread(
-                code_package.unpacked, self._blobs, order.package, self._place.code
-            )
-            try:
-                return await self._foreseen(folder, order)
-            finally:
-                code_package.release(folder)
+        self._refuse_when_closed()
+        async with self._foreseeing, self._code(order) as folder:
+            return await self._foreseen(folder, order)
 
     async def _foreseen(self, folder: Path, order: RunRequest) -> dict[str, Any]:
-        if not (folder / order.script).is_file():
-            raise InvalidInput(f"The code package has no file {order.script}.")
         with tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as found:
             process = await self._process(
                 folder, order, order.flow, (*order.parameters, *order.argv), stderr,
@@ -227,6 +205,26 @@ class Runs:
         except InvalidInput as error:  # the flow's own code may write anything
             raise CommandFailed("The dry run ended without a forecast.") from error
 
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise CoordinatorClosed("The server is being stopped: it begins no more runs.")
+
+    @asynccontextmanager
+    async def _code(self, order: RunRequest) -> AsyncIterator[Path]:
+        """The folder with the code of a run, which no collection removes meanwhile. A process that
+        was started in it keeps it from then on."""
+        self._check_place()
+        await asyncio.to_thread(self._blobs.claim, order.package)
+        folder = await asyncio.to_thread(
+            code_package.unpacked, self._blobs, order.package, self._place.code
+        )
+        try:
+            if not (folder / order.script).is_file():
+                raise InvalidInput(f"The code package has no file {order.script}.")
+            yield folder
+        finally:
+            code_package.release(folder)
+
     def _check_place(self) -> None:
         """Check that the folder for code is what it was when the server began. Raises
         StoreUnavailable: the caller that asks for a run can do nothing about it."""
@@ -246,10 +244,9 @@ class Runs:
                     )  # fmt: skip
                 finally:
                     os.close(writing)
-                announced = await _announced(process, announcement, self._patience)
-            if announced is None:
+                pathspec = await _announced(process, announcement, self._patience)
+            if pathspec is None:
                 raise CommandFailed(f"The run did not start: {_end_of(stderr)}")
-        pathspec = announced
         self._processes[pathspec] = process
         if self._closed:
             process.send_signal(signal.SIGHUP)  # it began while the daemon was being stopped
@@ -270,15 +267,15 @@ class Runs:
         `stderr`, and it inherits the descriptors that `options` name."""
         file = folder / order.script
         target = str(file) if flow is None else f"{file}:{flow}"
-        with _file_of(argv) as given:
+        with _file_of(argv) as passed:
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "aflow", order.command, target, "--quiet", *options),
-                f"--aflow-argv=/dev/fd/{given.fileno()}",
+                f"--aflow-argv=/dev/fd/{passed.fileno()}",
                 cwd=file.parent,
                 stdin=DEVNULL,
                 stdout=DEVNULL,  # what tasks print is kept with the tasks
                 stderr=stderr,
-                pass_fds=[*inherited, given.fileno(), code_package.descriptor_of(folder)],
+                pass_fds=[*inherited, passed.fileno(), code_package.descriptor_of(folder)],
                 env=self._place.environment,
                 start_new_session=True,  # ^C at the terminal is for the daemon to handle
             )
@@ -337,7 +334,7 @@ class Runs:
             ) from error
         return RunRequest.decode(data)
 
-    async def take_up(self, pathspec: str) -> None:
+    async def recover(self, pathspec: str) -> None:
         """Recover a run that nobody drives, with the code and the arguments of its request.
         What keeps it from that is in the log, and in `last_error`.
 
@@ -348,20 +345,13 @@ class Runs:
             return
         try:
             order = await asyncio.to_thread(self.ordered, pathspec)
-            self._check_place()
-            folder = await asyncio.to_thread(
-                code_package.unpacked, self._blobs, order.package, self._place.code
-            )
+            async with self._code(order) as folder:
+                await self._start_recovery(pathspec, order, folder)
         except AflowError as error:
             self._last_errors[pathspec] = str(error)
             _log.warning("%s cannot be recovered: %s", pathspec, error)
-            return
-        try:
-            await self._recover(pathspec, order, folder)
-        finally:
-            code_package.release(folder)  # the process uses it from now on
 
-    async def _recover(self, pathspec: str, order: RunRequest, folder: Path) -> None:
+    async def _start_recovery(self, pathspec: str, order: RunRequest, folder: Path) -> None:
         flow, _, run = pathspec.partition("/")
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed when the process has ended
         try:
@@ -395,7 +385,7 @@ class Runs:
                 )
 
     def last_error(self, pathspec: str) -> str | None:
-        """Return what the process has said that was last to take the run up, and could not, or
+        """Return the error of the process that last tried to recover the run, and could not, or
         ended before the run had; None where there is none, or this was asked before.
 
         Args:

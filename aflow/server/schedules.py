@@ -64,7 +64,7 @@ class Schedule:
     overlap: Overlap = "skip"
     paused: bool = False
     latest: str | None = None
-    said: str = ""  # of the last tick, where it started nothing
+    reason: str = ""  # why the last tick started no run
     started: int = 0
     skipped: int = 0
     token: str | None = None  # digest of the one that created it; None for a key of the settings
@@ -104,7 +104,7 @@ def read(document: Document) -> Schedule:
 
 def _is_sound(schedule: Any) -> bool:
     """Whether each field is of its kind: nothing has checked what is in the records."""
-    texts = (schedule.cron, schedule.said, schedule.created_by)
+    texts = (schedule.cron, schedule.reason, schedule.created_by)
     maybe = (schedule.timezone, schedule.latest, schedule.token)
     return (
         all(isinstance(each, str) for each in texts)
@@ -177,15 +177,12 @@ def changed(schedule: Schedule, fields: Mapping[str, Any], now: float) -> Schedu
         return schedule
     order = {**schedule.order, **{n: fields[n] for n in ("parameters", "tags") if n in fields}}
     names = ("cron", "timezone", "missed", "overlap")
-    said = {name: fields.get(name, getattr(schedule, name)) for name in names}
-    found = new(schedule.name, {**said, "order": order}, now)
-    is_moved = (found.cron, found.timezone) != (schedule.cron, schedule.timezone)
+    values = {name: fields.get(name, getattr(schedule, name)) for name in names}
+    checked = new(schedule.name, {**values, "order": order}, now)
+    is_moved = (checked.cron, checked.timezone) != (schedule.cron, schedule.timezone)
     return replace(
         schedule,
-        cron=found.cron,
-        timezone=found.timezone,
-        missed=found.missed,
-        overlap=found.overlap,
+        **{name: getattr(checked, name) for name in names},
         order=order,
         done_until=now if is_moved else schedule.done_until,
         token=fields.get("token"),
@@ -240,7 +237,7 @@ def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
         cron: The expression of cron or of AWS.
         zone: The name of the time zone; None for UTC.
         now: The present time, in seconds since the epoch.
-        count: How many times are wanted.
+        count: How many times at most.
 
     Raises:
         InvalidInput: The expression or the time zone cannot be used.
@@ -266,22 +263,22 @@ def run_id(schedule: Schedule, tick: float) -> str:
     return f"{schedule.name}-{when}"
 
 
-def seen_to(schedule: Schedule, until: float, run: str | None, said: str = "") -> Schedule:
-    """Return the schedule after a tick that started this run, or none, for the reason that is said.
+def after_tick(schedule: Schedule, until: float, run: str | None, reason: str = "") -> Schedule:
+    """Return the schedule after a tick that started this run, or none, for this reason.
 
     Args:
         schedule: The schedule as it was before the tick; it is not changed.
         until: The time of the tick, in seconds since the epoch.
         run: The id of the run that was started; None for none.
-        said: Why no run was started; empty where one was.
+        reason: Why no run was started; empty where one was.
     """
     return replace(
         schedule,
         done_until=until,
         latest=run or schedule.latest,
-        said=said,
+        reason=reason,
         started=schedule.started + (run is not None),
-        skipped=schedule.skipped + (run is None and bool(said)),
+        skipped=schedule.skipped + (run is None and bool(reason)),
     )
 
 
@@ -292,7 +289,7 @@ def seen_to(schedule: Schedule, until: float, run: str | None, said: str = "") -
 
 LOOK = 1.0  # seconds between looks
 LEFT = 60.0  # seconds that nobody drives a run after which the next one of its schedule begins
-DECLARE = 600.0  # seconds after which is said again which package a schedule needs
+DECLARE = 600.0  # seconds after which is declared again which package a schedule needs
 
 _log = logging.getLogger("aflow.server")
 
@@ -314,9 +311,9 @@ class Scheduling:
         self._runs = runs
         self._clock = clock
         self._busy: set[str] = set()  # schedules whose ticks are being seen to
-        self._declared: dict[str, tuple[str, float]] = {}  # packages, and when we said so
+        self._declared: dict[str, tuple[str, float]] = {}  # packages, and when we declared them
 
-    async def look_on(self) -> None:
+    async def run_forever(self) -> None:
         """Look for ticks now, and again and again. A schedule whose run takes its time to begin, or
         which is damaged, holds up no other."""
         async with asyncio.TaskGroup() as group:
@@ -324,7 +321,7 @@ class Scheduling:
                 for schedule, version, come in await asyncio.to_thread(self._due):
                     if schedule.name not in self._busy:
                         self._busy.add(schedule.name)
-                        group.create_task(self._see_to(schedule, version, come))
+                        group.create_task(self._start_due(schedule, version, come))
                 await asyncio.sleep(LOOK)
 
     def _due(self) -> list[tuple[Schedule, int, list[float]]]:
@@ -447,15 +444,15 @@ class Scheduling:
             self._declared.pop(name, None)
 
     def _keep_again(self, schedule: Schedule) -> None:
-        """Say now and then that the package is needed: another server may have withdrawn it while
-        the schedule was created again, or the store may be another one now."""
+        """Declare now and then that the package is needed: another server may have withdrawn it
+        while the schedule was created again, or the store may be another one now."""
         package, at = self._declared.get(schedule.name, ("", 0.0))
         if package != _package(schedule) or self._clock.monotonic() - at > DECLARE:
             self._keep(schedule.name, _package(schedule))
 
     # ------------------------------------------------------------ ticks
 
-    async def _see_to(self, schedule: Schedule, version: int, come: list[float]) -> None:
+    async def _start_due(self, schedule: Schedule, version: int, come: list[float]) -> None:
         try:
             for tick in come:
                 after = await self._tick(schedule, tick)
@@ -482,18 +479,18 @@ class Scheduling:
             if goes_on and schedule.overlap == "wait":
                 return None
             if goes_on and schedule.overlap == "skip":
-                said = f"{schedule.latest} was still going on."
-                _log.info("The schedule %s starts no run: %s", schedule.name, said)
-                return seen_to(schedule, tick, None, said)
+                reason = f"{schedule.latest} was still going on."
+                _log.info("The schedule %s starts no run: %s", schedule.name, reason)
+                return after_tick(schedule, tick, None, reason)
             if goes_on:
                 await asyncio.to_thread(self._cancel, schedule.latest)
         if not await asyncio.to_thread(self._may_run, schedule):
-            said = (
+            reason = (
                 f"The token {schedule.created_by}, which created this schedule, was revoked or has "
                 "expired: create the schedule again."
             )
-            _log.warning("The schedule %s starts no run: %s", schedule.name, said)
-            return seen_to(schedule, tick, None, said)
+            _log.warning("The schedule %s starts no run: %s", schedule.name, reason)
+            return after_tick(schedule, tick, None, reason)
         run = run_id(schedule, tick)
         more = [f"--tag=schedule:{schedule.name}", f"--run-id={run}"]
         try:
@@ -506,10 +503,10 @@ class Scheduling:
         except AflowError as error:
             there = await asyncio.to_thread(self._there, schedule, run)
             if there is not None:  # another server was first
-                return seen_to(schedule, tick, there)
+                return after_tick(schedule, tick, there)
             _log.error("The schedule %s could not start its run: %s", schedule.name, error)
-            return seen_to(schedule, tick, None, str(error))
-        return seen_to(schedule, tick, pathspec)
+            return after_tick(schedule, tick, None, str(error))
+        return after_tick(schedule, tick, pathspec)
 
     def _may_run(self, schedule: Schedule) -> bool:
         """Whether the token that created the schedule is still valid: a caller that may submit no

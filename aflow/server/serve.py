@@ -23,7 +23,7 @@ from aflow.server.app import Api, application
 from aflow.server.auth import Authenticator, is_loopback
 from aflow.server.listening import listening, settle
 from aflow.server.metrics import Metrics
-from aflow.server.recovery import RECOVERY, Sharing
+from aflow.server.recovery import RECOVERY, RunRecovery
 from aflow.server.schedules import Scheduling
 from aflow.server.workers import AnnouncedWorkers
 
@@ -68,7 +68,7 @@ class Certificate:
         self._stamp = self._look()
         self.context = self._load(None)
 
-    async def look_on(self) -> None:
+    async def run_forever(self) -> None:
         """Look whether the files were replaced, again and again. Those that cannot be used are
         logged, and the earlier ones stay."""
         while True:
@@ -189,7 +189,7 @@ async def _serve(
     tls = None
     if listen.tls is not None:
         tls = listen.tls.context
-        loops["certificate"] = listen.tls.look_on
+        loops["certificate"] = listen.tls.run_forever
     app = application(apis, authenticator, metrics)
     try:
         async with listening(app, listen.host, listen.port, title.lower(), tls) as port:
@@ -217,19 +217,19 @@ def _with_loops(
     """The API of a daemon; its background tasks are added to `loops`."""
     runs, blobs, metadata, queue, shown, keys = daemon
     clock = SystemClock()
-    sharing = Sharing(runs, metadata, clock, listen.recovery)
-    loops |= {"recovery of runs": sharing.look_on, "metrics": metrics.watch}
+    recovery = RunRecovery(runs, metadata, clock, listen.recovery)
+    loops |= {"recovery of runs": recovery.run_forever, "metrics": metrics.run_forever}
     scheduling = None
     documents = documents_of(metadata)
     if documents is not None:
         scheduling = Scheduling(documents, metadata, runs, blobs, clock)
-        loops["schedules"] = scheduling.look_on
+        loops["schedules"] = scheduling.run_forever
     registry = registry_of(metadata)
     if queue is not None and registry is not None:
-        loops["workers of the queue"] = AnnouncedWorkers(registry, queue, clock, keys).look_on
+        loops["workers of the queue"] = AnnouncedWorkers(registry, queue, clock, keys).run_forever
     return AflowApi(
         runs, blobs, metadata, metrics, scheduling, authenticator,
-        watch=sharing.watch, queue=queue, shown=shown,
+        watch=recovery.watch, queue=queue, shown=shown,
     )  # fmt: skip
 
 

@@ -58,10 +58,10 @@ class Streams:
         """End all streams, each without its `end`: clients go on where they were."""
         self._closed.set()
 
-    async def _read(self, read: Callable[..., T], *given: Any) -> T:
-        """What `read(*given)` returns, called in a thread; few are at a time."""
+    async def _read(self, read: Callable[..., T], *arguments: Any) -> T:
+        """What `read(*arguments)` returns, called in a thread; few are at a time."""
         async with self._reading:
-            return await asyncio.to_thread(read, *given)
+            return await asyncio.to_thread(read, *arguments)
 
     async def rest(self, seconds: float) -> bool:
         """Wait that long, or until it is time to end.
@@ -113,9 +113,7 @@ class Streams:
 
         return self._parts(run, log_tail.has_ended, look, follow)
 
-    def happenings(
-        self, run: RunRecord, after: Last, *, follow: bool
-    ) -> AsyncGenerator[bytes, None]:
+    def events(self, run: RunRecord, after: Last, *, follow: bool) -> AsyncGenerator[bytes, None]:
         """Yield the events of a run's journal, and one `end`.
 
         Args:
@@ -230,7 +228,7 @@ def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, La
     parts = []
     for number, batch in batches:
         try:
-            events = [_happened(metadata, run_key, at, each) for at, each in decode_events(batch)]
+            events = [_event_of(metadata, run_key, at, each) for at, each in decode_events(batch)]
         except MetadataUnavailable:
             raise
         except MetadataError as error:  # what stands in other batches can be read
@@ -244,7 +242,7 @@ def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, La
     return b"".join(parts), last, len(batches) == _AT_ONCE
 
 
-def _happened(
+def _event_of(
     metadata: MetadataStore, run_key: int, at: float, what: Event
 ) -> tuple[str, dict[str, Any]] | None:
     if isinstance(what, RunStarted):

@@ -8,7 +8,6 @@ other sites cannot send. `aflow ui` logs a browser in by a link that works once.
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import hmac
 import re
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from aflow.server.auth import cookie_of, refusal
+from aflow.server.auth import cookie_of, refusal, tokens_sent
 from aflow.server.request_bodies import json_of
 from aflow.server.run_requests import fields_of
 
@@ -73,7 +72,6 @@ class Pages:
     def __init__(self, allows: Callable[[str], Awaitable[bool]]) -> None:
         self._allows = allows
         self._codes: dict[str, tuple[float, str]] = {}  # of links that log in: until when, token
-        self._zipped: dict[Path, tuple[str, bytes]] = {}
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes of the pages."""
@@ -115,19 +113,12 @@ class Pages:
         headers = {**guards, "ETag": tag, "Cache-Control": cached, "Vary": "Accept-Encoding"}
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers=headers)
-        zipped = "gzip" in request.headers.get("Accept-Encoding", "")
-        if zipped:
-            headers["Content-Encoding"] = "gzip"
-        body = self._body(path, tag, zipped)
-        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
-
-    def _body(self, path: Path, tag: str, zipped: bool) -> bytes:
-        if not zipped:
-            return path.read_bytes()
-        known = self._zipped.get(path)
-        if known is None or known[0] != tag:
-            known = self._zipped[path] = (tag, gzip.compress(path.read_bytes(), mtime=0))
-        return known[1]
+        response = web.Response(
+            body=path.read_bytes(), content_type=kind, charset="utf-8", headers=headers
+        )
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            response.enable_compression(web.ContentCoding.gzip)
+        return response
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
         """Give a browser that sends a token (JSON, `token`) the cookie that carries it."""
@@ -143,16 +134,14 @@ class Pages:
         self._codes = {c: e for c, e in self._codes.items() if e[0] > now}
         if len(self._codes) >= _MOST_CODES:
             return refusal(429, "Too many links were asked for: try again in a minute.")
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         code = secrets.token_urlsafe(24)
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
-        self._codes[code] = (now + _CODE_LASTS, given or "")
+        self._codes[code] = (now + _CODE_LASTS, next(filter(None, tokens_sent(request)), ""))
         return web.json_response({"code": code})
 
     async def _login_by_link(self, request: web.Request) -> web.StreamResponse:
-        given = request.query.get("code", "")
+        code = request.query.get("code", "")
         now = asyncio.get_running_loop().time()
-        found = next((c for c in self._codes if hmac.compare_digest(c, given)), None)
+        found = next((c for c in self._codes if hmac.compare_digest(c, code)), None)
         until, token = self._codes.pop(found) if found else (0.0, "")
         to = request.query.get("to", "")
         target = f"/ui/{to}" if _INSIDE.fullmatch(to) else "/ui/"

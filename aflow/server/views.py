@@ -62,7 +62,7 @@ _FAILED = 5  # failed tasks whose errors stand in the overview of a run
 _SEARCHED = 200_000  # lines that one request of a log looks at
 _SAMPLED = 3  # tasks of a step whose artifacts are listed
 _LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
-_LARGEST_VALUE = 64 << 20  # bytes of an artifact that is given away
+_LARGEST_VALUE = 64 << 20  # bytes of an artifact that can be downloaded
 _COMPARED = 5
 _NO_FIGURES = StepFigures(median=None, p95=None, longest=None, wait=None, retried=0, reused=0)
 _SHAPE = ("shape", "dtype", "len", "min", "max")  # of a preview, in a text of one line
@@ -87,29 +87,29 @@ class Views:
             raise NotFound(f"There is no run {flow}/{run}.")
         return record
 
-    def runs(self, wanted: RunFilter, cursor: str | None, limit: int) -> dict[str, Any]:
+    def runs(self, which: RunFilter, cursor: str | None, limit: int) -> dict[str, Any]:
         """Return the newest runs that are meant, after a cursor that an earlier page gave. A page
         may be shorter than `limit` though there are more: one request looks at a bounded number of
         runs.
 
         Args:
-            wanted: Which runs are asked for.
+            which: Which runs are asked for.
             cursor: The cursor that an earlier page gave; None for the first page.
             limit: The size of the page.
 
         Raises:
             InvalidInput: The cursor was not given by an earlier page.
         """
-        found, cursor = self.records(wanted, cursor, limit)
+        found, cursor = self.records(which, cursor, limit)
         return {"runs": [self.summary(run) for run in found], "cursor": cursor}
 
     def records(
-        self, wanted: RunFilter, cursor: str | None, limit: int
+        self, which: RunFilter, cursor: str | None, limit: int
     ) -> tuple[list[RunRecord], str | None]:
         """Return the records of such a page, and its cursor.
 
         Args:
-            wanted: Which runs are asked for.
+            which: Which runs are asked for.
             cursor: The cursor that an earlier page gave; None for the first page.
             limit: The size of the page.
 
@@ -117,61 +117,61 @@ class Views:
             InvalidInput: The cursor was not given by an earlier page.
         """
         after = None if cursor is None else position(cursor)
-        if wanted.run is not None:
-            return self._named(wanted), None
+        if which.run is not None:
+            return self._named(which), None
         give_up_at = self._clock.monotonic() + _PATIENCE
         found: list[RunRecord] = []
         looked_at = 0
         while looked_at < _LOOKED_AT and self._clock.monotonic() <= give_up_at:
             # The metadata give only runs that are meant, or a page of which most may be left out
             # here.
-            size = limit - len(found) if wanted.is_indexed else _PAGE
+            size = limit - len(found) if which.is_indexed else _PAGE
             page = self._metadata.runs(
-                wanted.flow,
-                tags=wanted.tags,
-                states=wanted.states,
-                users=wanted.users,
-                since=wanted.since,
-                until=wanted.until,
+                which.flow,
+                tags=which.tags,
+                states=which.states,
+                users=which.users,
+                since=which.since,
+                until=which.until,
                 after=after,
                 limit=size,
             )
             for record in page:
                 after, cursor = (record.created_at, record.key), cursor_after(record)
                 looked_at += 1
-                if self._is_meant(record, wanted):
+                if self._matches(record, which):
                     found.append(record)
                 # The cursor goes on after the last run that was looked at, though the page may be
                 # short.
                 if len(found) == limit or (
-                    not wanted.is_indexed and self._clock.monotonic() > give_up_at
+                    not which.is_indexed and self._clock.monotonic() > give_up_at
                 ):
                     return found, cursor
             if len(page) < size:
                 return found, None
         return found, cursor
 
-    def _named(self, wanted: RunFilter) -> list[RunRecord]:
+    def _named(self, which: RunFilter) -> list[RunRecord]:
         """The runs of this id, of which a flow has one at most."""
-        flows = [wanted.flow] if wanted.flow else [name for name, _ in self._metadata.flows()]
-        records = [self._metadata.run(flow, wanted.run or "") for flow in flows[:_LOOKED_AT]]
+        flows = [which.flow] if which.flow else [name for name, _ in self._metadata.flows()]
+        records = [self._metadata.run(flow, which.run or "") for flow in flows[:_LOOKED_AT]]
         meant = [
             run
             for run in records
-            if run is not None and wanted.takes(run) and self._is_meant(run, wanted)
+            if run is not None and which.takes(run) and self._matches(run, which)
         ]
         meant.sort(key=lambda run: (run.created_at, run.key), reverse=True)
         return meant[:_PAGE]
 
-    def _is_meant(self, run: RunRecord, wanted: RunFilter) -> bool:
+    def _matches(self, run: RunRecord, which: RunFilter) -> bool:
         words = f"{run.flow}/{run.run} {run.user} {' '.join(run.tags)}".lower()
-        if not all(text in words for text in wanted.text):
+        if not all(text in words for text in which.text):
             return False
-        if wanted.parameters:
+        if which.parameters:
             values = {each["name"]: each["value"] for each in self._parameters(run)}
-            if not all(values.get(n) in (v, repr(v)) for n, v in wanted.parameters.items()):
+            if not all(values.get(n) in (v, repr(v)) for n, v in which.parameters.items()):
                 return False
-        return not wanted.artifacts or set(wanted.artifacts) <= self._artifact_names(run)
+        return not which.artifacts or set(which.artifacts) <= self._artifact_names(run)
 
     def _artifact_names(self, run: RunRecord) -> set[str]:
         """The names of the artifacts that the steps of a run have left, each by its first task."""
@@ -255,20 +255,20 @@ class Views:
             "failures": self._failures(run),
         }
 
-    def parameters_again(self, run: RunRecord, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters of a run, with those that are given in place of some.
+    def parameters_again(self, run: RunRecord, changed: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters of a run, with other values for some.
 
         Args:
             run: The run whose values are taken.
-            given: The parameters that the request gives.
+            changed: The values that replace those of the run, by name.
 
         Raises:
-            InvalidInput: A parameter is not given, and its recorded value is not a plain one.
+            InvalidInput: A parameter has no new value, and its recorded one is not a plain one.
         """
         values = {}
         for each in self._parameters(run):
             name, kind, text = each["name"], each["type"], each["value"]
-            if name in given or kind == "NoneType":
+            if name in changed or kind == "NoneType":
                 continue
             if kind not in _LITERALS or text.endswith("..."):
                 raise InvalidInput(
@@ -276,7 +276,7 @@ class Views:
                     "or submit the flow with its file."
                 )
             values[name] = ast.literal_eval(text)
-        return {**values, **given}
+        return {**values, **changed}
 
     def _steps(self, run: RunRecord, graph: Graph | None) -> list[dict[str, Any]]:
         figures = self._columns.figures(run)
@@ -573,13 +573,13 @@ class Views:
             tail: How many lines from the end; 0 for all.
         """
         log_tail = self.log_tail(run, step, task, after)
-        wanted, looked_at, matching = search.lower(), 0, 0
+        pattern, looked_at, matching = search.lower(), 0, 0
         lines: deque[dict[str, Any]] = deque(maxlen=tail or None)
         end = True
         for line in log_tail.poll():
             looked_at += 1
             text = line.text.decode("utf-8", "replace")
-            if wanted in text.lower():
+            if pattern in text.lower():
                 matching += 1
                 lines.append({**line._asdict(), "text": text})
             if not tail and (len(lines) >= limit or looked_at >= _SEARCHED):

@@ -43,7 +43,7 @@ class AnnouncedWorkers:
         self._failed = False
         self._registered: set[str] = set()  # by us
 
-    async def look_on(self) -> None:
+    async def run_forever(self) -> None:
         """Look at what is announced, again and again."""
         queue = await asyncio.to_thread(self._open)
         try:

@@ -186,7 +186,7 @@ def test_a_run_that_cannot_begin_is_reported_and_not_tried_for_ever(scheduled: D
 
     reported = until(scheduled, "Flow_", lambda reported: reported["skipped"] == 1)
 
-    assert "alpha" in reported["said"]
+    assert "alpha" in reported["reason"]
     assert [] == scheduled.ask("GET", "/v1/runs")[1]["runs"]
 
 
@@ -204,5 +204,5 @@ def test_a_schedule_ends_with_the_token_that_created_it(scheduled: Daemon) -> No
 
     reported = until(scheduled, "Flow_", lambda reported: reported["skipped"] > 0)
 
-    assert "The token ci, which created this schedule, was revoked" in reported["said"]
+    assert "The token ci, which created this schedule, was revoked" in reported["reason"]
     assert (0, None) == (reported["started"], reported["latest"])

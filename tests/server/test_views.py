@@ -702,7 +702,7 @@ def test_workers_that_have_registered_are_shown_and_drained(served: Served) -> N
 def test_the_server_says_what_doctor_finds_and_what_gc_would_delete(served: Served) -> None:
     found = served.ask("POST", "/v1/doctor")[1]["findings"]
     assert {"ok", "warn"} >= {each["state"] for each in found}
-    assert "can be read" in next(each for each in found if each["name"] == "metadata")["said"]
+    assert "can be read" in next(each for each in found if each["name"] == "metadata")["message"]
 
     def plan(**fields: Any) -> Any:
         return served.ask("POST", "/v1/gc", json.dumps(fields).encode())

@@ -26,6 +26,7 @@ from aflow.server.metaflow.messages import (
     Lister,
     Listing,
     PageRequest,
+    RunScope,
     page_of,
 )
 
@@ -168,7 +169,7 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def status_of(run: RunRecord) -> str:
-    """Return how a run stands, in the words of the service.
+    """Return how a run stands, as the service names it.
 
     Args:
         run: The run; one that was cancelled counts as failed, since the service has no such status.
@@ -185,33 +186,26 @@ def flow_row(flow: str, at: float) -> dict[str, Any]:
         flow: The name of the flow.
         at: When the flow was first run, in seconds since the epoch.
     """
-    return {"flow_id": flow, "user_name": None, **_at(at), "tags": [], "system_tags": []}
+    times = {"ts_epoch": _milliseconds(at)}
+    return {"flow_id": flow, "user_name": None, **times, "tags": [], "system_tags": []}
 
 
-def run_row(run: RunRecord) -> dict[str, Any]:
-    """Return a run in the JSON form of Metaflow's service.
+def scope_of(run: RunRecord) -> RunScope:
+    """Return a run as the service has one.
 
     Args:
         run: The run, as aflow records it.
     """
-    beat = None if run.heartbeat_at is None else int(run.heartbeat_at)
-    return {
-        **_head(run), "user_name": run.user, **_at(run.created_at), "last_heartbeat_ts": beat,
-        **_tail(run),
-    }  # fmt: skip
-
-
-def step_rows(run: RunRecord, begun: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """Return the steps of a run that have begun, by name, in the JSON form of Metaflow's service.
-
-    Args:
-        run: The run that the steps belong to.
-        begun: The names of the steps, with the times at which they began.
-    """
-    return {
-        name: {**_head(run), "step_name": name, "user_name": run.user, **_at(at), **_tail(run)}
-        for name, at in begun
-    }
+    return RunScope(
+        flow=run.flow,
+        number=0,  # it is known by its name
+        name=run.run,
+        user=run.user,
+        ts_epoch=_milliseconds(run.created_at),
+        heartbeat=None if run.heartbeat_at is None else int(run.heartbeat_at),
+        tags=list(run.tags),
+        system_tags=list(run.system_tags),
+    )
 
 
 def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
@@ -221,7 +215,8 @@ def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
         run: The run that the task belongs to.
         view: The task; its attempt is not used.
     """
-    return {**_in_task(run, view), **_at(view.task.created_at), "last_heartbeat_ts": None}
+    times = {"ts_epoch": _milliseconds(view.task.created_at), "last_heartbeat_ts": None}
+    return {**_in_task(run, view), **times}
 
 
 def latest_metadata(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
@@ -255,19 +250,19 @@ def metadata_rows(
     around = dict(records.surroundings(run, view))
     if copies is not None:
         around |= {"ds-type": copies.kind, "ds-root": copies.root}
-    said: list[tuple[float, dict[str, Any]]] = []
+    facts: list[tuple[float, dict[str, Any]]] = []
     for attempt in attempts:
         begun = began if attempt.started_at is None else attempt.started_at
-        said += [
+        facts += [
             (begun, records.fact(attempt.attempt, name, value, name))
             for name, value in around.items()
         ]
         at = attempt.finished_at or begun
-        said += [(at, each) for each in records.facts_of(attempt)]
+        facts += [(at, each) for each in records.facts_of(attempt)]
     first = view.task.task * PER_TASK
     return [
-        {**each, **_in_task(run, view), **_at(at), "id": first + place}
-        for place, (at, each) in enumerate([*said, *more])
+        {**each, **_in_task(run, view), "ts_epoch": _milliseconds(at), "id": first + place}
+        for place, (at, each) in enumerate([*facts, *more])
     ]
 
 
@@ -285,30 +280,20 @@ def artifact_rows(
     """
     if view.attempt is None:
         return []
-    at = view.attempt.finished_at or view.task.created_at
+    at = _milliseconds(view.attempt.finished_at or view.task.created_at)
     readable = [] if copies is None else records.copies_metadata(view.attempt, copies, left)
     named = {each["name"] for each in readable}
     others = [each for each in records.artifacts_of(view.attempt) if each["name"] not in named]
-    return [{**each, **_in_task(run, view), **_at(at)} for each in (*readable, *others)]
+    return [{**each, **_in_task(run, view), "ts_epoch": at} for each in (*readable, *others)]
 
 
 def _in_task(run: RunRecord, view: TaskView) -> dict[str, Any]:
-    return {
-        **_head(run), "step_name": view.task.step, "task_id": view.task.task,
-        "user_name": run.user, **_tail(run),
-    }  # fmt: skip
+    named = scope_of(run).in_task(view.task.step, view.task.task)
+    return {**named, "user_name": run.user}
 
 
-def _head(run: RunRecord) -> dict[str, Any]:
-    return {"flow_id": run.flow, "run_number": run.run}
-
-
-def _tail(run: RunRecord) -> dict[str, Any]:
-    return {"tags": list(run.tags), "system_tags": list(run.system_tags)}
-
-
-def _at(seconds: float) -> dict[str, int]:
-    return {"ts_epoch": round(shown_time(seconds) * 1000)}
+def _milliseconds(seconds: float) -> int:
+    return round(shown_time(seconds) * 1000)
 
 
 def passes(query: Mapping[str, str], fields: dict[str, Any], status: str = "") -> bool:
@@ -417,7 +402,7 @@ class OwnRuns:
         if run is None:
             return None
         if name == "get_run":
-            return JsonResponse(run_row(run))
+            return JsonResponse(scope_of(run).row())
         if name == "get_step":
             steps = self._steps(run)
             return JsonResponse(steps[asked.step]) if asked.step in steps else None
@@ -429,8 +414,8 @@ class OwnRuns:
         if name == "get_task":
             return JsonResponse(task_row(run, view))
         artifacts = {each["name"]: each for each in self._artifacts(run, view, write=True)}
-        wanted = asked.names["artifact_name"]
-        return JsonResponse(artifacts[wanted]) if wanted in artifacts else None
+        artifact = asked.names["artifact_name"]
+        return JsonResponse(artifacts[artifact]) if artifact in artifacts else None
 
     def _list_of_run(self, name: str, asked: Asked) -> Joined | None:
         run = self._run(asked)
@@ -459,11 +444,11 @@ class OwnRuns:
         if name == "get_metadata":
             self._write_beside(run, view)
         attempts = self._store.attempts(run.key, view.task.task)
-        said = [
+        more = [
             (each.created_at, records.fact(each.attempt, each.field, each.value, each.type))
             for each in self._store.metadata(run.key, view.task.task)
         ]
-        return metadata_rows(run, view, attempts, said, self._copies_of(run))
+        return metadata_rows(run, view, attempts, more, self._copies_of(run))
 
     def _artifacts(self, run: RunRecord, view: TaskView, *, write: bool = False) -> list[Any]:
         """What the attempt has left; with `write` it can be read then where it is said to be."""
@@ -514,11 +499,11 @@ class OwnRuns:
 
         def of(view: TaskView) -> list[Any]:
             if field is not None or pattern is not None:
-                said = self._metadata_of_task("get_filtered_tasks", run, view)
+                facts = self._metadata_of_task("get_filtered_tasks", run, view)
                 if not any(
                     field in (None, each["field_name"])
                     and (pattern is None or is_found(pattern, each["value"]))
-                    for each in said
+                    for each in facts
                 ):
                     return []
             return [f"{run.flow}/{run.run}/{view.task.step}/{view.task.task}"]
@@ -535,7 +520,7 @@ class OwnRuns:
             None if page is None or len(asked.query.keys() - {"_limit", "_cursor"}) else page.limit
         )
         rows = (
-            (Own(_FIRST_RUN + int(shown_time(run.created_at) * 1e6), run_row(run)), run)
+            (Own(_FIRST_RUN + int(shown_time(run.created_at) * 1e6), scope_of(run).row()), run)
             for run in self._store.runs(asked.flow, until=until, limit=limit)
         )
         return [row for row, run in rows if passes(asked.query, row.fields, status_of(run))]
@@ -547,8 +532,12 @@ class OwnRuns:
             return None
 
     def _steps(self, run: RunRecord) -> dict[str, Any]:
-        begun = [(name, at) for name, at, _ in self._store.steps(run.key)]
-        return step_rows(run, [(ids.PARAMETERS_STEP, run.created_at), *begun])
+        begun = {name: at for name, at, _ in self._store.steps(run.key)}
+        scope = scope_of(run)
+        return {
+            name: scope.step_row(name, run.user, _milliseconds(at))
+            for name, at in ({ids.PARAMETERS_STEP: run.created_at} | begun).items()
+        }
 
     def _task(self, run: RunRecord, asked: Asked) -> TaskView | None:
         number = checks.number(asked.task)

@@ -40,7 +40,8 @@ from aflow.server.metaflow.routes import ROUTES, ServiceRoute
 try:
     from aiohttp import web
 
-    from aflow.server.auth import OWN_CALLS, Handler, refusal, send_stream
+    from aflow.server.auth import OWN_CALLS, refusal, send_stream
+    from aflow.server.listening import Handler
     from aflow.server.request_bodies import body_of, check_json
 except ImportError as error:
     raise MissingExtra(

@@ -65,8 +65,8 @@ class PostgresDatabase:
             with self._connections.one() as connection:
                 yield connection
         except psycopg.DataError as error:  # a regular expression, say, that only Python knows
-            said = next(iter(str(error).splitlines()), "it is not a value").rstrip(".")
-            raise RegistrationRefused.of(400, said) from error
+            reason = next(iter(str(error).splitlines()), "it is not a value").rstrip(".")
+            raise RegistrationRefused.of(400, reason) from error
         except MetadataAway:
             self._connections.close()  # the others are of the same server
             raise

@@ -49,8 +49,28 @@ class RunScope(NamedTuple):
         """How everything in this run ends."""
         return {"tags": self.tags, "system_tags": self.system_tags}
 
+    def step_row(self, step: str, user: str | None, ts_epoch: int) -> dict[str, Any]:
+        """Return a step of the run in the JSON form of Metaflow's service.
+
+        Args:
+            step: The name of the step.
+            user: The user that registered it.
+            ts_epoch: When it was registered, in milliseconds since the epoch.
+        """
+        named = {"step_name": step, "user_name": user, "ts_epoch": ts_epoch}
+        return {**self.head, **named, **self.tail}
+
+    def in_task(self, step: str, task: int | str) -> dict[str, Any]:
+        """Return how everything in a task of the run is named.
+
+        Args:
+            step: The name of the step.
+            task: The name of the task, else its number.
+        """
+        return {**self.head, "step_name": step, "task_id": task, **self.tail}
+
     def row(self) -> dict[str, Any]:
-        """Return the run, for clients."""
+        """Return the run in the JSON form of Metaflow's service."""
         return {
             **self.head,
             "user_name": self.user,
@@ -77,13 +97,10 @@ class TaskScope(NamedTuple):
             run: The run that the task belongs to.
         """
         return {
-            **run.head,
-            "step_name": self.step,
-            "task_id": self.name or self.number,
+            **run.in_task(self.step, self.name or self.number),
             "user_name": self.user,
             "ts_epoch": self.ts_epoch,
             "last_heartbeat_ts": self.heartbeat,
-            **run.tail,
         }
 
 
@@ -142,12 +159,12 @@ def no_parent(what: str) -> RegistrationRefused:
 
 
 def _database_error(status: int, code: str, message: str) -> RegistrationRefused:
-    said = {
+    reported = {
         "pgerror": f"ERROR: {message}",
         "pgcode": code,
         "diag": {"message_primary": message, "severity": "ERROR"},
     }
-    return RegistrationRefused(status, json.dumps({"err_msg": said}))
+    return RegistrationRefused(status, json.dumps({"err_msg": reported}))
 
 
 # Lists by page: where a page ends, and what is filtered out of it.
@@ -175,7 +192,7 @@ class PageRequest:
     after: Any = None
 
     def headers(self, keys: list[Any]) -> dict[str, str]:
-        """Return what is said beside the rows with these keys.
+        """Return the headers of a page of rows with these keys.
 
         Args:
             keys: The keys of the rows, in order.

@@ -8,7 +8,7 @@ from typing import Any
 from aflow.server.metaflow.checks import MAX_ITEMS, NAMES
 from aflow.server.metaflow.messages import LIMIT, MAX_LIMIT, PROTOCOL
 from aflow.server.metaflow.routes import ROUTES, ServiceRoute
-from aflow.server.openapi import SECURITY, Description, parameters, query, summary_of
+from aflow.server.openapi import REFUSALS, SECURITY, Description, parameters, query, summary_of
 from aflow.server.routes.schemas import (
     Schema,
     array,
@@ -135,13 +135,10 @@ _MEANINGS = {
     "artifact_name": "The name of the artifact.",
 }
 _REFUSALS = {
-    400: "Malformed or invalid request.",
-    401: "Missing or invalid token.",
+    **REFUSALS,
     403: "Access denied: the token has expired, or its scope is `read` and the request writes.",
     404: "Not found, or its flow, run, step or task is not registered.",
-    408: "The body did not arrive in time.",
     409: "It is registered already.",
-    413: "The body is too large.",
     415: "The body is compressed.",
     422: "A system tag cannot be removed.",
     500: "The service failed unexpectedly: its log has the cause.",
@@ -154,14 +151,42 @@ _TAG = "metadata service"
 def description() -> Description:
     """Return the API of Metaflow's service."""
     paths: dict[str, dict[str, Any]] = {
-        "/ping": {"get": _plain("service_ping", "Check that the process answers.", "`pong`.")},
-        "/version": {
+        "/ping": {
             "get": _plain(
-                "service_version", "Show the version of the protocol.", "A version such as 2.5.1."
+                "ping", "Check that the process answers.", {"200": _text("`pong`.")}, security=[]
             )
         },
-        "/healthcheck": {"get": _HEALTH},
-        "/auth/token": {"get": _NO_CREDENTIALS},
+        "/version": {
+            "get": _plain(
+                "version",
+                "Show the version of the protocol.",
+                {"200": _text("A version such as 2.5.1.")},
+            )
+        },
+        "/healthcheck": {
+            "get": _plain(
+                "healthcheck",
+                "Check that the database answers.",
+                {
+                    "200": _status("The database answers.", "UP"),
+                    "500": {"description": _REFUSALS[500]},
+                    "503": _status("The database does not answer.", "DOWN"),
+                },
+                security=[],
+            )
+        },
+        "/auth/token": {
+            "get": _plain(
+                "auth_token",
+                "Refuse credentials: the service has none to give.",
+                {
+                    "401": {"description": _REFUSALS[401]},
+                    "403": {"description": "The service gives out no credentials."},
+                },
+                description="Clients of Metaflow may ask here for credentials of AWS. They have to "
+                "use those of their own account.",
+            )
+        },
     }
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -174,39 +199,19 @@ def _status(meaning: str, status: str) -> dict[str, Any]:
     return {"description": meaning, "content": {"application/json": {"schema": schema}}}
 
 
-_HEALTH: dict[str, Any] = {
-    "operationId": "service_healthcheck",
-    "summary": "Check that the database answers.",
-    "tags": [_TAG],
-    "security": [],
-    "responses": {
-        "200": _status("The database answers.", "UP"),
-        "500": {"description": _REFUSALS[500]},
-        "503": _status("The database does not answer.", "DOWN"),
-    },
-}
-_NO_CREDENTIALS: dict[str, Any] = {
-    "operationId": "service_auth_token",
-    "summary": "Refuse credentials: the service has none to give.",
-    "description": "Clients of Metaflow may ask here for credentials of AWS. They have to use "
-    "those of their own account.",
-    "tags": [_TAG],
-    "security": SECURITY,
-    "responses": {
-        "401": {"description": _REFUSALS[401]},
-        "403": {"description": "The service gives out no credentials."},
-    },
-}
+def _text(meaning: str) -> dict[str, Any]:
+    return {"description": meaning, "content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
-def _plain(name: str, summary: str, answer: str) -> dict[str, Any]:
-    content = {"text/plain": {"schema": {"type": "string"}}}
+def _plain(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """An operation without parameters."""
     return {
-        "operationId": name,
+        "operationId": f"service_{name}",
         "summary": summary,
         "tags": [_TAG],
-        "security": [] if name == "service_ping" else SECURITY,
-        "responses": {"200": {"description": answer, "content": content}},
+        "security": SECURITY,
+        "responses": responses,
+        **more,
     }
 
 
@@ -247,9 +252,7 @@ def _responses(route: ServiceRoute, name: str) -> dict[str, Any]:
         }
     }
     if not route.writes:
-        responses["304"] = {
-            "description": "The response is the one with the ETag of `If-None-Match`."
-        }
+        responses["304"] = {"description": _REFUSALS[304]}
     for status in sorted(statuses):
         content: dict[str, Any] = {"application/json": {"schema": {}}}
         responses[str(status)] = {"description": _REFUSALS[status], "content": content}

@@ -161,8 +161,8 @@ def change_tags(session: Transaction, asked: Asked) -> JsonResponse:
     locked = sql()["lock_tags"].replace("{for_update}", asked.words["for_update"])
     tags, system = (set(json.loads(value) or ()) for value in session.rows(locked, [run.number])[0])
     if fixed := sorted(system & set(remove)):
-        said = f"Cannot remove tags that are existing system tags: {', '.join(fixed)}"
-        raise RegistrationRefused(422, said)
+        sentence = f"Cannot remove tags that are existing system tags: {', '.join(fixed)}"
+        raise RegistrationRefused(422, sentence)
     after = sorted((tags - set(remove)) | (set(add) - system))
     session.change(sql()["set_tags"], [json.dumps(after), run.number])
     return JsonResponse({"tags": after})
@@ -213,9 +213,7 @@ def get_steps(session: Transaction, asked: Asked) -> Listing:
     run = the_run(session, asked)
     condition = filters(asked.query, _STEP_FIELDS, Condition().add("s.run_number = ?", run.number))
     page = page_of(asked.query, str)
-    return Listing(
-        sql()["steps"], condition, "s.step_name", lambda row: _step_answer(run, row), page
-    )
+    return Listing(sql()["steps"], condition, "s.step_name", lambda row: run.step_row(*row), page)
 
 
 def get_step(session: Transaction, asked: Asked) -> JsonResponse:
@@ -224,25 +222,19 @@ def get_step(session: Transaction, asked: Asked) -> JsonResponse:
     found = session.rows(sql()["step"], [run.number, asked.step])
     if not found:
         raise missing()
-    return JsonResponse(_step_answer(run, found[0]))
+    return JsonResponse(run.step_row(*found[0]))
 
 
 def add_step(session: Transaction, asked: Asked) -> JsonResponse:
     """Register a step. Refused with 409, or 404 if its run is not registered."""
     user = checks.text(checks.parsed(asked.body, dict), "user_name")
     run = the_run(session, asked)
-    values = [run.number, asked.step, user, asked.ts_epoch]
-    if not session.change(sql()["add_step"], values):
+    if not session.change(sql()["add_step"], [run.number, asked.step, user, asked.ts_epoch]):
         raise duplicate(f"{asked.flow}/{asked.run}/{asked.step}")
-    return JsonResponse(_step_answer(run, values[1:]))
+    return JsonResponse(run.step_row(asked.step, user, asked.ts_epoch))
 
 
-def _step_answer(run: RunScope, row: Row) -> dict[str, Any]:
-    step, user, ts_epoch = row
-    return {**run.head, "step_name": step, "user_name": user, "ts_epoch": ts_epoch, **run.tail}
-
-
-# Tasks of steps: registered, alive, found by what is said of them.
+# Tasks of steps: registered, alive, found by their metadata.
 
 
 _TASK_FIELDS = {
@@ -416,15 +408,12 @@ def _metadata_answer(run: RunScope, row: Row) -> dict[str, Any]:
     number, step, task, task_name, field, value, type_, user, ts_epoch = row
     return {
         "id": number,
-        **run.head,
-        "step_name": step,
-        "task_id": task_name or task,
+        **run.in_task(step, task_name or task),
         "field_name": field,
         "value": value,
         "type": type_,
         "user_name": user,
         "ts_epoch": ts_epoch,
-        **run.tail,
     }
 
 
@@ -433,12 +422,8 @@ def _metadata_answer(run: RunScope, row: Row) -> dict[str, Any]:
 
 
 _TEXTS = ("location", "ds_type", "sha", "type", "content_type", "user_name")
-_METADATA_COLUMNS = (
-    "name",
-    *_TEXTS,
-    "attempt_id",
-    "ts_epoch",
-)  # as in queries.sql, from the fifth on
+# As in queries.sql, from the fifth on.
+_ARTIFACT_COLUMNS = ("name", *_TEXTS, "attempt_id", "ts_epoch")
 _ARTIFACT_FIELDS = {
     "name": "a.name",
     "type": "a.type",
@@ -532,13 +517,8 @@ def _artifact_listing(run: RunScope, asked: Asked, condition: Condition) -> List
 
 def _artifact_answer(run: RunScope, row: Row) -> dict[str, Any]:
     _, step, task, task_name, *rest = row
-    return {
-        **run.head,
-        "step_name": step,
-        "task_id": task_name or task,
-        **dict(zip(_METADATA_COLUMNS, rest, strict=True)),
-        **run.tail,
-    }
+    columns = zip(_ARTIFACT_COLUMNS, rest, strict=True)
+    return {**run.in_task(step, task_name or task), **dict(columns)}
 
 
 class ServiceRoute(NamedTuple):

@@ -144,8 +144,8 @@ class ActionRoutes:
         try:
             found = json.loads(out)
         except ValueError as error:
-            said = err.decode("utf-8", "replace").strip()[-500:]
-            raise AflowError(f"aflow doctor failed: {said or 'it printed nothing.'}") from error
+            printed = err.decode("utf-8", "replace").strip()[-500:]
+            raise AflowError(f"aflow doctor failed: {printed or 'it printed nothing.'}") from error
         return web.json_response({"findings": found})
 
     async def plan_collection(self, request: web.Request) -> web.StreamResponse:

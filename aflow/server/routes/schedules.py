@@ -122,7 +122,7 @@ class ScheduleRoutes:
             "script": order.get("script"),
             "next": schedules.upcoming(schedule, self._clock.now()),
             "latest": schedule.latest,
-            "said": schedule.said,
+            "reason": schedule.reason,
             "started": schedule.started,
             "skipped": schedule.skipped,
         }

@@ -528,7 +528,7 @@ SCHEDULE = {
     "script": maybe_text("The flow's file in the code package."),
     "next": maybe_real(f"When it is due next, {_SINCE}; null if it is not."),
     "latest": maybe_text("The pathspec of its latest run."),
-    "said": text("Why the last time it was due started no run; empty if it did."),
+    "reason": text("Why the last time it was due started no run; empty if it did."),
     "started": count("The number of runs that it has started."),
     "skipped": count("The number of times at which it was due and started no run."),
 }
@@ -650,7 +650,7 @@ FINDINGS = fields(
         "The results, one for each check.",
         name=text("What was checked."),
         state=choice(("ok", "warn", "fail"), "The result of the check."),
-        said=text("What was found."),
+        message=text("What was found."),
         advice=text("What to do; empty if nothing is to be done."),
     ),
 )

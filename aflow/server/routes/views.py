@@ -76,10 +76,10 @@ class ViewRoutes:
 
         A page may be shorter than `limit` although more runs follow: one request reads a bounded
         number of runs. Follow `cursor` until it is null."""
-        wanted = filters.parse(request.query.get("filter", ""), self._clock.now())
+        which = filters.parse(request.query.get("filter", ""), self._clock.now())
         limit = number_of(request, "limit", 50, 200)
         cursor = request.query.get("cursor")
-        page = await asyncio.to_thread(self._views.runs, wanted, cursor, max(limit, 1))
+        page = await asyncio.to_thread(self._views.runs, which, cursor, max(limit, 1))
         return web.json_response(page)
 
     async def show_overview(self, request: web.Request) -> web.StreamResponse:

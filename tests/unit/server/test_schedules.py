@@ -14,12 +14,12 @@ from aflow.metadata.base import Document
 from aflow.server.schedules import (
     MOST_MISSED,
     Schedule,
+    after_tick,
     changed,
     due,
     new,
     read,
     run_id,
-    seen_to,
     ticks,
     upcoming,
 )
@@ -32,7 +32,7 @@ HOURLY = Schedule("hourly", "0 * * * ? *", {"flow": "F"}, done_until=NOON - HOUR
 def test_a_tick_is_due_at_its_time_and_once() -> None:
     assert [] == due(HOURLY, NOON - 1)
     assert [NOON] == due(HOURLY, NOON)
-    after = seen_to(HOURLY, NOON, "F/1")
+    after = after_tick(HOURLY, NOON, "F/1")
     assert [] == due(after, NOON + 59)
     assert (NOON + HOUR, "F/1", 1, 0) == (
         upcoming(after, NOON), after.latest, after.started, after.skipped,

@@ -16,14 +16,14 @@ def left(cancel: str | None = None, seconds: float = 0.0) -> RunRecord:
 
 
 def test_a_run_that_was_left_is_taken_up_and_after_a_failure_later_again() -> None:
-    assert "take up" == next_for(Tries(since=0.0), left(), 0.0, 3600.0)
+    assert "recover" == next_for(Tries(since=0.0), left(), 0.0, 3600.0)
     tries = Tries(since=0.0, begun=1, failed=1, not_before=4.0)
     assert "wait" == next_for(tries, left(), 3.0, 3600.0)
-    assert "take up" == next_for(tries, left(), 4.0, 3600.0)
+    assert "recover" == next_for(tries, left(), 4.0, 3600.0)
 
 
 def test_a_run_that_is_to_be_cancelled_is_tried_once_and_then_ended() -> None:
-    assert "take up" == next_for(Tries(since=0.0, not_before=300.0), left("enough"), 1.0, 3600.0)
+    assert "recover" == next_for(Tries(since=0.0, not_before=300.0), left("enough"), 1.0, 3600.0)
     assert "cancel" == next_for(Tries(since=0.0, begun=1, failed=1), left("enough"), 1.0, 3600.0)
 
 
@@ -34,4 +34,4 @@ def test_a_run_fails_when_nobody_could_take_it_up_for_the_time_that_was_said() -
     assert "fail" == next_for(tries, left(seconds=3600.0), 10.0, 3600.0)
     # A server that was away for hours tries for a minute first.
     tries = Tries(since=0.0, begun=4, failed=4)
-    assert "take up" == next_for(tries, left(seconds=90000.0), 30.0, 3600.0)
+    assert "recover" == next_for(tries, left(seconds=90000.0), 30.0, 3600.0)

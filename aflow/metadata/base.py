@@ -98,7 +98,7 @@ class RunFilter(NamedTuple):
 
         Args:
             tags: Its tags, of users and of the system.
-            user: Who has created it.
+            user: The user who has created it.
             created_at: The time of its creation, in seconds since the epoch.
             key: Its key in the metadata store.
         """
@@ -311,7 +311,7 @@ class Documents(Protocol):
         Args:
             kind: The kind of document, such as `schedule` or `token`.
             name: The name of the document within its kind.
-            data: The content.
+            data: The content, in whatever format the kind has.
             version: 0 for a new document; else the version that was read, which the document still
                 has to have.
 
@@ -480,7 +480,7 @@ class HandedAttempts(Protocol):
             run_key: The key of the run in the metadata store.
             step: The name of the step; None for all steps.
             after: The last task of the page before; 0 for the first page.
-            limit: How many at most.
+            limit: How many attempts the page has at most.
         """
 
     @writes
@@ -592,7 +592,7 @@ class Leases(Protocol):
 
         Args:
             kind: The kind of the holders, as in `kind/name`.
-            limit: How many at most.
+            limit: How many runs are returned at most.
         """
 
     @writes
@@ -640,7 +640,7 @@ class Records(Protocol):
 
         Args:
             run_key: The key of the run in the metadata store.
-            logs: The new content, by attempt.
+            logs: What takes the place of the log of each attempt.
         """
 
     @writes
@@ -687,7 +687,7 @@ class Records(Protocol):
             until: The time before which a run was created, in seconds since the epoch.
             after: Time of creation and key of the last run of the page before.
             limit: How many at most; None for all.
-            kind: The kind of runs.
+            kind: Empty for runs of whole flows, SPIN for those of single tasks.
         """
 
     def run(self, flow: str, run: str) -> RunRecord | None:
@@ -724,7 +724,7 @@ class Records(Protocol):
             run_key: The key of the run in the metadata store.
             step: The name of the step; None for all steps.
             split: The task that opened a foreach: tasks of `steps` directly in it, by index.
-            steps: The steps, with `split`.
+            steps: With `split`, the steps whose tasks are returned; empty for all.
             after: The last task, or with `split` the last index, of the page before; None for the
                 first.
             limit: How many at most; None for all.
@@ -787,7 +787,8 @@ class Records(Protocol):
 
         Args:
             run_key: The key of the run in the metadata store.
-            tasks: The numbers of the tasks.
+            tasks: The numbers of the tasks within the run; of those without a manifest the result
+                has no entry.
         """
 
     def split_manifests(
@@ -800,8 +801,8 @@ class Records(Protocol):
             run_key: The key of the run in the metadata store.
             split: The task that opened the foreach.
             steps: The names of the steps.
-            start: The index of the first item.
-            limit: How many at most.
+            start: The index of the first item of the page, from 0.
+            limit: How many inputs the page has at most.
         """
 
     def cached(self, flow: str, key: bytes) -> CachedTask | None:
@@ -811,7 +812,7 @@ class Records(Protocol):
 
         Args:
             flow: The name of the flow.
-            key: The cache key.
+            key: The cache key: a digest of all that the result depends on.
         """
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
@@ -851,7 +852,7 @@ def documents_of(store: object) -> Documents | None:
     none.
 
     Args:
-        store: The metadata store.
+        store: A metadata store of any kind, or several that are read as one.
     """
     kept: Any = store
     return kept if hasattr(store, "put_document") else None
@@ -861,7 +862,7 @@ def registry_of(store: object) -> WorkerRegistry | None:
     """Return the registry of workers of a metadata store; None for one that has none.
 
     Args:
-        store: The metadata store.
+        store: A metadata store of any kind, or several that are read as one.
     """
     kept: Any = store
     return kept if hasattr(store, "beat_worker") else None
@@ -880,8 +881,8 @@ def failed_task(metadata: MetadataStore, run: RunRecord) -> TaskView | None:
     The run's reason is that of this task. Of several with the same reason, the first to fail.
 
     Args:
-        metadata: The metadata store.
-        run: The record of the run.
+        metadata: The metadata store that has the tasks of the run.
+        run: The record of the run, whose reason names the failure.
     """
     if run.state is not RunState.FAILED:
         return None
@@ -898,7 +899,7 @@ def why(run: RunRecord, task: TaskView | None) -> str:
     was recorded.
 
     Args:
-        run: The record of the run.
+        run: The record of the run; its reason may have several lines.
         task: The task that failed first; None where none has.
     """
     first = next(iter(run.reason.strip().splitlines()), "")
@@ -916,8 +917,8 @@ def changed(
     Args:
         known: The tags of the run, each with whether it is a system tag: the run has those already,
             so that adding one changes nothing.
-        add: The tags to add.
-        remove: The tags to remove.
+        add: The tags that the run has afterwards; one that it has already changes nothing.
+        remove: The tags that it no longer has; one that it lacks changes nothing.
 
     Raises:
         InvalidName: A tag is not allowed, one to remove is a system tag, or there would be too

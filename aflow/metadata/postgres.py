@@ -129,7 +129,7 @@ class PostgresAddress:
         settings.
 
         Args:
-            connection: The connection.
+            connection: A connection that nobody else uses meanwhile.
             read_only: Whether nothing is to be written.
         """
         if not self.is_pooled:
@@ -236,7 +236,7 @@ def bring_up_to_date(connection: Connection, place: PostgresAddress, read_only: 
 
     Args:
         connection: A connection outside of a transaction.
-        place: Its address.
+        place: The address of the database, which names the schema.
         read_only: Whether nothing is to be written.
 
     Raises:

@@ -179,7 +179,7 @@ def time_of(value: Any) -> float:
     for anything that is not a number.
 
     Args:
-        value: The value of the column.
+        value: What the column holds: a number, or in a damaged row anything.
     """
     return shown_time(value) if isinstance(value, float | int) else 0.0
 
@@ -265,7 +265,7 @@ def attempt_states(states: Sequence[TaskState]) -> list[str]:
     them: "" is that of no attempt.
 
     Args:
-        states: The states of tasks.
+        states: The states that tasks may have; empty for any.
     """
     none = [""] if TaskState.READY in states else []
     return none + [state.value for state, made in TASK_STATES.items() if made in states]
@@ -275,7 +275,7 @@ def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], list[
     """What a commit changes of the kept counts and figures.
 
     Args:
-        batch: what is written.
+        batch: What the commit writes.
         latest: task, step, attempt and state (both None without an attempt) of the tasks in the
             batch's attempts that were there before, as the query `latest_states` gives them.
 
@@ -318,7 +318,7 @@ def known_before(batch: Batch) -> list[int]:
     """Return the tasks in the batch's attempts that an earlier commit has written.
 
     Args:
-        batch: The batch to commit.
+        batch: What the commit writes.
     """
     new = {task.task for task in batch.tasks}
     return list({each.task for each in batch.attempts} - new)
@@ -329,7 +329,7 @@ def progress(found: Iterable[Row]) -> list[StepProgress]:
     tasks.
 
     Args:
-        found: The rows of the query.
+        found: Rows of step, creation, state, number of tasks, last end and most memory.
     """
     steps: dict[str, StepProgress] = {}
     for step, created_at, state, count, finished_at, max_rss in found:
@@ -345,7 +345,7 @@ def metadata_row(run_key: int, record: MetadataRecord) -> Row:
 
     Args:
         run_key: The key of the run in the metadata store.
-        record: The record.
+        record: The record, whose value may hold surrogates.
     """
     return (run_key, *record._replace(value=text(record.value)))
 
@@ -957,7 +957,7 @@ def statements(kind: str, dialect: str = "") -> dict[str, str]:
     those that `queries_<dialect>/<kind>.sql` has of the same names take their place.
 
     Args:
-        kind: The name of the file.
+        kind: The name of the file without its ending: `read` or `write`.
         dialect: That of the backend; empty for SQLite.
     """
     found = named((_FOLDER / "queries" / f"{kind}.sql").read_text())

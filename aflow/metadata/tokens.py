@@ -68,7 +68,7 @@ def create(
 
     Args:
         store: The store of the tokens.
-        name: The name of the token.
+        name: What people call the token; no two have the same name.
         scope: What it allows: `read` or `write`.
         now: The present time, in seconds since the epoch.
         seconds: After how many seconds it expires; None for never.
@@ -243,7 +243,7 @@ def is_this_machine(host: str) -> bool:
     """Return whether a host is this machine, by a name that cannot mean another.
 
     Args:
-        host: The name or address.
+        host: The name or the address of a host, as in a URL.
     """
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -120,7 +120,7 @@ def value_frame(value: object) -> bytes:
     """Return the frame of an answer that is one value.
 
     Args:
-        value: The value.
+        value: What the call has returned, made of plain values and records.
     """
     return pack(["value", value])
 
@@ -129,7 +129,7 @@ def items_frame(items: list[Any]) -> bytes:
     """Return a frame with some of the items of an answer.
 
     Args:
-        items: The items.
+        items: Some of the items, made of plain values and records.
     """
     return pack(["items", items])
 
@@ -178,7 +178,7 @@ def raise_received(frame: list[Any]) -> None:
     """Raise the error that a frame carries, if it is an error frame.
 
     Args:
-        frame: The frame.
+        frame: A frame, as `frames` yields it.
     """
     if frame[0] == "error":
         raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])

@@ -106,7 +106,7 @@ class Queue(Protocol):
 
         Args:
             topic: The name of the topic.
-            messages: The messages.
+            messages: The messages, each with an id of its own in the topic.
         """
 
     async def lease(
@@ -121,8 +121,8 @@ class Queue(Protocol):
 
         Args:
             topics: The topics; those named first go first.
-            limit: How many at most.
-            ttl: For how many seconds.
+            limit: How many messages are leased at most.
+            ttl: For how many seconds they are leased, by the broker's clock.
             wait: How many seconds to wait for the first message.
             skip: Groups whose messages are left to others.
 
@@ -134,8 +134,8 @@ class Queue(Protocol):
         """Extend leases to `ttl` seconds from now.
 
         Args:
-            leases: The leases.
-            ttl: For how many seconds.
+            leases: Leases of this queue, of any of its topics.
+            ttl: For how many seconds from now, by the broker's clock.
 
         Returns:
             The leases with their new ends.
@@ -148,7 +148,7 @@ class Queue(Protocol):
         """The messages are done with.
 
         Args:
-            leases: The leases.
+            leases: Leases of this queue, of any of its topics.
         """
 
     async def release(
@@ -157,7 +157,7 @@ class Queue(Protocol):
         """Give messages back, to be delivered again.
 
         Args:
-            leases: The leases.
+            leases: Leases of this queue, of any of its topics.
             delay: After how many seconds they are ready.
             counted: Whether this delivery counts towards `max_deliveries`.
 
@@ -169,7 +169,7 @@ class Queue(Protocol):
         """Keep the messages, to be looked at: nobody can do them.
 
         Args:
-            leases: The leases.
+            leases: Leases of this queue, of any of its topics.
         """
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
@@ -203,7 +203,7 @@ class Queue(Protocol):
 
         Args:
             topic: The name of the topic.
-            limit: How many at most.
+            limit: How many messages are returned at most.
         """
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
@@ -223,7 +223,7 @@ class Queue(Protocol):
 
         Args:
             topic: The name of the topic.
-            limit: How many at most.
+            limit: How many messages are returned at most.
         """
         return None
 
@@ -254,7 +254,7 @@ class Queue(Protocol):
         Args:
             name: The name of the worker, formed like a message's id.
             body: The record; empty to remove it.
-            ttl: For how many seconds.
+            ttl: For how many seconds it is shown, unless it is announced again.
         """
 
     async def announced(self) -> Mapping[str, bytes] | None:
@@ -315,7 +315,7 @@ def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
     """Return the messages, if their ids can be ids, and their priorities priorities.
 
     Args:
-        messages: The messages to put.
+        messages: The messages of a call of `put`.
 
     Raises:
         InvalidName: An id is malformed, or a priority out of range.

@@ -64,7 +64,7 @@ def unseal(
     """Return kind and fields of a message, after its signature is checked.
 
     Args:
-        data: The bytes.
+        data: The bytes of the message, which are not trusted.
         kinds: The kinds that may come by this topic.
         topic: The topic by which it has come.
         now: The present time, in seconds since the epoch; None where the age does not matter.
@@ -94,7 +94,7 @@ def peek(data: bytes) -> tuple[str, float, dict[str, Any]] | None:
     None for a message that is malformed, or so large that decoding it would cost too much.
 
     Args:
-        data: The bytes.
+        data: The bytes of the message, which are not trusted.
     """
     body = data[_HEAD + (_SIGNATURE if data[_HEAD - 1 : _HEAD] == _SIGNED else 0) :]
     try:

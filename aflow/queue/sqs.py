@@ -104,7 +104,7 @@ def write(entries: Sequence[SqsMessage]) -> str:
     """Return the text of an entry, or of a bundle of several, none of which is buried or kept.
 
     Args:
-        entries: The entries.
+        entries: One entry, or those of a bundle.
     """
     fields: list[Any]
     if len(entries) == 1:
@@ -150,7 +150,7 @@ def bundled(entries: Sequence[SqsMessage]) -> list[list[SqsMessage]]:
     workers.
 
     Args:
-        entries: The entries.
+        entries: The entries of a call of `put`, in order.
     """
     most = min(-(-len(entries) // MOST), _MOST_IN_BUNDLE)
     bundles: list[list[SqsMessage]] = []
@@ -170,7 +170,7 @@ def size_of(entry: SqsMessage) -> int:
     """Return how many characters the entry takes at most, if its body goes with it.
 
     Args:
-        entry: The entry.
+        entry: The entry, with its whole body.
     """
     return (len(entry.body) + len(entry.id) + len(entry.kept) + 64) * 4 // 3
 
@@ -268,7 +268,7 @@ class SqsService:
         """Make a batch call as often as its entries need.
 
         Args:
-            call: The name of the call.
+            call: The name of the call in botocore, which takes `Entries`.
             name: The name of the queue in SQS.
             entries: The entries, without their ids.
 

@@ -242,7 +242,7 @@ class BlobStore:
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
             start: The position of the first byte.
-            length: How many bytes.
+            length: How many bytes; fewer come back past the end of the object.
         """
         return self.store.get(blob_name(key), start, length)
 

@@ -40,7 +40,7 @@ def describe_unpicklable(root: str, value: object, part: object, error: BaseExce
         root: How the path to a part begins: the name of the artifact.
         value: The value that was to be pickled.
         part: The part that cannot be pickled.
-        error: What pickling has raised.
+        error: What pickling the value has raised.
     """
     kind = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
     path = find_path(root, value, part)
@@ -54,7 +54,7 @@ def find_path(root: str, value: object, target: object) -> str | None:
 
     Args:
         root: How the path to a part begins: the name of the artifact.
-        value: Where the search begins.
+        value: The value whose parts are searched, breadth first.
         target: The part to find, by identity.
     """
     seen = {id(value)}
@@ -173,7 +173,7 @@ def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAN
     Args:
         what: How errors call the value, as `Artifact 'x'`.
         root: How the path to a part begins: the name of the artifact.
-        value: The value.
+        value: The value, of any type.
         out_of_band_from: The size in bytes from which buffers are kept apart.
     """
     if type(value) in _SCALARS or (type(value) is str and len(value) < _SHORT):
@@ -195,7 +195,7 @@ def load(
 
     Args:
         what: How errors call the value, as `Artifact 'x'`.
-        data: The pickle.
+        data: The pickle, of any protocol.
         buffers: The out-of-band buffers of the pickle, in order.
         names: Finds the classes that the pickle names, where this program is not the one that has
             stored it; None for Python's own way.

@@ -50,7 +50,7 @@ def content_digest(value: object) -> str | None:
     """Return the digest of a value that may be stored; None where its content cannot be hashed.
 
     Args:
-        value: The value.
+        value: A value of any type.
     """
     try:
         return Contents(_by_name, _not_tellable).digest(value)
@@ -79,7 +79,7 @@ class Contents:
         """Return the digest of a value.
 
         Args:
-            value: The value.
+            value: A value of any type, which must not change meanwhile.
 
         Raises:
             NotTellable: For one that has too many parts, or that `opaque` refuses, and
@@ -93,7 +93,7 @@ class Contents:
         """Return what stands for the value in what it is part of.
 
         Args:
-            value: The value.
+            value: A part of the value, or the value itself.
         """
         kind = type(value)
         if kind in _BY_REPR:

@@ -60,7 +60,7 @@ class LineSplitter:
         `max_line` bytes of a line that is longer, with False, as they come.
 
         Args:
-            data: The bytes.
+            data: What came out of the pipe: a piece of a line, or several lines.
         """
         lines: list[tuple[bytes, bool]] = []
         first, *others = data.split(b"\n")
@@ -144,7 +144,7 @@ class LogBuffer:
         Args:
             at: When it happened, in seconds since the epoch.
             stream: 0 for stdout, 1 for stderr.
-            data: The bytes.
+            data: What was printed, without the newline at its end.
             whole: Whether the line ends here; False for a piece of a longer one.
 
         Returns:
@@ -201,7 +201,7 @@ def read_chunks(
         step: The name of the step.
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
-        count: How many.
+        count: How many chunks there are, or are read.
 
     Raises:
         ObjectNotFound: For one that is gone.
@@ -262,7 +262,7 @@ def as_text(records: Iterable[LogRecord], stream: str | None = None) -> str:
     replaced.
 
     Args:
-        records: The records of the log.
+        records: The records of the log, in the order in which they are shown.
         stream: The stream: `stdout`, `stderr`, or None for both.
     """
     wanted = (record for record in records if stream in (None, record.stream))

@@ -49,7 +49,7 @@ def preview(value: object) -> tuple[str, dict[str, Any]]:
     `shape`, `dtype`, `columns`: whatever applies. Never raises.
 
     Args:
-        value: The value.
+        value: A value of any type; no code of its class is called.
     """
     kind = type(value)
     if kind is int or kind in _SIMPLE or kind is str:
@@ -68,7 +68,7 @@ def short_text(value: Any, length: int = 30) -> str:
     as their repr, or by their type where they are not plain values.
 
     Args:
-        value: The value.
+        value: A value of any type.
         length: How many characters at most.
     """
     text: str = value if type(value) is str else short_repr(value)
@@ -79,7 +79,7 @@ def short_repr(value: Any, length: int = _REPR_LENGTH) -> str:
     """Return the repr of a value of Python's own types, cut; the name of the type of any other.
 
     Args:
-        value: The value.
+        value: A value of any type.
         length: How many characters at most.
     """
     kind = type(value)

@@ -38,7 +38,7 @@ async def retried(act: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
     """Call again while StoreBusy is raised.
 
     Args:
-        act: Makes one try.
+        act: Makes the awaitable of one try.
         tries: How many tries were made, or are made at most.
 
     Returns:

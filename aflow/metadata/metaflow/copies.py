@@ -173,7 +173,7 @@ class Copies:
         Args:
             run: The record of the run.
             view: The task with the attempt.
-            copies: The artifacts.
+            copies: What `artifacts` has returned for the attempt.
 
         Raises:
             StorageError: A value is damaged, or the datastore does not answer.

@@ -23,7 +23,7 @@ def is_utf8_encodable(text: str) -> bool:
     """Return whether the text can be written in UTF-8.
 
     Args:
-        text: The text.
+        text: Any text, which may hold surrogates.
     """
     try:
         text.encode()
@@ -36,7 +36,7 @@ def is_utf8_decodable(data: bytes) -> bool:
     """Return whether the bytes are UTF-8.
 
     Args:
-        data: The bytes.
+        data: Any bytes.
     """
     try:
         data.decode()
@@ -49,7 +49,7 @@ def validate_tag(tag: object) -> None:
     """Check a tag of a run.
 
     Args:
-        tag: The tag.
+        tag: A text, or the bytes of one in UTF-8.
 
     Raises:
         InvalidName: It is not a text, or not allowed.
@@ -67,7 +67,7 @@ def validate_tags(tags: Iterable[object], existing_tags: Iterable[object] | None
     """Check the tags of a run, and their number.
 
     Args:
-        tags: The tags.
+        tags: All tags that the run would have.
         existing_tags: The tags before: as many as there were are allowed.
 
     Raises:
@@ -325,7 +325,7 @@ class SystemMonitor:
         """Enclose what takes time. Nothing is measured.
 
         Args:
-            name: The name of the measure.
+            name: What a monitor would call the measure.
         """
         yield
 
@@ -334,7 +334,7 @@ class SystemMonitor:
         """Enclose what is counted. Nothing is counted.
 
         Args:
-            name: The name of the counter.
+            name: What a monitor would call the counter.
         """
         yield
 
@@ -342,7 +342,7 @@ class SystemMonitor:
         """Take a value at this moment. Nothing is recorded.
 
         Args:
-            gauge: The gauge.
+            gauge: A gauge of Metaflow's, with its value.
         """
 
 
@@ -356,9 +356,9 @@ class SystemLogger:
 
         Args:
             level: The level that Metaflow gives it.
-            module: The module that it is from.
+            module: The module of Metaflow's that the event is from.
             name: The name of the event.
-            payload: More about it.
+            payload: More about the event, by name; None for nothing.
         """
         _log.debug("%s %s.%s %s", level, module, name, payload)
 

@@ -79,7 +79,7 @@ def packed(parts: Iterable[Buffer]) -> bytes:
     """Return a pickle as its file holds it: compressed by gzip, without a time.
 
     Args:
-        parts: The parts of the pickle.
+        parts: The pickle, in parts, one after the other.
     """
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=_LEVEL, mtime=0) as file:
@@ -93,7 +93,7 @@ def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
     executed.
 
     Args:
-        data: The pickle.
+        data: A pickle of protocol 5, without its buffers.
         buffers: Its buffers, in order.
 
     Raises:
@@ -125,7 +125,7 @@ def pickled(value: object) -> bytes:
     """Return the pickle of a value of builtin types.
 
     Args:
-        value: The value.
+        value: The value, which a Python without aflow can load.
     """
     return pickle.dumps(value, 4)
 
@@ -245,7 +245,7 @@ def described(
         info: SHA-1, size and type of each artifact, by name.
         kind: The kind of datastore: `local` or `s3`.
         attempt: The number of the attempt, from 0.
-        python: The version of Python.
+        python: The version of Python that ran the attempt, as `3.12.1`.
     """
     return json.dumps(
         {

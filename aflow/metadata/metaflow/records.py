@@ -116,7 +116,7 @@ def copies_metadata(
 
     Args:
         attempt: The record of the attempt.
-        copies: Where the copies are.
+        copies: The copies of the run, which say where values are.
         left: The artifacts that the attempt has left.
     """
     location = f":root:{copies.root}"
@@ -183,7 +183,7 @@ def plain(text: str) -> str:
     """Return a text without the characters that the databases of a service cannot keep.
 
     Args:
-        text: The text.
+        text: Any text, which may hold surrogates and the character 0.
     """
     return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
 

@@ -64,7 +64,7 @@ def plain(data: bytes) -> Any:
     """Return a value of builtin types that Metaflow itself has pickled. Nothing of it is executed.
 
     Args:
-        data: The pickle.
+        data: The pickle, which anybody may have written.
 
     Raises:
         ArtifactNotLoadable: The value is not one of those types, or is damaged.
@@ -128,7 +128,7 @@ def openers_of(graph: Graph, node: Node) -> list[str]:
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        node: The step.
+        node: The step in the graph.
     """
     return [each for each in node.splits if graph[each].kind in OPENS_ITEMS]
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from aflow._core import ids
 from aflow._core.clock import shown_time
+from aflow._core.statements import statements_in
 from aflow.errors import (
     InvalidMessage,
     MetadataTooNew,
@@ -960,9 +961,9 @@ def statements(kind: str, dialect: str = "") -> dict[str, str]:
         kind: The name of the file without its ending: `read` or `write`.
         dialect: That of the backend; empty for SQLite.
     """
-    found = named((_FOLDER / "queries" / f"{kind}.sql").read_text())
+    found = statements_in(_FOLDER / "queries" / f"{kind}.sql")
     if dialect:
-        own = named((_FOLDER / f"queries_{dialect}" / f"{kind}.sql").read_text())
+        own = statements_in(_FOLDER / f"queries_{dialect}" / f"{kind}.sql")
         found = {name: _for_postgres(sql) for name, sql in found.items()} | own
     return found
 
@@ -985,27 +986,6 @@ def _for_postgres(sql: str) -> str:
 
     sql = re.sub(r"(?<!:):(\w+)", r"%(\1)s", sql.replace("?", "%s"))
     return sql.replace("lease_now()", "extract(epoch FROM clock_timestamp())")
-
-
-def named(text: str) -> dict[str, str]:
-    """Return the statements of a text in which each follows a line `-- name: ...`, by name.
-
-    A name that begins with `_` is that of a part, which stands in others as `{_name}`: conditions
-    that several statements have are written once.
-
-    Args:
-        text: The content of the file.
-    """
-    each_named = (each.partition("\n") for each in f"\n{text}".split("\n-- name: ")[1:])
-    found = {name.strip(): sql.strip() for name, _, sql in each_named}
-    parts = {name: sql for name, sql in found.items() if name.startswith("_")}
-
-    def whole(sql: str) -> str:
-        for name, part in parts.items():  # a part may hold those that follow it
-            sql = sql.replace(f"{{{name}}}", part)
-        return sql
-
-    return {name: whole(sql) for name, sql in found.items() if name not in parts}
 
 
 def migrations(folder: str = "migrations") -> list[tuple[int, str]]:

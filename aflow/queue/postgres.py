@@ -19,11 +19,13 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from aflow._core.postgres import SETTINGS, advice, line, psycopg, state_of
 from aflow._core.secret import as_mentioned, revealed, sealed, without_account
+from aflow._core.statements import statements_in
 from aflow.errors import InvalidSetting, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -43,143 +45,7 @@ LOOK_AGAIN = 1.0  # the same, where it cannot be notified
 _FORGET = 60.0  # seconds between looks at what can be forgotten of a topic
 _LOCK = 0x61666C6F77  # "aflow": of the advisory lock under which the table is made
 
-# `state` is r(eady), d(elayed), l(eased) or b(uried); `due` (seconds since the epoch) when a lease
-# or a delay ends, or when a message was buried, or became ready. The lowest `turn` goes first: see
-# _PUT.
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS {schema}aflow_messages (
-    number BIGSERIAL PRIMARY KEY,
-    topic TEXT NOT NULL,
-    id TEXT NOT NULL,
-    body BYTEA NOT NULL,
-    state "char" NOT NULL DEFAULT 'r',
-    due DOUBLE PRECISION NOT NULL DEFAULT 0,
-    token TEXT,
-    deliveries INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (topic, id)
-);
-DROP INDEX IF EXISTS {schema}aflow_messages_ready;
-DROP INDEX IF EXISTS {schema}aflow_messages_due;
-ALTER TABLE {schema}aflow_messages ADD COLUMN IF NOT EXISTS priority INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE {schema}aflow_messages ADD COLUMN IF NOT EXISTS turn BIGINT NOT NULL DEFAULT 0;
-UPDATE {schema}aflow_messages SET state = 'd' WHERE state = 'r' AND due > 0;
-CREATE INDEX IF NOT EXISTS aflow_messages_turn
-    ON {schema}aflow_messages (topic, priority DESC, turn, number) WHERE state = 'r';
-CREATE INDEX IF NOT EXISTS aflow_messages_timed
-    ON {schema}aflow_messages (topic, state, due) WHERE state <> 'r';
-CREATE TABLE IF NOT EXISTS {schema}aflow_turns (
-    topic TEXT NOT NULL,
-    grp TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    last BIGINT NOT NULL,
-    PRIMARY KEY (topic, grp, priority)
-);
-CREATE TABLE IF NOT EXISTS {schema}aflow_workers (
-    name TEXT PRIMARY KEY, body BYTEA NOT NULL, until DOUBLE PRECISION NOT NULL
-)
-"""
-# Whether that has been done: two of its parts, the last of them.
-_IS_THERE = """SELECT count(*) = 2 FROM pg_catalog.pg_class AS c
-JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = $1 AND c.relname IN ('aflow_messages_timed', 'aflow_workers')"""
-_HAS_SCHEMA = "SELECT count(*) = 1 FROM pg_catalog.pg_namespace WHERE nspname = $1"
-_NOW = "extract(epoch FROM clock_timestamp())::float8"
-_GROUP = "CASE WHEN strpos(id, ':') > 0 THEN split_part(id, ':', 1) ELSE '' END"
-# A group's next message has the turn that is being handed out; or, while the group's last message
-# waits, the one after that. So groups take turns. Those of no group come in the order of their
-# numbers.
-_PUT = f"""WITH put AS (
-    SELECT id, body, {_GROUP} AS grp, place
-    FROM unnest($2::text[], $3::bytea[]) WITH ORDINALITY AS put (id, body, place)
-), new AS (
-    SELECT *, CASE WHEN grp = '' THEN 0
-        ELSE row_number() OVER (PARTITION BY grp ORDER BY place) - 1 END AS step
-    FROM put
-), present AS (
-    SELECT coalesce((
-        SELECT turn FROM {{schema}}aflow_messages
-        WHERE topic = $1 AND state = 'r' AND priority = $5 ORDER BY turn LIMIT 1
-    ), 0) AS turn
-), begun AS (
-    SELECT groups.grp, groups.steps, greatest(present.turn, coalesce((
-        SELECT t.last + 1 FROM {{schema}}aflow_turns AS t
-        WHERE t.topic = $1 AND t.grp = groups.grp AND t.priority = $5 AND EXISTS (
-            SELECT FROM {{schema}}aflow_messages AS m
-            WHERE m.topic = $1 AND m.state = 'r' AND m.priority = $5 AND m.turn = t.last
-            AND starts_with(m.id, t.grp || ':')
-        )
-    ), 0)) AS turn
-    FROM (SELECT grp, max(step) AS steps FROM new GROUP BY grp) AS groups, present
-), noted AS (
-    INSERT INTO {{schema}}aflow_turns (topic, grp, priority, last)
-    SELECT $1, grp, $5, turn + steps FROM begun WHERE grp <> ''
-    ON CONFLICT (topic, grp, priority) DO UPDATE SET last = excluded.last
-), inserted AS (
-    INSERT INTO {{schema}}aflow_messages (topic, id, body, priority, turn, due)
-    SELECT $1, new.id, new.body, $5, begun.turn + new.step, {_NOW} FROM new JOIN begun USING (grp)
-    ORDER BY new.place
-    ON CONFLICT DO NOTHING
-) SELECT pg_notify($4, '')"""  # noqa: S608 -- constants
-_FIRST = """coalesce((SELECT o.turn FROM {schema}aflow_messages AS o WHERE o.topic = m.topic
-AND o.state = 'r' AND o.priority = m.priority ORDER BY o.turn LIMIT 1), 0)"""
-_SETTLE = f"""UPDATE {{schema}}aflow_messages AS m SET token = NULL, turn = {_FIRST},
-state = CASE WHEN state = 'l' AND deliveries >= $2 THEN 'b'::"char" ELSE 'r'::"char" END,
-due = {_NOW}
-WHERE number IN (
-    SELECT number FROM {{schema}}aflow_messages
-    WHERE topic = $1 AND state IN ('l', 'd') AND state <> 'r' AND due <= {_NOW}
-    ORDER BY due LIMIT 1000 FOR UPDATE SKIP LOCKED
-)"""  # noqa: S608 -- constants
-_LEASE = f"""UPDATE {{schema}}aflow_messages AS m
-SET state = 'l', due = {_NOW} + $3, token = $4 || m.number, deliveries = deliveries + 1
-FROM (
-    SELECT number FROM {{schema}}aflow_messages
-    WHERE topic = $1 AND state = 'r' AND (cardinality($5::text[]) = 0 OR {_GROUP} <> ALL ($5))
-    ORDER BY priority DESC, turn, number LIMIT $2 FOR UPDATE SKIP LOCKED
-) AS chosen
-WHERE m.number = chosen.number
-RETURNING -m.priority, m.turn, m.number, m.id, m.token, m.body, m.deliveries, m.due"""  # noqa: S608
-_NEXT_DUE = f"""SELECT min(due) - {_NOW} FROM {{schema}}aflow_messages
-WHERE topic = $1 AND state IN ('l', 'd') AND state <> 'r'"""  # noqa: S608 -- constants
-_FORGET_TURNS = "DELETE FROM {schema}aflow_turns WHERE topic = $1"
-_HELD = f"""FROM unnest($1::text[], $2::text[], $3::text[]) AS held (topic, id, token)
-WHERE m.topic = held.topic AND m.id = held.id AND m.token = held.token AND m.state = 'l'
-AND m.due > {_NOW}"""
-_EXTEND = f"""UPDATE {{schema}}aflow_messages AS m SET due = {_NOW} + $4 {_HELD}
-RETURNING m.token, m.due"""  # noqa: S608 -- constants
-_ACK = f"DELETE FROM {{schema}}aflow_messages AS m USING {_HELD[5:]} RETURNING m.token"  # noqa: S608
-_RELEASE = f"""UPDATE {{schema}}aflow_messages AS m
-SET token = NULL, deliveries = m.deliveries - $5, turn = {_FIRST},
-state = CASE WHEN m.deliveries - $5 >= $6 THEN 'b' WHEN $4 > 0 THEN 'd' ELSE 'r' END::"char",
-due = {_NOW} + CASE WHEN m.deliveries - $5 < $6 AND $4 > 0 THEN $4 ELSE 0 END
-{_HELD} RETURNING held.token"""  # noqa: S608 -- constants
-_BURY_THESE = f"""UPDATE {{schema}}aflow_messages AS m SET token = NULL, state = 'b', due = {_NOW}
-{_HELD} RETURNING held.token"""  # noqa: S608 -- constants
-_REMOVE = """DELETE FROM {schema}aflow_messages
-WHERE topic = $1 AND id = ANY ($2::text[]) AND (state <> 'l' OR $3)"""
-_KNOWN = "SELECT id FROM {schema}aflow_messages WHERE topic = $1 AND id = ANY ($2::text[])"
-_DROP = """WITH turns AS (DELETE FROM {schema}aflow_turns WHERE topic = $1)
-DELETE FROM {schema}aflow_messages WHERE topic = $1"""
-_BURIED = """SELECT id, body, deliveries, due FROM {schema}aflow_messages
-WHERE topic = $1 AND state = 'b' ORDER BY due, number LIMIT $2"""
-_REDRIVE = f"""UPDATE {{schema}}aflow_messages AS m
-SET state = 'r', due = {_NOW}, deliveries = 0, turn = {_FIRST}
-WHERE topic = $1 AND id = ANY ($2::text[]) AND state = 'b' RETURNING id"""  # noqa: S608 -- constants
-_PEEK = """SELECT id, body FROM {schema}aflow_messages WHERE topic = $1 AND state = 'r'
-ORDER BY priority DESC, turn, number LIMIT $2"""
-_TOPICS = "SELECT DISTINCT topic FROM {schema}aflow_messages ORDER BY topic"
-_DEPTH = """SELECT count(*) FILTER (WHERE state IN ('r', 'd')),
-count(*) FILTER (WHERE state = 'l'), count(*) FILTER (WHERE state = 'b')
-FROM {schema}aflow_messages WHERE topic = $1"""
-_LONGEST_WAIT = f"""SELECT {_NOW} - min(due) FROM {{schema}}aflow_messages
-WHERE topic = $1 AND state = 'r' AND due > 0"""  # noqa: S608 -- constants
-_ANNOUNCE = f"""INSERT INTO {{schema}}aflow_workers (name, body, until)
-VALUES ($1, $2, {_NOW} + $3)
-ON CONFLICT (name) DO UPDATE SET body = excluded.body, until = excluded.until"""  # noqa: S608
-_UNANNOUNCE = "DELETE FROM {schema}aflow_workers WHERE name = $1"
-_ANNOUNCED = f"""WITH gone AS (
-    DELETE FROM {{schema}}aflow_workers WHERE until < {_NOW} - 3600
-) SELECT name, body FROM {{schema}}aflow_workers WHERE until > {_NOW}"""  # noqa: S608 -- constants
+_SQL = statements_in(Path(__file__).parent / "queries" / "postgres.sql")
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -238,7 +104,7 @@ class PostgresQueue(Queue):
             for priority, several in by_priority.items():
                 names, bodies = [each.id for each in several], [each.body for each in several]
                 channel = self._channel(topic)
-                await self._do(db, _PUT, topic, names, bodies, channel, priority)
+                await self._do(db, "put", topic, names, bodies, channel, priority)
 
     async def lease(
         self,
@@ -280,15 +146,15 @@ class PostgresQueue(Queue):
         due: list[float] = []
         async with self._transaction() as db:
             for topic in topics:
-                await self._do(db, _SETTLE, topic, self._max_deliveries)
+                await self._do(db, "settle", topic, self._max_deliveries)
                 token = f"{uuid.uuid4().hex}-"
                 some = limit - len(taken)
-                rows = await self._rows(db, _LEASE, topic, some, float(ttl), token, [*skip])
+                rows = await self._rows(db, "lease", topic, some, float(ttl), token, [*skip])
                 taken += [Lease(topic, *row[3:]) for row in sorted(rows, key=lambda row: row[:3])]
                 if len(taken) >= limit:
                     break
                 await self._forget_turns(db, topic, len(rows))
-                ((next_due,),) = await self._rows(db, _NEXT_DUE, topic)
+                ((next_due,),) = await self._rows(db, "next_due", topic)
                 if next_due is not None:
                     due.append(max(next_due, 0.0))
         return taken, due
@@ -298,11 +164,11 @@ class PostgresQueue(Queue):
         now = asyncio.get_running_loop().time()
         if not found and now - self._forgot_at.get(topic, -_FORGET) >= _FORGET:
             self._forgot_at[topic] = now
-            await self._do(db, _FORGET_TURNS, topic)
+            await self._do(db, "forget_turns", topic)
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
-        rows = await self._held(leases, _EXTEND, float(ttl))
+        rows = await self._held(leases, "extend", float(ttl))
         until = {row[0]: row[1] for row in rows}
         extended = [
             each._replace(expires_at=until[each.token]) for each in leases if each.token in until
@@ -312,7 +178,7 @@ class PostgresQueue(Queue):
 
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
-        check_held(leases, {row[0] for row in await self._held(leases, _ACK)})
+        check_held(leases, {row[0] for row in await self._held(leases, "ack")})
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
@@ -320,12 +186,12 @@ class PostgresQueue(Queue):
         """Give messages back; see the port."""
         back = 0 if counted else 1
         rows = await self._held(
-            leases, _RELEASE, float(delay), back, self._max_deliveries, ring=True
+            leases, "release", float(delay), back, self._max_deliveries, ring=True
         )
         check_held(leases, {row[0] for row in rows})
 
     async def _held(
-        self, leases: Sequence[Lease], sql: str, *values: Any, ring: bool = False
+        self, leases: Sequence[Lease], name: str, *values: Any, ring: bool = False
     ) -> list[Any]:
         """Do it to the messages of the leases that have not ended; what it returns."""
         if not leases:
@@ -334,74 +200,74 @@ class PostgresQueue(Queue):
         # One statement is a transaction of its own, and one message to the server instead of three.
         async with self._transaction() if ring else self._connection() as db:
             columns = map(list, zip(*held, strict=True))
-            rows = await self._rows(db, sql, *columns, *values)
+            rows = await self._rows(db, name, *columns, *values)
             for topic in {each.topic for each in leases} if ring else ():
                 await self._ring(db, topic)
         return rows
 
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages to be looked at; see the port."""
-        check_held(leases, {row[0] for row in await self._held(leases, _BURY_THESE)})
+        check_held(leases, {row[0] for row in await self._held(leases, "bury")})
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         async with self._settled(topic) as db:
-            await self._do(db, _REMOVE, topic, [*ids], leased)
+            await self._do(db, "remove", topic, [*ids], leased)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
         """Which of these there are; see the port."""
         async with self._connection() as db:
-            return {row[0] for row in await self._rows(db, _KNOWN, topic, [*ids])}
+            return {row[0] for row in await self._rows(db, "known", topic, [*ids])}
 
     async def drop(self, topic: str) -> None:
         """Forget the topic; see the port."""
         async with self._connection() as db:
-            await self._do(db, _DROP, topic)
+            await self._do(db, "drop", topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages; see the port."""
         async with self._settled(topic) as db:
-            return [Buried(topic, *row) for row in await self._rows(db, _BURIED, topic, limit)]
+            return [Buried(topic, *row) for row in await self._rows(db, "buried", topic, limit)]
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
         """Make buried messages ready; see the port."""
         async with self._transaction() as db:
-            rows = await self._rows(db, _REDRIVE, topic, [*ids])
+            rows = await self._rows(db, "redrive", topic, [*ids])
             await self._ring(db, topic)
         return len(rows)
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
         """The messages that are ready; see the port."""
         async with self._settled(topic) as db:
-            return [Message(*row) for row in await self._rows(db, _PEEK, topic, limit)]
+            return [Message(*row) for row in await self._rows(db, "peek", topic, limit)]
 
     async def topics(self) -> list[str] | None:
         """The topics that have messages; see the port."""
         async with self._connection() as db:
-            return [row[0] for row in await self._rows(db, _TOPICS)]
+            return [row[0] for row in await self._rows(db, "topics")]
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let others see this of a worker; see the port."""
         async with self._connection() as db:
             if body:
-                await self._do(db, _ANNOUNCE, name, body, float(ttl))
+                await self._do(db, "announce", name, body, float(ttl))
             else:
-                await self._do(db, _UNANNOUNCE, name)
+                await self._do(db, "unannounce", name)
 
     async def announced(self) -> Mapping[str, bytes] | None:
         """What workers have announced; see the port."""
         async with self._connection() as db:
-            return dict(await self._rows(db, _ANNOUNCED))
+            return dict(await self._rows(db, "announced"))
 
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
         async with self._settled(topic) as db:
-            return Depth(*(await self._rows(db, _DEPTH, topic))[0])
+            return Depth(*(await self._rows(db, "depth", topic))[0])
 
     async def longest_wait(self, topic: str) -> float | None:
         """How long the oldest message waits; see the port."""
         async with self._settled(topic) as db:
-            ((found,),) = await self._rows(db, _LONGEST_WAIT, topic)
+            ((found,),) = await self._rows(db, "longest_wait", topic)
         return 0.0 if found is None else max(float(found), 0.0)
 
     async def close(self) -> None:
@@ -418,7 +284,7 @@ class PostgresQueue(Queue):
         return f"aflow_{hashlib.sha256(topic.encode()).hexdigest()[:24]}"
 
     async def _ring(self, db: Connection, topic: str) -> None:
-        await self._do(db, "SELECT pg_notify($1, '')", self._channel(topic))
+        await self._do(db, "ring", self._channel(topic))
 
     @asynccontextmanager
     async def _listening(self, topics: Sequence[str]) -> AsyncIterator[asyncio.Event]:
@@ -479,19 +345,19 @@ class PostgresQueue(Queue):
 
     # ------------------------------------------------------------------ the server
 
-    async def _do(self, db: Connection, sql: str, *values: Any) -> None:
+    async def _do(self, db: Connection, name: str, *values: Any) -> None:
         """Execute a statement. In a transaction it is only sent: the answer comes with that of the
         next one that has rows, or with the end."""
-        await db.execute(self._of(sql), values, binary=True)
+        await db.execute(self._statement(name), values, binary=True)
 
-    async def _rows(self, db: Connection, sql: str, *values: Any) -> list[Any]:
-        cursor = await db.execute(self._of(sql), values, binary=True)
+    async def _rows(self, db: Connection, name: str, *values: Any) -> list[Any]:
+        cursor = await db.execute(self._statement(name), values, binary=True)
         return await cursor.fetchall()
 
     @asynccontextmanager
     async def _settled(self, topic: str) -> AsyncIterator[Connection]:
         async with self._transaction() as db:
-            await self._do(db, _SETTLE, topic, self._max_deliveries)
+            await self._do(db, "settle", topic, self._max_deliveries)
             yield db
 
     @asynccontextmanager
@@ -537,11 +403,11 @@ class PostgresQueue(Queue):
             **SETTINGS,
         )
 
-    def _of(self, sql: str) -> bytes:
+    def _statement(self, name: str) -> bytes:
         """The statement, with the schema that the tables are in."""
-        made = self._sql.get(sql)
+        made = self._sql.get(name)
         if made is None:
-            made = self._sql[sql] = sql.replace("{schema}", self._schema).encode()
+            made = self._sql[name] = _SQL[name].replace("{schema}", self._schema).encode()
         return made
 
     async def _open(self) -> None:
@@ -566,11 +432,11 @@ class PostgresQueue(Queue):
             )
         quoted = name.replace('"', '""')
         self._schema, self._sql = f'"{quoted}".', {}
-        if not (await self._rows(db, _IS_THERE, name))[0][0]:
-            await self._do(db, "SELECT pg_advisory_xact_lock($1)", _LOCK)
-            if not (await self._rows(db, _HAS_SCHEMA, name))[0][0]:
+        if not (await self._rows(db, "is_there", name))[0][0]:
+            await self._do(db, "lock", _LOCK)
+            if not (await self._rows(db, "has_schema", name))[0][0]:
                 await db.execute(f'CREATE SCHEMA "{quoted}"'.encode())
-            await db.execute(self._of(_SCHEMA))
+            await db.execute(self._statement("tables"))
 
     @asynccontextmanager
     async def _errors_named(self) -> AsyncIterator[None]:

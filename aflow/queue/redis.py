@@ -17,10 +17,12 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from aflow._core.secret import as_mentioned, revealed, sealed, without_account
+from aflow._core.statements import statements_in
 from aflow.errors import InvalidSetting, LeaseLost, MissingExtra, QueueUnavailable
 from aflow.queue.base import (
     MAX_DELIVERIES,
@@ -47,7 +49,6 @@ except ImportError as error:
 PREFIX = "aflow"
 LONGEST_WAIT = 20.0  # seconds of one blocking call: some networks drop connections that are quiet
 _PATIENCE = LONGEST_WAIT + 10  # seconds until a call has failed
-_BELLS = 1000  # that are kept at most
 _OPTIONS: dict[str, Any] = {
     "socket_connect_timeout": 10,
     # Calls have a limit of their own (_PATIENCE). With this one redis-py writes by
@@ -61,258 +62,8 @@ _NOT_PRIMARY = (faults.ReadOnlyError, faults.BusyLoadingError, faults.MasterDown
 _NOT_PRIMARY_WORDS = ("UNBLOCKED", "NOREPLICAS", "READONLY")
 _OF_A_CLUSTER = (faults.ClusterError, faults.AskError, faults.ClusterDownError)
 _log = logging.getLogger("aflow.queue")
+_SCRIPTS = statements_in(Path(__file__).parent / "queries" / "redis.lua")
 
-_NAMES = """
-local WIDE = 1099511627776
-local function key(name) return KEYS[1] .. name end
-local function now() local t = redis.call('TIME') return t[1] + t[2] / 1000000 end
-local function group_of(id) return string.match(id, '^([^:]*):') or '' end
-local function priority_of(id) return tonumber(redis.call('HGET', key('priority'), id) or 0) end
--- The score that is handed out next, of the messages of this priority.
-local function first(priority)
-  local lowest = -priority * WIDE
-  local found = redis.call('ZRANGEBYSCORE', key('ready'), lowest, '(' .. string.format('%.0f',
-    lowest + WIDE), 'WITHSCORES', 'LIMIT', 0, 1)
-  return tonumber(found[2] or lowest)
-end
-local function ring()
-  redis.call('RPUSH', key('bell'), '1')
-  redis.call('LTRIM', key('bell'), -BELLS, -1)
-end
-local function come_back(id, limit)
-  redis.call('HDEL', key('token'), id)
-  if tonumber(redis.call('HGET', key('count'), id) or 0) >= limit then
-    redis.call('ZADD', key('buried'), now(), id)
-  else
-    redis.call('ZADD', key('ready'), first(priority_of(id)), id)
-    redis.call('ZADD', key('since'), now(), id)
-    ring()
-  end
-end
-local function settle(limit)
-  local due = redis.call('ZRANGEBYSCORE', key('timed'), '-inf', now(), 'LIMIT', 0, 1000)
-  for _, id in ipairs(due) do
-    redis.call('ZREM', key('timed'), id)
-    come_back(id, limit)
-  end
-end
-local function forget(id)
-  for _, name in ipairs({'ready', 'since', 'timed', 'buried'}) do
-    redis.call('ZREM', key(name), id)
-  end
-  for _, name in ipairs({'body', 'count', 'token', 'priority'}) do
-    redis.call('HDEL', key(name), id)
-  end
-end
-local function is_known(id)
-  if redis.call('HEXISTS', key('body'), id) == 0 then return false end
-  for _, name in ipairs({'ready', 'timed', 'buried'}) do
-    if redis.call('ZSCORE', key(name), id) then return true end
-  end
-  return false
-end
-""".replace("BELLS", str(_BELLS))
-
-# triples of id, body, priority
-_PUT = """
-local news, last, bells = 0, {}, {}
-local body, ready, since, began = key('body'), key('ready'), key('since'), now()
-for i = 1, #ARGV, 3 do
-  local id, priority = ARGV[i], tonumber(ARGV[i + 2])
-  local is_new = redis.call('HSETNX', body, id, ARGV[i + 1]) == 1
-  if is_new or not is_known(id) then
-    local group = group_of(id) .. ':' .. priority
-    if not last[group] then
-      local score = first(priority)
-      local before = redis.call('HGET', key('turn'), group)
-      before = before and tonumber(redis.call('ZSCORE', key('ready'), before) or nil)
-      last[group] = {math.max(score, before and before + 1 or score) - 1}
-    end
-    last[group][1], last[group][2] = last[group][1] + 1, id
-    if not is_new then redis.call('HSET', body, id, ARGV[i + 1]) end
-    redis.call('ZADD', ready, last[group][1], id)
-    redis.call('ZADD', since, began, id)
-    if priority ~= 0 then redis.call('HSET', key('priority'), id, priority) end
-    news = news + 1
-  end
-end
-for group, each in pairs(last) do redis.call('HSET', key('turn'), group, each[2]) end
-for i = 1, math.min(news, BELLS) do bells[i] = '1' end
-if news > 0 then
-  redis.call('RPUSH', key('bell'), unpack(bells))
-  redis.call('LTRIM', key('bell'), -BELLS, -1)
-end
-return news
-""".replace("BELLS", str(_BELLS))
-
-# limit of deliveries, messages, ttl, token, groups to skip -> leases, and when the next one is due
-_LEASE = """
-settle(tonumber(ARGV[1]))
-local wanted, skipped, found = tonumber(ARGV[2]), {}, {}
-local due = now() + tonumber(ARGV[3])
-for i = 5, #ARGV do skipped[ARGV[i]] = true end
-local function take(id)
-  redis.call('ZREM', key('since'), id)
-  local body = redis.call('HGET', key('body'), id)
-  if not body then forget(id) return end
-  local token = ARGV[4] .. (#found + 1)
-  redis.call('HSET', key('token'), id, token)
-  redis.call('ZADD', key('timed'), due, id)
-  local count = redis.call('HINCRBY', key('count'), id, 1)
-  found[#found + 1] = {id, token, body, count, tostring(due)}
-end
-local place = 0
-while #found < wanted do
-  local ids
-  if #ARGV == 4 then
-    local pairs_ = redis.call('ZPOPMIN', key('ready'), wanted - #found)
-    ids = {}
-    for i = 1, #pairs_, 2 do ids[#ids + 1] = pairs_[i] end
-    for _, id in ipairs(ids) do take(id) end
-  else
-    ids = redis.call('ZRANGE', key('ready'), place, place + 199)
-    for _, id in ipairs(ids) do
-      if #found < wanted and not skipped[group_of(id)] then
-        redis.call('ZREM', key('ready'), id)
-        take(id)
-      else place = place + 1 end
-    end
-  end
-  if #ids == 0 then break end
-end
-local next_due = redis.call('ZRANGE', key('timed'), 0, 0, 'WITHSCORES')[2]
-if next_due then next_due = tostring(next_due - now()) end
-return {found, next_due or false}
-"""
-
-_TIDY = """
-if redis.call('EXISTS', key('body')) == 0 then redis.call('DEL', key('turn'), key('bell')) end
-"""
-_HELD = """
-settle(tonumber(ARGV[1]))
-local lost = {}
-local function each(first, act)
-  for i = first, #ARGV, 2 do
-    if redis.call('HGET', key('token'), ARGV[i]) == ARGV[i + 1] then act(ARGV[i])
-    else lost[#lost + 1] = ARGV[i] end
-  end
-end
-"""
-_EXTEND = f"""{_HELD}
-local due = now() + tonumber(ARGV[2])
-each(3, function(id) redis.call('ZADD', key('timed'), due, id) end)
-return {{lost, tostring(due)}}
-"""
-_ACK = f"""{_HELD}
-local done = {{}}
-each(2, function(id) done[#done + 1] = id end)
-for first = 1, #done, 1000 do
-  local some = {{unpack(done, first, math.min(first + 999, #done))}}
-  redis.call('ZREM', key('timed'), unpack(some))
-  for _, name in ipairs({{'body', 'count', 'token', 'priority'}}) do
-    redis.call('HDEL', key(name), unpack(some))
-  end
-end
-{_TIDY}
-return lost
-"""
-_RELEASE = f"""{_HELD}
-each(4, function(id)
-  redis.call('ZREM', key('timed'), id)
-  redis.call('HDEL', key('token'), id)
-  local count = redis.call('HINCRBY', key('count'), id, ARGV[3])
-  if tonumber(ARGV[2]) > 0 and count < tonumber(ARGV[1]) then
-    redis.call('ZADD', key('timed'), now() + tonumber(ARGV[2]), id)
-  else come_back(id, tonumber(ARGV[1])) end
-end)
-return lost
-"""
-_BURY_THESE = f"""{_HELD}
-each(2, function(id)
-  redis.call('ZREM', key('timed'), id)
-  redis.call('HDEL', key('token'), id)
-  redis.call('ZADD', key('buried'), now(), id)
-end)
-return lost
-"""
-_REMOVE = f"""
-settle(tonumber(ARGV[1]))
-for i = 3, #ARGV do
-  if ARGV[2] == '1' or redis.call('HEXISTS', key('token'), ARGV[i]) == 0 then forget(ARGV[i]) end
-end
-{_TIDY}
-return 0
-"""
-_KNOWN = """
-local found = {}
-for i = 2, #ARGV do if is_known(ARGV[i]) then found[#found + 1] = ARGV[i] end end
-return found
-"""
-_DROP = """
-for _, name in ipairs({'body', 'count', 'token', 'priority', 'ready', 'since', 'turn', 'timed',
-                       'buried', 'bell'}) do
-  redis.call('DEL', key(name))
-end
-return 0
-"""
-_BURIED = """
-settle(tonumber(ARGV[1]))
-local found = {}
-local ids = redis.call('ZRANGE', key('buried'), 0, tonumber(ARGV[2]) - 1, 'WITHSCORES')
-for i = 1, #ids, 2 do
-  found[#found + 1] = {ids[i], redis.call('HGET', key('body'), ids[i]) or '',
-                       redis.call('HGET', key('count'), ids[i]) or 0, ids[i + 1]}
-end
-return found
-"""
-_REDRIVE = """
-local redriven = 0
-for i = 2, #ARGV do
-  if redis.call('ZREM', key('buried'), ARGV[i]) == 1 then
-    redis.call('HDEL', key('count'), ARGV[i])
-    come_back(ARGV[i], tonumber(ARGV[1]))
-    redriven = redriven + 1
-  end
-end
-return redriven
-"""
-_PEEK = """
-settle(tonumber(ARGV[1]))
-local found = {}
-for _, id in ipairs(redis.call('ZRANGE', key('ready'), 0, tonumber(ARGV[2]) - 1)) do
-  found[#found + 1] = {id, redis.call('HGET', key('body'), id) or ''}
-end
-return found
-"""
-_DEPTH = """
-settle(tonumber(ARGV[1]))
-local all = redis.call('HLEN', key('body'))
-local leased = redis.call('HLEN', key('token'))
-local buried = redis.call('ZCARD', key('buried'))
-return {all - leased - buried, leased, buried}
-"""
-_LONGEST_WAIT = """
-settle(tonumber(ARGV[1]))
-local first = redis.call('ZRANGE', key('since'), 0, 0, 'WITHSCORES')[2]
-return tostring(first and now() - first or 0)
-"""
-_ANNOUNCE = """
-if ARGV[3] == '' then
-  redis.call('HDEL', key('body'), ARGV[2])
-  redis.call('ZREM', key('until'), ARGV[2])
-else
-  redis.call('HSET', key('body'), ARGV[2], ARGV[3])
-  redis.call('ZADD', key('until'), now() + tonumber(ARGV[4]), ARGV[2])
-end
-return 0
-"""
-_ANNOUNCED = """
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', key('until'), '-inf', now())) do
-  redis.call('HDEL', key('body'), name)
-  redis.call('ZREM', key('until'), name)
-end
-return redis.call('HGETALL', key('body'))
-"""
 _WORKERS = "@workers"  # no topic has this name
 
 
@@ -395,7 +146,7 @@ class RedisQueue(Queue):
         check_topic(topic)
         values = [each for message in check_messages(messages) for each in message]
         if values:
-            await self._run(_PUT, topic, *values)
+            await self._run("put", topic, *values)
 
     async def lease(
         self,
@@ -425,7 +176,7 @@ class RedisQueue(Queue):
         due: list[float] = []
         for topic in topics:
             token = f"{uuid.uuid4().hex}-"
-            found, next_due = await self._run(_LEASE, topic, limit - len(taken), ttl, token, *skip)
+            found, next_due = await self._run("lease", topic, limit - len(taken), ttl, token, *skip)
             taken += [
                 Lease(
                     topic=topic,
@@ -454,7 +205,7 @@ class RedisQueue(Queue):
         """Keep leases for longer; see the port."""
         extended: list[Lease] = []
         for topic, group in _by_topic(leases):
-            gone, due = await self._run(_EXTEND, topic, ttl, *_pairs(group))
+            gone, due = await self._run("extend", topic, ttl, *_pairs(group))
             lost = {each.decode() for each in gone}
             extended += [
                 each._replace(expires_at=float(due)) for each in group if each.id not in lost
@@ -464,13 +215,13 @@ class RedisQueue(Queue):
 
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
-        await self._end(leases, _ACK)
+        await self._end(leases, "ack")
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
     ) -> None:
         """Give messages back; see the port."""
-        await self._end(leases, _RELEASE, delay, 0 if counted else -1)
+        await self._end(leases, "release", delay, 0 if counted else -1)
 
     async def _end(self, leases: Sequence[Lease], script: str, *values: float) -> None:
         lost: list[str] = []
@@ -482,35 +233,35 @@ class RedisQueue(Queue):
 
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages to be looked at; see the port."""
-        await self._end(leases, _BURY_THESE)
+        await self._end(leases, "bury")
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
         if ids:
-            await self._run(_REMOVE, topic, int(leased), *ids)
+            await self._run("remove", topic, int(leased), *ids)
 
     async def known(self, topic: str, ids: Sequence[str]) -> set[str] | None:
         """Which of these there are; see the port."""
-        return {each.decode() for each in await self._run(_KNOWN, topic, *ids)} if ids else set()
+        return {each.decode() for each in await self._run("known", topic, *ids)} if ids else set()
 
     async def drop(self, topic: str) -> None:
         """Forget the topic; see the port."""
-        await self._run(_DROP, topic)
+        await self._run("drop", topic)
 
     async def buried(self, topic: str, limit: int = 100) -> list[Buried]:
         """The buried messages; see the port."""
         return [
             Buried(topic, id.decode(), body, int(count), float(at))
-            for id, body, count, at in await self._run(_BURIED, topic, limit)
+            for id, body, count, at in await self._run("buried", topic, limit)
         ]
 
     async def redrive(self, topic: str, ids: Sequence[str]) -> int:
         """Make buried messages ready; see the port."""
-        return int(await self._run(_REDRIVE, topic, *ids)) if ids else 0
+        return int(await self._run("redrive", topic, *ids)) if ids else 0
 
     async def peek(self, topic: str, limit: int = 100) -> list[Message] | None:
         """The messages that are ready; see the port."""
-        return [Message(id.decode(), body) for id, body in await self._run(_PEEK, topic, limit)]
+        return [Message(id.decode(), body) for id, body in await self._run("peek", topic, limit)]
 
     async def topics(self) -> list[str] | None:
         """The topics that have messages; see the port."""
@@ -524,19 +275,19 @@ class RedisQueue(Queue):
 
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
-        return Depth(*await self._run(_DEPTH, topic))
+        return Depth(*await self._run("depth", topic))
 
     async def longest_wait(self, topic: str) -> float | None:
         """How long the oldest message waits; see the port."""
-        return max(float(await self._run(_LONGEST_WAIT, topic)), 0.0)
+        return max(float(await self._run("longest_wait", topic)), 0.0)
 
     async def announce(self, name: str, body: bytes, ttl: float) -> None:
         """Let others see this of a worker; see the port."""
-        await self._run(_ANNOUNCE, _WORKERS, name, body, ttl)
+        await self._run("announce", _WORKERS, name, body, ttl)
 
     async def announced(self) -> Mapping[str, bytes] | None:
         """What workers have announced; see the port."""
-        found = await self._run(_ANNOUNCED, _WORKERS)
+        found = await self._run("announced", _WORKERS)
         return {name.decode(): body for name, body in zip(found[::2], found[1::2], strict=True)}
 
     async def close(self) -> None:
@@ -552,11 +303,11 @@ class RedisQueue(Queue):
     def _key(self, topic: str) -> str:
         return f"{{{self._prefix}:{topic}}}:"
 
-    async def _run(self, source: str, topic: str, *values: Any) -> Any:
-        script = self._scripts.get(source)
+    async def _run(self, name: str, topic: str, *values: Any) -> Any:
+        script = self._scripts.get(name)
         if script is None:
-            script = self._scripts[source] = self._redis.register_script(_NAMES + source)
-        limited = () if source is _PUT else (self._max_deliveries,)
+            script = self._scripts[name] = self._redis.register_script(_SCRIPTS[name])
+        limited = () if name == "put" else (self._max_deliveries,)
         async with self._errors_named():
             if not self._is_checked:
                 await self._check()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import json
 import logging
 import os
 import socket
@@ -26,10 +27,10 @@ from aflow._core.private_folders import (
     make_private,
     open_checked,
     open_folder,
-    own_folder,
     runtime_folder,
 )
 from aflow._core.sqlite import BUSY_TIMEOUT, LeaseClock, one_process_at_a_time, url_of
+from aflow._core.statements import statements_in
 from aflow._core.system import DESCRIPTORS
 from aflow.errors import QueueUnavailable, UnsafeFolder
 from aflow.queue.base import (
@@ -72,17 +73,15 @@ class WakeUp:
         self._is_warned = False
 
     def _folder(self) -> Path:
-        """The folder, which is there; raises UnsafeFolder and OSError."""
+        """The path of the folder; raises UnsafeFolder and OSError."""
         if self._found is None:
             self._found = runtime_folder("queues") / self._name
-        return own_folder(self._found)
+        return self._found
 
     def ring(self) -> None:
         """Wake all who wait."""
         try:
-            if self._found is None:
-                self._found = runtime_folder("queues") / self._name
-            folder = open_checked(self._found)
+            folder = open_checked(self._folder())
         except (OSError, UnsafeFolder):  # nobody waits there
             return
         try:
@@ -95,9 +94,8 @@ class WakeUp:
         if self._sender is None:
             self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._sender.setblocking(False)
-        assert self._found is not None, "it was opened"
         try:
-            self._sender.sendto(b"!", _address(folder, self._found, name))
+            self._sender.sendto(b"!", _address(folder, self._folder(), name))
         except BlockingIOError:
             return  # it has more than one datagram unread: it will look
         except ConnectionRefusedError:  # its waiter has ended without closing it
@@ -204,106 +202,11 @@ class Bell:
 
 T = TypeVar("T")
 
-# `state` is r(eady), d(elayed), l(eased) or b(uried); `due` when a lease or a delay ends, or when a
-# message was buried, or became ready (0: put by an earlier version). The lowest `turn` goes first:
-# see `_turn`. All times are those of LeaseClock. Version 1 had neither turns nor priorities, nor
-# workers; version 2 went by the machine's clock.
 _VERSION = 3
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS messages (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    topic TEXT NOT NULL,
-    id TEXT NOT NULL,
-    body BLOB NOT NULL,
-    state TEXT NOT NULL DEFAULT 'r',
-    due REAL NOT NULL DEFAULT 0,
-    token TEXT,
-    deliveries INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (topic, id)
-) STRICT;
-DROP INDEX IF EXISTS by_state;
-ALTER TABLE messages ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE messages ADD COLUMN turn INTEGER NOT NULL DEFAULT 0;
-UPDATE messages SET state = 'd' WHERE state = 'r' AND due > 0;
-CREATE INDEX ready ON messages (topic, priority DESC, turn, number) WHERE state = 'r';
-CREATE INDEX leased ON messages (topic, due) WHERE state = 'l';
-CREATE INDEX delayed ON messages (topic, due) WHERE state = 'd';
-CREATE INDEX buried ON messages (topic, due) WHERE state = 'b';
-CREATE TABLE turns (
-    topic TEXT NOT NULL,
-    grp TEXT NOT NULL,
-    priority INTEGER NOT NULL,
-    last INTEGER NOT NULL,
-    PRIMARY KEY (topic, grp, priority)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE workers (
-    name TEXT PRIMARY KEY, body BLOB NOT NULL, until REAL NOT NULL
-) STRICT, WITHOUT ROWID;
-"""
-_LEASE_CLOCKS = f"""
-CREATE TABLE lease_clocks (
-    number INTEGER PRIMARY KEY, domain TEXT NOT NULL UNIQUE, ahead REAL NOT NULL
-) STRICT;
-PRAGMA user_version = {_VERSION};
-"""
 # For the first process after a start of the machine: a lease of before that may be of a process on
 # another machine, which renews it; else it ends at last, though the clock has been set back.
 _LONGEST_WAIT = 3600.0  # seconds
-_SHORTEN = (
-    "UPDATE messages SET due = min(due, ?) WHERE state IN ('l', 'd')",
-    "UPDATE workers SET until = min(until, ?)",
-)
-_PUT = """INSERT INTO messages (topic, id, body, priority, turn, due) VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT DO NOTHING"""
-_GROUP = "substr(id, 1, instr(id, ':') - 1)"
-_NOW_AT = """SELECT turn FROM messages WHERE topic = ? AND state = 'r' AND priority = ?
-ORDER BY turn LIMIT 1"""
-_LAST = "SELECT last FROM turns WHERE topic = ? AND grp = ? AND priority = ?"
-_IS_READY = f"""SELECT 1 FROM messages WHERE topic = ? AND state = 'r' AND priority = ? AND turn = ?
-AND {_GROUP} = ? LIMIT 1"""  # noqa: S608 -- a constant
-_NOTE_LAST = """INSERT INTO turns VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET last = excluded.last"""
-_FIRST = """coalesce((SELECT other.turn FROM messages AS other WHERE other.topic = messages.topic
-AND other.state = 'r' AND other.priority = messages.priority ORDER BY other.turn LIMIT 1), 0)"""
-_BURY = """UPDATE messages SET state = 'b', token = NULL
-WHERE topic = ?1 AND state = 'l' AND due <= ?2 AND deliveries >= ?3"""
-_COME_BACK = tuple(
-    f"""UPDATE messages SET state = 'r', token = NULL, due = ?2, turn = {_FIRST}
-WHERE topic = ?1 AND state = '{state}' AND due <= ?2"""  # noqa: S608 -- constants
-    for state in "ld"
-)
-_LEASE = """UPDATE messages
-SET state = 'l', due = ?2, token = ?3 || number, deliveries = deliveries + 1
-WHERE number IN (
-    SELECT number FROM messages WHERE topic = ?1 AND state = 'r'{skip}
-    ORDER BY priority DESC, turn, number LIMIT ?4
-) RETURNING -priority, turn, number, id, token, body, deliveries"""
-_NEXT_DUE = """SELECT min(due) FROM (
-    SELECT * FROM (SELECT due FROM messages WHERE topic = ?1 AND state = 'l' ORDER BY due LIMIT 1)
-    UNION ALL
-    SELECT * FROM (SELECT due FROM messages WHERE topic = ?1 AND state = 'd' ORDER BY due LIMIT 1)
-)"""
-_FORGET_TURNS = "DELETE FROM turns WHERE topic = ?"
-_HELD = "topic = ? AND id = ? AND token = ? AND state = 'l' AND due > ?"
-_EXTEND = f"UPDATE messages SET due = ? WHERE {_HELD}"  # noqa: S608 -- a constant
-_ACK = f"DELETE FROM messages WHERE {_HELD}"  # noqa: S608 -- a constant
-_RELEASE = f"""UPDATE messages SET token = NULL, due = ?, deliveries = deliveries - ?,
-turn = {_FIRST}, state = CASE WHEN deliveries - ? >= ? THEN 'b' ELSE ? END
-WHERE {_HELD}"""  # noqa: S608 -- constants
-_BURY_THESE = f"UPDATE messages SET state = 'b', token = NULL, due = ? WHERE {_HELD}"  # noqa: S608
-_REMOVE = "DELETE FROM messages WHERE topic = ? AND id = ? AND (state <> 'l' OR due <= ? OR ?)"
-_KNOWN = "SELECT 1 FROM messages WHERE topic = ? AND id = ?"
-_DROP = "DELETE FROM messages WHERE topic = ?"
-_REDRIVE = f"""UPDATE messages SET state = 'r', due = ?, deliveries = 0, turn = {_FIRST}
-WHERE topic = ? AND id = ? AND state = 'b'"""  # noqa: S608 -- a constant
-_PEEK = """SELECT id, body FROM messages WHERE topic = ? AND state = 'r'
-ORDER BY priority DESC, turn, number LIMIT ?"""
-_BURIED = """SELECT id, body, deliveries, due FROM messages WHERE topic = ? AND state = 'b'
-ORDER BY due, number LIMIT ?"""
-_READY_SINCE = "SELECT min(due) FROM messages WHERE topic = ? AND state = 'r' AND due > 0"
-_DEPTH = "SELECT state, count(*) FROM messages WHERE topic = ? GROUP BY state"
-_ANNOUNCE = """INSERT INTO workers VALUES (?, ?, ?)
-ON CONFLICT DO UPDATE SET body = excluded.body, until = excluded.until"""
+_SQL = statements_in(Path(__file__).parent / "queries" / "sqlite.sql")
 
 
 class SqliteQueue(Queue):
@@ -346,9 +249,11 @@ class SqliteQueue(Queue):
                 (topic, each.id, each.body, priority, turn + step * place, now)
                 for place, each in enumerate(members)
             ]
-            db.executemany(_PUT, rows)
+            db.executemany(_SQL["put"], rows)
             if group:
-                db.execute(_NOTE_LAST, (topic, group, priority, turn + len(members) - 1))
+                db.execute(
+                    _SQL["note_last_turn"], (topic, group, priority, turn + len(members) - 1)
+                )
 
     async def lease(
         self,
@@ -401,35 +306,33 @@ class SqliteQueue(Queue):
         now, expires_at = self._leases.now(), self._clock.now() + ttl
         taken: list[Lease] = []
         due = float("inf")
-        places = ", ".join(f"?{5 + number}" for number in range(len(skip)))
-        left_out = f" AND {_GROUP} NOT IN ({places})" if skip else ""
-        sql = _LEASE.format(skip=left_out)
+        left_out = json.dumps([*skip])
         for topic in topics:
             self._settle(db, topic, now)
             token = f"{uuid.uuid4().hex}-"
-            values = (topic, now + ttl, token, limit - len(taken), *skip)
-            rows = sorted(db.execute(sql, values).fetchall())
+            values = (topic, now + ttl, token, limit - len(taken), left_out)
+            rows = sorted(db.execute(_SQL["lease"], values).fetchall())
             taken += [Lease._make((topic, *row[3:], expires_at)) for row in rows]
             if len(taken) >= limit:
                 break
             if not rows and not skip:
-                db.execute(_FORGET_TURNS, (topic,))  # nobody waits for a turn
-            (next_due,) = db.execute(_NEXT_DUE, (topic,)).fetchone()
+                db.execute(_SQL["forget_turns"], (topic,))  # nobody waits for a turn
+            (next_due,) = db.execute(_SQL["next_due"], (topic,)).fetchone()
             if next_due is not None:
                 due = min(due, next_due)
         return taken, max(0.0, due - now)
 
     def _settle(self, db: sqlite3.Connection, topic: str, now: float) -> None:
         """Make ready, or bury, whatever the time has come for."""
-        (due,) = db.execute(_NEXT_DUE, (topic,)).fetchone()
+        (due,) = db.execute(_SQL["next_due"], (topic,)).fetchone()
         if due is not None and due <= now:
-            db.execute(_BURY, (topic, now, self._max_deliveries))
-            for sql in _COME_BACK:
-                db.execute(sql, (topic, now))
+            db.execute(_SQL["bury_spent"], (topic, now, self._max_deliveries))
+            for state in ("leased", "delayed"):
+                db.execute(_SQL[f"come_back_{state}"], (topic, now))
 
     async def extend(self, leases: Sequence[Lease], ttl: float) -> list[Lease]:
         """Keep leases for longer; see the port."""
-        held = await self._held(leases, _EXTEND, lambda now: (now + ttl,))
+        held = await self._held(leases, _SQL["extend"], lambda now: (now + ttl,))
         expires_at = self._clock.now() + ttl
         extended = [each._replace(expires_at=expires_at) for each in leases if each.token in held]
         check_held(leases, held, extended)
@@ -437,7 +340,7 @@ class SqliteQueue(Queue):
 
     async def ack(self, leases: Sequence[Lease]) -> None:
         """The messages are done with; see the port."""
-        check_held(leases, await self._held(leases, _ACK, lambda _: ()))
+        check_held(leases, await self._held(leases, _SQL["ack"], lambda _: ()))
 
     async def release(
         self, leases: Sequence[Lease], *, delay: float = 0.0, counted: bool = True
@@ -446,7 +349,7 @@ class SqliteQueue(Queue):
         back, state = 0 if counted else 1, "d" if delay > 0 else "r"
         most = self._max_deliveries
         held = await self._held(
-            leases, _RELEASE, lambda now: (now + max(0.0, delay), back, back, most, state)
+            leases, _SQL["release"], lambda now: (now + max(0.0, delay), back, back, most, state)
         )
         self._wake_up.ring()
         check_held(leases, held)
@@ -470,14 +373,14 @@ class SqliteQueue(Queue):
 
     async def bury(self, leases: Sequence[Lease]) -> None:
         """Keep messages to be looked at; see the port."""
-        check_held(leases, await self._held(leases, _BURY_THESE, lambda now: (now,)))
+        check_held(leases, await self._held(leases, _SQL["bury"], lambda now: (now,)))
 
     async def remove(self, topic: str, ids: Sequence[str], *, leased: bool = False) -> None:
         """Forget messages; see the port."""
 
         def remove(db: sqlite3.Connection) -> None:
             now = self._leases.now()
-            db.executemany(_REMOVE, [(topic, name, now, leased) for name in ids])
+            db.executemany(_SQL["remove"], [(topic, name, now, leased) for name in ids])
 
         if ids:
             await self._do(remove)
@@ -487,15 +390,15 @@ class SqliteQueue(Queue):
         if not ids:
             return set()
         return await self._do(
-            lambda db: {name for name in ids if db.execute(_KNOWN, (topic, name)).fetchone()}
+            lambda db: {name for name in ids if db.execute(_SQL["known"], (topic, name)).fetchone()}
         )
 
     async def drop(self, topic: str) -> None:
         """Forget the topic; see the port."""
 
         def drop(db: sqlite3.Connection) -> None:
-            db.execute(_DROP, (topic,))
-            db.execute(_FORGET_TURNS, (topic,))
+            db.execute(_SQL["drop"], (topic,))
+            db.execute(_SQL["forget_turns"], (topic,))
 
         await self._do(drop)
 
@@ -504,7 +407,7 @@ class SqliteQueue(Queue):
 
         def find(db: sqlite3.Connection) -> list[Any]:
             self._settle(db, topic, self._leases.now())
-            return db.execute(_BURIED, (topic, limit)).fetchall()
+            return db.execute(_SQL["buried"], (topic, limit)).fetchall()
 
         found = await self._do(find)
         ahead = self._clock.now() - self._leases.now()
@@ -515,7 +418,7 @@ class SqliteQueue(Queue):
 
         def redrive(db: sqlite3.Connection) -> int:
             now = self._leases.now()
-            return sum(db.execute(_REDRIVE, (now, topic, name)).rowcount for name in ids)
+            return sum(db.execute(_SQL["redrive"], (now, topic, name)).rowcount for name in ids)
 
         redriven = await self._do(redrive)
         self._wake_up.ring()
@@ -526,21 +429,21 @@ class SqliteQueue(Queue):
 
         def find(db: sqlite3.Connection) -> list[Any]:
             self._settle(db, topic, self._leases.now())
-            return db.execute(_PEEK, (topic, limit)).fetchall()
+            return db.execute(_SQL["peek"], (topic, limit)).fetchall()
 
         return [Message(*row) for row in await self._do(find)]
 
     async def topics(self) -> list[str] | None:
         """The topics that have messages; see the port."""
-        sql = "SELECT DISTINCT topic FROM messages ORDER BY topic"
-        return [topic for (topic,) in await self._do(lambda db: db.execute(sql).fetchall())]
+        found = await self._do(lambda db: db.execute(_SQL["topics"]).fetchall())
+        return [topic for (topic,) in found]
 
     async def depth(self, topic: str) -> Depth:
         """How many messages the topic has; see the port."""
 
         def count(db: sqlite3.Connection) -> dict[str, int]:
             self._settle(db, topic, self._leases.now())
-            return dict(db.execute(_DEPTH, (topic,)).fetchall())
+            return dict(db.execute(_SQL["depth"], (topic,)).fetchall())
 
         found = await self._do(count)
         ready = found.get("r", 0) + found.get("d", 0)
@@ -552,7 +455,7 @@ class SqliteQueue(Queue):
         def find(db: sqlite3.Connection) -> float:
             now = self._leases.now()
             self._settle(db, topic, now)
-            (since,) = db.execute(_READY_SINCE, (topic,)).fetchone()
+            (since,) = db.execute(_SQL["ready_since"], (topic,)).fetchone()
             return 0.0 if since is None else max(now - float(since), 0.0)
 
         return await self._do(find)
@@ -561,7 +464,7 @@ class SqliteQueue(Queue):
         """Let others see this of a worker; see the port."""
         await self._do(
             lambda db: db.execute(
-                _ANNOUNCE, (name, body, self._leases.now() + ttl if body else -1e99)
+                _SQL["announce"], (name, body, self._leases.now() + ttl if body else -1e99)
             )
         )
 
@@ -569,8 +472,8 @@ class SqliteQueue(Queue):
         """What workers have announced; see the port."""
 
         def find(db: sqlite3.Connection) -> list[Any]:
-            db.execute("DELETE FROM workers WHERE until <= ?", (self._leases.now(),))
-            return db.execute("SELECT name, body FROM workers").fetchall()
+            db.execute(_SQL["expire_workers"], (self._leases.now(),))
+            return db.execute(_SQL["announced"]).fetchall()
 
         return dict(await self._do(find))
 
@@ -600,8 +503,8 @@ class SqliteQueue(Queue):
             db = self._connection
 
             def shorten() -> None:
-                for sql in _SHORTEN:
-                    db.execute(sql, (self._leases.now() + _LONGEST_WAIT,))
+                for table in ("messages", "workers"):
+                    db.execute(_SQL[f"shorten_{table}"], (self._leases.now() + _LONGEST_WAIT,))
 
             with self._leases.transaction(db, shorten):
                 return what(db)
@@ -618,8 +521,11 @@ class SqliteQueue(Queue):
                     db.execute("PRAGMA journal_mode = WAL")
                 (version,) = db.execute("PRAGMA user_version").fetchone()
                 if version < _VERSION:
-                    missing = _LEASE_CLOCKS if version == 2 else _SCHEMA + _LEASE_CLOCKS
-                    db.executescript(f"BEGIN IMMEDIATE; {missing} COMMIT;")
+                    names = ["lease_clocks"] if version == 2 else ["schema", "lease_clocks"]
+                    missing = "".join(_SQL[name] for name in names)
+                    db.executescript(
+                        f"BEGIN IMMEDIATE; {missing} PRAGMA user_version = {_VERSION}; COMMIT;"
+                    )
                 elif version > _VERSION:
                     raise QueueUnavailable(
                         f"The queue in {self._path} was made by a newer aflow: upgrade this one."
@@ -651,9 +557,9 @@ def _turn(db: sqlite3.Connection, topic: str, group: str, priority: int) -> int:
     """The turn of the next message of a group: the one that is being handed out; or, while the
     group's last message waits, the one after that. So groups take turns, and one that has few
     messages has them handed out soon."""
-    found = db.execute(_NOW_AT, (topic, priority)).fetchone()
+    found = db.execute(_SQL["present_turn"], (topic, priority)).fetchone()
     now = int(found[0]) if found else 0
-    last = db.execute(_LAST, (topic, group, priority)).fetchone() if group else None
-    if last is None or not db.execute(_IS_READY, (topic, priority, last[0], group)).fetchone():
-        return now
-    return max(now, int(last[0]) + 1)
+    last = db.execute(_SQL["last_turn"], (topic, group, priority)).fetchone() if group else None
+    if last and db.execute(_SQL["is_ready"], (topic, priority, *last, group)).fetchone():
+        return max(now, int(last[0]) + 1)
+    return now

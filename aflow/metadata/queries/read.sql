@@ -78,31 +78,27 @@ SELECT step, created_at,
   (SELECT count(*) FROM tasks WHERE tasks.run_key = steps.run_key AND tasks.step = steps.step)
 FROM steps WHERE run_key = :run_key AND step <> '_parameters' ORDER BY created_at DESC, step
 
--- name: tasks
-SELECT {columns} FROM tasks t LEFT JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
+-- name: _latest
+attempts a ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
     (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+
+-- name: tasks
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = :run_key AND t.task > :after ORDER BY t.task LIMIT coalesce(:limit, -1)
 
 -- name: tasks_of_step
 -- (Left alone, SQLite prefers the primary key, and would read all tasks of the run.)
-SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN {_latest}
 WHERE t.run_key = :run_key AND t.step = :step AND t.task > :after ORDER BY t.task LIMIT coalesce(:limit, -1)
 
 -- name: newest_tasks
-SELECT {columns} FROM tasks t LEFT JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = :run_key AND t.task < :before
   AND (:states = '[]' OR coalesce(a.state, '') IN (SELECT value FROM json_each(:states)))
 ORDER BY t.task DESC LIMIT coalesce(:limit, -1)
 
 -- name: newest_tasks_of_step
-SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+SELECT {columns} FROM tasks t INDEXED BY tasks_by_step LEFT JOIN {_latest}
 WHERE t.run_key = :run_key AND t.step = :step AND t.task < :before
   AND (:states = '[]' OR coalesce(a.state, '') IN (SELECT value FROM json_each(:states)))
 ORDER BY t.task DESC LIMIT coalesce(:limit, -1)
@@ -113,9 +109,7 @@ FROM steps s JOIN task_counts c ON c.run_key = s.run_key AND c.step = s.step
 WHERE s.run_key = :run_key AND s.step <> '_parameters' AND c.tasks > 0 ORDER BY s.created_at, s.step
 
 -- name: tasks_of_split
-SELECT {columns} FROM tasks t LEFT JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = :run_key AND t.split = :split AND t.split_index > :after
   AND (:steps = '[]' OR t.step IN (SELECT value FROM json_each(:steps)))
 ORDER BY t.split_index, t.task LIMIT coalesce(:limit, -1)
@@ -135,9 +129,7 @@ FROM attempts a JOIN tasks t ON t.run_key = a.run_key AND t.task = a.task
 WHERE a.run_key = :run_key AND t.step <> '_parameters' ORDER BY a.task, a.attempt DESC
 
 -- name: latest_states
-SELECT t.task, t.step, a.attempt, a.state FROM tasks t LEFT JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+SELECT t.task, t.step, a.attempt, a.state FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = :run_key AND t.task IN (SELECT value FROM json_each(:tasks))
 
 -- name: task
@@ -156,9 +148,7 @@ WHERE a.run_key = :run_key AND a.task IN (SELECT value FROM json_each(:tasks))
 -- A switch that loops leaves several tasks for one item: the last one went on to the join. (Beside
 -- max(), SQLite takes the other columns from the row that has it.)
 SELECT t.split_index, max(t.task), t.step, a.manifest FROM tasks t INDEXED BY tasks_by_split
-JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+JOIN {_latest}
 WHERE t.run_key = :run_key AND t.split = :split AND t.split_index >= :start
   AND t.step IN (SELECT value FROM json_each(:steps))
   AND a.state = 'succeeded' AND a.manifest IS NOT NULL
@@ -171,9 +161,7 @@ FROM attempts WHERE run_key = :run_key AND task = :task ORDER BY attempt
 -- name: cached
 -- Of several tasks with the key that succeeded, the latest that ran; else the latest of all.
 SELECT runs.run, t.step, t.task, t.run_key, a.manifest FROM tasks t
-JOIN attempts a
-  ON a.run_key = t.run_key AND a.task = t.task AND a.attempt =
-    (SELECT max(attempt) FROM attempts WHERE run_key = t.run_key AND task = t.task)
+JOIN {_latest}
 JOIN runs ON runs.key = t.run_key
 WHERE t.cache_key = :key AND runs.flow = :flow AND a.state = 'succeeded' AND a.manifest IS NOT NULL
 ORDER BY t.origin = '' DESC, t.run_key DESC LIMIT 1

@@ -55,38 +55,33 @@ WHERE (%(flow)s::text IS NULL OR flow = %(flow)s::text)
 SELECT run_key, tag, is_system FROM run_tags
 WHERE run_key = ANY (%(run_keys)s::bigint[]) ORDER BY run_key, tag
 
--- name: tasks
-SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
+-- name: _latest
+LATERAL (
     SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
   ) a ON true
+
+-- name: tasks
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = %(run_key)s AND t.task > %(after)s ORDER BY t.task LIMIT %(limit)s
 
 -- name: tasks_of_step
-SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = %(run_key)s AND t.step = %(step)s AND t.task > %(after)s ORDER BY t.task LIMIT %(limit)s
 
 -- name: newest_tasks
-SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = %(run_key)s AND t.task < %(before)s
   AND (cardinality(%(states)s::text[]) = 0 OR coalesce(a.state, '') = ANY (%(states)s::text[]))
 ORDER BY t.task DESC LIMIT %(limit)s
 
 -- name: newest_tasks_of_step
-SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = %(run_key)s AND t.step = %(step)s AND t.task < %(before)s
   AND (cardinality(%(states)s::text[]) = 0 OR coalesce(a.state, '') = ANY (%(states)s::text[]))
 ORDER BY t.task DESC LIMIT %(limit)s
 
 -- name: tasks_of_split
-SELECT {columns} FROM tasks t LEFT JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+SELECT {columns} FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = %(run_key)s AND t.split = %(split)s AND t.split_index > %(after)s
   AND (cardinality(%(steps)s::text[]) = 0 OR t.step = ANY (%(steps)s::text[]))
 ORDER BY t.split_index, t.task LIMIT %(limit)s
@@ -111,9 +106,7 @@ SELECT min(task) FROM tasks WHERE run_key = %(run_key)s AND task > %(after)s
 
 -- name: latest_states
 SELECT t.task, t.step, a.attempt, a.state
-FROM tasks t LEFT JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+FROM tasks t LEFT JOIN {_latest}
 WHERE t.run_key = %(run_key)s AND t.task = ANY (%(tasks)s::bigint[])
 
 -- name: task
@@ -128,17 +121,13 @@ WHERE t.run_key = %(run_key)s AND t.task = %(task)s
 -- name: manifests
 SELECT t.task, a.manifest
 FROM (SELECT %(run_key)s::bigint AS run_key, unnest(%(tasks)s::bigint[]) AS task) t
-JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+JOIN {_latest}
 WHERE a.state IN ('succeeded', 'running') AND a.manifest IS NOT NULL
 
 -- name: split_manifests
 -- A switch that loops leaves several tasks for one item: the last one went on to the join.
 SELECT DISTINCT ON (t.split_index) t.split_index, t.task, t.step, a.manifest
-FROM tasks t JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+FROM tasks t JOIN {_latest}
 WHERE t.run_key = %(run_key)s AND t.split = %(split)s AND t.split_index >= %(start)s
   AND t.step = ANY (%(steps)s::text[]) AND a.state = 'succeeded' AND a.manifest IS NOT NULL
 ORDER BY t.split_index, t.task DESC LIMIT %(limit)s
@@ -146,9 +135,7 @@ ORDER BY t.split_index, t.task DESC LIMIT %(limit)s
 -- name: cached
 -- Of several tasks with the key that succeeded, the latest that ran; else the latest of all.
 SELECT runs.run, t.step, t.task, t.run_key, a.manifest FROM tasks t
-JOIN LATERAL (
-    SELECT * FROM attempts WHERE run_key = t.run_key AND task = t.task ORDER BY attempt DESC LIMIT 1
-  ) a ON true
+JOIN {_latest}
 JOIN runs ON runs.key = t.run_key
 WHERE t.cache_key = %(key)s AND runs.flow = %(flow)s
   AND a.state = 'succeeded' AND a.manifest IS NOT NULL

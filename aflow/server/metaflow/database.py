@@ -11,14 +11,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from aflow._core.settings import path_at
 from aflow._core.sqlite import transaction
+from aflow._core.statements import statements_in
 from aflow.errors import InvalidSetting, MetadataTooNew
-from aflow.metadata.sql import named
 from aflow.metadata.sqlite import OpenFiles, connect, errors_named
 from aflow.server.metaflow.checks import is_found
 
@@ -31,10 +30,9 @@ VERSION = 1
 _FOLDER = Path(__file__).parent
 
 
-@cache
 def sql() -> dict[str, str]:
     """Return the statements of queries.sql, by name."""
-    return named((_FOLDER / "queries.sql").read_text())
+    return statements_in(_FOLDER / "queries.sql")
 
 
 class Transaction:

@@ -278,7 +278,7 @@ def keep_from_git(folder: str | Path) -> None:
         descriptor = os.open(
             os.path.join(folder, ".gitignore"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666
         )
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(_IGNORED)
 
 

@@ -517,7 +517,9 @@ def _memory_by_ps(wanted: set[int]) -> dict[int, int]:
 
     command = ["ps", "-axo", "pid=,rss="]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        listed = subprocess.run(
+            command, capture_output=True, encoding="utf-8", timeout=10, check=False
+        )
     except (OSError, subprocess.SubprocessError):  # there is none: nothing is measured
         return {}
     found: dict[int, int] = {}
@@ -729,7 +731,7 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, value: object) -> None:
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write(str(value))
 
 

@@ -75,7 +75,7 @@ a{color:var(--hot)}
 @cache
 def _style() -> str:
     """The style sheet: the colours that cards share with the web UI, then that of cards."""
-    return files("aflow.server").joinpath("static", "tokens.css").read_text() + _STYLE
+    return files("aflow.server").joinpath("static", "tokens.css").read_text("utf-8") + _STYLE
 
 
 # Nothing runs in a card and nothing is fetched by it, whatever data it shows.

@@ -82,7 +82,7 @@ def dry_run(
             **counted(forecasts),
             "after": after,
         }
-        Path(file).write_text(json.dumps(found))
+        Path(file).write_text(json.dumps(found), encoding="utf-8")
     lines = ((each.step, _named(each.step, each.position), each.text) for each in forecasts)
     for line in _grouped(lines):
         click.echo(printable(line))

@@ -170,9 +170,11 @@ def lead_or_follow(
         ended = _wait(session, settings, flow, run)
         if ended is not None:
             if run_id_file is not None:
-                Path(run_id_file).write_text(run)
+                Path(run_id_file).write_text(run, encoding="utf-8")
             if runner_attribute_file is not None:
-                Path(runner_attribute_file).write_text(announcement(flow, run, settings))
+                Path(runner_attribute_file).write_text(
+                    announcement(flow, run, settings), encoding="utf-8"
+                )
             session.note(f"{flow}/{run} is {ended.state.value}: there is nothing to resume.")
             stopped = clone_only and ended.state is RunState.CANCELLED
             return 0 if stopped or ended.state is RunState.SUCCEEDED else 1

@@ -540,7 +540,7 @@ def _also_writing(
     def watch_events(events: Sequence[RunEvent]) -> None:
         for event in events:
             if type(event) is RunStarting:
-                path.write_text(announcement(event.flow, event.run, settings))
+                path.write_text(announcement(event.flow, event.run, settings), encoding="utf-8")
         watch(events)
 
     return watch_events

@@ -311,7 +311,7 @@ def _write(file: str | None, text: str) -> None:
     if file is None:
         return
     try:
-        Path(file).write_text(text)
+        Path(file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise CommandFailed(f"{file} cannot be written: {error.strerror}.") from error
 

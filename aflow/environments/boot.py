@@ -66,7 +66,7 @@ def by_web_identity(region: str) -> tuple[str, ...] | None:
     """
     if not (ENV.get("AWS_WEB_IDENTITY_TOKEN_FILE") and ENV.get("AWS_ROLE_ARN")):
         return None
-    with open(ENV["AWS_WEB_IDENTITY_TOKEN_FILE"]) as file:
+    with open(ENV["AWS_WEB_IDENTITY_TOKEN_FILE"], encoding="utf-8") as file:
         token = file.read()
     endpoint = ENV.get("AWS_ENDPOINT_URL_STS") or ENV.get("AWS_ENDPOINT_URL")
     query = {
@@ -106,7 +106,7 @@ def of_role() -> tuple[str, ...] | None:
     if full:
         token = ENV.get("AWS_CONTAINER_AUTHORIZATION_TOKEN")
         if ENV.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
-            with open(ENV["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"]) as file:
+            with open(ENV["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"], encoding="utf-8") as file:
                 token = file.read().strip()
         text = ask(full, **({"Authorization": token} if token else {}))
     elif (ENV.get("AWS_EC2_METADATA_DISABLED") or "").lower() == "true":

@@ -317,12 +317,12 @@ class Environments:
     def _complete(self, lock: Lock, new: Path) -> None:
         """What makes it an environment of aflow; the marker comes last."""
         for folder in new.glob("lib/python*/site-packages"):
-            (folder / "zz_aflow_runtime.pth").write_text(_PTH)
+            (folder / "zz_aflow_runtime.pth").write_text(_PTH, "utf-8")
         python = new / "bin" / "python"
         if not python.exists():
             raise EnvironmentFailed(f"it has no interpreter {python.name}")
         marker = {"form": _FORM, "digest": lock.digest, "lock": lock.as_dict()}
-        (new / _MARKER).write_text(json.dumps(marker))
+        (new / _MARKER).write_text(json.dumps(marker), "utf-8")
 
     # ------------------------------------------------------------ what aflow needs there
 
@@ -369,7 +369,7 @@ class Environments:
 
         def make(new: Path) -> None:
             _linked(entries)(new)
-            (new / _PYTHON).write_text(sys.executable)
+            (new / _PYTHON).write_text(sys.executable, "utf-8")
 
         return self._made(name, make)
 

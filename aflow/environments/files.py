@@ -83,7 +83,7 @@ class Files:
         """
         beside = path.parent / "blob-key"
         try:
-            found = beside.read_text()
+            found = beside.read_text("utf-8")
         except OSError:
             found = ""
         if not found:

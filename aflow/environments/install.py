@@ -174,9 +174,9 @@ def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None
     os.makedirs(packages)
     os.makedirs(os.path.join(folder, "bin"))
     os.symlink(base, os.path.join(folder, "bin", "python"))
-    with open(os.path.join(folder, "pyvenv.cfg"), "w") as file:
+    with open(os.path.join(folder, "pyvenv.cfg"), "w", encoding="utf-8") as file:
         file.write("home = %s\ninclude-system-site-packages = false\n" % os.path.dirname(base))
-    with open(os.path.join(packages, "zz-image.pth"), "w") as file:
+    with open(os.path.join(packages, "zz-image.pth"), "w", encoding="locale") as file:
         for each in folders:
             file.write("import site; site.addsitedir(%r)\n" % each)
     with ThreadPoolExecutor(AT_ONCE) as threads:

@@ -137,7 +137,7 @@ def _boot() -> str:
 
 @cache
 def _source(name: str) -> str:
-    return Path(__file__).with_name(f"{name}.py").read_text()
+    return Path(__file__).with_name(f"{name}.py").read_text("utf-8")
 
 
 def _small(source: str) -> str:

@@ -303,7 +303,7 @@ class Solver:
         asked = [_FORM, target.minor, target.platform, spec.python, spec.requirements, spec.conda]
         if spec.project:
             project = _project_of(spec.project)
-            asked += [(project / each).read_text() for each in ("pyproject.toml", "uv.lock")]
+            asked += [(project / each).read_text("utf-8") for each in ("pyproject.toml", "uv.lock")]
             asked.append(_tree_stamp(project))
         else:
             asked.append([self._stamp(each) for each in spec.requirements])
@@ -583,7 +583,12 @@ def _checked_out(title: str, vcs: Mapping[str, Any], folder: Path) -> tuple[Path
     )
     for command in commands:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         if done.returncode:
             why = without_credentials((done.stderr.strip().splitlines() or ["git failed"])[-1])
@@ -614,13 +619,13 @@ def project_python(folder: str) -> str | None:
     """
     project = _project_of(folder)
     try:
-        pinned = (project / ".python-version").read_text().split()
+        pinned = (project / ".python-version").read_text("utf-8").split()
     except OSError:
         pinned = []
     if pinned and re.fullmatch(r"\d+(?:\.\d+)*", pinned[0]):
         return pinned[0]
     try:
-        found = tomllib.loads((project / "pyproject.toml").read_text())
+        found = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise EnvironmentFailed(f"{project / 'pyproject.toml'} cannot be read: {error}") from error
     requires: str | None = found.get("project", {}).get("requires-python")

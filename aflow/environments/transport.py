@@ -244,7 +244,11 @@ def packed_python(python: str) -> bytes:
     )
     try:
         done = subprocess.run(
-            [python, "-I", "-c", program], capture_output=True, text=True, timeout=60, check=True
+            [python, "-I", "-c", program],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=60,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise EnvironmentFailed(f"The interpreter {python} cannot be asked: {error}") from error
@@ -400,7 +404,7 @@ class FromStore(Supplies):
                         raise
         path = os.fspath(next(folder.glob("bin/python3*")))
         done = subprocess.run(
-            [path, "-I", "-S", "-c", _NEEDED], capture_output=True, text=True, check=False
+            [path, "-I", "-S", "-c", _NEEDED], capture_output=True, encoding="utf-8", check=False
         )
         version = version_of(path)
         if done.returncode or version is None:

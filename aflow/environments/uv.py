@@ -119,7 +119,7 @@ class Uv:
                 source.write(stdin.encode())
                 source.seek(0)
                 process = subprocess.Popen(
-                    argv, stdin=source, stdout=printed, stderr=subprocess.PIPE, text=True,
+                    argv, stdin=source, stdout=printed, stderr=subprocess.PIPE, encoding="utf-8",
                     errors="replace", env=environment, cwd=cwd,
                 )  # fmt: skip
                 lines = self._read(process)
@@ -451,7 +451,10 @@ def version_of(path: str) -> str | None:
     )
     try:
         printed = subprocess.check_output(
-            [path, "-I", "-S", "-c", program], stderr=subprocess.DEVNULL, text=True, timeout=30
+            [path, "-I", "-S", "-c", program],
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            timeout=30,
         )
     except (OSError, subprocess.SubprocessError):
         return None

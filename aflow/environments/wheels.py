@@ -372,7 +372,7 @@ def _in_folder(
         try:
             wheel = _write(made, files())
             index = {**wheel._asdict(), "path": wheel.path.name}
-            (made / _INDEX).write_text(json.dumps(index))
+            (made / _INDEX).write_text(json.dumps(index), "utf-8")
             if place.exists():  # cut off, or of another kind
                 shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # another program was first

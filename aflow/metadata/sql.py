@@ -995,7 +995,7 @@ def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
         folder: The folder of a backend below `queries`.
     """
     files = sorted((_FOLDER / folder).glob("*.sql"))
-    return [(int(file.name[:4]), file.read_text()) for file in files]
+    return [(int(file.name[:4]), file.read_text("utf-8")) for file in files]
 
 
 LATEST = 12

@@ -176,7 +176,7 @@ def local_token(folder: Path | None = None) -> str:
             return found
         descriptor, made = tempfile.mkstemp(prefix=f".{_LOCAL}-", dir=folder)  # with mode 600
         try:
-            with os.fdopen(descriptor, "w") as new:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as new:
                 new.write(_HEAD + secrets.token_urlsafe(32) + "\n")
             with contextlib.suppress(FileExistsError):  # another server was first
                 os.link(made, file)

@@ -422,7 +422,7 @@ class FlowCommands:
         if values:
             file = folder / "parameters.json"
             file.touch(0o600)
-            file.write_text(json.dumps(values))
+            file.write_text(json.dumps(values), "utf-8")
             argv.append(f"--parameters-file={file}")
         return RunningCommand([*program(self.flow_file), *argv, *more], self._cwd, self._env)
 

@@ -76,7 +76,7 @@ class Deployer(FlowCommands):
                     )
             finally:
                 started.cleanup()
-            text = file.read_text() if facts else "{}"
+            text = file.read_text("utf-8") if facts else "{}"
         return json.loads(text), printed
 
 

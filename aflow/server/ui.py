@@ -91,7 +91,7 @@ class Pages:
     async def _page(self, request: web.Request) -> web.StreamResponse:
         if not (STATIC / "vendor" / "preact.js").exists():
             return web.Response(text=_UNBUILT, content_type="text/html", status=501)
-        text = (STATIC / "index.html").read_text()
+        text = (STATIC / "index.html").read_text("utf-8")
         # Pages have addresses of several levels; their files stand beside the first one, at an
         # address that changes with them, so that a browser asks for each of them once.
         depth = request.match_info["path"].count("/")

@@ -177,7 +177,7 @@ def program_of(cls: type) -> dict[str, Any]:
             **({} if _started.root is None else {"root": _started.root}),
         }
     source = source_of(cls)
-    around = {"argv": [*sys.argv], "path": [*sys.path]}
+    around = {"argv": [*sys.argv], "path": [*sys.path], "command": [*sys.orig_argv]}
     if "pickle" in source:
         return {"kind": "pickle", **source, **around}
     kind = "script" if source["module"] == "__main__" else "module"
@@ -306,6 +306,7 @@ def for_later(request: LoadRequest, script: str) -> LoadRequest:
     source = request.source
     if "argv" in source:
         source = {**source, "argv": [script], "flags": [], "path": []}
+        source.pop("command", None)
     return request._replace(source=source)
 
 
@@ -376,6 +377,7 @@ class Program:
             return found_at(module, self.source["name"])
         root = self.source.get("root")
         sys.argv[:] = self.source["argv"]
+        sys.orig_argv[:] = self.source.get("command") or [sys.executable, *sys.argv]
         if root is not None:
             sys.path[:] = [root, *self._path]
         elif self.source.get("packaged"):

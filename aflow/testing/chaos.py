@@ -141,7 +141,7 @@ class Ledger:
         if not self.path.exists():
             return []
         # A line that is being written is left for the next look.
-        whole = self.path.read_text().rpartition("\n")[0]
+        whole = self.path.read_text("utf-8").rpartition("\n")[0]
         return [_read(line) for line in whole.splitlines()]
 
     def begun(self) -> list[StartedAttempt]:
@@ -206,7 +206,7 @@ class Fleet:
             source: The text of the flow's file.
         """
         text = PREAMBLE + self.ledger.source + source + POSTAMBLE.format(name=FLOW)
-        (self.home / "flow.py").write_text(text)
+        (self.home / "flow.py").write_text(text, "utf-8")
 
     def start_worker(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         """Start a worker, and wait until it takes tasks.
@@ -225,7 +225,7 @@ class Fleet:
             lambda: b"takes tasks of" in log.read_bytes() or process.poll() is not None,
             "the worker does not begin",
         )
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None, log.read_text("utf-8")
         return process
 
     def begin(
@@ -1042,7 +1042,7 @@ class _Clock:
         folder.mkdir()
         self._file = folder / "offset"
         self.set(0.0)
-        (folder / "sitecustomize.py").write_text(_CLOCK.format(path=str(self._file)))
+        (folder / "sitecustomize.py").write_text(_CLOCK.format(path=str(self._file)), "utf-8")
         others = filter(None, [os.environ.get("PYTHONPATH")])
         self.env = {"PYTHONPATH": os.pathsep.join([str(folder), *others])}
 
@@ -1065,7 +1065,7 @@ def _children_of(pid: int) -> list[int]:
     found = []
     for each in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it has ended while we looked
-            found += [int(child) for child in each.read_text().split()]
+            found += [int(child) for child in each.read_text("utf-8").split()]
     return found
 
 

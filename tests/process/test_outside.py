@@ -327,6 +327,15 @@ def test_a_step_whose_time_is_over_while_it_prints_ends_at_once(workspace: Works
     assert b"did not react" not in done.stdout + done.stderr
 
 
+def test_a_flow_runs_where_warnings_are_errors(workspace: Workspace) -> None:
+    workspace.write(SMALL)
+    strict = [sys.executable, "-X", "dev", "-X", "warn_default_encoding", "-W", "error"]
+
+    for isolation in ("task", "worker"):
+        done = run(workspace, [*strict, "flow.py", "run", "--isolation", isolation])
+        assert (0, False) == (done.returncode, b"Warning" in done.stderr), done.stderr
+
+
 # ------------------------------------------------------------------ objects with code of their own
 
 # Objects whose own code raises, whatever they are asked, at every place that aflow looks at.

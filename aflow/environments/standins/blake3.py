@@ -113,7 +113,10 @@ def _parent(left: tuple[int, ...], right: tuple[int, ...]) -> _Node:
 def _helper() -> subprocess.Popen[bytes] | None:
     """A process that hashes what it gets; None where there is none."""
     try:
-        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "aflow-python")) as file:
+        with open(
+            os.path.join(os.path.dirname(os.path.abspath(__file__)), "aflow-python"),
+            encoding="utf-8",
+        ) as file:
             python = file.read()
         return subprocess.Popen(
             [python, "-I", "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -549,7 +549,7 @@ def _run(
             check=False,
             input=script,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=TIMEOUT,
             env=environment_of_jobs({"SLURM_TIME_FORMAT": "standard", **(more or {})}),

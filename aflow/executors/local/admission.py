@@ -102,7 +102,7 @@ def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
         try:
             listed = subprocess.run(
                 [program, "--query-gpu=index", "--format=csv,noheader"],
-                capture_output=True, text=True, timeout=_ASKING, check=False,
+                capture_output=True, encoding="utf-8", timeout=_ASKING, check=False,
             )  # fmt: skip
             found = tuple(re.findall(r"^\d+$", listed.stdout, re.MULTILINE))
             if found:
@@ -132,7 +132,7 @@ def _amd_count() -> int:
     count = 0
     for properties in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
         try:
-            found = re.search(r"^simd_count (\d+)", properties.read_text(), re.MULTILINE)
+            found = re.search(r"^simd_count (\d+)", properties.read_text("utf-8"), re.MULTILINE)
         except OSError:  # that of another container
             continue
         count += found is not None and int(found[1]) > 0
@@ -148,7 +148,7 @@ def _memory() -> int | None:
         pass
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            said = Path(file).read_text().strip()
+            said = Path(file).read_text(encoding="utf-8").strip()
         except OSError:  # not a system with this version of cgroups
             continue
         if said.isdigit():

@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Collection, Iterator
 
-from aflow._core.system import HAS_PROC
+from aflow._core.system import HAS_PROC, read_proc
 
 # Libraries whose threads survive a fork: each child starts its own when it needs one.
 _SURVIVE = ("libarrow.so",)
@@ -24,7 +24,6 @@ _PLAIN = (
 )  # fmt: skip
 _STACK = 2048  # bytes above a thread's stack pointer that are searched for return addresses
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-_SETTLING = 0.05  # seconds within which threads that a fork hook starts again are there
 _TRIAL_LIMIT = 5.0  # seconds that a trial fork may take
 
 
@@ -103,18 +102,16 @@ def owners() -> Iterator[tuple[str, str | None]]:
         for thread in os.listdir("/proc/self/task"):
             if int(thread) == me:
                 continue
-            try:
-                with open(f"/proc/self/task/{thread}/comm") as file:
-                    name = file.read().strip()
-                with open(f"/proc/self/task/{thread}/syscall") as file:
-                    fields = file.read().split()
-            except OSError:  # it has ended meanwhile
+            name = read_proc(f"self/task/{thread}/comm")
+            fields = read_proc(f"self/task/{thread}/syscall")
+            if name is None or fields is None:  # it has ended meanwhile
                 continue
-            yield names.get(int(thread), name), _library(maps, memory, fields)
+            native = os.fsdecode(name.strip())
+            yield names.get(int(thread), native), _library(maps, memory, fields.split())
 
 
-def _library(maps: list[tuple[int, int, str]], memory: object, fields: list[str]) -> str | None:
-    if not fields or fields[0] == "running":
+def _library(maps: list[tuple[int, int, str]], memory: object, fields: list[bytes]) -> str | None:
+    if not fields or fields[0] == b"running":
         return None
     words = [int(fields[-1], 16)]
     try:
@@ -141,9 +138,9 @@ def _code_maps() -> list[tuple[int, int, str]]:
 
 
 def _maps() -> Iterator[list[str]]:
-    with open("/proc/self/maps") as file:
+    with open("/proc/self/maps", "rb") as file:
         for line in file:
-            yield line.split(None, 5)
+            yield os.fsdecode(line).split(None, 5)
 
 
 # ------------------------------------------------------------------ all else
@@ -153,16 +150,14 @@ def _descriptor(ours: Collection[int]) -> str | None:
     for number in sorted(map(int, os.listdir("/proc/self/fd"))):
         if number <= 2 or number in ours:
             continue
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}")
-            mode = os.fstat(number).st_mode
-            with open(f"/proc/self/fdinfo/{number}") as file:
-                info = file.read()
-        except OSError:  # that of the listing itself
+        info = read_proc(f"self/fdinfo/{number}")
+        if info is None:  # that of the listing itself
             continue
-        if "lock:" in info:
+        target = os.readlink(f"/proc/self/fd/{number}")
+        mode = os.fstat(number).st_mode
+        if b"lock:" in info:
             return f"a lock on {target} is held"
-        flags = int(info.split("flags:")[1].split()[0], 8)
+        flags = int(info.split(b"flags:")[1].split()[0], 8)
         access = flags & os.O_ACCMODE
         if stat.S_ISREG(mode) and (
             access == os.O_RDONLY or (access == os.O_WRONLY and flags & os.O_APPEND)
@@ -185,13 +180,10 @@ def _shared() -> str | None:
 
 def _other() -> str | None:
     for thread in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{thread}/children") as file:
-                children = file.read().split()
-        except OSError:  # a thread that has ended, or a kernel without the list
-            continue
+        # None: a thread that has ended, or a kernel without the list.
+        children = (read_proc(f"self/task/{thread}/children") or b"").split()
         if children:
-            return f"a child process runs ({children[0]})"
+            return f"a child process runs ({int(children[0])})"
     if any(signal.getitimer(each)[0] for each in _TIMERS):
         return "a timer of signals is set"
     return None

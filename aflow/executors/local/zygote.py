@@ -443,6 +443,7 @@ class Zygote:
         for pid in self._zygotes:  # they end by themselves, as we do
             os.waitpid(pid, 0)
         descendants.end_all_children()
+        self._control.close()
 
     def prepare(self) -> None:
         """Signals, streams and memory, once, before the first fork."""

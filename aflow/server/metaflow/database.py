@@ -97,7 +97,7 @@ def make_tables(session: Transaction, words: Mapping[str, str], where: str) -> N
             f"versions up to {VERSION}: upgrade aflow."
         )
     if not found:
-        text = re.sub(r"--[^\n]*", "", (_FOLDER / "schema.sql").read_text())
+        text = re.sub(r"--[^\n]*", "", (_FOLDER / "schema.sql").read_text("utf-8"))
         for statement in filter(None, map(str.strip, text.split(";"))):
             session.change(statement.replace("{serial}", words["serial"]))
         session.change("INSERT INTO service_version VALUES (?)", [VERSION])

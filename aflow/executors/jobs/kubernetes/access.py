@@ -329,7 +329,7 @@ def _own_namespace(files: str) -> str | None:
         return None
     if any(Path(each).expanduser().exists() for each in files.split(":") if each):
         return None
-    return (_POD / "namespace").read_text().strip() or "default"
+    return (_POD / "namespace").read_text("utf-8").strip() or "default"
 
 
 def _fault(link: _ApiConnection, status: int, text: str) -> JobSystemError:

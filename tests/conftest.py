@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import re
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -58,6 +59,41 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
+        gc.callbacks.append(_full_collections.measure)
+
+
+class _FullCollections:
+    """How much processor time the last full collection has taken.
+
+    Tests import libraries and read descriptions of services that stay as well, until a full
+    collection takes most of a second, of which those that count descriptors make one each.
+    """
+
+    SLOW = 0.03  # seconds
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self.took = 0.0
+
+    def measure(self, phase: str, info: dict[str, int]) -> None:
+        """Be called by the collector, at the start and the stop of each collection."""
+        if info["generation"] == 2:
+            if phase == "start":
+                self._began = time.thread_time()
+            else:
+                self.took = time.thread_time() - self._began
+
+
+_full_collections = _FullCollections()
+
+
+def pytest_runtest_logfinish() -> None:
+    """Keep the collector from looking again at what has been made so far, where that has become
+    much. Between tests, since what a test has at this moment would never be collected."""
+    if _full_collections.took > _full_collections.SLOW:
+        gc.collect()
+        gc.freeze()
+        _full_collections.took = 0.0
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

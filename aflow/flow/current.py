@@ -18,26 +18,11 @@ Values = dict[str, Any]
 
 # What a task always knows. Outside of a task these are None, so that a helper which logs them
 # also works in a notebook.
-_KNOWN = frozenset(
-    {
-        "flow_name",
-        "graph",
-        "namespace",
-        "origin_run_id",
-        "parameter_names",
-        "pathspec",
-        "retry_count",
-        "run",
-        "run_id",
-        "step_name",
-        "tags",
-        "task",
-        "task_id",
-        "tempdir",
-        "trigger",
-        "username",
-    }
-)
+_KNOWN = frozenset({
+    "flow_name", "graph", "namespace", "origin_run_id", "parameter_names", "pathspec",
+    "retry_count", "run", "run_id", "step_name", "tags", "task", "task_id", "tempdir", "trigger",
+    "username",
+})  # fmt: skip
 
 _values: ContextVar[Values | None] = ContextVar("aflow_current", default=None)
 # What is known while a run is being made, and no task runs yet: see `Current._deploying`.

@@ -10,51 +10,36 @@ from importlib.machinery import SourceFileLoader
 from types import FunctionType
 from typing import Any
 
-from aflow._core.records import dataclass
+from aflow._core.records import replace
 from aflow.errors import InvalidFlow
-from aflow.flow.graph import Kind
+from aflow.flow.graph import Kind, Node
 from aflow.flow.names import shown
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
-Fault = Callable[[ast.AST, str], InvalidFlow]
 
 _CONFIG_KEY = r"self\.\w+(\.\w+|\[[^\]]+\])+\Z"
 _HOW = "foreach", "num_parallel", "condition"
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """Where a step leads to; the fields are those of graph.Node. `line` is that of the call."""
-
-    kind: Kind
-    next: tuple[str, ...] = ()
-    foreach: str | None = None
-    condition: str | None = None
-    cases: tuple[tuple[str, str], ...] = ()
-    line: int = 0
-
-
 class LinkReader:
-    """Reads the one self.next() of a step; all it raises is InvalidFlow, with file and line."""
+    """Reads the one self.next() of a step; all it raises is InvalidFlow, with file and line.
 
-    def __init__(self, step: str, tree: FunctionNode, file: str) -> None:
-        self._step = step
+    `node` is the step without where it leads to: of the kind END if it is the end step.
+    """
+
+    def __init__(self, node: Node, tree: FunctionNode) -> None:
+        self._node = node
         self._tree = tree
-        self._file = file
         arguments = [*tree.args.posonlyargs, *tree.args.args]
         self._self = arguments[0].arg if arguments else "self"
 
-    def read(self, *, is_end: bool) -> Link:
-        """Return the step's link; of kind END for the end step, which must have no self.next().
-
-        Args:
-            is_end: Whether it is the last step.
-        """
+    def read(self) -> Node:
+        """Return the step with its kind and where it leads to. The end step has no self.next()."""
         calls = list(self._calls())
-        if is_end:
+        if self._node.kind is Kind.END:
             if calls:
                 raise self._fault(calls[0], "is the end of the flow: remove its self.next().")
-            return Link(Kind.END)
+            return self._node
         if not calls:
             raise self._fault(
                 self._tree,
@@ -66,7 +51,7 @@ class LinkReader:
                 calls[1], "calls self.next() more than once: keep one call, as its last statement."
             )
         self._check_last(calls[0])
-        return self._link(calls[0])
+        return self._linked(calls[0])
 
     def _calls(self) -> Iterator[ast.Call]:
         """All calls of self.next in the function, in the order written."""
@@ -114,7 +99,7 @@ class LinkReader:
                 "return.",
             )
 
-    def _link(self, call: ast.Call) -> Link:
+    def _linked(self, call: ast.Call) -> Node:
         keywords = self._keywords(call)
         if not call.args:
             raise self._fault(
@@ -130,9 +115,9 @@ class LinkReader:
             raise self._fault(call, f"gives {keyword}= with {len(steps)} steps: name one step.")
         if keyword == "foreach":
             name = self._text(value, "foreach", "the name of the attribute to iterate over")
-            return Link(Kind.FOREACH, steps, foreach=name, line=call.lineno)
+            return replace(self._node, kind=Kind.FOREACH, next=steps, foreach=name)
         self._check_gang(value)
-        return Link(Kind.PARALLEL, steps, line=call.lineno)
+        return replace(self._node, kind=Kind.PARALLEL, next=steps)
 
     def _keywords(self, call: ast.Call) -> dict[str, ast.expr]:
         keywords: dict[str, ast.expr] = {}
@@ -147,13 +132,14 @@ class LinkReader:
             raise self._fault(call, f"combines {' and '.join(keywords)}: use one of them.")
         return keywords
 
-    def _plain(self, call: ast.Call, steps: tuple[str, ...]) -> Link:
+    def _plain(self, call: ast.Call, steps: tuple[str, ...]) -> Node:
         twice = next((step for step in steps if steps.count(step) > 1), None)
         if twice is not None:
             raise self._fault(call, f"leads to {twice!r} twice: name each step once.")
-        return Link(Kind.LINEAR if len(steps) == 1 else Kind.SPLIT, steps, line=call.lineno)
+        kind = Kind.LINEAR if len(steps) == 1 else Kind.SPLIT
+        return replace(self._node, kind=kind, next=steps)
 
-    def _switch(self, call: ast.Call, keywords: dict[str, ast.expr]) -> Link:
+    def _switch(self, call: ast.Call, keywords: dict[str, ast.expr]) -> Node:
         cases = call.args[0]
         if len(call.args) != 1 or not isinstance(cases, ast.Dict) or "condition" not in keywords:
             raise self._fault(
@@ -171,7 +157,7 @@ class LinkReader:
             raise self._fault(call, "is a switch with fewer than two cases: add one.")
         pairs = tuple(found.values())
         steps = tuple(dict.fromkeys(step for _, step in pairs))
-        return Link(Kind.SWITCH, steps, condition=name, cases=pairs, line=call.lineno)
+        return replace(self._node, kind=Kind.SWITCH, next=steps, condition=name, cases=pairs)
 
     def _case(self, call: ast.Call, key: ast.expr | None) -> str | int | float | bool:
         value: object = None
@@ -223,7 +209,7 @@ class LinkReader:
 
     def _fault(self, node: ast.AST, story: str) -> InvalidFlow:
         line = getattr(node, "lineno", self._tree.lineno)
-        return InvalidFlow(f"Step {self._step!r} {story}", file=self._file, line=line)
+        return InvalidFlow(f"Step {self._node.name!r} {story}", file=self._node.file, line=line)
 
 
 # Finds the source of steps: the graph of a flow is read from it, not from running it.

@@ -148,6 +148,22 @@ def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]
             )
 
 
+def caught_exceptions_can_be_kept(flow: FlowDefinition) -> Iterator[InvalidFlow]:
+    """Yield a fault for each @catch whose `var` is a name that steps may not set.
+
+    Args:
+        flow: The flow; its steps have the decorators that were attached from outside, too.
+    """
+    for step in flow.steps.values():
+        caught = step.decorator("catch")
+        if caught and caught.var in flow.cls._aflow_fixed_in_step | flow.parameters.keys():
+            yield _of_node(
+                flow.graph[step.name],
+                f"Step {step.name!r} cannot have @catch(var={caught.var!r}): a step, a method, a "
+                "parameter or a constant of the flow has that name. Use another one.",
+            )
+
+
 def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
     """Yield a fault for each @concurrency on the members of a gang, which all start together.
 
@@ -339,6 +355,7 @@ STAGES: tuple[tuple[Rule, ...], ...] = (
         step_names,
         known_steps,
         catch_on_steps_that_can_go_on,
+        caught_exceptions_can_be_kept,
         gangs_are_not_limited,
         parameters_are_declared_well,
     ),

@@ -8,18 +8,9 @@ from typing import Any
 
 # What FlowSpec offers under its own names. A step, parameter, constant or artifact of such a name
 # would hide it.
-RESERVED_NAMES = frozenset(
-    {
-        "cmd",
-        "foreach_stack",
-        "index",
-        "input",
-        "merge_artifacts",
-        "name",
-        "next",
-        "script_name",
-    }
-)
+RESERVED_NAMES = frozenset({
+    "cmd", "foreach_stack", "index", "input", "merge_artifacts", "name", "next", "script_name",
+})  # fmt: skip
 
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 

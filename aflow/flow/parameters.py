@@ -16,29 +16,11 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
 # Options of `run`: a parameter of such a name could not be distinguished from it.
-RESERVED = frozenset(
-    {
-        "decospecs",
-        "fail_fast",
-        "help",
-        "isolation",
-        "max_log_size",
-        "max_num_splits",
-        "max_workers",
-        "namespace",
-        "obj",
-        "origin_run_id",
-        "params",
-        "progress",
-        "run_id",
-        "run_id_file",
-        "runner_attribute_file",
-        "tag",
-        "tags",
-        "user_namespace",
-        "with",
-    }
-)
+RESERVED = frozenset({
+    "decospecs", "fail_fast", "help", "isolation", "max_log_size", "max_num_splits", "max_workers",
+    "namespace", "obj", "origin_run_id", "params", "progress", "run_id", "run_id_file",
+    "runner_attribute_file", "tag", "tags", "user_namespace", "with",
+})  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,199}\Z")
 # What else an option of click can do. `cls` and `expose_value` would take the value from us.

@@ -13,7 +13,7 @@ from aflow.flow.configs import Config
 from aflow.flow.decorators.base import decorators_of, flow_decorators_of, step_mark
 from aflow.flow.definition import FlowDefinition, StepDefinition
 from aflow.flow.graph import Graph, Kind, Node, connect
-from aflow.flow.links import FunctionNode, Link, LinkReader, Sources, unwrapped
+from aflow.flow.links import FunctionNode, LinkReader, Sources, unwrapped
 from aflow.flow.names import RESERVED_NAMES
 from aflow.flow.parameters import Parameter
 
@@ -214,12 +214,19 @@ def _graph(
         problem = _function_problem(step, tree)
         if problem:
             problems.append(InvalidFlow(problem, file=step.file, line=step.line))
+        node = Node(
+            name=step.name,
+            kind=Kind.END if step.name == end else Kind.LINEAR,
+            is_join=step.takes_inputs,
+            file=step.file,
+            line=step.line,
+            doc=_doc(step.function.__doc__),
+        )
         try:
-            link = LinkReader(step.name, tree, step.file).read(is_end=step.name == end)
+            node = LinkReader(node, tree).read()
         except InvalidFlow as problem_of_link:
             problems.append(problem_of_link)
-            link = Link(Kind.LINEAR if step.name != end else Kind.END)
-        nodes[step.name] = _node(step, link)
+        nodes[step.name] = node
     doc = _doc(vars(cls).get("__doc__"))
     return Graph(cls.__name__, start, end, connect(nodes, start), doc)
 
@@ -241,18 +248,3 @@ def _terminal(steps: Mapping[str, StepDefinition], word: str) -> str:
     if word in steps:
         return word
     return next(iter(steps)) if len(steps) == 1 else ""
-
-
-def _node(step: StepDefinition, link: Link) -> Node:
-    return Node(
-        name=step.name,
-        kind=link.kind,
-        is_join=step.takes_inputs,
-        next=link.next,
-        foreach=link.foreach,
-        condition=link.condition,
-        cases=link.cases,
-        file=step.file,
-        line=step.line,
-        doc=_doc(step.function.__doc__),
-    )

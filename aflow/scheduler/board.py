@@ -25,18 +25,9 @@ class Board:
     `workers` certainly run, the others may wait behind them. `held` places are kept."""
 
     __slots__ = (
-        "cursors",
-        "held",
-        "launched",
-        "limit",
-        "live",
-        "now",
-        "pushed",
-        "ready",
-        "steps",
-        "waiting",
-        "workers",
-    )
+        "cursors", "held", "launched", "limit", "live", "now", "pushed", "ready", "steps",
+        "waiting", "workers",
+    )  # fmt: skip
 
     def __init__(self, steps: dict[str, LiveStep], limit: int, workers: int) -> None:
         self.steps = steps

@@ -51,7 +51,9 @@ class _Split:
     all first tasks: one shared value, by whose identity a task knows that it is a first one.
     """
 
-    __slots__ = ("arrived", "entry", "expected", "group", "index", "join", "serial", "step", "task")
+    __slots__ = (
+        "arrived", "entry", "expected", "group", "index", "join", "serial", "step", "task",
+    )  # fmt: skip
 
     def __init__(self, serial: int, task: LiveTask, join: LiveStep, expected: int) -> None:
         self.serial = serial
@@ -194,25 +196,10 @@ class LiveStep:
     """
 
     __slots__ = (
-        "bound",
-        "cancelled",
-        "done",
-        "failed",
-        "inlets",
-        "is_join",
-        "join",
-        "kind",
-        "launched",
-        "name",
-        "next",
-        "parked",
-        "parked_items",
-        "policy",
-        "ready",
-        "running",
-        "targets",
+        "bound", "cancelled", "done", "failed", "inlets", "is_join", "join", "kind", "launched",
+        "name", "next", "parked", "parked_items", "policy", "ready", "running", "targets",
         "waiting",
-    )
+    )  # fmt: skip
 
     def __init__(self, node: Node, policy: StepPolicy) -> None:
         self.name = node.name
@@ -306,22 +293,9 @@ class LiveTask:
     """
 
     __slots__ = (
-        "attempt",
-        "failures",
-        "fallback",
-        "group",
-        "handle",
-        "holds",
-        "index",
-        "inputs",
-        "launch",
-        "losses",
-        "number",
-        "ready_at",
-        "state",
-        "step",
-        "stream",
-    )
+        "attempt", "failures", "fallback", "group", "handle", "holds", "index", "inputs", "launch",
+        "losses", "number", "ready_at", "state", "step", "stream",
+    )  # fmt: skip
 
     launch: LaunchAttempt  # the live attempt, or the last one
 

@@ -139,18 +139,19 @@ class Decorator:
 
     decorator_name: ClassVar[str] = ""  # as it is written behind the @
     stands_on: ClassVar[str] = ""  # what it decorates, for sentences
+    is_of_classes: ClassVar[bool] = False  # whether that is a class
     repeatable: ClassVar[bool] = False  # whether there may be several of the kind
     is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
     open_options: ClassVar[str] = ""  # the field for options of the user's own names, if it has one
 
-    @staticmethod
-    def can_stand_on(decorated: object) -> bool:
+    @classmethod
+    def can_stand_on(cls, decorated: object) -> bool:
         """Return whether a decorator of this class can be put on this.
 
         Args:
             decorated: What stands below the decorator.
         """
-        raise NotImplementedError
+        return callable(decorated) and isinstance(decorated, type) is cls.is_of_classes
 
     def put_on(self, decorated: Any) -> None:
         """Add it to what stands below it, as the outermost one.
@@ -161,7 +162,6 @@ class Decorator:
         Raises:
             InvalidDecorator: There is one of this kind already, of which there can be but one.
         """
-        raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
         """Return its name and options as values that JSON can hold; a function is its name."""
@@ -200,11 +200,6 @@ class StepDecorator(Decorator):
         """The same, under the name that Metaflow's decorators have for it."""
         return self.decorator_name
 
-    @staticmethod
-    def can_stand_on(decorated: object) -> bool:
-        """Whether it is a function; see Decorator.can_stand_on."""
-        return callable(decorated) and not isinstance(decorated, type)
-
     def put_on(self, decorated: Any) -> None:
         """See Decorator.put_on."""
         add_decorator(decorated, self)
@@ -220,11 +215,7 @@ class FlowDecorator(Decorator):
     """A decorator of a flow."""
 
     stands_on: ClassVar[str] = "the class of a flow"
-
-    @staticmethod
-    def can_stand_on(decorated: object) -> bool:
-        """Whether it is a class; see Decorator.can_stand_on."""
-        return isinstance(decorated, type)
+    is_of_classes: ClassVar[bool] = True
 
     def put_on(self, decorated: Any) -> None:
         """See Decorator.put_on."""

@@ -277,6 +277,20 @@ FAULTY_GRAPHS: list[Fault] = [
         [(8, "Step 'a' cannot have @concurrency")],
     ),
     (
+        "@catch that keeps the exception under the name of a step",
+        """
+        class F(FlowSpec):
+            @catch(var="end")
+            @step
+            def start(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(5, "Step 'start' cannot have @catch(var='end'): a step,")],
+    ),
+    (
         "@catch on a foreach",
         """
         class F(FlowSpec):

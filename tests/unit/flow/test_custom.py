@@ -140,6 +140,17 @@ def test_a_decorator_on_a_method_that_is_not_a_step_is_a_problem_of_the_flow() -
     ]
 
 
+def test_a_decorator_may_have_attributes_of_its_own_that_decorators_of_aflow_have_too() -> None:
+    class Labelled(UserStepDecorator):
+        def init(self, *args: Any, **options: Any) -> None:
+            self.name, self.kind = args
+
+    made = Labelled("retry", "x").begun({})
+
+    assert ("retry", "x") == (made.name, made.kind)
+    assert Labelled.decorator_name == made.decorator_name
+
+
 def test_its_options_shape_the_result_of_a_step_and_those_of_a_mutator_do_not() -> None:
     assert {"options": ((4,), [])} == Counting(4).shapes_result()
     assert {"options": ((), [("a", 1), ("b", 2)])} == jotted(b=2, a=1).shapes_result()

@@ -190,6 +190,25 @@ def test_an_option_without_its_name_is_reported() -> None:
         retry(3)  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("put", [retry, retry(times=2), catch(var="error")])
+def test_a_decorator_of_steps_on_a_class_is_refused(put: Any) -> None:
+    with pytest.raises(InvalidDecorator, match=r"and stands on a step; it was given <class"):
+
+        @put
+        class Flow:
+            pass
+
+
+def test_a_decorator_on_two_things_at_once_is_refused() -> None:
+    with pytest.raises(InvalidDecorator, match=r"@retry takes its options by name.*given 3, 'x'"):
+        retry(3, "x")  # type: ignore[call-overload]
+
+
+def test_a_decorator_has_the_name_and_the_text_of_what_it_makes() -> None:
+    assert ("retry", Retry.__doc__) == (retry.__name__, retry.__doc__)  # type: ignore[attr-defined]
+    assert "retry" == Retry().name
+
+
 # ------------------------------------------------------------ from the command line
 
 
@@ -419,16 +438,15 @@ def test_a_name_that_is_nearly_one_of_ours_is_not_a_resource_of_the_users(option
 
 
 @pytest.mark.parametrize(
-    ("put", "start"),
-    [(process("fork"), "fork"), (process("fresh"), "fresh"), (process, "fork")],
+    ("options", "start"), [(["fork"], "fork"), (["fresh"], "fresh"), ([], "fork")]
 )
-def test_process_takes_its_option_by_its_place(put: Any, start: str) -> None:
+def test_process_takes_its_option_by_its_place(options: list[str], start: str) -> None:
+    @process(*options)
     def function() -> None:
         pass
 
-    put(function)
-
     assert (Process(start=start),) == decorators_of(function)
+    assert (Process(start="fork"),) == decorators_of(process(lambda: None))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,14 @@ from aflow.environments.files import Files
 from aflow.environments.lock import CONDA, Lock, LockedPackage, digest_of_values, lock_of
 from aflow.environments.solve import Solver, Target, kept_lock, this_platform
 from aflow.environments.spec import Spec
-from aflow.environments.uv import Report, Uv, own_interpreter, stamp_of, without_credentials
+from aflow.environments.uv import (
+    Report,
+    Uv,
+    own_interpreter,
+    refuse_older,
+    stamp_of,
+    without_credentials,
+)
 from aflow.errors import EnvironmentFailed, MissingExtra
 
 _FORM = 1
@@ -68,6 +75,7 @@ def lock(
         EnvironmentFailed: The packages cannot be solved.
     """
     rattler = _rattler()
+    refuse_older(spec.python or "")
     specs = [*spec.conda, _python_spec(spec.python or own_interpreter().minor)]
     name = digest_of_values(_FORM, specs, spec.requirements, platform)
 
@@ -78,6 +86,7 @@ def lock(
         version = next((each.version for each in packages if each.name == "python"), "")
         if not version:
             raise EnvironmentFailed("none of the channels has python")
+        refuse_older(version)
         if spec.requirements:
             beside = Spec(requirements=spec.requirements, python=spec.python)
             solver = Solver(cache, folder, Uv(report), report, rebuild=rebuild)

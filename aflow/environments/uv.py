@@ -375,7 +375,7 @@ def interpreter_for(
     own = own_interpreter()
     if asked is None or fits(own.version, asked):
         return own
-    _refuse_older(asked)
+    refuse_older(asked)
     found = [own]
     for path in _candidates(asked):
         version = version_of(path)
@@ -396,7 +396,15 @@ def interpreter_for(
     )
 
 
-def _refuse_older(asked: str) -> None:
+def refuse_older(asked: str) -> None:
+    """Check that steps can run with a Python.
+
+    Args:
+        asked: Its version, as `3.12`; a range of versions is not checked.
+
+    Raises:
+        EnvironmentFailed: It is too old.
+    """
     numbers = _numbers(asked)
     if re.match(r"\d", asked) and len(numbers) > 1 and numbers[:2] < OLDEST:
         raise EnvironmentFailed(

@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -27,6 +28,7 @@ from aflow.executors.local.zygote_start import command_of
 from aflow.task.program import class_from, source_of, stands_for_metaflow
 
 _MOST_IN_PIPE = 1 << 20  # bytes that a process may have left in its pipe when it ends
+_GRACE = 2.0  # seconds for a hook to end when the program is interrupted
 _LOOK_AGAIN = 50  # milliseconds after which it is looked whether a silent process has ended
 
 if TYPE_CHECKING:
@@ -59,7 +61,9 @@ def run_hooks(
         except (OSError, InvalidInput) as error:
             log(f"The exit hook {name} could not be called: {error}")
         else:
-            if code:
+            if code < 0:
+                log(f"The exit hook {name} was killed by signal {-code}.")
+            elif code:
                 log(f"The exit hook {name} has failed (exit code {code}).")
 
 
@@ -107,9 +111,16 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
         process.stdin.close()
     except BrokenPipeError:  # it has ended already: its exit code tells
         pass
-    with process.stdout as output:
-        _copy(output.fileno(), process)
-    return process.wait()
+    try:
+        with process.stdout as output:
+            _copy(output.fileno(), process)
+        return process.wait()
+    except BaseException:  # this program is interrupted, and its hook ends with it
+        with suppress(subprocess.TimeoutExpired):  # it may have got the same signal
+            process.wait(_GRACE)
+        process.kill()
+        process.wait()
+        raise
 
 
 def _copy(output: int, process: subprocess.Popen[bytes]) -> None:

@@ -110,13 +110,14 @@ def _version_of(top: str) -> str:
         return metadata.version(top)
     except metadata.PackageNotFoundError:
         # Its package has another name (python-dotenv), or several share a namespace (google).
-        names = sorted(set(_packages_by_module().get(top, ())))
+        names = sorted(set(_packages_by_module(tuple(sys.path)).get(top, ())))
         return " ".join(f"{each} {metadata.version(each)}" for each in names) or "of no version"
 
 
 @cache
-def _packages_by_module() -> Mapping[str, list[str]]:
-    from importlib import metadata  # it reads what is recorded of every installed package
+def _packages_by_module(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The packages that are installed in these folders: all their records are read."""
+    from importlib import metadata  # as above
 
     return metadata.packages_distributions()
 

@@ -11,6 +11,7 @@ import pytest
 from aflow import FlowSpec, conda, conda_base, pypi, pypi_base, step
 from aflow.environments import asks
 from aflow.environments.build import Environments
+from aflow.environments.conda import lock as conda_lock
 from aflow.environments.lock import LockedPackage, lock_of
 from aflow.environments.solve import Solver, Target, tags_of, this_platform
 from aflow.environments.spec import Spec, specs_of
@@ -140,6 +141,13 @@ def test_of_several_indexes_that_pip_is_set_to_each_may_have_the_file_that_fits(
     other = f"tiny==1.0 --hash=sha256:{'0' * 64}"
     with pytest.raises(EnvironmentFailed, match=r"tiny 1.0 has no file with a digest that is ask"):
         solver.lock(Spec(requirements=(other,)), target)
+
+
+def test_conda_gives_steps_no_python_that_is_too_old(tmp_path: Path) -> None:
+    spec = Spec(python="3.8", uses_conda=True)
+
+    with pytest.raises(EnvironmentFailed, match=r"or newer, and Python 3\.8 is asked for"):
+        conda_lock(spec, tmp_path, this_platform(), tmp_path, lambda line: None)
 
 
 def test_a_lock_of_another_platform_is_refused(tmp_path: Path) -> None:

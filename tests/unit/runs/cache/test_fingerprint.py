@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -179,7 +180,7 @@ def test_packages_count_with_their_versions_whatever_their_modules_are_called(
             f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
         )
         (info / "RECORD").write_text(f"{module},,\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
 
     assert "Space-One 1.0 Space-Two 2.1" == library_version("shared_space.one")
     assert "python-renamed 3.0" == library_version("renamed_module")

@@ -33,7 +33,7 @@ from aflow._core.private_folders import refuse_foreign, writable_or_temporary
 from aflow._core.settings import Settings, environment_with
 from aflow._core.wording import plural
 from aflow.environments import conda, wheels
-from aflow.environments.files import Files
+from aflow.environments.files import Files, failing_as
 from aflow.environments.lock import WHEEL, Lock, LockedPackage, digest_of_values
 from aflow.environments.solve import Solver, Target, tags_of, this_platform
 from aflow.environments.spec import Spec
@@ -189,7 +189,7 @@ class Environments:
         _check_platform(lock)
         prefix = self._prefix(lock)
         if rebuild or not self._is_complete(prefix):
-            self._make_folder(self._built)
+            _make_folder(self._built)
         _hold(prefix)  # first: what is there now stays there
         if rebuild or not self._is_complete(prefix):
             with self._alone(prefix, title):
@@ -210,29 +210,19 @@ class Environments:
         # The interpreter is a link to one of this machine, which may have been removed.
         return (prefix / _MARKER).is_file() and (prefix / "bin" / "python").exists()
 
-    @staticmethod
-    def _make_folder(folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentFailed(f"{folder} cannot be made: {error.strerror}") from error
-
     @contextmanager
     def _alone(self, prefix: Path, title: str) -> Iterator[None]:
         """Be the only process that builds this. The kernel releases the lock of a killed
         process."""
-        try:
+        with failing_as(f"{prefix} cannot be locked"):
             descriptor = _opened(f"{prefix}.lock")
-        except OSError as error:
-            raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._report(f"Waiting for another process that builds the environment{title}")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError as error:
-                raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
+            with failing_as(f"{prefix} cannot be locked"):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self._report(f"Waiting for another process that builds the environment{title}")
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
@@ -243,28 +233,21 @@ class Environments:
         packages = plural(len(lock.packages), "package")
         self._report(f"Building the environment{title}: Python {lock.python}, {packages}")
         began = SystemClock.now()
-        new = _new_folder(self._built, f".new-{prefix.name}-")
-        try:
-            new.chmod(0o755)
-            self._install(lock, new, prefix)
-            self._complete(lock, new)
+        beginning = f".new-{prefix.name}-"
+        what = f"The environment{title} cannot be built"
+        with _new_folder(self._built, beginning) as new, failing_as(f"{what} in {self._built}"):
+            try:
+                self._install(lock, new, prefix)
+                self._complete(lock, new)
+            except EnvironmentFailed as error:
+                why = str(error)
+                if isinstance(error, UvFailed) and _FULL in error.full.lower():
+                    why = f"no space is left on the disk of {self._cache}"
+                raise EnvironmentFailed(f"{what}: {why}.") from error
             if prefix.exists():  # it was damaged, or is to be built again
-                old = Path(tempfile.mkdtemp(prefix=f".new-{prefix.name}-", dir=self._built))
-                os.rename(prefix, old / "old")
-                shutil.rmtree(old, ignore_errors=True)
+                with _new_folder(self._built, beginning) as old:
+                    os.rename(prefix, old / "old")
             os.rename(new, prefix)
-        except OSError as error:
-            raise EnvironmentFailed(
-                f"The environment{title} cannot be built in {self._built}: "
-                f"{error.strerror or error}"
-            ) from error
-        except EnvironmentFailed as error:
-            why = str(error)
-            if isinstance(error, UvFailed) and _FULL in error.full.lower():
-                why = f"no space is left on the disk of {self._cache}"
-            raise EnvironmentFailed(f"The environment{title} cannot be built: {why}.") from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
         self._report(f"Built the environment{title} in {SystemClock.now() - began:.1f} s")
 
     def _install(self, lock: Lock, new: Path, prefix: Path) -> None:
@@ -439,19 +422,13 @@ class Environments:
         place = below / name
         if _is_runtime(place):
             return place
-        self._make_folder(below)
-        new = _new_folder(below, ".new-")
-        try:
-            new.chmod(0o755)
+        _make_folder(below)
+        with _new_folder(below, ".new-") as new, failing_as(f"{place} cannot be made"):
             make(new)
             if place.is_dir() and not _is_runtime(place):  # its links lead nowhere any more
                 shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):  # somebody else was faster: it is the same
                 os.rename(new, place)
-        except OSError as error:
-            raise EnvironmentFailed(f"{place} cannot be made: {error.strerror}") from error
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
         return place
 
     # ------------------------------------------------------------ deleting
@@ -593,11 +570,21 @@ def _private(lock: Lock) -> tuple[str, ...]:
 # ------------------------------------------------------------------ folders
 
 
-def _new_folder(below: Path, beginning: str) -> Path:
+def _make_folder(folder: Path) -> None:
+    with failing_as(f"{folder} cannot be made"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _new_folder(below: Path, beginning: str) -> Iterator[Path]:
+    """A folder that others may read, removed at the end if it was not renamed."""
+    with failing_as(f"{below} cannot be written"):
+        new = Path(tempfile.mkdtemp(prefix=beginning, dir=below))
+        new.chmod(0o755)
     try:
-        return Path(tempfile.mkdtemp(prefix=beginning, dir=below))
-    except OSError as error:
-        raise EnvironmentFailed(f"{below} cannot be written: {error.strerror}") from error
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _use_file(prefix: Path) -> str:
@@ -614,19 +601,18 @@ _held: dict[Path, int] = {}  # what this process uses, until it ends: nobody del
 def _hold(prefix: Path) -> None:
     if prefix in _held:
         return
-    try:
+    with failing_as(f"{prefix} cannot be locked"):
         try:
             descriptor = _opened(_use_file(prefix))
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EROFS):
                 raise
             # Of another user, who lets us read. Where it is missing nobody can delete anything.
-            descriptor = os.open(_use_file(prefix), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                descriptor = os.open(_use_file(prefix), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise EnvironmentFailed(f"{prefix} cannot be locked: {error.strerror}") from error
     _held[prefix] = descriptor
 
 

@@ -187,7 +187,7 @@ def temporary_file(folder: Path) -> Iterator[Path]:
     Raises:
         EnvironmentFailed: The file cannot be created, or the block has raised OSError.
     """
-    try:
+    with failing_as(f"{folder} cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=".new-", dir=folder)
         os.close(descriptor)
@@ -196,8 +196,22 @@ def temporary_file(folder: Path) -> Iterator[Path]:
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Raise EnvironmentFailed for an OSError in the block.
+
+    Args:
+        what: What failed, and where: the reason of the system follows it.
+
+    Raises:
+        EnvironmentFailed: The block has raised OSError.
+    """
+    try:
+        yield
     except OSError as error:
-        raise EnvironmentFailed(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise EnvironmentFailed(f"{what}: {error.strerror or error}") from error
 
 
 def digest_of_file(path: Path) -> str:

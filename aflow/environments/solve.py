@@ -344,26 +344,23 @@ class Solver:
             )  # fmt: skip
 
         try:
-            try:
-                return compiled()
-            except UvFailed as error:
-                if error.is_network or not pip_has_several_indexes():
-                    raise
-                try:  # as pip, which looks for each file in all of them
-                    return compiled("--index-strategy", "unsafe-best-match")
-                except UvFailed:
-                    raise error from None
+            return compiled()
         except UvFailed as error:
-            if not error.is_network:
-                raise EnvironmentFailed(_unsolved(error)) from error
-            try:  # what uv has seen before may do
+            first = error
+        try:
+            if first.is_network:  # what uv has seen before may do
                 return compiled(offline=True)
-            except UvFailed:
-                away = "a repository" if error.of_git else "the index"
-                raise EnvironmentFailed(
-                    f"{away} does not answer, and nothing that was solved before will do: "
-                    f"{error.of_git or error.explanation}"
-                ) from error
+            if pip_has_several_indexes():  # as pip, which looks for each file in all of them
+                return compiled("--index-strategy", "unsafe-best-match")
+        except UvFailed:
+            pass  # the first error explains more
+        if not first.is_network:
+            raise EnvironmentFailed(_unsolved(first)) from first
+        away = "a repository" if first.of_git else "the index"
+        raise EnvironmentFailed(
+            f"{away} does not answer, and nothing that was solved before will do: "
+            f"{first.of_git or first.explanation}"
+        ) from first
 
     def _project(self, spec: Spec, target: Target) -> str:
         """The lock of a project of uv, as a pylock.toml."""

@@ -32,6 +32,7 @@ from packaging.utils import canonicalize_name
 
 from aflow._core.private_folders import read_regular
 from aflow._core.version import DISTRIBUTION, __version__
+from aflow.environments.files import digest_of_file
 from aflow.errors import ShippingError
 
 if TYPE_CHECKING:
@@ -428,18 +429,10 @@ def described_wheel(name: str, version: str, path: Path) -> PackedWheel:
         version: The version of the distribution.
         path: The file, which is read completely.
     """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     hasher = blake3(max_threads=1)
     hasher.update_mmap(path)
-    return PackedWheel(
-        name=name,
-        version=version,
-        path=path,
-        size=path.stat().st_size,
-        sha256=sha256,
-        key=hasher.hexdigest(),
-    )
+    size, sha256 = path.stat().st_size, digest_of_file(path)
+    return PackedWheel(name, version, path, size, sha256, key=hasher.hexdigest())
 
 
 def _row(data: bytes) -> str:

@@ -95,8 +95,7 @@ def values_of(
     elif options.branch is not None or options.production:
         raise InvalidInput(f"Flow {definition.name} is in no project: branches need @project.")
     if options.trigger:
-        events = [event for each in options.trigger for event in _ended(each, metadata)]
-        values["trigger"] = events
+        values["trigger"] = [each for run in options.trigger for each in _ended(run, metadata)]
     return values
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aflow._core.settings import RunOptions
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
-    from aflow.runs.cache.key import KeyInputs, Value
+    from aflow.runs.cache.key import Value
     from aflow.runs.cache.reuse import ReusableResult
     from aflow.runs.create import RunInputs
     from aflow.scheduler.messages import Command
@@ -134,7 +134,9 @@ class DryRun:
         flow = self._definition.name
         if key is None and self._origin_run is not None:
             return f"{flow}/{self._origin_run} has not finished it with these inputs"
-        return why(self._key_inputs(launch), key, self._history.find(place), flow)
+        code, item = self._plan.code(), self._item(launch)
+        now = key_inputs_of(launch.step, launch.inputs, item, code, self._settled, self._reader)
+        return why(now, key, self._history.find(place), flow)
 
     def _take_over(self, launch: LaunchAttempt, reused: ReusableResult) -> list[Command]:
         manifest = Manifest.decode(reused.manifest)
@@ -143,16 +145,6 @@ class DryRun:
             self._plan.reusable.settled(launch.task, reused.manifest)
         outcome = Outcome(AttemptState.SUCCEEDED, reused.transition)
         return self._machine.handle(AttemptEnded(launch.task, launch.attempt, outcome), 0.0)
-
-    def _key_inputs(self, launch: LaunchAttempt) -> KeyInputs:
-        return key_inputs_of(
-            launch.step,
-            launch.inputs,
-            self._item(launch),
-            self._plan.code(),
-            self._settled,
-            self._reader,
-        )
 
     def _item(self, launch: LaunchAttempt) -> Value | None:
         if not launch.opens_index or launch.index is None or type(launch.inputs) is not FromTask:

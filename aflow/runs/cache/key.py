@@ -12,7 +12,7 @@ from aflow._core.records import NamedTuple
 from aflow.errors import MetadataError
 from aflow.metadata.base import MetadataRecord
 from aflow.runs.cache.fingerprint import Fingerprint, fingerprints
-from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs
+from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, Inputs, NoInputs
 from aflow.storage.artifacts import digest
 from aflow.storage.blobs import digest_of
 from aflow.storage.identity import content_digest
@@ -186,19 +186,29 @@ def input_manifests(inputs: Inputs, manifests: Manifests) -> Iterator[tuple[int,
         inputs: Which tasks the inputs come from.
         manifests: The manifests of the run's tasks.
     """
-    if type(inputs) is FromForeach:
+    if isinstance(inputs, FromForeach):
         start = 0
         while page := manifests.page(inputs, start):
             yield from ((task, manifest) for _, task, _, manifest in page)
             start = page[-1][0] + 1
         return
-    tasks: tuple[int, ...] = (int(PARAMETERS_TASK),)
-    if type(inputs) is FromTask:
-        tasks = (inputs.task,)
-    elif type(inputs) is FromBranches:
-        tasks = tuple(inputs.tasks)
-    for task in tasks:
+    for task in input_tasks(inputs):
         yield task, manifests.of(task)
+
+
+def input_tasks(inputs: FromTask | FromBranches | NoInputs) -> tuple[int, ...]:
+    """Return the numbers of the input tasks, in order; that of the parameters for the first task.
+
+    Args:
+        inputs: Which tasks the inputs come from.
+    """
+    match inputs:
+        case FromTask(task):
+            return (task,)
+        case FromBranches(tasks):
+            return tuple(tasks)
+        case NoInputs():
+            return (int(PARAMETERS_TASK),)
 
 
 def _values(

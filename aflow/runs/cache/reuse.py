@@ -16,7 +16,8 @@ from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.records import NamedTuple
 from aflow.flow.graph import Graph, Kind
 from aflow.runs.cache.fingerprint import untellable
-from aflow.scheduler.messages import FromBranches, FromForeach, FromTask, LaunchAttempt, Transition
+from aflow.runs.cache.key import input_tasks
+from aflow.scheduler.messages import FromForeach, LaunchAttempt, Transition
 from aflow.storage.artifacts import ForeachFrame, Manifest, digest
 from aflow.storage.blobs import digest_of
 from aflow.storage.items import ItemReader
@@ -197,14 +198,9 @@ class CachedTasks:
         return None if found is None else self._fit(found, launch)
 
     def _input_tasks(self, launch: LaunchAttempt) -> list[int]:
-        inputs = launch.inputs
-        if type(inputs) is FromTask:
-            return [inputs.task]
-        if type(inputs) is FromBranches:
-            return list(inputs.tasks)
-        if type(inputs) is FromForeach:
-            return self._foreach_tasks(inputs)
-        return [int(PARAMETERS_TASK)]
+        if isinstance(launch.inputs, FromForeach):
+            return self._foreach_tasks(launch.inputs)
+        return [*input_tasks(launch.inputs)]
 
     def _foreach_tasks(self, inputs: FromForeach) -> list[int]:
         """The input tasks in the order of the items: of each item the one that came last."""

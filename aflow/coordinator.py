@@ -363,13 +363,11 @@ class Coordinator:
             options, executor = await self._executor(definition, options, zygote)
             driving = Driving(self._holder, executor.lookahead, bounds=executor.bounds)
             new = await in_thread(self._creation.create, definition, options, given, driving)
-            listeners: list[Watch] = [] if watch is None else [watch]
             machine = _machine(definition, options, new.launch, executor.lookahead, executor.bounds)
-            driver = self._driver(definition, options, new, executor, machine, listeners)
+            return self._driven(definition, options, new, executor, machine, watch)
         except BaseException:
             self._admission.leave()
             raise
-        return self._driven(new.record, driver, listeners)
 
     async def _go_on(
         self,
@@ -389,17 +387,13 @@ class Coordinator:
                 bounds = settings.get("bounds") or {}  # as they were: the journal is of these
                 machine = _machine(definition, options, None, settings["lookahead"], bounds)
                 new, unfinished = await in_thread(self._stood, definition, options, record, machine)
-                listeners: list[Watch] = [] if watch is None else [watch]
-                driver = self._driver(
-                    definition, options, new, executor, machine, listeners, unfinished
-                )
+                return self._driven(definition, options, new, executor, machine, watch, unfinished)
             except BaseException:
                 await in_thread(self._records.release_lease, record.key, self._holder)
                 raise
         except BaseException:
             self._admission.leave()
             raise
-        return self._driven(new.record, driver, listeners)
 
     def _with_recorded_locks(self, options: RunOptions, record: RunRecord) -> RunOptions:
         """The options with the packages that the run has begun with. Blocks."""
@@ -471,8 +465,20 @@ class Coordinator:
         )
         return options, executor
 
-    def _driven(self, record: RunRecord, driver: RunDriver, listeners: list[Watch]) -> RunHandle:
-        handle = RunHandle(record, driver, listeners)
+    def _driven(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        new: NewRun,
+        executor: Executor,
+        machine: Machine,
+        watch: Watch | None,
+        unfinished: Sequence[Unfinished] | None = None,
+    ) -> RunHandle:
+        """The handle of the run, which is being driven from now on."""
+        listeners: list[Watch] = [] if watch is None else [watch]
+        driver = self._driver(definition, options, new, executor, machine, listeners, unfinished)
+        handle = RunHandle(new.record, driver, listeners)
         # The run outlives this call; __aexit__ waits for it, so that no task outlives its block.
         handle.task = asyncio.get_running_loop().create_task(driver.run())
         self._runs.add(handle)
@@ -491,7 +497,7 @@ class Coordinator:
         executor: Executor,
         machine: Machine,
         listeners: list[Watch],
-        unfinished: Sequence[Unfinished] | None = None,
+        unfinished: Sequence[Unfinished] | None,
     ) -> RunDriver:
         if options.clone_only:
             assert isinstance(machine, RunMachine), "only whole runs are resumed"

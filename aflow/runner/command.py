@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -405,7 +406,6 @@ class FlowCommands:
         profiles = {"AFLOW_PROFILE": profile} if profile else {}
         self._env = environment_with({**(env or {}), **profiles})
         self._cwd = os.fspath(cwd) if cwd is not None else None
-        self._line = CommandLine(Path(self.flow_file))
         self._commands: list[RunningCommand] = []  # whose output is still kept
 
     def _command(
@@ -418,7 +418,7 @@ class FlowCommands:
     ) -> RunningCommand:
         """Start a command of the file. Values that its command line cannot hold are written to a
         file in the folder, which only this user may read."""
-        argv, values = self._line.compose(name, arguments, self.top_level_kwargs, given)
+        argv, values = self._composed(name, arguments, given)
         if values:
             file = folder / "parameters.json"
             file.touch(0o600)
@@ -426,34 +426,16 @@ class FlowCommands:
             argv.append(f"--parameters-file={file}")
         return RunningCommand([*program(self.flow_file), *argv, *more], self._cwd, self._env)
 
+    # ------------------------------------------------------------ the command line
 
-class CommandLine:
-    """The command line of a flow file. The file is looked into when there is something to check."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._flows: Sequence[type[FlowSpec]] | None = None
-
-    def compose(
-        self,
-        command: str,
-        arguments: Sequence[str],
-        top: Mapping[str, Any],
-        given: Mapping[str, Any],
+    def _composed(
+        self, command: str, arguments: Sequence[str], given: Mapping[str, Any]
     ) -> CommandArguments:
-        """Return the arguments `[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have a subcommand.
+        """The arguments `[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have a subcommand.
 
-        Args:
-            command: The name of the command.
-            arguments: The arguments of the command.
-            top: The options before the command, by name.
-            given: The options of the command, by name.
-
-        Raises:
-            FlowFileError: The file does not hold a flow.
-            InvalidInput: An option does not exist, or has a value that cannot be written.
-        """
-        ahead = self._options("", _without_none(top))
+        Raises FlowFileError where the file does not hold a flow, and InvalidInput for an option
+        that does not exist, or has a value that cannot be written."""
+        ahead = self._options("", _without_none(self.top_level_kwargs))
         behind = self._options(command, _without_none(given))
         argv = [*ahead.argv, *command.split(), *behind.argv, *arguments]
         for each in argv:
@@ -472,7 +454,7 @@ class CommandLine:
             if plain not in known:
                 where = f"The command {command}" if command else "The command line"
                 raise InvalidInput(
-                    f"{where} of {self._file.name} has no option {name!r}."
+                    f"{where} of {os.path.basename(self.flow_file)} has no option {name!r}."
                     f"{did_you_mean(plain, known)} It has: {', '.join(sorted(known))}."
                 )
             option = known[plain]
@@ -497,8 +479,8 @@ class CommandLine:
     def _known(self, command: str) -> dict[str, click.Parameter]:
         """The options and arguments of a command, by all the names that they go by."""
         known: dict[str, click.Parameter] = {}
-        for flow in self._candidates():
-            group = FlowGroup(flow, self._file.name)
+        for flow in self._flows:
+            group = FlowGroup(flow, self.flow_file)
             found: click.Command | None = group
             for argument in command.split():  # `step-functions create`, say
                 assert isinstance(found, click.Group), "only commands that there are, are asked for"
@@ -508,10 +490,10 @@ class CommandLine:
                 known |= dict.fromkeys(_names(each), each)
         return known
 
-    def _candidates(self) -> Sequence[type[FlowSpec]]:
-        if self._flows is None:
-            self._flows = loading.look_into(self._file)
-        return self._flows
+    @cached_property
+    def _flows(self) -> Sequence[type[FlowSpec]]:
+        """The flows of the file, which is looked into when there is something to check."""
+        return loading.look_into(Path(self.flow_file))
 
 
 def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,20 +38,11 @@ class NBRunner(Runner):
         profile: str | None = None,
         env: Mapping[str, str] | None = None,
         base_dir: str | os.PathLike[str] | None = None,
-        file_read_timeout: float = 3600,
-        **top_level_kwargs: Any,
+        **rest: Any,
     ) -> None:
         self.flow = flow
         file, folder = _write(flow, base_dir)
-        super().__init__(
-            file,
-            show_output,
-            profile,
-            _environment(env),
-            folder,
-            file_read_timeout,
-            **top_level_kwargs,
-        )
+        super().__init__(file, show_output, profile, _environment(env), folder, **rest)
 
     @property
     def runner(self) -> Runner:

@@ -27,7 +27,6 @@ import asyncio
 import contextlib
 import os
 import random
-import resource
 import select
 import signal
 import socket
@@ -36,7 +35,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
@@ -316,21 +315,6 @@ class Fleet:
         self._processes.append(process)
         return process
 
-    @contextlib.contextmanager
-    def limited(self, what: int, limit: int) -> Iterator[None]:
-        """What is started meanwhile may have no more of it (resource.RLIMIT_...).
-
-        Args:
-            what: The resource, as `resource.RLIMIT_...`.
-            limit: The limit of the resource.
-        """
-        soft, hard = resource.getrlimit(what)
-        resource.setrlimit(what, (limit, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(what, (soft, hard))
-
     def output(self) -> str:
         """Return what coordinators and servers have printed."""
         return self._log.read_text(errors="replace")
@@ -438,22 +422,6 @@ class Fleet:
             with writer._connections.one() as db:  # type: ignore[attr-defined]
                 db.execute("UPDATE leases SET until = until - 3600")
         writer.close()
-
-    def with_queue(self, what: Callable[[Queue], Awaitable[None]]) -> None:
-        """Open the queue for a coroutine, and wait for that.
-
-        Args:
-            what: Called with the queue.
-        """
-
-        async def use() -> None:
-            queue = open_queue(self.queue)
-            try:
-                await what(queue)
-            finally:
-                await queue.close()
-
-        asyncio.run(use())
 
 
 def file_of(url: str) -> str:
@@ -695,7 +663,14 @@ def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late:
                 assert set() == _attempts_in(message) - ended, f"{topic}: of what has not ended"
                 await queue.ack([lease])
 
-    fleet.with_queue(look)
+    async def look_and_close() -> None:
+        queue = open_queue(fleet.queue)
+        try:
+            await look(queue)
+        finally:
+            await queue.close()
+
+    asyncio.run(look_and_close())
 
 
 def _attempts_in(message: Any) -> set[tuple[int, int]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -41,10 +43,21 @@ def test_folders_may_have_any_name_and_there_may_be_no_home(
         fleet.close()
 
 
+@contextmanager
+def open_files_limited(most: int) -> Iterator[None]:
+    """Processes that are started meanwhile may open no more files than this at a time."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_few_descriptors_are_enough(fleet: Fleet, undisturbed: Undisturbed) -> None:
     expected = undisturbed(SQUARES)
     fleet.write(SQUARES)
-    with fleet.limited(resource.RLIMIT_NOFILE, 128):
+    with open_files_limited(128):
         fleet.start_worker("--slots", "4")
         run = fleet.begin("--max-workers", "50")
 

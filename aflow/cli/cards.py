@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +10,18 @@ import click
 from aflow.cards.create import keep, page_of
 from aflow.cards.get import get_cards
 from aflow.cards.server import Shown, serve
-from aflow.cli.options import Subcommand, count_option, flag, option, port_option
+from aflow.cli.options import (
+    SecondsType,
+    Subcommand,
+    count_option,
+    flag,
+    option,
+    port_option,
+    write_file,
+)
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
-from aflow.errors import CardNotFound, StorageError
+from aflow.errors import CardNotFound
 
 if TYPE_CHECKING:
     from aflow.cards.get import FoundCard
@@ -68,7 +75,7 @@ def _create_parameters() -> list[click.Parameter]:
         option("--options", metavar="JSON", help="Options of the card (a JSON object)."),
         option(
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
+            type=SecondsType(0.0, min_open=True),
             metavar="SECONDS",
             help="Time limit for rendering.",
         ),
@@ -172,10 +179,7 @@ def _options(text: str | None) -> dict[str, Any]:
 
 
 def _write(session: Session, file: str, text: str, what: str) -> None:
-    try:
-        Path(file).write_text(text, encoding="utf-8", errors="surrogatepass")
-    except OSError as error:
-        raise StorageError(f"{file} cannot be written: {error.strerror}.") from error
+    write_file(file, text)
     session.note(f"{what} written to {file}")
 
 

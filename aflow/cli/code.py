@@ -13,7 +13,7 @@ import click
 
 from aflow._core.process import is_terminal
 from aflow._core.settings import Settings
-from aflow.cli.options import Subcommand, command_group, flag, option
+from aflow.cli.options import Subcommand, command_group, flag, option, write_file
 from aflow.client import Run
 from aflow.client.where import place_at
 from aflow.errors import CodePackageError, InvalidInput
@@ -102,7 +102,7 @@ def patch(
     path = Path(file_path or f"{_label(run_pathspec)}.patch")
     if path.exists() and not overwrite:
         raise InvalidInput(f"{path} exists already: name another file, or give --overwrite.")
-    path.write_text(_against_here(run_pathspec, datastore_root, color=False), encoding="utf-8")
+    write_file(path, _against_here(run_pathspec, datastore_root, color=False))
     click.echo(f"Patch saved in {path}. Apply it by: git apply --verbose {path}", err=True)
 
 

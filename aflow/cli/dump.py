@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from aflow.cli.errors import printable
-from aflow.cli.options import count_option, file_option, flag, option
+from aflow.cli.options import count_option, file_option, flag, option, write_file
 from aflow.cli.selection import pathspec_argument, tasks_of
 from aflow.cli.session import Session
-from aflow.errors import StorageError
 
 if TYPE_CHECKING:
     from aflow.client import DataArtifact, Task
@@ -49,7 +47,9 @@ def dump(
             known = task.pathspec.partition("/")[2]
             values[known] = {artifact.id: artifact.data for artifact in artifacts}
     if file is not None:
-        _write(Path(file), values)
+        import pickle  # only where a file is asked for
+
+        write_file(file, pickle.dumps(values, protocol=pickle.HIGHEST_PROTOCOL))
         session.note(f"Artifacts written to {file}")
 
 
@@ -73,12 +73,3 @@ def _show(session: Session, task: Task, artifacts: list[DataArtifact], max_value
             click.echo(f"{facts} < artifact too large >" if max_value_size else artifact.id)
         else:
             click.echo(printable(f"{facts} = {artifact.data!r}"))
-
-
-def _write(file: Path, values: dict[str, dict[str, Any]]) -> None:
-    import pickle  # only where a file is asked for
-
-    try:
-        file.write_bytes(pickle.dumps(values, protocol=pickle.HIGHEST_PROTOCOL))
-    except OSError as error:
-        raise StorageError(f"{file} cannot be written: {error.strerror}.") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import click
 
 from aflow._core.clock import SystemClock
 from aflow.cli.errors import printable
+from aflow.cli.options import write_file
 from aflow.cli.selection import pathspec, pathspec_argument, recorded_run
 from aflow.cli.session import Session
 from aflow.errors import NotFound
@@ -82,7 +82,7 @@ def dry_run(
             **counted(forecasts),
             "after": after,
         }
-        Path(file).write_text(json.dumps(found), encoding="utf-8")
+        write_file(file, json.dumps(found))
     lines = ((each.step, _named(each.step, each.position), each.text) for each in forecasts)
     for line in _grouped(lines):
         click.echo(printable(line))

@@ -115,7 +115,7 @@ def _gc(
     before = None if older_than is None else now - _seconds("--older-than", older_than)
     if run is not None:
         of, slash, run = run.partition("/")
-        if not slash or flow not in (None, of):
+        if not slash or not run or flow not in (None, of):
             raise click.BadParameter("--run takes the flow and the id of one run, as MyFlow/1234.")
         flow = of
     wanted = RunsToDelete(

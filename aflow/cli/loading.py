@@ -50,21 +50,23 @@ def is_file(argument: str) -> bool:
     Args:
         argument: An argument of the command line that is not an option.
     """
-    return os.path.isfile(argument) or os.path.isfile(argument.rpartition(":")[0])
+    return _file_and_name(argument) is not None
+
+
+def _file_and_name(argument: str) -> tuple[str, str | None] | None:
+    if os.path.isfile(argument):
+        return argument, None
+    path, _, name = argument.rpartition(":")
+    return (path, name) if name.isidentifier() and os.path.isfile(path) else None
 
 
 def _path_and_name(target: str) -> tuple[str, str | None]:
     """The path of a flow's file, and the name of the flow, where one is given. Raises FlowFileError
     for a target that has neither the suffix of a flow file nor is a regular file."""
-    parted = _parted(target)
-    if parted is not None:
-        return parted
-    if os.path.isfile(target):
-        return target, None
-    path, _, name = target.rpartition(":")
-    if os.path.isfile(path):
-        return path, name
-    raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
+    parted = _parted(target) or _file_and_name(target)
+    if parted is None:
+        raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
+    return parted
 
 
 def _parted(argument: str) -> tuple[str, str | None] | None:

@@ -7,6 +7,7 @@ for `run` and the parameters AFLOW_RUN_<OPTION>, else METAFLOW_RUN_<OPTION>.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -16,7 +17,7 @@ from aflow._core import ids
 from aflow._core.settings import choices_of, default_of, metadata_place, resource_amounts
 from aflow.cli.errors import printable
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
-from aflow.errors import InvalidInput, InvalidParameter
+from aflow.errors import InvalidInput, InvalidParameter, StorageError
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import ConvertedValue, Parameter, plain_name, type_name
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 else:  # it is generic for type checkers alone, before click 8.5
     ParamType = click.ParamType
 
+_MOST = 1 << 53  # the largest number of an option
 GENERAL = "General options"
 OPTIONS = "Options"
 PARAMETERS = "Parameters of the flow"
@@ -303,7 +305,7 @@ def flow_options(
 def run_options() -> list[Option]:
     """Return the options of `run`, without the parameters of the flow. Those that Settings know
     have no default here: it is theirs."""
-    number: dict[str, Any] = {"type": click.IntRange(min=1), "metavar": "N", "default": None}
+    number: dict[str, Any] = {"type": CountType(1), "metavar": "N", "default": None}
     return [
         tags_option(scope="run_"),
         of_setting("max_workers", "The most tasks at a time.", **number),
@@ -411,6 +413,23 @@ def resources_option(what: str) -> Option:
     )
 
 
+def write_file(file: str | Path, content: str | bytes) -> None:
+    """Write a file that an option or an argument has named.
+
+    Args:
+        file: The path of the file, which is replaced if it exists.
+        content: Bytes, or a text, which is written as UTF-8.
+
+    Raises:
+        StorageError: It cannot be written; the error says why.
+    """
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    try:
+        Path(file).write_bytes(data)
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror}.") from error
+
+
 def file_option(name: str, help: str, *, scope: str | None = None) -> Option:
     """Return an option that names a file to be written.
 
@@ -446,7 +465,29 @@ def count_option(*names: str, help: str, least: int = 1, metavar: str = "N", **r
         metavar: What the number counts, in the help.
         **rest: Further arguments of `option`.
     """
-    return option(*names, help=help, type=click.IntRange(min=least), metavar=metavar, **rest)
+    return option(*names, help=help, type=CountType(least), metavar=metavar, **rest)
+
+
+class CountType(click.IntRange):
+    """A whole number that databases and clocks have room for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; a usage error for anything else."""
+        number = super().convert(value, param, ctx)
+        if number > _MOST:
+            self.fail(f"{value} is too large.", param, ctx)
+        return number
+
+
+class SecondsType(click.FloatRange):
+    """A time in seconds: a number that is neither infinite nor NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The seconds; a usage error for anything else."""
+        seconds = super().convert(value, param, ctx)
+        if not seconds <= _MOST:
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 def seconds_option(name: str, help: str, *, default: float, least: float = 0.0) -> Option:
@@ -458,7 +499,7 @@ def seconds_option(name: str, help: str, *, default: float, least: float = 0.0) 
         default: The value where the option is not given, in seconds.
         least: The shortest time that is taken, in seconds.
     """
-    kind = click.FloatRange(min=least)
+    kind = SecondsType(least)
     return option(name, help=help, type=kind, default=default, metavar="SECONDS")
 
 

@@ -10,9 +10,8 @@ import click
 from aflow._core.version import __version__
 from aflow._core.wording import size_text
 from aflow.cli.errors import printable
-from aflow.cli.options import Subcommand, option
+from aflow.cli.options import Subcommand, option, write_file
 from aflow.cli.session import Session
-from aflow.errors import CodePackageError
 from aflow.task import code_package
 
 
@@ -58,8 +57,5 @@ def save(session: Session, path: str) -> None:
     data = code_package.pack(files)
     if path.endswith("gz"):
         data = gzip.compress(data, mtime=0)
-    try:
-        Path(path).write_bytes(data)
-    except OSError as error:
-        raise CodePackageError(f"{path} cannot be written: {error.strerror}.") from error
+    write_file(path, data)
     session.note(f"Code package saved in {path}")

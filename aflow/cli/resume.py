@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from aflow._core.ids import PARAMETERS_STEP
-from aflow.cli.options import flag, option, run_options
+from aflow.cli.options import flag, option, run_options, write_file
 from aflow.cli.run import announcement, name_of_run, run
 from aflow.cli.selection import own_latest
 from aflow.errors import InvalidInput, VersionConflict
@@ -170,11 +169,9 @@ def lead_or_follow(
         ended = _wait(session, settings, flow, run)
         if ended is not None:
             if run_id_file is not None:
-                Path(run_id_file).write_text(run, encoding="utf-8")
+                write_file(run_id_file, run)
             if runner_attribute_file is not None:
-                Path(runner_attribute_file).write_text(
-                    announcement(flow, run, settings), encoding="utf-8"
-                )
+                write_file(runner_attribute_file, announcement(flow, run, settings))
             session.note(f"{flow}/{run} is {ended.state.value}: there is nothing to resume.")
             stopped = clone_only and ended.state is RunState.CANCELLED
             return 0 if stopped or ended.state is RunState.SUCCEEDED else 1

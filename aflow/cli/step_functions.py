@@ -6,7 +6,6 @@ import difflib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,9 +25,10 @@ from aflow.cli.options import (
     tags_option,
     taken_out,
     with_file,
+    write_file,
 )
 from aflow.cli.session import Session
-from aflow.errors import CommandFailed, InvalidInput
+from aflow.errors import InvalidInput
 from aflow.flow.decorators.attach import attach
 
 if TYPE_CHECKING:
@@ -308,12 +308,8 @@ def _key_and_value(text: str) -> tuple[str, str]:
 
 
 def _write(file: str | None, text: str) -> None:
-    if file is None:
-        return
-    try:
-        Path(file).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CommandFailed(f"{file} cannot be written: {error.strerror}.") from error
+    if file is not None:
+        write_file(file, text)
 
 
 def _time(at: float | None) -> str:

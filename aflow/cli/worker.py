@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -121,7 +122,7 @@ def _parameters() -> list[click.Parameter]:
             metavar="URL",
             help="The metadata in which the worker registers.  [default: those of the settings]",
         ),
-        resources_option("the tasks of this worker share"),
+        resources_option("resources that the tasks of this worker share"),
         option("--quiet", is_flag=True, help="Do not log each task."),
         option(
             "--until-eof",
@@ -133,18 +134,16 @@ def _parameters() -> list[click.Parameter]:
 
 
 def _worker(
-    queue: str | None,
     slots: int | None,
     pools: tuple[str, ...],
     grace: float,
     lease: float,
     labels: tuple[str, ...],
-    metadata: str | None,
-    resources: Mapping[str, float] | None,
     quiet: bool,
     until_eof: bool,
-) -> int:
-    url, settings = queue_and_settings(queue=queue, metadata=metadata, resources=resources)
+    **given: Any,
+) -> None:
+    url, settings = queue_and_settings(**given)
     options = WorkerOptions(
         pools=tuple(dict.fromkeys(pools)),
         slots=slots or usable_cpus(),
@@ -161,7 +160,7 @@ def _worker(
     make_private(options.folder)
     health_file = Path(settings.health_file) if settings.health_file else None
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
-        return runner.run(_run(url, settings, options, health_file, until_eof))
+        runner.run(_run(url, settings, options, health_file, until_eof))
 
 
 def _labels(given: Sequence[str]) -> dict[str, str]:
@@ -178,16 +177,12 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
     return labels
 
 
-def _registry(settings: Settings) -> Callable[[], WorkerRegistry | None]:
-    """What opens the metadata in which the worker is listed. A folder that nothing has run in is
-    left as it is, until something does: workers are started in any folder."""
-
-    def opened() -> WorkerRegistry | None:
-        if not settings.has_metadata:
-            return None
-        return registry_of(open_metadata(settings.metadata_url, settings.durability))
-
-    return opened
+def _registry(settings: Settings) -> WorkerRegistry | None:
+    """The metadata in which the worker is listed. A folder that nothing has run in is left as it
+    is, until something does: workers are started in any folder."""
+    if not settings.has_metadata:
+        return None
+    return registry_of(open_metadata(settings.metadata_url, settings.durability))
 
 
 async def _run(
@@ -196,9 +191,9 @@ async def _run(
     options: WorkerOptions,
     health_file: Path | None,
     until_eof: bool,
-) -> int:
+) -> None:
     log = _WorkerLog()
-    registry = _registry(settings)
+    registry = partial(_registry, settings)
     made = Worker(open_queue(queue), options, SystemClock(), log.write_line, registry)
     loop = asyncio.get_running_loop()
 
@@ -218,7 +213,6 @@ async def _run(
             await _with_heartbeat(made.run(), health_file)
     finally:
         log.close()
-    return 0
 
 
 def _at_eof(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:

@@ -11,12 +11,12 @@ from aflow.cards.create import keep, page_of
 from aflow.cards.get import get_cards
 from aflow.cards.server import Shown, serve
 from aflow.cli.options import (
-    SecondsType,
     Subcommand,
     count_option,
     flag,
     option,
     port_option,
+    seconds_option,
     write_file,
 )
 from aflow.cli.selection import pathspec_argument, tasks_of
@@ -73,12 +73,7 @@ def _create_parameters() -> list[click.Parameter]:
         option("--type", default="default", metavar="TYPE", help="Type of the card."),
         option("--id", metavar="ID", help="Id of the card."),
         option("--options", metavar="JSON", help="Options of the card (a JSON object)."),
-        option(
-            "--timeout",
-            type=SecondsType(0.0, min_open=True),
-            metavar="SECONDS",
-            help="Time limit for rendering.",
-        ),
+        seconds_option("--timeout", "Time limit for rendering.", least=0.001),
         flag("--render-error-card", help="If rendering fails, create a card with the error."),
         option(
             "--file", metavar="FILE", help="Write the card to this file instead of the datastore."

@@ -292,9 +292,7 @@ _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 def configure() -> click.Command:
     """Return the command."""
-    profile = option(
-        "--profile", "-p", metavar="NAME", help="The profile.  [default: that of AFLOW_PROFILE]"
-    )
+    profile = _profile()
     there = click.Argument(["file"], default="-", metavar="[FILE]")
     to = click.Argument(["file"], metavar="FILE")
     yes = flag("--yes", "-y", help="Do not ask for confirmation.")
@@ -384,11 +382,16 @@ def import_(file: str, profile: str | None, yes: bool) -> None:
     _write(target, values)
 
 
+def _profile() -> click.Parameter:
+    text = "The profile.  [default: that of AFLOW_PROFILE]"
+    return option("--profile", "-p", metavar="NAME", help=text)
+
+
 def stack_parameters() -> list[click.Parameter]:
     """Return the options of `import_stack`."""
     return [
         click.Argument(["name"], metavar="STACK"),
-        option("--profile", "-p", metavar="NAME", help="The profile.  [default: AFLOW_PROFILE]"),
+        _profile(),
         option(
             "--region", metavar="NAME", help="Region of the stack.  [default: AWS_DEFAULT_REGION]"
         ),

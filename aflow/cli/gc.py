@@ -33,7 +33,7 @@ def gc() -> click.Command:
 _HELP = """Delete runs, and then artifacts, logs and cards without references.
 
 A run is deleted if all of the filters match it. Without a filter no run is deleted. Active runs and
-the origins of active runs are never deleted. `aflow gc` is safe beside other runs.
+the origins of active runs are never deleted. `aflow gc` may be used while runs are active.
 
 \b
   aflow gc --older-than 30d --dry-run     show what would be deleted, and how much

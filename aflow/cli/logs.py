@@ -51,7 +51,12 @@ def logs_commands() -> dict[str, Subcommand]:
     return {
         "show": Subcommand(
             "Show what tasks have printed.",
-            [*_which_logs("  [default: the latest]"), timestamps, follow, of_a_server()],
+            [
+                *_which_logs(", by time", "the latest"),
+                timestamps,
+                follow,
+                of_a_server(),
+            ],
             show,
         ),
         "scrub": Subcommand(
@@ -62,9 +67,9 @@ def logs_commands() -> dict[str, Subcommand]:
     }
 
 
-def _which_logs(default_attempt: str = "") -> list[click.Parameter]:
-    both = "Both streams, by time.  [default]"
-    attempt = f"The log of this attempt, counted from 0.{default_attempt}"
+def _which_logs(order: str = "", default: str = "see --latest") -> list[click.Parameter]:
+    both = f"Both streams{order}.  [default]"
+    attempt = f"The log of this attempt, counted from 0.  [default: {default}]"
     return [
         pathspec_argument(),
         option("--stdout", "stream", flag_value="stdout", help="Only stdout."),

@@ -305,7 +305,12 @@ def flow_options(
 def run_options() -> list[Option]:
     """Return the options of `run`, without the parameters of the flow. Those that Settings know
     have no default here: it is theirs."""
-    number: dict[str, Any] = {"type": CountType(1), "metavar": "N", "default": None}
+    number: dict[str, Any] = {
+        "type": click.IntRange(1),
+        "callback": _bounded,
+        "metavar": "N",
+        "default": None,
+    }
     return [
         tags_option(scope="run_"),
         of_setting("max_workers", "The most tasks at a time.", **number),
@@ -465,42 +470,31 @@ def count_option(*names: str, help: str, least: int = 1, metavar: str = "N", **r
         metavar: What the number counts, in the help.
         **rest: Further arguments of `option`.
     """
-    return option(*names, help=help, type=CountType(least), metavar=metavar, **rest)
+    number: dict[str, Any] = {"type": click.IntRange(least), "callback": _bounded}
+    return option(*names, help=help, metavar=metavar, **number, **rest)
 
 
-class CountType(click.IntRange):
-    """A whole number that databases and clocks have room for."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; a usage error for anything else."""
-        number = super().convert(value, param, ctx)
-        if number > _MOST:
-            self.fail(f"{value} is too large.", param, ctx)
-        return number
+def _bounded(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The number; a usage error for one that databases and clocks have no room for, and for NaN,
+    which is neither in a range nor outside of it."""
+    if value is not None and not value <= _MOST:
+        raise click.BadParameter(f"{value} is too large, or not a number.")
+    return value
 
 
-class SecondsType(click.FloatRange):
-    """A time in seconds: a number that is neither infinite nor NaN."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The seconds; a usage error for anything else."""
-        seconds = super().convert(value, param, ctx)
-        if not seconds <= _MOST:
-            self.fail(f"{value} is not a number of seconds.", param, ctx)
-        return seconds
-
-
-def seconds_option(name: str, help: str, *, default: float, least: float = 0.0) -> Option:
+def seconds_option(
+    name: str, help: str, *, default: float | None = None, least: float = 0.0
+) -> Option:
     """Return an option whose value is a time in seconds.
 
     Args:
         name: The long name of the option.
         help: The help text.
-        default: The value where the option is not given, in seconds.
+        default: The value where the option is not given, in seconds; None for no limit.
         least: The shortest time that is taken, in seconds.
     """
-    kind = SecondsType(least)
-    return option(name, help=help, type=kind, default=default, metavar="SECONDS")
+    number: dict[str, Any] = {"type": click.FloatRange(least), "callback": _bounded}
+    return option(name, help=help, default=default, metavar="SECONDS", **number)
 
 
 def port_option(help: str, default: int) -> Option:

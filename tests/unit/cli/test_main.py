@@ -97,6 +97,21 @@ def test_no_word_is_lost_or_made_up(words: list[str]) -> None:
     assert sorted(words) == sorted(taken)
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("runs", ["--limit", "9" * 30]),
+        ("gc", ["--keep", "9" * 30]),
+        ("worker", ["--lease", "nan"]),
+        ("worker", ["--grace", "inf"]),
+        ("server", ["--recovery-timeout", "nan"]),
+    ],
+)
+def test_a_number_that_nothing_can_count_is_refused(command: str, words: list[str]) -> None:
+    with pytest.raises(click.BadParameter, match="is too large, or not a number"):
+        other_command(command).main(words, standalone_mode=False)
+
+
 def test_every_command_and_option_says_what_it_does() -> None:
     class Flow_(FlowSpec):
         @step

@@ -12,6 +12,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,12 +255,10 @@ def travelling(
     if store.url == "memory:":
         raise InvalidSetting("Workers cannot reach a datastore in memory: use a folder, or S3.")
     jobs: dict[str, JobOf] = {}
-    if "batch" in of_step.values():
-        jobs["batch"] = _batch_jobs(definition, options, store, of_step)
-    if "slurm" in of_step.values():
-        jobs["slurm"] = _slurm_jobs(definition, of_step)
-    if "kubernetes" in of_step.values():
-        jobs["kubernetes"] = _kubernetes_jobs(definition, options, store, of_step)
+    for system, jobs_of in _JOBS.items():
+        steps = [step for name, step in definition.steps.items() if of_step[name] == system]
+        if steps:
+            jobs[system] = jobs_of(definition, options, store, steps)
     environments = _shipped(options, store, of_step)
     request = request_of(definition, options.decospecs, spun=_spun(options))
     if "pickle" in request.source:  # of a notebook, say
@@ -284,14 +283,16 @@ def _shipped(
 
 
 def _batch_jobs(
-    definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    steps: Sequence[StepDefinition],
 ) -> JobOf:
     """How attempts on AWS Batch are submitted; AWS is asked about their queues."""
     batch = job_systems.batch
     definitions = batch.definitions
     aws.settings.needs_s3(store.url)
     settings = aws.settings.AwsSettings.load()
-    steps = [step for name, step in definition.steps.items() if of_step[name] == "batch"]
     for step in steps:
         definitions.step_job(step, settings, {})  # finds what is missing before AWS is asked
     calls = aws.client.AwsClient(manner=aws.client.ONCE)
@@ -335,9 +336,13 @@ def _shipped_runtime(
     return shipment.variables(store.url)
 
 
-def _slurm_jobs(definition: FlowDefinition, of_step: dict[str, str]) -> JobOf:
+def _slurm_jobs(
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    steps: Sequence[StepDefinition],
+) -> JobOf:
     """How attempts on Slurm are submitted; Slurm is asked whether it would take them."""
-    steps = [step for name, step in definition.steps.items() if of_step[name] == "slurm"]
     gangs = definition.graph.gangs
     jobs = _kept(
         steps,
@@ -350,13 +355,15 @@ def _slurm_jobs(definition: FlowDefinition, of_step: dict[str, str]) -> JobOf:
 
 
 def _kubernetes_jobs(
-    definition: FlowDefinition, options: RunOptions, store: ObjectStore, of_step: dict[str, str]
+    definition: FlowDefinition,
+    options: RunOptions,
+    store: ObjectStore,
+    steps: Sequence[StepDefinition],
 ) -> JobOf:
     """How attempts on Kubernetes are submitted; the cluster is asked whether it would take them."""
     kubernetes = job_systems.kubernetes
     manifest = kubernetes.manifest
     settings = kubernetes.settings.KubernetesSettings.load()
-    steps = [step for name, step in definition.steps.items() if of_step[name] == "kubernetes"]
     for step in steps:  # finds what cannot work before the cluster is asked
         manifest.check_reach(manifest.step_job(step, settings, "", {}), store.url)
     cluster = kubernetes.access.KubernetesCluster()
@@ -381,6 +388,9 @@ def _kubernetes_jobs(
     finally:
         cluster.close()
     return jobs
+
+
+_JOBS = {"batch": _batch_jobs, "slurm": _slurm_jobs, "kubernetes": _kubernetes_jobs}
 
 
 def _kept(
@@ -435,28 +445,56 @@ def executor_for(
     """
     of_step = places(definition, options)
     made: dict[str, Executor] = {}
+    inside: dict[str, Executor] = {}  # steps with an environment of their own on this machine
     if needs_processes(definition, of_step):
         # What settles a step whose job has died needs none of its packages.
-        local = [name for name, place in of_step.items() if place == "local"]
-        on_machine = _on_machine(definition, options, local)
-        made["local"] = _local(definition, options, clock, zygote, grace, on_machine)
-        inside = _in_environments(definition, options, clock, local, built, grace, on_machine)
-    else:
-        inside = {}
+        steps = [name for name, place in of_step.items() if place == "local"]
+        here = _Processes(definition, options, clock, grace, steps)
+        made["local"] = here.made(zygote)
+        inside = here.in_environments(built or {})
     if travels is not None:
+        described = _described(definition, options, travels)
+        common = (store, metadata, described)
         if "queue" in of_step.values():
-            made["queue"] = _queued(definition, options, store, metadata, clock, travels, grace)
-        if travels.jobs:
-            described = _described(definition, options, travels)
-            for place, job_of in travels.jobs.items():
-                made[place] = _of_jobs(place, job_of, store, metadata, described, clock, grace)
+            url = options.queue
+            assert url is not None, "a run with steps on a queue has one"
+            made["queue"] = executors.queue_workers.QueueExecutor(
+                partial(open_queue, url),
+                *common,
+                executors.queue_workers.pools_of(definition).__getitem__,
+                clock,
+                keys=[each.reveal().encode() for each in options.signing_keys],
+                priority=options.priority,
+                grace=grace,
+                amounts=lambda spec: _asked(definition, spec),
+            )
+        for place, job_of in travels.jobs.items():
+            made[place] = job_systems.executor.JobExecutor(
+                _SYSTEMS[place](), job_of, *common, clock, grace=grace
+            )
     if len(made) == 1 and not inside:
         return next(iter(made.values()))
     # Few runs have more than one: the others do not pay for it.
-
-    executors = {step: inside.get(step) or made[place] for step, place in of_step.items()}
+    by_step = {step: inside.get(step) or made[place] for step, place in of_step.items()}
     jobs = any(place in made for place in JOB_SYSTEMS)
-    return ByStep(executors, made.get("local") if jobs else None)
+    return ByStep(by_step, made.get("local") if jobs else None)
+
+
+def _batch_system() -> Any:
+    calls = aws.client.AwsClient(manner=aws.client.ONCE)
+    return job_systems.batch.job_system.BatchSystem(calls)
+
+
+def _slurm_system() -> Any:
+    return job_systems.slurm.SlurmSystem(Settings.load().root / "slurm")
+
+
+def _kubernetes_system() -> Any:
+    kubernetes = job_systems.kubernetes
+    return kubernetes.job_system.KubernetesSystem(kubernetes.access.KubernetesCluster())
+
+
+_SYSTEMS = {"batch": _batch_system, "slurm": _slurm_system, "kubernetes": _kubernetes_system}
 
 
 def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]:
@@ -474,76 +512,73 @@ def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]
     return [] if found is None else found[1].notes()
 
 
-def _on_machine(
-    definition: FlowDefinition, options: RunOptions, steps: Sequence[str]
-) -> dict[str, Any]:
-    """What executors of this machine share, where steps say what they need of it: slots, and what
-    each attempt asks for."""
-    # Processes that run many attempts, and the one of coroutines, bound themselves.
-    workers = options.max_workers if options.isolation == "task" else None
-    found = admission_for(definition, steps, options.resources, workers)
-    if found is None:
-        return {}
-    admission, demands = found
-    bounds = demands.bounds(admission.slots, options.max_workers)
-    gangs = definition.graph.gangs
-    return {
-        "admission": admission,
-        "amounts": lambda spec: demands.amounts(spec.step, spec.attempt),
-        # A gang starts as a whole: its step has no bound of its own.
-        "bounds": {name: each for name, each in bounds.items() if name not in gangs},
-        "gangs": gangs,
-    }
+class _Processes:
+    """Makes the executors of this machine, which share its slots."""
 
+    def __init__(
+        self,
+        definition: FlowDefinition,
+        options: RunOptions,
+        clock: Clock,
+        grace: float,
+        steps: Sequence[str],
+    ) -> None:
+        self._definition = definition
+        self._options = options
+        self._clock = clock
+        self._grace = grace
+        self._steps = steps
+        self._shared = self._on_machine()
 
-def _local(
-    definition: FlowDefinition,
-    options: RunOptions,
-    clock: Clock,
-    zygote: ZygoteProcess | None,
-    grace: float,
-    on_machine: Mapping[str, Any],
-    built: Built | None = None,
-) -> ProcessExecutor:
-    """Processes of this machine: like this one, or of an environment."""
-    imported = imported_here() if built is None else None
-    request = request_of(definition, options.decospecs, imported, _spun(options))
-    return ProcessExecutor(
-        needs_of(definition, options.process),
-        request if built is None else packaged(request),
-        lambda: spawn_here(built),
-        clock,
-        first=zygote,
-        max_workers=options.max_workers,
-        isolation=options.isolation,
-        grace=grace,
-        debug_step=options.debug_step,
-        is_lazy=built is not None,
-        **on_machine,
-    )
+    def _on_machine(self) -> dict[str, Any]:
+        """What the executors share where steps say what they need of the machine: slots, and what
+        each attempt asks for."""
+        options = self._options
+        # Processes that run many attempts, and the one of coroutines, bound themselves.
+        workers = options.max_workers if options.isolation == "task" else None
+        found = admission_for(self._definition, self._steps, options.resources, workers)
+        if found is None:
+            return {}
+        admission, demands = found
+        bounds = demands.bounds(admission.slots, options.max_workers)
+        gangs = self._definition.graph.gangs
+        return {
+            "admission": admission,
+            "amounts": lambda spec: demands.amounts(spec.step, spec.attempt),
+            # A gang starts as a whole: its step has no bound of its own.
+            "bounds": {name: each for name, each in bounds.items() if name not in gangs},
+            "gangs": gangs,
+        }
 
+    def made(self, zygote: ZygoteProcess | None, built: Built | None = None) -> ProcessExecutor:
+        """Return an executor whose processes are like this one, or of an environment."""
+        options = self._options
+        imported = imported_here() if built is None else None
+        request = request_of(self._definition, options.decospecs, imported, _spun(options))
+        return ProcessExecutor(
+            needs_of(self._definition, options.process),
+            request if built is None else packaged(request),
+            lambda: spawn_here(built),
+            self._clock,
+            first=zygote,
+            max_workers=options.max_workers,
+            isolation=options.isolation,
+            grace=self._grace,
+            debug_step=options.debug_step,
+            is_lazy=built is not None,
+            **self._shared,
+        )
 
-def _in_environments(
-    definition: FlowDefinition,
-    options: RunOptions,
-    clock: Clock,
-    steps: Sequence[str],
-    built: Mapping[str, Built] | None,
-    grace: float,
-    on_machine: Mapping[str, Any],
-) -> dict[str, Executor]:
-    """By step: the processes of its environment, where it has one."""
-    executors: dict[str, Executor] = {}
-    by_digest: dict[str, Executor] = {}
-    for name, lock in (options.locks or {}).items():
-        if name in steps:
-            assert built is not None, "the environments of local steps are built"
-            if lock.digest not in by_digest:
-                by_digest[lock.digest] = _local(
-                    definition, options, clock, None, grace, on_machine, built[lock.digest]
-                )
-            executors[name] = by_digest[lock.digest]
-    return executors
+    def in_environments(self, built: Mapping[str, Built]) -> dict[str, Executor]:
+        """Return, by step, the executor of its environment; steps that share one share that."""
+        by_digest: dict[str, Executor] = {}
+        by_step: dict[str, Executor] = {}
+        for name, lock in (self._options.locks or {}).items():
+            if name in self._steps:
+                if lock.digest not in by_digest:
+                    by_digest[lock.digest] = self.made(None, built[lock.digest])
+                by_step[name] = by_digest[lock.digest]
+        return by_step
 
 
 def keep_from_workers(run: RunRecord) -> None:
@@ -590,59 +625,9 @@ def _described(
     return job
 
 
-def _queued(
-    definition: FlowDefinition,
-    options: RunOptions,
-    store: ObjectStore,
-    metadata: MetadataStore,
-    clock: Clock,
-    travels: Travelling,
-    grace: float,
-) -> Executor:
-    url = options.queue
-    assert url is not None, "a run that travels has a queue"
-    return executors.queue_workers.QueueExecutor(
-        lambda: open_queue(url),
-        store,
-        metadata,
-        _described(definition, options, travels),
-        executors.queue_workers.pools_of(definition).__getitem__,
-        clock,
-        keys=[each.reveal().encode() for each in options.signing_keys],
-        priority=options.priority,
-        grace=grace,
-        amounts=lambda spec: _asked(definition, spec),
-    )
-
-
 def _asked(definition: FlowDefinition, spec: AttemptSpec) -> dict[str, float]:
     resources = definition.steps[spec.step].decorator("resources")
     return {} if resources is None else resources.amounts(spec.attempt)
-
-
-def _of_jobs(
-    place: str,
-    job_of: JobOf,
-    store: ObjectStore,
-    metadata: MetadataStore,
-    described: Callable[[RunContext], Job],
-    clock: Clock,
-    grace: float,
-) -> Executor:
-    system: Any
-    if place == "slurm":
-        system = job_systems.slurm.SlurmSystem(Settings.load().root / "slurm")
-    elif place == "kubernetes":
-        system = job_systems.kubernetes.job_system.KubernetesSystem(
-            job_systems.kubernetes.access.KubernetesCluster()
-        )
-    else:
-        system = job_systems.batch.job_system.BatchSystem(
-            aws.client.AwsClient(manner=aws.client.ONCE)
-        )
-    return job_systems.executor.JobExecutor(
-        system, job_of, store, metadata, described, clock, grace=grace
-    )
 
 
 # Attempts of one run in several places: each step has its executor.

@@ -15,6 +15,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
@@ -543,7 +544,7 @@ class Job(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the job as bytes."""
-        return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
+        return packed(VERSION, self)
 
     @classmethod
     def decode(cls, data: bytes) -> Job:
@@ -555,19 +556,69 @@ class Job(NamedTuple):
         Raises:
             InvalidMessage: The bytes are not a job, or a newer aflow has written them.
         """
-        try:
-            version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
-            if version > VERSION:
-                raise InvalidMessage("The run was started by a newer aflow: upgrade the worker.")
-            job = cls(*fields)
-            return job._replace(
-                context=RunContext(*job.context),
-                request=LoadRequest(*job.request),
-                needs=needs_from(job.needs),
-                environments={name: Shipped(*each) for name, each in job.environments.items()},
-            )
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InvalidMessage(f"A run's description cannot be read: {error}.") from error
+        newer = "The run was started by a newer aflow: upgrade the worker."
+        with unreadable("A run's description cannot be read"):
+            job = cls(*unpacked_fields(data, VERSION, newer))
+            return job._replace(context=RunContext(*job.context), **unpacked_program(job))
+
+
+def packed(version: int, fields: Iterable[Any]) -> bytes:
+    """Return a record as bytes, which `unpacked_fields` reads.
+
+    Args:
+        version: The version of the record's form.
+        fields: The record.
+    """
+    return msgpack.packb((version, *fields), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
+
+
+def unpacked_fields(data: bytes, version: int, newer: str) -> list[Any]:
+    """Return the fields of a record that `packed` has written.
+
+    Args:
+        data: The bytes.
+        version: The latest version that can be read.
+        newer: The sentence for one that is newer.
+
+    Raises:
+        InvalidMessage: It is newer.
+        ValueError: The bytes are no such record.
+    """
+    values: tuple[Any, ...] = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
+    found, *fields = values
+    if found > version:
+        raise InvalidMessage(newer)
+    return fields
+
+
+def unpacked_program(record: Any) -> dict[str, Any]:
+    """Return the fields about the program of a run or a deployment as the records that they were
+    before they were packed.
+
+    Args:
+        record: A record whose `request`, `needs` and `environments` are plain values.
+    """
+    return {
+        "request": LoadRequest(*record.request),
+        "needs": needs_from(record.needs),
+        "environments": {name: Shipped(*each) for name, each in record.environments.items()},
+    }
+
+
+@contextmanager
+def unreadable(sentence: str) -> Iterator[None]:
+    """Report what cannot be unpacked in this block in one sentence.
+
+    Args:
+        sentence: What cannot be read; the reason follows.
+
+    Raises:
+        InvalidMessage: The block has raised what unpacking raises.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidMessage(f"{sentence}: {error}.") from error
 
 
 def python_version() -> str:

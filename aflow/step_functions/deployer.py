@@ -43,7 +43,7 @@ from aflow.step_functions import unrecorded
 from aflow.step_functions.names import Label, authorized, checked_token, label_of, rule_name
 from aflow.step_functions.plan import DeploymentOptions, DeploymentPlan, Ticks, name_of
 from aflow.step_functions.records import Records
-from aflow.step_functions.spec import order_name
+from aflow.step_functions.spec import spec_name
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
 from aflow.storage.factory import open_store
@@ -384,17 +384,17 @@ class StateMachineDeployer:
     """Deploys one flow, and looks after its executions. Calls block."""
 
     def __init__(
-        self, definition: FlowDefinition, settings: Settings, wanted: DeploymentOptions
+        self, definition: FlowDefinition, settings: Settings, options: DeploymentOptions
     ) -> None:
         self._definition = definition
         self._settings = settings
-        self._wanted = wanted
+        self._options = options
         self._known = AwsSettings.load()
         self._aws = Aws(self._known)
         self._tokens = Tokens.of_user()
         self._in_store = False
         self.flow = definition.name
-        self.name = name_of(definition, wanted, settings.user, self._known)
+        self.name = name_of(definition, options, settings.user, self._known)
 
     # ------------------------------------------------------------ create
 
@@ -444,7 +444,7 @@ class StateMachineDeployer:
     ) -> DeploymentPlan:
         return planning.plan(
             self._definition,
-            self._wanted,
+            self._options,
             self._settings,
             self._known,
             account,
@@ -502,7 +502,7 @@ class StateMachineDeployer:
         if shipment is not None:
             shipment.put(store, SystemClock.now())
         made = self._planned(account, code, token, owner, shipment, environments)
-        store.put(order_name(made.order_key), [made.order])
+        store.put(spec_name(made.spec_key), [made.spec])
         new_jobs = sum(self._aws.register(each) for each in made.jobs)
         self._aws.put_machine(self.name, made.definition, log_history=log_history)
         self._start_by(made)

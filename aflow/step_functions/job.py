@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import pickle
-import socket
 import sys
 import time
 from datetime import datetime
@@ -25,6 +24,7 @@ from aflow._core.settings import RunOptions
 from aflow.compat import metaflow
 from aflow.environments import transport
 from aflow.errors import AflowError, InvalidInput, VersionConflict
+from aflow.executors.base import stopped
 from aflow.executors.protocol import python_version
 from aflow.executors.remote.attempt import (
     AGAIN,
@@ -40,9 +40,9 @@ from aflow.executors.remote.attempt import (
 from aflow.flow.decorators.attach import attach
 from aflow.flow.graph import Graph, Kind
 from aflow.flow.spec import define
-from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
+from aflow.metadata.base import Batch, RunUpdate, TaskRecord
 from aflow.metadata.factory import open_metadata
-from aflow.runs.attempts import AttemptLogs
+from aflow.runs.attempts import AttemptLogs, LiveAttempt
 from aflow.runs.create import Creation, Driving, current_facts
 from aflow.runs.exit_hooks import run_hooks
 from aflow.runs.liveness import ENGINE
@@ -61,7 +61,7 @@ from aflow.step_functions.spec import (
     StateJobVariables,
     foreach_result,
     given_by,
-    read_order,
+    read_spec,
     result_name,
     state_after,
     switch_result,
@@ -79,7 +79,6 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.flow.graph import Graph
     from aflow.metadata.base import AttemptRecord, MetadataStore
-    from aflow.runs.attempts import Kept
     from aflow.scheduler.retry import StepPolicy
     from aflow.step_functions.records import Records
     from aflow.step_functions.spec import DeploymentSpec
@@ -88,22 +87,19 @@ if TYPE_CHECKING:
 BEAT = 10.0  # seconds between signs of life
 LEASE = 60.0  # seconds without a heartbeat after which the lease of a run has expired
 
-_STATES = {state.value: state for state in AttemptState}
-
 
 class RecordedAttempt(JobAttempt):
     """The attempt of one job. There is no coordinator: the job itself writes into the metadata that
     it lives, that its attempt began, and how it ended."""
 
     def __init__(
-        self, container: Container, clock: Clock, records: Records, order: DeploymentSpec
+        self, container: Container, clock: Clock, records: Records, deployment: DeploymentSpec
     ) -> None:
         super().__init__(container, clock)
-        self._order = order
+        self._deployment = deployment
         self._records = records
         self._new: list[TaskRecord] = []
-        self._chunks = 0
-        self._recorded = 0  # chunks that are recorded
+        self._recorded = 0  # chunks of the log that are recorded
 
     async def run(
         self, spec: AttemptSpec, work: Work, new: TaskRecord | None
@@ -121,13 +117,12 @@ class RecordedAttempt(JobAttempt):
         self.listen()
         self._spec = spec
         self._new = [new] if new is not None else []
-        self._running = AttemptRecord(
-            spec.task, spec.attempt, AttemptState.RUNNING, self._clock.now(),
-            host=socket.gethostname(), pid=os.getpid(),
-        )  # fmt: skip
+        self._live = LiveAttempt(
+            spec.step, spec.fallback, pid=os.getpid(), started_at=self._clock.now()
+        )
         context = work.context
         self._logs = AttemptLogs(
-            self._store, context.flow, context.run, self._order.max_log_size, self._stored
+            self._store, context.flow, context.run, self._deployment.max_log_size, self._stored
         )
         await asyncio.to_thread(self._note_running)
         executor = await self.begin(work)
@@ -150,15 +145,14 @@ class RecordedAttempt(JobAttempt):
             )
             if lease.cancel is not None:
                 self._stopping.set()
-            if self._chunks > self._recorded:
+            if self._live.chunks > self._recorded:
                 await asyncio.to_thread(self._note_running)
             await asyncio.sleep(BEAT)
 
     def _note_running(self) -> None:
-        chunks = self._chunks
-        record = self._running._replace(log_chunks=chunks)
+        record = self._live.running(self._spec.task, self._spec.attempt)
         self._records.commit(Batch(tasks=self._new, attempts=[record]))
-        self._new, self._recorded = [], chunks
+        self._new, self._recorded = [], record.log_chunks
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
         """The attempt has written something."""
@@ -167,7 +161,7 @@ class RecordedAttempt(JobAttempt):
 
     def _stored(self, task: int, attempt: int, chunks: int, error: Exception | None) -> None:
         if error is None:
-            self._chunks = chunks
+            self._live.chunks = chunks
         elif not self._end.done():
             self._end.set_exception(error)
 
@@ -176,29 +170,10 @@ class RecordedAttempt(JobAttempt):
         _, log = self._logs.finish(report.task, report.attempt, self._clock.now())
         if log is not None and log.unstored is not None:
             await log.unstored
-        state = _STATES[report.state]
-        reason = report.reason
-        if self._stopping.is_set() and state is AttemptState.CANCELLED:
-            state, reason = AttemptState.INTERRUPTED, "The job of the task was stopped."
-        return _with_log(self._running, log)._replace(
-            state=state,
-            finished_at=report.finished_at or self._clock.now(),
-            reason=reason,
-            manifest=report.manifest,
-            max_rss=usage.max_rss,
-            cpu=usage.cpu,
-        )
-
-
-def _with_log(record: AttemptRecord, log: Kept | None) -> AttemptRecord:
-    if log is None:
-        return record
-    return record._replace(
-        log=log.inline,
-        log_chunks=log.chunks,
-        stdout_size=log.stdout_size,
-        stderr_size=log.stderr_size,
-    )
+        if self._stopping.is_set() and report.state == AttemptState.CANCELLED.value:
+            interrupted, reason = AttemptState.INTERRUPTED.value, "The job of the task was stopped."
+            report = report._replace(state=interrupted, reason=reason)
+        return self._live.ended(report, usage, log, self._clock.now())
 
 
 def main() -> NoReturn:
@@ -224,17 +199,19 @@ class StateMachineJob:
         self._container = container
         self._store = store = container.store
         self._metadata: MetadataStore = open_metadata(variables.metadata, own=True)
-        order: DeploymentSpec = read_order(store, variables.order)
-        if order.python != python_version():
+        deployment: DeploymentSpec = read_spec(store, variables.deployment)
+        if deployment.python != python_version():
             raise InvalidInput(
-                f"The flow was deployed with Python {order.python}, and the image of the job "
+                f"The flow was deployed with Python {deployment.python}, and the image of the job "
                 f"has {python_version()}: use an image that has the same."
             )
-        self._graph = Graph.from_dict(order.graph)
+        self._graph = Graph.from_dict(deployment.graph)
         self._numbers = Numbers(self._graph)
         unpack = unpacked_in(container.folder)
-        request, _ = with_code(store, order.request, order.code, order.script, unpack)
-        self._order = order._replace(request=request)
+        code, script = deployment.code, deployment.script
+        request, _ = with_code(store, deployment.request, code, script, unpack)
+        self._deployment = deployment._replace(request=request)
+        self._flow, self._run = deployment.flow, variables.run
         self._loaded: FlowDefinition | None = None
 
     def close(self) -> None:
@@ -244,18 +221,21 @@ class StateMachineJob:
     def _definition(self) -> FlowDefinition:
         """The flow itself, imported: few jobs need it in this process."""
         if self._loaded is None:
-            request = self._order.request
-            needs = self._order.needs.get(self._variables.step or "")
+            request = self._deployment.request
+            needs = self._deployment.needs.get(self._variables.step or "")
             if needs is not None:
                 Variables("environment").take(needs.environment)
             if request.is_metaflow:
                 metaflow.install()
             definition = define(class_from(request.source))
             if request.configs is not None:
-                # From the order, which the user's own deployment has written.
+                # From the deployment, which the user has written.
                 definition = with_values(definition, pickle.loads(request.configs))  # noqa: S301
             self._loaded = attach(definition, request.decospecs)
         return self._loaded
+
+    def _records(self) -> Records:
+        return Records.of(self._metadata, self._flow, self._run)
 
     # ------------------------------------------------------------ a task
 
@@ -271,10 +251,10 @@ class StateMachineJob:
         Raises:
             InvalidInput: The variables of the job are malformed, or the flow has no such step.
         """
-        variables, order = self._variables, self._order
+        variables, deployment = self._variables, self._deployment
         if step == self._graph.start:
             self._begin_run()
-        records = Records.of(self._metadata, order.flow, variables.run)
+        records = self._records()
         reference = self._numbers.reference(
             step, variables.place, variables.came_from, variables.branches
         )
@@ -285,41 +265,39 @@ class StateMachineJob:
         if last is not None and last.state is AttemptState.SUCCEEDED:
             return self._went_on(records, step, reference, last, over=False)
         if records.run.state in TERMINAL_RUN_STATES:
-            raise InvalidInput(
-                f"The run {order.flow}/{variables.run} is {records.run.state.value}."
-            )
+            raise InvalidInput(f"The run {self._flow}/{self._run} is {records.run.state.value}.")
         self._note_lost(records, attempts)
-        following = next_attempt(StepPolicy.from_dict(order.policies[step]), attempts)
-        if following is None:
+        upcoming = next_attempt(StepPolicy.from_dict(deployment.policies[step]), attempts)
+        if upcoming is None:
             raise InvalidInput(f"Task {step}/{reference.task} has failed as often as it may.")
         reference = self._counted(step, reference, records)
         manifest = None if reference.split is None else self._manifest(reference.split)
         spec = AttemptSpec(
             step=step,
             task=reference.task,
-            attempt=following.attempt,
+            attempt=upcoming.attempt,
             inputs=encode_inputs(reference.inputs),
             split=reference.split,
             split_index=reference.index,
             splits=None if manifest is None else manifest.transition[2],
             opens_index=reference.opens_index,
-            final=following.final,
-            fallback=following.fallback,
+            final=upcoming.final,
+            fallback=upcoming.fallback,
             manifests={},
         )
         new = None if there else self._task_record(step, reference, spec)
         # The backoff of @retry is waited for here: AWS Batch starts the next attempt of a job at
         # once.
-        time.sleep(max(0.0, following.not_before - self._clock.now()))
-        attempt = RecordedAttempt(self._container, self._clock, records, order)
+        time.sleep(max(0.0, upcoming.not_before - self._clock.now()))
+        attempt = RecordedAttempt(self._container, self._clock, records, deployment)
         try:
-            start = attempt.start_of(step, order.environments.get(step), order.python)
+            start = attempt.start_of(step, deployment.environments.get(step), deployment.python)
         except AflowError as error:
             return self._never_ran(records, spec, new, f"The job cannot run the task: {error}")
-        work = Work(self._context(records), order.needs, order.request, start)
+        work = Work(self._context(records), deployment.needs, deployment.request, start)
         report, record = asyncio.run(attempt.run(spec, work, new))
         # Checked only now: how many items there are is a result of the step.
-        fault = too_many_items(self._graph, step, report.splits, distributed=order.distributed)
+        fault = too_many_items(self._graph, step, report.splits, distributed=deployment.distributed)
         if fault is not None:
             report = report._replace(retryable=False)
             record = record._replace(state=AttemptState.FAILED, reason=fault, manifest=None)
@@ -329,7 +307,7 @@ class StateMachineJob:
         log_line(record.reason)
         if record.state is AttemptState.INTERRUPTED and self._is_over():
             return self.note_failure()
-        again = next_attempt(StepPolicy.from_dict(order.policies[step]), [*attempts, record])
+        again = next_attempt(StepPolicy.from_dict(deployment.policies[step]), [*attempts, record])
         return AGAIN if again and report.retryable else NO_RETRY_EXIT_CODE
 
     def _never_ran(
@@ -338,16 +316,9 @@ class StateMachineJob:
         """Record an attempt that this job could not begin with; Batch tries it again elsewhere, as
         often as it may."""
         now = self._clock.now()
-        failed = AttemptRecord(
-            task=spec.task,
-            attempt=spec.attempt,
-            state=AttemptState.FAILED,
-            started_at=now,
-            finished_at=now,
-            reason=reason,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-        )
+        live = LiveAttempt(spec.step, spec.fallback, pid=os.getpid(), started_at=now)
+        report = stopped(spec.task, spec.attempt, AttemptState.FAILED, reason, now, now)
+        failed = live.ended(report, None, None, now)
         records.commit(Batch(tasks=[] if new is None else [new], attempts=[failed]))
         log_line(reason)
         return AGAIN
@@ -389,8 +360,7 @@ class StateMachineJob:
         return reference._replace(inputs=inputs._replace(count=count))
 
     def _manifest(self, task: int) -> Manifest:
-        records = Records.of(self._metadata, self._order.flow, self._variables.run)
-        data = self._metadata.manifests(records.run.key, [task]).get(task)
+        data = self._metadata.manifests(self._records().run.key, [task]).get(task)
         if data is None:
             raise AflowError(f"Task {task}, which comes before this one, has not succeeded.")
         return Manifest.decode(data)
@@ -409,21 +379,21 @@ class StateMachineJob:
         attempts[:] = [next((e for e in ended if e.attempt == a.attempt), a) for a in attempts]
 
     def _context(self, records: Records) -> RunContext:
-        run, order = records.run, self._order
+        run, deployment = records.run, self._deployment
         return RunContext(
-            flow=order.flow,
+            flow=deployment.flow,
             run=run.run,
             run_key=run.key,
             user=run.user,
-            namespace=order.namespace,
+            namespace=deployment.namespace,
             tags=run.tags,
             storage_url=self._store.url,
             metadata_url=self._metadata.address,
             durability="power",
-            max_num_splits=order.max_num_splits,
+            max_num_splits=deployment.max_num_splits,
             origin_run=run.origin_run,
             current_facts=current_facts(run),
-            previews=order.previews,
+            previews=deployment.previews,
         )
 
     # ------------------------------------------------------------ what follows
@@ -462,12 +432,12 @@ class StateMachineJob:
         else:
             state = state_after(variables.run, step, variables.place, variables.started)
             items = self._items_to_do(records, step, task, manifest)
-            result = foreach_result(state, items, distributed=self._order.distributed)
+            result = foreach_result(state, items, distributed=self._deployment.distributed)
         self._leave(step, variables.place, result)
 
     def _leave(self, step: str, place: str, result: Any) -> None:
         data = json.dumps(result, separators=(",", ":")).encode()
-        self._store.put(result_name(self._order.flow, self._variables.run, step, place), [data])
+        self._store.put(result_name(self._flow, self._run, step, place), [data])
 
     def _items_to_do(self, records: Records, step: str, task: int, manifest: Manifest) -> list[int]:
         """The items of a foreach that are not finished already (in a run that is resumed)."""
@@ -487,27 +457,27 @@ class StateMachineJob:
 
     def _begin_run(self) -> None:
         """Record the run, unless an attempt before this one has."""
-        order, variables = self._order, self._variables
-        if self._metadata.run(order.flow, variables.run) is not None:
+        deployment, variables = self._deployment, self._variables
+        if self._metadata.run(self._flow, self._run) is not None:
             return
-        given = given_by(variables.given, order.events, order.flows)
+        given = given_by(variables.given, deployment.events, deployment.flows)
         definition = self._definition()
         options = RunOptions(
-            tags=order.tags,
+            tags=deployment.tags,
             origin_run=given.origin,
             run_id=variables.run,
-            branch=order.branch,
-            production=order.production,
-            max_num_splits=order.max_num_splits,
-            namespace=order.namespace,
-            script=order.script,
+            branch=deployment.branch,
+            production=deployment.production,
+            max_num_splits=deployment.max_num_splits,
+            namespace=deployment.namespace,
+            script=deployment.script,
             trigger=given.runs,
-            locks=transport.locks(order.environments, self._store),
+            locks=transport.locks(deployment.environments, self._store),
         )
         creation = Creation(
-            self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=order.user
+            self._metadata, self._store, "power", NOBODY, self._clock, deployed_by=deployment.user
         )
-        engine = {"machine": order.machine, "execution": variables.execution}
+        engine = {"machine": deployment.machine, "execution": variables.execution}
         driving = Driving(f"{ENGINE}/{variables.run}", 0, engine)
         try:
             new = creation.create(definition, options, given.parameters, driving)
@@ -520,7 +490,7 @@ class StateMachineJob:
 
     def _take_over(self, records: Records, given: Given) -> None:
         assert given.origin is not None, "there is a run to resume"
-        origin = self._metadata.run(self._order.flow, given.origin)
+        origin = self._metadata.run(self._flow, given.origin)
         assert origin is not None, "the run was created from it"
         if _shape(Graph.from_dict(origin.graph)) != _shape(self._graph):
             raise InvalidInput(
@@ -538,11 +508,9 @@ class StateMachineJob:
         Raises:
             InvalidInput: The variables of the job are malformed.
         """
-        if self._metadata.run(self._order.flow, self._variables.run) is None:
-            raise InvalidInput(
-                f"The run {self._variables.run} was never recorded: its start has failed."
-            )
-        records = Records.of(self._metadata, self._order.flow, self._variables.run)
+        if self._metadata.run(self._flow, self._run) is None:
+            raise InvalidInput(f"The run {self._run} was never recorded: its start has failed.")
+        records = self._records()
         if records.run.state in TERMINAL_RUN_STATES:
             self._leave(FAILURE_RESULT, ROOT, {"reason": records.run.reason})
             return 0
@@ -566,17 +534,17 @@ class StateMachineJob:
         )
         for view in failed:
             assert view.attempt is not None, "a task fails by an attempt"
-            where = f"{self._order.flow}/{self._variables.run}/{view.task.step}/{view.task.task}"
+            where = f"{self._flow}/{self._run}/{view.task.step}/{view.task.task}"
             return f"Task {where} failed: {view.attempt.reason}"
         return (
             f"Step Functions ended the run with {self._variables.error}: the execution "
-            f"{self._variables.execution} of {self._order.machine} tells why."
+            f"{self._variables.execution} of {self._deployment.machine} tells why."
         )
 
     def _call_hooks(self, *, succeeded: bool) -> None:
         run_hooks(
             self._definition(),
-            f"{self._order.flow}/{self._variables.run}",
+            f"{self._flow}/{self._run}",
             succeeded=succeeded,
             metadata_url=self._metadata.address,
             log=lambda text: print(text, file=sys.stderr),  # noqa: T201 -- the log of the job

@@ -49,7 +49,7 @@ State = dict[str, Any]
 _TARGET = re.compile(
     r"arn:[\w-]+:(sns:[\w-]+:\d{12}:[\w-]+(\.fifo)?|events:[\w-]+:\d{12}:event-bus/[\w./-]+)\Z"
 )
-REASON_PATH = "$.notified.said.reason"  # where the states before it have put it
+REASON_PATH = "$.notified.result.reason"  # where the states before it have put it
 _LINK = "$$.Execution.Id"
 
 
@@ -258,7 +258,7 @@ class _Compiler:
             **self._reading_of(FAILURE_RESULT, ROOT), "ResultPath": "$.notified",
             "Catch": _on_any_error("$.notified", NO_REASON), "Next": NOTE_OF_FAILURE,
         }  # fmt: skip
-        nothing = {"said": {"reason": "the execution tells why"}}
+        nothing = {"result": {"reason": "the execution tells why"}}
         notification = note(arn, partition, self._graph.flow, succeeded=False)
         return {
             FAILED: {**failed, "Catch": _on_any_error("$.notified", UNRECORDED), "Next": REASON},
@@ -272,9 +272,9 @@ class _Compiler:
             END},
         }  # fmt: skip
 
-    def _unrecorded(self, following: str) -> State:
+    def _unrecorded(self, next_state: str) -> State:
         """A state that leaves an object for a run of which no job could say that it has failed."""
-        base, _, flow = self._where.prefix.rpartition("/words/")
+        base, _, flow = self._where.prefix.rpartition("/results/")
         body = {
             "run.$": "$.run",
             "started.$": "$$.Execution.StartTime",
@@ -291,8 +291,8 @@ class _Compiler:
             },
             "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
             "ResultPath": "$.notified",
-            "Catch": _on_any_error("$.notified", following),
-            "Next": following,
+            "Catch": _on_any_error("$.notified", next_state),
+            "Next": next_state,
         }
 
     # ------------------------------------------------------------ scopes
@@ -394,7 +394,7 @@ class _Compiler:
         }
 
     def _switch(self, node: Node, stop: str | None) -> States:
-        choice, following = _state(node.name, "choice"), _state(node.name, "next")
+        reading, choice = _state(node.name, "choice"), _state(node.name, "next")
         done = _state(node.name, "done")
 
         def state_of(step: str) -> str:
@@ -402,9 +402,9 @@ class _Compiler:
 
         steps = dict.fromkeys(node.next)
         states: States = {
-            _state(node.name): {**self._task(node), "Next": choice},
-            choice: {**self._reading(node.name), "Next": following},
-            following: {
+            _state(node.name): {**self._task(node), "Next": reading},
+            reading: {**self._reading(node.name), "Next": choice},
+            choice: {
                 "Type": "Choice",
                 "Choices": [
                     {"Variable": "$.next", "StringEquals": step, "Next": state_of(step)}
@@ -479,8 +479,8 @@ class _Compiler:
         }
 
     def _reading(self, step: str) -> State:
-        """A state that is followed by what the step's job has said."""
-        return {**self._reading_of(step, "$.place"), "ResultPath": "$", "OutputPath": "$.said"}
+        """A state whose output is the result of the step's job."""
+        return {**self._reading_of(step, "$.place"), "ResultPath": "$", "OutputPath": "$.result"}
 
     def _reading_of(self, step: str, place: str) -> State:
         return {
@@ -488,7 +488,7 @@ class _Compiler:
             "Resource": f"arn:{self._where.partition}:states:::aws-sdk:s3:getObject",
             "Parameters": self._result_object(step, place),
             "Retry": [{**_NOT_SUBMITTED, "ErrorEquals": ["States.TaskFailed"]}],
-            "ResultSelector": {"said.$": "States.StringToJson($.Body)"},
+            "ResultSelector": {"result.$": "States.StringToJson($.Body)"},
         }
 
     def _result_object(self, step: str, place: str = "$.place") -> State:
@@ -497,8 +497,8 @@ class _Compiler:
         return {"Bucket": self._where.bucket, "Key.$": key}
 
 
-def _on_any_error(path: str, following: str) -> list[State]:
-    return [{"ErrorEquals": ["States.ALL"], "ResultPath": path, "Next": following}]
+def _on_any_error(path: str, next_state: str) -> list[State]:
+    return [{"ErrorEquals": ["States.ALL"], "ResultPath": path, "Next": next_state}]
 
 
 _RUN = {"AFLOW_SFN_RUN": "$.run"}

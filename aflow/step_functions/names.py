@@ -74,14 +74,13 @@ class Label(NamedTuple):
     owner: str
     token: str
 
-    def comment(self, order: str) -> str:
-        """Return the label as the comment of the machine's definition; `order` is the key of the
-        order that its jobs read.
+    def comment(self, spec_key: str) -> str:
+        """Return the label as the comment of the machine's definition.
 
         Args:
-            order: The key of the order in the datastore.
+            spec_key: The key of the deployment spec that the jobs read from the datastore.
         """
-        return _MARK + json.dumps({**self._asdict(), "order": order})
+        return _MARK + json.dumps({**self._asdict(), "spec": spec_key})
 
 
 def label_of(definition: str) -> Label | None:
@@ -92,8 +91,10 @@ def label_of(definition: str) -> Label | None:
     """
     try:
         comment = json.loads(definition).get("Comment", "")
-        said = json.loads(comment.removeprefix(_MARK)) if comment.startswith(_MARK) else None
-        return said and Label(said["flow"], said["owner"], said["token"])
+        if not comment.startswith(_MARK):
+            return None
+        fields = json.loads(comment.removeprefix(_MARK))
+        return Label(fields["flow"], fields["owner"], fields["token"])
     except (ValueError, AttributeError, KeyError, TypeError):  # somebody else wrote it
         return None
 

@@ -27,7 +27,7 @@ from aflow.metadata.object_store import SCHEME as STORE
 from aflow.scheduler.retry import policies_from, policy_of
 from aflow.step_functions.machine import LARGEST, JobOf, Where, checked_target, compiled
 from aflow.step_functions.names import DISTRIBUTED_ITEMS, LETTERS, Label, machine_name, next_token
-from aflow.step_functions.spec import ENDED, NOBODY, DeploymentSpec, order_key
+from aflow.step_functions.spec import ENDED, NOBODY, DeploymentSpec, spec_key
 from aflow.task.program import for_later, request_of
 
 if TYPE_CHECKING:
@@ -227,42 +227,42 @@ class DeploymentOptions(NamedTuple):
 
 class DeploymentPlan(NamedTuple):
     """A deployment: the state machine with its definition as JSON, the definitions of its jobs, the
-    order for them with its key, and what starts it."""
+    spec that they read with its key, and what starts it."""
 
     name: str
     label: Label
     definition: str
     jobs: tuple[Definition, ...]
-    order_key: str
-    order: bytes
+    spec_key: str
+    spec: bytes
     ticks: Ticks | None
     events: Events | None
 
 
 def name_of(
-    definition: FlowDefinition, wanted: DeploymentOptions, user: str, settings: AwsSettings
+    definition: FlowDefinition, options: DeploymentOptions, user: str, settings: AwsSettings
 ) -> str:
     """Return the name of the flow's state machine.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        wanted: The options of `step-functions create`.
+        options: The options of `step-functions create`.
         user: The user who deploys, for the branch of a flow with @project.
         settings: The settings of AWS; `machine_prefix` begins all names.
 
     Raises:
         InvalidInput: It cannot be used; the error says why.
     """
-    full = _place(definition, wanted, user).get("project_flow_name")
-    return machine_name(definition.name, full, settings.machine_prefix, wanted.name)
+    full = _place(definition, options, user).get("project_flow_name")
+    return machine_name(definition.name, full, settings.machine_prefix, options.name)
 
 
-def _place(definition: FlowDefinition, wanted: DeploymentOptions, user: str) -> dict[str, Any]:
+def _place(definition: FlowDefinition, options: DeploymentOptions, user: str) -> dict[str, Any]:
     """Where the flow stands in its project, as `current` tells it; empty for one in none."""
     project = definition.project
     if project is not None:
-        return project.place(definition.name, user, wanted.branch, wanted.production)
-    if wanted.branch or wanted.production:
+        return project.place(definition.name, user, options.branch, options.production)
+    if options.branch or options.production:
         raise InvalidInput(f"Flow {definition.name} is in no project: branches need @project.")
     return {}
 
@@ -280,7 +280,7 @@ def token_for(name: str, before: str | None) -> str:
 
 def plan(
     definition: FlowDefinition,
-    wanted: DeploymentOptions,
+    options: DeploymentOptions,
     settings: Settings,
     aws: AwsSettings,
     account: Account,
@@ -300,7 +300,7 @@ def plan(
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        wanted: The options of `step-functions create`.
+        options: The options of `step-functions create`.
         settings: The settings of the program that deploys: its datastore and metadata are those of
             the runs.
         aws: The settings of AWS: roles, queues, images.
@@ -317,16 +317,16 @@ def plan(
         InvalidInput: Step Functions cannot run the flow.
         InvalidSetting: A role, a queue or an image is not set.
     """
-    name = name_of(definition, wanted, settings.user, aws)
+    name = name_of(definition, options, settings.user, aws)
     _check_steps(definition)
     # Names of events may be those of the project: functions ask `current` for it.
-    token_of_current = current._set(_place(definition, wanted, settings.user))
+    token_of_current = current._set(_place(definition, options, settings.user))
     try:
         events = events_of(definition, account.machine_arn, aws.machine_prefix)
     finally:
         current._reset(token_of_current)
-    order = _order(definition, wanted, settings, name, code, token, events, environments).encode()
-    key = order_key(order)
+    spec = _spec(definition, options, settings, name, code, token, events, environments).encode()
+    key = spec_key(spec)
     storage = settings.storage_url
     variables = _variables(settings, aws, account, key, storage, in_store=in_store)
     variables |= shipped or {}
@@ -354,25 +354,25 @@ def plan(
         partition=account.partition,
         queue=common,
         bucket=bucket,
-        prefix=f"{prefix}deploy/words/{definition.name}",
+        prefix=f"{prefix}deploy/results/{definition.name}",
         default=jobs.pop(None),
-        max_workers=wanted.max_workers,
-        timeout=wanted.timeout,
-        distributed=wanted.distributed,
-        tags=dict(wanted.batch_tags),
-        on_error=checked_target("--notify-on-error", wanted.on_error),
-        on_success=checked_target("--notify-on-success", wanted.on_success),
-        run_tags=sorted({*wanted.tags, f"production:{token}"}),
+        max_workers=options.max_workers,
+        timeout=options.timeout,
+        distributed=options.distributed,
+        tags=dict(options.batch_tags),
+        on_error=checked_target("--notify-on-error", options.on_error),
+        on_success=checked_target("--notify-on-success", options.on_success),
+        run_tags=sorted({*options.tags, f"production:{token}"}),
     )
     label = Label(definition.name, owner or settings.user, token)
     machine = compiled(definition.graph, jobs, where, label.comment(key))
     return DeploymentPlan(
         name=name,
         label=label,
-        definition=as_text(machine, compress=wanted.compress),
+        definition=as_text(machine, compress=options.compress),
         jobs=tuple({each["jobDefinitionName"]: each for each in made.values()}.values()),
-        order_key=key,
-        order=order,
+        spec_key=key,
+        spec=spec,
         ticks=ticks_of(definition),
         events=events,
     )
@@ -410,9 +410,9 @@ def _check_steps(definition: FlowDefinition) -> None:
                 )
 
 
-def _order(
+def _spec(
     definition: FlowDefinition,
-    wanted: DeploymentOptions,
+    options: DeploymentOptions,
     settings: Settings,
     name: str,
     code: Package,
@@ -420,12 +420,12 @@ def _order(
     events: Events | None,
     environments: Mapping[str, Shipped] | None,
 ) -> DeploymentSpec:
-    namespace = f"production:{token}" if wanted.namespace is None else wanted.namespace or None
+    namespace = f"production:{token}" if options.namespace is None else options.namespace or None
     policies = {step: each.as_dict() for step, each in policies_from(definition).items()}
     return DeploymentSpec(
         flow=definition.name,
         machine=name,
-        request=for_later(request_of(definition, wanted.decospecs), code.script),
+        request=for_later(request_of(definition, options.decospecs), code.script),
         needs=needs_of(definition),
         graph=definition.graph.as_dict(),
         policies=policies,
@@ -434,11 +434,11 @@ def _order(
         python=job_python(settings),
         user=settings.user,
         namespace=namespace,
-        tags=tuple(sorted({*wanted.tags, f"production:{token}"})),
-        branch=wanted.branch,
-        production=bool(wanted.production),
+        tags=tuple(sorted({*options.tags, f"production:{token}"})),
+        branch=options.branch,
+        production=bool(options.production),
         token=token,
-        distributed=wanted.distributed,
+        distributed=options.distributed,
         max_num_splits=DISTRIBUTED_ITEMS,
         max_log_size=settings.max_log_size << 20,
         events=events.parameters if events else {},
@@ -461,7 +461,7 @@ def _variables(
     return {
         **passed_on(),
         "AWS_DEFAULT_REGION": account.region,
-        "AFLOW_SFN_ORDER": key,
+        "AFLOW_SFN_DEPLOYMENT": key,
         "AFLOW_SFN_STORAGE": storage,
         "AFLOW_SFN_METADATA": metadata_of_jobs(settings, aws, in_store=in_store),
         "AFLOW_USER": NOBODY,

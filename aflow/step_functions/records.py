@@ -142,7 +142,6 @@ def _taken_over(views: list[TaskView], origin: str, now: float) -> Batch:
     batch = Batch()
     for task, attempt in ((view.task, view.attempt) for view in views):
         assert attempt is not None, "it has succeeded"
-        said = f"{origin}/{task.step}/{task.task}"
         batch.tasks.append(
             TaskRecord(
                 task=task.task,
@@ -151,7 +150,7 @@ def _taken_over(views: list[TaskView], origin: str, now: float) -> Batch:
                 split=task.split,
                 index=task.index,
                 inputs=task.inputs,
-                origin=said,
+                origin=f"{origin}/{task.step}/{task.task}",
             )
         )
         batch.attempts.append(

@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
-
-import msgpack
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aflow._core.ids import blob_key
 from aflow._core.settings import looked_up, variable_of
-from aflow.environments.lock import Shipped
-from aflow.errors import CorruptBlob, InvalidInput, InvalidMessage
-from aflow.executors.local.executor import StepNeeds, needs_from
-from aflow.storage.base import ObjectStore
+from aflow.errors import CorruptBlob, InvalidInput
+from aflow.executors.protocol import packed, unpacked_fields, unpacked_program, unreadable
 from aflow.storage.blobs import digest_of
-from aflow.task.program import LoadRequest
+
+if TYPE_CHECKING:
+    from aflow.environments.lock import Shipped
+    from aflow.executors.local.executor import StepNeeds
+    from aflow.storage.base import ObjectStore
+    from aflow.task.program import LoadRequest
 
 VERSION = 1
 # The user of runs that AWS starts, as in Metaflow: they are in the namespace of production, and not
@@ -63,12 +64,12 @@ class DeploymentSpec(NamedTuple):
     environments: Mapping[str, Shipped] = {}
 
     def encode(self) -> bytes:
-        """Return the order as bytes; the same for the same order."""
-        return msgpack.packb((VERSION, *self), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
+        """Return the spec as bytes; the same for the same deployment."""
+        return packed(VERSION, self)
 
     @classmethod
     def decode(cls, data: bytes) -> DeploymentSpec:
-        """Return the order that `encode` gave.
+        """Return the spec that `encode` gave.
 
         Args:
             data: The object, as `encode` returned it.
@@ -76,56 +77,46 @@ class DeploymentSpec(NamedTuple):
         Raises:
             InvalidMessage: The bytes are not a deployment, or a newer aflow has written them.
         """
-        try:
-            version, *fields = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
-            if version > VERSION:
-                raise InvalidMessage(
-                    "The flow was deployed by a newer aflow: use an image that has the same."
-                )
-            order = cls(*fields)
-            return order._replace(
-                request=LoadRequest(*order.request),
-                needs=needs_from(order.needs),
-                environments={name: Shipped(*each) for name, each in order.environments.items()},
-            )
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InvalidMessage(f"A deployed flow's description is damaged: {error}.") from error
+        newer = "The flow was deployed by a newer aflow: use an image that has the same."
+        with unreadable("A deployed flow's description is damaged"):
+            spec = cls(*unpacked_fields(data, VERSION, newer))
+            return spec._replace(**unpacked_program(spec))
 
 
-def order_key(data: bytes) -> str:
-    """Return the key of an encoded order: its digest.
+def spec_key(data: bytes) -> str:
+    """Return the key of an encoded spec: its digest.
 
     Args:
-        data: The order, as `encode` returned it; equal orders have one key, so that a deployment
-            can be repeated.
+        data: The spec, as `encode` returned it; equal specs have one key, so that a deployment can
+            be repeated.
     """
     return digest_of([data], len(data))
 
 
-def order_name(key: str) -> str:
-    """Return the object, by its name in the store, that holds an order.
+def spec_name(key: str) -> str:
+    """Return the object, by its name in the store, that holds a spec.
 
     Args:
-        key: The key, as `order_key` returned it.
+        key: The key, as `spec_key` returned it.
     """
-    return f"deploy/orders/{blob_key(key)}"
+    return f"deploy/specs/{blob_key(key)}"
 
 
-def read_order(store: ObjectStore, key: str) -> DeploymentSpec:
-    """Return the order of this key.
+def read_spec(store: ObjectStore, key: str) -> DeploymentSpec:
+    """Return the deployment spec of this key.
 
     Args:
         store: The datastore of the deployment.
         key: The key, which the state machine gives to each job.
 
     Raises:
-        ObjectNotFound: There is no order of this key.
+        ObjectNotFound: There is no spec of this key.
         CorruptBlob: The bytes of the object do not have this digest.
         InvalidMessage: A newer aflow has written it.
     """
-    data = bytes(store.get(order_name(key)))
-    if order_key(data) != key:
-        raise CorruptBlob(f"{order_name(key)} in {store.url} is damaged.")
+    data = bytes(store.get(spec_name(key)))
+    if spec_key(data) != key:
+        raise CorruptBlob(f"{spec_name(key)} in {store.url} is damaged.")
     return DeploymentSpec.decode(data)
 
 
@@ -137,7 +128,7 @@ class StateJobVariables(NamedTuple):
     without a limit.
     """
 
-    order: str
+    deployment: str
     storage: str
     metadata: str
     run: str
@@ -161,7 +152,7 @@ class StateJobVariables(NamedTuple):
         needed = partial(variable_of, "a job of a state machine")
         started = looked_up("SFN_STARTED")
         return cls(
-            needed("SFN_ORDER"),
+            needed("SFN_DEPLOYMENT"),
             needed("SFN_STORAGE"),
             needed("SFN_METADATA"),
             needed("SFN_RUN"),
@@ -193,7 +184,7 @@ def result_name(flow: str, run: str, step: str, place: str) -> str:
         step: The name of the step; FAILURE_RESULT for the failure of the run.
         place: The place of the task: the indices of the foreachs around it.
     """
-    return f"deploy/words/{flow}/{run}/{step}/{place}"
+    return f"deploy/results/{flow}/{run}/{step}/{place}"
 
 
 def state_after(run: str, step: str, place: str, started: str | None) -> dict[str, Any]:

@@ -107,13 +107,13 @@ def ordered(graph: Graph) -> dict[str, int]:
     on_the_way.add(graph.start)
     while todo:
         step, rest = todo[-1]
-        following = next((each for each in rest if each not in on_the_way), None)
-        if following is None:
+        next_step = next((each for each in rest if each not in on_the_way), None)
+        if next_step is None:
             todo.pop()
             found[step] = None
         else:
-            on_the_way.add(following)
-            todo.append((following, iter(graph[following].next)))
+            on_the_way.add(next_step)
+            todo.append((next_step, iter(graph[next_step].next)))
     return {step: number for number, step in enumerate(reversed(found), 1)}
 
 
@@ -286,8 +286,8 @@ class Numbers:
 def _pairs(branches: str) -> list[tuple[str, str]]:
     """Last step and place of each branch."""
     try:
-        said = json.loads(branches)
-        return list(zip(said["step"], said["place"], strict=True))
+        ends = json.loads(branches)
+        return list(zip(ends["step"], ends["place"], strict=True))
     except (ValueError, KeyError, TypeError):
         raise InvalidInput(
             f"These are not branches of a state machine: {branches[:200]!r}."

@@ -80,14 +80,14 @@ def record(
     for name in names:
         *_, flow, run = name.split("/")
         try:
-            said = json.loads(bytes(store.get(name)))
-            while isinstance(said, str):  # some write a text as JSON
-                said = json.loads(said)
+            note = json.loads(bytes(store.get(name)))
+            while isinstance(note, str):  # some write a text as JSON
+                note = json.loads(note)
             ids.flow_name(flow), ids.run_id(run)
         except (ObjectNotFound, InvalidName, ValueError):  # another has recorded it, or it is none
             continue
-        reason = "The run failed before it was recorded. " + why(said.get("error"), last_lines)
-        at = _time(said.get("started"), now)
+        reason = "The run failed before it was recorded. " + why(note.get("error"), last_lines)
+        at = _time(note.get("started"), now)
         made = RunRecord(
             key=0,
             flow=flow,
@@ -97,7 +97,7 @@ def record(
             created_at=at,
             finished_at=None,
             version=0,
-            tags=tuple(sorted(map(str, said.get("tags") or ()))),
+            tags=tuple(sorted(map(str, note.get("tags") or ()))),
             system_tags=(f"user:{NOBODY}",),
             graph=Graph(flow, "start", "end").as_dict(),
             settings={"storage": store.url},
@@ -131,16 +131,16 @@ def why(error: Any, last_lines: Callable[[Mapping[str, Any]], Sequence[str]]) ->
     return f"Step Functions says {details.get('Error') or 'nothing'}: {cause[:1000]}"
 
 
-def _as_described(said: Any) -> Any:
+def _as_described(value: Any) -> Any:
     """What a state machine says of a job, as `describe_jobs` says it."""
-    if isinstance(said, Mapping):
-        return {key[:1].lower() + key[1:]: _as_described(each) for key, each in said.items()}
-    return [_as_described(each) for each in said] if isinstance(said, list) else said
+    if isinstance(value, Mapping):
+        return {key[:1].lower() + key[1:]: _as_described(each) for key, each in value.items()}
+    return [_as_described(each) for each in value] if isinstance(value, list) else value
 
 
-def _time(said: Any, now: float) -> float:
+def _time(value: Any, now: float) -> float:
     try:
-        return datetime.fromisoformat(str(said).strip('"')).timestamp()
+        return datetime.fromisoformat(str(value).strip('"')).timestamp()
     except ValueError:
         return now
 

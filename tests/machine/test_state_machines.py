@@ -133,7 +133,7 @@ def test_an_execution_does_the_tasks_of_a_run_with_the_same_inputs(
 
     topic = "arn:aws:sns:us-east-1:123456789012:topic"
     where = Where(
-        "aws", "queue", "bucket", "prefix/deploy/words/Flow", JOB, distributed=distributed,
+        "aws", "queue", "bucket", "prefix/deploy/results/Flow", JOB, distributed=distributed,
         timeout=60 if noted else None, on_error=topic if noted else None,
     )  # fmt: skip
     machine = json.loads(json.dumps(compiled(graph, dict.fromkeys(graph.nodes, JOB), where)))

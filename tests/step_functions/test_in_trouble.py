@@ -160,14 +160,14 @@ def test_a_run_that_fails_before_it_is_recorded_is_seen_everywhere_with_its_reas
     s3 = aws.client("s3")
     reasons = {
         "no-such-image": "could not be started (CannotPullContainerError: pull access denied",
-        "aflow": "There is no object 'deploy/orders/",
+        "aflow": "There is no object 'deploy/specs/",
     }
     for image, reason in reasons.items():
         machine = f"On-{image}"
         monkeypatch.setenv("AFLOW_BATCH_CONTAINER_IMAGE", image)
         step_functions("trouble.py", "create", "--name", machine)
         if image == "aflow":  # what its jobs are to do is gone
-            found = s3.list_objects_v2(Bucket="flows", Prefix="prefix/deploy/orders/")["Contents"]
+            found = s3.list_objects_v2(Bucket="flows", Prefix="prefix/deploy/specs/")["Contents"]
             s3.delete_object(
                 Bucket="flows", Key=max(found, key=lambda each: each["LastModified"])["Key"]
             )

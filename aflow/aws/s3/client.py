@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 from aflow._core.settings import Settings
 from aflow._core.threads import Portal, in_thread
-from aflow.aws.s3.objects import PutValue, S3GetObject, S3Object, S3Prefix, S3PutObject, root_of
+from aflow.aws.s3.objects import PutValue, S3GetObject, S3Object, S3PutObject, root_of
 from aflow.errors import S3AccessDenied, S3InvalidUrl, StoreUnavailable
 
 if TYPE_CHECKING:
     from aflow.aws.s3.transfers import Put, PutFile, Transfers
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -234,9 +236,13 @@ class S3(_Client):
         Returns:
             The URL.
         """
-        given, url = _given(self._root, key, obj, content_type, metadata)
-        self._call(lambda s3: s3.put(given, overwrite))
-        return url
+        given = _given(key, obj, content_type, metadata)
+
+        async def put(s3: Transfers) -> str:
+            await s3.put(given, overwrite)
+            return self._root.url_of(given.key)
+
+        return self._call(put)
 
     def put_many(self, key_objs: Iterable[Put], overwrite: bool = True) -> list[tuple[str, str]]:
         """Upload many, side by side: pairs of key and value, or S3PutObjects.
@@ -266,6 +272,20 @@ class S3(_Client):
         return self._call(lambda s3: s3.put_files(key_paths, overwrite))
 
 
+def _awaited(
+    method: Callable[Concatenate[S3, P], T],
+) -> Callable[Concatenate[AsyncS3, P], Coroutine[Any, Any, T]]:
+    """A method of S3 as one of AsyncS3, where each call of the portal is a coroutine."""
+    calls: Any = method
+
+    @wraps(method)
+    async def call(self: AsyncS3, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = await calls(self, *args, **kwargs)
+        return result
+
+    return call
+
+
 class AsyncS3(_Client):
     __doc__ = f"""The same methods, which are awaited, on any event loop.
 
@@ -286,89 +306,29 @@ class AsyncS3(_Client):
         begun = await in_thread(self._portal.begin, work)
         return await asyncio.wrap_future(begun)
 
-    async def get(
-        self,
-        key: str | S3GetObject | None = None,
-        return_missing: bool = False,
-        return_info: bool = True,
-    ) -> S3Object:
-        """See S3.get."""
-        return await self._call(lambda s3: s3.get(key, return_missing, return_info))
-
-    async def get_many(
-        self,
-        keys: Iterable[str | S3GetObject],
-        return_missing: bool = False,
-        return_info: bool = True,
-    ) -> list[S3Object]:
-        """See S3.get_many."""
-        return await self._call(lambda s3: s3.get_many(keys, return_missing, return_info))
-
-    async def get_recursive(
-        self, keys: Iterable[str | None], return_info: bool = False
-    ) -> list[S3Object]:
-        """See S3.get_recursive."""
-        return await self._call(lambda s3: s3.get_recursive(keys, return_info))
-
-    async def get_all(self, return_info: bool = False) -> list[S3Object]:
-        """See S3.get_all."""
-        return await self.get_recursive(self._whole, return_info)
-
-    async def info(self, key: str | None = None, return_missing: bool = False) -> S3Object:
-        """See S3.info."""
-        return await self._call(lambda s3: s3.info(key, return_missing))
-
-    async def info_many(self, keys: Iterable[str], return_missing: bool = False) -> list[S3Object]:
-        """See S3.info_many."""
-        return await self._call(lambda s3: s3.info_many(keys, return_missing))
-
-    async def list_paths(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
-        """See S3.list_paths."""
-        return await self._call(lambda s3: s3.list_paths(keys))
-
-    async def list_recursive(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
-        """See S3.list_recursive."""
-        return await self._call(lambda s3: s3.list_recursive(keys))
-
-    async def put(
-        self,
-        key: str | S3PutObject,
-        obj: PutValue | None = None,
-        overwrite: bool = True,
-        content_type: str | None = None,
-        metadata: dict[str, str] | None = None,
-    ) -> str:
-        """See S3.put."""
-        given, url = _given(self._root, key, obj, content_type, metadata)
-        await self._call(lambda s3: s3.put(given, overwrite))
-        return url
-
-    async def put_many(
-        self, key_objs: Iterable[Put], overwrite: bool = True
-    ) -> list[tuple[str, str]]:
-        """See S3.put_many."""
-        return await self._call(lambda s3: s3.put_many(key_objs, overwrite))
-
-    async def put_files(
-        self, key_paths: Iterable[PutFile], overwrite: bool = True
-    ) -> list[tuple[str, str]]:
-        """See S3.put_files."""
-        return await self._call(lambda s3: s3.put_files(key_paths, overwrite))
+    get = _awaited(S3.get)
+    get_many = _awaited(S3.get_many)
+    get_recursive = _awaited(S3.get_recursive)
+    get_all = _awaited(S3.get_all)
+    info = _awaited(S3.info)
+    info_many = _awaited(S3.info_many)
+    list_paths = _awaited(S3.list_paths)
+    list_recursive = _awaited(S3.list_recursive)
+    put = _awaited(S3.put)
+    put_many = _awaited(S3.put_many)
+    put_files = _awaited(S3.put_files)
 
 
 def _given(
-    root: S3Prefix,
     key: str | S3PutObject,
     obj: PutValue | None,
     content_type: str | None,
     metadata: dict[str, str] | None,
-) -> tuple[S3PutObject, str]:
-    """What `put` was given, and its URL."""
-    if isinstance(key, S3PutObject):
-        given = key if obj is None else key._replace(value=obj)
-        given = given._replace(
-            content_type=content_type or given.content_type, metadata=metadata or given.metadata
-        )
-    else:
-        given = S3PutObject(key, obj, content_type=content_type, metadata=metadata)
-    return given, root.url_of(given.key)
+) -> S3PutObject:
+    """What `put` was given, as one object."""
+    if not isinstance(key, S3PutObject):
+        return S3PutObject(key, obj, content_type=content_type, metadata=metadata)
+    given = key if obj is None else key._replace(value=obj)
+    return given._replace(
+        content_type=content_type or given.content_type, metadata=metadata or given.metadata
+    )

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
@@ -438,12 +438,9 @@ class Transfers:
     async def _sent(
         self,
         objects: list[S3PutObject],
-        send: Callable[[S3PutObject], Awaitable[str | None]],
+        send: Callable[[S3PutObject], Coroutine[Any, Any, str | None]],
     ) -> list[tuple[str, str]]:
-        async def one(given: S3PutObject) -> str | None:
-            return await send(given)
-
-        urls = await self._all(one(each) for each in objects)
+        urls = await self._all(send(each) for each in objects)
         return [(each.key, url) for each, url in zip(objects, urls, strict=True) if url is not None]
 
     async def _send(

@@ -19,7 +19,7 @@ JOB = JobOf("aflow_1234", retries=1, limit=600)
 
 def where(flow: str, **more: Any) -> Where:
     """A place in AWS to compile for."""
-    return Where("aws", "the-queue", "bucket", f"a/deploy/words/{flow}", JOB, **more)
+    return Where("aws", "the-queue", "bucket", f"a/deploy/results/{flow}", JOB, **more)
 
 
 @lru_cache

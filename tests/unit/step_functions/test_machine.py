@@ -100,7 +100,7 @@ def test_a_note_of_failure_to_an_event_bus_says_the_reason():
     assert ("aflow", "Flow failed", BUS) == tuple(
         entry[k] for k in ("Source", "DetailType", "EventBusName")
     )
-    assert "$.notified.said.reason" == entry["Detail"]["reason.$"]
+    assert "$.notified.result.reason" == entry["Detail"]["reason.$"]
     assert "reason.$" not in json.dumps(note(BUS, "aws", "Flow", succeeded=True))
 
 

@@ -47,9 +47,9 @@ from aflow.step_functions.spec import (
     DeploymentSpec,
     StateJobVariables,
     foreach_result,
-    order_name,
-    read_order,
+    read_spec,
     result_name,
+    spec_name,
     state_after,
     switch_result,
 )
@@ -205,9 +205,9 @@ def deployed(flow: type[FlowSpec], wanted: DeploymentOptions = PLAINLY) -> Deplo
 def test_jobs_read_the_order_that_the_plan_names_and_no_other():
     made = deployed(Needs, DeploymentOptions(tags=("a",), namespace="n"))
     store = MemoryStore()
-    store.put(order_name(made.order_key), [made.order])
+    store.put(spec_name(made.spec_key), [made.spec])
 
-    order = read_order(store, made.order_key)
+    order = read_spec(store, made.spec_key)
     assert ("Needs", "Needs", "key", "flow.py") == (
         order.flow,
         order.machine,
@@ -215,10 +215,10 @@ def test_jobs_read_the_order_that_the_plan_names_and_no_other():
         order.script,
     )
     assert (("a", "production:token"), "n") == (order.tags, order.namespace)
-    assert made.order == order.encode()
-    store.put(order_name(made.order_key), [made.order + b"x"])
+    assert made.spec == order.encode()
+    store.put(spec_name(made.spec_key), [made.spec + b"x"])
     with pytest.raises(CorruptBlob, match="in memory: is damaged"):
-        read_order(store, made.order_key)
+        read_spec(store, made.spec_key)
     with pytest.raises(InvalidMessage, match="deployed by a newer aflow"):
         DeploymentSpec.decode(b"\x92\x7f\x01")
     with pytest.raises(InvalidMessage, match="description is damaged"):
@@ -283,9 +283,11 @@ def test_jobs_reach_the_metadata_by_the_address_that_they_can_use():
 
 
 def test_a_job_knows_what_it_is_by_its_variables(monkeypatch):
-    with pytest.raises(InvalidInput, match="not a job of a state machine: AFLOW_SFN_ORDER is not"):
+    with pytest.raises(
+        InvalidInput, match="not a job of a state machine: AFLOW_SFN_DEPLOYMENT is not"
+    ):
         StateJobVariables.load()
-    given = {"ORDER": "o", "STORAGE": "s", "METADATA": "m", "RUN": "sfn-7", "STEP": "start"}
+    given = {"DEPLOYMENT": "o", "STORAGE": "s", "METADATA": "m", "RUN": "sfn-7", "STEP": "start"}
     for name, value in given.items():
         monkeypatch.setenv(f"AFLOW_SFN_{name}", value)
     plain_job = StateJobVariables.load()
@@ -298,7 +300,7 @@ def test_a_job_knows_what_it_is_by_its_variables(monkeypatch):
 
 
 def test_the_result_of_a_job_is_the_state_in_which_the_machine_goes_on():
-    assert "deploy/words/F/r/s/0.1" == result_name("F", "r", "s", "0.1")
+    assert "deploy/results/F/r/s/0.1" == result_name("F", "r", "s", "0.1")
     state = state_after("r", "s", "0.1", "then")
     assert {"run": "r", "place": "0.1", "from": {"step": "s"}, "started": "then"} == state
     assert "started" not in state_after("r", "s", "0.1", None)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import responses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from aflow._core.settings import environment_value, looked_up
+from aflow._core.threads import Portal
 from aflow.errors import (
     AflowError,
     InvalidSetting,
@@ -38,7 +38,6 @@ _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _JSON, _PATCH = "application/json", "application/merge-patch+json"
 
-T = TypeVar("T")
 Object = dict[str, Any]
 
 
@@ -55,25 +54,24 @@ class KubernetesCluster:
     """The cluster that settings and kubeconfig name. Connections are opened by the first call."""
 
     def __init__(self) -> None:
-        self._context = looked_up("KUBERNETES_CONTEXT")
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._link: _ApiConnection | None = None
-        self._making: asyncio.Lock | None = None
-        self._links: list[_ApiConnection] = []  # also earlier ones, which calls may still use
+        context = looked_up("KUBERNETES_CONTEXT")
+
+        async def opened() -> _Connections:
+            return _Connections(context)
+
+        self._portal = Portal("aflow-kubernetes", opened, _Connections.close)
 
     # ------------------------------------------------------------ where it is
 
     @property
     def server(self) -> str:
         """The address of the API server. Raises InvalidSetting and MissingExtra."""
-        return self._run(self._linked()).host
+        return self._portal.call(_Connections.current).host
 
     @property
     def namespace(self) -> str:
         """The namespace of the context, or of this pod. Raises InvalidSetting and MissingExtra."""
-        return self._run(self._linked()).namespace
+        return self._portal.call(_Connections.current).namespace
 
     # ------------------------------------------------------------ calls
 
@@ -170,21 +168,11 @@ class KubernetesCluster:
             path: The path of what is not JSON, such as `.../pods/POD/log`.
             **query: Parameters of the URL, such as `tailLines`.
         """
-        return self._run(self._answer("GET", path, query, None, _JSON))
+        return self._portal.call(lambda to: to.answer("GET", path, query, None, _JSON))
 
     def close(self) -> None:
         """Release the connections. The next call makes new ones."""
-        with self._lock:
-            loop, self._loop = self._loop, None
-            thread, self._thread = self._thread, None
-            links, self._links, self._link, self._making = self._links, [], None, None
-        if loop is None or thread is None:
-            return
-        for link in links:
-            asyncio.run_coroutine_threadsafe(link.client.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        self._portal.close()
 
     def _json(
         self,
@@ -194,7 +182,7 @@ class KubernetesCluster:
         body: Object | None = None,
         kind: str = _JSON,
     ) -> Object:
-        text = self._run(self._answer(method, path, query, body, kind))
+        text = self._portal.call(lambda to: to.answer(method, path, query, body, kind))
         try:
             found = json.loads(text)
         except ValueError:
@@ -205,39 +193,41 @@ class KubernetesCluster:
             )
         return found
 
-    def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        with self._lock:
-            if self._loop is None:
-                self._loop = loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=loop.run_forever, name="aflow-kubernetes", daemon=True
-                )
-                self._thread.start()
-            future = asyncio.run_coroutine_threadsafe(call, self._loop)
-        return future.result()
 
-    async def _linked(self) -> _ApiConnection:
-        self._making = self._making or asyncio.Lock()
+class _Connections:
+    """The connection that calls use, and earlier ones, which some calls may still use."""
+
+    def __init__(self, context: str | None) -> None:
+        self._context = context
+        self._link: _ApiConnection | None = None
+        self._all: list[_ApiConnection] = []
+        self._making = asyncio.Lock()
+
+    async def current(self) -> _ApiConnection:
         async with self._making:  # a plugin asks for a password once
             if self._link is None:
                 self._link = await _ApiConnection.made(self._context)
-                self._links.append(self._link)
+                self._all.append(self._link)
             return self._link
 
-    async def _answer(
+    async def answer(
         self, method: str, path: str, query: Mapping[str, Any], body: Object | None, kind: str
     ) -> str:
-        link = await self._linked()
+        link = await self.current()
         status, text = await link.request(method, path, query, body, kind)
         if status == HTTPStatus.UNAUTHORIZED:
             # A token that has expired may have been renewed in its file, or by the plugin.
             if self._link is link:
                 self._link = None
-            link = await self._linked()
+            link = await self.current()
             status, text = await link.request(method, path, query, body, kind)
         if status < HTTPStatus.BAD_REQUEST:
             return text
         raise _fault(link, status, text)
+
+    async def close(self) -> None:
+        for link in self._all:
+            await link.client.close()
 
 
 class _ApiConnection:
@@ -279,10 +269,10 @@ class _ApiConnection:
             raise
         except Exception as error:
             # Files that are not there or hold anything, and plugins, fail in ways of their own.
-            words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             where = f"the context {context!r} of {files}" if context else files
             raise InvalidSetting(
-                f"There is no way into a cluster of Kubernetes by {where}: {words}. Set KUBECONFIG,"
+                f"There is no way into a cluster of Kubernetes by {where}: {why}. Set KUBECONFIG,"
                 " and AFLOW_KUBERNETES_CONTEXT for another context than the current one."
             ) from error
         return cls(configuration, client, namespace)
@@ -311,10 +301,8 @@ class _ApiConnection:
                 f"The API server {self.host} did not answer within {TIMEOUT:.0f} seconds."
             ) from error
         except (OSError, _client_error()) as error:
-            words = str(error).rstrip(".") or type(error).__name__
-            raise JobSystemBusy(
-                f"The API server {self.host} cannot be reached: {words}."
-            ) from error
+            why = str(error).rstrip(".") or type(error).__name__
+            raise JobSystemBusy(f"The API server {self.host} cannot be reached: {why}.") from error
 
 
 def _client_error() -> type[Exception]:
@@ -335,16 +323,17 @@ def _own_namespace(files: str) -> str | None:
 def _fault(link: _ApiConnection, status: int, text: str) -> JobSystemError:
     """What an answer that is an error says."""
     try:
-        said = json.loads(text)
-        message, reason = str(said.get("message") or ""), str(said.get("reason") or "")
+        status_object = json.loads(text)
+        message = str(status_object.get("message") or "")
+        reason = str(status_object.get("reason") or "")
     except (ValueError, AttributeError):
         message, reason = "", ""
-    words = " ".join((message or responses.get(status, "an error")).split()).rstrip(".")
+    sentence = " ".join((message or responses.get(status, "an error")).split()).rstrip(".")
     if status == HTTPStatus.UNAUTHORIZED:
         return JobSystemUnauthorized(
             f"The API server {link.host} does not accept the credentials, which may have expired "
-            f"({words}): log in to the cluster again."
+            f"({sentence}): log in to the cluster again."
         )
     if status in _BUSY:
-        return JobSystemBusy(f"The API server {link.host} answers {status}: {words}.")
-    return KubernetesApiError(f"{words}.", status, reason)
+        return JobSystemBusy(f"The API server {link.host} answers {status}: {sentence}.")
+    return KubernetesApiError(f"{sentence}.", status, reason)

@@ -74,9 +74,9 @@ def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
     marked = any(step.decorator("batch") for step in definition.steps.values())
     if options.queue is None and options.executor == "local" and not marked:
         return True
-    from aflow.executors.factory import needs_processes, places
+    from aflow.executors.factory import locations, needs_processes
 
-    return needs_processes(definition, places(definition, options))
+    return needs_processes(definition, locations(definition, options))
 
 
 def _forks_each(definition: FlowDefinition, options: RunOptions) -> bool:

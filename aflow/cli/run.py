@@ -462,9 +462,9 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
             f"{did_you_mean(step, definition.steps)} "
             f"Its steps are: {', '.join(definition.steps)}."
         )
-    from aflow.executors.factory import places  # few runs are debugged
+    from aflow.executors.factory import locations  # few runs are debugged
 
-    if places(definition, options)[step] != "local":
+    if locations(definition, options)[step] != "local":
         raise InvalidInput(
             f"--debug {step}: this step does not run here, and the terminal is here. Run the flow "
             "without workers and jobs for that."

@@ -11,7 +11,6 @@ of a flow is never one of the cluster's, which may lose its own.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -126,7 +125,6 @@ class Cluster(Protocol):
 
 
 class _Worker(NamedTuple):
-    asked_at: float
     begun_at: float | None = None
     node: str = ""
 
@@ -178,7 +176,7 @@ class Crew:
         self._due = [each for each in self._due if each > now]
         started = [*range(self._ids + 1, self._ids + 1 + len(due))]
         self._ids += len(due)
-        self._workers.update({number: _Worker(now) for number in started})
+        self._workers.update(dict.fromkeys(started, _Worker()))
         return started
 
     def end(self) -> None:
@@ -285,7 +283,7 @@ class ClusterWorker:
         self._argv = [*argv]
         self._variables = dict(variables)
         self._last: deque[str] = deque(maxlen=LAST_LINES)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes]
 
     def start(self) -> str:
         """Start the worker's process on this node.
@@ -312,7 +310,7 @@ class ClusterWorker:
             seconds: How many seconds; None where that is not known.
         """
         try:
-            code = self._started.wait(seconds)
+            code = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
         self._pump.join(1.0)
@@ -326,18 +324,12 @@ class ClusterWorker:
 
     def stop(self) -> None:
         """Have it take nothing new, and end."""
-        stream = self._started.stdin
-        assert stream is not None, "it was asked for"
-        stream.close()
+        assert self._process.stdin is not None, "it was asked for"
+        self._process.stdin.close()
 
     def kill(self) -> None:
         """End it at once."""
-        self._started.send_signal(signal.SIGKILL)
-
-    @property
-    def _started(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None, "it was started"
-        return self._process
+        self._process.kill()
 
 
 # ------------------------------------------------------------------ Ray
@@ -572,19 +564,19 @@ class DaskCluster:
 
     def stop(self, number: int) -> None:
         """Have a worker take nothing new and end."""
-        self._call_on_node(_stop_here, number)
+        self._call_on_node(ClusterWorker.stop, number)
 
-    def _call_on_node(self, function: Callable[[str], None], number: int) -> None:
+    def _call_on_node(self, method: Callable[[ClusterWorker], None], number: int) -> None:
         key, node = f"{self._key}-{number}", self._nodes[number]
         if node in self._offers():
-            self._client.run(function, key, workers=[node], on_error="ignore")
+            self._client.run(_call_here, key, method, workers=[node], on_error="ignore")
 
     def kill(self, number: int) -> None:
         """End a worker at once, or forget that it was asked for."""
         if number in self._unplaced:
             self._unplaced.remove(number)
         if number in self._begun:
-            self._call_on_node(_kill_here, number)
+            self._call_on_node(ClusterWorker.kill, number)
         self._drop(number)
 
     def close(self) -> None:
@@ -626,14 +618,9 @@ def _running_here() -> tuple[str, list[str]]:
     return os.uname().nodename, [*_here]
 
 
-def _stop_here(key: str) -> None:
+def _call_here(key: str, method: Callable[[ClusterWorker], None]) -> None:
     if key in _here:
-        _here[key].stop()
-
-
-def _kill_here(key: str) -> None:
-    if key in _here:
-        _here[key].kill()
+        method(_here[key])
 
 
 # ------------------------------------------------------------------ both

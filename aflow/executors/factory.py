@@ -68,7 +68,7 @@ class Travelling(NamedTuple):
     environments: Mapping[str, Shipped]
 
 
-def places(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
+def locations(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
     """Return where each step runs: `local`, `queue`, `batch`, `slurm` or `kubernetes`. All do where
     `options.executor` says; else those with @queue and @batch, if the settings name a queue of
     theirs, with @slurm, if this machine has Slurm, and with @kubernetes, if a namespace is named.
@@ -166,7 +166,7 @@ def with_locks(
     if not asks(definition, options.environment):
         return replace(options, locks={})
     prepare = envs.prepare
-    elsewhere = [name for name, place in places(definition, options).items() if place != "local"]
+    elsewhere = [name for name, place in locations(definition, options).items() if place != "local"]
     locks = prepare.locks_of(
         definition,
         options.environment,
@@ -199,7 +199,7 @@ def built_here(
         EnvironmentFailed: The packages cannot be solved, fetched or installed.
     """
     prepare = envs.prepare
-    here = [name for name, place in places(definition, options).items() if place == "local"]
+    here = [name for name, place in locations(definition, options).items() if place == "local"]
     return prepare.build_all(
         options.locks or {}, here, report=report or prepare.to_log, rebuild=rebuild
     )
@@ -249,7 +249,7 @@ def travelling(
         JobSystemError: A job system does not answer, or would not take a step.
         StorageError: The datastore does not answer.
     """
-    of_step = places(definition, options)
+    of_step = locations(definition, options)
     if set(of_step.values()) == {"local"}:
         return None
     if store.url == "memory:":
@@ -443,7 +443,7 @@ def executor_for(
         built: The environments of steps on this machine, by the digests of their locks; None for
             none.
     """
-    of_step = places(definition, options)
+    of_step = locations(definition, options)
     made: dict[str, Executor] = {}
     inside: dict[str, Executor] = {}  # steps with an environment of their own on this machine
     if needs_processes(definition, of_step):
@@ -507,7 +507,7 @@ def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]
     Raises:
         InvalidInput: A step asks for more than the machine will ever have.
     """
-    here = [name for name, place in places(definition, options).items() if place == "local"]
+    here = [name for name, place in locations(definition, options).items() if place == "local"]
     found = admission_for(definition, here, options.resources, options.max_workers)
     return [] if found is None else found[1].notes()
 

@@ -106,31 +106,18 @@ async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list
     """
     topic = tasks_topic(pool)
     if ready:
-        found = []
-        for message in await opened.peek(topic, limit) or ():
-            task, at = _read(message.body)
-            found.append(
-                ShownMessage(
-                    pool=pool,
-                    id=message.id,
-                    task=task,
-                    size=len(message.body),
-                    deliveries=None,
-                    at=at,
-                )
-            )
-        return found
+        waiting = await opened.peek(topic, limit) or ()
+        return [_shown(pool, each.id, each.body) for each in waiting]
     return [
-        ShownMessage(
-            pool=pool,
-            id=each.id,
-            task=_read(each.body)[0],
-            size=len(each.body),
-            deliveries=each.deliveries,
-            at=each.buried_at,
-        )
+        _shown(pool, each.id, each.body)._replace(deliveries=each.deliveries, at=each.buried_at)
         for each in await opened.buried(topic, limit)
     ]
+
+
+def _shown(pool: str, id: str, body: bytes) -> ShownMessage:
+    """A message of which nothing is known but what it says itself."""
+    task, at = _read(body)
+    return ShownMessage(pool=pool, id=id, task=task, size=len(body), deliveries=None, at=at)
 
 
 def _read(body: bytes) -> tuple[str, float | None]:
@@ -222,23 +209,15 @@ def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
         worker: The record of the worker, as its last heartbeat has left it.
         now: The present time, in seconds since the epoch.
     """
+    as_they_are = (
+        "name", "host", "pid", "queue", "pools", "slots", "labels", "version", "python",
+        "started_at", "drain", "done", "failed",
+    )  # fmt: skip
     return {
-        "name": worker.name,
+        **{name: getattr(worker, name) for name in as_they_are},
         "state": state_of(worker),
-        "host": worker.host,
-        "pid": worker.pid,
-        "queue": worker.queue,
-        "pools": list(worker.pools),
-        "slots": worker.slots,
-        "labels": worker.labels,
-        "version": worker.version,
-        "python": worker.python,
-        "started_at": worker.started_at,
         "heartbeat_at": now - (WORKER_EXPIRY - worker.left),
         "expires_in": max(worker.left, 0.0),
-        "drain": worker.drain,
-        "done": worker.done,
-        "failed": worker.failed,
         "running": [
             {
                 "task": each.pathspec,

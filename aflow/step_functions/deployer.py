@@ -33,16 +33,14 @@ from aflow.errors import (
 from aflow.executors.jobs.batch.definitions import queue_of
 from aflow.executors.jobs.batch.status import last_lines
 from aflow.flow.parameters import unconverted
-from aflow.metadata.base import Batch, RunUpdate
 from aflow.metadata.factory import open_metadata
 from aflow.metadata.metaflow.service import RegisteringMetadata
-from aflow.metadata.object_store import SCHEME as STORE
-from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState
+from aflow.scheduler.states import TERMINAL_RUN_STATES, RunState
 from aflow.step_functions import plan as planning
 from aflow.step_functions import unrecorded
 from aflow.step_functions.names import Label, authorized, checked_token, label_of, rule_name
 from aflow.step_functions.plan import DeploymentOptions, DeploymentPlan, Ticks, name_of
-from aflow.step_functions.records import Records
+from aflow.step_functions.records import Records, open_records
 from aflow.step_functions.spec import spec_name
 from aflow.storage import roots
 from aflow.storage.blobs import BlobStore, digest_of
@@ -57,7 +55,6 @@ if TYPE_CHECKING:
     from aflow.environments.shipping import Shipment
     from aflow.environments.transport import StoredEnvironments as EnvironmentShipment
     from aflow.flow.definition import FlowDefinition
-    from aflow.metadata.base import MetadataStore
     from aflow.step_functions.plan import Events, Ticks
     from aflow.storage.base import ObjectStore
 
@@ -539,13 +536,6 @@ class StateMachineDeployer:
         """Whether jobs record runs in the object store, as far as that was asked."""
         return self._in_store
 
-    def _records(self) -> MetadataStore:
-        """The metadata in which jobs record runs."""
-        self._check_metadata()
-        if self._in_store:
-            return open_metadata(f"{STORE}{self._settings.storage_url}")
-        return open_metadata(self._settings.metadata_url)
-
     def _token(
         self, there: StateMachine | None, authorize: str | None, new: str | None, *, generate: bool
     ) -> str:
@@ -662,9 +652,9 @@ class StateMachineDeployer:
         if not ended:
             return {}
         found: dict[str, str] = {}
+        unrecorded.look(self._settings, self.flow)
         try:
-            with closing(self._records()) as metadata:
-                self._record_unrecorded(metadata)
+            with closing(open_records(self._settings)) as metadata:
                 states = [RunState.FAILED, RunState.CANCELLED]
                 since = min(each.started_at for each in ended) - 60
                 runs = metadata.runs(self.flow, states=states, since=since)
@@ -676,13 +666,6 @@ class StateMachineDeployer:
             failure = {"Error": name, "Cause": cause}
             found[each.run] = unrecorded.why(failure, partial(last_lines, self._aws))
         return found
-
-    def _record_unrecorded(self, metadata: MetadataStore) -> None:
-        store = open_store(self._settings.storage_url)
-        names = unrecorded.noted(store, self.flow)
-        if names:
-            now = SystemClock.now()
-            unrecorded.record(metadata, store, names, partial(last_lines, self._aws), now)
 
     def _execution(self, run: str) -> StateMachineExecution:
         found = self._aws.execution(self.name, run.removeprefix("sfn-"))
@@ -720,18 +703,13 @@ class StateMachineDeployer:
 
     def _note_end(self, run: str, state: RunState, reason: str, clock: Clock) -> bool:
         """Record the end of the run; whether nobody had."""
-        with closing(self._records()) as metadata:
+        with closing(open_records(self._settings)) as metadata:
             if metadata.run(self.flow, run) is None:
                 return False  # its first job has not begun
             records = Records.of(metadata, self.flow, run)
             if records.run.state in TERMINAL_RUN_STATES:
                 return False
-            now = clock.now()
-            ended = [
-                each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=reason)
-                for each in records.unfinished()
-            ]
-            records.commit(Batch(attempts=ended, run=RunUpdate(state, now, reason)))
+            records.end(state, reason, clock.now(), of_tasks=reason)
             return True
 
     def resume(self, run: str) -> StateMachineExecution:

@@ -57,10 +57,10 @@ from aflow.step_functions.records import Records
 from aflow.step_functions.spec import (
     FAILURE_RESULT,
     NOBODY,
-    Given,
     StateJobVariables,
+    TriggerPayload,
     foreach_result,
-    given_by,
+    payload_of,
     read_spec,
     result_name,
     state_after,
@@ -460,18 +460,18 @@ class StateMachineJob:
         deployment, variables = self._deployment, self._variables
         if self._metadata.run(self._flow, self._run) is not None:
             return
-        given = given_by(variables.given, deployment.events, deployment.flows)
+        payload = payload_of(variables.payload, deployment.events, deployment.flows)
         definition = self._definition()
         options = RunOptions(
             tags=deployment.tags,
-            origin_run=given.origin,
+            origin_run=payload.origin,
             run_id=variables.run,
             branch=deployment.branch,
             production=deployment.production,
             max_num_splits=deployment.max_num_splits,
             namespace=deployment.namespace,
             script=deployment.script,
-            trigger=given.runs,
+            trigger=payload.runs,
             locks=transport.locks(deployment.environments, self._store),
         )
         creation = Creation(
@@ -480,17 +480,17 @@ class StateMachineJob:
         engine = {"machine": deployment.machine, "execution": variables.execution}
         driving = Driving(f"{ENGINE}/{variables.run}", 0, engine)
         try:
-            new = creation.create(definition, options, given.parameters, driving)
+            new = creation.create(definition, options, payload.parameters, driving)
         except VersionConflict:  # an attempt before this one, whose answer was lost
             return
         records = Records(self._metadata, new.record)
         records.commit(Batch(metadata=[new.facts()]))
-        if given.origin is not None:
-            self._take_over(records, given)
+        if payload.origin is not None:
+            self._take_over(records, payload)
 
-    def _take_over(self, records: Records, given: Given) -> None:
-        assert given.origin is not None, "there is a run to resume"
-        origin = self._metadata.run(self._flow, given.origin)
+    def _take_over(self, records: Records, payload: TriggerPayload) -> None:
+        assert payload.origin is not None, "there is a run to resume"
+        origin = self._metadata.run(self._flow, payload.origin)
         assert origin is not None, "the run was created from it"
         if _shape(Graph.from_dict(origin.graph)) != _shape(self._graph):
             raise InvalidInput(
@@ -514,15 +514,10 @@ class StateMachineJob:
         if records.run.state in TERMINAL_RUN_STATES:
             self._leave(FAILURE_RESULT, ROOT, {"reason": records.run.reason})
             return 0
-        now = self._clock.now()
         reason = self._reason(records)
         self._leave(FAILURE_RESULT, ROOT, {"reason": reason})
-        stopped = "The task was cancelled: another one has failed."
-        ended = [
-            each._replace(state=AttemptState.CANCELLED, finished_at=now, reason=stopped)
-            for each in records.unfinished()
-        ]
-        records.commit(Batch(attempts=ended, run=RunUpdate(RunState.FAILED, now, reason)))
+        of_tasks = "The task was cancelled: another one has failed."
+        records.end(RunState.FAILED, reason, self._clock.now(), of_tasks=of_tasks)
         self._call_hooks(succeeded=False)
         return 0
 

@@ -4,51 +4,59 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from aflow._core.backoff import Backoff
 from aflow.errors import MetadataUnavailable, NotFound, VersionConflict
-from aflow.metadata.base import AttemptRecord, Batch, TaskRecord
+from aflow.metadata.base import AttemptRecord, Batch, RunUpdate, TaskRecord
+from aflow.metadata.factory import open_metadata
+from aflow.metadata.metaflow.service import RegisteringMetadata
+from aflow.metadata.object_store import SCHEME as STORE
 from aflow.scheduler.states import AttemptState
 
 if TYPE_CHECKING:
+    from aflow._core.settings import Settings
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
+    from aflow.scheduler.states import RunState
 
 TRIES = 200  # to write a record, while others do so, too
 _BACKOFF = Backoff(0.005, 1.0, growth=1.2)  # the jobs of a wide foreach end together
 PAGE = 500  # tasks whose results are reused in one commit
 
 
-class Records:
-    """The records of one run. Calls block; `sleep` is between tries to write."""
+def open_records(settings: Settings) -> MetadataStore:
+    """Open the metadata in which jobs of state machines record runs: the object store, if the
+    metadata service is one of Metaflow's own, which cannot keep what they record.
 
-    def __init__(
-        self,
-        metadata: MetadataStore,
-        run: RunRecord,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self._metadata = metadata
-        self._sleep = sleep
+    Args:
+        settings: The settings of this program: its metadata and its datastore.
+
+    Raises:
+        MetadataError: The metadata does not answer.
+    """
+    metadata = open_metadata(settings.metadata_url)
+    if not isinstance(metadata, RegisteringMetadata):
+        return metadata
+    metadata.close()
+    return open_metadata(f"{STORE}{settings.storage_url}")
+
+
+class Records:
+    """The records of one run. Calls block."""
+
+    def __init__(self, metadata: MetadataStore, run: RunRecord) -> None:
+        self.metadata = metadata
         self.run = run
 
     @classmethod
-    def of(
-        cls,
-        metadata: MetadataStore,
-        flow: str,
-        run: str,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> Records:
+    def of(cls, metadata: MetadataStore, flow: str, run: str) -> Records:
         """Return the records of a run.
 
         Args:
             metadata: The open metadata store; it stays open.
             flow: The name of the flow.
             run: The id of the run, which the execution's name is.
-            sleep: Blocks for a number of seconds; a test gives one that does not wait.
 
         Raises:
             NotFound: The run was not recorded: the job that begins it has failed.
@@ -56,12 +64,7 @@ class Records:
         found = metadata.run(flow, run)
         if found is None:
             raise NotFound(f"There is no run {flow}/{run} in {metadata.url}: its start has failed.")
-        return cls(metadata, found, sleep)
-
-    @property
-    def metadata(self) -> MetadataStore:
-        """Where they are."""
-        return self._metadata
+        return cls(metadata, found)
 
     def commit(self, batch: Batch) -> None:
         """Write a batch that does not depend on what others have written meanwhile.
@@ -77,10 +80,10 @@ class Records:
         version = self.run.version
         for tried in range(TRIES):
             try:
-                version = self._metadata.commit(self.run.key, version, batch)
+                version = self.metadata.commit(self.run.key, version, batch)
             except VersionConflict:
-                self._sleep(_BACKOFF.delay(tried + 1, random.random()))
-                now = self._metadata.run(self.run.flow, self.run.run)
+                time.sleep(_BACKOFF.delay(tried + 1, random.random()))
+                now = self.metadata.run(self.run.flow, self.run.run)
                 if now is None:
                     raise NotFound(
                         f"The run {self.run.flow}/{self.run.run} was deleted while it ran."
@@ -91,7 +94,7 @@ class Records:
                 return
         raise MetadataUnavailable(
             f"The records of {self.run.flow}/{self.run.run} could not be written to "
-            f"{self._metadata.url} in {TRIES} tries: others write to them all the time."
+            f"{self.metadata.url} in {TRIES} tries: others write to them all the time."
         )
 
     def attempts(self, task: int) -> tuple[bool, list[AttemptRecord]]:
@@ -100,8 +103,8 @@ class Records:
         Args:
             task: The number of the task within its run.
         """
-        there = self._metadata.task(self.run.key, task) is not None
-        return there, self._metadata.attempts(self.run.key, task) if there else []
+        there = self.metadata.task(self.run.key, task) is not None
+        return there, self.metadata.attempts(self.run.key, task) if there else []
 
     def take_over(self, origin: RunRecord, now: float) -> int:
         """Record the tasks that an earlier run of the flow has finished as finished in this run,
@@ -114,11 +117,11 @@ class Records:
         Returns:
             How many tasks were recorded.
         """
-        there = {view.task.task for view in self._metadata.tasks(self.run.key, light=True)}
+        there = {view.task.task for view in self.metadata.tasks(self.run.key, light=True)}
         count = 0
         finished = (
             view
-            for view in self._metadata.tasks(origin.key)
+            for view in self.metadata.tasks(origin.key)
             if _succeeded(view) and view.task.task not in there
         )
         while page := list(islice(finished, PAGE)):
@@ -126,11 +129,21 @@ class Records:
             count += len(page)
         return count
 
-    def unfinished(self) -> Iterator[AttemptRecord]:
-        """Yield the latest attempts of tasks that have not ended."""
-        for view in self._metadata.tasks(self.run.key, light=True):
-            if view.attempt is not None and view.attempt.state is AttemptState.RUNNING:
-                yield view.attempt
+    def end(self, state: RunState, reason: str, now: float, *, of_tasks: str) -> None:
+        """Record the end of the run, and of the tasks that still run.
+
+        Args:
+            state: The state of the run.
+            reason: Why the run has ended so, in a sentence.
+            now: The present time, in seconds since the epoch.
+            of_tasks: Why the tasks are cancelled, in a sentence.
+        """
+        cancelled = [
+            view.attempt._replace(state=AttemptState.CANCELLED, finished_at=now, reason=of_tasks)
+            for view in self.metadata.tasks(self.run.key, light=True)
+            if view.attempt is not None and view.attempt.state is AttemptState.RUNNING
+        ]
+        self.commit(Batch(attempts=cancelled, run=RunUpdate(state, now, reason)))
 
 
 def _succeeded(view: TaskView) -> bool:

@@ -136,7 +136,7 @@ class StateJobVariables(NamedTuple):
     place: str
     came_from: str
     branches: str | None
-    given: str | None
+    payload: str | None
     error: str | None
     execution: str
     limit: int | None
@@ -227,7 +227,7 @@ def foreach_result(state: Mapping[str, Any], items: Sequence[int], *, distribute
 # another run. A pure function of its input.
 
 
-class Given(NamedTuple):
+class TriggerPayload(NamedTuple):
     """Values of parameters by name, the run to resume, and the pathspecs of the runs whose end
     started this one."""
 
@@ -236,9 +236,9 @@ class Given(NamedTuple):
     runs: tuple[str, ...] = ()
 
 
-def given_by(
+def payload_of(
     text: str | None, events: Mapping[str, Mapping[str, str]], flows: Mapping[str, str]
-) -> Given:
+) -> TriggerPayload:
     """Return what the input of an execution asks for.
 
     `{"Parameters": "{...}"}` is what Metaflow gives, too (the values as a text of JSON); `resume`
@@ -264,19 +264,19 @@ def given_by(
     origin = whole.get("Origin")
     if origin is not None and not isinstance(origin, str):
         raise InvalidInput("Origin in the input of the execution has to be the id of a run.")
-    return Given(parameters, origin)
+    return TriggerPayload(parameters, origin)
 
 
-def _by_end(event: Mapping[str, Any], flows: Mapping[str, str]) -> Given:
+def _by_end(event: Mapping[str, Any], flows: Mapping[str, str]) -> TriggerPayload:
     detail = event.get("detail")
     detail = detail if isinstance(detail, dict) else {}
     machine = str(detail.get("stateMachineArn", "")).rpartition(":")[2]
     if machine not in flows or "name" not in detail:
         raise InvalidInput(f"The end of an execution of {machine!r} is not what is waited for.")
-    return Given({}, None, (f"{flows[machine]}/sfn-{detail['name']}",))
+    return TriggerPayload({}, None, (f"{flows[machine]}/sfn-{detail['name']}",))
 
 
-def _by_event(event: Mapping[str, Any], events: Mapping[str, Mapping[str, str]]) -> Given:
+def _by_event(event: Mapping[str, Any], events: Mapping[str, Mapping[str, str]]) -> TriggerPayload:
     detail = event.get("detail")
     detail = detail if isinstance(detail, dict) else {}
     mapping = events.get(str(event["detail-type"]), {})
@@ -286,7 +286,7 @@ def _by_event(event: Mapping[str, Any], events: Mapping[str, Mapping[str, str]])
             f"The event {event['detail-type']!r} has no field {missing[0]!r}, which a parameter is "
             "to be taken from."
         )
-    return Given({name: detail[each] for name, each in mapping.items()})
+    return TriggerPayload({name: detail[each] for name, each in mapping.items()})
 
 
 def _object(text: str, what: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,8 @@ from aflow.errors import (
 from aflow.executors.jobs.batch import status
 from aflow.flow.graph import Graph
 from aflow.metadata.base import Batch, RunRecord, RunUpdate
-from aflow.metadata.factory import open_metadata
-from aflow.metadata.metaflow.service import RegisteringMetadata
-from aflow.metadata.object_store import SCHEME
 from aflow.scheduler.states import RunState
+from aflow.step_functions.records import open_records
 from aflow.step_functions.spec import NOBODY
 from aflow.storage.artifacts import Manifest
 from aflow.storage.factory import open_store
@@ -50,33 +49,15 @@ FOLDER = "deploy/unrecorded"
 _log = logging.getLogger(__name__)
 
 
-def noted(store: ObjectStore, flow: str | None = None) -> list[str]:
-    """Return the names of what state machines have left: of one flow, or of all.
-
-    Args:
-        store: The datastore of the deployments.
-        flow: The name of the flow; None for all flows.
-    """
-    return list(store.list(f"{FOLDER}/{flow}/" if flow else f"{FOLDER}/"))
-
-
-def record(
+def _record(
     metadata: MetadataStore,
     store: ObjectStore,
     names: Sequence[str],
     last_lines: Callable[[Mapping[str, Any]], Sequence[str]],
     now: float,
 ) -> None:
-    """Record the runs of these objects, which are deleted then. `last_lines` gives the end of the
-    log of a job that `describe_jobs` would describe so. Raises StorageError and MetadataError.
-
-    Args:
-        metadata: Where the runs are recorded.
-        store: The datastore that has the objects.
-        names: The names that `noted` has returned; one that is gone or malformed is skipped.
-        last_lines: Returns the last lines of a job's log.
-        now: The present time, in seconds since the epoch.
-    """
+    """Record the runs of these objects, which are deleted then. One that is gone or malformed is
+    skipped."""
     for name in names:
         *_, flow, run = name.split("/")
         try:
@@ -159,18 +140,10 @@ def look(settings: Settings, flow: str | None = None) -> None:
 
     try:
         store = open_store(settings.storage_url)
-        names = noted(store, flow)
+        names = list(store.list(f"{FOLDER}/{flow}/" if flow else f"{FOLDER}/"))
         if not names:
             return
-        metadata = open_metadata(settings.metadata_url)
-        if isinstance(metadata, RegisteringMetadata):
-            metadata.close()
-            metadata = open_metadata(f"{SCHEME}{settings.storage_url}")
-        calls = AwsClient()
-        try:
-            record(metadata, store, names, partial(status.last_lines, calls), SystemClock.now())
-        finally:
-            calls.close()
-            metadata.close()
+        with closing(open_records(settings)) as metadata, closing(AwsClient()) as calls:
+            _record(metadata, store, names, partial(status.last_lines, calls), SystemClock.now())
     except (AwsError, MetadataError, StorageError, InvalidSetting, MissingExtra) as error:
         _log.warning("Runs that failed before they were recorded are not shown: %s", error)

@@ -18,7 +18,7 @@ import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import Any, BinaryIO, NamedTuple, NoReturn, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from aflow._core.aws import assume_role_async, new_session
@@ -46,7 +46,6 @@ from aflow.errors import (
     S3NotFound,
     StorageError,
 )
-from aflow.storage import s3
 from aflow.storage import s3 as s3_wire
 from aflow.storage.retry import retried
 from aflow.storage.s3 import (
@@ -111,28 +110,15 @@ class FileSink:
 
 @contextmanager
 def _disk(path: str) -> Iterator[None]:
+    """Errors of a place on this machine that cannot be written to, as those of S3."""
     try:
         yield
     except OSError as error:
-        refuse_disk(path, error)
-
-
-def refuse_disk(path: str, error: OSError) -> NoReturn:
-    """Raise the error for a place on this machine that cannot be written to.
-
-    Args:
-        path: The path on this machine.
-        error: The error of the operating system.
-
-    Raises:
-        S3DiskFull: There is no room.
-        S3Failed: Anything else.
-    """
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise S3DiskFull(
-            f"There is no room on the disk for {path}: make some, or give another tmproot=."
-        ) from error
-    raise S3Failed(f"{path} cannot be written: {error.strerror}.") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise S3DiskFull(
+                f"There is no room on the disk for {path}: make some, or give another tmproot=."
+            ) from error
+        raise S3Failed(f"{path} cannot be written: {error.strerror}.") from error
 
 
 @contextmanager
@@ -204,10 +190,8 @@ class Folder:
         if self._closed:
             raise S3Failed("This client of S3 has been closed: make another one.")
         if self._path is None:
-            try:
+            with _disk(self._parent):
                 self._path = tempfile.mkdtemp(dir=self._parent, prefix="aflow.s3.")
-            except OSError as error:
-                refuse_disk(self._parent, error)
         name = quote(url.rpartition("/")[2], safe="")[-100:]
         return os.path.join(self._path, f"{next(self._numbers)}-{name}")
 
@@ -574,7 +558,7 @@ async def connect(root: S3Prefix, identity: Identity) -> Any:
     return await _connect(root, identity, lambda: _connect(root, identity, None))
 
 
-async def _connect(root: S3Prefix, identity: Identity, again: s3.Again | None) -> Any:
+async def _connect(root: S3Prefix, identity: Identity, again: s3_wire.Again | None) -> Any:
     of_session = dict(identity.session_vars or {})
     subject = Subject(root.url or "S3", "")
     with translated(subject):
@@ -590,7 +574,7 @@ async def _connect(root: S3Prefix, identity: Identity, again: s3.Again | None) -
                 session.set_credentials(*(of_session.get(name) for name in _KEYS))
             await assume_role_async(session, identity.role, of_session.get("region_name"))
             options = {name: value for name, value in options.items() if name not in _KEYS}
-        return await s3.connect(session, again, **options)
+        return await s3_wire.connect(session, again, **options)
 
 
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -118,14 +119,14 @@ def step_job(
         InvalidInput: An option of @slurm cannot be used together with others, or with a gang.
     """
     options = StepOptions(step, "slurm")
-    given: dict[str, Any] = {name: looked_up(key) for name, key in DEFAULTS.items()}
+    asked: dict[str, Any] = {name: looked_up(key) for name, key in DEFAULTS.items()}
     timeout = step.decorator("timeout")
     if timeout is not None:
-        given["time"] = math.ceil((timeout.total_seconds + MARGIN) / 60)
+        asked["time"] = math.ceil((timeout.total_seconds + MARGIN) / 60)
     for name in (*DEFAULTS, *PASSED_ON):
         if (value := options.value(name)) is not None:
-            given[name] = value
-    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
+            asked[name] = value
+    arguments = [f"--{name}={value}" for name, value in asked.items() if value is not None]
     arguments += _resources(step, options, attempt)
     if options.value("exclusive"):
         arguments.append("--exclusive")
@@ -171,14 +172,11 @@ class SlurmSystem:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._config: dict[str, str] | None = None
 
-    @property
+    @cached_property
     def _configuration(self) -> Mapping[str, str]:
-        if self._config is None:
-            pairs = (line.partition("=") for line in _run("scontrol", "show", "config").split("\n"))
-            self._config = {name.strip(): value.strip() for name, _, value in pairs}
-        return self._config
+        pairs = (line.partition("=") for line in _run("scontrol", "show", "config").split("\n"))
+        return {name.strip(): value.strip() for name, _, value in pairs}
 
     @property
     def scope(self) -> str:
@@ -225,11 +223,11 @@ class SlurmSystem:
         text = re.sub(r"[^A-Za-z0-9_-]", "-", f"{context.user}-{context.flow}-{context.run}-{step}")
         return f"{text[: LONGEST_NAME - len(unique) - 1]}-{unique}"
 
-    def submit(self, given: Submission) -> str:
+    def submit(self, submission: Submission) -> str:
         """Submit a job, an array, or a job of several nodes.
 
         Args:
-            given: What to submit; its job is a SlurmJob, and its size the number of members or
+            submission: What to submit; its job is a SlurmJob, and its size the number of members or
                 nodes.
 
         Returns:
@@ -238,26 +236,26 @@ class SlurmSystem:
         Raises:
             JobSystemError: Slurm refuses.
         """
-        job: SlurmJob = given.job
+        job: SlurmJob = submission.job
         self._folder.mkdir(parents=True, exist_ok=True)
-        is_array = given.size > 1 and not job.is_gang
-        output = self._folder / f"{given.name}.{'%a' if is_array else 'out'}"
-        nodes = given.size if job.is_gang else 1
+        is_array = submission.size > 1 and not job.is_gang
+        output = self._folder / f"{submission.name}.{'%a' if is_array else 'out'}"
+        nodes = submission.size if job.is_gang else 1
         arguments = [
             "--parsable", "--no-requeue", "--export=ALL", "--open-mode=append",
-            f"--job-name={given.name}", f"--output={output}", *job.arguments,
-            *([f"--array=0-{given.size - 1}"] if is_array else []),
+            f"--job-name={submission.name}", f"--output={output}", *job.arguments,
+            *([f"--array=0-{submission.size - 1}"] if is_array else []),
             f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1",
         ]  # fmt: skip
         environment = {
-            **given.environment, "AFLOW_JOB_SYSTEM": SLURM, "AFLOW_JOB_NODES": str(nodes),
+            **submission.environment, "AFLOW_JOB_SYSTEM": SLURM, "AFLOW_JOB_NODES": str(nodes),
         }  # fmt: skip
         script = _script(job.python, nodes)
         printed = _run("sbatch", *arguments, script=script, more=environment, refused=JobRefused)
         number = printed.strip().split("\n")[-1].partition(";")[0]
         if not number.isdigit():
             raise JobSystemError(f"sbatch did not print the number of the job, but {printed!r}.")
-        return f"{number}@{given.name}"
+        return f"{number}@{submission.name}"
 
     def find(self, name: str, job: SlurmJob) -> str | None:
         """Return the id of the job of this name: of several the one that was submitted last."""

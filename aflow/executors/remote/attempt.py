@@ -15,10 +15,11 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 from aflow._core.process import binary, on_signal
 from aflow._core.settings import conceal_secrets, looked_up
@@ -38,7 +39,7 @@ from aflow.task.remote import Payloads
 from aflow.task.spec import NO_RETRY_EXIT_CODE, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from aflow._core.clock import Clock
     from aflow.environments.build import Built
@@ -59,11 +60,8 @@ V = TypeVar("V")
 # ------------------------------------------------------------ code and Python
 
 
-class Unpack(Protocol):
-    """Gives the folder with the code of a package. Raises CodePackageError."""
-
-    def __call__(self, blobs: BlobStore, key: str) -> Path:
-        """The folder."""
+# Returns the folder with the code of a package. Raises CodePackageError.
+Unpack = Callable[[BlobStore, str], Path]
 
 
 def unpacked_in(folder: Path) -> Unpack:

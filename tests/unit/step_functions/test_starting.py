@@ -10,7 +10,7 @@ from aflow import FlowSpec, namespaced_event_name, schedule, step, trigger, trig
 from aflow.errors import InvalidInput
 from aflow.flow.spec import define
 from aflow.step_functions.plan import Ticks, aws_cron, events_of, ticks_of
-from aflow.step_functions.spec import ENDED, Given, given_by
+from aflow.step_functions.spec import ENDED, TriggerPayload, payload_of
 
 
 class Plain(FlowSpec):
@@ -64,9 +64,9 @@ def test_an_event_starts_a_flow_and_gives_it_parameters():
     events = events_of(decorated(trigger(event=event)), arn, None)
     assert {"detail-type": ["data"]} == events.pattern
     said = json.dumps({"detail-type": "data", "detail": {"level": 7, "other": 1}})
-    assert Given({"alpha": 7}) == given_by(said, events.parameters, events.flows)
+    assert TriggerPayload({"alpha": 7}) == payload_of(said, events.parameters, events.flows)
     with pytest.raises(InvalidInput, match="has no field 'level'"):
-        given_by('{"detail-type": "data", "detail": {}}', events.parameters, {})
+        payload_of('{"detail-type": "data", "detail": {}}', events.parameters, {})
 
 
 def test_the_end_of_a_flow_in_a_project_starts_another_that_knows_the_run():
@@ -74,9 +74,9 @@ def test_the_end_of_a_flow_in_a_project_starts_another_that_knows_the_run():
     assert [arn("pre_p.user.me.Other")] == events.pattern["detail"]["stateMachineArn"]
     detail = {"stateMachineArn": arn("pre_p.user.me.Other"), "name": "x", "status": "SUCCEEDED"}
     said = json.dumps({"detail-type": ENDED, "detail": detail})
-    assert Given({}, None, ("Other/sfn-x",)) == given_by(said, {}, events.flows)
+    assert TriggerPayload({}, None, ("Other/sfn-x",)) == payload_of(said, {}, events.flows)
     with pytest.raises(InvalidInput, match="is not what is waited for"):
-        given_by(said, {}, {"else": "Else"})
+        payload_of(said, {}, {"else": "Else"})
 
 
 def test_several_events_are_refused_and_a_function_gives_a_name():
@@ -106,13 +106,13 @@ def test_an_event_and_the_end_of_a_flow_together_are_refused():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, Given({})),
-        ('{"Parameters": "{\\"alpha\\": 1}"}', Given({"alpha": 1})),
-        ('{"Parameters": {"alpha": 1}, "Origin": "sfn-1"}', Given({"alpha": 1}, "sfn-1")),
+        (None, TriggerPayload({})),
+        ('{"Parameters": "{\\"alpha\\": 1}"}', TriggerPayload({"alpha": 1})),
+        ('{"Parameters": {"alpha": 1}, "Origin": "sfn-1"}', TriggerPayload({"alpha": 1}, "sfn-1")),
     ],
 )
 def test_the_input_of_an_execution_gives_parameters_and_the_run_to_resume(text, expected):
-    assert expected == given_by(text, {}, {})
+    assert expected == payload_of(text, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_the_input_of_an_execution_gives_parameters_and_the_run_to_resume(text, 
 )
 def test_an_input_that_cannot_be_meant_is_refused(text):
     with pytest.raises(InvalidInput, match="execution"):
-        given_by(text, {}, {})
+        payload_of(text, {}, {})

@@ -373,7 +373,7 @@ def step_job(
     )
 
 
-def submission(
+def submit_values(
     job: BatchStepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what `submit_job` takes for this many attempts of the step: those of a gang are nodes,

@@ -21,7 +21,7 @@ from aflow.executors.jobs.batch.definitions import (
     BatchStepJob,
     Mark,
     job_name,
-    submission,
+    submit_values,
 )
 from aflow.executors.jobs.batch.status import ENDED, end_of, last_lines, log_of
 from aflow.scheduler.states import AttemptState
@@ -60,22 +60,24 @@ class BatchSystem:
         """User, flow, run and step, shortened where that is too long."""
         return job_name(_mark(context), step, unique)
 
-    def submit(self, given: Submission) -> str:
+    def submit(self, submission: Submission) -> str:
         """Submit a job.
 
         Args:
-            given: What to submit; its job is a BatchStepJob. Its job definition is registered
+            submission: What to submit; its job is a BatchStepJob. Its job definition is registered
                 first, once.
 
         Returns:
             The id of the job or of the array.
         """
-        job: BatchStepJob = given.job
+        job: BatchStepJob = submission.job
         name = job.definition["jobDefinitionName"]
         if name not in self._registered:
             called(lambda: self._calls.register(job.definition))
             self._registered.add(name)
-        values = submission(job, _mark(given.context), given.name, given.size, given.environment)
+        name, size = submission.name, submission.size
+        mark = _mark(submission.context)
+        values = submit_values(job, mark, name, size, submission.environment)
         return called(lambda: self._calls.submit(values))
 
     def find(self, name: str, job: BatchStepJob) -> str | None:

@@ -148,11 +148,12 @@ class KubernetesSystem:
         """User, flow, run and step, shortened where that is too long."""
         return job_name((context.user, context.flow, context.run, step), unique)
 
-    def submit(self, given: Submission) -> str:
+    def submit(self, submission: Submission) -> str:
         """Create a Job; for a gang a headless service, too.
 
         Args:
-            given: What to submit; its job is a KubernetesStepJob, and its size the number of pods.
+            submission: What to submit; its job is a KubernetesStepJob, and its size the number of
+                pods.
 
         Returns:
             The id of the Job.
@@ -161,31 +162,31 @@ class KubernetesSystem:
             JobRefused: The server does not take the Job as it is.
             JobSystemBusy: The server does not answer: another try may succeed.
         """
-        job: KubernetesStepJob = given.job
-        id = _id(job.namespace, given.name)
+        job: KubernetesStepJob = submission.job
+        id = _id(job.namespace, submission.name)
         manifest = job_manifest(
             job,
             {
-                USER: given.context.user,
-                FLOW: given.context.flow,
-                RUN: given.context.run,
+                USER: submission.context.user,
+                FLOW: submission.context.flow,
+                RUN: submission.context.run,
                 STEP: job.step,
             },
-            given.name,
-            given.size,
+            submission.name,
+            submission.size,
             {
-                **given.environment,
+                **submission.environment,
                 "AFLOW_JOB_SYSTEM": KUBERNETES,
                 "AFLOW_JOB_ID": id,
-                "AFLOW_JOB_SIZE": str(given.size),
-                "AFLOW_JOB_NODES": str(given.size if job.is_gang else 1),
+                "AFLOW_JOB_SIZE": str(submission.size),
+                "AFLOW_JOB_NODES": str(submission.size if job.is_gang else 1),
                 "AFLOW_JOB_MEETING_TIMEOUT": f"{job.meeting_timeout:g}",
             },
         )
         try:
             made = self._cluster.create(_jobs_path(job.namespace), manifest)
             if job.is_gang:
-                self._serve(job, given.name, made["metadata"]["uid"])
+                self._serve(job, submission.name, made["metadata"]["uid"])
         except KubernetesApiError as error:
             if "exceeded quota" in str(error):  # others may end
                 raise JobSystemBusy(str(error)) from error
@@ -448,7 +449,7 @@ def _core_path(namespace: str) -> str:
 
 
 def _of_members(names: Sequence[str], indexes: Sequence[int]) -> str:
-    """The selector of pods of these Jobs; of those with these indexes, if some are given."""
+    """The selector of pods of these Jobs; of those with these indexes, if some are submission."""
     of_jobs = f"{JOB_NAME} in ({','.join(names)})"
     return f"{of_jobs},{INDEX} in ({','.join(map(str, indexes))})" if indexes else of_jobs
 

@@ -124,7 +124,7 @@ def step_job(
     }
     container = spec["containers"][0]
     port = options.whole("port")
-    container |= _given(
+    container |= _present(
         imagePullPolicy=options.choice("image_pull_policy", _PULL_POLICIES),
         envFrom=[{"secretRef": {"name": name}} for name in options.names("secrets")],
         volumeMounts=mounts,
@@ -132,7 +132,7 @@ def step_job(
         ports=[{"containerPort": port, "name": "port"}] if port else None,
     )
     timeout = step.decorator("timeout")
-    spec |= _given(
+    spec |= _present(
         volumes=volumes,
         serviceAccountName=options.text("service_account"),
         imagePullSecrets=[{"name": name} for name in options.names("image_pull_secrets")],
@@ -144,10 +144,11 @@ def step_job(
     for name, value in labels.items():
         _check_label(step.name, name, value)
     annotations = options.mapping("annotations")
+    metadata = {"labels": labels, **_present(annotations=annotations)}
     return KubernetesStepJob(
         step=step.name,
         namespace=options.text("namespace", own_only=True) or namespace,
-        template={"metadata": {"labels": labels, **_given(annotations=annotations)}, "spec": spec},
+        template={"metadata": metadata, "spec": spec},
         labels=labels,
         annotations=annotations,
         is_gang=is_gang,
@@ -156,8 +157,8 @@ def step_job(
     )
 
 
-def _given(**values: Any) -> Manifest:
-    """Those that say something."""
+def _present(**values: Any) -> Manifest:
+    """Those of the values that are not empty."""
     return {name: value for name, value in values.items() if value}
 
 
@@ -197,7 +198,7 @@ def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> Mani
         more |= {name: f"{math.ceil(each)}" for name, each in amounts.items() if "/" in name}
     is_guaranteed = options.choice("qos", _QOS) == "guaranteed"
     limits = {**(asked if is_guaranteed else {}), **more}
-    return {"requests": {**asked, **more}, **_given(limits=limits)}
+    return {"requests": {**asked, **more}, **_present(limits=limits)}
 
 
 def _volumes(
@@ -246,16 +247,16 @@ def _selector(options: StepOptions) -> dict[str, str]:
 
 def _tolerations(options: StepOptions) -> list[Manifest]:
     value = options.value("tolerations")
-    given = as_json(value) if isinstance(value, str) else value
+    parsed = as_json(value) if isinstance(value, str) else value
     if value in (None, ""):
         return []
-    if isinstance(given, Mapping):
-        given = [given]
-    if not isinstance(given, list | tuple) or not all(isinstance(e, Mapping) for e in given):
+    if isinstance(parsed, Mapping):
+        parsed = [parsed]
+    if not isinstance(parsed, list | tuple) or not all(isinstance(e, Mapping) for e in parsed):
         raise options.wrong(
             "tolerations", 'a list such as [{"key": "dedicated", "operator": "Exists"}]'
         )
-    return [dict(each) for each in given]
+    return [dict(each) for each in parsed]
 
 
 _SECURITY = {
@@ -269,15 +270,15 @@ _SECURITY = {
 
 
 def _security(options: StepOptions) -> Manifest:
-    given = options.value("security_context")
-    if given is None:
+    context = options.value("security_context")
+    if context is None:
         return {}
-    if isinstance(given, str):
-        given = as_json(given)
+    if isinstance(context, str):
+        context = as_json(context)
     known = {**_SECURITY, **{name: name for name in _SECURITY.values()}}
-    if not isinstance(given, Mapping) or not known.keys() >= given.keys():
+    if not isinstance(context, Mapping) or not known.keys() >= context.keys():
         raise options.wrong("security_context", f"a mapping with keys of {', '.join(_SECURITY)}")
-    return {known[name]: value for name, value in given.items()}
+    return {known[name]: value for name, value in context.items()}
 
 
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?\Z")

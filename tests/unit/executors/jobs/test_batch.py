@@ -17,14 +17,14 @@ from aflow import FlowSpec, batch, catch, queue, resources, step, timeout
 from aflow._core.settings import RunOptions
 from aflow.aws.settings import AwsSettings
 from aflow.errors import AflowError, CorruptBlob, InvalidInput, InvalidSetting
-from aflow.executors.factory import in_jobs, needs_processes, places, travelling
+from aflow.executors.factory import in_jobs, locations, needs_processes, travelling
 from aflow.executors.jobs.batch.definitions import (
     MOST,
     Mark,
     job_name,
     name_prefix,
     step_job,
-    submission,
+    submit_values,
 )
 from aflow.executors.jobs.batch.status import end_of
 from aflow.executors.jobs.polling import QUIET, REFUSED, next_wait
@@ -87,8 +87,8 @@ def test_each_step_has_its_place_and_catch_needs_processes_here() -> None:
     marked = define(Marked)
     options = RunOptions(queue="sqlite:///queue.db")
 
-    assert {"start": "local", "work": "batch", "end": "queue"} == places(marked, options)
-    assert {"batch"} == {*places(marked, RunOptions(executor="batch", queue="x")).values()}
+    assert {"start": "local", "work": "batch", "end": "queue"} == locations(marked, options)
+    assert {"batch"} == {*locations(marked, RunOptions(executor="batch", queue="x")).values()}
     assert needs_processes(marked, dict.fromkeys(marked.steps, "batch"))
     assert not needs_processes(marked, {"start": "batch", "end": "queue"})
 
@@ -169,7 +169,7 @@ def test_a_job_whose_image_lacks_aflow_says_so_and_installs_nothing(
 def test_a_job_says_whose_it_is_and_what_its_step_asks_for() -> None:
     settings = replace(SETTINGS, default_tags='{"cost": 7}', emit_tags="True")
     job = step_job(define(Marked).steps["work"], settings, {"A": "1"})
-    values = submission(job, MARK, "name", 1, {"B": "2"})
+    values = submit_values(job, MARK, "name", 1, {"B": "2"})
 
     needs = job.definition["containerProperties"]["resourceRequirements"]
     assert {"VCPU": "2", "MEMORY": "3000"} == {each["type"]: each["value"] for each in needs}
@@ -325,7 +325,7 @@ def test_jobs_log_to_the_group_that_is_set_unless_their_step_says_where() -> Non
 
 def test_many_attempts_are_one_array_and_marks_are_left_out_where_nobody_wants_them() -> None:
     job = step_job(define(Marked).steps["start"], SETTINGS, {})
-    values = submission(job, MARK, "name", MOST, {})
+    values = submit_values(job, MARK, "name", MOST, {})
 
     assert {"size": 10_000} == values["arrayProperties"]
     assert "tags" not in values

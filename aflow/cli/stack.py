@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from aflow.aws.stack.parameters import given_as, parameters_of, refusals, template
+from aflow.aws.stack.parameters import parameters_of, refusals, template, values_of
 from aflow.cli.configure import STACK_HELP, import_stack, stack_parameters
 from aflow.cli.errors import USAGE
 from aflow.cli.options import Subcommand, command_group, flag
@@ -50,7 +50,7 @@ def _template(comments: bool) -> None:
 
 
 def _check(parameters: tuple[str, ...]) -> int:
-    found = refusals(parameters_of(template(comments=True)), given_as(parameters))
+    found = refusals(parameters_of(template(comments=True)), values_of(parameters))
     for each in found:
         click.echo(each, err=True)
     if not found:

@@ -26,8 +26,8 @@ PAGE = 500  # tasks whose results are reused in one commit
 
 
 def open_records(settings: Settings) -> MetadataStore:
-    """Open the metadata in which jobs of state machines record runs: the object store, if the
-    metadata service is one of Metaflow's own, which cannot keep what they record.
+    """Return the metadata, open, in which jobs of state machines record runs: the object store, if
+    the metadata service is one of Metaflow's own, which cannot keep what they record.
 
     Args:
         settings: The settings of this program: its metadata and its datastore.

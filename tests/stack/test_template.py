@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aflow.aws.stack.parameters import given_as, refusals, template
+from aflow.aws.stack.parameters import refusals, template, values_of
 from tests.stack.on_moto import loaded
 
 # Actions that IAM knows no resources for, or that list what there is.
@@ -428,7 +428,7 @@ def test_parameters_that_can_be_used_are_said_to() -> None:
 def test_a_parameter_out_of_range_is_refused_with_the_range(
     words: list[str], said: str, whole: dict[str, Any]
 ) -> None:
-    found = refusals(whole["Parameters"], given_as([IMAGE, *words]))
+    found = refusals(whole["Parameters"], values_of([IMAGE, *words]))
 
     assert [True] == sorted({said in each for each in found} - {False}), found
 
@@ -446,7 +446,7 @@ def test_a_parameter_out_of_range_is_refused_with_the_range(
 def test_networks_queues_and_images_of_many_kinds_can_be_had(
     words: list[str], whole: dict[str, Any]
 ) -> None:
-    assert [] == refusals(whole["Parameters"], given_as(words))
+    assert [] == refusals(whole["Parameters"], values_of(words))
 
 
 def test_the_command_refuses_all_that_is_wrong_at_once() -> None:

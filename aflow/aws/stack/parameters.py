@@ -95,7 +95,7 @@ def parameters_of(template: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def given_as(arguments: Iterable[str]) -> dict[str, str]:
+def values_of(arguments: Iterable[str]) -> dict[str, str]:
     """Return the values of `NAME=VALUE` arguments, by name.
 
     Args:
@@ -113,37 +113,37 @@ def given_as(arguments: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def refusals(parameters: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]) -> list[str]:
+def refusals(parameters: Mapping[str, Mapping[str, Any]], values: Mapping[str, str]) -> list[str]:
     """Return a sentence for each value that cannot be used, and for each that is missing.
 
     Args:
         parameters: The parameters of the template, by name.
-        given: What was given.
+        values: The values that the user has set, by name.
     """
-    found = [*_unknown(parameters, given), *_missing(parameters, given)]
-    for name, value in given.items():
+    found = [*_unknown(parameters, values), *_missing(parameters, values)]
+    for name, value in values.items():
         if name in parameters:
             found += _of_one(name, value, parameters[name])
     if not found:
         whole = {name: str(each.get("Default", "")) for name, each in parameters.items()}
-        found += _together({**whole, **given})
+        found += _together({**whole, **values})
     return found
 
 
-def _unknown(parameters: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
+def _unknown(parameters: Mapping[str, Any], values: Mapping[str, str]) -> Iterator[str]:
     import difflib
 
-    for name in given.keys() - parameters.keys():
+    for name in values.keys() - parameters.keys():
         near = difflib.get_close_matches(name, parameters, n=1)
-        said = f" Did you mean {near[0]}?" if near else ""
-        yield f"The template has no parameter {name}.{said}"
+        hint = f" Did you mean {near[0]}?" if near else ""
+        yield f"The template has no parameter {name}.{hint}"
 
 
 def _missing(
-    parameters: Mapping[str, Mapping[str, Any]], given: Mapping[str, str]
+    parameters: Mapping[str, Mapping[str, Any]], values: Mapping[str, str]
 ) -> Iterator[str]:
     for name, each in parameters.items():
-        if "Default" not in each and name not in given:
+        if "Default" not in each and name not in values:
             yield f"{name} has to be given: {each['Description']}"
 
 
@@ -159,8 +159,8 @@ def _of_one(name: str, value: str, parameter: Mapping[str, Any]) -> Iterator[str
     elif allowed and value not in allowed:
         yield f"{shown} one of {', '.join(allowed)}."
     elif not re.fullmatch(parameter.get("AllowedPattern", ".*"), value):
-        said = str(parameter.get("ConstraintDescription", "has to be of another form."))
-        yield f"{name} is {value!r}, and {said}"
+        constraint = parameter.get("ConstraintDescription", "has to be of another form.")
+        yield f"{name} is {value!r}, and {constraint}"
 
 
 def _together(values: Mapping[str, str]) -> Iterator[str]:

@@ -143,17 +143,16 @@ class Runtime:
         self._waiting: list[Held] = []
         self._executor: ProcessExecutor | None = None
         self._folder: Path | None = None  # of the run's code, which nobody sweeps meanwhile
-        self._needs: frozenset[str] = frozenset()  # the steps that there are
         self._store: ObjectStore | None = None
         self._looked_at = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._start())  # noqa: TID251 -- awaited by `stop`
         self._is_retired = False
         self._isolation = "task"
-        self._job: Job | None = None
+        self._job: Job  # and the rendezvous: there when the processes are
+        self._rendezvous: Rendezvous
         self._packaged: dict[Shipped, ProcessExecutor] = {}  # by their environment
         self._building: dict[Shipped, asyncio.Task[None]] = {}
         self._unbuilt: dict[Shipped, list[Held]] = {}  # attempts that wait for their environment
-        self._rendezvous: Rendezvous | None = None
         # Members of gangs that wait for member 0, and what waits.
         self._meeting: dict[tuple[int, int], tuple[Held, asyncio.Task[None]]] = {}
 
@@ -196,7 +195,6 @@ class Runtime:
         return too_much(lacking, admission.slots) if lacking else None
 
     def _launch(self, held: Held, executor: ProcessExecutor) -> None:
-        assert self._job is not None, "it has been fetched"
         shipped = self._job.environments.get(held.spec.step)
         lacking = self._lacking(held)
         attempt_key = (held.spec.task, held.spec.attempt)
@@ -209,7 +207,7 @@ class Runtime:
             self._meeting[attempt_key] = held, meeting
         elif shipped is not None:
             self._launch_packaged(held, shipped)
-        elif held.spec.step not in self._needs:
+        elif held.spec.step not in self._job.needs:
             # Later: who launches does not expect the answer before launch has returned.
             unknown = f"{self.name} has no step {held.spec.step}."
             asyncio.get_running_loop().call_soon(self._host.refused, held, unknown)
@@ -220,7 +218,6 @@ class Runtime:
 
     async def _meet(self, held: Held, executor: ProcessExecutor) -> None:
         """Run a member of a gang, as soon as it is known where member 0 is."""
-        assert self._rendezvous is not None, "the run has been fetched"
         attempt_key = (held.spec.task, held.spec.attempt)
         try:
             address = await gang_address(self._rendezvous, held.spec)
@@ -246,8 +243,7 @@ class Runtime:
     async def _build(self, shipped: Shipped) -> None:
         """Build an environment, and run what waits for it; else leave that to others."""
         job, store = self._job, self._store
-        assert job is not None, "it has been fetched"
-        assert store is not None, "it has been fetched"
+        assert store is not None, "it has been opened"
         steps = [name for name, each in job.environments.items() if each == shipped]
         try:
             built = await in_daemon_thread(
@@ -364,7 +360,6 @@ class Runtime:
     async def _made(self) -> ProcessExecutor:
         job = self._job = await in_thread(self._fetched)
         self._isolation = job.isolation
-        self._needs = frozenset(job.needs)
         executor = self._processes(job)
         await executor.start(job.context, self)
         return executor

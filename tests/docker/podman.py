@@ -78,7 +78,9 @@ class Podman:
             word for name, each in arguments.items() for word in ("--build-arg", f"{name}={each}")
         ]
         self.must(
-            *("build", "--quiet", "--format", "docker", "--file", repository / "docker/Dockerfile"),
+            # Not a layer of each instruction: of the stage that installs none is used again.
+            *("build", "--quiet", "--layers=false", "--format", "docker"),
+            *("--file", repository / "docker/Dockerfile"),
             *("--volume", f"{self.wheels}:/wheels:ro", "--tag", image, *given),
             repository,
         )

@@ -16,8 +16,9 @@ import os
 import re
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aflow import aws
 from aflow._core.records import NamedTuple
@@ -28,6 +29,7 @@ from aflow.scheduler.messages import CancelRequested, encode_events
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
 
 if TYPE_CHECKING:
+    from aflow.executors.jobs.base import JobSystem
     from aflow.metadata.base import MetadataStore, RunRecord
 
 ENGINE = "step-functions"
@@ -36,10 +38,6 @@ ENGINE = "step-functions"
 Asked = Literal["over", "asked", "ended"]
 
 _RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
-# The ids of jobs of AWS Batch, Slurm and Kubernetes, as handles begin with them.
-_BATCH_JOB = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)"
-_SLURM_JOB = r"\d+@[A-Za-z0-9_-]+(?=[:#]|\Z)"
-_KUBERNETES_JOB = r"k8s@[a-z0-9-]+@[a-z0-9-]+(?=[:#~]|\Z)"
 _TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
 
 
@@ -227,42 +225,40 @@ def end_left_run(
 
 def _end_jobs(handles: Sequence[str], reason: str) -> None:
     """End the jobs that have these handles: nobody else is left to do it."""
-    for pattern, title, end in (
-        (_BATCH_JOB, "AWS Batch", _end_batch_jobs),
-        (_SLURM_JOB, "Slurm", _end_slurm_jobs),
-        (_KUBERNETES_JOB, "Kubernetes", _end_kubernetes_jobs),
-    ):
+    for pattern, title, job_system in _JOB_SYSTEMS:
         found = (re.match(pattern, each) for each in handles)
         jobs = sorted({each[0] for each in found if each is not None})
-        if jobs:
-            try:
-                end(jobs, reason[:1000])
-            except AflowError as error:
-                _log.warning("Jobs of %s go on (%s), and have to be ended there: %s", title,
-                             ", ".join(jobs[:5]), error)  # fmt: skip
+        if not jobs:
+            continue
+        try:
+            with closing(job_system()) as system:
+                most = system.limits.terminated
+                for at in range(0, len(jobs), most):
+                    system.terminate(jobs[at : at + most], reason[:1000])
+        except AflowError as error:
+            _log.warning("Jobs of %s go on (%s), and have to be ended there: %s", title,
+                         ", ".join(jobs[:5]), error)  # fmt: skip
 
 
-def _end_batch_jobs(jobs: Sequence[str], reason: str) -> None:
-    calls = aws.client.AwsClient()
-    try:
-        for job in jobs:
-            calls.terminate(job, reason)
-    finally:
-        calls.close()
+def _batch() -> JobSystem[Any]:
+    return job_systems.batch.job_system.BatchSystem(aws.client.AwsClient())
 
 
-def _end_slurm_jobs(jobs: Sequence[str], reason: str) -> None:
-    job_systems.slurm.SlurmSystem(Path()).terminate(jobs, reason)
+def _slurm() -> JobSystem[Any]:
+    return job_systems.slurm.SlurmSystem(Path())
 
 
-def _end_kubernetes_jobs(jobs: Sequence[str], reason: str) -> None:
-    system = job_systems.kubernetes.job_system.KubernetesSystem(
-        job_systems.kubernetes.access.KubernetesCluster()
-    )
-    try:
-        system.terminate(jobs, reason)
-    finally:
-        system.close()
+def _kubernetes() -> JobSystem[Any]:
+    kubernetes = job_systems.kubernetes
+    return kubernetes.job_system.KubernetesSystem(kubernetes.access.KubernetesCluster())
+
+
+# The ids of jobs, as handles begin with them.
+_JOB_SYSTEMS = (
+    (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)", "AWS Batch", _batch),
+    (r"\d+@[A-Za-z0-9_-]+(?=[:#]|\Z)", "Slurm", _slurm),
+    (r"k8s@[a-z0-9-]+@[a-z0-9-]+(?=[:#~]|\Z)", "Kubernetes", _kubernetes),
+)
 
 
 def _end_of(

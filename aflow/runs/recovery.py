@@ -57,6 +57,11 @@ def check_recoverable(run: RunRecord, definition: FlowDefinition) -> None:
         raise InvalidInput(f"{name} has ended: it is {run.state.value}. Resume it instead.")
     if run.kind == SPIN or "lookahead" not in run.settings:
         raise InvalidInput(f"{name} is not a run that can be recovered: begin it again.")
+    if run.settings.get("clone_only"):
+        raise InvalidInput(
+            f"{name} runs no tasks (--clone-only), so it cannot be recovered: resume its origin "
+            "again."
+        )
     if _shape(Graph.from_dict(run.graph)) != _shape(definition.graph):
         raise InvalidInput(
             f"{name} was begun with other steps than {definition.name} has now: recover it with "
@@ -87,6 +92,8 @@ def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
         process=settings.get("process", "fresh"),
         fail_fast=settings["fail_fast"],
         origin_run=run.origin_run,
+        rerun_step=settings.get("rerun_step"),
+        rerun_missing=settings.get("rerun_missing", False),
         run_id=run.run,
     )
 
@@ -106,7 +113,7 @@ def replay(
     Returns:
         The attempts that have been launched and have not ended, by task.
     """
-    account = None if reusable is None else _Account(reusable, metadata, run.key)
+    account = None if reusable is None else _Account(reusable, metadata, run)
     cancelled: set[tuple[int, int]] = set()
     journal = map(decode_events, metadata.journal(run.key))
     for at, event in chain.from_iterable(journal):
@@ -139,10 +146,12 @@ def _unfinished(
 class _Account:
     """Repeats the calls to the sources of reusable results that the run had made, in this order."""
 
-    def __init__(self, reusable: ReusableResults, metadata: MetadataStore, run_key: int) -> None:
+    def __init__(self, reusable: ReusableResults, metadata: MetadataStore, run: RunRecord) -> None:
         self._reusable = reusable
         self._metadata = metadata
-        self._run_key = run_key
+        self._run_key = run.key
+        views = () if run.origin_run is None else metadata.tasks(run.key, light=True)
+        self._ran = {view.task.task for view in views if not view.task.origin}
         self.found: dict[int, ReusableResult] = {}  # of tasks that are out
 
     def take_down(self, event: Event, commands: list[Command]) -> None:
@@ -155,5 +164,7 @@ class _Account:
         for command in commands:
             if type(command) is LaunchAttempt and command.attempt == 0:
                 reused = self._reusable.find(command)
-                if reused is not None:
+                if command.task in self._ran:  # whatever would be found for it now
+                    self._reusable.dismiss(command)
+                elif reused is not None:
                     self.found[command.task] = reused

@@ -88,9 +88,15 @@ class ResumedRun:
         if inputs is not None:
             found = self._finished.get((launch.step, encode_inputs(inputs), launch.index))
         reused = None if found is None else self._take_over(launch, *found)
-        if reused is None and launch.split is not None:
-            self._renewed.add(launch.split)
+        if reused is None:
+            self.dismiss(launch)
         return reused
+
+    def dismiss(self, launch: LaunchAttempt) -> None:
+        """What reads the task is not reused either."""
+        self._origin_of.pop(launch.task, None)
+        if launch.split is not None:
+            self._renewed.add(launch.split)
 
     def _take_over(self, launch: LaunchAttempt, task: int, data: bytes) -> ReusableResult | None:
         manifest = Manifest.decode(data)
@@ -245,6 +251,10 @@ class CloneOnly:
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
         """The result for a task that was let through; asked once."""
         return self._found.pop(launch.task)
+
+    def dismiss(self, launch: LaunchAttempt) -> None:
+        """Report it to what knows reusable results."""
+        self._reusable.dismiss(launch)
 
     def cache_key(self, task: int) -> bytes | None:
         """What those say who know the results."""

@@ -182,6 +182,51 @@ def test_a_run_goes_on_where_its_coordinator_was_killed(left: Left) -> None:
     assert "has ended: it is succeeded" in again.err
 
 
+RERUN = """
+from pathlib import Path
+
+PLACE = Path({place!r})
+
+def note(what):
+    with open(PLACE / "ran", "a") as file:
+        file.write(what + "\\n")
+
+class Flow_(FlowSpec):
+    @step
+    def start(self):
+        self.next(self.train)
+
+    @step
+    def train(self):
+        note("train")
+        while (PLACE / "wait").exists() and not (PLACE / "go").exists():
+            time.sleep(0.01)
+        self.next(self.end)
+
+    @step
+    def end(self):
+        note("end")
+"""
+
+
+def test_what_follows_a_step_that_was_to_run_again_runs_after_a_recovery_too(left: Left) -> None:
+    left.workspace.write(RERUN.format(place=str(left.place)))
+    assert 0 == left.workspace.run().code
+    (left.place / "wait").touch()
+    resumed = left.workspace.start("--no-pylint", "resume", "train")
+    wait_until(lambda: ["train", "end", "train"] == left.ran())
+    resumed.kill()
+    resumed.communicate()
+    wait_until(lambda: [] == processes_in(left.workspace.path))
+    left.let_time_pass()
+    (left.place / "go").touch()
+
+    ran = left.recover()
+
+    assert 0 == ran.code, ran.err
+    assert ["train", "end", "train", "train", "end"] == left.ran()
+
+
 def test_tasks_of_workers_are_awaited_by_the_next_coordinator(left: Left) -> None:
     url = f"sqlite:///{left.place}/queue.db"
     worker = subprocess.Popen(

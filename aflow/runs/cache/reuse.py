@@ -53,6 +53,13 @@ class ReusableResults(Protocol):
             launch: The command to launch the attempt.
         """
 
+    def dismiss(self, launch: LaunchAttempt) -> None:
+        """Take note that a task runs, whatever `find` has returned for it.
+
+        Args:
+            launch: The command to launch the attempt.
+        """
+
     def cache_key(self, task: int) -> bytes | None:
         """Return the key under which the cache will find this task, which `find` has seen; None if
         it will not.
@@ -80,6 +87,11 @@ class InTurn:
         """The first result that is found; all are asked, since all keep account."""
         found = [each.find(launch) for each in self._all]
         return next(filter(None, found), None)
+
+    def dismiss(self, launch: LaunchAttempt) -> None:
+        """Report it to all of them."""
+        for each in self._all:
+            each.dismiss(launch)
 
     def cache_key(self, task: int) -> bytes | None:
         """The first key that there is."""
@@ -258,6 +270,9 @@ class CachedTasks:
         return (*above, manifest.stack[-1]._replace(split=launch.split))
 
     # ------------------------------------------------------------ after an end
+
+    def dismiss(self, launch: LaunchAttempt) -> None:
+        """Nothing has to be known of tasks that run, before they end."""
 
     def cache_key(self, task: int) -> bytes | None:
         """The key that `find` has looked for."""

@@ -55,6 +55,12 @@ def test_a_run_that_has_ended_is_not_gone_on_with() -> None:
         check_recoverable(RUN._replace(state=RunState.FAILED), configured(Short))
 
 
+def test_a_run_that_only_reuses_results_is_not_gone_on_with() -> None:
+    settings = {**RUN.settings, "clone_only": True}
+    with pytest.raises(InvalidInput, match="runs no tasks"):
+        check_recoverable(RUN._replace(settings=settings), configured(Short))
+
+
 def test_a_run_of_an_older_aflow_is_begun_anew() -> None:
     with pytest.raises(InvalidInput, match="begin it again"):
         check_recoverable(RUN._replace(settings={}), configured(Short))

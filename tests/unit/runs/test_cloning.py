@@ -40,6 +40,9 @@ class Known:
         count = WIDTH if node.join else None
         return ReusableResult("1/step/1", b"", Transition(node.next, node.foreach, count))
 
+    def dismiss(self, launch: LaunchAttempt) -> None:
+        pass
+
     def cache_key(self, task: int) -> bytes | None:
         return None
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -476,6 +477,90 @@ def test_with_process_fork_what_tasks_must_not_share_is_refused_with_the_reason(
     assert 1 == ran.code
     assert "cannot be forked from the program (process=fork)" in ran.err
     assert sentence in ran.err
+
+
+# What Python and the C library read once, when a program begins.
+READ_ONCE = {
+    "TZ": "Asia/Tokyo",
+    "PYTHONPATH": "extra",
+    "PYTHONHASHSEED": "7",
+    "PYTHONWARNINGS": "error::UserWarning",
+    "LC_ALL": "POSIX",
+}
+SEES = """
+import locale, sys, time
+try:
+    from beside import WHO
+except ImportError:
+    WHO = "nobody"
+
+def seen():
+    return repr((time.tzname, time.localtime(0).tm_hour, WHO, hash("x"), sys.warnoptions,
+                 locale.setlocale(locale.LC_CTYPE)))
+"""
+OF_STEPS = f"""
+{SEES}
+VARIABLES = {READ_ONCE}
+
+class Flow_(FlowSpec):
+    @environment(vars=VARIABLES)
+    @step
+    def start(self):
+        print("start", seen())
+        self.next(self.middle)
+
+    @environment(vars={{**VARIABLES, "OTHER": "1"}})
+    @step
+    async def middle(self):
+        print("middle", seen(), os.environ["OTHER"])
+        self.next(self.end)
+
+    @step
+    def end(self):
+        print("end", WHO, time.tzname)
+"""
+
+
+@pytest.mark.parametrize(
+    "option", [("--isolation", "task"), ("--isolation", "worker"), ("--process", "fork")]
+)
+def test_a_step_has_from_the_start_the_variables_that_programs_read_when_they_begin(
+    workspace: Workspace, option: tuple[str, str]
+) -> None:
+    (workspace.path / "extra").mkdir()
+    (workspace.path / "extra" / "beside.py").write_text("WHO = 'somebody'")
+    plain = subprocess.run(
+        [sys.executable, "-c", f"{SEES}\nprint(seen())"],
+        cwd=workspace.path, env={**os.environ, **READ_ONCE}, capture_output=True, text=True,
+        check=True,
+    ).stdout.strip()  # fmt: skip
+    workspace.write(OF_STEPS)
+    ran = workspace.run(*option)
+
+    assert 0 == ran.code, ran.err
+    assert f"start {plain}" in ran.lines
+    assert f"middle {plain} 1" in ran.lines
+    assert f"end nobody {time.tzname}" in ran.lines
+
+
+def test_variables_with_which_no_python_can_start_end_the_run_and_are_named(
+    workspace: Workspace,
+) -> None:
+    workspace.write("""
+        class Flow_(FlowSpec):
+            @environment(vars={"PYTHONHOME": "/nowhere", "TZ": "UTC"})
+            @step
+            def start(self):
+                self.next(self.end)
+
+            @step
+            def end(self):
+                pass
+    """)
+    ran = workspace.run()
+
+    assert 1 == ran.code
+    assert "the Python that was started with the step's PYTHONHOME, TZ has ended" in ran.err
 
 
 def test_with_process_fork_the_traceback_of_a_step_is_its_own(workspace: Workspace) -> None:

@@ -181,14 +181,6 @@ def _takes_any_bytes() -> bool:
 _NO_LOCALES = ("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8")
 
 
-def follow_environment() -> None:
-    """Give the streams the encodings that PYTHONIOENCODING asks for: a variable of a step is set
-    when its interpreter has started."""
-    for name in _STREAMS:
-        encoding, errors = encoding_at_start(name)
-        getattr(sys, name).reconfigure(encoding=encoding, errors=errors)
-
-
 class CapturedOutput:
     """What is printed while this context lasts, by any code: kept in `bytes` (stdout and
     stderr) rather than shown."""

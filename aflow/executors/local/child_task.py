@@ -104,8 +104,6 @@ class Host:
         set_launcher(reached)
         host(str(self._program.source.get("file", "The program")))
         try:
-            if "PYTHONIOENCODING" in self._environment:
-                child.follow_environment()
             cls = self._program.run()
             if not self._entered:
                 self._call(check_is_flow(cls, self._program.source), reached)

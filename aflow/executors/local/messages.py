@@ -30,6 +30,7 @@ PROGRAM = 4  # [PROGRAM, *Request]: before anything is run
 ASK = 6  # [ASK, names]: whether the zygote has all of these modules; answered by HAS
 GROW = 5  # [GROW, environment, imported] with the socket of a zygote that has imported that, or
 # (nil) has run the program
+BEGIN = 8  # [BEGIN, environment] with the socket of a zygote that is a new interpreter with them
 
 # Zygote -> coordinator
 FORKED = 0  # [FORKED, id, pid, at]

@@ -40,6 +40,7 @@ from aflow._core.ids import PARAMETERS_TASK
 from aflow._core.modules import file_of
 from aflow._core.records import NamedTuple
 from aflow._core.secret import sealed
+from aflow._core.settings import environment_with, without_signing_key
 from aflow.executors.local import child as inside
 from aflow.executors.local import child_task, descendants, messages
 from aflow.executors.local.child_task import Host, copies_of
@@ -351,20 +352,23 @@ class _Postponed(NamedTuple):
 
 class Zygote:
     """Forks processes on request, as the messages on the socket `control` say. `parent` is the
-    process of the coordinator; `path` what a fresh interpreter has as sys.path, without the folder
-    of its script. `open_store` and `open_metadata` turn the URLs of a run's context into backends,
-    in the processes that need them."""
+    process of the coordinator; `path` what a fresh interpreter has as sys.path, without the
+    folder of its script; `command` gives the command that starts another zygote. `open_store`
+    and `open_metadata` turn the URLs of a run's context into backends, in the processes that
+    need them."""
 
     def __init__(
         self,
         control: socket.socket,
         parent: int,
         path: list[str],
+        command: Callable[[], list[str]],
         open_store: OpenStore,
         open_metadata: OpenMetadata,
     ) -> None:
         self._control = socket.socket(fileno=system.out_of_the_way(control.detach()))
         self._path = path
+        self._command = command
         self._open_store = open_store
         self._open_metadata = open_metadata
         self._coordinator = parent
@@ -524,6 +528,8 @@ class Zygote:
             self._send_message(messages.HAS, _has(rest[0]))
         elif kind == messages.GROW:
             self._grow(self._take(1)[0], *rest)
+        elif kind == messages.BEGIN:
+            self._begin_interpreter(self._take(1)[0], *rest)
         elif kind == messages.CONFIGURE:
             self._token = rest[1]
             self._configure(RunContext(*rest[0]))
@@ -746,6 +752,32 @@ class Zygote:
             traceback.print_exc()
         finally:
             os._exit(code)
+
+    def _begin_interpreter(self, control: int, environment: dict[str, str]) -> None:
+        """Start a zygote in a fresh interpreter, which has these variables from its beginning."""
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(control)  # the coordinator sees that it has ended
+            return
+        if pid:
+            os.close(control)
+            self._zygotes.add(pid)
+            return
+        try:
+            inside.begin(self._pid)
+            # Another program inherits no handlers, but what is ignored.
+            is_ignored = self._sigint == signal.SIG_IGN
+            signal.signal(signal.SIGINT, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+            os.set_inheritable(control, True)
+            messages.close_all(self._of_others())  # they have come without being closed on exec
+            command = [*self._command(), str(control), str(self._coordinator)]
+            variables = without_signing_key(environment_with(environment))
+            os.execve(command[0], command, variables)  # noqa: S606 -- no shell
+        except BaseException:  # noqa: BLE001 -- the coordinator will say that the zygote has died
+            traceback.print_exc()
+        finally:
+            os._exit(1)
 
     def _become_zygote(self) -> None:
         inside.begin(self._pid, signal.SIG_IGN)

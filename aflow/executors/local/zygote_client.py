@@ -135,17 +135,39 @@ class Zygotes:
         self._ids = 0
         self._open = True
         self._learning: set[int] = set()  # processes that will say what they have imported
-        self._held: deque[_RequestedProcess] = (
-            deque()
-        )  # until one of them has, and the first zygote answered
+        # Until one of them has, and the first zygote answered.
+        self._held: deque[_RequestedProcess] = deque()
+        self._interpreters: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by their variables
         self._grown: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by what they are for
         self._of: dict[int, _ZygoteSocket] = {}  # child -> where it was asked for
-        self._first = _ZygoteSocket(self, process.control)
-        self._first.send(messages.PROGRAM, *self._request)
-        # The zygote connects by itself. What it is sent stays in the memory of both.
-        whole = context._replace(metadata_url=revealed(context.metadata_url))
-        self._first.send(messages.CONFIGURE, whole, self._token)
+        self._first = self._introduced(process.control)
         self._ask()
+
+    def _introduced(self, control: socket.socket) -> _ZygoteSocket:
+        """The socket of a zygote that is an interpreter of its own, and is told of the run."""
+        link = _ZygoteSocket(self, control)
+        link.send(messages.PROGRAM, *self._request)
+        # The zygote connects by itself. What it is sent stays in the memory of both.
+        whole = self._context._replace(metadata_url=revealed(self._context.metadata_url))
+        link.send(messages.CONFIGURE, whole, self._token)
+        return link
+
+    def _interpreter(self, environment: Mapping[str, str]) -> _ZygoteSocket:
+        """The zygote that processes with these variables begin from: the first one, unless the
+        interpreter itself or the C library reads some of them when a program begins."""
+        own = {name: each for name, each in environment.items() if read_at_start(name)}
+        if not own:
+            return self._first
+        key = (*sorted(own.items()),)
+        link = self._interpreters.get(key)
+        if link is None or not link.is_open:
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError:  # no descriptors are left
+                return self._first
+            self._first.send(messages.BEGIN, own, fds=[theirs.detach()])
+            link = self._interpreters[key] = self._introduced(ours)
+        return link
 
     def _ask(self) -> None:
         """Ask the first zygote whether it has what the program imports, once that is known."""
@@ -200,7 +222,7 @@ class Zygotes:
             self._send(self._zygote_of(wanted), wanted)
         elif self._imported is None and len(self._learning) < usable_cpus():
             self._learning.add(wanted.child)
-            self._send(self._first, wanted, learn=True)
+            self._send(self._interpreter(wanted.environment), wanted, learn=True)
         else:
             return False
         return True
@@ -208,33 +230,31 @@ class Zygotes:
     def _send(self, link: _ZygoteSocket, wanted: _RequestedProcess, *, learn: bool = False) -> None:
         self._of[wanted.child] = link
         environment = wanted.late
-        if link is self._first:
+        if link is self._first or link in self._interpreters.values():
             environment = {**wanted.environment, **wanted.late}
         link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
 
     def _zygote_of(self, wanted: _RequestedProcess) -> _ZygoteSocket:
-        """The zygote for steps with these variables: where nothing is imported, the first."""
+        """The zygote for steps with these variables: where nothing is imported, one that has
+        imported nothing of the program's."""
         forks = wanted.start == "fork"
+        interpreter = self._interpreter(wanted.environment)
         if not forks:
             assert self._imported is not None, "it is known"
             if not self._imported["modules"] or (self._is_warm and not wanted.environment):
-                return self._first
+                return interpreter
         key = (forks, *sorted(wanted.environment.items()))
         link = self._grown.get(key)
         if link is not None and link.is_open:
             return link
-        if forks or (link is None and len(self._grown) < MOST_ZYGOTES):
-            return self._grow(key, wanted.environment, None if forks else self._imported)
-        return self._first
-
-    def _grow(
-        self, key: tuple[Any, ...], environment: dict[str, str], imported: Any
-    ) -> _ZygoteSocket:
+        if not forks and (link is not None or len(self._grown) >= MOST_ZYGOTES):
+            return interpreter
         try:
             ours, theirs = socket.socketpair()
-        except OSError:  # no descriptors are left: the first zygote does without
-            return self._first
-        self._first.send(messages.GROW, environment, imported, fds=[theirs.detach()])
+        except OSError:  # no descriptors are left: tasks import by themselves
+            return interpreter
+        imported = None if forks else self._imported
+        interpreter.send(messages.GROW, wanted.environment, imported, fds=[theirs.detach()])
         link = self._grown[key] = _ZygoteSocket(self, ours)
         return link
 
@@ -322,6 +342,10 @@ class Zygotes:
             descendants.kill_marked(self._token)
             self._children.zygote_lost(reason)
             return
+        for key, each in self._interpreters.items():
+            if each is link:
+                names = ", ".join(name for name, _ in key)
+                reason = f"the Python that was started with the step's {names} has ended"
         link.close()
         for child in [child for child, of in self._of.items() if of is link]:
             del self._of[child]
@@ -331,7 +355,7 @@ class Zygotes:
         """Release the zygotes: they kill what they have forked, and end. May be called twice;
         `reap` waits for their end."""
         self._open = False
-        for link in (*self._grown.values(), self._first):
+        for link in (*self._grown.values(), *self._interpreters.values(), self._first):
             link.close()
         while self._held:
             messages.close_all(self._held.popleft().fds)
@@ -345,6 +369,20 @@ class Zygotes:
     def is_lent(self) -> bool:
         """Whether another one waits for their end, once they were released."""
         return self._process.is_lent
+
+
+def read_at_start(name: str) -> bool:
+    """Return whether Python, the C library or the dynamic linker reads a variable when a program
+    begins: a process that is forked from another one would not heed it.
+
+    Args:
+        name: The name of the environment variable.
+    """
+    return name.startswith(_READ_AT_START)
+
+
+# Options of Python, the time zone, the locale, where libraries are looked for, how memory is had.
+_READ_AT_START = ("PYTHON", "TZ", "LANG", "LC_", "LD_", "DYLD_", "MALLOC_", "GLIBC_TUNABLES")
 
 
 def _how(status: int) -> str:

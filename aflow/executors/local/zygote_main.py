@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aflow._core.settings import withhold_secrets
 from aflow.executors.local.zygote import Zygote
@@ -25,24 +25,29 @@ def main() -> None:
     path = sys.path if sys.flags.safe_path else sys.path[1:]
     # The user's folder is for tasks: a file there may have the name of a module that we import.
     sys.path[:] = path
+    command = sys.orig_argv[:-2]
     connection = socket.socket(fileno=control)
     connection.set_inheritable(False)
-    serve(connection, parent, path)
+    serve(connection, parent, path, lambda: command)
     os._exit(0)
 
 
-def serve(control: socket.socket, parent: int, path: Sequence[str]) -> None:
+def serve(
+    control: socket.socket, parent: int, path: Sequence[str], command: Callable[[], list[str]]
+) -> None:
     """Serve as a zygote, until the coordinator is gone; see Zygote.
 
     Args:
         control: The descriptor or socket of the coordinator.
         parent: The process id of the parent.
         path: What a fresh interpreter has as `sys.path`, without the folder of the program.
+        command: Returns the command that starts another one in a fresh interpreter, without the
+            numbers of its socket and its parent.
     """
     withhold_secrets()
     names = sys.modules["aflow"]
     vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks have no use for
     _ = names.current
-    zygote = Zygote(control, parent, [*path], open_store, open_metadata)
+    zygote = Zygote(control, parent, [*path], command, open_store, open_metadata)
     zygote.prepare()
     zygote.serve()

@@ -149,7 +149,7 @@ def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
                 os.close(each)
         # Imported here, while the coordinator imports its own: on two cores at once.
         path = sys.path if sys.flags.safe_path else sys.path[1:]
-        import_module(ZYGOTE).serve(theirs, parent, path)
+        import_module(ZYGOTE).serve(theirs, parent, path, lambda: command_of(ZYGOTE))
         code = 0
     except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
         import traceback

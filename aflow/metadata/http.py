@@ -14,7 +14,7 @@ import select
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from aflow._core.backoff import Backoff, Tries
@@ -38,13 +38,6 @@ _TIMEOUT = 60.0  # seconds without a byte
 _CONNECTING = 10.0  # seconds
 _BACKOFF = Backoff(0.1, 8.0)
 _CHUNK = 1 << 16
-
-
-class FrameResponse(NamedTuple):
-    """The frames of an answer; `again` says that an earlier try may have been done as well."""
-
-    frames: Iterator[list[Any]]
-    again: bool
 
 
 class ServiceClient:
@@ -77,7 +70,7 @@ class ServiceClient:
         self._idle: list[http.client.HTTPConnection] = []
         self._process = os.getpid()
 
-    def call(self, path: str, body: bytes) -> FrameResponse:
+    def call(self, path: str, body: bytes) -> tuple[Iterator[list[Any]], bool]:
         """POST a request until the service answers.
 
         Args:
@@ -85,12 +78,12 @@ class ServiceClient:
             body: The body, as msgpack.
 
         Returns:
-            The frames of the answer.
+            The frames of the answer, and whether an earlier try may have been done as well.
 
         Raises:
             MetadataUnavailable: It does not answer in time, or turns the call down.
         """
-        return FrameResponse(*self.patiently(lambda waiting: self._post(path, body, waiting)))
+        return self.patiently(lambda waiting: self._post(path, body, waiting))
 
     def patiently(self, attempt: Callable[[Waiting], T]) -> tuple[T, bool]:
         """Make attempts until one succeeds, or the patience is over.
@@ -285,20 +278,20 @@ class ServiceMetadata(_Port):  # type: ignore[misc]
         return self._caller.url
 
     def _call(self, name: str, *values: Any, **named: Any) -> Any:
-        return _value(self._answer(name, *values, **named))
+        return _value(self._answer(name, *values, **named)[0])
 
-    def _answer(self, name: str, *values: Any, **named: Any) -> FrameResponse:
+    def _answer(self, name: str, *values: Any, **named: Any) -> tuple[Iterator[list[Any]], bool]:
         return self._caller.call(f"{PATH}/{name}", pack([list(values), named]))
 
     def create_run(
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
         """Record a new run with its parameters; see the port."""
-        answer = self._answer("create_run", run, parameters, holder, seconds)
+        answer, again = self._answer("create_run", run, parameters, holder, seconds)
         try:
             made: RunRecord = _value(answer)
         except VersionConflict:
-            there: RunRecord | None = self.run(run.flow, run.run) if answer.again else None
+            there: RunRecord | None = self.run(run.flow, run.run) if again else None
             if there is None or there._replace(key=run.key, version=run.version) != run:
                 raise
             return there
@@ -320,7 +313,7 @@ def _calls(name: str) -> Callable[..., Any]:
         return self._call(name, *values, **named)
 
     def stream(self: ServiceMetadata, *values: Any, **named: Any) -> Iterator[Any]:
-        for frame in self._answer(name, *values, **named).frames:
+        for frame in self._answer(name, *values, **named)[0]:
             raise_received(frame)
             if frame[0] == "items":
                 yield from frame[1]
@@ -332,9 +325,9 @@ for _name in (CALLS | STREAMS) - vars(ServiceMetadata).keys():
     setattr(ServiceMetadata, _name, _calls(_name))
 
 
-def _value(answer: FrameResponse) -> Any:
+def _value(answer: Iterator[list[Any]]) -> Any:
     found = None
-    for frame in answer.frames:
+    for frame in answer:
         raise_received(frame)
         found = frame[1]
     return found

@@ -195,6 +195,7 @@ class StoreMetadata(SqliteMetadata):
         self._store.put(self._name(flow, run, "snapshot"), [pack(entry)])
 
     def _place_of(self, run_key: int) -> tuple[str, str]:
+        self._find(run_key)
         found = self._names.get(run_key)
         if found is None:
             raise NotFound("The run that was to be changed no longer exists.")
@@ -288,6 +289,7 @@ class StoreMetadata(SqliteMetadata):
 
     def delete_run(self, run_key: int) -> None:
         """Remove a run with all its records; see the port."""
+        self._find(run_key)
         with self._objects_lock:
             if run_key not in self._names:
                 return

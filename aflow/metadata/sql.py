@@ -36,6 +36,7 @@ from aflow.metadata.base import (
     LeaseState,
     MetadataRecord,
     ReplacedLog,
+    RunFilter,
     RunLease,
     RunningTask,
     RunRecord,
@@ -738,40 +739,29 @@ class SqlMetadata(ABC):
         """Name and time of creation of every flow, newest first."""
         return [(flow, time_of(at)) for flow, at in self._all("flows")]
 
-    def runs(
-        self,
-        flow: str | None,
-        *,
-        tags: Sequence[str] = (),
-        states: Sequence[RunState] = (),
-        users: Sequence[str] = (),
-        since: float | None = None,
-        until: float | None = None,
-        after: tuple[float, int] | None = None,
-        limit: int | None = None,
-        kind: str = "",
-    ) -> list[RunRecord]:
+    def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
         """The flow's runs, newest first; see the port."""
-        after_time, after_key = after or (None, None)
-        which: dict[str, Any] = {"flow": flow} if flow is not None else {}
-        tag, second_tag, *more_tags = [*tags, None, None] if len(tags) < 2 else tags
+        wanted = RunFilter(**which)
+        after_time, after_key = wanted.after or (None, None)
+        tag, second_tag, *_ = [*wanted.tags, None, None]
         name = "runs" if flow is not None else "all_runs"
-        if tags and (keys := self._with_a_rare_tag(tags)) is not None:
-            name, which = "runs_of_keys", {"flow": flow, "keys": keys}
+        more: dict[str, Any] = {} if flow is None else {"flow": flow}
+        if wanted.tags and (keys := self._with_a_rare_tag(wanted.tags)) is not None:
+            name, more = "runs_of_keys", {"flow": flow, "keys": keys}
         found = self._all(
             name,
-            **which,
-            kind=kind,
-            users=list(users),
-            since=since,
-            until=until,
+            **more,
+            kind=wanted.kind,
+            users=list(wanted.users),
+            since=wanted.since,
+            until=wanted.until,
             after_time=after_time,
             after_key=after_key,
-            states=[state.value for state in states],
+            states=[state.value for state in wanted.states],
             tag=tag,
             second_tag=second_tag,
-            more_tags=[each for each in more_tags if each is not None],
-            limit=limit,
+            more_tags=list(wanted.tags[2:]),
+            limit=wanted.limit,
         )
         by_run: dict[int, list[tuple[str, int]]] = {}
         for key, tag, is_system in self._all("tags", run_keys=[row[0] for row in found]):

@@ -97,16 +97,22 @@ def revoke(store: Documents, name: str) -> None:
 
     Args:
         store: The store of the tokens.
-        name: The name of the token.
+        name: The name of the token; of one whose document is damaged, its digest.
 
     Raises:
         NotFound: There is no token of this name.
     """
-    found = [each for each in tokens(store) if each.name == name]
+    found = [each.name for each in store.documents(KIND) if name in (each.name, _name_in(each))]
     if not found:
         raise NotFound(f"There is no token {name!r}.")
     for each in found:
-        store.delete_document(KIND, each.digest)
+        store.delete_document(KIND, each)
+
+
+def _name_in(document: Document) -> str | None:
+    with contextlib.suppress(MetadataUnavailable):
+        return _read(document).name
+    return None
 
 
 def tokens(store: Documents) -> list[Token]:

@@ -276,6 +276,19 @@ def test_a_commit_to_an_object_store_that_did_not_answer_is_known_by_its_mark(
     reader.close()
 
 
+def test_a_run_in_an_object_store_is_changed_and_deleted_by_its_key_alone(tmp_path: Path) -> None:
+    objects = LocalStore(tmp_path)
+    first, second, third = (StoreMetadata(objects) for _ in range(3))
+    run = first.create_run(a_run(), b"")
+
+    assert ("new",) == second.change_tags(run.key, ["new"], [])
+    third.delete_run(run.key)
+
+    assert [] == list(objects.list(""))
+    for store in (first, second, third):
+        store.close()
+
+
 def test_runs_have_versions_of_their_own(store: MetadataStore, run: RunRecord) -> None:
     other = store.create_run(a_run(run="2"), b"")
     store.commit(run.key, 0, Batch(b"a"))

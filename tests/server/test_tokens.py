@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aflow.errors import InvalidSetting
+from aflow.errors import InvalidSetting, MetadataUnavailable
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.metadata.tokens import Token, create, known, local_token, revoke, tokens
 from tests.flows.conftest import Ran
@@ -80,6 +80,17 @@ def test_a_token_ends_at_its_time() -> None:
     assert [kept] == tokens(store)
     revoke(store, "ci")
     assert None is known(store, secret)
+
+
+def test_a_token_whose_document_is_damaged_is_revoked_by_the_name_that_the_error_has() -> None:
+    store = SqliteMetadata(":memory:")
+    create(store, "ci", "read", now=100.0)
+    store.put_document("token", "ab12", b"{}")
+
+    with pytest.raises(MetadataUnavailable, match="The token ab12 is damaged: revoke it"):
+        tokens(store)
+    revoke(store, "ab12")
+    assert ["ci"] == [each.name for each in tokens(store)]
 
 
 def test_a_token_that_reads_does_not_write() -> None:

@@ -15,9 +15,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from aflow._core import ids
+from aflow._core.clock import shown_time
 from aflow._core.ids import PARAMETERS_STEP
 from aflow._core.records import NamedTuple, dataclass, field
-from aflow.errors import AflowError, InvalidName, NotFound, StoreUnavailable
+from aflow.errors import (
+    AflowError,
+    InvalidName,
+    MetadataUnavailable,
+    NotFound,
+    StoreUnavailable,
+)
 from aflow.flow.graph import Graph, Kind
 from aflow.metadata.base import (
     FIRST_KEY,
@@ -31,6 +38,7 @@ from aflow.metadata.base import (
     TaskRecord,
 )
 from aflow.metadata.metaflow import layout, theirs
+from aflow.metadata.metaflow.sources import number_in, time_of
 from aflow.metadata.sqlite import SqliteMetadata
 from aflow.scheduler.messages import encode_inputs
 from aflow.scheduler.states import AttemptState, RunState
@@ -127,7 +135,7 @@ class MetaflowHistory:
     def flows(self) -> list[tuple[str, float]]:
         """Name and time of creation of every flow, newest first."""
         listed = self._remembered(("flows",), self._source.flows)
-        rows = [(str(row["flow_id"]), _time(row)) for row in listed]
+        rows = [(str(row["flow_id"]), time_of(row)) for row in listed]
         valid = [row for row in rows if _is(ids.flow_name, row[0])]
         return sorted(valid, key=lambda row: row[1], reverse=True)
 
@@ -145,7 +153,7 @@ class MetaflowHistory:
         flows = [name for name, _ in self.flows()] if flow is None else [flow]
         lists = self._threads.map(self._runs_of, flows)
         rows = [row for each in lists for row in each if self._is_listed(row)]
-        keyed = [(_time(row), self._key(str(row["flow_id"]), row), row) for row in rows]
+        keyed = [(time_of(row), self._key(str(row["flow_id"]), row), row) for row in rows]
         keyed.sort(key=lambda each: each[:2], reverse=True)
         passing = [
             row
@@ -196,7 +204,7 @@ class MetaflowHistory:
             run=key.run,
             state=state,
             user=str(row.get("user_name") or ""),
-            created_at=_time(row),
+            created_at=time_of(row),
             finished_at=finished_at,
             version=0,
             tags=_texts(row, "tags"),
@@ -226,7 +234,7 @@ class MetaflowHistory:
     ) -> tuple[RunState, float | None]:
         if ended_well:
             return RunState.SUCCEEDED, at
-        last_seen = max(_heartbeat(row) or 0.0, _time(row))
+        last_seen = max(_heartbeat(row) or 0.0, time_of(row))
         if ended_well is None and last_seen > self._now() - _ALIVE:
             return RunState.RUNNING, None
         return RunState.FAILED, at or last_seen
@@ -254,7 +262,13 @@ class MetaflowHistory:
                 self._memory.delete_run(there.key)
             while len(self._loaded) >= _MOST_LOADED:  # a server may show any number of runs
                 self._memory.delete_run(self._loaded.pop(next(iter(self._loaded))).key)
-            found = _Reading(self, key, row).read()
+            try:
+                found = _Reading(self, key, row).read()
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise MetadataUnavailable(
+                    f"What Metaflow has recorded of the run {key.flow}/{key.run} in {self.url} is "
+                    f"damaged ({type(error).__name__}: {error}): Metaflow's own client may read it."
+                ) from error
             found.at = self._now()
             self._loaded[key] = found
             return found
@@ -366,7 +380,7 @@ class _Reading:
             _mark_attempts(rows)
         for row in self._source.artifacts(*key):
             attempts = self._artifacts[_task_of(row)]
-            attempts.setdefault(int(row.get("attempt_id") or 0), []).append(row)
+            attempts.setdefault(number_in(row, "attempt_id"), []).append(row)
         self._root = self._find_root()
 
     def read(self) -> _Loaded:
@@ -398,8 +412,6 @@ class _Reading:
         if parameters is not None:
             found = self._entries(self._latest(parameters))
             manifest.artifacts = {name: self._previewed(name, e) for name, e in found.items()}
-        memory = self._history._memory
-        made = memory.create_run(record, manifest.encode())
         batch = self._batch(
             {task: row for task, row in tasks.items() if task[0] != PARAMETERS_STEP}
         )
@@ -409,6 +421,8 @@ class _Reading:
         over = state is not RunState.RUNNING
         reason = failed.reason if failed is not None and state is RunState.FAILED else ""
         batch.run = RunUpdate(state, at if over else None, reason)
+        memory = self._history._memory
+        made = memory.create_run(record, manifest.encode())
         memory.commit(made.key, 0, batch)
         whole = memory.run(self._flow, self._run)
         assert whole is not None, "it was recorded a moment ago"
@@ -454,7 +468,7 @@ class _Reading:
             name, sha = str(row["name"]), str(row.get("sha") or "")
             if not _is(ids.artifact_name, name) or not sha.isalnum():
                 continue
-            size = int(row.get("size") or 0)
+            size = number_in(row, "size")
             kind = str(row.get("of_type") or "").removeprefix("<class '").removesuffix("'>")
             encoding = str(row.get("content_type") or "gzip+pickle-v2")
             if not encoding.startswith(("gzip+pickle", "pickle")):
@@ -541,7 +555,7 @@ class _Reading:
                 TaskRecord(
                     task=number,
                     step=task[0],
-                    created_at=_time(tasks[task]),
+                    created_at=time_of(tasks[task]),
                     split=position.split,
                     index=position.index,
                     inputs=encode_inputs(position.inputs),
@@ -555,7 +569,7 @@ class _Reading:
         facts = {row["field_name"]: str(row["value"]) for row in self._rows_of(task)}
         run, origin = facts.get("origin-run-id"), facts.get("origin-task-id")
         # Without a number it is a task that aflow knows by another name.
-        if not run or not origin or not origin.isdigit() or not _is(ids.run_id, run):
+        if not run or not origin or not origin.isdecimal() or not _is(ids.run_id, run):
             return ""
         return f"{run}/{task[0]}/{origin}"
 
@@ -568,13 +582,13 @@ class _Reading:
                 field=str(row["field_name"]),
                 value=str(row["value"]),
                 type=str(row.get("type") or row["field_name"]),
-                created_at=_time(row),
+                created_at=time_of(row),
             )
             for row in self._rows_of(task)
             if row["field_name"] not in _DESCRIBED
         ]
         if task[1] != str(number):
-            name, at = "metaflow-task-id", _time(self._row)
+            name, at = "metaflow-task-id", time_of(self._row)
             found.append(
                 MetadataRecord(
                     task=number, attempt=0, field=name, value=task[1], type=name, created_at=at
@@ -605,7 +619,7 @@ class _Reading:
         return [self._attempt(task, each, rows.get(each, ())) for each in attempts]
 
     def _attempt(self, task: Task, attempt: int, rows: Sequence[Row]) -> AttemptRecord:
-        started = min(map(_time, rows), default=_time(self._row))
+        started = min(map(time_of, rows), default=time_of(self._row))
         ended_well, at = _end_in(rows)
         state, reason = AttemptState.RUNNING, ""
         if ended_well:
@@ -774,17 +788,14 @@ class TheirStore:
     put = batch = put_if_absent = delete = touch = remove_untouched = sweep = _refuse
 
 
-def _time(row: Row) -> float:
-    return float(row.get("ts_epoch") or 0) / 1000
-
-
 def _heartbeat(row: Row) -> float | None:
     beat = row.get("last_heartbeat_ts")
-    return float(beat) if beat else None
+    return shown_time(beat) if beat and isinstance(beat, int | float) else None
 
 
 def _texts(row: Row, name: str) -> tuple[str, ...]:
-    return tuple(sorted(str(each) for each in row.get(name) or () if each))
+    found = row.get(name)
+    return tuple(sorted(map(str, filter(None, found)))) if isinstance(found, list) else ()
 
 
 def _tags(row: Row) -> set[str]:
@@ -798,28 +809,27 @@ def _task_of(row: Row) -> Task:
 def _end_in(rows: Iterable[Row]) -> tuple[bool | None, float | None]:
     """Whether the last attempt that has ended did so well, and when; None where none has ended."""
     ends = [row for row in rows if row["field_name"] == "attempt_ok"]
-    return (str(ends[-1]["value"]) == "True", _time(ends[-1])) if ends else (None, None)
+    return (str(ends[-1]["value"]) == "True", time_of(ends[-1])) if ends else (None, None)
 
 
 def _mark_attempts(rows: list[Row]) -> None:
     """Note of which attempt each row speaks: by its tag, or where a service gives a row the tags of
     its run, by when it was written."""
-    rows.sort(key=_time)
+    rows.sort(key=time_of)
     begun = [
-        (_time(row), int(row["value"]))
-        for row in rows
-        if row["field_name"] == "attempt" and str(row["value"]).isdigit()
+        (time_of(row), number_in(row, "value")) for row in rows if row["field_name"] == "attempt"
     ]
     for row in rows:
-        tags = (str(tag) for tag in row.get("tags") or ())
-        tagged = next((tag[11:] for tag in tags if tag.startswith("attempt_id:")), "")
-        at = _time(row)
+        tagged = next(
+            (tag[11:] for tag in _texts(row, "tags") if tag.startswith("attempt_id:")), ""
+        )
+        at = time_of(row)
         by_time = max((number for time, number in begun if time <= at), default=0)
-        row["attempt"] = int(tagged) if tagged.isdigit() else by_time
+        row["attempt"] = int(tagged) if tagged.isdecimal() else by_time
 
 
 def _attempt_of(row: Row) -> int:
-    return int(row.get("attempt") or 0)
+    return number_in(row, "attempt")
 
 
 def _is(check: Callable[[str], object], value: str) -> bool:

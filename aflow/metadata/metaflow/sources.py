@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from aflow._core import ids
+from aflow._core.clock import shown_time
 from aflow._core.private_folders import read_regular
 from aflow.errors import InvalidName, MetadataUnavailable
 from aflow.metadata.http import ServiceClient
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 PAGE = 500  # runs that are asked for at once
+# What rows have to have: those of others may be damaged, or of another version.
+_NAMES = ("flow_id", "run_number", "step_name", "task_id")
+_RUN, _TASK = _NAMES[:2], _NAMES[2:]
+_METADATA, _ARTIFACT = (*_TASK, "field_name", "value"), (*_TASK, "name")
 
 
 class RecordSource(Protocol):
@@ -120,7 +125,7 @@ class FolderSource:
 
     def run(self, flow: str, run: str) -> Row | None:
         """See RecordSource."""
-        return _json(self._root / flow / run / "_meta" / "_self.json")
+        return self._self(flow, run)
 
     def steps(self, flow: str, run: str) -> list[Row]:
         """See RecordSource."""
@@ -137,17 +142,20 @@ class FolderSource:
                 check(name)
             except InvalidName:
                 continue
-            row = _json(self._root.joinpath(*place, name, "_meta", "_self.json"))
-            if row is not None:
-                found.append(row)
-        return sorted(found, key=_at)
+            found.append(self._self(*place, name))
+        return sorted((row for row in found if row is not None), key=time_of)
+
+    def _self(self, *place: str) -> Row | None:
+        """The record of a flow, run, step or task; its folder says what it is called."""
+        found = _json(self._root.joinpath(*place, "_meta", "_self.json"))
+        return None if found is None else {**found, **dict(zip(_NAMES, place, strict=False))}
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
         """See RecordSource."""
         folder = self._root / flow / run / step / task / "_meta"
         names = (each for each in _names(folder) if each.startswith("sysmeta_"))
-        rows = (_json(folder / name) for name in names)
-        return sorted((row for row in rows if row is not None), key=_at)
+        rows = _usable((_json(folder / name) for name in names), "field_name", "value")
+        return [{**row, "step_name": step, "task_id": task} for row in rows]
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
         """See RecordSource."""
@@ -172,8 +180,9 @@ class FolderSource:
             if record is None:
                 continue
             known.add(int(attempt))
-            for artifact, sha in record["objects"].items():
-                info = record["info"].get(artifact, {})
+            objects, infos = _mapping(record.get("objects")), _mapping(record.get("info"))
+            for artifact, sha in objects.items():
+                info = _mapping(infos.get(artifact))
                 rows.append(
                     {
                         "step_name": step, "task_id": task, "attempt_id": int(attempt),
@@ -187,8 +196,7 @@ class FolderSource:
             return rows
         # Artifacts that are in S3, of which the folder has records alone.
         records = (each for each in _names(folder / "_meta") if "_artifact_" in each)
-        found = (_json(folder / "_meta" / each) for each in records)
-        return [row for row in found if row is not None]
+        return _usable((_json(folder / "_meta" / each) for each in records), *_ARTIFACT)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -215,8 +223,35 @@ def _json(file: Path) -> Row | None:
     return found if isinstance(found, dict) else None
 
 
-def _at(row: Row) -> int:
-    return int(row.get("ts_epoch") or 0)
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _usable(rows: Iterable[object], *needed: str) -> list[Row]:
+    """The rows that have these fields, oldest first: one that is damaged does not hide others."""
+    found = [_mapping(row) for row in rows]
+    return sorted((row for row in found if all(each in row for each in needed)), key=time_of)
+
+
+def time_of(row: Row) -> float:
+    """Return the time of a row, in seconds since the epoch; 0 for one without.
+
+    Args:
+        row: A row of any kind.
+    """
+    at = row.get("ts_epoch")
+    return shown_time(at / 1000) if isinstance(at, int | float) else 0.0
+
+
+def number_in(row: Row, name: str) -> int:
+    """Return the number in a field of a row, which may be a text; 0 for one without.
+
+    Args:
+        row: A row of any kind.
+        name: The name of the field.
+    """
+    text = str(row.get(name))
+    return int(text) if text.isdecimal() else 0
 
 
 # ------------------------------------------------------------------ a service
@@ -232,7 +267,7 @@ class ServiceSource(ServiceClient):
 
     def flows(self) -> list[Row]:
         """See RecordSource."""
-        return self._list("/flows")
+        return self._list("/flows", "flow_id")
 
     def runs(self, flow: str) -> list[Row]:
         """See RecordSource."""
@@ -241,7 +276,7 @@ class ServiceSource(ServiceClient):
         # Services before 2.5 know no pages, and give all.
         response, rows = self._get(f"{path}?_limit={PAGE}")
         while True:
-            found += rows or []
+            found += _usable(rows or (), *_RUN)
             cursor = response.headers.get("X-Next-Cursor")
             if not cursor:
                 return found
@@ -250,45 +285,46 @@ class ServiceSource(ServiceClient):
     def run(self, flow: str, run: str) -> Row | None:
         """See RecordSource."""
         _, found = self._get(f"/flows/{_quoted(flow)}/runs/{_quoted(run)}")
-        return found or None
+        return next(iter(_usable([found], *_RUN)), None)
 
     def steps(self, flow: str, run: str) -> list[Row]:
         """See RecordSource."""
-        return self._list(f"{_run(flow, run)}/steps")
+        return self._list(f"{_run(flow, run)}/steps", "step_name")
 
     def tasks(self, flow: str, run: str, step: str) -> list[Row]:
         """See RecordSource."""
-        return self._list(f"{_run(flow, run)}/steps/{_quoted(step)}/tasks")
+        return self._list(f"{_run(flow, run)}/steps/{_quoted(step)}/tasks", *_TASK)
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
         """See RecordSource."""
-        return self._list(f"{_run(flow, run)}/steps/{_quoted(step)}/tasks/{_quoted(task)}/metadata")
+        path = f"{_run(flow, run)}/steps/{_quoted(step)}/tasks/{_quoted(task)}/metadata"
+        return self._list(path, "field_name", "value")
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
         """See RecordSource."""
-        return self._of_all_tasks(flow, run, "metadata")
+        return self._of_all_tasks(flow, run, "metadata", _METADATA)
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
         """See RecordSource."""
-        return self._of_all_tasks(flow, run, "artifacts")
+        return self._of_all_tasks(flow, run, "artifacts", _ARTIFACT)
 
-    def _of_all_tasks(self, flow: str, run: str, what: str) -> list[Row]:
+    def _of_all_tasks(self, flow: str, run: str, what: str, needed: Iterable[str]) -> list[Row]:
         """Rows of all tasks of a run: by one request, or where a service has no such route, by one
         for each task."""
         _, found = self._get(f"{_run(flow, run)}/{what}")
         if isinstance(found, list):
-            return sorted(found, key=_at)
+            return _usable(found, *needed)
         rows: list[Row] = []
         for step in (str(row["step_name"]) for row in self.steps(flow, run)):
             for task in (str(row["task_id"]) for row in self.tasks(flow, run, step)):
                 path = f"{_run(flow, run)}/steps/{_quoted(step)}/tasks/{_quoted(task)}/{what}"
                 place = {"step_name": step, "task_id": task}
                 rows += ({**place, **row} for row in self._list(path))
-        return sorted(rows, key=_at)
+        return _usable(rows, *needed)
 
-    def _list(self, path: str) -> list[Row]:
+    def _list(self, path: str, *needed: str) -> list[Row]:
         _, found = self._get(path)
-        return sorted(found, key=_at) if isinstance(found, list) else []
+        return _usable(found, *needed) if isinstance(found, list) else []
 
     def _get(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
         if self.registered:

@@ -198,7 +198,6 @@ def _fork_zygote() -> None:
 def _connect_the_command_line() -> None:
     """`MyFlow()` in a script starts the command line, which the language itself may not import."""
     import os
-    import sys
 
     from aflow.flow.spec import set_launcher
 

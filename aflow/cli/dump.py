@@ -54,15 +54,9 @@ def dump(
 
 
 def _artifacts(task: Task, private: bool, wanted: set[str]) -> list[DataArtifact]:
-    return sorted(
-        (
-            artifact
-            for artifact in task
-            if (private or not artifact.id.startswith("_"))
-            and (not wanted or artifact.id in wanted)
-        ),
-        key=lambda artifact: artifact.id,
-    )
+    shown = (each for each in task if private or not each.id.startswith("_"))
+    chosen = (each for each in shown if not wanted or each.id in wanted)
+    return sorted(chosen, key=lambda artifact: artifact.id)
 
 
 def _show(session: Session, task: Task, artifacts: list[DataArtifact], max_value_size: int) -> None:

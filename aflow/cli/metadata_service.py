@@ -11,8 +11,7 @@ import click
 from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.cli.options import option
-from aflow.cli.server import certificate, listen_options, tls_options
-from aflow.cli.server_log import log_to_stderr
+from aflow.cli.server import certificate, listen_options, log_to_stderr, tls_options
 from aflow.errors import InvalidSetting
 from aflow.metadata.factory import open_metadata
 from aflow.storage.factory import store_to_copy

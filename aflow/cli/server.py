@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -13,7 +16,6 @@ from aflow._core.clock import SystemClock
 from aflow._core.private_folders import make_private
 from aflow._core.settings import Settings, path_in
 from aflow.cli.options import count_option, flag, option, port_option, seconds_option
-from aflow.cli.server_log import log_to_stderr
 from aflow.errors import InvalidSetting
 from aflow.metadata import tokens
 from aflow.metadata.factory import open_metadata, open_to_serve
@@ -251,3 +253,40 @@ def _metadata_service(url: str, durability: str, metadata: MetadataStore) -> Met
         return None  # a service has the metadata: its clients go there
     database = open_database(url, durability)
     return MetaflowApi(database, SystemClock(), metadata, open_store=store_to_copy)
+
+
+# The log of a server, on stderr.
+#
+# Names in requests, and what runs print before they have begun, come from others. Whatever they
+# hold, a line of the log is a line of ours: characters that move the cursor, colour, hide or turn
+# text around are spelled out, and lines that follow the first one are indented.
+
+_ODD = re.compile(r"[^ -~\n]")
+
+
+class LogFormatter(logging.Formatter):
+    """Formats records with time and level, without characters that nobody sees."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record.
+
+        Args:
+            record: The record of the log.
+        """
+        return _ODD.sub(_spelled, super().format(record)).replace("\n", "\n    ")
+
+
+def _spelled(found: re.Match[str]) -> str:
+    character = found[0]
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode()
+
+
+def log_to_stderr() -> None:
+    """Write what this process logs, from `INFO` on, to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    for name in ("aflow", "asyncio", "aiohttp.server"):
+        logging.getLogger(name).setLevel(logging.INFO if name == "aflow" else logging.WARNING)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
-from aflow.cli.server_log import Plain
+from aflow.cli.server import LogFormatter
 from aflow.errors import CommandFailed
 from aflow.server.listening import Bounds, listening, room
 from aflow.server.request_bodies import body_of
@@ -265,4 +265,4 @@ async def test_a_file_that_announces_what_is_no_run_has_begun_none(
 )
 def test_a_line_of_the_log_is_one_whatever_it_tells_of(message: str, expected: str) -> None:
     record = logging.LogRecord("aflow", logging.INFO, "", 0, "%s", (message,), None)
-    assert expected == Plain("%(message)s").format(record)
+    assert expected == LogFormatter("%(message)s").format(record)

@@ -1,9 +1,4 @@
-"""How often Python looks for cycles to collect, where the process is ours.
-
-A command line's start makes a hundred thousand objects that all stay; looking through them again
-and again takes a tenth of the start. A coordinator makes records that hold no cycles. So in these
-processes the collector looks seldom. Where steps run it looks as often as it always does.
-"""
+"""The process that runs aflow: its garbage collector, event loop, signals and standard streams."""
 
 from __future__ import annotations
 
@@ -23,6 +18,12 @@ from aflow._core.system import is_open
 
 if TYPE_CHECKING:
     import asyncio
+
+# How often Python looks for cycles to collect, where the process is ours.
+#
+# A command line's start makes a hundred thousand objects that all stay; looking through them again
+# and again takes a tenth of the start. A coordinator makes records that hold no cycles. So in these
+# processes the collector looks seldom. Where steps run it looks as often as it always does.
 
 _USUAL = gc.get_threshold()
 

@@ -492,12 +492,12 @@ def memory_of(sessions: Sequence[int]) -> dict[int, int]:
     return _memory_by_proc({*sessions}) if HAS_PROC else _memory_by_ps({*sessions})
 
 
-def _memory_by_proc(wanted: set[int]) -> dict[int, int]:
+def _memory_by_proc(sessions: set[int]) -> dict[int, int]:
     members: dict[int, list[int]] = {}
     for pid in processes():
         stat = (read_proc(f"{pid}/stat") or b"").rpartition(b")")[2].split()
         session = int(stat[3]) if len(stat) > 3 else 0  # it has ended meanwhile
-        if session in wanted:
+        if session in sessions:
             members.setdefault(session, []).append(pid)
     return {session: _bytes_of(pids) for session, pids in members.items()}
 
@@ -506,13 +506,13 @@ def _bytes_of(pids: Sequence[int]) -> int:
     file, field = ("status", b"VmRSS") if len(pids) == 1 else ("smaps_rollup", b"Pss")
     total = 0
     for pid in pids:
-        said = read_proc(f"{pid}/{file}") or b""  # it has ended meanwhile
-        found = re.search(rb"^%s:\s+(\d+) kB" % field, said, re.MULTILINE)
+        status = read_proc(f"{pid}/{file}") or b""  # it has ended meanwhile
+        found = re.search(rb"^%s:\s+(\d+) kB" % field, status, re.MULTILINE)
         total += int(found[1]) * 1024 if found is not None else 0
     return total
 
 
-def _memory_by_ps(wanted: set[int]) -> dict[int, int]:
+def _memory_by_ps(sessions: set[int]) -> dict[int, int]:
     import subprocess
 
     command = ["ps", "-axo", "pid=,rss="]
@@ -529,7 +529,7 @@ def _memory_by_ps(wanted: set[int]) -> dict[int, int]:
             session = os.getsid(int(pid))
         except (OSError, ValueError):  # it has ended meanwhile
             continue
-        if session in wanted:
+        if session in sessions:
             found[session] = found.get(session, 0) + int(size) * 1024
     return found
 

@@ -246,24 +246,21 @@ class Config(Delayed):
         return f"<Config {self.name}>"
 
 
-def value_of(config: Config, given: Any, where: str) -> Any:
-    """Return the value of a config, from what was given for it: a text, or a value that is parsed
-    already. `where` says in words where it comes from.
-
-    `where` says in words where it comes from.
+def value_of(config: Config, raw: Any, where: str) -> Any:
+    """Return the value of a config.
 
     Args:
         config: The declaration, which says how a text is parsed.
-        given: A text that is still to be parsed, or a parsed value; None stands for no value.
+        raw: A text that is still to be parsed, or a parsed value; None stands for no value.
         where: Where the value comes from, as the error message names it: a file or an option.
 
     Raises:
         InvalidConfig: The text cannot be parsed, or its value is not a mapping and the config is
             not `plain`.
     """
-    value = given
-    if isinstance(given, str):
-        value = _parsed(config, given, where)
+    value = raw
+    if isinstance(raw, str):
+        value = _parsed(config, raw, where)
     if value is None or config._plain:
         return value
     if not isinstance(value, Mapping):
@@ -423,7 +420,7 @@ def _add(packages: dict[str, str], text: str) -> None:
 
 
 def _version(text: str) -> str:
-    """A version as packages are given it: without `==`, other comparisons as they are."""
+    """A version as @pypi takes it: without `==`, other comparisons as they are."""
     text = text.replace(" ", "")
     return text.removeprefix("==") if "," not in text else text
 

@@ -207,9 +207,9 @@ class LinkReader:
                 value, f"has num_parallel={value.value!r}: it must be a whole number above 0."
             )
 
-    def _fault(self, node: ast.AST, story: str) -> InvalidFlow:
+    def _fault(self, node: ast.AST, text: str) -> InvalidFlow:
         line = getattr(node, "lineno", self._tree.lineno)
-        return InvalidFlow(f"Step {self._node.name!r} {story}", file=self._node.file, line=line)
+        return InvalidFlow(f"Step {self._node.name!r} {text}", file=self._node.file, line=line)
 
 
 # Finds the source of steps: the graph of a flow is read from it, not from running it.

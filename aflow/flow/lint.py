@@ -144,7 +144,7 @@ def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]
             yield _of_node(
                 flow.graph[step.name],
                 f"Step {step.name!r} cannot have @catch: it is a {kind.value}, and when it fails "
-                "nobody knows where to go on. Put @catch on the step before or after it.",
+                "nothing says which step follows. Put @catch on the step before or after it.",
             )
 
 
@@ -277,11 +277,11 @@ def splits_are_closed(flow: FlowDefinition) -> Iterator[InvalidFlow]:
     """
     nodes = flow.graph.nodes
     for name, ways in ways_to(nodes, flow.graph.start).items():
-        story = _join_fault(flow, name, ways) if nodes[name].is_join else _step_fault(name, ways)
-        if story is None and nodes[name].kind is Kind.END:
-            story = _end_fault(name, open_in(nodes[name], ways))
-        if story is not None:
-            yield _of_node(nodes[name], story)
+        fault = _join_fault(flow, name, ways) if nodes[name].is_join else _step_fault(name, ways)
+        if fault is None and nodes[name].kind is Kind.END:
+            fault = _end_fault(name, open_in(nodes[name], ways))
+        if fault is not None:
+            yield _of_node(nodes[name], fault)
             return  # what follows would only be reported again
 
 

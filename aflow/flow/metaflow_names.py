@@ -115,8 +115,8 @@ def _in_order(graph: Graph) -> list[str]:
     seen: set[str] = set()
     path = [("", iter([graph.start]))]
     while path:
-        step, following = path[-1]
-        each = next(following, None)
+        step, targets = path[-1]
+        each = next(targets, None)
         if each is None:
             done.append(step)
             path.pop()

@@ -108,8 +108,7 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
     kind = type(value)  # isinstance would ask the value itself, which may be anything
     if name in RESERVED_NAMES:
         members.problems.append(
-            f"{name!r} is a name that flows have a use for: give the step, parameter or attribute "
-            "another name."
+            f"{name!r} is a reserved name: give the step, parameter or attribute another name."
         )
     elif step_mark(value) is not None:
         members.steps[name] = value

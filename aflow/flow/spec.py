@@ -457,7 +457,7 @@ def _cannot_set(cls: type[FlowSpec], name: str) -> str:
     elif name in definition.constants:
         what = "a constant of the class"
     elif name in RESERVED_NAMES:
-        what = "a name that flows have a use for"
+        what = "a reserved name"
     else:
         what = "a method of the class"
     return f"self.{name} cannot be set: it is {what}. Use another name."

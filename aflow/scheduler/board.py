@@ -22,10 +22,11 @@ from aflow.scheduler.tasks import Items, LiveStep, LiveTask
 
 class Board:
     """The tasks of one run that are not over. At most `limit` are live at a time; of these
-    `workers` certainly run, the others may wait behind them. `held` places are kept."""
+    `workers` certainly run, the others may wait behind them. `reserved` of the places are kept for
+    members of gangs."""
 
     __slots__ = (
-        "cursors", "held", "launched", "limit", "live", "now", "pushed", "ready", "steps",
+        "cursors", "launched", "limit", "live", "now", "pushed", "ready", "reserved", "steps",
         "waiting", "workers",
     )  # fmt: skip
 
@@ -33,7 +34,7 @@ class Board:
         self.steps = steps
         self.limit = limit
         self.workers = workers
-        self.held = 0
+        self.reserved = 0
         self.launched = 0  # tasks so far, so also the number of the latest
         self.now = 0.0  # the time of the event that is handled
         self.live: dict[int, LiveTask] = {}
@@ -86,9 +87,9 @@ class Board:
         task = self._take()
         if task is None:
             return None
-        if task.holds:
-            task.holds = False
-            self.held -= 1
+        if task.has_reservation:
+            task.has_reservation = False
+            self.reserved -= 1
         if not task.number:
             self.launched += 1
             task.number = self.launched
@@ -100,9 +101,9 @@ class Board:
 
     def _take(self) -> LiveTask | None:
         ready = self.ready
-        has_room = len(self.live) + self.held < self.limit
+        has_room = len(self.live) + self.reserved < self.limit
         while ready:
-            if not has_room and not ready[0].holds:
+            if not has_room and not ready[0].has_reservation:
                 return None
             task = ready.popleft()
             if task.step.launched < task.step.bound:
@@ -130,7 +131,7 @@ class Board:
         """Whether all members can run at once; or go on starting, once they have begun to."""
         count = gang.expected
         return gang.next > 0 or (
-            len(self.live) + self.held + count <= self.workers
+            len(self.live) + self.reserved + count <= self.workers
             and gang.body.launched + count <= gang.body.bound
         )
 
@@ -167,7 +168,7 @@ class Board:
             task: The task.
         """
         task.move(TaskState.READY)
-        self._hold(task)
+        self._reserve(task)
         task.step.ready += 1
         self.ready.appendleft(task)
 
@@ -179,7 +180,7 @@ class Board:
             at: When it happened, in seconds since the epoch.
         """
         task.move(TaskState.WAITING)
-        self._hold(task)
+        self._reserve(task)
         task.step.waiting += 1
         self.pushed += 1
         heappush(self.waiting, (at, self.pushed, task))
@@ -198,7 +199,7 @@ class Board:
             task = heappop(self.waiting)[2]
             task.move(TaskState.READY)
             task.step.waiting -= 1
-            if task.holds:  # a task before it may wait for its gang
+            if task.has_reservation:  # a task before it may wait for its gang
                 task.step.ready += 1
                 self.ready.appendleft(task)
             else:
@@ -206,11 +207,11 @@ class Board:
             due = True
         return due
 
-    def _hold(self, task: LiveTask) -> None:
+    def _reserve(self, task: LiveTask) -> None:
         """Keep the place of a member whose gang waits for it."""
-        if task.is_member and not task.holds:
-            task.holds = True
-            self.held += 1
+        if task.is_member and not task.has_reservation:
+            task.has_reservation = True
+            self.reserved += 1
 
     def pending(self) -> list[LiveTask]:
         """Return the tasks that are ready, parked or waiting, without items that have not
@@ -228,7 +229,7 @@ class Board:
         self.ready.clear()
         self.cursors.clear()
         self.waiting.clear()
-        self.held = 0
+        self.reserved = 0
         for step in self.steps.values():
             step.parked.clear()
             step.parked_items.clear()

@@ -61,7 +61,7 @@ def disagreement(
     if transition is None:
         return f"Step {step.name} succeeded without saying which steps follow it."
     if not _agrees(step, transition):
-        return _story(step, transition)
+        return _mismatch(step, transition)
     if step.kind is Kind.PARALLEL:
         return _too_large(step, transition.count, max_workers)
     if task.stream is not None and (transition.count or 0) < task.stream.known:
@@ -78,7 +78,7 @@ def disagreement(
                 f"{task.group.step.name} opened."
             )
     elif step.kind is not Kind.SPLIT:
-        target = following(step, transition)
+        target = next_step(step, transition)
         if target.is_join and (task.group is None or task.group.join is not target):
             return (
                 f"Step {step.name} leads into the join {target.name}, but no split that "
@@ -101,7 +101,7 @@ def _too_large(step: LiveStep, count: int | None, max_workers: int) -> str | Non
     )
 
 
-def following(step: LiveStep, transition: Transition) -> LiveStep:
+def next_step(step: LiveStep, transition: Transition) -> LiveStep:
     """Return the one step that follows a linear step or a switch.
 
     Args:
@@ -122,13 +122,13 @@ def _agrees(step: LiveStep, transition: Transition) -> bool:
     return transition.count is None
 
 
-def _story(step: LiveStep, transition: Transition) -> str:
-    went = ", ".join(map(str, transition.steps)) or "nowhere"
+def _mismatch(step: LiveStep, transition: Transition) -> str:
+    actual = ", ".join(map(str, transition.steps)) or "nowhere"
     items = "" if transition.count is None else f" (for {transition.count!r} items)"
     may = (" or " if step.kind is Kind.SWITCH else ", ").join(step.next) or "nowhere"
     items_too = " for each item" if step.kind in FAN_OUT else ""
     return (
-        f"Step {step.name} went to {went}{items}, but by the graph of the flow it goes to "
+        f"Step {step.name} went to {actual}{items}, but by the graph of the flow it goes to "
         f"{may}{items_too}."
     )
 
@@ -392,7 +392,7 @@ class RunMachine:
         """Let what follows a finished task become ready."""
         kind = task.step.kind
         if kind is Kind.LINEAR or kind is Kind.SWITCH:
-            self._enter(following(task.step, transition), task.group, task.index, task.number)
+            self._enter(next_step(task.step, transition), task.group, task.index, task.number)
         elif kind is Kind.SPLIT:
             self._open_branches(task)
         elif kind is Kind.END:

@@ -196,7 +196,7 @@ Command = LaunchAttempt | CancelAttempt | RetryAttempt | TaskSettled | FinishRun
 # Events and inputs as bytes: what a journal and a task's record store.
 #
 # A batch of events is one msgpack array `[1, event, ...]`: the version, then each event as a short
-# array `[time, name, fields...]`. The names and letters below are stored in journals, so they
+# array `[time, name, fields...]`. The names and codes below are stored in journals, so they
 # never change their meaning. Fields at the end that have their usual value are left out.
 #
 # s                                   RunStarted
@@ -204,7 +204,7 @@ Command = LaunchAttempt | CancelAttempt | RetryAttempt | TaskSettled | FinishRun
 # e  task attempt steps [foreach count]
 # AttemptEnded with success; steps follow
 # e  task attempt state [reason retryable transition]
-# AttemptEnded otherwise; state is a letter
+# AttemptEnded otherwise; state is a code of one letter
 # i  task attempt count               ItemsReady
 # t                                   TimePassed
 # c  [reason]                         CancelRequested
@@ -215,7 +215,7 @@ Command = LaunchAttempt | CancelAttempt | RetryAttempt | TaskSettled | FinishRun
 
 VERSION = 1
 
-_LETTERS = {
+_STATE_CODES = {
     AttemptState.QUEUED: "q",
     AttemptState.RUNNING: "r",
     AttemptState.SUCCEEDED: "s",
@@ -225,7 +225,7 @@ _LETTERS = {
     AttemptState.LOST: "l",
     AttemptState.INTERRUPTED: "i",
 }
-_STATES = {letter: state for state, letter in _LETTERS.items()}
+_STATES = {code: state for state, code in _STATE_CODES.items()}
 
 
 def encode_events(events: Iterable[tuple[float, Event]]) -> bytes:
@@ -256,15 +256,26 @@ def _row(event: Event) -> tuple[Any, ...]:
 
 def _ended_row(event: AttemptEnded) -> tuple[Any, ...]:
     outcome = event.outcome
-    went = outcome.transition
+    transition = outcome.transition
     succeeded = outcome.state is AttemptState.SUCCEEDED
-    if succeeded and went is not None and not outcome.reason and outcome.retryable:
-        if went.foreach is None and went.count is None:
-            return ("e", event.task, event.attempt, went.steps)
-        return ("e", event.task, event.attempt, went.steps, went.foreach, went.count)
-    letter = _LETTERS[outcome.state]
-    row = ("e", event.task, event.attempt, letter, outcome.reason, outcome.retryable)
-    return row if went is None else (*row, (went.steps, went.foreach, went.count))
+    if succeeded and transition is not None and not outcome.reason and outcome.retryable:
+        if transition.foreach is None and transition.count is None:
+            return ("e", event.task, event.attempt, transition.steps)
+        return (
+            "e",
+            event.task,
+            event.attempt,
+            transition.steps,
+            transition.foreach,
+            transition.count,
+        )
+    code = _STATE_CODES[outcome.state]
+    row = ("e", event.task, event.attempt, code, outcome.reason, outcome.retryable)
+    return (
+        row
+        if transition is None
+        else (*row, (transition.steps, transition.foreach, transition.count))
+    )
 
 
 def decode_events(data: bytes) -> list[tuple[float, Event]]:
@@ -296,8 +307,8 @@ def decode_events(data: bytes) -> list[tuple[float, Event]]:
 def _read_ended(task: int, attempt: int, first: Any, *rest: Any) -> AttemptEnded:
     if type(first) is tuple:
         return AttemptEnded(task, attempt, _success(first, *rest))
-    reason, retryable, *went = rest
-    transition = Transition(*went[0]) if went else None
+    reason, retryable, *fields = rest
+    transition = Transition(*fields[0]) if fields else None
     return AttemptEnded(task, attempt, Outcome(_STATES[first], transition, reason, retryable))
 
 

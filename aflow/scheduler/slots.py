@@ -223,11 +223,11 @@ class Slots:
 
     def _spares(self, whole: Demand, first: Demand) -> bool:
         """Whether this one takes nothing that the first one lacks, or would lack then."""
-        wanted = dict(first)
+        needed = dict(first)
         return all(
-            self._free.get(name, 0) - amount >= wanted[name]
+            self._free.get(name, 0) - amount >= needed[name]
             for name, amount in whole
-            if name in wanted
+            if name in needed
         )
 
     def _give(self, key: Hashable, demand: Demand) -> Grant:

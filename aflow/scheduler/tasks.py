@@ -260,8 +260,8 @@ def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, Live
 def _tie(step: LiveStep, node: Node, steps: dict[str, LiveStep]) -> None:
     """Turn the names that a node holds into steps."""
 
-    def fault(story: str) -> InvalidFlow:
-        return InvalidFlow(f"Step {step.name} {story}.", file=node.file, line=node.line)
+    def fault(text: str) -> InvalidFlow:
+        return InvalidFlow(f"Step {step.name} {text}.", file=node.file, line=node.line)
 
     for name in node.next:
         if name not in steps:
@@ -287,14 +287,14 @@ class LiveTask:
     `number` is 0 until its first attempt is launched, `attempt` -1. `failures` and `losses` count
     what its retries and its patience have been used up by; `fallback` is 0 while the step itself is
     run, then the number of the fallback attempt. `handle` is None until the live attempt begins.
-    `holds` says that its place among the live attempts is kept for it until it starts again.
-    `stream` is the foreach that its live attempt has opened before its end. `ready_at` is when all
-    that the task reads was there.
+    `has_reservation` says that its place among the live attempts is kept for it until it starts
+    again. `stream` is the foreach that its live attempt has opened before its end. `ready_at` is
+    when all that the task reads was there.
     """
 
     __slots__ = (
-        "attempt", "failures", "fallback", "group", "handle", "holds", "index", "inputs", "launch",
-        "losses", "number", "ready_at", "state", "step", "stream",
+        "attempt", "failures", "fallback", "group", "handle", "has_reservation", "index", "inputs",
+        "launch", "losses", "number", "ready_at", "state", "step", "stream",
     )  # fmt: skip
 
     launch: LaunchAttempt  # the live attempt, or the last one
@@ -311,7 +311,7 @@ class LiveTask:
         self.losses = 0
         self.fallback = 0
         self.handle: str | None = None
-        self.holds = False
+        self.has_reservation = False
         self.stream: Items | None = None
         self.ready_at = 0.0
 
@@ -327,10 +327,10 @@ class LiveTask:
             state: The state.
 
         Raises:
-            IllegalMove: The error is raised with the task's story, if the table forbids it.
+            IllegalMove: The table forbids it; the error describes the task.
         """
         if state not in TASK_MOVES[self.state]:
-            raise IllegalMove(f"{self.story()} cannot become {state}.")
+            raise IllegalMove(f"{self.description()} cannot become {state}.")
         self.state = state
 
     def next_attempt(self) -> LaunchAttempt:
@@ -405,7 +405,7 @@ class LiveTask:
             f"not tried again; the last time: {reason}"
         )
 
-    def story(self) -> str:
+    def description(self) -> str:
         """Return the task in one line, for people who look for a fault."""
         where = "" if self.group is None else f", index {self.index} of split {self.group.serial}"
         return (

@@ -51,7 +51,7 @@ def snapshot(machine: RunMachine) -> tuple[Any, ...]:
         (
             board.limit,
             board.launched,
-            board.held,
+            board.reserved,
             board.pushed,
             tuple(_task(board.live[number]) for number in sorted(board.live)),
             tuple(map(_task, board.ready)),
@@ -76,7 +76,7 @@ def _task(task: LiveTask) -> tuple[Any, ...]:
         task.losses,
         task.fallback,
         task.handle,
-        task.holds,
+        task.has_reservation,
         None if task.stream is None else task.stream.serial,
     )
 
@@ -118,7 +118,7 @@ def story(machine: RunMachine) -> str:
     if stop is not None:
         lines.append(f"It stops with {stop}.")
     tasks = [*board.live.values(), *board.pending()]
-    lines.extend(task.story() for task in tasks[:_SHOWN])
+    lines.extend(task.description() for task in tasks[:_SHOWN])
     if len(tasks) > _SHOWN:
         lines.append(f"... and {len(tasks) - _SHOWN} more.")
     lines.extend(
@@ -146,10 +146,10 @@ def check_invariants(machine: RunMachine) -> None:
 
 
 def _bounds(board: Board) -> str | None:
-    if len(board.live) + board.held > board.limit:
+    if len(board.live) + board.reserved > board.limit:
         return (
-            f"{len(board.live)} attempts are live and {board.held} places kept, but {board.limit} "
-            "are allowed."
+            f"{len(board.live)} attempts are live and {board.reserved} places kept, but "
+            f"{board.limit} are allowed."
         )
     for step in board.steps.values():
         if step.launched > step.bound:
@@ -169,9 +169,9 @@ def _tallies(board: Board) -> str | None:
         found = (live[name], running[name], waiting[name], pending[name])
         if counted != found:
             return f"Step {name} says (live, running, waiting, pending) {counted}, but has {found}."
-    holding = sum(task.holds for task in board.pending())
-    if holding != board.held:
-        return f"{board.held} places are kept, but {holding} tasks hold one."
+    holding = sum(task.has_reservation for task in board.pending())
+    if holding != board.reserved:
+        return f"{board.reserved} places are kept, but {holding} tasks hold one."
     over = sum(step.done + step.failed + step.cancelled for step in board.steps.values())
     numbered = sum(1 for task in board.pending() if task.number)
     if over + len(board.live) + numbered != board.launched:
@@ -186,10 +186,10 @@ def _states(board: Board) -> str | None:
     due = {id(task) for _, _, task in board.waiting}
     for number, task in board.live.items():
         if task.number != number or task.state is not TaskState.RUNNING or task.launch is None:
-            return f"Live under {number}: {task.story()}."
+            return f"Live under {number}: {task.description()}."
     for task in board.pending():
         if task.state is not (TaskState.WAITING if id(task) in due else TaskState.READY):
-            return f"Not where its state belongs: {task.story()}."
+            return f"Not where its state belongs: {task.description()}."
     return None
 
 
@@ -205,9 +205,9 @@ def _ending(state: RunState, stop: FinishRun | None, board: Board) -> str | None
 
 def _progress(board: Board) -> str | None:
     """Nothing that could start is left lying, and something is to come."""
-    if any(task.holds for task in board.ready):
+    if any(task.has_reservation for task in board.ready):
         return "A member of a gang has its place, but was not launched."
-    if len(board.live) + board.held < board.limit:
+    if len(board.live) + board.reserved < board.limit:
         waits = board.cursors and board.cursors[-1].gang and not board.cursors[-1].next
         if board.ready or (board.cursors and not waits):
             return "There is room, but tasks that are ready were not launched."

@@ -59,10 +59,10 @@ def check_packages(decorator: Any) -> None:
         if value:
             decorator._set(option, {str(key): str(each) for key, each in value.items()})
     if decorator.disabled not in (True, False, None):
-        words = {"true": True, "false": False, "none": None}  # as they come out of a config
-        if str(decorator.disabled).lower() not in words:
+        flags = {"true": True, "false": False, "none": None}  # as they come out of a config
+        if str(decorator.disabled).lower() not in flags:
             raise decorator._fault("disabled", "True or False")
-        decorator._set("disabled", words[str(decorator.disabled).lower()])
+        decorator._set("disabled", flags[str(decorator.disabled).lower()])
     if decorator.python is not None:
         decorator._set("python", str(decorator.python))
 

@@ -97,24 +97,24 @@ class Resources(StepDecorator):
                 number.
         """
         found = {option: self.amount(option, attempt) for option in AMOUNTS}
-        given = {name: value for name, value in found.items() if value is not None}
-        return {**given, **self.custom_amounts(attempt)}
+        amounts = {name: value for name, value in found.items() if value is not None}
+        return {**amounts, **self.custom_amounts(attempt)}
 
     def _at(self, option: str, value: Amount | None, attempt: int) -> float | None:
         if not callable(value):
             return value  # type: ignore[return-value]  # it was made a number when it was checked
         try:
-            given = value(attempt)
+            returned = value(attempt)
         except Exception as error:
             raise InvalidDecorator(
                 f"@resources: the function of {option} raised {type(error).__name__} for attempt "
                 f"{attempt}: {error}"
             ) from error
-        number = as_number(given)
+        number = as_number(returned)
         if number is None or number < 0 or (number == 0 and option in POSITIVE):
             raise InvalidDecorator(
                 f"@resources: the function of {option} must give a number for each attempt, and "
-                f"gave {shown(given)} for attempt {attempt}."
+                f"gave {shown(returned)} for attempt {attempt}."
             )
         return float(number)
 

@@ -98,7 +98,7 @@ FAULTY_STEPS: list[Fault] = [
             def input(self):
                 pass
         """,
-        [(2, "'input' is a name that flows have a use for")],
+        [(2, "'input' is a reserved name")],
     ),
     (
         "a constant of a reserved name",
@@ -109,7 +109,7 @@ FAULTY_STEPS: list[Fault] = [
             def only(self):
                 pass
         """,
-        [(2, "'name' is a name that flows have a use for")],
+        [(2, "'name' is a reserved name")],
     ),
     (
         "a step with too many arguments",

@@ -228,7 +228,7 @@ def spoil(run: Run, change: str) -> None:
             "steps['body'].running += 1",
             "Step body says (live, running, waiting, pending) (4, 1, 0, 6), but has (4, 0, 0, 6)",
         ),
-        ({}, "board.limit += 1; board.held += 1", "1 places are kept, but 0 tasks hold one"),
+        ({}, "board.limit += 1; board.reserved += 1", "1 places are kept, but 0 tasks hold one"),
         ({}, "steps['body'].done += 1", "5 tasks were launched, but 2 are over, 4 live and 0"),
         ({}, "live[0].state = TaskState.READY", "Live under 2: task 2 of step body"),
         ({}, "machine._state = RunState.PENDING", "Tasks are to start, but the run has not"),
@@ -238,7 +238,7 @@ def spoil(run: Run, change: str) -> None:
         ({}, "board.cursors[0].gang = True", "A gang has begun to start, and some of its"),
         (
             {"flow": BRANCHES, "max_workers": 1},
-            "board.ready[0].holds = True; board.held = 1; board.limit = 2",
+            "board.ready[0].has_reservation = True; board.reserved = 1; board.limit = 2",
             "A member of a gang has its place, but was not launched",
         ),
         (

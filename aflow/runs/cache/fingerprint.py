@@ -68,7 +68,8 @@ _ANY_CODE_MODULES = frozenset({"importlib", "runpy", "pkgutil", "imp", "subproce
 _OF_OPERATOR = ("", "attrgetter", "methodcaller")
 _OF_SYS = ("", "modules", "_getframe")
 _PROGRAMS_OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn")
-_IN_A_FORMAT = re.compile(r"\.([A-Za-z_]\w*)(?=[^{}]*\})")  # attributes: "{0.name}", "{x.name!r}"
+_FIELD = re.compile(r"\{[^{}]*\}")  # of a format: "{0.name}", "{x.name!r}"
+_ATTRIBUTE = re.compile(r"\.([A-Za-z_]\w*)")
 
 # What a module or a class has by itself, and is not the user's to change.
 _OF_MODULES = frozenset(
@@ -755,8 +756,9 @@ def mentions_of(code: CodeType) -> Mentions:
                 imports.add((name, level or 0, tuple(names or ())))
             elif instruction.opname.startswith(("LOAD_CONST", "LOAD_SMALL_INT")):
                 constants.append(name)
-                if isinstance(name, str) and "{" in name:
-                    attributes.update(_IN_A_FORMAT.findall(name))
+                if isinstance(name, str):
+                    for field in _FIELD.findall(name):
+                        attributes.update(_ATTRIBUTE.findall(field))
             elif isinstance(name, str) and name in each.co_names:
                 attributes.add(name)
         if chain:

@@ -1,9 +1,9 @@
 """The items of a foreach, stored so that each task reads only its own, and none that is another.
 
-An item becomes a record: one byte (the length of its text; 0x80 is added if the item is an entry
-with blobs of its own), the text (at most 30 characters, for people), the pickle or the entry as
-msgpack. Records follow one another in a segment; after them comes a table with a row a record:
-offset (8 bytes), length (4), both little-endian, and the beginning of the record's blake3.
+An item becomes a record: one byte (the length of its text; 0x80 is added if the item is an entry,
+as large ones and those with sets are), the text (at most 30 characters, for people), the pickle or
+the entry as msgpack. Records follow one another in a segment; after them comes a table with a row a
+record: offset (8 bytes), length (4), both little-endian, and the beginning of the record's blake3.
 
 `Manifest.items` is `[count, segment...]`. A segment is the bytes themselves (all records and the
 table, with 8 bytes of each digest, if together at most 16 KiB) or `[key, size, records, root]` of a
@@ -27,9 +27,10 @@ import msgpack
 from aflow._core.records import NamedTuple
 from aflow.errors import CorruptBlob, ObjectNotFound, StorageError
 from aflow.storage import codecs
-from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry
+from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry, digest
 from aflow.storage.base import Buffer
-from aflow.storage.blobs import BlobStore
+from aflow.storage.blobs import BlobStore, digest_of
+from aflow.storage.identity import has_sets
 from aflow.storage.names import Names
 from aflow.storage.previews import short_text
 
@@ -42,7 +43,7 @@ _SMALL = 128 << 10  # bytes: segments of this size, or what follows their record
 _ROW = struct.Struct("<QI8s")  # of segments in a manifest, and of those without a root
 _WIDE_ROW = struct.Struct("<QI16s")
 _DIGEST = 16
-_HAS_BLOBS = 0x80
+_IS_ENTRY = 0x80
 _TEXT_BYTES = 0x7F
 
 
@@ -85,7 +86,6 @@ class ItemWriter:
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
-        self._writer = ArtifactWriter(blobs, inline_limit=0)
         self._segments: list[Any] = []
         self._segment = _Segment()
         self.count = 0
@@ -99,7 +99,7 @@ class ItemWriter:
         Raises:
             ArtifactNotPicklable: The item cannot be pickled; the error names it.
         """
-        self._segment.add(_record(item, self.count, self._writer))
+        self._segment.add(_record(item, self.count, self._blobs))
         self.count += 1
         if self._segment.size >= SEGMENT_SIZE:
             self._store()
@@ -150,8 +150,17 @@ class Item(NamedTuple):
 
     index: int  # type: ignore[assignment]  # the word that users know
     text: str
-    has_blobs: bool
+    is_entry: bool
     body: bytes
+
+    @property
+    def _entry(self) -> Entry:
+        return Entry(*msgpack.unpackb(self.body, use_list=False))
+
+    @property
+    def digest(self) -> str:
+        """The identity of the item, as artifacts have one: equal for equal items."""
+        return digest(self._entry) if self.is_entry else digest_of([self.body])
 
     def value(self, blobs: BlobStore, names: Names | None = None) -> Any:
         """Return the item itself; each call gives a new object. `names` is as in ArtifactReader.
@@ -167,11 +176,10 @@ class Item(NamedTuple):
                 that is missing.
             StoreUnavailable: The datastore does not answer, or refuses.
         """
-        if not self.has_blobs:
+        if not self.is_entry:
             return codecs.load(f"Item {self.index} of the foreach", self.body, (), names)
-        entry = Entry(*msgpack.unpackb(self.body, use_list=False))
         reader = ArtifactReader(blobs, names)
-        value = reader.load(f"item {self.index} of the foreach", entry)
+        value = reader.load(f"item {self.index} of the foreach", self._entry)
         reader.verify_pending()
         return value
 
@@ -203,7 +211,7 @@ class ItemReader:
         record = self._record(items, index)
         start = 1 + (record[0] & _TEXT_BYTES)
         text = record[1:start].decode("utf-8", "replace")
-        return Item(index, text, bool(record[0] & _HAS_BLOBS), record[start:])
+        return Item(index, text, bool(record[0] & _IS_ENTRY), record[start:])
 
     def _record(self, items: Any, index: int) -> bytes:
         if not 0 <= index < items[0]:
@@ -314,20 +322,22 @@ def _blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[st
 def _blobs_in(segment: bytes, table: int, records: int, row: struct.Struct) -> Iterator[str]:
     for at in range(table, table + records * row.size, row.size):
         offset, length, _ = row.unpack_from(segment, at)
-        if length and segment[offset] & _HAS_BLOBS:
+        if length and segment[offset] & _IS_ENTRY:
             start = offset + 1 + (segment[offset] & _TEXT_BYTES)
             entry = Entry(*msgpack.unpackb(segment[start : offset + length], use_list=False))
             yield from (key for key, _ in entry.blobs)
 
 
-def _record(item: Any, index: int, writer: ArtifactWriter) -> bytes:
+def _record(item: Any, index: int, blobs: BlobStore) -> bytes:
     text = short_text(item).encode("utf-8", "replace")  # at most 120 bytes
-    name = f"item {index}"
     pickled = codecs.dump(f"Item {index} of the foreach", "item", item, LARGE_ITEM)
-    if not pickled.buffers and pickled.size <= LARGE_ITEM:
+    is_small = not pickled.buffers and pickled.size <= LARGE_ITEM
+    if is_small and not has_sets(pickled.parts):
         return b"".join((bytes((len(text),)), text, *pickled.parts))
-    entry = writer.save(name, item)
-    return b"".join((bytes((len(text) | _HAS_BLOBS,)), text, msgpack.packb(entry)))
+    # Each process pickles sets of texts in another order: their entry has a digest of the content.
+    limit = LARGE_ITEM if is_small else 0
+    entry = ArtifactWriter(blobs, limit, limit).save(f"item {index}", item)
+    return b"".join((bytes((len(text) | _IS_ENTRY,)), text, msgpack.packb(entry)))
 
 
 def _checksum(record: Buffer) -> bytes:

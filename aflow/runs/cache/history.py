@@ -12,7 +12,6 @@ from aflow.runs.cache.key import CodeFingerprints, KeyInputs, Value, key_inputs_
 from aflow.scheduler.messages import FromTask, decode_inputs
 from aflow.scheduler.states import TaskState
 from aflow.storage.artifacts import ArtifactReader
-from aflow.storage.blobs import digest_of
 from aflow.storage.items import ItemReader
 from aflow.task.inputs import Manifests
 
@@ -115,7 +114,7 @@ def item_value(reader: ItemReader, items: object, index: int) -> Value:
         index: The index of the item within the foreach.
     """
     item = reader.read(items, index)
-    return Value(digest_of([item.body]), item.text)
+    return Value(item.digest, item.text)
 
 
 class History:

@@ -229,7 +229,7 @@ class CachedTasks:
         items = self._openers[launch.split].items
         if items is None:  # a gang has members, not items
             return launch.index, str(launch.count)
-        return launch.index, digest_of([self._items.read(items, launch.index).body])
+        return launch.index, self._items.read(items, launch.index).digest
 
     # ------------------------------------------------------------ what was found
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aflow.errors import ArtifactNotPicklable, CorruptBlob, StorageError
-from aflow.storage.artifacts import ArtifactWriter
 from aflow.storage.base import Buffer
 from aflow.storage.blobs import BlobStore, blob_name
 from aflow.storage.items import (
@@ -204,7 +203,7 @@ def test_items_that_were_stored_before_segments_had_a_root_are_verified_by_their
 ) -> None:
     segment = _Segment()
     for index, item in enumerate(LARGE):
-        segment.add(_record(item, index, ArtifactWriter(blobs)))
+        segment.add(_record(item, index, blobs))
     data = segment.inline()
     stored: list[Any] = [len(LARGE), [str(blobs.put_raw(data)), len(data), len(LARGE)]]
 

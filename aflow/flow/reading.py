@@ -181,6 +181,11 @@ def _flags(function: Callable[..., Any]) -> int:
 def _function_problem(step: StepDefinition, tree: FunctionNode) -> str | None:
     """What is wrong with a step as a function."""
     name = step.name
+    if tree.name != name:
+        return (
+            f"Step {name!r} is the function {tree.name!r} under another name: give both the same "
+            "name. If a decorator of yours has made it, put functools.wraps on what it returns."
+        )
     arguments = [*tree.args.posonlyargs, *tree.args.args]
     if len(arguments) not in (1, 2) or tree.args.vararg or tree.args.kwonlyargs or tree.args.kwarg:
         return (
@@ -189,11 +194,6 @@ def _function_problem(step: StepDefinition, tree: FunctionNode) -> str | None:
         )
     if _flags(step.function) & (_CO_GENERATOR | _CO_ASYNC_GENERATOR):
         return f"Step {name!r} is a generator, which would do nothing: remove its yield."
-    if tree.name != name:
-        return (
-            f"Step {name!r} is the function {tree.name!r} under another name: give both the same "
-            "name."
-        )
     return None
 
 
@@ -224,7 +224,8 @@ def _graph(
         try:
             node = LinkReader(node, tree).read()
         except InvalidFlow as problem_of_link:
-            problems.append(problem_of_link)
+            if tree.name == step.name:  # else it is about another function
+                problems.append(problem_of_link)
         nodes[step.name] = node
     doc = _doc(vars(cls).get("__doc__"))
     return Graph(cls.__name__, start, end, connect(nodes, start), doc)

@@ -157,6 +157,24 @@ FAULTY_STEPS: list[Fault] = [
         [(7, "Step 'end' is the function 'last' under another name")],
     ),
     (
+        "a step that a decorator without functools.wraps has replaced",
+        """
+        def noted(function):
+            def inner(*args, **options):
+                return function(*args)
+            return inner
+        class F(FlowSpec):
+            @step
+            @noted
+            def start(self):
+                self.next(self.end)
+            @step
+            def end(self):
+                pass
+        """,
+        [(3, "Step 'start' is the function 'inner' under another name")],
+    ),
+    (
         "a decorator without @step",
         """
         class F(FlowSpec):

@@ -436,14 +436,14 @@ class MessageTooNew(QueueError):
 
 class AwsError(AflowError):
     """AWS refuses a call, or does not answer. Of a refusal `code` is the service's word for why,
-    `said` its sentence, and `denied` whether a permission or valid credentials are missing."""
+    `detail` its sentence, and `denied` whether a permission or valid credentials are missing."""
 
     def __init__(
-        self, message: str, code: str = "", said: str = "", *, denied: bool = False
+        self, message: str, code: str = "", detail: str = "", *, denied: bool = False
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.said = said
+        self.detail = detail
         self.denied = denied
 
 
@@ -549,7 +549,7 @@ class RunFailed(AflowError):
         self.reason = reason
 
 
-LONGEST_REASON = 4_000  # characters of what is said of a failure in records and messages
+LONGEST_REASON = 4_000  # characters of the reason of a failure in records and messages
 
 
 def clipped(text: str, most: int = LONGEST_REASON) -> str:

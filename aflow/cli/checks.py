@@ -60,13 +60,13 @@ class CodeCheck:
     Use it as a context: what still runs at the end of the block is stopped.
     """
 
-    def __init__(self, file: str, *, wanted: bool = True, warnings: bool = False) -> None:
-        self._wanted = wanted
+    def __init__(self, file: str, *, enabled: bool = True, warnings: bool = False) -> None:
+        self._enabled = enabled
         self._file = file
         self._is_there = os.path.isfile(file)
         self._name = ""
         self._process: Popen[bytes] | None = None
-        tool = _tool() if wanted and self._is_there else None
+        tool = _tool() if enabled and self._is_there else None
         if tool is not None:
             from subprocess import PIPE, STDOUT, Popen  # a run without the check is spared it
 
@@ -86,7 +86,7 @@ class CodeCheck:
         Raises:
             InvalidFlow: The error is raised with what it has found.
         """
-        if not self._wanted:
+        if not self._enabled:
             return
         if not self._is_there:
             note(f"{self._file} lies in an archive, so extra checks are disabled.")

@@ -33,26 +33,14 @@ NEED_NO_FILE = ("batch", "card", "dump", "explain", "kubernetes", "logs")
 # Commands that no flow file belongs to: name -> what it does, and the function that makes the click
 # command, which is imported when the command is named.
 OTHERS = {
-    "status": (
-        "Show all flows, active runs, and the latest failures.",
-        "aflow.cli.status:status",
-    ),
-    "runs": (
-        "List runs of a flow or of all flows.",
-        "aflow.cli.runs:runs",
-    ),
-    "code": (
-        "Compare the code of a run with this folder, or fetch it.",
-        "aflow.cli.code:code",
-    ),
+    "status": ("Show all flows, active runs, and the latest failures.", "aflow.cli.status:status"),
+    "runs": ("List runs of a flow or of all flows.", "aflow.cli.runs:runs"),
+    "code": ("Compare the code of a run with this folder, or fetch it.", "aflow.cli.code:code"),
     "gc": ("Delete old runs, and data without references.", "aflow.cli.gc:gc"),
     "recover": ("Recover a run whose coordinator has died.", "aflow.cli.recover:recover"),
     "worker": ("Lease tasks from a queue, and run them here.", "aflow.cli.worker:worker"),
     "workers": ("List, drain and start workers.", "aflow.cli.worker:workers"),
-    "queue": (
-        "Show, release and delete the messages of a queue.",
-        "aflow.cli.queue:queue",
-    ),
+    "queue": ("Show, release and delete the messages of a queue.", "aflow.cli.queue:queue"),
     "configure": (
         "Set where data and metadata are, per user, in profiles.",
         "aflow.cli.configure:configure",
@@ -66,23 +54,14 @@ OTHERS = {
         "aflow.cli.metadata_service:metadata_service",
     ),
     "cancel": ("Cancel a run.", "aflow.cli.cancel:cancel"),
-    "server": (
-        "Run flows that are submitted over HTTP.",
-        "aflow.cli.server:server",
-    ),
+    "server": ("Run flows that are submitted over HTTP.", "aflow.cli.server:server"),
     "ui": ("Show runs in a browser.", "aflow.cli.ui:ui"),
     "submit": (
         "Submit a flow to a server (aflow submit flow.py --alpha 0.5 --wait).",
         "aflow.cli.submit:submit",
     ),
-    "stack": (
-        "Print, check and import a CloudFormation stack for aflow.",
-        "aflow.cli.stack:stack",
-    ),
-    "schedule": (
-        "Manage the schedules of a server.",
-        "aflow.cli.schedule:schedule",
-    ),
+    "stack": ("Print, check and import a CloudFormation stack for aflow.", "aflow.cli.stack:stack"),
+    "schedule": ("Manage the schedules of a server.", "aflow.cli.schedule:schedule"),
     "token": ("Create, list and revoke API tokens.", "aflow.cli.token:token"),
     "completion": (
         "Print the completion script of a shell (bash, zsh, fish).",

@@ -219,8 +219,8 @@ def _checks() -> dict[str, Check]:
 
     def queue(answers: Answers) -> list[Finding]:
         has_role = "ECS_FARGATE_EXECUTION_ROLE" in answers
-        wanted = answers["BATCH_JOB_QUEUE"]
-        return probes.queue("BATCH_JOB_QUEUE", wanted, aws, execution_role=has_role)
+        job_queue = answers["BATCH_JOB_QUEUE"]
+        return probes.queue("BATCH_JOB_QUEUE", job_queue, aws, execution_role=has_role)
 
     def image(answers: Answers) -> list[Finding]:
         named = answers["BATCH_CONTAINER_IMAGE"]

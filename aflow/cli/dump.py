@@ -36,10 +36,10 @@ def dump(
     session: Session, path: str, private: bool, max_value_size: int, include: str, file: str | None
 ) -> None:
     """Show the artifacts of each task, sorted by name; or write all values to a file."""
-    wanted = {name.strip() for name in include.split(",") if name.strip()}
+    names = {name.strip() for name in include.split(",") if name.strip()}
     values: dict[str, dict[str, Any]] = {}
     for task in tasks_of(session, path):
-        artifacts = _artifacts(task, private, wanted)
+        artifacts = _artifacts(task, private, names)
         if file is None:
             _show(session, task, artifacts, max_value_size)
         else:
@@ -53,9 +53,9 @@ def dump(
         session.note(f"Artifacts written to {file}")
 
 
-def _artifacts(task: Task, private: bool, wanted: set[str]) -> list[DataArtifact]:
+def _artifacts(task: Task, private: bool, names: set[str]) -> list[DataArtifact]:
     shown = (each for each in task if private or not each.id.startswith("_"))
-    chosen = (each for each in shown if not wanted or each.id in wanted)
+    chosen = (each for each in shown if not names or each.id in names)
     return sorted(chosen, key=lambda artifact: artifact.id)
 
 

@@ -123,7 +123,7 @@ def _metadata(settings: Settings) -> Iterator[MetadataStore]:
 
 
 def _grouped(lines: Iterable[tuple[str, str, str]]) -> Iterator[str]:
-    """One line for all tasks of a step of which the same is to be said."""
+    """One line for all tasks of a step that have the same text."""
     groups: dict[tuple[str, str], list[str]] = {}
     for step, name, text in lines:
         groups.setdefault((step, text), []).append(name)

@@ -44,7 +44,7 @@ _NORMALIZED = {
 
 class FlowGroup(click.Group):
     """The commands of one flow, in the file `script`; each is made when it is asked for. `flow` is
-    None where a pathspec alone says what is meant, or where only the help of a command is wanted.
+    None where a pathspec alone says what is meant, or where only the help of a command is shown.
     """
 
     def __init__(

@@ -118,14 +118,14 @@ def _gc(
         if not slash or not run or flow not in (None, of):
             raise click.BadParameter("--run takes the flow and the id of one run, as MyFlow/1234.")
         flow = of
-    wanted = RunsToDelete(
+    chosen = RunsToDelete(
         flow=flow, run=run, before=before, tags=tags, failed=failed, keep=keep, spins=spins
     )
     kept = _seconds("--grace", grace)
     opened = open_all_own(settings.metadata_url, settings.durability, read_only=dry_run)
     with closing(opened) as metadata:
         store = open_store(settings.storage_url)
-        removed = collect(metadata, store, wanted, now, grace=kept, dry_run=dry_run)
+        removed = collect(metadata, store, chosen, now, grace=kept, dry_run=dry_run)
     _print_result(removed, dry_run, grace)
     _warn(removed)
     _sweep_code(settings, kept, now, dry_run=dry_run)

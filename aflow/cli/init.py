@@ -190,8 +190,8 @@ def flow_name(project: str) -> str:
     Args:
         project: The name of the project, as `project_name` returns it.
     """
-    words = "".join(each.capitalize() for each in project.split("-"))
-    name = words if not words[:1].isdigit() else f"My{words}"
+    parts = "".join(each.capitalize() for each in project.split("-"))
+    name = parts if not parts[:1].isdigit() else f"My{parts}"
     return name if name.endswith("Flow") else f"{name}Flow"
 
 

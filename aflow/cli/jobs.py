@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aflow.executors.jobs.base import JobSystem, SubmittedJob
 
 
-class _WantedJobs(NamedTuple):
+class _JobFilter(NamedTuple):
     """Whose jobs are meant; None is everybody's, of every flow, of every run."""
 
     user: str | None = None
@@ -31,7 +31,7 @@ class _WantedJobs(NamedTuple):
 
 # The job system, and the jobs that were found there.
 Found = tuple["JobSystem[Any]", list["SubmittedJob"]]
-Find = Callable[["Session", _WantedJobs], Found]
+Find = Callable[["Session", _JobFilter], Found]
 
 
 def batch_commands() -> dict[str, Subcommand]:
@@ -48,7 +48,7 @@ def _job_commands(system: str, find: Find) -> dict[str, Subcommand]:
 
     @contextmanager
     def listed(session: Session, **whose: Any) -> Iterator[Found]:
-        asked, found = find(session, _wanted(session, session.settings(), **whose))
+        asked, found = find(session, _job_filter(session, session.settings(), **whose))
         try:
             yield asked, found
         finally:
@@ -84,24 +84,24 @@ def _owner_options() -> list[click.Parameter]:
     ]
 
 
-def _wanted(
+def _job_filter(
     session: Session, settings: Settings, my_runs: bool, user: str | None, run_id: str | None
-) -> _WantedJobs:
+) -> _JobFilter:
     """Whose jobs are meant by these options. Raises InvalidInput, and NotFound where there is no
     run yet."""
     if my_runs and (user is not None or run_id is not None):
         other = "--user" if user is not None else "--run-id"
         raise InvalidInput(f"Give either --my-runs or {other}.")
     if session.flow is None:
-        return _WantedJobs(
+        return _JobFilter(
             user if user is not None or run_id is not None else settings.user, run=run_id
         )
     flow = session.flow.__name__
     if run_id is not None:
-        return _WantedJobs(user, flow, run_id.removeprefix(f"{flow}/"))
+        return _JobFilter(user, flow, run_id.removeprefix(f"{flow}/"))
     if my_runs or user is not None:
-        return _WantedJobs(user or settings.user, flow)
-    return _WantedJobs(
+        return _JobFilter(user or settings.user, flow)
+    return _JobFilter(
         settings.user, flow, own_latest(flow, settings, "--run-id RUN or --user NAME").run
     )
 
@@ -119,20 +119,20 @@ def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
 # ------------------------------------------------------------------ systems
 
 
-def _on_batch(session: Session, wanted: _WantedJobs) -> Found:
+def _on_batch(session: Session, chosen: _JobFilter) -> Found:
     settings = aws.settings.AwsSettings.load()
     queues = {*_of_steps(session, "batch", "queue")}
     if settings.queue is not None or not queues:
         queues.add(settings.needed("queue", "The job queue of AWS Batch"))
     batch, calls = job_systems.batch, aws.client.AwsClient()
-    found = batch.definitions.unfinished(calls, sorted(queues), *wanted)
+    found = batch.definitions.unfinished(calls, sorted(queues), *chosen)
     return batch.job_system.BatchSystem(calls), found
 
 
-def _on_kubernetes(session: Session, wanted: _WantedJobs) -> Found:
+def _on_kubernetes(session: Session, chosen: _JobFilter) -> Found:
     kubernetes = job_systems.kubernetes
     cluster = kubernetes.access.KubernetesCluster()
     common = kubernetes.settings.KubernetesSettings.load().namespace or cluster.namespace
     namespaces = sorted({common, *_of_steps(session, "kubernetes", "namespace")})
-    found = kubernetes.job_system.unfinished(cluster, namespaces, *wanted)
+    found = kubernetes.job_system.unfinished(cluster, namespaces, *chosen)
     return kubernetes.job_system.KubernetesSystem(cluster), found

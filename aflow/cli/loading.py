@@ -138,11 +138,11 @@ def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
             clear which flow is meant.
     """
     global _asked_for, _before, _root
-    script, wanted = _path_and_name(target)
+    script, flow_name = _path_and_name(target)
     path = Path(script)
     _check_file(path)
     _stand_for_metaflow()
-    _asked_for = wanted
+    _asked_for = flow_name
     file = os.path.join(os.getcwd(), script)
     rest = sys.path if sys.flags.safe_path else sys.path[1:]
     argv, folder = [script, *arguments], os.getcwd()
@@ -158,7 +158,7 @@ def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
         sys.excepthook(type(error), error, error.__traceback__)  # as Python ends a program
         sys.exit(1)
     modules = loaded()
-    flow = _choose(module, path, wanted)
+    flow = _choose(module, path, flow_name)
     _note_program(flow, argv, name, folder, modules)
     return flow
 
@@ -202,13 +202,13 @@ def load_flow(target: str) -> type[FlowSpec]:
         FlowFileError: Where there is no such file, it does not import, or it is not clear which
             flow is meant.
     """
-    script, wanted = _path_and_name(target)
+    script, flow_name = _path_and_name(target)
     path = Path(script)
     _check_file(path)
     _stand_for_metaflow()
     found = package_of(str(path.resolve()))
     name = path.stem if found is None else found[1]
-    return _choose(_import(path.resolve(), path, name), path, wanted)
+    return _choose(_import(path.resolve(), path, name), path, flow_name)
 
 
 def look_into(path: Path) -> list[type[FlowSpec]]:

@@ -51,12 +51,7 @@ def logs_commands() -> dict[str, Subcommand]:
     return {
         "show": Subcommand(
             "Show what tasks have printed.",
-            [
-                *_which_logs(", by time", "the latest"),
-                timestamps,
-                follow,
-                of_a_server(),
-            ],
+            [*_which_logs(", by time", "the latest"), timestamps, follow, of_a_server()],
             show,
         ),
         "scrub": Subcommand(

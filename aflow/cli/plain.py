@@ -54,7 +54,7 @@ def understood(
         script: The path of the flow's file.
         defined: The flow, as its file has defined it.
         argv: The arguments of the command line.
-        rest: The words without those that give configs.
+        rest: The arguments without those that give configs.
     """
     found = _sorted(rest)
     asks = f"_{os.path.basename(script)}_COMPLETE".replace("-", "_").replace(".", "_").upper()

@@ -47,8 +47,8 @@ def check(session: Session, warnings: bool) -> None:
     definition = session.define()
     settings = session.settings()
     _banner(session, definition, settings)
-    wanted = session.wants_code_check
-    with CodeCheck(definition.file, wanted=wanted, warnings=warnings) as code:
+    enabled = session.wants_code_check
+    with CodeCheck(definition.file, enabled=enabled, warnings=warnings) as code:
         decospecs = _decospecs(session, settings)
         check_graph(_with(definition, decospecs), session.note)
         code.finish(session.note)
@@ -88,7 +88,7 @@ def run(
     if settings.executor == "local" and not dry_run:
         zygote_start.have_zygote()  # it gets ready while the flow is checked
     definition = session.define()
-    with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
+    with CodeCheck(definition.file, enabled=session.wants_code_check) as code:
         _banner(session, definition, settings)
         if not dry_run:
             _note_beginning(session, settings)
@@ -130,7 +130,7 @@ def run(
         options = _prepared(session, definition, options, rebuild=rebuild)
     ended, signum = _in_foreground(definition, options, settings, runner_attribute_file, recover)
     if options.clone_only:
-        stopped = ended.state is RunState.CANCELLED and signum is None  # as was wanted
+        stopped = ended.state is RunState.CANCELLED and signum is None  # as --clone-only asks
         return 0 if stopped else _exit_code(ended, signum)
     return _with_hooks(definition, settings, ended, signum)
 
@@ -292,7 +292,7 @@ def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
             view = None if record is None else metadata.task(record.key, ended.task)
         data = view.attempt.manifest if view is not None and view.attempt is not None else None
         error = Manifest.decode(data).error if data else None
-    except AflowError:  # why the run has failed was said: this is for comfort
+    except AflowError:  # the reason of the failure was printed: this only adds its place
         return
     if error:
         show_frames(str(error.get("traceback", "")))
@@ -437,7 +437,7 @@ def name_of_run(run_id: str | None) -> str | None:
 
 
 def _writable(file: str | None) -> Path | None:
-    """The path, if its folder is there: better said now than when the run has begun."""
+    """The path, if its folder exists: else the error comes before the run, not in the midst."""
     if file is None:
         return None
     path = Path(file)

@@ -11,13 +11,7 @@ import click
 from aflow.cli import tables
 from aflow.cli.errors import printable
 from aflow.cli.loading import load_flow
-from aflow.cli.options import (
-    Subcommand,
-    command_group,
-    count_option,
-    option,
-    tags_option,
-)
+from aflow.cli.options import Subcommand, command_group, count_option, option, tags_option
 from aflow.cli.server_requests import ask, server_option
 from aflow.cli.submit import parameters_of, send
 from aflow.errors import InvalidInput
@@ -115,15 +109,15 @@ def schedule() -> click.Command:
 def _edit(
     name: str, server: str, tags: tuple[str, ...], given: tuple[str, ...], **changes: str | None
 ) -> None:
-    wanted: dict[str, Any] = {key: each for key, each in changes.items() if each is not None}
+    fields: dict[str, Any] = {key: each for key, each in changes.items() if each is not None}
     if given:
         before = ask(server, "GET", _path(name))["parameters"]
-        wanted["parameters"] = {**before, **parameters_of(given)}
+        fields["parameters"] = {**before, **parameters_of(given)}
     if tags:
-        wanted["tags"] = [*tags]
-    if not wanted:
+        fields["tags"] = [*tags]
+    if not fields:
         raise click.UsageError("Name an option to change (see --help).")
-    schedule = ask(server, "PATCH", _path(name), json.dumps(wanted).encode())
+    schedule = ask(server, "PATCH", _path(name), json.dumps(fields).encode())
     when = "is paused" if schedule["paused"] else f"runs next at {_when(schedule['next'])}"
     click.echo(printable(f"{schedule['name']} is changed; it {when}."))
 
@@ -149,14 +143,14 @@ def _create(
             f"Nothing says when {definition.name} is to be run: give it @schedule, or --cron."
         )
     zone = timezone or (own.timezone if own and not cron else None)
-    wanted = {
+    fields = {
         "cron": due,
         "timezone": zone,
         "missed": missed,
         "overlap": overlap,
         "run": send(server, definition, parameters, tags, max_workers),
     }
-    schedule = ask(server, "PUT", _path(name or definition.name), json.dumps(wanted).encode())
+    schedule = ask(server, "PUT", _path(name or definition.name), json.dumps(fields).encode())
     click.echo(
         printable(f"{schedule['name']} runs {schedule['flow']} next at {_when(schedule['next'])}.")
     )

@@ -1,5 +1,5 @@
-"""One call of a command: what was said on its line, and what follows from it. Without click, which
-a plain run has no need of (plain.py)."""
+"""One call of a command: its options, and the settings and the definition that result. Without
+click, which a plain run has no need of (plain.py)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def spin(
     )
     definition = session.define()
     which = _which(path, definition)
-    with CodeCheck(definition.file, wanted=session.wants_code_check) as code:
+    with CodeCheck(definition.file, enabled=session.wants_code_check) as code:
         code.finish(session.note)
     artifacts = {} if artifacts_module is None else _artifacts(Path(artifacts_module))
     spun = alone(definition, which["step"], bare=skip_decorators)

@@ -226,7 +226,7 @@ def trigger(
 def list_runs(session: Session, name: str | None, **chosen: bool) -> None:
     """A line a run."""
     deployer = _deployer(session, name=name)
-    states = [state.upper() for state, wanted in chosen.items() if wanted]  # TIMED_OUT, say
+    states = [state.upper() for state, is_chosen in chosen.items() if is_chosen]  # TIMED_OUT, say
     found = deployer.executions(states)
     reasons = deployer.reasons(found)
     for each in found:

@@ -58,8 +58,8 @@ def _submit(
     given: tuple[str, ...],
 ) -> int:
     parameters = parameters_of(given)
-    wanted = send(server, configured(load_flow(target)), parameters, tags, max_workers)
-    run = ask(server, "POST", "/v1/runs", json.dumps(wanted).encode())["run"]
+    request = send(server, configured(load_flow(target)), parameters, tags, max_workers)
+    run = ask(server, "POST", "/v1/runs", json.dumps(request).encode())["run"]
     click.echo(run)
     if not wait:
         return 0

@@ -27,10 +27,10 @@ _GAP = 4
 
 def tag_commands() -> dict[str, Subcommand]:
     """Return the commands below `tag`, by name."""
-    words = click.Argument(["tags"], nargs=-1, required=True)
+    tags = click.Argument(["tags"], nargs=-1, required=True)
     return {
-        "add": Subcommand("Add tags to a run.", [words, *_which_run()], add),
-        "remove": Subcommand("Remove tags from a run.", [words, *_which_run()], remove),
+        "add": Subcommand("Add tags to a run.", [tags, *_which_run()], add),
+        "remove": Subcommand("Remove tags from a run.", [tags, *_which_run()], remove),
         "replace": Subcommand(
             "Remove tags from a run and add others in one transaction.",
             [
@@ -120,15 +120,15 @@ def _change(
 def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
     """The run that the options name; raises NotFound, NamespaceMismatch, InvalidInput."""
     flow = _flow(session, _own(session) if namespace is None else namespace)
-    wanted = client.get_namespace()
+    current = client.get_namespace()
     if run_id is None:
         latest = flow.latest_run
-        known = f" The latest run in {wanted!r} is {latest.id}." if latest else ""
+        known = f" The latest run in {current!r} is {latest.id}." if latest else ""
         raise InvalidInput(f"Name the run: --run-id RUN.{known}")
     try:
         return client.Run(f"{flow.id}/{run_id.removeprefix(flow.id + '/')}")
     except NamespaceMismatch as error:
-        raise _not_in(f"Run {flow.id}/{run_id}", wanted) from error
+        raise _not_in(f"Run {flow.id}/{run_id}", current) from error
 
 
 def _flow(session: Session, namespace: str | None) -> Flow:
@@ -170,11 +170,11 @@ def list_(
     _refuse_both({"--all": of_all, "--my-runs": my_runs})
     _refuse_both({"--run-id": run_id is not None, "RUN": run is not None})
     _refuse_both({"--group-by-tag": group_by_tag, "--group-by-run": group_by_run, "--flat": flat})
-    wanted = None if of_all or my_runs else run_id or run
-    if wanted is None:
+    named = None if of_all or my_runs else run_id or run
+    if named is None:
         runs = list(_flow(session, _own(session) if my_runs else None))
     else:
-        runs = [_run(session, wanted, "")]
+        runs = [_run(session, named, "")]
     tags, system = _grouped(runs, group_by_tag, group_by_run, hide_system_tags)
     if flat:
         # Programs for Metaflow read them from stderr, below the line with the version.
@@ -254,7 +254,7 @@ def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False)
 
 def _spelt_out(groups: Groups) -> Groups:
     """The same for a terminal: tags may hold anything."""
-    return {printable(group): frozenset(map(printable, words)) for group, words in groups.items()}
+    return {printable(group): frozenset(map(printable, each)) for group, each in groups.items()}
 
 
 def _fields(
@@ -266,14 +266,14 @@ def _fields(
     return [group, ",".join(sorted(system)), ",".join(sorted(all_of - system))]
 
 
-def _columns(words: list[str], bold: frozenset[str]) -> Iterator[str]:
-    """The words in as many columns as fit, read downwards."""
-    if not words:
+def _columns(texts: list[str], bold: frozenset[str]) -> Iterator[str]:
+    """The texts in as many columns as fit, read downwards."""
+    if not texts:
         return
-    width = max(map(len, words))
+    width = max(map(len, texts))
     columns = max(1, (_WIDTH + _GAP) // (width + _GAP))
-    rows = -(-len(words) // columns)
+    rows = -(-len(texts) // columns)
     for row in range(rows):
-        cells = (click.style(word, bold=True) + " " * (width - len(word)) if word in bold
-                 else word.ljust(width) for word in words[row::rows])  # fmt: skip
+        cells = (click.style(text, bold=True) + " " * (width - len(text)) if text in bold
+                 else text.ljust(width) for text in texts[row::rows])  # fmt: skip
         yield (" " * _GAP).join(cells).rstrip()

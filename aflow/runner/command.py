@@ -319,8 +319,8 @@ class Announcement:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def wait(self, process: subprocess.Popen[bytes], at_most: float) -> bytes:
-        """Return what was said; empty if the process has ended, or this many seconds are over, and
-        nothing was.
+        """Return what the command has written; empty if it has ended, or this many seconds are
+        over, without that.
 
         Args:
             process: The process of the command.
@@ -334,7 +334,7 @@ class Announcement:
         return self.read()
 
     def read(self) -> bytes:
-        """Return what was said so far."""
+        """Return what the command has written so far."""
         try:
             # It is written in one piece, which a pipe does not divide.
             return os.read(self._fd, _PIECE)
@@ -534,7 +534,7 @@ def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
 
 
 def _texts(parameter: click.Parameter, name: str, value: Any) -> Any:
-    """What `_written` writes as words, as a value in a file of parameters."""
+    """What `_written` writes as arguments, as a value in a file of parameters."""
     several = parameter.multiple and isinstance(value, list | tuple)
     texts = [
         [_text(name, one) for one in each]

@@ -169,7 +169,7 @@ def _sources(flow: type[FlowSpec]) -> Iterator[str]:
             yield without_magic(cell, shell.transform_cell)
     try:
         yield Path(inspect.getfile(flow)).read_text("utf-8")
-    except (TypeError, OSError):  # it is in no file: said by who asked
+    except (TypeError, OSError):  # it is in no file: the caller reports it
         return
 
 

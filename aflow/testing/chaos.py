@@ -90,11 +90,11 @@ def processes_in(folder: Path) -> list[int]:
     Args:
         folder: The folder of the test.
     """
-    found, wanted = [], folder.resolve()
+    found, inside = [], folder.resolve()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "cwd").resolve().is_relative_to(wanted):
+                if (entry / "cwd").resolve().is_relative_to(inside):
                     found.append(int(entry.name))
             except OSError:  # it has ended while we looked
                 continue

@@ -56,11 +56,11 @@ class Stack:
         try:
             return self._services.call(service, operation, **values)
         except AwsError as error:
-            if error.code == "ValidationError" and "exist" in error.said:
+            if error.code == "ValidationError" and "exist" in error.detail:
                 raise InvalidInput(
-                    f"There is no stack {self._name} in this region and account: {error.said}."
+                    f"There is no stack {self._name} in this region and account: {error.detail}."
                 ) from error
-            raise StackUnreadable(self._failed(service, error.said or str(error))) from error
+            raise StackUnreadable(self._failed(service, error.detail or str(error))) from error
         except InvalidSetting as error:
             raise InvalidInput(
                 "The region of the stack is not known: give --region, or set AWS_DEFAULT_REGION."

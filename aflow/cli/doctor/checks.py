@@ -32,11 +32,7 @@ if TYPE_CHECKING:
     from aflow.aws.client import AwsClient
 
 # What a setting needs besides aflow: the extra, and what it installs.
-_EXTRAS = {
-    "aws": ("aiobotocore",),
-    "postgres": ("psycopg",),
-    "redis": ("redis",),
-}
+_EXTRAS = {"aws": ("aiobotocore",), "postgres": ("psycopg",), "redis": ("redis",)}
 _WAIT = 10.0  # seconds for a queue
 
 

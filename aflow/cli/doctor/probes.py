@@ -148,7 +148,7 @@ def date_of_store(url: str) -> str | None:
 
 def queue(
     name: str,
-    wanted: str,
+    job_queue: str,
     aws: AwsClient,
     *,
     execution_role: bool = True,
@@ -159,15 +159,15 @@ def queue(
 
     Args:
         name: The name of the check, which the findings get.
-        wanted: The name or ARN of the job queue.
+        job_queue: The name or ARN of the job queue.
         aws: The clients of AWS; they do not try again.
         execution_role: Whether the role for the containers is needed, too.
         key: The setting that it is about.
     """
 
     def looked() -> list[Finding]:
-        answer = aws.call("batch", "describe_job_queues", jobQueues=[wanted])
-        found = [of_queue(name, wanted, answer, key)]
+        answer = aws.call("batch", "describe_job_queues", jobQueues=[job_queue])
+        found = [of_queue(name, job_queue, answer, key)]
         if not answer.get("jobQueues"):
             return found
         order = answer["jobQueues"][0].get("computeEnvironmentOrder", ())
@@ -177,9 +177,9 @@ def queue(
             if machines
             else {}
         )
-        return [*found, of_machines("compute", wanted, network, execution_role)]
+        return [*found, of_machines("compute", job_queue, network, execution_role)]
 
-    return asked(name, f"The job queue {wanted}", "batch:DescribeJobQueues", looked)
+    return asked(name, f"The job queue {job_queue}", "batch:DescribeJobQueues", looked)
 
 
 def role(name: str, arn: str, service: str, aws: AwsClient) -> list[Finding]:
@@ -204,24 +204,26 @@ def role(name: str, arn: str, service: str, aws: AwsClient) -> list[Finding]:
     return asked(name, f"The role {arn}", "iam:GetRole", looked, {"NoSuchEntity": missing})
 
 
-def table(name: str, wanted: str, aws: AwsClient) -> list[Finding]:
+def table(name: str, table_name: str, aws: AwsClient) -> list[Finding]:
     """Return whether a table of DynamoDB is there, for Metaflow's state machines.
 
     Args:
         name: The name of the check, which the findings get.
-        wanted: The name of the table.
+        table_name: The name of the table.
         aws: The clients of AWS; they do not try again.
     """
     missing = fail(
         name,
-        f"There is no table {wanted} in this region and account.",
+        f"There is no table {table_name} in this region and account.",
         "Unset AFLOW_SFN_DYNAMO_DB_TABLE (aflow needs none), or make it.",
     )
     return asked(
         name,
-        f"The table {wanted}",
+        f"The table {table_name}",
         "dynamodb:DescribeTable",
-        lambda: [of_table(name, wanted, aws.call("dynamodb", "describe_table", TableName=wanted))],
+        lambda: [
+            of_table(name, table_name, aws.call("dynamodb", "describe_table", TableName=table_name))
+        ],
         {"ResourceNotFoundException": missing},
     )
 
@@ -235,35 +237,35 @@ def log_group(name: str, arn: str, aws: AwsClient, key: str) -> list[Finding]:
         aws: The clients of AWS; they do not try again.
         key: The setting that it is about.
     """
-    wanted = arn.removesuffix(":*").partition(":log-group:")[2] or arn
+    group = arn.removesuffix(":*").partition(":log-group:")[2] or arn
 
     def looked() -> list[Finding]:
-        answer = aws.call("logs", "describe_log_groups", logGroupNamePrefix=wanted)
-        if any(each["logGroupName"] == wanted for each in answer["logGroups"]):
-            return [ok(name, f"{wanted} is there.")]
-        message = f"There is no log group {wanted} in this region and account."
+        answer = aws.call("logs", "describe_log_groups", logGroupNamePrefix=group)
+        if any(each["logGroupName"] == group for each in answer["logGroups"]):
+            return [ok(name, f"{group} is there.")]
+        message = f"There is no log group {group} in this region and account."
         return [fail(name, message, f"Set {key} to one, or unset it.")]
 
-    return asked(name, f"The log group {wanted}", "logs:DescribeLogGroups", looked)
+    return asked(name, f"The log group {group}", "logs:DescribeLogGroups", looked)
 
 
-def image(name: str, wanted: str) -> list[Finding]:
+def image(name: str, reference: str) -> list[Finding]:
     """Return whether an image is in its registry, as far as that is one of ECR.
 
     Args:
         name: The name of the check, which the findings get.
-        wanted: The image that is set, with tag or digest.
+        reference: The image that is set, with tag or digest.
     """
     from aflow.aws.client import QUICK, AwsClient
 
-    parts = _ECR.fullmatch(wanted)
+    parts = _ECR.fullmatch(reference)
     if parts is None:
-        return [ok(name, f"{wanted} (only images in ECR are looked for)")]
+        return [ok(name, f"{reference} (only images in ECR are looked for)")]
     digest, tag = parts["digest"], parts["tag"] or "latest"
     which = {"imageDigest": digest} if digest else {"imageTag": tag}
     missing = fail(
         name,
-        f"There is no image {wanted}.",
+        f"There is no image {reference}.",
         "Push it (docker/README.md), or set AFLOW_BATCH_CONTAINER_IMAGE to another.",
     )
 
@@ -271,10 +273,10 @@ def image(name: str, wanted: str) -> list[Finding]:
         aws = AwsClient(parts["region"], manner=QUICK)
         about = {"registryId": parts["account"], "repositoryName": parts["name"]}
         aws.call("ecr", "describe_images", **about, imageIds=[which])
-        return [ok(name, f"{wanted} is in its registry.")]
+        return [ok(name, f"{reference} is in its registry.")]
 
     known = dict.fromkeys(("ImageNotFoundException", "RepositoryNotFoundException"), missing)
-    return asked(name, f"The image {wanted}", "ecr:DescribeImages", looked, known)
+    return asked(name, f"The image {reference}", "ecr:DescribeImages", looked, known)
 
 
 def asked(

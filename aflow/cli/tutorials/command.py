@@ -41,13 +41,13 @@ def list_() -> None:
 def pull(episode: str | None, folder: str | None, overwrite: bool) -> None:
     """Copy one or all; nothing is copied where one of them already exists."""
     target = Path(folder or "aflow-tutorials")
-    wanted = _episodes() if episode is None else [_named(episode)]
-    there = [target / each.name for each in wanted if (target / each.name).exists()]
+    chosen = _episodes() if episode is None else [_named(episode)]
+    there = [target / each.name for each in chosen if (target / each.name).exists()]
     if there and not overwrite:
         raise InvalidInput(
             f"{there[0]} already exists: give --overwrite to replace it, or another --dir."
         )
-    for each in wanted:
+    for each in chosen:
         try:
             shutil.copytree(
                 each,

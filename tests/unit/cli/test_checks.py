@@ -79,7 +79,7 @@ def test_without_a_tool_the_check_is_left_out(tools: Path) -> None:
 def test_a_check_that_is_not_wanted_is_not_mentioned(tools: Path) -> None:
     install(tools, "ruff", "exit 1")
 
-    assert [] == notes(wanted=False)
+    assert [] == notes(enabled=False)
 
 
 @pytest.mark.parametrize(("tool", "title"), [("ruff", "Ruff"), ("pylint", "Pylint")])

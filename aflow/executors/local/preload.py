@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from aflow._core.modules import file_of, stated
+from aflow.executors.local.messages import packed
 from aflow.task.program import is_library, started
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> s
             except Exception:  # noqa: BLE001, S112 -- the program imports it itself, if it needs it
                 continue
     for what, theirs, ours in zip(_WHAT, imported["state"], state(environment), strict=True):
-        if _plain(theirs) != _plain(ours):
+        # Lists have become tuples on the way: both are packed alike.
+        if packed(theirs) != packed(ours):
             names = _names(theirs, ours) if what == _WHAT[0] else ""
             return f"the flow's file changes {what}{names}, which its imports may read"
     return None
@@ -195,14 +197,10 @@ def is_unseeded(generator: Any) -> bool:
 
 def _names(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
     """The names of the variables that are not the same; their values may be secret."""
-    different = {repr(_plain(each)): each for each in (*theirs, *ours)}
-    for each in (*theirs, *ours):
-        if _plain(each) in _plain(theirs) and _plain(each) in _plain(ours):
-            different.pop(repr(_plain(each)), None)
-    names = sorted({each if isinstance(each, str) else each[0] for each in different.values()})
+    # Changed variables are pairs of name and value; of those that are gone there is the name alone.
+    one, other = (
+        {each if isinstance(each, str) else tuple(each) for each in every}
+        for every in (theirs, ours)
+    )
+    names = sorted({each if isinstance(each, str) else each[0] for each in one ^ other})
     return f" ({', '.join(names)})"
-
-
-def _plain(value: Any) -> Any:
-    """Tuples and lists alike: what has travelled has become the other kind."""
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgpack
+
 from aflow._core.clock import Clock
+from aflow._core.records import dataclass, field
 from aflow._core.system import MemoryGroup, end_group, kills_for_memory, memory_group
 from aflow.errors import OUT_OF_MEMORY
 from aflow.executors import base
@@ -20,7 +23,7 @@ from aflow.executors.local import messages
 from aflow.executors.local.admission import FREE, Granted
 from aflow.executors.local.zygote_client import Zygotes
 from aflow.scheduler.states import AttemptState
-from aflow.task.spec import GROWN, IMPORTED, AttemptReport, AttemptSpec
+from aflow.task.spec import GROWN, IMPORTED, AttemptKey, AttemptReport, AttemptSpec
 
 if TYPE_CHECKING:
     from aflow.executors.local.terminal import Terminal
@@ -33,36 +36,28 @@ OVER_TIME = "The step ran over its time and did not react; its process was kille
 Learn = Callable[[Mapping[str, Any]], None]  # receives what a program has imported
 
 
+@dataclass(slots=True)
 class FreshProcess:
     """One attempt in a process of its own, from the request to its end."""
 
-    __slots__ = (
-        "attempt", "ending", "fds", "granted", "group", "kills", "limit", "pid", "report",
-        "started_at", "task", "terminal", "timers", "unpacker",
-    )  # fmt: skip
+    task: int
+    attempt: int
+    fds: list[int]  # reading ends: stdout, stderr, report
+    terminal: Terminal | None
+    granted: Granted
+    kills: int | None = field(default_factory=kills_for_memory)  # of this machine, before it began
+    group: MemoryGroup | None = None  # which bounds its memory, where that can be had
+    pid: int | None = None
+    started_at: float = 0.0
+    unpacker: msgpack.Unpacker = field(default_factory=messages.unpacker)
+    report: AttemptReport | None = None
+    ending: tuple[AttemptState, str] | None = None  # why we are ending it, if we are
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
-    def __init__(
-        self,
-        spec: AttemptSpec,
-        limit: float | None,
-        fds: list[int],
-        terminal: Terminal | None = None,
-        granted: Granted = FREE,
-    ) -> None:
-        self.granted = granted
-        self.kills = kills_for_memory()
-        self.group: MemoryGroup | None = None  # which bounds its memory, where that can be had
-        self.terminal = terminal
-        self.limit = limit
-        self.task = spec.task
-        self.attempt = spec.attempt
-        self.fds = fds  # reading ends: stdout, stderr, report
-        self.pid: int | None = None
-        self.started_at = 0.0
-        self.unpacker = messages.unpacker()
-        self.report: AttemptReport | None = None
-        self.ending: tuple[AttemptState, str] | None = None  # why we are ending it, if we are
-        self.timers: list[asyncio.TimerHandle] = []
+    @property
+    def attempt_key(self) -> AttemptKey:
+        """The numbers of its task and of itself."""
+        return self.task, self.attempt
 
 
 class FreshProcesses:
@@ -120,7 +115,7 @@ class FreshProcesses:
             reason = f"The task was lost: no pipes could be opened for it: {error.strerror}."
             self._settle_unstarted(spec, AttemptState.LOST, reason)
             return
-        process = FreshProcess(spec, limit, readers, terminal, granted)
+        process = FreshProcess(*spec.attempt_key, readers, terminal, granted)
         kind = messages.RUN if terminal is None else messages.DEBUG
         environment = {**granted.early, **environment}
         late = granted.late
@@ -201,7 +196,7 @@ class FreshProcesses:
         """Read the output of a process that has been forked."""
         process = self._live[child]
         process.pid, process.started_at = pid, at
-        self._reports.started(process.task, process.attempt, pid, at)
+        self._reports.started(*process.attempt_key, pid, at)
         for number, fd in enumerate(process.fds):
             if fd >= 0:
                 self._loop.add_reader(fd, self._read, process, number)
@@ -230,7 +225,7 @@ class FreshProcesses:
         """
         process = self._live[child]
         self._drop(child)
-        base.refuse(self._reports, (process.task, process.attempt), reason, self._clock.now())
+        base.refuse(self._reports, process.attempt_key, reason, self._clock.now())
 
     def lost(self, reason: str) -> None:
         """Report all attempts as lost: the first zygote is gone, and all processes with it.
@@ -248,9 +243,7 @@ class FreshProcesses:
         process = self._live[child]
         now = self._clock.now()
         state, why = process.ending or (AttemptState.LOST, f"The task was lost: {reason}.")
-        report = base.stopped(
-            process.task, process.attempt, state, why, process.started_at or now, now
-        )
+        report = base.stopped(*process.attempt_key, state, why, process.started_at or now, now)
         self._settle(child, process.report or report, NO_USAGE)
 
     def _verdict(self, process: FreshProcess, status: int) -> AttemptReport:
@@ -273,10 +266,8 @@ class FreshProcesses:
             return report
         if process.ending is not None:
             state, reason = process.ending
-            return base.stopped(
-                process.task, process.attempt, state, reason, process.started_at, now
-            )
-        report = base.report(process.task, process.attempt, status, process.started_at, now)
+            return base.stopped(*process.attempt_key, state, reason, process.started_at, now)
+        report = base.report(*process.attempt_key, status, process.started_at, now)
         if process.group is not None:
             # The kernel says of the group alone whether it has killed one: other tasks may have run
             # out of memory meanwhile, and this one been killed by somebody.
@@ -294,7 +285,7 @@ class FreshProcesses:
 
     def _drop(self, child: int) -> None:
         process = self._live.pop(child)
-        del self._by_task[(process.task, process.attempt)]
+        del self._by_task[process.attempt_key]
         for timer in process.timers:
             timer.cancel()
         for number in range(3):
@@ -335,7 +326,7 @@ class FreshProcesses:
         if number < 2:
             if process.terminal is not None and process.terminal.is_one:
                 process.terminal.show(data)
-            self._reports.logged(process.task, process.attempt, number, self._clock.now(), data)
+            self._reports.logged(*process.attempt_key, number, self._clock.now(), data)
         else:
             process.unpacker.feed(data)
             for message in process.unpacker:

@@ -722,14 +722,7 @@ class Zygote:
     ) -> None:
         """Fork a zygote for steps with these variables, which imports what the program imports, or
         (None) runs it."""
-        try:
-            pid = os.fork()
-        except OSError:
-            os.close(control)  # the coordinator sees that it has ended
-            return
-        if pid:
-            os.close(control)
-            self._zygotes.add(pid)
+        if not self._is_new_zygote(control):
             return
         code = 1
         try:
@@ -753,16 +746,21 @@ class Zygote:
         finally:
             os._exit(code)
 
-    def _begin_interpreter(self, control: int, environment: dict[str, str]) -> None:
-        """Start a zygote in a fresh interpreter, which has these variables from its beginning."""
+    def _is_new_zygote(self, control: int) -> bool:
+        """Fork a process that is to be another zygote, with this socket; whether this is it."""
         try:
             pid = os.fork()
         except OSError:
-            os.close(control)  # the coordinator sees that it has ended
-            return
+            pid = -1  # the coordinator sees that its socket is closed
         if pid:
             os.close(control)
-            self._zygotes.add(pid)
+            if pid > 0:
+                self._zygotes.add(pid)
+        return not pid
+
+    def _begin_interpreter(self, control: int, environment: dict[str, str]) -> None:
+        """Start a zygote in a fresh interpreter, which has these variables from its beginning."""
+        if not self._is_new_zygote(control):
             return
         try:
             inside.begin(self._pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import inspect
+import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -127,8 +128,8 @@ class Table(Component):
 
 
 class Image(Component):
-    """A picture: the bytes of a PNG, JPEG, GIF, WebP or SVG file, or (`from_...`) a figure. Every
-    one can be updated: `disable_updates` is accepted for old code."""
+    """A picture: the bytes of a PNG, JPEG, GIF, WebP or SVG file, a figure of matplotlib or an
+    image of Pillow. Every one can be updated: `disable_updates` is accepted for old code."""
 
     def __init__(self, src: Any = None, label: str | None = None, disable_updates: bool = True):
         self._label = label
@@ -145,12 +146,7 @@ class Image(Component):
             label: The text below the image.
             disable_updates: Whether the component never changes while the step runs.
         """
-        import io
-
-        figure = plot.get_figure() if hasattr(plot, "get_figure") else plot
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", bbox_inches="tight")
-        return cls(buffer.getvalue(), label)
+        return cls(plot, label)
 
     @classmethod
     def from_pil_image(
@@ -163,11 +159,7 @@ class Image(Component):
             label: The text below the image.
             disable_updates: Whether the component never changes while the step runs.
         """
-        import io
-
-        buffer = io.BytesIO()
-        pilimage.save(buffer, format="PNG")
-        return cls(buffer.getvalue(), label)
+        return cls(pilimage, label)
 
     def update(self, image: Any, label: str | None = None) -> None:
         """Show another picture."""
@@ -442,12 +434,21 @@ _KINDS = {
 def _data_url(src: Any) -> str:
     if isinstance(src, str) and src.startswith("data:image/"):
         return escape(src)
-    if not isinstance(src, bytes | bytearray | memoryview):
+    # Axes of matplotlib have the figure that they are in.
+    figure = src.get_figure() if hasattr(src, "get_figure") else src
+    buffer = io.BytesIO()
+    if hasattr(figure, "savefig"):
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+    elif type(src).__module__.startswith("PIL"):
+        src.save(buffer, format="PNG")
+    elif isinstance(src, bytes | bytearray | memoryview):
+        buffer.write(src)
+    else:
         raise InvalidInput(
-            f"Image takes the bytes of a picture, not {type(src).__name__}: Image.from_matplotlib "
-            "takes a figure, Image.from_pil_image an image."
+            f"Image takes the bytes of a picture, a figure of matplotlib or an image of Pillow, "
+            f"not {type(src).__name__}."
         )
-    data = bytes(src)
+    data = buffer.getvalue()
     kind = next((name for magic, name in _KINDS.items() if data.startswith(magic)), None)
     if kind is None:
         raise InvalidInput("Image was given bytes that are not PNG, JPEG, GIF, WebP or SVG.")

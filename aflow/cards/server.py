@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from aflow import client
 from aflow._core.system import holds_connection
@@ -14,8 +15,13 @@ from aflow.cards.get import FoundCard, get_cards
 from aflow.cards.page import page
 from aflow.errors import MissingExtra
 
-if TYPE_CHECKING:
+try:
     from aiohttp import web
+
+    from aflow.server.auth import is_of_another_site, names_this_machine
+    from aflow.server.listening import Handler
+except ImportError as error:
+    raise MissingExtra("The card server needs aiohttp: install aflow-runtime[server].") from error
 
 _RUNS = 5  # of each flow
 # Cards of classes that users wrote may have scripts: these run, but as of no site, so that they
@@ -50,16 +56,7 @@ def serve(shown: Shown, port: int, interval: int) -> None:
         shown: Which cards are shown.
         port: The port.
         interval: Seconds between two looks for changes.
-
-    Raises:
-        MissingExtra: The error is raised without aiohttp.
     """
-    try:
-        from aiohttp import web
-    except ImportError as error:
-        raise MissingExtra(
-            "The card server needs aiohttp: install aflow-runtime[server]."
-        ) from error
     app = application(shown, interval)
     web.run_app(app, host="127.0.0.1", port=port, print=lambda *_: None)
 
@@ -71,20 +68,13 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
         shown: Which cards are shown.
         interval: Seconds between two looks for changes.
     """
-    from aiohttp import web
-
-    from aflow.server.auth import is_of_another_site, names_this_machine
 
     async def index(request: web.Request) -> web.Response:
-        import asyncio
-
         answer = html(await asyncio.to_thread(_index, shown))
         answer.headers["Refresh"] = str(interval)
         return answer
 
     async def one(request: web.Request) -> web.Response:
-        import asyncio
-
         found = await asyncio.to_thread(_find, shown, request.match_info["path"])
         if found is None:
             raise web.HTTPNotFound(text="There is no such card.")
@@ -94,9 +84,7 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 
     @web.middleware
-    async def only_from_here(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def only_from_here(request: web.Request, handler: Handler) -> web.StreamResponse:
         # A page that the user visits may have the browser ask, under a name of its own as well.
         # Following a link from elsewhere reads nothing, and is not refused.
         # Anybody may connect who has an account on this machine.

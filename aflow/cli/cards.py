@@ -9,7 +9,6 @@ import click
 
 from aflow.cards.create import keep, page_of
 from aflow.cards.get import get_cards
-from aflow.cards.server import Shown, serve
 from aflow.cli.options import (
     Subcommand,
     count_option,
@@ -190,6 +189,8 @@ def server(
     flow = session.flow.__name__ if session.flow else None
     url = f"http://127.0.0.1:{port}/"
     click.echo(f"Cards are at {url} (Ctrl-C stops)")
+    from aflow.cards.server import Shown, serve  # cards are shown without the extra server
+
     shown = Shown(session.settings().place, flow, run_id, namespace, max_cards)
     serve(shown, port, poll_interval)
 

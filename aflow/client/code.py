@@ -6,11 +6,13 @@ import os
 import platform
 import tarfile
 from functools import cached_property, partial
+from importlib.util import decode_source
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from aflow.environments.record import FIELD, recorded_locks
+from aflow.errors import CodePackageError
 from aflow.storage.blobs import blob_name
 from aflow.storage.names import CodeModules, Names, ProgramFile, code_beside, code_in
 from aflow.task import code_package
@@ -62,11 +64,18 @@ class RunCode:
 
     @property
     def flowspec(self) -> str:
-        """The text of the flow file. Raises CodePackageError."""
+        """The text of the flow file, in the encoding that it declares. Raises CodePackageError."""
         with code_package.opened(self._data) as archive:
-            file = archive.extractfile(self._script)
-            assert file is not None, "the flow file is a plain file of the package"
-            return file.read().decode("utf-8")
+            try:
+                file = archive.extractfile(self._script)
+            except KeyError:
+                file = None
+            if file is None:
+                raise CodePackageError(
+                    f"The code of {self._source.pathspec} has no file {self._script}: its record "
+                    "is damaged."
+                )
+            return decode_source(file.read())
 
     @cached_property
     def environments(self) -> dict[str, dict[str, Any]]:

@@ -100,7 +100,7 @@ def missing_task(source: RunSource, step: str, task: int, attempt: int | None) -
     if there.task.step != step:
         right = f"{source.pathspec}/{there.task.step}/{task}"
         return MissingObject(
-            f"Task {task} is none of step {step!r} but of {there.task.step!r}: Task({right!r})."
+            f"Task {task} belongs to step {there.task.step!r}, not to {step!r}: Task({right!r})."
         )
     made = len(source.metadata.attempts(source.key, task))
     return MissingObject(
@@ -128,7 +128,7 @@ def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]
 
 
 def not_in_namespace(what: str, namespace: str | None, tags: Iterable[str]) -> NamespaceMismatch:
-    """Return what to raise for an object of somebody else's.
+    """Return what to raise for an object of another namespace.
 
     Args:
         what: What it is the name of, for the error.

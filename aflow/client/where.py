@@ -100,7 +100,7 @@ class ClientStores:
         try:
             yield store
         finally:
-            if not self._borrowed:  # else somebody else has opened it
+            if not self._borrowed:  # else the caller has opened it
                 store.close()
 
     def blobs(self, url: str) -> BlobStore:

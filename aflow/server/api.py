@@ -123,7 +123,7 @@ class RunRoutes:
         self._looks: dict[str, asyncio.Task[RunRecord]] = {}
 
     async def close(self, _: web.Application) -> None:
-        """Let nobody wait any longer."""
+        """End all requests that wait for a run."""
         self._streams.close()
 
     async def alive(self, _: web.Request) -> web.StreamResponse:

@@ -141,7 +141,7 @@ class _Errors:
         headers: dict[str, str] = {}
         try:
             return await handler(request)
-        except ConnectionResetError:  # the client has gone: nobody reads this
+        except ConnectionResetError:  # the client has gone and reads no response
             return web.Response(status=499)
         except RegistrationRefused as refused:  # its body is that of Metaflow's service
             return web.json_response(refused.body, status=refused.status)

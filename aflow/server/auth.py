@@ -347,8 +347,8 @@ def _writes(request: web.Request) -> bool:
 
 # ------------------------------------------------------------------ requests of browsers
 
-# A page of any site can have the browser of its visitor send requests to that
-# somebody's own machine. Without tokens these are known by what browsers say of every request.
+# A page of any site can make the browser of its visitor send requests to the visitor's own machine
+# (CSRF). Without tokens the server tells them apart by the headers that browsers add.
 
 
 def is_loopback(host: str) -> bool:

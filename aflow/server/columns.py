@@ -95,7 +95,7 @@ class Columns:
 
     def _fill(self, found: Iterable[TaskColumns]) -> None:
         """Take in all tasks of a run at once. Column by column, and each by calls that loop in C:
-        this is what somebody waits for who opens a run of a million tasks."""
+        the page of a run of a million tasks waits for this."""
         base, steps, workers = self.base, self.steps, self.workers
         rows = iter(found)
         while chunk := [*islice(rows, _CHUNK)]:
@@ -364,44 +364,13 @@ class ColumnsCache:
             run: The run, read just now: its version says whether the cached columns are current.
             since: The version of the run that the client has; None for nothing.
         """
-        with self._fresh(run) as columns:
+        with self.fresh(run) as columns:
             if since is None or since > columns.version:
                 return columns.encode()
             if since == columns.version:
                 return columns.encode([])
             # Read again from the metadata: the cache does not keep when each row has changed.
             return columns.encode(columns.update(self._metadata.task_columns(run.key, since)))
-
-    def page(
-        self,
-        run: RunRecord,
-        step: str | None,
-        state: str | None,
-        sort: str,
-        offset: int,
-        limit: int,
-    ) -> tuple[int, list[int]]:
-        """Return a page of a run's tasks; see `Columns.page`.
-
-        Args:
-            run: The run, read just now.
-            step: The name of the step; None for all steps.
-            state: The state of the tasks; None for all.
-            sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
-            offset: How many to leave out before the first.
-            limit: The size of the page.
-        """
-        with self._fresh(run) as columns:
-            return columns.page(step, state, sort, offset, limit)
-
-    def copy(self, run: RunRecord) -> Columns:
-        """Return the columns of a run, for the caller alone.
-
-        Args:
-            run: The run, read just now.
-        """
-        with self._fresh(run) as columns:
-            return columns.copy()
 
     def figures(self, run: RunRecord) -> dict[str, StepFigures]:
         """Return the figures of a run's steps. Of a run that goes on they may be a little older
@@ -419,7 +388,7 @@ class ColumnsCache:
             return kept.figures
         with kept.figuring:
             if kept.found_at[0] != run.version:
-                with self._fresh(run) as columns:
+                with self.fresh(run) as columns:
                     copied = columns.copy()
                 begun = self._clock.monotonic()
                 kept.figures = copied.figures()
@@ -438,8 +407,12 @@ class ColumnsCache:
             return kept
 
     @contextmanager
-    def _fresh(self, run: RunRecord) -> Iterator[Columns]:
-        """The columns of a run as they are now, for this thread alone."""
+    def fresh(self, run: RunRecord) -> Iterator[Columns]:
+        """Yield the columns of a run as they are now, for this thread alone.
+
+        Args:
+            run: The run, read just now: its version says whether the cached columns are current.
+        """
         kept = self._kept(run)
         with kept.lock:
             columns = kept.columns

@@ -161,7 +161,7 @@ async def listening(
 
 
 async def _guarded(_: web.Request, response: web.StreamResponse) -> None:
-    """What an answer says unless it says otherwise: that nobody keeps it, guesses its type, or
+    """The default headers of a response: no cache keeps it, no browser guesses its type, or
     shows it within a page of another site; and nothing of what the server is made of."""
     headers = response.headers
     headers["Server"] = "aflow"

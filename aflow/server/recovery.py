@@ -1,6 +1,6 @@
 """Recovers runs without a coordinator: those of this server from before it was stopped or
 killed, and those of other servers that share its metadata. One that cannot be recovered is ended:
-at once where somebody has cancelled it, else after a while."""
+at once if it was cancelled, else after a while."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class RunRecovery:
             await self._end(
                 record,
                 RunState.FAILED,
-                f"Nobody could go on with the run for {duration(self._recovery)} after its "
+                f"The run could not be recovered for {duration(self._recovery)} after its "
                 f"coordinator had died: {tries.error}",
             )
 

@@ -51,16 +51,15 @@ async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -
     return bytes(data)
 
 
-async def json_of(request: web.Request, most: int = LARGEST_JSON) -> bytes:
+async def json_of(request: web.Request) -> bytes:
     """Return a body that says it is JSON (415): that is required, since a page of another site
     cannot send it without a preflight request. Raises what `body_of` and `check_json` raise.
 
     Args:
         request: The request whose body is read.
-        most: How many bytes the body may have.
     """
     check_type(request, "application/json")
-    data = await body_of(request, most)
+    data = await body_of(request, LARGEST_JSON)
     check_json(data)
     return data
 

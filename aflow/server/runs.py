@@ -69,8 +69,8 @@ class RunsLocation(NamedTuple):
         """Make the folder for code, which belongs to this user alone: what is written there is run.
 
         Raises:
-            InvalidSetting: Where it is somebody else's, or cannot be made, and UnsafeFolder where
-                others may write to the folder above it, and so put another in its place.
+            InvalidSetting: It belongs to another user, or cannot be made.
+            UnsafeFolder: Others may write to the folder above it, and so put another in its place.
         """
         folder = self.code.parent
         refuse_foreign(self.root, self.environment)
@@ -335,7 +335,7 @@ class Runs:
         return RunRequest.decode(data)
 
     async def recover(self, pathspec: str) -> None:
-        """Recover a run that nobody drives, with the code and the arguments of its request.
+        """Recover an orphaned run, with the code and the arguments of its request.
         What keeps it from that is in the log, and in `last_error`.
 
         Args:

@@ -52,8 +52,8 @@ class Schedule:
     """When which flow is run. `order` is what `POST /v1/runs` takes. Ticks up to `done_until` have
     been seen to; `latest` is the pathspec of the run of the last that was started.
 
-    `missed` says which ticks are made up for that nobody was there to see; `overlap` what a tick
-    does while the run of the one before goes on."""
+    `missed` says which ticks are made up for that were due while no server ran; `overlap` what a
+    tick does while the run of the previous one is active."""
 
     name: str
     cron: str
@@ -288,7 +288,7 @@ def after_tick(schedule: Schedule, until: float, run: str | None, reason: str = 
 
 
 LOOK = 1.0  # seconds between looks
-LEFT = 60.0  # seconds that nobody drives a run after which the next one of its schedule begins
+LEFT = 60.0  # seconds that a run is orphaned after which the next one of its schedule begins
 DECLARE = 600.0  # seconds after which is declared again which package a schedule needs
 
 _log = logging.getLogger("aflow.server")
@@ -357,7 +357,14 @@ class Scheduling:
         return await self._runs.begin(order_of(schedule.order, [f"--tag=schedule:{name}"]))
 
     def get(self, name: str) -> Schedule:
-        """One schedule. Blocks. Raises NotFound."""
+        """Return a schedule. Blocks.
+
+        Args:
+            name: The name of the schedule.
+
+        Raises:
+            NotFound: There is no such schedule.
+        """
         return read(self._document(name))
 
     def _document(self, name: str) -> Document:
@@ -463,7 +470,7 @@ class Scheduling:
                     KIND, schedule.name, after.encode(), version,
                 )  # fmt: skip
                 schedule = after
-        except VersionConflict:  # another server has seen to it, or somebody has changed it
+        except VersionConflict:  # another server has handled it, or a user has changed it
             return
         except (AflowError, OSError) as error:  # the metadata do not answer; no descriptor is left
             _log.warning("The schedule %s cannot be seen to: %s", schedule.name, error)
@@ -521,8 +528,8 @@ class Scheduling:
         return f"{flow}/{run}" if self._metadata.run(flow, run) is not None else None
 
     def _goes_on(self, pathspec: str) -> bool:
-        """Whether the run goes on. One that nobody could go on with for a while is ended: it would
-        keep its schedule from running for as long as somebody tries."""
+        """Whether the run is active. One that was orphaned for a while is ended: it would keep its
+        schedule from running for as long as servers try to recover it."""
         record = self._metadata.run(*pathspec.split("/"))
         if record is None or record.state in TERMINAL_RUN_STATES:
             return False

@@ -108,7 +108,7 @@ class Certificate:
             context.options |= ssl.OP_NO_RENEGOTIATION
         cert, key = self._files
         try:
-            # A key with a password is refused: nobody sits at the terminal of a server.
+            # A key with a password is refused: a server has no terminal to ask for it.
             context.load_cert_chain(cert, key, password=lambda: "")
         except (OSError, ValueError) as error:  # also those of ssl
             why = getattr(error, "strerror", None) or error

@@ -12,7 +12,9 @@ import difflib
 import tarfile
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from hashlib import sha1
+from importlib.util import decode_source
 from typing import TYPE_CHECKING, Any
 
 from aflow._core.clock import LATEST
@@ -66,6 +68,13 @@ _LARGEST_VALUE = 64 << 20  # bytes of an artifact that can be downloaded
 _COMPARED = 5
 _NO_FIGURES = StepFigures(median=None, p95=None, longest=None, wait=None, retried=0, reused=0)
 _SHAPE = ("shape", "dtype", "len", "min", "max")  # of a preview, in a text of one line
+# Fields of records that the API gives under their own names.
+_OF_RUN = ("flow", "run", "state", "user", "created_at", "finished_at", "tags", "reason")
+_OF_ATTEMPT = (
+    *("attempt", "state", "started_at", "finished_at", "reason"),
+    *("host", "pid", "max_rss", "cpu"),
+)
+_OF_NODE = ("next", "kind", "foreach", "condition", "is_join", "doc", "line")
 _LITERALS = frozenset({"int", "float", "str", "bool"})
 
 
@@ -327,7 +336,9 @@ class Views:
         Args:
             run: The run to show.
         """
-        return self._columns.copy(run).trace(f"{run.flow}/{run.run}", self._clock.now())
+        with self._columns.fresh(run) as columns:
+            copied = columns.copy()  # the client may take long to read all of it
+        return copied.trace(f"{run.flow}/{run.run}", self._clock.now())
 
     def tasks(
         self,
@@ -348,7 +359,8 @@ class Views:
             offset: How many to leave out before the first.
             limit: The size of the page.
         """
-        total, numbers = self._columns.page(run, step, state, sort, offset, limit)
+        with self._columns.fresh(run) as columns:
+            total, numbers = columns.page(step, state, sort, offset, limit)
         views = (self._metadata.task(run.key, number) for number in numbers)
         rows = [_task_row(view) for view in views if view is not None]
         return {"total": total, "tasks": rows}
@@ -419,16 +431,8 @@ class Views:
             ],
             "tries": [
                 {
-                    "attempt": each.attempt,
-                    "state": each.state.value,
-                    "started_at": each.started_at,
-                    "finished_at": each.finished_at,
-                    "reason": each.reason,
-                    "host": each.host,
-                    "pid": each.pid,
+                    **{name: getattr(each, name) for name in _OF_ATTEMPT},
                     "worker": each.handle,
-                    "max_rss": each.max_rss,
-                    "cpu": each.cpu,
                     "stdout": each.stdout_size,
                     "stderr": each.stderr_size,
                 }
@@ -868,7 +872,7 @@ class Views:
     def _store(self, run: RunRecord) -> ObjectStore:
         url = run.settings.get("storage")
         if not isinstance(url, str):
-            raise NotFound(f"Nobody has recorded where the data of {run.flow}/{run.run} are.")
+            raise NotFound(f"The record of {run.flow}/{run.run} does not say where its data are.")
         if url not in self._stores:
             theirs = store_of_history(self._metadata, url)
             self._stores[url] = theirs or open_recorded_store(url)
@@ -912,17 +916,7 @@ def plain_run(run: RunRecord) -> dict[str, Any]:
     Args:
         run: The run to show.
     """
-    return {
-        **source_of(run),
-        "flow": run.flow,
-        "run": run.run,
-        "state": run.state.value,
-        "user": run.user,
-        "created_at": run.created_at,
-        "finished_at": run.finished_at,
-        "tags": list(run.tags),
-        "reason": run.reason,
-    }
+    return {**source_of(run), **{name: getattr(run, name) for name in _OF_RUN}}
 
 
 def _listed(run: RunRecord) -> dict[str, Any]:
@@ -1048,6 +1042,9 @@ def _text_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
+        with suppress(UnicodeDecodeError, SyntaxError):
+            if member.name.endswith(".py"):  # which may declare another encoding
+                return decode_source(data)
         return f"({member.size} bytes that are not text)"
 
 
@@ -1102,14 +1099,8 @@ def _layout(graph: Graph) -> dict[str, Any]:
                     "name": name,
                     "x": (widest - len(names)) / 2 + place,
                     "y": y,
-                    "next": list(node.next),
-                    "kind": node.kind.value,
-                    "foreach": node.foreach,
-                    "condition": node.condition,
-                    "is_join": node.is_join,
                     "is_many": graph.has_many_tasks(name),
-                    "doc": node.doc,
-                    "line": node.line,
+                    **{field: getattr(node, field) for field in _OF_NODE},
                 }
             )
     return {"nodes": nodes, "width": widest, "height": len(levels)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aflow.metadata.base import WorkerRecord, WorkerRegistry
     from aflow.queue.base import Queue
 
-_MOST = 1000  # workers: nobody signs what they announce
+_MOST = 1000  # workers: announcements are not signed
 
 _log = logging.getLogger("aflow.server")
 

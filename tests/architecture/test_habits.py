@@ -54,7 +54,6 @@ MAY_IMPORT_LATE = {
     "aflow/cli/server.py": "its help is shown without the extra server",
     "aflow/cli/metadata_service.py": "its help is shown without the extra server",
     "aflow/cli/worker.py": "a worker that is not a cluster's starts without what keeps clusters",
-    "aflow/cards/server.py": "cards are shown without the extra server",
     "aflow/cli/doctor/checks.py": "it names the extras that are missing, and so works without them",
     "aflow/cli/doctor/probes.py": "it names the extras that are missing, and so works without them",
     "aflow/step_functions/unrecorded.py": "a job's end is looked at without the extra aws",

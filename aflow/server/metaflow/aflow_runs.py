@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from aflow._core import ids
 from aflow._core.clock import shown_time
@@ -50,8 +50,12 @@ class Own(NamedTuple):
     fields: Any
 
 
-class Rows(Protocol):
-    """Rows in the order of their keys."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows in the order of their keys. `read(key, newest_first)` yields them from about this key
+    on (None: all of them); those on the wrong side of it are left out here."""
+
+    read: Callable[[Any, bool], Iterable[Own]]
 
     def before(self, key: Any, limit: int) -> Iterable[Own]:
         """Return the rows below the key, the greatest first.
@@ -60,6 +64,8 @@ class Rows(Protocol):
             key: The key to begin below; None for all rows.
             limit: How many rows at most.
         """
+        rows = self.read(key, True)
+        return islice((each for each in rows if key is None or each.key < key), limit)
 
     def after(self, key: Any, limit: int) -> Iterable[Own]:
         """Return the rows above the key, the smallest first.
@@ -68,52 +74,53 @@ class Rows(Protocol):
             key: The key to begin above; None for all rows.
             limit: How many rows at most.
         """
+        rows = self.read(key, False)
+        return islice((each for each in rows if key is None or each.key > key), limit)
 
 
-class FewRows:
-    """Rows that are all there."""
+def few_rows(rows: Iterable[Own]) -> Rows:
+    """Return rows that are all there.
 
-    def __init__(self, rows: Iterable[Own]) -> None:
-        self._rows = sorted(rows, key=operator.attrgetter("key"))
-
-    def before(self, key: Any, limit: int) -> Iterable[Own]:
-        """See Rows."""
-        return islice((each for each in self._rows[::-1] if key is None or each.key < key), limit)
-
-    def after(self, key: Any, limit: int) -> Iterable[Own]:
-        """See Rows."""
-        return islice((each for each in self._rows if key is None or each.key > key), limit)
+    Args:
+        rows: The rows, in any order.
+    """
+    ordered = sorted(rows, key=operator.attrgetter("key"))
+    return Rows(lambda _, newest_first: reversed(ordered) if newest_first else ordered)
 
 
-@dataclass(frozen=True, slots=True)
-class TaskRows:
-    """What `of` says of each task of a run, or of one step of it, that passes."""
+def task_rows(
+    store: MetadataStore,
+    run: RunRecord,
+    step: str | None,
+    fields_of: Callable[[TaskView], list[Any]],
+    passes: Callable[[Any], bool],
+    light: bool = True,
+) -> Rows:
+    """Return the rows of the tasks of a run, which are read as far as they are needed.
 
-    store: MetadataStore
-    run: RunRecord
-    step: str | None
-    of: Callable[[TaskView], list[Any]]
-    passes: Callable[[Any], bool]
-    light: bool = True
+    Args:
+        store: The metadata store that has the run.
+        run: The run.
+        step: The name of the step; None for all steps.
+        fields_of: Returns the fields of the rows of a task: at most PER_TASK of them.
+        passes: Whether a row with these fields is one of those that are asked for.
+        light: Whether to leave manifests and logs out.
+    """
 
-    def before(self, key: Any, limit: int) -> Iterable[Own]:
-        """See Rows."""
-        top = None if key is None else key // PER_TASK + 1
-        views = self.store.newest_tasks(self.run.key, step=self.step, before=top, light=self.light)
-        found = (each for view in views for each in reversed(self._of(view)))
-        return islice((each for each in found if key is None or each.key < key), limit)
+    def read(key: Any, newest_first: bool) -> Iterator[Own]:
+        number = None if key is None else key // PER_TASK
+        if newest_first:
+            before = None if number is None else number + 1
+            views = store.newest_tasks(run.key, step=step, before=before, light=light)
+        else:
+            after = None if number is None else number - 1
+            views = store.tasks(run.key, step=step, after=after, light=light)
+        for view in views:
+            first = view.task.task * PER_TASK
+            rows = [Own(first + place, fields) for place, fields in enumerate(fields_of(view))]
+            yield from (each for each in rows[:: -1 if newest_first else 1] if passes(each.fields))
 
-    def after(self, key: Any, limit: int) -> Iterable[Own]:
-        """See Rows."""
-        last = None if key is None else key // PER_TASK - 1
-        views = self.store.tasks(self.run.key, step=self.step, after=last, light=self.light)
-        found = (each for view in views for each in self._of(view))
-        return islice((each for each in found if key is None or each.key > key), limit)
-
-    def _of(self, view: TaskView) -> list[Own]:
-        first = view.task.task * PER_TASK
-        rows = [Own(first + place, fields) for place, fields in enumerate(self.of(view))]
-        return [each for each in rows if self.passes(each.fields)]
+    return Rows(read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +345,7 @@ _FIRST_RUN = 1 << 60  # keys of own runs are above those of others: they come fi
 
 class OwnRuns:
     """The runs that a metadata store of aflow's holds. `open_store` opens the object store of a
-    run by its URL, or gives None for one that is not to be used: then nobody but aflow can read
+    run by its URL, or gives None for one that is not to be used: then only aflow can read
     the values of its artifacts."""
 
     def __init__(
@@ -377,10 +384,10 @@ class OwnRuns:
         if isinstance(answer, Listing) and name == "get_flows":
             rows = [Own(flow, flow_row(flow, at)) for flow, at in self._store.flows()]
             passing = [each for each in rows if passes(asked.query, each.fields)]
-            return Joined(FewRows(passing), answer.page, answer) if passing else answer
+            return Joined(few_rows(passing), answer.page, answer) if passing else answer
         if isinstance(answer, Listing) and name == "get_runs":
             found = self._runs(asked, answer.page)
-            return Joined(FewRows(found), answer.page, answer) if found else answer
+            return Joined(few_rows(found), answer.page, answer) if found else answer
         if isinstance(answer, JsonResponse) and answer.body == []:
             return self._list_of_run(name, asked) or answer
         return answer
@@ -421,17 +428,16 @@ class OwnRuns:
         run = self._run(asked)
         if run is None:
             return None
-        rows: Rows
         if name == "get_steps":
             steps = self._steps(run)
-            rows = FewRows(
+            rows = few_rows(
                 Own(step, fields) for step, fields in steps.items() if passes(asked.query, fields)
             )
             return Joined(rows, page_of(asked.query, str))
         if "task_id" in asked.names:
             view = self._task(run, asked)
             fields = [] if view is None else self._metadata_of_task(name, run, view)
-            rows = FewRows(
+            rows = few_rows(
                 Own(key, each) for key, each in enumerate(fields) if passes(asked.query, each)
             )
         else:
@@ -481,15 +487,15 @@ class OwnRuns:
             return passes(asked.query, fields)
 
         if name == "get_tasks":
-            return TaskRows(self._store, run, step, lambda view: [task_row(run, view)], passing)
+            return task_rows(self._store, run, step, lambda view: [task_row(run, view)], passing)
         if name == "get_filtered_tasks":
             filtered = self._filtered(run, asked)
-            return TaskRows(self._store, run, step, filtered, lambda _: True, light=False)
+            return task_rows(self._store, run, step, filtered, lambda _: True, light=False)
         if name == "get_metadata_of_run":
-            return TaskRows(
+            return task_rows(
                 self._store, run, None, lambda view: latest_metadata(run, view), passing
             )
-        return TaskRows(
+        return task_rows(
             self._store, run, step, lambda view: self._artifacts(run, view), passing, light=False
         )
 

@@ -103,8 +103,8 @@ def _streamed(items: Iterator[Any]) -> Iterator[bytes]:
 
 
 def _check(value: object) -> None:
-    """Names become paths and pathspecs for those who read them, and times dates: nobody stores one
-    that is none."""
+    """Check names and times before they are stored: readers make paths of names, and dates of
+    times."""
     try:
         if isinstance(value, RunRecord):
             ids.flow_name(value.flow)
@@ -140,6 +140,7 @@ _VERSION_HEADER = "METADATA_SERVICE_VERSION"
 _PLAIN = frozenset({"/ping", "/version", "/healthcheck", "/auth/token", "/flows"})
 _PREFIXES = ("/flows/", OWN_CALLS)
 _LARGEST_JSON = 16 << 20
+_THREADS = 8  # that ask the database at once
 # Of aflow's own metadata: a commit holds manifests of many tasks, a question numbers of tasks.
 _LARGEST_WRITE, _LARGEST_READ = 256 << 20, 1 << 20
 
@@ -157,14 +158,13 @@ class MetaflowApi:
         database: Database,
         clock: Clock,
         store: MetadataStore | None = None,
-        threads: int = 8,
         open_store: OpenStore | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._store = store
         self._own = None if store is None else OwnRuns(store, open_store)
-        self._threads = ThreadPoolExecutor(threads, "service")
+        self._threads = ThreadPoolExecutor(_THREADS, "service")
 
     def owns(self, path: str) -> bool:
         """Whether it is a path of the service, or a call of aflow's own metadata."""

@@ -519,7 +519,7 @@ class ActionRoutes:
 
         The worker receives the request with its next heartbeat."""
         caller = caller_of(request)
-        caller_name = "Somebody" if caller is None or not caller.name else caller.name
+        caller_name = "A user" if caller is None or not caller.name else caller.name
 
         def drain() -> dict[str, Any]:
             registry, name = self._registry, request.match_info["name"]

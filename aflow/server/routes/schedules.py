@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from aflow.server.schedules import Scheduling
 
 _TICKS = 5  # of a preview
+_FIELDS = (  # of a schedule that the API gives under their own names
+    *("name", "cron", "missed", "overlap", "paused", "created_by", "latest"),
+    *("reason", "started", "skipped"),
+)
 
 
 class ScheduleRoutes:
@@ -109,22 +113,13 @@ class ScheduleRoutes:
     def _as_json(self, schedule: Schedule) -> dict[str, Any]:
         order = schedule.order
         return {
-            "name": schedule.name,
+            **{name: getattr(schedule, name) for name in _FIELDS},
             "flow": order.get("flow"),
-            "cron": schedule.cron,
             "timezone": schedule.timezone or "UTC",
-            "missed": schedule.missed,
-            "overlap": schedule.overlap,
-            "paused": schedule.paused,
-            "created_by": schedule.created_by,
             "parameters": order.get("parameters", {}),
             "tags": order.get("tags", []),
             "script": order.get("script"),
             "next": schedules.upcoming(schedule, self._clock.now()),
-            "latest": schedule.latest,
-            "reason": schedule.reason,
-            "started": schedule.started,
-            "skipped": schedule.skipped,
         }
 
 

@@ -46,7 +46,7 @@ _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
 _BODIES = 64 << 20  # bytes of answers that are kept for the next who ask
 _MOST_BODIES = 500
 _FRESH = 0.4  # seconds for which what one stream has read serves the others
-_LOOK_AT_LOG = 0.2  # seconds between looks whether a run whose output somebody follows has changed
+_LOOK_AT_LOG = 0.2  # seconds between looks whether a run with a followed log has changed
 _FRESH_LOG = 0.15
 _RECENT = 100  # runs whose states the topic `runs` watches
 _HTML = b'<html lang="en">'  # that our own cards begin with
@@ -306,7 +306,7 @@ class ViewRoutes:
             silence = 0.0 if sent else silence + pause
             if silence >= 15.0:
                 silence = 0.0
-                # An event, not a comment: a page hears that somebody is still at the other end.
+                # An event, not a comment: pages learn that the connection is alive.
                 yield event("alive", {})
             if await self._streams.rest(pause):
                 return
@@ -317,7 +317,7 @@ class ViewRoutes:
         at, found = self._looks.get(key, (0.0, None))
         if found is None or loop.time() - at > fresh:
             found = loop.create_task(asyncio.to_thread(read))
-            # Somebody who left takes no error: it is for those who still wait.
+            # A stream that has ended reads no error: the others do.
             found.add_done_callback(lambda look: look.cancelled() or look.exception())
             self._looks[key] = (loop.time(), found)
             if len(self._looks) > 1000:

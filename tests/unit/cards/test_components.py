@@ -85,6 +85,18 @@ def test_a_figure_is_a_picture() -> None:
     figure.subplots().plot([1, 2])
     assert 'src="data:image/png;base64,iVBOR' in Image.from_matplotlib(figure).render()
     assert isinstance(as_component(figure), Image)
+    shown = Image(PNG)
+    shown.update(figure.axes[0])
+    assert shown.render() == Image(figure).render()
+
+
+def test_an_image_of_pillow_is_a_picture_also_in_an_update() -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    image = pillow.new("RGB", (1, 1))
+    shown = Image(PNG)
+    shown.update(image)
+    assert 'src="data:image/png;base64,iVBOR' in shown.render()
+    assert shown.render() == Image.from_pil_image(image).render()
 
 
 @pytest.mark.parametrize("src", [b"no picture", "http://somewhere/x.png", None, 3])

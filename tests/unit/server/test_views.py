@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from aflow import client
 from aflow._core.clock import FakeClock
 from aflow.errors import InvalidInput
 from aflow.metadata.base import Batch, RunRecord, TaskRecord
@@ -15,6 +18,7 @@ from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.server.filters import parse
 from aflow.server.views import Views
 from aflow.storage import cards
+from aflow.storage.blobs import BlobStore
 from aflow.storage.local import LocalStore
 from tests.contracts.metadata_stores import a_run
 
@@ -58,6 +62,32 @@ def test_data_in_s3_are_read_at_the_endpoint_that_is_set_here(
 
     store = Views(metadata, FakeClock())._store(run)
     assert "s3://bucket/prefix?endpoint=http%3A%2F%2Fof-this-server" == store.url
+
+
+def test_code_is_read_in_the_encoding_that_it_declares(
+    metadata: SqliteMetadata, tmp_path: Path
+) -> None:
+    text = "# -*- coding: latin-1 -*-\nNAME = 'Grüße'\n"
+    package = io.BytesIO()
+    with tarfile.open(fileobj=package, mode="w") as archive:
+        member = tarfile.TarInfo("flow.py")
+        member.size = len(text.encode("latin-1"))
+        archive.addfile(member, io.BytesIO(text.encode("latin-1")))
+    store = LocalStore(tmp_path)
+    code = {"key": BlobStore(store).put(package.getvalue()), "script": "flow.py"}
+    run = metadata.create_run(a_run(settings={"storage": store.url, "code": code}), b"")
+
+    files = Views(metadata, FakeClock()).code(run, None)["files"]
+    assert [{"name": "flow.py", "text": text}] == files
+    client.connect_to(metadata, store)
+    client.namespace(None)
+    try:
+        kept = client.Run(f"{run.flow}/{run.run}").code
+    finally:
+        client.default_metadata()
+        client.default_namespace()
+    assert kept is not None
+    assert text == kept.flowspec
 
 
 @pytest.mark.parametrize(

@@ -49,23 +49,28 @@ def call(folder: Path, *command: str | Path, **env: str) -> subprocess.Completed
 
 
 class Forks:
-    """A process that has imported Metaflow: runs and tasks are forked from it, see forked.py."""
+    """A process that has imported Metaflow: runs and tasks are forked from it, see forked.py.
+    Metaflow reads its settings when it is imported: they are those of the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
+        self._environment = {**environment(), **settings}
         self._asked, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
                 [PEER, Path(__file__).with_name("forked.py"), str(other.fileno())],
                 pass_fds=[other.fileno()],
-                env=environment(),
+                env=self._environment,
             )
 
-    def run(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a flow file of the folder with these arguments, as `call` does."""
+    def run(
+        self, folder: Path, *arguments: str | Path, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program of Python, as a rule the flow file of the folder, with these arguments, as
+        `call` does."""
         request = {
-            "arguments": arguments,
+            "arguments": [*map(str, arguments)],
             "folder": str(folder),
-            "environment": environment(),
+            "environment": {**self._environment, **env},
             "run": True,
         }
         reading, status = os.pipe()

@@ -12,12 +12,14 @@ import pickle
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.compat.peer import PEER, call, needs_peer
+from tests.compat.peer import Forks, call, needs_peer
 from tests.server.conftest import Daemon
 from tests.support.postgres import new_schema
 from tests.support.s3 import ACCESS, S3Bucket
@@ -110,15 +112,20 @@ class Team:
             }.items()
         }  # fmt: skip
         self._read: dict[str, str] = {}
+        self._forks = Forks(**self.settings, **ACCESS)
         (folder / "flow.py").write_text(FLOW)
 
     def theirs(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """A command of Metaflow's Python."""
-        return call(self.folder, PEER, *words, **self.settings, **ACCESS)
+        """A program under Metaflow's Python."""
+        return self._forks.run(self.folder, *words)
 
     def ours(self, *words: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
         """A command of ours."""
         return call(self.folder, sys.executable, *words, **{**self.settings, **ACCESS, **more})
+
+    def close(self) -> None:
+        """End the process that Metaflow's are forked from."""
+        self._forks.close()
 
     def history(self) -> list[str]:
         """The runs that Metaflow makes: one that succeeds, one that fails."""
@@ -154,9 +161,18 @@ class Team:
         assert "ended [['00', '01'], ['10', '11']] 2 7" in again.stdout, again.stderr
 
 
+@pytest.fixture
+def new_team() -> Iterator[Callable[..., Team]]:
+    """Makes teams, as `Team` does."""
+    with ExitStack() as stack:
+        yield lambda *where, **settings: stack.enter_context(closing(Team(*where, **settings)))
+
+
 @pytest.mark.slow
-def test_the_folder_of_metaflow_is_read_and_its_run_resumed(tmp_path: Path) -> None:
-    team = Team(tmp_path)
+def test_the_folder_of_metaflow_is_read_and_its_run_resumed(
+    new_team: Callable[..., Team], tmp_path: Path
+) -> None:
+    team = new_team(tmp_path)
     good, failed = runs = team.history()
 
     assert team.ours("-m", "aflow", "runs").stdout.count("Shapes/") == 2
@@ -203,8 +219,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_values_and_logs_in_s3_are_read(s3_bucket: S3Bucket, tmp_path: Path) -> None:
-    team = Team(
+def test_values_and_logs_in_s3_are_read(
+    new_team: Callable[..., Team], s3_bucket: S3Bucket, tmp_path: Path
+) -> None:
+    team = new_team(
         tmp_path,
         DEFAULT_DATASTORE="s3",
         DATASTORE_SYSROOT_S3=f"s3://{s3_bucket.name}/a/prefix",
@@ -218,12 +236,12 @@ def test_values_and_logs_in_s3_are_read(s3_bucket: S3Bucket, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_runs_that_are_registered_in_a_service_are_read_and_resumed(
-    postgres_server: Server, tmp_path: Path
+    new_team: Callable[..., Team], postgres_server: Server, tmp_path: Path
 ) -> None:
     database = f"sqlite:///{tmp_path}/service.db"
     theirs = InThread(database, own=False)
     where = {"DEFAULT_METADATA": "service", "SERVICE_URL": theirs.url}
-    team = Team(tmp_path, **where)
+    team = new_team(tmp_path, **where)
     runs = team.history()
     team.check(runs)
     ours = InThread(database)
@@ -345,8 +363,10 @@ def raw(server: Daemon, path: str) -> tuple[int, bytes]:
 
 
 @pytest.mark.slow
-def test_a_server_shows_the_runs_of_metaflow_and_changes_none(tmp_path: Path) -> None:
-    team = Team(tmp_path)
+def test_a_server_shows_the_runs_of_metaflow_and_changes_none(
+    new_team: Callable[..., Team], tmp_path: Path
+) -> None:
+    team = new_team(tmp_path)
     (tmp_path / "flow.py").write_text(SUMS)
     runs = []
     for number in ("2", "3"):
@@ -406,13 +426,15 @@ def test_a_server_shows_the_runs_of_metaflow_and_changes_none(tmp_path: Path) ->
         server.process.communicate(timeout=60)
 
 
-def test_a_server_reads_no_folder_that_a_record_names(tmp_path: Path) -> None:
+def test_a_server_reads_no_folder_that_a_record_names(
+    new_team: Callable[..., Team], tmp_path: Path
+) -> None:
     service = InThread(f"sqlite:///{tmp_path}/service.db", own=False)
     settings = {"AFLOW_HISTORY": service.url}
     where = {"DEFAULT_METADATA": "service", "SERVICE_URL": service.url}
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    registering = Team(elsewhere, **where)
+    registering = new_team(elsewhere, **where)
     (elsewhere / "flow.py").write_text(SMALL)
     registering.theirs("flow.py", "--no-pylint", "run", "--run-id-file", "id")
     run = (elsewhere / "id").read_text()

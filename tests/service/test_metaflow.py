@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PEER = Path(os.environ.get("AFLOW_PEER_PYTHON", ROOT / ".peer" / "bin" / "python"))
+from tests.compat.peer import ROOT, Forks, call, needs_peer
+
+pytestmark = [needs_peer, pytest.mark.slow, pytest.mark.timeout(300)]
+
 FLOW = """
 import os
 from metaflow import FlowSpec, Parameter, current, retry, step
@@ -201,29 +204,19 @@ def service(tmp_path: Path) -> Iterator[str]:
         process.stdout.close()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_metaflow_runs_resumes_tags_and_reads(service: str, tmp_path: Path) -> None:
-    if not PEER.exists():
-        pytest.skip(f"Metaflow is not installed: there is no {PEER} (scripts/peer makes it)")
     (tmp_path / "flow.py").write_text(FLOW)
-
-    def metaflow(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        settings = {
-            "METAFLOW_DEFAULT_METADATA": "service",
-            "METAFLOW_SERVICE_URL": service,
-            "METAFLOW_SERVICE_AUTH_KEY": "k",
-            "METAFLOW_USER": "tester",
-        }
-        return subprocess.run(
-            [PEER, *words], cwd=tmp_path, env={**os.environ, **settings, **more},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-
-    good = metaflow("flow.py", "run", "--tag", "first")
-    broken = metaflow("flow.py", "run", BREAK="1")
-    resumed = metaflow("flow.py", "resume", "--tag", "first")
-    read = metaflow("-c", READ)
+    (tmp_path / "read.py").write_text(READ)
+    settings = {
+        "METAFLOW_DEFAULT_METADATA": "service",
+        "METAFLOW_SERVICE_URL": service,
+        "METAFLOW_SERVICE_AUTH_KEY": "k",
+    }
+    with closing(Forks(**settings)) as metaflow:
+        good = metaflow.run(tmp_path, "flow.py", "run", "--tag", "first")
+        broken = metaflow.run(tmp_path, "flow.py", "run", BREAK="1")
+        resumed = metaflow.run(tmp_path, "flow.py", "resume", "--tag", "first")
+        read = metaflow.run(tmp_path, "read.py")
 
     assert (0, 1, 0) == (good.returncode, broken.returncode, resumed.returncode), resumed.stderr
     assert 0 == read.returncode, read.stderr
@@ -240,44 +233,39 @@ def test_metaflow_runs_resumes_tags_and_reads(service: str, tmp_path: Path) -> N
     } == reported
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_metaflow_reads_what_aflow_has_run_as_it_reads_its_own(
     service: str, tmp_path: Path
 ) -> None:
-    if not PEER.exists():
-        pytest.skip(f"Metaflow is not installed: there is no {PEER} (scripts/peer makes it)")
     (tmp_path / "flow.py").write_text(SHAPES)
     (tmp_path / "read.py").write_text(READ_ALL)
 
-    def call(program: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
-        settings = {
-            f"{prefix}_{name}": value
-            for prefix in ("METAFLOW", "AFLOW")
-            for name, value in {
-                "DEFAULT_METADATA": "service", "SERVICE_URL": service, "SERVICE_AUTH_KEY": "k",
-                "USER": "tester", "CLIENT_CACHE_PATH": str(tmp_path / "cache"),
-            }.items()
-        }  # fmt: skip
-        return subprocess.run(
-            [program, *words], cwd=tmp_path, env={**os.environ, **settings}, text=True,
-            capture_output=True, timeout=120, check=False,
-        )  # fmt: skip
+    settings = {
+        f"{prefix}_{name}": value
+        for prefix in ("METAFLOW", "AFLOW")
+        for name, value in {
+            "DEFAULT_METADATA": "service", "SERVICE_URL": service, "SERVICE_AUTH_KEY": "k",
+            "USER": "tester", "CLIENT_CACHE_PATH": str(tmp_path / "cache"),
+        }.items()
+    }  # fmt: skip
 
     def read(run: str) -> dict[str, Any]:
-        done = call(PEER, "read.py", f"Shapes/{run}")
+        done = metaflow.run(tmp_path, "read.py", f"Shapes/{run}")
         assert 0 == done.returncode, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    for words in ((), ("--n", "5")):
-        # aflow first: the flow is known to the service when Metaflow comes to it.
-        ours = call(sys.executable, "-m", "aflow", "run", "flow.py", "--run-id-file", "a", *words)
-        theirs = call(PEER, "flow.py", "--no-pylint", "run", "--run-id-file", "m", *words)
-        assert bool(words) == bool(ours.returncode), ours.stderr
-        assert ours.returncode == theirs.returncode, ours.stderr + theirs.stderr
-        found, expected = (read((tmp_path / name).read_text()) for name in "am")
-        for name, task in expected.pop("tasks").items():
-            assert task == found["tasks"].pop(name), name
-        assert {} == found.pop("tasks")
-        assert expected == found
+    with closing(Forks(**settings)) as metaflow:
+        for words in ((), ("--n", "5")):
+            # aflow first: the flow is known to the service when Metaflow comes to it.
+            run = ("run", "flow.py", "--run-id-file", "a", *words)
+            ours = call(tmp_path, sys.executable, "-m", "aflow", *run, **settings)
+            theirs = metaflow.run(
+                tmp_path, "flow.py", "--no-pylint", "run", "--run-id-file", "m", *words
+            )
+            assert bool(words) == bool(ours.returncode), ours.stderr
+            assert ours.returncode == theirs.returncode, ours.stderr + theirs.stderr
+            found, expected = (read((tmp_path / name).read_text()) for name in "am")
+            for name, task in expected.pop("tasks").items():
+                assert task == found["tasks"].pop(name), name
+            assert {} == found.pop("tasks")
+            assert expected == found

@@ -64,6 +64,9 @@ from aflow.storage.previews import SHAPE, preview
 
 
 VERSION = 1
+Transition = tuple[
+    tuple[str, ...], str | None, int | None
+]  # steps, what a foreach goes over, count
 
 
 class Entry(NamedTuple):
@@ -96,6 +99,32 @@ def _entry(fields: Any) -> Entry:
     if _piece_of(entry) is not None and not entry.blobs:
         raise TypeError("an entry names no pack")
     return entry
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    for each in values:  # a loop: many manifests are read, and this is the fastest
+        if type(each) is not str:
+            raise TypeError("a name is no text")
+    return tuple(values)
+
+
+def _transition(steps: Any, foreach: Any, count: Any) -> Transition:
+    if (
+        type(steps) is not tuple
+        or (foreach is not None and type(foreach) is not str)
+        or (count is not None and type(count) is not int)
+    ):
+        raise TypeError("its transition has fields of other types")
+    return _texts(steps), foreach, count
+
+
+def _frame(fields: Any) -> ForeachFrame:
+    step, var, num_splits, index, value, split = fields
+    if (num_splits is not None and type(num_splits) is not int) or (
+        type(step), type(var), type(index), type(value), type(split)
+    ) != (str, str, int, str, int):  # fmt: skip
+        raise TypeError("a foreach frame has fields of other types")
+    return ForeachFrame(*fields)
 
 
 class _Piece(NamedTuple):
@@ -133,7 +162,7 @@ class Manifest:
     step: str = ""
     artifacts: dict[str, Entry] = field(default_factory=dict)
     inherited: dict[int, list[str]] = field(default_factory=dict)
-    transition: tuple[tuple[str, ...], str | None, int | None] = ((), None, None)
+    transition: Transition = ((), None, None)
     stack: tuple[ForeachFrame, ...] = ()
     items: Any = None
     error: dict[str, Any] | None = None
@@ -173,12 +202,13 @@ class Manifest:
             error = raw["e"]
             if error is not None and type(error) is not dict:
                 raise TypeError("its exception is no map")
+            _texts(raw["a"])
             return cls(
-                step=raw["s"],
+                step=_texts((raw["s"],))[0],
                 artifacts={name: _entry(entry) for name, entry in raw["a"].items()},
-                inherited={int(task): list(names) for task, names in raw["i"].items()},
-                transition=raw["t"],
-                stack=tuple(ForeachFrame(*frame) for frame in raw["f"]),
+                inherited={int(task): [*_texts(names)] for task, names in raw["i"].items()},
+                transition=_transition(*raw["t"]),
+                stack=tuple(map(_frame, raw["f"])),
                 items=raw["x"],
                 error=error,
             )

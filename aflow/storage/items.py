@@ -25,7 +25,7 @@ from typing import Any
 import msgpack
 
 from aflow._core.records import NamedTuple
-from aflow.errors import CorruptBlob, ObjectNotFound, StorageError
+from aflow.errors import CorruptBlob, InvalidName, ObjectNotFound, StorageError
 from aflow.storage import codecs
 from aflow.storage.artifacts import ArtifactReader, ArtifactWriter, Entry, digest
 from aflow.storage.base import Buffer
@@ -43,6 +43,7 @@ _SMALL = 128 << 10  # bytes: segments of this size, or what follows their record
 _ROW = struct.Struct("<QI8s")  # of segments in a manifest, and of those without a root
 _WIDE_ROW = struct.Struct("<QI16s")
 _DIGEST = 16
+_NO_LIST = (struct.error, LookupError, TypeError, ValueError, InvalidName)  # what damage raises
 _IS_ENTRY = 0x80
 _TEXT_BYTES = 0x7F
 
@@ -208,7 +209,10 @@ class ItemReader:
             StoreUnavailable: The datastore does not answer.
             StorageError: There is no such item.
         """
-        record = self._record(items, index)
+        try:
+            record = self._record(items, index)
+        except _NO_LIST as error:
+            raise _damaged_list(error) from error
         start = 1 + (record[0] & _TEXT_BYTES)
         text = record[1:start].decode("utf-8", "replace")
         return Item(index, text, bool(record[0] & _IS_ENTRY), record[start:])
@@ -291,8 +295,15 @@ def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str
     """
     try:
         yield from _blobs_of_items(items, blobs, seen)
-    except (struct.error, LookupError, TypeError, ValueError) as error:
-        raise CorruptBlob(f"The list of the items of a foreach is damaged: {error}.") from error
+    except _NO_LIST as error:
+        raise _damaged_list(error) from error
+
+
+def _damaged_list(error: Exception) -> CorruptBlob:
+    return CorruptBlob(
+        f"The list of the items of a foreach is damaged: {error}. Run the step that opened the "
+        "foreach again."
+    )
 
 
 def _blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:

@@ -27,6 +27,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
+from aflow._core.secret import as_mentioned
 from aflow._core.threads import Portal, in_thread, some_at_once
 from aflow.errors import (
     InvalidSetting,
@@ -499,10 +500,11 @@ class S3Store(ObjectStore):
         options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         self._endpoint = options.pop("endpoint", None)
         self._region = options.pop("region", None)
-        if parts.scheme != "s3" or not parts.netloc or options:
+        if parts.scheme != "s3" or not parts.netloc or "@" in parts.netloc or options:
             raise InvalidSetting(
-                f"{url!r} is not a place in S3: write s3://bucket/prefix, with ?endpoint= and "
-                "&region= where it is not AWS."
+                f"{as_mentioned(url)!r} is not a place in S3: write s3://bucket/prefix, with "
+                "?endpoint= and &region= where it is not AWS. Credentials come from variables "
+                "(AWS_*) and ~/.aws."
             )
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""

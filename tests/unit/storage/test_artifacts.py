@@ -208,6 +208,22 @@ def test_an_encoding_that_names_no_part_of_a_pack_is_damage(encoding: Any) -> No
         Manifest.decode(Manifest("start", {"x": entry}).encode())
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("step", None), ("inherited", {0: 5}), ("inherited", {0: (1,)}), ("artifacts", {1: None}),
+        ("transition", None), ("transition", (("a",), 5, None)), ("transition", ("a", None, None)),
+        ("transition", ((1,), None, None)), ("stack", (("s", "v", "3", 1, "t", 0),)),
+        ("stack", (("s", "v"),)),
+    ],
+)  # fmt: skip
+def test_a_manifest_with_a_field_of_another_type_is_damage(field: str, value: Any) -> None:
+    manifest: Any = Manifest("start")
+    setattr(manifest, field, value)
+    with pytest.raises(StorageError, match="A manifest is damaged"):
+        Manifest.decode(manifest.encode())
+
+
 # ------------------------------------------------------------------ arrays and tables
 
 

@@ -214,3 +214,11 @@ def test_items_that_were_stored_before_segments_had_a_root_are_verified_by_their
     blobs.store.put(blob_name(stored[1][0]), [bytes(blobs.store.get(blob_name(key)))])
     with pytest.raises(CorruptBlob, match="digest"):
         ItemReader(blobs).read(stored, 1234)
+
+
+@pytest.mark.parametrize(
+    "items", [None, [], ["3", b""], [3, b""], [3, 5], [3, ["key"]], [3, [5, 1, 9, b""]], {}]
+)
+def test_a_list_of_items_that_is_none_is_damage(blobs: BlobStore, items: Any) -> None:
+    with pytest.raises(StorageError, match="damaged"):
+        ItemReader(blobs).read(items, 1)

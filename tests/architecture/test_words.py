@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import re2
+
 from tests.architecture.sources import text_of, tracked, violations
 
 # Each with what is written in its place.
@@ -47,6 +49,9 @@ REPLACED = {
     r"--aflow-words\b|\bsaid_by_\w+": "--aflow-argv, output",
     r"\b(?:a|the|warm|its|first) grounds?\b|\bGrounds?\(|_grounds?\b|\bground_": "zygote",
 }
+# All of them in one pass, which `re` would take for each. It knows no lookbehind: what it finds is
+# looked for again with that.
+_ANY = re2.compile("(?i)" + "|".join(re.sub(r"\(\?<!.*?\)", "", word) for word in REPLACED))
 _THIS = Path("tests/architecture/test_words.py")
 _SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sql")
 
@@ -54,6 +59,8 @@ _SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sql")
 def test_words_that_were_replaced_do_not_come_back() -> None:
     def found(path: Path) -> list[str]:
         text = text_of(path)
+        if not _ANY.search(text):
+            return []
         return [
             f"{word}: write {instead}"
             for word, instead in REPLACED.items()

@@ -91,13 +91,13 @@ def processes_in(folder: Path) -> list[int]:
         folder: The folder of the test.
     """
     found, inside = [], folder.resolve()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "cwd").resolve().is_relative_to(inside):
-                    found.append(int(entry.name))
-            except OSError:  # it has ended while we looked
-                continue
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            # The kernel gives a path without links: to resolve it takes ten times as long.
+            if Path(os.readlink(f"/proc/{name}/cwd")).is_relative_to(inside):
+                found.append(int(name))
+        except OSError:  # it has ended while we looked
+            continue
     return found
 
 

@@ -85,19 +85,19 @@ def _is_set(name: str) -> bool:
 
 def _variables(source: str | Mapping[str, Any], role: str | None) -> dict[str, str]:
     """The variables of one source; `role` is that of the decorator."""
-    wanted = _wanted(source)
-    whom = wanted.role or role or Settings.load().default_secrets_role
+    reference = _reference(source)
+    reader = reference.role or role or Settings.load().default_secrets_role
     try:
-        found = dict(_backend(wanted.kind).get(wanted.id, wanted.options, whom))
+        found = dict(_backend(reference.kind).get(reference.id, reference.options, reader))
     except AflowError:
         raise
     except Exception as error:
         raise SecretsError(
-            f"@secrets: backend {wanted.kind!r} gave no {wanted.id or 'secret'}: "
+            f"@secrets: backend {reference.kind!r} gave no {reference.id or 'secret'}: "
             f"{type(error).__name__}: {error}"
         ) from error
     for name, value in found.items():
-        _check(wanted, name, value)
+        _check(reference, name, value)
     return found
 
 
@@ -110,9 +110,9 @@ class _SecretReference(NamedTuple):
     role: str | None
 
 
-def _check(wanted: _SecretReference, name: object, value: object) -> None:
-    prefix = f"@secrets: backend {wanted.kind!r} gave" + (
-        f" for {wanted.id!r}" if wanted.id else ""
+def _check(reference: _SecretReference, name: object, value: object) -> None:
+    prefix = f"@secrets: backend {reference.kind!r} gave" + (
+        f" for {reference.id!r}" if reference.id else ""
     )
     if not _NAME.match(str(name)) or type(value) is not str or "\0" in value:
         raise SecretsError(
@@ -124,7 +124,7 @@ def _check(wanted: _SecretReference, name: object, value: object) -> None:
         raise SecretsError(f"{prefix} {str(name)!r}: names that begin so are settings of aflow.")
 
 
-def _wanted(source: str | Mapping[str, Any]) -> _SecretReference:
+def _reference(source: str | Mapping[str, Any]) -> _SecretReference:
     if isinstance(source, str):
         kind, dot, id = source.partition(".")
         if dot and kind in known_backends():

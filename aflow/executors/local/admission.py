@@ -90,10 +90,10 @@ def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
     # On a machine of AMD's HIP_VISIBLE_DEVICES chooses among those that ROCR_VISIBLE_DEVICES has
     # left, by their numbers there, and so does CUDA_VISIBLE_DEVICES: what is outside stays.
     for variable in (HIP, NVIDIA, AMD) if amd else (NVIDIA, AMD, HIP):
-        said = environment_value(variable)
-        if said is not None:
+        value = environment_value(variable)
+        if value is not None:
             both = not amd and variable != HIP
-            return visible_devices(said), (NVIDIA, AMD) if both else (variable,), variable
+            return visible_devices(value), (NVIDIA, AMD) if both else (variable,), variable
     import shutil  # here, and the next: few runs have steps that ask for GPUs
     import subprocess
 
@@ -112,15 +112,15 @@ def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
     return tuple(map(str, range(amd))), (AMD,) if amd else (NVIDIA, AMD), None
 
 
-def visible_devices(said: str) -> tuple[str, ...]:
+def visible_devices(value: str) -> tuple[str, ...]:
     """Return the ids in a variable that says which GPUs are visible, as the drivers read it: those
     before the first that cannot be one (-1, NoDevFiles, none, void), each once.
 
     Args:
-        said: The value of CUDA_VISIBLE_DEVICES or its like; "" hides all GPUs.
+        value: The value of CUDA_VISIBLE_DEVICES or its like; "" hides all GPUs.
     """
     found: dict[str, None] = {}
-    for each in map(str.strip, said.split(",")):
+    for each in map(str.strip, value.split(",")):
         if not re.fullmatch(_DEVICE, each):
             break
         found[each] = None
@@ -148,11 +148,11 @@ def _memory() -> int | None:
         pass
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            said = Path(file).read_text(encoding="utf-8").strip()
+            value = Path(file).read_text(encoding="utf-8").strip()
         except OSError:  # not a system with this version of cgroups
             continue
-        if said.isdigit():
-            limits.append(int(said))
+        if value.isdigit():
+            limits.append(int(value))
     return min(limits, default=None)
 
 
@@ -208,10 +208,10 @@ class Demands:
                 if amount < asked[key]
             }
             if less:
-                wanted = ", ".join(f"{key}={asked[key]:g}" for key in less)
+                asks = ", ".join(f"{key}={asked[key]:g}" for key in less)
                 there = ", ".join(f"{key}={amount:.0f}" for key, amount in less.items())
                 notes.append(
-                    f"@resources: {name} asks for {wanted}; there is {there} here, which it gets."
+                    f"@resources: {name} asks for {asks}; there is {there} here, which it gets."
                 )
         return notes
 

@@ -67,10 +67,10 @@ def was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
         return False
     tried = random.Random()
     tried.setstate((3, before, None))
-    wanted = after[:624]
+    target = after[:624]
     for _ in range(_TWISTS):
         state = tried.getstate()[1]
-        if state[:624] == wanted:
+        if state[:624] == target:
             return False
         for _ in range(624 - state[624] + 1):
             tried.getrandbits(32)

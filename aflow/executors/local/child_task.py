@@ -138,10 +138,10 @@ class Host:
 
     def _reached(self, flow: FlowSpec, steps: Steps, send_message: Callable[..., None]) -> None:
         """The program has called a flow."""
-        wanted = self._program.flow
+        name = self._program.flow
         if self._code is not None:
             raise SystemExit(self._code)
-        if wanted and type(flow).__qualname__ != wanted:
+        if name and type(flow).__qualname__ != name:
             return  # another flow of the same program
         imported = (
             None if self._before is None else imported_since(self._before, self._start_environment)

@@ -277,16 +277,16 @@ class _RehearsedHost(Host):
 
 
 def _graph() -> Graph:
-    places = {"start": "work", "work": "join", "join": "end", "end": ""}
+    successors = {"start": "work", "work": "join", "join": "end", "end": ""}
     nodes = {
         name: Node(
             name,
             Kind.FOREACH if name == "start" else Kind.END if name == "end" else Kind.LINEAR,
             is_join=name == "join",
-            next=(following,) if following else (),
+            next=(successor,) if successor else (),
             foreach="xs" if name == "start" else None,
         )
-        for name, following in places.items()
+        for name, successor in successors.items()
     }
     return Graph("WarmUp", "start", "end", connect(nodes, "start"))
 
@@ -952,8 +952,8 @@ def _refused(reason: str) -> str:
 def _no_process(error: OSError) -> str:
     """Why there is no process, and what to do."""
     advice = _ADVICE.get(error.errno or 0)
-    said = f"no process could be started: {error.strerror}"
-    return said if advice is None else f"{said} ({advice})"
+    sentence = f"no process could be started: {error.strerror}"
+    return sentence if advice is None else f"{sentence} ({advice})"
 
 
 def kill_group(pid: int, signum: int) -> None:

@@ -203,7 +203,7 @@ class Zygotes:
             The number of the child, by which `Children` hears of it.
         """
         self._ids += 1
-        wanted = _RequestedProcess(
+        request = _RequestedProcess(
             child=self._ids,
             kind=kind,
             start=start,
@@ -212,38 +212,40 @@ class Zygotes:
             fds=[*fds],
             late=dict(late or {}),
         )
-        if not self._sends(wanted):
-            self._held.append(wanted)
-        return wanted.child
+        if not self._sends(request):
+            self._held.append(request)
+        return request.child
 
-    def _sends(self, wanted: _RequestedProcess) -> bool:
+    def _sends(self, request: _RequestedProcess) -> bool:
         """Whether the process could be asked for: else more has to be known of the program."""
-        if self._is_warm is not None or wanted.start == "fork":
-            self._send(self._zygote_of(wanted), wanted)
+        if self._is_warm is not None or request.start == "fork":
+            self._send(self._zygote_of(request), request)
         elif self._imported is None and len(self._learning) < usable_cpus():
-            self._learning.add(wanted.child)
-            self._send(self._interpreter(wanted.environment), wanted, learn=True)
+            self._learning.add(request.child)
+            self._send(self._interpreter(request.environment), request, learn=True)
         else:
             return False
         return True
 
-    def _send(self, link: _ZygoteSocket, wanted: _RequestedProcess, *, learn: bool = False) -> None:
-        self._of[wanted.child] = link
-        environment = wanted.late
+    def _send(
+        self, link: _ZygoteSocket, request: _RequestedProcess, *, learn: bool = False
+    ) -> None:
+        self._of[request.child] = link
+        environment = request.late
         if link is self._first or link in self._interpreters.values():
-            environment = {**wanted.environment, **wanted.late}
-        link.send(wanted.kind, wanted.child, environment, learn, wanted.detail, fds=wanted.fds)
+            environment = {**request.environment, **request.late}
+        link.send(request.kind, request.child, environment, learn, request.detail, fds=request.fds)
 
-    def _zygote_of(self, wanted: _RequestedProcess) -> _ZygoteSocket:
+    def _zygote_of(self, request: _RequestedProcess) -> _ZygoteSocket:
         """The zygote for steps with these variables: where nothing is imported, one that has
         imported nothing of the program's."""
-        forks = wanted.start == "fork"
-        interpreter = self._interpreter(wanted.environment)
+        forks = request.start == "fork"
+        interpreter = self._interpreter(request.environment)
         if not forks:
             assert self._imported is not None, "it is known"
-            if not self._imported["modules"] or (self._is_warm and not wanted.environment):
+            if not self._imported["modules"] or (self._is_warm and not request.environment):
                 return interpreter
-        key = (forks, *sorted(wanted.environment.items()))
+        key = (forks, *sorted(request.environment.items()))
         link = self._grown.get(key)
         if link is not None and link.is_open:
             return link
@@ -254,7 +256,7 @@ class Zygotes:
         except OSError:  # no descriptors are left: tasks import by themselves
             return interpreter
         imported = None if forks else self._imported
-        interpreter.send(messages.GROW, wanted.environment, imported, fds=[theirs.detach()])
+        interpreter.send(messages.GROW, request.environment, imported, fds=[theirs.detach()])
         link = self._grown[key] = _ZygoteSocket(self, ours)
         return link
 
@@ -285,10 +287,10 @@ class Zygotes:
         if link is not None:
             link.send(messages.KILL, child, signum.value)
             return
-        for wanted in self._held:  # it has not been asked for yet, and need not be
-            if wanted.child == child:
-                self._held.remove(wanted)
-                messages.close_all(wanted.fds)
+        for request in self._held:  # it has not been asked for yet, and need not be
+            if request.child == child:
+                self._held.remove(request)
+                messages.close_all(request.fds)
                 self._loop.call_soon(self._children.not_forked, child, "it was no longer needed")
                 return
 

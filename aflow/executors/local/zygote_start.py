@@ -74,8 +74,8 @@ def keep_from_forks(control: socket.socket) -> socket.socket:
 
 
 def _close_in_forks() -> None:
-    global _wanted
-    _wanted = None  # that of the other process
+    global _early
+    _early = None  # that of the other process
     _as_usual()
     for each in [*_ours]:
         each.close()
@@ -241,10 +241,10 @@ _OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 def environment_at_start() -> dict[str, str]:
     """Return the environment that this program began with, as far as that is known."""
     # What the kernel gave the program: os.environ has what it has changed meanwhile.
-    given = read_proc("self/environ")
-    if given is None:
+    environ = read_proc("self/environ")
+    if environ is None:
         return environment_with({})
-    pairs = [each.partition(b"=") for each in given.split(b"\0") if b"=" in each]
+    pairs = [each.partition(b"=") for each in environ.split(b"\0") if b"=" in each]
     found = {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
     # A tool that runs the program sets these first, for all processes that are to be measured; and
     # secrets are not to be seen there any more (conceal_secrets).
@@ -265,11 +265,11 @@ def looks_like_a_run(argv: Sequence[str]) -> bool:
     Args:
         argv: The words of the command line, which are not parsed yet.
     """
-    given = {*argv}
-    return bool(STARTING & given) and not _NOT_STARTING & given
+    words = {*argv}
+    return bool(STARTING & words) and not _NOT_STARTING & words
 
 
-_wanted: EarlyZygote | None = None  # the zygote of the run that this command is about to begin
+_early: EarlyZygote | None = None  # the zygote of the run that this command is about to begin
 
 
 def have_zygote(*, fork: bool = False, inherits: bool = True) -> None:
@@ -280,12 +280,12 @@ def have_zygote(*, fork: bool = False, inherits: bool = True) -> None:
         fork: Whether this process may be forked for it.
         inherits: Whether the child keeps what this process has imported and opened.
     """
-    global _wanted
-    if _wanted is None:
+    global _early
+    if _early is None:
         delegate_if_first()  # now, since the zygote is to be a child of the process that goes on
         # A fork would be traced or profiled as this process is, by a tool that does not expect it.
         alone = fork and sys.gettrace() is None and sys.getprofile() is None
-        _wanted = EarlyZygote(fork_zygote(inherits=inherits) if alone else spawn_here())
+        _early = EarlyZygote(fork_zygote(inherits=inherits) if alone else spawn_here())
         if alone:
             _give_way_to_waits()
 
@@ -299,8 +299,8 @@ def drop_zygote() -> None:
 
 def take_zygote() -> EarlyZygote | None:
     """Return the zygote that was started for this run; None if none was, or it was taken."""
-    global _wanted
-    taken, _wanted = _wanted, None
+    global _early
+    taken, _early = _early, None
     _as_usual()
     return taken
 

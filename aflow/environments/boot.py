@@ -42,7 +42,7 @@ def ask(url: str, method: str = "GET", **headers: str) -> str:
 
     Args:
         url: The URL of the service; three tries of three seconds each are made.
-        method: The method of HTTP.
+        method: GET to read, PUT where a service hands out a token.
         **headers: The headers of the request.
     """
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -62,7 +62,7 @@ def by_web_identity(region: str) -> tuple[str, ...] | None:
     """Return the credentials of a role that is taken with a token, as pods of Kubernetes have one.
 
     Args:
-        region: The region of AWS.
+        region: The region whose services are asked, as `eu-central-1`.
     """
     if not (ENV.get("AWS_WEB_IDENTITY_TOKEN_FILE") and ENV.get("AWS_ROLE_ARN")):
         return None
@@ -126,7 +126,7 @@ def credentials(region: str) -> tuple[str, ...]:
     """Return the key, its secret and the session's token (or "").
 
     Args:
-        region: The region of AWS.
+        region: The region whose services are asked, as `eu-central-1`.
     """
     if ENV.get("AWS_ACCESS_KEY_ID"):
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -152,7 +152,7 @@ def domain(region: str) -> str:
     """Return what the names of the region's services end with.
 
     Args:
-        region: The region of AWS.
+        region: The region whose services are asked, as `eu-central-1`.
     """
     return region + ".amazonaws.com" + (".cn" if region.startswith("cn-") else "")
 
@@ -235,8 +235,8 @@ def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
             % (store, name, code or "404")
         )
     if error.code in (400, 401, 403) and code not in ("ExpiredToken", "RequestTimeout"):
-        said = (re.findall("<Message>(.*?)</Message>", text) or [str(error.reason)])[0]
-        raise BootError("%s refuses to give %s to this job: %s (%s)." % (store, name, said, code))
+        why = (re.findall("<Message>(.*?)</Message>", text) or [str(error.reason)])[0]
+        raise BootError("%s refuses to give %s to this job: %s (%s)." % (store, name, why, code))
     FOUND.pop("credentials", None)
     return "it answers %d %s" % (error.code, code or error.reason)
 

@@ -182,9 +182,9 @@ class Environments:
         builds the same is waited for. Raises EnvironmentFailed; nothing is left half built then.
 
         Args:
-            lock: The locked environment.
-            title: What is built, for the report.
-            rebuild: Whether to solve and build again what exists already.
+            lock: The locked environment, for this machine.
+            title: Whose environment it is, for the report, as ` of step train`.
+            rebuild: Whether to build again what exists already.
         """
         _check_platform(lock)
         prefix = self._prefix(lock)

@@ -66,7 +66,7 @@ def lock(
         spec: The packages that a step asks for.
         folder: The folder of the flow, which relative paths of packages of PyPI start from.
         platform: The platform, as uv names it.
-        cache: The folder of environments.
+        cache: The folder of environments, below which locks and files are kept.
         report: Takes one line for each thing that takes time.
         rebuild: Whether to solve and build again what exists already.
 
@@ -106,10 +106,10 @@ def install(
     """Install the conda packages of a lock. Blocks.
 
     Args:
-        lock: The locked environment.
-        new: The folder to fill.
+        lock: The locked environment; its wheels are left out.
+        new: An existing, empty folder, which is filled.
         final: The folder that `new` will be renamed to: scripts name it.
-        files: The files by digest.
+        files: The files of packages that are kept here.
         fetch: Returns the file of a package, or None where it has to be downloaded.
 
     Raises:

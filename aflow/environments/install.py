@@ -100,7 +100,7 @@ def fitting(runtimes: Any) -> Any:
         wants = tuple(each["libc"][1])
         if each["machine"] == platform.machine() and each["libc"][0] == libc and version >= wants:
             return each
-    wanted = ", ".join(
+    shipped = ", ".join(
         "%s with %s %s" % (each["machine"], each["libc"][0], ".".join(map(str, each["libc"][1])))
         for each in same
     )
@@ -108,7 +108,7 @@ def fitting(runtimes: Any) -> Any:
         "The image of this job does not have aflow, which was shipped for %s, and the job runs on "
         "%s with %s %s: use an image that fits, or one that has aflow, or say what images have "
         "(@batch(platform=...), AFLOW_JOB_PLATFORM)."
-        % (wanted, platform.machine(), libc, ".".join(map(str, version)))
+        % (shipped, platform.machine(), libc, ".".join(map(str, version)))
     )
 
 

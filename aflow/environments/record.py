@@ -33,7 +33,7 @@ def recorded_locks(settings: Mapping[str, Any], store: ObjectStore) -> dict[str,
 
     Args:
         settings: The settings in the record of the run.
-        store: The datastore.
+        store: The datastore of the run, which has the locks as blobs.
     """
     found: Mapping[str, Mapping[str, str]] = settings.get(FIELD) or {}
     blobs = BlobStore(store)

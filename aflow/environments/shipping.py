@@ -96,7 +96,7 @@ class Shipment(NamedTuple):
         ShippingError and StorageError.
 
         Args:
-            store: The datastore.
+            store: The datastore that jobs read.
             now: The present time, in seconds since the epoch.
         """
         name, blobs = roots.root_name("shipments", self.key), BlobStore(store)

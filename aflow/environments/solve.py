@@ -212,7 +212,7 @@ def kept_lock(
         cache: The folder of environments, below which locks are kept.
         name: The name of the lock's file, by all that was asked for.
         index: What says which index is asked.
-        solve: Makes a new lock.
+        solve: Makes a new lock; called if none was made from this index before.
         report: Takes one line for each thing that takes time.
         rebuild: Whether to solve again, whatever was made before.
 
@@ -511,7 +511,9 @@ def _digests_of(spec: Spec) -> dict[str, set[str]]:
     return found
 
 
-def _of_digests(found: Mapping[str, Any], wanted: Collection[str], here: Path) -> Mapping[str, Any]:
+def _of_digests(
+    found: Mapping[str, Any], expected: Collection[str], here: Path
+) -> Mapping[str, Any]:
     """A package with those of its files alone that have one of these digests. Raises
     EnvironmentFailed where none has."""
 
@@ -519,7 +521,7 @@ def _of_digests(found: Mapping[str, Any], wanted: Collection[str], here: Path) -
         path = _path_of(file, here)
         is_there = path is not None and path.is_file()
         digest = digest_of_file(path) if path and is_there else file.get("hashes", {}).get("sha256")
-        return digest in wanted
+        return digest in expected
 
     kept = {each: found[each] for each in ("name", "version") if each in found}
     wheels = [each for each in found.get("wheels", ()) if fits(each)]

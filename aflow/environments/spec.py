@@ -132,7 +132,7 @@ def asked_packages(
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         step: The step, with its decorators.
-        kind: `pypi` or `conda`.
+        kind: `pypi` for @pypi and @pypi_base, or `conda` for @conda and @conda_base.
     """
     own: Any = step.decorator(kind)
     bases = definition.flow_decorators(f"{kind}_base")

@@ -298,9 +298,9 @@ def built(shipped: Shipped, store: ObjectStore, report: Report, steps: Iterable[
 
     Args:
         shipped: The lock, and where its packages are in the datastore.
-        store: The datastore.
+        store: The datastore that the run's packages were shipped to.
         report: Takes one line for each thing that takes time.
-        steps: The names of the steps.
+        steps: The names of the steps, for messages.
 
     Raises:
         EnvironmentFailed: It cannot be built; the error names the steps.
@@ -317,7 +317,7 @@ def locks(environments: Mapping[str, Shipped], store: ObjectStore) -> dict[str, 
 
     Args:
         environments: The locks and where their packages are, by step.
-        store: The datastore.
+        store: The datastore that they were shipped to.
     """
     blobs = BlobStore(store)
     keys = {shipped.packages for shipped in environments.values()}

@@ -224,7 +224,7 @@ def top_names(distribution: Distribution) -> set[str]:
     """Return what lies on `sys.path` for a distribution: folders, modules, and its metadata.
 
     Args:
-        distribution: The installed distribution.
+        distribution: An installed distribution, whose RECORD is read.
     """
     record = distribution.read_text("RECORD")
     if record is None:
@@ -248,8 +248,8 @@ def needs_of_aflow() -> list[str]:
 def _under(text: str, extra: str) -> str:
     """A requirement of an extra, as metadata have it."""
     requirement = Requirement(text)
-    given = f"({requirement.marker}) and " if requirement.marker is not None else ""
-    requirement.marker = Marker(f"{given}extra == '{extra}'")
+    own = f"({requirement.marker}) and " if requirement.marker is not None else ""
+    requirement.marker = Marker(f"{own}extra == '{extra}'")
     return str(requirement)
 
 

@@ -120,7 +120,7 @@ class GroupCommit:
         are left to the next commit.
 
         Args:
-            holder: The holder, as `kind/name`.
+            holder: The name of the lease holder, as `holder_named` makes it.
             seconds: How long the lease is valid, from when it is written.
             at: When it happened, in seconds since the epoch.
             notify: Called with the state of the lease when it was written.
@@ -141,7 +141,7 @@ class GroupCommit:
         it may when this one's time is over.
 
         Args:
-            holder: The holder, as `kind/name`.
+            holder: The name of the lease holder, as `holder_named` makes it.
         """
         await self.flush()
         if not self._broken:

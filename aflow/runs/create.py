@@ -45,8 +45,8 @@ def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     """Return the values of parameters, with the content in place of the path for each IncludeFile.
 
     Args:
-        parameters: The values of the parameters, by name.
-        values: The values, by name.
+        parameters: The parameters of the flow, by name.
+        values: The values of the parameters, for files their paths.
 
     Raises:
         InvalidParameter: For a file that cannot be read.
@@ -149,10 +149,10 @@ def parameter_values(
 
 
 def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tags that say so.
+    """Yield the tags that say which project and branch a run belongs to.
 
     Args:
-        values: The values, by name.
+        values: What `values_of` has returned for the run.
     """
     place = values.get("project")
     if place is not None:

@@ -246,7 +246,7 @@ class RunDriver:
         """Stop the run: live attempts are cancelled, nothing new starts. May be called again.
 
         Args:
-            reason: Why, in one sentence.
+            reason: Why, in one sentence; it is recorded with the run.
         """
         if self._machine.stopping is None:
             self._publish_stopping(reason)

@@ -41,9 +41,9 @@ class RunsToDelete(NamedTuple):
     """Which runs are to go: those for which all that is given holds. None of them if nothing is.
 
     `run` is the id of the only one, of `flow`. `before` is when they have ended at the latest
-    (seconds since the epoch), `tags` they have all
-    of, `failed` says that they did not succeed, `keep` how many of the newest of each flow stay in
-    any case, `spins` whether only spins are meant.
+    (seconds since the epoch), `tags` they have all of, `failed` says that they did not succeed,
+    `keep` how many of the newest of each flow stay in any case, `spins` whether only spins are
+    meant.
     """
 
     flow: str | None = None
@@ -139,31 +139,33 @@ def _sizes_of(metadata: MetadataStore, run: RunRecord) -> Iterator[tuple[bytes, 
 
 
 def runs_to_delete(
-    metadata: MetadataStore, wanted: RunsToDelete, grace: float = GRACE
+    metadata: MetadataStore, selection: RunsToDelete, grace: float = GRACE
 ) -> list[RunRecord]:
     """Return the runs that are to go. Never one that goes on, or that one which goes on has
     resumed; a run without a coordinator may still be recovered for `grace` seconds.
 
     Args:
-        metadata: The metadata store.
-        wanted: Which runs of which flow to delete, by age, number and state.
+        metadata: The metadata store, of which all flows are read where none is named.
+        selection: Which runs of which flow to delete, by age, number and state.
         grace: For how many seconds a run without a coordinator is kept, since it may be recovered.
     """
-    if wanted.is_nothing:
+    if selection.is_nothing:
         return []
-    flows = [wanted.flow] if wanted.flow is not None else [flow for flow, _ in metadata.flows()]
-    return [run for flow in flows for run in _of_flow(metadata, flow, wanted, grace)]
+    flows = (
+        [selection.flow] if selection.flow is not None else [flow for flow, _ in metadata.flows()]
+    )
+    return [run for flow in flows for run in _of_flow(metadata, flow, selection, grace)]
 
 
 def _of_flow(
-    metadata: MetadataStore, flow: str, wanted: RunsToDelete, grace: float
+    metadata: MetadataStore, flow: str, selection: RunsToDelete, grace: float
 ) -> Iterator[RunRecord]:
     runs = metadata.runs(flow)
     spins = metadata.runs(flow, kind=SPIN)
     alive = [run for run in (*runs, *spins) if _may_go_on(run, grace)]
     needed = {run.run for run in alive} | {run.origin_run for run in alive}
-    for run in spins if wanted.spins else runs[wanted.keep :]:
-        if run.run not in needed and _is_meant(run, wanted):
+    for run in spins if selection.spins else runs[selection.keep :]:
+        if run.run not in needed and _is_meant(run, selection):
             yield run
 
 
@@ -183,21 +185,21 @@ def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
     return True
 
 
-def _is_meant(run: RunRecord, wanted: RunsToDelete) -> bool:
-    if wanted.run is not None and run.run != wanted.run:
+def _is_meant(run: RunRecord, selection: RunsToDelete) -> bool:
+    if selection.run is not None and run.run != selection.run:
         return False
     ended = run.finished_at or run.heartbeat_at or run.created_at
-    if wanted.before is not None and ended > wanted.before:
+    if selection.before is not None and ended > selection.before:
         return False
-    if wanted.failed and run.state is RunState.SUCCEEDED:
+    if selection.failed and run.state is RunState.SUCCEEDED:
         return False
-    return set(wanted.tags) <= {*run.tags, *run.system_tags}
+    return set(selection.tags) <= {*run.tags, *run.system_tags}
 
 
 def collect(
     metadata: MetadataStore,
     store: ObjectStore,
-    wanted: RunsToDelete,
+    selection: RunsToDelete,
     now: float,
     *,
     grace: float = GRACE,
@@ -209,7 +211,7 @@ def collect(
     Args:
         metadata: The metadata store, from which the runs are deleted first.
         store: The datastore, from which objects are deleted that no remaining run refers to.
-        wanted: Which runs to delete; none to delete unused objects only.
+        selection: Which runs to delete; none to delete unused objects only.
         now: The present time, in seconds since the epoch.
         grace: How old an object has to be, in seconds: a run that begins may have written it and
             not yet recorded it.
@@ -218,7 +220,7 @@ def collect(
     Returns:
         What was, or would be, deleted.
     """
-    runs = runs_to_delete(metadata, wanted, grace)
+    runs = runs_to_delete(metadata, selection, grace)
     if not dry_run:
         runs = [run for run in runs if _deleted(metadata, run, now)]
     gone = {run.key for run in runs}

@@ -49,7 +49,7 @@ class Engine(NamedTuple):
     own words what has become of it."""
 
     goes_on: bool | None
-    said: str = ""
+    status: str = ""
 
 
 def holder_named(kind: str) -> str:
@@ -99,7 +99,7 @@ def is_deployed(run: RunRecord) -> bool:
     """Return whether an engine drives the run, and no coordinator.
 
     Args:
-        run: The run.
+        run: The run, whose lease may have expired.
     """
     return run.lease is not None and run.lease.holder.startswith(f"{ENGINE}/")
 
@@ -178,7 +178,7 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
                 run.settings["engine"]["machine"], run.settings["engine"]["execution"], reason
             )
         elif engine.goes_on is None:  # jobs of it that still run find that the run has ended
-            reason = f"{reason} (AWS could not be asked about its execution: {engine.said})"
+            reason = f"{reason} (AWS could not be asked about its execution: {engine.status})"
     elif metadata.request_cancel(run.key, reason) and is_driven(run):
         return "asked"
     if end_left_run(metadata, run, RunState.CANCELLED, reason, at):

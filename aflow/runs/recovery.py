@@ -107,7 +107,7 @@ def replay(
     Args:
         machine: The machine of the run, in its first state; changed.
         metadata: The metadata store that has the journal.
-        run: The run to recover.
+        run: The run, whose lease this coordinator has acquired.
         reusable: Finds reusable results; None where results are not reused.
 
     Returns:

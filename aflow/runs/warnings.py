@@ -33,12 +33,12 @@ def notes(
             yield f"@{name}: {', '.join(steps)} would run on {service}; this run is local: here."
     if not packages:
         return
-    wanted: dict[str, list[str]] = {}
+    asked: dict[str, list[str]] = {}
     for step in definition.steps.values():
         for package, version in packages_of(definition, step).items():
             version = version.partition("--hash=")[0].strip()
-            wanted.setdefault(f"{package} {version}".strip(), []).append(step.name)
-    for text, steps in wanted.items():
+            asked.setdefault(f"{package} {version}".strip(), []).append(step.name)
+    for text, steps in asked.items():
         package, _, version = text.partition(" ")
         there = _installed(package)
         if there is None:
@@ -72,13 +72,13 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _fits(there: str, wanted: str) -> bool:
+def _fits(there: str, asked: str) -> bool:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-    wanted = wanted.partition(";")[0].strip()
-    if not wanted or wanted.startswith("@"):  # a place says nothing of a version
+    asked = asked.partition(";")[0].strip()
+    if not asked or asked.startswith("@"):  # a place says nothing of a version
         return True
     try:
-        return SpecifierSet(wanted if wanted[0] in "<>=!~" else f"=={wanted}").contains(there, True)
+        return SpecifierSet(asked if asked[0] in "<>=!~" else f"=={asked}").contains(there, True)
     except InvalidSpecifier:  # conda has forms of its own
-        return there.startswith(wanted.lstrip("="))
+        return there.startswith(asked.lstrip("="))

@@ -52,7 +52,7 @@ def compress(data: Any, level: int = 3) -> bytes:
 
     Args:
         data: The bytes, or the plain values that were decoded from JSON.
-        level: The level of compression.
+        level: From 1, the fastest, to 22, the smallest.
     """
     source = bytes(data)
     if _zstd is None:
@@ -92,7 +92,7 @@ class ZstdCompressor:
         """Return a stream of one frame.
 
         Args:
-            size: How many bytes.
+            size: Ignored: the size of the data is not needed.
         """
         return _FrameWriter(self._level)
 

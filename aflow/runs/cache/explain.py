@@ -43,7 +43,7 @@ def explain(
     Args:
         metadata: The metadata store, which has the earlier runs, too.
         blobs: The blobs of the datastore, addressed by content.
-        run: The run to explain.
+        run: The run whose tasks are explained; it may still go on.
         step: The name of the step; None for all.
         task: The number of the task; None for all.
 

@@ -140,7 +140,7 @@ def show(headline: str, message: str) -> None:
     import click
 
     lines = "\n".join(f"    {line}".rstrip() for line in printable(message).splitlines())
-    color = _wishes().color
+    color = _color()
     click.secho(f"    {headline}:", fg="red", bold=True, err=True, color=color)
     click.secho(lines, fg="red", err=True, color=color)
 
@@ -198,7 +198,7 @@ def show_frames(traceback: str) -> None:
 
     frames = frames_of(traceback)
     users = [each for each in frames if each.is_users]
-    color = _wishes().color
+    color = _color()
     here = os.getcwd() + os.sep
     for number, frame in enumerate(reversed(users[-_MOST_FRAMES:])):
         file = frame.file.removeprefix(here)
@@ -232,25 +232,26 @@ def _unexpected(error: Exception) -> None:
 
 
 def _traceback_if_asked_for() -> bool:
-    asked = _wishes().debug
-    if asked:
+    settings = _settings()
+    is_asked_for = settings is not None and settings.debug
+    if is_asked_for:
         import traceback  # nobody pays for it on a good day
 
         traceback.print_exc()
-    return asked
+    return is_asked_for
 
 
-class _Wishes(NamedTuple):
-    debug: bool = False
-    color: bool | None = None  # None: as the terminal can
+def _color() -> bool | None:
+    """Whether errors are coloured; None: as the terminal can."""
+    settings = _settings()
+    return False if settings is not None and settings.no_color else None
 
 
-def _wishes() -> _Wishes:
+def _settings() -> Settings | None:
     try:
-        settings = Settings.load()
+        return Settings.load()
     except InvalidSetting:  # it is what went wrong, and has its own sentence
-        return _Wishes()
-    return _Wishes(settings.debug, False if settings.no_color else None)
+        return None
 
 
 # What `python flow.py` says of a flow that cannot even be defined.

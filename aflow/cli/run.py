@@ -510,11 +510,6 @@ def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEven
     return watch_events
 
 
-def _folder_of(settings: Settings) -> Path:
-    """What the client calls the place: the folder that has the `.aflow`, or one of another name."""
-    return settings.root.parent if settings.root.name == FOLDER else settings.root
-
-
 def announcement(flow: str, run: str, settings: Settings) -> str:
     """Return what the program that has started this one reads of the run, as JSON: its id, and the
     metadata where it is recorded.
@@ -526,9 +521,10 @@ def announcement(flow: str, run: str, settings: Settings) -> str:
     """
     import json
 
-    place = f"local@{_folder_of(settings)}"
-    if settings.metadata != "local":
-        place = settings.place
+    place = settings.place
+    if settings.metadata == "local":  # the folder that has the `.aflow`, or one of another name
+        is_usual = settings.root.name == FOLDER
+        place = f"local@{settings.root.parent if is_usual else settings.root}"
     return json.dumps({"run_id": run, "flow_name": flow, "metadata": place})
 
 

@@ -328,12 +328,9 @@ def _batch(settings: Settings, aws: AwsSettings, account: AwsClient) -> Iterator
         yield from probes.queue("GPU queue", aws.gpu_queue, account, key=key)
     if aws.job_log_group:
         yield from probes.log_group("job logs", aws.job_log_group, account, "AFLOW_BATCH_LOG_GROUP")
-    if aws.job_role:
-        yield from probes.role("job role", aws.job_role, "ecs-tasks.amazonaws.com", account)
-    if aws.fargate_role:
-        yield from probes.role(
-            "execution role", aws.fargate_role, "ecs-tasks.amazonaws.com", account
-        )
+    for name, role in (("job role", aws.job_role), ("execution role", aws.fargate_role)):
+        if role:
+            yield from probes.role(name, role, "ecs-tasks.amazonaws.com", account)
     if aws.image:
         yield from probes.image("job image", with_registry(aws.image, aws.registry))
 

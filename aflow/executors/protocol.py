@@ -776,15 +776,6 @@ class ArraySpec(NamedTuple):
         """
         return _attempt(payloads.part(self.key, index * self.width, self.width), self.key)
 
-    def read_all(self, payloads: Payloads) -> list[AttemptSpec]:
-        """Return all of them, in order. Blocks; raises what `read` raises.
-
-        Args:
-            payloads: Where the run keeps its payloads; the whole payload is fetched at once.
-        """
-        data, width = payloads.get(self.key), self.width
-        return [_attempt(data[at : at + width], self.key) for at in range(0, len(data), width)]
-
 
 def _record(spec: AttemptSpec) -> bytes:
     data = spec.encode()

@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aflow._core.backoff import Backoff, Tries
@@ -34,7 +33,7 @@ from aflow.errors import (
     StoreUnavailable,
 )
 from aflow.executors.base import NO_USAGE, Orphan, Reports
-from aflow.executors.jobs.base import Submission
+from aflow.executors.jobs.base import JobState, JobStatus, Submission
 from aflow.executors.jobs.board import MOST_WAITING, JobBoard, JobsOfRun, WaitingJob, prune
 from aflow.executors.jobs.place import AGAIN
 from aflow.executors.jobs.polling import Poller
@@ -46,7 +45,7 @@ from aflow.task.spec import AttemptKey, AttemptReport, AttemptSpec, RunContext
 
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
-    from aflow.executors.jobs.base import JobStatus, JobSystem, StepJob
+    from aflow.executors.jobs.base import JobSystem, StepJob
     from aflow.executors.protocol import Job, ReportsMessage
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
@@ -66,9 +65,12 @@ T = TypeVar("T")
 class _Array:
     """A job, an array of jobs, or a job of several nodes: the attempts that it was submitted for by
     index (only those that we know of), and how many of them are away. `mark` stands before an
-    index in the ids of its parts: ":" of an array, "#" of nodes, nothing for a single job."""
+    index in the ids of its parts: ":" of an array, "#" of nodes, nothing for a single job.
 
-    __slots__ = ("attempt_keys", "away", "id", "mark", "step")
+    `status` is the last one that the system has given; while some of its attempts wait, `since`
+    says since when, and `answer` what the system has answered to the question why."""
+
+    __slots__ = ("answer", "attempt_keys", "away", "id", "mark", "since", "status", "step")
 
     def __init__(self, id: str, step: str, attempt_keys: dict[int, AttemptKey], mark: str) -> None:
         self.id = id
@@ -76,6 +78,14 @@ class _Array:
         self.attempt_keys = attempt_keys
         self.mark = mark
         self.away = 0
+        self.status = JobStatus(id, JobState.UNKNOWN)
+        self.since: float | None = None
+        self.answer: str | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it waits, as far as that is known."""
+        return self.status.reason or self.answer or ""
 
 
 class _Submission(NamedTuple):
@@ -128,9 +138,6 @@ class JobExecutor(RemoteExecutor[str]):
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of messages
         self._searches: dict[str, str] = {}  # ids of jobs by their names
-        self._not_begun: dict[str, JobStatus] = {}  # of our jobs, those with members that wait
-        self._waiting_since: dict[str, float] = {}
-        self._reasons: dict[str, str] = {}  # why they wait, where that was asked
         self._board = JobBoard(metadata)
         self._turn = 0
         self._waiting: Waiting | None = None
@@ -333,7 +340,6 @@ class JobExecutor(RemoteExecutor[str]):
             array.away -= 1
             if not array.away:
                 del self._arrays[array.id]
-                self._not_begun.pop(array.id, None)
                 self._poller.unwatch(array.id)
 
     async def _terminate(self, cancels: Mapping[AttemptKey, tuple[AttemptState, str]]) -> None:
@@ -492,12 +498,12 @@ class JobExecutor(RemoteExecutor[str]):
         array = self._arrays.get(status.id)
         if array is None:
             return
+        array.status = status
         if status.waiting:
-            self._not_begun[status.id] = status
-            self._waiting_since.setdefault(status.id, self._clock.now())
+            array.since = array.since or self._clock.now()
             self._waiting = self._waiting or Waiting(f"a machine of {self._system.title}")
-        elif self._not_begun.pop(status.id, None) is not None and not self._not_begun:
-            self._waiting = None
+        else:
+            array.since = array.answer = None
         if array.mark != ":":
             if status.is_over:
                 self._over.update(dict.fromkeys(array.attempt_keys.values(), status))
@@ -529,15 +535,8 @@ class JobExecutor(RemoteExecutor[str]):
         steps = {array.step for array in self._arrays.values() if array.away}
         context = self._context
         waiting = tuple(
-            WaitingJob(
-                each.id,
-                self._arrays[each.id].step,
-                each.waiting,
-                self._waiting_since.get(each.id, 0.0),
-                each.reason or self._reasons.get(each.id, ""),
-            )
-            for each in islice(self._not_begun.values(), MOST_WAITING)
-            if each.id in self._arrays
+            WaitingJob(each.id, each.step, each.status.waiting, each.since or 0.0, each.reason)
+            for each in self._not_begun()[:MOST_WAITING]
         )
         queues = {step: queue for step, queue in self._queues.items() if step in steps}
         now = JobsOfRun(context.flow, context.run, self._system.title, queues, waiting)
@@ -549,25 +548,26 @@ class JobExecutor(RemoteExecutor[str]):
     async def _ask_why(self) -> None:
         """Ask the system why jobs wait that do not say so themselves: few at a time, each once in a
         while."""
-        for known in (self._waiting_since, self._reasons):
-            for id in known.keys() - self._not_begun.keys():
-                del known[id]
-        silent = [each for each in self._not_begun.values() if not each.reason][:MOST_WAITING]
-        unasked = [each for each in silent if each.id not in self._reasons][:ASKED]
+        silent = [each for each in self._not_begun() if not each.status.reason][:MOST_WAITING]
+        unasked = [each for each in silent if each.answer is None][:ASKED]
         if silent and not unasked:  # one of those whose reason may have changed, in turn
             self._turn += 1
             unasked = [silent[self._turn % len(silent)]]
-        for status in unasked:
-            why = await self._blocking(partial(self._system.why_waiting, status))
-            self._reasons[status.id] = why
+        for array in unasked:
+            array.answer = await self._blocking(partial(self._system.why_waiting, array.status))
+
+    def _not_begun(self) -> list[_Array]:
+        """Our jobs of which some attempts wait for a machine."""
+        return [each for each in self._arrays.values() if each.status.waiting]
 
     def _note_waiting(self, trouble: str = "") -> None:
         """Jobs that wait for a machine may wait for ever: this is logged, with the reason."""
-        if not self._not_begun or self._waiting is None:
+        not_begun = self._not_begun()
+        if not not_begun or self._waiting is None:
+            self._waiting = None
             return
-        status = next(iter(self._not_begun.values()))
-        why = trouble or status.reason or self._reasons.get(status.id, "")
-        total = sum(each.waiting for each in self._not_begun.values())
+        why = trouble or not_begun[0].reason
+        total = sum(each.status.waiting for each in not_begun)
         count = f"{plural(total, 'job has', 'jobs have')} not begun"
         self._waiting.still(f"{count}: {why}" if why else count, self._system.advice)
 

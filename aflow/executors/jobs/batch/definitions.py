@@ -163,15 +163,6 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
     return max(SHORTEST, math.ceil(timeout.total_seconds + wait) + MARGIN)
 
 
-def needs_gpu(step: StepDefinition) -> bool:
-    """Return whether the step asks for GPUs, by @batch or @resources.
-
-    Args:
-        step: The step, with its decorators.
-    """
-    return "GPU" in _resources(StepOptions(step, "batch"), 0)
-
-
 # ------------------------------------------------------------------ parts
 
 
@@ -311,10 +302,9 @@ def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
         step: The step, with its decorators.
         settings: The settings of the job system.
     """
-    own = StepOptions(step, "batch").text("queue")
-    if own is not None:
-        return own
-    return settings.gpu_queue if needs_gpu(step) else None
+    options = StepOptions(step, "batch")
+    common = settings.gpu_queue if "GPU" in _resources(options, 0) else None
+    return options.text("queue") or common
 
 
 def queue_of(step: StepDefinition, settings: AwsSettings) -> str:

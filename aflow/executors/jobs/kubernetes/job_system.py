@@ -222,7 +222,10 @@ class KubernetesSystem:
         asked = {id: _JobId.parse(id) for id in ids}
         found: dict[str, Object] = {}
         pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
-        for namespace, some in _by_namespace(asked.values()).items():
+        by_namespace: defaultdict[str, list[_JobId]] = defaultdict(list)
+        for each in asked.values():
+            by_namespace[each.namespace].append(each)
+        for namespace, some in by_namespace.items():
             names = sorted({each.name for each in some})
             for job in self._cluster.listed(
                 _jobs_path(namespace), labelSelector=f"{JOB} in ({','.join(names)})"
@@ -431,13 +434,6 @@ class _JobId(NamedTuple):
 
 def _id(namespace: str, name: str) -> str:
     return f"k8s@{namespace}@{name}"
-
-
-def _by_namespace(asked: Iterable[_JobId]) -> dict[str, list[_JobId]]:
-    found: defaultdict[str, list[_JobId]] = defaultdict(list)
-    for each in asked:
-        found[each.namespace].append(each)
-    return found
 
 
 def _jobs_path(namespace: str) -> str:

@@ -18,6 +18,7 @@ from aflow._core.settings import choices_of, default_of, metadata_place, resourc
 from aflow.cli.errors import printable
 from aflow.cli.session import TOP_NAMES, Defined, Session, environment_names
 from aflow.errors import InvalidInput, InvalidParameter, StorageError
+from aflow.flow.configs import Config
 from aflow.flow.names import did_you_mean
 from aflow.flow.parameters import ConvertedValue, Parameter, plain_name, type_name
 
@@ -272,7 +273,8 @@ def with_option(section: str, scope: str | None) -> Option:
 def flow_options(
     flow: type[FlowSpec] | None, *, after_command: bool = False, without: Collection[str] = ()
 ) -> list[Option]:
-    """Return the options that the flow's decorators add to every command, as `top_options` are.
+    """Return the options that the flow's decorators and configs add to every command, as
+    `top_options` are.
 
     Args:
         flow: The flow; None where no file is named.
@@ -296,7 +298,33 @@ def flow_options(
     if "trigger_on_finish" in kinds:
         text = "A run (Flow/run) to record as the trigger of this one; may be given many times."
         made.append(option("--trigger", metavar="RUN", multiple=True, help=text, **rest))
+    made += _config_options(flow)
     return [each for each in made if not names_of([each]) & {*without}]
+
+
+def _config_options(flow: type[FlowSpec] | None) -> list[Option]:
+    """The options for configs, as the help shows them. They are read, and taken out of the line,
+    before click parses it: see config_options.py."""
+    members = [] if flow is None else [each for cls in flow.__mro__ for each in vars(cls).values()]
+    configs = ", ".join(each.name for each in reversed(members) if isinstance(each, Config))
+    if not configs:
+        return []
+    texts = {
+        "--config": ("NAME PATH", f"Read a config of the flow ({configs}) from a file."),
+        "--config-value": ("NAME JSON", "Give a config of the flow this value."),
+    }
+    return [
+        option(
+            name,
+            metavar=metavar,
+            nargs=2,
+            multiple=True,
+            expose_value=False,
+            help=text,
+            section=GENERAL,
+        )
+        for name, (metavar, text) in texts.items()
+    ]
 
 
 # ------------------------------------------------------------ run

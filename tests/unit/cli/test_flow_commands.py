@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from aflow import FlowSpec, JSONType, Parameter, project, retry, step
+from aflow import Config, FlowSpec, JSONType, Parameter, project, retry, step
 from aflow._core.settings import SETTINGS, RunOptions
 from aflow.cli import plain
 from aflow.cli.commands import COMMANDS
@@ -92,6 +92,20 @@ def test_help_of_run_begins_with_the_parameters_and_their_defaults() -> None:
     assert "--alpha FLOAT Learning rate [default: 0.01]" in plain
     assert "--some_plan JSON [required]" in plain
     assert "--today STR [default: computed]" in plain
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
+def test_help_of_a_flow_with_configs_names_them_and_their_options(words: list[str]) -> None:
+    class Configured(ManyFlow):
+        sizes = Config("sizes", default_value={})
+
+    text = CliRunner().invoke(FlowGroup(Configured, "many.py"), words).output
+
+    assert "--config NAME PATH Read a config of the flow (sizes) from a file." in (
+        " ".join(text.split())
+    )
+    assert "--config-value NAME JSON" in text
+    assert "--config" not in invoke(*words).output
 
 
 @pytest.mark.parametrize("name", COMMANDS)

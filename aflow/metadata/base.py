@@ -80,6 +80,11 @@ class RunRecord(NamedTuple):
     kind: str = ""
     lease: RunLease | None = None
 
+    def all_tags(self) -> list[tuple[str, bool]]:
+        """Return the tags of users and of the system, each with whether it is a system tag."""
+        user = [(tag, False) for tag in self.tags]
+        return user + [(tag, True) for tag in self.system_tags]
+
 
 class RunFilter(NamedTuple):
     """Which runs are listed, and how many; `Records.runs` says what the fields mean."""

@@ -266,10 +266,9 @@ class StoreMetadata(SqliteMetadata):
         """Remove, then add user tags; see the port."""
         flow, run = self._place_of(run_key)
         self._catch_up(flow, run)
-        before = self._in_memory(flow, run)
-        known = [*((t, False) for t in before.tags), *((t, True) for t in before.system_tags)]
         for each in (*add, *remove):
             ids.tag(each)
+        known = self._in_memory(flow, run).all_tags()
         base.changed(known, add, remove)  # what is not allowed raises, and is not written
         self._again(run_key, ["tags", list(add), list(remove), uuid4().hex])
         self._put_index(flow, run)

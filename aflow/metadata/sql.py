@@ -109,18 +109,6 @@ def run_row(run: RunRecord) -> Row:
     )
 
 
-def tag_rows(run_key: int, run: RunRecord) -> list[Row]:
-    """Return the tags of a new run as `add_tag` takes them: key, tag, and whether it is a system
-    tag.
-
-    Args:
-        run_key: The key of the run in the metadata store.
-        run: The record of the run.
-    """
-    user: list[Row] = [(run_key, tag, False) for tag in run.tags]
-    return user + [(run_key, tag, True) for tag in run.system_tags]
-
-
 def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
     """Return a run from its row and its tags. What is damaged in the row is left out and named in
     the reason: one such record does not hide all others.
@@ -342,16 +330,6 @@ def progress(found: Iterable[Row]) -> list[StepProgress]:
     return list(steps.values())
 
 
-def metadata_row(run_key: int, record: MetadataRecord) -> Row:
-    """Return a metadata record as `add_metadata` takes it.
-
-    Args:
-        run_key: The key of the run in the metadata store.
-        record: The record, whose value may hold surrogates.
-    """
-    return (run_key, *record._replace(value=text(record.value)))
-
-
 _KINDS_OF_WORKER: dict[type, Sequence[str]] = {
     str: ("host", "queue", "version", "python"),
     int: ("pid", "slots", "done", "failed"),
@@ -482,7 +460,7 @@ class SqlMetadata(ABC):
         def create(session: Session) -> int:
             key, is_new = self._add_run(session, run, mark)
             if is_new:
-                session.do_all("add_tag", tag_rows(key, run))
+                session.do_all("add_tag", [(key, *each) for each in run.all_tags()])
                 at, task = run.created_at, ids.PARAMETERS_TASK
                 made = TaskRecord(task, ids.PARAMETERS_STEP, at, inputs=encode_inputs(NoInputs()))
                 session.do("add_task", *task_row(key, made))
@@ -536,7 +514,8 @@ class SqlMetadata(ABC):
             attempts = [attempt_row(run_key, each, version) for each in batch.attempts]
             session.do_all("put_attempt", attempts)
         if batch.metadata:
-            session.do_all("add_metadata", [metadata_row(run_key, each) for each in batch.metadata])
+            facts = [(run_key, *each._replace(value=text(each.value))) for each in batch.metadata]
+            session.do_all("add_metadata", facts)
         if batch.run is not None:
             state, finished_at, reason = batch.run
             session.do(
@@ -740,7 +719,12 @@ class SqlMetadata(ABC):
         return [(flow, time_of(at)) for flow, at in self._all("flows")]
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """The flow's runs, newest first; see the port."""
+        """Return the flow's runs, newest first; see the port.
+
+        Args:
+            flow: The name of the flow; None for all flows.
+            **which: The fields of RunFilter.
+        """
         wanted = RunFilter(**which)
         after_time, after_key = wanted.after or (None, None)
         tag, second_tag, *_ = [*wanted.tags, None, None]

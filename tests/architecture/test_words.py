@@ -53,7 +53,7 @@ REPLACED = {
 # looked for again with that.
 _ANY = re2.compile("(?i)" + "|".join(re.sub(r"\(\?<!.*?\)", "", word) for word in REPLACED))
 _THIS = Path("tests/architecture/test_words.py")
-_SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sql")
+_SUFFIXES = (".py", ".md", ".yaml", ".toml", ".sql", ".lua")
 
 
 def test_words_that_were_replaced_do_not_come_back() -> None:

@@ -68,7 +68,7 @@ class Card:
         """Return the page as HTML. `task` has what a Task of the client has.
 
         Args:
-            task: The task.
+            task: The task; `task.data` has its artifacts, and it is otherwise a Task of the client.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method render.")
 
@@ -76,7 +76,7 @@ class Card:
         """Return the page while the step still runs.
 
         Args:
-            task: The task.
+            task: The task, which is still running: it has the artifacts so far.
             data: The data that the step has given to `refresh`.
         """
         return self.render(task)
@@ -86,7 +86,7 @@ class Card:
         where it needs to be loaded again.
 
         Args:
-            task: The task.
+            task: The task, which is still running: it has the artifacts so far.
             data: The data that the step has given to `refresh`.
         """
         return None
@@ -95,7 +95,7 @@ class Card:
         """With RELOAD_POLICY_ONCHANGE.
 
         Args:
-            task: The task.
+            task: The task, which is still running: it has the artifacts so far.
             data: The data that the step has given to `refresh`.
 
         Returns:

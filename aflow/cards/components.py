@@ -375,7 +375,7 @@ def as_component(value: Any) -> Component:
     table of pandas a table, and all else is shown as a value.
 
     Args:
-        value: The value.
+        value: A component, a text (Markdown), a figure, a table of pandas, or any other value.
     """
     if isinstance(value, Component) or hasattr(value, "render"):
         return value  # type: ignore[no-any-return]

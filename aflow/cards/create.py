@@ -49,7 +49,7 @@ def page_of(
     what the kind raises, or with `save_errors` a page that says why.
 
     Args:
-        task: The task.
+        task: A task of the client, which has ended.
         type: The type of card, `default` or one that a package adds.
         options: The options of the card, as its decorator has them.
         timeout: How many seconds the card may take; None for no limit.
@@ -74,7 +74,7 @@ def keep(task: Task, type: str, id: str | None, html: str) -> str:
     """Keep the page as one more card of the task.
 
     Args:
-        task: The task.
+        task: A task of the client, whose cards this one is added to.
         type: The type of card, which the name of its file has.
         id: The id of the card; None for none.
         html: The page.

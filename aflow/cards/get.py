@@ -66,7 +66,7 @@ class FoundCard:
         """Write the page to a file.
 
         Args:
-            path: The path or pathspec.
+            path: The file to write; one that is there is replaced.
         """
         path.write_text(self.html, encoding="utf-8", errors="surrogatepass")
 
@@ -120,7 +120,7 @@ def get_cards(
     `follow_resumed` is False.
 
     Args:
-        task: The task.
+        task: A task of the client, or its pathspec.
         id: The id of the card; None for none.
         type: The type of card; None for all types.
         follow_resumed: Whether the cards of a task whose result was reused are those of the

@@ -96,7 +96,7 @@ def page(title: str, body: str) -> str:
     """Return a whole page with this body, which is HTML.
 
     Args:
-        title: The title.
+        title: The title of the document, as plain text.
         body: The HTML of the content.
     """
     return _PAGE.substitute(title=escape(title), style=_style(), body=body, policy=_POLICY)
@@ -106,8 +106,8 @@ def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
     """Return the top of a card: what it is of, what that does, and the facts of its task.
 
     Args:
-        title: The title.
-        path: The path or pathspec.
+        title: The heading, as plain text.
+        path: The pathspec of the task, which stands below the heading.
         facts: Names and values to show.
         doc: The docstring of the flow or step.
     """
@@ -125,7 +125,7 @@ def section(title: str, body: str) -> str:
     """Return a part with a title; nothing if there is nothing in it.
 
     Args:
-        title: The title.
+        title: The heading of the part, as plain text.
         body: The HTML of the content.
     """
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""

@@ -113,7 +113,7 @@ def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]
     """Return why a task has no artifact of this name.
 
     Args:
-        pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+        pathspec: The pathspec of the task: `flow/run/step/task`.
         state: The state of the task.
         name: The name that was not found.
         known: The names of the task's artifacts.

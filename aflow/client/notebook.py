@@ -52,7 +52,7 @@ def text(value: object, limit: int = _TEXT) -> Html:
     an escape.
 
     Args:
-        value: The value.
+        value: Any value; its `str` is shown.
         limit: How many characters at most.
     """
     shown = str(value)
@@ -64,7 +64,7 @@ def badge(state: str) -> Html:
     """Return a state as a small coloured label.
 
     Args:
-        state: The state.
+        state: The state of a run or a task, which decides the colour.
     """
     hue = _HUES.get(state, _GREY)
     style = f"padding:1px 7px;border-radius:9px;background:rgba({hue},0.18);color:rgb({hue})"
@@ -75,7 +75,7 @@ def chips(names: Iterable[str]) -> Html:
     """Return tags side by side; of many the first.
 
     Args:
-        names: The names.
+        names: The tags, in any order; the first 20 of them are shown.
     """
     listed = sorted(names)
     style = f"border:{_LINE};border-radius:4px;padding:0 5px;margin-right:4px"
@@ -87,7 +87,7 @@ def more(number: int) -> Html:
     """Return how many are not shown; nothing where all are.
 
     Args:
-        number: The number.
+        number: How many are left out; 0 or less for none.
     """
     return Html(f'<span style="opacity:0.7">and {number:,} more</span>' if number > 0 else "")
 
@@ -112,7 +112,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Html]], left_out: int = 0
 
     Args:
         head: The titles of the columns.
-        rows: The rows.
+        rows: The cells of each row, as many as there are titles; empty for no table.
         left_out: How many rows are not shown.
     """
     if not rows:
@@ -135,7 +135,7 @@ def code(value: object) -> Html:
     """Return a short text of a program.
 
     Args:
-        value: The value.
+        value: Any value; its `str` is shown in a fixed-width font.
     """
     return Html(f'<code style="white-space:pre-wrap">{text(value)}</code>')
 
@@ -144,8 +144,8 @@ def block(title: str, lines: Sequence[str]) -> Html:
     """Return lines that a program has printed; nothing without lines.
 
     Args:
-        title: The title.
-        lines: The lines.
+        title: The heading above the lines.
+        lines: The lines without their newlines; each is cut if it is long.
     """
     if not lines:
         return Html("")
@@ -162,7 +162,7 @@ def page(kind: str, name: str, *parts: Html) -> str:
 
     Args:
         kind: What is shown, as `Run`.
-        name: The name.
+        name: The pathspec of the object; empty for none.
         *parts: The HTML of the parts.
     """
     style = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5;color:inherit"
@@ -177,7 +177,7 @@ def size_of(number: int) -> Html:
     """Return bytes for people.
 
     Args:
-        number: The number.
+        number: The number of bytes.
     """
     amount = float(number)
     for unit in ("B", "kB", "MB", "GB"):

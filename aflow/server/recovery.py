@@ -92,7 +92,7 @@ class RunRecovery:
         ago.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
         """
         self._cancelled[pathspec] = self._clock.monotonic() + _WATCHED
 

@@ -293,7 +293,7 @@ class Runs:
         """Drop the request of a run that has ended: it is not to be recovered. Blocks.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
         """
         try:
             self._blobs.store.delete(_name_of(pathspec))
@@ -319,7 +319,7 @@ class Runs:
         """Return what was ordered when a run began. Blocks.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
 
         Raises:
             NotFound: For a run that no server with this datastore has begun, StorageError, and
@@ -339,7 +339,7 @@ class Runs:
         What keeps it from that is in the log, and in `last_error`.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
         """
         if self._closed:
             return
@@ -389,7 +389,7 @@ class Runs:
         ended before the run had; None where there is none, or this was asked before.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
         """
         return self._last_errors.pop(pathspec, None)
 
@@ -397,7 +397,7 @@ class Runs:
         """End the process that has the run, with all that it has started, at once.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
         """
         process = self._processes.get(pathspec)
         if process is not None and process.returncode is None:
@@ -422,7 +422,7 @@ class Runs:
         """Wait for the end of the run, if it goes on here, at most this many seconds.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
+            pathspec: The pathspec of the run, `flow/run`.
             at_most: How many seconds to wait at most.
         """
         if (process := self._processes.get(pathspec)) is not None:

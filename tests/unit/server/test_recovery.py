@@ -1,4 +1,4 @@
-"""What is done with a run that nobody drives: how often it is tried, and when it is given up."""
+"""What is done with an orphaned run: how often its recovery is tried, and when it is given up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aflow.server.recovery import Tries, next_for
 
 
 def left(cancel: str | None = None, seconds: float = 0.0) -> RunRecord:
-    """A run that nobody has driven for so many seconds."""
+    """A run that has been orphaned for this many seconds."""
     return RunRecord(
         1, "Flow", "1", RunState.RUNNING, "ann", 1.0, None, 0, (), (), {}, {},
         lease=RunLease("server/gone", -seconds, cancel),

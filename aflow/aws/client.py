@@ -34,7 +34,7 @@ PATIENT = {
     "retries": {"total_max_attempts": 6},
 }
 """Throttled calls are made again, with backoff, in the mode of the user's own settings of AWS:
-botocore's default goes by the HTTP status, too, where a proxy answers 429 in words of its own."""
+botocore's default goes by the HTTP status, too, where a proxy answers 429 without a known code."""
 ONCE = {**PATIENT, "retries": {"total_max_attempts": 1}}
 """For callers that try again themselves."""
 QUICK = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_attempts": 2}}
@@ -42,7 +42,7 @@ QUICK = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_attempt
 
 
 class AwsAnswer(NamedTuple):
-    """What a call gave; `date` is what the server's clock said (a Date of HTTP), if it said so."""
+    """What a call gave; `date` is the header Date, the time by the clock of the server."""
 
     values: dict[str, Any]
     date: str | None
@@ -300,17 +300,17 @@ def _described(service: str) -> Iterator[None]:
 
 
 def _refused(error: Any, service: str) -> AwsError:
-    code, said, _ = refusal = Refusal.of(error)
+    code, reason, _ = refusal = Refusal.of(error)
     asked = "sts" if error.operation_name == "AssumeRole" else service
-    message = f"{asked} of AWS refuses {error.operation_name} ({code}): {said or code}."
+    message = f"{asked} of AWS refuses {error.operation_name} ({code}): {reason or code}."
     kind = AwsBusy if refusal.is_busy else AwsError
     if refusal.has_expired:
         kind = AwsUnauthorized
         message = (
             "AWS does not accept the credentials, which may have expired "
-            f"({code}: {said}): log in to AWS again."
+            f"({code}: {reason}): log in to AWS again."
         )
-    return kind(message, code, said, denied=refusal.is_denied)
+    return kind(message, code, reason, denied=refusal.is_denied)
 
 
 def _sentence(error: Exception) -> str:

@@ -39,7 +39,7 @@ class Reports(Protocol):
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
         """Another executor finds the attempt by this (the worker or the job that has it), should
         this one go away; `host` is the machine that runs it, where that is known. It is recorded
-        with the next commit, and may be said again.
+        with the next commit, and may be reported again.
 
         Args:
             task: The number of the task within its run.
@@ -104,7 +104,7 @@ NO_USAGE = Usage()
 
 class Orphan(NamedTuple):
     """An attempt that an executor has launched which is gone, maybe with its machine. `handle` is
-    what it said of it by `handed`, else empty; `started_at` when it began, where that is known."""
+    what it has reported by `handed`, else empty; `started_at` when it began, if that is known."""
 
     spec: AttemptSpec
     handle: str

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LOOK = 0.5  # seconds between looks at the cluster
 HEALTHY = 30.0  # seconds after which the end of a worker says nothing of its start
 MOST_FAILED = 3  # workers in a row that end at once, before none is started any more
-LAST_LINES = 3  # of what a worker has said that are kept for who started it
+LAST_LINES = 3  # of a worker's output, for the sentence about its end
 _ANSWERING = 10.0  # seconds in which a scheduler has to answer
 _MB = 1 << 20
 
@@ -549,10 +549,10 @@ class DaskCluster:
 
     def _running(self) -> dict[str, str]:
         """The keys of tasks that have begun, and the name of the node of each."""
-        wanted = [*{self._nodes[each] for each in self._futures if each not in self._begun}]
-        if not wanted:
+        nodes = [*{self._nodes[each] for each in self._futures if each not in self._begun}]
+        if not nodes:
             return {}
-        answers = self._client.run(_running_here, workers=wanted, on_error="ignore")
+        answers = self._client.run(_running_here, workers=nodes, on_error="ignore")
         return {key: node for node, keys in answers.values() for key in keys}
 
     def _drop(self, number: int) -> None:
@@ -641,13 +641,13 @@ def lacking(
     fitting = sum(_fitting(each, asked) for each in nodes)
     if fitting >= count:
         return None
-    wanted = ", ".join(f"{key}={_shown(key, amount)}" for key, amount in asked.items())
+    request = ", ".join(f"{key}={_shown(key, amount)}" for key, amount in asked.items())
     largest = ", ".join(
         f"{key}={_shown(key, max((each.get(key, 0.0) for each in nodes), default=0.0))}"
         for key in asked
     )
     return (
-        f"{name} has room for {fitting} of {plural(count, 'worker')} that ask for {wanted} each: "
+        f"{name} has room for {fitting} of {plural(count, 'worker')} that ask for {request} each: "
         f"it has {plural(len(nodes), 'node')}, the largest with {largest}"
     )
 

@@ -130,7 +130,7 @@ class ReportInbox(Generic[R]):
         away.worker, away.started_at = worker, orphan.started_at
 
     def awaits_start(self, attempt_key: AttemptKey) -> bool:
-        """Return whether the attempt is wanted, and not known to have begun.
+        """Return whether the attempt is away, and not known to have begun.
 
         Args:
             attempt_key: The step, task and number of the attempt.
@@ -360,7 +360,7 @@ class RemoteExecutor(ABC, Generic[R]):
 
     @abstractmethod
     async def leave(self) -> None:
-        """Say what is to be said, and release everything: attempts go on."""
+        """Send what is still to be sent, and release everything: attempts go on."""
 
     async def _prepare(
         self,

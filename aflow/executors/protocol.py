@@ -670,13 +670,13 @@ class Packer:
     def _all_behind(self, tasks: Iterable[int], there: set[int]) -> dict[int, bytes]:
         """The manifests of these tasks, and of those that they lead to, but for those there."""
         found: dict[int, bytes] = {}
-        wanted = sorted(set(tasks) - there)
-        while wanted:
-            for at in range(0, len(wanted), _AT_ONCE):
-                part = wanted[at : at + _AT_ONCE]
+        missing = sorted(set(tasks) - there)
+        while missing:
+            for at in range(0, len(missing), _AT_ONCE):
+                part = missing[at : at + _AT_ONCE]
                 found.update(self._metadata.manifests(self._run_key, part))
-            read = [Manifest.decode(found[task]) for task in wanted if task in found]
-            wanted = sorted(_behind(read) - found.keys() - there - set(wanted))
+            read = [Manifest.decode(found[task]) for task in missing if task in found]
+            missing = sorted(_behind(read) - found.keys() - there - set(missing))
         return found
 
     def _page(self, inputs: FromForeach, start: int) -> str:

@@ -196,7 +196,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             _log.warning("What is left of a run in the queue could not be taken out: %s", why)
 
     async def leave(self) -> None:
-        """Say what is to be said, and release the queue: workers go on."""
+        """Send what is still to be sent, and release the queue: workers go on."""
         was_stopped, self._stopped = self._stopped, True
         if not was_stopped and self._tasks:
             self._caught_up.set()

@@ -368,8 +368,8 @@ LONGEST_INPUT = 6000  # bytes of parameters: they are a variable of a job, which
 
 
 class Deployed(NamedTuple):
-    """What `create` has done: the plan, how many definitions of jobs were new, and what the state
-    machine said of itself before."""
+    """What `create` has done: the plan, how many definitions of jobs were new, and the label that
+    the state machine had before."""
 
     plan: DeploymentPlan
     new_jobs: int

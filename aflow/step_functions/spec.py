@@ -201,14 +201,14 @@ def state_after(run: str, step: str, place: str, started: str | None) -> dict[st
     return state if started is None else {**state, "started": started}
 
 
-def switch_result(state: Mapping[str, Any], following: str) -> dict[str, Any]:
+def switch_result(state: Mapping[str, Any], next_step: str) -> dict[str, Any]:
     """Return the state, and which step follows.
 
     Args:
         state: What `state_after` has returned.
-        following: The name of the step that follows.
+        next_step: The name of the step that follows.
     """
-    return {**state, "next": following}
+    return {**state, "next": next_step}
 
 
 def foreach_result(state: Mapping[str, Any], items: Sequence[int], *, distributed: bool) -> Any:

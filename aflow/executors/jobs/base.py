@@ -179,7 +179,7 @@ class JobSystem(Protocol[J_contra]):
         """
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Return why the job of this status has not begun, in the words of the system; maybe empty.
+        """Return why the job of this status has not begun, as the system says it; maybe empty.
 
         Args:
             status: The last status that `describe` has returned for the job.

@@ -134,7 +134,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._stopping: dict[AttemptKey, tuple[AttemptState, str]] = {}
         self._late: dict[AttemptKey, float] = {}  # until when a report may be on its way
         self._over: dict[AttemptKey, JobStatus] = {}  # jobs that have ended, as the system says
-        # Arrays of which more have ended than were heard of, and whether that is all of them.
+        # Arrays of which more have ended than have reported, and whether that is all of them.
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of messages
         self._searches: dict[str, str] = {}  # ids of jobs by their names
@@ -145,7 +145,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._threads: ThreadPoolExecutor | None = None
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """All of them: jobs go on without us, and are found by what was said of them."""
+        """Take all of them: jobs go on without a coordinator, and are found by their handles."""
         for orphan in orphans:
             handle = orphan.handle if not orphan.handle.startswith(_NAMED) else ""
             self._mail.take_over(orphan, handle or None)
@@ -194,7 +194,7 @@ class JobExecutor(RemoteExecutor[str]):
         """Jobs were ended with their attempts."""
 
     async def leave(self) -> None:
-        """Say what is to be said, and release everything: jobs go on."""
+        """Send what is still to be sent, and release everything: jobs go on."""
         was_stopped, self._stopped = self._stopped, True
         if not was_stopped and self._tasks:
             for event in (self._news, self._tidy):
@@ -227,7 +227,7 @@ class JobExecutor(RemoteExecutor[str]):
                 return
 
     def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Submission]:
-        """Those that are still wanted, by step; of gangs each by itself."""
+        """Those that were not cancelled meanwhile, by step; of gangs each by itself."""
         together: dict[Hashable, _Submission] = {}
         for spec in specs:
             attempt_key = (spec.task, spec.attempt)

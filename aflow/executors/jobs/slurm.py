@@ -453,11 +453,11 @@ def _status(id: str, by_number: Mapping[str, Sequence[_Job]]) -> JobStatus:
 
 
 def _reason_of(waiting: Sequence[_Job]) -> str:
-    """The reason of those that wait. What only says that others come first is said if all say it,
-    since nothing is wrong there."""
+    """The reason of those that wait. That others come first is the reason only if all of them have
+    it, since nothing is wrong there."""
     reasons = [each.reason for each in waiting if each.reason not in ("None", "")]
-    telling = [each for each in reasons if each not in ("JobArrayTaskLimit", "Priority")]
-    return next(iter(telling or reasons), "")
+    specific = [each for each in reasons if each not in ("JobArrayTaskLimit", "Priority")]
+    return next(iter(specific or reasons), "")
 
 
 def _details(number: str, name: str) -> dict[str, str] | None:
@@ -563,12 +563,12 @@ def _run(
         raise JobSystemBusy(f"{command} could not be started: {error.strerror}.") from error
     if done.returncode == 0:
         return done.stdout
-    said = done.stderr.strip() or done.stdout.strip()
-    message = " ".join(_NOISE.sub("", said).split()).rstrip(".") or f"exit code {done.returncode}"
-    if _BUSY.search(said):
+    output = done.stderr.strip() or done.stdout.strip()
+    message = " ".join(_NOISE.sub("", output).split()).rstrip(".") or f"exit code {done.returncode}"
+    if _BUSY.search(output):
         raise JobSystemBusy(f"{command}: {message}.")
     # A controller that has just been started knows no node until the nodes have registered with it,
     # and refuses each job as one that no node could run.
-    if _NO_NODE in said and "unk" in _run("sinfo", "-h", "-o", "%t"):
+    if _NO_NODE in output and "unk" in _run("sinfo", "-h", "-o", "%t"):
         raise JobSystemBusy(f"{command}: {message}: nodes have not registered with it yet.")
     raise refused(f"{command}: {message}.")

@@ -1,4 +1,5 @@
-"""What a worker has to say to coordinators, and to the queue: in order, until it is heard."""
+"""The reports of a worker to coordinators, and its acknowledgements to the queue: sent in order,
+again and again until they have arrived."""
 
 from __future__ import annotations
 
@@ -100,12 +101,12 @@ class ReportSender:
         self._news.set()
 
     def close(self) -> None:
-        """`send` returns when all is said."""
+        """Let `send` return when all is sent."""
         self._closed = True
         self._news.set()
 
     async def send(self) -> None:
-        """Say what there is to say, again and again."""
+        """Send what there is to send, until `close` was called and all is sent."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -130,8 +131,8 @@ class ReportSender:
         back: list[Lease],
         bury: list[Lease],
     ) -> None:
-        for reader, said in events.items():
-            for body in self._bodies(reader, said):
+        for reader, reports in events.items():
+            for body in self._bodies(reader, reports):
                 message = Message(f"{self._worker}/{self._number}", body)
                 await self._until_done(lambda: self._queue.put(reader.topic, [message]))  # noqa: B023
         await self._until_done(lambda: self._queue.ack(done))
@@ -151,7 +152,7 @@ class ReportSender:
                 yield body
                 continue
             for event in part:
-                # What has grown is said again at the end; output was divided before.
+                # The end repeats what has grown; output was divided before.
                 if event[0] == protocol.ENDED:
                     yield self._sealed(reader, [_too_large(event, self._queue.url)])
 

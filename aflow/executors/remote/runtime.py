@@ -281,7 +281,7 @@ class Runtime:
         return found if self._executor is None else [self._executor, *found]
 
     def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
-        """Release the processes, which do nothing that is wanted; `then` is called after that.
+        """Release the processes, which have nothing to do any more; `then` is called after that.
 
         Args:
             then: Called when it has ended.

@@ -272,8 +272,8 @@ class Mark(NamedTuple):
         Args:
             step: The name of the step.
         """
-        said = dict(zip(MARK_NAMES, (*self, step), strict=True)) | {"version": __version__}
-        return {f"aflow.{name}": value for name, value in said.items()}
+        marks = dict(zip(MARK_NAMES, (*self, step), strict=True)) | {"version": __version__}
+        return {f"aflow.{name}": value for name, value in marks.items()}
 
     @property
     def prefix(self) -> str:
@@ -470,7 +470,7 @@ def unfinished(
             marks = described.get("parameters") or {}
             owner, *path = (marks.get(f"aflow.{name}", "") for name in MARK_NAMES)
             asked = zip((user, flow, run), (owner, *path), strict=False)
-            fits = all(wanted in (None, there) for wanted, there in asked)
+            fits = all(expected in (None, there) for expected, there in asked)
             # It may have ended meanwhile, or be no job of a run of aflow.
             if fits and described["status"] not in ENDED and all(path[:2]):
                 found.append(_submitted(described, owner, "/".join(path)))

@@ -1,4 +1,4 @@
-"""What AWS Batch says of a job that has ended, in our words."""
+"""How an attempt has ended, by what AWS Batch says of its job."""
 
 from __future__ import annotations
 

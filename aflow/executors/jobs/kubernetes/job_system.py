@@ -284,7 +284,7 @@ class KubernetesSystem:
                     return
 
     def why_waiting(self, status: JobStatus) -> str:
-        """What its pods wait for, in the words of Kubernetes; of a Job that has none why not."""
+        """What its pods wait for, as Kubernetes says it; of a Job that has none why not."""
         asked = _JobId.parse(status.id)
         pods = self._pending(asked)
         reasons = [reason for pod in pods if (reason := why_pending(pod))]
@@ -539,7 +539,7 @@ def _waiting_containers(pod: Object) -> Iterator[tuple[str, str]]:
 
 
 def why_pending(pod: Object) -> str:
-    """Return why a pod has not begun, in the words of Kubernetes; empty where it does not say it.
+    """Return why a pod has not begun, as Kubernetes says it; empty where it does not.
 
     Args:
         pod: The pod, as the API server describes it.
@@ -673,16 +673,16 @@ def unfinished(
         InvalidSetting: The value of a setting cannot be used; the error names the key, the place
             and what is allowed.
     """
-    wanted = {USER: user, FLOW: flow, RUN: run}
+    expected = {USER: user, FLOW: flow, RUN: run}
     selector = ",".join(
-        [JOB, *(f"{key}={label_of(value)}" for key, value in wanted.items() if value is not None)]
+        [JOB, *(f"{key}={label_of(value)}" for key, value in expected.items() if value is not None)]
     )
     found = []
     for namespace in namespaces:
         for job in cluster.listed(_jobs_path(namespace), labelSelector=selector):
             notes = job["metadata"].get("annotations") or {}
             # Labels are shortened: what they select may be more.
-            fits = all(value in (None, notes.get(key)) for key, value in wanted.items())
+            fits = all(value in (None, notes.get(key)) for key, value in expected.items())
             if _condition(job) is None and ENDED_BY not in notes and fits:
                 found.append(_submitted(namespace, job, notes))
     return sorted(found, key=lambda job: job.created_at)

@@ -144,7 +144,7 @@ class Zygotes:
         self._ask()
 
     def _introduced(self, control: socket.socket) -> _ZygoteSocket:
-        """The socket of a zygote that is an interpreter of its own, and is told of the run."""
+        """The socket of a zygote that is an interpreter of its own, and is notified of the run."""
         link = _ZygoteSocket(self, control)
         link.send(messages.PROGRAM, *self._request)
         # The zygote connects by itself. What it is sent stays in the memory of both.
@@ -383,7 +383,7 @@ def read_at_start(name: str) -> bool:
     return name.startswith(_READ_AT_START)
 
 
-# Options of Python, the time zone, the locale, where libraries are looked for, how memory is had.
+# Options of Python, the time zone, the locale, where libraries are looked for, the allocator.
 _READ_AT_START = ("PYTHON", "TZ", "LANG", "LC_", "LD_", "DYLD_", "MALLOC_", "GLIBC_TUNABLES")
 
 

@@ -251,7 +251,13 @@ class Parameter:
                 f"The default of parameter {self.name!r} is a function, and it failed: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        return None if value is None else self.convert(value)
+        try:
+            return None if value is None else self.convert(value)
+        except InvalidParameter as error:
+            raise InvalidParameter(
+                f"{error} The function that is its default has returned that: give the parameter "
+                "the type of what it returns."
+            ) from error
 
     choices: list[Any] | None = None  # while the choices themselves are converted
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_LEVEL = 4  # of zlib: the default one takes two thirds longer, for wheels that are 2 % smaller
 _OURS = "aflow"
 _ROOT = Path(__file__).parents[1]  # the package aflow
 _INDEX = "wheel.json"
@@ -417,7 +418,7 @@ def _write(folder: Path, files: Mapping[str, Path | bytes]) -> PackedWheel:
             described = zipfile.ZipInfo(member, _EPOCH)
             described.external_attr = (0o100755 if is_run else 0o100644) << 16
             described.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(described, data)
+            archive.writestr(described, data, compresslevel=_LEVEL)
     return described_wheel(name.replace("_", "-"), version, path)
 
 

@@ -801,6 +801,13 @@ class RunOptions(_OfRuns):
         return cls(**values | given)
 
 
+# The options on which decisions of a run depend: a coordinator that recovers it takes them over.
+RECORDED_OPTIONS = (
+    "max_workers", "max_num_splits", "isolation", "process", "fail_fast", "rerun_step",
+    "rerun_missing",
+)  # fmt: skip
+
+
 _OF_SETTINGS = RunOptions.__dataclass_fields__.keys() & Settings.__dataclass_fields__.keys()
 
 

@@ -13,7 +13,7 @@ from aflow._core import ids
 from aflow._core.ids import PARAMETERS_STEP, Pathspec
 from aflow._core.records import NamedTuple, replace
 from aflow._core.secret import without_passwords
-from aflow._core.settings import expanded
+from aflow._core.settings import RECORDED_OPTIONS, expanded
 from aflow._core.version import __version__
 from aflow.errors import AflowError, InvalidInput, NotFound, VersionConflict
 from aflow.flow.configs import ConfigValue, names_of
@@ -523,11 +523,7 @@ class Creation:
             graph=definition.graph.as_dict(),
             settings={
                 "storage": self._store.url,
-                "max_workers": options.max_workers,
-                "max_num_splits": options.max_num_splits,
-                "isolation": options.isolation,
-                "process": options.process,
-                "fail_fast": options.fail_fast,
+                **{name: getattr(options, name) for name in RECORDED_OPTIONS},
                 "argv": [*map(without_passwords, options.argv)],
                 "durability": self._durability,
                 "script": definition.file,
@@ -535,8 +531,6 @@ class Creation:
                 "parameters": list(definition.parameters),
                 "defaults": _defaults(definition),
                 "resume_identifier": options.resume_identifier,
-                "rerun_step": options.rerun_step,
-                "rerun_missing": options.rerun_missing,
                 "clone_only": options.clone_only,
                 **values,
             },

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from aflow._core.records import NamedTuple, replace
+from aflow._core.settings import RECORDED_OPTIONS
 from aflow.errors import InvalidInput
 from aflow.flow.graph import Graph
 from aflow.metadata.base import SPIN, TaskView
@@ -83,19 +84,8 @@ def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
         options: The options of the coordinator that recovers the run.
         run: The run, whose settings have the options of its first coordinator.
     """
-    settings = run.settings
-    return replace(
-        options,
-        max_workers=settings["max_workers"],
-        max_num_splits=settings["max_num_splits"],
-        isolation=settings["isolation"],
-        process=settings.get("process", "fresh"),
-        fail_fast=settings["fail_fast"],
-        origin_run=run.origin_run,
-        rerun_step=settings.get("rerun_step"),
-        rerun_missing=settings.get("rerun_missing", False),
-        run_id=run.run,
-    )
+    recorded = {name: run.settings[name] for name in RECORDED_OPTIONS if name in run.settings}
+    return replace(options, origin_run=run.origin_run, run_id=run.run, **recorded)
 
 
 def replay(

@@ -181,7 +181,7 @@ def test_a_part_is_found_by_its_id_if_it_is_there(records: Records) -> None:
         (Step, "Flow/12345/stat", "has no step 'stat'. Did you mean 'start'?"),
         (Step, "Flow/12345/end", "has not come to step 'end' (running)"),
         (Task, "Flow/12345/start/9", "has no task 9. Step('Flow/12345/start') lists"),
-        (Task, "Flow/12345/middle/1", "none of step 'middle' but of 'start'"),
+        (Task, "Flow/12345/middle/1", "belongs to step 'start', not to 'middle'"),
     ],
 )
 def test_what_is_not_there_is_reported_with_what_is_near(

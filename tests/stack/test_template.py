@@ -233,7 +233,7 @@ def called(repository: Path, *modules: str) -> set[str]:
         for node in ast.walk(ast.parse((repository / "aflow" / module).read_text()))
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith(
-            ("self.call", ".try_call", "aws.call", "account.answer")
+            ("self.call", ".try_call", "self.pages", "aws.call", "account.answer")
         )
     ]
     return {

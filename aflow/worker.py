@@ -1,15 +1,17 @@
-"""A worker: takes attempts from a queue, runs them in processes of this machine, and reports.
+"""A worker: leases attempts from a queue, runs them in processes of this machine, and reports.
 
-It knows of no run until a message names one. Then it fetches what describes the run and its code,
-starts a template for it, and keeps that warm for the attempts that follow. A lease is extended for
-as long as its attempt runs, and acknowledged when the report of its end is in the queue.
+A worker knows no run until a message names one. It then fetches the description and the code of the
+run, starts a zygote for it, and keeps the zygote warm for later attempts. A lease is renewed while
+its attempt runs, and acknowledged once the report of its end is in the queue.
 
-What it cannot run (it cannot read the message, load the flow, or has another Python) says nothing
-of the task: it gives that back, uncounted, takes no more of that run for a while, and says so, to
-the coordinator and to all who look.
+If a worker cannot run a message (it cannot read the message or load the flow, or it has another
+version of Python), that is no fault of the task: the worker returns the message without counting
+the delivery, skips that run for a while, and reports it to the coordinator and in its
+announcements.
 
-It registers in the metadata, if there are any that it can reach, and sends a heartbeat there each
-HEARTBEAT seconds: with what it runs, and to learn whether it is to be drained.
+The worker registers in the metadata database if one is reachable, and sends a heartbeat there every
+HEARTBEAT seconds. The heartbeat lists the running attempts, and its response asks the worker to
+drain if an operator has requested it.
 """
 
 from __future__ import annotations
@@ -66,29 +68,32 @@ if TYPE_CHECKING:
     from aflow.executors.local.admission import MachineCapacity
     from aflow.metadata.base import WorkerRegistry
 
-WAIT = 15.0  # seconds that one call waits for messages
-WORTH_HOLDING = 0.2  # seconds of work that a slot may hold ahead
-TRUSTED = 2  # deliveries; one that comes for the third time was with two workers that ended
-MOST_AHEAD = 32  # attempts that a slot may hold ahead
-KEPT = 4  # runs whose processes are kept warm though nothing of them runs
-DECLINED_FOR = 60.0  # seconds after which a run that could not be run here is tried again
+WAIT = 15.0  # seconds that one call to the queue waits for messages
+WORTH_HOLDING = 0.2  # seconds of work that a slot may prefetch
+TRUSTED = 2  # deliveries; on a third delivery, two workers have ended while they held the message
+MOST_AHEAD = 32  # attempts that a slot may prefetch
+KEPT = 4  # idle runs whose processes are kept warm
+DECLINED_FOR = 60.0  # seconds until a declined run is tried again
 _MOST_DECLINED = 200  # runs
-_MOST_OVER = 10_000  # attempts that have ended here, and are not run again when somebody says so
-_MINUTE = 60  # seconds in which the rate of ends is counted
-ANNOUNCED = 5.0  # seconds between announcements ...
-ANNOUNCED_FOR = 3 * ANNOUNCED  # ... each of which is valid for this many seconds
-ENDING = 3.0  # seconds beyond the grace time in which reports may still be sent
+_MOST_OVER = 10_000  # finished attempts that are remembered, so that replayed messages are not run
+_MINUTE = 60  # seconds over which the rate of finished attempts is counted
+ANNOUNCED = 5.0  # seconds between announcements
+ANNOUNCED_FOR = 3 * ANNOUNCED  # seconds for which an announcement is valid
+ENDING = 3.0  # seconds after the grace period in which reports may still be sent
 
 Log = Callable[[str], None]
 Key = tuple[str, str, int, int]  # flow, run, task, attempt
 
 
 class WorkerOptions(NamedTuple):
-    """How a worker works: `slots` attempts at a time, of these pools; leases last `lease` seconds
-    and are extended; at its end it gives what runs `grace` seconds. `folder` is for code; the first
-    of `keys` signs messages, and all are good for what comes. Each task is logged unless it is to
-    be `quiet`. `labels` are listed with the worker, for people. `machine` is what its tasks
-    share."""
+    """The configuration of a worker.
+
+    `slots` attempts of the `pools` run at a time. Leases last `lease` seconds and are renewed. At
+    shutdown, running attempts get `grace` seconds. `folder` holds code. The first of `keys` signs
+    messages, and each of them verifies messages. Each task is logged unless `quiet` is set.
+    `labels` are listed with the worker, for people. `machine` holds the resources that its tasks
+    share.
+    """
 
     pools: tuple[str, ...]
     slots: int
@@ -104,9 +109,9 @@ class WorkerOptions(NamedTuple):
 class Worker:
     """One worker. `run` works until `drain` is called, and may be awaited once.
 
-    `registry` opens the metadata in which the worker is listed, and gives None while there are
-    none; it is called in a thread, again and again until it gives one. A worker whose metadata do
-    not answer works all the same: it is not listed meanwhile.
+    `registry` opens the metadata in which the worker is listed, and returns None while there is
+    none. It is called in a thread, repeatedly, until it returns a registry. If the metadata does
+    not respond, the worker continues to work and is not listed until it does.
     """
 
     def __init__(
@@ -144,11 +149,11 @@ class Worker:
         self._held: dict[Key, Held] = {}
         self._recording: set[asyncio.Task[None]] = (
             set()
-        )  # ends of attempts, before they are reported
-        self._over: dict[tuple[str, str, int, int, int], None] = {}  # ended here; the latest last
-        self._waiting: deque[Held] = deque()  # of these, those that no process has yet
+        )  # writes of results, which must finish before they are reported
+        self._over: dict[tuple[str, str, int, int, int], None] = {}  # finished here, latest last
+        self._waiting: deque[Held] = deque()  # those of `_held` that no process has started yet
         self._active = 0
-        self._duration = 1.0  # seconds that attempts have taken lately
+        self._duration = 1.0  # moving average of the seconds that an attempt takes
         self._runtimes: dict[str, Runtime] = {}
         self._retiring: set[Runtime] = set()
         self._declined: dict[str, tuple[float, str]] = {}  # by group: until when, and why
@@ -156,22 +161,23 @@ class Worker:
         self._room = asyncio.Event()
         self._declines = asyncio.Event()
         self._broker = Tries(AWAY, waiting_for=f"the queue {queue.url}", log=log)
-        self._ends_at: float | None = None  # when what runs has had its grace time
-        self._is_patient = False  # what runs may take as long as it takes
+        self._ends_at: float | None = None  # when the grace period of running attempts ends
+        self._is_patient = False  # running attempts may take as long as they need
         self._started_at = clock.now()
-        self._done = self._failed = 0  # attempts that have ended here
+        self._done = self._failed = 0  # attempts that have finished here
         self._ended: Counter[tuple[int, str]] = Counter()  # by second and pool, in the last minute
         self._beat_soon = asyncio.Event()
-        self._is_listed = False  # in the metadata, by its own doing
+        self._is_listed = False  # in the metadata, by its last heartbeat
 
     def drain(self, *, patient: bool = False) -> None:
-        """Take nothing new; `run` ends when what runs has ended, or has been given back after the
-        grace time. With `patient` what runs may take as long as it takes, unless this was called
-        without before; called without it later, the grace time begins then. May be called again.
+        """Take no new attempts; `run` returns once the running ones have finished or were returned.
+
+        May be called again: `patient` has an effect only if no earlier call was without it, and a
+        later call without it starts the grace period.
 
         Args:
-            patient: Whether attempts that run may end by themselves; else they are given back after
-                the grace.
+            patient: Whether running attempts may take as long as they need; otherwise they are
+                interrupted and returned to the queue after the grace period.
         """
         self._is_patient = patient and (self._is_patient or not self._draining.is_set())
         self._draining.set()
@@ -179,8 +185,13 @@ class Worker:
         self._beat_soon.set()
 
     async def run(self) -> None:
-        """Take and run attempts. Raises QueueUnavailable where there is no queue at the start, and
-        what one of its parts raised: a worker that cannot keep its leases, or report, ends."""
+        """Lease and run attempts until the worker is drained.
+
+        Raises:
+            QueueUnavailable: If the queue is not reachable at the start.
+            Exception: If a part of the worker failed: a worker that cannot renew leases or report
+                ends.
+        """
         await self._queue.depth(self._topics[0])
         self._log(
             f"Worker {self.id} takes tasks of {', '.join(self._options.pools)} from "
@@ -204,7 +215,7 @@ class Worker:
             await self._release_leases()
 
     async def _send_remaining_reports(self, sending: asyncio.Task[None]) -> None:
-        """Wait until all reports are sent; not for long, where the broker does not answer."""
+        """Wait until all reports are sent, or a few seconds if the broker does not respond."""
         if self._recording:
             await asyncio.wait(self._recording, timeout=ENDING)
         self._sender.close()
@@ -220,27 +231,27 @@ class Worker:
             sending.cancel()
 
     async def _release_leases(self) -> None:
-        """End all processes, and give back what is left; leave nothing in the queue."""
+        """Stop all processes, return the remaining leases, and remove the worker from the queue."""
         for runtime in [*self._runtimes.values(), *self._retiring]:
             await runtime.stop()
         try:
             async with asyncio.timeout(ENDING):
                 left = [each.lease for each in self._held.values()] + self._sender.take_back()
-                if left:  # one of our parts has failed: others are to have them soon
+                if left:  # a part of the worker has failed: other workers should get these soon
                     await self._queue.release(left, counted=False)
                 await self._queue.announce(self.id, b"", 0.0)
                 await self._queue.drop(self._own_topic)
-        except (QueueError, TimeoutError):  # leases end, and so do announcements
+        except (QueueError, TimeoutError):  # leases and announcements expire
             pass
         await self._queue.close()
         if self._registry is not None:
             try:
                 async with asyncio.timeout(ENDING):
                     await in_daemon_thread(self._registry.remove_worker, self.id)
-            except (AflowError, TimeoutError):  # it is listed until WORKER_EXPIRY is over
+            except (AflowError, TimeoutError):  # listed until WORKER_EXPIRY has passed
                 pass
 
-    # ------------------------------------------------------------ taking
+    # ------------------------------------------------------------ leasing
 
     async def _take(self) -> None:
         draining = asyncio.create_task(self._draining.wait())  # noqa: TID251 -- ends below
@@ -258,9 +269,12 @@ class Worker:
             draining.cancel()
 
     async def _sifted(self, leases: list[Lease]) -> list[Lease]:
-        """The leases, if all may be begun together. A task that was with several workers when they
-        ended may have killed them, and its neighbours are not to be taken for it: it runs alone,
-        and what has not begun goes back to others before that."""
+        """Return the leases that may be started now, and return the others to the queue.
+
+        A task that several workers held when they ended may have killed them. It runs alone, so
+        that no other attempt is lost with it: attempts that have not started are returned to the
+        queue.
+        """
         suspect = next((each for each in leases if each.deliveries > TRUSTED), None)
         if suspect is None:
             return leases
@@ -278,18 +292,20 @@ class Worker:
 
     @property
     def _wanted(self) -> int:
-        """How many attempts to have in hand: more than can run at once where they are short, since
-        each call to the broker takes its time; none is kept from others for long. None beside one
-        that has to run alone."""
+        """The number of attempts to hold.
+
+        More than the slots if attempts are short, since each call to the broker takes time, but
+        never so many that other workers wait for them. 0 while a suspect attempt runs alone.
+        """
         if any(held.is_suspect for held in self._held.values()):
             return 0
         ahead = min(MOST_AHEAD, int(WORTH_HOLDING / max(self._duration, 1e-6)))
         return self._options.slots * (1 + ahead)
 
     async def _lease(self, free: int, draining: asyncio.Task[Any]) -> list[Lease]:
-        """Messages; none if there are none, the broker does not answer, or the worker is to end."""
+        """Return leases; none if there are no messages, the broker failed, or the worker drains."""
         skip = self._skipped()
-        # A run that was left to others may be tried again before a call has waited to its end.
+        # The call ends early if a declined run may be tried again before.
         wait = min([WAIT, *(until - self._now() for until, _ in self._declined.values())])
         call = asyncio.create_task(  # noqa: TID251 -- ends here
             self._queue.lease(self._topics, free, self._options.lease, max(wait, 0.0), skip)
@@ -314,7 +330,7 @@ class Worker:
         return asyncio.get_running_loop().time()
 
     def _skipped(self) -> Collection[str]:
-        """The groups of messages that are left to others."""
+        """Return the groups of messages that this worker declines for now."""
         now = self._now()
         for group in [each for each, (until, _) in self._declined.items() if until <= now]:
             del self._declined[group]
@@ -344,7 +360,7 @@ class Worker:
             )
             self._sender.acknowledge(lease)
             return
-        if attempt_key in self._held:  # our own lease had ended, and the message came back to us
+        if attempt_key in self._held:  # its lease had expired, and was leased again
             self._held[attempt_key].lease = lease
             return
         runtime = self._runtimes.get(message.job)
@@ -355,8 +371,8 @@ class Worker:
             self._sender.acknowledge(lease)
             self.run_is_over(runtime)
             return
-        # Others may put a signed message there again: what has settled its task, or ended the
-        # attempt, is looked for.
+        # Others can replay a signed message, so the process of the task has to check whether the
+        # task is settled or the attempt has ended.
         looks = spec.again or lease.deliveries > 1 or bool(self._options.keys)
         spec = spec._replace(again=looks)
         held = Held(lease, message, spec, runtime)
@@ -366,9 +382,10 @@ class Worker:
         self._feed()
 
     def _put_there_again(self, lease: Lease, message: TaskMessage, attempt_key: Key) -> str | None:
-        """What is known of an attempt whose signed message was put into the queue once more; None
-        where that is not known here. A topic has one message of an id at a time, so a copy beside
-        the message itself has another id."""
+        """Return how a signed message was found to be a replay; None if it was not.
+
+        A topic holds one message of an id at a time, so a copy next to the original has another id.
+        """
         if not self._options.keys:
             return None
         if (*attempt_key, message.launch) in self._over and lease.deliveries <= 1:
@@ -378,7 +395,7 @@ class Worker:
         return None
 
     def _feed(self) -> None:
-        """Hand on what waits, as far as processes want it."""
+        """Start waiting attempts, as many as the processes accept."""
         while self._waiting and self._active < self._waiting[0].runtime.in_hand:
             if self._waiting[0].is_suspect and self._active:
                 return
@@ -388,7 +405,7 @@ class Worker:
             held.runtime.launch(held)
 
     def _forget_idle(self, but: Runtime) -> None:
-        """Release the processes of runs that have not had an attempt for the longest time."""
+        """Retire the processes of the runs that have been idle longest."""
         busy = {held.runtime for held in self._held.values()}
         idle = [
             (key, each)
@@ -399,10 +416,10 @@ class Worker:
             del self._runtimes[key]
             runtime.retire()
 
-    # ------------------------------------------------------------ what is not run here
+    # ------------------------------------------------------------ declining
 
     def _decline(self, group: str, why: str) -> None:
-        """Leave the messages of this group to others, for a while."""
+        """Skip the messages of this group for a while."""
         self._declined.pop(group, None)
         while len(self._declined) >= _MOST_DECLINED:
             del self._declined[next(iter(self._declined))]
@@ -410,7 +427,7 @@ class Worker:
         self._declines.set()
 
     def _taken_from(self, runtime: Runtime) -> list[Held]:
-        """What we have of this run, which we have no longer; nor its processes."""
+        """Forget all attempts of this run, retire its processes, and return the attempts."""
         mine = [each for each in self._held.values() if each.runtime is runtime]
         for held in mine:
             self._forget(held)
@@ -424,8 +441,11 @@ class Worker:
         return mine
 
     def cannot_run(self, runtime: Runtime, why: str, only: AttemptKey | None = None) -> None:
-        """The run cannot be run here: others may be able to. With `only` that is known by this
-        attempt, which has not come to its step; others of the run that have begun go on."""
+        """Return the attempts of a run that cannot run here: other workers may be able to run them.
+
+        With `only`, the process of that attempt found out before it reached the step: other
+        attempts of the run that have started continue.
+        """
         if only is None:
             back = self._taken_from(runtime)
         else:
@@ -452,7 +472,7 @@ class Worker:
         self._feed()
 
     def run_is_over(self, runtime: Runtime) -> None:
-        """The run has ended: what we have of it is not run."""
+        """Acknowledge all messages of a run that has ended."""
         mine = self._taken_from(runtime)
         self._log(f"{runtime.name} has ended: what is left of it in the queue is dropped.")
         for held in mine:
@@ -460,7 +480,7 @@ class Worker:
         self._feed()
 
     def refused(self, held: Held, why: str) -> None:
-        """An attempt is none that its run can have."""
+        """Dead-letter the message of an attempt that its run cannot have."""
         self._log(f"A message of {held.lease.topic} is refused: {why}")
         self._forget(held)
         self._active -= held.active
@@ -468,16 +488,16 @@ class Worker:
         self._room.set()
         self._feed()
 
-    # ------------------------------------------------------------ ending
+    # ------------------------------------------------------------ finishing
 
     def started(self, message: TaskMessage, task: int, attempt: int) -> None:
-        """An attempt has begun."""
+        """Log that an attempt has started."""
         held = self._held.get((message.flow, message.run, task, attempt))
         if held is not None and not self._options.quiet:
             self._log(f"{_named(held)} begins.")
 
     def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over: its lease is acknowledged when that has been reported."""
+        """Report the end of an attempt; its lease is acknowledged once the report is sent."""
         held = self._held.pop((message.flow, message.run, report.task, report.attempt), None)
         self._room.set()
         if held is None:
@@ -507,7 +527,7 @@ class Worker:
         if not self._options.keys or report.state == AttemptState.SUCCEEDED.value:
             self._sender.add(message, event, held.lease)
             return
-        # Before its message is gone: from then on others can put it there again.
+        # The end is recorded before the message is acknowledged: afterwards, others can replay it.
         recording = asyncio.create_task(self._record_end(held, report, event))  # noqa: TID251 -- awaited by `_send_remaining_reports`
         self._recording.add(recording)
         recording.add_done_callback(self._recording.discard)
@@ -524,8 +544,8 @@ class Worker:
             self._sender.add(held.message, event, held.lease)
 
     async def _finish(self) -> None:
-        """Give back what has not begun, and wait for what runs; what is still running after the
-        grace time goes back, too."""
+        """Return attempts that have not started, and wait for running ones up to the grace
+        period."""
         for each in self._waiting:
             self._forget(each)
             self._sender.give_back(each.lease)
@@ -545,7 +565,7 @@ class Worker:
                 break
         self._begin_grace()
         for runtime in [*self._runtimes.values()]:
-            await runtime.stop()  # interrupts what runs: it goes back
+            await runtime.stop()  # interrupts running attempts, which are returned to the queue
 
     def _begin_grace(self) -> None:
         if self._ends_at is None:
@@ -557,10 +577,10 @@ class Worker:
         except QueueError as error:
             self._broker.failed(error)
 
-    # ------------------------------------------------------------ beside
+    # ------------------------------------------------------------ background tasks
 
     async def _extend(self) -> None:
-        """Keep the leases of what runs."""
+        """Renew the leases of all attempts held."""
         while True:
             await asyncio.sleep(self._options.lease / 3)
             held = [*self._held.values()]
@@ -581,26 +601,26 @@ class Worker:
                 each.lease = tokens.get(each.lease.token, each.lease)
 
     async def _take_commands(self) -> None:
-        """Stop the attempts that a coordinator wants to be stopped, and drain when a server says
-        so."""
+        """Cancel attempts on request of a coordinator, and drain on request of a server."""
         while True:
             try:
                 leases = await self._queue.lease([self._own_topic], 100, self._options.lease, WAIT)
                 for lease in leases:
                     self._cancel(lease)
                 await self._queue.ack(leases)
-            except LeaseLost:  # it was read, all the same
+            except LeaseLost:  # the message was handled all the same
                 continue
             except QueueUnavailable as error:
                 await asyncio.sleep(self._broker.failed(error) or 0.0)
 
     async def _announce(self) -> None:
-        """Let all see that we are here, what we have, and what we leave to others."""
+        """Announce this worker, the attempts it has held for some time, and the runs it
+        declines."""
         while True:
             self._declines.clear()
             now = self._now()
             held = [each.lease.id for each in self._held.values() if now - each.since >= ANNOUNCED]
-            self._skipped()  # forgets what is tried again
+            self._skipped()  # removes those whose time is over
             declined = {group: why[:2000] for group, (_, why) in self._declined.items()}
             about = "" if self._is_listed else worker_data(self._record())
             presence = Presence(self._options.pools, self._options.slots, held, declined, about)
@@ -617,7 +637,7 @@ class Worker:
                 continue
 
     async def _register(self) -> None:
-        """Keep this worker listed in the metadata, and drain when somebody asks for that there."""
+        """Send heartbeats to the metadata, and drain if the response asks for it."""
         if self._open_registry is None:
             return
         away: Waiting | None = None
@@ -651,7 +671,7 @@ class Worker:
             self.drain(patient=True)
 
     def _record(self) -> WorkerRecord:
-        """This worker, as it is listed."""
+        """Return the record of this worker for the metadata."""
         now, loop_now = self._clock.now(), self._now()
         held = sorted(self._held.values(), key=lambda each: (not each.active, each.since))
         return WorkerRecord(
@@ -678,7 +698,7 @@ class Worker:
         )
 
     def _ended_lately(self, now: int) -> dict[str, int]:
-        """How many attempts of each pool have ended in the last minute."""
+        """Return how many attempts of each pool have finished in the last minute."""
         found: Counter[str] = Counter()
         for (at, pool), count in [*self._ended.items()]:
             if at <= now - _MINUTE:
@@ -707,7 +727,7 @@ class Worker:
                 self.never_begun(held)
 
     def never_begun(self, held: Held) -> None:
-        """An attempt that has not begun is no longer needed."""
+        """Report an attempt as cancelled before it has started."""
         spec, now = held.spec, self._clock.now()
         reason = "The task was cancelled."
         report = base.stopped(spec.task, spec.attempt, AttemptState.CANCELLED, reason, now, now)

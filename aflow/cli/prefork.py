@@ -1,10 +1,10 @@
-"""The zygote of a run, forked before the command line is imported, and before anything of the
-user's has run: it gets ready on another processor meanwhile.
+"""Fork the zygote of a run before the command line is imported and before any user code runs.
 
-`aflow run` forks it first thing. `python flow.py run` does so when the program asks for FlowSpec,
-where it has done nothing but import modules of Python's until then: its process is no different
-from a fresh one then, and what both need is imported once. Where it has done anything else, an
-interpreter of its own is started when the program calls its flow (loading.begins).
+The zygote imports what tasks need on another processor while this process continues. `aflow run`
+forks it first. `python flow.py run` forks it when the program imports FlowSpec, if the program has
+only imported modules of the standard library until then: the process then does not differ from a
+fresh one, and what both need is imported once. Otherwise, a new interpreter is started when the
+program calls its flow (loading.begins).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from aflow._core import deferred, ending, process
 from aflow._core.modules import file_of
 from aflow._core.system import is_open, threads_here
 
-# Whatever is compiled to the same instructions as these lines only imports.
+# A program whose instructions are all among those of these lines has only imported modules.
 _IMPORTS = """
 'a docstring'
 from __future__ import annotations
@@ -30,25 +30,25 @@ import f.g as h
 from i import j, k as l
 """
 _WAITS = frozenset({"wait", "wait3", "waitpid"})  # of os
-# What environments import into each interpreter, by .pth files or by their names.
+# Modules that environments import into each interpreter, by .pth files or by their names.
 _OF_ENVIRONMENTS = frozenset({"_distutils_hack", "_virtualenv", "sitecustomize", "usercustomize"})
 
 
 def fork_zygote(argv: Sequence[str], *, inherits: bool = True) -> bool:
-    """Fork the zygote of the run that a command line starts.
+    """Fork the zygote if the command line starts a run.
 
     Args:
         argv: The arguments of the command line, which are not parsed yet.
         inherits: Whether the child keeps what this process has imported and opened.
 
     Returns:
-        False where the arguments do not begin a run: nothing was forked.
+        False if the arguments do not start a run; nothing was forked.
     """
     from aflow.executors.local import zygote_start
 
     if not zygote_start.looks_like_a_run(argv):
         return False
-    # What both processes need is imported before the fork, once.
+    # Import once, before the fork, what both processes need.
     import aflow.flow.spec
     import aflow.metadata.base
     import aflow.metadata.factory
@@ -56,33 +56,33 @@ def fork_zygote(argv: Sequence[str], *, inherits: bool = True) -> bool:
     import aflow.task.spec  # noqa: F401
 
     process.fill_descriptors()
-    with suppress(OSError):  # no process available: the command asks again, and says so
+    with suppress(OSError):  # the fork failed: the command tries again, and reports the error
         zygote_start.have_zygote(fork=True, inherits=inherits)
     return True
 
 
 def fork_zygote_in_program() -> None:
-    """Fork the zygote when the program asks for FlowSpec, if no code of its own has run so far."""
+    """Fork the zygote when the program imports FlowSpec, if no other code of its own has run."""
     main = sys.modules.get("__main__")
     if main is None or not _is_fresh(main, sys._getframe(1)):
         return
     process.seldom()
     deferred.defer_all()
-    for stream in (sys.stdout, sys.stderr):  # the zygote is not to write it once more
+    for stream in (sys.stdout, sys.stderr):  # the zygote would write their buffers too
         process.flush(stream)
     if fork_zygote(sys.argv[1:]):
         import atexit
 
         from aflow.cli import loading
 
-        loading.note_own(deferred.loaded())  # the zygote has all of them
+        loading.note_own(deferred.loaded())  # the zygote has imported them too
         atexit.register(_leave)
-        gc.freeze()  # what is there so far need not be looked at when the program ends (ending.py)
+        gc.freeze()  # the collector can skip these objects when the program ends (ending.py)
     process.as_usual()
 
 
 def _leave() -> None:
-    """The end of the program, which may never have called its flow."""
+    """Clean up at the end of the program, which may never have called its flow."""
     from aflow.executors.local.zygote_start import drop_zygote
 
     drop_zygote()
@@ -90,8 +90,7 @@ def _leave() -> None:
 
 
 def _is_fresh(main: ModuleType, frame: FrameType) -> bool:
-    """Whether this process has only run imports of Python's own modules, at the top of its
-    program."""
+    """Return whether the program has only run top-level imports of the standard library."""
     outermost = frame
     while outermost.f_back is not None:
         outermost = outermost.f_back
@@ -114,15 +113,17 @@ def _only_imports(frame: FrameType) -> bool:
 
 
 def _waits_for_any(code: CodeType) -> bool:
-    """Whether the program may wait for any child that it has: it would wait for the zygote, which
-    ends with the program."""
+    """Return whether the program may wait for any child process.
+
+    Such a call would wait for the zygote, which exits only with the program.
+    """
     names = {*code.co_names}
     inside = (each for each in code.co_consts if isinstance(each, CodeType))
     return ("os" in names and not _WAITS.isdisjoint(names)) or any(map(_waits_for_any, inside))
 
 
 def _is_of_python(item: tuple[str, ModuleType]) -> bool:
-    """Whether a module is Python's, aflow's, or of every interpreter of this environment."""
+    """Return whether a module belongs to Python, to aflow, or to the environment itself."""
     name, module = item
     file = file_of(module)
     top = name.partition(".")[0]

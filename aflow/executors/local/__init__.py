@@ -1,10 +1,10 @@
-"""Attempts in processes of this machine."""
+"""Run attempts in processes of this machine."""
 
 from aflow._core.lazy import modules_of
 
 __all__ = ["worker_processes"]
 
-# What only runs with isolation `worker`, or coroutines, need.
+# Imported on first use: only isolation `worker` and coroutine steps need it.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from aflow.executors.local import worker_processes

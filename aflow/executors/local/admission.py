@@ -1,9 +1,12 @@
-"""What attempts of this machine wait for, have and see of its resources: CPUs, GPUs, memory, and
-names of the user's own. Which may start is decided by `scheduler/slots.py`, which is pure.
+"""The resources of this machine: how attempts wait for them, and how they get and see them.
 
-What a machine has is found by itself, or given (`--resources`). What is found bounds a demand that
-is larger: a flow that was written for large machines runs here, too. What is given, and a name that
-only the user knows, is binding: a demand that could never be met is refused at the start.
+Resources are CPUs, GPUs, memory, disk, and names that the user defines. `scheduler/slots.py`, which
+is pure, decides which attempts may start.
+
+The amounts of a machine are detected, or set with `--resources`. A detected amount caps a larger
+demand, so that a flow written for large machines runs here, too. An amount that the user has set,
+or a name that only the user knows, is binding: a demand that can never be met is an error at the
+start.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.task.spec import AttemptSpec
 
-FOUND = ("cpu", "disk", GPU, "memory")  # what a machine is asked for by itself
-# How many threads a library starts, if nobody says it: as many as there are cores.
+FOUND = ("cpu", "disk", GPU, "memory")  # resources that are detected
+# The variables that limit the threads of a library, which by default starts one for each core.
 THREADS = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS",
@@ -33,15 +36,18 @@ THREADS = (
 )  # fmt: skip
 NVIDIA, AMD = "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 HIP = "HIP_VISIBLE_DEVICES"
-_DEVICE = r"\d+|(GPU|MIG)-[\w/-]+"  # a number, or a UUID, maybe the beginning of one
-MOST_KINDS = 1000  # of demands that are remembered
-_ASKING = 10.0  # seconds for a tool that lists GPUs
+_DEVICE = r"\d+|(GPU|MIG)-[\w/-]+"  # a number, or a UUID or the prefix of one
+MOST_KINDS = 1000  # distinct demands that are cached
+_ASKING = 10.0  # timeout in seconds of a tool that lists GPUs
 _MB = 1 << 20
 
 
 class MachineCapacity(NamedTuple):
-    """What a machine offers: amounts by name, memory and disk in MB, and the ids of its GPUs, which
-    tasks are given by these variables. `binding` are the names whose amounts somebody has given."""
+    """The resources of a machine.
+
+    `amounts` are by name, memory and disk in MB. `devices` are the ids of its GPUs, which tasks get
+    in the environment `variables`. `binding` are the names whose amounts the user has set.
+    """
 
     amounts: dict[str, float]
     devices: tuple[str, ...]
@@ -50,26 +56,25 @@ class MachineCapacity(NamedTuple):
 
 
 def machine_with(given: Mapping[str, float], folder: Path | None = None) -> MachineCapacity:
-    """Return this machine, where these amounts take the place of what is found. Disk is that of the
-    folder. Blocks.
+    """Return the resources of this machine. Blocks.
 
     Args:
-        given: The amounts that were set, by resource; they take the place of what is found.
+        given: The amounts that were set, by resource; they replace detected ones.
         folder: The folder whose disk counts; None for the working folder.
 
     Raises:
-        InvalidInput: More GPUs are set than the variable that restricts them names.
+        InvalidInput: If more GPUs are set than the variable that restricts them names.
     """
     devices, variables, named_by = _gpus()
     memory = _memory()
-    import shutil  # few runs ask for a disk
+    import shutil  # few runs request a disk
 
     found = {"cpu": float(usable_cpus()), GPU: float(len(devices))}
     if memory is not None:
         found["memory"] = memory / _MB
     try:
         found["disk"] = shutil.disk_usage(folder or Path.cwd()).free / _MB
-    except OSError:  # it was removed
+    except OSError:  # the folder was removed
         pass
     count = int(given.get(GPU, len(devices)))
     if named_by is not None and count > len(devices):
@@ -77,24 +82,27 @@ def machine_with(given: Mapping[str, float], folder: Path | None = None) -> Mach
             f"--resources says gpu={count}, and {named_by} names {len(devices)} of them: name as "
             "many there, or unset it."
         )
-    # Those that are found and seen come first; where more were given than are, they are numbered.
+    # Detected, visible GPUs come first; if more are set, the others are numbered.
     more = (str(number) for number in range(count) if str(number) not in devices)
     named = (*devices, *more)[:count]
     return MachineCapacity({**found, **given}, named, variables, frozenset(given))
 
 
 def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
-    """The ids of the GPUs that this process may use, as its variables or the tools name them, the
-    variables by which tasks are given theirs, and the one that names them here, if one does."""
+    """Return the ids of the GPUs of this process, the variables that assign them, and their source.
+
+    The ids are as the environment or the tools name them. The variables assign a task its GPUs. The
+    source is the variable that names the GPUs of this process, or None.
+    """
     amd = _amd_count()
-    # On a machine of AMD's HIP_VISIBLE_DEVICES chooses among those that ROCR_VISIBLE_DEVICES has
-    # left, by their numbers there, and so does CUDA_VISIBLE_DEVICES: what is outside stays.
+    # On a machine with AMD GPUs, HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES choose, by index,
+    # among those that ROCR_VISIBLE_DEVICES has left: the innermost variable counts.
     for variable in (HIP, NVIDIA, AMD) if amd else (NVIDIA, AMD, HIP):
         value = environment_value(variable)
         if value is not None:
             both = not amd and variable != HIP
             return visible_devices(value), (NVIDIA, AMD) if both else (variable,), variable
-    import shutil  # here, and the next: few runs have steps that ask for GPUs
+    import shutil  # imported here, like the next: few runs have steps that request GPUs
     import subprocess
 
     program = shutil.which("nvidia-smi")
@@ -107,14 +115,16 @@ def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
             found = tuple(re.findall(r"^\d+$", listed.stdout, re.MULTILINE))
             if found:
                 return found, (NVIDIA, AMD), None
-        except (OSError, subprocess.SubprocessError):  # a driver that does not answer
+        except (OSError, subprocess.SubprocessError):  # a driver that does not respond
             pass
     return tuple(map(str, range(amd))), (AMD,) if amd else (NVIDIA, AMD), None
 
 
 def visible_devices(value: str) -> tuple[str, ...]:
-    """Return the ids in a variable that says which GPUs are visible, as the drivers read it: those
-    before the first that cannot be one (-1, NoDevFiles, none, void), each once.
+    """Return the ids in a variable that restricts the visible GPUs, parsed as the drivers do.
+
+    The list ends before the first entry that is not an id (-1, NoDevFiles, none, void). Each id is
+    returned once.
 
     Args:
         value: The value of CUDA_VISIBLE_DEVICES or its like; "" hides all GPUs.
@@ -128,28 +138,28 @@ def visible_devices(value: str) -> tuple[str, ...]:
 
 
 def _amd_count() -> int:
-    """How many GPUs the kernel's driver of AMD lists: nodes of its topology that have SIMDs."""
+    """Return how many GPUs AMD's kernel driver lists: topology nodes with SIMDs."""
     count = 0
     for properties in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
         try:
             found = re.search(r"^simd_count (\d+)", properties.read_text("utf-8"), re.MULTILINE)
-        except OSError:  # that of another container
+        except OSError:  # it belongs to another container
             continue
         count += found is not None and int(found[1]) > 0
     return count
 
 
 def _memory() -> int | None:
-    """The memory of this machine, or of the container that this process is in, in bytes."""
+    """Return the memory in bytes of this machine, or of the container of this process."""
     limits = []
     try:
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (OSError, ValueError):  # a system that does not say it
+    except (OSError, ValueError):  # not reported by this system
         pass
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             value = Path(file).read_text(encoding="utf-8").strip()
-        except OSError:  # not a system with this version of cgroups
+        except OSError:  # not this version of cgroups
             continue
         if value.isdigit():
             limits.append(int(value))
@@ -160,7 +170,7 @@ def _memory() -> int | None:
 
 
 class Demands:
-    """What the steps of a flow ask for, on one machine."""
+    """The resources that the steps of a flow request, on one machine."""
 
     def __init__(
         self, definition: FlowDefinition, machine: MachineCapacity, steps: Sequence[str]
@@ -173,24 +183,26 @@ class Demands:
         }
 
     def amounts(self, step: str, attempt: int) -> dict[str, float]:
-        """Return what an attempt asks for, by name: what is found of a machine bounds it. Raises
-        InvalidDecorator.
+        """Return the resources that an attempt requests, capped by detected amounts.
 
         Args:
-            step: The name of the step; one without @resources asks for nothing.
+            step: The name of the step; one without @resources requests nothing.
             attempt: The number of the attempt, from 0.
+
+        Raises:
+            InvalidDecorator: If the amounts of @resources are invalid.
         """
         found = self._resources.get(step)
         return {} if found is None else bounded(found.amounts(attempt), self._machine)
 
     def check(self, slots: Slots) -> None:
-        """Check that no step asks for more than there is.
+        """Check that no step requests more than the machine has.
 
         Args:
-            slots: What the machine offers; nothing is taken.
+            slots: The slots of the machine; none are taken.
 
         Raises:
-            InvalidInput: A step does; the error names it.
+            InvalidInput: If a step does; the error names it.
         """
         for name, found in self._resources.items():
             lacking = slots.lacking(demand_of(bounded(found.amounts(0), self._machine)))
@@ -198,7 +210,7 @@ class Demands:
                 raise InvalidInput(f"Step {name} {too_much(lacking, slots)}")
 
     def notes(self) -> list[str]:
-        """Return a sentence for each step that has less here than it asks for."""
+        """Return a sentence for each step that gets less here than it requests."""
         notes = []
         for name, found in self._resources.items():
             asked = found.amounts(0)
@@ -216,12 +228,12 @@ class Demands:
         return notes
 
     def bounds(self, slots: Slots, most: int) -> dict[str, int]:
-        """Return how many attempts of each step can run at once, where the machine bounds it
-        further than `most`.
+        """Return how many attempts of each step can run at once, if resources allow fewer than
+        `most`.
 
         Args:
-            slots: What the machine offers.
-            most: How many attempts run at once without regard to resources.
+            slots: The slots of the machine.
+            most: How many attempts run at once regardless of resources.
         """
         bounds: dict[str, int] = {}
         for name, found in self._resources.items():
@@ -232,11 +244,11 @@ class Demands:
 
 
 def bounded(amounts: Mapping[str, float], machine: MachineCapacity) -> dict[str, float]:
-    """Return the amounts, but of what was found by itself no more than there is.
+    """Return the amounts, with detected resources capped at what the machine has.
 
     Args:
         amounts: The amounts, by resource.
-        machine: What this machine has, and which amounts the user has set: those bind.
+        machine: The resources of this machine; those that the user has set are not capped.
     """
     return {
         name: amount
@@ -247,11 +259,11 @@ def bounded(amounts: Mapping[str, float], machine: MachineCapacity) -> dict[str,
 
 
 def too_much(lacking: Demand, slots: Slots) -> str:
-    """Return why a demand can never be met, as the rest of a sentence.
+    """Return the reason why a demand can never be met, as the rest of a sentence.
 
     Args:
-        lacking: The part of the demand that exceeds what the machine has.
-        slots: What the machine offers, for the sentence.
+        lacking: The part of the demand that exceeds the machine.
+        slots: The slots of the machine, for the sentence.
     """
     there = dict(slots.offered)
     offered = ", ".join(f"{name}={there.get(name, 0) / UNIT:g}" for name, _ in lacking)
@@ -265,8 +277,11 @@ def too_much(lacking: Demand, slots: Slots) -> str:
 
 
 class Granted(NamedTuple):
-    """What an attempt has that may start: variables for its process from the start, those that are
-    set when it is forked, and its limit of memory in bytes (None: there is none)."""
+    """The resources of an attempt that may start.
+
+    `early` are variables that its process has from its start, `late` are those that are set after
+    the fork, and `memory` is its limit in bytes, or None.
+    """
 
     early: dict[str, str]
     late: dict[str, str]
@@ -292,20 +307,20 @@ class SlotQueue:
         self.machine = machine
         self._waiting: dict[Hashable, _Waiting] = {}
         self._threads = [name for name in THREADS if environment_value(name) is None]
-        self._demands: dict[tuple[tuple[str, float], ...], Demand] = {}  # of amounts seen before
+        # Cache of converted amounts.
+        self._demands: dict[tuple[tuple[str, float], ...], Demand] = {}
 
     def submit(
         self, keys: Sequence[Hashable], specs: Sequence[AttemptSpec], amounts: dict[str, float],
         begin: Begin,
     ) -> None:  # fmt: skip
-        """Call `begin` for these attempts, each of which needs so much, as soon as all of them can
-        start: now, or later.
+        """Call `begin` for each of these attempts as soon as all of them can start together.
 
         Args:
             keys: One for each attempt; unique among all that wait or run.
-            specs: What the attempts are to run.
-            amounts: What each of them needs, by resource; empty for nothing beside a slot.
-            begin: Called with the attempt and what was granted to it, maybe before `submit`
+            specs: The specs of the attempts.
+            amounts: The resources that each of them needs; empty if it needs only a slot.
+            begin: Called with the attempt and what was granted to it, possibly before `submit`
                 returns.
         """
         for key, spec in zip(keys, specs, strict=True):
@@ -323,7 +338,7 @@ class SlotQueue:
         return demand
 
     def withdraw(self, key: Hashable) -> AttemptSpec | None:
-        """Return an attempt after taking it out of the queue; None if it has started already.
+        """Return an attempt after removing it from the queue; None if it has already started.
 
         Args:
             key: The key that it was submitted with.
@@ -336,11 +351,10 @@ class SlotQueue:
         return waiting.spec
 
     def withdraw_all(self, executor: int) -> list[AttemptSpec]:
-        """Return all attempts of an executor that have not started, after taking them out of the
-        queue.
+        """Return all attempts of an executor that have not started, after removing them.
 
         Args:
-            executor: The number of the executor, with which the keys of its attempts begin.
+            executor: The id of the executor, the first part of the keys of its attempts.
         """
         keys = [key for key in self._waiting if isinstance(key, tuple) and key[0] == executor]
         specs = [self._waiting.pop(key).spec for key in keys]
@@ -351,7 +365,7 @@ class SlotQueue:
         return specs
 
     def release(self, key: Hashable) -> None:
-        """Release what a finished attempt held. May be called again.
+        """Release the slots of a finished attempt. May be called again.
 
         Args:
             key: The key that it was submitted with.
@@ -383,17 +397,16 @@ def admission_for(
     given: Mapping[str, float] | None,
     max_workers: int | None,
 ) -> tuple[SlotQueue, Demands] | None:
-    """Return what admits the attempts of these steps to this machine; None where none of them says
-    what it needs. Blocks.
+    """Return the slots and the demands of these steps; None if no step has @resources. Blocks.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         steps: The names of the steps that run on this machine.
-        given: The amounts of `--resources`, by name; None to use what is found.
+        given: The amounts of `--resources`, by name; None to use detected ones.
         max_workers: How many tasks run at a time; None for as many as there are processors.
 
     Raises:
-        InvalidInput: A step asks for more than the machine will ever have.
+        InvalidInput: If a step requests more than the machine will ever have.
     """
     if not any(definition.steps[name].decorator("resources") for name in steps):
         return None

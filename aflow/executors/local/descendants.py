@@ -1,12 +1,12 @@
-"""Which task a process belongs to, also when it has left the task's session and lost its parents.
+"""Find the task that a process belongs to, even if it has left the session of the task.
 
-A zygote is the *subreaper* of all that it has forked: what loses its parent becomes a child of the
-zygote, rather than of the system's first process. Its owner is found by a mark that a process
-passes on to whatever it starts, through forks, other programs, sessions and empty environments: its
-soft limit of CPU time under real-time scheduling (RLIMIT_RTTIME), in the order of 30,000 years. The
-kernel heeds it for processes of real-time classes alone, and lets everybody read it.
+A zygote is the *subreaper* of all processes that it has forked: a process that loses its parent
+becomes a child of the zygote rather than of init. Its owner is identified by a mark that processes
+inherit through fork, exec, new sessions and empty environments: the soft limit of CPU time under
+real-time scheduling (RLIMIT_RTTIME), set to about 30,000 years. The kernel enforces this limit only
+for real-time processes, and every process can read it.
 
-Where there is none of this (macOS, some sandboxes), a task ends with its process group.
+On systems without these features (macOS, some sandboxes), a task ends with its process group.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from aflow._core.system import processes, read_proc
 
 try:
     import resource
-except ImportError:  # no such limits here
+except ImportError:  # not supported by this system
     resource = None  # type: ignore[assignment]
 
 _BASE = 1 << 61  # microseconds
 _CHILDREN = 1 << 28
 _TOKENS = 1 << 31
 _LIMIT: int | None = getattr(resource, "RLIMIT_RTTIME", None)
-_ROUNDS = 200  # looks for what is left at the end: some two seconds
+_ROUNDS = 200  # attempts to kill the remaining children: about two seconds
 
 
 def new_token() -> int:
-    """Return a number for all processes of one run, which hardly any other has."""
+    """Return a random number that marks the processes of one run."""
     return 1 + int.from_bytes(os.urandom(8), "big") % (_TOKENS - 1)
 
 
 def mark(token: int, child: int) -> None:
-    """Mark this process, and all that it will start, as those of this child. (Where it cannot be,
-    they end with its group.)
+    """Mark this process and all its descendants with the run and the child.
+
+    If the mark cannot be set, the descendants end with the process group.
 
     Args:
-        token: The mark that all descendants inherit.
+        token: The token of the run.
         child: The number of the child process, as the coordinator counts them.
     """
     if _LIMIT is None:
@@ -47,40 +48,39 @@ def mark(token: int, child: int) -> None:
     try:
         _, hard = resource.getrlimit(_LIMIT)
         resource.setrlimit(_LIMIT, (_BASE + token * _CHILDREN + child % _CHILDREN, hard))
-    except (OSError, ValueError):  # a lower limit is set for all of this container
+    except (OSError, ValueError):  # a lower hard limit applies to the container
         return
 
 
 def owner_of(pid: int) -> tuple[int, int] | None:
-    """Return the token and the child that a process is marked with; None where it is not, or is
-    gone.
+    """Return the token and the child that a process is marked with; None if it has no mark.
 
     Args:
-        pid: The id of any process of this machine.
+        pid: The id of any process of this machine; None is returned if it has exited.
     """
     if _LIMIT is None or not hasattr(resource, "prlimit"):
         return None
     try:
         soft, _ = resource.prlimit(pid, _LIMIT)
-    except (OSError, ValueError):  # it has ended, or is another user's by now
+    except (OSError, ValueError):  # it has exited, or its id belongs to another user now
         return None
     return divmod(soft - _BASE, _CHILDREN) if soft >= _BASE else None
 
 
 def children() -> list[int]:
-    """Return the children of this process, which has one thread; none where the system does not
-    say."""
+    """Return the children of this single-threaded process; none if the system does not list
+    them."""
     return [*map(int, (read_proc("thread-self/children") or b"").split())]
 
 
 def kill(pid: int) -> bool:
-    """End a process at once.
+    """Kill a process with SIGKILL.
 
     Args:
-        pid: The id of the process; one that has gone already counts as ended.
+        pid: The id of the process; one that has exited counts as killed.
 
     Returns:
-        False where it is not ours to end.
+        False if this user may not kill it.
     """
     try:
         os.kill(pid, signal.SIGKILL)
@@ -92,7 +92,7 @@ def kill(pid: int) -> bool:
 
 
 def end_all_children() -> None:
-    """End every child of this process, and what these leave behind, and wait for that."""
+    """Kill all children of this process and their orphans, and wait until they have exited."""
     pause = select.poll()
     for number in range(_ROUNDS):
         mine = [pid for pid in children() if kill(pid)]
@@ -107,11 +107,10 @@ def end_all_children() -> None:
 
 
 def kill_marked(token: int) -> None:
-    """End every process of this machine that has this token: those of a zygote that was killed, and
-    could not do so itself.
+    """Kill every process of this machine with this token: a killed zygote has left them behind.
 
     Args:
-        token: The mark that all descendants inherit.
+        token: The token of the run.
     """
     for pid in processes():
         owner = owner_of(pid)

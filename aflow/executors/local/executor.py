@@ -42,21 +42,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("aflow.processes")
 
-GRACE = 5.0  # seconds between asking a process to end and killing it
-MEASURED = 0.25  # seconds between two looks at the memory of attempts that have a limit
-BACKSTOP = 5.0  # seconds after its timeout in which a step may still react by itself
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+MEASURED = 0.25  # seconds between two measurements of attempts that have a memory limit
+BACKSTOP = 5.0  # seconds after its timeout in which the process of a step may still react by itself
 
 StartZygote = Callable[[], ZygoteProcess]
-Key = tuple[int, int, int]  # of an attempt, among those of all executors that share a machine
-# What an attempt of this machine asks for, by name. Raises InvalidDecorator.
+Key = tuple[int, int, int]  # of an attempt, unique among all executors that share a machine
+# Returns the resources that an attempt requests, by name. Raises InvalidDecorator.
 Amounts = Callable[[AttemptSpec], dict[str, float]]
 
 
 class StepNeeds(NamedTuple):
-    """What has to be known of a step to run it: whether it is a coroutine, after how many seconds
-    it is killed from outside (None: never), the variables of its @environment, whether its
-    processes are `fresh` or a `fork` of the program, and whether its attempts are members of gangs
-    (num_parallel)."""
+    """The properties of a step that its executor needs.
+
+    `is_async`: whether it is a coroutine. `limit`: seconds after which it is killed from outside;
+    None for no limit. `environment`: the variables of its @environment. `start`: whether its
+    processes are `fresh` or a `fork` of the program. `gang`: whether its attempts are members of
+    gangs (num_parallel).
+    """
 
     is_async: bool
     limit: float | None
@@ -66,27 +69,30 @@ class StepNeeds(NamedTuple):
 
 
 def needs_from(fields: Mapping[str, Any]) -> dict[str, StepNeeds]:
-    """Return the needs of steps that were sent to another process, also by an aflow that left
-    variables out. Raises TypeError.
+    """Return the needs of steps that another process has sent.
+
+    A version of aflow that sends no variables is supported.
 
     Args:
         fields: The fields of each step's StepNeeds, by the name of the step.
+
+    Raises:
+        TypeError: If the fields are not those of StepNeeds.
     """
     every = {name: StepNeeds(*each) for name, each in fields.items()}
     return {name: each._replace(environment=each.environment or {}) for name, each in every.items()}
 
 
 def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, StepNeeds]:
-    """Return the needs of every step of a flow, for this machine and for others. `start` says what
-    processes are forked from (@process), where a step does not say it.
+    """Return the needs of every step of a flow, for this machine and for others.
 
-    Variables are those of the program that begins the run: a process of a task has them before it
-    runs the program, so the program cannot be asked for them there, and what they are made of (a
-    variable of the shell, a file) may be nowhere else.
+    The variables are evaluated by the program that starts the run. The process of a task needs them
+    before it runs the program, so it cannot evaluate them itself, and their sources (a variable of
+    the shell, a file) may not exist elsewhere.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        start: `fresh` or `fork`: what processes are forked from.
+        start: `fresh` or `fork`: what processes are forked from, for steps without @process.
     """
     gangs = definition.graph.gangs
     return {
@@ -104,16 +110,17 @@ def needs_of(definition: FlowDefinition, start: str = "fresh") -> dict[str, Step
 
 
 class ProcessExecutor:
-    """Runs the attempts of one run in local processes; `needs` are those of its steps, `request`
-    says how the flow is loaded.
+    """Runs the attempts of one run in local processes.
 
-    `first` is a zygote that has been started already; `start_zygote` starts another one, blocking,
-    in any thread: where there is none yet, and when one has died. With `is_lazy` that is not before
-    there is an attempt to run. The tasks of `debug_step` get the terminal of this process, each in
-    a process of its own.
+    `needs` are those of the steps of the run; `request` describes how the flow is loaded. `first`
+    is a zygote that has already been started. `start_zygote` starts another one if there is none or
+    if it has crashed; it blocks and may be called in any thread. With `is_lazy`, no zygote is
+    started before the first attempt. The tasks of `debug_step` get the terminal of this process,
+    each in a separate process.
 
-    With an `admission` attempts start when what they ask for (`amounts`) is free on this machine;
-    those of `gangs` all at once. `bounds` say how many of a step can run at the same time.
+    With an `admission`, attempts start when the resources that they request (`amounts`) are free on
+    this machine; the members of `gangs` start together. `bounds` limit how many attempts of a step
+    run at the same time.
     """
 
     def __init__(
@@ -138,8 +145,8 @@ class ProcessExecutor:
         self._amounts = amounts
         self.bounds: Mapping[str, int] = bounds or {}
         self._gangs = gangs
-        self._members: dict[tuple[str, int | None], list[AttemptSpec]] = {}  # of gangs to start
-        self._limits: dict[tuple[int, int], int] = {}  # bytes of memory, of those that run
+        self._members: dict[tuple[str, int | None], list[AttemptSpec]] = {}  # of incomplete gangs
+        self._limits: dict[tuple[int, int], int] = {}  # bytes of memory, of running attempts
         self._peaks: dict[tuple[int, int], int] = {}
         self._measuring: asyncio.Task[None] | None = None
         self._debug_step = debug_step
@@ -154,7 +161,7 @@ class ProcessExecutor:
         self._sequential = isolation == "worker"
         self._grace = grace
         self._stopping = False
-        self._starting: asyncio.Task[None] | None = None  # a zygote that is being started
+        self._starting: asyncio.Task[None] | None = None  # starts a zygote
         self._waiting: list[tuple[AttemptSpec, Granted]] = []
         self._idle = asyncio.Event()
         self._link: Zygotes | None = None
@@ -166,27 +173,29 @@ class ProcessExecutor:
 
     @property
     def lookahead(self) -> int:
-        """How many attempts more than can run the executor wants in hand: those that wait for what
-        the machine has are not to keep others from running."""
+        """The number of attempts that the executor accepts in addition to those that can run.
+
+        Attempts that wait for resources of this machine must not keep others from running.
+        """
         ahead = self._size * (local.worker_processes.MAX_AHEAD - 1) if self._sequential else 0
         return ahead + sum(self.bounds.values())
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """None of them: they have ended with the process that has started them."""
+        """Return all orphans: their processes have ended with the process that started them."""
         return orphans
 
     async def conclude(self) -> None:
-        """Do nothing: nobody else has anything of the run."""
+        """Do nothing: no other process holds anything of the run."""
 
     async def leave(self) -> None:
-        """The same as `stop`: processes do not outlive us."""
+        """Stop: local processes do not outlive the coordinator."""
         await self.stop()
 
     def forget(self, task: int, attempt: int) -> None:
-        """Do nothing: no ends are kept here."""
+        """Do nothing: no reports are kept here."""
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Get ready to launch attempts of this run."""
+        """Prepare to launch attempts of this run."""
         self._context = context
         self._reports = reports if self._admission is None else _Releasing(reports, self)
         self._loop = asyncio.get_running_loop()
@@ -200,7 +209,7 @@ class ProcessExecutor:
         if self._is_lazy:
             return
         self._starting = self._loop.create_task(self._start_one())
-        # If the awaiting task is cancelled, the process starts all the same: `stop` releases it.
+        # If the awaiting task is cancelled, the zygote starts all the same, and `stop` releases it.
         await asyncio.shield(self._starting)
 
     async def _start_one(self) -> None:
@@ -213,7 +222,7 @@ class ProcessExecutor:
         self._pools = {}
 
     def _pool(self, step: str, granted: Granted) -> WorkerPool:
-        """The processes that run many attempts of this step and others like it."""
+        """Return the worker pool of this step and of others with the same environment."""
         assert self._link is not None, "there are zygotes"
         needs = self._needs[step]
         environment = {**granted.early, **needs.environment}
@@ -240,30 +249,30 @@ class ProcessExecutor:
         return pool
 
     def _learn(self, imported: Mapping[str, Any]) -> None:
-        """A process has said what its program has imported."""
+        """Remember what the program has imported, as one of its processes has reported."""
         if self._link is not None:
             self._link.learn(imported)
 
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
-        """Start this attempt, now or as soon as there is room."""
+        """Start this attempt now, or as soon as its resources and a process are available."""
         admission = self._admission
         if admission is None:
             self._launch(spec, FREE)
             return
         try:
-            # What settles a step without running it needs nothing of what the step asks for.
+            # A fallback settles the step without running it, so it needs none of its resources.
             amounts = {} if spec.fallback else self._amounts(spec)
         except InvalidDecorator as error:
             self._loop.call_soon(self._refuse, spec, str(error))
             return
         if not amounts and (self._sequential or self._needs[spec.step].is_async):
-            self._launch(spec, FREE)  # their processes bound themselves
+            self._launch(spec, FREE)  # their pools limit the number of processes
             return
         specs = self._together(spec)
         if not specs:
-            return  # the other members of its gang are still to come
+            return  # other members of its gang have not been launched yet
         lacking = admission.slots.lacking(demand_of(amounts), len(specs))
         if lacking:
             gang = f"the gang of {len(specs)} " if len(specs) > 1 else ""
@@ -274,8 +283,11 @@ class ProcessExecutor:
         admission.submit([self._key(each) for each in specs], specs, amounts, self._launch)
 
     def _together(self, spec: AttemptSpec) -> list[AttemptSpec]:
-        """The attempts that start together with this one: all members of its gang, as soon as the
-        last one is there. One that is tried again starts beside the others, which run."""
+        """Return the attempts that start together with this one.
+
+        These are all members of its gang once the last one has been launched, and none before. A
+        retried member starts alone, since the others are running.
+        """
         if spec.step not in self._gangs or spec.attempt > 0 or not spec.splits:
             return [spec]
         members = self._members.setdefault((spec.step, spec.split), [])
@@ -294,7 +306,7 @@ class ProcessExecutor:
         if granted.memory is not None and not self._needs[spec.step].is_async:
             self._limits[spec.attempt_key] = granted.memory
             if self._measuring is None:
-                # It ends with `stop`, which waits for it.
+                # `stop` cancels it and waits for it.
                 self._measuring = self._loop.create_task(self._measure())
         if self._link is None:
             self._waiting.append((spec, granted))
@@ -312,7 +324,7 @@ class ProcessExecutor:
             self._fresh.launch(spec, needs.limit, needs.start, needs.environment, granted=granted)
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt: SIGTERM to its group, SIGKILL after the grace time."""
+        """Stop this attempt: SIGTERM to its process group, and SIGKILL after the grace period."""
         attempt_key = (task, attempt)
         if self._withdraw(attempt_key):
             self._end_unstarted(attempt_key, AttemptState.CANCELLED, CANCELLED)
@@ -322,7 +334,7 @@ class ProcessExecutor:
             pool.cancel(task, attempt)
 
     def _withdraw(self, attempt_key: AttemptKey) -> bool:
-        """Whether the attempt waited, for slots or for a process; it does so no longer."""
+        """Remove an attempt that waits for slots or for a process; False if it does not wait."""
         for waiting in self._waiting:
             if waiting[0].attempt_key == attempt_key:
                 self._waiting.remove(waiting)
@@ -339,7 +351,7 @@ class ProcessExecutor:
         base.settle_soon(self._reports, attempt_key, state, reason, self._clock.now())
 
     def released(self, attempt_key: AttemptKey) -> None:
-        """Give the slots of an attempt that has ended to others.
+        """Release the slots of an attempt that has ended.
 
         Args:
             attempt_key: The numbers of its task and of itself.
@@ -350,12 +362,11 @@ class ProcessExecutor:
             self._admission.release((id(self), *attempt_key))
 
     def used(self, report: AttemptReport, usage: Usage) -> Usage:
-        """Return what the attempt has used: its processes together may have had more than one
-        alone.
+        """Return the resource usage of an attempt, with the peak memory of all its processes.
 
         Args:
             report: The report of the attempt's main process.
-            usage: What that process has measured.
+            usage: The usage that the main process has measured.
         """
         peak = self._peaks.get(report.attempt_key)
         if peak is None or peak <= (usage.max_rss or 0):
@@ -363,13 +374,13 @@ class ProcessExecutor:
         return Usage(peak, usage.cpu)
 
     async def _measure(self) -> None:
-        """Look at the memory of attempts that have a limit, and end those that are over it."""
+        """Measure the memory of attempts that have a limit, and kill those that exceed it."""
         is_logged = False
         while True:
             await asyncio.sleep(MEASURED)
             try:
                 await self._measure_once()
-            except Exception as error:  # noqa: BLE001 -- no descriptor, no thread: limits hold again
+            except Exception as error:  # noqa: BLE001 -- no descriptor, no thread: try again
                 if not is_logged:
                     _log.warning("The memory of tasks cannot be measured: %s", error)
                 is_logged = True
@@ -386,7 +397,7 @@ class ProcessExecutor:
             attempt_key = attempt_keys[pid]
             limit = self._limits.get(attempt_key)
             if limit is None:
-                continue  # it has ended meanwhile
+                continue  # it has ended during the measurement
             self._peaks[attempt_key] = max(size, self._peaks.get(attempt_key, 0))
             if size > limit:
                 reason = over_memory(limit, size)
@@ -403,7 +414,7 @@ class ProcessExecutor:
         return found
 
     async def stop(self) -> None:
-        """Interrupt all that runs, wait for it to end, and release the zygotes."""
+        """Interrupt all running attempts, wait until they have ended, and release the zygotes."""
         self._stopping = True
         self._interrupt_waiting()
         measuring, self._measuring = self._measuring, None
@@ -411,14 +422,15 @@ class ProcessExecutor:
             measuring.cancel()
             await asyncio.wait([measuring])
         if self._starting is not None:
-            await asyncio.wait([self._starting])  # what it raises was for `start`
+            await asyncio.wait([self._starting])  # `start` has raised its exception already
         if self._link is not None:
             self._fresh.interrupt()
             for each in self._pools.values():
                 each.interrupt()
             self._note_idle()
             await self._idle.wait()
-        link, self._link = self._link, None  # it may have died meanwhile, or been stopped twice
+        # It may have crashed while this waited, or `stop` was called twice.
+        link, self._link = self._link, None
         if link is not None:
             link.close()
             if not link.is_lent:
@@ -426,7 +438,7 @@ class ProcessExecutor:
             self._fresh.tidy()
 
     def _interrupt_waiting(self) -> None:
-        """What waits for slots does not start any more."""
+        """End the attempts that wait for slots."""
         waiting = [] if self._admission is None else self._admission.withdraw_all(id(self))
         waiting += [each for members in self._members.values() for each in members]
         self._members.clear()
@@ -441,28 +453,27 @@ class ProcessExecutor:
     # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int, at: float) -> None:
-        """A process runs."""
+        """Handle a process that was forked."""
         self._pool_of.get(child, self._fresh).forked(child, pid, at)
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
-        """A process has ended."""
+        """Handle a process that has ended."""
         self._pool_of.pop(child, self._fresh).exited(child, status, max_rss, cpu)
         self._note_idle()
 
     def not_forked(self, child: int, reason: str) -> None:
-        """Handle a process that could not be forked now."""
+        """Handle a process that could not be forked."""
         self._pool_of.pop(child, self._fresh).not_forked(child, reason)
         self._note_idle()
 
     def refused(self, child: int, reason: str) -> None:
-        """Handle a process that cannot be forked from the program as the step asks: its attempts
-        fail.
-        """
+        """Fail the attempts of a process that cannot be forked from the program, as its step
+        requests."""
         self._pool_of.pop(child, self._fresh).refused(child, reason)
         self._note_idle()
 
     def zygote_lost(self, reason: str) -> None:
-        """All processes are gone: their attempts are lost, and a new zygote is started."""
+        """Report all attempts as lost, since their processes are gone, and start a new zygote."""
         self._link = None
         self._see_that_one_starts()
         self._pool_of.clear()
@@ -492,7 +503,7 @@ class ProcessExecutor:
 
 
 class _Releasing:
-    """Passes reports on, and has the executor release what an attempt had that has ended."""
+    """Forwards reports, and releases the slots of attempts that have ended."""
 
     def __init__(self, reports: Reports, executor: ProcessExecutor) -> None:
         self._executor = executor
@@ -503,7 +514,7 @@ class _Releasing:
         self.grown = reports.grown
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """The attempt is over."""
+        """Forward the end of an attempt, and release its slots."""
         usage = self._executor.used(report, usage)
         self._reports.ended(report, usage)
         self._executor.released(report.attempt_key)

@@ -1,7 +1,7 @@
 """Messages over a socket between the coordinator and the zygotes that fork its processes.
 
-A stream of msgpack values; file descriptors travel beside the first byte of the message that
-they belong to (SCM_RIGHTS), and arrive in the order in which they were sent.
+The stream consists of msgpack values. File descriptors are sent with the first byte of the message
+that they belong to (SCM_RIGHTS), and arrive in the order in which they were sent.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ if TYPE_CHECKING:
 # Coordinator -> zygote
 CONFIGURE = 0  # [CONFIGURE, RunContext, token]
 RUN = 1  # [RUN, id, environment, learn?, spec] with stdout, stderr, report
-DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin besides
+DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin, stdout, stderr, report
 WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
-MEMORY_GROUP = "AFLOW_MEMORY_GROUP"  # among the variables of RUN: the cgroup that it is to join
+MEMORY_GROUP = "AFLOW_MEMORY_GROUP"  # a variable of RUN: the cgroup that the process joins
 KILL = 3  # [KILL, id, signal]
 PROGRAM = 4  # [PROGRAM, *Request]: before anything is run
-ASK = 6  # [ASK, names]: whether the zygote has all of these modules; answered by HAS
-GROW = 5  # [GROW, environment, imported] with the socket of a zygote that has imported that, or
-# (nil) has run the program
-BEGIN = 8  # [BEGIN, environment] with the socket of a zygote that is a new interpreter with them
+ASK = 6  # [ASK, names]: whether the zygote has imported all of these modules; the response is HAS
+# [GROW, environment, imported] with the socket of a zygote that imports these modules or, if
+# `imported` is nil, runs the program.
+GROW = 5
+# [BEGIN, environment] with the socket of a zygote that is a new interpreter with these variables.
+BEGIN = 8
 
 # Zygote -> coordinator
 FORKED = 0  # [FORKED, id, pid, at]
 EXITED = 1  # [EXITED, id, wait status, peak memory in bytes, CPU seconds]
 NOT_FORKED = 2  # [NOT_FORKED, id, reason]
-COLD = 3  # [COLD, reason, seconds]: tasks import by themselves what they need, which takes so long
-READY = 5  # [READY]: a zygote that was grown serves
+COLD = 3  # [COLD, reason, seconds]: each task repeats the imports, which take so many seconds
+READY = 5  # [READY]: a grown zygote serves
 HAS = 6  # [HAS, all?]
-ARRIVED = 7  # [ARRIVED, count]: of descriptors, where these stay open until then
+ARRIVED = 7  # [ARRIVED, count]: received descriptors, on systems that require receipts
 REFUSED = 4  # [REFUSED, id, reason]: the process cannot be forked from the program
 
-# Coordinator -> process of coroutines: msgpack's nil precedes [task, attempt] of one that is to be
-# cancelled, where a spec would stand.
+# Coordinator -> process of coroutines: a nil in place of a spec, followed by the [task, attempt] of
+# the attempt to cancel.
 CANCEL = b"\xc0"
 
 MAX_FDS = 64  # at once in one recvmsg; the kernel allows 253
-MAX_MESSAGE = 1 << 18  # bytes of a spec for a worker; bigger manifests do not travel with it
+MAX_MESSAGE = 1 << 18  # bytes of a spec for a worker process; larger manifests are not sent with it
 _CHUNK = 1 << 18
 
 
@@ -55,13 +57,13 @@ def packed(*message: Any) -> bytes:
     """Return a message as bytes. Names of files in it need not be UTF-8.
 
     Args:
-        *message: The kind, and what belongs to it: plain values only.
+        *message: The kind and its fields: plain values only.
     """
     return msgpack.packb(message, unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
 
 def unpacker() -> msgpack.Unpacker:
-    """Return a reader of a stream of messages from our own processes."""
+    """Return a decoder for a stream of messages from aflow's own processes."""
     return msgpack.Unpacker(
         strict_map_key=False,
         use_list=False,
@@ -71,18 +73,17 @@ def unpacker() -> msgpack.Unpacker:
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Return bytes of the stream and the descriptors that came with them; b"" once the other side
-    has closed it.
+    """Return bytes of the stream and the descriptors sent with them; b"" if the peer has closed it.
 
     Args:
-        sock: The socket; it blocks if it is a blocking one.
+        sock: The socket; the call blocks if the socket does.
     """
     data, fds, _, _ = socket.recv_fds(sock, _CHUNK, MAX_FDS)
     return data, fds
 
 
 class SendBuffer:
-    """The coordinator's sending side: never blocks the event loop, keeps the order."""
+    """The coordinator's sending side: never blocks the event loop, and keeps the order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -90,22 +91,22 @@ class SendBuffer:
         self._sock = sock
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
         self._waiting = False
-        self._travelling: deque[int] = deque()  # descriptors that may not have arrived
+        self._travelling: deque[int] = deque()  # descriptors that may not have arrived yet
 
     def send(self, message: Sequence[Any], fds: Sequence[int] = ()) -> None:
-        """Send a message; the descriptors are ours from now on and closed once they are sent.
+        """Send a message.
 
         Args:
-            message: The kind, and what belongs to it.
-            fds: Descriptors that travel with it; from now on they belong to this buffer, which
-                closes them.
+            message: The kind and its fields.
+            fds: Descriptors that are sent with it. The buffer owns them from now on, and closes
+                them once they are sent.
         """
         self._queue.append((memoryview(packed(*message)), list(fds)))
         if not self._waiting:
             self._flush()
 
     def close(self) -> None:
-        """Forget what has not been sent, or has not arrived."""
+        """Discard unsent messages, and close all descriptors that have not arrived."""
         if self._waiting:
             self._loop.remove_writer(self._sock)
             self._waiting = False
@@ -114,10 +115,10 @@ class SendBuffer:
         self.arrived(len(self._travelling))
 
     def arrived(self, count: int) -> None:
-        """The other side has received this many more descriptors: their copies here are closed.
+        """Close the descriptors that the peer has received.
 
         Args:
-            count: How many, in the order in which they were sent.
+            count: How many more it has received, in the order in which they were sent.
         """
         close_all([self._travelling.popleft() for _ in range(count)])
 
@@ -129,7 +130,7 @@ class SendBuffer:
             except BlockingIOError:
                 self._wait()
                 return
-            except OSError:  # the zygote is gone; its end is noticed on the reading side
+            except OSError:  # the zygote is gone, which the reading side notices
                 self.close()
                 return
             if NEEDS_RECEIPTS:

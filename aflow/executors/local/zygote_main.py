@@ -1,7 +1,7 @@
 """The main program of a zygote: the process that tasks are forked from (executors/local/zygote.py).
 
-It stands above what it connects: the backends, by their URLs, and the names that flows import from
-aflow.
+This module connects the zygote to the backends, which are chosen by URL, and to the names that
+flows import from aflow.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from aflow.storage.factory import open_store
 
 
 def main() -> None:
-    """Serve as a zygote that was spawned, with the number of its socket and of its parent as
-    arguments."""
+    """Serve as a spawned zygote; the arguments are its socket's descriptor and its parent's id."""
     control, parent = map(int, sys.argv[1:3])
     path = sys.path if sys.flags.safe_path else sys.path[1:]
-    # The user's folder is for tasks: a file there may have the name of a module that we import.
+    # Only tasks may import from the user's folder: a file there may be named like a module of ours.
     sys.path[:] = path
     command = sys.orig_argv[:-2]
     connection = socket.socket(fileno=control)
@@ -35,18 +34,18 @@ def main() -> None:
 def serve(
     control: socket.socket, parent: int, path: Sequence[str], command: Callable[[], list[str]]
 ) -> None:
-    """Serve as a zygote, until the coordinator is gone; see Zygote.
+    """Serve as a zygote until the coordinator is gone; see Zygote.
 
     Args:
-        control: The descriptor or socket of the coordinator.
+        control: The socket to the coordinator.
         parent: The process id of the parent.
-        path: What a fresh interpreter has as `sys.path`, without the folder of the program.
-        command: Returns the command that starts another one in a fresh interpreter, without the
+        path: The `sys.path` of a fresh interpreter, without the folder of the program.
+        command: Returns the command that starts another zygote in a fresh interpreter, without the
             numbers of its socket and its parent.
     """
     withhold_secrets()
     names = sys.modules["aflow"]
-    vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks have no use for
+    vars(names)["FlowSpec"] = FlowSpec  # without the command line, which tasks do not need
     _ = names.current
     zygote = Zygote(control, parent, [*path], command, open_store, open_metadata)
     zygote.prepare()

@@ -1,1 +1,1 @@
-"""The state machine of a run: events in, commands out. Pure."""
+"""The scheduler of a run: a pure state machine that takes events and returns commands."""

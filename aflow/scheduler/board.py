@@ -1,13 +1,13 @@
-"""Where the tasks of a run stand: ready, live, waiting. What starts next is decided here.
+"""The ready, live and waiting tasks of a run, and the choice of the task that starts next.
 
-First the tasks that are ready, in the order in which they became so; then the next item of the
-foreach that was opened last, so that of nested ones few are open at a time. A task or a foreach
-whose step is at its own bound is parked with the step; each attempt of the step that ends brings
-one back. So choosing costs the same however much there is to choose from.
+Ready tasks start first, in the order in which they became ready; then the next item of the foreach
+that was opened last, so that few nested foreaches are open at the same time. A task or foreach
+whose step has reached its own limit is parked in the step; each attempt of the step that ends
+unparks one. Choosing a task therefore takes constant time.
 
-The members of a gang wait for one another, so they start together: when a gang's turn has come and
-there is no room for all of it, no other item starts until there is. A member that is to be tried
-again keeps its place meanwhile: else two gangs could each have what the other lacks.
+The members of a gang wait for each other, so they start together: if it is the turn of a gang and
+there is not room for all of its members, no other item starts until there is. A member that is
+retried keeps its place: otherwise two gangs could each hold places that the other one needs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from aflow.scheduler.tasks import Items, LiveStep, LiveTask
 
 
 class Board:
-    """The tasks of one run that are not over. At most `limit` are live at a time; of these
-    `workers` certainly run, the others may wait behind them. `reserved` of the places are kept for
-    members of gangs."""
+    """The unfinished tasks of one run.
+
+    At most `limit` of them are live at the same time; `workers` of these run, and the executor may
+    queue the others. `reserved` places are kept for members of gangs that are retried.
+    """
 
     __slots__ = (
         "cursors", "launched", "limit", "live", "now", "pushed", "ready", "reserved", "steps",
@@ -35,16 +37,16 @@ class Board:
         self.limit = limit
         self.workers = workers
         self.reserved = 0
-        self.launched = 0  # tasks so far, so also the number of the latest
-        self.now = 0.0  # the time of the event that is handled
+        self.launched = 0  # tasks launched so far; also the number of the latest one
+        self.now = 0.0  # the time of the event that is being handled
         self.live: dict[int, LiveTask] = {}
         self.ready: deque[LiveTask] = deque()
         self.cursors: list[Items] = []
         self.waiting: list[tuple[float, int, LiveTask]] = []  # a heap
-        self.pushed = 0  # keeps retries that are due at the same time in order
+        self.pushed = 0  # tie-breaker of retries that are due at the same time
 
     def add(self, task: LiveTask) -> None:
-        """A new task may start.
+        """Make a new task ready.
 
         Args:
             task: The task.
@@ -54,35 +56,35 @@ class Board:
         self.ready.append(task)
 
     def open(self, items: Items) -> None:
-        """A foreach of at least one item may start.
+        """Make the known items of a foreach ready.
 
         Args:
-            items: The items of the foreach.
+            items: The items of the foreach; at least one is known.
         """
         items.body.ready += items.known
         items.ready_at = self.now
         self.cursors.append(items)
 
     def grow(self, items: Items, count: int) -> None:
-        """The foreach has this many items now.
+        """Set the number of known items of an open foreach; the additional ones become ready.
 
         Args:
             items: The items of the foreach.
-            count: How many.
+            count: The number of items that are known now.
         """
         if count == items.known:
             return
         items.body.ready += count - items.known
-        if items.next == items.known:  # all there were have started
+        if items.next == items.known:  # all items known so far have started
             items.ready_at = self.now
             self.cursors.append(items)
         items.known = count
 
     def launch(self) -> LaunchAttempt | None:
-        """Make the next task live, if there is one that may start now.
+        """Make the next task live, if one may start now.
 
         Returns:
-            The task; None where none may start.
+            The command that launches its next attempt; None if no task may start.
         """
         task = self._take()
         if task is None:
@@ -128,7 +130,7 @@ class Board:
         return None
 
     def _fits(self, gang: Items) -> bool:
-        """Whether all members can run at once; or go on starting, once they have begun to."""
+        """Return whether all members can run at the same time, or some have already started."""
         count = gang.expected
         return gang.next > 0 or (
             len(self.live) + self.reserved + count <= self.workers
@@ -136,17 +138,17 @@ class Board:
         )
 
     def begin(self, task: LiveTask, handle: str) -> None:
-        """The live attempt of the task runs.
+        """Record that the live attempt of the task has started.
 
         Args:
             task: The task.
-            handle: What the executor calls the attempt; empty where it has no name for it.
+            handle: The executor's name for the attempt; empty if it has none.
         """
         task.handle = handle
         task.step.running += 1
 
     def end(self, task: LiveTask) -> None:
-        """The live attempt of the task is over, and its worker free.
+        """Record that the live attempt of the task has ended; unpark one task of its step.
 
         Args:
             task: The task.
@@ -162,7 +164,7 @@ class Board:
             self.cursors.append(step.parked_items.pop())
 
     def again(self, task: LiveTask) -> None:
-        """A task whose attempt was lost or cut short is the first to start.
+        """Make a task ready again without a wait, ahead of all other ready tasks.
 
         Args:
             task: The task.
@@ -173,11 +175,11 @@ class Board:
         self.ready.appendleft(task)
 
     def wait(self, task: LiveTask, at: float) -> None:
-        """A task is to be tried again, but not before `at`.
+        """Make a task wait for its next attempt.
 
         Args:
             task: The task.
-            at: When it happened, in seconds since the epoch.
+            at: The earliest start of the next attempt, in seconds since the epoch.
         """
         task.move(TaskState.WAITING)
         self._reserve(task)
@@ -186,20 +188,20 @@ class Board:
         heappush(self.waiting, (at, self.pushed, task))
 
     def wake(self, now: float) -> bool:
-        """Make the tasks ready whose backoff is over.
+        """Make the tasks ready whose backoff has expired.
 
         Args:
-            now: The present time, in seconds since the epoch.
+            now: The current time, in seconds since the epoch.
 
         Returns:
-            True if there was one.
+            True if there was at least one.
         """
         due = False
         while self.waiting and self.waiting[0][0] <= now:
             task = heappop(self.waiting)[2]
             task.move(TaskState.READY)
             task.step.waiting -= 1
-            if task.has_reservation:  # a task before it may wait for its gang
+            if task.has_reservation:  # behind other tasks it could block its gang
                 task.step.ready += 1
                 self.ready.appendleft(task)
             else:
@@ -208,22 +210,21 @@ class Board:
         return due
 
     def _reserve(self, task: LiveTask) -> None:
-        """Keep the place of a member whose gang waits for it."""
+        """Keep the place of a gang member for its next attempt; the others wait for it."""
         if task.is_member and not task.has_reservation:
             task.has_reservation = True
             self.reserved += 1
 
     def pending(self) -> list[LiveTask]:
-        """Return the tasks that are ready, parked or waiting, without items that have not
-        started."""
+        """Return the ready, parked and waiting tasks, without foreach items that never started."""
         parked = [task for step in self.steps.values() for task in step.parked]
         return [*self.ready, *parked, *(task for _, _, task in sorted(self.waiting))]
 
     def clear(self) -> list[LiveTask]:
-        """Forget all that is not live.
+        """Remove everything that is not live.
 
         Returns:
-            The answer is those forgotten that had been launched.
+            The removed tasks that had been launched before.
         """
         dropped = [task for task in self.pending() if task.number]
         self.ready.clear()

@@ -1,8 +1,8 @@
-"""The state machine of one run: events in, commands out, the time as an argument.
+"""The state machine of one run: it takes events with their times, and returns commands.
 
-No I/O, no clock, no randomness: a machine that is built again and fed the same events at the same
-times is equal, which is how a run is recovered from its journal. What it holds is what is live or
-may start; finished tasks are counts (see tasks.py and board.py).
+It does no I/O and uses neither a clock nor randomness: the same events at the same times always
+lead to the same state. A run is recovered by replaying its journal into a new machine. The machine
+stores only tasks that are not finished; finished tasks are counters (see tasks.py and board.py).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from aflow.scheduler.retry import StepPolicy
 from aflow.scheduler.states import RUN_MOVES, AttemptState, IllegalMove, RunState, TaskState
 from aflow.scheduler.tasks import Branches, Group, Items, LiveStep, LiveTask, StepCounts, steps_of
 
-# Whether a step went where the graph lets it go.
+# Check transitions against the graph.
 #
-# The runner checks this too and says it better; but what it reports may come from another machine
-# and another version of the code, and a wrong transition would corrupt the run.
+# The runner checks them too, with better messages. But a report may come from another machine with
+# another version of the code, and an invalid transition would corrupt the run.
 
 
 FAN_OUT = frozenset({Kind.FOREACH, Kind.PARALLEL})
@@ -48,14 +48,13 @@ FAN_OUT = frozenset({Kind.FOREACH, Kind.PARALLEL})
 def disagreement(
     task: LiveTask, transition: Transition | None, max_num_splits: int, max_workers: int
 ) -> str | None:
-    """Return a sentence that says what is wrong with a transition of this task; None if it can be
-    followed.
+    """Return one sentence on why the graph does not allow this transition; None if it does.
 
     Args:
         task: The task.
-        transition: The transition that the step has asked for.
-        max_num_splits: How many items a foreach may have.
-        max_workers: How many tasks may run at a time.
+        transition: The transition that the task reported; None if it reported none.
+        max_num_splits: The maximum number of items of a foreach.
+        max_workers: The maximum number of tasks that run at the same time.
     """
     step = task.step
     if transition is None:
@@ -102,11 +101,11 @@ def _too_large(step: LiveStep, count: int | None, max_workers: int) -> str | Non
 
 
 def next_step(step: LiveStep, transition: Transition) -> LiveStep:
-    """Return the one step that follows a linear step or a switch.
+    """Return the step that follows a linear step or a switch.
 
     Args:
         step: The step.
-        transition: The transition that the step has asked for.
+        transition: The transition that its task reported.
     """
     return step.targets[0 if step.kind is Kind.LINEAR else step.next.index(transition.steps[0])]
 
@@ -146,44 +145,44 @@ _FAILURES = frozenset({AttemptState.FAILED, AttemptState.TIMED_OUT})
 
 
 class Machine(Protocol):
-    """What drives a run has to know of the machine that decides it."""
+    """The interface between the coordinator of a run and its state machine."""
 
     @property
     def stopping(self) -> FinishRun | None:
-        """How the run will end, once it is known to stop."""
+        """How the run will end; None until that is decided."""
         ...
 
     @property
     def wake_at(self) -> float | None:
-        """When TimePassed is wanted, None if it is not."""
+        """The time at which the machine needs a TimePassed event; None if it needs none."""
         ...
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """Take in what happened at `now`.
+        """Apply an event to the state of the run.
 
         Args:
             event: The event.
-            now: The present time, in seconds since the epoch.
+            now: The current time, in seconds since the epoch.
 
         Returns:
-            What is to be done, in order.
+            The commands to execute, in order.
         """
         ...
 
     def journaled(self, event: Event) -> bool:
-        """Return whether the event, the one that was handled last, has changed anything.
+        """Return whether the event changed the machine, and so must be stored in the journal.
 
         Args:
-            event: The event.
+            event: The event that was handled last.
         """
         ...
 
     def counts(self) -> Mapping[str, StepCounts]:
-        """Return how far each step is."""
+        """Return the number of tasks in each state, by step."""
         ...
 
     def ready_at(self, task: int) -> float | None:
-        """Return when all that a live task reads was there; None where that is not known.
+        """Return the time at which all inputs of a live task were available; None if unknown.
 
         Args:
             task: The number of the task within its run.
@@ -195,12 +194,12 @@ class RunMachine:
     """Decides what one run does next.
 
     At most `max_workers + lookahead` attempts are live (launched and not yet reported as ended);
-    the lookahead is what an executor may hold in hand behind busy workers. A step whose policy has
-    a bound of its own keeps that too. `max_num_splits` is the widest foreach allowed. With
-    `fail_fast` the first task that fails cancels all others, else they may finish.
+    `lookahead` is how many attempts an executor may queue behind busy workers. `max_workers` in the
+    policy of a step also limits the attempts of that step. `max_num_splits` is the maximum number
+    of items of a foreach. With `fail_fast` the first task that fails cancels all others; without
+    it, live attempts may finish.
 
-    Raises InvalidFlow for a graph that cannot be followed, ValueError for bounds that leave no room
-    for any task.
+    Raises InvalidFlow if the graph cannot be executed, and ValueError if the limits allow no task.
     """
 
     def __init__(
@@ -224,18 +223,18 @@ class RunMachine:
         self._max_workers = max_workers
         self._fail_fast = fail_fast
         self._state = RunState.PENDING
-        self._stop: FinishRun | None = None  # how the run will end, once it is known to stop
-        self._cancelled = False  # live attempts have been asked to stop
-        self._splits = 0  # opened so far
-        self._handled: Event | None = None  # the latest event, if it changed something
+        self._stop: FinishRun | None = None  # how the run will end, once that is decided
+        self._cancelled = False  # whether live attempts have been cancelled
+        self._splits = 0  # the number of splits opened so far
+        self._handled: Event | None = None  # the latest event, if it changed the machine
 
     # ------------------------------------------------------------------ events
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """Take in what happened at `now` (seconds since the epoch); what is to be done, in order.
+        """Apply an event that happened at `now` (seconds since the epoch); return the commands.
 
-        Old, late, second and unknown reports, and everything after the end of the run, change
-        nothing and give no commands. Never raises for what an event says.
+        Outdated, duplicate and unknown reports, and all events after the end of the run, change
+        nothing and return no commands. The content of an event never raises an exception.
         """
         commands: list[Command] = []
         self._handled = None
@@ -252,7 +251,7 @@ class RunMachine:
                     self._time_passed(event, now, commands)
                 case CancelRequested():
                     self._cancel(event, commands)
-                case RunStarted():  # it is running already
+                case RunStarted():  # a duplicate
                     pass
                 case _:
                     assert_never(event)
@@ -264,12 +263,14 @@ class RunMachine:
         return commands
 
     def journaled(self, event: Event) -> bool:
-        """Whether `event`, the one that was handled last, has changed the machine: only then does
-        it have to be stored. A replay of the stored ones alone gives an equal machine."""
+        """Return whether `event`, which was handled last, has changed the machine.
+
+        Only such events must be stored: replaying them alone leads to the same state.
+        """
         return self._handled is event
 
     def ready_at(self, task: int) -> float | None:
-        """When all that a live task reads was there; None for one that is not live."""
+        """Return when all inputs of a live task were available; None if the task is not live."""
         found = self._board.live.get(task)
         return None if found is None else found.ready_at
 
@@ -354,7 +355,7 @@ class RunMachine:
         self, task: LiveTask, outcome: Outcome, now: float, commands: list[Command]
     ) -> None:
         wait = task.wait_after(outcome)
-        # Another attempt would make its items again, while tasks for these have begun.
+        # Another attempt would create the items again, but tasks for them have already started.
         if wait is None or task.stream is not None:
             self._fail(task, task.last_reason(outcome), commands)
             return
@@ -365,7 +366,7 @@ class RunMachine:
             self._board.again(task)
 
     def _fail(self, task: LiveTask, reason: str, commands: list[Command]) -> None:
-        """The task is out of attempts: the run fails, unless it is stopping already."""
+        """Settle a task that has no attempts left; the run fails unless it is already stopping."""
         self._settle(task, TaskState.FAILED, reason, commands)
         if self._stop is None:
             end = FinishRun(RunState.FAILED, reason, task.step.name, task.number)
@@ -389,7 +390,7 @@ class RunMachine:
     # ------------------------------------------------------------------ tokens
 
     def _follow(self, task: LiveTask, transition: Transition) -> None:
-        """Let what follows a finished task become ready."""
+        """Make the successors of a finished task ready."""
         kind = task.step.kind
         if kind is Kind.LINEAR or kind is Kind.SWITCH:
             self._enter(next_step(task.step, transition), task.group, task.index, task.number)
@@ -401,7 +402,7 @@ class RunMachine:
             self._open_items(task, transition.count or 0)
 
     def _enter(self, step: LiveStep, group: Group | None, index: int, task: int) -> None:
-        """A token moves on from `task` to `step`: to the join of its group, or to any other."""
+        """Move a token from `task` to `step`, which may be the join of its group."""
         if group is None or step is not group.join:
             self._board.add(LiveTask(step, group, index, FromTask(task)))
         elif group.arrive(index, task):
@@ -426,7 +427,7 @@ class RunMachine:
             self._board.add(LiveTask(join, task.group, task.index, nothing))
 
     def _close_stream(self, items: Items, count: int) -> None:
-        """No more items come; all of them may be at the join already."""
+        """Set the final number of items; start the join if all of them have already arrived."""
         self._board.grow(items, count)
         items.expected = count
         if items.arrived == count:
@@ -436,10 +437,10 @@ class RunMachine:
         self._splits += 1
         return self._splits
 
-    # ------------------------------------------------------------------ going on, and stopping
+    # ------------------------------------------------------------------ continuing and stopping
 
     def _go_on(self, commands: list[Command]) -> None:
-        """Launch what may start; or, if the run is stopping and nothing is live, finish it."""
+        """Launch all tasks that may start, or finish a stopping run that has no live attempts."""
         if self._stop is None:
             launch = self._board.launch()
             while launch is not None:
@@ -450,7 +451,7 @@ class RunMachine:
             commands.append(self._stop)
 
     def _stop_with(self, end: FinishRun, commands: list[Command]) -> None:
-        """Launch nothing any more; the run ends with `end` when no attempt is live."""
+        """Stop launching attempts; the run ends with `end` as soon as no attempt is live."""
         self._stop = end
         for task in self._board.clear():
             self._settle(task, TaskState.CANCELLED, f"Not tried again: {end.reason}", commands)
@@ -464,7 +465,7 @@ class RunMachine:
             raise IllegalMove(f"The run is {self._state} and cannot become {state}.")
         self._state = state
 
-    # ------------------------------------------------------------------ asking
+    # ------------------------------------------------------------------ queries
 
     @property
     def state(self) -> RunState:
@@ -473,12 +474,12 @@ class RunMachine:
 
     @property
     def stopping(self) -> FinishRun | None:
-        """How the run ends, as soon as that is known; None while it goes on."""
+        """How the run will end; None until that is decided."""
         return self._stop
 
     @property
     def wake_at(self) -> float | None:
-        """When a TimePassed is due: the time of the earliest retry; None if none waits."""
+        """The time of the earliest retry, when TimePassed is due; None if no task waits."""
         waiting = self._board.waiting
         return waiting[0][0] if waiting else None
 
@@ -486,11 +487,11 @@ class RunMachine:
         return sorted(self._board.live.values(), key=lambda task: task.number)
 
     def live(self) -> list[LaunchAttempt]:
-        """Return the attempts that are out, by task: launched and not reported as ended."""
+        """Return the attempts that were launched and have not ended, sorted by task number."""
         return [task.launch for task in self._live()]
 
     def counts(self) -> dict[str, StepCounts]:
-        """How far each step is, in the order in which the steps are written."""
+        """Return the number of tasks in each state, by step in source order."""
         return {name: step.counts() for name, step in self._board.steps.items()}
 
 
@@ -500,11 +501,11 @@ def _join_of(task: LiveTask) -> LiveStep:
     return join
 
 
-# The machine of a run that has one task: it is launched once, and the run ends as it does.
-
-
 class SingleTask:
-    """Like RunMachine, for the one task that `launch` describes."""
+    """A machine for a run of one task, described by `launch`: one attempt, no retries.
+
+    The run ends in the state in which the attempt ends.
+    """
 
     def __init__(self, launch: LaunchAttempt) -> None:
         self._launch = launch
@@ -515,8 +516,7 @@ class SingleTask:
         self.wake_at: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """Take in what happened; what is to be done, in order. Never raises for what an event
-        says."""
+        """Apply an event; return the commands. The content of an event never raises."""
         self._handled = None
         if self._ended is not None:
             return []
@@ -529,11 +529,11 @@ class SingleTask:
         return []
 
     def journaled(self, event: Event) -> bool:
-        """Whether `event`, the one that was handled last, has changed the machine."""
+        """Return whether `event`, which was handled last, has changed the machine."""
         return self._handled is event
 
     def counts(self) -> Mapping[str, StepCounts]:
-        """How many tasks of the step are in which state."""
+        """Return the number of tasks of the step in each state."""
         counts = StepCounts(
             ready=not self._begun,
             queued=self._begun and self._ended is None,
@@ -546,7 +546,7 @@ class SingleTask:
         return {self._launch.step: counts}
 
     def ready_at(self, task: int) -> float | None:
-        """None: its inputs were there long before."""
+        """Return None: the inputs were available before the run started."""
         return None
 
     def _start(self, event: Event) -> list[Command]:

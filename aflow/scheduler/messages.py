@@ -1,8 +1,8 @@
-"""What happened (events) and what to do (commands).
+"""The events that the scheduler of a run handles, and the commands that it returns.
 
-Events are what a run's journal stores: each has a stable short name and is a flat record of
-msgpack-able values, so that `encode_event(decode_event(x)) == x` and a journal can be read by a
-later version. Commands are never stored: a machine that replays its events gives them again.
+The journal of a run stores its events. Each kind of event has a short, stable name and is a flat
+record of values that msgpack can encode, so that later versions can read a journal. Commands are
+never stored: replaying the events returns the same commands again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from aflow.scheduler.states import AttemptState, RunState
 
 
 class Transition(NamedTuple):
-    """Where a step went: what it gave to self.next().
+    """The arguments of a task's self.next() call.
 
-    `steps` are the steps that follow (empty at the end of the flow; one of the cases for a
-    switch). `foreach` is the name of the artifact that was iterated, `count` the number of
-    items, both None unless the step is a foreach split (for num_parallel, `foreach` is None and
-    `count` the size of the gang).
+    `steps` are the steps that follow: none for the last step, one of the cases for a switch.
+    `foreach` is the name of the artifact with the items and `count` their number; both are None
+    unless the step opens a foreach. For num_parallel, `foreach` is None and `count` is the size of
+    the gang.
     """
 
     steps: tuple[str, ...] = ()
@@ -35,10 +35,10 @@ class Transition(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended, as a value. `state` is a terminal AttemptState.
+    """How an attempt ended. `state` is a terminal AttemptState.
 
-    `transition` is there if and only if the state is SUCCEEDED. `reason` is one sentence for
-    people, empty on success. `retryable` is False where the step asked not to be tried again.
+    `transition` is set only if the state is SUCCEEDED. `reason` is one human-readable sentence,
+    empty on success. `retryable` is False if the task must not be retried.
     """
 
     state: AttemptState
@@ -51,11 +51,11 @@ class Outcome(NamedTuple):
 
 
 class RunStarted(NamedTuple):
-    """The run begins; its parameters are committed."""
+    """The run starts; its parameters are committed."""
 
 
 class AttemptStarted(NamedTuple):
-    """An executor has begun to run an attempt; `handle` finds it again after a restart."""
+    """An executor has started an attempt; `handle` identifies it after a restart of aflow."""
 
     task: int
     attempt: int
@@ -63,7 +63,7 @@ class AttemptStarted(NamedTuple):
 
 
 class AttemptEnded(NamedTuple):
-    """An attempt has ended. Old, late and second reports are ignored by the machine."""
+    """An attempt has ended. The machine ignores outdated and duplicate reports."""
 
     task: int
     attempt: int
@@ -71,8 +71,10 @@ class AttemptEnded(NamedTuple):
 
 
 class ItemsReady(NamedTuple):
-    """A live attempt, which opens a foreach, has stored this many of its items so far: tasks for
-    them may start before it ends."""
+    """A live attempt that opens a foreach has stored `count` items so far.
+
+    The tasks for these items may start before the attempt ends.
+    """
 
     task: int
     attempt: int
@@ -80,11 +82,11 @@ class ItemsReady(NamedTuple):
 
 
 class TimePassed(NamedTuple):
-    """The time that `RunMachine.wake_at` named has come."""
+    """The time in `RunMachine.wake_at` has passed."""
 
 
 class CancelRequested(NamedTuple):
-    """Somebody wants the run to stop: live attempts are cancelled, nothing new starts."""
+    """The run must stop: live attempts are cancelled, and no others start."""
 
     reason: str = ""
 
@@ -96,28 +98,28 @@ Event = RunStarted | AttemptStarted | ItemsReady | AttemptEnded | TimePassed | C
 
 
 class NoInputs(NamedTuple):
-    """The first task of a run: it reads the parameters alone."""
+    """The inputs of the first task of a run: only the parameters."""
 
 
 class FromTask(NamedTuple):
-    """A task that follows one other task."""
+    """The inputs of a task that follows one other task."""
 
     task: int
 
 
 class FromBranches(NamedTuple):
-    """A join of static branches: their last tasks, in the order in which the split named them."""
+    """The inputs of a join of static branches: their last tasks, in the order of the split."""
 
     tasks: tuple[int, ...]
 
 
 class FromForeach(NamedTuple):
-    """A join of a foreach: every last task of the split that `split` opened, by split index.
+    """The inputs of a join of a foreach: the last task of each item, sorted by index.
 
-    `steps` are the steps that lead into the join (one, unless a switch leads there). Where there
-    are several, or where the one is a switch that went back to itself, an item may have left more
-    than one task of `steps` directly in the split: the last one is the task of the highest number.
-    `count` is the number of items, which may be 0.
+    `split` is the task that opened the foreach, and `count` the number of its items, which may be
+    0. `steps` are the steps whose next step may be the join: one, unless a switch precedes it. If
+    there are several, or if the one is a switch that repeated itself, an item may have more than
+    one task of `steps` directly in the split; the one with the highest number is the last task.
     """
 
     split: int
@@ -131,11 +133,12 @@ Inputs = NoInputs | FromTask | FromBranches | FromForeach
 class LaunchAttempt(NamedTuple):
     """Start this attempt of this task.
 
-    `split` and `index` name the innermost foreach that the task is in: the task that opened it
-    and the task's place in it (None outside of any foreach); `count` is None, too, where nobody
-    knows yet how many items there will be. `opens_index` is True for the first
-    task of an item, whose `self.input` is the item itself. `final` says that no attempt follows
-    if this one fails; `fallback` that the step is not to be run: @catch settles it.
+    `split` is the task that opened the innermost foreach around this task, `index` this task's
+    index in it, and `count` the number of its items; all are None outside of any foreach, and
+    `count` is also None while the number of items is not known. `opens_index` is True for the first
+    task of an item, whose `self.input` is the item itself. `final` is True if a failure of this
+    attempt is not retried. `fallback` is True if the step must not run because @catch settles the
+    task.
     """
 
     task: int
@@ -151,14 +154,14 @@ class LaunchAttempt(NamedTuple):
 
 
 class CancelAttempt(NamedTuple):
-    """Stop this attempt; its end is reported as an AttemptEnded all the same."""
+    """Stop this attempt; its end is still reported as an AttemptEnded."""
 
     task: int
     attempt: int
 
 
 class RetryAttempt(NamedTuple):
-    """For the record: this attempt ended without success and another follows, not before `at`."""
+    """Record that this attempt did not succeed and that the next one starts at `at` or later."""
 
     task: int
     attempt: int
@@ -166,10 +169,10 @@ class RetryAttempt(NamedTuple):
 
 
 class TaskSettled(NamedTuple):
-    """For the record: the task is over: succeeded, failed or cancelled.
+    """Record that the task has succeeded, failed or been cancelled.
 
-    Given exactly once for each task that was launched. `reason` is a sentence unless it succeeded:
-    it differs from that of the outcome where the scheduler itself refused the outcome.
+    Returned exactly once for each task that was launched. `reason` is one sentence, or empty if the
+    task succeeded; it differs from the reason of the outcome if the scheduler rejected the outcome.
     """
 
     task: int
@@ -179,7 +182,7 @@ class TaskSettled(NamedTuple):
 
 
 class FinishRun(NamedTuple):
-    """The run is over; nothing is live any more. Given exactly once.
+    """Finish the run; no attempt is live any more. Returned exactly once.
 
     `task` and `step` name the first task that failed, if one did.
     """
@@ -193,23 +196,23 @@ class FinishRun(NamedTuple):
 Command = LaunchAttempt | CancelAttempt | RetryAttempt | TaskSettled | FinishRun
 
 
-# Events and inputs as bytes: what a journal and a task's record store.
+# The encoding of events (in the journal) and of inputs (in the record of a task).
 #
 # A batch of events is one msgpack array `[1, event, ...]`: the version, then each event as a short
 # array `[time, name, fields...]`. The names and codes below are stored in journals, so they
-# never change their meaning. Fields at the end that have their usual value are left out.
+# never change their meaning. Trailing fields that have their default value are omitted.
 #
 # s                                   RunStarted
 # b  task attempt [handle]            AttemptStarted
 # e  task attempt steps [foreach count]
-# AttemptEnded with success; steps follow
+#                                     AttemptEnded with success; steps is an array
 # e  task attempt state [reason retryable transition]
-# AttemptEnded otherwise; state is a code of one letter
+#                                     AttemptEnded otherwise; state is a one-letter code
 # i  task attempt count               ItemsReady
 # t                                   TimePassed
 # c  [reason]                         CancelRequested
 #
-# Inputs are no bytes at all for NoInputs, else `[1, task]`, `[2, tasks]` or
+# Inputs are empty bytes for NoInputs, otherwise `[1, task]`, `[2, tasks]` or
 # `[3, split, steps, count]`.
 
 
@@ -229,19 +232,19 @@ _STATES = {code: state for state, code in _STATE_CODES.items()}
 
 
 def encode_events(events: Iterable[tuple[float, Event]]) -> bytes:
-    """Return a batch of events with their times, as bytes.
+    """Return a batch of events and their times as bytes.
 
     Args:
         events: The events, with their times in seconds since the epoch.
     """
     rows: list[Any] = [VERSION]
     rows.extend((at, *_row(event)) for at, event in events)
-    # A reason may hold what Python could not decode of a task's output.
+    # A reason may contain surrogates: bytes of a task's output that Python could not decode.
     return msgpack.packb(rows, unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
 
 def _row(event: Event) -> tuple[Any, ...]:
-    # Not a match statement: this takes half its time, and runs for every event.
+    # This runs for every event, and takes half the time of a match statement.
     if isinstance(event, AttemptEnded):
         return _ended_row(event)
     if isinstance(event, AttemptStarted):
@@ -279,14 +282,17 @@ def _ended_row(event: AttemptEnded) -> tuple[Any, ...]:
 
 
 def decode_events(data: bytes) -> list[tuple[float, Event]]:
-    """Return the events and times that `encode_events` was given.
+    """Decode a batch of events and their times.
 
     Args:
-        data: The encoded form.
+        data: The result of `encode_events`.
+
+    Returns:
+        The events, with their times in seconds since the epoch.
 
     Raises:
-        MetadataTooNew: A later version of aflow has written them.
-        MetadataError: They are damaged.
+        MetadataTooNew: If a later version of aflow has written the events.
+        MetadataError: If the data are damaged.
     """
     try:
         version, *rows = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
@@ -316,7 +322,7 @@ def _read_ended(task: int, attempt: int, first: Any, *rest: Any) -> AttemptEnded
 def _success(
     steps: tuple[str, ...], foreach: str | None = None, count: int | None = None
 ) -> Outcome:
-    """The outcome that most attempts of a step share: one value for all of them."""
+    """Return the outcome of a success, cached: most attempts of a step have an equal one."""
     return Outcome(AttemptState.SUCCEEDED, Transition(steps, foreach, count))
 
 
@@ -331,10 +337,10 @@ _READERS: dict[str, Any] = {
 
 
 def encode_inputs(inputs: Inputs) -> bytes:
-    """Return the inputs of a task as bytes; the same inputs give the same bytes.
+    """Return the inputs of a task as bytes; equal inputs have equal bytes.
 
     Args:
-        inputs: Which tasks the inputs come from.
+        inputs: The tasks whose artifacts the task reads.
     """
     match inputs:
         case FromTask(task):
@@ -351,14 +357,17 @@ def encode_inputs(inputs: Inputs) -> bytes:
 
 
 def decode_inputs(data: bytes) -> Inputs:
-    """Return the inputs that `encode_inputs` was given.
+    """Decode the inputs of a task.
 
     Args:
-        data: The encoded form.
+        data: The result of `encode_inputs`.
+
+    Returns:
+        The inputs.
 
     Raises:
-        MetadataTooNew: A later version of aflow has written them.
-        MetadataError: They are damaged.
+        MetadataTooNew: If a later version of aflow has written the inputs.
+        MetadataError: If the data are damaged.
     """
     if not data:
         return NoInputs()

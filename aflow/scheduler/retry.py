@@ -1,7 +1,7 @@
-"""How a step may fail and how wide it may run: its policy, as plain data.
+"""The policy of a step: its retries, and how many of its tasks may run at the same time.
 
-This is what users configure. Tries of aflow's own calls have `aflow/_core/backoff.py`: their times
-are nobody's setting, and have jitter, while a user's waits are as long as they were given.
+Users configure these values with decorators, and the waits have no jitter. Retries of aflow's own
+calls to databases and services are in `aflow/_core/backoff.py`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ MAX_FALLBACKS = 3
 
 @dataclass(frozen=True, slots=True)
 class StepPolicy:
-    """`retries` further attempts after a failure: the first `wait` seconds later, each following
-    one after `backoff` times as long as the one before, but never after more than `longest_wait`.
+    """The retries and limits of one step.
 
-    With `catches` a task that is out of attempts is settled by a fallback attempt instead of
-    failing. `max_workers` bounds the step's own live attempts, None leaves that to the run. Raises
-    InvalidSetting for a value that cannot be meant.
+    A failed task is retried up to `retries` times: the first time after `wait` seconds; each
+    further wait is `backoff` times as long as the one before, and at most `longest_wait`. If
+    `catches` is True, a task without attempts left is settled by a fallback attempt instead of
+    failing. `max_workers` limits the live attempts of the step; None means no limit besides that of
+    the run. Raises InvalidSetting if a value is out of range.
     """
 
     retries: int = 0
@@ -53,13 +54,13 @@ class StepPolicy:
             )
 
     def wait_before(self, retry: int) -> float:
-        """Return seconds before a retry, the first of which is 1.
+        """Return the seconds to wait before a retry.
 
         Args:
             retry: The number of the retry, from 1.
         """
         wait = self.wait
-        for _ in range(retry - 1):  # step by step: a power of it might be too large for a number
+        for _ in range(retry - 1):  # step by step: a power of `backoff` could overflow
             wait = min(wait * self.backoff, self.longest_wait)
         return wait
 
@@ -69,10 +70,10 @@ class StepPolicy:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StepPolicy:
-        """Return the policy that `as_dict` gave; unknown keys of a later version are ignored.
+        """Return the policy from the result of `as_dict`; keys of later versions are ignored.
 
         Args:
-            data: The encoded form.
+            data: The result of `as_dict`.
         """
         return cls(**{key: value for key, value in data.items() if key in cls.__slots__})
 
@@ -80,14 +81,12 @@ class StepPolicy:
 def policies_from(
     definition: FlowDefinition, retry_wait: float | None = None, one_at_a_time: str | None = None
 ) -> dict[str, StepPolicy]:
-    """Return the policy of every step, as its @retry, @catch and @concurrency say. With
-    `retry_wait` so many seconds pass between any two attempts, whatever @retry says. Tasks of the
-    step `one_at_a_time` run one after the other.
+    """Return the policy of each step, from its @retry, @catch and @concurrency.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        retry_wait: Seconds before a retry that override those of the steps; None for theirs.
-        one_at_a_time: The name of the step whose tasks run one after the other; None for none.
+        retry_wait: Seconds before each retry, instead of the waits in @retry; None uses @retry.
+        one_at_a_time: The name of a step whose tasks run one after the other, or None.
     """
     found = {name: policy_of(step) for name, step in definition.steps.items()}
     if one_at_a_time in found:
@@ -101,12 +100,12 @@ def policies_from(
 
 
 def policy_of(step: StepDefinition) -> StepPolicy:
-    """Return the policy of a step, as its @retry, @catch and @concurrency say.
+    """Return the policy of a step, from its @retry, @catch and @concurrency.
 
     Args:
         step: The step, with its decorators.
     """
-    # Typed loosely: each decorator has its own options, and is known here by its name alone.
+    # Any: this layer cannot import the decorator classes.
     retry: Any = step.decorator("retry")
     concurrency: Any = step.decorator("concurrency")
     policy = StepPolicy(

@@ -1,13 +1,13 @@
-"""Which attempts may start on one machine, by what they need of it: pure.
+"""Decide which attempts may start on one machine, by the resources that they request. No I/O.
 
-A machine offers amounts of named resources (`cpu`, `gpu`, `memory`, and names of the user's own);
-an attempt asks for some of them and has them until it ends. What fits starts in the order in which
-it came. What does not fit waits, and others may go before it, with one exception: nothing may take
-what the attempt lacks that has waited for the longest time. So small attempts cannot keep a large
-one waiting for ever, and what needs none of that goes on.
+A machine has amounts of named resources (`cpu`, `gpu`, `memory`, and custom names); an attempt
+requests some of them and holds them until it ends. Attempts that fit start in the order of their
+arrival. An attempt that does not fit waits, and later ones may overtake it, with one exception: no
+attempt may take a resource that the longest-waiting attempt lacks. So small attempts cannot starve
+a large one, and attempts that do not need the scarce resource are not delayed.
 
-Attempts that ask for the same wait in one line, so that a decision costs the same however many
-wait.
+Attempts with equal requests wait in one queue, so that the cost of a decision does not depend on
+the number of waiting attempts.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from aflow._core.records import NamedTuple
 
-UNIT = 1000  # amounts are counted in thousandths: sums of whole numbers are exact
+UNIT = 1000  # amounts are integers, in thousandths, so that sums are exact
 GPU = "gpu"
 
-Demand = tuple[tuple[str, int], ...]  # by name, in thousandths; sorted, without what is 0
+Demand = tuple[tuple[str, int], ...]  # (name, thousandths), sorted by name, without zeros
 NOTHING: Demand = ()
 
 
 def demand_of(amounts: Mapping[str, float]) -> Demand:
-    """Return a demand for these amounts. GPUs are given as a whole.
+    """Return the demand for these amounts; a fraction of a GPU is rounded up to a whole one.
 
     Args:
         amounts: The amounts, by resource.
@@ -39,16 +39,16 @@ def demand_of(amounts: Mapping[str, float]) -> Demand:
 
 
 def shown(demand: Demand) -> str:
-    """Return the resources as people write them: `gpu=1, memory=4000`.
+    """Return a demand as text for messages: `gpu=1, memory=4000`.
 
     Args:
-        demand: The resources that a task asks for.
+        demand: The resources that an attempt requests.
     """
     return ", ".join(f"{name}={amount / UNIT:g}" for name, amount in demand) or "nothing"
 
 
 class Grant(NamedTuple):
-    """An attempt may start; `devices` are the GPUs that are its own until it ends."""
+    """The permission to start an attempt; `devices` are the GPUs that it holds until it ends."""
 
     key: Hashable
     devices: tuple[str, ...]
@@ -57,14 +57,17 @@ class Grant(NamedTuple):
 class _WaitingAttempts(NamedTuple):
     """Attempts that start together: one, or all members of a gang."""
 
-    number: int  # in the order in which they came
+    number: int  # in order of arrival
     keys: tuple[Hashable, ...]
     each: Demand
 
 
 class Slots:
-    """What one machine offers, and which attempt has it. `devices` are the ids of its GPUs, of
-    which `gpu` of the capacity may be in use. At most `workers` attempts run at a time."""
+    """The resources of one machine, and the attempts that hold them or wait for them.
+
+    `devices` are the ids of its GPUs; at most `capacity["gpu"]` of them are used. At most `workers`
+    attempts run at the same time.
+    """
 
     def __init__(
         self, capacity: Mapping[str, float], devices: Sequence[str] = (), workers: int | None = None
@@ -77,23 +80,26 @@ class Slots:
         self._held: dict[Hashable, tuple[Demand, tuple[str, ...]]] = {}
         self._lines: dict[
             Demand, deque[_WaitingAttempts]
-        ] = {}  # by what all of an entry need together
+        ] = {}  # queues, by the total demand of an entry
         self._waiting: dict[Hashable, Demand] = {}
         self._number = 0
-        # Whether something may start since the last look: what joins a line that waits does not.
+        # Whether an attempt might start since the last check; one behind a waiting one cannot.
         self._may_start = False
 
     @property
     def offered(self) -> Demand:
-        """All that the machine has."""
+        """The total resources of the machine."""
         return tuple(sorted(self._capacity.items()))
 
     def lacking(self, demand: Demand, count: int = 1) -> Demand:
-        """Return what of the demand of this many attempts together the machine could never give.
+        """Return the resources of which the machine has too little even if it is idle.
 
         Args:
-            demand: The resources that a task asks for.
-            count: How many.
+            demand: The resources that each attempt requests.
+            count: The number of attempts that run at the same time.
+
+        Returns:
+            The part of the total demand that can never be met, with the amounts requested.
         """
         return tuple(
             (name, amount * count)
@@ -102,31 +108,30 @@ class Slots:
         )
 
     def clipped(self, demand: Demand) -> Demand:
-        """Return the demand, but of nothing more than there is.
+        """Return the demand, with each amount limited to what the machine has.
 
         Args:
-            demand: The resources that a task asks for.
+            demand: The resources that an attempt requests.
         """
         least = ((name, min(amount, self._capacity.get(name, 0))) for name, amount in demand)
         return tuple((name, amount) for name, amount in least if amount)
 
     def at_once(self, demand: Demand) -> int | None:
-        """Return how many attempts with this demand fit at the same time; None where nothing bounds
-        it.
+        """Return how many attempts with this demand fit at the same time; None if unlimited.
 
         Args:
-            demand: The resources that a task asks for.
+            demand: The resources that each attempt requests.
         """
         if not demand:
             return None
         return min(self._capacity.get(name, 0) // amount for name, amount in demand)
 
     def add(self, keys: Sequence[Hashable], each: Demand) -> None:
-        """These attempts wait from now on, and start together; each needs so much.
+        """Add attempts that wait for resources and start together.
 
         Args:
-            keys: What the holders are known by.
-            each: The resources that each of them asks for.
+            keys: The identities of the attempts.
+            each: The resources that each of them requests.
         """
         whole = each
         if len(keys) > 1:
@@ -142,11 +147,13 @@ class Slots:
             self._waiting[key] = whole
 
     def remove(self, key: Hashable) -> bool:
-        """Return this attempt waits no longer; False if it did not. What is to start together with
-        it goes on without it.
+        """Remove a waiting attempt; attempts that were added with it keep waiting without it.
 
         Args:
-            key: What the holder is known by.
+            key: The identity of the attempt.
+
+        Returns:
+            True if the attempt was waiting.
         """
         whole = self._waiting.pop(key, None)
         if whole is None:
@@ -166,10 +173,10 @@ class Slots:
         return True
 
     def release(self, key: Hashable) -> None:
-        """This attempt has ended; nothing happens if it had not started.
+        """Release the resources of an attempt that has ended; no effect if it had not started.
 
         Args:
-            key: What the holder is known by.
+            key: The identity of the attempt.
         """
         held = self._held.pop(key, None)
         if held is None:
@@ -184,8 +191,10 @@ class Slots:
             self._devices.sort(key=_natural)
 
     def start(self) -> list[Grant]:
-        """Return the grants of those that can start now, in order: their slots are taken from now
-        on.
+        """Allocate resources to all attempts that can start now.
+
+        Returns:
+            Their grants, in the order in which they start.
         """
         grants: list[Grant] = []
         while self._may_start and self._workers > 0:
@@ -199,11 +208,11 @@ class Slots:
         return grants
 
     def _next(self) -> _WaitingAttempts | None:
-        first: Demand | None = None  # what the one needs that has waited for the longest time
+        first: Demand | None = None  # the demand of the longest-waiting entry
         for whole, line in sorted(self._lines.items(), key=_came):
             is_wide = len(line[0].keys) > self._workers
             if is_wide and first is None and self._fits(whole):
-                return None  # a gang that lacks workers alone: nobody else may take one
+                return None  # a gang that lacks only workers: no other entry may take one
             if not is_wide and self._fits(whole) and (first is None or self._spares(whole, first)):
                 entry = line.popleft()
                 if not line:
@@ -215,14 +224,14 @@ class Slots:
 
     def _fits(self, whole: Demand) -> bool:
         free = self._free
-        # Written out: it is asked of each line, each time.
+        # A loop, because this runs for each queue each time.
         for name, amount in whole:  # noqa: SIM110
             if amount > free.get(name, 0):
                 return False
         return True
 
     def _spares(self, whole: Demand, first: Demand) -> bool:
-        """Whether this one takes nothing that the first one lacks, or would lack then."""
+        """Return whether starting this entry leaves all resources that the first one needs."""
         needed = dict(first)
         return all(
             self._free.get(name, 0) - amount >= needed[name]
@@ -248,5 +257,5 @@ def _came(item: tuple[Demand, deque[_WaitingAttempts]]) -> int:
 
 
 def _natural(device: str) -> tuple[int, str]:
-    """Numbers in their order, before all that is none."""
+    """Sort numeric ids by value, before all others."""
     return (int(device), "") if device.isdigit() else (1 << 30, device)

@@ -1,4 +1,4 @@
-"""The states of runs, tasks and attempts, and which moves between them are legal."""
+"""The states of runs, tasks and attempts, and the legal transitions between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunState(StrEnum):
 class TaskState(StrEnum):
     """One execution of a step for one set of inputs."""
 
-    WAITING = "waiting"  # for its next attempt's time to come
+    WAITING = "waiting"  # the backoff before its next attempt has not expired
     READY = "ready"  # may start as soon as a worker is free
     RUNNING = "running"  # an attempt is live
     SUCCEEDED = "succeeded"
@@ -29,14 +29,14 @@ class TaskState(StrEnum):
 class AttemptState(StrEnum):
     """One try of a task."""
 
-    QUEUED = "queued"  # handed to an executor
+    QUEUED = "queued"  # passed to an executor
     RUNNING = "running"
     SUCCEEDED = "succeeded"
-    FAILED = "failed"  # the step raised, or its process died
+    FAILED = "failed"  # the step raised an exception, or its process crashed
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
-    LOST = "lost"  # the machine or process that ran it is gone, through no fault of the step
-    INTERRUPTED = "interrupted"  # by our own shutdown: costs no attempt
+    LOST = "lost"  # its machine or process is gone, for a reason other than the step
+    INTERRUPTED = "interrupted"  # aflow stopped it; does not count as a retry
 
 
 RUN_MOVES: dict[RunState, frozenset[RunState]] = {
@@ -70,4 +70,4 @@ TERMINAL_ATTEMPT_STATES = frozenset(AttemptState) - {AttemptState.QUEUED, Attemp
 
 
 class IllegalMove(AssertionError):
-    """The scheduler contradicts itself: a fault of aflow, never of a flow or of a worker."""
+    """A state change that the tables above forbid: a bug of aflow, never of a flow or worker."""

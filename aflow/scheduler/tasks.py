@@ -1,7 +1,7 @@
-"""Steps and tasks as one run's machine holds them.
+"""The in-memory steps and tasks of the state machine of a run.
 
-A task is an object from the moment it may start until it is over; after that nothing is left of it
-but the tallies of its step.
+A task is an object from the moment it becomes ready until it finishes; then it is only counted in
+its step.
 """
 
 from __future__ import annotations
@@ -24,31 +24,33 @@ from aflow.scheduler.messages import (
 from aflow.scheduler.retry import MAX_FALLBACKS, MAX_LOSSES, StepPolicy
 from aflow.scheduler.states import TASK_MOVES, AttemptState, IllegalMove, TaskState
 
-# Splits that are open: the token model.
+# Open splits: the token model.
 #
-# A task is a token. Every token has a place: the innermost split that is open around it and its
-# index there (None and 0 outside of any split). A split puts the place of its own task away in a
-# group and gives each child a place in the group; the join counts arrivals, and when all are there
-# it goes on at the place that was put away. So groups nest to any depth, as a chain of parents.
+# A task is a token. Every token has a place: the innermost open split around it and its index there
+# (None and 0 outside of any split). A split saves the place of its own task in a group and gives
+# each child a place in the group. The join counts arrivals; when all have arrived, it continues at
+# the saved place. Groups nest to any depth, as a chain of parents.
 #
-# A foreach is a cursor: it counts the items that have started, and an item that has not is not
-# an object at all. What has finished is a count too. So a wide foreach costs what is live in it.
+# A foreach is a cursor: it counts the items that have started; an item that has not started is not
+# an object. Finished items are only counted, too. So the memory that a foreach takes depends on its
+# live items, not on its width.
 
 
 Place = tuple[int | None, int | None, int | None]
 """The innermost foreach around a task: the task that opened it, the index in it, its width."""
 
-UNKNOWN = -1  # items of a foreach that still come
+UNKNOWN = -1  # the number of items of a foreach whose task still produces them
 
 NOWHERE: Place = (None, None, None)
 
 
 class _Split:
-    """What all open splits have.
+    """The base class of open splits.
 
-    `serial` counts the splits of the run from 1. `task` is the number of the task that opened this
-    one at the step `step`; `group` and `index` are that task's own place. `entry` are the inputs of
-    all first tasks: one shared value, by whose identity a task knows that it is a first one.
+    `serial` is the number of the split within its run, from 1. `task` is the number of the task
+    that opened it, at the step `step`; `group` and `index` are the place of that task. `entry` is
+    the inputs object that all first tasks share; a task whose inputs are this object is a first
+    one.
     """
 
     __slots__ = (
@@ -68,11 +70,11 @@ class _Split:
 
 
 class Items(_Split):
-    """An open foreach; `next` is the index of the first item that has not started.
+    """An open foreach or gang; `next` is the index of the first item that has not started.
 
-    The items of a `gang` start together: its members may wait for one another. `known` is how
-    many items there are so far; while they still come, `expected` is UNKNOWN. `ready_at` is when
-    those that have not started became ready.
+    The items of a gang start together, because its members may wait for each other. `known` is the
+    number of items so far; `expected` is UNKNOWN until the total is known. `ready_at` is when the
+    items that have not started became ready.
     """
 
     __slots__ = ("body", "gang", "known", "next", "ready_at")
@@ -88,14 +90,14 @@ class Items(_Split):
         self.ready_at = 0.0
 
     def arrive(self, index: int, task: int) -> bool:
-        """Count an item that has come to the join.
+        """Count an item that has reached the join.
 
         Args:
-            index: The index of the item or branch.
-            task: The number of the task within its run.
+            index: The index of the item.
+            task: The number of its last task within the run.
 
         Returns:
-            True if it was the last of all.
+            True if all items have arrived.
         """
         self.arrived += 1
         return self.arrived == self.expected
@@ -108,12 +110,12 @@ class Items(_Split):
         """Return the innermost foreach of a task at this index: this one.
 
         Args:
-            index: The index of the item or branch.
+            index: The index of the item.
         """
         return (self.task, index, None if self.expected == UNKNOWN else self.expected)
 
     def opens(self, task: LiveTask) -> bool:
-        """Return whether the task is the first one of its item.
+        """Return whether the task is the first task of its item.
 
         Args:
             task: The task.
@@ -122,7 +124,7 @@ class Items(_Split):
 
 
 class Branches(_Split):
-    """An open split into branches; `last` are the tasks that have arrived, 0 for those to come."""
+    """An open split into branches; `last` has the task that arrived from each branch, or 0."""
 
     __slots__ = ("last",)
 
@@ -131,14 +133,14 @@ class Branches(_Split):
         self.last = [0] * self.expected
 
     def arrive(self, index: int, task: int) -> bool:
-        """Count a branch whose last task has come to the join.
+        """Count a branch that has reached the join.
 
         Args:
-            index: The index of the item or branch.
-            task: The number of the task within its run.
+            index: The index of the branch.
+            task: The number of its last task within the run.
 
         Returns:
-            True if it was the last of all.
+            True if all branches have arrived.
         """
         self.last[index] = task
         self.arrived += 1
@@ -149,18 +151,17 @@ class Branches(_Split):
         return FromBranches(tuple(self.last))
 
     def place(self, index: int) -> Place:
-        """Return the innermost foreach of a task in a branch: that of the task which opened the
-        split.
+        """Return the innermost foreach of a task in a branch: that of the task that opened it.
 
-        It is asked for each time: a foreach whose items still come has no count yet.
+        The place is not cached, because the number of items of the foreach may not be known yet.
 
         Args:
-            index: The index of the item or branch.
+            index: The index of the branch; it has no effect.
         """
         return NOWHERE if self.group is None else self.group.place(self.index)
 
     def opens(self, task: LiveTask) -> bool:
-        """Return False: the tasks of a branch open no scope of a foreach.
+        """Return False: a task of a branch is never the first task of an item.
 
         Args:
             task: The task.
@@ -175,9 +176,10 @@ _UNBOUNDED = 1 << 62
 
 
 class StepCounts(NamedTuple):
-    """How many tasks of a step are where; a foreach's items that have not started are `ready`.
+    """The number of tasks of a step in each state.
 
-    `queued` and `running` have a live attempt: handed to an executor, or begun by one.
+    Foreach items that have not started count as `ready`. Tasks in `queued` and `running` have a
+    live attempt, which the executor has not started yet, or has started.
     """
 
     ready: int
@@ -190,9 +192,10 @@ class StepCounts(NamedTuple):
 
 
 class LiveStep:
-    """One step: what of its node and policy the machine asks for all the time, and its tallies.
+    """One step: the parts of its node and policy that are used often, and its counters.
 
-    `parked` and `parked_items` are tasks and cursors that may start but for the step's own bound.
+    `parked` and `parked_items` are tasks and foreaches that only the step's own limit keeps from
+    starting.
     """
 
     __slots__ = (
@@ -218,13 +221,15 @@ class LiveStep:
 
     @property
     def may_stream(self) -> bool:
-        """Whether tasks for its items may start before it ends: not where it may be tried again,
-        and would make its items again."""
+        """Whether tasks for its items may start before it ends.
+
+        False if the step may be retried: it would create the items again.
+        """
         policy = self.policy
         return self.kind is Kind.FOREACH and policy.retries == 0 and not policy.catches
 
     def counts(self) -> StepCounts:
-        """The tallies as a value."""
+        """Return the counters as a value."""
         return StepCounts(
             ready=self.ready,
             queued=self.launched - self.running,
@@ -237,14 +242,14 @@ class LiveStep:
 
 
 def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, LiveStep]:
-    """Return the steps of a graph, tied to one another.
+    """Return the steps of a graph, linked to each other.
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        policies: The retry policies, by step.
+        policies: The policies, by step; a step without one gets the defaults.
 
     Raises:
-        InvalidFlow: For a graph that cannot run.
+        InvalidFlow: If the graph cannot be executed.
     """
     default = StepPolicy()
     steps = {
@@ -258,7 +263,7 @@ def steps_of(graph: Graph, policies: Mapping[str, StepPolicy]) -> dict[str, Live
 
 
 def _tie(step: LiveStep, node: Node, steps: dict[str, LiveStep]) -> None:
-    """Turn the names that a node holds into steps."""
+    """Replace the names of steps in a node by the steps themselves."""
 
     def fault(text: str) -> InvalidFlow:
         return InvalidFlow(f"Step {step.name} {text}.", file=node.file, line=node.line)
@@ -282,14 +287,14 @@ def _tie(step: LiveStep, node: Node, steps: dict[str, LiveStep]) -> None:
 
 
 class LiveTask:
-    """One task that is not over.
+    """One unfinished task.
 
-    `number` is 0 until its first attempt is launched, `attempt` -1. `failures` and `losses` count
-    what its retries and its patience have been used up by; `fallback` is 0 while the step itself is
-    run, then the number of the fallback attempt. `handle` is None until the live attempt begins.
-    `has_reservation` says that its place among the live attempts is kept for it until it starts
-    again. `stream` is the foreach that its live attempt has opened before its end. `ready_at` is
-    when all that the task reads was there.
+    `number` is 0 and `attempt` -1 until its first attempt is launched. `failures` counts the
+    failures that were retried, `losses` the lost attempts. `fallback` is 0 while the step itself
+    runs, then the number of the fallback attempt. `handle` is None until the live attempt starts.
+    `has_reservation` is True while a place among the live attempts is kept for its next attempt.
+    `stream` is the foreach that its live attempt has opened before its end. `ready_at` is when all
+    inputs of the task were available.
     """
 
     __slots__ = (
@@ -324,17 +329,17 @@ class LiveTask:
         """Change the state.
 
         Args:
-            state: The state.
+            state: The new state.
 
         Raises:
-            IllegalMove: The table forbids it; the error describes the task.
+            IllegalMove: If TASK_MOVES forbids the change; the error describes the task.
         """
         if state not in TASK_MOVES[self.state]:
             raise IllegalMove(f"{self.description()} cannot become {state}.")
         self.state = state
 
     def next_attempt(self) -> LaunchAttempt:
-        """Count one more attempt.
+        """Create the next attempt.
 
         Returns:
             The command that launches it.
@@ -362,16 +367,18 @@ class LiveTask:
         return self.launch
 
     def wait_after(self, outcome: Outcome) -> float | None:
-        """Return seconds until the attempt that follows one which ended like this (not with
-        success); None if none follows. Counts the end, so ask once.
+        """Count an attempt that did not succeed, and decide when the next one starts.
 
         Args:
-            outcome: How the attempt has ended.
+            outcome: How the attempt ended.
+
+        Returns:
+            Seconds until the next attempt; None if there is none.
         """
         state = outcome.state
         policy = self.step.policy
         if state is AttemptState.INTERRUPTED or state is AttemptState.CANCELLED:
-            return 0.0  # of our own doing: it costs the task nothing
+            return 0.0  # aflow stopped it, so it counts neither as a failure nor as a loss
         if self.fallback:
             return self._fall_back()
         if state is AttemptState.LOST and outcome.retryable:
@@ -389,10 +396,10 @@ class LiveTask:
         return 0.0
 
     def last_reason(self, outcome: Outcome) -> str:
-        """Return one sentence on why the task, whose last attempt ended like this, is over.
+        """Return one sentence on why the task did not succeed.
 
         Args:
-            outcome: How the attempt has ended.
+            outcome: How its last attempt ended.
         """
         reason = outcome.reason or (
             f"Attempt {self.attempt} of step {self.step.name} (task {self.number}) ended as "
@@ -406,7 +413,7 @@ class LiveTask:
         )
 
     def description(self) -> str:
-        """Return the task in one line, for people who look for a fault."""
+        """Return the task in one line, for error messages and debugging."""
         where = "" if self.group is None else f", index {self.index} of split {self.group.serial}"
         return (
             f"task {self.number or '(not launched)'} of step {self.step.name} ({self.state}, "

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Coordinator -> zygote
 CONFIGURE = 0  # [CONFIGURE, RunContext, token]
 RUN = 1  # [RUN, id, environment, learn?, spec] with stdout, stderr, report
-DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdin, stdout, stderr, report
+DEBUG = 11  # [DEBUG, id, environment, learn?, spec] with stdout, stderr, report, stdin
 WORK = 2  # [WORK, id, environment, learn?, coroutines?] with tasks, reports, stdout, stderr (twice)
 MEMORY_GROUP = "AFLOW_MEMORY_GROUP"  # a variable of RUN: the cgroup that the process joins
 KILL = 3  # [KILL, id, signal]

@@ -1,13 +1,14 @@
 """Zygotes: the processes that the processes of tasks are forked from.
 
-A zygote has aflow and what tasks import of the standard library, one thread, no event loop, and
-nothing of the user's: a fork is safe at any time, and the forked process runs the user's whole
-program (child_task.py), as a fresh interpreter would. It decides nothing: it forks, kills, and
-reports which process has ended, and how. What a task has started ends with it, wherever it has gone
-(descendants.py). When the coordinator goes away, it kills all that it has forked, and ends.
+A zygote has imported aflow and the modules of the standard library that tasks need. It has one
+thread, no event loop, and has run no user code, so a fork is safe at any time, and the forked
+process runs the user's whole program (child_task.py) as a fresh interpreter would. A zygote makes
+no decisions: it forks, kills, and reports which process has exited, and how. When a task ends, all
+its descendants are killed, even those that left its session (descendants.py). When the coordinator
+is gone, the zygote kills everything that it has forked, and exits.
 
-A warm zygote has besides imported what the program imports (preload.py), with the variables of one
-environment of steps. It is forked from the first zygote, and has a socket of its own.
+A warm zygote has also imported what the program imports (preload.py), with the variables of the
+environment of some steps. It is forked from the first zygote, and has a separate socket.
 """
 
 from __future__ import annotations
@@ -62,19 +63,22 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
-# `process="fork"`: the user's program as the process that tasks are forked from.
+# `process="fork"`: tasks are forked from a process that has run the user's program.
 #
-# It has run up to `MyFlow()` once, and each task goes on from there: for files that work for
-# seconds at module level. What tasks would have in common then, and would not have in a fresh
-# process, stands in the way, besides what probe.py looks for. What can be put right in the child
-# is put right there: files that are open for reading, and the state of `random`.
+# The program has run once, up to `MyFlow()`, and each task continues from there: this is for files
+# whose module level takes seconds. State that tasks would share, but would not share as fresh
+# processes, is an obstacle, in addition to those of probe.py. Some of it is repaired in the child
+# instead: files that are open for reading, and the state of `random`.
 
 
-_IN_MEMORY = ("torch",)  # libraries whose finalizers only tidy up memory
+_IN_MEMORY = ("torch",)  # libraries whose finalizers only free memory
 
 
 class UserProgram:
-    """What a process has from before the user's program runs in it; made before that."""
+    """The state of a process before the user's program runs in it, and what the program changes.
+
+    Must be created before the program runs.
+    """
 
     def __init__(self) -> None:
         self._descriptors = system.open_descriptors()
@@ -89,16 +93,16 @@ class UserProgram:
         return self._register(function, *args, **options)
 
     def reached(self) -> None:
-        """Note that the program has reached its flow."""
+        """Record the state of `random` when the program has reached its flow."""
         atexit.register = self._register
         self._seeded = inside.was_seeded(self._random[1], random.getstate()[1])
         self._random = random.getstate()
 
     def obstacle(self, ours: Collection[int]) -> str | None:
-        """Return why tasks cannot be forked from this process; None where they can be.
+        """Return why tasks cannot be forked from this process; None if they can be.
 
         Args:
-            ours: The descriptors that are aflow's own.
+            ours: The descriptors that belong to aflow.
         """
         return (
             self._exit_function()
@@ -127,7 +131,8 @@ class UserProgram:
         return None
 
     def begin_child(self) -> None:
-        """Put right what a forked process is to have of its own."""
+        """Restore `random` and reopen files, so that a forked process does not share their
+        state."""
         if self._seeded:
             random.setstate(self._random)
         for number in _readable_files(self._descriptors):
@@ -135,7 +140,7 @@ class UserProgram:
 
 
 def _generator() -> str | None:
-    """A generator of random numbers in the user's modules that would give all tasks the same."""
+    """Return why a random generator of a user's module would repeat its numbers in all tasks."""
     numpy_random = sys.modules.get("numpy.random")
     kinds = () if numpy_random is None else (numpy_random.Generator, numpy_random.RandomState)
     for name, module in [*sys.modules.items()]:
@@ -161,32 +166,31 @@ def _readable_files(but: Collection[int]) -> Iterator[int]:
 
 
 def _reopen(number: int) -> None:
-    """Give a file that is open for reading a position of its own, where it was."""
+    """Replace a file that is open for reading by a new one with an unshared position."""
     try:
         at = os.lseek(number, 0, os.SEEK_CUR)
         again = os.open(f"{system.DESCRIPTORS}/{number}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # it was removed, or may not be opened any more: it stays as it is
+    except OSError:  # it was removed, or may not be opened again: it stays shared
         return
     os.lseek(again, at, os.SEEK_SET)
     os.dup2(again, number, inheritable=os.get_inheritable(number))
     os.close(again)
 
 
-# What a zygote does before its first fork, so that each forked process has less to do.
+# Preparations before the first fork, so that each forked process has less to do.
 #
-# A process that was just forked shares all memory with the zygote; whatever it writes to is
-# copied, page by page, and a page costs as much as a hundred lines of Python. The interpreter
-# writes to code when it runs it for the first times (it specialises it), modules write all over
-# when they are imported. So the modules are imported here, and the runner's code has run here, on
-# a flow of its own whose tasks do what all tasks do.
+# A forked process shares all memory with the zygote. A page that it writes to is copied, which
+# costs as much as a hundred lines of Python. The interpreter writes to code objects when it runs
+# them for the first times (specialisation), and imports write to many pages. So the zygote imports
+# the modules, and runs the runner's code on a flow of its own whose tasks do what all tasks do.
 
-# What tasks import when they first need it, and what a program has imported by then because aflow
-# did. In the zygote nobody waits for it.
+# Modules that tasks import on first use, and that aflow has imported in the process of a program.
+# The imports delay no task here.
 _MODULES = ("blake3", "sqlite3", "json", "traceback", "signal", "subprocess")
-_ROUNDS = 12  # the interpreter specialises code that has run some eight times
+_ROUNDS = 12  # the interpreter specialises code after about eight runs
 
 
-# A foreach over nothing of interest, as a user writes one.
+# A minimal foreach, as a user writes it.
 _PROGRAM = """
 from aflow import FlowSpec, Parameter, current, step
 
@@ -220,8 +224,11 @@ _SOURCE = {
 
 
 def _preparations() -> Iterator[None]:
-    """Import what tasks will need, and run the code that each of them runs, in small steps: tasks
-    that are asked for meanwhile do not wait for the end, and do for themselves what is left."""
+    """Import what tasks need and run the code that all of them run, in small steps.
+
+    Requests are served between the steps. A task that is forked before the last step does the rest
+    itself.
+    """
     for _ in range(_ROUNDS):
         threading._after_fork()  # type: ignore[attr-defined]  # what each fork does anyway
     host = _RehearsedHost()
@@ -232,24 +239,25 @@ def _preparations() -> Iterator[None]:
         become_main(main)
         set_launcher(_never)
         yield
-        if number == 0:  # what tasks need sooner than the speed of the rest
-            for name in deferred.waiting():  # or each task that uses one of them would load it
+        if number == 0:  # imports matter more than the remaining rounds
+            # Otherwise each task that uses one of them would load it.
+            for name in deferred.waiting():
                 deferred.load(name)
                 yield
             for name in _MODULES:
                 importlib.import_module(name)
                 yield
-            is_library("/")  # brings sysconfig, and what that reads
+            is_library("/")  # imports sysconfig and its data
             yield
-    # Pages of objects that the collector has moved to its permanent generation stay shared with the
-    # forked processes: a collection there does not touch them.
+    # The collector does not touch objects of its permanent generation, so their pages stay shared
+    # with the forked processes.
     gc.collect()
     ending.prepare()
     gc.freeze()
 
 
 class _RehearsedHost(Host):
-    """Runs a program as a process of a task does, in this process."""
+    """Runs a program in this process, as a process of a task does."""
 
     def __init__(self) -> None:
         program = Program(_SOURCE, sys.path)
@@ -261,7 +269,7 @@ class _RehearsedHost(Host):
         self._parameters = Manifest(step="_parameters").encode()
 
     def rehearse(self) -> None:
-        """Run the program, and two of its steps."""
+        """Run the program and two of its steps."""
         self._entered, self._code = False, None
         self.run_program(self._steps, lambda *message: None)
 
@@ -292,15 +300,18 @@ def _graph() -> Graph:
 
 
 def _has(modules: Iterable[str]) -> bool:
-    """Whether all of these modules are here. What was deferred is loaded sooner or later, and what
-    is aflow's own (a decorator, say) may be here: to import that takes less time than to fork a
-    zygote that has it."""
+    """Return whether all of these modules are imported.
+
+    Deferred modules are loaded first, since some task would load them anyway. Missing modules of
+    aflow (a decorator, for example) are imported: that takes less time than forking a warm zygote
+    for them.
+    """
     missing = [each for each in modules if each not in sys.modules]
     if missing:
         deferred.load_all()
     for each in missing:
         if each.startswith("aflow.") and each not in sys.modules:
-            with suppress(ImportError):  # then a warm zygote, and tasks, do without it
+            with suppress(ImportError):  # warm zygotes and tasks do without it
                 importlib.import_module(each)
     return all(each in sys.modules for each in missing)
 
@@ -333,8 +344,8 @@ OpenStore = Callable[[str], "ObjectStore"]
 OpenMetadata = Callable[[str, str], "MetadataStore"]
 
 IMPORT_LIMIT = 300.0  # seconds that the imports of a warm zygote may take
-PATIENCE = 5.0  # seconds for which a process is waited for where the system has none to give
-_AGAIN = 0.05  # seconds after which it is asked again
+PATIENCE = 5.0  # seconds for which a fork is retried if the system has no resources for it
+_AGAIN = 0.05  # seconds between two tries
 _ADVICE = {
     errno.EAGAIN: "use fewer workers, --max-workers, or allow more processes: ulimit -u, pids.max",
     errno.ENOMEM: "use fewer workers, --max-workers, or a machine with more memory",
@@ -342,7 +353,7 @@ _ADVICE = {
 
 
 class _Postponed(NamedTuple):
-    """A process that could not be forked so far. `fork` tries it again."""
+    """A process that could not be forked yet; `fork` tries again."""
 
     child: int
     fds: list[int]
@@ -351,11 +362,13 @@ class _Postponed(NamedTuple):
 
 
 class Zygote:
-    """Forks processes on request, as the messages on the socket `control` say. `parent` is the
-    process of the coordinator; `path` what a fresh interpreter has as sys.path, without the
-    folder of its script; `command` gives the command that starts another zygote. `open_store`
-    and `open_metadata` turn the URLs of a run's context into backends, in the processes that
-    need them."""
+    """Forks processes as the messages on the socket `control` request.
+
+    `parent` is the process id of the coordinator. `path` is the sys.path of a fresh interpreter,
+    without the folder of its script. `command` returns the command that starts another zygote.
+    `open_store` and `open_metadata` turn the URLs of a run's context into backends, in the
+    processes that need them.
+    """
 
     def __init__(
         self,
@@ -374,19 +387,19 @@ class Zygote:
         self._coordinator = parent
         self._parent = tuple(map(system.out_of_the_way, _watch(parent)))
         self._sigint = signal.getsignal(signal.SIGINT)
-        self._environment: dict[str, str] = {}  # variables of steps that this zygote has already
-        self._printed = (b"", b"")  # by the imports of this zygote, to stdout and stderr
-        self._zygotes: set[int] = set()  # processes of other zygotes
+        self._environment: dict[str, str] = {}  # variables of steps that are set in this zygote
+        self._printed = (b"", b"")  # output of this zygote's imports, to stdout and stderr
+        self._zygotes: set[int] = set()  # process ids of other zygotes
         self._inherited: set[int] = set()  # descriptors that any program would have here
-        self._token = 0  # marks what belongs to the run
-        self._user_program: UserProgram | None = None  # where tasks are forked from it
-        self._refusal: str | None = None  # why none can be
-        self._generators = Generators()  # of random numbers, made by the imports of this zygote
+        self._token = 0  # marks the processes of the run
+        self._user_program: UserProgram | None = None  # set if tasks are forked from it
+        self._refusal: str | None = None  # why tasks cannot be forked from it
+        self._generators = Generators()  # random generators that this zygote's imports have created
         self._runner: AttemptRunner | None = None
         self._program: Program | None = None
         self._request: LoadRequest
         self._clock = SystemClock()
-        self._preparing: Iterator[None] | None = None  # what is left of it
+        self._preparing: Iterator[None] | None = None  # the remaining steps
         self._begin_to_serve()
 
     def _begin_to_serve(self) -> None:
@@ -396,12 +409,12 @@ class Zygote:
         self._fds: list[int] = []
         self._postponed: list[_Postponed] = []
         self._wakeup: tuple[int, ...] = ()
-        self._line: tuple[int, int] | None = None  # by which children notice our end
+        # A pipe that closes when the zygote exits; children watch it.
+        self._line: tuple[int, int] | None = None
         self._pid = os.getpid()
 
     def serve(self) -> None:
-        """Do what the coordinator asks, until it closes its end or dies; then kill all and
-        return."""
+        """Carry out requests until the coordinator is gone; then kill all children and return."""
         readable, writable = self._wakeup = tuple(map(system.out_of_the_way, os.pipe()))
         os.set_blocking(writable, False)
         signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
@@ -413,7 +426,7 @@ class Zygote:
         for each in (self._control.fileno(), readable, *self._parent):
             poll.register(each, select.POLLIN)
         try:
-            self._reap()  # what ended before signals woke us
+            self._reap()  # children that exited before SIGCHLD wrote to the pipe
             while True:
                 ready = {fd for fd, _ in poll.poll(self._patience())}
                 if not ready:
@@ -430,11 +443,11 @@ class Zygote:
                 if self._postponed:
                     self._try_again()
         finally:
-            if os.getpid() == self._pid:  # else: the process of a task, which goes on
+            if os.getpid() == self._pid:  # else: the process of a task, which continues
                 self._end_all()
 
     def _patience(self) -> float | None:
-        """Milliseconds after which there is something to do, though nothing has come."""
+        """Return the timeout of poll in milliseconds; None to wait for events."""
         if self._preparing is not None:
             return 0
         if self._postponed:
@@ -444,20 +457,20 @@ class Zygote:
     def _end_all(self) -> None:
         for pid in self._children:
             kill_group(pid, signal.SIGKILL)
-        for pid in self._zygotes:  # they end by themselves, as we do
+        for pid in self._zygotes:  # they exit by themselves, since the coordinator is gone
             os.waitpid(pid, 0)
         descendants.end_all_children()
         self._control.close()
 
     def prepare(self) -> None:
-        """Signals, streams and memory, once, before the first fork."""
+        """Set up signals, streams and memory, once, before the first fork."""
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         system.prepare_forks()
         inside.set_up_streams()
-        inside.refuse_breakpoints()  # once: in each task it would copy some sixty pages
-        deferred.load("linecache")  # each program that defines a flow has its source read
+        inside.refuse_breakpoints()  # once: doing it in each task would copy about sixty pages
+        deferred.load("linecache")  # reads the source of each flow that a program defines
         self._inherited = system.open_descriptors()
         self._preparing = _preparations()
         while not self._is_asked() and self._prepare_more():
@@ -466,14 +479,14 @@ class Zygote:
         gc.freeze()
 
     def _is_asked(self) -> bool:
-        """Whether somebody waits for us."""
-        poll = select.poll()  # select cannot be given numbers as high as ours
+        """Return whether a message is waiting, or the coordinator is gone."""
+        poll = select.poll()  # the descriptors are too high for select
         for each in (self._control.fileno(), *self._parent):
             poll.register(each, select.POLLIN)
         return bool(poll.poll(0))
 
     def _prepare_more(self) -> bool:
-        """Do a step of the preparations that are left; False where none are."""
+        """Do the next step of the preparations; False if none is left."""
         if self._preparing is not None and next(self._preparing, self) is self:
             self._preparing = None
         return self._preparing is not None
@@ -481,7 +494,7 @@ class Zygote:
     # ------------------------------------------------------------ requests
 
     def _carry_out_all(self) -> bool:
-        """Read and carry out what has come; False when the coordinator is gone."""
+        """Read and carry out the waiting messages; False if the coordinator is gone."""
         data, fds = messages.receive(self._control)
         if not data:
             return False
@@ -499,7 +512,7 @@ class Zygote:
             child, environment, learn, spec = rest
             fds = self._take(3 if kind == messages.RUN else 4)
             attempt = AttemptSpec.decode(spec)
-            # Decoded here, where it stays decoded for all tasks that read the same.
+            # Decoded in the zygote, so that tasks that read the same manifests share the result.
             self._configured.remember(attempt)
             runner = self._configured
             group = environment.pop(messages.MEMORY_GROUP, "")
@@ -545,7 +558,7 @@ class Zygote:
     def _load(self, request: LoadRequest) -> None:
         self._request = request
         if request.is_metaflow:
-            from aflow.compat import metaflow  # few programs import it
+            from aflow.compat import metaflow  # few programs import Metaflow
 
             metaflow.install()
         self._program = Program(request.source, self._path)
@@ -607,7 +620,8 @@ class Zygote:
             return self._try_to_fork(child, environment, learn, work)
 
         error = fork()
-        # Others that run may end soon. A worker beside others is not needed that much.
+        # Running processes may exit soon, so a task can wait. An additional worker is not
+        # essential.
         if error is not None and (is_task or not self._children):
             give_up_at = self._clock.monotonic() + PATIENCE
             self._postponed.append(_Postponed(child, fds, give_up_at, fork))
@@ -623,10 +637,11 @@ class Zygote:
         learn: bool,
         work: Callable[[], child_task.Work],
     ) -> OSError | None:
-        """Fork, and report it; the error where the system refuses. Does not come back in the
+        """Fork and report the process; return the error if the fork failed. Does not return in the
         child."""
-        inside.flush()  # what the program has printed is not to be written by each child
-        at = self._clock.now()  # before the child has done anything: it may end before this goes on
+        inside.flush()  # otherwise each child would write the buffered output again
+        # Taken before the fork: the child may finish before the parent continues.
+        at = self._clock.now()
         try:
             pid = os.fork()
         except OSError as error:
@@ -641,8 +656,7 @@ class Zygote:
         return None
 
     def _try_again(self) -> None:
-        """Fork what could not be forked before, the oldest first; give up what has waited for too
-        long."""
+        """Fork postponed processes, oldest first, and report those that have waited too long."""
         while self._postponed:
             first = self._postponed[0]
             error = first.fork()
@@ -664,7 +678,7 @@ class Zygote:
     # ------------------------------------------------------------ in the forked process
 
     def _become(self, child: int, body: Callable[[], int]) -> NoReturn:
-        """Run the body as a process of its own, and leave with the exit code that it gives."""
+        """Run the body in the forked process, and exit with the code that it returns."""
         code = 1
         try:
             inside.begin(self._pid, self._sigint, self._line and self._line[0])
@@ -672,17 +686,17 @@ class Zygote:
             self._generators.seed()
             self._release(child)
             code = body()
-        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator reports it with the exit code
+        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports it with the exit code
             traceback.print_exc()
         finally:
             self._end(code)
         raise AssertionError("a process that has ended")
 
     def _end(self, code: int) -> NoReturn:
-        """Leave the process."""
+        """Exit from the process."""
 
         def release() -> None:
-            # What we hold of the user's would end later than the modules that it needs for that.
+            # Objects of the user's must be released before the modules that their finalizers need.
             if self._runner is not None:
                 vars(self._runner).clear()
             vars(self).clear()
@@ -692,7 +706,7 @@ class Zygote:
     def _let_program_go_on(
         self, child: int, environment: Mapping[str, str], work: Callable[[], child_task.Work]
     ) -> NoReturn:
-        """Let the program, which waits in the call of its flow, go on with this work."""
+        """Continue the program, which waits in the call of its flow, with this work."""
         inside.begin(self._pid, self._sigint, self._line and self._line[0])
         descendants.mark(self._token, child)
         self._release(child)
@@ -703,15 +717,15 @@ class Zygote:
         raise _GoOn(made if made.begin() else None)
 
     def _release(self, child: int) -> None:
-        """Close what belongs to the zygote, and to other processes that it is still to fork."""
-        # By its number: the methods of sockets would copy a dozen pages.
+        """Close the descriptors of the zygote and of processes that it has not forked yet."""
+        # By number: the methods of sockets would write to a dozen pages.
         line = () if self._line is None else (self._line[1],)
         messages.close_all(
             [self._control.detach(), *self._wakeup, *line, *self._parent, *self._of_others(child)]
         )
 
     def _of_others(self, child: int | None = None) -> list[int]:
-        """The descriptors of processes that are still to be forked, but for this one."""
+        """Return the descriptors of all processes that are not forked yet, except this one."""
         postponed = (each.fds for each in self._postponed if each.child != child)
         return [*self._fds, *itertools.chain.from_iterable(postponed)]
 
@@ -720,8 +734,10 @@ class Zygote:
     def _grow(
         self, control: int, environment: dict[str, str], imported: Mapping[str, Any] | None
     ) -> None:
-        """Fork a zygote for steps with these variables, which imports what the program imports, or
-        (None) runs it."""
+        """Fork a zygote for steps with these variables.
+
+        It imports the modules that the program imports, or runs the program if `imported` is None.
+        """
         if not self._is_new_zygote(control):
             return
         code = 1
@@ -741,17 +757,17 @@ class Zygote:
             self._send_message(*((messages.READY,) if cold is None else (messages.COLD, *cold)))
             self.serve()
             code = 0
-        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
+        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has died
             traceback.print_exc()
         finally:
             os._exit(code)
 
     def _is_new_zygote(self, control: int) -> bool:
-        """Fork a process that is to be another zygote, with this socket; whether this is it."""
+        """Fork another zygote, which gets this socket; return whether this is the new process."""
         try:
             pid = os.fork()
         except OSError:
-            pid = -1  # the coordinator sees that its socket is closed
+            pid = -1  # the coordinator notices that the socket is closed
         if pid:
             os.close(control)
             if pid > 0:
@@ -759,20 +775,20 @@ class Zygote:
         return not pid
 
     def _begin_interpreter(self, control: int, environment: dict[str, str]) -> None:
-        """Start a zygote in a fresh interpreter, which has these variables from its beginning."""
+        """Start a zygote in a fresh interpreter, with these variables set from the start."""
         if not self._is_new_zygote(control):
             return
         try:
             inside.begin(self._pid)
-            # Another program inherits no handlers, but what is ignored.
+            # exec resets handlers, but not ignored signals
             is_ignored = self._sigint == signal.SIG_IGN
             signal.signal(signal.SIGINT, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
             os.set_inheritable(control, True)
-            messages.close_all(self._of_others())  # they have come without being closed on exec
+            messages.close_all(self._of_others())  # they were received without close-on-exec
             command = [*self._command(), str(control), str(self._coordinator)]
             variables = without_signing_key(environment_with(environment))
             os.execve(command[0], command, variables)  # noqa: S606 -- no shell
-        except BaseException:  # noqa: BLE001 -- the coordinator will say that the zygote has died
+        except BaseException:  # noqa: BLE001 -- the coordinator reports that the zygote has died
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -786,9 +802,11 @@ class Zygote:
     def _try_to_warm(
         self, imported: Mapping[str, Any], environment: Mapping[str, str]
     ) -> tuple[str, float] | None:
-        """Have a fork of this process import everything and take our place. Returns only where that
-        cannot be, with the reason and the seconds that it took: this process has imported nothing
-        then."""
+        """Replace this process by a fork that has imported everything.
+
+        Returns only if that fails, with the reason and the seconds that it took. This process has
+        imported nothing in that case.
+        """
         began = self._clock.now()
         readable, writable = os.pipe()
         try:
@@ -802,7 +820,7 @@ class Zygote:
         os.close(writable)
         poll = select.poll()
         poll.register(readable, select.POLLIN)
-        poll.register(self._control, 0)  # its end alone
+        poll.register(self._control, 0)  # hangup only
         for each in self._parent:
             poll.register(each, select.POLLIN)
         came = {fd for fd, _ in poll.poll(IMPORT_LIMIT * 1000)}
@@ -811,7 +829,7 @@ class Zygote:
             os._exit(0)
         answer = os.read(readable, 1 << 16) if came else b""
         os.close(readable)
-        if answer == b"\xc0":  # None: it serves
+        if answer == b"\xc0":  # None: the fork serves
             os.waitpid(pid, 0)
             os._exit(0)
         kill_group(pid, signal.SIGKILL)
@@ -837,7 +855,7 @@ class Zygote:
                 gc.collect()
                 ending.prepare()
                 gc.freeze()
-                # Asked after the imports, which may have started threads or opened files.
+                # Checked after the imports, which may have started threads or opened files.
                 reason = obstacle(
                     {self._control.fileno(), writable, *self._parent, *self._inherited}
                 )
@@ -848,16 +866,18 @@ class Zygote:
                 self._send_message(messages.READY)
                 self.serve()
             code = 0
-        except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
+        except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has died
             traceback.print_exc()
         finally:
             os._exit(code)
 
     def _serve_from_program(self) -> int:
-        """Run the program, and serve where it calls its flow. Comes back in the processes of tasks,
-        with their exit codes, when the program has ended."""
+        """Run the program, and serve when it calls its flow.
+
+        Returns only in the processes of tasks, with their exit code, when the program has finished.
+        """
         self._user_program = UserProgram()
-        self._preparing = None  # from here on the process is the user's
+        self._preparing = None  # from here on, this process runs user code
         host = self._host({}, learn=False)
         printed = inside.CapturedOutput()
 
@@ -875,7 +895,7 @@ class Zygote:
                 work = going_on.work
             else:
                 os._exit(0)
-            # Outside of the handler: what the step raises has nothing to do with it.
+            # Outside of the handler, so that errors of the step have no context.
             if work is None:
                 return 0
             host.show_printed(self._printed)
@@ -893,7 +913,7 @@ class Zygote:
     # ------------------------------------------------------------ ends
 
     def _reap(self) -> None:
-        """Report each child that has ended, and end what it left running."""
+        """Report each child that has exited, and kill what is left of its group."""
         exits, has_ended = [], False
         while (ended := system.reap(self._end_group_of)) is not None:
             has_ended = True
@@ -914,15 +934,18 @@ class Zygote:
             system.end_group(pid)
 
     def _end_orphans(self) -> None:
-        """End what has come to us because its parents are gone, if its task is, too. What it has
-        started comes next: its end wakes us again."""
+        """Kill adopted orphans whose task has ended.
+
+        Their children are adopted in turn, and the SIGCHLD of each orphan calls this function
+        again.
+        """
         for pid in descendants.children():
             if pid in self._children or pid in self._zygotes:
                 continue
             owner = descendants.owner_of(pid)
             if owner is not None and owner[0] == self._token:
                 is_left = owner[1] not in self._pids
-            else:  # nobody knows whose it is: of the last task at the latest
+            else:  # no owner known: killed once no task is left
                 is_left = not self._children
             if is_left:
                 descendants.kill(pid)
@@ -930,12 +953,13 @@ class Zygote:
     def _send_message(self, *message: Any) -> None:
         try:
             self._control.sendall(messages.packed(*message))
-        except OSError:  # the coordinator is gone: the next read sees the end and kills all
+        except OSError:  # the coordinator is gone, which the next read notices
             return
 
 
 class _GoOn(BaseException):
-    """In a process that was forked from the user's program: do this work."""
+    """Raised in a process that was forked from the user's program, to leave `serve` with its
+    work."""
 
     def __init__(self, work: child_task.Work | None) -> None:
         super().__init__()
@@ -950,34 +974,36 @@ def _refused(reason: str) -> str:
 
 
 def _no_process(error: OSError) -> str:
-    """Why there is no process, and what to do."""
+    """Return why no process could be forked, with advice."""
     advice = _ADVICE.get(error.errno or 0)
     sentence = f"no process could be started: {error.strerror}"
     return sentence if advice is None else f"{sentence} ({advice})"
 
 
 def kill_group(pid: int, signum: int) -> None:
-    """Send a signal to a process and all that it has started, if there is any left.
+    """Send a signal to a process and its group, if any of it is left.
 
     Args:
         pid: The leader of a process group, a child of this process that was not waited for.
         signum: The number of the signal.
     """
-    gone = (ProcessLookupError, PermissionError)  # macOS: the second where all have ended
+    gone = (ProcessLookupError, PermissionError)  # macOS: PermissionError if all have exited
     try:
         os.killpg(pid, signum)
     except gone:
         try:
-            os.kill(pid, signum)  # it was just forked and has no group of its own yet
+            os.kill(pid, signum)  # it was just forked, and has not created its group yet
         except gone:
             return
 
 
 def _watch(parent: int) -> tuple[int, ...]:
-    """A descriptor that can be read once the process has ended; none where there is no such thing.
-    The end of the socket says the same, unless a process that the parent has forked holds it."""
+    """Return a descriptor that is readable once the process has exited; none if not supported.
+
+    The socket reports the same, unless a process that the parent has forked keeps it open.
+    """
     try:
         watched = system.watch(parent)
     except ProcessLookupError:
-        os._exit(0)  # it has ended already
+        os._exit(0)  # it has exited already
     return () if watched is None else (watched,)

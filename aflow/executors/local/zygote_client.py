@@ -1,4 +1,4 @@
-"""The coordinator's end of the zygotes of a run: requests to them, and what they report."""
+"""The coordinator's side of the zygotes of a run: sends requests and handles reports."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from aflow.task.program import LoadRequest
     from aflow.task.spec import RunContext
 
-UNREPORTED = 0.05  # seconds of imports that are not reported
-MOST_ZYGOTES = 8  # warm ones of a run: tasks of further environments start cold
+UNREPORTED = 0.05  # seconds of imports below which a cold start is not reported
+MOST_ZYGOTES = 8  # warm zygotes of a run: tasks of further environments start cold
 
 _log = logging.getLogger("aflow.processes")
 
 
 class ZygoteProcess(Protocol):
-    """A zygote that has been started, in whatever way."""
+    """A zygote that has been started."""
 
-    is_lent: bool  # its end is waited for by what has lent it to the run
+    is_lent: bool  # its lender waits for its exit, rather than the run
 
     @property
     def control(self) -> socket.socket:
-        """Our end of its socket."""
+        """The coordinator's end of its socket."""
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
 
     def reap(self) -> int | None:
-        """Wait for the end of the process, which is near since its socket is closed.
+        """Wait until the process exits; closing its socket has made it exit.
 
         Returns:
-            The wait status, as os.waitpid returns it; None where it is not known.
+            The wait status, as os.waitpid returns it; None if it is unknown.
         """
 
 
 class Children(Protocol):
-    """Receives what zygotes report about the processes that they have forked."""
+    """Receives the reports of zygotes about the processes that they have forked."""
 
     def forked(self, child: int, pid: int, at: float) -> None:
         """Handle a process that has been forked.
@@ -68,11 +68,11 @@ class Children(Protocol):
             child: The number of the child process, as the coordinator counts them.
             status: The exit status, as os.waitpid returns it.
             max_rss: Its peak resident memory, in bytes.
-            cpu: The processor time of it and its children, in seconds.
+            cpu: The processor time of the process and its children, in seconds.
         """
 
     def not_forked(self, child: int, reason: str) -> None:
-        """Handle a request for which no process was available: another try may succeed.
+        """Handle a request whose fork failed; another try may succeed.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
@@ -80,8 +80,7 @@ class Children(Protocol):
         """
 
     def refused(self, child: int, reason: str) -> None:
-        """Handle a request for a process that cannot be forked from the program: no try will
-        succeed.
+        """Handle a request for a process that can never be forked from the program.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
@@ -97,7 +96,7 @@ class Children(Protocol):
 
 
 class _RequestedProcess(NamedTuple):
-    """A process that was asked for, and waits for what is to be known of the program."""
+    """A requested process, which may wait until the imports of the program are known."""
 
     child: int
     kind: int
@@ -105,15 +104,15 @@ class _RequestedProcess(NamedTuple):
     environment: dict[str, str]
     detail: Any
     fds: list[int]
-    late: dict[str, str]  # variables that are set when it is forked
+    late: dict[str, str]  # variables that are set after the fork
 
 
 class Zygotes:
-    """The zygotes of one run: the first one, from which all can be forked, and the warm ones.
+    """The zygotes of one run: the first one, which all others are forked from, and the warm ones.
 
-    Which modules the program imports is known from the run's own start (`request.imported`), or is
-    learned from the first processes, which are forked from the first zygote. A program that imports
-    nothing but what the first zygote has already needs no warm one: the first zygote is asked.
+    The modules that the program imports are known from the start of the run (`request.imported`),
+    or reported by the first processes, which are forked from the first zygote. If the first zygote
+    has imported all of them, no warm zygote is needed: the coordinator asks it.
     """
 
     def __init__(
@@ -130,31 +129,35 @@ class Zygotes:
         self._context = context
         self._request = request._replace(imported=None)
         self._imported: Mapping[str, Any] | None = request.imported
-        self._is_warm: bool | None = None  # whether the first zygote has all that is imported
+        # Whether the first zygote has imported everything that the program imports.
+        self._is_warm: bool | None = None
         self._token = descendants.new_token()
         self._ids = 0
         self._open = True
-        self._learning: set[int] = set()  # processes that will say what they have imported
-        # Until one of them has, and the first zygote answered.
+        self._learning: set[int] = set()  # processes that will report their imports
+        # Wait until a process has reported its imports, and the first zygote has responded.
         self._held: deque[_RequestedProcess] = deque()
         self._interpreters: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by their variables
-        self._grown: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by what they are for
-        self._of: dict[int, _ZygoteSocket] = {}  # child -> where it was asked for
+        self._grown: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by start method and variables
+        self._of: dict[int, _ZygoteSocket] = {}  # child -> the zygote that forks it
         self._first = self._introduced(process.control)
         self._ask()
 
     def _introduced(self, control: socket.socket) -> _ZygoteSocket:
-        """The socket of a zygote that is an interpreter of its own, and is notified of the run."""
+        """Return the socket of a zygote with its own interpreter, and send it the run."""
         link = _ZygoteSocket(self, control)
         link.send(messages.PROGRAM, *self._request)
-        # The zygote connects by itself. What it is sent stays in the memory of both.
+        # Revealed, since the zygote connects itself; what it receives stays in its memory.
         whole = self._context._replace(metadata_url=revealed(self._context.metadata_url))
         link.send(messages.CONFIGURE, whole, self._token)
         return link
 
     def _interpreter(self, environment: Mapping[str, str]) -> _ZygoteSocket:
-        """The zygote that processes with these variables begin from: the first one, unless the
-        interpreter itself or the C library reads some of them when a program begins."""
+        """Return the zygote whose interpreter was started with these variables.
+
+        This is the first zygote, unless Python or the C library reads one of them only at program
+        start.
+        """
         own = {name: each for name, each in environment.items() if read_at_start(name)}
         if not own:
             return self._first
@@ -163,14 +166,14 @@ class Zygotes:
         if link is None or not link.is_open:
             try:
                 ours, theirs = socket.socketpair()
-            except OSError:  # no descriptors are left
+            except OSError:  # out of descriptors
                 return self._first
             self._first.send(messages.BEGIN, own, fds=[theirs.detach()])
             link = self._interpreters[key] = self._introduced(ours)
         return link
 
     def _ask(self) -> None:
-        """Ask the first zygote whether it has what the program imports, once that is known."""
+        """Ask the first zygote if it has the imports of the program, once these are known."""
         if self._imported is None:
             return
         if self._imported["modules"]:
@@ -187,7 +190,7 @@ class Zygotes:
         fds: Sequence[int],
         late: Mapping[str, str] | None = None,
     ) -> int:
-        """Ask for a process with these variables: a `fresh` one, or a `fork` of the program.
+        """Request a process with these variables: a `fresh` one, or a `fork` of the program.
 
         Args:
             kind: Which child program it becomes: that of a task or of a worker.
@@ -196,11 +199,10 @@ class Zygotes:
             detail: What the child program needs; plain values.
             fds: Descriptors for the child; closed here once they are sent, or the request is
                 dropped.
-            late: Variables that are set after the fork, since they differ between tasks; None for
-                none.
+            late: Variables that are set after the fork, since they differ between tasks.
 
         Returns:
-            The number of the child, by which `Children` hears of it.
+            The number of the child, which the methods of `Children` receive.
         """
         self._ids += 1
         request = _RequestedProcess(
@@ -217,7 +219,7 @@ class Zygotes:
         return request.child
 
     def _sends(self, request: _RequestedProcess) -> bool:
-        """Whether the process could be asked for: else more has to be known of the program."""
+        """Send the request; False if the imports of the program must be known first."""
         if self._is_warm is not None or request.start == "fork":
             self._send(self._zygote_of(request), request)
         elif self._imported is None and len(self._learning) < usable_cpus():
@@ -237,8 +239,7 @@ class Zygotes:
         link.send(request.kind, request.child, environment, learn, request.detail, fds=request.fds)
 
     def _zygote_of(self, request: _RequestedProcess) -> _ZygoteSocket:
-        """The zygote for steps with these variables: where nothing is imported, one that has
-        imported nothing of the program's."""
+        """Return the zygote for a request; a cold one if there is nothing to import."""
         forks = request.start == "fork"
         interpreter = self._interpreter(request.environment)
         if not forks:
@@ -253,7 +254,7 @@ class Zygotes:
             return interpreter
         try:
             ours, theirs = socket.socketpair()
-        except OSError:  # no descriptors are left: tasks import by themselves
+        except OSError:  # out of descriptors: each task repeats the imports
             return interpreter
         imported = None if forks else self._imported
         interpreter.send(messages.GROW, request.environment, imported, fds=[theirs.detach()])
@@ -261,7 +262,7 @@ class Zygotes:
         return link
 
     def learn(self, imported: Mapping[str, Any]) -> None:
-        """Take in what a process has reported that its program imports.
+        """Record the imports of the program, as one of its processes has reported them.
 
         Args:
             imported: The modules that the first run of the file has imported.
@@ -272,22 +273,22 @@ class Zygotes:
             self._release()
 
     def _release(self) -> None:
-        """Send what was held back."""
+        """Send the requests that were held back."""
         while self._held and self._open and self._sends(self._held[0]):
             self._held.popleft()
 
     def kill(self, child: int, signum: signal.Signals) -> None:
-        """Ask for a signal to a process and its group.
+        """Request a signal to a process and its group.
 
         Args:
             child: The number of the child process, as the coordinator counts them.
-            signum: The signal; a process that was not asked for yet is never started instead.
+            signum: The signal; a process whose request was not sent yet is never started instead.
         """
         link = self._of.get(child)
         if link is not None:
             link.send(messages.KILL, child, signum.value)
             return
-        for request in self._held:  # it has not been asked for yet, and need not be
+        for request in self._held:  # its request was not sent yet, and is dropped
             if request.child == child:
                 self._held.remove(request)
                 messages.close_all(request.fds)
@@ -302,7 +303,7 @@ class Zygotes:
         Args:
             link: The connection to the zygote that has sent the message.
             kind: The kind of the message, from `messages`.
-            *rest: What belongs to that kind.
+            *rest: The fields of that kind.
         """
         if kind == messages.FORKED:
             self._children.forked(*rest)
@@ -333,7 +334,7 @@ class Zygotes:
         """Handle the unexpected end of a zygote: its children are reported as lost.
 
         Args:
-            link: The connection to the zygote; the first one's end is the end of all.
+            link: The connection to the zygote; all zygotes end with the first one.
         """
         reason = "the process that starts tasks has died"
         if link is self._first:
@@ -354,8 +355,10 @@ class Zygotes:
             self._children.not_forked(child, reason)
 
     def close(self) -> None:
-        """Release the zygotes: they kill what they have forked, and end. May be called twice;
-        `reap` waits for their end."""
+        """Release the zygotes: they kill what they have forked, and exit.
+
+        May be called twice; `reap` waits for their exit.
+        """
         self._open = False
         for link in (*self._grown.values(), *self._interpreters.values(), self._first):
             link.close()
@@ -363,19 +366,22 @@ class Zygotes:
             messages.close_all(self._held.popleft().fds)
 
     def reap(self) -> int | None:
-        """Wait for the end of zygotes that were released: some milliseconds, since they have
-        memory to give back. Blocks; any thread may call. The wait status of the first, if known."""
+        """Wait until released zygotes have exited; return the wait status of the first, if known.
+
+        Blocks, for some milliseconds since they have memory to free. May be called in any thread.
+        """
         return self._process.reap()
 
     @property
     def is_lent(self) -> bool:
-        """Whether another one waits for their end, once they were released."""
+        """Whether the lender waits for their exit once they are released."""
         return self._process.is_lent
 
 
 def read_at_start(name: str) -> bool:
-    """Return whether Python, the C library or the dynamic linker reads a variable when a program
-    begins: a process that is forked from another one would not heed it.
+    """Return whether Python, the C library or the dynamic linker reads a variable at program start.
+
+    A change of such a variable has no effect in a forked process.
 
     Args:
         name: The name of the environment variable.
@@ -383,12 +389,12 @@ def read_at_start(name: str) -> bool:
     return name.startswith(_READ_AT_START)
 
 
-# Options of Python, the time zone, the locale, where libraries are looked for, the allocator.
+# Options of Python, the time zone, the locale, library paths, the allocator.
 _READ_AT_START = ("PYTHON", "TZ", "LANG", "LC_", "LD_", "DYLD_", "MALLOC_", "GLIBC_TUNABLES")
 
 
 def _how(status: int) -> str:
-    """How a zygote has ended, which has caught no error of its own."""
+    """Return how a zygote that has not exited by itself has ended."""
     how = ended_by(status).rstrip(".")
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return f"{how}: by somebody, or by the system, for want of memory"
@@ -396,11 +402,10 @@ def _how(status: int) -> str:
 
 
 def cold_note(reason: str, seconds: float) -> str | None:
-    """Return what is said where tasks cannot be forked from a process that has their imports, which
-    take these seconds; None where that is too short to be noticed.
+    """Return the warning for tasks that repeat the imports; None if these are too short to matter.
 
     Args:
-        reason: Why no task can be forked from the process, as the end of the sentence.
+        reason: Why no task can be forked from a warm process, as the end of the sentence.
         seconds: How long the imports take, in seconds.
     """
     if seconds < UNREPORTED:
@@ -411,12 +416,13 @@ def cold_note(reason: str, seconds: float) -> str | None:
 
 
 def check_warm(process: ZygoteProcess, request: LoadRequest) -> str | None:
-    """Return the note, if tasks of a program would start cold. Blocks while the process imports
-    what the program has imported; releases it.
+    """Return a warning if tasks of a program would start cold.
+
+    Blocks while the zygote imports what the program has imported; then releases it.
 
     Args:
-        process: A zygote that was just started; it is ended here.
-        request: What has to be known to load the flow.
+        process: A zygote that was just started; it is released here.
+        request: What is needed to load the flow.
     """
     ours, theirs = socket.socketpair()
     with ours, process.control as control:
@@ -431,7 +437,7 @@ def check_warm(process: ZygoteProcess, request: LoadRequest) -> str | None:
             unpacker.feed(data)
             answer = next(iter(unpacker), None)
     process.reap()
-    if answer is None or answer[0] != messages.COLD:  # it is ready, or was ended from outside
+    if answer is None or answer[0] != messages.COLD:  # it is ready, or was killed from outside
         return None
     return cold_note(*answer[1:])
 

@@ -1,5 +1,7 @@
-"""How the first zygote of a run is started: forked from a process that has run nothing of the
-user's yet, or as a fresh interpreter where there are threads, an event loop, or the user's program.
+"""Start the first zygote of a run.
+
+It is forked from a process that has run no user code yet. If there are threads, an event loop, or
+the user's program, it is spawned as a fresh interpreter.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from aflow.task.program import started
 if TYPE_CHECKING:
     from aflow.environments.build import Built
 
-# Finds this very aflow, wherever it is, and leaves sys.path as a fresh interpreter has it. An
-# environment variable would be there for all that steps start, which may be another Python.
+# Finds this installation of aflow, wherever it is, and leaves sys.path as a fresh interpreter has
+# it. Everything that steps start would inherit an environment variable, and may be another Python.
 _PROGRAM = """\
 import sys
 module, own, *sys.argv[1:] = sys.argv[1:]
@@ -44,7 +46,7 @@ main()
 """
 
 
-# Before it: packages of which aflow needs another version than the environment has.
+# Runs before _PROGRAM if aflow needs other versions of some packages than the environment has.
 _PRIVATE = """\
 import sys
 names = {}
@@ -54,20 +56,24 @@ names["keep"](sys.argv.pop(3).split(","), sys.argv[2])
 """
 
 
-# By its name, since the main program of a zygote stands above all that starts it.
+# By name, since the main program of a zygote is in a layer above this one.
 ZYGOTE = "aflow.executors.local.zygote_main"
 
 
-_ours: WeakSet[socket.socket] = WeakSet()  # sockets whose end is ours alone
+_ours: WeakSet[socket.socket] = WeakSet()  # sockets that forked processes must close
 
 
 def keep_from_forks(control: socket.socket) -> socket.socket:
-    """Return the socket, our end of one to a zygote, which no process that this program forks is to
-    hold: zygotes end when it is closed, and nobody else may keep them alive, or be taken for the
-    coordinator.
+    """Close this end of a zygote's socket in every process that this program forks.
+
+    A zygote exits when the socket is closed, so no other process may keep it open or be mistaken
+    for the coordinator.
 
     Args:
         control: This process's end of a socket to a zygote.
+
+    Returns:
+        The same socket.
     """
     _ours.add(control)
     return control
@@ -75,7 +81,7 @@ def keep_from_forks(control: socket.socket) -> socket.socket:
 
 def _close_in_forks() -> None:
     global _early
-    _early = None  # that of the other process
+    _early = None  # it belongs to the parent
     _as_usual()
     for each in [*_ours]:
         each.close()
@@ -85,7 +91,7 @@ os.register_at_fork(after_in_child=_close_in_forks)
 
 
 class ForkedZygote:
-    """A zygote that was forked from this very process, before it had any thread or event loop."""
+    """A zygote forked from this process, before it had a second thread or an event loop."""
 
     is_lent = False
 
@@ -94,15 +100,15 @@ class ForkedZygote:
         self.pid = pid
 
     def reap(self) -> int | None:
-        """Wait for its end. Its wait status; None where somebody else has waited for it."""
+        """Wait until it exits; return its wait status, or None if other code has waited for it."""
         try:
             return os.waitpid(self.pid, 0)[1]
-        except ChildProcessError:  # somebody has waited for all children before us
+        except ChildProcessError:  # other code has waited for all children
             return None
 
 
 class SpawnedZygote:
-    """A zygote in an interpreter of its own."""
+    """A zygote in a fresh interpreter."""
 
     is_lent = False
 
@@ -112,22 +118,23 @@ class SpawnedZygote:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
         return self._process.pid
 
     def reap(self) -> int | None:
-        """Wait for its end, which is near: its socket is closed. Its wait status."""
+        """Wait until it exits; closing its socket has made it exit. Return its wait status."""
         code = self._process.wait()
         return code << 8 if code >= 0 else -code
 
 
 def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
-    """Fork a zygote from this process, which has one thread, no event loop, and has run nothing of
-    the user's.
+    """Fork a zygote from this process.
+
+    This process has one thread and no event loop, and has run no user code.
 
     Args:
-        inherits: Whether the zygote keeps the descriptors that this process has open, beside its
-            streams.
+        inherits: Whether the zygote keeps the descriptors that this process has open, in addition
+            to its standard streams.
 
     Returns:
         The zygote, as its parent sees it. The child does not return.
@@ -137,21 +144,21 @@ def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
     pid = os.fork()
     if pid:
         theirs.close()
-        # The user's program may run in this process.
+        # Moved to a high number, since the user's program may run in this process.
         ours = socket.socket(fileno=out_of_the_way(ours.detach()))
         return ForkedZygote(keep_from_forks(ours), pid)
     code = 1
     try:
-        os.setsid()  # the terminal's Ctrl-C is for the coordinator alone
+        os.setsid()  # Ctrl-C on the terminal reaches the coordinator only
         ours.close()
         if not inherits:
             for each in open_descriptors() - {0, 1, 2, theirs.fileno()}:
                 os.close(each)
-        # Imported here, while the coordinator imports its own: on two cores at once.
+        # Imported here, in parallel with the imports of the coordinator.
         path = sys.path if sys.flags.safe_path else sys.path[1:]
         import_module(ZYGOTE).serve(theirs, parent, path, lambda: command_of(ZYGOTE))
         code = 0
-    except BaseException:  # noqa: BLE001 -- a fault of ours: the coordinator will say that the zygote has died
+    except BaseException:  # noqa: BLE001 -- an error of aflow: the coordinator reports that the zygote has died
         import traceback
 
         traceback.print_exc()
@@ -160,12 +167,11 @@ def fork_zygote(*, inherits: bool = True) -> ForkedZygote:
 
 
 def command_of(module: str, built: Built | None = None) -> list[str]:
-    """Return the command that calls `main` of a module of aflow in a fresh interpreter like this
-    one, or that of an environment.
+    """Return the command that calls `main` of a module of aflow in a fresh interpreter.
 
     Args:
         module: The module of aflow whose `main` is called.
-        built: The environment of the step; None for this program's own.
+        built: The environment of the step; None for an interpreter like this one.
     """
     flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     if built is not None:
@@ -183,19 +189,19 @@ def spawn_zygote(
     folder: str | None = None,
     built: Built | None = None,
 ) -> SpawnedZygote:
-    """Start a zygote in a fresh interpreter: one like this, or that of an environment. Does not
-    wait until it is ready.
+    """Start a zygote in a fresh interpreter. Does not wait until it is ready.
 
     Args:
         environment: The environment variables; None for those of this process.
         folder: The working folder; None for that of this process.
-        built: The environment of a step, whose interpreter is started; None for this program's own.
+        built: The environment of a step, whose interpreter is started; None for an interpreter like
+            this one.
 
     Returns:
-        The zygote, whose socket can be used at once.
+        The zygote; its socket accepts requests immediately.
 
     Raises:
-        OSError: The process cannot be started.
+        OSError: If the process cannot be started.
     """
     variables = dict(environment_with({}) if environment is None else environment)
     if built is not None:
@@ -214,20 +220,21 @@ def spawn_zygote(
                 stdin=subprocess.DEVNULL,
                 env=without_signing_key(variables),
                 cwd=folder,
-                start_new_session=True,  # the terminal's Ctrl-C is for the coordinator alone
+                start_new_session=True,  # Ctrl-C on the terminal reaches the coordinator only
             )
         made.pop_all()
         return SpawnedZygote(keep_from_forks(ours), process)
 
 
 def spawn_here(built: Built | None = None) -> SpawnedZygote:
-    """Start a zygote for the program that this process is, as it was when it began.
+    """Start a zygote with the environment and folder that this program was started with.
 
     Args:
-        built: The environment of a step, whose interpreter is started; None for this program's own.
+        built: The environment of a step, whose interpreter is started; None for an interpreter like
+            this one.
 
     Returns:
-        The zygote, whose socket can be used at once.
+        The zygote; its socket accepts requests immediately.
     """
     start = started()
     if start is None:
@@ -239,51 +246,52 @@ _OF_TOOLS = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
 
 
 def environment_at_start() -> dict[str, str]:
-    """Return the environment that this program began with, as far as that is known."""
-    # What the kernel gave the program: os.environ has what it has changed meanwhile.
+    """Return the environment variables that this program was started with, as far as known."""
+    # The kernel's copy: os.environ contains later changes.
     environ = read_proc("self/environ")
     if environ is None:
         return environment_with({})
     pairs = [each.partition(b"=") for each in environ.split(b"\0") if b"=" in each]
     found = {os.fsdecode(key): os.fsdecode(value) for key, _, value in pairs}
-    # A tool that runs the program sets these first, for all processes that are to be measured; and
-    # secrets are not to be seen there any more (conceal_secrets).
+    # Tools that measure child processes set these variables after the start, and concealed secrets
+    # (conceal_secrets) are no longer in the kernel's copy.
     now = environment_with({})
     concealed = (name for name in secret_variables(now) if found.get(name) is not None)
     return found | {name: now[name] for name in (*_OF_TOOLS, *concealed) if name in now}
 
 
-STARTING = frozenset({"run", "resume", "spin"})  # commands that begin a run
+STARTING = frozenset({"run", "resume", "spin"})  # commands that start a run
 
 _NOT_STARTING = frozenset({"--help", "-h", "--dry-run"})
 
 
 def looks_like_a_run(argv: Sequence[str]) -> bool:
-    """Return whether the arguments seem to be those of a command that begins a run. Where they are
-    not, a process was started in vain, and is ended with the command.
+    """Return whether the arguments seem to start a run.
+
+    If they do not, the zygote was started in vain, and ends with the command.
 
     Args:
-        argv: The words of the command line, which are not parsed yet.
+        argv: The arguments of the command line, which are not parsed yet.
     """
     words = {*argv}
     return bool(STARTING & words) and not _NOT_STARTING & words
 
 
-_early: EarlyZygote | None = None  # the zygote of the run that this command is about to begin
+_early: EarlyZygote | None = None  # the zygote for the run that this command is about to start
 
 
 def have_zygote(*, fork: bool = False, inherits: bool = True) -> None:
-    """Start a zygote for the run that this command is about to begin, if there is none yet: by a
-    fork (see `fork_zygote`), where nothing of the user's has run here, else as a fresh interpreter.
+    """Start a zygote for the run that this command is about to start, if there is none yet.
 
     Args:
-        fork: Whether this process may be forked for it.
+        fork: Whether this process may be forked for it (see `fork_zygote`); it has run no user
+            code.
         inherits: Whether the child keeps what this process has imported and opened.
     """
     global _early
     if _early is None:
-        delegate_if_first()  # now, since the zygote is to be a child of the process that goes on
-        # A fork would be traced or profiled as this process is, by a tool that does not expect it.
+        delegate_if_first()  # now, since the zygote must be a child of the delegate
+        # Debuggers and profilers do not expect a fork of the traced process.
         alone = fork and sys.gettrace() is None and sys.getprofile() is None
         _early = EarlyZygote(fork_zygote(inherits=inherits) if alone else spawn_here())
         if alone:
@@ -291,29 +299,32 @@ def have_zygote(*, fork: bool = False, inherits: bool = True) -> None:
 
 
 def drop_zygote() -> None:
-    """End the zygote that was started for a run, if the run has not come about."""
+    """End the zygote if the run was not started."""
     taken = take_zygote()
     if taken is not None:
         taken.close()
 
 
 def take_zygote() -> EarlyZygote | None:
-    """Return the zygote that was started for this run; None if none was, or it was taken."""
+    """Return the zygote that was started for this run; None if there is none, or it was taken."""
     global _early
     taken, _early = _early, None
     _as_usual()
     return taken
 
 
-# A program may wait for all children that it has, by itself or in what it imports, before it calls
-# its flow: it must not wait for the zygote, which ends with the program, nor take its exit status.
+# A program, or a module that it imports, may wait for any child process before it calls its flow.
+# That call must not wait for the zygote, which exits only with the program, or take its exit
+# status.
 
-_replaced: dict[str, Callable[..., Any]] = {}  # Python's own functions, by name
+_replaced: dict[str, Callable[..., Any]] = {}  # original functions of `os`, by name
 
 
 def _give_way_to_waits() -> None:
-    """End the zygote before this process waits for any child of its own. Another zygote is started
-    when the run begins."""
+    """End the zygote before this process waits for any child process.
+
+    Another zygote is started when the run starts.
+    """
     for name, means_any in WAITS_FOR_ANY.items():
         own = getattr(os, name, None)
         if own is not None and name not in _replaced:
@@ -332,38 +343,41 @@ def _giving_way(own: Callable[..., Any], means_any: Callable[..., bool]) -> Call
 
 
 def _as_usual() -> None:
-    """Put Python's own functions back."""
+    """Restore the functions of `os`."""
     while _replaced:
         setattr(os, *_replaced.popitem())
 
 
 class EarlyZygote:
-    """A zygote that is started before it is wanted. The second one, should the first die, is
-    spawned."""
+    """A zygote that is started before it is needed. Further ones, after a crash, are spawned."""
 
     def __init__(self, zygote: ForkedZygote | SpawnedZygote | None = None) -> None:
         self._zygote = zygote
         self._lent: ForkedZygote | SpawnedZygote | None = None
 
     def start(self) -> ForkedZygote | SpawnedZygote:
-        """Return the zygote; another one the second time."""
+        """Return the zygote; a new one if it was returned before."""
         zygote, self._zygote = self._zygote, None
         return zygote or spawn_zygote()
 
     def lend(self) -> ForkedZygote | SpawnedZygote:
-        """Return the zygote, for a run: `close` waits for its end, while which the run's end is
-        recorded and its coordinator closed."""
+        """Return the zygote, for a run. `close` waits for its exit, rather than the run.
+
+        The coordinator can therefore record the end of the run while the zygote exits.
+        """
         self._lent = self.start()
         self._lent.is_lent = True
         return self._lent
 
     def close(self) -> None:
-        """See that it has ended. If it was never wanted it has forked nothing yet, and nobody waits
-        until it has imported all that it does. May be called twice."""
+        """Ensure that the zygote has exited. May be called twice.
+
+        An unused zygote is killed: it has no children, and waiting for its imports would take time.
+        """
         zygote, self._zygote = self._zygote, None
         lent, self._lent = self._lent, None
         if zygote is not None:
-            with suppress(ProcessLookupError):  # it has died, and somebody has waited for it
+            with suppress(ProcessLookupError):  # it has crashed, and other code has waited for it
                 os.kill(zygote.pid, signal.SIGKILL)
         for each in (zygote, lent):
             if each is not None:

@@ -1,10 +1,10 @@
-"""One run, from its creation to its end."""
+"""The lifecycle of a run: creation, execution, recovery, resumption and garbage collection."""
 
 from aflow._core.lazy import modules_of
 
 __all__ = ["liveness", "recovery", "resume", "spin"]
 
-# What few runs need, and the first task of all others would wait for.
+# Imported lazily: few runs need these modules, and importing them delays the first task.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from aflow.runs import liveness, recovery, resume, spin

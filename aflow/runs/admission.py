@@ -1,4 +1,4 @@
-"""How many runs may go on at once, and what becomes of those that come when there are enough."""
+"""Limit the number of concurrent runs of a coordinator."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ WhenFull = Literal["wait", "refuse"]
 
 
 class Admission:
-    """Admission control of a coordinator: at most `most` runs go on (None: any number).
+    """Admission control of a coordinator: at most `most` concurrent runs; None for no limit.
 
-    A caller that comes when it is full waits in line, or is refused, as `when_full` says.
+    At the limit, a new run waits in FIFO order or is refused, depending on `when_full`.
     """
 
     def __init__(self, most: int | None, when_full: WhenFull) -> None:
@@ -27,11 +27,11 @@ class Admission:
         self._closed = False
 
     async def enter(self) -> None:
-        """Wait for room for one more run, in the order of the calls.
+        """Acquire a slot for one run; waiting callers are admitted in FIFO order.
 
         Raises:
-            CoordinatorFull: There is no room, and waiting is not allowed.
-            CoordinatorClosed: The coordinator was closed, also while this waited.
+            CoordinatorFull: If all slots are in use and `when_full` is "refuse".
+            CoordinatorClosed: If the coordinator is closed, before the call or during the wait.
         """
         self._check_open()
         if self._free is None:
@@ -45,16 +45,16 @@ class Admission:
         try:
             self._check_open()
         except CoordinatorClosed:
-            self.leave()  # to the next waiting caller, which is refused likewise
+            self.leave()  # wakes the next waiting caller, which then raises too
             raise
 
     def leave(self) -> None:
-        """Go out, once for each `enter` that returned."""
+        """Release the slot. Call once for each `enter` that returned."""
         if self._free is not None:
             self._free.release()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Refuse all further runs."""
         self._closed = True
 
     def _check_open(self) -> None:

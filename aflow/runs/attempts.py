@@ -1,4 +1,4 @@
-"""What a driver knows of an attempt between its launch and its end, and how that is recorded."""
+"""The state that a driver keeps of live attempts: their records, logs and input manifests."""
 
 from __future__ import annotations
 
@@ -31,24 +31,27 @@ def _host() -> str:
 
 @dataclass(slots=True)
 class LiveAttempt:
-    """An attempt that is out. `fallback` if @catch settles its task; `is_over` once its end has
-    been reported, while its log is being stored."""
+    """An attempt that was launched and has not been recorded as ended.
+
+    `fallback` is True if @catch settles its task; `is_over` is True after its end was reported,
+    while its log is still being stored.
+    """
 
     step: str
     fallback: bool
     is_over: bool = False
-    handle: str = ""  # by which another executor finds it: a worker, or a job
-    host: str = field(default_factory=_host)  # this machine, unless a worker has another
+    handle: str = ""  # by which a later executor finds it again: a worker or a job
+    host: str = field(default_factory=_host)  # this host, unless a worker reports another
     pid: int | None = None
     started_at: float | None = None
-    chunks: int = 0  # of its log, in the store
-    manifest: bytes | None = None  # what it has left already
+    chunks: int = 0  # stored chunks of its log
+    manifest: bytes | None = None  # of the artifacts that it has stored so far
 
     def go_on(self, record: AttemptRecord) -> None:
-        """Continue the record that an earlier coordinator of the run has left.
+        """Restore the state that an earlier coordinator of the run recorded.
 
         Args:
-            record: What an earlier coordinator has recorded of the attempt.
+            record: The record of the attempt by the earlier coordinator.
         """
         self.handle, self.pid, self.started_at = record.handle, record.pid, record.started_at
         self.chunks, self.manifest = record.log_chunks, record.manifest
@@ -76,12 +79,12 @@ class LiveAttempt:
     def ended(
         self, report: AttemptReport, usage: Usage | None, log: Kept | None, now: float
     ) -> AttemptRecord:
-        """Return the record of the same one when it has.
+        """Return the record of the attempt after it has ended.
 
         Args:
-            report: How the attempt has ended.
-            usage: Memory and CPU of the attempt; None where they are not known.
-            log: What was kept of the log; None for nothing.
+            report: How the attempt ended.
+            usage: Memory and CPU usage of the attempt; None if unknown.
+            log: The final state of the log; None if the attempt wrote nothing.
             now: The present time, in seconds since the epoch.
         """
         return AttemptRecord(
@@ -89,7 +92,7 @@ class LiveAttempt:
             attempt=report.attempt,
             state=AttemptState(report.state),
             started_at=self.started_at,
-            # The machine that started it may have another clock than the one that ended it.
+            # The clocks of the hosts that reported the start and the end may differ.
             finished_at=max(report.finished_at or now, self.started_at or 0.0),
             reason=report.reason,
             manifest=report.manifest,
@@ -105,29 +108,32 @@ class LiveAttempt:
         )
 
 
-# The logs of live attempts: split into lines as they come, kept, stored.
+# The logs of live attempts: split into lines as they arrive, buffered and stored.
 #
-# A small log becomes part of the attempt's record and costs nothing more. What grows large, or
-# belongs to an attempt that runs for long, is stored in numbered chunks soon after it was written,
-# so that others can read along. Each chunk is an object and a commit: where many attempts write, or
-# many chunks are stored already, they are larger and come once a second.
+# A small log becomes part of the attempt's record, which needs no object in the store. The log of
+# an attempt that runs for longer, or prints more, is stored in numbered chunks shortly after it
+# was written, so that readers can follow it. Each chunk costs an object and a commit: if many
+# attempts write, or the run has many chunks already, chunks are larger and stored once a second.
 
 
-MAX_INLINE = 8192  # bytes of log that ride in the attempt's record
-CHUNK = 1 << 20  # bytes after which a chunk is stored at once
-SOON = 0.4  # seconds after which whatever has come is stored ...
-LATER = 1.0  # ... or these, where that were too many chunks
-FEW = 32  # attempts that have written since the last time
-MANY = 2000  # chunks of a run
+MAX_INLINE = 8192  # bytes of log that are stored inline in the attempt's record
+CHUNK = 1 << 20  # bytes after which a chunk is stored immediately
+SOON = 0.4  # seconds between two flushes ...
+LATER = 1.0  # ... or between these, if that would store too many chunks
+FEW = 32  # attempts that have written since the last flush; with more, LATER applies
+MANY = 2000  # chunks of a run; with more, LATER applies
 FIRST_STATE = 1.0  # seconds until the state of a progress bar is shown
-NEXT_STATE = 5.0  # seconds between two states of it
+NEXT_STATE = 5.0  # seconds between two states of a progress bar
 
 Line = tuple[float, int, bytes, bool]  # at, stream, text, whole
 
 
 class Kept(NamedTuple):
-    """What is left of a log at the end of its attempt. If `unstored` is there, the last chunk is
-    on its way: the attempt's end is to be recorded only when it has arrived."""
+    """The final state of a log when its attempt has ended.
+
+    If `unstored` is not None, the last chunk is still being stored: the end of the attempt must be
+    recorded only after that.
+    """
 
     inline: bytes | None
     chunks: int
@@ -144,15 +150,15 @@ class _Log:
         default_factory=lambda: (LineSplitter(), LineSplitter())
     )
     chunks: int = 0
-    # When the progress bar of each stream is shown next.
+    # By stream: the time at which the state of its progress bar is shown next.
     show_at: list[float | None] = field(default_factory=lambda: [None, None])
 
 
 class AttemptLogs:
     """The logs of one run's live attempts.
 
-    `stored(task, attempt, chunks, error)` is called on the event loop after each chunk: how many
-    there are now, or why this one could not be stored.
+    `stored(task, attempt, chunks, error)` is called on the event loop after each chunk, with the
+    number of stored chunks, or the error if this chunk could not be stored.
     """
 
     def __init__(
@@ -172,37 +178,36 @@ class AttemptLogs:
         self._loop = asyncio.get_running_loop()
         self._thread: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._on_their_way = 0  # chunks
-        self._stored_chunks = 0  # so far
+        self._on_their_way = 0  # chunks that are being stored
+        self._stored_chunks = 0  # chunks since the start, including those being stored
 
     def go_on(self, step: str, task: int, attempt: int, chunks: int) -> None:
-        """Continue the log of an attempt of which this many chunks are stored already, by an
-        earlier coordinator.
+        """Continue the log of an attempt of which an earlier coordinator stored some chunks.
 
         Args:
-            step: The name of the step, for the lines.
+            step: The name of the step, for the names of the chunks.
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
-            chunks: How many chunks are stored already.
+            chunks: The number of chunks that are stored already.
         """
         self._opened(step, task, attempt).chunks = chunks
 
     def feed(
         self, step: str, task: int, attempt: int, stream: int, at: float, chunk: bytes
     ) -> list[Line]:
-        """Take in what an attempt has written.
+        """Add output of an attempt to its log.
 
         Args:
-            step: The name of the step, for the lines.
+            step: The name of the step, for the names of the chunks.
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
             stream: 0 for stdout, 1 for stderr.
-            at: When it happened, in seconds since the epoch.
-            chunk: Bytes as they were written; a line may come in pieces.
+            at: When the output was written, in seconds since the epoch.
+            chunk: The bytes that were written; a line may be spread over several chunks.
 
         Returns:
-            The lines that are complete with it, and now and then the state of a line that is
-            written again and again, which is not kept.
+            The lines that this chunk completes, and at intervals the current state of a line that
+            is rewritten in place (a progress bar), which is not stored.
         """
         log = self._logs.get((task, attempt)) or self._opened(step, task, attempt)
         lines = self._add(log, stream, at, log.splitters[stream].feed(chunk))
@@ -222,7 +227,7 @@ class AttemptLogs:
         due = log.show_at[stream]
         if not state:
             log.show_at[stream] = None
-        elif due is None:  # a bar that is done at once need not be shown on its way
+        elif due is None:  # a progress bar that finishes quickly is not shown before its end
             log.show_at[stream] = at + FIRST_STATE
         elif at >= due:
             log.show_at[stream] = at + NEXT_STATE
@@ -239,13 +244,13 @@ class AttemptLogs:
         return lines
 
     def finish(self, task: int, attempt: int, at: float) -> tuple[list[Line], Kept | None]:
-        """Return what an attempt that is over has left unsent: its unfinished last lines, and the
-        rest of its log (None if it has written nothing).
+        """Return the incomplete last lines of an attempt that has ended, and the final state of its
+        log; None if the attempt wrote nothing.
 
         Args:
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
-            at: When it happened, in seconds since the epoch.
+            at: The end of the attempt, in seconds since the epoch.
         """
         log = self._logs.pop((task, attempt), None)
         if log is None:
@@ -262,8 +267,11 @@ class AttemptLogs:
         return lines, Kept(inline, log.chunks, buffer.stdout_size, buffer.stderr_size, unstored)
 
     def _flush(self) -> None:
-        """Store what has come lately, again and again while there is any log; not before what was
-        stored last has arrived: a slow store gets larger chunks, and no longer queue of them."""
+        """Store the buffered output of all attempts, periodically while there are logs.
+
+        Nothing is stored while earlier chunks are in flight: a slow store gets larger chunks
+        instead of a growing queue.
+        """
         wrote = 0
         if not self._on_their_way:
             for attempt_key, log in self._logs.items():
@@ -275,7 +283,7 @@ class AttemptLogs:
 
     def _store_chunk(self, attempt_key: AttemptKey, log: _Log) -> asyncio.Future[None]:
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "aflow-logs")  # one: chunks stay in order
+            self._thread = ThreadPoolExecutor(1, "aflow-logs")  # one thread keeps chunks in order
         name = chunk_name(self._flow, self._run, log.step, *attempt_key, log.chunks)
         log.chunks += 1
         chunks = log.chunks
@@ -295,25 +303,26 @@ class AttemptLogs:
             raise error
 
     async def close(self) -> None:
-        """Wait for the chunks that are on their way, and let the thread go."""
+        """Wait until all chunks are stored, and stop the thread."""
         if self._timer is not None:
             self._timer.cancel()
         if self._thread is not None:
             await in_thread(self._thread.shutdown)
 
 
-# Manifests that travel with a spec, so that a task's process need not ask for them.
+# Manifests that are sent with the spec of an attempt, so that its process need not query for them.
 #
-# A task reads its input tasks' manifests, and those of the tasks that set what these pass on.
-# Where they are at hand and small, they go along; else the process reads them from the metadata.
+# A task reads the manifests of its input tasks, and of the tasks that set the artifacts which these
+# inherit. Small manifests that are in memory are sent; the process reads all others from the
+# metadata store.
 
 
-MAX_KEPT = 16 << 20  # bytes of manifests that are kept at hand
-MAX_ALONG = 1 << 15  # bytes that travel with one spec
+MAX_KEPT = 16 << 20  # bytes of manifests that are kept in memory
+MAX_ALONG = 1 << 15  # bytes of manifests that are sent with one spec
 
 
 class Handover:
-    """The latest manifests of a run, and which of them a task will read."""
+    """A cache of the latest manifests of a run, to send to the tasks that read them."""
 
     def __init__(self, parameters: bytes) -> None:
         self._manifests: dict[int, bytes] = {}
@@ -322,14 +331,14 @@ class Handover:
         self._latest: tuple[int, dict[int, bytes]] | None = None
 
     def keep(self, task: int, manifest: bytes) -> None:
-        """Keep the manifest that a task has just left; the oldest ones go.
+        """Cache the new manifest of a task; the oldest ones are evicted.
 
         Args:
             task: The number of the task within its run.
-            manifest: The manifest, as its bytes are stored.
+            manifest: The encoded manifest.
         """
         if self._latest is not None and self._latest[0] == task:
-            self._latest = None  # it has grown
+            self._latest = None  # outdated: a foreach that is still growing has a new manifest
         self._size -= len(self._manifests.pop(task, b""))
         if len(manifest) > MAX_ALONG:
             return
@@ -340,13 +349,13 @@ class Handover:
             self._size -= len(self._manifests.pop(oldest))
 
     def manifests_for(self, inputs: Inputs) -> dict[int, bytes]:
-        """Return what travels with the spec of a task that has these inputs.
+        """Return the manifests to send with the spec of a task, by task number.
 
         Args:
-            inputs: Which tasks the inputs come from.
+            inputs: The tasks whose artifacts are the inputs.
         """
         if type(inputs) is FromTask:
-            # All tasks of a foreach have the same input: the answer is kept.
+            # All tasks of a foreach have the same input, so the result is cached.
             if self._latest is None or self._latest[0] != inputs.task:
                 self._latest = (inputs.task, self._collect((inputs.task,)))
             return self._latest[1]

@@ -1,9 +1,9 @@
-"""Group commit: whatever has come while one commit was being written goes out with the next.
+"""Group commit: all outcomes that arrive during one commit are written with the next one.
 
-A run's outcomes are written to the metadata in one thread, one transaction after the other. A
-commit that has to reach the disk takes about a millisecond; ten outcomes that arrive meanwhile
-share the next one. Each outcome knows the number of the commit that will hold it, and what has to
-wait for that commit waits at the gate.
+A run's outcomes are written to the metadata store by one thread, one transaction after the other. A
+commit that has to reach the disk takes about a millisecond; all outcomes that arrive in that time
+share the next commit. Each outcome is assigned the number of the commit that will contain it, and
+attempts and events that depend on that commit are held by `CommitGate`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 
 class Pending:
-    """What the next commit will write. An attempt that starts and ends within it is one row. What
-    is `late` is worked out when it is written, in the thread that does."""
+    """The contents of the next commit.
+
+    An attempt that starts and ends within one commit is written as one row. The callables in `late`
+    compute their records during the commit, in the thread that writes it.
+    """
 
     def __init__(self) -> None:
         self.events: list[tuple[float, Event]] = []
@@ -36,7 +39,7 @@ class Pending:
         self.run: RunUpdate | None = None
 
     def batch(self) -> Batch:
-        """Return the batch as the metadata store takes it."""
+        """Return the contents as a batch for the metadata store. Blocks: calls those in `late`."""
         return Batch(
             encode_events(self.events) if self.events else b"",
             self.tasks,
@@ -49,8 +52,8 @@ class Pending:
 class GroupCommit:
     """Writes the commits of one run, in order.
 
-    `committed(number)` is called on the event loop after each commit; `failed(error)` once, after
-    which nothing is written any more: what was not committed never happened.
+    `committed(number)` is called on the event loop after each commit. `failed(error)` is called
+    once, if a commit fails: nothing is written after that, and uncommitted outcomes are lost.
     """
 
     def __init__(
@@ -74,10 +77,10 @@ class GroupCommit:
         self._idle = asyncio.Event()
         self._idle.set()
         self.pending = Pending()
-        self.number = 0  # of the commit that will hold what is pending
+        self.number = 0  # of the commit that will write `pending`
 
     def touch(self) -> None:
-        """Something was added to `pending`: see that it is written."""
+        """Schedule a commit, because something was added to `pending`."""
         self._dirty = True
         if not self._writing and not self._broken:
             self._write()
@@ -86,7 +89,7 @@ class GroupCommit:
         pending, self.pending = self.pending, Pending()
         self._writing, self._dirty = True, False
         self._idle.clear()
-        # The lease is renewed while something is worked out, however long that takes.
+        # `late` may take long to compute: the usual thread has to stay free to renew the lease.
         thread = ThreadPoolExecutor(1, "aflow-commit") if pending.late else self._thread
         future = self._loop.run_in_executor(thread, self._commit, pending)
         future.add_done_callback(self._written)
@@ -117,13 +120,13 @@ class GroupCommit:
         self, holder: str, seconds: float, at: float, notify: Callable[[LeaseState], None]
     ) -> None:
         """Renew the lease of this run's coordinator; `notify` is called on the event loop. Errors
-        are left to the next commit.
+        are ignored: the next commit will fail as well.
 
         Args:
-            holder: The name of the lease holder, as `holder_named` makes it.
-            seconds: How long the lease is valid, from when it is written.
-            at: When it happened, in seconds since the epoch.
-            notify: Called with the state of the lease when it was written.
+            holder: The name of the lease holder, from `holder_named`.
+            seconds: How long the lease is valid, from the time of the write.
+            at: The present time, in seconds since the epoch.
+            notify: Called with the state of the lease after the write.
         """
 
         def answered(future: Future[LeaseState]) -> None:
@@ -137,11 +140,11 @@ class GroupCommit:
             held.add_done_callback(answered)
 
     async def release_lease(self, holder: str) -> None:
-        """Write what is pending; then another holder may acquire the lease at once. If that fails,
-        it may when this one's time is over.
+        """Write all pending outcomes, then release the lease. If that fails, another holder can
+        acquire the lease only after it has expired.
 
         Args:
-            holder: The name of the lease holder, as `holder_named` makes it.
+            holder: The name of the lease holder, from `holder_named`.
         """
         await self.flush()
         if not self._broken:
@@ -149,45 +152,45 @@ class GroupCommit:
             await asyncio.wait([asyncio.wrap_future(release_lease)])
 
     async def flush(self) -> None:
-        """Wait until all that is pending is written, or cannot be."""
+        """Wait until all pending outcomes are written, or a commit has failed."""
         self.touch()
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Wait until all is written and let the thread go. May be called twice."""
+        """Wait until all commits are written, and stop the thread. Idempotent."""
         await self._idle.wait()
-        # A sign of life may still be on its way: it must not open again what is closed after us.
+        # A heartbeat may still be in flight: it must not reopen the store after it is closed.
         await in_thread(self._thread.shutdown)
 
 
 class CommitGate:
-    """What has to wait for a commit: attempts that read what it holds, and events that report it.
+    """Holds what depends on a commit: attempts that read its results, events that report them.
 
-    Commits are named by their numbers. The gate does no I/O.
+    Commits are identified by their numbers. The gate does no I/O.
     """
 
     def __init__(self) -> None:
-        self._uncommitted: dict[int, int] = {}  # task -> the commit that holds what it has left
+        self._uncommitted: dict[int, int] = {}  # task -> the commit that contains its results
         self._settled_in: defaultdict[int, list[int]] = defaultdict(list)
         self._attempts: defaultdict[int, list[LaunchAttempt]] = defaultdict(list)
         self._events: defaultdict[int, list[RunEvent]] = defaultdict(list)
 
     def settle(self, task: int, commit: int) -> None:
-        """Note that what the task has left is in this commit.
+        """Note that the results of the task are part of this commit.
 
         Args:
             task: The number of the task within its run.
-            commit: The number of the commit, as GroupCommit counts them.
+            commit: The number of the commit, see `GroupCommit.number`.
         """
         self._uncommitted[task] = commit
         self._settled_in[commit].append(task)
 
     def commit_of(self, inputs: Inputs) -> int | None:
-        """Return the commit that a task with these inputs has to wait for; None where all is
-        written.
+        """Return the commit that a task with these inputs has to wait for; None if all inputs are
+        committed.
 
         Args:
-            inputs: Which tasks the inputs come from.
+            inputs: The tasks whose artifacts are the inputs.
         """
         if not self._uncommitted:
             return None
@@ -196,7 +199,7 @@ class CommitGate:
                 return self._uncommitted.get(task)
             case FromBranches(tasks):
                 return max((self._uncommitted.get(task, -1) for task in tasks), default=-1)
-            case FromForeach():  # which of them it reads, the store knows
+            case FromForeach():  # only the store knows which tasks these are
                 return max(self._uncommitted.values())
             case NoInputs():
                 return None
@@ -204,7 +207,7 @@ class CommitGate:
                 assert_never(inputs)
 
     def hold_attempt(self, launch: LaunchAttempt, commit: int) -> None:
-        """Keep an attempt until this commit is written.
+        """Hold an attempt until this commit is written.
 
         Args:
             launch: The command to launch the attempt.
@@ -213,14 +216,14 @@ class CommitGate:
         self._attempts[commit].append(launch)
 
     def withdraw(self, task: int, attempt: int) -> LaunchAttempt | None:
-        """Take an attempt back that is kept here.
+        """Remove a held attempt.
 
         Args:
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
 
         Returns:
-            None where it is not.
+            The command to launch the attempt; None if it is not held.
         """
         for held in self._attempts.values():
             for launch in held:
@@ -230,7 +233,7 @@ class CommitGate:
         return None
 
     def hold_event(self, event: RunEvent, commit: int) -> None:
-        """Keep an event until this commit is written.
+        """Hold an event until this commit is written.
 
         Args:
             event: The event to publish.
@@ -239,10 +242,10 @@ class CommitGate:
         self._events[commit].append(event)
 
     def open(self, commit: int) -> tuple[Sequence[RunEvent], Sequence[LaunchAttempt]]:
-        """Return the events and the attempts that were held for this commit, which is written now.
+        """Release the events and the attempts that were held for a commit, and return them.
 
         Args:
-            commit: The number of the commit; nothing may have been held for it.
+            commit: The number of the commit, which has been written.
         """
         for task in self._settled_in.pop(commit, ()):
             if self._uncommitted.get(task) == commit:

@@ -1,4 +1,4 @@
-"""A run before its first task: its parameters, its record, and what it need not compute again."""
+"""Create runs: resolve the parameters, record the run, and find the results that it can reuse."""
 
 from __future__ import annotations
 
@@ -38,20 +38,17 @@ if TYPE_CHECKING:
     from aflow.scheduler.messages import LaunchAttempt
     from aflow.storage.base import ObjectStore
 
-# Reads the files that a flow includes.
-
-
 def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of parameters, with the content in place of the path for each IncludeFile.
+    """Return the values of parameters, with the path of each IncludeFile replaced by the content.
 
     Args:
         parameters: The parameters of the flow, by name.
-        values: The values of the parameters, for files their paths.
+        values: The values of the parameters; for an IncludeFile, its path.
 
     Raises:
-        InvalidParameter: For a file that cannot be read.
+        InvalidParameter: If a file cannot be read.
     """
-    module = sys.modules.get("aflow.flow.parameters")  # else no flow can have one
+    module = sys.modules.get("aflow.flow.parameters")  # not imported: no flow has an IncludeFile
     if module is None:
         return dict(values)
     return {
@@ -66,7 +63,7 @@ def _read(path: str) -> bytes:
     return expanded(path).read_bytes()
 
 
-# What flow decorators say of a run: where in its project it stands, and what started it.
+# The settings of a run that come from flow decorators: its place in a project, and its trigger.
 
 
 _TAGS = {"project": "project_name", "project_branch": "branch_name"}
@@ -75,18 +72,18 @@ _TAGS = {"project": "project_name", "project_branch": "branch_name"}
 def values_of(
     definition: FlowDefinition, options: RunOptions, user: str, metadata: MetadataStore
 ) -> dict[str, Any]:
-    """Return what a run's settings hold of its flow's decorators: `project` and `trigger`, where
-    there is something to say.
+    """Return the settings of a run that come from its flow's decorators: `project` if the flow has
+    @project, `trigger` if another run triggers this one.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         options: The options of the run: branch, production and trigger.
         user: The user who starts the run.
-        metadata: The metadata store, which has the run of a trigger.
+        metadata: The metadata store that has the triggering runs.
 
     Raises:
-        InvalidInput: The branch or the trigger cannot be used.
-        NotFound: The run of the trigger does not exist.
+        InvalidInput: If the branch or the trigger is invalid.
+        NotFound: If a triggering run does not exist.
     """
     values: dict[str, Any] = {}
     project = definition.project
@@ -109,23 +106,23 @@ def parameter_values(
     production: bool | None = None,
     show: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Return the values of all parameters of a run, by attribute: as they are given by name, else
-    by default.
+    """Return the values of all parameters of a run, by attribute: the given value, or the default.
 
-    A default that is a function sees the flow's configs in its context, and what is known of the
-    run in `current`: the flow, the user, the place in the project.
+    A default that is a function gets the flow's configs in its context, and finds the flow, the
+    user and the place in the project in `current`.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        given: The parameters that were given, by name.
+        given: The values that were given, by the name of the parameter.
         user: The user who starts the run.
-        ds_type: The kind of datastore, as Metaflow names it.
-        branch: The branch of @project; None for the default one.
-        production: Whether @project is deployed to production; None where that was not said.
-        show: Takes one line for people.
+        ds_type: Metaflow's name of the type of the datastore.
+        branch: The branch of @project; None for the default branch.
+        production: Whether @project is deployed to production; None if not specified.
+        show: Called with one line of text that a default function logs.
 
     Raises:
-        InvalidParameter: And, for a branch that cannot be used, InvalidInput.
+        InvalidParameter: If a value is missing or invalid.
+        InvalidInput: If the branch is invalid.
     """
 
     def context(name: str) -> ParameterContext:
@@ -149,10 +146,10 @@ def parameter_values(
 
 
 def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the tags that say which project and branch a run belongs to.
+    """Yield the system tags for the project and the branch of a run.
 
     Args:
-        values: What `values_of` has returned for the run.
+        values: The result of `values_of` for the run.
     """
     place = values.get("project")
     if place is not None:
@@ -161,17 +158,17 @@ def system_tags(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def current_facts(run: RunRecord) -> dict[str, Any]:
-    """Return what `current` has of the run's project and trigger.
+    """Return the attributes of `current` for the run's project and trigger.
 
     Args:
-        run: The run, as it is recorded.
+        run: The record of the run.
     """
     trigger = run.settings.get("trigger")
     return {**run.settings.get("project", {}), **({"trigger": trigger} if trigger else {})}
 
 
 def _ended(pathspec: str, metadata: MetadataStore) -> Iterator[dict[str, Any]]:
-    """The events that the end of a run is."""
+    """Yield the trigger events that the end of a run emits."""
     spec = Pathspec.parse(pathspec)
     if spec.run is None or spec.step is not None:
         raise InvalidInput(f"--trigger takes the pathspec of a run, Flow/run, not {pathspec!r}.")
@@ -185,7 +182,7 @@ def _ended(pathspec: str, metadata: MetadataStore) -> Iterator[dict[str, Any]]:
         )
     end = run.graph["end"]
     last = next(metadata.tasks(run.key, step=end, light=True))
-    for name in dict.fromkeys((end, "end")):  # its waiting caller need not know its name
+    for name in dict.fromkeys((end, "end")):  # "end" also matches an end step of another name
         yield {
             "name": f"metaflow.{spec.flow}.{name}",
             "id": f"{pathspec}/{end}/{last.task.task}",
@@ -195,8 +192,11 @@ def _ended(pathspec: str, metadata: MetadataStore) -> Iterator[dict[str, Any]]:
 
 
 class RunInputs(NamedTuple):
-    """What a run begins with. `parameters` is the manifest of its task 0, `code` gives what its
-    results rest on, which takes some milliseconds the first time."""
+    """The inputs of a run.
+
+    `parameters` is the encoded manifest of its task 0. `code` computes the fingerprints of the code
+    at the first call, which takes some milliseconds, and caches them.
+    """
 
     parameters: bytes
     code: Callable[[], CodeFingerprints]
@@ -204,8 +204,8 @@ class RunInputs(NamedTuple):
 
 
 class Driving(NamedTuple):
-    """The lease holder of a run, as `kind/name`, and the lookahead and the bounds of its executor.
-    `engine` names what an engine is to be asked by, where that drives the run (see `liveness`)."""
+    """What drives a run: the lease holder, as `kind/name`, the lookahead and the bounds of the
+    executor, and, if an engine drives the run, the ids to query it (see `liveness.engine_of`)."""
 
     holder: str
     lookahead: int
@@ -214,11 +214,11 @@ class Driving(NamedTuple):
 
 
 class NewRun(NamedTuple):
-    """A run that is recorded, and has not begun.
+    """A run that is recorded and has not started.
 
-    `facts` gives what is still to be recorded about its code: that is worked out while the first
-    task runs. Tasks that are `settled` before it begins are to be recorded, too. `launch` is its
-    only task, if it has but one.
+    `facts` computes the record of the run's code; it is called while the first task runs. `settled`
+    are finished tasks of another run that must be recorded in this one. `launch` is the only task
+    of a spin.
     """
 
     record: RunRecord
@@ -230,7 +230,7 @@ class NewRun(NamedTuple):
 
 
 class Creation:
-    """Creates runs in one place, for one user. All calls block."""
+    """Creates runs of one user in one metadata store and datastore. All methods block."""
 
     def __init__(
         self,
@@ -242,7 +242,7 @@ class Creation:
         *,
         deployed_by: str | None = None,
     ) -> None:
-        """`deployed_by` is whose branch of a project runs are on, where the user is another."""
+        """`deployed_by` is the user whose branch of a project the runs are on; `user` if None."""
         self._metadata = metadata
         self._store = store
         self._durability = durability
@@ -257,24 +257,24 @@ class Creation:
         given: Mapping[str, Any],
         driving: Driving,
     ) -> NewRun:
-        """Record a new run of the flow, whose holder has the lease for LEASE seconds. If an error
-        is raised nothing is recorded.
+        """Record a new run of the flow; its holder gets the lease for LEASE seconds. If an error
+        is raised, no run is recorded.
 
         Args:
             definition: The flow: its class, steps, parameters and decorators.
             options: The options of the run.
-            given: The parameters that were given, by name.
-            driving: Who drives the run, for the lease: the coordinator or an engine.
+            given: The values of parameters that were given, by name.
+            driving: The coordinator or engine that drives the run and holds the lease.
 
         Returns:
-            The run, and what is needed to drive it.
+            The run, and everything that is needed to drive it.
 
         Raises:
-            InvalidParameter: A parameter is missing, or has a value that cannot be used.
-            NotFound: The run to resume does not exist.
-            InvalidInput: The run to resume cannot be resumed.
-            StorageError: The datastore does not answer.
-            MetadataError: The metadata store does not answer.
+            InvalidParameter: If a parameter is missing or has an invalid value.
+            NotFound: If the run to resume does not exist.
+            InvalidInput: If the run to resume cannot be resumed.
+            StorageError: If the datastore does not respond.
+            MetadataError: If the metadata store does not respond.
         """
         if options.spin is not None:
             return self._spin(definition, options, options.spin, driving)
@@ -288,8 +288,11 @@ class Creation:
         return lambda: code().record(self._clock.now())
 
     def _end_origin(self, flow: str, origin: str) -> None:
-        """See that a run that is resumed has ended: a server, or another coordinator, would take it
-        up as one that was left, and run the same steps beside the new run."""
+        """Record the end of the run that is resumed, if it has none.
+
+        Otherwise a server or another coordinator would recover it as an orphaned run, and run the
+        same steps as the new run at the same time.
+        """
         run = self._metadata.run(flow, ids.run_id(origin))
         if run is None or run.state in TERMINAL_RUN_STATES:
             return
@@ -305,7 +308,7 @@ class Creation:
         which: SpinOptions,
         driving: Driving,
     ) -> NewRun:
-        """A run of one task, with the inputs that it had before."""
+        """Record a run of one task with the inputs that it had in an earlier run."""
         origin, task = runs.spin.find_task(self._metadata, definition.name, which)
         spin = runs.spin.prepare(
             self._metadata, self._writer(), definition, origin, task, which.artifacts
@@ -322,14 +325,14 @@ class Creation:
         given: Mapping[str, Any],
         store: ObjectStore,
     ) -> RunInputs:
-        """Return what a run would begin with. Its parameters are stored in `store`, nothing is
-        recorded. Raises what `create` raises.
+        """Return the inputs of a run. Stores the parameters in `store`, but records no run. Raises
+        the same errors as `create`.
 
         Args:
             definition: The flow: its class, steps, parameters and decorators.
             options: The options of the run.
-            given: The parameters that were given, by name.
-            store: Where the parameters are stored: for a dry run a store in memory.
+            given: The values of parameters that were given, by name.
+            store: The store for the parameters; an in-memory store for a dry run.
         """
         origin = self._origin(definition, options)
         values = self._values(definition, options, given, origin)
@@ -341,13 +344,13 @@ class Creation:
     def known_to(
         self, definition: FlowDefinition, options: RunOptions, run: RunRecord, parameters: bytes
     ) -> ReusableResults | None:
-        """Return the sources of reusable results of this run, which has begun. Raises what `create`
-        raises for the run that it resumes.
+        """Return the sources of reusable results of a run that has started; None if there are none.
+        Raises the same errors as `create` for the run that this one resumes.
 
         Args:
             definition: The flow: its class, steps, parameters and decorators.
             options: The options of the coordinator.
-            run: The run, as it is recorded.
+            run: The record of the run.
             parameters: The encoded manifest of the parameters, which cache keys depend on.
         """
         options = replace(options, origin_run=run.origin_run)
@@ -363,13 +366,13 @@ class Creation:
         code: Callable[[], CodeFingerprints],
         parameters: bytes,
     ) -> ReusableResults | None:
-        """The sources of reusable results of the run; None where there are none."""
+        """Return the sources of reusable results of the run; None if there are none."""
         known: list[ReusableResults] = []
         if origin is not None:
             assert options.origin_run is not None, "an origin has a name"
             known.append(runs.resume.ResumedRun(options.origin_run, origin, definition.graph))
         if any(step.decorator("cache") for step in definition.steps.values()):
-            from aflow.runs.cache import reuse  # few flows have any: the first task waits for it
+            from aflow.runs.cache import reuse  # lazy: few flows use the cache, and it is slow
 
             steps, blobs = reuse.cached_steps(definition), BlobStore(self._store)
             if steps:
@@ -380,9 +383,9 @@ class Creation:
         return next(iter(known), None)
 
     def _origin(self, definition: FlowDefinition, options: RunOptions) -> Finished | None:
-        """What the run to resume has finished; None where no run is resumed.
+        """Return the finished tasks of the run to resume; None if no run is resumed.
 
-        Raises NotFound where there is no such run, InvalidInput where it cannot be resumed.
+        Raises NotFound if there is no such run, InvalidInput if it cannot be resumed.
         """
         if options.origin_run is None:
             if options.clone_only:
@@ -416,8 +419,8 @@ class Creation:
         given: Mapping[str, Any],
         origin: Finished | None,
     ) -> dict[str, Any]:
-        """The values of the parameters; of a resumed run those alone that its origin has not, or
-        that are given another value."""
+        """Return the values of the parameters; for a run that resumes another, only those that the
+        origin does not have or that are given."""
         if origin is not None:
             there = Manifest.decode(origin.parameters).artifacts
             new = {
@@ -443,7 +446,7 @@ class Creation:
         origin: Finished | None,
         store: ObjectStore,
     ) -> Manifest:
-        """What task 0 leaves: the flow's constants, and the values of its parameters."""
+        """Return the manifest of task 0: the flow's constants and the values of its parameters."""
         writer = self._writer(store)
         manifest = Manifest(step=PARAMETERS_STEP)
         if origin is not None:
@@ -484,14 +487,14 @@ class Creation:
             record = record._replace(run=f"{kind}-" * bool(kind) + str(int(now * 1e6) + number))
             try:
                 return self._metadata.create_run(record, parameters, driving.holder, LEASE)
-            except VersionConflict:  # another run began in the same microsecond
+            except VersionConflict:  # another run was created in the same microsecond
                 continue
         raise AflowError("No free run id was found: a thousand runs began in this millisecond.")
 
     def _environments(self, options: RunOptions) -> dict[str, Any]:
         if not options.locks:
             return {}
-        record = environments.record  # imported now: few runs have any
+        record = environments.record  # lazy import: few runs have environments
         return {record.FIELD: record.recorded(options.locks, self._blobs())}
 
     def _record(
@@ -540,11 +543,11 @@ class Creation:
 
 
 def _code_of(definition: FlowDefinition, options: RunOptions) -> Callable[[], CodeFingerprints]:
-    """Gives the code that results of the run rest on, as it is when it is asked first."""
+    """Return a function that computes the fingerprints of the code once, at its first call."""
 
     @functools.cache
     def code() -> CodeFingerprints:
-        from aflow.runs.cache.key import code_of  # what it imports, the first task need not await
+        from aflow.runs.cache.key import code_of  # lazy: its imports would delay the first task
 
         return code_of(definition, options.locks)
 
@@ -552,8 +555,8 @@ def _code_of(definition: FlowDefinition, options: RunOptions) -> Callable[[], Co
 
 
 def _defaults(definition: FlowDefinition) -> dict[str, str]:
-    """The defaults of parameters as short texts, by attribute, as previews have those of values:
-    of those that are plain values. (A function as the default may give another value each time.)"""
+    """Return the defaults of parameters that are plain values, by attribute, as short texts in the
+    format of previews. (A default that is a function may return another value at each call.)"""
     plain = (bool, int, float, str, type(None))
     return {
         name: short_repr(each.default)

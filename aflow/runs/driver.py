@@ -1,8 +1,8 @@
-"""Drives one run: turns what executors report into events, and executes the machine's commands.
+"""Drive one run: turn executor reports into scheduler events, and execute the machine's commands.
 
-A task that reads what another one has left is launched only when that is committed; others need
-not wait. So a foreach keeps its workers busy while the disk takes its time, and still nothing is
-ever built on a result that a power cut could take back.
+A task is launched only after all results that it reads are committed; tasks with committed inputs
+do not wait for other commits. So the workers of a foreach stay busy during a slow commit, and no
+task ever depends on a result that a power failure could lose.
 """
 
 from __future__ import annotations
@@ -62,19 +62,19 @@ if TYPE_CHECKING:
     from aflow.scheduler.machine import Machine
     from aflow.storage.base import ObjectStore
 
-HEARTBEAT = 3.0  # seconds between signs of life
-PROGRESS = 300.0  # seconds between reports of progress
-SHOWN_AFTER = 0.5  # seconds until an attempt that goes on is seen to run by others
-LONGEST_RECORDED_REASON = 2 * LONGEST_REASON  # characters of a reason that are recorded
-AT_ONCE = 100  # results reused in one turn of the event loop, which takes some milliseconds
+HEARTBEAT = 3.0  # seconds between renewals of the lease
+PROGRESS = 300.0  # seconds between progress events
+SHOWN_AFTER = 0.5  # seconds until a running attempt is recorded as running
+LONGEST_RECORDED_REASON = 2 * LONGEST_REASON  # characters; longer reasons are clipped
+AT_ONCE = 100  # results reused per iteration of the event loop: some milliseconds of work
 _STDERR = STREAMS.index("stderr")
 
 P = ParamSpec("P")
 
 
 def _guarded(method: Callable[P, None]) -> Callable[P, None]:
-    """A callback of the event loop: a fault in it ends the run with that fault, rather than
-    being logged somewhere while the run waits for ever."""
+    """Wrap a callback of the event loop so that an exception in it ends the run with that error,
+    instead of being logged by the loop while the run waits forever."""
 
     @functools.wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -90,8 +90,8 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverPorts:
-    """What a driver works with: where the run is recorded, where its artifacts and logs are, what
-    carries its attempts out, and the time."""
+    """The dependencies of a driver: the metadata store, the store of artifacts and logs, the
+    executor of the attempts, and the clock."""
 
     metadata: MetadataStore
     store: ObjectStore
@@ -100,17 +100,17 @@ class DriverPorts:
 
 
 class RunDriver:
-    """One run, from its first task to its end. `run` may be awaited once.
+    """Drives one run from its first task to its end. `run` may be awaited once.
 
-    The driver executes the commands of the `machine`. Its parts: GroupCommit writes what is to be
-    recorded, CommitGate keeps what has to wait for that, AttemptLogs stores what attempts print,
-    Handover knows the manifests that attempts read, EventPublisher notifies `watch`. What `watch`
-    raises stops the run.
+    The driver executes the commands of the `machine`. Its parts: GroupCommit writes records,
+    CommitGate holds what depends on a commit, AttemptLogs stores the output of attempts, Handover
+    caches the manifests that attempts read, EventPublisher notifies `watch`. An exception in
+    `watch` stops the run.
 
-    `lease_holder` has acquired the run's lease, which the driver renews. A run that is recovered
-    from another coordinator has a machine that stands where it ended, and its `unfinished`
-    attempts. `takes_end(step, reason)` says whether a step is tried again that has raised nothing,
-    and whose process was ended for this reason.
+    `lease_holder` has acquired the run's lease; the driver renews it. To recover a run from another
+    coordinator, pass a machine that has replayed the run's journal, and its `unfinished` attempts;
+    `unfinished` is None for a new run. `takes_end(step, reason)` returns whether to retry a step
+    whose process ended, for this reason, without raising an exception.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class RunDriver:
         self._leaves = False
         self._is_lost = False  # another coordinator has the run
         self._unfinished = unfinished
-        # What the machine waits for is named by a time: it comes, though the clock be set back, or
-        # that of our predecessor was ahead.
+        # The machine's deadlines are absolute times: they must pass even if the clock is set back,
+        # or the clock of the previous coordinator was ahead.
         self._clock = ForwardClock(ports.clock, run.heartbeat_at or 0.0)
         self._reusable = new.reusable
         self._reused: deque[tuple[LaunchAttempt, ReusableResult]] = deque()
@@ -167,15 +167,15 @@ class RunDriver:
         """Drive the run to its end.
 
         Returns:
-            The state in which it has ended.
+            The event that reports the end of the run, with its final state.
 
         Raises:
-            AflowError: The metadata, the datastore or the watcher has failed: the run is then as
-                its last commit left it.
+            AflowError: If the metadata store, the datastore or the watcher fails; the run stays in
+                the state of its last commit.
         """
         try:
             if self._unfinished is not None:
-                await self._commits.flush()  # who still took it for its own run is refused now
+                await self._commits.flush()  # fences off a previous coordinator that still writes
                 if self._ended.done():
                     return await self._ended
             orphans = self._recover(self._unfinished or ())
@@ -195,12 +195,12 @@ class RunDriver:
             else:
                 self._go_on(self._unfinished, lost)
             return await self._end()
-        except asyncio.CancelledError:  # before it had begun: there is nobody to stop it in order
+        except asyncio.CancelledError:  # cancelled before the start: no attempts need to be stopped
             self._stop_here(RunState.CANCELLED, "The run was cancelled while it began.")
             raise
-        except OSError as error:  # no descriptors or processes are available, say
+        except OSError as error:  # for example, no descriptors or processes are available
             reason = f"No process could be started for its tasks: {error.strerror or error}."
-            if self._unfinished is not None:  # others may go on with it
+            if self._unfinished is not None:  # another coordinator may recover it
                 self._leaves = True
                 raise AflowError(f"{self._run.flow}/{self._run.run} is left. {reason}") from error
             self._stop_here(RunState.FAILED, f"The run could not begin. {reason}")
@@ -209,8 +209,11 @@ class RunDriver:
             await to_the_end(self._release)
 
     async def _end(self) -> RunEnded:
-        """How the run ends. It is not left half way when the program cancels its task (because it
-        cancels all that it has, say): that stops the run."""
+        """Wait for the end of the run.
+
+        If the program cancels the task of the run, the run is cancelled in order: this still waits
+        until its attempts have ended and its end is recorded.
+        """
         while True:
             try:
                 return await asyncio.shield(self._ended)
@@ -218,7 +221,7 @@ class RunDriver:
                 self.cancel("The run was cancelled with the tasks of its program.")
 
     def _stop_here(self, state: RunState, reason: str) -> None:
-        """Record that the run has ended like this, as it is."""
+        """Record that the run has ended in this state, without stopping attempts."""
         if self._leaves or self._is_lost or self._final is not None or self._ended.done():
             return
         self._commits.pending.events.append((self._clock.now(), CancelRequested(reason)))
@@ -226,10 +229,10 @@ class RunDriver:
         self._commits.touch()
 
     async def _release(self) -> None:
-        """Stop what runs, and release everything. May be called twice."""
+        """Stop live attempts and release all resources. Idempotent."""
         for timer in self._timers.values():
             timer.cancel()
-        # What is out is somebody else's where the run is.
+        # Live attempts of a run that was left or taken over belong to its next coordinator.
         left = self._leaves or self._is_lost
         try:
             if self._ended.done() and not self._ended.cancelled() and not self._ended.exception():
@@ -243,18 +246,18 @@ class RunDriver:
         self._publisher.flush()
 
     def cancel(self, reason: str) -> None:
-        """Stop the run: live attempts are cancelled, nothing new starts. May be called again.
+        """Stop the run: cancel live attempts and launch no more. Idempotent.
 
         Args:
-            reason: Why, in one sentence; it is recorded with the run.
+            reason: The reason, as one sentence; it is recorded with the run.
         """
         if self._machine.stopping is None:
             self._publish_stopping(reason)
         self._handle(CancelRequested(reason))
 
     def leave(self) -> None:
-        """Stop driving the run, which goes on when another coordinator recovers it; `run` raises
-        RunLeft. May be called again, and late, when it changes nothing."""
+        """Stop driving the run, so that another coordinator can recover it; `run` raises RunLeft.
+        Idempotent; has no effect after the end of the run."""
         if self._final is None and not self._ended.done():
             self._leaves = True
             self._ended.set_exception(RunLeft.of(self._run.flow, self._run.run))
@@ -271,10 +274,10 @@ class RunDriver:
         elif lease.cancel is not None:
             self.cancel(lease.cancel)
 
-    # ------------------------------------------------------------ what another has left
+    # ------------------------------------------------------------ recovery
 
     def _recover(self, unfinished: Sequence[Unfinished]) -> list[Orphan]:
-        """The attempts that are out become ours; those that an executor may know of."""
+        """Adopt the attempts that have not ended. Returns those that the executor has to find."""
         orphans = []
         for launch, record, reused, _ in unfinished:
             if reused is not None:
@@ -290,7 +293,7 @@ class RunDriver:
         return orphans
 
     def _go_on(self, unfinished: Sequence[Unfinished], lost: Sequence[Orphan]) -> None:
-        self._handle(RunStarted())  # changes nothing, unless our predecessor died before it said so
+        self._handle(RunStarted())  # no effect if the previous coordinator has recorded it
         if self._reused:
             self._loop.call_soon(self._reuse_some)
         for spec, *_ in lost:
@@ -321,11 +324,11 @@ class RunDriver:
         self._commits.touch()
 
     def _wake(self) -> None:
-        self._wakes_at = None  # the machine may name the same time again: then we came early
+        self._wakes_at = None  # if the timer fired early, the machine returns the same time again
         self._handle(TimePassed())
 
     def _note_stopping(self, commands: Sequence[Command]) -> None:
-        """Publish that the run fails fast. (`cancel` publishes its own event.)"""
+        """Publish RunStopping if the run fails fast. (`cancel` publishes its own event.)"""
         end = self._machine.stopping
         if end is None or end.state is not RunState.FAILED:
             return
@@ -364,7 +367,7 @@ class RunDriver:
             self._gate.hold_attempt(command, commit)
 
     def _begin_task(self, command: LaunchAttempt) -> bool:
-        """Record a new task; whether the result of another one stands for it."""
+        """Record a new task. Returns whether it reuses the result of another one."""
         reused, cache_key = None, None
         if self._reusable is not None:
             reused = self._reusable.find(command)
@@ -375,7 +378,7 @@ class RunDriver:
             TaskRecord(
                 task=command.task,
                 step=command.step,
-                # Between this and the start of its attempt it waits: for room, or for a worker.
+                # The time from here to the start of the attempt is spent queued, for a worker.
                 created_at=now if ready_at is None else min(ready_at, now),
                 split=command.split,
                 index=command.index,
@@ -393,8 +396,8 @@ class RunDriver:
 
     @_guarded
     def _reuse_some(self) -> None:
-        """Let results stand that need not be computed: some at a time, since each may lead to more
-        of them, and others want to have their turn in the event loop."""
+        """Settle tasks with reused results, AT_ONCE at a time: each may make further tasks ready,
+        and other callbacks must not wait for all of them."""
         for _ in range(min(AT_ONCE, len(self._reused))):
             self._reuse(*self._reused[0])
             self._reused.popleft()
@@ -418,14 +421,14 @@ class RunDriver:
         self._gate.hold_event(event, number)
 
     def _note_left(self, task: int, manifest: bytes, number: int) -> None:
-        """A task has left something: what its manifest says is in commit `number`."""
+        """Note that commit `number` contains this manifest of the task."""
         self._handover.keep(task, manifest)
         self._gate.settle(task, number)
         if self._reusable is not None:
             self._reusable.settled(task, manifest)
 
     def _launch(self, command: LaunchAttempt) -> None:
-        if (command.task, command.attempt) in self._live:  # else: cancelled while it was held
+        if (command.task, command.attempt) in self._live:  # not cancelled while it was held
             self._executor.launch(self._spec(command))
 
     def _spec(self, command: LaunchAttempt) -> AttemptSpec:
@@ -446,7 +449,7 @@ class RunDriver:
     def _cancel_attempt(self, command: CancelAttempt) -> None:
         attempt_key = (command.task, command.attempt)
         if attempt_key not in self._live:
-            return  # its result is being reused, which is its end
+            return  # the task is being settled with a reused result
         held = self._gate.withdraw(*attempt_key)
         if held is None:
             self._executor.cancel(*attempt_key)
@@ -460,7 +463,8 @@ class RunDriver:
         self._conclude(report, None, None)
 
     def _note_settled(self, command: TaskSettled) -> None:
-        """The machine's word on a task stands above the report: it may refuse a transition."""
+        """Record a task as failed if the machine has refused its transition, although the attempt
+        reported success."""
         if command.succeeded:
             return
         record = self._commits.pending.attempts.get((command.task, command.attempt))
@@ -476,11 +480,11 @@ class RunDriver:
         ended = RunEnded(at=now, run=self._run.run, **command._asdict())
         self._final = (self._commits.number, ended)
 
-    # ------------------------------------------------------------ what the executor says
+    # ------------------------------------------------------------ callbacks of the executor
 
     @_guarded
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Another executor finds the attempt by this."""
+        """Record the handle by which a later executor finds the attempt."""
         live = self._live[(task, attempt)]
         live.handle, live.host = handle, host or live.host
         self._note_running(task, attempt, live)
@@ -488,12 +492,12 @@ class RunDriver:
 
     @_guarded
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """An attempt is running now."""
+        """Record that an attempt has started."""
         live = self._live[(task, attempt)]
         live.pid, live.started_at = pid, at
         self._note_running(task, attempt, live)
-        # The next commit says so. One is made for it only if nothing else comes for a while: short
-        # tasks would pay for it.
+        # The next commit contains the record. A commit is forced only after a delay: short tasks
+        # would otherwise need an additional one.
         self._at(SHOWN_AFTER, "show", self._commits.touch)
         run, step, fallback = self._run.run, live.step, live.fallback
         event = TaskStarting(
@@ -506,8 +510,8 @@ class RunDriver:
 
     @_guarded
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """An attempt has made items of its foreach: tasks for them may start, once what they read
-        of it is committed."""
+        """Handle new items of a foreach that is still running: tasks for them may start after the
+        manifest is committed."""
         live = self._live.get((task, attempt))
         if live is None or self._ended.done():
             return
@@ -518,8 +522,11 @@ class RunDriver:
 
     @_guarded
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """An attempt has written something. What it left behind (a thread, a task of the event loop
-        of coroutine steps) may write when it has ended: its log is stored, so that is dropped."""
+        """Add output of an attempt to its log.
+
+        Output after the end of the attempt is discarded, because its log is stored already. A
+        thread that outlives the step, or a task in the event loop of coroutine steps, may write it.
+        """
         live = self._live.get((task, attempt))
         if live is None or live.is_over:
             return
@@ -539,11 +546,11 @@ class RunDriver:
 
     @_guarded
     def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """An attempt is over: its log is stored first, then its end is committed."""
+        """Handle the end of an attempt: store its log, then commit its end."""
         live = self._live[(report.task, report.attempt)]
         live.is_over = True
         if report.manifest is None and report.state == AttemptState.FAILED.value:
-            # Its process has died, and could not write down why. (The console says it anyhow.)
+            # The process crashed and could not write the reason to its log, so append it here.
             text = f"{report.reason}\n".encode("utf-8", "backslashreplace")
             now = self._clock.now()
             self._logs.feed(live.step, report.task, report.attempt, _STDERR, now, text)
@@ -558,7 +565,7 @@ class RunDriver:
     def _conclude(self, report: AttemptReport, usage: Usage | None, log: Kept | None) -> None:
         if self._ended.done():
             return
-        if len(report.reason) > LONGEST_RECORDED_REASON:  # of whatever process has sent it
+        if len(report.reason) > LONGEST_RECORDED_REASON:  # processes may report any length
             report = report._replace(reason=clipped(report.reason))
         live = self._live.pop((report.task, report.attempt))
         record = live.ended(report, usage, log, self._clock.now())
@@ -579,7 +586,7 @@ class RunDriver:
     ) -> TaskEnded:
         state = AttemptState.FAILED if self._refused else record.state
         return TaskEnded(
-            at=self._clock.now(),  # by the clock that stamped the lines before it
+            at=self._clock.now(),  # the clock of the log lines before it
             run=self._run.run,
             step=live.step,
             task=report.task,
@@ -592,7 +599,7 @@ class RunDriver:
         )
 
     def _chunk_stored(self, task: int, attempt: int, chunks: int, error: Exception | None) -> None:
-        """A part of a log is in the store: readers may look for it; or it could not be stored."""
+        """Record a stored chunk of a log, so that readers find it; `error` if it was not stored."""
         if error is not None:
             self._broken(error)
             return
@@ -619,8 +626,8 @@ class RunDriver:
             self._ended.set_result(ended)
 
     def _broken(self, error: BaseException) -> None:
-        """What the run rests on has failed: nothing more can be recorded, so it stops here."""
-        if isinstance(error, VersionConflict):  # another coordinator has recovered it
+        """Stop driving the run because of an error: nothing more can be recorded."""
+        if isinstance(error, VersionConflict):  # another coordinator has recovered the run
             error = RunTakenOver.of(self._run.flow, self._run.run)
         if not self._ended.done():
             self._is_lost = isinstance(error, RunTakenOver)

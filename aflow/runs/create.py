@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aflow.scheduler.messages import LaunchAttempt
     from aflow.storage.base import ObjectStore
 
+
 def included(parameters: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of parameters, with the path of each IncludeFile replaced by the content.
 

@@ -1,7 +1,7 @@
-"""A run that is only thought through: which tasks would run, and why.
+"""Simulate a run: which tasks would run, and why.
 
-The scheduler's machine is asked as in a real run; tasks whose results are known end at once, and
-all others are where it stops. What comes after those depends on what they would leave.
+The scheduler's machine is driven as in a real run. Tasks with reusable results end immediately; the
+simulation stops at all others, because what follows them depends on their results.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from aflow.scheduler.messages import Command
     from aflow.storage.blobs import BlobStore
 
-AT_ONCE = 1 << 20  # tasks that may be live at once: none of them is started
-_REASONS = 10  # of a step that are listed
+AT_ONCE = 1 << 20  # simulated workers: no task has to wait for one
+_REASONS = 10  # reasons per step that are listed
 
 
 class Forecast(NamedTuple):
-    """What would become of one task: whether it would run, and in words why, or why not."""
+    """Whether one task would run, with the reason as text."""
 
     step: str
     position: tuple[int, ...]
@@ -45,12 +45,12 @@ class Forecast(NamedTuple):
 
 
 def counted(forecasts: Iterable[Forecast]) -> dict[str, Any]:
-    """Return the forecasts as plain values, however many there are: of each step how many tasks
-    would run (`run`) and how many would not (`reuse`), and of the reasons the most frequent ones
-    with the number of their tasks.
+    """Return a summary of the forecasts as plain values: for each step the number of tasks that
+    would run (`run`) and that would not (`reuse`), and the most frequent reasons with the number of
+    their tasks.
 
     Args:
-        forecasts: The forecasts of the tasks; they are read once, and not kept.
+        forecasts: The forecasts of the tasks; iterated once and not kept in memory.
     """
     steps: dict[str, dict[str, Any]] = {}
     reasons: dict[str, Counter[str]] = {}
@@ -97,7 +97,7 @@ class DryRun:
         )
 
     def forecasts(self) -> Iterator[Forecast]:
-        """Yield every task that can be foreseen, in the order in which they would begin."""
+        """Yield a forecast for every task that is known in advance, in the order of their start."""
         commands = deque(self._machine.handle(RunStarted(), 0.0))
         while commands:
             command = commands.popleft()
@@ -110,10 +110,10 @@ class DryRun:
                 commands += self._take_over(command, reused)
 
     def unforeseen(self, seen: Iterable[str]) -> list[str]:
-        """Return the steps that come after those that would run.
+        """Return the steps without a forecast: they come after steps that would run.
 
         Args:
-            seen: The steps that the forecast has reached.
+            seen: The steps that have a forecast.
         """
         known = set(seen)
         return [step for step in self._definition.steps if step not in known]

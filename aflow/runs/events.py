@@ -1,8 +1,8 @@
-"""The events that a watcher of a run receives while it goes on.
+"""The events that a watcher of a run receives during the run.
 
-The coordinator publishes these, in order, to watchers (`Coordinator.start(watch=...)`,
-`run.events()`); the command line prints them. They are for people and dashboards: what the
-scheduler decides by are `scheduler.messages`.
+The coordinator publishes them, in order, to watchers (`Coordinator.start(watch=...)`,
+`run.events()`); the command line prints them. They are meant for people and dashboards: the
+scheduler itself works with the events in `scheduler.messages`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from aflow.scheduler.states import RunState
 
 
 class RunStarting(NamedTuple):
-    """The run is committed and its first task is about to be launched. `origin` is the run that
-    it resumes, or (with `spins`) of which it runs one task again. With `recovered` it goes on where
-    another coordinator has left it."""
+    """The run is committed and its first task is about to be launched.
+
+    `origin` is the run that it resumes, or, if `spins`, the run of which it runs one task again. If
+    `recovered`, this coordinator continues a run of another coordinator.
+    """
 
     at: float
     flow: str
@@ -29,7 +31,8 @@ class RunStarting(NamedTuple):
 
 
 class TaskStarting(NamedTuple):
-    """An attempt has begun. `attempt` counts from 0; `fallback` if @catch settles the task."""
+    """An attempt has started. `attempt` counts from 0; `fallback` is True if @catch settles the
+    task."""
 
     at: float
     run: str
@@ -41,8 +44,10 @@ class TaskStarting(NamedTuple):
 
 
 class TaskReused(NamedTuple):
-    """A task was not run: the result of `origin` (`run/step/task`) stands for it, and is committed.
-    `cached` if the cache knew it, else the run resumes that of `origin`."""
+    """A task reused the result of `origin` (`run/step/task`) instead of running; committed.
+
+    `cached` is True if the result is from the cache, False if the run resumes the run of `origin`.
+    """
 
     at: float
     run: str
@@ -53,8 +58,8 @@ class TaskReused(NamedTuple):
 
 
 class LogLine(NamedTuple):
-    """A line (without its newline) that a task printed. `whole` is False for a piece of a line
-    that was too long to be held, whose rest follows."""
+    """A line that a task printed, without its newline. `whole` is False for a part of a line that
+    is too long to be buffered; the rest follows."""
 
     at: float
     run: str
@@ -69,9 +74,9 @@ class LogLine(NamedTuple):
 class TaskEnded(NamedTuple):
     """An attempt has ended and its outcome is committed.
 
-    `state` is the attempt's terminal state. `reason` is a sentence, empty on success.
-    `retry_at` is the time before which no further attempt starts, None if none follows.
-    `splits` is the number of child tasks if the step was a foreach that succeeded.
+    `state` is the attempt's terminal state. `reason` is one sentence, or empty on success.
+    `retry_at` is the earliest time of the next attempt, None if there is no further attempt.
+    `splits` is the number of child tasks if the step is a foreach that succeeded.
     """
 
     at: float
@@ -87,10 +92,10 @@ class TaskEnded(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far each step is; given now and then (every 300 s) in a run that takes long.
+    """The progress of each step; published every 300 seconds.
 
-    `running`, `done` and `failed` count tasks by step; `queued` those that wait for a worker;
-    `unstarted` are the steps of which no task has begun.
+    `running`, `done` and `failed` are numbers of tasks by step, `queued` those of tasks that wait
+    for a worker; `unstarted` are the steps without any task so far.
     """
 
     at: float
@@ -103,7 +108,7 @@ class Progress(NamedTuple):
 
 
 class RunStopping(NamedTuple):
-    """The run was interrupted, or fails fast: `active` attempts are being stopped."""
+    """The run was cancelled or fails fast; `active` is the number of attempts being stopped."""
 
     at: float
     run: str
@@ -112,7 +117,7 @@ class RunStopping(NamedTuple):
 
 
 class RunEnded(NamedTuple):
-    """The run is over and committed. `step` and `task` name the first failed task, if any."""
+    """The end of the run is committed. `step` and `task` are those of the first failed task."""
 
     at: float
     run: str
@@ -134,14 +139,14 @@ RunEvent = (
 )
 
 
-# The events of a run, published once a turn of the event loop.
-
-
 Watch = Callable[[Sequence[RunEvent]], None]
 
 
 class EventPublisher:
-    """Notifies a watcher. What the watcher raises goes to `broken`, and it gets nothing more."""
+    """Publishes the events of a run to a watcher, in one batch per iteration of the event loop.
+
+    If the watcher raises an exception, `broken` is called with it and no more events are published.
+    """
 
     def __init__(self, watch: Watch, broken: Callable[[Exception], None]) -> None:
         self._watch: Watch | None = watch
@@ -150,10 +155,10 @@ class EventPublisher:
         self._loop = asyncio.get_running_loop()
 
     def publish(self, event: RunEvent) -> None:
-        """Publish this with the next turn of the loop.
+        """Publish an event in the next iteration of the event loop.
 
         Args:
-            event: The event; nothing happens once the watcher has raised an error.
+            event: The event; discarded if the watcher has raised an exception.
         """
         if self._watch is None:
             return
@@ -162,12 +167,12 @@ class EventPublisher:
         self._events.append(event)
 
     def flush(self) -> None:
-        """Publish what there is to publish now."""
+        """Publish all waiting events immediately."""
         if not self._events or self._watch is None:
             return
         events, self._events = self._events, []
         try:
             self._watch(events)
-        except Exception as error:  # noqa: BLE001 -- a watcher that cannot watch (its terminal is gone, say)
+        except Exception as error:  # noqa: BLE001 -- any failure of the watcher
             self._watch = None
             self._broken(error)

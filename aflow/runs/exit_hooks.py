@@ -1,7 +1,7 @@
-"""@exit_hook: functions that are called when a run has ended, each in a process of its own.
+"""@exit_hook: call functions after the end of a run, each in a separate process.
 
-The process is an interpreter of its own; on its stdin it finds what to call. What a hook does
-changes nothing of the run, and a hook that fails keeps no other from being called.
+The process is a new interpreter, which reads from stdin which function to call. A hook cannot
+change the run, and the failure of one hook does not prevent the calls of the others.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from aflow.errors import InvalidInput
 from aflow.executors.local.zygote_start import command_of
 from aflow.task.program import class_from, source_of, stands_for_metaflow
 
-_MOST_IN_PIPE = 1 << 20  # bytes that a process may have left in its pipe when it ends
-_GRACE = 2.0  # seconds for a hook to end when the program is interrupted
-_LOOK_AGAIN = 50  # milliseconds after which it is looked whether a silent process has ended
+_MOST_IN_PIPE = 1 << 20  # bytes that are read from the pipe after the process has exited
+_GRACE = 2.0  # seconds for a hook to exit if the program is interrupted
+_LOOK_AGAIN = 50  # milliseconds between polls of a process that prints nothing
 
 if TYPE_CHECKING:
     from aflow.flow.decorators.exit_hook import ExitHook, Hook
@@ -44,15 +44,15 @@ def run_hooks(
     metadata_url: str,
     log: Callable[[str], None],
 ) -> None:
-    """Call the hooks of a run that has ended, one after the other. What they print goes to stdout;
-    `log` is called with those that could not be called, or failed.
+    """Call the hooks of a run that has ended, one after the other. Their output is copied to
+    stdout; `log` is called for each hook that could not be called or failed.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
-        succeeded: Whether to call the hooks for success, instead of those for failure.
+        pathspec: The pathspec of the run, `flow/run`.
+        succeeded: Whether to call the hooks for success instead of those for failure.
         metadata_url: The URL of the metadata store.
-        log: Called with one line for people.
+        log: Called with one line of text.
     """
     for hook in hooks_of(definition, succeeded=succeeded):
         name = hook if isinstance(hook, str) else getattr(hook, "__qualname__", repr(hook))
@@ -72,16 +72,17 @@ def hooks_of(definition: FlowDefinition, *, succeeded: bool) -> list[Hook]:
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        succeeded: Whether the hooks for success are meant, instead of those for failure.
+        succeeded: Whether to return the hooks for success instead of those for failure.
     """
     hooks: list[ExitHook] = definition.flow_decorators("exit_hook")
     return [hook for each in hooks for hook in (each.on_success if succeeded else each.on_error)]
 
 
 def _where(hook: Hook, definition: FlowDefinition) -> Any:
-    """Where the process finds the function: the name of one in another module, else its source.
+    """Return how the process finds the function: its source, or its dotted name if it is in another
+    module.
 
-    Raises InvalidInput where no class of the flow has such a function in its module.
+    Raises InvalidInput if a name without a module is in none of the modules of the flow's classes.
     """
     if not isinstance(hook, str):
         return source_of(hook)
@@ -109,14 +110,14 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
         request = (where, pathspec, revealed(metadata_url), stands_for_metaflow(), sys.path)
         process.stdin.write(msgpack.packb(request, unicode_errors="surrogatepass"))
         process.stdin.close()
-    except BrokenPipeError:  # it has ended already: its exit code tells
+    except BrokenPipeError:  # it has exited already: the exit code is returned below
         pass
     try:
         with process.stdout as output:
             _copy(output.fileno(), process)
         return process.wait()
-    except BaseException:  # this program is interrupted, and its hook ends with it
-        with suppress(subprocess.TimeoutExpired):  # it may have got the same signal
+    except BaseException:  # the program is interrupted: stop the hook, too
+        with suppress(subprocess.TimeoutExpired):  # it may have received the same signal
             process.wait(_GRACE)
         process.kill()
         process.wait()
@@ -124,8 +125,8 @@ def _in_a_process(where: Any, pathspec: str, metadata_url: str) -> int:
 
 
 def _copy(output: int, process: subprocess.Popen[bytes]) -> None:
-    """Write to stdout what the process prints, as it comes. What it has started may go on, and keep
-    the pipe open: that is not waited for."""
+    """Copy the output of the process to stdout as it arrives, until the process exits. Its children
+    may keep the pipe open after that; they are not waited for."""
     readable = select.poll()
     readable.register(output, select.POLLIN)
     left = _MOST_IN_PIPE
@@ -146,8 +147,8 @@ def _copy(output: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def main() -> None:
-    """Call the hook that stdin names."""
-    withhold_secrets()  # as from steps
+    """Call the hook that is specified on stdin."""
+    withhold_secrets()  # hooks must not see them, like steps
     where, pathspec, metadata_url, is_metaflow, path = msgpack.unpackb(
         sys.stdin.buffer.read(), unicode_errors="surrogatepass"
     )
@@ -165,11 +166,12 @@ def main() -> None:
 
 
 def call(hook: Callable[..., object], run: object) -> None:
-    """Call the hook, with the run if it takes an argument for it.
+    """Call the hook, with the run if it takes an argument.
 
     Args:
-        hook: The user's function; it gets the run by the name `run`, else as its only argument.
-        run: The client's object of the run.
+        hook: The user's function; it gets the run as `run=` if it has such a parameter, else as its
+            only required argument.
+        run: The run, as an object of the client API.
     """
     parameters = inspect.signature(hook).parameters
     kinds = [each.kind for each in parameters.values()]

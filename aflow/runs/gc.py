@@ -1,17 +1,17 @@
-"""Deleting runs, and then what nothing refers to.
+"""Garbage collection: delete runs, then all objects that nothing refers to.
 
-What is referred to is known from two places: the runs in the metadata, and the roots in the store
-(`aflow/storage/roots.py`), which deployed flows and schedules declare for what they need.
+References come from two places: the runs in the metadata store, and the roots in the datastore
+(`aflow/storage/roots.py`), which deployed flows and schedules declare for the objects they need.
 
-Safe while other runs are written: a blob is removed only if no manifest refers to it and nobody has
-written or touched it for a while (`grace`). A process that is about to refer to a blob that is
-there already touches it first (`BlobStore.put`, `BlobStore.claim`); the store sees to it that a
-touch and a removal at the same time end in one of the two. The idea is that of Nix's garbage
-collector, with times in place of locks.
+Safe during other runs: a blob is removed only if no manifest refers to it and it was not written or
+touched for `grace` seconds. A process touches an existing blob before it refers to it
+(`BlobStore.put`, `BlobStore.claim`); the store makes a concurrent touch and removal atomic, so that
+only one of the two takes effect. This is the design of Nix's garbage collector with timestamps
+instead of locks.
 
-A run whose record or manifest is damaged may refer to any blob. While it is there no blob is
-removed: what it refers to could not be had again when the damage is repaired, or be salvaged. It is
-named, and everything else goes.
+A run with a damaged record or manifest may refer to any blob. As long as it exists no blob is
+removed, because its blobs would be lost even if the damage was repaired. Such runs are reported;
+objects other than blobs are still removed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ GRACE = 3600.0  # seconds
 
 
 class RunsToDelete(NamedTuple):
-    """Which runs are to go: those for which all that is given holds. None of them if nothing is.
+    """The criteria for the runs to delete; a run must match all of them. Without any criterion, no
+    run is deleted.
 
-    `run` is the id of the only one, of `flow`. `before` is when they have ended at the latest
-    (seconds since the epoch), `tags` they have all of, `failed` says that they did not succeed,
-    `keep` how many of the newest of each flow stay in any case, `spins` whether only spins are
-    meant.
+    `flow` and `run` (the id of one run of `flow`) select by name. `before` is the latest end of a
+    run, in seconds since the epoch; `tags` are required tags; `failed` excludes runs that
+    succeeded; `keep` is the number of the newest runs of each flow that are always kept; `spins`
+    selects spins instead of ordinary runs.
     """
 
     flow: str | None = None
@@ -56,14 +57,17 @@ class RunsToDelete(NamedTuple):
 
     @property
     def is_nothing(self) -> bool:
-        """Whether no run is meant."""
+        """Whether no criterion is given, so that no run is selected."""
         return self == RunsToDelete()
 
 
 class Removed(NamedTuple):
-    """What was removed, or would be: runs, objects in the store and their bytes. `young` objects
-    are referred to by nothing either, but were touched too short a time ago. `damaged` are runs of
-    which nobody knows what they refer to, with the reason: no blob was removed then."""
+    """What was removed, or would be in a dry run: runs, and the number and bytes of objects.
+
+    `young` is the number of unreferenced objects that were kept because they were touched within
+    the grace period. `damaged` are the runs whose references are unknown, with the reason; if there
+    are any, no blob was removed.
+    """
 
     runs: list[RunRecord]
     objects: int
@@ -73,7 +77,7 @@ class Removed(NamedTuple):
 
 
 class FlowSize(NamedTuple):
-    """What the runs of a flow take: `objects` of the datastore, each counted once, and bytes."""
+    """The storage use of a flow's runs: the number of `objects`, each counted once, and bytes."""
 
     flow: str
     runs: int
@@ -82,8 +86,8 @@ class FlowSize(NamedTuple):
 
 
 class StorageSizes(NamedTuple):
-    """What flows take, the largest first; `objects` and `size` are those of all together, of which
-    some belong to several flows. `complete`: all runs were looked at."""
+    """The storage use of all flows, largest first. `objects` and `size` are totals, which count
+    objects shared by several flows once. `complete` is False if some runs were not measured."""
 
     flows: list[FlowSize]
     objects: int
@@ -92,19 +96,19 @@ class StorageSizes(NamedTuple):
 
 
 def sizes(metadata: MetadataStore, give_up: Callable[[], bool]) -> StorageSizes:
-    """Return how much the artifacts and the code of each flow take, by the manifests of its runs,
-    until there is no more time. What cannot be read of a damaged run is left out.
+    """Return the storage use of the artifacts and the code of each flow, computed from manifests.
+    Unreadable manifests of damaged runs are not counted.
 
     Args:
         metadata: The metadata store; all its flows are measured.
-        give_up: Says whether the time is over; asked before each run.
+        give_up: Called before each run; returns True to stop early.
     """
     found, everything, complete = [], dict[bytes, int](), True
     for flow, _ in metadata.flows():
         own: dict[bytes, int] = {}
         runs = _runs_of(metadata, flow)
         for number, run in enumerate(runs):
-            if run.key >= FIRST_KEY:  # Metaflow's data are elsewhere
+            if run.key >= FIRST_KEY:  # a run of Metaflow: its data are in another datastore
                 continue
             if give_up():
                 complete, runs = False, runs[:number]
@@ -119,12 +123,13 @@ def sizes(metadata: MetadataStore, give_up: Callable[[], bool]) -> StorageSizes:
 
 
 def _runs_of(metadata: MetadataStore, flow: str) -> list[RunRecord]:
-    """All runs of a flow, spins included."""
+    """Return all runs of a flow, including spins."""
     return [run for kind in ("", SPIN) for run in metadata.runs(flow, kind=kind)]
 
 
 def _sizes_of(metadata: MetadataStore, run: RunRecord) -> Iterator[tuple[bytes, int]]:
-    """The blobs that a run refers to, each by half of its key, and their sizes."""
+    """Yield the blobs that a run refers to, each as the first half of its key, and their sizes.
+    (Half a key is unique, and takes half the memory.)"""
     code = run.settings.get("code") or {}
     if isinstance(code.get("key"), str) and isinstance(code.get("size"), int):
         yield bytes.fromhex(code["key"][:32]), code["size"]
@@ -141,13 +146,13 @@ def _sizes_of(metadata: MetadataStore, run: RunRecord) -> Iterator[tuple[bytes, 
 def runs_to_delete(
     metadata: MetadataStore, selection: RunsToDelete, grace: float = GRACE
 ) -> list[RunRecord]:
-    """Return the runs that are to go. Never one that goes on, or that one which goes on has
-    resumed; a run without a coordinator may still be recovered for `grace` seconds.
+    """Return the runs to delete. Never includes a run that is still running, or the origin of one;
+    an orphaned run counts as running for `grace` seconds, because it may be recovered.
 
     Args:
-        metadata: The metadata store, of which all flows are read where none is named.
-        selection: Which runs of which flow to delete, by age, number and state.
-        grace: For how many seconds a run without a coordinator is kept, since it may be recovered.
+        metadata: The metadata store; all its flows are searched if `selection` has no flow.
+        selection: The criteria for the runs to delete.
+        grace: The time in seconds for which a run without a coordinator is kept.
     """
     if selection.is_nothing:
         return []
@@ -176,8 +181,8 @@ def _may_go_on(run: RunRecord, grace: float) -> bool:
 
 
 def _deleted(metadata: MetadataStore, run: RunRecord, now: float) -> bool:
-    """Delete the run; whether this was done. One that has not ended has to be ours first: somebody
-    may be about to recover it."""
+    """Delete the run and return whether it was deleted. An unfinished run is deleted only if its
+    lease can be acquired, because a coordinator may be about to recover it."""
     has_lease = run.state not in TERMINAL_RUN_STATES and not is_deployed(run)
     if has_lease and not metadata.acquire_lease(run.key, holder_named("gc"), LEASE, now).mine:
         return False
@@ -205,17 +210,17 @@ def collect(
     grace: float = GRACE,
     dry_run: bool = False,
 ) -> Removed:
-    """Delete runs, then every object that nothing refers to and nobody has touched for `grace`
-    seconds. May be interrupted, and called again.
+    """Delete runs, then every unreferenced object that was not touched for `grace` seconds. Safe to
+    interrupt and call again.
 
     Args:
         metadata: The metadata store, from which the runs are deleted first.
         store: The datastore, from which objects are deleted that no remaining run refers to.
-        selection: Which runs to delete; none to delete unused objects only.
+        selection: The criteria for the runs to delete; without any, only objects are deleted.
         now: The present time, in seconds since the epoch.
-        grace: How old an object has to be, in seconds: a run that begins may have written it and
-            not yet recorded it.
-        dry_run: Whether only to say what would be done.
+        grace: The minimum age of an object to be deleted, in seconds: a new run may have written
+            it and not yet recorded the reference.
+        dry_run: Whether to return what would be deleted, without deleting it.
 
     Returns:
         What was, or would be, deleted.
@@ -224,9 +229,9 @@ def collect(
     if not dry_run:
         runs = [run for run in runs if _deleted(metadata, run, now)]
     gone = {run.key for run in runs}
-    # Before the runs are looked at: what moves from a root to a run meanwhile is seen in one.
+    # Read before the runs: a reference that moves from a root to a run in between is still seen.
     declared = list(roots.roots(store))
-    # Runs that begin from here on have written or touched all they refer to a moment ago.
+    # The blobs of runs that start after this point were written or touched within `grace`.
     left = [
         run
         for flow, _ in metadata.flows()
@@ -256,10 +261,10 @@ def collect(
 def _used(
     metadata: MetadataStore, blobs: BlobStore, runs: Iterable[RunRecord]
 ) -> tuple[set[str], list[tuple[RunRecord, str]]]:
-    """The names of all blobs that these runs refer to; and the runs of which that cannot be known,
-    with the reason."""
+    """Return the names of all blobs that these runs refer to, and the damaged runs whose references
+    are unknown, with the reason."""
     used: set[str] = set()
-    seen: set[str] = set()  # segments of items, which several manifests may share
+    seen: set[str] = set()  # segments of items; several manifests may share one
     damaged: list[tuple[RunRecord, str]] = []
     for run in runs:
         try:
@@ -275,7 +280,7 @@ def _used(
                     used.update(blob_name(key) for key, _ in entry.blobs)
                 used.update(map(blob_name, blobs_of_items(manifest.items, blobs, seen)))
         except (StoreUnavailable, MetadataError):
-            raise  # it may be whole
+            raise  # a store failed: the run itself may be undamaged
         except (AflowError, ValueError, TypeError, LookupError, AttributeError) as error:
             damaged.append((run, str(error) or type(error).__name__))
     return used, damaged
@@ -284,12 +289,12 @@ def _used(
 def _unused(
     store: ObjectStore, used: set[str] | None, known: set[tuple[str, str]]
 ) -> Iterable[str]:
-    """The objects that nothing refers to. None for `used`: nobody knows of blobs."""
+    """Yield the objects that nothing refers to; without blobs if `used` is None (unknown)."""
     if used is not None:
         yield from (name for name in store.list("blobs/") if name not in used)
     for folder in ("logs/", "cards/", "commits/", "jobs/"):
         for name in store.list(folder):
             _, *of = name.split("/", 3)
-            # Whatever does not belong to a run was not put there by aflow.
+            # Names of another form were not written by aflow, and are kept.
             if len(of) == 3 and (of[0], of[1]) not in known:
                 yield name

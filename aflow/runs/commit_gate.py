@@ -242,7 +242,7 @@ class CommitGate:
         self._events[commit].append(event)
 
     def open(self, commit: int) -> tuple[Sequence[RunEvent], Sequence[LaunchAttempt]]:
-        """Release the events and the attempts that were held for a commit, and return them.
+        """Return the events and the attempts that were held for a commit, and release them.
 
         Args:
             commit: The number of the commit, which has been written.

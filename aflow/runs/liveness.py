@@ -1,12 +1,12 @@
-"""Whether anybody drives a run: decided here alone, for every command and for `gc`.
+"""Determine whether a run is being driven; the only implementation, for all commands and `gc`.
 
-A run that goes on has a lease (`MetadataStore.acquire_lease`), which its coordinator renews every
-few seconds wherever it runs: in another container, pid namespace or host, and whether it began the
-run or has taken it up. Where the process that began the run is says nothing. The store's own clock
-decides, so that clocks of machines may differ.
+A running run has a lease (`MetadataStore.acquire_lease`), which its coordinator renews every few
+seconds, from whatever container, pid namespace or host. The process that created the run is not
+checked: another coordinator may have recovered the run. Expiry is measured by the clock of the
+metadata store, so that clock differences between hosts do not matter.
 
-Runs of deployed flows have no coordinator: there the engine's word stands for the lease. An engine
-that cannot be asked is believed to go on, since the other mistake deletes results.
+Runs of deployed flows have no coordinator: the status of the engine replaces the lease. If the
+engine does not respond, its run counts as running, since the opposite error would delete results.
 """
 
 from __future__ import annotations
@@ -37,35 +37,36 @@ ENGINE = "step-functions"
 
 Asked = Literal["over", "asked", "ended"]
 
-_RENEWED = 0.5  # seconds by which a lease has to have grown to have been renewed
-_TRIES = 10  # to write the end of a run, while a coordinator that was late still writes
+_RENEWED = 0.5  # seconds of additional validity from which a lease counts as renewed
+_TRIES = 10  # attempts to commit the end of a run, against a late coordinator that still commits
 
 
 _log = logging.getLogger("aflow")
 
 
 class Engine(NamedTuple):
-    """What an engine says of a run: whether it goes on, None where it cannot be asked, and in its
-    own words what has become of it."""
+    """The status of a run according to its engine: whether it is running, None if the engine does
+    not respond, and a sentence about it."""
 
     goes_on: bool | None
     status: str = ""
 
 
 def holder_named(kind: str) -> str:
-    """Return a new name of a lease holder in this process, which no other has.
+    """Return a new, globally unique name for a lease holder in this process.
 
     Args:
-        kind: What holds the lease: `coordinator`, `gc` and so on.
+        kind: The kind of lease holder: `coordinator`, `gc` and so on.
     """
     return f"{kind}/{socket.gethostname()}-{os.getpid()}-{os.urandom(6).hex()}"
 
 
 def is_driven(run: RunRecord) -> bool:
-    """Return whether somebody drives the run. Asks AWS for runs of deployed flows; blocks then.
+    """Return whether a coordinator or an engine drives the run. Blocks for a request to AWS if the
+    run is one of a deployed flow.
 
     Args:
-        run: The run, read just now: the age of its lease counts.
+        run: The run, read recently: the validity of its lease is that at the time of the read.
     """
     if run.state in TERMINAL_RUN_STATES or run.lease is None:
         return False
@@ -75,20 +76,19 @@ def is_driven(run: RunRecord) -> bool:
 
 
 def is_left(run: RunRecord) -> bool:
-    """Return whether the run goes on by its record, and nobody drives it.
+    """Return whether the run is orphaned: recorded as running, but not driven.
 
     Args:
-        run: The run, read just now.
+        run: The run, read recently.
     """
     return run.state not in TERMINAL_RUN_STATES and not is_driven(run)
 
 
 def left_for(run: RunRecord) -> float:
-    """Return for how many seconds an orphaned run has had no coordinator; infinity where that is
-    not known.
+    """Return for how many seconds an orphaned run has had no coordinator; infinity if unknown.
 
     Args:
-        run: The run, read just now.
+        run: The run, read recently.
     """
     if run.lease is None or is_deployed(run):
         return float("inf")
@@ -96,19 +96,19 @@ def left_for(run: RunRecord) -> float:
 
 
 def is_deployed(run: RunRecord) -> bool:
-    """Return whether an engine drives the run, and no coordinator.
+    """Return whether the run is one of a deployed flow, which an engine drives.
 
     Args:
-        run: The run, whose lease may have expired.
+        run: The run; its lease may have expired.
     """
     return run.lease is not None and run.lease.holder.startswith(f"{ENGINE}/")
 
 
 def engine_of(run: RunRecord) -> Engine:
-    """Return what Step Functions says of the execution of a deployed run. Blocks.
+    """Return the status of a deployed run's execution in Step Functions. Blocks.
 
     Args:
-        run: A deployed run, whose settings name the state machine and the execution.
+        run: A deployed run, whose settings contain the state machine and the execution.
     """
     engine = run.settings.get("engine") or {}
     if "machine" not in engine:
@@ -125,15 +125,15 @@ def engine_of(run: RunRecord) -> Engine:
 def settled(
     metadata: MetadataStore, run: RunRecord, rest: Callable[[float], object]
 ) -> RunRecord | None:
-    """Return a run that goes on by its record, watched until it is known whether somebody drives
-    it: None where somebody does, else the run as it is now. Takes LEASE seconds at most: a
-    coordinator that lives renews its lease meanwhile, and that of one that was killed expires.
-    Blocks.
+    """Return the current record of a run that is not driven; None if the run is driven.
+
+    Blocks for up to about LEASE seconds if the run has a valid lease: a live coordinator renews it
+    in that time, that of a killed one expires.
 
     Args:
-        metadata: The metadata store, which is read again every second.
+        metadata: The metadata store, which is read once a second.
         run: The run, as it was read before.
-        rest: Waits for a number of seconds.
+        rest: Sleeps for a number of seconds.
     """
     waited = 0.0
     while is_driven(run):
@@ -158,16 +158,16 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
     Args:
         metadata: The metadata store.
         run: The run to cancel.
-        reason: Why, in one sentence.
-        at: When it happened, in seconds since the epoch.
+        reason: The reason, as one sentence.
+        at: The present time, in seconds since the epoch.
 
     Returns:
-        The coordinator that drives or recovers it is asked to stop it (`asked`), and one that
-        nobody drives is recorded as cancelled (`ended`); `over` where it has ended before.
+        `asked` if the coordinator that drives or recovers the run was asked to stop it, `ended` if
+        the run was not driven and is now recorded as cancelled, `over` if it had ended before.
 
     Raises:
-        MetadataError: Where AWS refuses to stop the execution of a deployed run.
-        AwsError: Where AWS refuses to stop the execution of a deployed run.
+        MetadataError: If the metadata store does not respond.
+        AwsError: If AWS refuses to stop the execution of a deployed run.
     """
     if run.state in TERMINAL_RUN_STATES:
         return "over"
@@ -177,7 +177,7 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
             aws.client.stop_execution(
                 run.settings["engine"]["machine"], run.settings["engine"]["execution"], reason
             )
-        elif engine.goes_on is None:  # jobs of it that still run find that the run has ended
+        elif engine.goes_on is None:  # jobs that still run will notice that the run has ended
             reason = f"{reason} (AWS could not be asked about its execution: {engine.status})"
     elif metadata.request_cancel(run.key, reason) and is_driven(run):
         return "asked"
@@ -190,18 +190,18 @@ def request_end(metadata: MetadataStore, run: RunRecord, reason: str, at: float)
 def end_left_run(
     metadata: MetadataStore, run: RunRecord, state: RunState, reason: str, at: float
 ) -> bool:
-    """Record the end of a run that nobody drives, with that of its attempts. It is not where
-    somebody has taken the run up meanwhile, or where it has ended. Blocks. Raises MetadataError.
+    """Record the end of an orphaned run and of its attempts, and terminate its jobs. Blocks. Raises
+    MetadataError.
 
     Args:
         metadata: The metadata store.
         run: The run, which no coordinator drives.
-        state: The state in which the run ends: failed or cancelled.
-        reason: Why, in one sentence.
-        at: When it happened, in seconds since the epoch.
+        state: The final state of the run: failed or cancelled.
+        reason: The reason, as one sentence.
+        at: The present time, in seconds since the epoch.
 
     Returns:
-        False where the run has a holder again, or has ended.
+        True if the end was recorded; False if the run has ended, or a coordinator has recovered it.
     """
     holder = holder_named("ending")
     deployed = is_deployed(run)
@@ -214,7 +214,7 @@ def end_left_run(
         end = _end_of(metadata, now, state, reason, at)
         try:
             metadata.commit(run.key, now.version, end)
-        except VersionConflict:  # by a coordinator whose lease has expired: it is refused from now
+        except VersionConflict:  # a coordinator with an expired lease has committed: try again
             continue
         _end_jobs([each.handle for each in end.attempts], reason)
         return True
@@ -224,7 +224,7 @@ def end_left_run(
 
 
 def _end_jobs(handles: Sequence[str], reason: str) -> None:
-    """End the jobs that have these handles: nobody else is left to do it."""
+    """Terminate the jobs with these handles: the run has no coordinator that would do it."""
     for pattern, title, job_system in _JOB_SYSTEMS:
         found = (re.match(pattern, each) for each in handles)
         jobs = sorted({each[0] for each in found if each is not None})
@@ -253,7 +253,7 @@ def _kubernetes() -> JobSystem[Any]:
     return kubernetes.job_system.KubernetesSystem(kubernetes.access.KubernetesCluster())
 
 
-# The ids of jobs, as handles begin with them.
+# By job system: the pattern of a job id, with which the handle of an attempt starts.
 _JOB_SYSTEMS = (
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}(?=[:#]|\Z)", "AWS Batch", _batch),
     (r"\d+@[A-Za-z0-9_-]+(?=[:#]|\Z)", "Slurm", _slurm),

@@ -1,13 +1,13 @@
-"""What the tasks of a run print, while they print it: read from the records, again and again.
+"""Follow the output of a run's tasks, by polling the metadata store and the datastore.
 
-Every reader of the metadata and the datastore can follow a run, wherever it goes on; output comes
-as soon as it is recorded, which is half a second or so after it was printed. What has been yielded
-is not kept: a run of any size is followed in little memory, and no query stays open between two
-lines.
+Any process with access to both stores can follow a run on any host. Output is available once it is
+recorded, about half a second after it was printed. Lines are not kept after they were yielded, so
+memory use does not depend on the size of the run, and no query stays open between two lines.
 
-The position is a short text, so that the tail can resume elsewhere after any line: the greatest
-number of a task so far, and after each `_` a task that may still print something, as far as it was
-yielded (number, attempt, chunks, lines of the next chunk; zeros at the end are left out).
+The position is a short string with which another process can resume the tail after any line: the
+greatest task number so far, then for each task that may still print something a `_` and its
+position in dotted notation (task, attempt, chunks, lines of the next chunk; without zeros at the
+end).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class TaskLine(NamedTuple):
-    """A line that an attempt has printed. `text` is without its newline; `at` in seconds."""
+    """A line that an attempt printed. `text` has no newline; `at` is in seconds since the epoch."""
 
     step: str
     task: int
@@ -41,7 +41,7 @@ class TaskLine(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A task that may still print something, and the position in its log."""
+    """The position in the log of a task that may still print something."""
 
     task: int
     step: str
@@ -57,7 +57,7 @@ class _Open:
 
 
 class _Chunk:
-    """A chunk of a log."""
+    """A chunk of a log. A class of its own because `bytes` cannot be weakly referenced."""
 
     __slots__ = ("__weakref__", "data")
 
@@ -65,20 +65,20 @@ class _Chunk:
         self.data = data
 
 
-# Those that somebody is reading now, by store and name: they never change, and all who follow one
-# run, some of whom read slowly, share them.
+# The chunks being read, by store and name. Chunks are immutable, so all tails of one run share
+# them, however slowly each is read.
 _chunks: WeakValueDictionary[tuple[str, str], _Chunk] = WeakValueDictionary()
 
 _POSITION = re.compile(r"\d{1,9}(?:_\d{1,9}(?:\.\d{1,9}){0,3})*", re.ASCII)
-_PAGE = 500  # tasks that are looked up at once
+_PAGE = 500  # tasks per query
 
 
 class LogTail:
-    """The output of a run, of one of its steps, or of one task. All calls block.
+    """The output of a run, of one of its steps, or of one task. All methods block.
 
-    `poll` yields what has come since the last call; when `has_ended` was True before a `poll`, that
-    one yielded the last of it. `after` is a `position` that it had elsewhere; raises InvalidInput
-    for a text that is none."""
+    `poll` yields new output since the last call. If `has_ended` returned True before a call of
+    `poll`, that call yields the rest. `after` is the `position` of an earlier tail from which to
+    resume; raises InvalidInput if it is malformed."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class LogTail:
         self._run = run
         self._step = step
         self._task = task
-        self._seen = 0 if task is None else task - 1  # the greatest number of a task so far
+        self._seen = 0 if task is None else task - 1  # the greatest task number so far
         self._open: dict[int, _Open] = {}
         self._others = ""  # the position without the task that is being read
         self._now: _Open | None = None
-        self._before: list[list[int]] = []  # what `after` says of tasks, until they are looked up
+        self._before: list[list[int]] = []  # positions from `after` of tasks not looked up yet
         if after:
             if not _POSITION.fullmatch(after):
                 raise InvalidInput(f"{after[:80]!r} is not a place in the output of a run.")
@@ -108,7 +108,7 @@ class LogTail:
 
     @property
     def position(self) -> str:
-        """The position after the line that `poll` gave last."""
+        """The position after the last line that `poll` yielded."""
         if self._now is None:
             return f"{self._seen}{self._all_but(None)}"
         return self._others + self._now.position()
@@ -122,7 +122,7 @@ class LogTail:
         return now is None or now.state in TERMINAL_RUN_STATES
 
     def poll(self) -> Iterator[TaskLine]:
-        """Yield what has come, task by task. Raises MetadataError and StorageError."""
+        """Yield new lines, task by task. Raises MetadataError and StorageError."""
         self._look_up()
         for each in [*self._open.values()]:
             yield from self._lines_of(each)
@@ -167,9 +167,9 @@ class LogTail:
         self._now = None
 
     def _chunks(self, task: _Open, attempt: AttemptRecord) -> Iterator[Iterator[LogRecord]]:
-        """The lines that have not been yielded yet."""
+        """Yield the chunks that have not been yielded completely, each as an iterator of lines."""
         if attempt.log is not None:
-            if task.chunks == 0:  # all of it is new
+            if task.chunks == 0:  # an inline log is a single chunk
                 yield _readable(attempt.log)
             return
         where = (self._run.flow, self._run.run, task.step, task.task, attempt.attempt)
@@ -185,7 +185,7 @@ class LogTail:
                 chunk = _Chunk(bytes(self._store.get(name)))
             except ObjectNotFound:
                 if self._metadata.run(self._run.flow, self._run.run) is None:
-                    return _Chunk(b"")  # the run was deleted meanwhile
+                    return _Chunk(b"")  # the run was deleted in the meantime
                 return _Chunk(b"%016de %b\n" % (int(at * 1e6), _LOST))
             _chunks[key] = chunk
         return chunk
@@ -196,8 +196,8 @@ _DAMAGED = b"(Output is missing here: a part of the log is damaged and cannot be
 
 
 def _readable(data: bytes) -> Iterator[LogRecord]:
-    """The lines of a chunk, up to what is damaged in it, which a line says: it hides neither the
-    rest of the log nor what other tasks have printed."""
+    """Yield the lines of a chunk. If it is damaged, a line reports that instead of the rest, so
+    that the other chunks and tasks can still be read."""
     at = 0.0
     try:
         for line in read_chunk(data):
@@ -208,9 +208,9 @@ def _readable(data: bytes) -> Iterator[LogRecord]:
 
 
 def _is_silent(view: TaskView) -> bool:
-    """Whether a task has printed nothing, and will not: its log is not asked for. Of a hundred
+    """Return whether a task has ended without output. Its log is not queried: in a run of a hundred
     thousand tasks most print nothing."""
-    if view.task.origin:  # a reused result has printed nothing here
+    if view.task.origin:  # a reused result: its output is in the log of the origin
         return True
     last = view.attempt
     return (

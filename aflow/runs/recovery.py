@@ -1,8 +1,8 @@
-"""A run that its coordinator has left, as it stood: what another one needs to go on with it.
+"""Restore the state of an orphaned run, so that another coordinator can continue it.
 
-The journal, replayed, gives the machine; the records say what has become of the attempts that are
-out. What was committed is never run again, since only what is live or was never launched is left
-to do.
+The state machine is restored by replaying the journal; the attempts that have not ended are looked
+up in the metadata store. Committed tasks never run again, since only live attempts and tasks that
+were never launched remain.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 class Unfinished(NamedTuple):
-    """An attempt that is out: what is recorded of it, if it is known to have begun; the result that
-    was to be reused instead; and whether it was to be stopped."""
+    """A launched attempt that has not ended: its record if it has started, the result to reuse if
+    the task should not run, and whether the attempt has been cancelled."""
 
     launch: LaunchAttempt
     record: AttemptRecord | None
@@ -47,11 +47,12 @@ def check_recoverable(run: RunRecord, definition: FlowDefinition) -> None:
     """Check that a run can be recovered.
 
     Args:
-        run: The run, as it is recorded.
+        run: The record of the run.
         definition: The flow: its class, steps, parameters and decorators.
 
     Raises:
-        InvalidInput: It has ended, or lacks what is needed to go on.
+        InvalidInput: If the run has ended, its steps differ from the flow's, or it is of a kind
+            that cannot be recovered.
     """
     name = f"{run.flow}/{run.run}"
     if run.state in TERMINAL_RUN_STATES:
@@ -71,18 +72,18 @@ def check_recoverable(run: RunRecord, definition: FlowDefinition) -> None:
 
 
 def _shape(graph: Graph) -> object:
-    """What decides how a run of it goes: not where its steps stand in which file."""
+    """Return the parts of the graph that the scheduler depends on; without source locations."""
     nodes = sorted(graph.nodes.values(), key=lambda node: node.name)
     steps = [(node.name, node.kind, node.next, node.cases, node.splits) for node in nodes]
     return graph.start, graph.end, steps
 
 
 def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
-    """Return the options, with those of the run's first coordinator where decisions depend on them.
+    """Return the options, with those that affect scheduling taken from the run's record.
 
     Args:
         options: The options of the coordinator that recovers the run.
-        run: The run, whose settings have the options of its first coordinator.
+        run: The run, whose settings contain the options of its first coordinator.
     """
     recorded = {name: run.settings[name] for name in RECORDED_OPTIONS if name in run.settings}
     return replace(options, origin_run=run.origin_run, run_id=run.run, **recorded)
@@ -91,17 +92,17 @@ def as_recorded(options: RunOptions, run: RunRecord) -> RunOptions:
 def replay(
     machine: RunMachine, metadata: MetadataStore, run: RunRecord, reusable: ReusableResults | None
 ) -> list[Unfinished]:
-    """Bring a new machine to where the run's journal ends. `reusable` get the calls that they would
-    have got. Blocks. Raises MetadataError.
+    """Replay the run's journal on a new machine, and the calls of `reusable` that it implies.
+    Blocks. Raises MetadataError.
 
     Args:
-        machine: The machine of the run, in its first state; changed.
+        machine: The machine of the run in its initial state; modified.
         metadata: The metadata store that has the journal.
         run: The run, whose lease this coordinator has acquired.
-        reusable: Finds reusable results; None where results are not reused.
+        reusable: The source of reusable results; None if the run reuses none.
 
     Returns:
-        The attempts that have been launched and have not ended, by task.
+        The attempts that were launched and have not ended.
     """
     account = None if reusable is None else _Account(reusable, metadata, run)
     cancelled: set[tuple[int, int]] = set()
@@ -134,7 +135,7 @@ def _unfinished(
 
 
 class _Account:
-    """Repeats the calls to the sources of reusable results that the run had made, in this order."""
+    """Repeats the calls that the run made to its source of reusable results, in the same order."""
 
     def __init__(self, reusable: ReusableResults, metadata: MetadataStore, run: RunRecord) -> None:
         self._reusable = reusable
@@ -142,10 +143,10 @@ class _Account:
         self._run_key = run.key
         views = () if run.origin_run is None else metadata.tasks(run.key, light=True)
         self._ran = {view.task.task for view in views if not view.task.origin}
-        self.found: dict[int, ReusableResult] = {}  # of tasks that are out
+        self.found: dict[int, ReusableResult] = {}  # by task, for tasks that have not ended
 
     def take_down(self, event: Event, commands: list[Command]) -> None:
-        """An event, and what the machine said to it."""
+        """Repeat the calls for one event of the journal and the machine's commands for it."""
         if type(event) is AttemptEnded:
             self.found.pop(event.task, None)
             if event.outcome.state is AttemptState.SUCCEEDED:
@@ -154,7 +155,7 @@ class _Account:
         for command in commands:
             if type(command) is LaunchAttempt and command.attempt == 0:
                 reused = self._reusable.find(command)
-                if command.task in self._ran:  # whatever would be found for it now
+                if command.task in self._ran:  # it ran, even if a result would be found now
                     self._reusable.dismiss(command)
                 elif reused is not None:
                     self.found[command.task] = reused

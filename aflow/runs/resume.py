@@ -1,9 +1,9 @@
-"""Resuming: a new run reuses what another run of the flow has finished.
+"""Resume a run: a new run reuses the results of finished tasks of another run, its origin.
 
-A task reuses the result of the task that stood in its place in the origin: same step, same
-inputs, same item of the same foreach. So nothing is reused whose inputs were computed again,
-and where the graph has changed the run goes on with what is left to do. Blobs are shared by key;
-only manifests are written again, with the numbers that the tasks have in the new run.
+A task reuses the result of the corresponding task in the origin: same step, same inputs, same item
+of the same foreach. So a task whose inputs were computed again is never reused, and if the graph
+has changed, only the changed part and what follows it runs. Blobs are shared by key; only manifests
+are written again, with the task numbers of the new run.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Place = tuple[str, bytes, int | None]
 
 
 class Finished:
-    """What the origin has finished: the manifest of each task by its place. The tasks of the step
-    `rerun` are left out: they are to run again."""
+    """The finished tasks of the origin, with their manifests. Excludes the tasks of the step
+    `rerun`, so that they run again."""
 
     def __init__(self, views: Iterable[TaskView], rerun: str | None = None) -> None:
         self.tasks: dict[Place, tuple[int, bytes]] = {}
@@ -62,7 +62,7 @@ class Finished:
                 self.tasks[place] = (view.task.task, manifest)
 
     def leave_out(self, tasks: Collection[int]) -> None:
-        """Forget these tasks: they are to run again.
+        """Remove these tasks, so that they run again.
 
         Args:
             tasks: The numbers of the tasks.
@@ -71,7 +71,7 @@ class Finished:
 
 
 class ResumedRun:
-    """The reusable of a run that resumes `origin`."""
+    """The source of reusable results of a run that resumes `origin`."""
 
     def __init__(self, origin: str, finished: Finished, graph: Graph) -> None:
         self._origin = origin
@@ -79,10 +79,10 @@ class ResumedRun:
         self._graph = graph
         self._origin_of = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
         self._number_in: dict[int, int] = {int(PARAMETERS_TASK): int(PARAMETERS_TASK)}
-        self._renewed: set[int] = set()  # splits of which some task was not reused
+        self._renewed: set[int] = set()  # splits with at least one task that was not reused
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
-        """The result of the task in the same place of the origin."""
+        """Return the result of the corresponding task of the origin; None if there is none."""
         inputs = self._in_origin(launch.inputs)
         found = None
         if inputs is not None:
@@ -93,7 +93,7 @@ class ResumedRun:
         return reused
 
     def dismiss(self, launch: LaunchAttempt) -> None:
-        """What reads the task is not reused either."""
+        """Note that the task runs, so that no task that reads its results is reused either."""
         self._origin_of.pop(launch.task, None)
         if launch.split is not None:
             self._renewed.add(launch.split)
@@ -114,7 +114,7 @@ class ResumedRun:
         return ReusableResult(origin, manifest.encode(), transition)
 
     def _in_origin(self, inputs: Inputs) -> Inputs | None:
-        """The inputs with the origin's numbers; None where one of them was computed again."""
+        """Return the inputs with the origin's task numbers; None if one was computed again."""
         origin_of = self._origin_of
         if type(inputs) is FromTask:
             task = origin_of.get(inputs.task)
@@ -130,14 +130,14 @@ class ResumedRun:
         return inputs
 
     def cache_key(self, task: int) -> bytes | None:
-        """None: a resumed run finds tasks by their places."""
+        """Return None: a resumed run does not use cache keys."""
         return None
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """Nothing has to be known of tasks that ran."""
+        """Do nothing: results of tasks that ran do not affect what can be reused."""
 
 
-# ------------------------------------------------------------ before the run begins
+# ------------------------------------------------------------ before the run starts
 
 
 def check_blobs(
@@ -146,14 +146,14 @@ def check_blobs(
     """Check that the blobs of all finished tasks are still in the datastore.
 
     Args:
-        finished: The finished tasks of the earlier run; changed.
+        finished: The finished tasks of the origin; modified if `leave_out`.
         blobs: The blobs of the datastore, addressed by content.
-        origin: The record of the earlier run.
-        leave_out: Whether tasks with a missing blob run again, instead of the error.
+        origin: The record of the origin.
+        leave_out: Whether to remove tasks with a missing blob, so that they run again, instead of
+            raising an error.
 
     Raises:
-        InvalidInput: A blob is missing, and tasks are not to be left out; the error names it and
-            what can be done.
+        InvalidInput: If a blob is missing and `leave_out` is False.
     """
     there: dict[str, bool] = {}
     missing: set[int] = set()
@@ -173,7 +173,7 @@ def check_blobs(
     finished.leave_out(missing)
 
 
-# Reusing what an earlier run has finished, and running nothing: `resume --clone-only`.
+# Reusing results without running any task: `resume --clone-only`.
 
 
 AT_ONCE = 1 << 20
@@ -181,9 +181,10 @@ AT_ONCE = 1 << 20
 
 
 class CloneOnly:
-    """The machine of a run, and its source of reusable results, in one: a task without a known
-    result is not launched, and the run is cancelled with `reason` when there is nothing more to
-    reuse.
+    """Both the machine of a run and its source of reusable results, for `resume --clone-only`.
+
+    A task without a reusable result is not launched. The run is cancelled with `reason` when there
+    is nothing more to reuse and such tasks remain.
     """
 
     def __init__(self, machine: RunMachine, reusable: ReusableResults, reason: str) -> None:
@@ -199,16 +200,16 @@ class CloneOnly:
 
     @property
     def stopping(self) -> FinishRun | None:
-        """How the run will end, once it is known to stop."""
+        """How the run will end, if it is stopping; else None."""
         return self._machine.stopping
 
     @property
     def wake_at(self) -> float | None:
-        """None: nothing is tried again where nothing runs."""
+        """Always None: no task runs, so none is retried."""
         return None
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """What the machine says, without the launches of tasks that would have to run."""
+        """Return the machine's commands, without launches of tasks that have no reusable result."""
         commands = self._machine.handle(event, now)
         self._handled = event if self._machine.journaled(event) else None
         if type(event) is AttemptEnded:
@@ -226,7 +227,7 @@ class CloneOnly:
         return True
 
     def _end(self, now: float) -> list[Command]:
-        """End the run, if what is left are tasks that would have to run."""
+        """Cancel the run if it has tasks left that would have to run."""
         left, self._left = self._left, []
         commands = self._machine.handle(CancelRequested(self._reason), now) if left else []
         outcome = Outcome(AttemptState.CANCELLED, None, self._reason)
@@ -235,31 +236,31 @@ class CloneOnly:
         return commands
 
     def journaled(self, event: Event) -> bool:
-        """Whether the event, the one that was handled last, has changed anything."""
+        """Return whether the event, which must be the last one handled, must be journaled."""
         return self._handled is event
 
     def counts(self) -> Mapping[str, StepCounts]:
-        """How far each step is."""
+        """Return the progress of each step."""
         return self._machine.counts()
 
     def ready_at(self, task: int) -> float | None:
-        """When all that a live task reads was there; None where that is not known."""
+        """Return when all inputs of a live task were available; None if unknown."""
         return self._machine.ready_at(task)
 
     # ------------------------------------------------------------ reusable results
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
-        """The result for a task that was let through; asked once."""
+        """Return the result for a task that `handle` has launched. Can be called once per task."""
         return self._found.pop(launch.task)
 
     def dismiss(self, launch: LaunchAttempt) -> None:
-        """Report it to what knows reusable results."""
+        """Pass the call on to the source of reusable results."""
         self._reusable.dismiss(launch)
 
     def cache_key(self, task: int) -> bytes | None:
-        """What those say who know the results."""
+        """Return the cache key from the source of reusable results."""
         return self._reusable.cache_key(task)
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """Report the result to what knows reusable results."""
+        """Pass the call on to the source of the reusable results."""
         self._reusable.settled(task, manifest)

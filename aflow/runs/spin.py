@@ -1,7 +1,8 @@
-"""Spinning: one step runs again, alone, on what a task of an earlier run had as its inputs.
+"""Spin: run one step again, alone, with the inputs of a task of an earlier run (the origin).
 
-The new run is of kind SPIN, which no list shows. It holds the records of the input tasks, taken
-over by key with the numbers that they have in the origin, and one task that runs.
+The new run is of kind SPIN, which lists of runs do not show. It contains the records of the input
+tasks, which share the origin's blobs and keep the task numbers of the origin, and one task that
+runs.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord, TaskView
     from aflow.storage.artifacts import ArtifactWriter
 
-# A spin is to show what the step does, at once: not a second attempt, not a result of
-# before, not a failure that is turned into an artifact.
+# A spin should show the behavior of the step immediately: without retries, cached results, or
+# exceptions that @catch turns into artifacts.
 _LEFT_OUT = ("cache", "catch", "retry")
 
 
@@ -47,7 +48,7 @@ class Settled(NamedTuple):
 
 
 class Spin(NamedTuple):
-    """What a spin begins with. `parameters` is the manifest of task 0."""
+    """The contents of a spin: the encoded manifest of task 0, the input tasks, and the launch."""
 
     parameters: bytes
     inputs: list[Settled]
@@ -55,13 +56,13 @@ class Spin(NamedTuple):
 
 
 def alone(definition: FlowDefinition, step: str, *, bare: bool = False) -> FlowDefinition:
-    """Return the flow with the step as it is spun: without decorators that have no place there, or
-    (with `bare`) without any.
+    """Return the flow with the step's decorators removed that must not apply to a spin: @cache,
+    @catch and @retry, or all of them if `bare`.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        step: The name of the step that is spun.
-        bare: Whether all decorators are left out.
+        step: The name of the step to spin.
+        bare: Whether to remove all decorators of the step.
     """
     spun = definition.steps[step]
     kept = tuple(
@@ -75,16 +76,16 @@ def alone(definition: FlowDefinition, step: str, *, bare: bool = False) -> FlowD
 
 
 def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple[RunRecord, int]:
-    """Return the run and the number of the task to spin: of several the first that failed, else the
-    first.
+    """Return the run and the number of the task to spin: the first failed task of the step, or its
+    first task if none has failed.
 
     Args:
-        metadata: The metadata store that has the earlier run.
+        metadata: The metadata store that has the origin.
         flow: The name of the flow.
-        options: What to run, and with which inputs.
+        options: The step, and optionally the run and the task.
 
     Raises:
-        NotFound: There is no such run, or it has no task of the step.
+        NotFound: If there is no such run, or it has no task of the step.
     """
     if options.run is None:
         runs = metadata.runs(flow, limit=LOOK_BACK)
@@ -110,7 +111,7 @@ def find_task(metadata: MetadataStore, flow: str, options: SpinOptions) -> tuple
     raise NotFound(f"There is no task {which} to spin: {missing} got as far. Run the flow first.")
 
 
-# ------------------------------------------------------------ what it begins with
+# ------------------------------------------------------------ the inputs of the task
 
 
 def prepare(
@@ -121,19 +122,20 @@ def prepare(
     task: int,
     artifacts: Mapping[str, Any],
 ) -> Spin:
-    """Return the inputs of the task, and its launch. `artifacts` take the place of those of its
-    inputs: values by name, for a join {pathspec of the input task: values by name}.
+    """Return the inputs of the task and its launch command.
 
     Args:
-        metadata: The metadata store that has the earlier run.
-        writer: Stores the artifacts that replace others.
+        metadata: The metadata store that has the origin.
+        writer: Stores the replacement artifacts.
         definition: The flow: its class, steps, parameters and decorators.
-        origin: The record of the earlier run.
-        task: The number of the task within its run.
-        artifacts: The artifacts that replace those of the inputs, by name.
+        origin: The record of the origin.
+        task: The number of the task in the origin.
+        artifacts: Values that replace artifacts of the inputs, by name; for a join by the pathspec
+            of the input task, then by name.
 
     Raises:
-        InvalidInput: The step has changed so that the inputs no longer fit.
+        InvalidInput: If the step has become a join, or is no longer one, since the origin; if it
+            belongs to a gang; or if `artifacts` is invalid.
     """
     view = metadata.task(origin.key, task)
     assert view is not None, "the task was found a moment ago"
@@ -216,7 +218,7 @@ def _replace_artifacts(
 
 
 def _put(manifest: Manifest, values: Mapping[str, Any], writer: ArtifactWriter) -> None:
-    """Let the task have left other values."""
+    """Replace artifacts of the task by other values."""
     for name, value in values.items():
         manifest.artifacts[name] = writer.save(name, value)
     manifest.inherited = {

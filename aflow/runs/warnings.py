@@ -1,4 +1,4 @@
-"""What a local run does otherwise than the flow asks for, in words."""
+"""Warnings about decorators of a flow that a local run does not honor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _REMOTE = {"batch": "AWS Batch", "kubernetes": "Kubernetes", "slurm": "Slurm"}
 def notes(
     definition: FlowDefinition, jobs: Collection[str], *, packages: bool = True
 ) -> Iterator[str]:
-    """Yield one sentence for each thing; none for most flows.
+    """Yield one sentence for each difference between the decorators and the local run.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        jobs: The names of the steps that run as jobs elsewhere.
-        packages: Whether steps run with what is installed here, whatever they name.
+        jobs: The names of the steps that run as remote jobs.
+        packages: Whether steps run with the locally installed packages, so that those must be
+            compared with the requested ones.
     """
     for name, service in _REMOTE.items():
         steps = [
@@ -49,7 +50,7 @@ def notes(
 
 
 def packages_of(definition: FlowDefinition, step: StepDefinition) -> dict[str, str]:
-    """Return the packages that a step asks for: its own before those of the flow.
+    """Return the requested packages of a step; those of its decorators override those of the flow.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -76,9 +77,9 @@ def _fits(there: str, asked: str) -> bool:
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
     asked = asked.partition(";")[0].strip()
-    if not asked or asked.startswith("@"):  # a place says nothing of a version
+    if not asked or asked.startswith("@"):  # a URL or path does not specify a version
         return True
     try:
         return SpecifierSet(asked if asked[0] in "<>=!~" else f"=={asked}").contains(there, True)
-    except InvalidSpecifier:  # conda has forms of its own
+    except InvalidSpecifier:  # a version in conda's own syntax
         return there.startswith(asked.lstrip("="))

@@ -1,1 +1,1 @@
-"""The language: what a flow is. Pure: no I/O, no clock, no processes."""
+"""The language in which flows are written. It does not start processes or read a clock."""

@@ -1,8 +1,8 @@
-"""`current`: what a running step can ask about itself.
+"""`current`: information about the running task.
 
-The values live in a context variable, so that coroutine steps which run side by side in one
-process each see their own. A thread that a step starts begins with an empty context: it sees the
-values of the one task that runs in its process.
+The values are in a context variable, so that each coroutine step sees its own values if several run
+in one process. A thread that a step starts has an empty context: it gets the values of the only
+task in its process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from aflow.flow.names import did_you_mean
 
 Values = dict[str, Any]
 
-# What a task always knows. Outside of a task these are None, so that a helper which logs them
-# also works in a notebook.
+# The attributes that every task has. Outside of a task they are None, so that a helper that logs
+# them also works in a notebook.
 _KNOWN = frozenset({
     "flow_name", "graph", "namespace", "origin_run_id", "parameter_names", "pathspec",
     "retry_count", "run", "run_id", "step_name", "tags", "task", "task_id", "tempdir", "trigger",
@@ -25,32 +25,33 @@ _KNOWN = frozenset({
 })  # fmt: skip
 
 _values: ContextVar[Values | None] = ContextVar("aflow_current", default=None)
-# What is known while a run is being made, and no task runs yet: see `Current._deploying`.
+# The values while a run is being created, before any task runs: see `Current._deploying`.
 _deploy_values: ContextVar[Values | None] = ContextVar("aflow_deploying", default=None)
 _running: dict[int, Values] = {}  # of all tasks that run in this process, for their threads
 _find: Callable[[str], Any] | None = None
 
 
 def set_lookup(find: Callable[[str], Any]) -> None:
-    """Say how `current.run` and `current.task` become client objects: by `find(pathspec)`.
+    """Set the function that creates the client objects for `current.run` and `current.task`.
+
+    `import aflow` calls this, because this layer must not import the client.
 
     Args:
-        find: Returns the client object of a pathspec; installed by `import aflow`, since this layer
-            may not import the client.
+        find: Returns the client object of a pathspec.
     """
     global _find
     _find = find
 
 
 def look_up(pathspec: str, what: str = "trigger") -> Any:
-    """Return the client's object of a run or a task, for `current.<what>`.
+    """Return the client object of a run or a task, for `current.<what>`.
 
     Args:
         pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
         what: The attribute of `current` that was read, for the error message.
 
     Raises:
-        AttributeError: Where no client was set up.
+        AttributeError: If `set_lookup` was not called.
     """
     if _find is None:
         raise AttributeError(
@@ -60,11 +61,11 @@ def look_up(pathspec: str, what: str = "trigger") -> Any:
 
 
 class Current:
-    """The task that runs here and now.
+    """The task that runs in the current context.
 
-    flow_name, run_id, step_name, task_id, pathspec, retry_count, origin_run_id, namespace,
-    username, tags, parameter_names, graph, tempdir and what the flow's decorators add are what the
-    runner passes; `run`, `task` and `trigger` are made when they are first asked for.
+    The runner sets flow_name, run_id, step_name, task_id, pathspec, retry_count, origin_run_id,
+    namespace, username, tags, parameter_names, graph, tempdir and the attributes that decorators
+    add. `run`, `task` and `trigger` are created when they are first read.
     """
 
     __slots__ = ()
@@ -75,11 +76,11 @@ class Current:
         return _values.get() is not None or bool(_running)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the value of this name; `default` where there is none, or no task runs.
+        """Return the value of an attribute, or a default.
 
         Args:
             name: The attribute of `current`, such as `run_id`.
-            default: What is returned where there is no such value, or it is None.
+            default: The result if there is no such attribute, or if its value is None.
         """
         try:
             value = getattr(self, name)
@@ -108,20 +109,24 @@ class Current:
         )
 
     def _set(self, values: Values) -> Token[Values | None]:
-        """A task begins: these are its values. One that is a function is called when it is first
-        asked for, and its answer kept. Gives what `_reset` takes."""
+        """Set the values of a task that starts; return the token for `_reset`.
+
+        A value that is a function is called when it is first read, and its result is stored.
+        """
         _running[id(values)] = values
         return _values.set(values)
 
     def _reset(self, token: Token[Values | None]) -> None:
-        """The task is over."""
+        """Remove the values of a task that has ended."""
         _running.pop(id(_values.get()), None)
         _values.reset(token)
 
     @contextmanager
     def _deploying(self, values: Values) -> Iterator[None]:
-        """Defaults of parameters that are functions are called inside of this: they see these
-        values, though no task runs."""
+        """Make these values visible while functions compute the defaults of parameters.
+
+        No task runs then.
+        """
         token = _deploy_values.set(values)
         try:
             yield
@@ -134,7 +139,7 @@ class Current:
 
 
 def _of_the_thread(name: str) -> Values | None:
-    """The values of the task whose step has started this thread; None where no task runs."""
+    """Return the values of the task that has started this thread; None if no task runs."""
     if not _running:
         return None
     if len(_running) > 1:

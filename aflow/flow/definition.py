@@ -1,4 +1,4 @@
-"""A flow as the rest of aflow sees it: one value that says all there is to know about the class."""
+"""The definition of a flow: one value that describes the flow class to the rest of aflow."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepDefinition:
-    """One step: its function and the decorators on it, outermost first.
+    """One step: its function and its decorators, outermost first.
 
-    `takes_inputs` is True for a join. `decorators` hold what was written in the source and what
-    `--with` added; at most one of a kind that is not repeatable. `line` is that of its `def`.
+    `takes_inputs` is True for a join. `decorators` are those in the source and those that `--with`
+    added; at most one of each kind that is not repeatable. `line` is the line of the `def`.
     """
 
     name: str
@@ -61,12 +61,12 @@ class StepDefinition:
     @overload
     def decorator(self, name: str) -> StepDecorator | None: ...
     def decorator(self, name: str) -> Any:
-        """Return the decorator of this name (`retry`, `catch`...), None if the step has none.
+        """Return the decorator of this name (`retry`, `catch`...); None if the step has none.
 
         Args:
-            name: The name as it is written behind the @, without options.
+            name: The name after the @, without options.
         """
-        for each in self.decorators:  # a loop: asked several times for each task
+        for each in self.decorators:  # a loop, because this is called several times for each task
             if each.decorator_name == name:
                 return each
         return None
@@ -74,14 +74,14 @@ class StepDefinition:
 
 @dataclass(frozen=True, slots=True)
 class FlowDefinition:
-    """A flow class, read once: steps in the order written, parameters, constants, graph.
+    """A flow class, read once: its steps in source order, parameters, constants and graph.
 
-    `parameters` and `constants` (the class attributes that every task can read and none may set)
-    are by the name of the attribute. `problems` is what was found wrong while reading, and that
-    the graph cannot tell; `flow/lint.py` reports it with all else. `line` is that of the class.
-    `decorators` and `mutators` are those of the class and of its bases. `configs` are by
-    attribute, and so are their values, None until they are known (`aflow/task/config_binding.py`).
-    `unmutated` is the flow before its mutators have changed it, None where there was nothing to do.
+    `parameters`, `constants` (class attributes that every task can read and none may set),
+    `configs` and `config_values` are by the name of the attribute. `config_values` is None until
+    the configs have been read (`aflow/task/config_binding.py`). `problems` are the errors found
+    while reading the class; `flow/lint.py` reports them with its own. `line` is the line of the
+    class. `decorators` and `mutators` are those of the class and of its bases. `unmutated` is the
+    flow before its configs were evaluated and its mutators called; None if it has neither.
     """
 
     cls: type[FlowSpec]
@@ -102,7 +102,7 @@ class FlowDefinition:
 
     @property
     def is_late(self) -> bool:
-        """Whether it is not what it will be once the values of its configs are known."""
+        """Whether the values of configs, or mutators, can still change the flow."""
         return bool(
             self.configs
             or self.mutators
@@ -112,13 +112,13 @@ class FlowDefinition:
 
     @property
     def project(self) -> Project | None:
-        """The flow's @project, None if it has none."""
+        """The @project of the flow; None if it has none."""
         return next(iter(self.flow_decorators("project")), None)
 
     def flow_decorators(self, name: str) -> list[Any]:
         """Return the flow's decorators of this name (`project`, `exit_hook`...), outermost first.
 
         Args:
-            name: The name as it is written behind the @, without options.
+            name: The name after the @, without options.
         """
         return [each for each in self.decorators if each.decorator_name == name]

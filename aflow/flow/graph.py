@@ -1,7 +1,7 @@
-"""The graph of a flow: nodes and what leads where, as plain data.
+"""The graph of a flow: its steps and the transitions between them, as plain data.
 
-Read from the source of the steps by `flow/links.py`, checked by `flow/lint.py`, followed by the
-scheduler. `as_dict` and `from_dict` are the form in which a run stores the graph it began with.
+`flow/links.py` reads it from the source of the steps, `flow/lint.py` checks it, and the scheduler
+executes it. A run stores the graph with which it started in the form that `as_dict` returns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """How a step goes on. A join is a property beside it: a join may go on in any way."""
+    """The kind of the transition from a step. Whether a step is a join is independent of it."""
 
     LINEAR = "linear"  # self.next(self.a)
     SPLIT = "split"  # self.next(self.a, self.b)
@@ -30,13 +30,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One step as the graph sees it.
+    """One step in the graph.
 
-    `next` are the steps it may lead to, in the order written. `previous` the steps that may lead
-    to it. `splits` the names of the SPLIT, FOREACH and PARALLEL steps that are open around it,
-    outermost first; a join stands outside of the split that it closes. `join` is the step that
-    closes the split which this node opens (None if it opens none). `foreach` names the artifact
-    iterated, `condition` the one a switch reads; `cases` are the switch's values and steps.
+    `next` are the steps that may follow it, in source order; `previous` are the steps that it may
+    follow. `splits` are the SPLIT, FOREACH and PARALLEL steps that are open around it, outermost
+    first; a join is outside of the split that it closes. `join` is the step that closes the split
+    that this step opens (None if it opens none). `foreach` is the artifact with the items of a
+    foreach, `condition` the one that a switch reads; `cases` are the values and steps of the
+    switch.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """All nodes of a flow, in the order in which the steps are written."""
+    """All steps of a flow, in source order."""
 
     flow: str
     start: str
@@ -68,9 +69,11 @@ class Graph:
         return self.nodes[step]
 
     def levels(self) -> list[list[str]]:
-        """Return the steps by their longest distance from the start, in the order in which they are
-        written; a loop does not count, and steps that nothing leads to are left out."""
-        distance = {"": -1}  # where the way to the start comes from
+        """Return the steps grouped by their longest distance from the start, in source order.
+
+        The transition of a step to itself is ignored; unreachable steps are omitted.
+        """
+        distance = {"": -1}  # the source of the way to the first step
         for name, ways in ways_to(self.nodes, self.start).items():
             distance[name] = 1 + max(distance.get(source, -1) for source, _ in ways)
         levels: list[list[str]] = [[] for _ in range(max(distance.values()) + 1)]
@@ -86,7 +89,7 @@ class Graph:
         return frozenset(name for node in parallel for name in node.next)
 
     def has_many_tasks(self, step: str) -> bool:
-        """Return whether the step has a task for each item of a foreach, or of a gang.
+        """Return whether the step has a task for each item of a foreach or member of a gang.
 
         Args:
             step: The name of a step of this graph; KeyError for any other.
@@ -106,10 +109,10 @@ class Graph:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Graph:
-        """Return the graph that `as_dict` gave; unknown keys of a later version are ignored.
+        """Return the graph from the result of `as_dict`; keys of later versions are ignored.
 
         Args:
-            data: The plain values, as `to_dict` returns them.
+            data: The result of `as_dict`.
         """
         nodes = {}
         for raw in data["nodes"]:
@@ -122,27 +125,27 @@ class Graph:
         return cls(data["flow"], data["start"], data["end"], nodes, data.get("doc", ""))
 
 
-# What the links of a flow amount to: which splits are open where, and which join closes which.
+# Find the open splits around each step, and the join that closes each split.
 #
-# The ways through a flow are followed once, in topological order, so that all is linear in steps
-# and edges. What is found is the best that can be said of a graph with faults; `flow/lint.py` uses
-# the same ways to say what the faults are.
+# The graph is traversed once, in topological order, so that the time is linear in steps and
+# transitions. For an invalid graph the result is an approximation; `flow/lint.py` uses the same
+# traversal to report the errors.
 
 
 OPENERS = frozenset({Kind.SPLIT, Kind.FOREACH, Kind.PARALLEL})
 
-# A split that is open on a way, and the branch of it that the way took.
+# A split that is open on a way through the graph, and the branch that the way took.
 Frame = tuple[str, str]
 Frames = tuple[Frame, ...]
-Way = tuple[str, Frames]  # the step it comes from ("" for the first), and what is open on it
+Way = tuple[str, Frames]  # the previous step ("" before the first one), and the open splits
 
 
 def reachable(nodes: Mapping[str, Node], start: str) -> set[str]:
-    """Return the steps that can be reached from `start`, itself among them.
+    """Return the steps that can be reached from `start`, including itself.
 
     Args:
         nodes: The steps, by name.
-        start: The name of the first step; nothing is reachable from one that does not exist.
+        start: The name of the first step; the result is empty if it does not exist.
     """
     found = {start} & nodes.keys()
     todo = list(found)
@@ -155,12 +158,13 @@ def reachable(nodes: Mapping[str, Node], start: str) -> set[str]:
 
 
 def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
-    """Return for each step the ways that lead to it, in topological order. A step's own link to
-    itself is no way. Steps on a cycle, and behind one, are left out.
+    """Return the ways to each step, by step, in topological order.
+
+    The transition of a step to itself is ignored. Steps on a cycle or after one are omitted.
 
     Args:
         nodes: The steps, by name.
-        start: The name of the first step; the result is empty where it does not exist.
+        start: The name of the first step; the result is empty if it does not exist.
     """
     within = reachable(nodes, start)
     awaited = dict.fromkeys(within, 0)
@@ -184,8 +188,9 @@ def ways_to(nodes: Mapping[str, Node], start: str) -> dict[str, list[Way]]:
 
 
 def cycle_from(nodes: Mapping[str, Node], start: str) -> list[str]:
-    """Return the steps of a cycle that can be reached from `start`; empty where there is none. A
-    step's own link to itself is not a cycle.
+    """Return the steps of one cycle that can be reached from `start`; empty if there is none.
+
+    The transition of a step to itself is not a cycle.
 
     Args:
         nodes: The steps, by name.
@@ -208,12 +213,11 @@ def cycle_from(nodes: Mapping[str, Node], start: str) -> list[str]:
 
 
 def open_in(node: Node, ways: list[Way]) -> Frames:
-    """Return the splits that are open around a step; a join has closed its own.
+    """Return the splits that are open around a step, without the one that it closes.
 
     Args:
         node: The step; it must be reachable, so that `ways` is not empty.
-        ways: What `ways_to` gives for the step; all of them have the same splits open in a valid
-            flow.
+        ways: The result of `ways_to` for the step; in a valid flow all have the same open splits.
     """
     frames = ways[0][1]
     return frames[:-1] if node.is_join else frames
@@ -233,7 +237,7 @@ def connect(nodes: Mapping[str, Node], start: str) -> dict[str, Node]:
 
     Args:
         nodes: The steps, by name.
-        start: The name of the first step; steps that it does not reach stay without splits.
+        start: The name of the first step; steps that cannot be reached from it have no splits.
     """
     previous: dict[str, list[str]] = {name: [] for name in nodes}
     for node in nodes.values():
@@ -257,13 +261,11 @@ def connect(nodes: Mapping[str, Node], start: str) -> dict[str, Node]:
     }
 
 
-# A flow as plain values, for programs: what `current.graph` is, under the names that tools for
-# Metaflow read.
+# The value of `current.graph`: a flow as plain values, with the keys that tools for Metaflow read.
 
 
 def outline(definition: FlowDefinition) -> dict[str, Any]:
-    """Return the flow's steps, what they say of themselves and who leads where; a new dict each
-    time.
+    """Return a description of the flow as a new dict: steps, graph, parameters and decorators.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -299,7 +301,7 @@ def outline(definition: FlowDefinition) -> dict[str, Any]:
 
 
 def node_outline(node: Node, graph: Graph) -> dict[str, Any]:
-    """Return the step as the graph knows it.
+    """Return the description of a step, without its decorators.
 
     Args:
         node: A step of `graph`.
@@ -326,14 +328,14 @@ def node_outline(node: Node, graph: Graph) -> dict[str, Any]:
 def _decorator(decorator: Any) -> dict[str, Any]:
     if is_dataclass(decorator):
         options = {each.name: getattr(decorator, each.name) for each in fields(decorator)}
-    else:  # one of the user's own
+    else:  # a custom decorator
         args, kwargs = decorator.get_args_kwargs()
         options = {"_args": args, **kwargs}
     return {"name": decorator.decorator_name, "attributes": plain(options)}
 
 
 def type_of(node: Node, graph: Graph) -> str:
-    """Return the kind of a step, in the words of Metaflow's client.
+    """Return the kind of a step under the name that Metaflow's client uses.
 
     Args:
         node: A step of `graph`.
@@ -359,9 +361,11 @@ def type_of(node: Node, graph: Graph) -> str:
 
 
 def structure(graph: Graph) -> list[Any]:
-    """Return the steps in order, what lies between a split and its join as a list of branches, and
-    the ways of a switch up to the end of what is around it. Where ways meet again, their lists
-    share what follows.
+    """Return the steps in order, with nested lists for branches and for the cases of switches.
+
+    A split is followed by a list of its branches, each up to the join. A switch is followed by a
+    list of its cases, each up to the end of the enclosing list. Cases that lead to the same step
+    share one list object from there on.
 
     Args:
         graph: The steps of the flow and the transitions between them.
@@ -372,7 +376,7 @@ def structure(graph: Graph) -> list[Any]:
         if (step, end) in blocks:
             return blocks[step, end]
         found = blocks[step, end] = []
-        passed = {end}  # a graph from elsewhere may lead back
+        passed = {end}  # a graph that was not checked here may contain a cycle
         while step in graph.nodes and step not in passed:
             node = graph[step]
             passed.add(step)

@@ -1,4 +1,4 @@
-"""How a step goes on, as the self.next() in its source says."""
+"""Read the transitions of steps from the self.next() calls in their source."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _HOW = "foreach", "num_parallel", "condition"
 
 
 class LinkReader:
-    """Reads the one self.next() of a step; all it raises is InvalidFlow, with file and line.
+    """Reads the only self.next() call of a step; errors are InvalidFlow, with file and line.
 
-    `node` is the step without where it leads to: of the kind END if it is the end step.
+    `node` is the step without its transition; its kind is END if it is the last step.
     """
 
     def __init__(self, node: Node, tree: FunctionNode) -> None:
@@ -34,7 +34,7 @@ class LinkReader:
         self._self = arguments[0].arg if arguments else "self"
 
     def read(self) -> Node:
-        """Return the step with its kind and where it leads to. The end step has no self.next()."""
+        """Return the step with its kind and next steps; the last step must have no self.next()."""
         calls = list(self._calls())
         if self._node.kind is Kind.END:
             if calls:
@@ -54,7 +54,7 @@ class LinkReader:
         return self._linked(calls[0])
 
     def _calls(self) -> Iterator[ast.Call]:
-        """All calls of self.next in the function, in the order written."""
+        """Yield all calls of self.next in the function, in source order."""
         found = [
             node
             for node in self._own_nodes()
@@ -63,21 +63,21 @@ class LinkReader:
         yield from sorted(found, key=lambda node: (node.lineno, node.col_offset))
 
     def _own_nodes(self) -> Iterator[ast.AST]:
-        """All nodes in which `self` is the flow: not those of an inner function or a method of an
-        inner class that has a `self` of its own."""
+        """Yield all nodes in which `self` is the flow, so not those of inner functions and classes
+        that bind the name again."""
         todo: list[ast.AST] = list(ast.iter_child_nodes(self._tree))
         while todo:
             node = todo.pop()
             yield node
             if isinstance(node, FunctionNode | ast.Lambda) and self._rebinds(node):
-                # Its decorators and defaults are evaluated outside of it.
+                # Decorators and defaults are evaluated in the outer scope.
                 todo += getattr(node, "decorator_list", ())
                 todo += [each for each in (*node.args.defaults, *node.args.kw_defaults) if each]
             else:
                 todo += ast.iter_child_nodes(node)
 
     def _rebinds(self, function: FunctionNode | ast.Lambda) -> bool:
-        """Whether the name that the step has for the flow is another thing in the function."""
+        """Return whether the function binds the step's name for the flow (`self`) again."""
         arguments = function.args
         named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
         named += [each for each in (arguments.vararg, arguments.kwarg) if each]
@@ -167,7 +167,7 @@ class LinkReader:
             except (ValueError, TypeError):  # TypeError: a set of lists, say
                 value = None
         if value is None and key is not None and re.match(_CONFIG_KEY, ast.unparse(key)):
-            return ast.unparse(key)  # what it stands for is known with the configs
+            return ast.unparse(key)  # evaluated when the values of the configs are known
         if not isinstance(value, str | int | float | bool):
             written = "**" if key is None else ast.unparse(key)
             raise self._fault(
@@ -186,7 +186,7 @@ class LinkReader:
         return name
 
     def _attribute(self, node: ast.AST) -> str | None:
-        """`x` for `self.x`, None for all else."""
+        """Return `x` for the expression `self.x`; None for any other expression."""
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             return node.attr if node.value.id == self._self else None
         return None
@@ -212,27 +212,27 @@ class LinkReader:
         return InvalidFlow(f"Step {self._node.name!r} {text}", file=self._node.file, line=line)
 
 
-# Finds the source of steps: the graph of a flow is read from it, not from running it.
+# Find the source of steps: the graph is read from the source, without running the flow.
 
 
 def parsed(text: str | bytes) -> ast.Module:
-    """Return the syntax tree of a source.
+    """Return the syntax tree of Python source.
 
-    CPython before 3.13 counts the depth of a tree for all threads together: one that is parsed
-    while another thread parses may end with SystemError. Then it is parsed again.
+    CPython before 3.13 shares the counter of the parser's recursion depth between threads, so that
+    parsing in several threads may raise SystemError. In that case the source is parsed again.
 
     Args:
         text: Python source, as text or as the bytes of a file with its encoding declaration.
 
     Raises:
-        SyntaxError: As `ast.parse` does.
-        ValueError: As `ast.parse` does.
+        SyntaxError: If the source is invalid.
+        ValueError: If the source contains a NUL character (before Python 3.12).
     """
     tries = 0
     while True:
         try:
             return ast.parse(text)
-        except SystemError:  # nothing is wrong with the text
+        except SystemError:  # not an error of the text
             tries += 1
             if tries == 20:
                 raise
@@ -242,7 +242,7 @@ _BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
 
 
 class SourceFile:
-    """The functions and classes of one file (or notebook cell), by where they begin."""
+    """The functions and classes of one file or notebook cell, with their first lines."""
 
     def __init__(self, text: str | bytes) -> None:
         self.functions: dict[tuple[str, int], FunctionNode] = {}
@@ -256,7 +256,7 @@ class SourceFile:
                 self.classes[prefix + node.name] = node.lineno
                 inside = f"{prefix}{node.name}."
             elif isinstance(node, FunctionNode):
-                # Code objects begin at the first decorator.
+                # The first line of a code object is that of the first decorator.
                 first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
                 self.functions[node.name, first] = node
                 inside = f"{prefix}{node.name}.<locals>."
@@ -264,19 +264,19 @@ class SourceFile:
 
 
 def _statements(block: ast.AST) -> Iterator[ast.AST]:
-    """The statements directly in a block; expressions are not looked at."""
+    """Yield the statements directly in a block, without those in nested blocks."""
     for name in _BLOCKS:
         yield from getattr(block, name, ())
 
 
 def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function below all decorators that keep `__wrapped__`.
+    """Return the original function below all decorators that set `__wrapped__`.
 
     Args:
-        function: A function, or what a decorator has made of one.
+        function: A function, or the result of a decorator.
 
     Raises:
-        ValueError: The chain of `__wrapped__` leads back to itself.
+        ValueError: If the chain of `__wrapped__` is a cycle.
     """
     if not hasattr(function, "__wrapped__"):
         return function
@@ -287,10 +287,9 @@ def unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Sources:
-    """The sources of one flow's classes; every file is parsed once.
+    """The sources of the classes of one flow; each file is parsed once.
 
-    What is in no file of its own comes through linecache, so that classes made in a notebook have
-    theirs, too.
+    Source that is not in a file, such as that of a notebook cell, is read through linecache.
     """
 
     def __init__(self, flow: str) -> None:
@@ -298,13 +297,13 @@ class Sources:
         self._files: dict[str, SourceFile] = {}
 
     def function(self, function: Callable[..., Any]) -> FunctionNode:
-        """Return the syntax tree of a step's function, through decorators that keep `__wrapped__`.
+        """Return the syntax tree of a step's function, below decorators that set `__wrapped__`.
 
         Args:
-            function: The attribute of the class: a function, or what a decorator has made of one.
+            function: The attribute of the class: a function, or the result of a decorator.
 
         Raises:
-            InvalidFlow: The source cannot be read, or has changed since it was imported.
+            InvalidFlow: If the source cannot be read, or has changed since it was imported.
         """
         inner = unwrapped(function)
         if not isinstance(inner, FunctionType):
@@ -316,7 +315,7 @@ class Sources:
         file, line = code.co_filename, code.co_firstlineno
         source = self._parsed(file, inner.__globals__)
         tree = None if source is None else source.functions.get((code.co_name, line))
-        # Since Python 3.13 the words of `python -c` are the source of all that is called so.
+        # Since Python 3.13, linecache has the text of `python -c` as the source of "<string>".
         if source is None or (tree is None and file == "<string>"):
             raise InvalidFlow(
                 f"The source of step {code.co_name!r} of flow {self._flow} cannot be read, and the "
@@ -334,18 +333,20 @@ class Sources:
         return tree
 
     def class_line(self, file: str, qualname: str) -> int:
-        """Return the line on which the class begins; 0 where it is not known.
+        """Return the first line of a class; 0 if it is not known.
 
         Args:
-            file: The path as `co_filename` has it; "" gives 0.
-            qualname: The class's `__qualname__`, with the classes and functions around it.
+            file: The path as in `co_filename`; the result is 0 if it is empty.
+            qualname: The `__qualname__` of the class.
         """
         source = self._parsed(file, {})
         return source.classes.get(qualname, 0) if source else 0
 
     def _parsed(self, file: str, module: dict[str, Any]) -> SourceFile | None:
-        """The file, parsed; None where it has no source. Raises InvalidFlow if it is not Python
-        any more."""
+        """Return the parsed file; None if there is no source.
+
+        Raises InvalidFlow if the file has been changed and is no longer valid Python.
+        """
         source = self._files.get(file)
         if source is None:
             text = _text_of(file, module)
@@ -368,7 +369,7 @@ class Sources:
 
 def _text_of(file: str, module: dict[str, Any]) -> str | bytes:
     try:
-        with open(file, "rb") as opened:  # linecache loads tokenize for that, which takes longer
+        with open(file, "rb") as opened:  # faster than linecache, which imports tokenize
             return opened.read()
     except (OSError, ValueError):
         linecache.checkcache(file)
@@ -376,8 +377,10 @@ def _text_of(file: str, module: dict[str, Any]) -> str | bytes:
 
 
 def _in_archive(file: str, module: Mapping[str, Any]) -> str | None:
-    """The text of a module that its loader has read from an archive; None for all others. linecache
-    would ask for the name that the module has now, which is `__main__` for a program."""
+    """Return the source of a module that was loaded from an archive; None for other modules.
+
+    linecache would pass the current name of the module to the loader: `__main__` for a program.
+    """
     spec = module.get("__spec__")
     loader: Any = getattr(spec, "loader", None)
     is_file = loader is None or isinstance(loader, SourceFileLoader)

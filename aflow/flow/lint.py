@@ -1,7 +1,7 @@
-"""The rules of a flow's graph. A rule is a small function; a flow that breaks none can run.
+"""The rules that a flow must obey. Each rule is a small function; a flow that passes all can run.
 
-Rules stand in stages: one is checked only where those it builds on hold, so that a fault is
-reported once, and not by all that follows from it.
+Rules are grouped in stages. A stage is checked only if all earlier stages passed, so that each
+error is reported once.
 """
 
 from __future__ import annotations
@@ -29,15 +29,13 @@ Rule = Callable[[FlowDefinition], Iterable[InvalidFlow]]
 
 
 def check(definition: FlowDefinition) -> list[InvalidFlow]:
-    """Return all that is wrong with the flow, each with file and line; empty where nothing is.
+    """Return the errors of the flow, with file and line; empty if the flow is valid.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
     """
     for stage in STAGES:
         problems = [problem for rule in stage for problem in rule(definition)]
-        # Rules of a stage rely on those of the stages before: where these are broken, they would
-        # only report what follows from it.
         if problems:
             return problems
     return []
@@ -47,16 +45,16 @@ def check(definition: FlowDefinition) -> list[InvalidFlow]:
 
 
 def what_was_read(flow: FlowDefinition) -> Iterable[InvalidFlow]:
-    """Return what reading the class has found: arguments, reserved names and calls of self.next().
+    """Return the errors that reading the class found: arguments, reserved names, self.next() calls.
 
     Args:
-        flow: The flow; its `problems` were collected by `read_definition`.
+        flow: The flow; `read_definition` has collected its `problems`.
     """
     return flow.problems
 
 
 def has_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault if the flow has no step.
+    """Yield an error if the flow has no step.
 
     Args:
         flow: The flow, which may lack steps, a start and an end.
@@ -66,10 +64,10 @@ def has_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def has_start_and_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for a missing first step and one for a missing last step.
+    """Yield an error if the first step is missing, and one if the last step is.
 
     Args:
-        flow: The flow; one without any step is left to `has_steps`.
+        flow: The flow; without any step, only `has_steps` reports an error.
     """
     for word, step in (("start", flow.graph.start), ("end", flow.graph.end)):
         if flow.steps and not step:
@@ -81,10 +79,10 @@ def has_start_and_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def one_start_and_one_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each step beyond the first that is marked as start, or as end.
+    """Yield an error for each step after the first one that is marked as start, or as end.
 
     Args:
-        flow: The flow; a step named `start` or `end` counts as marked so, if another one is marked.
+        flow: The flow; a step named `start` or `end` counts as marked if another one is marked.
     """
     for word in ("start", "end"):
         marked = [
@@ -101,11 +99,12 @@ def one_start_and_one_end(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def step_names(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each name of a step that is not small letters, digits and _, or begins with
-    _.
+    """Yield an error for each step name with invalid characters.
+
+    A name consists of lowercase letters, digits and _, and starts with a letter.
 
     Args:
-        flow: The flow; names are those of the methods with @step.
+        flow: The flow; the names are those of the methods with @step.
     """
     for node in flow.graph.nodes.values():
         if not STEP_NAME.match(node.name):
@@ -117,7 +116,7 @@ def step_names(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each transition that leads to what is not a step.
+    """Yield an error for each transition to something that is not a step.
 
     Args:
         flow: The flow; its graph may still name steps that do not exist.
@@ -133,10 +132,12 @@ def known_steps(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each @catch on a step whose way on depends on what the step computes.
+    """Yield an error for each @catch on a foreach, num_parallel or switch step.
+
+    If such a step fails, its next tasks are not known.
 
     Args:
-        flow: The flow; its steps have the decorators that were attached from outside, too.
+        flow: The flow; decorators from `--with` are checked, too.
     """
     for step in flow.steps.values():
         kind = flow.graph[step.name].kind
@@ -149,10 +150,10 @@ def catch_on_steps_that_can_go_on(flow: FlowDefinition) -> Iterator[InvalidFlow]
 
 
 def caught_exceptions_can_be_kept(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each @catch whose `var` is a name that steps may not set.
+    """Yield an error for each @catch whose `var` is a name that steps must not set.
 
     Args:
-        flow: The flow; its steps have the decorators that were attached from outside, too.
+        flow: The flow; decorators from `--with` are checked, too.
     """
     for step in flow.steps.values():
         caught = step.decorator("catch")
@@ -165,10 +166,10 @@ def caught_exceptions_can_be_kept(flow: FlowDefinition) -> Iterator[InvalidFlow]
 
 
 def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each @concurrency on the members of a gang, which all start together.
+    """Yield an error for each @concurrency on the step of a gang, whose members start together.
 
     Args:
-        flow: The flow; the members of a gang are the steps that a num_parallel leads to.
+        flow: The flow; the step of a gang is the one that follows a num_parallel.
     """
     for step in flow.steps.values():
         if step.decorator("concurrency") and any(
@@ -183,10 +184,10 @@ def gangs_are_not_limited(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each two parameters of one name, and for one named like an option of `run`.
+    """Yield an error for each duplicate parameter name, and each that is an option of `run`.
 
     Args:
-        flow: The flow; names are compared as the command line compares them.
+        flow: The flow; names are compared without regard to case, - and _.
     """
     for problem in declaration_problems(flow.parameters):
         yield _of_flow(flow, problem)
@@ -196,10 +197,10 @@ def parameters_are_declared_well(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def all_steps_are_reached(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each step that cannot be reached from the first.
+    """Yield an error for each step that cannot be reached from the first one.
 
     Args:
-        flow: The flow; the rules about single steps hold already.
+        flow: The flow; it has passed the rules about single steps.
     """
     within = reachable(flow.graph.nodes, flow.graph.start)
     for node in flow.graph.nodes.values():
@@ -212,10 +213,10 @@ def all_steps_are_reached(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for a cycle, except for a switch that has itself as a case.
+    """Yield an error for a cycle; a switch may have itself as a case.
 
     Args:
-        flow: The flow; only the first cycle that is found is reported.
+        flow: The flow; only the first cycle found is reported.
     """
     for node in flow.graph.nodes.values():
         if node.name in node.next and (node.kind is not Kind.SWITCH or node.is_join):
@@ -236,7 +237,7 @@ def no_cycles(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def switches_have_a_way_out(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each switch all of whose cases lead to itself.
+    """Yield an error for each switch all of whose cases lead to itself.
 
     Args:
         flow: The flow; a switch that leads to itself among other cases is a loop, which is allowed.
@@ -251,7 +252,7 @@ def switches_have_a_way_out(flow: FlowDefinition) -> Iterator[InvalidFlow]:
 
 
 def no_join_right_after_its_split(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for each split that leads straight into a join.
+    """Yield an error for each split that is directly followed by a join.
 
     Args:
         flow: The flow; splits are branches, foreach and num_parallel, not switches.
@@ -270,7 +271,7 @@ def no_join_right_after_its_split(flow: FlowDefinition) -> Iterator[InvalidFlow]
 
 
 def splits_are_closed(flow: FlowDefinition) -> Iterator[InvalidFlow]:
-    """Yield a fault for the first split that is not closed by one join of all its branches.
+    """Yield an error for the first split whose branches do not all end in one join.
 
     Args:
         flow: The flow; every step can be reached, and there is no cycle.
@@ -282,11 +283,11 @@ def splits_are_closed(flow: FlowDefinition) -> Iterator[InvalidFlow]:
             fault = _end_fault(name, open_in(nodes[name], ways))
         if fault is not None:
             yield _of_node(nodes[name], fault)
-            return  # what follows would only be reported again
+            return  # errors of later steps would only be consequences
 
 
 def _step_fault(name: str, ways: list[Way]) -> str | None:
-    """An ordinary step is reached with the same splits open on every way."""
+    """Check that the same splits are open on all ways to a step that is not a join."""
     for source, frames in ways[1:]:
         if frames == ways[0][1]:
             continue
@@ -303,7 +304,7 @@ def _step_fault(name: str, ways: list[Way]) -> str | None:
 
 
 def _join_fault(flow: FlowDefinition, name: str, ways: list[Way]) -> str | None:
-    """A join is reached by all branches of one split, and by nothing else."""
+    """Check that the ways to a join are exactly the branches of one split."""
     first = ways[0][1]
     if not first:
         return (

@@ -1,4 +1,4 @@
-"""Names that a flow may not use for its own, and what may have been meant by a wrong one."""
+"""Reserved names, suggestions for misspelled names, and values as text for messages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# What FlowSpec offers under its own names. A step, parameter, constant or artifact of such a name
-# would hide it.
+# Attributes of FlowSpec. A step, parameter, constant or artifact of such a name would hide it.
 RESERVED_NAMES = frozenset({
     "cmd", "foreach_stack", "index", "input", "merge_artifacts", "name", "next", "script_name",
 })  # fmt: skip
@@ -16,10 +15,10 @@ STEP_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 def is_artifact_name(value: object) -> bool:
-    """Return whether a step may give this name to an artifact.
+    """Return whether an artifact may have this name.
 
     Args:
-        value: The name; anything but a text is refused.
+        value: The name; the result is False if it is not a str.
     """
     return (
         isinstance(value, str)
@@ -30,33 +29,33 @@ def is_artifact_name(value: object) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the known name that is nearest; empty if none is near.
+    """Return ` Did you mean 'x'?` with the most similar known name; empty if none is similar.
 
     Args:
-        name: The name that was given and does not exist.
-        known: The names that would have been valid.
+        name: The name that does not exist.
+        known: The valid names.
     """
-    import difflib  # only where something is wrong: start-up does not pay for it
+    import difflib  # only imported for errors, to keep the start fast
 
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def shown(value: object) -> str:
-    """Return the value's repr, cut to fit into a sentence.
+    """Return the repr of a value, truncated to 80 characters for messages.
 
     Args:
-        value: Any object; its repr is cut to 80 characters. A repr that raises does so here, too.
+        value: Any object; exceptions of its `__repr__` are raised.
     """
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def plain(value: Any) -> Any:
-    """Return the value as JSON can hold it: functions and classes by their names, others as text.
+    """Return a value that JSON can represent: functions and classes by name, others as text.
 
     Args:
-        value: Any object; mappings, lists and tuples are converted with all that they hold.
+        value: Any object; mappings, lists and tuples are converted recursively.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
@@ -68,12 +67,12 @@ def plain(value: Any) -> Any:
 
 
 def place(error: BaseException) -> str:
-    """Return where in the code that we called it was raised, as an addition to a sentence: " (file,
-    line 3)"; nothing if we could not even call it.
+    """Return the file and line of the called code that raised: " (file, line 3)".
+
+    Empty if the call itself failed.
 
     Args:
-        error: An exception that was just caught, with its traceback: the frame of the caller is the
-            first of it.
+        error: An exception that was just caught; the first frame of its traceback is the caller.
     """
     trace = error.__traceback__
     trace = trace.tb_next if trace else None
@@ -81,7 +80,7 @@ def place(error: BaseException) -> str:
         return ""
     file = trace.tb_frame.f_code.co_filename
     line = trace.tb_lineno
-    while trace is not None:  # what it has called, in libraries maybe, says less than its own line
+    while trace is not None:  # the last line in that file, not a line in a library that it called
         if trace.tb_frame.f_code.co_filename == file:
             line = trace.tb_lineno
         trace = trace.tb_next

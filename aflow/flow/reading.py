@@ -1,4 +1,4 @@
-"""Reads a flow class into a FlowDefinition: members along the MRO, graph from the source."""
+"""Read a flow class into a FlowDefinition: its members along the MRO, its graph from the source."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
 
 
-# As inspect has them, which takes as long to load as all that a flow is read with.
+# Copied from inspect, whose import takes as long as all other imports for reading a flow.
 _CO_GENERATOR, _CO_COROUTINE, _CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
 
 
 class Members(NamedTuple):
-    """What the classes of a flow hold, bases first, the nearest class winning."""
+    """The members of a flow class and its bases; a class overrides its bases."""
 
     steps: dict[str, Callable[..., Any]]
     parameters: dict[str, Parameter]
@@ -36,17 +36,16 @@ class Members(NamedTuple):
 
 
 def read_definition(cls: type[FlowSpec], root: type, known: Graph | None = None) -> FlowDefinition:
-    """Return the definition of a flow class; `root` is FlowSpec, whose own members are not part of
-    it. `known` is its graph, where another process has read it from the same source: tasks do
-    without parsing it again. All that is wrong with what it says is in `problems`, for lint.
+    """Return the definition of a flow class. Errors of the flow are in its `problems`, for lint.
 
     Args:
-        root: FlowSpec itself: the search of the class's bases stops there.
-        known: The graph from another process; it is used only if it has exactly the steps of the
-            class. None to read the source.
+        root: FlowSpec; its members, and those of its bases, are ignored.
+        known: The graph that another process has read from the same source, so that tasks need not
+            parse it again; it is used only if it has exactly the steps of the class. None to read
+            the source.
 
     Raises:
-        InvalidFlow: Where the source of a step is not available.
+        InvalidFlow: If the source of a step is not available.
     """
     members = _members(cls, root)
     line, problems = 0, []
@@ -105,7 +104,7 @@ def _members(cls: type, root: type) -> Members:
 
 
 def _sort_in(members: Members, name: str, value: Any) -> None:
-    kind = type(value)  # isinstance would ask the value itself, which may be anything
+    kind = type(value)  # not isinstance, which reads `__class__` of arbitrary objects
     if name in RESERVED_NAMES:
         members.problems.append(
             f"{name!r} is a reserved name: give the step, parameter or attribute another name."
@@ -129,11 +128,13 @@ def _sort_in(members: Members, name: str, value: Any) -> None:
         members.constants[name] = value
 
 
-# Most flows have neither custom decorators nor mutators: what they are is not imported for those.
+# Most flows have neither custom decorators nor mutators, so `aflow.flow.custom` is not imported
+# here.
 
 
 def _is_custom(value: Any) -> bool:
-    """Whether a custom decorator was put on what is not a step, and stands in its place."""
+    """Return whether the member is a custom decorator that was applied to something else than a
+    step, and has replaced it."""
     module = sys.modules.get("aflow.flow.custom")
     return module is not None and issubclass(type(value), module.OnStep)
 
@@ -145,7 +146,7 @@ def _mutators_of(cls: type) -> tuple[Any, ...]:
 
 
 def _file(cls: type, steps: Mapping[str, StepDefinition]) -> str:
-    """The file of the class: that of a step written in it, else of its module."""
+    """Return the file of the class: that of one of its own steps, or else of its module."""
     own = [step.file for step in steps.values() if step.name in vars(cls)]
     if own:
         return own[0]
@@ -170,7 +171,7 @@ def _step(
 
 
 def _flags(function: Callable[..., Any]) -> int:
-    """The kinds of a function and of the one that it wraps, together."""
+    """Return the code flags of a function, combined with those of the function that it wraps."""
     flags = 0
     for each in (function, unwrapped(function)):
         code = getattr(each, "__code__", None)
@@ -179,7 +180,7 @@ def _flags(function: Callable[..., Any]) -> int:
 
 
 def _function_problem(step: StepDefinition, tree: FunctionNode) -> str | None:
-    """What is wrong with a step as a function."""
+    """Return an error message if the name, arguments or kind of the function are invalid."""
     name = step.name
     if tree.name != name:
         return (
@@ -224,7 +225,7 @@ def _graph(
         try:
             node = LinkReader(node, tree).read()
         except InvalidFlow as problem_of_link:
-            if tree.name == step.name:  # else it is about another function
+            if tree.name == step.name:  # otherwise _function_problem has reported it
                 problems.append(problem_of_link)
         nodes[step.name] = node
     doc = _doc(vars(cls).get("__doc__"))
@@ -240,8 +241,8 @@ def _doc(text: str | None) -> str:
 
 
 def _terminal(steps: Mapping[str, StepDefinition], word: str) -> str:
-    """The step that is marked as the start (or end), else the one of that name, else the only
-    one; empty if there is none."""
+    """Return the step that is marked as start (or end), or else the one of that name, or else the
+    only step; "" if there is none."""
     for step in steps.values():
         if getattr(step_mark(step.function), word):
             return step.name

@@ -1,8 +1,8 @@
-"""FlowSpec and @step: what a flow is written with.
+"""FlowSpec, the base class of flows, and @step.
 
-While a step runs, the flow's instance is bound to a TaskContext, which reads the artifacts of
-earlier tasks when the step first touches them. Everything here runs inside of every task: it is
-kept to a few dictionary lookups.
+While a step runs, the flow instance is bound to a TaskContext, which loads an artifact of an
+earlier task when the step first reads it. This code runs in every task, so it only does a few
+dictionary lookups.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ __all__ = [
     "step",
 ]
 
-# self.next() while the step runs: what was called must be what the source says.
+# At run time, a call of self.next() must match the call in the source.
 
 
 class NextCall(NamedTuple):
-    """Where a step went. `steps` are those that follow: for a switch the one that was chosen."""
+    """The transition of a task. `steps` are those that follow; for a switch, the chosen one."""
 
     steps: tuple[str, ...]
     foreach: str | None = None
@@ -57,19 +57,19 @@ def follow(
     num_parallel: int | None,
     condition: str | None,
 ) -> NextCall:
-    """Return the transition that a call of self.next() asks for.
+    """Return the transition of a self.next() call, after checking it against the source.
 
     Args:
-        flow: The flow instance of the task, which holds the artifact that a switch goes by.
-        node: The running step, as the graph knows it from the source.
-        steps: The arguments of the call: methods of the flow; for a switch one dict of cases.
-        foreach: The name of the artifact whose items get a task each; None without foreach.
-        num_parallel: How many tasks the gang has; None without a gang.
-        condition: The name of the artifact that a switch goes by; None without a switch.
+        flow: The flow instance of the task; a switch reads its artifact from it.
+        node: The running step, as read from the source.
+        steps: The positional arguments of the call: methods of the flow; for a switch, one dict.
+        foreach: The name of the artifact with one item for each task; None if not a foreach.
+        num_parallel: The number of tasks of the gang; None if not a gang.
+        condition: The name of the artifact that a switch reads; None if not a switch.
 
     Raises:
-        InvalidTransition: The call differs from the one that the graph was read from, or the value
-            of the switch is none of its cases.
+        InvalidTransition: If the call differs from the one in the source, or the value of the
+            switch is not one of its cases.
     """
     if node.kind is Kind.SWITCH:
         return _choose(flow, node, steps, condition)
@@ -96,7 +96,7 @@ def _choose(flow: FlowSpec, node: Node, steps: tuple[Any, ...], condition: str |
     value = getattr(flow, condition)
     try:
         chosen = cases[value]
-    except (KeyError, TypeError):  # TypeError: a list, say, cannot be looked up
+    except (KeyError, TypeError):  # TypeError: the value is not hashable
         allowed = ", ".join(repr(case) for case in cases)
         raise InvalidTransition(
             f"Step {node.name!r} is a switch over self.{condition}, whose value {shown(value)} is "
@@ -139,18 +139,21 @@ _only_defined = False
 
 
 def set_launcher(launcher: Callable[[FlowSpec], None]) -> None:
-    """Say what `MyFlow()` does: it calls `launcher` with the new object.
+    """Set the function that `MyFlow()` calls.
 
     Args:
-        launcher: Called when a flow is made by its program.
+        launcher: Called with the new flow instance; it runs the command line.
     """
     global _launcher
     _launcher = launcher
 
 
 class ForeachLevel(Protocol):
-    """A level of foreach: the step that opened it, the name of its artifact, how many items, the
-    place of the item and a short text of it."""
+    """One level of nested foreaches around a task.
+
+    `step` is the step that opened it, `var` the artifact with its items, `num_splits` the number of
+    items, `index` the index of the current item and `value` a short text of it.
+    """
 
     @property
     def step(self) -> str: ...
@@ -166,8 +169,10 @@ class ForeachLevel(Protocol):
 
 @contextmanager
 def only_defined() -> Iterator[None]:
-    """While this lasts, `MyFlow()` only makes an object: for files that are loaded for what they
-    define, and may call their flow at the end."""
+    """Make `MyFlow()` only create an object, without running the command line.
+
+    For loading the definitions in a file that calls `MyFlow()` at its end.
+    """
     global _only_defined
     before, _only_defined = _only_defined, True
     try:
@@ -177,19 +182,19 @@ def only_defined() -> Iterator[None]:
 
 
 class TaskContext(Protocol):
-    """What a flow's instance asks while its step runs."""
+    """The port through which a flow instance reads its inputs while a step runs."""
 
     @property
     def flow_name(self) -> str:
-        """The flow's name."""
+        """The name of the flow."""
 
     @property
     def step_name(self) -> str:
-        """The name of the step that runs."""
+        """The name of the running step."""
 
     @property
     def node(self) -> Node:
-        """The step that runs, as the graph has it."""
+        """The running step in the graph."""
 
     @property
     def read_only(self) -> frozenset[str]:
@@ -197,16 +202,15 @@ class TaskContext(Protocol):
 
     @property
     def index(self) -> int | None:
-        """The task's place in the innermost foreach around it; None outside of any."""
+        """The task's index in the innermost foreach; None outside of any foreach."""
 
     @property
     def passes(self) -> int | None:
-        """How often the step has run before in this place, where it leads back to itself; None for
-        other steps."""
+        """How many times a step that can repeat itself has run before; None for other steps."""
 
     @property
     def input(self) -> Any:
-        """The item of the innermost foreach around the task; None outside of any."""
+        """The item of the innermost foreach; None outside of any foreach."""
 
     def load(self, name: str) -> Any:
         """Return the value of an artifact of an earlier task, or of a parameter.
@@ -215,22 +219,22 @@ class TaskContext(Protocol):
             name: The name of the artifact or parameter, as an attribute of `self`.
 
         Raises:
-            ArtifactNotFound: No earlier step has left the artifact.
+            ArtifactNotFound: If no earlier step has set the artifact.
         """
 
     def names(self) -> set[str]:
-        """Return the names of all that `load` can give."""
+        """Return the names of all artifacts and parameters that `load` can return."""
 
     def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
-        """Return the levels of foreach around the task, outermost first: index, splits, item."""
+        """Return (index, number of items, item) of each enclosing foreach, outermost first."""
 
     @property
     def definition(self) -> FlowDefinition:
-        """The flow, with its configs and as its mutators have changed it."""
+        """The flow, with the values of its configs, after its mutators."""
 
     @property
     def stack(self) -> Sequence[ForeachLevel]:
-        """The levels of foreach around the task, outermost first, without the items."""
+        """The enclosing foreaches of the task, outermost first, without the items."""
 
     def merge(
         self,
@@ -239,35 +243,35 @@ class TaskContext(Protocol):
         exclude: Collection[str] | None,
         include: Collection[str] | None,
     ) -> None:
-        """Copy what the inputs of a join agree on; see FlowSpec.merge_artifacts.
+        """Copy the artifacts on which the inputs of a join agree; see FlowSpec.merge_artifacts.
 
         Args:
-            flow: The flow instance of the join's task; the merged artifacts are set on it.
-            inputs: What the join has got as `inputs`: one namespace for each input task.
-            exclude: The names of artifacts to leave out; None for none.
-            include: The names of the only artifacts to take; None for all.
+            flow: The flow instance of the join; the merged artifacts are set on it.
+            inputs: The `inputs` of the join: one namespace for each input task.
+            exclude: The names of artifacts that are not copied; None for none.
+            include: The names of the only artifacts to copy; None for all.
         """
 
 
 class FlowSpec:
-    """The base of all flows. `MyFlow()` runs the command line of the flow.
+    """The base class of all flows. `MyFlow()` runs the command line of the flow.
 
-    What a step sets on `self` is an artifact: stored when the step ends, and there in the steps
-    that follow.
+    Every attribute that a step sets on `self` is an artifact: it is stored when the step ends, and
+    later steps can read it.
     """
 
-    # What may not be set. While a step runs, `bind` puts the second in place of the first.
+    # Names that must not be set. While a step runs, `bind` replaces the first by the second.
     _aflow_fixed: ClassVar[frozenset[str]] = RESERVED_NAMES
     _aflow_fixed_in_step: ClassVar[frozenset[str]] = RESERVED_NAMES
     _aflow_definition: ClassVar[FlowDefinition]
-    # Private in Metaflow, and read by public flows all the same.
+    # Private in Metaflow, but public flows read them.
     _graph = OfTheClass(FlowGraph)
     _steps = OfTheClass(lambda cls: [getattr(cls, name) for name in define(cls).steps])
 
     def __init__(self, use_cli: bool = True) -> None:
-        """With `use_cli`, hand over to the command line; without it, only make the object.
+        """Run the command line if `use_cli` is True; otherwise only create the object.
 
-        Raises InvalidInput where no command line was set up.
+        Raises InvalidInput if no command line was set up.
         """
         if not use_cli or _only_defined:
             return
@@ -282,32 +286,32 @@ class FlowSpec:
 
     @property
     def name(self) -> str:
-        """The name of the flow: that of its class."""
+        """The name of the flow, which is the name of its class."""
         return type(self).__name__
 
     @property
     def script_name(self) -> str:
-        """The name of the file that the flow is written in, without its folder."""
+        """The name of the file that defines the flow, without its folder."""
         return define(type(self)).file.replace("\\", "/").rpartition("/")[2]
 
     def __iter__(self) -> Iterator[Callable[..., Any]]:
-        """The steps in the order written; each has its `.name`."""
+        """Iterate over the steps in source order; each has a `.name`."""
         return iter([getattr(self, name) for name in define(type(self)).steps])
 
     # ------------------------------------------------------------ while a step runs
 
     @property
     def index(self) -> int | None:
-        """The task's place in the innermost foreach around it, from 0; None outside of any."""
+        """The task's index in the innermost foreach, from 0; None outside of any foreach."""
         return self._aflow_bound("index").index
 
     @property
     def input(self) -> Any:
-        """The item of the innermost foreach around the task; None outside of any."""
+        """The item of the innermost foreach; None outside of any foreach."""
         return self._aflow_bound("input").input
 
     def foreach_stack(self) -> list[tuple[int, int | None, Any]]:
-        """The levels of foreach around the task, outermost first: index, splits, item."""
+        """Return (index, number of items, item) of each enclosing foreach, outermost first."""
         return self._aflow_bound("foreach_stack()").foreach_stack()
 
     def next(
@@ -317,21 +321,21 @@ class FlowSpec:
         num_parallel: int | None = None,
         condition: str | None = None,
     ) -> None:
-        """Say which steps follow; the last statement of every step but the end.
+        """Set the steps that follow. Must be the last statement of every step except the end.
 
         Args:
-            *steps: The next steps as methods (`self.train`): one, or several for a branch; for a
-                switch one dict that maps values to steps.
-            foreach: The name of the artifact whose items get a task each; it must be set before the
-                call. None without foreach.
-            num_parallel: How many tasks the gang has: they start together, and know each other's
-                addresses. None without a gang.
-            condition: The name of the artifact whose value chooses among the cases of the switch;
-                None without a switch.
+            *steps: The next steps as methods (`self.train`): one, or several for branches; for a
+                switch, one dict from values to steps.
+            foreach: The name of an artifact; the next step runs once for each of its items. It must
+                be set before the call. None if not a foreach.
+            num_parallel: The number of tasks of a gang, which start together and know each other's
+                addresses. None if not a gang.
+            condition: The name of the artifact whose value selects the case of a switch; None if
+                not a switch.
 
         Raises:
-            InvalidTransition: The call differs from the one that the source shows, is the second
-                one of the step, or the value of a switch is none of its cases.
+            InvalidTransition: If the call differs from the one in the source, if the step has
+                called it before, or if the value of a switch is not one of its cases.
         """
         state = self.__dict__
         context = self._aflow_bound("next()")
@@ -349,20 +353,19 @@ class FlowSpec:
     ) -> None:
         """In a join, copy the artifacts on which all inputs that have them agree.
 
-        What the join has set already stays. `exclude` names artifacts to leave out, `include` the
-        only ones to take.
+        Artifacts that the join has already set are not changed.
 
         Args:
-            inputs: The `inputs` of the join, or a part of them.
-            exclude: The names of artifacts to leave out; not together with `include`. None for
-                none.
-            include: The names of the only artifacts to take; each must be in some input. None for
-                all.
+            inputs: The `inputs` of the join, or some of them.
+            exclude: The names of artifacts that are not copied; not together with `include`. None
+                for none.
+            include: The names of the only artifacts to copy; each must be in at least one input.
+                None for all.
 
         Raises:
-            UnhandledInMergeArtifacts: Where inputs differ, MissingInMergeArtifacts where an
-                artifact to include is in no input, MergeArtifactsError outside of a join or where
-                both lists are given.
+            UnhandledInMergeArtifacts: If the inputs differ in an artifact.
+            MissingInMergeArtifacts: If no input has an artifact in `include`.
+            MergeArtifactsError: If the step is not a join, or if both lists are given.
         """
         self._aflow_bound("merge_artifacts()").merge(self, inputs, exclude, include)
 
@@ -375,7 +378,7 @@ class FlowSpec:
     # ------------------------------------------------------------ artifacts
 
     def __getattr__(self, name: str) -> Any:
-        # Only called for what is in neither the instance nor the class.
+        # Only called for names that are in neither the instance nor the class.
         if name.startswith(("__", "_aflow")):
             raise AttributeError(name)
         state = self.__dict__
@@ -392,7 +395,7 @@ class FlowSpec:
         except ArtifactNotFound:
             if name in OF_A_TASK:
                 return OF_A_TASK[name](context)
-            # Python has dropped what the property raised, and called us: it is raised again here.
+            # A property has raised AttributeError, so Python called this: raise its error again.
             if _is_computed(self, name):
                 return object.__getattribute__(self, name)
             raise _not_found(self, context, name) from None
@@ -425,8 +428,10 @@ class FlowSpec:
 
 
 def _is_computed(flow: FlowSpec, name: str) -> bool:
-    """Whether the class computes the attribute (a property, say), so that an AttributeError is its
-    own. Parameters and configs, which read artifacts by this name, are recognized by a mark."""
+    """Return whether the class computes the attribute, e.g. by a property that may have raised.
+
+    False for parameters and configs: they read the artifact of this name.
+    """
     from inspect import getattr_static  # see aflow/_core/deferred.py
 
     found = getattr_static(type(flow), name, None)
@@ -471,19 +476,21 @@ def step(function: F) -> F: ...
 @overload
 def step(*, start: bool = False, end: bool = False) -> Callable[[F], F]: ...
 def step(function: Any = None, *, start: bool = False, end: bool = False) -> Any:
-    """Make a step of a method: `@step`, `@step(start=True)`, `@step(end=True)`. Without marks, the
-    steps named `start` and `end` are the first and the last. Works on `async def`.
+    """Make a method a step: `@step`, `@step(start=True)`, `@step(end=True)`.
+
+    Without these options the steps named `start` and `end` are the first and the last one. The
+    method may be an `async def`.
 
     Args:
-        function: The function that is decorated; None where options are given.
+        function: The decorated function; None if options are given.
         start: Whether it is the first step.
         end: Whether it is the last step.
 
     Returns:
-        The method, or what makes a step of one.
+        The method, or a decorator if options are given.
 
     Raises:
-        InvalidDecorator: It is not a function.
+        InvalidDecorator: If the decorated object is not a function.
     """
     mark = StepMark(bool(start), bool(end))
 
@@ -494,19 +501,19 @@ def step(function: Any = None, *, start: bool = False, end: bool = False) -> Any
     return put if function is None else put(function)
 
 
-# ------------------------------------------------------------ for those who run flows
+# ------------------------------------------------------------ for code that runs flows
 
 
 def define(cls: type[FlowSpec], graph: Graph | None = None) -> FlowDefinition:
-    """Return all there is to know about a flow class; read once and kept on the class. Where the
-    graph is known from another process, the source is not read. Whether what it says is a flow that
-    can run is for `lint.check` to say.
+    """Return the definition of a flow class; it is read once and cached on the class.
+
+    The definition may be invalid: see `lint.check`.
 
     Args:
-        graph: The graph; None to read it.
+        graph: The graph, if another process has read it; None to read it from the source.
 
     Raises:
-        InvalidFlow: The error is raised with file and line, where the source cannot be read.
+        InvalidFlow: If the source cannot be read; the error has the file and line.
     """
     definition: FlowDefinition | None = cls.__dict__.get("_aflow_definition")
     if definition is None:
@@ -520,7 +527,7 @@ def define(cls: type[FlowSpec], graph: Graph | None = None) -> FlowDefinition:
 
 
 def _after_artifacts(own: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    """The `__getattr__` that a flow has written for itself, called for what is no artifact."""
+    """Wrap a flow's custom `__getattr__`, so that it is only called for names without artifact."""
 
     @wraps(own)
     def found(flow: FlowSpec, name: str) -> Any:
@@ -539,7 +546,7 @@ def _after_artifacts(own: Callable[[Any, str], Any]) -> Callable[[Any, str], Any
 
 
 def new_instance(definition: FlowDefinition) -> FlowSpec:
-    """Return an instance of the flow to run one task with; its __init__ is not called.
+    """Return a flow instance for one task; `__init__` is not called.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -548,31 +555,32 @@ def new_instance(definition: FlowDefinition) -> FlowSpec:
 
 
 def bind(flow: FlowSpec, context: TaskContext) -> None:
-    """Let the instance read from `context`, and refuse to set what may not be set.
+    """Connect a flow instance to the context of its task, and make read-only names read-only.
 
     Args:
         flow: A new instance, on which no step has run.
-        context: Where the instance reads artifacts and parameters from, and which names are
-            read-only.
+        context: The context from which the instance reads artifacts and parameters.
     """
     define(type(flow))
     state = flow.__dict__
     state["_aflow_context"] = context
     fixed = type(flow)._aflow_fixed_in_step
-    # A mutator may have added parameters that the class knows nothing of.
+    # A mutator may have added parameters that are not in the class.
     state["_aflow_fixed"] = fixed if context.read_only <= fixed else fixed | context.read_only
 
 
 def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
-    """What no step may set: reserved and read-only names, and methods, which a later step would
-    find in place of the artifact."""
+    """Return the names that no step may set: reserved and read-only names, and methods.
+
+    A later step would find the method instead of the artifact.
+    """
     public = {
         name: value
         for each in reversed(definition.cls.__mro__)
         for name, value in vars(each).items()
         if not name.startswith("_")
     }
-    # Not isinstance, which asks an attribute that is anything for its class.
+    # Not isinstance, which reads `__class__` of arbitrary objects.
     methods = [
         name
         for name, value in public.items()
@@ -583,10 +591,12 @@ def _fixed_in_step(definition: FlowDefinition) -> frozenset[str]:
 
 
 def left_artifacts(flow: FlowSpec) -> dict[str, Any]:
-    """Return what the step has set, or read and may have changed: its artifacts by name.
+    """Return the artifacts of a finished step, by name: those that it has set or read.
+
+    Artifacts that were only read are included, because the step may have changed them in place.
 
     Args:
-        flow: The flow instance on which the step has run; names that were deleted are absent.
+        flow: The flow instance on which the step has run; deleted names are absent.
     """
     context: TaskContext | None = flow.__dict__.get("_aflow_context")
     read_only = context.read_only if context is not None else frozenset()

@@ -1,7 +1,7 @@
-"""aflow: flows of steps whose artifacts persist themselves, run by a light asyncio runtime.
+"""aflow: flows of steps whose artifacts are stored automatically, on a light asyncio runtime.
 
-The one public module. It is lazy: `import aflow` costs next to nothing, and a name is imported from
-where it lives when it is first asked for.
+This is the only public module. It is lazy: `import aflow` costs almost nothing, and each name is
+imported from its module when it is first used.
 """
 
 import sys
@@ -10,10 +10,10 @@ import aflow.metadata as _metadata_package
 import aflow.queue as _queue_package
 from aflow._core.shadowed import keep_hidden_by_main
 
-keep_hidden_by_main()  # before anything of aflow asks for a module of the program's name
+keep_hidden_by_main()  # before aflow imports a module that the program's file could shadow
 
-# Type checkers take this for typing.TYPE_CHECKING. Importing typing would cost as much as all
-# the rest of `import aflow` ten times over.
+# Type checkers treat this as typing.TYPE_CHECKING. Importing typing would take ten times as long
+# as all the rest of `import aflow`.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType, TracebackType
@@ -102,7 +102,7 @@ if TYPE_CHECKING:
     from aflow.runner.runner import ExecutingTask as ExecutingTask
     from aflow.runner.runner import Runner as Runner
 else:
-    ModuleType = type(sys)  # importing types would cost something, too
+    ModuleType = type(sys)  # avoids importing types
 
 _HOMES = {
     "aflow.client": (
@@ -152,10 +152,10 @@ _HOMES = {
     "aflow._core.version": "__version__",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
-# The packages `metadata` and `queue` are functions, too (below). The name `queue` is left out here:
-# `from aflow import *` would hide that of the standard library.
+# The packages `metadata` and `queue` are functions as well (see below). `queue` is left out here,
+# because `from aflow import *` would hide the standard library's module.
 __all__ = tuple(
-    # Constants, then classes, then functions.
+    # Constants first, then classes, then functions.
     sorted(
         [*_HOME_OF, "errors", "metadata"],
         key=lambda name: (not name.isupper(), not name[0].isupper(), name),
@@ -187,8 +187,8 @@ def __dir__() -> list[str]:
 
 
 def _fork_zygote() -> None:
-    """Start the process that tasks are forked from, where the program begins a run."""
-    # Commands that do (see zygote_start.STARTING, whose import would cost others something).
+    """Fork the zygote if the program starts a run."""
+    # The commands of zygote_start.STARTING, whose import would slow down the other commands.
     if not {"run", "resume", "spin"}.isdisjoint(getattr(sys, "argv", ())[1:]):
         from aflow.cli.prefork import fork_zygote_in_program
 
@@ -196,30 +196,30 @@ def _fork_zygote() -> None:
 
 
 def _connect_the_command_line() -> None:
-    """`MyFlow()` in a script starts the command line, which the language itself may not import."""
+    """Let `MyFlow()` in a script start the command line, which aflow.flow may not import."""
     import os
 
     from aflow.flow.spec import set_launcher
 
-    # As the program was started: it may change both before it calls its flow.
+    # The values at the start: the program may change both before it calls its flow.
     argv, folder = [*sys.argv], None
     try:
         folder = os.getcwd()
-    except FileNotFoundError:  # it was removed: tasks find no other
+    except FileNotFoundError:  # the working directory was removed
         pass
 
     def launch(flow: "FlowSpec") -> None:
         from aflow._core.deferred import defer_all, loaded
 
-        modules = loaded()  # those of the program: the command line imports its own next
+        modules = loaded()  # before the command line imports its own modules
         from aflow._core import process
 
         process.seldom()
         defer_all()
         from aflow.cli import loading
 
-        # Before the rest of the command line is imported, since this starts a process that takes
-        # as long to get ready.
+        # Before the rest of the command line is imported: this starts a child process, which
+        # imports its modules at the same time.
         if loading.begins(type(flow), argv, folder, modules):
             from aflow.cli.main import run_script
 
@@ -234,20 +234,21 @@ def _connect_the_command_line() -> None:
 def _report_definition_error(
     kind: type[BaseException], error: BaseException, traceback: "TracebackType | None"
 ) -> None:
-    """sys.excepthook of a script that defines a flow: errors of the definition in one sentence."""
-    from aflow.cli.errors import report_definition_error  # brings click, which no program asked for
+    """sys.excepthook of a script that defines a flow: print definition errors as one sentence."""
+    from aflow.cli.errors import report_definition_error  # not at the top: it imports click
 
     report_definition_error(kind, error, traceback)
 
 
 def _connect_the_client() -> None:
-    """`current.run` and `current.task` are objects of the client, for the same reason."""
+    """Let `current.run` and `current.task` return client objects, which aflow.flow may not
+    import."""
     from aflow.flow.current import set_lookup
 
     def find(pathspec: str) -> "Run | Task":
         from aflow.client import Run, Task
 
-        # A run may look at itself in whatever namespace it was started.
+        # A run may read itself, whatever namespace it was started in.
         kind = Run if pathspec.count("/") == 1 else Task
         return kind(pathspec, _namespace_check=False)
 
@@ -255,9 +256,9 @@ def _connect_the_client() -> None:
 
 
 class _MetadataFacade(ModuleType):
-    """The package `aflow.metadata`, which can be called as the client's `metadata()`.
+    """The package `aflow.metadata`, callable as the client's function `metadata()`.
 
-    Package and function share the name: importing the package first would hide the function.
+    The package and the function share a name: importing the package would hide the function.
     """
 
     def __call__(self, description: str) -> str:
@@ -268,7 +269,7 @@ class _MetadataFacade(ModuleType):
 
 
 class _QueueFacade(ModuleType):
-    """The package `aflow.queue`, which is the decorator `@queue` as well, for the same reason."""
+    """The package `aflow.queue`, callable as the decorator `@queue`, for the same reason."""
 
     def __call__(self, *args: "Any", **options: "Any") -> "Any":
         from aflow.flow.decorators.queue import queue as decorate

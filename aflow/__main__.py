@@ -1,4 +1,4 @@
-"""`python -m aflow` and the command `aflow`; and the programs of aflow that others name."""
+"""`python -m aflow` and the command `aflow`, including its internal programs."""
 
 import os
 import sys
@@ -6,12 +6,12 @@ import sys
 from aflow._core.shadowed import keep_hidden_beside, keep_importable
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    keep_hidden_beside(None, sys.path[0])  # `python -m aflow`: the working folder is on sys.path
+    keep_hidden_beside(None, sys.path[0])  # the working directory, because of `python -m aflow`
 
 from importlib import import_module
 
-# Job definitions, state machines, images and manifests name these, wherever the modules are. Each
-# module has a `main` that returns the exit code, and is imported without the command line.
+# Internal programs, which job definitions, state machines, images and manifests start by name.
+# Each module has a `main` that returns the exit code, and does not import the command line.
 INTERNAL = {
     "_task": "aflow.executors.remote.job",  # an attempt of a run, in a job
     "_state": "aflow.step_functions.job",  # a task of a state machine, in a job
@@ -20,27 +20,27 @@ INTERNAL = {
 
 
 def main() -> None:
-    """Run the command line on sys.argv; leaves the program with its exit code."""
+    """Run the command line on sys.argv and exit with its exit code."""
     if len(sys.argv) == 2 and sys.argv[1] in INTERNAL:
         sys.exit(import_module(INTERNAL[sys.argv[1]]).main())
-    if os.getpid() == 1:  # of a container
+    if os.getpid() == 1:  # the init process of a container
         from aflow._core.process import delegate
 
         delegate()
     from aflow._core import deferred, process
 
     argv = sys.argv[1:]
-    for argument in argv:  # `python -m aflow run queue.py`: the working folder is on sys.path
+    for argument in argv:  # `python -m aflow run queue.py`: sys.path has the working directory
         if argument.endswith(".py"):
             keep_importable(argument.removesuffix(".py"), "")
 
     process.seldom()
     deferred.defer_all()
     if any(".py" in argument for argument in argv):
-        # It gets ready while this process imports the command line and the event loop.
+        # The zygote starts while this process imports the command line and the event loop.
         from aflow.cli import prefork
 
-        # Tasks do not inherit the descriptors that a server has passed to its run.
+        # Tasks must not inherit the descriptors that a server has passed to its run.
         is_servers = any(argument.startswith("--aflow-argv=") for argument in argv)
         prefork.fork_zygote(argv, inherits=not is_servers)
     from aflow.cli.main import run_program

@@ -1,4 +1,4 @@
-"""Owns runs: creates them, gives each its driver and its executor, and releases everything.
+"""Create runs, give each a driver and an executor, and release all resources on exit.
 
     async with Coordinator(storage=..., metadata=..., max_workers=5) as coordinator:
         run = await coordinator.start(MyFlow, alpha=0.1)
@@ -6,8 +6,8 @@
             ...
         await run.wait()
 
-A coordinator lives in somebody's event loop: it never blocks it, installs no signal handlers,
-and leaves no process, descriptor or temporary file behind. Several may live in one program.
+A coordinator runs in the caller's event loop: it never blocks the loop, installs no signal
+handlers, and leaves no process, descriptor or temporary file behind. A program may have several.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
     from aflow.scheduler.messages import LaunchAttempt
     from aflow.storage.base import ObjectStore
 
-LEFTOVERS = 86400.0  # seconds after which what a dead writer has left in the store is removed
+LEFTOVERS = 86400.0  # seconds after which leftovers of a crashed writer are removed from the store
 
 
 class Stopping:
-    """What `RunHandle.cancel` gives. The run is being stopped already; to await this is to wait
-    until it has stopped, and to learn how it ended."""
+    """The return value of `RunHandle.cancel`. The run is already being stopped; awaiting this
+    object waits until it has stopped, and returns the event that says how it ended."""
 
     def __init__(self, run: RunHandle) -> None:
         self._run = run
@@ -81,52 +81,53 @@ class RunHandle:
 
     @property
     def pathspec(self) -> str:
-        """Flow and run: what `Run(...)` of the client takes."""
+        """The flow's name and the run's id, as `Run(...)` of the client takes them."""
         return f"{self._record.flow}/{self._record.run}"
 
     async def wait(self) -> RunEnded:
-        """Wait for the end of the run. Several tasks may wait, and may wait again. Cancelling the
-        awaiting task does not cancel the run. What the metadata or the datastore raised is raised
-        here if the run could no longer be recorded.
+        """Wait until the run has ended. Several tasks may wait, each more than once. Cancelling a
+        waiting task does not cancel the run. If the run could no longer be recorded, the error of
+        the metadata or of the datastore is raised here.
 
         Returns:
             The event that says how it ended.
 
         Raises:
-            RunLeft: `leave` was called.
-            RunTakenOver: Another coordinator has the lease of the run.
+            RunLeft: If `leave` was called.
+            RunTakenOver: If another coordinator has acquired the lease of the run.
         """
         return await asyncio.shield(self.task)
 
     def cancel(self, reason: str = "The run was cancelled.") -> Stopping:
-        """Cancel the run. Its tasks are stopped from now on. Calling this again, or after the run
-        has ended, changes nothing.
+        """Cancel the run and begin to stop its tasks. Does nothing if the run is already cancelled
+        or has ended.
 
         Args:
-            reason: Why; it is recorded with the run.
+            reason: The reason, which is recorded with the run.
 
         Returns:
-            What may be awaited: `await run.cancel()` waits for the end of the run and returns the
-            event that says how it ended.
+            An awaitable: `await run.cancel()` waits until the run has ended and returns the event
+            that says how.
         """
         if not self.task.done():
             self._driver.cancel(reason)
         return Stopping(self)
 
     def leave(self) -> None:
-        """Stop driving the run, without ending it: `Coordinator.recover` or `aflow recover` goes on
-        with it later.
+        """Stop driving the run without ending it: `Coordinator.recover` or `aflow recover` can
+        continue it later.
 
-        Attempts on workers go on; those in processes of this machine are interrupted, at no cost of
-        retries. `wait` raises RunLeft from then on. Calling this again changes nothing."""
+        Attempts on workers continue; attempts in processes of this machine are interrupted, which
+        does not count as a retry. From then on `wait` raises RunLeft. A second call changes
+        nothing."""
         if not self.task.done():
             self._driver.leave()
 
     async def events(self) -> AsyncGenerator[RunEvent, None]:
-        """Yield the events of the run, from the first `anext` on, until the run ends.
+        """Yield the events of the run, from the first `anext` until the run ends.
 
-        There may be several listeners. Events are kept for a slow listener until it reads them, and
-        it does not delay the others. A listener that stops early closes the iterator
+        There may be several listeners. Events are buffered for a slow listener, which does not
+        delay the others. A listener that stops early must close the iterator
         (`contextlib.aclosing`)."""
         queue: asyncio.Queue[Sequence[RunEvent]] = asyncio.Queue()
         receive = queue.put_nowait
@@ -148,18 +149,18 @@ class RunHandle:
 
 
 class Coordinator:
-    """Runs flows on this machine, in the event loop that it is entered in.
+    """Runs flows on this machine, in the event loop in which it is entered.
 
-    `storage` and `metadata` are URLs or backends. `max_workers` bounds the live attempts of each
-    run, `isolation` is `task` (a fresh process for each) or `worker` (processes that run many).
+    `storage` and `metadata` are URLs or backends. `max_workers` limits the concurrent attempts of
+    each run. `isolation` is `task` (a new process for each task) or `worker` (processes that run
+    many tasks).
 
-    `max_runs` bounds the runs that go on at once. At that limit `start` waits until one
-    has ended, first come, first served (`when_full="wait"`), or raises CoordinatorFull
-    (`when_full="refuse"`).
+    `max_runs` limits the concurrent runs. At the limit `start` waits until a run has ended, first
+    come, first served (`when_full="wait"`), or raises CoordinatorFull (`when_full="refuse"`).
 
-    Its runs have a lease holder of the kind `holder_kind`; the lease is theirs for LEASE seconds
-    after the last sign of life: what is left by such a one, whose process has died, `orphaned`
-    lists, and `recover` goes on with.
+    The coordinator holds a lease on each of its runs, under a holder name of the kind
+    `holder_kind`, and renews it with heartbeats. If its process crashes, the lease expires LEASE
+    seconds after the last heartbeat; `orphaned` then lists the run, and `recover` continues it.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ class Coordinator:
     def _open(self) -> None:
         storage, metadata = self._storage, self._metadata
         if hasattr(self, "_creation"):
-            return  # it was done, and the awaiting task was cancelled
+            return  # already open: an earlier call was cancelled while it waited for this
         self._store = open_store(storage) if isinstance(storage, str) else storage
         self._store.sweep(LEFTOVERS, self._clock.now())
         self._records = (
@@ -229,15 +230,15 @@ class Coordinator:
         )
 
     async def __aexit__(self, *exc: object) -> None:
-        """Stop all runs that are still going on, and release everything. A caller that waits in
-        `start` gets CoordinatorClosed. A caller that is cancelled meanwhile, once or often, is
-        cancelled when that is done."""
+        """Cancel all unfinished runs and release all resources. Callers that wait in `start` get
+        CoordinatorClosed. If the caller is cancelled in the meantime, CancelledError is raised once
+        everything has been released."""
         await to_the_end(self._close)
 
     async def _close(self) -> None:
         self._state = "closed"
         self._admission.close()
-        # Not gathered: a gather that is cancelled would cancel what it waits for.
+        # Not asyncio.gather: cancelling a gather cancels the tasks that it waits for.
         if self._beginning:
             await asyncio.wait({*self._beginning})  # their callers get the error
         for run in [*self._runs]:
@@ -249,7 +250,7 @@ class Coordinator:
 
     @property
     def runs(self) -> tuple[RunHandle, ...]:
-        """The runs that are going on, in the order of their ids."""
+        """The unfinished runs of this coordinator, sorted by id."""
         return tuple(sorted(self._runs, key=lambda run: run.id))
 
     async def start(
@@ -261,37 +262,36 @@ class Coordinator:
         watch: Watch | None = None,
         **parameters: Any,
     ) -> RunHandle:
-        """Begin a run of the flow with these parameters.
+        """Start a run of the flow with these parameters.
 
         Raises InvalidFlow, InvalidParameter, CoordinatorFull, CoordinatorClosed, StorageError and
-        MetadataError; nothing has begun then. If it is cancelled no run goes on either. `zygote` is
-        a process that has imported the flow already (the command line has one); without it one is
-        started.
+        MetadataError; no run has been started then. If the call is cancelled, its run is cancelled
+        too.
 
         Args:
             flow: The class of the flow, or its definition.
-            options: The options; None for those of the settings.
-            zygote: A zygote that has been started already; None to start one when the first task
-                needs it.
-            watch: Called with the events of the run, in order; None for nothing.
-            **parameters: The parameters, by name.
+            options: The options of the run; None for those of the settings.
+            zygote: A zygote that has imported the flow already, such as that of the command line;
+                None to start one when the first task needs it.
+            watch: Called with the events of the run, in order; None for no callback.
+            **parameters: The values of the flow's parameters, by name.
 
         Returns:
-            The run is recorded when this returns.
+            The handle of the run, which has been recorded.
         """
         self._check_entered()
         options = options or RunOptions(max_workers=self._max_workers, isolation=self._isolation)
-        # Some milliseconds for a flow that is new: its sources are parsed.
+        # In a thread: parsing the sources of a new flow takes some milliseconds.
         definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
         given = options.parameters | parameters
         return await self._admitted(self._begin(definition, options, given, zygote, watch))
 
     async def orphaned(self, limit: int = 100) -> list[str]:
-        """Return the pathspecs of runs that go on without a coordinator: those that were left by
-        one with `holder_kind` as ours, the longest ago first. Raises MetadataError.
+        """Return the pathspecs of unfinished runs that have lost their coordinator, which was one
+        of the same `holder_kind`; the one lost longest ago comes first. Raises MetadataError.
 
         Args:
-            limit: How many at most.
+            limit: The maximum number of runs.
         """
         self._check_entered()
         found = await in_thread(self._records.orphaned, self._kind, limit)
@@ -306,42 +306,42 @@ class Coordinator:
         zygote: ZygoteProcess | None = None,
         watch: Watch | None = None,
     ) -> RunHandle:
-        """Recover a run of the flow whose coordinator has died. Finished tasks stay finished.
-        Attempts that workers of a queue run are awaited; attempts in processes, which ended with
-        their coordinator, run again at no cost of retries. What `start` raises is raised here, too.
+        """Continue a run of the flow whose coordinator has crashed. Finished tasks are kept.
+        Attempts on workers of a queue are awaited; attempts in processes, which ended with their
+        coordinator, run again, which does not count as a retry. Also raises what `start` raises.
 
         Args:
             flow: The class of the flow, or its definition.
             run: The id of the run.
-            options: The options; None for those of the settings.
-            zygote: A zygote that has been started already; None to start one when the first task
-                needs it.
-            watch: Called with the events of the run, in order; None for nothing.
+            options: The options of the run; None for those of the settings.
+            zygote: A zygote that has imported the flow already; None to start one when the first
+                task needs it.
+            watch: Called with the events of the run, in order; None for no callback.
 
         Returns:
             The handle of the run.
 
         Raises:
-            NotFound: There is no such run.
-            RunHasCoordinator: The lease of its coordinator has not expired.
-            InvalidInput: The run has ended, or its flow has other steps now.
+            NotFound: If the run does not exist.
+            RunHasCoordinator: If the lease of its coordinator has not expired.
+            InvalidInput: If the run has ended, or the steps of the flow have changed.
         """
         self._check_entered()
         options = options or RunOptions(isolation=self._isolation)
         definition = await in_thread(configured, flow) if isinstance(flow, type) else flow
         return await self._admitted(self._go_on(definition, run, options, zygote, watch))
 
-    adopt = recover  # its earlier name, which programs may use
+    adopt = recover  # the former name, kept for programs that use it
 
     async def _admitted(self, begin: Coroutine[Any, Any, RunHandle]) -> RunHandle:
-        """Begin, as soon as there is room for one more run."""
+        """Await `begin`, which starts the run, as soon as the coordinator has room for the run."""
         try:
             await self._admission.enter()
         except BaseException:
             begin.close()
             raise
-        # A task of its own: what a thread has begun to record cannot be called back when `start`
-        # is cancelled, so it is finished, and the run stopped. __aexit__ waits for it.
+        # A separate task: what a thread is already recording cannot be undone if `start` is
+        # cancelled. The task finishes, and the run is then cancelled. __aexit__ waits for it.
         beginning = asyncio.get_running_loop().create_task(begin)
         self._beginning.add(beginning)
         beginning.add_done_callback(self._beginning.discard)
@@ -384,7 +384,7 @@ class Coordinator:
                 options = await in_thread(self._with_recorded_locks, options, record)
                 options, executor = await self._executor(definition, options, zygote)
                 settings = record.settings
-                bounds = settings.get("bounds") or {}  # as they were: the journal is of these
+                bounds = settings.get("bounds") or {}  # as recorded: the journal is based on these
                 machine = _machine(definition, options, None, settings["lookahead"], bounds)
                 new, unfinished = await in_thread(self._stood, definition, options, record, machine)
                 return self._driven(definition, options, new, executor, machine, watch, unfinished)
@@ -396,14 +396,14 @@ class Coordinator:
             raise
 
     def _with_recorded_locks(self, options: RunOptions, record: RunRecord) -> RunOptions:
-        """The options with the packages that the run has begun with. Blocks."""
+        """Return the options with the locks that the run was started with. Blocks."""
         if not record.settings.get("environments"):
             return replace(options, locks={})
         locks = environments.record.recorded_locks(record.settings, self._store)
         return replace(options, locks=locks)
 
     def _held(self, definition: FlowDefinition, run: str) -> RunRecord:
-        """The run, which is ours now. Blocks."""
+        """Acquire the lease of the run and return its record. Blocks."""
         record = self._records.run(definition.name, run)
         if record is None:
             raise NotFound(f"There is no run {definition.name}/{run} in {self._records.url}.")
@@ -413,7 +413,7 @@ class Coordinator:
                 f"{definition.name}/{run} has a coordinator that drives it: it can be recovered "
                 f"{LEASE:g} seconds after that has died."
             )
-        # Read again: its coordinator may have written until this moment.
+        # Read again: its coordinator may have written to it until the lease was acquired.
         return self._records.run(definition.name, run) or record
 
     def _stood(
@@ -423,7 +423,7 @@ class Coordinator:
         record: RunRecord,
         machine: Machine,
     ) -> tuple[NewRun, list[Unfinished]]:
-        """The run as it stood, and what is left to do of it. Blocks."""
+        """Return the run in its recorded state, and its unfinished work. Blocks."""
         assert isinstance(machine, RunMachine), "only whole runs are recovered"
         first = self._records.task(record.key, int(PARAMETERS_TASK))
         parameters = first.attempt.manifest if first and first.attempt else None
@@ -443,14 +443,14 @@ class Coordinator:
     async def _executor(
         self, definition: FlowDefinition, options: RunOptions, zygote: ZygoteProcess | None
     ) -> tuple[RunOptions, Executor]:
-        """What carries out the attempts, and the options with the packages of steps."""
+        """Return the options with the locks of the steps, and the executor of the run."""
 
         def made_ready() -> tuple[RunOptions, Travelling | None, Mapping[str, Built] | None]:
             known = with_locks(definition, options) if options.locks is None else options
             travels = travelling(definition, known, self._store)
             return known, travels, built_here(definition, known) if known.locks else None
 
-        # In one thread: each costs the start of every run half a millisecond.
+        # In a single thread call: each one costs the start of every run half a millisecond.
         options, travels, built = await in_thread(made_ready)
         executor = executor_for(
             definition,
@@ -475,11 +475,11 @@ class Coordinator:
         watch: Watch | None,
         unfinished: Sequence[Unfinished] | None = None,
     ) -> RunHandle:
-        """The handle of the run, which is being driven from now on."""
+        """Start to drive the run, and return its handle."""
         listeners: list[Watch] = [] if watch is None else [watch]
         driver = self._driver(definition, options, new, executor, machine, listeners, unfinished)
         handle = RunHandle(new.record, driver, listeners)
-        # The run outlives this call; __aexit__ waits for it, so that no task outlives its block.
+        # The run outlives this call; __aexit__ waits for it, so that no task outlives the block.
         handle.task = asyncio.get_running_loop().create_task(driver.run())
         self._runs.add(handle)
         handle.task.add_done_callback(lambda _: self._forget(handle))
@@ -554,7 +554,7 @@ def _cloned(run: RunRecord) -> str:
 
 
 def _stop_unwanted(beginning: asyncio.Task[RunHandle]) -> None:
-    """Stop a run that has begun when no caller waits for it."""
+    """Cancel a run whose `start` was cancelled while the run was being started."""
     if not beginning.cancelled() and beginning.exception() is None:
         beginning.result().cancel("The run was cancelled while it began.")
 
@@ -566,7 +566,7 @@ def _machine(
     lookahead: int,
     bounds: Mapping[str, int],
 ) -> Machine:
-    """What decides the run: that of the whole flow, or of the only task that there is."""
+    """Return the state machine of the run: that of the whole flow, or of a single task."""
     if only is not None:
         return SingleTask(only)
     policies = policies_from(definition, options.retry_wait, options.debug_step)

@@ -1,15 +1,15 @@
-"""The one exception tree of aflow; each class is one sentence.
+"""The exception hierarchy of aflow. Each message is one sentence.
 
 AflowError
-├── InvalidInput                 what was given cannot be used; exit code 2 for options
+├── InvalidInput                 an input is not usable; exit code 2 for options
 │   ├── InvalidName
 │   ├── InvalidSetting
 │   ├── InvalidParameter
 │   ├── InvalidDecorator
-│   ├── UnsafeFolder             a folder that others may write to is not used
+│   ├── UnsafeFolder             a folder that other users may write to is not used
 │   └── FlowFileError            no file, no flow, several flows, a file that does not import
-├── InvalidFlow                  a rule of the graph is broken (file, line)
-├── TaskError                    raised inside a task, by what the step asked for
+├── InvalidFlow                  the graph of the flow breaks a rule (file, line)
+├── TaskError                    raised in a task, by an invalid action of the step
 │   ├── ArtifactNotFound
 │   ├── ArtifactNotPicklable
 │   ├── ArtifactNotLoadable
@@ -17,17 +17,17 @@ AflowError
 │   ├── MergeArtifactsError
 │   │   ├── UnhandledInMergeArtifacts
 │   │   └── MissingInMergeArtifacts
-│   ├── OutOfMemory              the task had more memory than it has asked for
+│   ├── OutOfMemory              the task has used more memory than it requested
 │   └── TaskTimedOut
-├── CodePackageError             code cannot be packaged, unpacked, or is not there
-├── EnvironmentFailed            the packages of a step cannot be solved, fetched or installed
+├── CodePackageError             a code package cannot be created or unpacked, or is missing
+├── EnvironmentFailed            the packages of a step cannot be resolved, downloaded or installed
 │   └── InvalidLock
 ├── StorageError
 │   ├── ObjectNotFound
 │   ├── CorruptBlob
 │   └── StoreUnavailable
-│       └── StoreBusy            another try may go well
-├── S3Error                      aflow.S3 cannot do what was asked; Metaflow's names in docs/s3.md
+│       └── StoreBusy            temporary: a retry may succeed
+├── S3Error                      an operation of aflow.S3 failed; Metaflow's names in docs/s3.md
 │   ├── S3Failed
 │   ├── S3NotFound
 │   ├── S3AccessDenied
@@ -39,27 +39,27 @@ AflowError
 │   ├── MetadataUnavailable
 │   ├── MetadataTooNew
 │   └── VersionConflict
-├── RegistrationRefused          the metadata service cannot do what a request asks for
+├── RegistrationRefused          the metadata service cannot carry out a request
 ├── QueueError
 │   ├── QueueUnavailable
-│   ├── LeaseLost                a message is not ours any more
+│   ├── LeaseLost                the lease of a message has expired
 │   ├── InvalidMessage
 │   ├── ForgedMessage
 │   └── MessageTooNew
-├── AwsError                     AWS refuses, or does not answer
-│   └── AwsBusy                  it may do it the next time
-│       └── AwsUnauthorized      ... with other credentials
-├── JobSystemError               the system that runs jobs refuses a call
-│   ├── JobSystemBusy            it does not answer now, and may the next time
-│   └── JobRefused               it does not take a job as it was asked for
-├── NotFound                     the client was asked for what is not there
+├── AwsError                     AWS rejects a call, or does not respond
+│   └── AwsBusy                  temporary: a retry may succeed
+│       └── AwsUnauthorized      a retry with new credentials may succeed
+├── JobSystemError               the job system rejects a call
+│   ├── JobSystemBusy            temporary: a retry may succeed
+│   └── JobRefused               it rejects a job as it was submitted
+├── NotFound                     the requested object does not exist
 │   ├── CardNotFound
 │   └── NamespaceMismatch
-├── CommandFailed                a command that was started has begun no run
-│   └── ServerUnavailable        the server that was asked does not answer, or not now
-├── StackUnreadable              AWS does not say what a stack has made
-├── CoordinatorClosed            a run was to begin in a coordinator that has been closed
-├── CoordinatorFull              a coordinator has as many runs as it may have at once
+├── CommandFailed                a command exited before it started a run
+│   └── ServerUnavailable        the server does not respond; a retry may succeed
+├── StackUnreadable              AWS does not return the outputs of a stack
+├── CoordinatorClosed            a run was started in a coordinator that is closed
+├── CoordinatorFull              a coordinator has reached its limit of concurrent runs
 └── RunFailed
 """
 
@@ -69,20 +69,20 @@ from collections.abc import Sequence
 
 
 class AflowError(Exception):
-    """aflow could not do what was asked. The first argument is the sentence; classes derived from
-    it may take more."""
+    """The base class of all errors of aflow. The first argument is the message, one sentence;
+    subclasses may take more arguments."""
 
     headline = "aflow failed"
 
     def __init__(self, *args: object, msg: object = None) -> None:
-        super().__init__(*(args if msg is None else (msg, *args)))  # `msg` is Metaflow's name
+        super().__init__(*(args if msg is None else (msg, *args)))  # Metaflow calls it `msg`
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
     @property
     def message(self) -> str:
-        """The sentence."""
+        """The message, one sentence."""
         return AflowError.__str__(self)
 
     @message.setter
@@ -91,67 +91,67 @@ class AflowError(Exception):
 
 
 class InvalidInput(AflowError):
-    """What was given cannot be used."""
+    """An input is not usable."""
 
     headline = "Invalid input"
 
 
 class InvalidName(InvalidInput):
-    """A name of a flow, run, step, task, artifact or tag is not allowed."""
+    """The name of a flow, run, step, task, artifact or tag is not allowed."""
 
     headline = "Invalid name"
 
 
 class InvalidSetting(InvalidInput):
-    """A setting has a value that cannot be used."""
+    """A setting has an invalid value."""
 
     headline = "Invalid setting"
 
 
 class InvalidParameter(InvalidInput):
-    """A parameter has a value or a declaration that cannot be used."""
+    """A parameter has an invalid value or declaration."""
 
     headline = "Invalid parameter"
 
 
 class InvalidConfig(InvalidInput):
-    """A config has a value or a declaration that cannot be used."""
+    """A config has an invalid value or declaration."""
 
     headline = "Invalid config"
 
 
 class SecretsError(AflowError):
-    """A secret that a step asks for is not available, or would hide a variable."""
+    """A secret of a step is not available, or would override an environment variable."""
 
     headline = "Secrets"
 
 
 class MissingExtra(InvalidInput):
-    """Something was asked for that needs a package which is not installed."""
+    """A feature needs a package that is not installed."""
 
     headline = "Package not installed"
 
 
 class InvalidDecorator(InvalidInput):
-    """A decorator is unknown, or was given an option that it does not take."""
+    """A decorator is unknown, or has an option that it does not accept."""
 
     headline = "Invalid decorator"
 
 
 class FlowFileError(InvalidInput):
-    """The flow file is missing, does not import, or does not name exactly one flow."""
+    """The flow file is missing, cannot be imported, or does not define exactly one flow."""
 
     headline = "Flow not loaded"
 
 
 class UnsafeFolder(InvalidInput):
-    """A folder belongs to somebody else, or is open to others, and is not used for that."""
+    """A folder is not safe to use: it belongs to another user, or others may write to it."""
 
     headline = "Unsafe folder"
 
 
 class InvalidFlow(AflowError):
-    """A rule of the flow's graph is broken."""
+    """The graph of the flow breaks a rule."""
 
     headline = "Validity checker found an issue"
 
@@ -167,33 +167,33 @@ class InvalidFlow(AflowError):
 
 
 class TaskError(AflowError):
-    """A step asked for something that cannot be done."""
+    """A step did something that is not allowed or not possible."""
 
     headline = "Step failure"
 
 
 class ArtifactNotFound(TaskError, AttributeError):
-    """A step read an artifact that no earlier step has left."""
+    """A step read an artifact that no earlier step has set."""
 
 
 class ArtifactNotPicklable(TaskError):
-    """A step left a value that cannot be stored."""
+    """A step set an artifact whose value cannot be stored."""
 
 
 class ArtifactNotLoadable(TaskError):
-    """A stored artifact could not be turned back into a value."""
+    """A stored artifact cannot be loaded."""
 
 
 class InvalidTransition(TaskError):
-    """A step's self.next() does not agree with the graph, or cannot be followed."""
+    """The self.next() of a step does not match the graph, or cannot be followed."""
 
 
 class MergeArtifactsError(TaskError):
-    """merge_artifacts was called with arguments, or in a step, that it cannot work with."""
+    """merge_artifacts was called in a step that is not a join, or with invalid arguments."""
 
 
 class UnhandledInMergeArtifacts(MergeArtifactsError):
-    """Inputs of a join disagree on artifacts that the join did not set itself."""
+    """The inputs of a join have different values of artifacts that the join itself did not set."""
 
     def __init__(self, message: str, unhandled: list[str]) -> None:
         super().__init__(message)
@@ -208,12 +208,12 @@ class MissingInMergeArtifacts(MergeArtifactsError):
         self.artifact_names = missing
 
 
-OUT_OF_MEMORY = "OutOfMemory: "  # what the reason of an attempt begins with that was ended for that
+OUT_OF_MEMORY = "OutOfMemory: "  # prefix of the reason of an attempt that ran out of memory
 
 
 class OutOfMemory(TaskError, MemoryError):
-    """The task had more memory than its @resources ask for, or there was none left: for
-    `@retry(on=OutOfMemory)`, which takes MemoryError, too."""
+    """The task used more memory than its @resources request, or the machine ran out of memory.
+    `@retry(on=OutOfMemory)` retries after this error, and after any MemoryError."""
 
 
 class TaskTimedOut(TaskError):
@@ -221,112 +221,112 @@ class TaskTimedOut(TaskError):
 
 
 class CodePackageError(AflowError):
-    """The code of a flow cannot be packaged or unpacked, or its package is not there."""
+    """A code package cannot be created or unpacked, or is missing."""
 
     headline = "Code package"
 
 
 class EnvironmentFailed(AflowError):
-    """The packages that a step asks for cannot be solved, fetched or installed."""
+    """The packages of a step cannot be resolved, downloaded or installed."""
 
     headline = "Environment"
 
 
 class InvalidLock(EnvironmentFailed):
-    """A lock of an environment cannot be read, or is one for another machine."""
+    """The lock of an environment cannot be read, or was made for another machine."""
 
 
 class ShippingError(AflowError):
-    """aflow, or the packages of a step, cannot be put into the datastore for jobs that lack them,
-    or cannot be installed from there."""
+    """aflow, or the packages of a step, cannot be uploaded to the datastore for jobs that lack
+    them, or cannot be installed from there."""
 
 
 class StorageError(AflowError):
-    """Something is wrong with stored bytes, or with the place that stores them."""
+    """Stored bytes are damaged, or the store that holds them fails."""
 
     headline = "Storage error"
 
 
 class ObjectNotFound(StorageError):
-    """The object store has no object of this name."""
+    """The object store has no object with this name."""
 
 
 class CorruptBlob(StorageError):
-    """The bytes of a blob are not those that its key names."""
+    """The bytes of a blob do not match its key."""
 
 
 class StoreUnavailable(StorageError):
-    """The object store is missing, full, read-only or refuses to answer."""
+    """The object store is missing, full or read-only, or does not accept requests."""
 
 
 class StoreBusy(StoreUnavailable):
-    """The object store did not answer, or not whole: another try may go well."""
+    """The object store did not respond, or not completely: a retry may succeed."""
 
 
 class S3Error(AflowError):
-    """The client of S3 cannot do what was asked. Its classes are siblings, as in Metaflow."""
+    """An operation of the S3 client failed. The subclasses are siblings, as in Metaflow."""
 
     headline = "S3"
 
 
 class S3Failed(S3Error):
-    """S3 does not answer, or refuses for a reason that has no class of its own."""
+    """S3 does not respond, or rejects a request for a reason that has no other class."""
 
     headline = "S3 access failed"
 
 
 class S3NotFound(S3Error):
-    """There is no such object, or no such local file."""
+    """The object, or the local file, does not exist."""
 
     headline = "S3 object not found"
 
 
 class S3AccessDenied(S3Error):
-    """The credentials are wrong, or allow too little."""
+    """The credentials are invalid, or lack a permission."""
 
     headline = "S3 access denied"
 
 
 class S3InvalidUrl(S3Error):
-    """A key, URL or prefix cannot be used, or its bucket does not exist."""
+    """A key, URL or prefix is invalid, or its bucket does not exist."""
 
     headline = "Invalid address"
 
 
 class S3InvalidObject(S3Error):
-    """What is to be put is neither text nor bytes nor a file."""
+    """The value to upload is neither text nor bytes nor a file."""
 
     headline = "Not an object for S3"
 
 
 class S3InvalidRange(S3Error):
-    """A range begins past the end of its object."""
+    """A range starts after the end of its object."""
 
     headline = "S3 invalid range"
 
 
 class S3DiskFull(S3Error):
-    """There is no room on the disk for what was to be downloaded."""
+    """The disk has not enough space for a download."""
 
     headline = "Insufficient disk space"
 
 
 class MetadataError(AflowError):
-    """Something is wrong with the metadata."""
+    """The metadata is damaged, or the store that holds it fails."""
 
     headline = "Metadata error"
 
 
 class MetadataUnavailable(MetadataError):
-    """The metadata store is missing, full, read-only, damaged or refuses to answer."""
+    """The metadata store is missing, full, read-only or damaged, or does not accept requests."""
 
 
 class MetadataAway(MetadataUnavailable):
-    """The server of the metadata cannot be reached: another try may go well."""
+    """The server of the metadata cannot be reached: a retry may succeed."""
 
 
 class MetadataTooNew(MetadataError):
-    """The metadata was written by a newer aflow than this one."""
+    """The metadata was written by a newer version of aflow."""
 
 
 class VersionConflict(MetadataError):
@@ -334,11 +334,11 @@ class VersionConflict(MetadataError):
 
 
 class RunTakenOver(MetadataError):
-    """Another coordinator drives this run now."""
+    """Another coordinator drives the run now."""
 
     @classmethod
     def of(cls, flow: str, run: str) -> RunTakenOver:
-        """Return the error of a coordinator that has lost the lease of a run.
+        """Return the error for a coordinator that has lost the lease of a run.
 
         Args:
             flow: The name of the flow.
@@ -351,13 +351,13 @@ class RunTakenOver(MetadataError):
 
 
 class RunLeft(AflowError):
-    """A run that its coordinator was asked to leave."""
+    """A coordinator was asked to leave the run."""
 
     headline = "Left"
 
     @classmethod
     def of(cls, flow: str, run: str) -> RunLeft:
-        """Return the error for a caller that waits for a run which its coordinator has left.
+        """Return the error for a caller that waits for a run that its coordinator has left.
 
         Args:
             flow: The name of the flow.
@@ -367,11 +367,11 @@ class RunLeft(AflowError):
 
 
 class RunHasCoordinator(InvalidInput):
-    """A run that a coordinator still drives cannot be recovered."""
+    """A run cannot be recovered, because a coordinator still drives it."""
 
 
 class RegistrationRefused(AflowError):
-    """The metadata service cannot do what a request asks for: its answer is `status` and `body`."""
+    """The metadata service cannot carry out a request: `status` and `body` are its response."""
 
     headline = "Request refused"
 
@@ -382,28 +382,28 @@ class RegistrationRefused(AflowError):
 
     @classmethod
     def of(cls, status: int, message: str) -> RegistrationRefused:
-        """Return the refusal that says this sentence.
+        """Return the error with this message.
 
         Args:
-            status: The status of HTTP.
-            message: The sentence.
+            status: The HTTP status.
+            message: One sentence.
         """
         return cls(status, {"message": message})
 
 
 class QueueError(AflowError):
-    """Something is wrong with a queue, or with a message in it."""
+    """A queue, or a message in it, has a problem."""
 
     headline = "Queue error"
 
 
 class QueueUnavailable(QueueError):
-    """The broker does not answer, is full, or refuses the request."""
+    """The broker does not respond, is full, or rejects the request."""
 
 
 class LeaseLost(QueueError):
-    """Leases had ended when they were to be extended or ended: others may have the messages now.
-    `lost` are the ids of these messages, `held` the leases of an extension that did not fail."""
+    """Leases had expired before they were renewed or released: other workers may have the messages
+    now. `lost` are the ids of these messages, `held` the leases that were renewed."""
 
     def __init__(self, message: str, lost: Sequence[str] = (), held: Sequence[object] = ()) -> None:
         super().__init__(message)
@@ -412,31 +412,32 @@ class LeaseLost(QueueError):
 
     @classmethod
     def of(cls, lost: Sequence[str], held: Sequence[object] = ()) -> LeaseLost:
-        """Return the error that names these messages.
+        """Return the error for these messages.
 
         Args:
-            lost: The ids of the messages whose leases had ended.
-            held: The leases of the call.
+            lost: The ids of the messages whose leases have expired.
+            held: The leases that were renewed.
         """
         named = ", ".join(lost[:3]) + (" and others" if len(lost) > 3 else "")
         return cls(f"The lease of {named} had ended: it took too long.", lost, held)
 
 
 class InvalidMessage(QueueError):
-    """A message cannot be read: it is damaged, too large, or of a kind that is not known."""
+    """A message cannot be read: it is damaged, too large, or of an unknown kind."""
 
 
 class ForgedMessage(QueueError):
-    """A message is not signed as it has to be: others may have the key."""
+    """A message has no valid signature; the writer may have another key."""
 
 
 class MessageTooNew(QueueError):
-    """A message was written by another version of aflow: others may be able to read it."""
+    """A message was written by another version of aflow; workers of that version may read it."""
 
 
 class AwsError(AflowError):
-    """AWS refuses a call, or does not answer. Of a refusal `code` is the service's word for why,
-    `detail` its sentence, and `denied` whether a permission or valid credentials are missing."""
+    """AWS rejects a call, or does not respond. If it rejects the call, `code` and `detail` are the
+    error code and the message of the service, and `denied` is whether a permission or valid
+    credentials are missing."""
 
     def __init__(
         self, message: str, code: str = "", detail: str = "", *, denied: bool = False
@@ -448,88 +449,88 @@ class AwsError(AflowError):
 
 
 class AwsBusy(AwsError):
-    """AWS asks to come later, has a fault of its own, or cannot be reached."""
+    """AWS throttles requests, has an internal error, or cannot be reached: a retry may succeed."""
 
 
 class AwsUnauthorized(AwsBusy):
-    """AWS does not accept our credentials: another try may go well with new ones."""
+    """AWS does not accept the credentials: a retry with new ones may succeed."""
 
 
 class JobSystemError(AflowError):
-    """The system that runs jobs (AWS Batch, Slurm, Kubernetes) refuses a call."""
+    """The system that runs jobs (AWS Batch, Slurm, Kubernetes) rejects a call."""
 
     headline = "Job system error"
 
 
 class JobSystemBusy(JobSystemError):
-    """The job system does not answer, or asks to come later: another try may go well."""
+    """The job system does not respond, or throttles requests: a retry may succeed."""
 
 
 class JobSystemUnauthorized(JobSystemBusy):
-    """The job system does not accept our credentials: another try may go well with new ones."""
+    """The job system does not accept the credentials: a retry with new ones may succeed."""
 
 
 class JobRefused(JobSystemError):
-    """The job system does not take a job as it was asked for, and will not the next time."""
+    """The job system rejects a job as it was submitted; a retry would fail again."""
 
 
 class WorkersLost(AflowError):
-    """Workers in a cluster could not be kept: it does not answer, or they end again and again."""
+    """Workers in a cluster cannot be kept running: it does not respond, or they keep exiting."""
 
     headline = "Workers lost"
 
 
 class NotFound(AflowError):
-    """There is no such flow, run, step, task or artifact."""
+    """The flow, run, step, task or artifact does not exist."""
 
     headline = "Object not found"
 
 
 class CardNotFound(NotFound):
-    """There is no such card."""
+    """The card does not exist."""
 
     headline = "Card not found"
 
 
 class NamespaceMismatch(NotFound):
-    """The object is there, but not in the current namespace."""
+    """The object exists, but not in the current namespace."""
 
     headline = "Object not in namespace"
 
 
 class CommandFailed(AflowError, RuntimeError):
-    """A command that a program has started ended before it had begun a run."""
+    """A command that a program has started exited before it started a run."""
 
     headline = "Command failed"
 
 
 class ServerUnavailable(CommandFailed):
-    """The server that was asked does not answer, or cannot do so now: another try may go well."""
+    """The server does not respond, or cannot do so now: a retry may succeed."""
 
     headline = "Server unavailable"
 
 
 class StackUnreadable(AflowError):
-    """AWS does not say what a stack of CloudFormation has made."""
+    """AWS does not return the outputs of a CloudFormation stack."""
 
     headline = "Stack not read"
 
 
 class CoordinatorClosed(AflowError):
-    """A run was to begin in a coordinator that has been closed."""
+    """A run was started in a coordinator that is closed."""
 
     headline = "Coordinator closed"
 
 
 class CoordinatorFull(AflowError):
-    """A coordinator has as many runs as it may have at once, and lets nobody wait."""
+    """A coordinator has reached its limit of concurrent runs and does not let callers wait."""
 
     headline = "Coordinator full"
 
 
 class RunFailed(AflowError):
-    """A run ended without success. `run` is the client's object of it; `step`, `task` and `reason`
-    name the first task that failed, if one did."""
+    """A run did not succeed. `run` is its client object; `step`, `task` and `reason` describe the
+    first task that failed, if one did."""
 
     headline = "Run failed"
 
@@ -549,15 +550,15 @@ class RunFailed(AflowError):
         self.reason = reason
 
 
-LONGEST_REASON = 4_000  # characters of the reason of a failure in records and messages
+LONGEST_REASON = 4_000  # maximum characters of the reason of a failure in records and messages
 
 
 def clipped(text: str, most: int = LONGEST_REASON) -> str:
-    """Return the text, without its middle where it is longer: exceptions may hold a whole data set.
+    """Return the text, shortened in the middle if it is too long: exceptions may hold a data set.
 
     Args:
         text: The text.
-        most: The length, in characters.
+        most: The maximum length, in characters.
     """
     if len(text) <= most:
         return text

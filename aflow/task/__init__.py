@@ -1,1 +1,1 @@
-"""One attempt at a task, from the inside."""
+"""Run one attempt at a task, inside its process."""

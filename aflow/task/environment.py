@@ -1,7 +1,7 @@
-"""Environment variables that steps hold for their time.
+"""Environment variables that steps set while they run.
 
-Coroutine steps run side by side in one process, which has one environment: a variable counts who
-holds it, and is put back when the last of them lets go.
+Coroutine steps run concurrently in one process, which has one environment. Each variable counts its
+holders, and is restored when the last one releases it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aflow.errors import TaskError
 
 @dataclass(slots=True)
 class _Held:
-    """One variable: its value, what it was before, and how many hold it."""
+    """One variable: its value, its previous value, and the number of its holders."""
 
     value: str
     before: str | None
@@ -30,22 +30,22 @@ class Variables:
         self._held: dict[str, _Held] = {}
 
     def holds(self, name: str) -> bool:
-        """Return whether a step that runs holds the variable.
+        """Return whether a running step holds the variable.
 
         Args:
-            name: The name.
+            name: The name of the variable.
         """
         return name in self._held
 
     def take(self, values: Mapping[str, str]) -> None:
-        """Set variables for a step, all or none.
+        """Set variables for a step: all or none.
 
         Args:
             values: The values, by name.
 
         Raises:
-            TaskError: Another step that runs holds one of them with another value; the values are
-                not shown.
+            TaskError: If another running step holds one of them with another value; the message
+                does not contain the values.
         """
         for name, value in values.items():
             held = self._held.get(name)
@@ -60,7 +60,7 @@ class Variables:
             os.environ[name] = value
 
     def release(self, values: Mapping[str, str]) -> None:
-        """Release variables that `take` has set; the last release restores what was there.
+        """Release variables that `take` has set; the last release restores the previous value.
 
         Args:
             values: The values, by name.

@@ -1,7 +1,7 @@
-"""Inside the process of a task: run one attempt, and say how it ended.
+"""Run one attempt inside the process of a task, and report how it ended.
 
-`AttemptRunner.run` reads as its table of contents: prepare, call, conclude. The answer is always a
-report; nothing that a step does comes out of here as an exception.
+`AttemptRunner.run` has three phases: prepare, call, conclude. The result is always a report: no
+exception of a step is raised to the caller.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 ENVIRONMENT = Variables("environment")
 
 _LONGEST_TEXT = (
-    200_000  # characters of a message or traceback: the exception itself may be an artifact
+    200_000  # characters of a message or traceback; the exception itself may be an artifact
 )
 _AS_IT_IS: AbstractContextManager[None] = nullcontext()
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -55,7 +55,7 @@ def _never() -> bool:
 
 
 class Execution:
-    """One attempt on its way through the runner."""
+    """One attempt, while the runner processes it."""
 
     __slots__ = (
         "error",
@@ -87,8 +87,10 @@ class Execution:
         self.token: Any = None
 
     def leave_if_forked(self) -> None:
-        """In a process that the step has forked: end it as the program would, which knows nothing
-        of attempts. What the step leaves, and how it ends, is said by the process it began in."""
+        """Exit from a process that the step has forked, as the program would without aflow.
+
+        The attempt is reported by the process that it started in.
+        """
         if os.getpid() == self.pid:
             return
         if self.error is not None:
@@ -97,19 +99,19 @@ class Execution:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What the step's function is called with."""
+        """The arguments of the step's function."""
         return (self.flow, self.inputs) if self.step.takes_inputs else (self.flow,)
 
 
 def no_metadata() -> MetadataStore:
-    """Return the metadata of attempts that find all that they read in memory: they need none."""
+    """Return the metadata for attempts whose inputs are all in memory: none is ever needed."""
     raise AssertionError("what these tasks read is in memory")
 
 
 class AttemptRunner:
-    """Runs attempts of one run, one after the other or, for coroutine steps, many at a time."""
+    """Runs attempts of one run: one after another, or many at a time for coroutine steps."""
 
-    # The flow, which is known when the user's program has come to it: set before anything is run.
+    # Set before any attempt runs: the flow is known once the user's program has called it.
     definition: FlowDefinition
 
     def __init__(
@@ -125,51 +127,53 @@ class AttemptRunner:
         self._clock = clock
         self._item_reader = ItemReader(blobs)
         self._hook_classes: dict[str, HookClasses] = {}
-        # What makes the flow's object of an attempt. Processes of tasks give the one that the
-        # user's program has made.
+        # Creates the flow object of an attempt. Processes of tasks return the one that the user's
+        # program has created.
         self.instance: Callable[[], FlowSpec] = lambda: new_instance(self.definition)
-        # The variables of @environment that the process was started with; None if nobody saw to it.
+        # The variables of @environment that the process was started with; None if they were not
+        # set.
         self.environment: Mapping[str, str] | None = None
-        # Tells the coordinator of items while a step still makes them: task, attempt, how many, and
-        # the manifest. None where nobody would hear it.
+        # Reports items to the coordinator while a step still generates them: task, attempt, count,
+        # manifest. None if there is no coordinator.
         self.announce: Callable[[int, int, int, bytes], None] | None = None
 
     @cached_property
     def _names(self) -> Names:
-        """Finds the classes of the flow's own file, whatever name it had for who stored them."""
+        """Resolves classes of the flow's file, whatever module name it had when they were
+        stored."""
         home = self.definition.cls.__module__
         file = os.path.abspath(self.definition.file)
         program = ProgramFile(file, None, None if home == MAIN else home)
-        # Another flow's code is in the same store, as far as one can know.
+        # The same store may contain the code of other flows.
         return Names(program, lambda key: None if key is None else code_in(self._blobs, key))
 
     def expect_many(self) -> None:
-        """Get ready to run many attempts in this process: hold what several of them read."""
+        """Prepare to run many attempts in this process: cache inputs that several of them read."""
         self._item_reader = ItemReader(self._blobs, hold=True)
 
     def remember(self, spec: AttemptSpec) -> None:
-        """Keep manifests that came along with a spec.
+        """Keep the manifests that a spec contains.
 
         Args:
-            spec: What the attempt is to run.
+            spec: The spec of the attempt.
         """
         for task, data in spec.manifests.items():
             if not self.manifests.knows(task) or self._has_grown(task, spec):
                 self.manifests.remember(task, Manifest.decode(data))
 
     def _has_grown(self, task: int, spec: AttemptSpec) -> bool:
-        """Whether what is known of a task is from before it had made the item of the spec."""
+        """Return whether the known manifest of a task is older than the item of the spec."""
         items = self.manifests.of(task).items if task == spec.split else None
         return items is not None and (spec.split_index or 0) >= items[0]
 
     def run(self, spec: AttemptSpec) -> AttemptReport:
-        """Run one attempt to its end. Nothing that the step raises passes through.
+        """Run one attempt to its end. Exceptions of the step are not raised.
 
         Args:
-            spec: What the attempt is to run.
+            spec: The spec of the attempt.
 
         Returns:
-            How it has ended.
+            The report of its end.
         """
         execution = self._begin(spec)
         try:
@@ -178,7 +182,7 @@ class AttemptRunner:
                 self._surround(execution)
             elif not spec.fallback:
                 self._call(execution)
-        except BaseException as error:  # whatever a step raises is its outcome
+        except BaseException as error:  # every exception of a step is its outcome
             execution.error = error
         execution.leave_if_forked()
         return self._conclude(execution)
@@ -189,12 +193,12 @@ class AttemptRunner:
         """Run one attempt of a coroutine step to its end.
 
         Args:
-            spec: What the attempt is to run.
-            is_cancelled: Whether the coordinator has cancelled the attempt: only then does
-                CancelledError mean that.
+            spec: The spec of the attempt.
+            is_cancelled: Whether the coordinator has cancelled the attempt. Only then does
+                CancelledError mean that it was cancelled.
 
         Returns:
-            How it has ended.
+            The report of its end.
         """
         execution = self._begin(spec)
         execution.is_cancelled = is_cancelled
@@ -204,7 +208,7 @@ class AttemptRunner:
                 await self._surround_async(execution)
             elif not spec.fallback:
                 await self._await(execution)
-        except BaseException as error:  # whatever a step raises is its outcome
+        except BaseException as error:  # every exception of a step is its outcome
             execution.error = error
         execution.leave_if_forked()
         return self._conclude(execution)
@@ -230,12 +234,12 @@ class AttemptRunner:
             raise
 
     def _surround(self, execution: Execution) -> None:
-        """The same as `_call`, inside of what decorators do."""
+        """Call the step within the hooks of its decorators."""
         begun: list[StepHook] = []
         try:
             self._before(execution, begun)
             call_through(execution.hooks, lambda: self._call(execution))
-        except BaseException as error:  # whatever a step raises is its outcome
+        except BaseException as error:  # every exception of a step is its outcome
             execution.error = error
         execution.leave_if_forked()
         self._after(execution, begun)
@@ -245,7 +249,7 @@ class AttemptRunner:
         try:
             self._before(execution, begun)
             await await_through(execution.hooks, lambda: self._await(execution))
-        except BaseException as error:  # whatever a step raises is its outcome
+        except BaseException as error:  # every exception of a step is its outcome
             execution.error = error
         execution.leave_if_forked()
         self._after(execution, begun)
@@ -261,7 +265,7 @@ class AttemptRunner:
         for each in reversed(begun):
             try:
                 each.after(execution.error)
-            except Exception as error:  # what a decorator raises is the step's outcome
+            except Exception as error:  # an exception of a decorator is the outcome of the step
                 execution.error = error
 
     # ------------------------------------------------------------ prepare
@@ -292,8 +296,8 @@ class AttemptRunner:
             return
         environment = execution.step.decorator("environment")
         there = self.environment or {}
-        # Where the process was started for the step, they have the values that they had when the
-        # run began: the program is run again here, and may come to others.
+        # If the process was started for the step, the variables have the values from the start of
+        # the run. The program runs again in this process, and may compute others.
         if environment is not None and not environment.vars.keys() <= there.keys():
             ENVIRONMENT.take(environment.vars)
             execution.held = environment.vars
@@ -348,7 +352,7 @@ class AttemptRunner:
                 return self._settle_by_fallback(execution)
             if execution.error is None:
                 return self._succeed(execution)
-        except Exception as error:  # storing what the step left can fail as the step itself can
+        except Exception as error:  # storing artifacts can fail like the step itself
             execution.error = error
         finally:
             ENVIRONMENT.release(execution.held)
@@ -401,8 +405,10 @@ class AttemptRunner:
 
     @staticmethod
     def _take_iterator(execution: Execution) -> Iterator[Any] | None:
-        """What a foreach goes over, where it can be gone over only once (a generator): its items
-        are stored one by one, and it is not an artifact."""
+        """Return the iterator of a foreach, if it can be iterated only once (a generator).
+
+        Its items are stored one by one, and it is not stored as an artifact.
+        """
         call: NextCall | None = execution.flow.__dict__.get("_aflow_next")
         if call is None or call.foreach is None:
             return None
@@ -433,7 +439,8 @@ class AttemptRunner:
         return call.steps, call.foreach, count
 
     def _may_stream(self, step: StepDefinition) -> bool:
-        """Whether tasks for its items may start before all of them are there: see the scheduler."""
+        """Return whether tasks of the foreach may start before all items exist: see the
+        scheduler."""
         tried_again = step.decorator("retry") or step.decorator("catch")
         return self.announce is not None and not tried_again
 
@@ -469,7 +476,7 @@ class AttemptRunner:
         return write_items(iterator, self._blobs, limit)
 
     def _settle_by_fallback(self, execution: Execution) -> AttemptReport:
-        """@catch, where the step's process died: the step is settled without running it."""
+        """Settle a step with @catch without running it, since its process has crashed."""
         if execution.error is not None:
             raise execution.error
         reason = FailureHandledByCatch(
@@ -498,7 +505,7 @@ class AttemptRunner:
                 self._print_caught(execution, error)
             try:
                 return self._caught(execution, error)
-            except Exception as another:  # what it left cannot be stored: that is the failure then
+            except Exception as another:  # its artifacts cannot be stored
                 error = another
         self._print_failure(execution, error)
         self._run_failure_hooks(execution, error)
@@ -508,7 +515,7 @@ class AttemptRunner:
         for each in reversed(execution.hooks):
             try:
                 each.failed(error)
-            except Exception as another:  # the attempt has failed already: that is its outcome
+            except Exception as another:  # the attempt has already failed, with another exception
                 head, name = self._head(execution), each.decorator.decorator_name
                 show("stderr", f"{head}: @{name}, too: {sentence(another)}\n")
 
@@ -526,12 +533,12 @@ class AttemptRunner:
             finished_at=self._clock.now(),
         )
 
-    # ------------------------------------------------------------ what people see
+    # ------------------------------------------------------------ output for users
 
     def _head(self, execution: Execution) -> str:
         try:
             place = ",".join(str(frame.index) for frame in execution.task.stack)
-        except (AttributeError, AflowError):  # it could not be begun: that is what is reported
+        except (AttributeError, AflowError):  # its preparation failed, which is reported
             place = ""
         step = f"{execution.step.name}[{place}]" if place else execution.step.name
         return f"<flow {self.context.flow} step {step}>"
@@ -553,24 +560,23 @@ class AttemptRunner:
 
 
 def show(stream: str, text: str) -> None:
-    """Write to sys.stdout or sys.stderr, as the step has left it: the reason of a failure is in the
-    report, whether it can be shown or not.
+    """Write to sys.stdout or sys.stderr, if possible: the step may have closed or replaced them.
 
     Args:
         stream: `stdout` or `stderr`.
-        text: The text, with its line ends.
+        text: The text, with its newlines.
     """
     try:
         target = getattr(sys, stream)
         encoding = getattr(target, "encoding", None) or "utf-8"
         target.write(text.encode(encoding, "backslashreplace").decode(encoding))
         target.flush()
-    except Exception:  # the step has closed it, or put something of its own in its place
+    except Exception:  # the step has closed or replaced it
         return
 
 
 def _current_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the flow's decorators add to `current`."""
+    """Return the values that the flow's decorators add to `current`."""
     if "trigger" not in facts:
         return dict(facts)
     from aflow.flow.trigger_events import Trigger  # few runs have one
@@ -582,11 +588,10 @@ def _current_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def catches(error: BaseException) -> bool:
-    """Return whether @catch settles an exception: what the step raised, but not a wish to leave the
-    process.
+    """Return whether @catch handles an exception: not SystemExit, KeyboardInterrupt and the like.
 
     Args:
-        error: What the step has raised.
+        error: The exception of the step.
     """
     return isinstance(error, Exception) or is_cancellation(error)
 
@@ -595,14 +600,13 @@ def state_of(error: BaseException) -> AttemptState:
     """Return the terminal state of an attempt that ended with this exception.
 
     Args:
-        error: What the attempt has ended with.
+        error: The exception that ended the attempt.
     """
     return AttemptState.TIMED_OUT if isinstance(error, TaskTimedOut) else AttemptState.FAILED
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Return whether it is asyncio's CancelledError, without importing asyncio for steps that do
-    not.
+    """Return whether an exception is asyncio's CancelledError; does not import asyncio.
 
     Args:
         error: Any exception.
@@ -612,10 +616,10 @@ def is_cancellation(error: BaseException) -> bool:
 
 
 def no_terminal(step: str) -> str:
-    """Return why a step cannot be stopped and asked, and what to do.
+    """Return the explanation that a step has no terminal, with advice.
 
     Args:
-        step: The name of the step, for the command that the sentence advises.
+        step: The name of the step, for the command in the advice.
     """
     return (
         f"a step has no terminal. Run the flow with `--debug {step}`, which gives yours to this "
@@ -624,7 +628,7 @@ def no_terminal(step: str) -> str:
 
 
 def _asks_in_vain(error: BaseException) -> bool:
-    """Whether pdb or input() has ended the step, since there is nobody to ask."""
+    """Return whether the step failed because pdb or input() found no terminal."""
     kind = type(error)
     if (kind.__module__, kind.__name__) != ("bdb", "BdbQuit") and kind is not EOFError:
         return False
@@ -640,11 +644,11 @@ def _asks_in_vain(error: BaseException) -> bool:
 
 
 def sentence(error: BaseException, step: str = "STEP") -> str:
-    """Return one line that says what went wrong in the step.
+    """Return one line that describes why the step failed.
 
     Args:
-        error: What the step has raised.
-        step: The name of the step, for a command that the sentence advises.
+        error: The exception of the step.
+        step: The name of the step, for the command in the advice.
     """
     if _asks_in_vain(error):
         what = "input() has nobody to ask" if isinstance(error, EOFError) else "pdb cannot stop"
@@ -660,13 +664,16 @@ def sentence(error: BaseException, step: str = "STEP") -> str:
 
 
 def name_of(kind: type[BaseException]) -> tuple[str, str]:
-    """Return module and name of a class of exceptions: of a class in which aflow stands for
-    Metaflow the name in Metaflow, since flows compare these names.
+    """Return module and name of an exception class.
+
+    For a class of aflow that replaces one of Metaflow, these are the names in Metaflow, since flows
+    compare them.
 
     Args:
         kind: The class of the exception.
     """
-    compat = sys.modules.get("aflow.compat.metaflow")  # else it stands for nothing
+    # Not imported: no class of Metaflow is replaced.
+    compat = sys.modules.get("aflow.compat.metaflow")
     known = None if compat is None else compat.name_in_metaflow(kind)
     return known or (kind.__module__, kind.__name__)
 
@@ -675,8 +682,8 @@ def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
     """Return the exception as plain values, for the manifest.
 
     Args:
-        error: What the step has raised.
-        caught: Whether @catch has settled it.
+        error: The exception of the step.
+        caught: Whether @catch has handled it.
     """
     module, kind = name_of(type(error))
     return {
@@ -689,13 +696,13 @@ def describe(error: BaseException, *, caught: bool = False) -> dict[str, Any]:
 
 
 def safe_text(error: BaseException) -> str:
-    """str(error), also where that raises.
+    """Return str(error), also if that raises.
 
     Args:
-        error: Any exception; one whose `__str__` raises, too.
+        error: Any exception; its `__str__` may raise.
 
     Returns:
-        What cannot be stored as text in it is escaped.
+        The text; characters that cannot be stored are escaped.
     """
     try:
         return storable(str(error))
@@ -704,19 +711,20 @@ def safe_text(error: BaseException) -> str:
 
 
 def storable(text: str) -> str:
-    """Return the text, with what Python could not decode (in the name of a file, say) as `\\udce9`.
+    """Return the text with lone surrogates escaped, as `\\udce9`.
 
     Args:
-        text: Any text, with lone surrogates where Python could not decode.
+        text: Any text; bytes that Python could not decode, in the name of a file for example, are
+            lone surrogates.
     """
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def user_traceback(error: BaseException) -> str:
-    """Return the traceback from the step's own first line on: frames of aflow above it say nothing.
+    """Return the traceback from the first frame of the step, without the frames of the runner.
 
     Args:
-        error: What the step has raised, with its traceback.
+        error: The exception of the step, with its traceback.
     """
     try:
         frames = traceback.TracebackException.from_exception(error)
@@ -724,13 +732,12 @@ def user_traceback(error: BaseException) -> str:
         if own:
             frames.stack = traceback.StackSummary.from_list(own)
         return clipped(storable("".join(frames.format())), _LONGEST_TEXT)
-    except Exception as another:  # an exception whose own __str__ raises
+    except Exception as another:  # an exception whose `__str__` raises
         return f"{type(error).__name__} (no traceback: {type(another).__name__})\n"
 
 
 def user_lines(error: AflowError) -> list[str]:
-    """Return where in the user's code an error of aflow came about: as a traceback says it, without
-    the frames that are ours.
+    """Return the lines of the traceback of an error of aflow that are in the user's code.
 
     Args:
         error: The error, with its traceback.
@@ -740,7 +747,7 @@ def user_lines(error: AflowError) -> list[str]:
 
 
 def _own(frames: traceback.StackSummary) -> list[traceback.FrameSummary]:
-    """The frames that are not aflow's, nor of how Python begins a program."""
+    """Return the frames that belong neither to aflow nor to the start of the interpreter."""
     hidden = (_AFLOW, "<frozen runpy>")
     return [frame for frame in frames if not frame.filename.startswith(hidden)]
 
@@ -759,7 +766,7 @@ def timeout_of(step: StepDefinition) -> float | None:
 
 
 def timed_out(step: StepDefinition) -> TaskTimedOut:
-    """Return the exception of a step that ran too long.
+    """Return the exception of a step that has timed out.
 
     Args:
         step: The step, with its decorators.
@@ -774,8 +781,9 @@ def timed_out(step: StepDefinition) -> TaskTimedOut:
 
 @contextmanager
 def alarm(step: StepDefinition) -> Iterator[None]:
-    """Raise TaskTimedOut in the step when its time is up. (Code that never comes back to Python is
-    stopped from outside, by the executor.)
+    """Raise TaskTimedOut in the step when its time is up.
+
+    Code that does not return to the interpreter is killed from outside, by the executor.
 
     Args:
         step: The step, with its decorators.

@@ -1,8 +1,8 @@
-"""Where secrets come from, and how a step sees them.
+"""Secrets: the backends that they come from, and the variables in which a step gets them.
 
-Backends are found by name: `inline` is here, `aws-secrets-manager` in secrets_manager.py, others
-are entry points of the group `aflow.secrets`: classes whose `get(id, options, role)` gives
-variables by name, all texts.
+Backends are found by name: `inline` is in this module, `aws-secrets-manager` in secrets_manager.py.
+Others are entry points of the group `aflow.secrets`: classes whose `get(id, options, role)` returns
+variables by name; all values are strings.
 """
 
 from __future__ import annotations
@@ -21,41 +21,42 @@ GROUP = "aflow.secrets"
 SECRETS = Variables("secrets")
 AWS = "aws-secrets-manager"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_RESERVED = ("AFLOW_", "METAFLOW_")  # what is set there changes what aflow does
+_RESERVED = ("AFLOW_", "METAFLOW_")  # prefixes of aflow's own settings
 _ARN = re.compile(r"arn:aws[a-z-]*:secretsmanager:")
 
 
 class SecretsBackend(Protocol):
-    """Somewhere that secrets are kept."""
+    """A store of secrets."""
 
     def get(
         self, id: str | None, options: Mapping[str, Any], role: str | None
     ) -> Mapping[str, Any]:
-        """Return the variables of one secret. What it raises fails the step; its text must not hold
-        the secret.
+        """Return the variables of one secret.
+
+        An exception fails the step; its message must not contain the secret.
 
         Args:
             id: The id of the secret.
             options: The options of the secret's backend.
-            role: The role of AWS to read it with; None for the program's own.
+            role: The AWS role to read it with; None for the program's credentials.
         """
 
 
 class Inline:
-    """Secrets that stand in the source, for tests: `options={"env_vars": {...}}`."""
+    """Secrets in the source code, for tests: `options={"env_vars": {...}}`."""
 
     def get(
         self, id: str | None, options: Mapping[str, Any], role: str | None
     ) -> Mapping[str, Any]:
-        """The variables in `env_vars`."""
+        """Return the variables in `env_vars`."""
         return dict(options.get("env_vars", {}))
 
 
 class SecretsHook(StepHook):
-    """Sets the variables before the step, and puts back what was there after it."""
+    """Sets the variables before the step, and restores the previous values after it."""
 
     def before(self) -> None:
-        """Ask all backends, then set the variables."""
+        """Query all backends, then set the variables."""
         self._held: dict[str, str] = {}
         decorator: Any = self.decorator
         found: dict[str, str] = {}
@@ -74,17 +75,17 @@ class SecretsHook(StepHook):
         self._held = found
 
     def after(self, error: BaseException | None) -> None:
-        """Put back what was there."""
+        """Restore the previous values."""
         SECRETS.release(self._held)
 
 
 def _is_set(name: str) -> bool:
-    """Whether the variable is there, and not from a step that runs beside this one."""
+    """Return whether the variable is set, and not by a concurrent step."""
     return name in os.environ and not SECRETS.holds(name)
 
 
 def _variables(source: str | Mapping[str, Any], role: str | None) -> dict[str, str]:
-    """The variables of one source; `role` is that of the decorator."""
+    """Return the variables of one source; `role` is that of the decorator."""
     reference = _reference(source)
     reader = reference.role or role or Settings.load().default_secrets_role
     try:
@@ -102,7 +103,7 @@ def _variables(source: str | Mapping[str, Any], role: str | None) -> dict[str, s
 
 
 class _SecretReference(NamedTuple):
-    """A source, taken apart."""
+    """A parsed source."""
 
     kind: str
     id: str | None
@@ -140,7 +141,7 @@ def _reference(source: str | Mapping[str, Any]) -> _SecretReference:
 
 
 def _default_backend(id: str | None) -> str:
-    """The backend of a secret whose source names none."""
+    """Return the backend of a secret whose source does not name one."""
     default = Settings.load().default_secrets_backend
     if default is not None:
         return default
@@ -154,8 +155,8 @@ def _default_backend(id: str | None) -> str:
 
 
 def known_backends() -> dict[str, Any]:
-    """Return the backends by name; those that packages add with their entry points."""
-    from importlib.metadata import entry_points  # only for steps that have secrets
+    """Return the backends by name, including the entry points of other packages."""
+    from importlib.metadata import entry_points  # only needed for steps with secrets
 
     return {
         "inline": None,
@@ -176,7 +177,7 @@ def _backend(kind: str) -> SecretsBackend:
         made: SecretsBackend = entry_point.load()()
         return made
     if kind == AWS:
-        from aflow.task.secrets_manager import SecretsManager  # which needs an extra
+        from aflow.task.secrets_manager import SecretsManager  # needs an optional dependency
 
         return SecretsManager()
     return Inline()

@@ -1,6 +1,6 @@
-"""Secrets that are kept in AWS Secrets Manager, for @secrets; the backend `aws-secrets-manager`.
+"""The backend `aws-secrets-manager` of @secrets: secrets that are stored in AWS Secrets Manager.
 
-Names, options and what becomes of a value are those that Metaflow has for it.
+The names, the options and the conversion of values are those of Metaflow.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ _OPTIONS = ("env_var_name", "json", "region")
 
 
 class SecretsManager:
-    """Reads one secret a call, by name or ARN.
+    """Reads one secret for each call, by name or ARN.
 
-    The text of a secret is a JSON object, each of its keys a variable (`-`, `.` and `/` in it
-    become `_`), its value a text as Python's `str` makes it. With the option `json: False` the
-    whole text is one variable, `env_var_name` or the name of the secret; so are bytes, as base64.
-    `region` is where the secret is, if its ARN does not say so; else
-    AFLOW_AWS_SECRETS_MANAGER_DEFAULT_REGION.
+    The text of a secret is a JSON object. Each key is the name of a variable (`-`, `.` and `/` in
+    it become `_`), and its value is converted with Python's `str`. With the option `json: False`,
+    the whole text is the value of one variable, `env_var_name` or the name of the secret; the same
+    is true of bytes, as base64. `region` is the region of the secret, unless its ARN contains it;
+    the default is AFLOW_AWS_SECRETS_MANAGER_DEFAULT_REGION.
     """
 
     def get(
         self, id: str | None, options: Mapping[str, Any], role: str | None
     ) -> Mapping[str, str]:
-        """The variables of one secret. Raises SecretsError, which holds nothing of the secret."""
+        """Return the variables of one secret.
+
+        Raises:
+            SecretsError: If it cannot be read. The message does not contain the secret.
+        """
         if not isinstance(id, str) or not id:
             raise SecretsError("@secrets: a secret of AWS Secrets Manager needs an id.")
         for name in options:
@@ -51,8 +55,14 @@ class SecretsManager:
 
 
 def fetch_service_key() -> None:
-    """Set AFLOW_SERVICE_AUTH_KEY in the environment of this job to what the secret holds that
-    AFLOW_SERVICE_AUTH_KEY_SECRET names, if one is named and no key is set. Raises SecretsError."""
+    """Set AFLOW_SERVICE_AUTH_KEY in the environment of this job from a secret.
+
+    The secret is named by AFLOW_SERVICE_AUTH_KEY_SECRET. Does nothing if none is named or a key is
+    set.
+
+    Raises:
+        SecretsError: If the secret cannot be read.
+    """
     secret = looked_up(KEY_PLACE)
     if secret is None or looked_up("SERVICE_AUTH_KEY") is not None:
         return
@@ -97,7 +107,7 @@ def _variables(
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        # Without what json says, whose exception holds the text.
+        # The exception of json contains the text, so it is not chained.
         raise SecretsError(
             f"@secrets: the secret {id!r} is not a JSON object: keep one variable a key, or say "
             'options={"json": False, "env_var_name": "..."} to have it as it is.'

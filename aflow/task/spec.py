@@ -1,10 +1,10 @@
-"""What travels to the process that runs an attempt, and what comes back: plain msgpack arrays.
+"""The messages between the coordinator and a process that runs attempts: plain msgpack arrays.
 
     coordinator -> process   RunContext (once), AttemptSpec (each attempt)
     process -> coordinator   STARTED, LOGGED, GROWN and ENDED messages
 
-The first element of a message is its kind; unknown kinds are an error of ours, never of a user.
-Nothing in here is ever unpickled by the coordinator.
+The first element of a message is its kind; an unknown kind is a bug in aflow. The coordinator never
+unpickles any part of them.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ AttemptKey = tuple[int, int]
 STARTED = 0  # [STARTED, task, attempt, pid, at]
 LOGGED = 1  # [LOGGED, task, attempt, stream (0 stdout, 1 stderr), at, bytes]
 ENDED = 2  # [ENDED, *AttemptReport]
-GROWN = 3  # [GROWN, task, attempt, items so far of its foreach, manifest as of now]
-IMPORTED = 4  # [IMPORTED, what its program has imported]
+GROWN = 3  # [GROWN, task, attempt, items of its foreach so far, manifest so far]
+IMPORTED = 4  # [IMPORTED, the imports of the program]
 
-_MOST = 1_000_000  # lists and maps of a spec: others can write to a queue
+_MOST = 1_000_000  # elements of a list or map in a spec; bounded, since others can write to a queue
 
 STREAMS: tuple[Literal["stdout"], Literal["stderr"]] = ("stdout", "stderr")
 
-NO_RETRY_EXIT_CODE = 202  # a step's process that ends with it is not tried again
+NO_RETRY_EXIT_CODE = 202  # a step whose process exits with this code is not retried
 
 
 def may_be_retried(step: StepDefinition, error: BaseException) -> bool:
-    """Return whether an attempt that ended with this exception may be followed by another one.
+    """Return whether an attempt that ended with this exception may be retried.
 
     Args:
         step: The step, with its decorators.
-        error: What the attempt has ended with.
+        error: The exception that ended the attempt.
     """
     if isinstance(error, SystemExit) and error.code == NO_RETRY_EXIT_CODE:
         return False
@@ -52,11 +52,13 @@ def may_be_retried(step: StepDefinition, error: BaseException) -> bool:
 
 
 class RunContext(NamedTuple):
-    """What all attempts of a run have in common. `current_facts` is what the flow's decorators add
-    to `current`. Without `persist` nothing is stored of what steps leave, nor even pickled;
-    `remote` says that they run where the metadata is out of reach; `address` is where member 0 of
-    their gang is, for those in one whose spec does not say it. Without `previews` manifests do not
-    show what is in artifacts."""
+    """The values that all attempts of a run share.
+
+    `current_facts` are added to `current` by the flow's decorators. Without `persist`, artifacts
+    are neither pickled nor stored. `remote` attempts run where the metadata is not reachable.
+    `address` is the host of member 0 of a gang, for specs that do not contain it. Without
+    `previews`, manifests do not contain previews of artifacts.
+    """
 
     flow: str
     run: str
@@ -76,7 +78,7 @@ class RunContext(NamedTuple):
     previews: bool = True
 
 
-# Of steps that run outside of a run, with all that they read and leave in memory.
+# For steps that run outside of a run and keep all their data in memory.
 NO_RUN = RunContext(
     flow="test",
     run="test",
@@ -92,12 +94,16 @@ NO_RUN = RunContext(
 
 
 class AttemptSpec(NamedTuple):
-    """One attempt to run. `inputs` is `scheduler.codec.encode_inputs`; `manifests` are those of the
-    input tasks that are small enough to travel along (the others are read from the metadata).
+    """One attempt to run.
 
-    For attempts that are remote: `more` is the payload of other manifests, `pages` are those of the
-    inputs of a join over a foreach, `again` says that the task may be settled already. `address` is
-    where member 0 of its gang is, which is known where the attempt is run."""
+    `inputs` is the result of `scheduler.messages.encode_inputs`. `manifests` are those of input
+    tasks that are small enough to be sent; others are read from the metadata.
+
+    For remote attempts: `more` is the payload with other manifests; `pages` are the payloads with
+    the manifests of a join's inputs over a foreach; `again` means that the task may already be
+    settled. `address` is the host of member 0 of its gang, which is known only where the attempt
+    runs.
+    """
 
     step: str
     task: int
@@ -123,12 +129,12 @@ class AttemptSpec(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the spec as one message."""
-        # Workers of the version before take it without an address, which no coordinator gives.
+        # The last version's workers reject a spec with an address; coordinators never set one.
         return msgpack.packb(self if self.address else self[:-1])  # type: ignore[no-any-return]
 
     @classmethod
     def decode(cls, data: bytes) -> AttemptSpec:
-        """Return the spec that `encode` gave.
+        """Return the spec that `encode` has encoded.
 
         Args:
             data: The spec, as `encode` returned it.
@@ -137,11 +143,11 @@ class AttemptSpec(NamedTuple):
 
 
 class AttemptReport(NamedTuple):
-    """How an attempt ended, as its process says it. `state` is an AttemptState's value.
+    """The end of an attempt, as its process reports it. `state` is an AttemptState's value.
 
-    `steps`, `foreach`, `splits` are the transition of a success. `manifest` is there on success,
-    and on failure where there was something to say (the exception). `unreached` says that the
-    program failed before it came to its flow: nothing of the step was run.
+    `steps`, `foreach` and `splits` are the transition of a successful attempt. `manifest` is set on
+    success, and on failure if there is an exception to store. `unreached` means that the program
+    failed before it called its flow, and the step was not run.
     """
 
     task: int
@@ -165,7 +171,7 @@ class AttemptReport(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        """The report as the scheduler's value."""
+        """The report as a value of the scheduler."""
         state = AttemptState(self.state)
         if state is AttemptState.SUCCEEDED:
             return Outcome(state, Transition(tuple(self.steps), self.foreach, self.splits))

@@ -1,8 +1,8 @@
-"""What a process that runs attempts does to itself: its session, its streams, its end."""
+"""Set up a forked process that runs attempts: its session, signals and streams; and end it."""
 
 from __future__ import annotations
 
-# signal's own functions turn each number into an enum, which writes to many more pages.
+# The functions of `signal` convert each number to an enum, which writes to many more pages.
 import _signal  # type: ignore[import-not-found]
 import io
 import locale
@@ -19,18 +19,19 @@ from aflow.errors import TaskError
 from aflow.flow.current import current
 from aflow.task.runner import no_terminal
 
-_TWISTS = 200  # blocks of 624 numbers for which it is tried whether `random` was only used
+_TWISTS = 200  # blocks of 624 numbers that are generated to find out whether `random` was only used
 
 
 def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | None = None) -> None:
-    """Become a process of our own: own session, killed when the parent dies, default signals. What
-    SIGINT does is what it did when the program began: nothing, under nohup and the like. `line` is
-    that of the parent, where there is one (`system.lifeline`).
+    """Start a new session, restore default signal handling, and exit if the parent exits.
+
+    SIGINT has the effect that it had when the program started: none under nohup, for example.
 
     Args:
         parent: The process id of the parent.
-        sigint: The handler of SIGINT, or the number of the default action, from before.
-        line: The descriptor of the lifeline; None where the kernel ends it.
+        sigint: The handler of SIGINT, or the number of its default action, from before.
+        line: The descriptor of the parent's lifeline (`system.lifeline`); None if the kernel kills
+            this process together with its parent.
     """
     os.setsid()
     end_with_parent(parent, line)
@@ -41,10 +42,10 @@ def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | No
 
 
 def reseed() -> None:
-    """Give a forked process random numbers of its own.
+    """Seed the random generators of a forked process.
 
-    The `random` module does so by itself. NumPy's global generator does not; it is left alone
-    where the flow's file has seeded it, since then the file wants the same numbers in each task.
+    The `random` module reseeds itself after a fork. NumPy's global generator does not. If the
+    flow's file has seeded it, it is left alone: each task should draw the same numbers.
     """
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is None:
@@ -55,13 +56,14 @@ def reseed() -> None:
 
 
 def was_seeded(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    """Return whether somebody has seeded a Mersenne Twister, rather than only used it, between
-    these states (624 words and a position): it is tried whether drawing numbers leads from the one
-    to the other.
+    """Return whether a Mersenne Twister was seeded, rather than only used, between two states.
+
+    A generator with the first state draws numbers until it reaches the second one, up to a limit. A
+    state is 624 words and a position.
 
     Args:
-        before: The state of the generators before.
-        after: The state of the generators after the program's imports.
+        before: The state of the generator before.
+        after: The state of the generator after the program's imports.
     """
     if before == after:
         return False
@@ -92,9 +94,11 @@ _STREAMS = ("stdin", "stdout", "stderr")
 
 
 def set_up_streams() -> None:
-    """Let descriptor 0 lead to nothing and 1 and 2 somewhere, here and in all processes that will
-    be forked: those that were closed when the program began, too. Lines go out as they are written.
-    Encodings are those that Python has chosen."""
+    """Prepare the standard streams of this process and of those that it will fork.
+
+    Descriptor 0 becomes /dev/null, and 1 and 2 are opened if they were closed when the program
+    started. Output is line-buffered. Encodings are those that Python has chosen.
+    """
     process.fill_descriptors()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -106,14 +110,16 @@ def set_up_streams() -> None:
                 stream = _renewed(number, name, stream)
                 setattr(sys, name, stream)
                 setattr(sys, f"__{name}__", stream)
-            elif hasattr(stream, "reconfigure"):  # what the site has put in its place
+            elif hasattr(stream, "reconfigure"):  # a replacement by the site
                 stream.reconfigure(line_buffering=True)
 
 
 @contextmanager
 def _piped() -> Iterator[None]:
-    """Let stdout and stderr be pipes, as they are in a process of a task: a stream notes at its
-    beginning whether its file has positions."""
+    """Make stdout and stderr pipes temporarily, as they are in the process of a task.
+
+    A stream records at its creation whether its file is seekable.
+    """
     kept = [os.dup(number) for number in (1, 2)]
     ends = os.pipe()
     redirect(ends[1], ends[1])
@@ -126,7 +132,7 @@ def _piped() -> Iterator[None]:
 
 
 def _renewed(number: int, name: str, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
-    """A standard stream as Python makes it, for what its descriptor is now."""
+    """Return a standard stream as Python creates it, for the current file of its descriptor."""
     encoding, errors = encoding_at_start(name)
     write_through = False
     if before is not None:
@@ -153,8 +159,7 @@ def _renewed(number: int, name: str, before: io.TextIOWrapper | None) -> io.Text
 
 
 def encoding_at_start(name: str) -> tuple[str, str]:
-    """Return the encoding of a standard stream, and how it handles errors, in an interpreter that
-    starts with the present environment.
+    """Return the encoding and error handler that a new interpreter would use for a standard stream.
 
     Args:
         name: `stdin`, `stdout` or `stderr`.
@@ -173,8 +178,8 @@ def encoding_at_start(name: str) -> tuple[str, str]:
 
 
 def _takes_any_bytes() -> bool:
-    """Whether Python lets streams pass on bytes that are no text: without a locale, or with one
-    that it has put in place of none."""
+    """Return whether Python lets streams pass undecodable bytes: without a locale, or with one that
+    Python has coerced."""
     return bool(sys.flags.utf8_mode) or locale.setlocale(locale.LC_CTYPE) in _NO_LOCALES
 
 
@@ -182,8 +187,7 @@ _NO_LOCALES = ("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8")
 
 
 class CapturedOutput:
-    """What is printed while this context lasts, by any code: kept in `bytes` (stdout and
-    stderr) rather than shown."""
+    """Captures the output of all code in this context in `bytes` (stdout and stderr)."""
 
     def __enter__(self) -> CapturedOutput:
         flush()
@@ -203,8 +207,10 @@ class CapturedOutput:
 
 
 def refuse_breakpoints() -> None:
-    """Let breakpoint() say that there is no terminal, rather than end the step by an error of bdb.
-    A debugger that the user has chosen (PYTHONBREAKPOINT) may have a way of its own."""
+    """Let breakpoint() report that there is no terminal, rather than fail with an error of bdb.
+
+    A debugger that the user has set (PYTHONBREAKPOINT) may use another way to communicate.
+    """
     if not os.environ.get("PYTHONBREAKPOINT"):  # noqa: TID251 -- Python's own
         sys.breakpointhook = _refuse
 
@@ -218,22 +224,22 @@ def ended_by(error: BaseException) -> int:
     """Print the exception that ended a program, as Python does.
 
     Args:
-        error: What the program has raised: SystemExit, too.
+        error: The exception that the program has raised; may be SystemExit.
 
     Returns:
-        The exit code that Python would have ended with.
+        The exit code that Python would have used.
     """
     if isinstance(error, SystemExit):
         return ending.exit_code(error)
     try:
         sys.excepthook(type(error), error, _of_the_program(error))
-    except Exception:  # noqa: BLE001 -- a hook of the user's
+    except Exception:  # noqa: BLE001 -- a hook of the user
         sys.__excepthook__(type(error), error, error.__traceback__)
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def _of_the_program(error: BaseException) -> Any:
-    """The traceback from the program's first line on."""
+    """Return the traceback from the first frame of the program."""
     here = os.path.dirname(os.path.abspath(__file__))
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith((here, "<frozen")):
@@ -242,22 +248,22 @@ def _of_the_program(error: BaseException) -> Any:
 
 
 def end(code: int = 0, release: Callable[[], None] | None = None) -> NoReturn:
-    """Leave the process as Python would, but in less time; see aflow/_core/ending.py.
+    """Exit as Python would, but faster; see aflow/_core/ending.py.
 
     Args:
         code: The exit status.
-        release: Drops the references to the user's objects; None where there are none.
+        release: Drops the references to the user's objects; None if there are none.
     """
     ending.leave(code, release)
 
 
 def flush() -> None:
-    """Write out what the step has printed; streams that the step closed are fine."""
+    """Flush stdout and stderr; streams that the step has closed are ignored."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
         except (OSError, ValueError, AttributeError):
-            continue  # closed, or replaced by something that is not a stream: nothing is held back
+            continue  # closed, or replaced by an object that is not a stream: nothing is buffered
 
 
 def write_all(fd: int, data: bytes) -> None:

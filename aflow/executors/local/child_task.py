@@ -1,8 +1,8 @@
-"""Inside of a process that runs attempts: the user's program up to `MyFlow()`, and then the steps.
+"""Run the user's program up to `MyFlow()`, and then the steps, in the process of a task.
 
-The program runs as a fresh interpreter would run it. When it reaches `MyFlow()`, that call runs the
-step (or, in a process of isolation `worker`, one step after the other), and then leaves as every
-such call leaves: by SystemExit, through the program's own `with`, `except` and `finally`.
+The program runs as in a fresh interpreter. The call `MyFlow()` runs the step (or, with isolation
+`worker`, one step after another), and then raises SystemExit, as every call of a flow does, so that
+the program's `with`, `except` and `finally` blocks run.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ if TYPE_CHECKING:
     from aflow.task.program import LoadRequest, Program
     from aflow.task.runner import AttemptRunner
 
-Steps = Callable[["FlowSpec"], int]  # runs what is to be run with the flow; the exit code
+Steps = Callable[["FlowSpec"], int]  # runs the steps with the flow; returns the exit code
 
 
 class Host:
-    """One process that runs attempts. `environment` are the variables that the steps to be run have
-    from the start, `printed` what imports have printed that are done already. `before` are the
-    modules that were there before the program: where they are given, it is reported what the
-    program has imported."""
+    """One process that runs attempts.
+
+    `environment` are the variables that its steps have from the start. `printed` is the output of
+    imports that were done before the fork. `before` are the modules that were imported before the
+    program; unless it is None, the imports of the program are reported.
+    """
 
     def __init__(
         self,
@@ -60,16 +62,16 @@ class Host:
         self._environment = environment
         self._printed = printed
         self._before = before
-        self._code: int | None = None  # what the flow's call has left with
+        self._code: int | None = None  # exit code of the flow's call
         self._entered = False
         self._error: BaseException | None = None
         self._pid = os.getpid()
 
     def run(self, work: Work) -> int:
-        """Run the program in this process, and the work when it comes to its flow.
+        """Run the program in this process, and the work when the program calls its flow.
 
         Args:
-            work: The attempts that this process has been started for.
+            work: The attempts that this process was started for.
 
         Returns:
             The exit code of the process.
@@ -86,14 +88,14 @@ class Host:
     # ------------------------------------------------------------ the program
 
     def run_program(self, steps: Steps, send_message: Callable[..., None]) -> int:
-        """Run the program, whose flow's call runs `steps`.
+        """Run the program; the call of its flow runs `steps`.
 
         Args:
-            steps: The steps of the flow, as they are run.
+            steps: Runs the steps of the flow.
             send_message: Sends a message to the coordinator.
 
         Returns:
-            The exit code that it ends with.
+            The exit code of the program.
         """
         os.environ.update(self._environment)
         self.show_printed(self._printed)
@@ -107,42 +109,42 @@ class Host:
             cls = self._program.run()
             if not self._entered:
                 self._call(check_is_flow(cls, self._program.source), reached)
-        except BaseException as error:  # noqa: BLE001 -- what the user's program raises ends it, as always
+        except BaseException as error:  # noqa: BLE001 -- an error of the user's program ends it, as without aflow
             self._error = error
             return child.ended_by(error)
         finally:
-            set_launcher(_over)  # the one above holds the flow, at the end of the interpreter, too
+            set_launcher(_over)  # `reached` would keep the flow alive until the interpreter exits
         return 0
 
     @staticmethod
     def show_printed(printed: tuple[bytes, bytes]) -> None:
-        """Show what was printed, to stdout and stderr, by code that has run before the fork.
+        """Write the output of code that ran before the fork to stdout and stderr.
 
         Args:
-            printed: What was printed to stdout and stderr.
+            printed: The output to stdout and stderr.
         """
         for number, data in enumerate(printed):
             if data:
                 child.write_all(number + 1, data)
 
     def _call(self, cls: type[FlowSpec], reached: Callable[[FlowSpec], None]) -> None:
-        """Do what the program's last line would do: `MyFlow()`."""
+        """Call the flow, as the last line of a program does: `MyFlow()`."""
         try:
             flow = cls()
         except TypeError:
             if self._entered:
                 raise
-            flow = object.__new__(cls)  # its __init__ wants arguments that only its caller knows
+            flow = object.__new__(cls)  # only the program knows the arguments of its __init__
         if not self._entered:
             reached(flow)
 
     def _reached(self, flow: FlowSpec, steps: Steps, send_message: Callable[..., None]) -> None:
-        """The program has called a flow."""
+        """Handle the call of a flow by the program."""
         name = self._program.flow
         if self._code is not None:
             raise SystemExit(self._code)
         if name and type(flow).__qualname__ != name:
-            return  # another flow of the same program
+            return  # another flow in the same program
         imported = (
             None if self._before is None else imported_since(self._before, self._start_environment)
         )
@@ -164,7 +166,7 @@ class Host:
         request = self._request
         definition = define(cls, self._graph)
         if request.configs is not None:
-            definition = with_values(definition, pickle.loads(request.configs))  # noqa: S301 -- from the process that started us
+            definition = with_values(definition, pickle.loads(request.configs))  # noqa: S301 -- from the process that started this one
         definition = attach(definition, request.decospecs)
         for name, kept in (request.kept or {}).items():
             step = definition.steps[name]
@@ -179,11 +181,11 @@ class Host:
 
     @property
     def entered(self) -> bool:
-        """Whether the program has come to its flow."""
+        """Whether the program has called its flow."""
         return self._entered
 
     def why_never_reached(self, code: int) -> str:
-        """Return, as a sentence, why the program has ended before it reached its flow.
+        """Return why the program ended before it called its flow, as a sentence.
 
         Args:
             code: The exit code of the program.
@@ -196,12 +198,12 @@ class Host:
     def never_reached(
         self, step: str, attempt_key: tuple[int, int], begun: float, code: int
     ) -> AttemptReport:
-        """Return the report of an attempt whose program has not reached its flow: it has failed.
+        """Return the report of a failed attempt whose program did not call its flow.
 
         Args:
             step: The name of the step.
             attempt_key: The numbers of task and attempt.
-            begun: When it began, in seconds since the epoch.
+            begun: When it started, in seconds since the epoch.
             code: The exit code of the program.
         """
         error = None if self._error is None else describe(self._error)
@@ -221,7 +223,7 @@ def _run(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
 
 
 def _debugged(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
-    """Run an attempt without a limit on its time; a coroutine step in an event loop of its own."""
+    """Run an attempt without a time limit; a coroutine step in a new event loop."""
     definition = runner.definition
     step = definition.steps[spec.step]
     unlimited = tuple(each for each in step.decorators if each.decorator_name != "timeout")
@@ -229,40 +231,40 @@ def _debugged(runner: AttemptRunner, spec: AttemptSpec) -> AttemptReport:
     runner.definition = replace(definition, steps=steps)
     if not step.is_async:
         return runner.run(spec)
-    import asyncio  # sequential steps have no use for it
+    import asyncio  # sequential steps do not need it
 
     return asyncio.run(runner.run_async(spec))
 
 
 class Work(Protocol):
-    """What a process runs when the program has come to its flow."""
+    """The attempts that a process runs once the program has called its flow."""
 
     step: str
-    attempt_key: tuple[int, int]  # task and attempt: of the first one
+    attempt_key: tuple[int, int]  # task and attempt of the first one
 
     def begin(self) -> bool:
-        """Connect this process's streams to the coordinator, before the user's program runs.
+        """Connect the streams of this process to the coordinator, before the user's program runs.
 
         Returns:
-            False where there is no attempt to run: the process ends at once.
+            False if there is no attempt to run; the process then exits.
         """
 
     def send_message(self, *message: Any) -> None:
         """Send a message to the coordinator.
 
         Args:
-            *message: The kind, and what belongs to it.
+            *message: The kind and its fields.
         """
 
     def refuse(self, report: AttemptReport) -> None:
-        """Say how the first attempt has ended, since the program has not come to its flow.
+        """Report the end of the first attempt, since the program has not called its flow.
 
         Args:
             report: How the attempt has ended.
         """
 
     def steps(self, flow: FlowSpec) -> int:
-        """Run the attempts of this process, now that the user's program has called its flow.
+        """Run the attempts of this process when the user's program calls its flow.
 
         Args:
             flow: The flow instance that the user's program has called.
@@ -273,9 +275,11 @@ class Work(Protocol):
 
 
 class OneAttempt:
-    """Isolation `task`: one attempt, which has the process to itself. `fds` are its pipes for
-    stdout, stderr and the report; with a fourth, which is to be stdin, it is debugged: it may ask
-    there, and takes as long as it takes."""
+    """Isolation `task`: one attempt, which has the process to itself.
+
+    `fds` are its pipes for stdout, stderr and the report. A fourth one becomes stdin: the attempt
+    is then debugged, may read from it, and has no time limit.
+    """
 
     def __init__(self, runner: AttemptRunner, spec: AttemptSpec, fds: Sequence[int]) -> None:
         self.step = spec.step
@@ -289,7 +293,7 @@ class OneAttempt:
         child.redirect(stdout, stderr)
         self._is_debugged = bool(stdin)
         if stdin:
-            from aflow.executors.local import terminal  # has asyncio, which tasks do not need
+            from aflow.executors.local import terminal  # imports asyncio, which tasks do not need
 
             terminal.take(stdin[0])
             sys.breakpointhook = sys.__breakpointhook__
@@ -316,7 +320,7 @@ class OneAttempt:
 
 
 class ManyAttempts:
-    """Isolation `worker`: one attempt after the other (coroutines: side by side), until the
+    """Isolation `worker`: one attempt after another (coroutine steps: concurrently), until the
     coordinator closes its end."""
 
     def __init__(self, runner: AttemptRunner, fds: Sequence[int], *, coroutines: bool) -> None:
@@ -325,9 +329,9 @@ class ManyAttempts:
         self._coroutines = coroutines
 
     def begin(self) -> bool:
-        # Only these processes need the modules (asyncio among them, for the coroutines).
+        # Only these processes need the modules (including asyncio, for coroutines).
         if self._coroutines:
-            from aflow.executors.local.child_worker import CoroutineWorker as Worker  # by need
+            from aflow.executors.local.child_worker import CoroutineWorker as Worker
         else:
             from aflow.executors.local.child_worker import SequentialWorker as Worker  # type: ignore[assignment]
 
@@ -355,14 +359,15 @@ _at_start = dict(os.environ)
 
 
 def _over(flow: FlowSpec) -> None:
-    """The program has come to its end: a flow that an exit function calls has nothing to run."""
+    """Ignore a call of the flow after the end of the program, by an exit function."""
 
 
 def copies_of(flow: FlowSpec) -> Callable[[], FlowSpec]:
-    """Return a function that makes flows with what the __init__ of this one has set.
+    """Return a function that creates flows with the attributes that __init__ has set on this one.
 
     Args:
-        flow: The instance that the user's program has made; its attributes are shared, not copied.
+        flow: The instance that the user's program has created; its attributes are shared, not
+            copied.
     """
     cls, state = type(flow), dict(flow.__dict__)
 

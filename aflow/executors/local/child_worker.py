@@ -1,4 +1,4 @@
-"""A process that runs attempts one after the other (isolation `worker`)."""
+"""Run many attempts in one process: one after another, or concurrently for coroutine steps."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from aflow.executors.local.surroundings import Randomness, Surroundings, own_dec
 from aflow.task.runner import AttemptRunner
 from aflow.task.spec import GROWN, LOGGED, STARTED, AttemptKey, AttemptReport, AttemptSpec
 
-# Streams of a process that runs more than one attempt: each line knows its attempt.
+# Streams of a process that runs more than one attempt: each line is assigned to its attempt.
 
 
 Emit = Callable[[AttemptKey, int, bytes], None]
 
-_HELD = 1 << 16  # bytes of a line that are held back at most
+_HELD = 1 << 16  # bytes of an incomplete line that are buffered at most
 _NAMES = ("<stdout>", "<stderr>")
 
 
 class AttemptBytes(io.RawIOBase):
-    """What is written to stdout or stderr: it belongs to the attempt that the context names.
+    """A raw stdout or stderr whose output belongs to the attempt of the current context.
 
-    It goes on line by line, long lines in pieces; `finish` sends the rest of an attempt's last
-    line. What is written while no attempt runs goes to `descriptor`, and so does what a process
-    writes that the step has forked: the way to the coordinator is not its own.
+    Output is forwarded line by line, and long lines in pieces; `finish` sends the rest of an
+    attempt's last line. Output goes to `descriptor` while no attempt runs, and in processes that
+    the step has forked, since the socket to the coordinator belongs to this process.
     """
 
     def __init__(
@@ -78,23 +78,22 @@ class AttemptBytes(io.RawIOBase):
         return len(data)
 
     def finish(self, attempt_key: AttemptKey) -> None:
-        """Send what an attempt has left of its last line."""
+        """Send the incomplete last line of an attempt."""
         self._closed_by.discard(attempt_key)
         held = self._held.pop(attempt_key, None)
         if held:
             self._emit(attempt_key, self._number, bytes(held))
 
     def close_for_attempt(self) -> None:
-        """Take nothing more from the present attempt: others go on writing."""
+        """Reject further output of the current attempt; others continue to write."""
         self._closed_by.add(self._attempt_key.get())
 
     def close(self) -> None:
-        """Nothing: a stream that somebody has put above this one may end while another attempt
-        runs."""
+        """Do nothing: a text stream on top of this one may be closed while another attempt runs."""
 
     @property
     def closed(self) -> bool:
-        """Whether the present attempt has closed its stream."""
+        """Whether the current attempt has closed its stream."""
         return bool(self._closed_by) and self._attempt_key.get() in self._closed_by
 
     def writable(self) -> bool:
@@ -105,8 +104,7 @@ class AttemptBytes(io.RawIOBase):
 
 
 class AttemptStream(io.TextIOWrapper):
-    """sys.stdout or sys.stderr. Each piece of text goes on to the bytes below at once: those who
-    write at the same time are different attempts."""
+    """sys.stdout or sys.stderr, without a buffer: concurrent writers are different attempts."""
 
     mode = "w"
 
@@ -118,25 +116,25 @@ class AttemptStream(io.TextIOWrapper):
 
         Args:
             write_through: Ignored: text is always written through.
-            **options: What else that method takes.
+            **options: The other arguments of that method.
         """
         super().reconfigure(write_through=True, **options)
 
     def detach(self) -> Any:
-        """Return the bytes below; this stream stays usable, for the next attempt."""
+        """Return the raw stream below; this stream stays usable for the next attempt."""
         return self.buffer
 
     def close(self) -> None:
-        """Close it for the present attempt."""
+        """Close the stream for the current attempt."""
         self.buffer.close_for_attempt()  # type: ignore[attr-defined]
 
 
 class DescriptorCapture:
-    """What is written to descriptors 1 and 2 past Python: by C code, by child processes.
+    """Captures output to descriptors 1 and 2 that bypasses Python: by C code, by child processes.
 
-    The process reads its own pipes, in a thread that sleeps until something comes, so that it can
-    say for certain which attempt was running. If the process is killed, the coordinator, which
-    holds the reading ends as well, reads the rest.
+    This process reads its own pipes in a blocking thread, so that it knows for certain which
+    attempt was running. If the process is killed, the coordinator, which holds the reading ends as
+    well, reads the rest.
     """
 
     def __init__(
@@ -153,7 +151,7 @@ class DescriptorCapture:
         threading.Thread(target=self._watch, name="aflow-capture", daemon=True).start()
 
     def drain(self) -> None:
-        """Send what has been written so far."""
+        """Send the output so far."""
         with self._lock:
             for fd, _ in self._poll.poll(0):
                 self._read(fd, self._pipes[fd])
@@ -179,10 +177,10 @@ class DescriptorCapture:
 
 
 class WorkerStreams:
-    """The streams of this process, from now on: each line goes out as that of its attempt.
+    """Replaces the standard streams, so that each line is sent with its attempt.
 
-    `descriptors` are the pipes for stdout and stderr, first to write, then to read. `running`
-    says which attempt is taken to have written past Python.
+    `descriptors` are the pipes for stdout and stderr: two writing ends, then two reading ends.
+    `running` returns the attempt to which output that bypasses Python belongs.
     """
 
     def __init__(
@@ -199,10 +197,10 @@ class WorkerStreams:
         self._capture = DescriptorCapture(readers[0], readers[1], running, emit)
 
     def finish(self, attempt_key: AttemptKey) -> None:
-        """Send what is left of the output of an attempt that has ended.
+        """Send the remaining output of an attempt that has ended.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
+            attempt_key: The task and number of the attempt.
         """
         for output in self._outputs:
             output.finish(attempt_key)
@@ -210,42 +208,41 @@ class WorkerStreams:
 
 
 def _above(output: AttemptBytes, before: Any) -> AttemptStream:
-    """The stream of text above these bytes, like the one that Python has made."""
+    """Return a text stream on top of these bytes, with the encoding of Python's stream."""
     encoding = getattr(before, "encoding", None) or "utf-8"
     return AttemptStream(output, encoding, getattr(before, "errors", None) or "strict")
 
 
-# signal's own functions turn each number into an enum, which takes longer than the call.
-
-
-HOLD = 0.01  # seconds that printed lines may wait for others
-MAX_HELD = 1 << 16  # bytes of them
+HOLD = 0.01  # seconds that output may wait to be sent with later output
+MAX_HELD = 1 << 16  # bytes of waiting output
 
 
 class WorkerSockets:
-    """The worker's side of its two sockets: specs come in whole, messages go out in order.
+    """The worker's side of its two sockets: receives specs, and sends messages in order.
 
-    What attempts print goes out at once, unless something has just gone out: then it waits some
-    milliseconds for more, since a message a line would keep the coordinator busier than the step.
+    Output of attempts is sent immediately, unless other output was just sent: it then waits some
+    milliseconds for more. One message for each line would keep the coordinator busier than the
+    step.
     """
 
     def __init__(self, tasks: int, reports: int) -> None:
         self.tasks = socket.socket(fileno=tasks)
         self.reports = socket.socket(fileno=reports)
         self._buffer = memoryview(bytearray(wire.MAX_MESSAGE))
-        # A signal handler of the step's may print, or raise, while this thread sends.
+        # Reentrant: a signal handler of the step may print, or raise, while this thread sends.
         self._lock = threading.RLock()
         self._clock = SystemClock()
-        # With how many bytes of each were sent, call by call.
+        # Messages, each with the number of bytes sent by each call.
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         self._held: list[bytes] = []
         self._held_size = 0
         self._logged_at = 0.0
-        self._due: SimpleQueue[None] = SimpleQueue()  # signal handlers may put something there
+        # Its `put` is reentrant, which signal handlers need.
+        self._due: SimpleQueue[None] = SimpleQueue()
         threading.Thread(target=self._send_held, name="aflow-log", daemon=True).start()
 
     def next(self) -> bytes:
-        """Return the next message; b"" when the coordinator has closed its end."""
+        """Return the next message; b"" if the coordinator has closed its end."""
         try:
             size = self.tasks.recv_into(self._buffer)
         except ConnectionResetError:  # macOS
@@ -253,7 +250,7 @@ class WorkerSockets:
         return bytes(self._buffer[:size])
 
     def next_if_any(self) -> bytes | None:
-        """Return the next message; None if there is none yet, b"" when the coordinator has gone."""
+        """Return the next message; None if there is none yet, b"" if the coordinator is gone."""
         try:
             size = self.tasks.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -267,7 +264,7 @@ class WorkerSockets:
         self.send(wire.packed(*message))
 
     def send(self, messages: bytes) -> None:
-        """Send messages that are packed already.
+        """Send packed messages.
 
         Args:
             messages: Packed messages, one after another; they are written as a whole.
@@ -278,12 +275,14 @@ class WorkerSockets:
             with self._lock:
                 self._flush(messages)
         except BaseException:
-            self._due.put(None)  # what is left is sent by the other thread
+            self._due.put(None)  # the other thread sends the rest
             raise
 
     def _is_interrupted(self, message: bytes) -> bool:
-        """Whether this thread is sending already, and was interrupted by a signal: the message goes
-        out after the one that is on its way."""
+        """Queue the message if a signal has interrupted this thread while it was sending.
+
+        Returns True if so: the message is sent after the one in progress.
+        """
         if not self._lock._is_owned():  # type: ignore[attr-defined]
             return False
         self._unsent.append((message, []))
@@ -291,13 +290,13 @@ class WorkerSockets:
         return True
 
     def log(self, attempt_key: AttemptKey, stream: int, data: bytes) -> None:
-        """Send what an attempt has written, now or soon.
+        """Send the output of an attempt, now or soon.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
+            attempt_key: The task and number of the attempt.
             stream: 0 for stdout, 1 for stderr.
-            data: The bytes as they were written. Within `HOLD` seconds of the last ones they are
-                kept back, to be sent together.
+            data: The bytes as they were written. Less than `HOLD` seconds after the last message
+                they are held back, to be sent together.
         """
         now = self._clock.now()
         message = msgpack.packb((LOGGED, *attempt_key, stream, now, data))
@@ -323,15 +322,15 @@ class WorkerSockets:
             data, sent = self._unsent[0]
             left = memoryview(data)[sum(sent) :]
             if left:
-                # One call of C sends and counts: no exception of a signal handler comes between
-                # the two, which would send some bytes twice.
+                # One C call sends and counts, so that an exception of a signal handler cannot come
+                # between the two, which would send some bytes twice.
                 sent.extend(map(self.reports.send, (left,)))
             else:
                 self._unsent.popleft()
 
     def _send_held(self) -> None:
-        """What is held waits for more no longer than HOLD."""
-        wait = threading.Event().wait  # never set: a pause
+        """Send output that was held back, at most HOLD seconds later."""
+        wait = threading.Event().wait  # never set: a sleep
         while True:
             self._due.get()
             wait(HOLD)
@@ -341,8 +340,11 @@ class WorkerSockets:
 
 
 class SequentialWorker:
-    """Runs the specs that it is sent, in order. The streams are those of attempts from the start:
-    what the user's program prints before it comes to its flow belongs to the first one."""
+    """Runs the specs that it receives, in order.
+
+    The streams belong to attempts from the start: output of the user's program before it calls its
+    flow belongs to the first attempt.
+    """
 
     def __init__(self, runner: AttemptRunner, descriptors: Sequence[int]) -> None:
         tasks, reports, *streams = descriptors
@@ -359,10 +361,10 @@ class SequentialWorker:
         self._randomness = Randomness()
 
     def first(self) -> AttemptSpec | None:
-        """Read the first attempt from the coordinator, and start it.
+        """Receive the first attempt from the coordinator, and report its start.
 
         Returns:
-            The attempt; None if the coordinator has closed the channel, so that there will be none.
+            The attempt; None if the coordinator has closed the socket.
         """
         self._runner.expect_many()
         data = self._link.next()
@@ -373,12 +375,12 @@ class SequentialWorker:
         return self._spec
 
     def refuse(self, report: AttemptReport) -> None:
-        """Say that the first attempt has ended before the flow was reached."""
+        """Report that the first attempt ended before the program called its flow."""
         self._streams.finish(report.attempt_key)
         self._link.send_message(*report.message())
 
     def serve(self) -> None:
-        """Run the first attempt and what comes, until the coordinator closes its end."""
+        """Run the first attempt and further ones, until the coordinator closes its end."""
         stdout, stderr = self._descriptors
         self._surroundings = Surroundings(stdout, stderr, self._randomness)
         spec = self._spec
@@ -393,7 +395,7 @@ class SequentialWorker:
             if not waiting:
                 break
             spec = AttemptSpec.decode(waiting)
-            self._begin(spec, ended)  # the report of the last one goes out with this
+            self._begin(spec, ended)  # the report of the previous attempt is sent with this message
         if ended:
             self._link.send(ended)
 
@@ -406,11 +408,12 @@ class SequentialWorker:
     def _run_in_context(self, spec: AttemptSpec) -> AttemptReport:
         own_decimal_context()
         report = self._runner.run(spec)
-        child.flush()  # of a stream with a buffer that the program has put in place of ours
+        child.flush()  # a buffered stream that the program has installed
         return report
 
     def _run(self, spec: AttemptSpec) -> AttemptReport:
-        # What a step sets of context variables (decimal's precision among them) is its own.
+        # Changes that a step makes to context variables (including decimal's precision) end with
+        # it.
         report = copy_context().run(self._run_in_context, spec)
         self._surroundings.restore()
         self._streams.finish(spec.attempt_key)
@@ -419,14 +422,15 @@ class SequentialWorker:
         return report
 
 
-# A process that runs coroutine steps, many at a time, on one event loop.
+# Coroutine steps: many attempts at a time, on one event loop.
 
 
 class CoroutineWorker:
-    """Runs every spec that it is sent as a task of its event loop, at once.
+    """Runs every spec that it receives as a task of its event loop.
 
-    The loop is shared: a step cannot stop it, and what a step cancels of others' (all tasks of the
-    loop, say) is not cancelled."""
+    The loop is shared: a step cannot stop it, and cannot cancel the tasks of other attempts (for
+    example, by cancelling all tasks of the loop).
+    """
 
     def __init__(self, runner: AttemptRunner, descriptors: Sequence[int]) -> None:
         tasks, reports, *streams = descriptors
@@ -435,7 +439,7 @@ class CoroutineWorker:
         self._clock = SystemClock()
         self._pid = os.getpid()
         self._first: AttemptSpec | None = None  # until it runs
-        self._begun: AttemptSpec | None = None  # whose start was reported before it runs
+        self._begun: AttemptSpec | None = None  # its start was reported before it runs
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._cancelled: set[AttemptKey] = set()
         self._fault: BaseException | None = None
@@ -443,15 +447,16 @@ class CoroutineWorker:
         self.send_message = self._link.send_message
 
     def first(self) -> AttemptSpec | None:
-        """Read the first attempt from the coordinator. What the user's program prints before it
-        reaches its flow belongs to this attempt.
+        """Receive the first attempt from the coordinator, and report its start.
+
+        Output of the user's program before it calls its flow belongs to this attempt.
 
         Returns:
-            The attempt; None if the coordinator has closed the channel, so that there will be none.
+            The attempt; None if the coordinator has closed the socket.
         """
         self._runner.expect_many()
         while (data := self._link.next()).startswith(wire.CANCEL):
-            continue  # of what has not come yet, and was taken back
+            continue  # cancels an attempt that was withdrawn before it was sent
         if not data:
             return None
         spec = self._first = self._begun = AttemptSpec.decode(data)
@@ -460,12 +465,12 @@ class CoroutineWorker:
         return spec
 
     def refuse(self, report: AttemptReport) -> None:
-        """Say that the first attempt has ended before the flow was reached."""
+        """Report that the first attempt ended before the program called its flow."""
         self._streams.finish(report.attempt_key)
         self._link.send_message(*report.message())
 
     def serve(self) -> None:
-        """Run the first attempt and what comes, until the coordinator closes its end."""
+        """Run the first attempt and further ones, until the coordinator closes its end."""
         self._streams.attempt_key.set(None)
         self._link.tasks.setblocking(False)
         with outer_loop_paused(), asyncio.Runner(loop_factory=self._loop) as runner:
@@ -492,7 +497,7 @@ class CoroutineWorker:
         while not self._closed.is_set():
             try:
                 await self._closed.wait()
-            except asyncio.CancelledError:  # by a step, which cancels all tasks of its loop
+            except asyncio.CancelledError:  # by a step that cancels all tasks of its loop
                 continue
         loop.remove_reader(self._link.tasks)
         for attempt_key in [*self._tasks]:
@@ -525,14 +530,15 @@ class CoroutineWorker:
         self._link.send_message(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
-        """What a step raises is in its report; anything else is our fault, and ends the process."""
+        """End the process if the task has failed: errors of steps are in reports, so it is our
+        error."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._fault = self._fault or error
             self._closed.set()
 
     def _cancel(self, attempt_key: AttemptKey) -> None:
-        # Later, so that it has begun: a task cancelled before its first step would say nothing.
+        # Later, so that it has started: a task cancelled before its first step would not report.
         asyncio.get_running_loop().call_soon(self._cancel_now, attempt_key)
 
     def _cancel_now(self, attempt_key: AttemptKey) -> None:
@@ -552,7 +558,8 @@ class CoroutineWorker:
         except BaseException as error:
             if os.getpid() == self._pid:
                 raise
-            # The step has forked, and this is its child: the loop runs the others' steps, too.
+            # The step has forked, and this is its child, whose copy of the loop would run other
+            # steps.
             child.end(child.ended_by(error))
         self._streams.finish(attempt_key)
         del self._tasks[attempt_key]
@@ -560,15 +567,14 @@ class CoroutineWorker:
         self._link.send_message(*report.message())
 
     def _oldest(self) -> AttemptKey | None:
-        """The task that is taken to have written past Python: several may run, so the first of
-        them."""
+        """Return the attempt to which output that bypasses Python belongs: the oldest one."""
         if self._first is not None:
             return self._first.task, self._first.attempt
         return next(iter(self._tasks), None)
 
 
 class _OwnTask(asyncio.Task[None]):
-    """The task of one attempt: no other attempt can cancel it."""
+    """The task of one attempt; other attempts cannot cancel it."""
 
     def __init__(
         self,
@@ -581,7 +587,7 @@ class _OwnTask(asyncio.Task[None]):
         super().__init__(coroutine)
 
     def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel it, unless another attempt asks for that."""
+        """Cancel the task, unless the caller is another attempt."""
         if self._current.get() not in (None, self._attempt_key):
             return False
         return super().cancel(msg)

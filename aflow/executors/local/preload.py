@@ -1,8 +1,8 @@
-"""Warm zygotes: what the user's file imports, imported before the file is run.
+"""Import what the user's file imports, before the file runs, in warm zygotes.
 
-Importing a library hardly ever makes a process unfit for forks; using it does. So a zygote imports
-what the first run of the file has imported and is not the user's, and runs none of the user's code:
-tasks that are forked from it run the whole file, and find its imports done.
+Importing a library rarely makes a process unfit for forks; using it does. So a warm zygote imports
+the installed modules that the first run of the file has imported, and runs no user code. Tasks that
+are forked from it run the whole file, and find its imports done.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from aflow.task.program import is_library, started
 if TYPE_CHECKING:
     from random import Random
 
-# What starts runs: no task needs it.
+# Modules that start runs, which no task needs.
 _OF_COMMANDS = (
     "aflow.cli",
     "aflow.__main__",
     "aflow._core.process",
     "aflow.executors.local.zygote_start",
 )
-_FRESH_SEED = 1 << 96  # NumPy draws 128 bits where nobody gives a seed
-_REPLACED = "gevent"  # has replaced what imports would have seen
+_FRESH_SEED = 1 << 96  # NumPy draws 128 bits if no seed is given
+_REPLACED = "gevent"  # replaces parts of the standard library, so imports would find other modules
 
 
 def imported_since(before: Collection[str], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return what a program has imported since these modules were there, as plain values: the names
-    of the modules that are not the user's, in order, and what modules could have read meanwhile and
-    find otherwise than in this environment.
+    """Return the imports of a program as plain values.
+
+    These are the names of installed modules in their order of import, and the state that imports
+    could have read and that differs from the start of the program.
 
     Args:
         before: The names of the modules that were imported before.
-        environment: The variables that the program was started with: changes to them may have been
-            read by imports.
+        environment: The variables that the program was started with: imports may have read changes
+            to them.
     """
     return _imported([each for each in [*sys.modules] if each not in before], environment)
 
 
 def imported_here() -> dict[str, Any] | None:
-    """Return what the user's program has imported that this process runs as `__main__`; None where
-    it is another program."""
+    """Return the imports of the user's program that is the `__main__` of this process, or None."""
     start = started()
     return None if start is None else _imported(start.modules, start.environment)
 
@@ -61,7 +61,7 @@ def _imported(names: Sequence[str], environment: Mapping[str, str]) -> dict[str,
 
 
 def _is_installed(name: str, module: Any) -> bool:
-    """Whether a module is Python's, aflow's or of an installed package, and not the user's."""
+    """Return whether a module belongs to Python, aflow or an installed package, not to the user."""
     top = name.partition(".")[0]
     if top == "aflow":
         return not name.startswith(_OF_COMMANDS)
@@ -74,8 +74,10 @@ def _is_installed(name: str, module: Any) -> bool:
 
 
 def state(environment: Mapping[str, str]) -> list[Any]:
-    """Return what imports can read of a process, and what code before them can have changed:
-    variables that are not those of `environment`, finders, filters of warnings, the import itself.
+    """Return the state of a process that imports can read and earlier code can have changed.
+
+    These are variables that differ from `environment`, import finders, warning filters, and the
+    import function.
 
     Args:
         environment: The variables that the program was started with.
@@ -105,15 +107,15 @@ _WHAT = (
 
 
 def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> str | None:
-    """Import what the program has imported. What cannot be imported by itself is left out.
+    """Import the modules that the program has imported. Modules that fail to import are skipped.
 
     Args:
-        imported: What `imported_since` has returned in the program.
-        environment: The variables that this process was started with, to compare changes.
+        imported: The result of `imported_since` in the program.
+        environment: The variables that this process was started with, to find changes.
 
     Returns:
-        Why the program would have found something else, so that nothing that was imported here may
-        be used; None where it would have found the same.
+        The reason why the imports of the program could have had other results, so that the imports
+        of this process must not be used; None if they are the same.
     """
     if not imported["state"][4] or imported["state"][5]:
         return f"the flow's file changes {_WHAT[4 if not imported['state'][4] else 5]}"
@@ -121,10 +123,10 @@ def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> s
         if name not in sys.modules:
             try:
                 importlib.import_module(name)
-            except Exception:  # noqa: BLE001, S112 -- the program imports it itself, if it needs it
+            except Exception:  # noqa: BLE001, S112 -- the program imports it itself if it needs it
                 continue
     for what, theirs, ours in zip(_WHAT, imported["state"], state(environment), strict=True):
-        # Lists have become tuples on the way: both are packed alike.
+        # Lists have become tuples in transit; both are packed in the same way.
         if packed(theirs) != packed(ours):
             names = _names(theirs, ours) if what == _WHAT[0] else ""
             return f"the flow's file changes {what}{names}, which its imports may read"
@@ -132,16 +134,18 @@ def import_all(imported: Mapping[str, Any], environment: Mapping[str, str]) -> s
 
 
 class Generators:
-    """The generators of random numbers that libraries make, without a seed, when they are imported:
-    inside of this context. Each task would draw the same from them, so they are seeded again there;
-    those that were given a seed stay as they are, as in a fresh process."""
+    """Records the random generators that imports in this context create without a seed.
+
+    All tasks would draw the same numbers from them, so they are reseeded in each task. Generators
+    with a seed are left alone, as in a fresh process.
+    """
 
     def __init__(self) -> None:
         self._unseeded: weakref.WeakSet[Random] = weakref.WeakSet()
         self._of_numpy: list[Any] = []
 
     def __enter__(self) -> Self:
-        from random import Random  # only zygotes, which import for tasks, have any use for it
+        from random import Random  # only warm zygotes need it
 
         self._seed = seed = Random.seed
         unseeded = self._unseeded
@@ -164,7 +168,7 @@ class Generators:
             self._of_numpy = [each for each in found if is_unseeded(each)]
 
     def seed(self) -> None:
-        """Seed them: in a process that was forked from the one that has made them."""
+        """Reseed the generators, in a process that was forked after the imports."""
         for each in self._unseeded:
             each.seed()
         for each in self._of_numpy:
@@ -173,7 +177,7 @@ class Generators:
 
 
 def bits_of(generator: Any) -> Any:
-    """Return what a generator of NumPy, of the new or of the old kind, draws its bits from.
+    """Return the bit generator of a NumPy generator, of the new or the legacy API.
 
     Args:
         generator: A `Generator`, or a `RandomState` of the legacy API.
@@ -183,8 +187,9 @@ def bits_of(generator: Any) -> Any:
 
 
 def is_unseeded(generator: Any) -> bool:
-    """Return whether NumPy has chosen the seed of one of its generators. Its own global one is left
-    out: each process of a task has that seeded again.
+    """Return whether NumPy has chosen the seed of a generator.
+
+    False for NumPy's global generator, which is reseeded in each process of a task.
 
     Args:
         generator: A `Generator` or `RandomState` that was found in an imported module.
@@ -196,8 +201,8 @@ def is_unseeded(generator: Any) -> bool:
 
 
 def _names(theirs: Sequence[Any], ours: Sequence[Any]) -> str:
-    """The names of the variables that are not the same; their values may be secret."""
-    # Changed variables are pairs of name and value; of those that are gone there is the name alone.
+    """Return the names of variables that differ; their values may be secret."""
+    # Changed variables are pairs of name and value, removed ones are names.
     one, other = (
         {each if isinstance(each, str) else tuple(each) for each in every}
         for every in (theirs, ours)

@@ -1,9 +1,9 @@
-"""Whether processes can be forked from this one: asked of zygotes, which have run nothing of the
-user's, and of the user's own program where `process="fork"` wants its tasks forked from it.
+"""Find out whether processes can be forked from this one.
 
-What stands in the way of a fork is what a child has not got, or has in common with all others:
-threads, descriptors with a position or a peer, locks, memory that is shared, timers, children. All
-of it is in /proc/self. Where there is none, nothing is forked.
+Warm zygotes, which have run no user code, and programs with `process="fork"` are checked before
+tasks are forked from them. Obstacles are resources that a child would lack, or share with all
+others: threads, descriptors with a position or a peer, locks, shared memory, timers, children. All
+of them are listed in /proc/self; without /proc, nothing is forked.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from collections.abc import Collection, Iterator
 
 from aflow._core.system import HAS_PROC, read_proc
 
-# Libraries whose threads survive a fork: each child starts its own when it needs one.
+# Libraries that survive the loss of their threads: each child starts new ones on demand.
 _SURVIVE = ("libarrow.so",)
 _PLAIN = (
     "libc.so", "libc-", "libpthread", "libstdc++", "libgcc", "ld-linux", "[vdso]", "ld-musl",
 )  # fmt: skip
 _STACK = 2048  # bytes above a thread's stack pointer that are searched for return addresses
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
-_TRIAL_LIMIT = 5.0  # seconds that a trial fork may take
+_TRIAL_LIMIT = 5.0  # timeout in seconds of the trial fork
 
 
 def obstacle(ours: Collection[int] = ()) -> str | None:
-    """Return why no process can be forked from this one; None where it can be. `ours` are
-    descriptors that forks know how to deal with. Forks once, as a trial.
+    """Return why no process can be forked from this one; None if it can. Forks once, as a trial.
 
     Args:
-        ours: The descriptors that are aflow's own.
+        ours: The descriptors that belong to aflow, which forks handle.
     """
     if not HAS_PROC:
         return "this system does not say which threads a process has (there is no /proc)"
@@ -46,8 +45,10 @@ def obstacle(ours: Collection[int] = ()) -> str | None:
 
 
 def _thread_in_trial() -> str | None:
-    """A thread that a fork brings about in the child: fork hooks of grpc and opentelemetry start
-    theirs again. A child that does not answer is one more obstacle."""
+    """Return whether fork hooks start threads in the child, as those of grpc and opentelemetry do.
+
+    A child that does not respond is another obstacle.
+    """
     import select
 
     readable, writable = os.pipe()
@@ -85,16 +86,18 @@ def _thread() -> str | None:
 def _survives(name: str, owner: str | None, found: list[tuple[str, str | None]]) -> bool:
     if name == "jemalloc_bg_thd" or (owner or "").startswith(_SURVIVE):
         return True
-    # The cleaner of polars is made by its import; the pool, which a fork breaks, by its first use.
+    # Importing polars starts its cleaner; its pool, which a fork breaks, starts on first use.
     return name.startswith("polars-ooc-clea") and not any(
         other.startswith("polars-") and other[7:8].isdigit() for other, _ in found
     )
 
 
 def owners() -> Iterator[tuple[str, str | None]]:
-    """Yield the native threads of this process but the main one: the name of each, and the first
-    library, other than those of C, among the return addresses on its stack (None: Python's own, or
-    not known)."""
+    """Yield the native threads of this process, except the main thread.
+
+    Each is a name, and the first library, other than those of C, among the return addresses on its
+    stack; None if that is Python itself, or unknown.
+    """
     maps = _code_maps()
     me = os.getpid()
     names = {each.native_id: each.name for each in threading.enumerate()}
@@ -104,7 +107,7 @@ def owners() -> Iterator[tuple[str, str | None]]:
                 continue
             name = read_proc(f"self/task/{thread}/comm")
             fields = read_proc(f"self/task/{thread}/syscall")
-            if name is None or fields is None:  # it has ended meanwhile
+            if name is None or fields is None:  # it has ended
                 continue
             native = os.fsdecode(name.strip())
             yield names.get(int(thread), native), _library(maps, memory, fields.split())
@@ -119,7 +122,7 @@ def _library(maps: list[tuple[int, int, str]], memory: object, fields: list[byte
         data = memory.read(_STACK)  # type: ignore[attr-defined]
         words += [word for (word,) in struct.iter_unpack("@N", data[: len(data) // 8 * 8])]
     except (OSError, OverflowError, ValueError):
-        pass  # the first word is all that is known
+        pass  # only the instruction pointer is known
     for word in words:
         for first, end, name in maps:
             if first <= word < end and not name.startswith(_PLAIN):
@@ -128,7 +131,7 @@ def _library(maps: list[tuple[int, int, str]], memory: object, fields: list[byte
 
 
 def _code_maps() -> list[tuple[int, int, str]]:
-    """Where code is in memory: first address, end, name of the file."""
+    """Return where code is mapped: first address, end, name of the file."""
     found = []
     for fields in _maps():
         if "x" in fields[1] and len(fields) == 6:
@@ -143,7 +146,7 @@ def _maps() -> Iterator[list[str]]:
             yield os.fsdecode(line).split(None, 5)
 
 
-# ------------------------------------------------------------------ all else
+# ------------------------------------------------------------------ other obstacles
 
 
 def _descriptor(ours: Collection[int]) -> str | None:
@@ -151,7 +154,7 @@ def _descriptor(ours: Collection[int]) -> str | None:
         if number <= 2 or number in ours:
             continue
         info = read_proc(f"self/fdinfo/{number}")
-        if info is None:  # that of the listing itself
+        if info is None:  # the descriptor of this listing
             continue
         target = os.readlink(f"/proc/self/fd/{number}")
         mode = os.fstat(number).st_mode
@@ -162,7 +165,7 @@ def _descriptor(ours: Collection[int]) -> str | None:
         if stat.S_ISREG(mode) and (
             access == os.O_RDONLY or (access == os.O_WRONLY and flags & os.O_APPEND)
         ):
-            continue  # nobody shares more than a position for reading, which can be put right
+            continue  # only a position for reading is shared, and each child gets a new one
         if target in ("/dev/null", "/dev/urandom") or target.startswith("/proc/"):
             continue
         kind = target.split(":")[0] if ":[" in target else target
@@ -180,7 +183,7 @@ def _shared() -> str | None:
 
 def _other() -> str | None:
     for thread in os.listdir("/proc/self/task"):
-        # None: a thread that has ended, or a kernel without the list.
+        # None: the thread has ended, or the kernel has no such list.
         children = (read_proc(f"self/task/{thread}/children") or b"").split()
         if children:
             return f"a child process runs ({int(children[0])})"

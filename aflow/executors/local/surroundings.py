@@ -1,9 +1,9 @@
-"""What a step may change of its process, put back before the next step runs there.
+"""Restore what a step may change in its process, before the next step runs there.
 
-A process of isolation `worker` runs the user's file once and then many steps. What belongs to the
-process as a whole, and what the standard library keeps in one place for all, is for each step as
-the file has left it. What modules keep in variables of their own stays (docs/design.md,
-"Local processes"): that is what such a process is for, and nobody could put it all back.
+A process of isolation `worker` runs the user's file once, and then many steps. Attributes of the
+process and global state of the standard library are, for each step, as the file has left them.
+Variables of other modules keep their changes (docs/design.md, "Local processes"): that is the
+purpose of such a process, and restoring all of them is impossible.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _OF_TIMERS = (signal.SIGVTALRM, signal.SIGPROF)
 _LIMITS = ("RLIMIT_AS", "RLIMIT_NOFILE")
 
 _NONE = SimpleNamespace()
-# From Python 3.14 on the public one warns of being deprecated.
+# From Python 3.14 on, the public function warns that it is deprecated.
 _event_loop_policy: Callable[[], Any] = (
     getattr(asyncio.events, "_get_event_loop_policy", None) or asyncio.get_event_loop_policy
 )
 _REFUSED = (ValueError, OSError, RecursionError, locale.Error)
 
-# Attributes by module, with what they are in a module that a step is the first to import.
+# Attributes by module, with their initial values for modules that a step imports first.
 _ATTRIBUTES: dict[str, dict[str, Any]] = {
     "sys": {
         "stdin": None, "stdout": None, "stderr": None, "excepthook": None, "displayhook": None,
@@ -55,15 +55,17 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
 
 
 class Randomness:
-    """The generators of random numbers that `random` and numpy.random share with everybody. Made
-    before the user's program runs; `begin` is called when it has."""
+    """The global generators of `random` and numpy.random.
+
+    Must be created before the user's program runs; `begin` is called afterwards.
+    """
 
     def __init__(self) -> None:
         self._before = random.getstate()
         self._numpy_before = _numpy_state()
 
     def begin(self) -> None:
-        """Note what the program has left."""
+        """Record the state that the program has left."""
         now, now_of_numpy = random.getstate(), _numpy_state()
         self._seeded = now if was_seeded(self._before[1], now[1]) else None
         self._twin = random.Random()
@@ -73,17 +75,17 @@ class Randomness:
         if now_of_numpy is None:
             return
         before = self._numpy_before
-        fresh = _numpy_bits().seed_seq is not None  # nobody has seeded it since it was imported
+        fresh = _numpy_bits().seed_seq is not None  # not seeded since its import
         if not fresh and (before is None or was_seeded(before, now_of_numpy)):
             self._seeded_numpy = sys.modules["numpy.random"].get_state()
         else:
             self._numpy_twin = _twin_of_numpy()
 
     def restore(self) -> None:
-        """Seed again what the program has seeded, and forget a seed that the step has set."""
+        """Restore the seed of the program, and discard a seed that the step has set."""
         if self._seeded is not None:
             random.setstate(self._seeded)
-        elif random.getrandbits(32) != self._twin.getrandbits(32):  # used, or seeded
+        elif random.getrandbits(32) != self._twin.getrandbits(32):  # used or seeded
             random.seed()
             self._twin.setstate(random.getstate())
         if "numpy.random" in sys.modules:
@@ -105,8 +107,10 @@ def _numpy_bits() -> Any:
 
 
 def _numpy_state() -> tuple[Any, ...] | None:
-    """The state of numpy's global generator as that of `random`; None where there is none, or it is
-    of another kind."""
+    """Return the state of NumPy's global generator in the format of `random`.
+
+    None if NumPy is not imported, or the generator is of another kind.
+    """
     if "numpy.random" not in sys.modules:
         return None
     state = _numpy_bits().state
@@ -123,8 +127,10 @@ def _twin_of_numpy() -> Any:
 
 
 class Surroundings:
-    """The process as the user's program has left it; `stdout` and `stderr` are the descriptors of
-    its attempts."""
+    """The state of the process after the user's program has called its flow.
+
+    `stdout` and `stderr` are the descriptors for the output of attempts.
+    """
 
     def __init__(self, stdout: int, stderr: int, randomness: Randomness) -> None:
         nothing = system.out_of_the_way(os.open(os.devnull, os.O_RDONLY))
@@ -132,7 +138,7 @@ class Surroundings:
         self._cwd = _cwd()
         self._folder = _folder()
         self._environ = dict(os.environ)
-        # As bytes, the form that the interpreter holds: comparing os.environ would decode it all.
+        # As bytes, as the interpreter stores it: comparing os.environ would decode all of it.
         self._raw_environ = dict(os.environb)
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -155,7 +161,7 @@ class Surroundings:
         self._randomness = randomness
 
     def restore(self) -> None:
-        """Put everything back as it was."""
+        """Restore everything."""
         self._restore_process()
         self._restore_interpreter()
         self._randomness.restore()
@@ -173,7 +179,7 @@ class Surroundings:
         for number, handler in self._signals.items():
             if _signal.getsignal(number) is not handler:
                 _signal.signal(number, handler)
-                if number in _OF_TIMERS:  # one that rings now would end the process
+                if number in _OF_TIMERS:  # an expiring timer would now kill the process
                     for timer in _TIMERS:
                         _signal.setitimer(timer, 0)
         if _signal.pthread_sigmask(_signal.SIG_BLOCK, ()) != self._blocked:
@@ -191,15 +197,17 @@ class Surroundings:
                 variables[name] = value
         for read, write, value in self._settings:
             if read() != value:
-                with suppress(*_REFUSED):  # the step has given up the right to it
+                with suppress(*_REFUSED):  # the step has dropped the privilege to do so
                     write(value)
-        # Filters as before, and what was shown once is shown again: the next step is another task.
+        # Restore the filters, and show warnings again that were shown once: the next step is
+        # another task.
         self._warnings.__exit__(None, None, None)
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         if sys.argv != self._argv:
             sys.argv[:] = self._argv
-        if sys.path != self._path:  # what a step has imported stays, and finds what it needs
+        # Modules that a step has imported stay, and may need its additions.
+        if sys.path != self._path:
             self._path = sys.path[:] = [*dict.fromkeys(sys.path)]
         faulthandler = sys.modules.get("faulthandler")
         if faulthandler is not None:
@@ -207,15 +215,17 @@ class Surroundings:
 
 
 def own_decimal_context() -> None:
-    """Give the step that runs in this context variables' context a context of decimal that is its
-    own: one is changed in place."""
+    """Copy the decimal context for the step that runs in this context of context variables.
+
+    Decimal contexts are changed in place.
+    """
     decimal = sys.modules.get("decimal")
     if decimal is not None:
         decimal.setcontext(decimal.getcontext().copy())
 
 
 def _settings() -> Iterator[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """What is read and written by calls."""
+    """Yield the getter and the setter of each setting that is accessed by calls."""
     yield sys.getrecursionlimit, sys.setrecursionlimit
     yield sys.getswitchinterval, sys.setswitchinterval
     yield sys.get_int_max_str_digits, sys.set_int_max_str_digits
@@ -280,7 +290,7 @@ def _set_start_method(value: str | None) -> None:
 
 
 def _get_event_loop() -> tuple[Any, dict[str, Any]]:
-    """The policy of event loops, and which loop this thread has by it."""
+    """Return the event loop policy, and the current loop of this thread."""
     policy = _event_loop_policy()
     return policy, {**vars(getattr(policy, "_local", _NONE))}
 
@@ -301,14 +311,14 @@ def _zone() -> tuple[Any, ...]:
 def _cwd() -> str | None:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # somebody has removed the folder that it is in
+    except FileNotFoundError:  # the folder was removed
         return None
 
 
 def _folder() -> int | None:
-    """The working folder, whatever becomes of its name."""
+    """Return a descriptor of the working folder, which stays valid if the folder is renamed."""
     try:
         flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
         return system.out_of_the_way(os.open(".", flags))
-    except OSError:  # it may not be entered
+    except OSError:  # the folder may not be opened
         return None

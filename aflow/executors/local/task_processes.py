@@ -33,25 +33,26 @@ INTERRUPTED = "The task was interrupted: the run was stopped."
 CANCELLED = "The task was cancelled."
 OVER_TIME = "The step ran over its time and did not react; its process was killed."
 
-Learn = Callable[[Mapping[str, Any]], None]  # receives what a program has imported
+Learn = Callable[[Mapping[str, Any]], None]  # receives the imports of a program
 
 
 @dataclass(slots=True)
 class FreshProcess:
-    """One attempt in a process of its own, from the request to its end."""
+    """One attempt in a separate process, from the request to its end."""
 
     task: int
     attempt: int
     fds: list[int]  # reading ends: stdout, stderr, report
     terminal: Terminal | None
     granted: Granted
-    kills: int | None = field(default_factory=kills_for_memory)  # of this machine, before it began
-    group: MemoryGroup | None = None  # which bounds its memory, where that can be had
+    # Of this machine, before it started.
+    kills: int | None = field(default_factory=kills_for_memory)
+    group: MemoryGroup | None = None  # bounds its memory, if supported
     pid: int | None = None
     started_at: float = 0.0
     unpacker: msgpack.Unpacker = field(default_factory=messages.unpacker)
     report: AttemptReport | None = None
-    ending: tuple[AttemptState, str] | None = None  # why we are ending it, if we are
+    ending: tuple[AttemptState, str] | None = None  # why the coordinator is ending it
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     @property
@@ -61,7 +62,7 @@ class FreshProcess:
 
 
 class FreshProcesses:
-    """All attempts that run in processes of their own."""
+    """All attempts that run in separate processes."""
 
     def __init__(
         self, link: Zygotes, reports: Reports, clock: Clock, grace: float, learn: Learn
@@ -75,7 +76,7 @@ class FreshProcesses:
         self._live: dict[int, FreshProcess] = {}
         self._by_task: dict[tuple[int, int], int] = {}
         self._groups: list[MemoryGroup] = []  # of processes that have ended
-        # What waits until there are descriptors, and how it is launched then.
+        # Attempts that wait for free descriptors, with the function that launches them.
         self._postponed: deque[tuple[AttemptSpec, Callable[[], None]]] = deque()
 
     def __len__(self) -> int:
@@ -91,22 +92,21 @@ class FreshProcesses:
         *,
         granted: Granted = FREE,
     ) -> None:
-        """Run an attempt in a process of its own.
+        """Run an attempt in a separate process.
 
         Args:
-            spec: What the attempt is to run.
-            limit: The seconds after which it is killed from outside; None for never.
+            spec: The spec of the attempt.
+            limit: The seconds after which it is killed from outside; None for no limit.
             start: `fresh` for a new process, `fork` for a fork of the program.
             environment: The environment variables of its step, by name.
-            terminal: The terminal that is lent to it; None for none.
-            granted: What was taken from this machine's slots for it; they are released by the
-                caller.
+            terminal: The terminal that is lent to it, or None.
+            granted: The slots that it holds on this machine; the caller releases them.
         """
         try:
             readers, writers = _channels(terminal)
         except OSError as error:
             if self._live and error.errno in (errno.EMFILE, errno.ENFILE):
-                # Those that run give their descriptors back when they end.
+                # Running attempts free their descriptors when they end.
                 self._postponed.append(
                     (spec, partial(self.launch, spec, limit, start, environment, terminal,
                                    granted=granted))
@@ -138,7 +138,7 @@ class FreshProcesses:
             self._settle_unstarted(self._postponed.popleft()[0], state, reason)
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop an attempt, if it is live: SIGTERM, and SIGKILL after the grace time."""
+        """Stop an attempt, if it is live: SIGTERM, and SIGKILL after the grace period."""
         for each in self._postponed:
             if each[0].attempt_key == (task, attempt):
                 self._postponed.remove(each)
@@ -149,7 +149,7 @@ class FreshProcesses:
             self._end(child, AttemptState.CANCELLED, CANCELLED, self._grace)
 
     def fail(self, task: int, attempt: int, reason: str) -> None:
-        """End an attempt at once, if it is live: it has done what it must not.
+        """Kill an attempt, if it is live, and report it as failed.
 
         Args:
             task: The number of the task within its run.
@@ -161,7 +161,7 @@ class FreshProcesses:
             self._end(child, AttemptState.FAILED, reason, 0.0)
 
     def pid_of(self, task: int, attempt: int) -> int | None:
-        """Return the process of an attempt; None where there is none (yet).
+        """Return the process id of an attempt; None if it has no process (yet).
 
         Args:
             task: The number of the task within its run.
@@ -171,7 +171,7 @@ class FreshProcesses:
         return None if process is None else process.pid
 
     def interrupt(self) -> None:
-        """Stop everything: our own shutdown."""
+        """Stop all attempts, since the coordinator shuts down."""
         self._settle_postponed(AttemptState.INTERRUPTED, INTERRUPTED)
         for child in [*self._live]:
             self._end(child, AttemptState.INTERRUPTED, INTERRUPTED, self._grace)
@@ -205,24 +205,21 @@ class FreshProcesses:
         """Read what is left in the pipes of a process that has ended, and report its end."""
         process = self._live[child]
         for number in range(3):
-            # A pipe holds one chunk. A process that has left the group may go on writing: not ours.
+            # Twice: a pipe holds one chunk. Processes that left the group may write more, which is
+            # ignored.
             if self._read(process, number):
                 self._read(process, number)
         self._settle(child, self._verdict(process, status), Usage(max_rss, cpu))
 
     def not_forked(self, child: int, reason: str) -> None:
-        """Report as lost an attempt for which no process could be forked, or whose zygote has
-        ended.
-        """
+        """Report an attempt as lost if the fork failed, or if its zygote has ended."""
         pid = self._live[child].pid
         if pid is not None:
             end_group(pid)
         self._lose(child, reason)
 
     def refused(self, child: int, reason: str) -> None:
-        """Report as failed an attempt whose process cannot be forked in the way that its step asks
-        for.
-        """
+        """Report an attempt as failed if its process cannot be forked as its step requests."""
         process = self._live[child]
         self._drop(child)
         base.refuse(self._reports, process.attempt_key, reason, self._clock.now())
@@ -250,7 +247,7 @@ class FreshProcesses:
         now = self._clock.now()
         report = process.report
         if report is not None and report.state == AttemptState.SUCCEEDED.value and status:
-            # The step is good, and the program around it is not.
+            # The step succeeded, and the program failed after it.
             if process.ending is None:
                 return report._replace(
                     state=AttemptState.FAILED.value,
@@ -260,7 +257,8 @@ class FreshProcesses:
                 )
         elif report is not None:
             if report.state == AttemptState.FAILED.value and _was_out_of_memory(process):
-                # One of its processes was killed, and that is what the step has failed of.
+                # One of its processes was killed for memory, which explains the failure of the
+                # step.
                 reason = f"{over_memory(process.granted.memory)} {report.reason}"
                 return report._replace(reason=reason, retryable=True)
             return report
@@ -269,8 +267,8 @@ class FreshProcesses:
             return base.stopped(*process.attempt_key, state, reason, process.started_at, now)
         report = base.report(*process.attempt_key, status, process.started_at, now)
         if process.group is not None:
-            # The kernel says of the group alone whether it has killed one: other tasks may have run
-            # out of memory meanwhile, and this one been killed by somebody.
+            # The group has a counter of kills. Other tasks may have run out of memory at the same
+            # time, and this one may have been killed by a user.
             if _was_out_of_memory(process):
                 report = report._replace(reason=over_memory(process.granted.memory))
         elif os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
@@ -299,11 +297,11 @@ class FreshProcesses:
             self._loop.call_soon(self._launch_postponed)
 
     def tidy(self) -> None:
-        """Remove the groups of memory that no process is in any more."""
+        """Remove the memory groups that have no processes left."""
         self._groups = [each for each in self._groups if not each.remove()]
 
     def _launch_postponed(self) -> None:
-        """There are descriptors again, as far as is known."""
+        """Launch the attempts that waited for free descriptors."""
         waiting, self._postponed = self._postponed, deque()
         for _, launch in waiting:
             launch()
@@ -311,14 +309,14 @@ class FreshProcesses:
     # ------------------------------------------------------------ pipes
 
     def _read(self, process: FreshProcess, number: int) -> bool:
-        """Read once from one of the pipes; False when there is nothing more for now."""
+        """Read once from one of the pipes; False if it is empty for now."""
         if process.fds[number] < 0:
             return False
         try:
             data = os.read(process.fds[number], _CHUNK)
         except BlockingIOError:
             return False
-        except OSError:  # of a pseudo-terminal: its other side is closed
+        except OSError:  # a pseudo-terminal whose other side is closed
             data = b""
         if not data:
             self._close(process, number)
@@ -347,8 +345,10 @@ class FreshProcesses:
 
 
 def _channels(terminal: Terminal | None) -> tuple[list[int], list[int]]:
-    """The coordinator's and the task's ends of stdout, stderr and the report, with a stdin of the
-    terminal's for the task where one is lent. Either all of them or none."""
+    """Return the coordinator's and the task's ends of stdout, stderr and the report.
+
+    If a terminal is lent, the task's ends include a stdin. Either all are created or none.
+    """
     readers, writers = pipes(3)
     if terminal is not None:
         try:
@@ -364,12 +364,11 @@ def _was_out_of_memory(process: FreshProcess) -> bool:
 
 
 def over_memory(limit: int | None, size: int | None = None) -> str:
-    """Return why an attempt was ended that needs more memory than it has asked for; `size` is what
-    it had, where that is known. Both are in bytes.
+    """Return the reason why an attempt that exceeded its memory was ended.
 
     Args:
-        limit: The limit of its memory.
-        size: The memory that it had; None where that is not known.
+        limit: The limit of its memory, in bytes.
+        size: The memory that it used, in bytes; None if that is unknown.
     """
     had = f", and had {size >> 20}" if size is not None else ""
     return (
@@ -379,7 +378,7 @@ def over_memory(limit: int | None, size: int | None = None) -> str:
 
 
 def pipes(count: int) -> tuple[list[int], list[int]]:
-    """Make pipes for a task's output; either all of them or none.
+    """Create pipes for the output of a task; either all of them or none.
 
     Args:
         count: How many pipes.

@@ -1,9 +1,10 @@
-"""The terminal of the command, lent to the one task that is debugged: for breakpoint() and input().
+"""Lend the terminal of the command to the one task that is debugged, for breakpoint() and input().
 
-Processes of tasks are in sessions of their own, so that Ctrl-C at the terminal is for the
-coordinator; a process of another session cannot be interrupted from it. So the task gets a
-pseudo-terminal, and the coordinator passes on each key and each byte of output. Without a terminal
-(input comes from a file or a pipe) the task gets that as its stdin, and prints as others do.
+Processes of tasks are in separate sessions, so that Ctrl-C reaches only the coordinator. The
+terminal cannot interrupt a process of another session, so the debugged task gets a pseudo-terminal,
+and the coordinator forwards each key and each byte of output. Without a terminal (input comes from
+a file or a pipe), the task gets this input as its stdin, and its output is handled like that of
+other tasks.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import termios
 from contextlib import ExitStack, suppress
 from typing import Any
 
-_CHUNK = 1 << 12  # bytes: a pseudo-terminal gives no more at once
+_CHUNK = 1 << 12  # bytes: the most that a pseudo-terminal returns
 _OFF = b"\0"  # _POSIX_VDISABLE
-_IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6  # places in what tcgetattr gives
+_IFLAG, _OFLAG, _LFLAG, _CC = 0, 1, 3, 6  # indexes in the result of tcgetattr
 
 
 class Terminal:
@@ -27,13 +28,13 @@ class Terminal:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._master: int | None = None  # our side of the pseudo-terminal, while it is lent
-        self._before: list[Any] = []  # the modes of the terminal
+        # The coordinator's side of the pseudo-terminal, while it is lent.
+        self._master: int | None = None
+        self._before: list[Any] = []  # the terminal modes before
         self.is_one = os.isatty(0) and os.isatty(1)
 
     def lend(self, readers: list[int], writers: list[int]) -> None:
-        """Put the terminal in place of a task's pipes: in `readers` (stdout, stderr, report) and
-        `writers`, which get a stdin as their last.
+        """Replace the pipes of a task by the terminal, and append a stdin for the task.
 
         Args:
             readers: The coordinator's ends of stdout, stderr and the report; the first two are
@@ -41,7 +42,7 @@ class Terminal:
             writers: The task's ends of the same; replaced likewise, and a stdin is appended.
 
         Raises:
-            OSError: No pseudo-terminal is available; both lists are as they were.
+            OSError: If no pseudo-terminal is available; both lists are unchanged.
         """
         if not self.is_one:
             writers.append(os.dup(0))
@@ -68,17 +69,17 @@ class Terminal:
         self._loop.add_signal_handler(signal.SIGWINCH, self._resize)
 
     def show(self, data: bytes) -> None:
-        """Show what the task has written.
+        """Show the output of the task.
 
         Args:
-            data: Bytes of the task's output, written to our stdout unchanged.
+            data: Bytes of the task's output, written to the coordinator's stdout unchanged.
         """
         view = memoryview(data)
         while view:
             view = view[os.write(1, view) :]
 
     def take_back(self) -> None:
-        """Give the terminal back after its task has ended. May be called twice."""
+        """Restore the terminal after its task has ended. May be called twice."""
         if self._master is None:
             return
         self._master = None
@@ -91,7 +92,7 @@ class Terminal:
     def _forward(self) -> None:
         data = os.read(0, _CHUNK)
         if self._master is not None:
-            with suppress(OSError):  # it is full, or the task has just ended: keys go nowhere
+            with suppress(OSError):  # it is full, or the task has just ended: keys are discarded
                 os.write(self._master, data)
 
     def _resize(self) -> None:
@@ -100,7 +101,7 @@ class Terminal:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def _pass_keys_on(self) -> None:
-        """Let each key reach us as it is, Ctrl-C too: what it means is for the task's side."""
+        """Put the terminal in raw mode: the task's side interprets keys such as Ctrl-C."""
         self._before = termios.tcgetattr(0)
         modes = termios.tcgetattr(0)
         modes[_IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IXON)
@@ -113,17 +114,16 @@ class Terminal:
         """Give the task's side the size and the modes of the terminal."""
         fcntl.ioctl(master, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
         modes = termios.tcgetattr(0)
-        modes[_OFLAG] &= ~termios.OPOST  # our side does that
-        modes[_CC][termios.VSUSP] = _OFF  # nobody could continue a task that was stopped
+        modes[_OFLAG] &= ~termios.OPOST  # the real terminal does that
+        modes[_CC][termios.VSUSP] = _OFF  # no shell could continue a stopped task
         termios.tcsetattr(slave, termios.TCSANOW, modes)
 
 
 def take(stdin: int) -> None:
-    """In the task's process: make this its stdin and, if it is a terminal, the one whose Ctrl-C it
-    gets.
+    """Make a descriptor the stdin of this task and, if it is a terminal, the controlling terminal.
 
     Args:
-        stdin: The descriptor that the task was given as its last; closed here.
+        stdin: The last descriptor that the task was given; closed here.
     """
     os.dup2(stdin, 0)
     os.close(stdin)
@@ -131,7 +131,7 @@ def take(stdin: int) -> None:
         0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False
     )
     sys.stdin = sys.__stdin__ = stdin_again  # type: ignore[misc]
-    # What this task does not read is for the next one.
+    # No read-ahead: input that this task does not read belongs to the next one.
     stdin_again._CHUNK_SIZE = 1  # type: ignore[attr-defined]
     if os.isatty(0):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -1,8 +1,8 @@
 """Isolation `worker`, and coroutine steps: processes that run many attempts each.
 
-Sequential workers are held a few specs ahead where tasks are short, so that no worker waits for
-the coordinator between two of them; an idle worker takes specs that another one has queued
-and has not begun. Coroutine steps all go to one process, whose event loop runs them side by side.
+While tasks are short, sequential workers hold a few specs ahead, so that they do not wait for the
+coordinator between attempts. An idle worker gets specs that another one holds and has not started.
+All coroutine steps go to one process, whose event loop runs them concurrently.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from aflow.task.spec import (
     AttemptSpec,
 )
 
-# The coordinator's end of one process that runs many attempts.
+# The coordinator's side of one process that runs many attempts.
 
 
 _CHUNK = 1 << 18
-_LOOK_AGAIN = 0.01  # seconds
+_LOOK_AGAIN = 0.01  # seconds between two tries to send
 
 
 class WorkerProcess:
-    """A process, the specs that it holds, and what it is running.
+    """A process, the specs that it holds, and the attempts that it runs.
 
-    Specs go to it as whole messages of a socket whose other end we keep as well: so a spec that
-    the process has not taken yet can be taken back, by exactly one of the two.
+    Specs are messages of a socket. The coordinator also keeps the process's end of it, so that it
+    can take back a spec: only one of the two can receive each message.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class WorkerProcess:
     ) -> None:
         self.pid: int | None = None
         self.running: dict[AttemptKey, float] = {}  # since when
-        self.sent: dict[AttemptKey, AttemptSpec] = {}  # and not begun
-        self.ending: str | None = None  # why we are ending it, if we are
+        self.sent: dict[AttemptKey, AttemptSpec] = {}  # sent and not started
+        self.ending: str | None = None  # why the coordinator is ending it
         self.coroutines = coroutines
         self._loop = loop
         self._unpacker = messages.unpacker()
         self._open = True
         self._is_retired = False
         self._later: asyncio.TimerHandle | None = None
-        with ExitStack() as made:  # where one of them is not available, none is kept
+        with ExitStack() as made:  # either all of them are opened or none
             self._specs, self._taken_back = _pair(made, message_pair(messages.MAX_MESSAGE))
             self._reports, their_reports = _pair(made, socket.socketpair())
             self._pipes, writers = pipes(2)
@@ -92,23 +92,23 @@ class WorkerProcess:
 
     @property
     def in_hand(self) -> int:
-        """How many attempts it has, begun or not."""
+        """The number of attempts that it holds, started or not."""
         return len(self.running) + len(self.sent)
 
     @property
     def reports(self) -> socket.socket:
-        """Where its messages come from."""
+        """The socket that its messages arrive on."""
         return self._reports
 
     def send(self, spec: AttemptSpec) -> bool:
         """Send a spec to the process, without blocking.
 
         Args:
-            spec: The attempt; it is kept, to be launched elsewhere if the process dies before it
-                starts.
+            spec: The spec of the attempt. It is kept, to be launched elsewhere if the process ends
+                before the attempt starts.
 
         Returns:
-            False if the channel is full: nothing was sent.
+            False if the socket is full and nothing was sent.
         """
         if not self._send(spec.encode()):
             return False
@@ -116,10 +116,10 @@ class WorkerProcess:
         return True
 
     def cancel(self, attempt_key: AttemptKey) -> None:
-        """Ask it to cancel a coroutine. If there is no room even for that, it does not listen.
+        """Request the cancellation of a coroutine. Has no effect if the socket is full.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
+            attempt_key: The task and number of the attempt.
         """
         self._send(messages.CANCEL + msgpack.packb(attempt_key))
 
@@ -129,32 +129,32 @@ class WorkerProcess:
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             return False
         except OSError as error:
-            if error.errno != errno.ENOBUFS:  # no room, for datagrams of macOS
+            if error.errno != errno.ENOBUFS:  # datagram buffers of macOS are full
                 raise
             return False
         return True
 
     def when_roomy(self, callback: Callable[[], None]) -> None:
-        """Call back when it may have room, once or more often, until `when_roomy_stop`.
+        """Call back when the socket may have room, once or more, until `when_roomy_stop`.
 
         Args:
-            callback: Called in the event loop; it has to look whether there is room.
+            callback: Called in the event loop; it must check whether there is room.
         """
         if messages_have_an_end():
             self._loop.add_writer(self._specs, callback)
-        else:  # datagrams: whether there is room is not known everywhere
+        else:  # datagrams: not every system reports when there is room
             self.when_roomy_stop()
             self._later = self._loop.call_later(_LOOK_AGAIN, callback)
 
     def when_roomy_stop(self) -> None:
-        """No longer call back."""
+        """Stop calling back."""
         if self._later is None:
             self._loop.remove_writer(self._specs)
         else:
             self._later.cancel()
 
     def take_back(self) -> list[AttemptSpec]:
-        """Take back every spec that the process has not taken itself.
+        """Take back every spec that the process has not received.
 
         Returns:
             The attempts, which the caller launches elsewhere.
@@ -175,28 +175,29 @@ class WorkerProcess:
         return taken
 
     def _next_sent(self) -> bytes:
-        """The next message that the process has not taken; b"" if there is none."""
+        """Return the next message that the process has not received; b"" if there is none."""
         try:
-            # Not O_NONBLOCK: that would be the other process's as well.
+            # Not O_NONBLOCK, which would apply to the process's descriptor as well.
             return self._taken_back.recv(_CHUNK, socket.MSG_DONTWAIT)
         except (BlockingIOError, ConnectionResetError):
             return b""
 
     def unbegun(self) -> list[AttemptSpec]:
-        """Return, after the process has ended, every spec that it was sent and had not begun. It
-        may have taken one of them from the socket; it had not reported that, and so had not begun
-        it."""
+        """Return all specs that a process had not started when it ended.
+
+        It may have received one of them, but had not reported its start, and so had not started it.
+        """
         specs = [*self.sent.values()]
         self.sent.clear()
         return specs
 
     def messages(self) -> list[tuple[Any, ...]]:
-        """Return what it has said since the last call, or the beginning of that."""
+        """Return the messages since the last call, or some of them if there are many."""
         self._receive()
         return list(self._unpacker)
 
     def last_messages(self) -> list[tuple[Any, ...]]:
-        """Return all that a dead process has said and nobody has read."""
+        """Return all unread messages of a process that has ended."""
         while self._receive():
             continue
         return list(self._unpacker)
@@ -213,7 +214,7 @@ class WorkerProcess:
         return True
 
     def rest_of_output(self) -> list[tuple[int, bytes]]:
-        """Return what a dead process has left in its pipes: (stream, bytes)."""
+        """Return the unread output in the pipes of a process that has ended: (stream, bytes)."""
         rest = []
         for stream, fd in enumerate(self._pipes):
             try:
@@ -225,7 +226,7 @@ class WorkerProcess:
         return rest
 
     def retire(self) -> None:
-        """Ask it to end once it has run what it holds."""
+        """Request the process to exit once it has run what it holds."""
         self._is_retired = True
         if messages_have_an_end():
             self._specs.shutdown(socket.SHUT_WR)
@@ -233,7 +234,7 @@ class WorkerProcess:
             self._send(b"")
 
     def close(self) -> None:
-        """Release its sockets and pipes. May be called twice."""
+        """Close its sockets and pipes. May be called twice."""
         if not self._open:
             return
         self._open = False
@@ -247,7 +248,7 @@ class WorkerProcess:
 def _pair(
     made: ExitStack, pair: tuple[socket.socket, socket.socket]
 ) -> tuple[socket.socket, socket.socket]:
-    """Two ends of a socket, closed again if `made` is."""
+    """Return two ends of a socket, which `made` closes if it is closed."""
     ours, theirs = pair
     made.enter_context(ours)
     made.enter_context(theirs)
@@ -255,19 +256,19 @@ def _pair(
 
 
 def _copy(made: ExitStack, fd: int) -> int:
-    """Another descriptor of the same file, closed again if `made` is."""
+    """Return a duplicate of a descriptor, which `made` closes if it is closed."""
     copy = os.dup(fd)
     made.callback(os.close, copy)
     return copy
 
 
-MAX_AHEAD = 8  # specs that a worker holds at most, the one that it runs included
-MAX_STILLBORN = 3  # workers in a row that may end before they have begun anything
-_WORTH_HOLDING = 0.002  # seconds of work that a worker should have in hand
+MAX_AHEAD = 8  # specs that a worker holds at most, including the running one
+MAX_STILLBORN = 3  # consecutive workers that may end before they have started an attempt
+_WORTH_HOLDING = 0.002  # seconds of work that a worker should hold
 
 
 class WorkerPool:
-    """Processes of one kind, the specs that wait for them, and what they run."""
+    """Processes of one kind, the specs that wait for them, and the attempts that they run."""
 
     def __init__(
         self,
@@ -287,8 +288,8 @@ class WorkerPool:
     ) -> None:
         self._start = start
         self._environment = environment
-        self._late = late  # variables that are set when a process is forked
-        self._owned = owned  # processes of all pools, to which ours are added
+        self._late = late  # variables that are set after the fork
+        self._owned = owned  # processes of all pools; this pool adds its own
         self._learn = learn
         self._loop = asyncio.get_running_loop()
         self._link = link
@@ -303,25 +304,25 @@ class WorkerPool:
         self._cancelled: dict[AttemptKey, tuple[AttemptState, str]] = {}
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._kill_timers: dict[int, asyncio.TimerHandle] = {}
-        self._has_read_one = False  # in this turn of the event loop
+        self._has_read_one = False  # in this iteration of the event loop
         self._stillborn = 0
         self._ahead = 1  # specs that a worker holds: more than one only while tasks are short
-        self._duration = 1.0  # of an attempt, in seconds, as it goes lately
+        self._duration = 1.0  # moving average of the seconds that an attempt takes
 
-    # ------------------------------------------------------------ in
+    # ------------------------------------------------------------ requests
 
     def launch(self, spec: AttemptSpec) -> None:
-        """Run an attempt as soon as there is room."""
+        """Run an attempt as soon as a worker has room."""
         self._queue.append(spec)
         self._feed()
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop an attempt, wherever it is."""
+        """Stop an attempt, whether it waits or runs."""
         self._end((task, attempt), AttemptState.CANCELLED, CANCELLED, self._grace)
         self._feed()
 
     def fail(self, task: int, attempt: int, reason: str) -> None:
-        """End an attempt at once, and its process: it has done what it must not.
+        """Kill an attempt together with its process, and report it as failed.
 
         Args:
             task: The number of the task within its run.
@@ -331,7 +332,7 @@ class WorkerPool:
         self._end((task, attempt), AttemptState.FAILED, reason, 0.0)
 
     def pid_of(self, task: int, attempt: int) -> int | None:
-        """Return the process that runs an attempt; None where none does (yet).
+        """Return the id of the process that runs an attempt; None if there is none (yet).
 
         Args:
             task: The number of the task within its run.
@@ -343,7 +344,7 @@ class WorkerPool:
         )
 
     def interrupt(self) -> None:
-        """Stop everything: our own shutdown."""
+        """Stop all attempts, since the coordinator shuts down."""
         while self._queue:
             self._settle_unstarted(self._queue.popleft(), AttemptState.INTERRUPTED, INTERRUPTED)
         for worker in self._workers.values():
@@ -356,10 +357,10 @@ class WorkerPool:
     def __len__(self) -> int:
         return len(self._workers)
 
-    # ------------------------------------------------------------ handing out
+    # ------------------------------------------------------------ sending
 
     def _feed(self, may_grow: bool = True) -> None:
-        """Hand out what waits, while there is room."""
+        """Send waiting specs to workers while there is room."""
         while self._queue:
             worker = self._roomiest(may_grow)
             if worker is None:
@@ -374,7 +375,8 @@ class WorkerPool:
         self._feed()
 
     def _roomiest(self, may_grow: bool) -> WorkerProcess | None:
-        """The worker for the next spec; a new one while all are busy and there may be more."""
+        """Return the worker for the next spec; a new one if all are busy and the limit allows
+        it."""
         able, least, in_hand = 0, None, 0
         for worker in self._workers.values():
             if worker.ending is None:
@@ -398,7 +400,7 @@ class WorkerPool:
                 self._coroutines,
             )
         except OSError as error:
-            if self._workers:  # go on with those there are
+            if self._workers:  # continue with the existing workers
                 return None
             self._refuse(f"no worker could be started: {error.strerror}")
             return None
@@ -413,7 +415,7 @@ class WorkerPool:
             self._settle_unstarted(spec, AttemptState.LOST, f"The task was lost: {reason}.")
 
     def _fail_all(self, reason: str) -> None:
-        """What waits cannot be run as was asked for, and could not be the next time."""
+        """Fail all waiting attempts, which cannot be run as requested and must not be retried."""
         while self._queue:
             spec = self._queue.popleft()
             base.refuse(self._reports, spec.attempt_key, reason, self._clock.now())
@@ -421,12 +423,12 @@ class WorkerPool:
     def _settle_unstarted(self, spec: AttemptSpec, state: AttemptState, reason: str) -> None:
         base.settle_soon(self._reports, spec.attempt_key, state, reason, self._clock.now())
 
-    # ------------------------------------------------------------ what workers say
+    # ------------------------------------------------------------ what workers report
 
     def _read_reports(self, worker: WorkerProcess) -> None:
-        # One worker a turn of the loop, about a millisecond, since the loop is also that of the
-        # program around us: many workers may report at once. A worker that is not read now
-        # is signalled again.
+        # One worker for each iteration of the event loop, about a millisecond, since the user's
+        # program may share the loop, and many workers may report at once. Workers that are not read
+        # now stay readable.
         if self._has_read_one:
             return
         self._has_read_one = True
@@ -472,7 +474,7 @@ class WorkerPool:
         self._reports.ended(report, NO_USAGE)
 
     def _share(self, idle: WorkerProcess) -> None:
-        """Let an idle worker have half of what the busiest one holds and has not begun."""
+        """Give an idle worker half of the specs that the busiest one has not started."""
         busiest = max(self._workers.values(), key=lambda each: len(each.sent))
         if not busiest.sent or busiest is idle:
             return
@@ -484,7 +486,7 @@ class WorkerPool:
                 self._queue.append(spec)
         self._feed()
 
-    # ------------------------------------------------------------ time and ends
+    # ------------------------------------------------------------ timeouts and cancellation
 
     def _watch(self, spec: AttemptSpec, at: float) -> None:
         limit = self._limit_of(spec.step)
@@ -535,8 +537,8 @@ class WorkerPool:
     def _stop_running(self, worker: WorkerProcess, attempt_key: AttemptKey, grace: float) -> None:
         if self._coroutines and grace:
             worker.cancel(attempt_key)
-            # A coroutine can refuse, or never come back to the event loop. Then its process goes,
-            # and the others in it are lost.
+            # A coroutine can suppress the cancellation, or block the event loop. Then its process
+            # is killed, and the other attempts in it are lost.
             self._unwatch(attempt_key)
             self._timers[attempt_key] = self._loop.call_later(
                 grace, self._stop_running, worker, attempt_key, 0.0
@@ -557,17 +559,20 @@ class WorkerPool:
     # ------------------------------------------------------------ what zygotes report
 
     def forked(self, child: int, pid: int, at: float) -> None:
-        """A worker's process has been forked."""
+        """Record the process id of a worker that was forked."""
         self._workers[child].pid = pid
 
     def exited(self, child: int, status: int, max_rss: int, cpu: float) -> None:
-        """Handle the end of a worker: report the attempts that it was running, and hand out again
-        what it had not begun. What it has used is that of many attempts."""
+        """Handle the end of a worker.
+
+        The attempts that it was running are reported, and those that it had not started are sent to
+        other workers. Resource usage is not reported, since it is the sum of many attempts.
+        """
         worker = self._workers[child]
         for message in worker.last_messages():
             self._note(worker, message)
         alone = len(worker.running) == 1
-        # What dies while we end the process for the sake of another attempt is not to blame.
+        # An attempt is not to blame if its process was ended because of another one.
         to_blame = alone and worker.ending is None
         self._stillborn += not worker.running and not worker.ending
         for stream, data in worker.rest_of_output():
@@ -593,19 +598,17 @@ class WorkerPool:
         return base.stopped(*attempt_key, AttemptState.LOST, reason, since, now)
 
     def not_forked(self, child: int, reason: str) -> None:
-        """Handle a worker that could not be forked now."""
+        """Handle a worker that could not be forked."""
         worker = self._workers[child]
         self._bury(
             worker, lambda attempt_key, since: self._lost(attempt_key, since, reason), again=False
         )
-        self._feed(may_grow=False)  # to those there are: another one could not be had either
+        self._feed(may_grow=False)  # to existing workers: another fork would fail too
         if not self._workers:
             self._refuse(reason)
 
     def refused(self, child: int, reason: str) -> None:
-        """Report as failed the attempts that wait for a worker which cannot be forked in the way
-        that their step asks for.
-        """
+        """Fail the waiting attempts of a worker that cannot be forked as their step requests."""
         self._bury(
             self._workers[child],
             lambda attempt_key, since: self._lost(attempt_key, since, reason),
@@ -658,7 +661,8 @@ class WorkerPool:
             self._feed()
 
     def _take_over(self, specs: list[AttemptSpec]) -> None:
-        """Queue again what a dead worker had not begun, unless it was to be stopped."""
+        """Queue the specs that a worker had not started when it ended, except those being
+        stopped."""
         for spec in reversed(specs):
             ending = self._cancelled.pop(spec.attempt_key, None)
             self._unwatch(spec.attempt_key)

@@ -182,7 +182,7 @@ def _reopen(number: int) -> None:
 # A forked process shares all memory with the zygote. A page that it writes to is copied, which
 # costs as much as a hundred lines of Python. The interpreter writes to code objects when it runs
 # them for the first times (specialisation), and imports write to many pages. So the zygote imports
-# the modules, and runs the runner's code on a flow of its own whose tasks do what all tasks do.
+# the modules, and runs the runner's code on a small flow whose tasks do what all tasks do.
 
 # Modules that tasks import on first use, and that aflow has imported in the process of a program.
 # The imports delay no task here.

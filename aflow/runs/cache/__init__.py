@@ -1,1 +1,1 @@
-"""What a task's result depends on: to use a result again, and to say in words why one was not."""
+"""Cache keys of tasks: reuse results, and explain why a result was not reused."""

@@ -1,4 +1,4 @@
-"""Why a task ran, or did not: in words."""
+"""Explain in text why a task ran or reused a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CACHING_IS_OFF = "caching is off for this step (@cache or run --cache turns it o
 
 
 class Explanation(NamedTuple):
-    """Of one task: where it is, and why it ran or did not."""
+    """The explanation for one task: which task it is, and why it ran or reused a result."""
 
     step: str
     task: int
@@ -35,21 +35,21 @@ def explain(
     step: str | None = None,
     task: int | None = None,
 ) -> Iterator[Explanation]:
-    """Yield every task of the run, or of one step, or one task: in the order of their numbers.
+    """Yield an explanation for each task of the run, in the order of the task numbers.
 
-    A task is compared with the latest task that finished in its place in an earlier run. Where a
-    record or an object of either is damaged or missing, the text says so.
+    A task is compared with the latest task in the same position that finished in an earlier run. If
+    a record or an object of either is damaged or missing, the text reports that.
 
     Args:
         metadata: The metadata store, which has the earlier runs, too.
         blobs: The blobs of the datastore, addressed by content.
-        run: The run whose tasks are explained; it may still go on.
+        run: The run whose tasks are explained; it may still be running.
         step: The name of the step; None for all.
         task: The number of the task; None for all.
 
     Raises:
-        StoreUnavailable: The datastore does not answer, or refuses.
-        MetadataUnavailable: The metadata store does not answer, or is damaged.
+        StoreUnavailable: If the datastore does not respond, or refuses the request.
+        MetadataUnavailable: If the metadata store does not respond, or is damaged.
     """
     earlier = (each for each in metadata.runs(run.flow) if each.key < run.key)
     history = History(metadata, blobs, earlier)
@@ -60,9 +60,9 @@ def explain(
                 text = _of_task(this, place, view.task, history)
             except (StoreUnavailable, MetadataUnavailable):
                 raise
-            except AflowError as error:  # what is damaged of one task hides nothing of the others
+            except AflowError as error:  # damage in one task must not hide the other explanations
                 text = f"it cannot be known: {error}"
-            except (ValueError, TypeError, LookupError, AttributeError):  # damaged, too
+            except (ValueError, TypeError, LookupError, AttributeError):  # malformed records
                 text = "it cannot be known: the records of what it has read are damaged"
             yield Explanation(place.step, view.task.task, this.pathspec(view.task), text)
 
@@ -85,13 +85,12 @@ def why(
     found: tuple[RecordedRun, TaskRecord] | None,
     flow: str,
 ) -> str:
-    """Return why a task with this basis runs, where an earlier task stood in its place (or none
-    did). `cache_key` is what the cache was asked for, None if it was not.
+    """Return why a task runs although an earlier task exists in its position, or that none exists.
 
     Args:
-        now: The inputs of the cache key now.
-        cache_key: The cache key of the task; None where it has none.
-        found: The task of the last run that could have been reused; None where there is none.
+        now: The current inputs of the task's cache key.
+        cache_key: The cache key with which the cache was queried; None if it was not queried.
+        found: The latest finished task in the same position, with its run; None if there is none.
         flow: The name of the flow, for the sentence.
     """
     if found is None:
@@ -120,5 +119,5 @@ def why(
 
 
 def _run_of(pathspec: str) -> str:
-    """The run alone: the same step in another run is easily found, and many tasks share a line."""
+    """Return the run of a pathspec. Without the task, tasks with the same reason share one line."""
     return "/".join(pathspec.split("/")[:2])

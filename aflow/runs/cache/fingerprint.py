@@ -1,25 +1,26 @@
-"""What the code of a step is: the functions, classes and values that it can reach.
+"""Fingerprint the code of a step: the functions, classes and values that it can reach.
 
-A step's fingerprint maps names (`train.Flow.fit`, `utils.clean`) to digests: its own function, and
-whatever of the user's code and values it can reach from there, on and on. Installed packages count
-with their version. The rules, from the finest to the coarsest:
+A step's fingerprint maps names (`train.Flow.fit`, `utils.clean`) to digests: of its own function,
+and of all user code and values that are reachable from it. Installed packages are included as their
+versions. The rules, from fine to coarse:
 
-- A function counts by its compiled code (comments, docstrings and line numbers make no difference),
-  its defaults, what it closes over, and what it mentions. `utils.clean` leads to `clean` alone.
-- A class counts with all that is in it, and with its bases.
-- A value counts by its content (`storage/identity.py`), with the functions and classes in it.
-- What happens at the top level of the modules that the flow imports (seeds, settings of libraries,
-  changes of other modules) counts for every step.
-- An artifact that comes from another step may be an instance of any class of the user: those count
-  that have an attribute of a name that the step mentions, or an operator.
-- What cannot be hashed by its content (a connection, a lock), a module that is used as a whole, and
-  one that is imported inside of a function count by the source of the module, and of all that it
-  imports. Code that finds code by a text (`exec`, `import_module`, programs that are started)
-  leads to all code in the flow's folder.
-- What has no source has the digest NOT_TELLABLE, and its step cannot be cached.
+- A function is hashed by its compiled code (without comments, docstrings and line numbers), its
+  defaults and its closure, and reaches what its code refers to. `utils.clean` reaches only `clean`.
+- A class is hashed with all its attributes, and reaches its bases.
+- A value is hashed by its content (`storage/identity.py`), and reaches the functions and classes in
+  it.
+- Statements with side effects at the top level of the modules that the flow imports (seeds,
+  settings of libraries, monkey patches) are included for every step.
+- An artifact from another step may be an instance of any user class. Included are the classes that
+  define an operator, or an attribute with a name that the step refers to.
+- For a value that cannot be hashed by its content (a connection, a lock), a module that is used as
+  an object, and a module that is imported inside a function, the source of the module and of all
+  its imports is hashed. Code that finds other code by a string (`exec`, `import_module`,
+  subprocesses) reaches all code in the flow's folder.
+- If there is no source either, the digest is NOT_TELLABLE, and the step cannot be cached.
 
-A rule that is too coarse runs a step again for nothing; one that is too fine gives an old result.
-Where both are possible, the coarse one is right.
+A rule that is too coarse runs a step unnecessarily; one that is too fine returns an outdated
+result. In doubt, the rules are coarse.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
 Fingerprint = dict[str, str]
-NOT_TELLABLE = ""  # the digest of what cannot be hashed at all
+NOT_TELLABLE = ""  # the digest of something that cannot be hashed
 
-_DIGITS = 16  # hex digits of a digest: 64 bits tell versions of one function apart
+_DIGITS = 16  # hex digits of a digest: 64 bits are enough to distinguish versions of a function
 _GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 
-# Names with which code finds attributes, functions or modules by a text.
+# Names with which code looks up attributes, functions or modules by a string.
 _REFLECTION = frozenset(
     {
         *("getattr", "setattr", "delattr", "hasattr", "vars", "globals", "locals", "dir", "eval"),
@@ -68,10 +69,10 @@ _ANY_CODE_MODULES = frozenset({"importlib", "runpy", "pkgutil", "imp", "subproce
 _OF_OPERATOR = ("", "attrgetter", "methodcaller")
 _OF_SYS = ("", "modules", "_getframe")
 _PROGRAMS_OF_OS = ("system", "popen", "exec", "spawn", "posix_spawn")
-_FIELD = re.compile(r"\{[^{}]*\}")  # of a format: "{0.name}", "{x.name!r}"
+_FIELD = re.compile(r"\{[^{}]*\}")  # a field of a format string: "{0.name}", "{x.name!r}"
 _ATTRIBUTE = re.compile(r"\.([A-Za-z_]\w*)")
 
-# What a module or a class has by itself, and is not the user's to change.
+# Attributes that Python sets on every module or class; they are not user code.
 _OF_MODULES = frozenset(
     {
         *("__name__", "__file__", "__spec__", "__loader__", "__package__", "__builtins__"),
@@ -86,7 +87,7 @@ _OF_CLASSES = frozenset(
         *("_hashable_values_", "_unhashable_values_map_"),
     }
 )
-# What is not used of an instance that was unpickled.
+# Attributes that are not used on an instance that was unpickled.
 _OF_MAKING = frozenset(
     {
         *("__init__", "__new__", "__post_init__", "__init_subclass__", "__class_getitem__"),
@@ -97,8 +98,8 @@ _OF_MAKING = frozenset(
 
 
 class Mentions(NamedTuple):
-    """What compiled code refers to: names of its module, each with the attributes that it looks up
-    directly in it; all attributes, of whatever; and what it imports."""
+    """What compiled code refers to: global names, each with the chain of attributes that is looked
+    up on it; the names of all attributes of any object; and imports."""
 
     chains: frozenset[tuple[str, ...]]
     attributes: frozenset[str]
@@ -106,8 +107,8 @@ class Mentions(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Something that a step can reach: how it is called, what it is, and the module in which it was
-    found, which counts where it cannot be hashed by itself."""
+    """An object that a step can reach: its name in the fingerprint, the object, and the module in
+    which it was found, whose source is hashed if the object itself cannot be."""
 
     name: str
     value: Any
@@ -115,8 +116,8 @@ class Reached(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of something reached: its digest, what it leads to, and the attributes that it
-    looks up."""
+    """The analysis of a reached object: its digest, the objects that it reaches, and the names of
+    the attributes that its code looks up."""
 
     digest: str
     leads: list[Reached]
@@ -124,20 +125,20 @@ class Known(NamedTuple):
 
 
 class _Module(NamedTuple):
-    """All of a module that is loaded."""
+    """A loaded module with all its attributes."""
 
     name: str
 
 
 class _ModuleSource(NamedTuple):
-    """The text of a module, loaded or not. `raw`: with its comments and docstrings."""
+    """The source of a module, loaded or not. `raw`: including comments and docstrings."""
 
     name: str
     raw: bool = False
 
 
 class _Body(NamedTuple):
-    """What a module does when it is imported."""
+    """The statements with side effects that a module executes when it is imported."""
 
     name: str
 
@@ -153,14 +154,15 @@ class _Folder(NamedTuple):
 
 
 class _Unknown(NamedTuple):
-    """A module that is not found here: of the environment of the step, if it has one of its own;
-    else it may come from a folder that the step adds to sys.path."""
+    """A module that is not found in this process. It is in the step's separate environment, if it
+    has one; else it may come from a folder that the step adds to sys.path."""
 
     name: str
 
 
 class _Anything(NamedTuple):
-    """All methods of the flow, and all classes of the user: names that are made while it runs."""
+    """All methods of the flow and all user classes, because attribute names are computed at run
+    time."""
 
 
 def fingerprints(
@@ -183,7 +185,7 @@ def fingerprints(
 
 
 def untellable(fingerprint: Fingerprint) -> list[str]:
-    """Return the names of what cannot be hashed: a step that has any cannot be cached.
+    """Return the names of what cannot be hashed; if there are any, the step cannot be cached.
 
     Args:
         fingerprint: The digests of a step's code, by name.
@@ -191,12 +193,12 @@ def untellable(fingerprint: Fingerprint) -> list[str]:
     return sorted(name for name, digest in fingerprint.items() if digest == NOT_TELLABLE)
 
 
-# What the user's own code may raise when an object is asked for what it holds.
+# What user code may raise when the attributes of an object are read.
 _ASKED_IN_VAIN = (Exception, SystemExit)
 
 
 class _Reader:
-    """Reads steps; what several of them reach is digested once."""
+    """Computes the fingerprints of steps; objects that several steps reach are hashed once."""
 
     def __init__(self, definition: FlowDefinition) -> None:
         self._cls = definition.cls
@@ -204,14 +206,14 @@ class _Reader:
         self._file = os.path.abspath(definition.file)
         self._folder = os.path.dirname(self._file)
         self._known: dict[object, Known] = {}
-        self._kept: list[Any] = []  # so that no id is given to another object meanwhile
+        self._kept: list[Any] = []  # keeps objects alive: `_known` has their ids as keys
         self._sources: dict[str, sources.ModuleText | None] = {}
-        self._noted: list[Reached] = []  # what the value that is being digested leads to
-        self._where = ""  # the module in which it was found
+        self._noted: list[Reached] = []  # what the value that is being hashed reaches
+        self._where = ""  # the module in which that value was found
 
     def read(self, step: StepDefinition, *, has_packages: bool = False) -> Fingerprint:
-        """All that the step can reach; with `has_packages` but for what is installed, since it runs
-        in an environment of its own."""
+        """Return the fingerprint of a step. `has_packages` excludes installed packages, because the
+        step runs in a separate environment."""
         found: Fingerprint = {}
         digests: dict[str, list[str]] = {}
         seen: set[object] = set()
@@ -222,9 +224,9 @@ class _Reader:
             each = todo.pop()
             if each.module not in modules:
                 todo += self._bodies(each.module, modules)
-            kind = type(each.value)  # the value may be anything, and isinstance would ask it
+            kind = type(each.value)  # isinstance could call user code, in a __class__ property
             if has_packages and kind in (_Unknown, _Library):
-                continue  # they are in the lock of its environment
+                continue  # the lock of the step's environment covers it
             if kind is _Unknown:
                 each = each._replace(value=_Folder())
             key = _key(each.value)
@@ -251,7 +253,7 @@ class _Reader:
     def _beginnings(self, step: StepDefinition) -> list[Reached]:
         module = self._cls.__module__
         found = [Reached(f"{self._cls.__name__}.{step.name}", step.function, module)]
-        for cls in self._own_classes():  # __init__, __getattr__ and so on are called by others
+        for cls in self._own_classes():  # __init__, __getattr__ and so on are called implicitly
             for name, value in vars(cls).items():
                 if name.startswith("__") and isinstance(value, FunctionType):
                     found.append(Reached(f"{cls.__name__}.{name}", value, _module_of(cls)))
@@ -263,8 +265,8 @@ class _Reader:
         return found
 
     def _bodies(self, module: str, modules: dict[str, None]) -> Iterator[Reached]:
-        """What happens when a module is imported, and those that it imports; `modules` are those
-        that were seen, and get the new ones."""
+        """Yield the body of a module and of all user modules that it imports, except those in
+        `modules`, to which the new ones are added."""
         todo = [module]
         while todo:
             name = todo.pop()
@@ -281,7 +283,7 @@ class _Reader:
                 todo += source.imported_at_once
 
     def _own_classes(self) -> list[type]:
-        """The classes of the flow itself: its own, and bases of the user."""
+        """Return the user's classes among the flow's class and its bases."""
         return [each for each in self._cls.__mro__ if self._is_ours(each)]
 
     # ------------------------------------------------------------ what is reached
@@ -341,7 +343,7 @@ class _Reader:
         wrapped = getattr(function, "__wrapped__", None)
         try:
             notes = function.__annotations__
-        except Exception:  # noqa: BLE001 -- evaluated late, where names may be missing
+        except Exception:  # noqa: BLE001 -- lazy annotations may refer to undefined names
             notes = {}
         beside = (function.__defaults__, function.__kwdefaults__, own, cells, wrapped, notes)
         digest, more = self._content(beside, module)
@@ -372,7 +374,7 @@ class _Reader:
         return Known(digest, leads, frozenset())
 
     def _of_module(self, name: str) -> Known:
-        """All of a module: its source, and all that it has."""
+        """Return the analysis of a module that is used as an object: its source and attributes."""
         leads = [_text_of(name)]
         for each, value in vars(sys.modules[name]).items():
             if each not in _OF_MODULES:
@@ -403,7 +405,7 @@ class _Reader:
         leads = [*self._of_mentions(mentions, vars(module), name)]
         return Known(body.digest[:_DIGITS], leads, frozenset())
 
-    # ------------------------------------------------------------ what it leads to
+    # ------------------------------------------------------------ what code reaches
 
     def _of_mentions(
         self, mentions: Mentions, namespace: dict[str, Any], module: str
@@ -449,7 +451,8 @@ class _Reader:
         yield from self._lead(called, value, module)
 
     def _by_text(self, library: str, name: str, module: str) -> Iterator[Reached]:
-        """What code of a module finds by texts that has `name` of a library; "" for all of it."""
+        """Yield what code in `module` may find by strings with `name` of a library; `name` is "" if
+        the code uses the library's module as an object."""
         top = library.partition(".")[0]
         if top == "builtins":
             if name in _REFLECTION:
@@ -473,7 +476,7 @@ class _Reader:
             yield _text_of(module, raw=True)
 
     def _of_imports(self, names: Iterable[str]) -> Iterator[Reached]:
-        """What imports inside of functions lead to: sources, since they may not be loaded yet."""
+        """Yield what imports inside functions reach: sources, since they may not be loaded yet."""
         for name in names:
             top = name.partition(".")[0]
             if top in sys.stdlib_module_names:
@@ -490,7 +493,7 @@ class _Reader:
                 yield from self._library(name)
 
     def _of_flow(self, name: str) -> Iterator[Reached]:
-        """What `self.name` may be, besides an artifact."""
+        """Yield what `self.name` refers to if it is not an artifact."""
         if name in self._definition.steps:
             return
         for cls in self._cls.__mro__:
@@ -510,7 +513,7 @@ class _Reader:
     def _of_artifacts(
         self, modules: Iterable[str], attributes: set[str], *, anything: bool
     ) -> Iterator[Reached]:
-        """The classes whose instances may come from other steps."""
+        """Yield the classes of which artifacts from other steps may be instances."""
         for name in modules:
             for cls in _classes_of(sys.modules.get(name)):
                 if issubclass(cls, FlowSpec):
@@ -522,9 +525,9 @@ class _Reader:
                     yield Reached(_name(cls), cls, name)
 
     def _lead(self, called: str, value: Any, module: str) -> Iterator[Reached]:
-        """Something that code mentions, if it counts."""
+        """Yield an object that code refers to, unless it is excluded from the fingerprint."""
         if isinstance(value, type) and issubclass(value, FlowSpec):
-            return  # its steps count for themselves
+            return  # each step has a separate fingerprint
         if isinstance(value, ModuleType):
             if self._is_ours(value):
                 yield Reached(_called(value.__name__), _Module(value.__name__), value.__name__)
@@ -545,7 +548,8 @@ class _Reader:
             yield Reached(f"{top} (its version)", _Library(top), top)
 
     def _search(self, value: Any, module: str, depth: int = 5) -> Iterator[Reached]:
-        """What is the user's in something of a library, whose own values are its version's."""
+        """Yield user objects inside an object of a library. The library's own objects are covered
+        by its version."""
         if depth == 0 or value is None:
             return
         if isinstance(value, FunctionType | type):
@@ -557,7 +561,7 @@ class _Reader:
             return
         inner: Iterable[Any] = ()
         if isinstance(value, types.CellType):
-            with suppress(ValueError):  # of one that is empty
+            with suppress(ValueError):  # an empty cell
                 inner = [value.cell_contents]
         elif isinstance(value, dict | types.MappingProxyType) and len(value) < 1000:
             inner = [*value.values()]
@@ -573,10 +577,10 @@ class _Reader:
     # ------------------------------------------------------------ values
 
     def _content(self, value: Any, module: str) -> tuple[str, list[Reached]]:
-        """The digest of a value's content, and what is in it."""
+        """Return the digest of a value's content, and what the value reaches."""
         outer = self._noted, self._where
         self._noted, self._where = [], module
-        # Each has a memory of its own: what is known already would not be noted again.
+        # A new object for each value: a shared memo would hide what a value reaches again.
         contents = Contents(self._named, self._opaque)
         try:
             digest = contents.digest(value)[:_DIGITS]
@@ -607,8 +611,8 @@ class _Reader:
         return None
 
     def _opaque(self, value: Any) -> bytes:
-        """What has no content counts by the source of its module, and with all that is used there:
-        that made it."""
+        """Reach the source of the module for a value without hashable content, because code of that
+        module created it."""
         name = self._where
         if sys.modules.get(name) is None or self._source(name) is None:
             raise NotTellable(f"holds a {type(value).__qualname__}")
@@ -618,7 +622,7 @@ class _Reader:
     # ------------------------------------------------------------ modules
 
     def _is_ours(self, value: Any) -> bool:
-        """Whether it was written by the user."""
+        """Return whether a module, function or class was written by the user."""
         if isinstance(value, ModuleType):
             return sources.is_theirs(value)
         if isinstance(value, FunctionType):
@@ -632,7 +636,7 @@ class _Reader:
         return name.partition(".")[0] != "aflow" if module is None else sources.is_theirs(module)
 
     def _source(self, name: str) -> sources.ModuleText | None:
-        """The text of a module; None where it has none that can be read."""
+        """Return the source of a module; None if it has no readable one."""
         if name not in self._sources:
             module = sys.modules.get(name)
             own = name == self._cls.__module__
@@ -646,21 +650,21 @@ class _Reader:
         return self._sources[name]
 
     def _own_modules(self) -> list[str]:
-        """The user's modules that the flow has imported."""
+        """Return the names of the user's modules that the flow has imported."""
         found: dict[str, None] = {}
         for each in self._own_classes():
             _ = [*self._bodies(each.__module__, found)]
         return [*found]
 
 
-_NOTHING = "-"  # the digest of what counts by what it leads to alone
+_NOTHING = "-"  # the digest of an object that only contributes what it reaches
 
 
 # ------------------------------------------------------------------ names and digests
 
 
 def _key(value: Any) -> object:
-    # Named tuples of different classes are equal where their fields are.
+    # Named tuples of different classes are equal if their fields are, so the type is included.
     return (type(value), value) if type(value) in _KINDS else id(value)
 
 
@@ -684,20 +688,20 @@ def _name(value: Any) -> str:
 
 
 def _module_of(value: Any) -> str:
-    """The name of the module of a function or class; some of C have none."""
+    """Return the name of the module of a function or class; "" for some written in C."""
     name = value.__module__
     return name if isinstance(name, str) else ""
 
 
 def _classes_of(module: ModuleType | None) -> Iterator[type]:
-    """The classes that were written in a module, those inside of others too."""
+    """Yield the classes that are defined in a module, including nested ones."""
     if module is None:
         return
     todo = [*vars(module).values()]
     seen: set[type] = set()
     while todo:
         each = todo.pop()
-        # isinstance would ask a value that is no class for its class.
+        # isinstance could call user code, in a __class__ property of the value.
         is_class = issubclass(type(each), type)
         if is_class and each not in seen and each.__module__ == module.__name__:
             seen.add(each)
@@ -709,7 +713,7 @@ def _used(cls: type) -> Iterator[str]:
     for name, value in vars(cls).items():
         if name in _OF_CLASSES or name in _OF_MAKING:
             continue
-        # What @dataclass has written follows from the fields.
+        # Methods that @dataclass has generated are determined by the fields.
         if isinstance(value, FunctionType) and value.__code__.co_filename == "<string>":
             continue
         if name == "__hash__" and value is None:
@@ -729,7 +733,7 @@ def _short(data: bytes) -> str:
 
 
 def mentions_of(code: CodeType) -> Mentions:
-    """Return what code, and the functions and classes inside of it, refer to.
+    """Return what code refers to, including nested functions and classes.
 
     Args:
         code: The code of a function, method or class body.
@@ -788,7 +792,7 @@ def _parts_of_code(code: CodeType) -> Iterator[bytes]:
 
 
 def _document(code: CodeType) -> bool:
-    """Whether the first constant of code is a docstring, and nothing else."""
+    """Return whether the first constant of the code is used only as the docstring."""
     if not code.co_consts or not isinstance(code.co_consts[0], str) or code.co_name.startswith("<"):
         return False
     flag = getattr(inspect, "CO_HAS_DOCSTRING", None)
@@ -796,7 +800,7 @@ def _document(code: CodeType) -> bool:
         return False
     if not code.co_flags & inspect.CO_OPTIMIZED:  # a class: its docstring is assigned
         return False
-    # Where there is no such flag, a function without a docstring has None there.
+    # Python without that flag: the first constant is a docstring if no instruction loads it.
     return all(
         each.arg != 0
         for each in dis.get_instructions(code)

@@ -1,4 +1,4 @@
-"""The runs of a flow as they were recorded, to find in them the task that stood in a place."""
+"""The recorded runs of a flow, in which to find an earlier task by its position."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LOOK_BACK = 20  # earlier runs that are searched for a task
 
 
 class TaskPosition(NamedTuple):
-    """Where a task stands in any run of a flow: its step, the index in every foreach around it
-    (outermost first), and for a step that a switch leads back to, which time it is."""
+    """The position of a task, comparable between runs of a flow: its step, the index in every
+    enclosing foreach (outermost first), and the iteration of a step in a loop, from 1."""
 
     step: str
     position: tuple[int, ...]
@@ -32,14 +32,14 @@ class TaskPosition(NamedTuple):
 
 
 class TaskPositions:
-    """Gives tasks their places; they come in the order of their numbers."""
+    """Computes the positions of tasks, which must be given in the order of their numbers."""
 
     def __init__(self) -> None:
         self._positions: dict[int, tuple[int, ...]] = {}
         self._turns: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
     def of(self, task: int, step: str, split: int | None, index: int | None) -> TaskPosition:
-        """Return the position of the next task; tasks have to come in the order of their numbers.
+        """Return the position of the next task. Call in the order of the task numbers.
 
         Args:
             task: The number of the task within its run.
@@ -56,7 +56,7 @@ class TaskPositions:
 
 
 class RecordedRun:
-    """One run, read from the metadata as far as it is asked for."""
+    """One recorded run, read lazily from the metadata store."""
 
     def __init__(self, metadata: MetadataStore, blobs: BlobStore, record: RunRecord) -> None:
         self.record = record
@@ -66,7 +66,7 @@ class RecordedRun:
         self._items = ItemReader(blobs, hold=True)
 
     def tasks(self) -> Iterator[tuple[TaskPosition, TaskView]]:
-        """Yield every task with its place, in the order of their numbers; no manifests are read."""
+        """Yield every task with its position, in the order of the numbers, without manifests."""
         places = TaskPositions()
         for view in self._metadata.tasks(self.record.key, light=True):
             task = view.task
@@ -75,19 +75,19 @@ class RecordedRun:
 
     @cached_property
     def succeeded(self) -> dict[TaskPosition, TaskView]:
-        """Its finished tasks by their places."""
+        """The finished tasks of the run by their positions."""
         return {place: view for place, view in self.tasks() if view.state is TaskState.SUCCEEDED}
 
     @cached_property
     def code(self) -> CodeFingerprints | None:
-        """The code that it was started with."""
+        """The fingerprints of the code that the run was started with; None if not recorded."""
         return recorded_code(self._metadata, self.record.key)
 
     def key_inputs(self, task: TaskRecord) -> KeyInputs:
-        """Return what the result of one of its tasks rests on.
+        """Return the inputs of the cache key of one of the run's tasks.
 
         Args:
-            task: The task, as the run has recorded it.
+            task: The record of the task in this run.
         """
         inputs = decode_inputs(task.inputs)
         item = None
@@ -100,17 +100,17 @@ class RecordedRun:
         """Return the pathspec of a task of the run.
 
         Args:
-            task: The task, as the run has recorded it.
+            task: The record of the task in this run.
         """
         return f"{self.record.flow}/{self.record.run}/{task.step}/{task.task}"
 
 
 def item_value(reader: ItemReader, items: object, index: int) -> Value:
-    """Return the item of a foreach, to be compared and shown.
+    """Return the digest and the preview of an item of a foreach.
 
     Args:
         reader: Reads single items from the datastore.
-        items: The items of the foreach, as the manifest has them.
+        items: The items of the foreach, as in the manifest.
         index: The index of the item within the foreach.
     """
     item = reader.read(items, index)
@@ -118,7 +118,7 @@ def item_value(reader: ItemReader, items: object, index: int) -> Value:
 
 
 class History:
-    """The latest runs of a flow, newest first; each is read when a task is looked for in it."""
+    """The latest LOOK_BACK runs of a flow, newest first; each is read when it is searched."""
 
     def __init__(
         self, metadata: MetadataStore, blobs: BlobStore, runs: Iterable[RunRecord]
@@ -126,10 +126,10 @@ class History:
         self._runs = [RecordedRun(metadata, blobs, run) for run in runs][:LOOK_BACK]
 
     def find(self, place: TaskPosition) -> tuple[RecordedRun, TaskRecord] | None:
-        """Return the latest finished task in this place, and its run.
+        """Return the latest finished task in this position, and its run; None if there is none.
 
         Args:
-            place: The place of the task in the run.
+            place: The position of the task.
         """
         for run in self._runs:
             view = run.succeeded.get(place)

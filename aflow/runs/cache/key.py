@@ -1,4 +1,4 @@
-"""What a task's result rests on, in a form that can be compared and shown."""
+"""The inputs of a task's cache key, in a form that can be compared and displayed."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FIELD = "code-fingerprint"
-PACKAGE = "package "  # before the name of a package in an environment
+PACKAGE = "package "  # prefix of package names in an environment
 _DIGITS = 16
 
 
 class CodeFingerprints(NamedTuple):
-    """Per step: its fingerprint (name -> digest), and its environment (what is declared -> a
-    digest, or a plain version)."""
+    """By step: its fingerprint (name -> digest), and its environment (name of a package, option or
+    "Python" -> digest or version)."""
 
     steps: dict[str, Fingerprint]
     environments: dict[str, dict[str, str]]
 
     def record(self, at: float) -> MetadataRecord:
-        """Return the code as a fact about the run, which is to say about its task 0.
+        """Return the fingerprints as a metadata record of the run's task 0.
 
         Args:
-            at: When it happened, in seconds since the epoch.
+            at: The time of the record, in seconds since the epoch.
         """
-        # Steps share most of their code: each name stands once, with its digests.
+        # Steps share most of their code, so each pair of name and digest is stored once.
         names: dict[tuple[str, str], int] = {}
         steps = {
             step: [names.setdefault(item, len(names)) for item in fingerprint.items()]
@@ -60,12 +60,11 @@ class CodeFingerprints(NamedTuple):
 def code_of(
     definition: FlowDefinition, locks: Mapping[str, Lock] | None = None
 ) -> CodeFingerprints:
-    """Return the code of every step as it is now; `locks` are the packages of steps that have an
-    environment of their own.
+    """Return the fingerprints of the current code of every step.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        locks: The locks of the environments, by step; None where there are none.
+        locks: The locks of the steps that have a separate environment, by step; None if none has.
     """
     locks = locks or {}
     environments = {
@@ -75,14 +74,14 @@ def code_of(
 
 
 def recorded_code(metadata: MetadataStore, run_key: int) -> CodeFingerprints | None:
-    """Return the code that a run was started with; None where that was not recorded.
+    """Return the fingerprints of the code that a run was started with; None if not recorded.
 
     Args:
         metadata: The metadata store that has the run.
         run_key: The key of the run in the metadata store.
 
     Raises:
-        MetadataError: The record is damaged.
+        MetadataError: If the record is damaged.
     """
     for record in metadata.metadata(run_key, int(PARAMETERS_TASK)):
         if record.field == FIELD:
@@ -100,9 +99,8 @@ def recorded_code(metadata: MetadataStore, run_key: int) -> CodeFingerprints | N
 
 
 def environment_of(step: StepDefinition, lock: Lock | None = None) -> dict[str, str]:
-    """Return the step's environment: Python's version, the packages of its lock, if it has one, and
-    a digest of every option of its decorators that its result may depend on (digests, since a value
-    may be a secret).
+    """Return the step's environment: the version of Python, the packages of its lock, if any, and a
+    digest of each decorator option that the result may depend on (the value may be a secret).
 
     Args:
         step: The step, with its decorators.
@@ -115,11 +113,11 @@ def environment_of(step: StepDefinition, lock: Lock | None = None) -> dict[str, 
         found |= {PACKAGE + each.name: f"{each.version} {each.sha256[:_DIGITS]}" for each in lock}
     for decorator in step.decorators:
         if lock is not None and decorator.decorator_name in ("pypi", "conda"):
-            continue  # what they have led to counts
+            continue  # the packages of the lock count instead
         options = decorator.shapes_result()
         if options is not None:
             label = f"@{decorator.decorator_name}"
-            while label in found:  # one of several of its kind
+            while label in found:  # the same decorator is used several times
                 label += "+"
             found[label] = "on"
             for name, value in options.items():
@@ -128,7 +126,7 @@ def environment_of(step: StepDefinition, lock: Lock | None = None) -> dict[str, 
 
 
 def _short(value: object) -> str:
-    # A repr may differ from process to process (sets, addresses): it counts where nothing else can.
+    # A repr may differ between processes (sets, addresses), so it is only the fallback.
     content = content_digest(value)
     if content is None:
         content = digest_of([repr(value).encode("utf-8", "surrogatepass")])
@@ -136,15 +134,18 @@ def _short(value: object) -> str:
 
 
 class Value(NamedTuple):
-    """One value: its digest, and what can be said of it (empty where there is nothing short)."""
+    """One value: its digest, and a short text that shows it; empty if there is none."""
 
     digest: str
     shown: str
 
 
 class KeyInputs(NamedTuple):
-    """All that the result of a task depends on. `code` is None where it was not recorded; `inputs`
-    are the step and the artifacts of every input task, in order; `item` is that of a foreach."""
+    """Everything that the result of a task depends on.
+
+    `code` is None if it was not recorded; `inputs` are the step and the artifacts of every input
+    task, in order; `item` is the item of a task that opens an iteration of a foreach.
+    """
 
     code: Fingerprint | None
     environment: Mapping[str, str]
@@ -160,13 +161,13 @@ def key_inputs_of(
     manifests: Manifests,
     reader: ArtifactReader,
 ) -> KeyInputs:
-    """Return what a task of the step, with these inputs and this item, rests on.
+    """Return the inputs of the cache key of a task of the step.
 
     Args:
         step: The name of the step.
-        inputs: Which tasks the inputs come from.
+        inputs: The tasks whose artifacts are the inputs.
         item: The item of the foreach; None outside of one.
-        code: The fingerprints of the steps' code; None where they are not needed.
+        code: The fingerprints of the steps' code; None if they are unknown.
         manifests: The manifests of the run's tasks.
         reader: Reads the values of parameters and of small artifacts.
     """
@@ -180,10 +181,10 @@ def key_inputs_of(
 
 
 def input_manifests(inputs: Inputs, manifests: Manifests) -> Iterator[tuple[int, Manifest]]:
-    """Return number and manifest of every input task, in order.
+    """Return the number and the manifest of every input task, in order.
 
     Args:
-        inputs: Which tasks the inputs come from.
+        inputs: The tasks whose artifacts are the inputs.
         manifests: The manifests of the run's tasks.
     """
     if isinstance(inputs, FromForeach):
@@ -197,10 +198,10 @@ def input_manifests(inputs: Inputs, manifests: Manifests) -> Iterator[tuple[int,
 
 
 def input_tasks(inputs: FromTask | FromBranches | NoInputs) -> tuple[int, ...]:
-    """Return the numbers of the input tasks, in order; that of the parameters for the first task.
+    """Return the numbers of the input tasks, in order; for the first task that of the parameters.
 
     Args:
-        inputs: Which tasks the inputs come from.
+        inputs: The tasks whose artifacts are the inputs.
     """
     match inputs:
         case FromTask(task):
@@ -227,16 +228,16 @@ def _shown(entry: Entry) -> str:
     return ""
 
 
-# ------------------------------------------------------------------ two of them
+# ------------------------------------------------------------------ comparison
 
 
 def changes(before: KeyInputs, now: KeyInputs) -> list[str]:
-    """Return what differs, in words: "lr changed 0.1 -> 0.2", "utils.f changed"; empty if nothing
-    does.
+    """Return the differences as texts: "lr changed 0.1 -> 0.2", "utils.f changed"; empty if there
+    are none.
 
     Args:
-        before: The inputs of the cache key at that time.
-        now: The inputs of the cache key now.
+        before: The inputs of the earlier task's cache key.
+        now: The inputs of the present task's cache key.
     """
     return [
         *_of_items(before.item, now.item),
@@ -257,7 +258,8 @@ def _of_items(before: Value | None, now: Value | None) -> Iterator[str]:
 def _differing(
     before: Mapping[str, T], now: Mapping[str, T]
 ) -> Iterator[tuple[str, T | None, T | None]]:
-    """The names whose values differ, with what they were and are; None where they are missing."""
+    """Yield the names whose values differ, with the earlier and the present value; None for a
+    missing value."""
     for name in sorted(before.keys() | now.keys()):
         was, is_ = before.get(name), now.get(name)
         if was != is_:
@@ -290,7 +292,7 @@ def _of_environments(before: Mapping[str, str], now: Mapping[str, str]) -> Itera
 
 
 def _of_package(name: str, was: str | None, is_: str | None) -> str:
-    """What is different in a package of the step's environment: version, then digest."""
+    """Return how a package of the step's environment differs: in its version or its digest."""
     before, now = (None if each is None else each.split(" ")[0] for each in (was, is_))
     if before is None:
         return f"package {name} {now} is new in its environment"
@@ -311,7 +313,7 @@ def _of_inputs(before: InputValues, now: InputValues) -> Iterator[str]:
     if len(now) == 1:
         yield from _of_artifacts(before[0][1], now[0][1])
         return
-    if len({step for step, _ in now}) == len(now):  # branches, each of another name
+    if len({step for step, _ in now}) == len(now):  # branches: every input is of another step
         parts = dict(before)
         for step, artifacts in now:
             for change in _of_artifacts(parts.get(step, {}), artifacts):
@@ -321,7 +323,7 @@ def _of_inputs(before: InputValues, now: InputValues) -> Iterator[str]:
 
 
 def _of_many(pairs: list[tuple[dict[str, Value], dict[str, Value]]]) -> Iterator[str]:
-    """What differs in the inputs of a foreach join: values by name, not by input."""
+    """Yield the differences in the inputs of a foreach join, grouped by the artifact's name."""
     differing: dict[str, list[tuple[Value, Value]]] = {}
     for was, is_ in pairs:
         for name in was.keys() | is_.keys():
@@ -329,7 +331,7 @@ def _of_many(pairs: list[tuple[dict[str, Value], dict[str, Value]]]) -> Iterator
             if pair[0].digest != pair[1].digest:
                 differing.setdefault(name, []).append(pair)
     for name, values in sorted(differing.items()):
-        if len(values) == len(pairs) and len(set(values)) == 1:  # a parameter, say
+        if len(values) == len(pairs) and len(set(values)) == 1:  # for example, a parameter
             yield f"{name} changed{_from_to(*values[0])}"
         else:
             yield f"{name} changed in {len(values)} of {len(pairs)} input tasks"

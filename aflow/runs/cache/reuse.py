@@ -1,7 +1,7 @@
-"""Results that need not be computed again: what a driver asks before it launches a task.
+"""Reuse results: before a driver launches a task, it searches for an equivalent earlier result.
 
-Two things give them: a resumed run, which reuses what its origin has finished (`runs/resume.py`),
-and the cache (below), which knows what was computed from the same code and inputs.
+There are two sources: a run that resumes another reuses the finished tasks of its origin
+(`runs/resume.py`), and the cache (below) finds results computed from the same code and inputs.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 
 class ReusableResult(NamedTuple):
-    """The result of a task of another run, fit to be the result of one in this run.
+    """The result of a task of another run that can be the result of a task in this run.
 
-    `origin` is `run/step/task` of the same flow. `manifest` is encoded, and refers to tasks by
-    their numbers in this run; `transition` is what it says. `cached` tells the cache from a resume.
+    `origin` is `run/step/task` of the same flow. `manifest` is encoded and contains task numbers of
+    this run; `transition` is the one in it. `cached` is True if the result comes from the cache,
+    False if it comes from the origin of a resumed run.
     """
 
     origin: str
@@ -44,72 +45,72 @@ class ReusableResult(NamedTuple):
 
 
 class ReusableResults(Protocol):
-    """A source of reusable results. Calls are made in the order in which the run goes on."""
+    """A source of reusable results. Calls must follow the order of events in the run."""
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
-        """Return the result that a task, about to be launched for the first time, may reuse.
+        """Return the result that a task may reuse before its first attempt; None if there is none.
 
         Args:
             launch: The command to launch the attempt.
         """
 
     def dismiss(self, launch: LaunchAttempt) -> None:
-        """Take note that a task runs, whatever `find` has returned for it.
+        """Note that a task runs, regardless of the result of `find` for it.
 
         Args:
             launch: The command to launch the attempt.
         """
 
     def cache_key(self, task: int) -> bytes | None:
-        """Return the key under which the cache will find this task, which `find` has seen; None if
-        it will not.
+        """Return the cache key of a task that was passed to `find`; None if it is not cached. Call
+        at most once per task.
 
         Args:
             task: The number of the task within its run.
         """
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """A task of this run has succeeded: launched, or by what `find` gave.
+        """Note that a task of this run has succeeded, by running or with a reused result.
 
         Args:
             task: The number of the task within its run.
-            manifest: The manifest, as its bytes are stored.
+            manifest: The encoded manifest of the task.
         """
 
 
 class InTurn:
-    """Several that know results, asked in turn: the first answer counts."""
+    """Several sources of reusable results; the first one that has a result takes precedence."""
 
     def __init__(self, *reusable: ReusableResults) -> None:
         self._all = reusable
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
-        """The first result that is found; all are asked, since all keep account."""
+        """Return the first result. All sources are queried, because all track the tasks."""
         found = [each.find(launch) for each in self._all]
         return next(filter(None, found), None)
 
     def dismiss(self, launch: LaunchAttempt) -> None:
-        """Report it to all of them."""
+        """Pass the call on to all sources."""
         for each in self._all:
             each.dismiss(launch)
 
     def cache_key(self, task: int) -> bytes | None:
-        """The first key that there is."""
+        """Return the first cache key that is not None."""
         keys = [each.cache_key(task) for each in self._all]
         return next(filter(None, keys), None)
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """Report the result to all of them."""
+        """Pass the result on to all sources."""
         for each in self._all:
             each.settled(task, manifest)
 
 
 def fits(graph: Graph, step: str, transition: Transition) -> bool:
-    """Return whether the step, as the flow has it now, may have gone on like this.
+    """Return whether a transition is possible for the step in the present graph of the flow.
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        step: The name of the step; a step that the flow no longer has fits nothing.
+        step: The name of the step; False if the flow no longer has it.
         transition: The transition of the reused task.
     """
     node = graph.nodes.get(step)
@@ -122,10 +123,10 @@ def fits(graph: Graph, step: str, transition: Transition) -> bool:
 
 
 def blobs_in(manifest: Manifest) -> Iterable[tuple[str, str]]:
-    """Yield what each blob that the manifest itself refers to is of, and its key.
+    """Yield each blob that the manifest itself refers to: what it contains, as text, and its key.
 
     Args:
-        manifest: What the attempt has left: the type, size and blob of each artifact.
+        manifest: The manifest, with the type, size and blobs of each artifact.
     """
     for name, entry in manifest.artifacts.items():
         for key, _ in entry.blobs:
@@ -135,25 +136,24 @@ def blobs_in(manifest: Manifest) -> Iterable[tuple[str, str]]:
             yield "the items of its foreach", segment[0]
 
 
-# The cache: a task whose code, inputs, parameters and environment are those of a task that has
-# succeeded before is not run again.
+# The cache: a task does not run if an earlier task with the same code, inputs, parameters and
+# environment has succeeded.
 #
-# The key of a task is the digest of the fingerprint of its step (`fingerprint.py`), of its
-# declared environment (`key.py`), of what its input tasks left (names and digests of all
-# artifacts that it can read, among them the parameters and constants), and of its item and its
-# place in a foreach. What the step reads from elsewhere (files, a clock, the network) is not seen:
-# such a step is not to be cached.
+# The cache key of a task is a digest of the fingerprint of its step (`fingerprint.py`), its
+# declared environment (`key.py`), the names and digests of all artifacts that it can read
+# (including parameters and constants), and its item and index in a foreach. Other inputs (files,
+# the clock, the network) are not part of the key: a step that depends on them must not be cached.
 #
-# What a cached task set itself is shared by key; what it passes on is passed on from the tasks of
-# this run, which left the same.
+# Blobs of artifacts that the cached task set itself are shared by key; artifacts that it inherited
+# are inherited from the tasks of this run, which have the same content.
 
 
 _VERSION = 2
 
 
 class Left(NamedTuple):
-    """What a task of this run has left: digests of its own artifacts, the names that it passes on
-    by the task that set them, its foreach stack, and a digest of all of it together."""
+    """The result of a task of this run: the digests of the artifacts that it set, the names of the
+    inherited ones by the task that set them, its foreach stack, and a digest of all artifacts."""
 
     own: dict[str, str]
     inherited: dict[int, list[str]]
@@ -162,10 +162,10 @@ class Left(NamedTuple):
 
 
 class CachedTasks:
-    """The reusable of a run that looks for what was computed before.
+    """The cache as a source of reusable results.
 
-    `steps` are those that may be taken from the cache, `code` is that of all steps. A step whose
-    code reaches what cannot be hashed is neither looked for nor found later.
+    `steps` are the names of the steps to cache, `code` has the fingerprints of all steps. A step
+    whose code reaches something that cannot be hashed is not cached.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class CachedTasks:
         self._blobs = blobs
         self._items = ItemReader(blobs, hold=True)
         self._left: dict[int, Left] = {}
-        self._openers: dict[int, Manifest] = {}  # of the foreachs that are open
+        self._openers: dict[int, Manifest] = {}  # of the tasks that have opened a foreach
         self._places: dict[int, tuple[int, str, int]] = {}  # live task -> split, step, index
         self._branches: defaultdict[int, dict[tuple[str, int], int]] = defaultdict(dict)
         self._keys: dict[int, bytes] = {}
@@ -197,7 +197,7 @@ class CachedTasks:
     # ------------------------------------------------------------ before a launch
 
     def find(self, launch: LaunchAttempt) -> ReusableResult | None:
-        """The result of a task with the same key, if all its blobs are still there."""
+        """Return the result of a task with the same key, if all its blobs still exist."""
         if launch.split is not None and launch.index is not None:
             self._places[launch.task] = (launch.split, launch.step, launch.index)
         code = self._code.get(launch.step)
@@ -215,7 +215,7 @@ class CachedTasks:
         return [*input_tasks(launch.inputs)]
 
     def _foreach_tasks(self, inputs: FromForeach) -> list[int]:
-        """The input tasks in the order of the items: of each item the one that came last."""
+        """Return the input tasks in the order of the items: the newest task of each item."""
         branches = self._branches[inputs.split]
         return [
             max(branches[step, index] for step in inputs.steps if (step, index) in branches)
@@ -223,7 +223,7 @@ class CachedTasks:
         ]
 
     def _place(self, launch: LaunchAttempt) -> tuple[int | None, str]:
-        """The index of the task and the digest of its item, where it opens one."""
+        """Return the index of the task, and the digest of its item if it opens an iteration."""
         if not launch.opens_index or launch.index is None or launch.split is None:
             return launch.index, ""
         items = self._openers[launch.split].items
@@ -247,7 +247,7 @@ class CachedTasks:
         return ReusableResult(found.pathspec, manifest.encode(), transition, cached=True)
 
     def _owners(self, launch: LaunchAttempt, names: set[str]) -> dict[int, list[str]]:
-        """Which tasks of this run set what the task passes on."""
+        """Return the tasks of this run that set these inherited artifacts, with their names."""
         owners: defaultdict[int, list[str]] = defaultdict(list)
         missing = set(names)
         parameters = int(PARAMETERS_TASK)
@@ -272,14 +272,14 @@ class CachedTasks:
     # ------------------------------------------------------------ after an end
 
     def dismiss(self, launch: LaunchAttempt) -> None:
-        """Nothing has to be known of tasks that run, before they end."""
+        """Do nothing: running tasks do not affect cache keys before they end."""
 
     def cache_key(self, task: int) -> bytes | None:
-        """The key that `find` has looked for."""
+        """Return the key with which `find` queried the cache."""
         return self._keys.pop(task, None)
 
     def settled(self, task: int, manifest: bytes) -> None:
-        """Note what the task has left, for the keys of those that follow."""
+        """Note the result of the task, for the cache keys of the tasks that read it."""
         decoded = Manifest.decode(manifest)
         own = {name: digest(entry) for name, entry in decoded.artifacts.items()}
         everything = dict(own)
@@ -296,7 +296,7 @@ class CachedTasks:
 
 
 def cached_steps(definition: FlowDefinition) -> list[str]:
-    """Return the steps whose results may be taken from the cache.
+    """Return the names of the steps that are cached.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -310,11 +310,11 @@ def cached_steps(definition: FlowDefinition) -> list[str]:
 
 
 def code_digest(fingerprint: Fingerprint, environment: Mapping[str, str]) -> str:
-    """Return one digest for all that a step's result depends on beside its inputs.
+    """Return one digest of a step's code and environment.
 
     Args:
         fingerprint: The digests of the step's code, by name.
-        environment: The step's environment, as `environment_of` returns it.
+        environment: The step's environment, from `environment_of`.
     """
     return _hash((sorted(fingerprint.items()), sorted(environment.items())))
 

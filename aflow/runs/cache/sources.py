@@ -1,7 +1,7 @@
-"""The user's modules as texts: which files are theirs, what they import, and what happens when
-they are imported. Nothing is imported here.
+"""Static analysis of the user's modules: which files are theirs, what they import, and which
+statements have side effects at import. Nothing is imported here.
 
-"The user's" is every file that is neither of Python, nor of an installed package, nor of aflow.
+A user's file is one that belongs neither to Python, nor to an installed package, nor to aflow.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aflow.task.program import library_folders
 
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _AFLOW = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
-# What a step may run in other processes, from the flow's folder.
+# Suffixes of files in the flow's folder that a step may execute, in other processes too.
 _CODE = frozenset({".py", ".pyx", ".so", ".sh", ".r", ".jl", ".pl", ".sql", ".ipynb"})
 _NOT_CODE = frozenset({"__pycache__", "node_modules", "venv"})
 _MOST_FILES = 5_000
@@ -35,7 +35,7 @@ Import = tuple[str, int, tuple[str, ...]]  # module, level, names
 
 
 class Body(NamedTuple):
-    """What a module does when it is imported, beside defining names: its digest, and its code."""
+    """The statements of a module that have side effects when it is imported: digest and code."""
 
     digest: str
     code: CodeType
@@ -48,11 +48,10 @@ def _not_of_the_user() -> tuple[str, ...]:
 
 @cache
 def is_of_the_user(file: str) -> bool:
-    """Return whether a file was written by the user, or at least by nobody whose package is
-    installed.
+    """Return whether a file is the user's: not part of Python, an installed package or aflow.
 
     Args:
-        file: The path of the file, which need not exist any more.
+        file: The path of the file, which may no longer exist.
     """
     path = os.path.abspath(file)
     if any(each in path for each in _PACKAGES):
@@ -62,10 +61,10 @@ def is_of_the_user(file: str) -> bool:
 
 
 def is_theirs(module: ModuleType) -> bool:
-    """Return whether a module is the user's: one that has no file may well be (a notebook's).
+    """Return whether a module is the user's. A module without a file may be (from a notebook).
 
     Args:
-        module: A module that is loaded.
+        module: A loaded module.
     """
     file = modules.file_of(module)
     if file is not None:
@@ -78,10 +77,10 @@ def is_theirs(module: ModuleType) -> bool:
 
 
 def is_library(name: str | None) -> bool:
-    """Return whether a module of this name is loaded, and is not the user's.
+    """Return whether a module of this name is loaded and is not the user's.
 
     Args:
-        name: The full name of a module; None is no library.
+        name: The full name of a module; False for None.
     """
     module = sys.modules.get(name or "")
     return module is not None and not is_theirs(module)
@@ -104,29 +103,29 @@ def _version_of(top: str) -> str:
     stated = modules.stated(sys.modules.get(top), "__version__")
     if isinstance(stated, str):
         return stated
-    from importlib import metadata  # 6 ms of start-up, and most libraries state their version
+    from importlib import metadata  # lazy: takes 6 ms, and most libraries have a __version__
 
     try:
         return metadata.version(top)
     except metadata.PackageNotFoundError:
-        # Its package has another name (python-dotenv), or several share a namespace (google).
+        # The distribution has another name (python-dotenv), or several share a module (google).
         names = sorted(set(_packages_by_module(tuple(sys.path)).get(top, ())))
         return " ".join(f"{each} {metadata.version(each)}" for each in names) or "of no version"
 
 
 @cache
 def _packages_by_module(path: tuple[str, ...]) -> Mapping[str, list[str]]:
-    """The packages that are installed in these folders: all their records are read."""
+    """Return the installed packages by module, for this sys.path. Slow: reads all their records."""
     from importlib import metadata  # as above
 
     return metadata.packages_distributions()
 
 
 class ModuleText:
-    """The text of one module of the user."""
+    """The source of one user module."""
 
     def __init__(self, name: str, file: str) -> None:
-        """`name` is the full name of the module. Raises OSError where it cannot be read."""
+        """`name` is the full name of the module. Raises OSError if the file cannot be read."""
         self.name = name
         self.is_package = os.path.basename(file).startswith("__init__.")
         data = read_regular(file)
@@ -134,28 +133,28 @@ class ModuleText:
         if file.endswith((".py", ".pyw")):
             try:
                 self.tree = parsed(data)
-            except (SyntaxError, ValueError):  # it is data, then: importing it will say so
+            except (SyntaxError, ValueError):  # treated as data; an import will raise the error
                 pass
         self.raw_digest = str(digest_of([data], len(data)))
 
     @cached_property
     def digest(self) -> str:
-        """Its digest; of Python without comments and docstrings."""
+        """The digest of the source; for Python without comments and docstrings."""
         return self.raw_digest if self.tree is None else _digest_of_tree(self.tree)
 
     @property
     def code(self) -> CodeType | None:
-        """All of it, compiled; None for what is not Python."""
+        """The compiled module; None if it is not Python source."""
         return None if self.tree is None else _compiled(self.tree)
 
     @cached_property
     def imported_at_once(self) -> list[str]:
-        """Full names of what it imports as soon as it is imported itself."""
+        """The full names of the modules that it imports at import time, outside of functions."""
         return [*self.imports(anywhere=False)]
 
     def imports(self, *, anywhere: bool) -> Iterator[str]:
-        """Return the full names of all modules that it may import. Names of what is not a module
-        may be among them.
+        """Return the full names of all modules that it may import. Some may not be modules: in
+        `from a import b`, `a.b` may be any object.
 
         Args:
             anywhere: Whether to include imports inside of functions.
@@ -170,20 +169,19 @@ class ModuleText:
 
     @property
     def package(self) -> str:
-        """The package that relative imports in it begin from."""
+        """The package to which its relative imports are relative."""
         return self.name if self.is_package else self.name.rpartition(".")[0]
 
     def body(self, namespace: dict[str, Any]) -> Body | None:
-        """Return what is done at its top level beside imports, definitions and assignments of
-        values to names: settings of libraries, seeds, changes of other modules. None if there is
-        nothing. `namespace` is that of the module as it was imported.
+        """Return the top-level statements with side effects, that is, all except imports,
+        definitions and assignments of values to names; None if there are none.
 
         Args:
-            namespace: The globals of the module; changed.
+            namespace: The globals of the imported module.
         """
         if self.tree is None:
             return None
-        # What was bound to a name that means something else by now is not seen where it is used.
+        # If a name is bound several times, only its last value is still available.
         bound = Counter(_bound_by(self.tree))
         values = {name: value for name, value in namespace.items() if bound[name] == 1}
         kept = [each for each in self.tree.body if _has_effect(each, values)]
@@ -194,18 +192,17 @@ class ModuleText:
 
 
 def names_of(what: Import, package: str) -> Iterator[str]:
-    """Return the full names of the modules that an import may load: packages above, and what is
-    taken from a package, too.
+    """Return the full names of the modules that an import may load, including parent packages and
+    submodules that are imported by name.
 
     Args:
-        what: An import as the source has it: module, number of leading dots, and names taken from
-            it.
+        what: An import statement: the module, the number of leading dots, and the imported names.
         package: The name of the package, for relative imports.
     """
     module, level, names = what
     try:
         full = resolve_name("." * level + module, package) if level else module
-    except ImportError:  # beyond the top: it will fail
+    except ImportError:  # beyond the top-level package: the import will fail
         return
     parts = full.split(".")
     for count in range(1, len(parts) + 1):
@@ -216,12 +213,12 @@ def names_of(what: Import, package: str) -> Iterator[str]:
 
 
 def file_of(name: str, folder: str) -> str | None:
-    """Return the file of a module, loaded or not, without importing anything; "" for one that has
-    none (a namespace package), None for one that is not found.
+    """Return the file of a module, loaded or not, without importing anything; "" if it has no file
+    (a namespace package), None if it is not found.
 
     Args:
         name: The full name of the module.
-        folder: The folder of the program, where modules are looked for first.
+        folder: The folder of the program, which is searched first.
     """
     module = sys.modules.get(name)
     if module is not None and modules.stated(module, "__spec__") is not None:
@@ -242,14 +239,14 @@ def file_of(name: str, folder: str) -> str | None:
 def _spec(
     name: str, places: Iterable[str] | None, folder: str
 ) -> importlib.machinery.ModuleSpec | None:
-    if places is None:  # the flow's own folder stands first, as where its steps run
+    if places is None:  # the flow's folder takes precedence, as in the processes of its tasks
         found = importlib.machinery.PathFinder.find_spec(name, [folder])
         if found is not None:
             return found
     for finder in sys.meta_path:
         try:
             found = finder.find_spec(name, None if places is None else list(places))
-        except Exception:  # noqa: BLE001, S112 -- a finder of others: the next one may know it
+        except Exception:  # noqa: BLE001, S112 -- a third-party finder fails: try the next one
             continue
         if found is not None:
             return found
@@ -257,10 +254,10 @@ def _spec(
 
 
 def folder_digest(folder: str) -> str:
-    """Return the digest of all code in a folder and below; empty where there is too much of it.
+    """Return the digest of all code in a folder, recursively; "" if there are too many files.
 
     Args:
-        folder: The path of the folder; hidden folders and virtual environments in it are left out.
+        folder: The path of the folder; hidden folders and virtual environments in it are skipped.
     """
     found: list[bytes] = []
     for place, folders, files in os.walk(folder):
@@ -311,7 +308,7 @@ def _without_documents(tree: ast.Module) -> ast.Module:
 
 
 def _nodes(tree: ast.AST | None, *, anywhere: bool) -> Iterator[ast.AST]:
-    """All nodes, or those that are not inside of functions."""
+    """Yield all nodes; unless `anywhere`, without those inside functions."""
     todo = [] if tree is None else [tree]
     while todo:
         node = todo.pop()
@@ -324,7 +321,7 @@ _DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDe
 
 
 def _bound_by(tree: ast.Module) -> Iterator[str]:
-    """The names that a module binds outside of functions, as often as it does."""
+    """Yield the names that a module binds outside of functions, once for each binding."""
     for node in _nodes(tree, anywhere=False):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
@@ -333,9 +330,9 @@ def _bound_by(tree: ast.Module) -> Iterator[str]:
 
 
 def _has_effect(node: ast.stmt, namespace: dict[str, Any] | None) -> bool:
-    """Whether a statement at the top level of a module does more than to give names values, which
-    count where the names are used. `namespace` has the values of the names (None: of a class,
-    whose values are its own)."""
+    """Return whether a top-level statement does more than bind names to values. (Such values are
+    part of the fingerprints of the steps that use them.) `namespace` has the values of the names;
+    None for the body of a class."""
     if isinstance(node, _DEFINITIONS):
         return False
     if isinstance(node, ast.ClassDef):
@@ -348,7 +345,7 @@ def _has_effect(node: ast.stmt, namespace: dict[str, Any] | None) -> bool:
             return True
         if namespace is None:
             return False
-        # A call whose value is None was made for something else.
+        # A call that returned None was made for its side effects.
         nothing = any(namespace.get(each.id) is None for each in targets)  # type: ignore[attr-defined]
         return nothing and node.value is not None and _calls(node.value)
     if isinstance(node, ast.If):

@@ -1,12 +1,12 @@
-"""The code package: the code of a flow as one archive, which is named by its content.
+"""The code package: the code of a flow as one archive, named by its content.
 
-It holds the files below the folder of the program that end with one of the suffixes (`.py`, `.R`
-and `.RDS` unless others are asked for), and what mutators add; of a program that is a module of a
-package (`python -m package.flow`) the folder is the one that holds the package. Left out are hidden
-folders, `__pycache__` and virtual environments. Symbolic links are followed, each folder once.
+It contains the files below the folder of the program with one of the suffixes (by default `.py`,
+`.R` and `.RDS`), and files that mutators add. If the program is a module of a package (`python -m
+package.flow`), the folder is the parent of the package. Hidden folders, `__pycache__` and virtual
+environments are excluded. Symbolic links are followed, each folder once.
 
-The format is a POSIX tar (pax), sorted by name, of plain files alone: owners, times and modes are
-those of nobody, so that the same code is the same bytes, and is stored once however often it runs.
+The format is a POSIX tar (pax) of regular files, sorted by name. Owners, times and modes are
+constant, so that the same code results in the same bytes, and is stored only once.
 """
 
 from __future__ import annotations
@@ -41,23 +41,24 @@ if TYPE_CHECKING:
 
 _NOT_CODE = frozenset({"__pycache__", "node_modules"})
 _LONGEST_NAME = 1000
-KEPT_UNUSED = 7 * 86400.0  # seconds after which unpacked code that nobody uses goes
+KEPT_UNUSED = 7 * 86400.0  # seconds after which unused unpacked code is removed
 
 
 class PackageLimits(NamedTuple):
-    """The largest package: how many files and folders are looked at, and bytes in all."""
+    """The limits of a package: the number of files and folders that are scanned, and bytes in
+    all."""
 
     entries: int
     size: int
 
 
-# Kept with each run: it may cost milliseconds at most.
+# For the package that is stored with each run, which may take milliseconds at most.
 FOR_THE_RECORD = PackageLimits(1_000, 4 << 20)
 TO_TRAVEL = PackageLimits(100_000, 512 << 20)
 
 
 class Package(NamedTuple):
-    """A code package in a store: its key, the flow file's name inside of it, and its raw size."""
+    """A code package in a store: its key, the name of the flow's file in it, and its raw size."""
 
     key: str
     script: str
@@ -73,15 +74,15 @@ def members(
     suffixes: Sequence[str] = PACKAGE_SUFFIXES,
     limits: PackageLimits = TO_TRAVEL,
 ) -> dict[str, Path]:
-    """Return the files of the flow's package, by their names inside of it, sorted.
+    """Return the files of the flow's package by their names in it, sorted.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        suffixes: Endings of the names of files that are packaged besides those of Python.
+        suffixes: The suffixes of files to include, besides the flow's own file.
         limits: How large a package may be.
 
     Raises:
-        CodePackageError: Where there is no file of the flow, or too much beside it.
+        CodePackageError: If the flow has no file, or there are too many files next to it.
     """
     program = program_of(definition)
     if not os.path.isfile(program.file):
@@ -100,7 +101,7 @@ def members(
 
 
 def program_of(definition: FlowDefinition) -> ProgramFile:
-    """Return the program that the flow belongs to, as it is now.
+    """Return the file and module of the flow's program.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -115,7 +116,7 @@ def program_of(definition: FlowDefinition) -> ProgramFile:
 def _elsewhere(
     definition: FlowDefinition, root: str, suffixes: Sequence[str], limits: PackageLimits
 ) -> dict[str, Path]:
-    """The files beside the flow, where the program has imported it from another folder."""
+    """Return the files next to the flow's file, if the program has imported it from elsewhere."""
     file, home = os.path.abspath(definition.file), definition.cls.__module__
     if file.startswith(os.path.join(root, "")) or home == MAIN or is_library(file):
         return {}
@@ -125,7 +126,8 @@ def _elsewhere(
 
 
 def _files_of(root: str, script: str, limits: PackageLimits) -> Iterable[str]:
-    """All that stands beside the program; the package alone where that is too much."""
+    """Return all files below the folder of the program, or only the package if they are too
+    many."""
     package = script.partition("/")[0]
     try:
         return [*_below(root, limits)]
@@ -143,7 +145,7 @@ def pack(files: Mapping[str, Path], limits: PackageLimits = TO_TRAVEL) -> bytes:
         limits: How large a package may be.
 
     Raises:
-        CodePackageError: For what cannot be read, or is too large.
+        CodePackageError: If a file cannot be read, or the package is too large.
     """
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -168,21 +170,20 @@ def store(
     suffixes: Sequence[str] = PACKAGE_SUFFIXES,
     limits: PackageLimits = TO_TRAVEL,
 ) -> Package:
-    """Pack the code of the flow and store the archive. May be called twice: the same code has the
-    same key.
+    """Pack the code of the flow and store the archive. Idempotent: the same code has the same key.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         blobs: The blobs of the datastore, addressed by content.
-        suffixes: Endings of the names of files that are packaged besides those of Python.
+        suffixes: The suffixes of files to include, besides the flow's own file.
         limits: How large a package may be.
 
     Returns:
         The key, the name of the flow's file in it, and its size.
 
     Raises:
-        CodePackageError: The code cannot be read, or is too large.
-        StorageError: The datastore does not answer.
+        CodePackageError: If the code cannot be read, or is too large.
+        StorageError: If the datastore does not respond.
     """
     data = pack(members(definition, suffixes, limits), limits)
     return Package(blobs.put(data), program_of(definition).place[1], len(data))
@@ -191,13 +192,15 @@ def store(
 def for_the_record(
     definition: FlowDefinition, blobs: BlobStore, suffixes: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what the settings of a run on this machine say of its code: the package, or why there
-    is none (`left_out`), since such a run does not depend on it.
+    """Return the description of the code for the settings of a run on this machine.
+
+    This is the package, or the reason why there is none (`left_out`), since such a run does not
+    need it.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         blobs: The blobs of the datastore, addressed by content.
-        suffixes: Endings of the names of files that are packaged besides those of Python.
+        suffixes: The suffixes of files to include, besides the flow's own file.
     """
     try:
         return store(definition, blobs, suffixes, FOR_THE_RECORD).as_dict()
@@ -213,7 +216,7 @@ def fetch(blobs: BlobStore, key: str) -> bytes:
         key: The key: the blake3 of the bytes in hex.
 
     Raises:
-        CodePackageError: Where it is not there, or damaged.
+        CodePackageError: If it is missing or damaged.
     """
     try:
         return bytes(blobs.get(key))
@@ -222,36 +225,41 @@ def fetch(blobs: BlobStore, key: str) -> bytes:
 
 
 def opened(data: bytes) -> tarfile.TarFile:
-    """Return the archive, to read from.
+    """Return the archive, opened for reading.
 
     Args:
         data: The bytes of a package, which may come from another machine: its headers are checked.
 
     Raises:
-        CodePackageError: The bytes are not such an archive.
+        CodePackageError: If the bytes are not such an archive.
     """
     _check_headers(data)
     try:
-        # Plain: a few bytes of an archive that is compressed can be gigabytes.
+        # Uncompressed only: a few compressed bytes can expand to gigabytes.
         return tarfile.open(fileobj=io.BytesIO(data), mode="r:")
     except (tarfile.TarError, ValueError) as error:
         raise CodePackageError(f"This is not a code package: {error}.") from error
 
 
-_KINDS = frozenset([b"0", b"\0", b"x", b"g", b"L"])  # plain files, and headers of longer names
+_KINDS = frozenset([b"0", b"\0", b"x", b"g", b"L"])  # regular files, and headers of longer names
 _BLOCK = 512
 _LARGEST_HEADER = 64 << 10
-_MOST_CHAINED = 8  # headers of one file
+_MOST_CHAINED = 8  # headers before one file
 _DIGITS = rb"\d+"
-_MOST_DIGITS = 5_000_000  # squares of the lengths of rows of digits, in all headers
-_RECORD = rb"([1-9]\d{0,5}) ([^=\n]+)="  # of a pax header: its length, and a keyword
+_MOST_DIGITS = 5_000_000  # sum of the squared lengths of digit sequences in all headers
+_RECORD = rb"([1-9]\d{0,5}) ([^=\n]+)="  # start of a pax record: its length and keyword
 _REFUSED = rb"(?s:size|hdrcharset|GNU\.sparse\..*)\Z"
 
 
 def _check_headers(data: bytes) -> None:
-    """Look at the headers of an archive before tarfile does, which searches long rows of digits in
-    quadratic time (CVE-2024-6232, in Python before 3.11.10 and 3.12.6), follows sizes that are said
-    twice, and takes sizes of any number of digits. Raises CodePackageError."""
+    """Check the headers of an archive before tarfile parses them.
+
+    tarfile searches long digit sequences in quadratic time (CVE-2024-6232, in Python before 3.11.10
+    and 3.12.6), accepts repeated sizes, and parses sizes with any number of digits.
+
+    Raises:
+        CodePackageError: If a header is malformed.
+    """
     offset = cost = chained = 0
     while offset + _BLOCK <= len(data):
         head = data[offset : offset + _BLOCK]
@@ -259,7 +267,7 @@ def _check_headers(data: bytes) -> None:
             return
         kind, size = head[156:157], head[124:136].partition(b"\0")[0].strip(b" ")
         if kind not in _KINDS or (kind == b"\0" and head[:100].rstrip(b"\0").endswith(b"/")):
-            return  # no plain file: a reader of the archive refuses it, and reads no further
+            return  # not a regular file: `_members` rejects it before tarfile reads on
         if not re.fullmatch(rb"[0-7]{0,12}", size):
             raise CodePackageError(
                 "This is not a code package: the size of a file is not a number."
@@ -268,7 +276,7 @@ def _check_headers(data: bytes) -> None:
         if offset + _BLOCK + length > len(data):
             raise CodePackageError("This is not a code package: it is cut off.")
         chained = chained + 1 if kind in (b"x", b"g", b"L") else 0
-        if chained > _MOST_CHAINED:  # tarfile calls itself for each
+        if chained > _MOST_CHAINED:  # tarfile recurses for each
             raise CodePackageError("This is not a code package: a file has too many headers.")
         if chained:
             more = data[offset + _BLOCK : offset + _BLOCK + length]
@@ -281,7 +289,7 @@ def _check_headers(data: bytes) -> None:
 
 
 def _is_sound(kind: bytes, header: bytes) -> bool:
-    """Whether a header of longer names has the form of one, and says nothing else of the file."""
+    """Return whether an extended header is well-formed and does not override sizes or encodings."""
     record_at = re.compile(_RECORD).match
     position = 0 if kind in (b"x", b"g") else len(header)
     while position < len(header):
@@ -296,10 +304,13 @@ def _is_sound(kind: bytes, header: bytes) -> bool:
 
 
 def check(data: bytes) -> None:
-    """Raises CodePackageError for what is not an archive that could be unpacked.
+    """Check that the bytes are an archive that can be unpacked.
 
     Args:
         data: The bytes of a package, which may come from another machine.
+
+    Raises:
+        CodePackageError: If they are not.
     """
     with opened(data) as archive, _named("This is not a code package"):
         for _ in _members(archive):
@@ -314,18 +325,18 @@ def unpack(data: bytes, folder: Path) -> None:
         folder: An existing folder.
 
     Raises:
-        CodePackageError: The bytes are not such an archive, or cannot be written.
+        CodePackageError: If the bytes are not such an archive, or cannot be written.
     """
     with opened(data) as archive:
         unpack_from(archive, folder)
 
 
 def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
-    """Return the folder with the code of a package, and unpack it if it is not there yet; other
-    processes may do the same at the same time.
+    """Return the folder with the code of a package; unpack the package if it is missing.
 
-    The folder is in use, and not swept, until `release` or the end of this process. A folder that
-    has been unused for KEPT_UNUSED seconds is removed.
+    Other processes may do the same at the same time. The folder is in use, and not swept, until
+    `release` or the exit of this process. Folders that have been unused for KEPT_UNUSED seconds are
+    removed.
 
     Args:
         blobs: The blobs of the datastore, addressed by content.
@@ -333,11 +344,11 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
         below: The folder that holds the unpacked packages.
 
     Raises:
-        CodePackageError: The package does not exist, or cannot be unpacked.
+        CodePackageError: If the package does not exist, or cannot be unpacked.
     """
     try:
         folder = _own(below / blob_key(key))
-    except InvalidName as error:  # it comes out of a record, which others may write
+    except InvalidName as error:  # the key is from a record that others may write
         raise CodePackageError(f"{str(key)[:200]!r} is not a key of a code package.") from error
     while True:
         if not folder.is_dir():
@@ -348,8 +359,13 @@ def unpacked(blobs: BlobStore, key: str, below: Path) -> Path:
 
 
 def _own(folder: Path) -> Path:
-    """The folder; where another user has made one there, which may hold other code, one of our
-    own beside it. Raises CodePackageError."""
+    """Return the folder, or one next to it if the folder belongs to another user.
+
+    A folder of another user may contain other code.
+
+    Raises:
+        CodePackageError: If that one belongs to another user, too.
+    """
     if is_foreign(folder):
         folder = folder.with_name(f"{folder.name}-{os.geteuid()}")
         if is_foreign(folder):
@@ -361,7 +377,7 @@ def _own(folder: Path) -> Path:
 
 
 def _unpack_new(blobs: BlobStore, key: str, folder: Path) -> None:
-    import tempfile  # not for those who only pack
+    import tempfile  # not needed to pack
 
     below = folder.parent
     below.mkdir(parents=True, exist_ok=True)
@@ -371,20 +387,20 @@ def _unpack_new(blobs: BlobStore, key: str, folder: Path) -> None:
         try:
             fresh.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else: somebody else was first
+            if not folder.is_dir():  # else: another process was first
                 raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
 def inside(script: object) -> str:
-    """Return the name of a flow's file in a folder of code, as a record has it.
+    """Return the name of a flow's file in a code package, as a record contains it, if it is valid.
 
     Args:
         script: The name of the flow's file in the code package.
 
     Raises:
-        CodePackageError: For one that leads elsewhere.
+        CodePackageError: If the name is not a path inside of the package.
     """
     path = PurePosixPath(str(script))
     if not isinstance(script, str) or path.is_absolute() or ".." in path.parts or "\0" in script:
@@ -394,24 +410,24 @@ def inside(script: object) -> str:
 
 # ------------------------------------------------------------------ folders of code that are in use
 
-_in_use: dict[Path, tuple[int, int]] = {}  # their descriptors, and how often they were asked for
+_in_use: dict[Path, tuple[int, int]] = {}  # the descriptor of each, and the number of its uses
 _in_use_lock = threading.Lock()
 
 
 def _held(folder: Path) -> bool:
-    """Say that this process uses the folder; False where it was swept a moment ago."""
+    """Mark the folder as used by this process; False if it has just been swept."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        with suppress(OSError):  # a file system without locks: the time of use has to do
+        with suppress(OSError):  # a file system without locks: the time of last use must suffice
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         there = os.stat(folder)
         found = os.fstat(descriptor)
         if (there.st_dev, there.st_ino) != (found.st_dev, found.st_ino):
             raise FileNotFoundError(folder)
-        with suppress(OSError):  # of another user: its owner records when it was used
+        with suppress(OSError):  # owned by another user, who updates the time of use
             os.utime(folder)
     except FileNotFoundError:
         os.close(descriptor)
@@ -425,8 +441,9 @@ def _held(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """End one use of a folder that `unpacked` returned. Does nothing if this process does not use
-    it.
+    """End one use of a folder that `unpacked` has returned.
+
+    Does nothing if this process does not use it.
 
     Args:
         folder: A folder that `unpacked` has returned.
@@ -440,8 +457,7 @@ def release(folder: Path) -> None:
 
 
 def descriptor_of(folder: Path) -> int:
-    """Return what a child has to inherit so that the folder is in use for as long as the child
-    lives.
+    """Return the descriptor that a child must inherit to keep the folder in use while it lives.
 
     Args:
         folder: A folder that `unpacked` has returned, and that was not released.
@@ -450,26 +466,26 @@ def descriptor_of(folder: Path) -> int:
 
 
 def sweep(below: Path, unused_for: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
-    """Remove the folders of code that no process uses. Those of other users stay.
+    """Remove unpacked code that no process uses. Folders of other users are kept.
 
     Args:
         below: The folder that holds the unpacked packages.
-        unused_for: For how many seconds nothing has begun to use it.
-        now: The present time, in seconds since the epoch.
-        dry_run: Whether only to say what would be done.
+        unused_for: The seconds for which no process has started to use it.
+        now: The current time, in seconds since the epoch.
+        dry_run: Whether to count the folders without removing them.
 
     Returns:
-        How many were removed, and their bytes.
+        The number of removed folders, and their size in bytes.
     """
     count = size = 0
     try:
         found = [Path(each) for each in os.scandir(below) if each.is_dir(follow_symlinks=False)]
-    except OSError:  # it is not there, or not ours to read
+    except OSError:  # missing or unreadable
         return 0, 0
     for folder in found:
         try:
             removed = _removed(folder, now - unused_for, dry_run=dry_run)
-        except OSError:  # another user's, or swept by another process
+        except OSError:  # owned by another user, or swept by another process
             continue
         if removed is not None:
             count, size = count + 1, size + removed
@@ -481,10 +497,10 @@ def _removed(folder: Path, since: float, *, dry_run: bool) -> int | None:
         return None
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while somebody uses it
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a process uses it
         size = sum(each.lstat().st_size for each in folder.rglob("*") if each.is_file())
         if not dry_run:
-            # Renamed first: a process that asks for it from here on unpacks it again.
+            # Renamed first: a process that needs it from now on unpacks it again.
             away = folder.with_name(f".old-{folder.name[:16]}-{os.getpid()}")
             folder.rename(away)
             shutil.rmtree(away, ignore_errors=True)
@@ -497,10 +513,13 @@ def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
     """Write the files of an open archive below the folder, and nothing outside of it.
 
     Args:
-        archive: What `opened` has returned.
+        archive: The result of `opened`.
         folder: An existing folder.
+
+    Raises:
+        CodePackageError: If a member is not a regular file below the folder, or cannot be written.
     """
-    # Not extractall: it is safe with a filter alone, which Python has since 3.11.4 only.
+    # Not extractall, which is safe only with a filter: Python supports filters since 3.11.4.
     with _named(f"The code cannot be unpacked to {folder}"):
         for member, path in _members(archive):
             target = folder / path
@@ -512,8 +531,11 @@ def unpack_from(archive: tarfile.TarFile, folder: Path) -> None:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
-    """The files of the archive, and where they belong below a folder. Each is a plain file, of as
-    many bytes as the archive has of it: no link, no device, and none with holes."""
+    """Yield the files of the archive with their relative paths.
+
+    Only regular files are accepted: no links, no devices, and no sparse files. Raises
+    tarfile.ExtractError for others.
+    """
     for count, member in enumerate(archive):
         path = PurePosixPath(member.name)
         is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse()
@@ -530,15 +552,15 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, PurePo
 def _named(what: str) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, OSError, ValueError) as error:  # tarfile lets some of each out
+    except (tarfile.TarError, OSError, ValueError) as error:  # tarfile raises any of them
         raise CodePackageError(f"{what}: {error}.") from error
 
 
-# ------------------------------------------------------------------ which files
+# ------------------------------------------------------------------ file selection
 
 
 def _below(folder: str, limits: PackageLimits) -> Iterator[str]:
-    """The files below the folder, whatever they are."""
+    """Yield the files below the folder, regardless of their suffixes."""
     todo, seen, entries = [folder], {os.path.realpath(folder)}, 0
     while todo:
         where = todo.pop()
@@ -571,13 +593,15 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that goes round in circles: nobody can read it as a file either
+    except OSError:  # a circular link, which cannot be read as a file either
         return False
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether it can be packed: FIFOs, sockets and devices hold no code. A link that leads nowhere
-    counts: reading it gives the reason why the package cannot be made."""
+    """Return whether an entry can be packed: not FIFOs, sockets and devices.
+
+    A broken link is packed, so that reading it fails with the reason.
+    """
     try:
         return entry.is_file() or not os.path.exists(entry.path)
     except OSError:
@@ -590,11 +614,11 @@ def _too_large(what: str, folder: str | Path) -> CodePackageError:
     )
 
 
-# ------------------------------------------------------------------ what mutators add
+# ------------------------------------------------------------------ files of mutators
 
 
 def _added(definition: FlowDefinition) -> dict[str, Path]:
-    """What mutators add: each gives pairs of (path, name inside of the package)."""
+    """Return the files that mutators add, each as a pair of path and name in the package."""
     found: dict[str, Path] = {}
     for mutator in _mutators(definition):
         for given in mutator.add_to_package() or ():

@@ -1,7 +1,6 @@
-"""A flow with the values of its configs: read from files, given, or by default; then its mutators.
+"""Bind configs to a flow: read from files, given or by default; then apply its mutators.
 
-Every process that runs a flow comes to the same definition: it is given the values, and does the
-rest itself.
+Every process that runs a flow derives the same definition from the values of the configs.
 """
 
 from __future__ import annotations
@@ -27,23 +26,25 @@ if TYPE_CHECKING:
 
 
 class GivenConfigs(NamedTuple):
-    """What was given for configs, by their names: paths of files, and values (texts to be parsed,
-    or values that are)."""
+    """The configs that were given, by name.
+
+    `files` are paths. `values` are texts to be parsed, or values that already are.
+    """
 
     files: Mapping[str, str] = {}
     values: Mapping[str, Any] = {}
 
 
 def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowDefinition:
-    """Return the definition of the flow with its configs, and as its mutators have changed it.
+    """Return the definition of the flow with its configs, as its mutators have changed it.
 
     Args:
         flow: The class of the flow.
         given: The configs that the command line or the caller has given; None for none.
 
     Raises:
-        InvalidConfig: For a config that is unknown, missing, or does not parse, InvalidDecorator
-            for what a mutator has done.
+        InvalidConfig: If a config is unknown, missing, or cannot be parsed.
+        InvalidDecorator: If a mutator has added an invalid decorator.
     """
     definition = define(flow)
     given = given or GivenConfigs()
@@ -63,12 +64,15 @@ def configured(flow: type[FlowSpec], given: GivenConfigs | None = None) -> FlowD
 
 
 def with_values(definition: FlowDefinition, values: Mapping[str, Any]) -> FlowDefinition:
-    """Return the flow with these values of its configs, by attribute. Raises InvalidConfig and
-    InvalidDecorator.
+    """Return the flow with these values of its configs, as its mutators have changed it.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        values: The values, by name.
+        values: The values, by attribute.
+
+    Raises:
+        InvalidConfig: If an expression of configs cannot be evaluated.
+        InvalidDecorator: If a mutator has added an invalid decorator.
     """
     from aflow.flow.mutators import mutated  # few flows have mutators
 
@@ -95,7 +99,7 @@ Context = Callable[[str], ParameterContext]
 
 
 def _context(definition: FlowDefinition, values: Mapping[str, Any], name: str) -> ParameterContext:
-    """What a default that is a function is called with: it sees the configs declared before."""
+    """Return the argument of a default that is a function, with the configs declared before it."""
     settings = Settings.load()
     known = {definition.configs[each].name: value for each, value in values.items()}
     return ParameterContext(
@@ -144,7 +148,7 @@ def _text(config: Config, path: Path) -> str:
 
 
 def _called(config: Config, default: Any, context: Context) -> Any:
-    """The default, called if it is a function."""
+    """Return the default, or the result of calling it if it is a function."""
     if not callable(default):
         return default
     try:
@@ -156,11 +160,11 @@ def _called(config: Config, default: Any, context: Context) -> Any:
         ) from error
 
 
-# ------------------------------------------------------------ what depends on them
+# ------------------------------------------------------------ parameters and switches
 
 
 def _with_default(parameter: Parameter, configs: Mapping[str, Any]) -> Parameter:
-    """The parameter, with a default that was an expression of configs."""
+    """Return the parameter; evaluate its default if that is an expression of configs."""
     if not isinstance(parameter.default, Delayed | Config):
         return parameter
     made = copy(parameter)
@@ -172,7 +176,7 @@ def _with_default(parameter: Parameter, configs: Mapping[str, Any]) -> Parameter
 
 
 def _with_cases(node: Node, values: Mapping[str, Any]) -> Node:
-    """The step, with cases of its switch that are config values (`self.config.key`)."""
+    """Return the step; evaluate cases of its switch that are config values (`self.config.key`)."""
 
     def case(text: str) -> str:
         if not text.startswith("self.") or text[5:].split(".")[0].split("[")[0] not in values:

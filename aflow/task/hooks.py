@@ -1,7 +1,7 @@
-"""What decorators do around a step, inside the process of its task.
+"""Actions of decorators around a step, inside the process of its task.
 
-A decorator that acts there names its subclass of StepHook in `StepDecorator.hook_class`. One object
-is made for each attempt. The outermost decorator comes first before the step, and last after it.
+Such a decorator names its subclass of StepHook in `StepDecorator.hook_class`. One object is created
+for each attempt. The outermost decorator acts first before the step, and last after it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Scene:
-    """What an attempt has around it.
+    """The environment of an attempt.
 
-    `inputs` is the second argument of a join's step, None for others. `values` are what `current`
-    gives: names may be added. `shared` is for what several decorators of an attempt have in common.
+    `inputs` is the second argument of a join's step, None for others. `values` are those of
+    `current`; hooks may add names. `shared` is for state that several decorators of an attempt
+    share.
     """
 
     definition: FlowDefinition
@@ -49,17 +50,17 @@ class Scene:
 
 
 class StepHook:
-    """The part of a decorator that acts. Every method does nothing unless it is overridden."""
+    """The part of a decorator that acts around a step. Methods do nothing unless overridden."""
 
     def __init__(self, decorator: StepDecorator, scene: Scene) -> None:
         self.decorator = decorator
         self.scene = scene
 
     def before(self) -> None:
-        """The flow is bound and `current` is set. What it raises fails the step."""
+        """Run before the step: the flow is bound and `current` is set. Exceptions fail the step."""
 
     def call(self, step: Callable[[], object]) -> object:
-        """Run the step, and all that is inside of this decorator.
+        """Run the step, and all hooks inside of this one.
 
         Args:
             step: Runs the step and the hooks inside of this one.
@@ -67,7 +68,7 @@ class StepHook:
         return step()
 
     async def call_async(self, step: Callable[[], Awaitable[object]]) -> object:
-        """The same for a coroutine step.
+        """Run a coroutine step, and all hooks inside of this one.
 
         Args:
             step: Runs the coroutine step and the hooks inside of this one.
@@ -75,25 +76,26 @@ class StepHook:
         return await step()
 
     def after(self, error: BaseException | None) -> None:
-        """Follow the step, with its error or None. What is set on the flow now is still stored.
-        Called whenever `before` was; what it raises fails the step.
+        """Run after the step. Called whenever `before` was; exceptions fail the step.
+
+        Attributes that are set on the flow are still stored.
 
         Args:
-            error: What the step has raised; None if it has succeeded.
+            error: The exception of the step; None if it has succeeded.
         """
 
     def stored(self, manifest: Manifest) -> None:
-        """The step has succeeded and all that it left is stored, but nobody knows yet.
+        """Run when the artifacts of a successful attempt are stored, before it is reported.
 
         Args:
-            manifest: What the attempt has left: the type, size and blob of each artifact.
+            manifest: The type, size and blob of each artifact.
         """
 
     def failed(self, error: BaseException) -> None:
-        """Follow an attempt that has failed.
+        """Run when an attempt has failed.
 
         Args:
-            error: What the attempt has ended with.
+            error: The exception that ended the attempt.
         """
 
 
@@ -116,11 +118,11 @@ def _class_of(path: str) -> type[StepHook]:
 
 
 def call_through(hooks: list[StepHook], step: Callable[[], object]) -> None:
-    """Run the step inside of all of them.
+    """Run the step inside of all hooks.
 
     Args:
         hooks: The hooks of the step's decorators, the outermost first.
-        step: Runs the step and the hooks inside of this one.
+        step: Runs the step.
     """
     for each in reversed(hooks):
         step = _inside(each, step)
@@ -132,11 +134,11 @@ def _inside(hook: StepHook, step: Callable[[], object]) -> Callable[[], object]:
 
 
 async def await_through(hooks: list[StepHook], step: Callable[[], Awaitable[object]]) -> None:
-    """The same for a coroutine step.
+    """Run a coroutine step inside of all hooks.
 
     Args:
         hooks: The hooks of the step's decorators, the outermost first.
-        step: Runs the coroutine step and the hooks inside of this one.
+        step: Runs the coroutine step.
     """
     for each in reversed(hooks):
         step = _inside_async(each, step)
@@ -149,7 +151,7 @@ def _inside_async(
     return lambda: hook.call_async(step)
 
 
-# How custom step decorators act: what comes before, instead of and after the step.
+# Custom step decorators: actions before, instead of and after the step.
 
 
 class CustomHook(StepHook):
@@ -157,10 +159,10 @@ class CustomHook(StepHook):
 
     def __init__(self, decorator: Any, scene: Scene) -> None:
         super().__init__(decorator, scene)
-        self._custom: UserStepDecorator = copy.copy(decorator)  # it may keep state
+        self._custom: UserStepDecorator = copy.copy(decorator)  # copied, since it may keep state
 
     def call(self, step: Callable[[], object]) -> object:
-        """Run what comes before, the step or what stands for it, and what comes after."""
+        """Run `pre_step`, the step or its replacement, and `post_step`."""
         error, follow = None, None
         instead = self._pre_step()
         try:
@@ -170,13 +172,13 @@ class CustomHook(StepHook):
                 follow = instead(*self._arguments) or None
             else:
                 step()
-        except Exception as raised:  # noqa: BLE001 -- the decorator decides what becomes of it
+        except Exception as raised:  # noqa: BLE001 -- the decorator decides how to handle it
             error = raised
         self._conclude(error, follow)
         return None
 
     async def call_async(self, step: Callable[[], Awaitable[object]]) -> object:
-        """The same for a coroutine step; what stands for it may be a coroutine, too."""
+        """Do the same for a coroutine step, whose replacement may be a coroutine, too."""
         error, follow = None, None
         instead = self._pre_step()
         try:
@@ -187,7 +189,7 @@ class CustomHook(StepHook):
                 follow = (await result if inspect.isawaitable(result) else result) or None
             else:
                 await step()
-        except Exception as raised:  # noqa: BLE001 -- the decorator decides what becomes of it
+        except Exception as raised:  # noqa: BLE001 -- the decorator decides how to handle it
             error = raised
         self._conclude(error, follow)
         return None
@@ -217,12 +219,14 @@ class CustomHook(StepHook):
     def _post_step(self, error: Exception | None) -> Any:
         try:
             return self._custom.post_step(self.scene.step.name, self.scene.flow, error)
-        except Exception as raised:  # noqa: BLE001 -- it is what the step ends with
+        except Exception as raised:  # noqa: BLE001 -- it is the outcome of the step
             return raised
 
     def _go_on(self, follow: Any) -> None:
-        """Call self.next() for a step that did not: as the source says, with other options if
-        `follow` is a dict that has any."""
+        """Call self.next() for a step that did not, with the arguments of its source.
+
+        If `follow` is a non-empty dict, it contains other options.
+        """
         flow, step = self.scene.flow, self.scene.step
         node = self.scene.definition.graph[step.name]
         if not node.next:
@@ -243,16 +247,19 @@ class CustomHook(StepHook):
             flow.next(*steps, foreach=node.foreach)
 
 
-# How the members of a gang know each other: `current.parallel`.
+# Gangs: the members get the address of member 0 in `current.parallel`.
 
 
 _VARIABLES = Variables("pytorch_parallel")
-_PORTS = 51_000, 10_000  # the first, and how many: above those that systems hand out
+_PORTS = 51_000, 10_000  # the first port, and the number of ports: above the usual ephemeral range
 
 
 class Gang(NamedTuple):
-    """One member's place: the address of member 0, how many members there are, which one this is,
-    and the task of member 0."""
+    """The place of a member in its gang.
+
+    The address of member 0, the number of members, the index of this member, and the task of member
+    0.
+    """
 
     main_ip: str
     num_nodes: int
@@ -261,17 +268,21 @@ class Gang(NamedTuple):
 
 
 class ParallelHook(StepHook):
-    """Tells the step about its gang."""
+    """Provides `current.parallel` to a member of a gang."""
 
     def before(self) -> None:
-        """Set `current.parallel`; raises InvalidTransition in a step that is in no gang."""
+        """Set `current.parallel`.
+
+        Raises:
+            InvalidTransition: If the step is not in a gang.
+        """
         spec = self.scene.spec
         if not spec.opens_index or spec.split_index is None or spec.splits is None:
             raise InvalidTransition(
                 f"Step {spec.step!r} has @{self.decorator.decorator_name}, and was not started "
                 f"with self.next(self.{spec.step}, num_parallel=...)."
             )
-        # Members start together, so their tasks are numbered one after the other.
+        # Members start together, so their tasks have consecutive numbers.
         control = str(spec.task - spec.split_index)
         address = spec.address or self.scene.context.address
         self.gang = Gang(address, spec.splits, spec.split_index, control)
@@ -279,12 +290,12 @@ class ParallelHook(StepHook):
 
 
 class PytorchHook(ParallelHook):
-    """The same, with variables for torch.distributed."""
+    """Provides `current.parallel` and the variables of torch.distributed."""
 
     _found: Mapping[str, str] = {}
 
     def before(self) -> None:
-        """The flow is bound and `current` is set. What it raises fails the step."""
+        """Set `current.parallel` and the variables of torch.distributed."""
         super().before()
         decorator: Any = self.decorator
         run = "".join(filter(str.isdigit, self.scene.context.run)) or "0"
@@ -301,11 +312,10 @@ class PytorchHook(ParallelHook):
         self._found = found
 
     def after(self, error: BaseException | None) -> None:
-        """Follow the step, with its error or None. What is set on the flow now is still stored.
-        Called whenever `before` was; what it raises fails the step.
+        """Restore the variables.
 
         Args:
-            error: The exception.
+            error: The exception of the step; None if it has succeeded.
         """
         _VARIABLES.release(self._found)
         self._found = {}

@@ -1,8 +1,8 @@
-"""What a task reads: its input tasks' artifacts, by name, when the step first touches them.
+"""The inputs of a task: artifacts of its input tasks by name, loaded when the step uses them.
 
-A manifest says which artifacts a task set itself and which it passes on from which earlier task.
-So every name leads, over at most one more manifest, to an entry; the value is loaded from there.
-A join over a foreach streams its inputs' manifests in pages, in split order.
+A manifest lists the artifacts that a task has set, and those that it has inherited, with the
+earlier task that set them. Finding the entry of a name takes at most one more manifest. A join over
+a foreach reads the manifests of its inputs in pages, in split order.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.artifacts import ArtifactReader
 
-PAGE = 1000  # manifests a query, when a join streams its inputs
+PAGE = 1000  # manifests for each query of a join
 _CACHED_MANIFESTS = 512
 
 
 class Manifests:
-    """The manifests of a run's tasks: handed over with the spec, else read from the metadata."""
+    """The manifests of a run's tasks: sent with the spec, or read from the metadata."""
 
     def __init__(self, open_metadata: Callable[[], MetadataStore], run_key: int) -> None:
         self._open = open_metadata
@@ -34,17 +34,17 @@ class Manifests:
 
     @property
     def metadata(self) -> MetadataStore:
-        """The metadata, opened when it is first needed: most tasks never do."""
+        """The metadata, opened on first use: most tasks never need it."""
         if self._metadata is None:
             self._metadata = self._open()
         return self._metadata
 
     def remember(self, task: int, manifest: Manifest) -> None:
-        """Keep a manifest; the oldest goes when there are too many.
+        """Cache a manifest; the oldest one is evicted if the cache is full.
 
         Args:
             task: The number of the task within its run.
-            manifest: What the attempt has left: the type, size and blob of each artifact.
+            manifest: The type, size and blob of each artifact of the task.
         """
         cache = self._cache
         if len(cache) >= _CACHED_MANIFESTS:
@@ -52,7 +52,7 @@ class Manifests:
         cache[task] = manifest
 
     def knows(self, task: int) -> bool:
-        """Return whether the manifest is at hand.
+        """Return whether the manifest is cached.
 
         Args:
             task: The number of the task within its run.
@@ -66,7 +66,7 @@ class Manifests:
             task: The number of the task within its run.
 
         Raises:
-            StorageError: The task has not succeeded.
+            StorageError: If the task has not succeeded.
         """
         manifest = self._cache.get(task)
         if manifest is None:
@@ -78,11 +78,11 @@ class Manifests:
         return manifest
 
     def passes(self, inputs: Inputs, step: str) -> int:
-        """Return how many tasks of a step that leads back to itself came before one with these
+        """Return how often a step that is its own successor has run before a task with these
         inputs.
 
         Args:
-            inputs: Which tasks the inputs come from.
+            inputs: The input tasks.
             step: The name of the step.
         """
         count = 0
@@ -95,8 +95,10 @@ class Manifests:
         return count
 
     def with_item(self, task: int, index: int) -> Manifest:
-        """Return the manifest of a task that opens a foreach, from when it had made the item at
-        `index`: it may go on making them.
+        """Return the manifest of a task that opens a foreach, with the item at `index`.
+
+        The cached manifest is replaced if it is older than the item, since the task may still
+        generate items.
 
         Args:
             task: The number of the task within its run.
@@ -109,18 +111,18 @@ class Manifests:
         return manifest
 
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
-        """Return up to PAGE inputs of a foreach join from split index `start` on.
+        """Return up to PAGE inputs of a foreach join, starting at split index `start`.
 
         Args:
             inputs: The foreach that is joined.
-            start: The position of the first one.
+            start: The split index of the first input.
         """
         rows = self.metadata.split_manifests(self._run_key, inputs.split, inputs.steps, start, PAGE)
         return [(index, task, step, Manifest.decode(data)) for index, task, step, data in rows]
 
 
 class KnownManifests(Manifests):
-    """Manifests that are all in memory, of a run that no metadata store knows."""
+    """Manifests that are all in memory, for a run that is not in any metadata."""
 
     def __init__(self, parameters: Manifest) -> None:
         self._by_task = {int(PARAMETERS_TASK): parameters}
@@ -134,11 +136,11 @@ class KnownManifests(Manifests):
         split: int | None = None,
         index: int | None = None,
     ) -> None:
-        """Note what a task has left; `split` and `index` are its place in the foreach around it.
+        """Add the manifest of a task; `split` and `index` are its place in the enclosing foreach.
 
         Args:
             task: The number of the task within its run.
-            manifest: What the attempt has left: the type, size and blob of each artifact.
+            manifest: The type, size and blob of each artifact of the task.
             step: The name of the step.
             split: The task that opened the foreach.
             index: The index of the item in the foreach.
@@ -148,23 +150,23 @@ class KnownManifests(Manifests):
             self._in_split.setdefault(split, {})[index] = (task, step)
 
     def knows(self, task: int) -> bool:
-        """Whether the manifest is there."""
+        """Return whether the manifest is known."""
         return task in self._by_task
 
     def passes(self, inputs: Inputs, step: str) -> int:
-        """None: the step runs by itself."""
+        """Return 0: the step runs by itself."""
         return 0
 
     def of(self, task: int) -> Manifest:
-        """The manifest of a task."""
+        """Return the manifest of a task."""
         return self._by_task[task]
 
     def with_item(self, task: int, index: int) -> Manifest:
-        """The manifest of a task."""
+        """Return the manifest of a task."""
         return self._by_task[task]
 
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
-        """All inputs of a foreach join from split index `start` on."""
+        """Return all inputs of a foreach join, starting at split index `start`."""
         tasks = self._in_split.get(inputs.split, {})
         return [
             (index, task, step, self._by_task[task])
@@ -188,11 +190,10 @@ class TaskArtifacts:
         self.reader = reader
 
     def find(self, name: str) -> tuple[int, Entry] | None:
-        """Return the entry of an artifact and the task that set it; None if there is no such
-        artifact.
+        """Return the task that set an artifact, and its entry; None if there is no such artifact.
 
         Args:
-            name: The name.
+            name: The name of the artifact.
         """
         entry = self.manifest.artifacts.get(name)
         if entry is not None:
@@ -203,10 +204,10 @@ class TaskArtifacts:
         return None if origin is None else (origin, self._manifests.of(origin).artifacts[name])
 
     def entries(self, without: Collection[str] = ()) -> dict[str, tuple[int, Entry]]:
-        """Return every artifact's entry and the task that set it, but for the names in `without`.
+        """Return the task that set each artifact, and its entry, by name.
 
         Args:
-            without: Names to leave out.
+            without: Names to exclude.
         """
         found = {name: (self.task, entry) for name, entry in self.manifest.artifacts.items()}
         for task, names in self.manifest.inherited.items():
@@ -215,7 +216,8 @@ class TaskArtifacts:
         return {name: entry for name, entry in found.items() if name not in without}
 
     def passed_on(self) -> dict[int, list[str]]:
-        """Return all its artifacts by the task that set them: what a task that follows inherits."""
+        """Return the names of all artifacts by the task that set them, as a next task inherits
+        them."""
         passed = {task: list(names) for task, names in self.manifest.inherited.items()}
         if self.manifest.artifacts:
             passed[self.task] = list(self.manifest.artifacts)
@@ -249,13 +251,13 @@ class InputTask:
 
     @property
     def index(self) -> int | None:
-        """The place of the input in its innermost foreach; None outside of any."""
+        """The index of the input in its innermost foreach; None outside of any."""
         stack = self._aflow_artifacts.manifest.stack
         return stack[-1].index if stack else None
 
     @property
     def input(self) -> Any:
-        """The item of the innermost foreach that the input worked on; None outside of any."""
+        """The item of the innermost foreach that the input has processed; None outside of any."""
         stack = self._aflow_artifacts.manifest.stack
         return self._aflow_item(stack[-1]) if stack else None
 
@@ -272,9 +274,9 @@ class InputTask:
 
 
 class JoinInputs:
-    """The `inputs` of a join: by position, by step name, one after the other.
+    """The `inputs` of a join: indexed by position, an attribute for each step, or iterated.
 
-    Iterating again reads again; nothing but a page of manifests is held.
+    Each iteration reads the manifests again; only one page of them is held in memory.
     """
 
     def __init__(

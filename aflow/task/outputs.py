@@ -1,4 +1,4 @@
-"""The inside of one attempt: what the step sees of its inputs, and what it leaves behind."""
+"""The flow's state in one attempt: the inputs that the step reads and the artifacts it sets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """An artifact that the step has touched: who set it, and how it looked then."""
+    """An artifact that the step has loaded: the task that set it, its entry, and its value."""
 
     origin: int
     entry: Entry
@@ -39,8 +39,8 @@ class Loaded(NamedTuple):
 class StepContext:
     """The context that a flow instance is bound to while its step runs.
 
-    Artifacts are read when the step first touches them. What it did not touch, or touched and
-    left as it was, is passed on by key.
+    Artifacts are loaded when the step first uses them. Unused and unchanged artifacts are inherited
+    by key, without storing them again.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class StepContext:
         self.read_only = read_only_names(definition)
         self._stack: tuple[ForeachFrame, ...] | None = None
 
-    # ------------------------------------------------------------ what the step reads
+    # ------------------------------------------------------------ inputs
 
     def load(self, name: str) -> Any:
-        """The value of an artifact of an earlier step; raises ArtifactNotFound."""
+        """Return the value of an artifact of an earlier step; raises ArtifactNotFound."""
         found = self._merged.get(name) or self._source.find(name)
         if found is None:
             raise ArtifactNotFound(name)
@@ -85,18 +85,17 @@ class StepContext:
         return value
 
     def names(self) -> set[str]:
-        """The names of all artifacts that the step can read."""
+        """Return the names of all artifacts that the step can read."""
         return self._source.manifest.names() | self._merged.keys()
 
     @property
     def index(self) -> int | None:
-        """The task's place in the innermost foreach around it; None outside of any."""
+        """The index of the task in the innermost foreach around it; None outside of any."""
         return self._spec.split_index
 
     @property
     def passes(self) -> int | None:
-        """How often the step has run before in this place, where it leads back to itself; None for
-        other steps."""
+        """How often the step has run before, if it is its own successor; None for other steps."""
         if self.step_name not in self.node.next:
             return None
         return self._manifests.passes(self._inputs, self.step_name)
@@ -114,7 +113,7 @@ class StepContext:
     def _item(self, frame: ForeachFrame) -> Any:
         items = self._manifests.of(frame.split).items
         if items is None:
-            # The members of a gang have no items: each has its place in it, as in Metaflow.
+            # Members of a gang have no items; their input is their index, as in Metaflow.
             kind = self.definition.graph[frame.step].kind
             return frame.index if kind is Kind.PARALLEL else None
         if self._own_item is not None and frame.split == self._spec.split:
@@ -123,7 +122,7 @@ class StepContext:
 
     @property
     def node(self) -> Node:
-        """The step, as the graph has it."""
+        """The node of the step in the graph."""
         return self.definition.graph.nodes[self.step_name]
 
     @property
@@ -197,7 +196,8 @@ class StepContext:
         exclude: Collection[str] | None,
         include: Collection[str] | None,
     ) -> None:
-        """Copy, by key, what the inputs agree on; see FlowSpec.merge_artifacts."""
+        """Copy, by key, the artifacts that are equal in all inputs; see
+        FlowSpec.merge_artifacts."""
         if not self.definition.steps[self.step_name].takes_inputs:
             raise MergeArtifactsError(
                 f"merge_artifacts was called in step {self.step_name!r}, which is not a join: "
@@ -216,18 +216,19 @@ class StepContext:
         for name in merge.plan():
             self._merged[name] = first[name]
 
-    # ------------------------------------------------------------ what the step leaves
+    # ------------------------------------------------------------ outputs
 
     def manifest(self, left: dict[str, Any], writer: PackingWriter) -> Manifest:
-        """Return what the task leaves: new and changed values stored, all else passed on by key.
+        """Return the manifest of the task: new and changed values are stored, others inherited by
+        key.
 
         Args:
-            left: What the step has set on the flow, by name.
+            left: The attributes that the step has set on the flow, by name.
             writer: Stores the values that are new or have changed.
 
         Raises:
-            ArtifactNotPicklable: A value cannot be pickled; the error names the artifact.
-            StoreUnavailable: The datastore does not answer.
+            ArtifactNotPicklable: If a value cannot be pickled; the error names the artifact.
+            StoreUnavailable: If the datastore does not respond.
         """
         manifest = Manifest(step=self.step_name, stack=self.stack)
         for name, value in left.items():
@@ -239,11 +240,13 @@ class StepContext:
         return manifest
 
     def verify_mapped(self) -> None:
-        """Wait until all that was mapped unverified has been verified; raises CorruptBlob."""
+        """Wait until all data that was mapped without verification is verified; raises
+        CorruptBlob."""
         self._reader.verify_pending()
 
     def _changed(self, name: str, value: Any, writer: PackingWriter) -> Entry | None:
-        """The entry of a value that is new or has changed; None for one that is as it was."""
+        """Store a value if it is new or has changed, and return its entry; None if it is
+        unchanged."""
         loaded = self._loaded.get(name)
         if loaded is None:
             return writer.save(name, value)
@@ -286,15 +289,15 @@ def read_only_names(definition: FlowDefinition) -> frozenset[str]:
     return names
 
 
-# Items of a foreach that are handed out while the step still makes them.
+# Items of a foreach whose tasks may start while the step still generates items.
 #
-# The step's thread stores them; another reports now and then how many there are. It does so at once
-# where they come slowly; where they come fast, the pause grows with the time that has passed, so
-# that even a day of items is reported some hundred times.
+# The step's thread stores items; another thread reports their number. The first reports follow
+# immediately. The pause between reports grows with the elapsed time, so that even a step that
+# generates items for a day causes only some hundred reports.
 
 
-PAUSE = 0.02  # seconds at least between two announcements
-SHARE = 0.02  # of the time that has passed: the pause later on
+PAUSE = 0.02  # minimum seconds between two reports
+SHARE = 0.02  # of the elapsed time: the pause later on
 
 Announce = Callable[[Any, int], None]
 """Called with what `Manifest.items` is so far, and how many items that are."""
@@ -303,16 +306,18 @@ Announce = Callable[[Any, int], None]
 def write_streamed(
     items: Iterable[Any], blobs: BlobStore, limit: int, clock: Clock, announce: Announce
 ) -> tuple[Any, int]:
-    """Return what `write_items` returns, and call `announce` meanwhile from another thread: not any
-    more once this returns or raises.
+    """Store the items, and report them from another thread.
 
     Args:
-        items: The items of the foreach; they are iterated once, maybe for a long time.
+        items: The items of the foreach; they are iterated once, possibly for a long time.
         blobs: The blobs of the datastore, addressed by content.
         limit: How many items are allowed.
-        clock: The source of the time; tests give a `FakeClock`.
-        announce: Called with the number of items so far and the manifest, from another thread;
-            never after this has returned or raised.
+        clock: The source of the time; tests pass a `FakeClock`.
+        announce: Called with `Manifest.items` and the number of items so far, from another thread;
+            never after this function has returned or raised.
+
+    Returns:
+        The result of `write_items`.
     """
     stream = _Stream(blobs, clock, announce)
     try:
@@ -326,7 +331,7 @@ def write_streamed(
 
 
 class _Stream:
-    """Items on their way to the store, and the thread that announces them."""
+    """Stores the items of a foreach, with a thread that reports them."""
 
     def __init__(self, blobs: BlobStore, clock: Clock, announce: Announce) -> None:
         self._writer = ItemWriter(blobs)
@@ -356,14 +361,14 @@ class _Stream:
                     continue
                 try:
                     self._announce(self._writer.cut(), self._writer.count)
-                except BaseException as error:  # noqa: BLE001 -- raised again where items are added
+                except BaseException as error:  # noqa: BLE001 -- raised again when the next item is added
                     self._problem = error
                     return
                 self._announced = self._writer.count
                 self._pause()
 
     def _pause(self) -> None:
-        """Let items come, without being woken by each."""
+        """Wait before the next report; new items do not shorten the pause."""
         until = self._clock.monotonic()
         until += max(PAUSE, SHARE * (until - self._begun_at))
         while not self._over and (left := until - self._clock.monotonic()) > 0:

@@ -1,15 +1,15 @@
 """The user's program, described as plain values, and run again in another process.
 
-A task runs the program from its first line up to `MyFlow()`, as a fresh interpreter would. How that
-is done depends on how the program was started:
+A task runs the program from its first line to `MyFlow()`, as a fresh interpreter would. How it does
+so depends on how the program was started:
 
-`main`     `python flow.py run`, `aflow run flow.py`, `python -m package.flow run`: the file is run
-           as `__main__`, guarded block and all, until it calls `MyFlow()`.
-`script`   a program that calls `aflow.run` or a Coordinator with a class of its own: the file is
-           run under another name, so that its guarded block is not, and is `__main__` afterwards,
-           as in multiprocessing.
+`main`     `python flow.py run`, `aflow run flow.py`, `python -m package.flow run`: the file runs as
+           `__main__`, including its guarded block, until it calls `MyFlow()`.
+`script`   a program that calls `aflow.run` or a Coordinator with a class that it defines: the file
+           runs under another name, so that its guarded block is skipped, and becomes `__main__`
+           afterwards, as in multiprocessing.
 `module`   the class is in a module that the program has imported: that module is imported.
-`pickle`   a class that is in no file (a notebook's) travels as bytes of cloudpickle.
+`pickle`   a class without a file (in a notebook) is sent as bytes of cloudpickle.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ from aflow.errors import InvalidFlow, InvalidInput
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
-_DEEPEST = 20  # packages in packages
-ALIAS = "__aflow_main__"  # the name of a program while it is run without its guarded block
+_DEEPEST = 20  # maximum nesting of packages
+ALIAS = "__aflow_main__"  # `__name__` of a program that runs without its guarded block
 
 
 class LoadRequest(NamedTuple):
-    """How a flow is loaded in another process. `source` is as `program_of` gives it, `configs` are
-    pickled values, which only the process that loads the flow reads. `graph` is its graph as plain
-    values, `kept` names the decorators that some steps are left with (a step that is spun).
-    `imported` is what the first run of the program has imported (warm.py), None where there was
-    none on this machine."""
+    """How another process loads a flow.
+
+    `source` is the result of `program_of`. `configs` are pickled values, which only the process
+    that loads the flow unpickles. `graph` is the graph as plain values. `kept` lists the decorators
+    that some steps keep (a step that is spun). `imported` are the imports of the program's first
+    run (preload.py); None if it has not run on this machine.
+    """
 
     source: dict[str, Any]
     decospecs: list[str]
@@ -55,10 +57,12 @@ class LoadRequest(NamedTuple):
 
 
 class Started(NamedTuple):
-    """How the program was started whose `MyFlow()` this process has reached: the flow, its
-    `argv`, the name after `-m` (None for a file), its folder and environment at that time, and
-    the names of the modules that it has imported. `root` is where a module was looked for, if not
-    in that folder."""
+    """How the program was started whose `MyFlow()` this process has reached.
+
+    `module` is the name after `-m`, None for a file. `folder` and `environment` are those at the
+    start. `modules` are the names of the modules that the program has imported. `root` is the
+    folder in which the module was found, unless it is `folder`.
+    """
 
     flow: type
     argv: list[str]
@@ -73,7 +77,7 @@ _started: Started | None = None
 
 
 def note_start(started: Started) -> None:
-    """Note that this process runs the user's program as `__main__`, and has reached `MyFlow()`.
+    """Record that this process runs the user's program as `__main__` and has reached `MyFlow()`.
 
     Args:
         started: How the program was started.
@@ -83,7 +87,7 @@ def note_start(started: Started) -> None:
 
 
 def started() -> Started | None:
-    """Return how the user's program was started; None where this process is another program."""
+    """Return how the user's program was started; None if this process runs another program."""
     return _started
 
 
@@ -91,22 +95,22 @@ _hosted: str | None = None  # the program that this process runs for a task
 
 
 def host(file: str | None) -> None:
-    """Note that this process runs the program of this file for a task; None while its step runs,
-    which may begin runs of its own.
+    """Record that this process runs the program of this file for a task.
 
     Args:
-        file: The path of the program's file; None while its step runs.
+        file: The path of the program's file; None while its step runs, which may start runs.
     """
     global _hosted
     _hosted = file
 
 
 def check_may_begin() -> None:
-    """Check that the program may begin a run. It may not while it is run for a task: tasks would
-    begin runs without end.
+    """Check that the program may start a run.
+
+    A program that runs for a task may not, since every task of the new run would start another run.
 
     Raises:
-        InvalidInput: It is run for a task.
+        InvalidInput: If the program runs for a task.
     """
     if _hosted is not None:
         raise InvalidInput(
@@ -121,14 +125,14 @@ def request_of(
     imported: dict[str, Any] | None = None,
     spun: str | None = None,
 ) -> LoadRequest:
-    """Return what another process has to know to load the flow: plain values. Of a step that is
-    `spun` the decorators count that it has here.
+    """Return how another process loads the flow, as plain values.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         decospecs: The decorators that were given by `--with`.
-        imported: What the first run of the file has imported; None where it is not known.
-        spun: The name of the step that `aflow spin` runs; None for none.
+        imported: The imports of the file's first run; None if they are unknown.
+        spun: The step that `aflow spin` runs, which keeps exactly its decorators in this process;
+            None for none.
     """
     left = (
         [] if spun is None else [each.decorator_name for each in definition.steps[spun].decorators]
@@ -145,13 +149,13 @@ def request_of(
 
 
 def stands_for_metaflow() -> bool:
-    """Return whether aflow stands for Metaflow in this process."""
+    """Return whether aflow replaces Metaflow in this process."""
     compat = sys.modules.get("aflow.compat.metaflow")
     return compat is not None and compat.is_installed()
 
 
 def _configs_of(definition: FlowDefinition) -> bytes | None:
-    """The values of its configs, which a parser may have made of any types."""
+    """Return the pickled values of the configs; parsers may return values of any types."""
     if definition.config_values is None:
         return None
     import cloudpickle  # rarely needed, and slow to import
@@ -160,11 +164,11 @@ def _configs_of(definition: FlowDefinition) -> bytes | None:
     return values
 
 
-# ------------------------------------------------------------------ where a flow comes from
+# ------------------------------------------------------------------ describing the program
 
 
 def program_of(cls: type) -> dict[str, Any]:
-    """Return the program that leads to a flow class, as plain values; see `Program`."""
+    """Return the program that defines a flow class, as plain values; see `Program`."""
     main = sys.modules["__main__"]
     if _started is not None and _started.flow is cls and (file := file_of(main)):
         return {
@@ -185,19 +189,19 @@ def program_of(cls: type) -> dict[str, Any]:
 
 
 def _argv_of(module: str, argv: Sequence[str]) -> list[str]:
-    """What stands behind the options of the interpreter."""
+    """Return the arguments that follow the options of the interpreter."""
     return [*argv] if module == "__main__" else ["-m", module, *argv[1:]]
 
 
 def _flags(arguments: Sequence[str]) -> list[str]:
-    """The options that this interpreter was given, where it was started with these arguments."""
+    """Return the options of this interpreter, if it was started with these arguments."""
     options = sys.orig_argv[1 : -len(arguments)]
     is_plain = sys.orig_argv[-len(arguments) :] == [*arguments] and "-m" not in options
     return options if is_plain and (not options or options[0].startswith("-")) else []
 
 
 def source_of(made: Any) -> dict[str, Any]:
-    """Return where a class or a function comes from, as plain values; see `class_from`.
+    """Return where a class or a function is defined, as plain values; see `class_from`.
 
     Args:
         made: The class or function.
@@ -213,12 +217,13 @@ def source_of(made: Any) -> dict[str, Any]:
 
 
 def class_from(source: dict[str, Any], code: CodeType | None = None) -> Any:
-    """Return the class or function that `source_of` or `program_of` described, in another process,
-    without the guarded block of its program.
+    """Return the class or function that `source_of` or `program_of` described.
+
+    The guarded block of its program does not run.
 
     Args:
         source: The plain values that describe it.
-        code: What its file was when the run began; None to read the file.
+        code: The code of its file when the run started; None to read the file.
     """
     if "pickle" in source:
         import pickle
@@ -230,11 +235,13 @@ def class_from(source: dict[str, Any], code: CodeType | None = None) -> Any:
 
 
 def _import(file: str, name: str, code: CodeType | None) -> ModuleType:
-    """Import a module by name where that leads to the same file, else from its file; with this code
-    in any case, where it is given."""
+    """Import a module by name if that finds the same file, else from the file.
+
+    The module's code is replaced by `code`, unless that is None.
+    """
     try:
         spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):  # its package is not to be found from here
+    except (ImportError, ValueError):  # its package cannot be found from here
         spec = None
     if spec is not None and spec.origin and _is_same(spec.origin, file):
         if code is None or name in sys.modules:  # its package has imported it
@@ -258,13 +265,12 @@ def _import(file: str, name: str, code: CodeType | None) -> ModuleType:
 def _is_same(one: str, other: str) -> bool:
     try:
         return os.path.samefile(one, other)
-    except OSError:  # in an archive, or gone
+    except OSError:  # in an archive, or removed
         return os.path.abspath(one) == os.path.abspath(other)
 
 
 def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dict[str, Any]:
-    """Return the same program on a machine where its code is in this folder, and its file has the
-    name `script` there.
+    """Return the same program for a machine that has its code in this folder.
 
     Args:
         source: The plain values that describe it.
@@ -276,11 +282,12 @@ def placed(source: dict[str, Any], folder: os.PathLike[str], script: str) -> dic
 
 
 def packaged(request: LoadRequest, *, is_here: bool = True) -> LoadRequest:
-    """Return the request for an interpreter that has packages of its own: of what is on sys.path
-    here, the user's own folders alone are there; on another machine (not `is_here`) none.
+    """Return the request for an interpreter with other packages.
+
+    Of the entries of sys.path, it keeps only the user's folders, and none on another machine.
 
     Args:
-        request: What another process has to know to load the flow.
+        request: How another process loads the flow.
         is_here: Whether the interpreter is on this machine.
     """
     source = {**request.source, "packaged": True}
@@ -296,11 +303,11 @@ def packaged(request: LoadRequest, *, is_here: bool = True) -> LoadRequest:
 
 
 def for_later(request: LoadRequest, script: str) -> LoadRequest:
-    """Return the request as it is kept for runs that come later, elsewhere: the same for the same
-    flow, whatever command has deployed it. `script` is the file's name in the code package.
+    """Return the request for later runs elsewhere: independent of the command that deploys the
+    flow.
 
     Args:
-        request: What another process has to know to load the flow.
+        request: How another process loads the flow.
         script: The name of the flow's file in the code package.
     """
     source = request.source
@@ -314,8 +321,11 @@ def for_later(request: LoadRequest, script: str) -> LoadRequest:
 
 
 class Program:
-    """A user's program that forks of this process run. `source` is as `program_of` gives it, `path`
-    what a fresh interpreter has as sys.path, without the folder of a script."""
+    """A user's program that forks of this process run.
+
+    `source` is the result of `program_of`. `path` is the sys.path of a fresh interpreter, without
+    the folder of a script.
+    """
 
     def __init__(self, source: dict[str, Any], path: Sequence[str]) -> None:
         self.source = source
@@ -324,22 +334,23 @@ class Program:
 
     @property
     def flow(self) -> str:
-        """The qualified name of the flow's class; empty for one that is pickled."""
+        """The qualified name of the flow's class; empty for a pickled class."""
         return str(self.source.get("name", ""))
 
     def compile(self, text: str | None = None) -> None:
-        """Compile the file (or the text that stands for it), and import what lies hidden beside it,
-        for all processes that are forked from this one. What is wrong with it is raised where it is
-        run.
+        """Compile the file, and import the modules that files next to it would hide.
+
+        Both are done once, for all processes that are forked from this one. Errors of the file are
+        raised when it runs.
 
         Args:
-            text: The text that stands for the file; None to read the file.
+            text: Source code to compile instead of the file; None to read the file.
         """
         if text is not None:
             self._code = compile(text, self.source["file"], "exec", dont_inherit=True)
             return
         file = self.source.get("file")
-        if file:  # a program that cannot be run there was refused where it was started
+        if file:  # programs for which this is impossible were rejected at their start
             keep_hidden_beside(file, self.source.get("root") or _folder_of(file))
         if self.source["kind"] != "pickle":
             try:
@@ -354,14 +365,14 @@ class Program:
 
     @property
     def _command(self) -> list[str]:
-        """What the interpreter would have been started with."""
+        """The command line of an equivalent interpreter."""
         return [sys.executable, *self.source["flags"], *_argv_of(self.source["module"], self._argv)]
 
     def run(self) -> Any:
-        """Run the program in this process, up to its end. Raises whatever the program raises.
+        """Run the program in this process, up to its end. Raises all exceptions of the program.
 
         Returns:
-            The flow's class, where the program has not called it by itself.
+            The flow's class, if the program has not called it itself.
         """
         kind = self.source["kind"]
         if kind == "main":
@@ -399,16 +410,17 @@ def run_as_main(
     code: CodeType | None = None,
     root: str | None = None,
 ) -> ModuleType:
-    """Run a file as Python runs its program, or a module as `-m` does, with `__main__`, sys.argv
-    and sys.path as they are there. Raises whatever the program raises.
+    """Run a file as `python` does, or a module as `python -m` does.
+
+    `__main__`, sys.argv and sys.path are set accordingly. Raises all exceptions of the program.
 
     Args:
         file: The path of the program's file.
         argv: sys.argv of the program.
         path: sys.path of the program, without its own folder.
         module: The name of the module, as for `python -m`; None for a file.
-        code: The compiled file, where there is one already.
-        root: The folder that stands for the working folder; None for the working folder itself.
+        code: The compiled file; None to compile it.
+        root: The folder that replaces the working folder; None for the working folder itself.
 
     Returns:
         The module, when it has ended.
@@ -429,8 +441,10 @@ def run_as_main(
 
 
 def become_main(module: ModuleType) -> None:
-    """Let this module be the program. Where multiprocessing was imported before there was one, it
-    has kept the main module of then, for what processes that it spawns give back.
+    """Make this module the `__main__` of the process.
+
+    If multiprocessing was imported before, it has kept the previous main module, to unpickle the
+    results of spawned processes.
 
     Args:
         module: The module that becomes `__main__`.
@@ -447,14 +461,14 @@ def _folder_of(file: str) -> str:
 def _run_module(
     main: ModuleType, name: str, path: Sequence[str], root: str, code: CodeType | None
 ) -> ModuleType:
-    import runpy  # what `-m` itself is
+    import runpy  # the implementation of `-m`
 
     keep_importable(name.partition(".")[0], root)
     vars(main).update(__annotations__={}, __builtins__=builtins)
     become_main(main)
     sys.path[:] = path if sys.flags.safe_path else [root, *path]
-    # A module of the standard library that has this name is in use already; `-m` has looked for the
-    # program before there was any.
+    # A module of the standard library with this name may be imported already; `-m` looks for the
+    # program before that.
     hidden = sys.modules.pop(name, None)
     try:
         spec: Any = None if code is None else importlib.util.find_spec(name)
@@ -488,8 +502,8 @@ def _run_archive(main: ModuleType, file: str, path: Sequence[str]) -> ModuleType
 
 
 def _archive_of(file: str) -> str | None:
-    """The archive (of zipapp, a wheel on sys.path) that a file which is not there lies in; None
-    where it lies in none."""
+    """Return the archive (of zipapp, or a wheel on sys.path) that contains a file; None if none
+    does."""
     while file and not os.path.exists(file):
         folder = os.path.dirname(file)
         file = "" if folder == file else folder
@@ -497,7 +511,7 @@ def _archive_of(file: str) -> str | None:
 
 
 def _set_up(module: ModuleType, name: str, file: str) -> None:
-    """Give a module what Python gives a program that is a file."""
+    """Set the attributes that Python gives to a program that is a file."""
     vars(module).update(
         __name__=name,
         __doc__=None,
@@ -512,7 +526,7 @@ def _set_up(module: ModuleType, name: str, file: str) -> None:
 
 
 def _run_under_alias(file: str, code: CodeType | None) -> ModuleType:
-    """Run a file without its guarded block; it is known as `__main__` while and after it runs."""
+    """Run a file without its guarded block; it is `__main__` while and after it runs."""
     module = ModuleType(ALIAS)
     _set_up(module, ALIAS, file)
     sys.modules[ALIAS] = module
@@ -523,8 +537,10 @@ def _run_under_alias(file: str, code: CodeType | None) -> ModuleType:
 
 
 def _rename(module: ModuleType) -> None:
-    """What the file has defined says `__main__` from now on, as where the program was started: so
-    it is found by what is pickled here and there."""
+    """Set `__module__` of all definitions in the file to `__main__`, as in the original program.
+
+    Pickles of either process then refer to the same names.
+    """
     module.__name__ = "__main__"
     todo: list[Any] = [*vars(module).values()]
     seen: set[int] = set()
@@ -537,19 +553,20 @@ def _rename(module: ModuleType) -> None:
             todo += vars(each).values()
         try:
             each.__module__ = "__main__"
-        except (AttributeError, TypeError):  # an object that says its class's name
+        except (AttributeError, TypeError):  # an instance, which has the attribute from its class
             continue
 
 
 def package_of(file: str) -> tuple[str, str] | None:
-    """Return how a file can be run that works only as a module of its package (it imports by `from
-    .` or from that package).
+    """Return how to run a file that works only as a module of its package.
+
+    Such a file has relative imports, or imports from its package, which is not on sys.path.
 
     Args:
         file: The path of the file.
 
     Returns:
-        The folder that holds the package, and the module's name; None for any other file.
+        The folder that contains the package, and the module's name; None for any other file.
     """
     folder, base = os.path.split(os.path.abspath(file))
     names = [base.removesuffix(".py")]
@@ -561,13 +578,13 @@ def package_of(file: str) -> tuple[str, str] | None:
     try:
         with open(file, "rb") as opened:
             tree = ast.parse(opened.read())
-    except (OSError, SyntaxError, ValueError):  # who runs the file says so
+    except (OSError, SyntaxError, ValueError):  # running the file reports it
         return None
     return (folder, ".".join(names)) if _imports_from(tree, names[0]) else None
 
 
 def _imports_from(tree: ast.AST, package: str) -> bool:
-    """Whether something is imported from the package, which cannot be found without it."""
+    """Return whether the code imports from its package, which cannot be found otherwise."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             return True
@@ -584,18 +601,18 @@ def _compiled(file: str) -> CodeType:
         return compile(opened.read(), file, "exec", dont_inherit=True)
 
 
-# ------------------------------------------------------------------ is this one?
+# ------------------------------------------------------------------ the current program
 
 
 def program_in(frame: FrameType | None) -> ModuleType | None:
-    """`__main__`, if a call that began in this frame comes from a program of the user's that is run
-    as `__main__`.
+    """Return `__main__` if a call in this frame comes from a user's program that runs as
+    `__main__`.
 
     Args:
         frame: The frame of the call.
 
     Returns:
-        None under a tool (pytest, a console script) and where there is no file.
+        None under a tool (pytest, a console script), or if there is no file.
     """
     main = sys.modules.get("__main__")
     file = file_of(main)
@@ -611,7 +628,7 @@ def program_in(frame: FrameType | None) -> ModuleType | None:
 
 
 def is_library(file: str) -> bool:
-    """Return whether a file belongs to Python or to what is installed, rather than to the user.
+    """Return whether a file belongs to Python or an installed package, rather than to the user.
 
     Args:
         file: The path of the file.
@@ -620,13 +637,15 @@ def is_library(file: str) -> bool:
 
 
 def library_folders() -> tuple[str, ...]:
-    """Return the folders of Python and of what is installed, as they are named and as they are,
-    each with a separator at its end."""
+    """Return the folders of Python and of installed packages, with and without resolved links.
+
+    Each ends with a separator.
+    """
     global _folders
     if not _folders:
         import site
 
-        # What sysconfig says, too; it reads all variables that Python was built with.
+        # The same as in sysconfig, which would load all build variables of Python.
         library = os.path.dirname(os.__file__)
         of_prefix = os.path.join(sys.prefix, sys.platlibdir, os.path.basename(library))
         scripts = os.path.join(sys.prefix, "bin")
@@ -644,10 +663,10 @@ def check_is_flow(cls: object, source: dict[str, Any]) -> Any:
     """Return the flow's class.
 
     Args:
-        source: The plain values that describe it.
+        source: The plain values that describe the program.
 
     Raises:
-        InvalidFlow: The program no longer holds it.
+        InvalidFlow: If the program no longer defines it.
     """
     if not isinstance(cls, type):
         raise InvalidFlow(

@@ -1,13 +1,13 @@
-"""Attempts on other machines: what they read of earlier tasks, and how they commit what they left.
+"""Run attempts on other machines: read inputs and commit results without the metadata.
 
-A worker has no metadata. What a task reads of the tasks before it travels along with its spec, or
-stands in objects that the spec names: written by the coordinator, which has the metadata, one for
-each page of a join.
+A worker has no access to the metadata. The manifests that a task reads are sent with its spec, or
+stored in objects that the spec names. The coordinator writes these objects, one for each page of a
+join.
 
-A queue may deliver an attempt twice, and two workers run it then. So what a successful attempt has
-left is put into the store under the name of its task, where nothing is yet: the first who does that
-has settled the task, and all others report what it has left instead of their own. Before an attempt
-that may be the second one runs, it looks whether there is anything left to do.
+A queue may deliver an attempt twice, and two workers then run it. So the result of a successful
+attempt is written under the name of its task with put-if-absent. The first writer settles the task,
+and all others report its result instead of their own. An attempt that may be a second delivery
+checks for a result before it runs.
 """
 
 from __future__ import annotations
@@ -33,14 +33,16 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
 
-_SOURCES = 64  # payloads of manifests that are looked into, the latest first
+_SOURCES = 64  # payloads of manifests that are searched, latest first
 
 Row = tuple[int, int, str, bytes]  # split index, task, step, manifest
 
 
 class Payloads:
-    """What is too large for a message, or the same for many of them: objects of one run, each
-    named by the digest of its bytes. Calls block; any thread may make them."""
+    """Objects of one run for data that is too large for a message, or shared by many messages.
+
+    Each is named by the digest of its bytes. Calls block; any thread may make them.
+    """
 
     def __init__(self, store: ObjectStore, flow: str, run: str) -> None:
         self._store = store
@@ -53,34 +55,34 @@ class Payloads:
             data: The bytes of the payload.
 
         Returns:
-            The key that it is found by.
+            The key of the payload.
         """
         key = digest_of([data], len(data))
         self._store.put(f"{self._folder}/{key}", [data])
         return key
 
     def part(self, key: str, start: int, length: int) -> bytes:
-        """Return some bytes of this key, as they are.
+        """Return a part of a payload, without verifying it.
 
         Args:
             key: The key: the blake3 of the bytes in hex.
-            start: The position of the first one.
+            start: The position of the first byte.
             length: How many bytes.
 
         Raises:
-            ObjectNotFound: The datastore has no object of this name.
+            ObjectNotFound: If the datastore has no such object.
         """
         return bytes(self._store.get(f"{self._folder}/{blob_key(key)}", start, length))
 
     def get(self, key: str) -> bytes:
-        """Return the bytes of this key.
+        """Return the bytes of a payload.
 
         Args:
             key: The key: the blake3 of the bytes in hex.
 
         Raises:
-            ObjectNotFound: For any others.
-            CorruptBlob: For any others.
+            ObjectNotFound: If the datastore has no such object.
+            CorruptBlob: If the bytes do not match the key.
         """
         data = bytes(self._store.get(f"{self._folder}/{blob_key(key)}"))
         if digest_of([data], len(data)) != key:
@@ -99,7 +101,7 @@ def pack_manifests(manifests: dict[int, bytes], rows: Sequence[Row] = ()) -> byt
 
 
 def commit_name(flow: str, run: str, task: int) -> str:
-    """Return the object that settles a task.
+    """Return the name of the object that settles a task.
 
     Args:
         flow: The name of the flow.
@@ -110,24 +112,29 @@ def commit_name(flow: str, run: str, task: int) -> str:
 
 
 def mark_over(store: ObjectStore, flow: str, run: str) -> None:
-    """Say to workers that the run has ended: what they still get of it is not to be run. Blocks;
-    raises StorageError.
+    """Mark the run as ended, so that workers do not run its remaining messages. Blocks.
 
     Args:
         store: The datastore of the run.
         flow: The name of the flow.
         run: The id of the run.
+
+    Raises:
+        StorageError: If the datastore does not respond.
     """
     store.put(_over_name(flow, run), [b"over"])
 
 
 def is_over(store: ObjectStore, flow: str, run: str) -> bool:
-    """Return whether the run has ended. Blocks; raises StorageError.
+    """Return whether the run has been marked as ended. Blocks.
 
     Args:
         store: The datastore of the run.
         flow: The name of the flow.
         run: The id of the run.
+
+    Raises:
+        StorageError: If the datastore does not respond.
     """
     return store.size(_over_name(flow, run)) is not None
 
@@ -139,11 +146,11 @@ def _over_name(flow: str, run: str) -> str:
 def committed(
     store: ObjectStore, context: RunContext, task: int, attempt: int
 ) -> AttemptReport | None:
-    """Return what has settled the task, as the report of this attempt; None where nothing has.
+    """Return the committed result of a task, as the report of this attempt; None if there is none.
 
     Args:
         store: The datastore of the run.
-        context: What all attempts of the run share.
+        context: The values that all attempts of the run share.
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
     """
@@ -154,14 +161,18 @@ def committed(
 
 
 def record_end(store: ObjectStore, flow: str, run: str, report: AttemptReport) -> None:
-    """Note how an attempt has ended that has not succeeded, so that it is not run again by anybody
-    who is given its message once more. Blocks; raises StorageError.
+    """Record the end of an unsuccessful attempt, so that a replayed message does not run it again.
+
+    Blocks.
 
     Args:
         store: The datastore of the run.
         flow: The name of the flow.
         run: The id of the run.
         report: How the attempt has ended.
+
+    Raises:
+        StorageError: If the datastore does not respond.
     """
     name = _end_name(flow, run, report.task, report.attempt)
     store.put_if_absent(name, [msgpack.packb(report, unicode_errors="surrogatepass")])
@@ -184,7 +195,7 @@ def _report_in(store: ObjectStore, name: str) -> AttemptReport:
 
 
 class StoredManifests(Manifests):
-    """The manifests of a run's tasks: those that came along, else from payloads that specs name."""
+    """The manifests of a run's tasks: sent with the spec, or read from payloads that specs name."""
 
     def __init__(self, payloads: Payloads) -> None:
         super().__init__(_no_metadata, 0)
@@ -194,10 +205,10 @@ class StoredManifests(Manifests):
         self._read: tuple[str, dict[int, bytes], list[Row]] | None = None
 
     def expect(self, spec: AttemptSpec) -> None:
-        """Note where the manifests are that an attempt may ask for.
+        """Note where the manifests are that an attempt may read.
 
         Args:
-            spec: What the attempt is to run.
+            spec: The spec of the attempt.
         """
         for key in (*spec.pages, *((spec.more,) if spec.more else ())):
             self._sources.pop(key, None)
@@ -210,7 +221,7 @@ class StoredManifests(Manifests):
             self._pages[inputs] = spec.pages
 
     def of(self, task: int) -> Manifest:
-        """The manifest of a task that succeeded."""
+        """Return the manifest of a task that succeeded."""
         if not self.knows(task):
             for key in ([self._read[0]] if self._read else []) + [*reversed(self._sources)]:
                 manifests, _ = self._opened(key)
@@ -222,12 +233,12 @@ class StoredManifests(Manifests):
         return super().of(task)
 
     def page(self, inputs: FromForeach, start: int) -> list[tuple[int, int, str, Manifest]]:
-        """Up to PAGE inputs of a foreach join from split index `start` on."""
+        """Return up to PAGE inputs of a foreach join, starting at split index `start`."""
         _, rows = self._opened(self._pages[inputs][start // PAGE])
         return [(index, task, step, Manifest.decode(data)) for index, task, step, data in rows]
 
     def _opened(self, key: str) -> tuple[dict[int, bytes], list[Row]]:
-        """What a payload holds; the last one is kept, since it is asked again and again."""
+        """Return the contents of a payload; the last one is cached, since it is read repeatedly."""
         if self._read is None or self._read[0] != key:
             _, manifests, rows = msgpack.unpackb(self._payloads.get(key), strict_map_key=False)
             self._read = key, manifests, rows
@@ -239,7 +250,7 @@ def _no_metadata() -> MetadataStore:
 
 
 class RemoteRunner(AttemptRunner):
-    """Runs attempts of one run where there is no metadata, and commits them in the store."""
+    """Runs attempts of one run without the metadata, and commits their results to the store."""
 
     def __init__(self, context: RunContext, blobs: BlobStore, clock: Clock) -> None:
         super().__init__(context, blobs, _no_metadata, clock)
@@ -247,13 +258,13 @@ class RemoteRunner(AttemptRunner):
         self.manifests = self._stored
 
     def run(self, spec: AttemptSpec) -> AttemptReport:
-        """Run one attempt to its end, if its task is not settled already."""
+        """Run one attempt to its end, unless its task is settled already."""
         return self._settled(spec) or self._commit(spec, super().run(spec))
 
     async def run_async(
         self, spec: AttemptSpec, is_cancelled: Callable[[], bool] = lambda: False
     ) -> AttemptReport:
-        """The same for a coroutine step."""
+        """Run one attempt of a coroutine step, unless its task is settled already."""
         settled = self._settled(spec)
         return settled or self._commit(spec, await super().run_async(spec, is_cancelled))
 
@@ -266,25 +277,24 @@ class RemoteRunner(AttemptRunner):
             return self._committed(task, attempt) or _recorded_end(
                 store, self.context, task, attempt
             )
-        except Exception as error:  # the store fails under us: so does the attempt
+        except Exception as error:  # if the store fails, so does the attempt
             return self._unstored(spec, error)
 
     def _committed(self, task: int, attempt: int) -> AttemptReport | None:
         return committed(self._blobs.store, self.context, task, attempt)
 
     def _commit(self, spec: AttemptSpec, report: AttemptReport) -> AttemptReport:
-        """The report, if it is the first that settles the task, or is none that does; else that
-        of the first one."""
+        """Commit a successful report; return it, or the report of the attempt that was first."""
         if report.state != AttemptState.SUCCEEDED.value:
             return report
         name = commit_name(self.context.flow, self.context.run, report.task)
         data = msgpack.packb(report, unicode_errors="surrogatepass")
         try:
-            # It settles which was first. What survives a power cut is what the coordinator commits.
+            # Decides which attempt was first. The coordinator's commit is the one that is durable.
             if self._blobs.store.put_if_absent(name, [data]):
                 return report
             return self._committed(report.task, report.attempt) or report
-        except Exception as error:  # as above
+        except Exception as error:  # as in `_settled`
             return self._unstored(spec, error)
 
     def _unstored(self, spec: AttemptSpec, error: Exception) -> AttemptReport:

@@ -1,13 +1,13 @@
-"""Configs: values that a flow is read with, before its decorators and parameters are.
+"""Configs: values that are read before the flow is defined, so that its decorators can use them.
 
 class MyFlow(FlowSpec):
     config = Config("config", default="config.json")
 
-    @retry(times=config.retries)            # evaluated when values are known
+    @retry(times=config.retries)            # evaluated when the values are known
     @environment(vars={"A": config_expr("config.env.upper()")})
     @step
     def start(self):
-        self.config.retries                                     # a value, as any artifact
+        self.config.retries                 # the value, read like an artifact
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNPACKED = "_aflow_unpacked_"
 
 
 class ConfigValue(dict[Any, Any]):
-    """What a config holds: a dict that cannot be changed, whose keys can be read as attributes."""
+    """The value of a config: an immutable dict whose keys can be read as attributes."""
 
     def __init__(self, data: Mapping[Any, Any]) -> None:
         super().__init__({key: _frozen(value) for key, value in data.items()})
@@ -36,7 +36,7 @@ class ConfigValue(dict[Any, Any]):
             raise AttributeError(f"The config has no key {key!r}.") from None
 
     def to_dict(self) -> dict[Any, Any]:
-        """Return the value as plain dicts and lists, which can be changed."""
+        """Return a mutable copy, with plain dicts and lists."""
         return {key: _thawed(value) for key, value in self.items()}
 
     def __reduce__(self) -> Any:
@@ -68,8 +68,8 @@ def _thawed(value: Any) -> Any:
 
 
 def _alike(value: Any, items: Iterable[Any]) -> Any:
-    """The items in a collection of the value's own type."""
-    # A named tuple takes its items one by one.
+    """Return the items in a collection of the same type as `value`."""
+    # The constructor of a named tuple takes its items as separate arguments.
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
@@ -77,9 +77,9 @@ def _alike(value: Any, items: Iterable[Any]) -> Any:
 
 
 class Delayed:
-    """An expression of config values: evaluated when the flow's configs are known.
+    """An expression of config values, which is evaluated when the values are known.
 
-    `d.name`, `d["key"]` and `**d` are such expressions, too.
+    `d.name`, `d["key"]` and `**d` are also such expressions.
     """
 
     def __init__(self, text: str, evaluate: Callable[[Mapping[str, Any]], Any]) -> None:
@@ -100,21 +100,21 @@ class Delayed:
         )
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """Return the value of a key, the default where there is none.
+        """Return an expression for the value of a key, or a default.
 
         Args:
-            key: The key; it may itself be an expression of configs, which is evaluated first.
-            default: What is returned where there is no value.
+            key: The key.
+            default: The result if the key does not exist.
         """
         text = f"{self._text}.get({key!r}, {default!r})"
         return Delayed(text, lambda values: self._evaluate(values).get(key, default))
 
     def keys(self) -> list[str]:
-        """Return what `**` asks for: one key that stands for all that there will be."""
+        """Return one placeholder key for `**d`; `evaluated` replaces it by the actual items."""
         return [f"{_UNPACKED}{id(self)}"]
 
     def __call__(self, context: Any) -> Any:
-        """The value, as the default of a parameter."""
+        """Return the value: the expression can be the default of a parameter."""
         return evaluated(self, context.configs)
 
     def __repr__(self) -> str:
@@ -122,12 +122,11 @@ class Delayed:
 
 
 def config_expr(text: str) -> Any:
-    """Return an expression of config values by name, as a text: `config_expr("config.size * 2")`.
-    It may use what the module has that it is written in.
+    """Return an expression of config values from its source: `config_expr("config.size * 2")`.
 
     Args:
         text: A Python expression in which each config is a variable. It is evaluated with the
-            globals of the module that calls `config_expr`, once the configs are known; a failure is
+            globals of the calling module when the values of the configs are known; errors are
             raised then, as InvalidConfig.
     """
     frame = inspect.currentframe()
@@ -141,7 +140,7 @@ def config_expr(text: str) -> Any:
 
 
 def is_delayed(value: Any) -> bool:
-    """Return whether something in the value is still to be evaluated.
+    """Return whether a value contains an expression that must still be evaluated.
 
     Args:
         value: The value of an option: a plain value, a Config, an expression, or lists, tuples and
@@ -155,15 +154,15 @@ def is_delayed(value: Any) -> bool:
 
 
 def evaluated(value: Any, values: Mapping[str, Any]) -> Any:
-    """Return the value with all that was delayed evaluated.
+    """Return a value with all expressions in it evaluated.
 
     Args:
-        value: What `is_delayed` takes; lists, tuples and mappings are rebuilt, everything else is
-            returned as it is.
-        values: The values of the flow's configs, by attribute.
+        value: The value of an option, as for `is_delayed`; lists, tuples and mappings are copied,
+            other values are returned unchanged.
+        values: The values of the flow's configs, by name and by attribute.
 
     Raises:
-        InvalidConfig: An expression raises something; the error quotes the expression.
+        InvalidConfig: If an expression raises an exception; the error quotes the expression.
     """
     if isinstance(value, Delayed):
         try:
@@ -196,14 +195,14 @@ def _is_unpacked(key: object) -> bool:
 class Config(Delayed):
     """A config of a flow: `config = Config("config", default="config.json")`.
 
-    The value comes from `--config-value NAME JSON`, else the file of `--config NAME PATH`, else the
-    file `default`, else `default_value`; `default` and `default_value` may be functions of a
-    ParameterContext. A text is parsed by `parser` (a function of the text, or its dotted path),
-    else as JSON; it has to be a mapping, unless the config is `plain`: then any value will do, and
-    a text without a parser stays a text. Without any of these the value is None, unless the config
-    is `required`.
+    The value comes from the first of: `--config-value NAME JSON`, the file of `--config NAME PATH`,
+    the file `default`, `default_value`. Otherwise it is None, or an error if the config is
+    `required`. `default` and `default_value` may be functions of a ParameterContext. A text is
+    parsed by `parser` (a function of the text, or its dotted path), or else as JSON. The value must
+    be a mapping, unless the config is `plain`; then any value is valid, and a text without a parser
+    is not parsed.
 
-    Raises InvalidConfig for a declaration that cannot be used.
+    Raises InvalidConfig if the declaration is invalid.
     """
 
     _aflow_reads_artifact = True
@@ -239,7 +238,8 @@ class Config(Delayed):
         self._attribute = attribute
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        # No __set__: once it is read, the value in the instance's __dict__ comes first.
+        # There is no __set__: once it was read, the value in the instance's __dict__ takes
+        # precedence.
         return self if instance is None else instance.__getattr__(self._attribute)
 
     def __repr__(self) -> str:
@@ -247,16 +247,19 @@ class Config(Delayed):
 
 
 def value_of(config: Config, raw: Any, where: str) -> Any:
-    """Return the value of a config.
+    """Parse and check the value of a config.
 
     Args:
-        config: The declaration, which says how a text is parsed.
-        raw: A text that is still to be parsed, or a parsed value; None stands for no value.
-        where: Where the value comes from, as the error message names it: a file or an option.
+        config: The declaration.
+        raw: A text to parse, or a parsed value; None for no value.
+        where: The source of the value, for error messages: a file or an option.
+
+    Returns:
+        The value: a ConfigValue, or any value if the config is `plain`; None for no value.
 
     Raises:
-        InvalidConfig: The text cannot be parsed, or its value is not a mapping and the config is
-            not `plain`.
+        InvalidConfig: If the text cannot be parsed, or if the value is not a mapping and the config
+            is not `plain`.
     """
     value = raw
     if isinstance(raw, str):
@@ -290,18 +293,23 @@ def _from_json(text: str) -> Any:
 
 
 def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return the function that a parser is, or that its dotted path names; without a module it is
-    one of those below. Raises what importing it raises, and TypeError for what is not a function.
+    """Return the function of a parser, importing it if it is given by name.
+
+    Exceptions of the import are raised unchanged.
 
     Args:
-        parser: The parser, or its name as `module.function`.
+        parser: A function, or its name as `module.function`; a name without module is one of the
+            parsers below.
+
+    Raises:
+        TypeError: If the object is not callable.
     """
     found: Any = parser
     if isinstance(parser, str):
         from importlib import import_module
 
         module, _, name = parser.rpartition(".")
-        # A path that begins with a dot is within Metaflow, whose parsers are here.
+        # A path that starts with a dot is relative to Metaflow, whose parsers are in this module.
         within = not module or module.startswith(".")
         found = getattr(import_module(__name__ if within else module), name)
     if not callable(found):
@@ -311,8 +319,8 @@ def imported(parser: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of configs as expressions see them: both by the name of the config and by
-    its attribute.
+    """Return the values of configs for expressions: by the name and by the attribute of each
+    config.
 
     Args:
         configs: The declarations, by attribute.
@@ -322,36 +330,37 @@ def names_of(configs: Mapping[str, Config], values: Mapping[str, Any]) -> dict[s
     return {**by_name, **values}
 
 
-# Parsers for configs and included files: from a text to plain values.
+# Parsers for configs and included files.
 
 
 _PIN = r"([A-Za-z0-9._-]+(?:\[[^\]]*\])?)\s*(.*)\Z"
 
 
 def yaml_parser(content: str) -> Any:
-    """Return the values of a YAML text. Needs PyYAML.
+    """Return the values in a YAML document. Needs PyYAML.
 
     Args:
-        content: The YAML document; only plain values are made (`safe_load`).
+        content: The YAML document; it is read with `safe_load`.
 
     Raises:
-        MissingExtra: PyYAML is not installed.
+        MissingExtra: If PyYAML is not installed.
     """
     return _yaml().safe_load(content)
 
 
 def requirements_txt_parser(content: str) -> dict[str, Any]:
-    """Return what a requirements.txt asks for, as `@pypi_base` takes it: `packages` (name ->
-    version), and `python` if a line says `# python==...`; markers (`; sys_platform == "win32"`)
-    stay with the version, places (`@ git+https://...`) stand for it, and digests
-    (`--hash=sha256:...`) follow it.
+    """Return the requirements in a requirements.txt as options of `@pypi_base`.
+
+    The keys are `packages` (versions by name), and `python` if there is a line `# python==...`. A
+    version keeps its marker (`; sys_platform == "win32"`) and digests (`--hash=sha256:...`); a URL
+    (`@ git+https://...`) replaces it.
 
     Args:
-        content: The text of the file; `-r` and `-e` are refused, since they name files that only
-            this machine has.
+        content: The text of the file.
 
     Raises:
-        ValueError: For options such as -e and -r, which name no package.
+        ValueError: If a line is not a package, such as the options -e and -r, whose files exist
+            only on this machine.
     """
     packages: dict[str, str] = {}
     found: dict[str, Any] = {"packages": packages}
@@ -359,7 +368,7 @@ def requirements_txt_parser(content: str) -> dict[str, Any]:
         note = re.match(r"\s*#\s*python\s*==\s*(\S+)", line)
         if note:
             found["python"] = note[1]
-        # A URL may have a `#` of its own.
+        # A URL may contain a `#`.
         text = re.sub(r"(?:^|\s)#.*", "", line).strip()
         if text.startswith("-"):
             raise ValueError(f"the option {text!r} names no package")
@@ -369,13 +378,15 @@ def requirements_txt_parser(content: str) -> dict[str, Any]:
 
 
 def pyproject_toml_parser(content: str) -> dict[str, Any]:
-    """Return what a pyproject.toml asks for: `packages` from `project.dependencies`, and `python`
-    from `project.requires-python`.
+    """Return the requirements in a pyproject.toml as options of `@pypi_base`.
+
+    The keys are `packages` from `project.dependencies`, and `python` from
+    `project.requires-python`.
 
     Args:
-        content: The text of the file; a missing `project` table means no packages.
+        content: The text of the file; without a `project` table there are no packages.
     """
-    import tomllib  # few flows have one, and each command would import it
+    import tomllib  # few flows need it, and a global import would slow down each command
 
     project = tomllib.loads(content).get("project", {})
     packages: dict[str, str] = {}
@@ -388,14 +399,16 @@ def pyproject_toml_parser(content: str) -> dict[str, Any]:
 
 
 def conda_environment_yml_parser(content: str) -> dict[str, Any]:
-    """Return what an environment.yml asks for, without its pip section: `packages` and `python`.
+    """Return the `packages` and `python` of an environment.yml, without its pip section.
+
     Needs PyYAML.
 
     Args:
-        content: The YAML document, with `dependencies` as conda writes them (`numpy=1.26`).
+        content: The YAML document, with `dependencies` in conda's format (`numpy=1.26`).
 
     Raises:
-        MissingExtra: PyYAML is not installed.
+        MissingExtra: If PyYAML is not installed.
+        ValueError: If the document is not a mapping, or a dependency is not a package.
     """
     packages: dict[str, str] = {}
     found = _yaml().safe_load(content) or {}
@@ -420,7 +433,7 @@ def _add(packages: dict[str, str], text: str) -> None:
 
 
 def _version(text: str) -> str:
-    """A version as @pypi takes it: without `==`, other comparisons as they are."""
+    """Return a version for @pypi: without `==`; other comparisons are unchanged."""
     text = text.replace(" ", "")
     return text.removeprefix("==") if "," not in text else text
 

@@ -1,4 +1,4 @@
-"""Step decorators and mutators that users write.
+"""The base classes of custom step decorators and mutators.
 
 @user_step_decorator
 def timed(step_name, flow, inputs, attributes):
@@ -32,7 +32,7 @@ _known: dict[str, type[Custom]] = {}
 
 
 class Custom:
-    """What custom decorators and mutators have in common: options, and `init` that takes them."""
+    """The base class of custom decorators and mutators, whose `init` receives the options."""
 
     decorator_name: ClassVar[str] = ""
 
@@ -49,29 +49,28 @@ class Custom:
         self._kwargs = kwargs
 
     def init(self, *args: Any, **kwargs: Any) -> None:
-        """Take the options; to be overridden by what has any.
+        """Receive the options. A class that has options must override it.
 
         Args:
-            *args: Arguments as the user wrote them behind the @, with config expressions evaluated.
-            **kwargs: Options as the user wrote them behind the @, with config expressions
-                evaluated.
+            *args: The positional arguments of the decorator, with config expressions evaluated.
+            **kwargs: The keyword arguments of the decorator, with config expressions evaluated.
         """
 
     def __repr__(self) -> str:
         return f"@{self.decorator_name}"
 
     def get_args_kwargs(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return the options that it was given."""
+        """Return the positional and keyword arguments of the decorator."""
         return list(self._args), dict(self._kwargs)
 
     def begun(self, configs: Mapping[str, Any]) -> Any:
-        """Return a copy with its options evaluated and `init` called.
+        """Return a copy with its config expressions evaluated, after calling its `init`.
 
         Args:
-            configs: The values of the flow's configs, by attribute.
+            configs: The values of the flow's configs, by name and by attribute.
 
         Raises:
-            InvalidDecorator: There is no `init` to take the options, or it has failed.
+            InvalidDecorator: If it has options but does not override `init`, or if `init` failed.
         """
         made = copy.copy(self)
         made._args = tuple(evaluated(each, configs) for each in self._args)
@@ -93,7 +92,10 @@ class Custom:
 
 
 class _OnStep(type):
-    """`@Decorator` and `@Decorator(...)`: called with a step it is put on, else it is made."""
+    """The metaclass for `@Decorator` and `@Decorator(...)`.
+
+    Calling the class with a step decorates the step; any other call creates an instance.
+    """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if args and isinstance(args[0], FunctionType) and step_mark(args[0]) is not None:
@@ -104,64 +106,64 @@ class _OnStep(type):
 
 
 class OnStep(Custom, metaclass=_OnStep):
-    """A custom decorator or mutator that stands on a step."""
+    """The base class of custom decorators and mutators of steps."""
 
     hook_class: ClassVar[str] = ""
     repeatable: ClassVar[bool] = True
     is_late: ClassVar[bool] = True
 
     def __call__(self, step: Any) -> Any:
-        """Put it on a step; raises InvalidDecorator for anything else."""
+        """Decorate a step; raises InvalidDecorator for anything else."""
         if not isinstance(step, FunctionType) or step_mark(step) is None:
             raise InvalidDecorator(
                 f"@{self.decorator_name} was put on {shown(step)}, which is not a step: write it "
                 "above @step."
             )
-        made: Any = self  # what stands on a step need not be one of ours
+        made: Any = self  # Any: not a StepDecorator
         add_decorator(step, made)
         return step
 
     def shapes_result(self) -> Mapping[str, object] | None:
-        """Return its options: the step's result may depend on them."""
+        """Return its options, on which the result of the step may depend."""
         return {"options": (self._args, sorted(self._kwargs.items()))}
 
 
 class UserStepDecorator(OnStep):
-    """A step decorator as a class: override `pre_step`, `post_step`, and `init` for options."""
+    """The base class of step decorators: override `pre_step`, `post_step`, `init` (for options)."""
 
     hook_class: ClassVar[str] = "aflow.task.hooks:CustomHook"
 
     def pre_step(self, step_name: str, flow: Any, inputs: Any = None) -> Any:
-        """Called before the step.
+        """Run before the step.
 
         Args:
-            step_name: The name of the step, as the flow declares it.
+            step_name: The name of the step.
             flow: The flow instance of the task; artifacts that are set on it are stored.
-            inputs: The inputs of a join, as the step gets them; None in every other step.
+            inputs: The inputs of a join, as the step receives them; None in any other step.
 
         Returns:
-            A function that is called instead of the step, with flow (and inputs, in a join); None
-            for the step itself.
+            A function to call instead of the step, with flow (and inputs, in a join); None to call
+            the step itself.
         """
 
     def post_step(self, step_name: str, flow: Any, exception: Exception | None = None) -> Any:
-        """Called after the step, before its artifacts are stored.
+        """Run after the step, before its artifacts are stored.
 
         Args:
-            step_name: The name of the step, as the flow declares it.
+            step_name: The name of the step.
             flow: The flow instance of the task; artifacts that are set on it are stored.
-            exception: What the step has raised; None if it has succeeded.
+            exception: The exception that the step raised; None if it succeeded.
 
         Returns:
-            The exception that the step ends with; None makes it succeed. To succeed where the step
-            has not called self.next(), return a pair: None, and a dict of what self.next() is
-            called with.
+            The exception with which the step fails; None if it succeeds. To succeed although the
+            step has not called self.next(), return a pair of None and a dict with the keyword
+            arguments of self.next().
         """
         return exception
 
     @property
     def skip_step(self) -> bool | dict[str, Any]:
-        """Whether the step is skipped: True, or a dict of what self.next() is called with."""
+        """Whether to skip the step: True, or a dict with the keyword arguments of self.next()."""
         chosen: bool | dict[str, Any] = self.__dict__.get("_skip_step", False)
         return chosen
 
@@ -174,35 +176,38 @@ class StepMutator(OnStep):
     """Changes the decorators of a step before the flow runs: override `pre_mutate` or `mutate`."""
 
     def pre_mutate(self, mutable_step: MutableStep) -> None:
-        """Called as soon as the configs are known.
+        """Change the step as soon as the values of the configs are known.
 
         Args:
-            mutable_step: The step; changes to it hold for this run or deployment.
+            mutable_step: The step; changes apply to this run or deployment.
         """
 
     def mutate(self, mutable_step: MutableStep) -> None:
-        """Called when all mutators have had their pre_mutate.
+        """Change the step after `pre_mutate` of all mutators.
 
         Args:
             mutable_step: The step; mutators of steps can no longer be added or removed.
         """
 
     def add_to_package(self) -> Any:
-        """Files for the code package, beside those of the flow's folder.
+        """Return files for the code package, in addition to those of the flow's folder.
 
         Returns:
             An iterable of pairs of (path of a file, its name in the package).
         """
 
     def shapes_result(self) -> None:
-        """None: what it has added counts for itself."""
+        """Return None: the decorators that it added have their own `shapes_result`."""
 
 
 class FlowMutator(Custom):
-    """Changes a flow before it runs: its steps' decorators, parameters, and its own decorators."""
+    """Changes a flow before it runs: its parameters, its decorators and those of its steps.
+
+    Override `pre_mutate` or `mutate`.
+    """
 
     def __call__(self, flow: Any) -> Any:
-        """Put it on the class of a flow; raises InvalidDecorator for anything else."""
+        """Decorate the class of a flow; raises InvalidDecorator for anything else."""
         if not isinstance(flow, type):
             raise InvalidDecorator(
                 f"@{self.decorator_name} was put on {shown(flow)}: a mutator of flows decorates "
@@ -219,21 +224,23 @@ class FlowMutator(Custom):
         return super().__new__(cls)
 
     def pre_mutate(self, mutable_flow: MutableFlow) -> None:
-        """Called as soon as the configs are known; parameters may be changed only here.
+        """Change the flow as soon as the values of the configs are known.
+
+        Only this method can add or remove parameters and mutators.
 
         Args:
-            mutable_flow: The flow; changes to it hold for this run or deployment.
+            mutable_flow: The flow; changes apply to this run or deployment.
         """
 
     def mutate(self, mutable_flow: MutableFlow) -> None:
-        """Called when all mutators have had their pre_mutate.
+        """Change the flow after `pre_mutate` of all mutators.
 
         Args:
             mutable_flow: The flow; parameters can no longer be added or removed.
         """
 
     def add_to_package(self) -> Any:
-        """Files for the code package, beside those of the flow's folder.
+        """Return files for the code package, in addition to those of the flow's folder.
 
         Returns:
             An iterable of pairs of (path of a file, its name in the package).
@@ -245,8 +252,7 @@ def _is_flow(value: Any) -> bool:
 
 
 def mutators_of(flow: type) -> tuple[FlowMutator, ...]:
-    """Return the mutators of a flow class and of its bases: those of the bases first, as in the
-    MRO.
+    """Return the mutators of a flow class and of its bases, those of the bases first.
 
     Args:
         flow: A subclass of FlowSpec, or any class of its MRO.
@@ -261,21 +267,23 @@ def mutators_of(flow: type) -> tuple[FlowMutator, ...]:
 
 
 def user_step_decorator(*args: Any, **kwargs: Any) -> Any:
-    """Make a step decorator of a generator function of (step_name, flow, inputs[, attributes]).
-    What is before its `yield` runs before the step, what is after it afterwards; an exception of
-    the step comes out of the `yield`, and is over if it is caught. Yielding a function runs it
-    instead of the step; yielding a dict skips the step, and calls self.next() with what it holds
-    (USER_SKIP_STEP is empty: as the step itself would).
+    """Make a generator function of (step_name, flow, inputs[, attributes]) a step decorator.
+
+    The code before its `yield` runs before the step, the code after it runs after the step. The
+    `yield` raises an exception of the step; the step succeeds if the generator catches it. If the
+    generator yields a function, that is called instead of the step. If it yields a dict, the step
+    is skipped, and self.next() is called with the items of the dict as keyword arguments, or as the
+    step would call it if the dict is empty (USER_SKIP_STEP).
 
     Args:
-        *args: The generator function, where the decorator stands without parentheses; else nothing.
-        **kwargs: Options for the decorator that is made.
+        *args: The generator function if the decorator has no parentheses; otherwise nothing.
+        **kwargs: Options; the function must then have the argument `attributes`.
 
     Returns:
-        The decorator.
+        The step decorator.
 
     Raises:
-        InvalidDecorator: What is decorated is not a generator function, or takes too few or too
+        InvalidDecorator: If the decorated object is not a generator function, or has too few or too
             many arguments.
     """
     if not args:
@@ -300,13 +308,13 @@ def user_step_decorator(*args: Any, **kwargs: Any) -> Any:
 
 
 class FromGenerator(UserStepDecorator):
-    """A step decorator that a generator function describes."""
+    """The base class of step decorators that `user_step_decorator` creates."""
 
     _function: ClassVar[Callable[..., Any]]
     _takes_attributes: ClassVar[bool] = False
 
     def init(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse what the generator cannot take."""
+        """Reject options that the generator function cannot receive."""
         if args:
             raise InvalidDecorator(f"@{self.decorator_name} takes its options by name.")
         if kwargs and not self._takes_attributes:
@@ -321,7 +329,7 @@ class FromGenerator(UserStepDecorator):
         self._generator = self._function(step_name, flow, inputs, *more)
         try:
             value = next(self._generator)
-        except StopIteration:  # it has not yielded: the step does not run
+        except StopIteration:  # a generator without yield skips the step
             self._generator = None
             self.skip_step = True
             return None
@@ -346,7 +354,7 @@ class FromGenerator(UserStepDecorator):
                 self._generator.throw(exception)
         except StopIteration as end:
             return end.value
-        except Exception as error:  # noqa: BLE001 -- it is what the step ends with
+        except Exception as error:  # noqa: BLE001 -- the step fails with it
             return error
         return InvalidDecorator(f"@{self.decorator_name} has yielded twice: a step runs once.")
 
@@ -358,16 +366,18 @@ K = TypeVar("K", bound=Custom)
 
 
 def custom_named(name: str, kind: type[K]) -> type[K] | None:
-    """Return the custom decorator or mutator of this name, which may be the end of its dotted path;
-    imported if it is not known. None for what is not a dotted path, and unknown.
+    """Return the custom decorator or mutator of this name, importing its module if necessary.
 
     Args:
-        name: The dotted path of the class (`package.module.Name`), or an end of it that is unique
-            among those imported.
-        kind: What it has to be: OnStep, or FlowMutator.
+        name: The dotted path of the class (`package.module.Name`), or an unambiguous end of the
+            path of one that has been imported.
+        kind: The required base class: OnStep or FlowMutator.
+
+    Returns:
+        The class; None if the name has no dot and is unknown.
 
     Raises:
-        InvalidDecorator: The path cannot be imported, or the name is the end of several paths.
+        InvalidDecorator: If the path cannot be imported, or the name is the end of several paths.
     """
     known = {path: each for path, each in _known.items() if issubclass(each, kind)}
     if name in known:
@@ -385,7 +395,7 @@ def _imported(path: str, kind: type[K], known: Iterable[str]) -> type[K]:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except Exception as error:  # the module is the user's: it may raise anything
+    except Exception as error:  # a module of the user may raise anything
         reason = str(error).rstrip(".") or type(error).__name__
         raise InvalidDecorator(f"There is no {of} decorator {path!r}: {reason}.") from error
     if not isinstance(found, type) or not issubclass(found, kind):

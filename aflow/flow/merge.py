@@ -1,7 +1,7 @@
-"""What merge_artifacts copies into a join, decided by names and digests alone.
+"""Decide which artifacts merge_artifacts copies into a join, by their names and digests.
 
-An artifact that all inputs which have it agree on (the same digest) is taken from the first of
-them. One on which they differ has to be set by the join itself before it merges.
+If all inputs that have an artifact agree on it (equal digests), it is copied from the first of
+them. If they differ, the join must set the artifact before it merges.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping
 
 from aflow.errors import MergeArtifactsError, MissingInMergeArtifacts, UnhandledInMergeArtifacts
 
-_NAMED = 10  # conflicts shown in detail; a join of thousands of inputs may have many
+_NAMED = 10  # the maximum number of conflicts in an error message
 
 
 class Merge:
-    """A merge that inputs are added to one by one: memory grows with artifacts, not with inputs.
+    """A merge to which inputs are added one by one, so that it needs memory only for the artifacts.
 
-    `set_already` are the artifacts that the join has set itself, `skip` those that never merge
+    `set_already` are artifacts that the join has set, `skip` names that are never merged
     (parameters and constants).
     """
 
@@ -44,10 +44,10 @@ class Merge:
         self._count = 0
 
     def add(self, label: str, digests: Mapping[str, str]) -> None:
-        """Add an input: `label` names it to people, `digests` are its artifacts.
+        """Add an input.
 
         Args:
-            label: What the input is called in errors.
+            label: The name of the input for error messages.
             digests: The digests of the input's artifacts, by name.
         """
         first, refused = self._first, self._refused
@@ -61,12 +61,12 @@ class Merge:
         self._count += 1
 
     def plan(self) -> dict[str, int]:
-        """Return from which input each artifact is taken: its position, by name.
+        """Return the position of the input from which each artifact is copied, by artifact name.
 
         Raises:
-            UnhandledInMergeArtifacts: The inputs differ in an artifact.
-            MissingInMergeArtifacts: A name in `include` is in no input, and the join has not set
-                it.
+            UnhandledInMergeArtifacts: If the inputs differ in an artifact.
+            MissingInMergeArtifacts: If no input has an artifact in `include`, and the join has not
+                set it.
         """
         if self._conflicts:
             raise self._unhandled()

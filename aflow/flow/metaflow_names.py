@@ -1,8 +1,8 @@
-"""The private names of Metaflow's FlowSpec that flows read all the same.
+"""Private attributes of Metaflow's FlowSpec that public flows read.
 
-Public flows look at `self._graph[step].type`, `self._foreach_stack` or `self._current_step`, and
-tests at `MyFlow(use_cli=False)._graph`. They get what they get there; nothing else of aflow uses
-this module, and nothing of it is stored.
+Flows read `self._graph[step].type`, `self._foreach_stack` or `self._current_step`, and tests read
+`MyFlow(use_cli=False)._graph`. The values are the same as in Metaflow. Only FlowSpec uses this
+module, and none of the values are stored.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 
 
 class ForeachFrame(NamedTuple):
-    """One level of foreach around a task: the step that it leads into, the name of its artifact,
-    the number of items, the place of this one and a short text of it."""
+    """One level of nested foreaches around a task.
+
+    `step` is the first step inside it, `var` the artifact with its items, `num_splits` the number
+    of items, `index` the index of the current item and `value` a short text of it.
+    """
 
     step: str
     var: str
     num_splits: int | None
-    index: int  # type: ignore[assignment]  # the word that users know
+    index: int  # type: ignore[assignment]  # Metaflow's name
     value: str | None
 
 
-_GANG = "_parallel_ubf_iter"  # what Metaflow calls the members of a gang
+_GANG = "_parallel_ubf_iter"  # Metaflow's name for the items of a gang
 _TYPES = {"split-static": "split", "split-foreach": "foreach", "split-parallel": "foreach"}
 
 
@@ -50,7 +53,7 @@ class GraphNode:
         self.num_args = 2 if node.is_join else 1
         self.in_funcs = sorted(node.previous)
         self.out_funcs = list(node.next)
-        # In Metaflow's graph a join still stands inside of the split that it closes.
+        # In Metaflow's graph a join is still inside the split that it closes.
         self.split_parents = [*node.splits, *([closed] if closed else [])]
         self.matching_join = node.join
         self.is_inside_foreach = any(
@@ -78,7 +81,7 @@ class FlowGraph:
     """The graph of a flow class: `FlowGraph(MyFlow)["start"].type`, iteration over its nodes."""
 
     def __init__(self, flow: type[FlowSpec]) -> None:
-        from aflow.flow.spec import define  # it is spec that offers what is in here
+        from aflow.flow.spec import define  # spec imports this module
 
         definition = define(flow)
         graph = definition.graph
@@ -103,14 +106,13 @@ class FlowGraph:
         return iter(self.nodes.values())
 
     def output_steps(self) -> tuple[dict[str, Any], list[Any]]:
-        """Return the steps by name, and how they lie between splits and joins."""
+        """Return the steps by name, and their structure: see `structure` in aflow/flow/graph.py."""
         found = outline(self._definition)
         return found["steps"], found["graph_structure"]
 
 
 def _in_order(graph: Graph) -> list[str]:
-    """The steps so that each stands behind all that lead to it; a step that leads back to an
-    earlier one does not count."""
+    """Return the steps in topological order; transitions back to an earlier step are ignored."""
     done: list[str] = []
     seen: set[str] = set()
     path = [("", iter([graph.start]))]
@@ -123,14 +125,14 @@ def _in_order(graph: Graph) -> list[str]:
         elif each in graph.nodes and each not in seen:
             seen.add(each)
             path.append((each, iter(graph[each].next[::-1])))
-    return done[-2::-1]  # without the place before the start
+    return done[-2::-1]  # without the "" before the first step
 
 
 class OfTheClass:
-    """An attribute of flows and of their classes that is computed: `_graph`, `_steps`.
+    """A computed attribute of flow instances and flow classes: `_graph`, `_steps`.
 
-    It is not a data descriptor, so that a flow may set an attribute of the name; what an earlier
-    step has set comes first.
+    It is not a data descriptor, so that a flow may set an attribute of this name; an artifact of
+    this name takes precedence.
     """
 
     def __init__(self, compute: Callable[[type[FlowSpec]], Any]) -> None:
@@ -175,7 +177,7 @@ def _frames(context: TaskContext) -> list[ForeachFrame]:
     frames = []
     for each in context.stack:
         opener = graph[each.step]
-        # Named by the step that the foreach has led into, not by the one that opened it.
+        # Metaflow uses the first step inside the foreach, not the step that opened it.
         if opener.kind is Kind.PARALLEL:
             frames.append(ForeachFrame(opener.next[0], _GANG, None, each.index, None))
         else:
@@ -189,7 +191,7 @@ def _graph_info(context: TaskContext) -> dict[str, Any]:
     return outline(context.definition)
 
 
-# What a step that runs may read, unless a step has set an artifact of the name.
+# Attributes of a running step, unless an artifact has the name.
 OF_A_TASK: Mapping[str, Callable[[TaskContext], Any]] = {
     "_current_step": lambda context: context.step_name,
     "_datastore": Datastore,

@@ -1,4 +1,4 @@
-"""Flows as mutators see them: a draft that they change, before the flow runs."""
+"""Run the mutators of a flow, and the mutable view of the flow that they change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Spec = tuple[str, str, list[Any], dict[str, Any]]
 
 
 class Duplicates(IntEnum):
-    """What becomes of a decorator that is added where there is one of its kind."""
+    """How to add a decorator if there is already one of its kind."""
 
     IGNORE = 1
     ERROR = 2
@@ -38,7 +38,7 @@ class Duplicates(IntEnum):
 
 
 class Draft:
-    """What mutators change."""
+    """The mutable state of a flow while its mutators run."""
 
     def __init__(self, definition: FlowDefinition) -> None:
         self.definition = definition
@@ -52,7 +52,7 @@ class Draft:
         self.pre_mutate = True
 
     def finished(self) -> FlowDefinition:
-        """Return the flow as it has become."""
+        """Return the changed flow."""
         steps = {
             name: replace(step, decorators=tuple(self.steps[name]))
             for name, step in self.definition.steps.items()
@@ -66,11 +66,10 @@ class Draft:
         )
 
     def attach(self, decorators: Sequence[Any]) -> None:
-        """Put decorators from outside around every step that has none of the kind.
+        """Add decorators to every step that does not have one of the same name.
 
         Args:
-            decorators: Decorators from `--with` or the settings; a step keeps its own one of the
-                same name.
+            decorators: Decorators from `--with` or the settings.
         """
         for there in self.steps.values():
             for decorator in decorators:
@@ -78,21 +77,23 @@ class Draft:
                     there.insert(0, decorator)
 
     def only_in_pre_mutate(self, what: str) -> None:
-        """Check that a change is still possible.
+        """Check that the mutators are in their `pre_mutate` phase.
 
         Args:
-            what: The name of the change, for the error.
+            what: A description of the change, for the error.
 
         Raises:
-            InvalidDecorator: It is possible in pre_mutate alone.
+            InvalidDecorator: If the phase is over.
         """
         if not self.pre_mutate:
             raise InvalidDecorator(f"{what} in pre_mutate alone.")
 
 
 def _others(there: Sequence[Any], same: Sequence[Any], duplicates: int, where: str) -> Any:
-    """The decorators that stay there where one is added that is the same as these; None where it is
-    ignored. Raises InvalidDecorator."""
+    """Return the existing decorators that remain when another one of the kind of `same` is added.
+
+    Returns None if the new one is ignored. Raises InvalidDecorator for Duplicates.ERROR.
+    """
     try:
         policy = Duplicates(duplicates)
     except ValueError:
@@ -112,7 +113,7 @@ def _others(there: Sequence[Any], same: Sequence[Any], duplicates: int, where: s
             assert_never(policy)
 
 
-# ------------------------------------------------------------ what mutators are given
+# ------------------------------------------------------------ the arguments of mutators
 
 
 class _Mutable:
@@ -126,16 +127,16 @@ class _Mutable:
         def decorator_specs(self) -> Iterator[Spec]: ...
 
     def has_decorator(self, name: str) -> bool:
-        """Whether it has a decorator of this name (short, or full with its dots)."""
+        """Return whether it has a decorator of this name (short, or the dotted path)."""
         return bool(self.get_decorator_specs(name))
 
     def get_decorator_specs(self, name: str) -> list[Spec]:
-        """The decorators of this name."""
+        """Return the descriptions of the decorators of this name (short, or the dotted path)."""
         return [spec for spec in self.decorator_specs if _is_named(spec, name)]
 
 
 class MutableStep(_Mutable):
-    """A step, for a mutator."""
+    """The view of a step that mutators receive."""
 
     def __init__(self, draft: Draft, name: str) -> None:
         self._draft = draft
@@ -148,8 +149,11 @@ class MutableStep(_Mutable):
 
     @property
     def decorator_specs(self) -> Iterator[Spec]:
-        """All its decorators: short name, full name, options by place, options by name. Ours come
-        first, then custom ones, then mutators; of each, those next to the step first."""
+        """All decorators as (short name, full name, positional arguments, options by name).
+
+        Decorators of aflow are first, then custom ones, then mutators; each group from the
+        innermost to the outermost.
+        """
         outwards = [*reversed(self._draft.steps[self.name])]
         return map(_spec_of, sorted(outwards, key=_rank))
 
@@ -160,22 +164,21 @@ class MutableStep(_Mutable):
         deco_kwargs: Mapping[str, Any] | None = None,
         duplicates: int = Duplicates.IGNORE,
     ) -> Any:
-        """Add a decorator. It becomes the outermost.
+        """Add a decorator as the outermost one.
 
         Args:
-            deco_type: The decorator itself (`retry`, a custom one), its name, or
-                `name:option=value`.
-            deco_args: Arguments by position, for a custom decorator; None for none.
+            deco_type: The decorator (`retry`, or a custom one), its name, or `name:option=value`.
+            deco_args: Positional arguments for a custom decorator; None for none.
             deco_kwargs: Options by name; None for none.
-            duplicates: Where the step has one of the kind, of which it can have but one: IGNORE
-                keeps that one, OVERRIDE replaces it, ERROR raises InvalidDecorator.
+            duplicates: What to do if the step already has one of a kind that is not repeatable:
+                IGNORE keeps that one, OVERRIDE replaces it, ERROR raises InvalidDecorator.
 
         Returns:
             The decorator; None if it was ignored.
 
         Raises:
-            InvalidDecorator: The decorator is unknown, cannot be used here, or is there already
-                (ERROR).
+            InvalidDecorator: If the decorator is unknown or cannot be used here, or if there is
+                already one and `duplicates` is ERROR.
         """
         draft = self._draft
         made = decorator_of(deco_type, deco_args or [], deco_kwargs or {}, draft.configs)
@@ -196,16 +199,15 @@ class MutableStep(_Mutable):
         deco_args: list[Any] | None = None,
         deco_kwargs: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Remove the decorators of this name (and options, if they are given).
+        """Remove the decorators of this name, or those of them that have certain options.
 
         Args:
-            deco_name: The name as it is written behind the @; of a custom one the dotted path or
-                its end.
-            deco_args: Only decorators with exactly these arguments; None for any.
-            deco_kwargs: Only decorators with exactly these options; None for any.
+            deco_name: The name after the @; for a custom one, the dotted path or its last part.
+            deco_args: Only remove decorators with exactly these positional arguments; None for any.
+            deco_kwargs: Only remove decorators that have these options; None for any.
 
         Returns:
-            True where at least one was removed.
+            True if at least one was removed.
         """
         there = self._draft.steps[self.name]
         gone = [each for each in there if _matches(each, deco_name, deco_args, deco_kwargs)]
@@ -216,30 +218,33 @@ class MutableStep(_Mutable):
 
 
 class MutableFlow(_Mutable):
-    """A flow, for a mutator. Its steps are attributes, too: `mutable_flow.start`."""
+    """The view of a flow that mutators receive.
+
+    Steps, parameters and configs are also attributes: `mutable_flow.start`.
+    """
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
 
     @property
     def configs(self) -> Iterator[tuple[str, Any]]:
-        """Name and value of every config."""
+        """(name, value) of each config."""
         configs = self._draft.definition.configs.values()
         return ((each.name, self._draft.configs[each.name]) for each in configs)
 
     @property
     def parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Attribute and declaration of every parameter."""
+        """(attribute, declaration) of each parameter."""
         return iter([*self._draft.parameters.items()])
 
     @property
     def steps(self) -> Iterator[tuple[str, MutableStep]]:
-        """Name and step, in the order written."""
+        """(name, step) of each step, in source order."""
         return ((name, MutableStep(self._draft, name)) for name in self._draft.steps)
 
     @property
     def decorator_specs(self) -> Iterator[Spec]:
-        """All decorators and mutators of the flow itself."""
+        """All decorators and mutators of the flow itself, as for `MutableStep.decorator_specs`."""
         return map(_spec_of, [*self._draft.decorators, *self._draft.flow_mutators])
 
     def add_parameter(self, name: str, value: Parameter, overwrite: bool = False) -> None:
@@ -248,11 +253,11 @@ class MutableFlow(_Mutable):
         Args:
             name: The attribute by which steps read the parameter.
             value: The declaration of the parameter; its `attribute` is set to `name`.
-            overwrite: Whether a parameter of this name is replaced.
+            overwrite: Whether to replace an existing parameter of this name.
 
         Raises:
-            InvalidDecorator: Where the class has that name already (or a parameter has it, unless
-                `overwrite`), and outside of pre_mutate.
+            InvalidDecorator: If `value` is not a Parameter, if the class has an attribute of this
+                name, if there is such a parameter and `overwrite` is False, or after pre_mutate.
         """
         definition = self._draft.definition
         self._draft.only_in_pre_mutate("parameters are added")
@@ -266,16 +271,16 @@ class MutableFlow(_Mutable):
         self._draft.parameters[name] = value
 
     def remove_parameter(self, parameter_name: str) -> bool:
-        """Remove the parameter of this name (or attribute).
+        """Remove a parameter.
 
         Args:
             parameter_name: The name on the command line, or the attribute.
 
         Returns:
-            True where there was such a parameter.
+            True if there was such a parameter.
 
         Raises:
-            InvalidDecorator: Outside of pre_mutate.
+            InvalidDecorator: If it is called after pre_mutate.
         """
         self._draft.only_in_pre_mutate("parameters are removed")
         there = self._draft.parameters
@@ -289,21 +294,20 @@ class MutableFlow(_Mutable):
         deco_kwargs: Mapping[str, Any] | None = None,
         duplicates: int = Duplicates.IGNORE,
     ) -> Any:
-        """Add a decorator to the flow itself, or a mutator of flows (in pre_mutate alone); see
-        `MutableStep.add_decorator`.
+        """Add a decorator to the flow itself, or, only in pre_mutate, a mutator of flows.
 
         Args:
-            deco_type: The decorator, or its name with options.
-            deco_args: Arguments by position, for a mutator; None for none.
+            deco_type: The decorator or mutator, or its name, also with options.
+            deco_args: Positional arguments for a mutator; None for none.
             deco_kwargs: Options by name; None for none.
-            duplicates: What happens where there is one already: IGNORE, OVERRIDE or ERROR.
+            duplicates: As for `MutableStep.add_decorator`.
 
         Returns:
             The decorator; None if it was ignored.
 
         Raises:
-            InvalidDecorator: The decorator is unknown, cannot be used here, or is there already
-                (ERROR).
+            InvalidDecorator: If the decorator is unknown or cannot be used here, or if there is
+                already one and `duplicates` is ERROR.
         """
         draft = self._draft
         made = decorator_of(
@@ -334,15 +338,15 @@ class MutableFlow(_Mutable):
         """Remove the flow's own decorators of this name.
 
         Args:
-            deco_name: The name as it is written behind the @, such as `schedule`.
-            deco_args: Only decorators with exactly these arguments; None for any.
-            deco_kwargs: Only decorators with exactly these options; None for any.
+            deco_name: The name after the @, such as `schedule`.
+            deco_args: Only remove decorators with exactly these positional arguments; None for any.
+            deco_kwargs: Only remove decorators that have these options; None for any.
 
         Returns:
-            True where at least one was removed.
+            True if at least one was removed.
 
         Raises:
-            InvalidDecorator: The name is that of a mutator, which cannot be removed while it runs.
+            InvalidDecorator: If the name is that of a mutator; mutators cannot be removed.
         """
         if any(_matches(each, deco_name, None, None) for each in self._draft.flow_mutators):
             raise InvalidDecorator(f"{deco_name!r} is a mutator of the flow, which stays.")
@@ -362,7 +366,7 @@ class MutableFlow(_Mutable):
         raise AttributeError(f"The flow has no step, parameter or config {name!r}.")
 
 
-# ------------------------------------------------------------ decorators as described
+# ------------------------------------------------------------ descriptions of decorators
 
 
 def _spec_of(decorator: Any) -> Spec:
@@ -398,7 +402,7 @@ def _matches(
 def _described(
     text: str, args: list[Any], kwargs: Mapping[str, Any]
 ) -> tuple[str, Mapping[str, Any]]:
-    """The name and the options in `name:option=value`, or those that are given beside it."""
+    """Return the name and the options: those in `name:option=value`, or else `kwargs`."""
     name, _, options = text.partition(":")
     if options and (args or kwargs):
         raise InvalidDecorator(f"{text!r} has options already: give no others.")
@@ -412,18 +416,18 @@ def decorator_of(
     configs: Mapping[str, Any],
     custom: type[OnStep] | type[FlowMutator] = OnStep,
 ) -> Any:
-    """Return the decorator or mutator that `add_decorator` or `--with` asks for.
+    """Return the decorator or mutator for the arguments of `add_decorator` or `--with`.
 
     Args:
-        kind: A decorator of aflow as flows write it, a class of custom ones, or a name:
-            `retry`, what `custom_named` accepts, or `name:option=value`.
-        args: Arguments by position; only custom decorators take any.
-        kwargs: Options by name; expressions of configs in them are evaluated.
-        configs: The values of the flow's configs, by attribute.
-        custom: OnStep for what stands on a step, FlowMutator for what stands on a flow.
+        kind: A decorator of aflow, a custom class, a name (`retry`, or as for `custom_named`), or
+            `name:option=value`.
+        args: Positional arguments; only custom decorators have any.
+        kwargs: Options by name; config expressions in them are evaluated.
+        configs: The values of the flow's configs, by name and by attribute.
+        custom: OnStep for a step, FlowMutator for a flow.
 
     Raises:
-        InvalidDecorator: The decorator is unknown, or does not take the option.
+        InvalidDecorator: If the decorator is unknown, or an option is invalid.
     """
     of_step = custom is OnStep
     kinds = KINDS if of_step else FLOW_KINDS
@@ -441,20 +445,21 @@ def decorator_of(
     return (make if of_step else make_flow_decorator)(name, evaluated(kwargs, configs))
 
 
-# ------------------------------------------------------------ all of them, in order
+# ------------------------------------------------------------ running all mutators, in order
 
 
 def mutated(definition: FlowDefinition, attached: Sequence[Any] = ()) -> FlowDefinition:
-    """Return the flow after its mutators: pre_mutate of those of the flow, then of steps; then
-    mutate in the same order. `attached` are decorators from outside, which mutate sees on every
-    step.
+    """Return the flow after evaluating config expressions and running its mutators.
+
+    `pre_mutate` of the mutators of the flow runs first, then that of the mutators of steps; then
+    `mutate` in the same order.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        attached: The decorators that are attached already.
+        attached: Decorators from `--with`, which are added to each step between the two phases.
 
     Raises:
-        InvalidDecorator: The error is raised naming the mutator that failed.
+        InvalidDecorator: If a mutator fails; the error names it.
     """
     draft = Draft(_evaluated(definition))
     for name in draft.steps:
@@ -486,7 +491,7 @@ def _of_steps(draft: Draft, method: str, chosen: Sequence[StepMutator] | None = 
             and each not in done
             and (chosen is None or each in chosen)
         ]:
-            mutator = mutators[-1]  # the one next to the step comes first
+            mutator = mutators[-1]  # the innermost one first
             done.append(mutator)
             _turn(mutator, getattr(mutator, method), MutableStep(draft, name))
 
@@ -502,7 +507,7 @@ def _turn(mutator: Custom, act: Callable[[Any], object], subject: Any) -> None:
 
 
 def _evaluated(definition: FlowDefinition) -> FlowDefinition:
-    """The flow with what was delayed in its decorators evaluated."""
+    """Return the flow with the config expressions in its decorators evaluated."""
     configs = names_of(definition.configs, definition.config_values or {})
     steps = {
         name: replace(

@@ -1,4 +1,4 @@
-"""Parameters: the values that a run is started with, and that no step may change."""
+"""Parameters: values that are set when a run starts, and that no step can change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aflow.flow.names import did_you_mean, shown
 if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
-# Options of `run`: a parameter of such a name could not be distinguished from it.
+# Options of `run`: a parameter of the same name would be ambiguous on the command line.
 RESERVED = frozenset({
     "decospecs", "fail_fast", "help", "isolation", "max_log_size", "max_num_splits", "max_workers",
     "namespace", "obj", "origin_run_id", "params", "progress", "run_id", "run_id_file",
@@ -23,7 +23,8 @@ RESERVED = frozenset({
 })  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,199}\Z")
-# What else an option of click can do. `cls` and `expose_value` would take the value from us.
+# Other keywords of click options. `cls` and `expose_value` are not allowed: with them aflow might
+# not get the value.
 _CLICK_OPTIONS = frozenset(
     {
         "allow_from_autoenv", "callback", "confirmation_prompt", "count", "deprecated", "envvar",
@@ -38,7 +39,7 @@ _BOOLS = {
 
 
 class JSONTypeClass:
-    """The type of a parameter whose value is written as JSON."""
+    """The type of a parameter whose value is JSON."""
 
     name = "JSON"
 
@@ -50,7 +51,7 @@ JSONType = JSONTypeClass()
 
 
 class ParameterContext(NamedTuple):
-    """What a default that is a function is called with."""
+    """The argument of a function that computes the default of a parameter or config."""
 
     flow_name: str
     user_name: str
@@ -61,10 +62,11 @@ class ParameterContext(NamedTuple):
 
 
 class ConvertedValue(NamedTuple):
-    """A value in the type of its parameter: it is not converted again, since what is converted
-    twice may be another value (the JSON text '"1"' is the text 1 first, then a number), or none.
+    """A value that already has the type of its parameter, and must not be converted again.
 
-    `written` is the text that it was made of, or the texts; None where it was not made of texts.
+    A second conversion may change it: the JSON text '"1"' becomes a str first, then a number.
+    `written` is the text from which it was converted, or a sequence of texts; None if it was not
+    converted from text.
     """
 
     value: Any
@@ -72,18 +74,18 @@ class ConvertedValue(NamedTuple):
 
 
 class Parameter:
-    """A value that a run of the flow is started with: `alpha = Parameter("alpha", default=0.1)`.
+    """A value that is set when a run starts: `alpha = Parameter("alpha", default=0.1)`.
 
-    `type` is str, int, float, bool or JSONType; where it is None, the type of the default, else
-    str. It may also be a type of click (`click.IntRange(1, 9)`), a tuple of types, or a class or
-    function that makes the value from the text that was written (`pathlib.Path`).
-    `default` is a value or a function of a ParameterContext, called when a run starts.
-    Without a default the value is None, unless the parameter is `required`. With a `separator`
-    the value is a list of values of the type. With `choices`, or the type `Literal["a", "b"]`, the
-    value is one of these. All other keywords are those of click's options, such as `is_flag`,
-    `multiple`, `nargs` and `hidden`. Raises InvalidParameter for a declaration that cannot be used.
+    `type` is str, int, float, bool or JSONType; None means the type of the default, or str without
+    a default. It may also be a type of click (`click.IntRange(1, 9)`), a tuple of types, or a class
+    or function that converts the text (`pathlib.Path`). `default` is a value, or a function of a
+    ParameterContext that is called when a run starts. Without a default the value is None, unless
+    the parameter is `required`. With a `separator` the value is a list of values of the type. With
+    `choices`, or the type `Literal["a", "b"]`, the value must be one of these. Other keywords are
+    those of click options, such as `is_flag`, `multiple`, `nargs` and `hidden`. Raises
+    InvalidParameter if the declaration is invalid.
 
-    `name` is what people write (`--name`), `attribute` the name in the flow class.
+    `name` is the name of the command-line option, `attribute` the attribute of the flow class.
     """
 
     _aflow_reads_artifact = True
@@ -108,7 +110,7 @@ class Parameter:
         self.separator = _checked_separator(name, separator)
         type, choices = _literal(type, choices)
         self.infers_type = type is None
-        # The values of one parameter: as many as are given, or a fixed number at a time.
+        # `multiple` collects repeated options; `nargs` is the number of values of each.
         self.multiple = bool(click_options.get("multiple"))
         self.nargs = len(type) if isinstance(type, tuple) else click_options.get("nargs", 1)
         if not isinstance(self.nargs, int) or self.nargs < 1:
@@ -137,19 +139,21 @@ class Parameter:
         self.attribute = attribute
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        # No __set__: once it is read, the value in the instance's __dict__ comes first.
+        # There is no __set__: once it was read, the value in the instance's __dict__ takes
+        # precedence.
         return self if instance is None else instance.__getattr__(self.attribute)
 
     def convert(self, value: Any) -> Any:
-        """Return the value in the parameter's type, from what was written or from a value of
-        Python.
+        """Convert a text or a Python value to the type of the parameter.
 
         Args:
-            value: A text as it was given on the command line or in a file, or a Python value of a
-                default; None only where the type allows it.
+            value: A text from the command line or a file, or a Python value.
+
+        Returns:
+            The converted value; a list with a `separator`, a tuple with `multiple` or `nargs`.
 
         Raises:
-            InvalidParameter: The value does not fit the type; the error names the parameter, the
+            InvalidParameter: If the value does not fit the type; the error names the parameter, the
                 value and what is expected.
         """
         if self.multiple:
@@ -166,7 +170,7 @@ class Parameter:
         return [self._convert_one(part) for part in parts]
 
     def _convert_group(self, value: Any) -> Any:
-        """One value, or the tuple of those that belong together."""
+        """Convert one value, or `nargs` values to a tuple."""
         if self.nargs == 1:
             return self._convert_one(value)
         if not isinstance(value, list | tuple) or len(value) != self.nargs:
@@ -186,7 +190,7 @@ class Parameter:
         return _checked_type(self.name, type, self._sample(default))
 
     def _sample(self, default: Any) -> Any:
-        """One value of the default, which tells the type where none is declared."""
+        """Return one element of the default, from which an undeclared type is inferred."""
         levels = bool(self.separator) + self.multiple + (self.nargs > 1)
         for _ in range(levels):
             if not isinstance(default, list | tuple):
@@ -196,20 +200,20 @@ class Parameter:
 
     @staticmethod
     def type_of(value: Any) -> Any:
-        """Return the type that a parameter with this default has, if it declares none.
+        """Return the type of a parameter with this default and no declared type.
 
         Args:
-            value: The default; None makes the type `str`.
+            value: The default; the type is `str` if it is None.
         """
         return _type_of(value)
 
     def plain(self, value: Any) -> Any:
-        """Return a value of the parameter as JSON can hold it; `convert` makes the value of it
-        again.
+        """Return a value of the parameter in a form that JSON can represent; the inverse of
+        `convert`.
 
         Args:
-            value: What `convert` has returned; enumerations become their values, and other objects
-                their text.
+            value: A result of `convert`; members of enums become their values, and other objects
+                become text.
         """
         return self._plain(value, bool(self.separator) + self.multiple + (self.nargs > 1))
 
@@ -220,7 +224,7 @@ class Parameter:
         if kind is JSONType:
             import json
 
-            # A text is taken for JSON, and None for no value.
+            # `convert` parses a str as JSON, and None means no value.
             return json.dumps(value) if value is None or isinstance(value, str) else value
         if isinstance(value, list | tuple):
             return [self._plain(each, 0) for each in value]
@@ -229,14 +233,14 @@ class Parameter:
         return self._plain(value.value, 0) if isinstance(value, Enum) else str(value)
 
     def value_of_default(self, context: Callable[[str], ParameterContext]) -> Any:
-        """Return the value where none was given.
+        """Return the value of the parameter if none is given.
 
         Args:
-            context: Makes the context of deploy-time functions.
+            context: Returns the argument for a function that is the default, by parameter name.
 
         Raises:
-            InvalidParameter: Where a function as the default fails, or gives a value of another
-                type.
+            InvalidParameter: If the default is a function that raises, or returns a value of
+                another type.
         """
         if self.default is None and self.multiple:
             return ()
@@ -259,7 +263,7 @@ class Parameter:
                 "the type of what it returns."
             ) from error
 
-    choices: list[Any] | None = None  # while the choices themselves are converted
+    choices: list[Any] | None = None  # None while __init__ converts the choices themselves
 
     def _convert_one(self, value: Any, place: int = 0) -> Any:
         kind = self.type[place] if isinstance(self.type, tuple) else self.type
@@ -282,9 +286,9 @@ class Parameter:
         return converted
 
     def _made_by(self, kind: Any, value: Any) -> Any:
-        """The value that a type of click, a class or a function makes of what was written."""
+        """Convert a value by a type of click, a class or a function."""
         by_click = _is_click_type(kind)
-        # What is not text is a value of Python: from a program, or a default. (Types of click take
+        # Anything but text is already a value, from a program or a default. (Types of click accept
         # their own results by contract.)
         if not by_click and not isinstance(value, str):
             return value
@@ -302,11 +306,11 @@ class Parameter:
 
 
 def type_name(type: Any) -> str:
-    """Return the name of a parameter's type, for people.
+    """Return the name of a parameter's type for messages.
 
     Args:
-        type: What the type of a parameter may be: a class, a type of click, JSONType, or a tuple of
-            types for several values.
+        type: The type of a parameter: a class, a function, a type of click, JSONType, or a tuple of
+            types.
     """
     if type is JSONType:
         return "JSON"
@@ -350,7 +354,7 @@ def _checked_separator(name: str, separator: object) -> str | None:
 
 
 def _literal(type: Any, choices: Sequence[Any] | None) -> tuple[Any, Sequence[Any] | None]:
-    """The type and the choices of `Literal["a", "b"]`; both as they are for any other type."""
+    """Return the type and choices of `Literal["a", "b"]`; other types are returned unchanged."""
     if type is None or get_origin(type) is not Literal:
         return type, choices
     values = get_args(type)
@@ -358,7 +362,7 @@ def _literal(type: Any, choices: Sequence[Any] | None) -> tuple[Any, Sequence[An
 
 
 def _checked_type(name: str, type: Any, default: Any) -> Any:
-    """The declared type, or the one that the default has."""
+    """Return the declared type after a check, or else the type of the default."""
     if type is None:
         return _type_of(default)
     if type is JSONTypeClass:
@@ -367,15 +371,15 @@ def _checked_type(name: str, type: Any, default: Any) -> Any:
         if type in _CONVERTERS:
             return type
     except TypeError:
-        pass  # what cannot be hashed is one of the types below, or none
+        pass  # not hashable: either one of the types below, or invalid
     if _is_click_type(type):
-        if type.name == "filename":  # an open file is nothing that later steps could read
+        if type.name == "filename":  # an open file cannot be stored for later steps
             raise InvalidParameter(
                 f"Parameter {name!r} has the type click.File, which opens the file here: use "
                 "click.Path for its name, or IncludeFile for what it holds."
             )
         return type
-    is_container = type in (list, dict, tuple, set, frozenset, bytes)  # of letters, they would be
+    is_container = type in (list, dict, tuple, set, frozenset, bytes)  # list("ab") is ["a", "b"]
     is_generic = get_origin(type) is not None
     if callable(type) and not is_container and not is_generic and not hasattr(type, "convert"):
         return type
@@ -386,8 +390,8 @@ def _checked_type(name: str, type: Any, default: Any) -> Any:
 
 
 def _is_click_type(kind: Any) -> bool:
-    # By its looks: click is not imported for flows that have no use for it here, and Metaflow
-    # brings a copy of its own.
+    # Duck typing, because click is only imported if it is needed, and Metaflow vendors a copy of
+    # it.
     return (
         not isinstance(kind, type)
         and callable(getattr(kind, "convert", None))
@@ -396,12 +400,12 @@ def _is_click_type(kind: Any) -> bool:
 
 
 def _type_of(default: Any) -> Any:
-    for kind in (bool, int, float):  # a bool is an int too: it comes first
+    for kind in (bool, int, float):  # bool first, because it is a subclass of int
         if isinstance(default, kind):
             return kind
     if isinstance(default, list | dict):
         return JSONType
-    kind = default.__class__  # of a Path, a Decimal, a member of an Enum
+    kind = default.__class__  # e.g. Path, Decimal, an Enum
     return str if callable(default) or kind.__module__ == "builtins" else kind
 
 
@@ -464,7 +468,7 @@ _EXPECTED: dict[Any, str] = {
 
 
 def declaration_problems(parameters: Mapping[str, Parameter]) -> Iterator[str]:
-    """Yield what is wrong with the parameters of a flow taken together, a sentence each.
+    """Yield an error message for each parameter whose name is reserved or a duplicate.
 
     Args:
         parameters: The parameters, by attribute.
@@ -492,18 +496,15 @@ def resolve(
 ) -> dict[str, Any]:
     """Return the values of all parameters of a flow, by attribute, in the order declared.
 
-    `given` maps names to values (None counts as not given), which are converted here, each once:
-    a ConvertedValue is taken as it is. `context_factory` makes the context of a default that is a
-    function from the parameter's name.
-
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        given: Values by name: texts, Python values, or ConvertedValues.
-        context_factory: Makes the context of deploy-time functions, by the name of the parameter.
+        given: Values by name: texts or Python values, which are converted; ConvertedValues, which
+            are not; None counts as not given.
+        context_factory: Returns the argument for a default that is a function, by parameter name.
 
     Raises:
-        InvalidParameter: For an unknown name, a value of the wrong type, a missing required one,
-            and a declaration that cannot be used.
+        InvalidParameter: If a name is unknown, a value has the wrong type, a required one is
+            missing, or a declaration is invalid.
     """
     for problem in declaration_problems(definition.parameters):
         raise InvalidParameter(problem)
@@ -540,12 +541,11 @@ def _given(definition: FlowDefinition, given: Mapping[str, Any]) -> dict[str, An
 
 
 def unconverted(parameter: Parameter | None, value: Any) -> Any:
-    """Return what another process, which converts it, is sent as a value of a parameter: JSON can
-    hold it.
+    """Return a value of a parameter for another process that converts it again.
 
     Args:
-        parameter: The parameter; None where the flow has none of that name.
-        value: A ConvertedValue, or what was given.
+        parameter: The parameter; None if the flow has no parameter of the name.
+        value: A ConvertedValue, or an unconverted value, which is returned unchanged.
     """
     if not isinstance(value, ConvertedValue):
         return value
@@ -555,31 +555,33 @@ def unconverted(parameter: Parameter | None, value: Any) -> Any:
 
 
 def plain_name(name: str) -> str:
-    """Return the name in the form in which names of parameters are compared.
+    """Return a parameter name in normalized form: lowercase, with _ instead of -.
 
     Args:
-        name: The name as it was declared, or as it was given on the command line.
+        name: The name as declared, or from the command line.
     """
     return name.lower().replace("-", "_")
 
 
-# IncludeFile: a parameter whose value is what a file holds when the run starts.
+# IncludeFile: a parameter whose value is the content of a file when the run starts.
 
 
 class IncludedFile:
-    """What Metaflow keeps of an included file in place of its content. aflow keeps the content
-    itself, so that none is ever made here: programs ask whether a value is one."""
+    """Metaflow's reference to the content of an included file, for `isinstance` checks in programs.
+
+    aflow stores the content itself, and creates no instances.
+    """
 
     def __init__(self, descriptor: dict[str, Any]) -> None:
         self.descriptor = descriptor
 
 
 class IncludeFile(Parameter):
-    """A file that a run is started with: `data = IncludeFile("data", default="data.csv")`.
+    """A parameter with the content of a file: `data = IncludeFile("data", default="data.csv")`.
 
-    On the command line it is a path; `self.data` is what the file holds, as a text (in `encoding`,
-    UTF-8 by default) or, with `is_text=False`, as bytes; with a `parser` (a function, or its dotted
-    path) what that makes of it. The file is read once, when the run starts.
+    On the command line it is a path. `self.data` is the content as a str, decoded with `encoding`
+    (default UTF-8), or as bytes if `is_text` is False; with a `parser` (a function, or its dotted
+    path) it is the result of the parser. The file is read once, when the run starts.
     """
 
     def __init__(
@@ -611,14 +613,14 @@ class IncludeFile(Parameter):
         self.parser = parser
 
     def content(self, path: str, read: Callable[[str], bytes]) -> Any:
-        """Return the value: what the file at `path` holds.
+        """Return the value of the parameter: the content of a file, decoded and parsed.
 
         Args:
             path: The path or URL of the file.
-            read: Reads a file, by its path.
+            read: Returns the bytes of a file, by its path.
 
         Raises:
-            InvalidParameter: Where it cannot be read, decoded or parsed.
+            InvalidParameter: If the file cannot be read, decoded or parsed.
         """
         try:
             data = read(path)
@@ -629,7 +631,7 @@ class IncludeFile(Parameter):
             ) from error
         try:
             value: Any = data.decode(self.encoding) if self.is_text else data
-        except (ValueError, LookupError, TypeError) as error:  # of codecs, each has its own
+        except (ValueError, LookupError, TypeError) as error:  # codecs raise different errors
             raise InvalidParameter(
                 f"The file {path} of parameter {self.name!r} is not text in {self.encoding}: give "
                 "another encoding=, or is_text=False."
@@ -638,7 +640,7 @@ class IncludeFile(Parameter):
 
     def _parsed(self, path: str, value: Any) -> Any:
         try:
-            return imported(self.parser)(value)  # type: ignore[arg-type]  # there is one
+            return imported(self.parser)(value)  # type: ignore[arg-type]  # not None here
         except Exception as error:
             raise InvalidParameter(
                 f"The file {path} of parameter {self.name!r} does not parse: "

@@ -1,4 +1,4 @@
-"""What started a run: events, or the ends of other runs."""
+"""`current.trigger`: the events or finished runs that started a run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from aflow.flow.current import look_up
 
 
 class MetaflowEvent(NamedTuple):
-    """An event that started a run. `type` is `event`, or `run` for the end of another run, of
-    which `id` is the pathspec of the last task."""
+    """An event that started a run.
+
+    `type` is `event`, or `run` if another run has finished; `id` is then the pathspec of the last
+    task of that run.
+    """
 
     name: str
     id: str
@@ -20,10 +23,10 @@ class MetaflowEvent(NamedTuple):
 
 
 class Trigger:
-    """All that started a run together, the latest first.
+    """All events that together started a run, latest first.
 
-    `facts` are the events as a run stores them, with timestamps in seconds since 1970; `find`
-    gives the client's object of a run's pathspec.
+    `facts` are the events in the form in which a run stores them, with timestamps in seconds since
+    the epoch; `find` returns the client object of a run by its pathspec.
     """
 
     def __init__(
@@ -41,17 +44,17 @@ class Trigger:
 
     @property
     def events(self) -> list[MetaflowEvent] | None:
-        """All events; None where there are none."""
+        """All events; None if there are none."""
         return list(self._events) or None
 
     @property
     def run(self) -> Any:
-        """The latest run, as an object of the client; None where no run started this one."""
+        """The latest run that started this one, as a client object; None if no run did."""
         return next(iter(self.runs or ()), None)
 
     @property
     def runs(self) -> list[Any] | None:
-        """All the runs; None where no run started this one."""
+        """All runs that started this one, as client objects; None if no run did."""
         if self._runs is None:
             ended = [
                 "/".join(each.id.split("/")[:2]) for each in self._events if each.type == "run"
@@ -60,8 +63,10 @@ class Trigger:
         return list(self._runs) or None
 
     def __getitem__(self, name: str) -> Any:
-        """The run of the flow of this name; where no run started this one, the event of this name.
-        Raises KeyError."""
+        """Return the triggering run of the flow `name`, or the event `name` if no run triggered it.
+
+        Raises KeyError if there is none.
+        """
         for run in self.runs or ():
             if run.path_components[0] == name:
                 return run

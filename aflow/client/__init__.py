@@ -1,11 +1,11 @@
-"""What has run, as objects: flows, runs, steps, tasks and their artifacts.
+"""Read finished and running flows as objects: flows, runs, steps, tasks and artifacts.
 
     run = Flow("MyFlow").latest_successful_run
     run.data.score
     [task.data.loss for task in run["train"]]
 
-Everything here is plain calls (no event loop is needed, a running one does no harm), lazy (a value
-is read when it is asked for) and may be used from many threads. Listings begin with the newest.
+All calls are synchronous (they need no event loop, and work inside a running one), lazy (a value is
+read when it is accessed) and thread-safe. Listings start with the newest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Artifacts: DataArtifact is one of them, TaskData all of a task by attribute."""
+"""Artifacts: DataArtifact is a single one, TaskData has all of a task as attributes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class DataArtifact(PartOfRun):
-    """A named value that a task left: `DataArtifact("Flow/run/step/task/name")`."""
+    """A named value that a task has stored: `DataArtifact("Flow/run/step/task/name")`."""
 
     _depth = 5
     _task: Task
@@ -44,30 +44,30 @@ class DataArtifact(PartOfRun):
 
     @property
     def data(self) -> Any:
-        """The value, read again each time. Raises ArtifactNotLoadable (a class or module is missing
-        here), CorruptBlob, StoreUnavailable."""
+        """The value, loaded at each access. Raises ArtifactNotLoadable (a class or module is
+        missing here), CorruptBlob and StoreUnavailable."""
         return self._source.load(self.id, self._entry)
 
     @property
     def sha(self) -> str:
-        """The digest of the stored value, 64 hex digits: equal values that were stored in the same
-        form have the same."""
+        """The digest of the stored value, 64 hex digits. Equal values that were stored in the same
+        form have the same digest."""
         return digest(self._entry)
 
     @property
     def size(self) -> int:
-        """Bytes of the value's pickle and of the buffers beside it, uncompressed."""
+        """The uncompressed size of the value's pickle and its out-of-band buffers, in bytes."""
         return self._entry.size
 
     @property
     def type(self) -> str:
-        """The qualified name of the value's class; reading it does not load the value."""
+        """The qualified name of the value's class; does not load the value."""
         return self._entry.type
 
     @property
     def preview(self) -> dict[str, Any]:
-        """What was noted of the value when it was stored: `repr`, `len`, `shape`, `dtype`,
-        `columns`, whatever applies; reading it does not load the value."""
+        """The properties of the value that were recorded when it was stored: those of `repr`,
+        `len`, `shape`, `dtype` and `columns` that apply. Does not load the value."""
         return dict(self._entry.preview)
 
     @property
@@ -77,17 +77,18 @@ class DataArtifact(PartOfRun):
 
     @property
     def finished_at(self) -> datetime | None:
-        """When the task ended, and the artifact with it was there."""
+        """When the task ended, and with it stored the artifact; None if it has not."""
         return self._task.finished_at
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The artifact of the task whose result a resumed run reused for this one."""
+        """The pathspec of the artifact whose task's result this one reuses; None if there is
+        none."""
         origin = self._task.origin_pathspec
         return None if origin is None else f"{origin}/{self.id}"
 
     def __iter__(self) -> Iterator[Any]:
-        """An artifact has no parts."""
+        """Return an empty iterator: an artifact has no parts."""
         return iter(())
 
     def _part(self, name: str) -> Any:
@@ -95,10 +96,10 @@ class DataArtifact(PartOfRun):
 
 
 class TaskData:
-    """The artifacts of a task by attribute: `task.data.x`; `"x" in task.data`.
+    """The artifacts of a task as attributes: `task.data.x`; `"x" in task.data`.
 
-    A value is read again each time. Raises MissingArtifact, an AttributeError, for one that is not
-    there.
+    A value is loaded at each access. Raises MissingArtifact, an AttributeError, if the artifact
+    does not exist.
     """
 
     __slots__ = ("_aflow_task",)

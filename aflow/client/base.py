@@ -1,4 +1,4 @@
-"""What all objects of the client have in common."""
+"""The base classes of all client objects, and helpers for filters and times."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SHAPES = ("Flow", "Flow/run", "Flow/run/step", "Flow/run/step/task", "Flow/run/
 
 _DEPTH_OF_TASKS = 4
 _COMPLETED = 100
-_COMMITTED_WITHIN = 5.0  # seconds within which the record of a task that runs is there
+_COMMITTED_WITHIN = 5.0  # seconds within which the record of a running task is committed
 _LOOK_AGAIN = 0.005  # seconds
 
 
 class ClientObject:
-    """A flow, run, step, task or artifact, named by its pathspec.
+    """A flow, run, step, task or artifact, identified by its pathspec.
 
-    Making one raises InvalidName for what is not a pathspec of its kind, NotFound for
-    what is not there, NamespaceMismatch for what is not in the namespace.
+    The constructor raises InvalidName if the pathspec is not one of this kind, NotFound if the
+    object does not exist, and NamespaceMismatch if it is not in the namespace.
     """
 
     _depth: ClassVar[int]
@@ -89,24 +89,25 @@ class ClientObject:
 
     @classmethod
     def _blank(cls, spec: Pathspec, place: ClientStores) -> Self:
-        """An object whose fields the caller fills in, since it has found it already."""
+        """Return an object whose fields the caller sets: it has looked the object up already."""
         self = cls.__new__(cls)
         self._spec, self._place = spec, place
         return self
 
     def _find(self) -> None:
-        """Look the object up; raises MissingObject if it is not there."""
+        """Look the object up; raises NotFound if it does not exist."""
         raise NotImplementedError
 
     def _holds_running_task(self) -> bool:
-        """Whether this is the task that runs here, its step or its run."""
-        if current.get("metadata_url") is None:  # no task, or one that is recorded nowhere
+        """Return whether this is the task of this process, its step or its run."""
+        if current.get("metadata_url") is None:  # no task, or one that is not recorded
             return False
         return str(current.pathspec).split("/")[: self._depth] == self.path_components
 
     def _await_commit(self) -> None:
-        """Look again until the record of the running task is there: the coordinator launches a task
-        while it commits that record, so that the task may ask for it first."""
+        """Look the object up again until the running task has been recorded. The coordinator
+        launches a task while it still commits the task's record, so the task may read it too
+        early."""
         for _ in range(round(_COMMITTED_WITHIN / _LOOK_AGAIN)):
             time.sleep(_LOOK_AGAIN)
             with suppress(NotFound):
@@ -127,7 +128,7 @@ class ClientObject:
 
     @property
     def pathspec(self) -> str:
-        """`Flow/run/step/task/artifact`, as far as the object's kind goes."""
+        """The pathspec of the object: `Flow/run/step/task/artifact`, or a leading part of it."""
         return str(self._spec)
 
     @property
@@ -137,7 +138,7 @@ class ClientObject:
 
     @property
     def parent(self) -> Any:
-        """What the object is a part of; None for a flow."""
+        """The object that this one is a part of; None for a flow."""
         kind = self._kinds.get(self._depth - 1)
         if kind is None:
             return None
@@ -146,7 +147,8 @@ class ClientObject:
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The pathspec of the origin that a resumed run reused for this; None if there is none."""
+        """The pathspec of the object of the resumed run that this one reuses; None if there is
+        none."""
         return None
 
     # ------------------------------------------------------------ tags
@@ -158,7 +160,7 @@ class ClientObject:
 
     @property
     def user_tags(self) -> frozenset[str]:
-        """The tags that people gave to the run."""
+        """The tags that users gave to the run."""
         return frozenset()
 
     @property
@@ -175,12 +177,12 @@ class ClientObject:
 
     @property
     def created_at(self) -> datetime:
-        """When it began, with this machine's time zone."""
+        """The start time, in this machine's time zone."""
         raise NotImplementedError
 
     @property
     def finished_at(self) -> datetime | None:
-        """When it ended, with this machine's time zone; None if it has not."""
+        """The end time, in this machine's time zone; None if it has not ended."""
         return None
 
     # ------------------------------------------------------------ parts
@@ -190,7 +192,7 @@ class ClientObject:
         raise NotImplementedError
 
     def _part(self, name: str) -> Any:
-        """The part of this id; raises MissingObject if there is none."""
+        """Return the part with this id; raises NotFound if it does not exist."""
         raise NotImplementedError
 
     def __getitem__(self, id: object) -> Any:
@@ -204,7 +206,7 @@ class ClientObject:
         return True
 
     def _ipython_key_completions_(self) -> list[str]:
-        """The ids of the newest parts, for completion in notebooks."""
+        """Return the ids of the newest parts, for completion in notebooks."""
         return [part.id for part in islice(self, _COMPLETED)]
 
     # ------------------------------------------------------------ as text, as bytes
@@ -214,14 +216,14 @@ class ClientObject:
         return f"{type(self).__name__}({self.pathspec!r}{attempt})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the HTML that a notebook displays."""
         return shown_in_notebook(self)
 
     def _identity(self) -> tuple[object, ...]:
         return (type(self), self._spec, self._attempt, self._place.description)
 
     def __eq__(self, other: object) -> bool:
-        """Whether it is the same thing in the same place, whatever of it was read when."""
+        """Return whether both are the same object of the same store, whenever they were read."""
         if not isinstance(other, ClientObject):
             return NotImplemented
         return self._identity() == other._identity()
@@ -240,7 +242,7 @@ class PartOfRun(ClientObject):
 
     @property
     def user_tags(self) -> frozenset[str]:
-        """The tags that people gave to the run."""
+        """The tags that users gave to the run."""
         return frozenset(self._source.record.tags)
 
     @property
@@ -250,7 +252,8 @@ class PartOfRun(ClientObject):
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The pathspec of the origin that a resumed run reused for this; None if there is none."""
+        """The pathspec of the object of the resumed run that this one reuses; None if there is
+        none."""
         origin = self._source.record.origin_run
         if origin is None:
             return None
@@ -260,22 +263,22 @@ class PartOfRun(ClientObject):
 def _restored(
     kind: type[ClientObject], pathspec: str, attempt: int | None, description: str
 ) -> ClientObject:
-    """The object that was pickled, wherever it was read from: a copy needs no further access."""
+    """Return an unpickled object. The namespace was checked when the original was created."""
     return kind(pathspec, attempt, _namespace_check=False, _place=place_at(description))
 
 
 def shown_in_notebook(shown: object) -> str:
-    """Return what a notebook shows of an object, as HTML.
+    """Return the HTML that a notebook displays for an object.
 
     Args:
-        shown: An object of the client.
+        shown: A client object.
     """
     from aflow.client import notebook  # only notebooks need it
 
     return notebook.html_of(shown)
 
 
-# What lists of runs and tasks can be narrowed by, checked.
+# Checked filters of listings of runs and tasks.
 
 
 _State = TypeVar("_State", bound=StrEnum)
@@ -287,16 +290,16 @@ def statuses(
     what: str,
     without: Collection[_State] = (),
 ) -> list[_State]:
-    """Return the states of these names, [] for None.
+    """Return the states with these names; [] for None.
 
     Args:
         states: The enumeration of the states, RunState or TaskState.
-        names: The state, or several; None for any.
-        what: What it is the name of, for the error.
-        without: States that cannot be asked for.
+        names: The name of a state, or several names; None for any state.
+        what: The noun for the error, such as "a run".
+        without: States that are not allowed.
 
     Raises:
-        InvalidInput: For one that `what` cannot have.
+        InvalidInput: If a name is not that of an allowed state.
     """
     if names is None:
         return []
@@ -312,10 +315,10 @@ def checked_limit(limit: int | None) -> int | None:
     """Return the limit.
 
     Args:
-        limit: How many at most; None for all.
+        limit: The maximum number of results; None for all.
 
     Raises:
-        InvalidInput: For what counts nothing.
+        InvalidInput: If it is not an integer, or negative.
     """
     if limit is not None and (type(limit) is not int or limit < 0):
         raise InvalidInput(f"limit={limit!r} counts nothing: give 0 or more.")
@@ -323,14 +326,14 @@ def checked_limit(limit: int | None) -> int | None:
 
 
 def seconds(name: str, at: datetime | float | None) -> float | None:
-    """Return a time as seconds since the epoch; one without a zone is of this machine's.
+    """Return a time as seconds since the epoch; a datetime without a zone is in local time.
 
     Args:
         name: The name of the argument, for the error.
-        at: The time: seconds since the epoch, or a datetime; None for none.
+        at: Seconds since the epoch, or a datetime; None for no time.
 
     Raises:
-        InvalidInput: For what is not a time.
+        InvalidInput: If it is not a time.
     """
     if isinstance(at, datetime):
         return at.timestamp()
@@ -339,7 +342,7 @@ def seconds(name: str, at: datetime | float | None) -> float | None:
     return at
 
 
-# Times for people: with the zone of this machine.
+# Times to display, in this machine's time zone.
 
 
 @overload
@@ -347,9 +350,9 @@ def local_time(at: float) -> datetime: ...
 @overload
 def local_time(at: None) -> None: ...
 def local_time(at: float | None) -> datetime | None:
-    """Return seconds since the epoch as a time of this machine's zone; None for None.
+    """Return seconds since the epoch as a datetime in this machine's zone; None for None.
 
     Args:
-        at: The time: seconds since the epoch, or a datetime; None for none.
+        at: Seconds since the epoch; None for no time.
     """
     return None if at is None else datetime.fromtimestamp(shown_time(at), UTC).astimezone()

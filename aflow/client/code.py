@@ -1,4 +1,4 @@
-"""The code of a run, as it was when the run began."""
+"""The code of a run when it started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RunCode:
-    """The code package of a run: the flow file, and what stood beside it."""
+    """The code package of a run: the flow file and the files next to it."""
 
     def __init__(self, source: RunSource, key: str, script: str) -> None:
         self._source = source
@@ -31,18 +31,18 @@ class RunCode:
 
     @property
     def path(self) -> str:
-        """Where the package is: the store's URL and the name of the blob."""
+        """The location of the package: the store's URL and the name of the blob."""
         return f"{self._source.setting('storage')}/{blob_name(self._key)}"
 
     @property
     def script_name(self) -> str:
-        """The file of the flow, inside of the package."""
+        """The path of the flow file in the package."""
         return self._script
 
     @property
     def info(self) -> dict[str, str]:
         """Facts about the code: flow_name, script, code_key, username, versions, platform."""
-        from aflow.client import task  # as few programs ask for the code
+        from aflow.client import task  # rarely needed
 
         found = {"flow_name": self._source.record.flow, "script": self._script}
         tags = task.from_tags(self._source)
@@ -59,7 +59,7 @@ class RunCode:
 
     @cached_property
     def tarball(self) -> tarfile.TarFile:
-        """The package as an open archive, the same one each time. Raises CodePackageError."""
+        """The package as an open archive, the same object each time. Raises CodePackageError."""
         return code_package.opened(self._data)
 
     @property
@@ -79,8 +79,8 @@ class RunCode:
 
     @cached_property
     def environments(self) -> dict[str, dict[str, Any]]:
-        """By step, for those with packages of their own: `id` of the environment, `python`,
-        `platform`, and the versions of its `packages`. Raises StorageError and InvalidLock."""
+        """The environments of the steps that declare packages, by step: `id`, `python`, `platform`
+        and the versions of the `packages`. Raises StorageError and InvalidLock."""
         known = {FIELD: self._source.setting(FIELD) or {}}
         locks = recorded_locks(known, self._source.blobs.store)
         return {
@@ -94,10 +94,14 @@ class RunCode:
         }
 
     def extract(self) -> TemporaryDirectory[str]:
-        """Return a new temporary folder with the files, which goes when it is closed or forgotten.
+        """Extract the files to a new temporary folder, which is removed when it is closed or
+        collected.
+
+        Returns:
+            The folder.
 
         Raises:
-            CodePackageError: The code package cannot be made, read or unpacked.
+            CodePackageError: If the code package cannot be read or unpacked.
         """
         folder = TemporaryDirectory(prefix="aflow-code-")
         code_package.unpack(self._data, Path(folder.name))
@@ -112,11 +116,11 @@ class RunCode:
 
 
 def names_of(source: RunSource) -> Names:
-    """Return what finds the classes of the run's values: in this program, if that is the run's, or
-    in the code of the run.
+    """Return the resolver for the classes of the run's values: it looks in this program, if that is
+    the program of the run, and in the code package of the run.
 
     Args:
-        source: The run, with the stores that have it.
+        source: The run.
     """
     known: dict[str, Any] = source.setting("program") or {}
     script = os.path.abspath(source.setting("script") or "")
@@ -125,23 +129,23 @@ def names_of(source: RunSource) -> Names:
 
 
 def _modules_of(source: RunSource, program: ProgramFile, key: str | None) -> CodeModules | None:
-    """The code of the run, or the one of another key, as modules of this process; None where it
-    no longer exists."""
+    """Return the code package of the run, or the one with another key, as modules of this
+    process; None if it no longer exists."""
     facts: dict[str, Any] = source.setting("code") or {}
     own: str | None = facts.get("key")
     if key is not None and key != own:
         return code_in(source.blobs, key)
     if own is not None:
         return code_in(source.blobs, own, facts["script"], program.module)
-    # There was too much to keep. What stands there now is better than nothing.
+    # The package was too large to store. The current files are better than nothing.
     return code_beside(program)
 
 
 def code_of(source: RunSource) -> RunCode | None:
-    """Return the code of the run; None where it was not kept.
+    """Return the code of the run; None if it was not stored.
 
     Args:
-        source: The run, with the stores that have it.
+        source: The run.
     """
     facts: dict[str, Any] = source.setting("code") or {}
     return RunCode(source, facts["key"], facts["script"]) if "key" in facts else None

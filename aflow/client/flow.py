@@ -1,4 +1,4 @@
-"""All flows, and one of them with its runs."""
+"""The list of all flows, and a flow with its runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PAGE = 500  # runs a query
 
 
 class Metaflow:
-    """All flows that have run, newest first: iterate, or ask for one by name."""
+    """All flows that have run, newest first: iterate over it, or get one by its name."""
 
     @property
     def flows(self) -> list[Flow]:
@@ -54,7 +54,7 @@ class Metaflow:
         return any(name == flow.id for flow in self)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return the HTML that a notebook displays."""
         return shown_in_notebook(self)
 
     def __repr__(self) -> str:
@@ -69,7 +69,7 @@ class Flow(ClientObject):
 
     def _find(self) -> None:
         found = dict(self._place.metadata.flows()).get(self._spec.flow)
-        if found is None:  # a service without a list of flows has runs of them all the same
+        if found is None:  # a service that does not list flows may still have runs of this one
             runs = self._place.metadata.runs(self._spec.flow)
             if not runs:
                 raise missing_flow(self._place, self._spec.flow)
@@ -83,7 +83,7 @@ class Flow(ClientObject):
             raise not_in_namespace(repr(self), get_namespace(), tags)
 
     def is_in_namespace(self) -> bool:
-        """Whether a run of the flow is in the current namespace."""
+        """Return whether a run of the flow is in the current namespace."""
         namespace = get_namespace()
         return namespace is None or bool(
             self._place.metadata.runs(
@@ -93,7 +93,7 @@ class Flow(ClientObject):
 
     @property
     def created_at(self) -> datetime:
-        """When its first run began."""
+        """When the first run of the flow started."""
         return local_time(self._created_at)
 
     @property
@@ -115,25 +115,21 @@ class Flow(ClientObject):
         limit: int | None = None,
         after: Run | str | None = None,
     ) -> Iterator[Run]:
-        """Return the runs in the namespace that have all `tags`, newest first, read as they are
-        asked for.
-
-        `status` is one of pending, running, succeeded, failed, cancelled, or several of them;
-        `since` and `until` are times (without a zone: of this machine's) or seconds since the
-        epoch, between which the runs have begun; `limit` is how many at most; `after` a run, or its
-        id, with which the last page ended.
+        """Return the runs in the namespace that have all `tags`, newest first, read lazily.
 
         Args:
-            *tags: Tags that a run has to have, all of them.
-            status: The state, or several; None for any.
-            since: The earliest time of creation; None for no limit.
-            until: The time before which a run was created; None for no limit.
-            limit: How many at most; None for all.
-            after: The run that the page before ended with; None for the first page.
+            *tags: Tags that a run must have, all of them.
+            status: One of pending, running, succeeded, failed and cancelled, or several of them;
+                None for any.
+            since: The earliest start of a run: a datetime (in local time if it has no zone), or
+                seconds since the epoch; None for no limit.
+            until: The time before which a run started, in the same form; None for no limit.
+            limit: The maximum number of runs; None for all.
+            after: The last run of the previous page, or its id; None for the first page.
 
         Raises:
-            InvalidInput: A status, a time or the limit cannot be used.
-            NotFound: The run in `after` does not exist.
+            InvalidInput: If a status, a time or the limit is invalid.
+            NotFound: If the run in `after` does not exist.
         """
         namespace = get_namespace()
         return self._in_pages(
@@ -166,7 +162,7 @@ class Flow(ClientObject):
             limit = None if limit is None else limit - size
 
     def __iter__(self) -> Iterator[Run]:
-        """The runs in the namespace, newest first."""
+        """Iterate over the runs in the namespace, newest first."""
         return self.runs()
 
     def _part(self, name: str) -> Any:

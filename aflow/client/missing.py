@@ -1,4 +1,4 @@
-"""The errors about what is not there: its name, what may have been meant, where to look."""
+"""The errors about missing objects: their names, similar names, and where to look."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _RUNS_COMPARED = 500
 
 
 class MissingObject(NotFound, KeyError):
-    """There is no such flow, run, step, task or artifact; a KeyError, since `run["step"]` is how
-    most are looked for."""
+    """The flow, run, step, task or artifact does not exist. A KeyError, because most lookups have
+    the form `run["step"]`."""
 
-    __str__ = Exception.__str__  # that of KeyError is a repr
+    __str__ = Exception.__str__  # KeyError.__str__ returns a repr
 
 
 class MissingArtifact(NotFound, AttributeError):
@@ -28,12 +28,12 @@ class MissingArtifact(NotFound, AttributeError):
 
 
 def checked(what: str, check: Callable[[str], object], name: str) -> None:
-    """Raises MissingObject for a name that nothing of this kind can have.
+    """Raise MissingObject if the name is not valid for this kind of object.
 
     Args:
-        what: What it is the name of, for the error.
-        check: Raises InvalidName for a name that is not allowed.
-        name: The name that was not found.
+        what: The kind of object, for the error.
+        check: Raises InvalidName if the name is not valid.
+        name: The name to check.
     """
     try:
         check(name)
@@ -42,7 +42,7 @@ def checked(what: str, check: Callable[[str], object], name: str) -> None:
 
 
 def missing_flow(place: ClientStores, flow: str) -> MissingObject:
-    """Return what to raise for a flow that never ran.
+    """Return the error for a flow that has never run.
 
     Args:
         place: The stores that were searched.
@@ -54,7 +54,7 @@ def missing_flow(place: ClientStores, flow: str) -> MissingObject:
 
 
 def missing_run(place: ClientStores, flow: str, run: str) -> MissingObject:
-    """Return what to raise for a run that is not there, perhaps because its flow is not.
+    """Return the error for a run, or its flow, that does not exist.
 
     Args:
         place: The stores that were searched.
@@ -69,10 +69,10 @@ def missing_run(place: ClientStores, flow: str, run: str) -> MissingObject:
 
 
 def missing_step(source: RunSource, step: str) -> MissingObject:
-    """Return what to raise for a step that no task has begun.
+    """Return the error for a step that has no task yet, or does not exist.
 
     Args:
-        source: The run, with the stores that have it.
+        source: The run that was searched.
         step: The name that was not found.
     """
     where = f"Run {source.pathspec!r}"
@@ -85,13 +85,13 @@ def missing_step(source: RunSource, step: str) -> MissingObject:
 
 
 def missing_task(source: RunSource, step: str, task: int, attempt: int | None) -> MissingObject:
-    """Return what to raise for a task of another step, an attempt that was not made, or no task.
+    """Return the error for a task of another step, or a task or attempt that does not exist.
 
     Args:
-        source: The run, with the stores that have it.
+        source: The run that was searched.
         step: The name of the step in the pathspec.
         task: The number of the task within its run.
-        attempt: The number of the attempt; None for the latest.
+        attempt: The number of the attempt that was requested; None for the latest.
     """
     there = source.metadata.task(source.key, task)
     if there is None:
@@ -110,7 +110,7 @@ def missing_task(source: RunSource, step: str, task: int, attempt: int | None) -
 
 
 def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]) -> str:
-    """Return why a task has no artifact of this name.
+    """Return the message for a task that has no artifact with this name.
 
     Args:
         pathspec: The pathspec of the task: `flow/run/step/task`.
@@ -128,10 +128,10 @@ def artifact_sentence(pathspec: str, state: str, name: str, known: Iterable[str]
 
 
 def not_in_namespace(what: str, namespace: str | None, tags: Iterable[str]) -> NamespaceMismatch:
-    """Return what to raise for an object of another namespace.
+    """Return the error for an object that is not in the namespace.
 
     Args:
-        what: What it is the name of, for the error.
+        what: The object, for the error.
         namespace: The namespace: a tag such as `user:ada`; None for all runs.
         tags: The tags of the object, user tags and system tags.
     """

@@ -1,6 +1,7 @@
-"""What a notebook shows of flows, runs, steps, tasks and artifacts.
+"""The HTML that a notebook displays for flows, runs, steps, tasks and artifacts.
 
-Reads records and the ends of logs, never a value: showing an object costs a few queries.
+It is built from records and the ends of logs, without loading values: an object costs a few
+queries.
 """
 
 from __future__ import annotations
@@ -26,16 +27,15 @@ from aflow.scheduler.states import TaskState
 if TYPE_CHECKING:
     from aflow.metadata.base import StepProgress, TaskView
 
-# Pieces of HTML for notebooks: everything escaped, of bounded size, styled in place.
+# Pieces of HTML for notebooks: everything is escaped, limited in size and styled inline.
 #
-# The style stands in the elements themselves, since notebooks drop style sheets of outputs that
-# they do not trust. Colours are those of the page, and greys and hues that can be read on light
-# and on dark.
+# Styles are inline because notebooks drop style sheets of untrusted outputs. Colours are those of
+# the page, and greys and hues that are legible on light and dark backgrounds.
 
 
 Html = NewType("Html", str)
 
-ROWS = 20  # of a table that may be long
+ROWS = 20  # maximum rows of a table
 _TEXT = 200  # characters of one value
 _LINE = "1px solid rgba(128,128,128,0.35)"
 _HUES = {
@@ -48,12 +48,12 @@ _GREY = "128,128,128"
 
 
 def text(value: object, limit: int = _TEXT) -> Html:
-    """Return the value as text, escaped, and cut if it is long. What is not valid Unicode becomes
-    an escape.
+    """Return the value as escaped text, truncated if it is long. Characters that are not valid
+    Unicode become escapes.
 
     Args:
         value: Any value; its `str` is shown.
-        limit: How many characters at most.
+        limit: The maximum number of characters.
     """
     shown = str(value)
     shown = shown if len(shown) <= limit else shown[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
@@ -61,7 +61,7 @@ def text(value: object, limit: int = _TEXT) -> Html:
 
 
 def badge(state: str) -> Html:
-    """Return a state as a small coloured label.
+    """Return a state as a small coloured badge.
 
     Args:
         state: The state of a run or a task, which decides the colour.
@@ -72,10 +72,10 @@ def badge(state: str) -> Html:
 
 
 def chips(names: Iterable[str]) -> Html:
-    """Return tags side by side; of many the first.
+    """Return tags in a row; if there are many, only the first ones.
 
     Args:
-        names: The tags, in any order; the first 20 of them are shown.
+        names: The tags, in any order; the first 20 in sorted order are shown.
     """
     listed = sorted(names)
     style = f"border:{_LINE};border-radius:4px;padding:0 5px;margin-right:4px"
@@ -84,19 +84,19 @@ def chips(names: Iterable[str]) -> Html:
 
 
 def more(number: int) -> Html:
-    """Return how many are not shown; nothing where all are.
+    """Return a note on how many items are not shown; empty if all are.
 
     Args:
-        number: How many are left out; 0 or less for none.
+        number: The number of omitted items; 0 or less for none.
     """
     return Html(f'<span style="opacity:0.7">and {number:,} more</span>' if number > 0 else "")
 
 
 def facts(pairs: Iterable[tuple[str, Html | None]]) -> Html:
-    """Return names and values, one pair a line; pairs without a value are left out.
+    """Return names and values, one pair per row.
 
     Args:
-        pairs: Names and values; a value of None is left out.
+        pairs: Names and values; pairs with an empty value or None are omitted.
     """
     cell = "padding:1px 14px 1px 0;text-align:left;vertical-align:top;border:none"
     rows = "".join(
@@ -108,12 +108,12 @@ def facts(pairs: Iterable[tuple[str, Html | None]]) -> Html:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Html]], left_out: int = 0) -> Html:
-    """Return a table; under it how many rows are left out.
+    """Return a table, with a note below it on how many rows are omitted.
 
     Args:
         head: The titles of the columns.
-        rows: The cells of each row, as many as there are titles; empty for no table.
-        left_out: How many rows are not shown.
+        rows: The cells of each row, as many as titles; if empty, no table is returned.
+        left_out: The number of omitted rows.
     """
     if not rows:
         return Html("")
@@ -132,7 +132,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Html]], left_out: int = 0
 
 
 def code(value: object) -> Html:
-    """Return a short text of a program.
+    """Return a short piece of code.
 
     Args:
         value: Any value; its `str` is shown in a fixed-width font.
@@ -141,11 +141,11 @@ def code(value: object) -> Html:
 
 
 def block(title: str, lines: Sequence[str]) -> Html:
-    """Return lines that a program has printed; nothing without lines.
+    """Return lines that a program has printed; empty if there are no lines.
 
     Args:
         title: The heading above the lines.
-        lines: The lines without their newlines; each is cut if it is long.
+        lines: The lines without their newlines; long lines are truncated.
     """
     if not lines:
         return Html("")
@@ -158,10 +158,10 @@ def block(title: str, lines: Sequence[str]) -> Html:
 
 
 def page(kind: str, name: str, *parts: Html) -> str:
-    """Return all of it under its heading.
+    """Return the parts under a heading.
 
     Args:
-        kind: What is shown, as `Run`.
+        kind: The kind of object, such as `Run`.
         name: The pathspec of the object; empty for none.
         *parts: The HTML of the parts.
     """
@@ -174,7 +174,7 @@ def page(kind: str, name: str, *parts: Html) -> str:
 
 
 def size_of(number: int) -> Html:
-    """Return bytes for people.
+    """Return a size in bytes with a suitable unit.
 
     Args:
         number: The number of bytes.
@@ -188,10 +188,10 @@ def size_of(number: int) -> Html:
 
 
 def preview(noted: dict[str, Any]) -> Html:
-    """Return what was noted of a value when it was stored.
+    """Return the preview of a value that was recorded when it was stored.
 
     Args:
-        noted: What was noted of the value when it was stored.
+        noted: The properties of the value that were recorded.
     """
     if "repr" in noted:
         return code(noted["repr"])
@@ -201,11 +201,10 @@ def preview(noted: dict[str, Any]) -> Html:
 
 
 def shape(noted: dict[str, Any]) -> Html:
-    """Return how large a value is in its own units: its shape and what it is made of, or its
-    length.
+    """Return the dimensions of a value: its shape and element type, or its length.
 
     Args:
-        noted: What was noted of the value when it was stored.
+        noted: The properties of the value that were recorded when it was stored.
     """
     parts = [" \N{MULTIPLICATION SIGN} ".join(map(str, noted["shape"]))] if "shape" in noted else []
     if "len" in noted:
@@ -217,7 +216,7 @@ def shape(noted: dict[str, Any]) -> Html:
 
 @singledispatch
 def html_of(shown: object) -> str:
-    """Return what a notebook shows of an object of the client.
+    """Return the HTML that a notebook displays for a client object.
 
     Args:
         shown: The object to show.
@@ -225,8 +224,8 @@ def html_of(shown: object) -> str:
     raise TypeError(f"Nothing is known of how to show a {type(shown).__name__}.")
 
 
-_COUNTED = 1000  # runs that are counted beyond those that are shown
-_LINES = 12  # of each stream
+_COUNTED = 1000  # maximum number of omitted runs that are counted
+_LINES = 12  # maximum lines of each stream
 _NOTHING = Html("")
 
 
@@ -267,7 +266,7 @@ def _flow(shown: Flow) -> str:
 
 @html_of.register
 def _run(shown: Run) -> str:
-    """A run: how it goes, why it failed, its steps."""
+    """A run: its state, the reason of its failure, its steps."""
     record = shown._source.refresh()
     metadata = shown._source.metadata
     failed = failed_task(metadata, record)
@@ -308,8 +307,7 @@ def _counts(tasks: dict[TaskState, int]) -> Html:
 
 @html_of.register
 def _step(shown: Step) -> str:
-    """A step: how many tasks are where, the newest of them, and first of all one that
-    failed."""
+    """A step: the number of its tasks by state, and its newest tasks, failed ones first."""
     source = shown._source
     tasks = next((s.tasks for s in source.metadata.progress(source.key) if s.step == shown.id), {})
     failed = list(islice(shown.tasks(status="failed"), ROWS))
@@ -341,7 +339,7 @@ def _task_row(view: TaskView) -> tuple[Html, ...]:
 
 @html_of.register
 def _task(shown: Task) -> str:
-    """A task: how it went, what it left, the last of what it printed."""
+    """A task: its state, its artifacts, the last lines of its output."""
     view = shown._now
     names = sorted(shown._names(), key=lambda name: (name.startswith("_"), name))
     artifacts = [shown[name] for name in names[:ROWS]]
@@ -384,7 +382,7 @@ def _tail(lines: Iterable[tuple[datetime, str]]) -> list[str]:
 
 @html_of.register
 def _artifact(shown: DataArtifact) -> str:
-    """An artifact: what is known of its value without loading it."""
+    """An artifact: the properties of its value that are known without loading it."""
     noted = shown.preview
     return page(
         "DataArtifact",

@@ -1,4 +1,4 @@
-"""Redacting what tasks have printed."""
+"""Redact the output of tasks: a single line that says so replaces a stream."""
 
 from __future__ import annotations
 
@@ -15,14 +15,11 @@ if TYPE_CHECKING:
     from aflow.metadata.base import AttemptRecord, MetadataStore, RunRecord, TaskRecord
     from aflow.storage.base import ObjectStore
 
-# Redacting what attempts have printed: one line that says so takes the place of a stream.
-
-
 _NO_LIMIT = 1 << 62
 
 
 class PrintedAttempt(NamedTuple):
-    """An attempt that may have printed something."""
+    """An attempt that may have written to its log."""
 
     task: TaskRecord
     attempt: AttemptRecord
@@ -35,20 +32,20 @@ def redact_stream(
     attempts: Iterable[PrintedAttempt],
     streams: Collection[str],
 ) -> int:
-    """Put `[REDACTED task STREAM]` in the place of these streams of the attempts, which are all of
-    the run. An attempt that still runs goes on printing.
+    """Replace these streams of the attempts by the line `[REDACTED task STREAM]`. An attempt that
+    still runs keeps writing to its log.
 
-    May be interrupted, and called again: what was not redacted then is there as it was.
+    May be repeated after an interruption: streams that were not redacted are unchanged.
 
     Args:
-        metadata: The metadata store that has the run.
+        metadata: The metadata store of the run.
         store: The datastore of the run.
-        run: The run whose output is redacted.
+        run: The run of all attempts.
         attempts: The attempts to redact, each with its task.
         streams: `stdout`, `stderr` or both.
 
     Returns:
-        How many attempts had something to redact.
+        The number of attempts that had output to redact.
     """
     replaced: list[ReplacedLog] = []
     old: list[str] = []
@@ -61,7 +58,7 @@ def redact_stream(
         count += 1
         buffer = _redacted(lines, streams)
         log = buffer.take_chunk()
-        for number, name in enumerate(names):  # a concurrent reader finds no secret
+        for number, name in enumerate(names):  # first: concurrent readers must find no secret
             store.put(name, [log if number == 0 else b""])
         if attempt.state in TERMINAL_ATTEMPT_STATES:
             old += names[1:]
@@ -91,7 +88,7 @@ def _lines(
 
 
 def _redacted(lines: Iterable[LogRecord], streams: Collection[str]) -> LogBuffer:
-    """The lines of other streams, and one line for each of these that there was any of."""
+    """Return the lines of other streams, and one line for each redacted stream that had any."""
     buffer = LogBuffer(_NO_LIMIT)
     redacted: set[str] = set()
     for line in lines:
@@ -105,19 +102,18 @@ def _redacted(lines: Iterable[LogRecord], streams: Collection[str]) -> LogBuffer
 
 
 def redact_task(task: Task, streams: Collection[str], *, every_attempt: bool = False) -> list[str]:
-    """Put a line that says so in the place of these streams of the task's attempt, or of all of its
-    attempts. Of a task whose result was reused the log is that of its origin, which is redacted
-    then. May be called twice.
+    """Redact these streams of the task's attempt, or of all its attempts. If the task reuses the
+    result of another one, the log of that task is redacted. May be called twice.
 
-    Raises StorageError and MetadataError; what was not redacted is left as it was.
+    Raises StorageError and MetadataError; output that was not redacted is unchanged then.
 
     Args:
         task: The task, read just now.
         streams: `stdout`, `stderr` or both.
-        every_attempt: Whether earlier attempts are redacted, too.
+        every_attempt: Whether to redact earlier attempts too.
 
     Returns:
-        The attempts that had something to redact, as texts for people.
+        The attempts that had output to redact, as text to display.
     """
     source, view = logs.owner(task._source, task._now)
     metadata = source.metadata
@@ -132,5 +128,5 @@ def redact_task(task: Task, streams: Collection[str], *, every_attempt: bool = F
             if redact_stream(store, source.blobs.store, source.record, printed, streams):
                 path = f"{source.pathspec}/{view.task.step}/{view.task.task}"
                 done.append(f"{path} - attempt {attempt.attempt}")
-    task._settled = False  # what it has read is not true any more
+    task._settled = False  # the task's cached records are stale now
     return done

@@ -1,4 +1,4 @@
-"""One execution of a flow."""
+"""A run: one execution of a flow."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Tags = str | Iterable[str]
 
 
 class Run(PartOfRun):
-    """A run: `Run("Flow/run")`. Its parts are the steps that have begun.
+    """A run: `Run("Flow/run")`. Its parts are the steps that have started.
 
-    While it goes on, `status`, `successful`, `finished`, `finished_at`, `data` and the steps are
-    those of the moment; tags are those of when the object was made, and what it changed itself.
+    While the run continues, `status`, `successful`, `finished`, `finished_at`, `data` and the steps
+    are read at each access. Tags are those at the creation of the object, with its own changes.
     """
 
     _depth = 2
@@ -53,29 +53,29 @@ class Run(PartOfRun):
 
     @property
     def successful(self) -> bool:
-        """Whether the run has ended well."""
+        """Whether the run has succeeded."""
         return self._source.refresh().state is RunState.SUCCEEDED
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended, well or not."""
+        """Whether the run has ended, successfully or not."""
         return self._source.refresh().state in TERMINAL_RUN_STATES
 
     @property
     def created_at(self) -> datetime:
-        """When the run began."""
+        """When the run started."""
         return local_time(self._source.record.created_at)
 
     @property
     def finished_at(self) -> datetime | None:
-        """When the run ended, well or not; None if it has not."""
+        """When the run ended, successfully or not; None if it has not."""
         return local_time(self._source.refresh().finished_at)
 
     # ------------------------------------------------------------ what it left
 
     @property
     def end_task(self) -> Task | None:
-        """The task of the last step; None if the run has not come there."""
+        """The task of the last step; None if it has not started."""
         try:
             step = Step._found_in(self._source, self._source.graph.end)
         except MissingObject:
@@ -84,19 +84,20 @@ class Run(PartOfRun):
 
     @property
     def data(self) -> TaskData | None:
-        """The artifacts of the last step; None if the run has not come there."""
+        """The artifacts of the last step; None if it has not started."""
         end = self.end_task
         return None if end is None else end.data
 
     @property
     def code(self) -> RunCode | None:
-        """The code of the run, as it was when it began; None where it was not kept: the flow was
-        in no file, or there was too much beside it."""
+        """The code of the run when it started; None if it was not stored, because the flow has no
+        file, or because the folder has too many files."""
         return code_of(self._source)
 
     @property
     def trigger(self) -> Trigger | None:
-        """What started the run, as `current.trigger` was in its tasks; None if nothing did."""
+        """The event that started the run, as `current.trigger` in its tasks; None if there is
+        none."""
         facts = self._source.setting("trigger")
         if not facts:
             return None
@@ -105,10 +106,10 @@ class Run(PartOfRun):
     # ------------------------------------------------------------ steps
 
     def steps(self, *tags: str) -> Iterator[Step]:
-        """Yield the steps that have begun, newest first; none if the run lacks one of the tags.
+        """Yield the steps that have started, newest first; none if the run lacks one of the tags.
 
         Args:
-            *tags: Tags that the run has to have, all of them.
+            *tags: Tags that the run must have, all of them.
         """
         if not self.tags.issuperset(tags):
             return
@@ -125,7 +126,7 @@ class Run(PartOfRun):
     # ------------------------------------------------------------ tags
 
     def add_tag(self, tag: Tags) -> None:
-        """Give the run a tag, or several as `add_tags` does.
+        """Add a tag to the run, or several, like `add_tags`.
 
         Args:
             tag: The tag, or several.
@@ -133,18 +134,18 @@ class Run(PartOfRun):
         self.replace_tags((), tag)
 
     def add_tags(self, tags: Tags) -> None:
-        """Give the run these tags, in one step; one text is one tag.
+        """Add these tags to the run in one transaction; a string is one tag.
 
         Args:
             tags: One tag, or several.
 
         Raises:
-            InvalidName: A tag is not allowed, or there are too many.
+            InvalidName: If a tag is not allowed, or the run would have too many tags.
         """
         self.replace_tags((), tags)
 
     def remove_tag(self, tag: Tags) -> None:
-        """Take a tag away, or several as `remove_tags` does.
+        """Remove a tag from the run, or several, like `remove_tags`.
 
         Args:
             tag: The tag, or several.
@@ -152,18 +153,18 @@ class Run(PartOfRun):
         self.replace_tags(tag, ())
 
     def remove_tags(self, tags: Tags) -> None:
-        """Take these tags away, those that are there, in one step; one text is one tag.
+        """Remove those of these tags that the run has, in one transaction; a string is one tag.
 
         Args:
             tags: One tag, or several.
 
         Raises:
-            InvalidName: One of them is a system tag.
+            InvalidName: If one of them is a system tag.
         """
         self.replace_tags(tags, ())
 
     def replace_tag(self, tag_to_remove: Tags, tag_to_add: Tags) -> None:
-        """Take one tag away and give another, in one step.
+        """Replace a tag by another in one transaction.
 
         Args:
             tag_to_remove: The tag to remove, or several.
@@ -172,7 +173,7 @@ class Run(PartOfRun):
         self.replace_tags(tag_to_remove, tag_to_add)
 
     def replace_tags(self, tags_to_remove: Tags, tags_to_add: Tags) -> None:
-        """Remove tags, then add others, in one transaction. Raises what `add_tags` and
+        """Remove tags, then add others, in one transaction. Also raises what `add_tags` and
         `remove_tags` raise.
 
         Args:
@@ -180,7 +181,7 @@ class Run(PartOfRun):
             tags_to_add: One tag, or several; empty for none.
 
         Raises:
-            InvalidInput: Both are empty.
+            InvalidInput: If both are empty.
         """
         add, remove = _listed(tags_to_add), _listed(tags_to_remove)
         if not add and not remove:
@@ -189,7 +190,7 @@ class Run(PartOfRun):
 
 
 def _listed(tags: object) -> list[str]:
-    if isinstance(tags, str):  # not a tag for each of its letters
+    if isinstance(tags, str):  # one tag, not an iterable of characters
         return [tags]
     if isinstance(tags, bytes) or not isinstance(tags, Iterable):
         raise InvalidInput(f"{tags!r} is neither a tag nor a list of tags.")

@@ -1,4 +1,4 @@
-"""One run as the client reads it: what all objects of the run share."""
+"""The data of a run that all client objects of the run share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _CACHED_MANIFESTS = 1024
 
 
 class RunSource:
-    """A run's record, as last read, and the manifests that its tasks pass artifacts on from."""
+    """The last read record of a run, and a cache of manifests from which tasks inherit
+    artifacts."""
 
     def __init__(self, place: ClientStores, record: RunRecord) -> None:
         self.place = place
@@ -35,12 +36,12 @@ class RunSource:
         """Return the run.
 
         Args:
-            place: The stores to read from, which the run keeps open.
-            flow: The name of the flow.
-            run: The id of the run.
+                place: The stores to read from.
+                flow: The name of the flow.
+                run: The id of the run.
 
-        Raises:
-            NotFound: There is no such run; the error says what there is.
+            Raises:
+                NotFound: If the run does not exist; the message names runs that do.
         """
         record = place.metadata.run(flow, run)
         if record is None:
@@ -48,7 +49,7 @@ class RunSource:
         return cls(place, record)
 
     def of_run(self, run: str) -> RunSource | None:
-        """Return another run of the same flow, in the same place; None where it is not there.
+        """Return another run of the same flow in the same store; None if it does not exist.
 
         Args:
             run: The id of the other run.
@@ -58,12 +59,12 @@ class RunSource:
 
     @property
     def key(self) -> int:
-        """The store's own number for the run."""
+        """The number of the run in its metadata store."""
         return self.record.key
 
     @property
     def pathspec(self) -> str:
-        """Flow and run."""
+        """The flow's name and the run's id."""
         return f"{self.record.flow}/{self.record.run}"
 
     @property
@@ -73,12 +74,11 @@ class RunSource:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run had ended when it was last looked at: nothing of it changes then, but
-        for its tags."""
+        """Whether the run had ended when it was last read: from then on only its tags change."""
         return self.record.state in TERMINAL_RUN_STATES
 
     def refresh(self) -> RunRecord:
-        """Return the record as it is now; read again unless the run was over."""
+        """Return the current record; it is read again unless the run has ended."""
         if not self.is_over:
             self._read()
         return self.record
@@ -90,7 +90,7 @@ class RunSource:
 
     @property
     def graph(self) -> Graph:
-        """The graph that the run began with."""
+        """The graph that the run was started with."""
         if self._graph is None:
             if not self.record.graph:  # listings leave it out
                 self._read()
@@ -103,45 +103,46 @@ class RunSource:
         return frozenset(self.record.tags) | frozenset(self.record.system_tags)
 
     def change_tags(self, add: Iterable[str], remove: Iterable[str]) -> None:
-        """Remove, then add user tags, in one step.
+        """Remove, then add user tags, in one transaction.
 
         Args:
-            add: User tags to add; after the others were removed.
-            remove: User tags to remove; system tags cannot be.
+            add: The user tags to add, after the removal.
+            remove: The user tags to remove; system tags are not allowed.
         """
         tags = self.place.change_tags(self.key, list(add), list(remove))
         self.record = self.record._replace(tags=tags)
 
     def setting(self, name: str) -> Any:
-        """Return what the run was started with; None where it was not recorded.
+        """Return a setting that the run was started with; None if it was not recorded.
 
         Args:
-            name: The name of the setting, as the run's record has it.
+            name: The name of the setting in the run's record.
         """
         return self.record.settings.get(name)
 
     @property
     def blobs(self) -> BlobStore:
-        """The blobs that the run has left."""
+        """The blobs of the run."""
         return self.place.blobs(self.setting("storage") or "")
 
     @cached_property
     def names(self) -> Names:
-        """Finds the classes of the run's values, in this program or in the code of the run."""
-        from aflow.client.code import names_of  # as few values need it
+        """Resolves the classes of the run's values, in this program or in the run's code
+        package."""
+        from aflow.client.code import names_of  # rarely needed
 
         return names_of(self)
 
     def manifest(self, task: int, more: Callable[[], Iterable[int]]) -> Manifest:
-        """Return the manifest of a task that others have inherited from. Where it has to be read,
+        """Return the manifest of a task from which others inherit artifacts. If it is not cached,
         those of `more()` are read in the same query.
 
         Args:
             task: The number of the task within its run.
-            more: The numbers of other tasks whose manifests are read at the same time.
+            more: Returns the numbers of other tasks to read in the same query.
 
         Raises:
-            StorageError: If it is not there.
+            StorageError: If the task has no manifest.
         """
         found = self._manifests.get(task)
         if found is None:
@@ -163,12 +164,12 @@ class RunSource:
         self._manifests.update(manifests)
 
     def load(self, name: str, entry: Entry) -> Any:
-        """Return the value of an artifact, verified; a new object each time. Raises
-        ArtifactNotLoadable, CorruptBlob, StoreUnavailable.
+        """Load an artifact, and verify it; returns a new object each time. Raises
+        ArtifactNotLoadable, CorruptBlob and StoreUnavailable.
 
         Args:
             name: The name of the artifact, for errors.
-            entry: What the manifest says of it: type, size and blobs.
+            entry: Its entry in the manifest: type, size and blobs.
         """
         reader = ArtifactReader(self.blobs, self.names)
         value = reader.load(name, entry)

@@ -1,4 +1,4 @@
-"""All tasks of one step of a run."""
+"""A step of a run, with all its tasks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from aflow.scheduler.states import TaskState
 if TYPE_CHECKING:
     from aflow.metadata.base import TaskView
 
-# Up to this many tasks are listed by one query, and never more are held at a time.
+# The maximum number of tasks that one query lists and that are in memory at a time.
 _WINDOW = 10_000
-# This many tasks that stand together read what they inherit in one query.
+# The number of adjacent tasks whose inherited artifacts are read in one query.
 _PAGE = 200
-# States that tasks have inside of a run alone: what is recorded has one of the others.
+# States of tasks that exist only in the coordinator and are never recorded.
 _NEVER_RECORDED = frozenset({TaskState.WAITING})
 
 
 class Step(PartOfRun):
-    """A step of a run that has begun: `Step("Flow/run/step")`. Its parts are its tasks.
+    """A step of a run that has started: `Step("Flow/run/step")`. Its parts are its tasks.
 
-    `for task in step` costs one query for up to 10,000 tasks; what they left comes with it.
+    `for task in step` costs one query for up to 10,000 tasks, which includes their manifests.
     """
 
     _depth = 3
@@ -53,12 +53,12 @@ class Step(PartOfRun):
 
     @property
     def created_at(self) -> datetime:
-        """When its first task was created."""
+        """When the first task of the step was created."""
         return local_time(self._created_at)
 
     @property
     def finished_at(self) -> datetime | None:
-        """When its last task ended; None while one of them has not."""
+        """When the last task of the step ended; None if one of them has not ended."""
         last = 0.0
         for view in self._source.metadata.tasks(self._source.key, step=self.id, light=True):
             if view.attempt is None or view.attempt.finished_at is None:
@@ -68,14 +68,14 @@ class Step(PartOfRun):
 
     @property
     def environment_info(self) -> dict[str, Any]:
-        """What its tasks ran with; see `Task.environment_info`."""
+        """The environment of its tasks; see `Task.environment_info`."""
         return self.task.environment_info
 
     # ------------------------------------------------------------ tasks
 
     @property
     def task(self) -> Task:
-        """The task, of a step that has one; the newest, of a step that has many."""
+        """The task of the step; the newest one if there are several."""
         [view] = self._newest(limit=1)
         return Task._of(self._source, view, settled=self._source.is_over)
 
@@ -85,19 +85,16 @@ class Step(PartOfRun):
         status: str | Iterable[str] | None = None,
         limit: int | None = None,
     ) -> Iterator[Task]:
-        """Return the tasks, newest first, read as they are asked for; none if the run lacks one of
-        the tags.
-
-        `status` is one of ready, running, succeeded, failed, cancelled, or several of them; `limit`
-        how many at most.
+        """Return the tasks, newest first, read lazily; none if the run lacks one of the tags.
 
         Args:
-            *tags: Tags that the run has to have, all of them.
-            status: The state, or several; None for any.
-            limit: How many at most; None for all.
+            *tags: Tags that the run must have, all of them.
+            status: One of ready, running, succeeded, failed and cancelled, or several of them; None
+                for any.
+            limit: The maximum number of tasks; None for all.
 
         Raises:
-            InvalidInput: For another status or a limit below 0.
+            InvalidInput: If the status is unknown or the limit is negative.
         """
         states = statuses(TaskState, status, "a task", without=_NEVER_RECORDED)
         limit = checked_limit(limit)
@@ -113,7 +110,7 @@ class Step(PartOfRun):
         before: int | None = None
         while limit is None or limit > 0:
             size = _WINDOW if limit is None else min(_WINDOW, limit)
-            # One more than is shown tells whether to ask again.
+            # One more than is shown, to find out whether another query is needed.
             window = list(self._newest(states=states, before=before, limit=size + 1))
             shown = window[:size]
             for start in range(0, len(shown), _PAGE):
@@ -136,14 +133,14 @@ class Step(PartOfRun):
 
     @property
     def control_task(self) -> Task | None:
-        """The task of a gang (num_parallel) that leads it; None for a step that is in none."""
+        """The task that leads a gang (num_parallel); None if the step is not in one."""
         return next(self.control_tasks(), None)
 
     def control_tasks(self, *tags: str) -> Iterator[Task]:
-        """Yield the tasks that lead a gang, newest first: those of index 0.
+        """Yield the tasks that lead a gang (those with index 0), newest first.
 
         Args:
-            *tags: Tags that the run has to have, all of them.
+            *tags: Tags that the run must have, all of them.
         """
         node = self._source.graph.nodes.get(self.id)
         around = node.splits[-1:] if node else ()
@@ -154,13 +151,13 @@ class Step(PartOfRun):
 
     @property
     def parent_steps(self) -> Iterator[Step]:
-        """The steps that may lead here, of those that have begun."""
+        """The started steps that have this one as a next step."""
         node = self._source.graph.nodes.get(self.id)
         return self._begun(node.previous if node else ())
 
     @property
     def child_steps(self) -> Iterator[Step]:
-        """The steps that this one may lead to, of those that have begun."""
+        """The started steps that are next steps of this one."""
         node = self._source.graph.nodes.get(self.id)
         return self._begun(node.next if node else ())
 
@@ -172,7 +169,7 @@ class Step(PartOfRun):
 
 
 def _begun_at(source: RunSource, step: str) -> float:
-    """When the step's first task was created; raises MissingObject if none was."""
+    """Return when the step's first task was created; raises MissingObject if there is none."""
     first = next(source.metadata.tasks(source.key, step=step, limit=1, light=True), None)
     if first is None:
         raise missing_step(source, step)

@@ -1,4 +1,4 @@
-"""One execution of a step: what it left, what it printed, how it went."""
+"""A task: one execution of a step, with its artifacts, logs, state and metadata."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from aflow.metadata.base import AttemptRecord, TaskView
     from aflow.storage.artifacts import Entry
 
-# The facts of a task under the names that people look for, put together from its records.
+# The metadata of a task under Metaflow's names, derived from its records.
 
 
 _FROM_TAGS = ("runtime", "python_version", "aflow_version", "user")
 
 
 class Fact(NamedTuple):
-    """A named text about a task; `at` is in seconds since the epoch."""
+    """A named text value about a task; `at` is in seconds since the epoch."""
 
     name: str
     value: str
@@ -46,12 +46,12 @@ class Fact(NamedTuple):
 
 
 def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact]:
-    """Return the facts of all attempts, or of the one asked for, oldest first.
+    """Return the facts about all attempts, or about one of them, oldest first.
 
     Args:
-        source: The run, with the stores that have it.
-        view: The task, with the attempt that was asked for.
-        attempt: The number of the attempt; None for the latest.
+        source: The run of the task.
+        view: The task, with the requested attempt.
+        attempt: The number of the attempt; None for all attempts.
     """
     task = view.task.task
     if attempt is None:
@@ -73,8 +73,8 @@ def of_task(source: RunSource, view: TaskView, attempt: int | None) -> list[Fact
 
 
 def _origin_of(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView] | None:
-    """The task whose result was reused, which is the one that ran and printed something; None
-    without one, or where its run no longer exists."""
+    """Return the task whose result was reused: the one that actually ran. None if no result was
+    reused, or if the run of that task no longer exists."""
     if not view.task.origin:
         return None
     run, _, task = view.task.origin.split("/")
@@ -108,10 +108,10 @@ def _of_attempt(source: RunSource, view: TaskView, attempt: AttemptRecord) -> It
 
 
 def from_tags(source: RunSource) -> dict[str, str]:
-    """Return what the system tags say: runtime, python_version, aflow_version, user.
+    """Return the values of the system tags runtime, python_version, aflow_version and user.
 
     Args:
-        source: The run, with the stores that have it.
+        source: The run.
     """
     pairs = (tag.partition(":") for tag in source.record.system_tags)
     return {name: value for name, _, value in pairs if name in _FROM_TAGS}
@@ -131,7 +131,7 @@ def _foreach(source: RunSource, stack: tuple[ForeachFrame, ...]) -> dict[str, st
     if not stack:
         return {}
     nodes = source.graph.nodes
-    # The path names the step that each foreach has led into, not the one that opened it.
+    # The path names the first step inside each foreach, not the step that opened it.
     entered = (nodes[each.step].next[0] for each in stack)
     return {
         "foreach-stack": json.dumps([frame._asdict() for frame in stack]),
@@ -146,27 +146,26 @@ def _record(error: Mapping[str, Any]) -> ExceptionWrapper:
     return ExceptionWrapper(f"{module}.{kind}", error["message"], error["traceback"])
 
 
-# Which tasks a task had as its inputs, and which had it as theirs.
+# The input tasks of a task, and the tasks that have it as an input.
 #
-# Parents are written in a task's record. Children are found by looking at the tasks of the steps
-# that the task went to: inside of a foreach only at those of the same item.
+# The record of a task names its parents. Children are searched among the tasks of the next steps;
+# inside of a foreach only among those of the same item.
 
 
 def parents(source: RunSource, view: TaskView, light: bool = False) -> Iterator[TaskView]:
-    """Yield the input tasks: of branches as the split named them, of a foreach by index. `light`
-    views have no manifests.
+    """Yield the input tasks: of branches in the order of the split, of a foreach by index.
 
     Args:
-        source: The run, with the stores that have it.
-        view: The task whose inputs are meant.
-        light: Whether to leave manifests and logs out.
+        source: The run of the task.
+        view: The task whose inputs are read.
+        light: Whether to read the tasks without manifests and logs.
     """
     inputs = decode_inputs(view.task.inputs)
     if isinstance(inputs, FromForeach):
         all_views = source.metadata.tasks(
             source.key, split=inputs.split, steps=inputs.steps, light=light
         )
-        # A switch that loops leaves several tasks for one item; the last one went on.
+        # A loop of a switch creates several tasks for one item; the last one reached the join.
         for _, same in groupby(all_views, key=lambda each: each.task.index):
             *_, last = same
             yield last
@@ -184,13 +183,13 @@ def parents(source: RunSource, view: TaskView, light: bool = False) -> Iterator[
 def children(
     source: RunSource, view: TaskView, manifest: Manifest, light: bool = False
 ) -> Iterator[TaskView]:
-    """Yield the tasks that have begun with this one as an input. `manifest` is the task's own.
+    """Yield the started tasks that have this one as an input.
 
     Args:
-        source: The run, with the stores that have it.
-        view: The task that the others have as an input.
-        manifest: What the attempt has left: the type, size and blob of each artifact.
-        light: Whether to leave manifests and logs out.
+        source: The run of the task.
+        view: The task whose children are read.
+        manifest: The manifest of the task.
+        light: Whether to read the tasks without manifests and logs.
     """
     for step in manifest.transition[0]:
         for each in _candidates(source, view, manifest, step, light):
@@ -201,7 +200,7 @@ def children(
 def _candidates(
     source: RunSource, view: TaskView, manifest: Manifest, step: str, light: bool
 ) -> Iterator[TaskView]:
-    """The tasks of a step that can have this one as an input, few enough to be looked at."""
+    """Yield the tasks of a step that may have this one as an input: as few as possible."""
     tasks, key = source.metadata.tasks, source.key
     split, index = view.task.split, view.task.index
     if manifest.transition[2] is not None:
@@ -213,7 +212,7 @@ def _candidates(
 
 
 def _closes_foreach(source: RunSource, step: str) -> bool:
-    """Whether the step is the join of a foreach: then it stands outside of what it reads."""
+    """Return whether the step is the join of a foreach, and thus outside of the foreach itself."""
     nodes = source.graph.nodes.values()
     return any(node.join == step and node.kind in (Kind.FOREACH, Kind.PARALLEL) for node in nodes)
 
@@ -232,16 +231,16 @@ def _reads(child: TaskView, parent: TaskView) -> bool:
             assert_never(inputs)
 
 
-# What an attempt has printed: in its record where it is small, else in chunks in the store.
+# The output of an attempt: in its record if it is small, otherwise in chunks in the store.
 
 
 def size(source: RunSource, view: TaskView, stream: str) -> int:
-    """Return how many bytes the attempt wrote to the stream. While it runs they are counted.
+    """Return how many bytes the attempt has written to the stream. Reads the log while it runs.
 
     Args:
-        source: The run, with the stores that have it.
-        view: The task, with the attempt whose output is meant.
-        stream: `stdout` or `stderr`; it is not checked here.
+        source: The run of the task.
+        view: The task, with the attempt.
+        stream: `stdout` or `stderr`; not checked.
     """
     source, view = owner(source, view)
     attempt = view.attempt
@@ -257,13 +256,13 @@ def size(source: RunSource, view: TaskView, stream: str) -> int:
 
 
 def log_lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[float, bytes]]:
-    """Yield the time, in seconds since the epoch, and the bytes of every line of the stream, in
-    order. A line that was stored in pieces is whole again, with the time of its first piece.
+    """Yield the time, in seconds since the epoch, and the bytes of each line of the stream, in
+    order. A line that was stored in pieces is joined, and has the time of its first piece.
 
     Args:
-        source: The run, with the stores that have it.
-        view: The task, with the attempt whose output is meant.
-        stream: `stdout` or `stderr`; it is not checked here.
+        source: The run of the task.
+        view: The task, with the attempt.
+        stream: `stdout` or `stderr`; not checked.
     """
     pieces: list[LogRecord] = []
     for record in _records(source, view):
@@ -272,17 +271,17 @@ def log_lines(source: RunSource, view: TaskView, stream: str) -> Iterator[tuple[
             if record.whole:
                 yield pieces[0].at, b"".join(piece.text for piece in pieces)
                 pieces.clear()
-    if pieces:  # of an attempt that goes on, or that was cut off
+    if pieces:  # the attempt still runs, or its log is truncated
         yield pieces[0].at, b"".join(piece.text for piece in pieces)
 
 
 def owner(source: RunSource, view: TaskView) -> tuple[RunSource, TaskView]:
-    """Return the task that has printed what this one shows: itself, or the one whose result it took
-    over, if that is still there.
+    """Return the task whose log this one shows: itself, or the task whose result it reuses, if
+    that still exists.
 
     Args:
-        source: The run, with the stores that have it.
-        view: The task; one whose result was reused has printed nothing itself.
+        source: The run of the task.
+        view: The task; if it reuses a result, it has no log itself.
     """
     while (found := _origin_of(source, view)) is not None:
         source, view = found
@@ -296,7 +295,7 @@ def _records(source: RunSource, view: TaskView) -> Iterator[LogRecord]:
         return iter(())
     if attempt.log is not None:
         return read_log(attempt.log)
-    if not attempt.log_chunks:  # the datastore is not opened for what is not there
+    if not attempt.log_chunks:  # avoids opening the datastore
         return iter(())
     record, task = source.record, view.task
     names = (record.flow, record.run, task.step, task.task, attempt.attempt)
@@ -307,7 +306,7 @@ _OVER = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 
 
 class Metadatum(NamedTuple):
-    """A fact about a task. `value` is a text; `created_at` has this machine's time zone."""
+    """A fact about a task. `value` is a text; `created_at` is in this machine's time zone."""
 
     name: str
     value: str
@@ -318,10 +317,10 @@ class Metadatum(NamedTuple):
 
 class Task(PartOfRun):
     """A task: `Task("Flow/run/step/task")`, or an earlier attempt of it with `attempt=`, counted
-    from 0. Its parts are its artifacts, its own and those that it passes on, in order of their
-    names; private ones (`_x`) are among them.
+    from 0. Its parts are its artifacts, set or inherited, sorted by name; private ones (`_x`) are
+    included.
 
-    What is not over yet is read again each time that it is asked for.
+    The state is read again at each access until it can no longer change.
     """
 
     _depth = 4
@@ -329,7 +328,7 @@ class Task(PartOfRun):
     _settled: bool
     _page: Sequence[TaskView] = ()
     _decoded: Manifest | None = None
-    _inherited: Mapping[str, int] = MappingProxyType({})  # by the task that set it
+    _inherited: Mapping[str, int] = MappingProxyType({})  # by artifact: the task that set it
 
     def _find(self) -> None:
         flow, run, _, task = self.path_components
@@ -339,8 +338,8 @@ class Task(PartOfRun):
     def _of(
         cls, source: RunSource, view: TaskView, *, settled: bool, page: Sequence[TaskView] = ()
     ) -> Self:
-        """The task of a view. `settled`: the run was over before the view was read. `page`: views
-        that were read together: their tasks will likely be asked for the same."""
+        """Return the task of a view. `settled` means that the run had ended before the view was
+        read. `page` are the views of the same query: their artifacts are likely to be read too."""
         record = source.record
         spec = ids.Pathspec(
             ids.FlowName(record.flow),
@@ -370,7 +369,7 @@ class Task(PartOfRun):
 
     @property
     def _now(self) -> TaskView:
-        """The task as it is now; read again unless nothing can change."""
+        """The task in its current state; read again unless it can no longer change."""
         attempt = self._view.attempt
         state = None if attempt is None else attempt.state
         if not (
@@ -384,13 +383,13 @@ class Task(PartOfRun):
 
     @property
     def successful(self) -> bool:
-        """Whether the attempt has ended well by itself: not where @catch has settled it."""
+        """Whether the attempt has succeeded; False if it failed and @catch handled the error."""
         return self._now.state is TaskState.SUCCEEDED and self._manifest.error is None
 
     @property
     def finished(self) -> bool:
-        """Whether the attempt has ended, well or not. While the run goes on, another attempt may
-        follow one that has failed."""
+        """Whether the attempt has ended, successfully or not. A failed attempt may be followed by
+        another while the run continues."""
         return self._now.state in _OVER
 
     @property
@@ -401,8 +400,8 @@ class Task(PartOfRun):
 
     @property
     def exception(self) -> ExceptionWrapper | None:
-        """What the attempt has failed with: type, message, traceback. Where its process was lost or
-        stopped, the type is the attempt's state. None where @catch has settled it: see `caught`."""
+        """The error of the attempt: type, message, traceback. If its process was lost or stopped,
+        the type is the attempt's state. None if @catch handled the error; see `caught`."""
         attempt, error = self._now.attempt, self._manifest.error
         if error is not None:
             return None if error.get("caught") else _record(error)
@@ -412,7 +411,7 @@ class Task(PartOfRun):
 
     @property
     def caught(self) -> ExceptionWrapper | None:
-        """The exception that @catch has settled; None where there was none."""
+        """The exception that @catch handled; None if there is none."""
         error = self._manifest.error
         return _record(error) if error is not None and error.get("caught") else None
 
@@ -429,13 +428,13 @@ class Task(PartOfRun):
 
     @property
     def index(self) -> int | None:
-        """The task's place in the innermost foreach around it; None outside of any."""
+        """The task's index in the innermost foreach around it; None outside of any."""
         return self._view.task.index
 
     @property
     def origin_pathspec(self) -> str | None:
-        """The task whose result this one reuses, from a resumed run or the cache; None if it
-        ran itself."""
+        """The pathspec of the task whose result this one reuses, from a resumed run or the cache;
+        None if this task ran itself."""
         origin = self._view.task.origin
         return f"{self._spec.flow}/{origin}" if origin else None
 
@@ -443,13 +442,13 @@ class Task(PartOfRun):
 
     @property
     def data(self) -> TaskData:
-        """The artifacts by attribute: `task.data.x` is a value."""
+        """The artifacts as attributes: `task.data.x` is a value."""
         return TaskData(self)
 
     @property
     def artifacts(self) -> Any:
-        """The artifacts that are not private as a named tuple: `task.artifacts.x` is a
-        DataArtifact, which tells size and type without loading the value."""
+        """The artifacts, except private ones, as a named tuple: `task.artifacts.x` is a
+        DataArtifact, which has the size and type without loading the value."""
         names = tuple(sorted(name for name in self._names() if not name.startswith("_")))
         return _tuple_of(names)(*(DataArtifact._of(self, name) for name in names))
 
@@ -473,7 +472,7 @@ class Task(PartOfRun):
         return self._manifest.names()
 
     def _entry(self, name: str) -> Entry | None:
-        """The entry of an artifact, the task's own or one that it passes on; None without it."""
+        """Return the entry of an artifact, set or inherited; None if it does not exist."""
         manifest = self._manifest
         own = manifest.artifacts.get(name)
         origin = self._inherited.get(name)
@@ -482,7 +481,8 @@ class Task(PartOfRun):
         return self._source.manifest(origin, lambda: self._origins(name)).artifacts.get(name)
 
     def _origins(self, name: str) -> set[int]:
-        """The tasks that the task and those read with it have inherited an artifact from."""
+        """Return the tasks from which this task, and those of its page, have inherited an
+        artifact."""
         manifests = (view.attempt.manifest for view in self._page if view.attempt is not None)
         found = (Manifest.decode(data).origin(name) for data in manifests if data is not None)
         return {origin for origin in found if origin is not None}
@@ -494,22 +494,22 @@ class Task(PartOfRun):
 
     @property
     def stdout(self) -> str:
-        """What the attempt has printed so far; bytes that are not UTF-8 are replaced."""
+        """The text that the attempt has written to stdout; invalid UTF-8 is replaced."""
         return as_text(_records(self._source, self._now), "stdout")
 
     @property
     def stderr(self) -> str:
-        """The same of what it wrote to stderr."""
+        """The text that the attempt has written to stderr; invalid UTF-8 is replaced."""
         return as_text(_records(self._source, self._now), "stderr")
 
     @property
     def stdout_size(self) -> int:
-        """Bytes of what the attempt has printed so far."""
+        """The number of bytes that the attempt has written to stdout."""
         return size(self._source, self._now, "stdout")
 
     @property
     def stderr_size(self) -> int:
-        """The same of what it wrote to stderr."""
+        """The number of bytes that the attempt has written to stderr."""
         return size(self._source, self._now, "stderr")
 
     @overload
@@ -523,15 +523,15 @@ class Task(PartOfRun):
     def loglines(
         self, stream: str, as_unicode: bool = True
     ) -> Iterator[tuple[datetime, str]] | Iterator[tuple[datetime, bytes]]:
-        """Yield the time (with this machine's zone) and the text of every line of a stream, without
-        its newline.
+        """Yield the time (in this machine's time zone) and the text of each line of a stream,
+        without its newline.
 
         Args:
             stream: `stdout` or `stderr`.
             as_unicode: Whether lines are text instead of bytes.
 
         Raises:
-            InvalidInput: The stream is another one.
+            InvalidInput: If there is no such stream.
         """
         if stream not in STREAMS:
             raise InvalidInput(f"{stream!r} is not a stream: use {' or '.join(STREAMS)}.")
@@ -544,19 +544,19 @@ class Task(PartOfRun):
 
     @property
     def metadata(self) -> list[Metadatum]:
-        """The facts that are known about the task's attempts, oldest first."""
+        """The facts about the task's attempts, oldest first."""
         found = of_task(self._source, self._now, self._attempt)
         return [Metadatum(f.name, f.value, local_time(f.at), f.type, self) for f in found]
 
     @property
     def metadata_dict(self) -> dict[str, str]:
-        """The same by name; the latest attempt's value where several have one."""
+        """The facts by name; if several attempts have one, the value of the latest."""
         found = of_task(self._source, self._now, self._attempt)
         return {fact.name: fact.value for fact in found}
 
     @property
     def runtime_name(self) -> str | None:
-        """What drove the run: `dev` for `aflow run`; None if that was not recorded."""
+        """The runtime that started the run: `dev` for `aflow run`; None if it was not recorded."""
         return from_tags(self._source).get("runtime")
 
     @property
@@ -566,7 +566,7 @@ class Task(PartOfRun):
 
     @property
     def environment_info(self) -> dict[str, Any]:
-        """What the task ran with: flow_name, script, username, host, runtime, versions."""
+        """The environment of the task: flow_name, script, username, host, runtime, versions."""
         source, attempt = self._source, self._now.attempt
         known = from_tags(source)
         return {
@@ -584,12 +584,12 @@ class Task(PartOfRun):
 
     @property
     def parent_tasks(self) -> Iterator[Task]:
-        """The tasks that this one had as its inputs; those of a foreach by their index."""
+        """The input tasks of this one; those of a foreach sorted by index."""
         return self._tasks(parents(self._source, self._view))
 
     @property
     def child_tasks(self) -> Iterator[Task]:
-        """The tasks that had this one as their input, of those that have begun."""
+        """The started tasks that have this one as an input."""
         return self._tasks(children(self._source, self._view, self._manifest))
 
     @property
@@ -614,5 +614,5 @@ class Task(PartOfRun):
 
 @lru_cache(maxsize=64)
 def _tuple_of(names: tuple[str, ...]) -> Any:
-    """The class of a named tuple: the tasks of a step share one."""
+    """Return a named tuple class, cached because the tasks of a step share it."""
     return namedtuple("Artifacts", names, rename=True)

@@ -1,7 +1,7 @@
-"""Where the client looks for runs, and whose runs it shows.
+"""The metadata store and the namespace that the client reads from.
 
-Both are choices of the whole program. Without one, runs are looked for where `aflow run` would put
-them from the working directory of the moment, and those of the user are shown.
+Both are chosen for the whole program. By default the client reads where `aflow run` would record
+runs, given the current working directory, and shows the runs of the user.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _POSTGRES = ("postgresql://", "postgres://")
 
 
 class ClientStores:
-    """One metadata store, and the object stores that its runs have used.
+    """A metadata store, and the object stores of its runs.
 
-    `open_metadata(read_only)` opens it, or gives one that is open already: then there is no
-    `database`, which is its file. `storage` is an object store, or the URL of the one that stands
-    beside the metadata, if one does.
+    `open_metadata(read_only)` opens the store, or returns one that is already open. `database` is
+    the file of a local store; None if there is no file. `storage` is an object store, or the URL of
+    the one next to the metadata, if there is one.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class ClientStores:
         self._storage = storage
         self._database = database
         self._borrowed = borrowed
-        self._opened: dict[int, MetadataStore] = {}  # by process: none may cross a fork
+        self._opened: dict[int, MetadataStore] = {}  # by process id: a store must not cross a fork
         self._blobs: dict[str, BlobStore] = {}
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything has run here."""
+        """Whether any run has been recorded here."""
         return self._database is None or self._database.exists() or self._has_history()
 
     def _has_history(self) -> bool:
@@ -74,7 +74,7 @@ class ClientStores:
 
     @property
     def metadata(self) -> MetadataStore:
-        """The store to read from; raises NotFound where nothing has run yet."""
+        """The store to read from; raises NotFound if no run has been recorded yet."""
         if not self.has_begun:
             raise NotFound(
                 f"Nothing has run here yet: there is no {self._database}. Run a flow, or call "
@@ -86,28 +86,28 @@ class ClientStores:
         return store
 
     def change_tags(self, run_key: int, add: list[str], remove: list[str]) -> tuple[str, ...]:
-        """Change a run's tags; the ones it has now. Nothing is kept open for writing. Raises
-        InvalidInput for a run of Metaflow's."""
-        if run_key >= FIRST_KEY:  # of another place that is read as well
+        """Change a run's tags and return the new ones. Opens the store for writing only for this
+        call. Raises InvalidInput for a run of Metaflow."""
+        if run_key >= FIRST_KEY:  # of another store, such as Metaflow's, that is read as well
             return self.metadata.change_tags(run_key, add, remove)
         with self.writing() as store:
             return store.change_tags(run_key, add, remove)
 
     @contextmanager
     def writing(self) -> Iterator[MetadataStore]:
-        """Yield the store to write to, for a moment."""
+        """Open the store for writing, and close it at the end of the block."""
         store = self._open_metadata(False)
         try:
             yield store
         finally:
-            if not self._borrowed:  # else the caller has opened it
+            if not self._borrowed:  # a borrowed store belongs to the caller
                 store.close()
 
     def blobs(self, url: str) -> BlobStore:
-        """Return the blobs in the object store at `url`, as a run has recorded it.
+        """Return the blobs in an object store.
 
         Args:
-            url: The URL that the run's settings have.
+            url: The URL of the store, as recorded in the run's settings.
         """
         found = self._blobs.get(url)
         if found is None:
@@ -116,11 +116,11 @@ class ClientStores:
 
     def _store(self, url: str) -> ObjectStore:
         theirs = store_of_history(self.metadata, url) if MARK in url else None
-        if theirs is not None:  # of a run of Metaflow's
+        if theirs is not None:  # the store of a run of Metaflow
             return theirs
         if self._storage is not None and not isinstance(self._storage, str):
             return self._storage
-        # A folder that was moved, or is mounted elsewhere, still holds its data beside its
+        # A folder that was moved, or is mounted elsewhere, still has its data next to its
         # metadata.
         moved = url.startswith("file:") and not os.path.isdir(path_in(url.removeprefix("file://")))
         return open_recorded_store(self._storage if moved and self._storage else url)
@@ -128,7 +128,7 @@ class ClientStores:
 
 _places: dict[str, ClientStores] = {}
 _chosen: ClientStores | None = None
-_kind = ""  # of the runs that lists show
+_kind = ""  # the kind of runs in listings
 _namespace: str | None = None
 _namespace_is_chosen = False
 
@@ -137,18 +137,18 @@ _namespace_is_chosen = False
 
 
 def place() -> ClientStores:
-    """Return where the client looks at this moment."""
+    """Return the stores that the client reads from now."""
     return _chosen or _inside() or _set()
 
 
 def place_at(description: str) -> ClientStores:
-    """Return the place that `get_metadata` gave this description of.
+    """Return the stores for a description that `get_metadata` returned.
 
     Args:
-        description: The URL of a metadata store, as `TYPE@PLACE` in Metaflow.
+        description: The URL of a metadata store; `TYPE@PLACE` in Metaflow.
 
     Raises:
-        MetadataUnavailable: For one that was in the memory of another process.
+        MetadataUnavailable: If the store was in the memory of another process.
     """
     found = _places.get(description)
     if found is not None:
@@ -162,19 +162,19 @@ def place_at(description: str) -> ClientStores:
 
 
 def metadata(description: str) -> str:
-    """Look for runs elsewhere: `local@/path` names an `.aflow` folder or the folder that has one,
+    """Read runs from another store: `local@/path` is an `.aflow` folder or its parent folder,
     `sqlite:////path/file.db` a database, `postgresql://user@host/database` one on a server,
     `https://host` or `service@https://host` a metadata service, `local` the folder where `aflow
-    run` would put them.
+    run` would record runs.
 
     Args:
-        description: The URL of a metadata store, as `TYPE@PLACE` in Metaflow.
+        description: The URL of a metadata store; `TYPE@PLACE` in Metaflow.
 
     Returns:
-        What `get_metadata` gives from now on.
+        The description that `get_metadata` returns from now on.
 
     Raises:
-        InvalidInput: For anything else.
+        InvalidInput: If the description is none of these.
     """
     global _chosen, _kind
     _chosen, _kind = _described(description), ""
@@ -182,9 +182,8 @@ def metadata(description: str) -> str:
 
 
 def inspect_spin(datastore_root: str = ".") -> None:
-    """Look in this folder, and list the runs that `spin` has made instead of those of whole flows,
-    until `metadata` or `default_metadata` is called. (A caller that knows a run's id reaches it
-    anyway.)
+    """Read from this folder, and list the runs of `spin` instead of those of whole flows, until
+    `metadata` or `default_metadata` is called. Other runs can still be read by their ids.
 
     Args:
         datastore_root: The root of the datastore of spun tasks.
@@ -195,21 +194,21 @@ def inspect_spin(datastore_root: str = ".") -> None:
 
 
 def listed_kind() -> str:
-    """Return which kind of runs lists show."""
+    """Return the kind of the runs that listings show."""
     return _kind
 
 
 def get_metadata() -> str:
-    """Return where runs are looked for: `local@/path/.aflow`, or the address of a metadata
-    service."""
+    """Return the description of the current store, such as `local@/path/.aflow` or the URL of a
+    metadata service."""
     return place().description
 
 
 def default_metadata() -> str:
-    """Forget what `metadata` chose, and read where `aflow run` would put runs.
+    """Undo the choice of `metadata`, and read where `aflow run` would record runs.
 
     Returns:
-        The place, as `metadata` returns it.
+        The description of the store, as `metadata` returns it.
     """
     global _chosen, _kind
     _chosen, _kind = None, ""
@@ -217,15 +216,15 @@ def default_metadata() -> str:
 
 
 def connect_to(metadata_store: MetadataStore, store: ObjectStore) -> str:
-    """Read from stores that are open already (in a test, in memory), until `metadata` or
-    `default_metadata` is called. They are not closed by the client.
+    """Read from open stores, such as those in memory of a test, until `metadata` or
+    `default_metadata` is called. The client does not close them.
 
     Args:
         metadata_store: An open metadata store; the caller closes it.
         store: An open datastore; the caller closes it.
 
     Returns:
-        The place, as `metadata` returns it.
+        The description of the store, as `metadata` returns it.
     """
     global _chosen
     description = f"{metadata_store.url}#{id(metadata_store)}"
@@ -255,16 +254,16 @@ def _described(description: str) -> ClientStores:
 
 
 def _inside() -> ClientStores | None:
-    """Inside of a task: where its run is recorded, if the runner set it."""
+    """Return the store of the running task's run, if this is a task and the runtime set it."""
     url = current.get("metadata_url") if current.is_running_flow else None
     if url is None or not url.startswith("postgres"):
         return None if url is None else place_at(url)
-    # On another machine the address comes without its password: that is of the settings there.
+    # On another machine the URL has no password; the settings there have it.
     return place_at(with_own_passwords(revealed(url), Settings.load()))
 
 
 def _set() -> ClientStores:
-    """Where `aflow run` would put runs."""
+    """Return the store where `aflow run` would record runs."""
     settings = Settings.load()
     return _local() if settings.metadata == "local" else _described(settings.metadata_url)
 
@@ -275,7 +274,7 @@ def _stores(
     storage: str | None = None,
     database: Path | None = None,
 ) -> ClientStores:
-    """The stores of this description: the same ones each time."""
+    """Return the stores with this description: the same object each time."""
     found = _places.get(description)
     if found is None:
         found = _places[description] = ClientStores(description, opened, storage, database)
@@ -287,8 +286,9 @@ def _database(url: str) -> ClientStores:
 
 
 def _server(url: str) -> ClientStores:
-    """Metadata on a server. A description names no password: the one of the settings is taken,
-    where they name the same place, else libpq looks for one (PGPASSWORD, ~/.pgpass)."""
+    """Return the stores of metadata on a server. A description contains no password: that of the
+    settings is used if they name the same server, otherwise libpq looks for one (PGPASSWORD,
+    ~/.pgpass)."""
     url = sealed(url)
     shown = str(url)
     found = _places.get(shown)
@@ -332,16 +332,16 @@ def _root_in(path: str) -> str:
 
 
 def namespace(tag: str | None) -> str | None:
-    """Show only the runs that have a tag; None shows everybody's.
+    """Show only the runs that have a tag.
 
     Args:
-        tag: The tag; None for all runs.
+        tag: The tag; None to show the runs of all users.
 
     Returns:
         The tag.
 
     Raises:
-        InvalidName: The tag is not allowed.
+        InvalidName: If the tag is not allowed.
     """
     global _namespace, _namespace_is_chosen
     _namespace = None if tag is None else ids.tag(tag)
@@ -350,10 +350,10 @@ def namespace(tag: str | None) -> str | None:
 
 
 def get_namespace() -> str | None:
-    """Return the tag that a run must have to be shown; None for no such wish.
+    """Return the tag that a run must have to be shown; None if all runs are shown.
 
-    Where none was chosen it is that of the run inside of a task, else `user:<name>`, or what
-    AFLOW_NAMESPACE says."""
+    By default it is the namespace of the run inside of a task, otherwise AFLOW_NAMESPACE or
+    `user:<name>`."""
     if _namespace_is_chosen:
         return _namespace
     if current.is_running_flow:
@@ -363,10 +363,10 @@ def get_namespace() -> str | None:
 
 
 def default_namespace() -> str | None:
-    """Forget what `namespace` chose.
+    """Undo the choice of `namespace`.
 
     Returns:
-        What `get_namespace` gives from now on.
+        The namespace that `get_namespace` returns from now on.
     """
     global _namespace_is_chosen
     _namespace_is_chosen = False

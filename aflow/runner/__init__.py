@@ -1,1 +1,1 @@
-"""Flows run by programs: as a command in a process of its own, or inside of the program."""
+"""Run flows from programs: as commands in child processes, or in the calling process."""

@@ -1,4 +1,4 @@
-"""The options of the command line as values: the `click_api` of Metaflow, which tests look into."""
+"""The options of the command line as objects: Metaflow's `click_api`, which tests inspect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aflow.cli.options import run_options, top_options
 
 
 class _PythonTypes(dict[type[Any], type[Any]]):
-    """The type of Python for each type of click; texts for those that are not known."""
+    """Maps types of click to types of Python; unknown types map to str."""
 
     def __missing__(self, key: type[Any]) -> type[Any]:
         known = (found for kind, found in self.items() if issubclass(key, kind))
@@ -31,7 +31,7 @@ click_to_python_types: Mapping[type[Any], type[Any]] = _PythonTypes(
     }
 )
 
-# What stands before a command, and behind `run`.
+# The options before a command, and those of `run`.
 start = click.Group("start", params=[*top_options()])
 run = click.Command("run", params=[*run_options()])
 
@@ -39,11 +39,11 @@ run = click.Command("run", params=[*run_options()])
 def extract_all_params(
     cmd_obj: click.Command,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the parameters of a command: their signatures, its arguments, its options, and the
-    types and the defaults, all by name.
+    """Return the parameters of a command: their signatures, its arguments, its options, the types
+    and the defaults, each by name.
 
     Args:
-        cmd_obj: The command of click.
+        cmd_obj: The click command.
     """
     named = {each.name or "": each for each in cmd_obj.params}
     arguments = {name: each for name, each in named.items() if isinstance(each, click.Argument)}

@@ -1,4 +1,4 @@
-"""A command in a process of its own, whose output goes to files that can be read meanwhile."""
+"""Commands in child processes, whose output is written to files that can be read at any time."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 Stream = Literal["stdout", "stderr"]
 
-LOOK_AGAIN = 0.05  # seconds: how often a growing file is looked at, while somebody follows it
+LOOK_AGAIN = 0.05  # seconds between polls of a growing file
 _PIECE = 1 << 16
 
 
 def program(flow_file: str) -> list[str]:
-    """Return what runs the flow's file: where aflow stands for Metaflow here, it has to do so
-    there, if the file has a use for it. (A file of several flows may itself choose one when it is
-    run.)
+    """Return the command line that runs the flow's file. If aflow replaces Metaflow in this
+    process, it does so in the command too if the file mentions Metaflow. (If a file has several
+    flows, the file may choose one of them when it is run.)
 
     Args:
         flow_file: The path of the flow's file.
@@ -53,8 +53,8 @@ def program(flow_file: str) -> list[str]:
 
 
 class RunningCommand:
-    """A process that was started; `process` is its Popen, `log_files` the paths of its output,
-    `metadata` the URL with a password that it was given for its metadata."""
+    """A child process; `process` is its Popen, `log_files` are the paths of its output, and
+    `metadata` is the URL of its metadata if that has a password."""
 
     def __init__(
         self, command: Sequence[str], cwd: str | None, env: Mapping[str, str] | None
@@ -86,7 +86,7 @@ class RunningCommand:
             raise
 
     def last_output(self) -> str:
-        """Return the last lines that a command has written before it failed."""
+        """Return the last lines that the command has written."""
         lines = [*self.output("stdout").splitlines(), *self.output("stderr").splitlines()]
         return "\n".join(lines[-LAST_LINES:])
 
@@ -98,11 +98,10 @@ class RunningCommand:
     # ------------------------------------------------------------ waiting
 
     def wait_here(self, show: bool) -> int:
-        """Wait for the end of the command. An exception that interrupts the waiting stops the
-        process, too.
+        """Wait until the command exits. An exception that interrupts the wait stops the process.
 
         Args:
-            show: Whether the output is copied meanwhile.
+            show: Whether to copy the output to stdout and stderr while waiting.
 
         Returns:
             The exit code.
@@ -132,15 +131,15 @@ class RunningCommand:
 
     async def wait(
         self,
-        timeout: float | None = None,  # noqa: ASYNC109 -- the name that programs know it by
+        timeout: float | None = None,  # noqa: ASYNC109 -- Metaflow's name
         stream: Stream | None = None,
     ) -> None:
-        """Wait for the end, printing one of the streams meanwhile if it is named. A process that
-        takes longer than `timeout` seconds is stopped.
+        """Wait until the process exits, and print one of the streams in the meantime. If it takes
+        longer than `timeout` seconds, it is stopped.
 
         Args:
-            timeout: After how many seconds it gives up; None for never.
-            stream: `stdout` or `stderr`, to be printed meanwhile; None for neither.
+            timeout: The maximum time to wait, in seconds; None for no limit.
+            stream: A stream to print while waiting, `stdout` or `stderr`; None for neither.
         """
         body = self.ended() if stream is None else self.emit_logs(stream)
         try:
@@ -150,7 +149,7 @@ class RunningCommand:
             await in_thread(self.kill)
 
     async def ended(self) -> int:
-        """Wait for the end.
+        """Wait until the process exits.
 
         Returns:
             The exit code.
@@ -160,29 +159,29 @@ class RunningCommand:
         return self.process.wait()
 
     def kill(self, termination_timeout: float = 10.0) -> None:
-        """Stop the process: it may end its tasks first, for this many seconds. May be called late.
+        """Stop the process, which may stop its tasks first. Does nothing if it has exited.
 
         Args:
-            termination_timeout: Seconds between SIGTERM and SIGKILL.
+            termination_timeout: The seconds between SIGTERM and SIGKILL.
         """
         if self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(termination_timeout)
             except subprocess.TimeoutExpired:
-                self.process.kill()  # its template sees it, and kills the tasks
+                self.process.kill()  # its zygote notices, and kills the tasks
                 self.process.wait()
 
     # ------------------------------------------------------------ output
 
     def output(self, stream: Stream) -> str:
-        """Return what the process has written so far.
+        """Return the output that the process has written.
 
         Args:
-            stream: The stream of the log: stdout or stderr.
+            stream: `stdout` or `stderr`.
 
         Raises:
-            InvalidInput: When it was cleaned up.
+            InvalidInput: If the files were removed by `cleanup`.
         """
         with self._opened(stream) as file:
             return file.read()
@@ -190,19 +189,19 @@ class RunningCommand:
     async def stream_log(
         self, stream: Stream, position: int | None = None
     ) -> AsyncIterator[tuple[int, str]]:
-        """Yield the lines of a stream as they come, until the process ends: each with the position
-        behind it, from which another call may go on.
+        """Yield the lines of a stream as they are written, until the process exits, each with the
+        position after it, at which another call may continue.
 
         Args:
-            stream: The stream of the log: stdout or stderr.
-            position: The position to begin at; None for the start.
+            stream: `stdout` or `stderr`.
+            position: The position to start at; None for the beginning.
         """
         with self._opened(stream) as file:
             file.seek(position or 0)
             over = False
             rest = ""
             while not over:
-                over = self.process.poll() is not None  # looked at before what is read
+                over = self.process.poll() is not None  # checked before the last read
                 while line := file.readline(_PIECE):
                     rest += line
                     if rest.endswith("\n"):
@@ -214,7 +213,7 @@ class RunningCommand:
                 yield file.tell(), rest
 
     async def _more(self) -> None:
-        """Wait until there may be more to read."""
+        """Wait until the process exits, or until the next poll of the file is due."""
         try:
             await asyncio.wait_for(self.ended(), LOOK_AGAIN)
         except TimeoutError:
@@ -223,11 +222,11 @@ class RunningCommand:
     async def emit_logs(
         self, stream: Stream = "stdout", custom_logger: Callable[[str], object] | None = None
     ) -> None:
-        """Give every line of a stream to the function (else to stdout), until the process ends.
+        """Pass each line of a stream to a function as it is written, until the process exits.
 
         Args:
-            stream: The stream of the log: stdout or stderr.
-            custom_logger: Takes each line; None for stdout.
+            stream: `stdout` or `stderr`.
+            custom_logger: Called with each line; None to print it to stdout.
         """
         async for _, line in self.stream_log(stream):
             if custom_logger is None:
@@ -246,17 +245,17 @@ class RunningCommand:
             ) from error
 
     def cleanup(self) -> None:
-        """Remove the files of the output. The process is left alone."""
+        """Remove the files of the output. Does not stop the process."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-# Options whose value is a URL that may have a password, and the variables that say the same.
+# Options whose value is a URL with a possible password, and their environment variables.
 _URLS = {"--metadata": "AFLOW_DEFAULT_METADATA", "--queue": "AFLOW_QUEUE"}
 
 
 def _without_urls(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """A command line without the passwords of URLs, which every user of the machine could read in
-    it; and variables that say what is left out."""
+    """Return the command line without options whose URL has a password, since all users of the
+    machine could read it there, and environment variables that replace these options."""
     kept, variables = [], {}
     for argument in argv:
         option, _, value = argument.partition("=")
@@ -267,12 +266,12 @@ def _without_urls(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return kept, variables
 
 
-# ------------------------------------------------------------ descriptors that tell
+# ------------------------------------------------------------ waiting for processes and pipes
 
 
 @contextmanager
 def _end_of(process: subprocess.Popen[bytes]) -> Iterator[int]:
-    """A descriptor that can be read once the process has ended."""
+    """Yield a descriptor that becomes readable when the process exits."""
     fd = watch_child(process)
     try:
         yield fd
@@ -281,7 +280,7 @@ def _end_of(process: subprocess.Popen[bytes]) -> Iterator[int]:
 
 
 async def _readable(fds: Sequence[int]) -> None:
-    """Wait until one of the descriptors can be read."""
+    """Wait until one of the descriptors is readable."""
     loop = asyncio.get_running_loop()
     seen: asyncio.Future[None] = loop.create_future()
 
@@ -299,16 +298,16 @@ async def _readable(fds: Sequence[int]) -> None:
 
 
 class Announcement:
-    """A pipe with a name, through which a command says what it has started.
+    """A named pipe through which a command reports the run that it has started.
 
-    Use it as a context; give `path` to the command.
+    Use it as a context manager, and pass `path` to the command.
     """
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="aflow-")
         self.path = Path(self._folder) / "attributes"
         os.mkfifo(self.path)
-        # Not blocking: there is no writer yet, and perhaps never one.
+        # Nonblocking: there is no writer yet, and there may never be one.
         self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
 
     def __enter__(self) -> Announcement:
@@ -319,12 +318,11 @@ class Announcement:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def wait(self, process: subprocess.Popen[bytes], at_most: float) -> bytes:
-        """Return what the command has written; empty if it has ended, or this many seconds are
-        over, without that.
+        """Return the report of the command; empty if it exits, or the timeout expires, without one.
 
         Args:
             process: The process of the command.
-            at_most: How many seconds.
+            at_most: The timeout, in seconds.
         """
         with _end_of(process) as ended:
             try:
@@ -334,29 +332,29 @@ class Announcement:
         return self.read()
 
     def read(self) -> bytes:
-        """Return what the command has written so far."""
+        """Return the report of the command; empty if there is none yet."""
         try:
-            # It is written in one piece, which a pipe does not divide.
+            # A pipe writes it atomically, since it is small.
             return os.read(self._fd, _PIECE)
-        except BlockingIOError:  # a writer has opened it and says nothing
+        except BlockingIOError:  # a writer has opened the pipe, but has not written yet
             return b""
 
 
-# From keyword arguments to a command line, checked against the command's options.
+# Keyword arguments to command lines, checked against the options of the command.
 
-LAST_LINES = 20  # lines of a failed command that its error repeats
-# Names of old for options that have another one here.
+LAST_LINES = 20  # lines of output in the error of a failed command
+# Metaflow's names of options that have another name here.
 _ALIASES = {"decospecs": "with"}
-# Linux takes no argument above 128 kB, and 2 MB in all, the environment included.
+# Linux limits an argument to 128 kB, and all of them with the environment to 2 MB.
 _LONGEST_ARGUMENT = 100_000
 _LONGEST_LINE = 1_000_000
 
 
 class CleanedUp:
-    """What has files until `cleanup` is called; as a context, it calls that at the end."""
+    """An object with files, which `cleanup` removes; as a context manager it does so on exit."""
 
     def cleanup(self) -> None:
-        """Remove the files of the output. Processes are left alone."""
+        """Remove the files of the output. Does not stop processes."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -373,18 +371,18 @@ class CleanedUp:
 
 
 class CommandArguments(NamedTuple):
-    """A command line, and values of parameters that it cannot hold, which go into a file."""
+    """A command line, and values of parameters that do not fit into it and need a file."""
 
     argv: list[str]
     values: dict[str, Any]
 
 
 class FlowCommands:
-    """The commands of a flow's file, for a program: what Runner and Deployer are given.
+    """The commands of a flow's file: the base class of Runner and Deployer.
 
-    `show_output` copies what the commands print, `env` adds to the environment, `cwd` is the
-    working directory. All else are options that stand before the command. Raises FlowFileError
-    where there is no such file.
+    `show_output` copies the output of the commands, `env` adds environment variables, `cwd` is the
+    working directory. All other keywords are options before the command. Raises FlowFileError if
+    the file does not exist.
     """
 
     def __init__(
@@ -406,7 +404,7 @@ class FlowCommands:
         profiles = {"AFLOW_PROFILE": profile} if profile else {}
         self._env = environment_with({**(env or {}), **profiles})
         self._cwd = os.fspath(cwd) if cwd is not None else None
-        self._commands: list[RunningCommand] = []  # whose output is still kept
+        self._commands: list[RunningCommand] = []  # those whose output has not been removed
 
     def _command(
         self,
@@ -416,8 +414,8 @@ class FlowCommands:
         folder: Path,
         *more: str,
     ) -> RunningCommand:
-        """Start a command of the file. Values that its command line cannot hold are written to a
-        file in the folder, which only this user may read."""
+        """Start a command of the file. Values that do not fit into its command line are written to
+        a file in the folder, which only this user can read."""
         argv, values = self._composed(name, arguments, given)
         if values:
             file = folder / "parameters.json"
@@ -431,10 +429,10 @@ class FlowCommands:
     def _composed(
         self, command: str, arguments: Sequence[str], given: Mapping[str, Any]
     ) -> CommandArguments:
-        """The arguments `[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have a subcommand.
+        """Return the arguments `[TOP] COMMAND [GIVEN] ARGUMENTS`; a command may have a subcommand.
 
-        Raises FlowFileError where the file does not hold a flow, and InvalidInput for an option
-        that does not exist, or has a value that cannot be written."""
+        Raises FlowFileError if the file does not define a flow, and InvalidInput if an option does
+        not exist, or has a value that cannot be represented."""
         ahead = self._options("", _without_none(self.top_level_kwargs))
         behind = self._options(command, _without_none(given))
         argv = [*ahead.argv, *command.split(), *behind.argv, *arguments]
@@ -477,12 +475,12 @@ class FlowCommands:
         return CommandArguments(argv, values)
 
     def _known(self, command: str) -> dict[str, click.Parameter]:
-        """The options and arguments of a command, by all the names that they go by."""
+        """Return the options and arguments of a command, by each of their names."""
         known: dict[str, click.Parameter] = {}
         for flow in self._flows:
             group = FlowGroup(flow, self.flow_file)
             found: click.Command | None = group
-            for argument in command.split():  # `step-functions create`, say
+            for argument in command.split():  # such as `step-functions create`
                 assert isinstance(found, click.Group), "only commands that there are, are asked for"
                 found = found.get_command(click.Context(found), argument)
             assert found is not None, "only commands that there are, are asked for"
@@ -492,7 +490,7 @@ class FlowCommands:
 
     @cached_property
     def _flows(self) -> Sequence[type[FlowSpec]]:
-        """The flows of the file, which is looked into when there is something to check."""
+        """The flows of the file, which is read when there are options to check."""
         return loading.look_into(Path(self.flow_file))
 
 
@@ -503,7 +501,7 @@ def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:
 def _names(parameter: click.Parameter) -> Iterator[str]:
     long = [_plain(each) for each in parameter.opts]
     yield from long
-    if parameter.multiple:  # `tags` is the name that programs know for --tag
+    if parameter.multiple:  # Metaflow's name of --tag is `tags`
         yield from (f"{each}s" for each in long)
     yield from (old for old, new in _ALIASES.items() if new in long)
 
@@ -516,7 +514,7 @@ def _plain(name: str) -> str:
 
 
 def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
-    """The arguments that give the option this value."""
+    """Return the arguments that pass this value to the option."""
     if isinstance(parameter, click.Argument):
         return [_text(name, value)]
     if isinstance(parameter, click.Option) and parameter.is_flag:
@@ -534,7 +532,7 @@ def _written(parameter: click.Parameter, name: str, value: Any) -> list[str]:
 
 
 def _texts(parameter: click.Parameter, name: str, value: Any) -> Any:
-    """What `_written` writes as arguments, as a value in a file of parameters."""
+    """Return the value for a file of parameters that corresponds to the arguments of `_written`."""
     several = parameter.multiple and isinstance(value, list | tuple)
     texts = [
         [_text(name, one) for one in each]
@@ -554,7 +552,7 @@ def _flag(option: click.Option, name: str, value: Any) -> list[str]:
 
 
 def _joined(parameter: click.Parameter, value: Any) -> Any:
-    """A list as the text that a parameter with a separator takes."""
+    """Join a list with the separator of the parameter, if it has one."""
     if not isinstance(parameter.type, ParameterType) or not isinstance(value, list | tuple):
         return value
     separator = parameter.type.parameter.separator

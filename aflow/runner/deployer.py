@@ -1,4 +1,4 @@
-"""Deployer: flows on Step Functions, for programs. Each call is a command of the flow's file."""
+"""Deployer: deploy flows to Step Functions from a program, by commands of the flow's file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aflow.client.where import place_at
 from aflow.errors import CommandFailed, NotFound
 from aflow.runner.command import FlowCommands
 
-LOOK_AGAIN = 1.0  # seconds between looks at whether a run has begun
+LOOK_AGAIN = 1.0  # seconds between polls of whether a run has started
 
 
 class Deployer(FlowCommands):
@@ -26,17 +26,17 @@ class Deployer(FlowCommands):
         triggered = deployed.trigger(alpha=0.5)
         print(triggered.wait_for_run().pathspec)
 
-    `show_output` copies what the commands print, `env` adds to the environment, `cwd` is the
-    working directory; `file_read_timeout` is accepted for old code. All else are options that stand
-    before the command (`branch`, `production`, ...). Raises FlowFileError where there is no such
-    file.
+    `show_output` copies the output of the commands, `env` adds environment variables, `cwd` is the
+    working directory; `file_read_timeout` has no effect and is accepted for compatibility. All
+    other keywords are options before the command (`branch`, `production`, ...). Raises
+    FlowFileError if the file does not exist.
     """
 
     def step_functions(self, name: str | None = None) -> StepFunctionsDeployer:
-        """Return the flow on AWS Step Functions, as a state machine of this name (else the flow's).
+        """Return the deployer of the flow to AWS Step Functions.
 
         Args:
-            name: The name of the deployed flow; None for its own.
+            name: The name of the state machine; None to derive it from the flow.
         """
         return StepFunctionsDeployer(self, name)
 
@@ -48,17 +48,17 @@ class Deployer(FlowCommands):
         *,
         facts: bool = True,
     ) -> tuple[dict[str, Any], str]:
-        """Return the facts that a command writes, if it writes any, and what it prints.
+        """Run a command, and return the facts that it writes to a file and its stdout.
 
         Args:
             command: The name of the command.
             arguments: The arguments of the command.
             given: The options of the command, by name.
-            facts: Whether the command writes facts about its result to a file.
+            facts: Whether the command writes facts to a file; if not, they are empty.
 
         Raises:
-            InvalidInput: The command has no such option.
-            CommandFailed: The command has failed.
+            InvalidInput: If the command has no such option.
+            CommandFailed: If the command fails.
         """
         with tempfile.TemporaryDirectory(prefix="aflow-") as name:
             folder = Path(name)
@@ -81,14 +81,14 @@ class Deployer(FlowCommands):
 
 
 class StepFunctionsDeployer:
-    """The flow of a deployer on AWS Step Functions."""
+    """Deploys a flow to AWS Step Functions."""
 
     def __init__(self, deployer: Deployer, name: str | None) -> None:
         self._deployer = deployer
         self._given = {} if name is None else {"name": name}
 
     def create(self, **options: Any) -> DeployedFlow:
-        """Deploy the flow, or its new version.
+        """Deploy the flow, or a new version of it.
 
         Args:
             **options: The options of `step-functions create`.
@@ -102,14 +102,14 @@ class StepFunctionsDeployer:
 
 
 class ExecutionInfo(NamedTuple):
-    """A line of `step-functions list-runs`."""
+    """A row of `step-functions list-runs`."""
 
     run_id: str
     status: str
 
 
 class DeployedFlow:
-    """A flow that is deployed: `name` is that of its state machine."""
+    """A deployed flow; `name` is the name of its state machine."""
 
     def __init__(
         self, deployer: Deployer, given: Mapping[str, Any], facts: Mapping[str, Any]
@@ -125,7 +125,7 @@ class DeployedFlow:
         """Start a run of the deployed flow.
 
         Args:
-            **parameters: The parameters, by name.
+            **parameters: The values of the flow's parameters, by name.
 
         Returns:
             The run.
@@ -135,10 +135,10 @@ class DeployedFlow:
         return TriggeredRun(self, facts["pathspec"])
 
     def list_runs(self, states: Sequence[str] = ()) -> list[ExecutionInfo]:
-        """Return the runs in one of these states (`RUNNING`, `TIMED_OUT`, ...), or all.
+        """Return the runs in one of these states (`RUNNING`, `TIMED_OUT`, ...).
 
         Args:
-            states: The states of runs; empty for all.
+            states: The states; empty for all runs.
         """
         given = {**self._given, **{state.lower(): True for state in states}}
         _, printed = self._deployer.result_of("step-functions list-runs", [], given, facts=False)
@@ -150,23 +150,23 @@ class DeployedFlow:
 
         Args:
             run_id: The id of the run.
-            authorize: The token of another user's deployment; None for the own one.
+            authorize: The production token of another user's deployment; None for your own.
         """
         given = {**self._given, "authorize": authorize}
         self._deployer.result_of("step-functions terminate", [run_id], given, facts=False)
 
     def delete(self, authorize: str | None = None) -> None:
-        """Delete the state machine, and what starts it.
+        """Delete the state machine, and the schedules and rules that start it.
 
         Args:
-            authorize: The token of another user's deployment; None for the own one.
+            authorize: The production token of another user's deployment; None for your own.
         """
         given = {**self._given, "authorize": authorize}
         self._deployer.result_of("step-functions delete", [], given, facts=False)
 
 
 class TriggeredRun:
-    """A run that was started; it is there once its first job has begun."""
+    """A run that was started on Step Functions; it is recorded when its first job starts."""
 
     def __init__(self, deployed: DeployedFlow, pathspec: str) -> None:
         self._deployed = deployed
@@ -174,7 +174,7 @@ class TriggeredRun:
 
     @property
     def run(self) -> Run | None:
-        """The run; None while its first job has not begun."""
+        """The run; None if its first job has not started."""
         try:
             place = place_at(self._deployed.metadata)
             return Run(self.pathspec, _namespace_check=False, _place=place)
@@ -182,10 +182,10 @@ class TriggeredRun:
             return None
 
     def wait_for_run(self, timeout: float | None = None) -> Run:
-        """Return the run, as soon as its first job has begun; raises TimeoutError.
+        """Wait until the first job of the run has started, and return the run; raises TimeoutError.
 
         Args:
-            timeout: After how many seconds it gives up; None for never.
+            timeout: The maximum time to wait, in seconds; None for no limit.
         """
         clock = SystemClock()
         begun = clock.monotonic()
@@ -199,6 +199,6 @@ class TriggeredRun:
         """Stop the run.
 
         Args:
-            authorize: The token of another user's deployment; None for the own one.
+            authorize: The production token of another user's deployment; None for your own.
         """
         self._deployed.terminate(self.pathspec.rpartition("/")[2], authorize)

@@ -1,4 +1,4 @@
-"""`run` and `arun`: a flow inside of the program that calls them, without a command line."""
+"""`run` and `arun`: run a flow in the calling program, without a command line."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 
 def run(flow: type[FlowSpec], **options: Any) -> Run:
-    """Run a flow to its end: `run(MyFlow, alpha=0.5, max_workers=4, tags=["a"])`. Works in a script
-    and where an event loop is running, as in a notebook; what interrupts it stops the run. Raises
-    what `arun` raises.
+    """Run a flow and wait until it has ended: `run(MyFlow, alpha=0.5, max_workers=4, tags=["a"])`.
+    Works in a script, and in a thread with a running event loop, as in a notebook. An exception
+    that interrupts the wait cancels the run. Raises what `arun` raises.
 
     Args:
         flow: The class of the flow.
         **options: The options of `arun`.
 
     Returns:
-        What `arun` returns.
+        The client object of the run.
     """
     try:
         asyncio.get_running_loop()
@@ -71,36 +71,36 @@ async def arun(
     configs: Mapping[str, Any] | None = None,
     **parameters: Any,
 ) -> Run:
-    """Run a flow to its end, in the event loop of the moment.
+    """Run a flow in the running event loop, and wait until it has ended.
 
-    All other keywords are parameters of the flow. `decorators` are what `--with` takes, `storage`
-    and `metadata` are URLs, `configs` are values by the names of the flow's configs; what is not
-    given is as the settings say. `watch` receives the events of the run (aflow.runs.events). Exit
-    hooks are called.
+    All other keywords are parameters of the flow. Options that are None have the value of the
+    settings. Exit hooks are called.
 
-    Raises RunFailed, which has the run, for a run without success; InvalidInput, InvalidFlow,
-    StorageError or MetadataError where none has begun. Cancelling it stops the run.
+    Raises RunFailed, which has the run, if the run does not succeed; InvalidInput, InvalidFlow,
+    StorageError or MetadataError if no run was started. Cancelling the call cancels the run.
 
     Args:
         flow: The class of the flow.
-        tags: The tags.
-        max_workers: How many tasks run at a time; None for the setting.
-        max_num_splits: How many items a foreach may have; None for the setting.
-        isolation: What a task shares with others: `task`, `worker`; None for the setting.
-        process: How the processes of tasks begin; None for the default.
-        decorators: Decorators for all steps, as `--with` has them.
+        tags: The tags of the run.
+        max_workers: The maximum number of concurrent tasks; None for the setting.
+        max_num_splits: The maximum number of items of a foreach; None for the setting.
+        isolation: `task` (a process for each task) or `worker` (processes that run many tasks);
+            None for the setting.
+        process: How the processes of tasks are started; None for the default.
+        decorators: Decorators for all steps, in the form of `--with`.
         fail_fast: Whether the run ends with the first task that fails for good.
-        namespace: The namespace: a tag such as `user:ada`; None for all runs.
-        branch: The branch of @project; None for the user's own.
-        production: Whether it is @project's production; None for not.
+        namespace: The namespace of the tasks: a tag such as `user:ada`; None for the user's.
+        branch: The branch of @project; None for the user's.
+        production: Whether to run in the production branch of @project; None for no.
         storage: The URL of the datastore; None for the setting.
         metadata: The URL of the metadata store; None for the setting.
-        watch: Called with the events of the run, in order; None for nothing.
-        configs: The configs, by name; None for the defaults.
-        **parameters: The parameters, by name.
+        watch: Called with the events of the run (aflow.runs.events), in order; None for no
+            callback.
+        configs: The values of the flow's configs, by name; None for the defaults.
+        **parameters: The values of the flow's parameters, by name.
 
     Returns:
-        The client's object of the run.
+        The client object of the run.
     """
     settings = Settings.load(
         max_workers=max_workers,
@@ -144,7 +144,7 @@ def _checked(
 def _concluded(
     definition: FlowDefinition, ended: RunEnded, settings: Settings, metadata: str | None
 ) -> Run:
-    """The run that has ended, after its exit hooks; raises RunFailed."""
+    """Call the exit hooks and return the run; raises RunFailed if it did not succeed."""
     place = place_at(metadata or settings.place)
     run = Run(f"{definition.name}/{ended.run}", _namespace_check=False, _place=place)
     succeeded = ended.state is RunState.SUCCEEDED
@@ -176,20 +176,20 @@ def _failure(run: Run, ended: RunEnded, troubles: Sequence[str]) -> RunFailed:
 
 
 class _Aside:
-    """A coroutine in a thread with an event loop of its own."""
+    """Runs a coroutine in another thread, which has its own event loop."""
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, Run]]) -> None:
         self._make = make
-        self._cancel: Future[Callable[[], object]] = Future()  # once the coroutine has begun
+        self._cancel: Future[Callable[[], object]] = Future()  # set when the coroutine starts
         self._ended: Future[Run] = Future()
 
     def result(self) -> Run:
-        """Wait for its end. What interrupts the waiting cancels it, and is raised when it has
-        ended."""
+        """Wait for the result. An exception that interrupts the wait cancels the coroutine, and is
+        raised once that has ended."""
         thread = threading.Thread(target=self._run, name="aflow.run")
         thread.start()
         try:
-            # Not join: Python takes a thread for ended when somebody's join was interrupted.
+            # Not join: Python considers a thread finished after an interrupted join.
             run = self._ended.result()
         except BaseException:
             either: list[Future[Any]] = [self._cancel, self._ended]
@@ -205,7 +205,7 @@ class _Aside:
         try:
             with asyncio.Runner(loop_factory=fastest_loop()) as runner:
                 run = runner.run(self._main())
-        except BaseException as error:  # noqa: BLE001 -- raised again where the caller waits
+        except BaseException as error:  # noqa: BLE001 -- raised again in the waiting thread
             self._ended.set_exception(error)
         else:
             self._ended.set_result(run)
@@ -215,7 +215,7 @@ class _Aside:
         assert task is not None, "this is one"
 
         def cancel() -> None:
-            with suppress(RuntimeError):  # the loop is closed: the coroutine has ended by now
+            with suppress(RuntimeError):  # the loop is closed: the coroutine has ended
                 loop.call_soon_threadsafe(task.cancel)
 
         self._cancel.set_result(cancel)

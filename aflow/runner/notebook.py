@@ -1,4 +1,4 @@
-"""NBRunner and NBDeployer: a flow that was written in a cell of a notebook, used as a file."""
+"""NBRunner and NBDeployer: write a flow from a notebook cell to a file, and run or deploy it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 class NBRunner(Runner):
     """Runs a flow whose class is in a cell of this notebook: `NBRunner(MyFlow).nbrun(alpha=0.5)`.
 
-    The cell up to the end of the class becomes a file in `base_dir` (else the working directory),
-    which is run; the other arguments are Runner's. Imports that the flow needs have to stand in the
-    same cell. Outside of a notebook the file of the class takes the cell's place.
+    The cell up to the end of the class is written to a file in `base_dir` (by default the working
+    directory), which is run; the other arguments are those of Runner. The cell must contain all
+    imports that the flow needs. Outside of a notebook the file of the class replaces the cell.
 
-    Raises FlowFileError where the source of the class is not available.
+    Raises FlowFileError if the source of the class is not available.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class NBRunner(Runner):
         return self
 
     def nbrun(self, **kwargs: Any) -> Run:
-        """Run the flow to its end and clean up.
+        """Run the flow, wait until the run has ended, and clean up.
 
         Args:
-            **kwargs: The options of the command.
+            **kwargs: The options of `run`, and the flow's parameters.
 
         Returns:
-            The client's object of the run.
+            The client object of the run.
         """
         try:
             return self.run(**kwargs).run
@@ -64,13 +64,13 @@ class NBRunner(Runner):
             self.cleanup()
 
     def nbresume(self, **kwargs: Any) -> Run:
-        """Resume a run to its end and clean up.
+        """Resume a run, wait until the new run has ended, and clean up.
 
         Args:
-            **kwargs: The options of the command.
+            **kwargs: The options of `resume`.
 
         Returns:
-            The client's object of the new run.
+            The client object of the new run.
         """
         try:
             return self.resume(**kwargs).run
@@ -78,14 +78,14 @@ class NBRunner(Runner):
             self.cleanup()
 
     def nbspin(self, pathspec: str, **kwargs: Any) -> Any:
-        """Run one step again and clean up.
+        """Run one step again, wait until it has ended, and clean up.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
-            **kwargs: The options of the command.
+            pathspec: `step`, `run/step` or `run/step/task`.
+            **kwargs: The options of `spin`.
 
         Returns:
-            The client's object of the task.
+            The client object of the task.
         """
         try:
             return self.spin(pathspec, **kwargs).task
@@ -99,7 +99,7 @@ class NBRunner(Runner):
 
 
 class NBDeployer(Deployer):
-    """A Deployer of a flow whose class is in a cell of this notebook, as NBRunner takes it:
+    """Deploys a flow whose class is in a cell of this notebook, like NBRunner:
     `NBDeployer(MyFlow).step_functions().create()`. `cleanup` removes the file."""
 
     def __init__(
@@ -121,7 +121,7 @@ class NBDeployer(Deployer):
 
 
 def _write(flow: type[FlowSpec], base_dir: str | os.PathLike[str] | None) -> tuple[str, Path]:
-    """Write the flow's file; its path and the folder that it is in."""
+    """Write the flow's file; return its path and its folder."""
     source = flow_file_of(flow)
     folder = Path(base_dir) if base_dir is not None else Path.cwd()
     descriptor, path = tempfile.mkstemp(".py", flow.__name__, folder, text=True)
@@ -133,19 +133,19 @@ def _write(flow: type[FlowSpec], base_dir: str | os.PathLike[str] | None) -> tup
 
 
 def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
-    # The kernel's own: a server that is started by a flow would watch the wrong process.
+    # Removes the kernel's: a server that a flow starts would watch the wrong process.
     return {"JPY_PARENT_PID": "", **(env or {})}
 
 
 def flow_file_of(flow: type[FlowSpec]) -> str:
-    """Return the text of a file that runs the flow: what stands before the class, the class, and
-    its call.
+    """Return the text of a file that runs the flow: the code before the class, the class, and a
+    call of it.
 
     Args:
         flow: The class of the flow.
 
     Raises:
-        FlowFileError: The cell does not define the class.
+        FlowFileError: If no cell or file that defines the class was found.
     """
     for text in _sources(flow):
         end = _end_of_class(text, flow.__name__)
@@ -161,7 +161,8 @@ def flow_file_of(flow: type[FlowSpec]) -> str:
 
 
 def _sources(flow: type[FlowSpec]) -> Iterator[str]:
-    """The texts that may hold the class: the cells of the notebook, latest first, or its file."""
+    """Yield texts that may define the class: the cells of the notebook, latest first, and its
+    file."""
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:
@@ -169,20 +170,20 @@ def _sources(flow: type[FlowSpec]) -> Iterator[str]:
             yield without_magic(cell, shell.transform_cell)
     try:
         yield Path(inspect.getfile(flow)).read_text("utf-8")
-    except (TypeError, OSError):  # it is in no file: the caller reports it
+    except (TypeError, OSError):  # the class has no file: the caller reports it
         return
 
 
 def without_magic(cell: str, transform: Callable[[str], str]) -> str:
-    """Return the cell without what is for the notebook alone (`%magic`, `!command`, `help?`).
+    """Return the cell without the syntax of notebooks (`%magic`, `!command`, `help?`).
 
-    `transform` is IPython's own, which makes calls of `get_ipython()` of these, and only of these:
-    a `%` that begins a line inside of an expression or a text is none. Statements that make such a
-    call become `pass`. Of a cell below a `%%magic` the rest counts.
+    `transform` turns this syntax, and nothing else, into calls of `get_ipython()`: it ignores a `%`
+    at the start of a line within an expression or a string. Statements with such a call become
+    `pass`. If the cell starts with a `%%magic`, only the lines after it are used.
 
     Args:
         cell: The text of the cell.
-        transform: Changes the text.
+        transform: IPython's function for this.
     """
     first, _, rest = cell.lstrip().partition("\n")
     if first.startswith("%%"):
@@ -199,7 +200,7 @@ def without_magic(cell: str, transform: Callable[[str], str]) -> str:
 
 
 def _for_the_notebook(text: str) -> list[ast.stmt]:
-    """The simple statements that call `get_ipython()`; none in what is not Python."""
+    """Return the simple statements that call `get_ipython()`; none if the text is not Python."""
     tree = _parsed(text)
     found = [
         node
@@ -207,7 +208,7 @@ def _for_the_notebook(text: str) -> list[ast.stmt]:
         if isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign | ast.AugAssign)
         and any(_is_notebook_call(each) for each in ast.walk(node))
     ]
-    # The last comes first, so that places of the others stay right.
+    # The last comes first, so that replacing it does not move the others.
     return sorted(found, key=lambda node: (node.lineno, node.col_offset), reverse=True)
 
 
@@ -220,8 +221,8 @@ def _is_notebook_call(node: ast.AST) -> bool:
 
 
 def _parsed(text: str) -> ast.Module:
-    """The text as a tree: a cell may await something at its top level. An empty one for what is not
-    Python: a cell that never ran."""
+    """Parse a cell, which may use `await` at its top level. Returns an empty module if the text is
+    not Python, as in a cell that never ran."""
     flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
         tree = compile(text, "<cell>", "exec", flags, dont_inherit=True)
@@ -232,7 +233,7 @@ def _parsed(text: str) -> ast.Module:
 
 
 def _end_of_class(text: str, name: str) -> int | None:
-    """The last line of the class; None where the text has none of the name."""
+    """Return the last line of the class; None if the text does not define it."""
     body = _parsed(text).body
     ends = [
         each.end_lineno for each in body if isinstance(each, ast.ClassDef) and each.name == name

@@ -1,4 +1,4 @@
-"""Runner: the commands of a flow file, for programs."""
+"""Runner: run the commands of a flow file from a program."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from aflow.client import Task
     from aflow.runner.command import Stream
 
-# What a Runner gives: a run, or one task, that a process executes.
+# The results of a Runner: a run, or a single task, and the process that executes it.
 
 
 class ExecutingProcess(CleanedUp):
-    """A command of a flow and the process that executes it. As a context, it removes the files of
-    its output at the end."""
+    """A command of a flow and its process. Leaving it as a context manager removes the files of its
+    output."""
 
     def __init__(self, command_obj: RunningCommand, run: Run) -> None:
         self.command_obj = command_obj
@@ -30,15 +30,15 @@ class ExecutingProcess(CleanedUp):
 
     async def wait(
         self,
-        timeout: float | None = None,  # noqa: ASYNC109 -- the name that programs know it by
+        timeout: float | None = None,  # noqa: ASYNC109 -- Metaflow's name
         stream: Stream | None = None,
     ) -> Self:
-        """Wait for the end of the process. After the timeout the process is stopped, and `status`
-        is `timeout`.
+        """Wait until the process exits. After the timeout the process is stopped, and `status` is
+        `timeout`.
 
         Args:
-            timeout: After how many seconds it gives up; None for never.
-            stream: `stdout` or `stderr`, to be printed meanwhile; None for neither.
+            timeout: The maximum time to wait, in seconds; None for no limit.
+            stream: A stream to print while waiting, `stdout` or `stderr`; None for neither.
 
         Returns:
             This object.
@@ -63,29 +63,29 @@ class ExecutingProcess(CleanedUp):
 
     @property
     def stdout(self) -> str:
-        """What the process has written to stdout so far."""
+        """The text that the process has written to stdout."""
         return self.command_obj.output("stdout")
 
     @property
     def stderr(self) -> str:
-        """What the process has written to stderr so far."""
+        """The text that the process has written to stderr."""
         return self.command_obj.output("stderr")
 
     async def stream_log(
         self, stream: Stream, position: int | None = None
     ) -> AsyncIterator[tuple[int, str]]:
-        """Yield the lines of `stdout` or `stderr` as they come, each with the position behind it:
-        from there, another call goes on.
+        """Yield the lines of `stdout` or `stderr` as they are written, each with the position after
+        it, at which another call may continue.
 
         Args:
-            stream: The stream of the log: stdout or stderr.
-            position: The position to begin at; None for the start.
+            stream: `stdout` or `stderr`.
+            position: The position to start at; None for the beginning.
         """
         async for each in self.command_obj.stream_log(stream, position):
             yield each
 
     def cleanup(self) -> None:
-        """Remove the files of the output. The process is left alone."""
+        """Remove the files of the output. Does not stop the process."""
         self.command_obj.cleanup()
 
     def __repr__(self) -> str:
@@ -93,16 +93,16 @@ class ExecutingProcess(CleanedUp):
 
 
 class ExecutingRun(ExecutingProcess):
-    """A run that a process executes, or has executed."""
+    """A run and the process that executes it."""
 
     @property
     def run(self) -> Run:
-        """The run, as the client sees it."""
+        """The client object of the run."""
         return self._run
 
 
 class ExecutingTask(ExecutingProcess):
-    """A task that `spin` executes, or has executed."""
+    """A task of `spin` and the process that executes it."""
 
     def __init__(self, command_obj: RunningCommand, run: Run, find: Callable[[Run], Task]) -> None:
         super().__init__(command_obj, run)
@@ -110,73 +110,74 @@ class ExecutingTask(ExecutingProcess):
 
     @property
     def task(self) -> Task:
-        """The task, as the client sees it; raises NotFound if it has not begun."""
+        """The client object of the task; raises NotFound if the task has not started."""
         return self._find(self._run)
 
 
 class Runner(FlowCommands, CleanedUp):
-    """Runs the flow of a file, each time in a process of its own.
+    """Runs the flow of a file, each time in a new child process.
 
         with Runner("flow.py", pylint=False) as runner:
             result = runner.run(alpha=0.5, tags=["a"], max_workers=4)
             print(result.run.data.total)
 
-    `show_output` copies what `run`, `resume` and `spin` print, `env` adds to the environment, `cwd`
-    is the working directory. What the asynchronous methods start must begin its run within
-    `file_read_timeout` seconds. All else are options that stand before the command (`pylint`,
-    `with_`, `branch`, ...). Raises FlowFileError where there is no such file.
+    `show_output` copies the output of `run`, `resume` and `spin`, `env` adds environment variables,
+    `cwd` is the working directory. A command of the asynchronous methods must start its run within
+    `file_read_timeout` seconds. All other keywords are options before the command (`pylint`,
+    `with_`, `branch`, ...). Raises FlowFileError if the file does not exist.
 
     The methods take the options of their command by name, and the flow's parameters. They raise
-    InvalidInput for one that is not there, and CommandFailed where no run came about; a run that
-    fails is shown by `status` and `returncode`.
+    InvalidInput if an option does not exist, and CommandFailed if no run was started. The failure
+    of a run raises no error: see `status` and `returncode`.
     """
 
-    # ------------------------------------------------------------ to the end
+    # ------------------------------------------------------------ until the run has ended
 
     def run(self, **kwargs: Any) -> ExecutingRun:
-        """Run the flow to its end.
+        """Run the flow, and wait until the run has ended.
 
         Args:
-            **kwargs: The options of the command.
+            **kwargs: The options of `run`, and the flow's parameters.
 
         Returns:
-            The run, with its process.
+            The run and its process.
         """
         return ExecutingRun(*self._to_the_end("run", [], kwargs))
 
     def resume(self, **kwargs: Any) -> ExecutingRun:
-        """Resume a run (`origin_run_id`, else the latest), to its end.
+        """Resume a run (`origin_run_id`, by default the latest), and wait until the new run has
+        ended.
 
         Args:
-            **kwargs: The options of the command.
+            **kwargs: The options of `resume`.
 
         Returns:
-            The run, with its process.
+            The new run and its process.
         """
         return ExecutingRun(*self._to_the_end("resume", [], kwargs))
 
     def spin(self, pathspec: str, **kwargs: Any) -> ExecutingTask:
-        """Run one step again (`step`, `run/step` or `run/step/task`), to its end.
+        """Run one step again, and wait until it has ended.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
-            **kwargs: The options of the command.
+            pathspec: `step`, `run/step` or `run/step/task`.
+            **kwargs: The options of `spin`.
 
         Returns:
-            The task, with its process.
+            The task and its process.
         """
         return _spun(pathspec, *self._to_the_end("spin", [pathspec], kwargs))
 
-    # ------------------------------------------------------------ until it has begun
+    # ------------------------------------------------------------ until the run has started
 
     async def async_run(self, **kwargs: Any) -> ExecutingRun:
-        """Run the flow.
+        """Start a run of the flow.
 
         Args:
-            **kwargs: The options of the command.
+            **kwargs: The options of `run`, and the flow's parameters.
 
         Returns:
-            The run as soon as it has begun.
+            The run and its process, once the run has started.
         """
         return ExecutingRun(*await self._begun("run", [], kwargs))
 
@@ -184,10 +185,10 @@ class Runner(FlowCommands, CleanedUp):
         """Resume a run.
 
         Args:
-            **kwargs: The options of the command.
+            **kwargs: The options of `resume`.
 
         Returns:
-            The new one as soon as it has begun.
+            The new run and its process, once the run has started.
         """
         return ExecutingRun(*await self._begun("resume", [], kwargs))
 
@@ -195,18 +196,18 @@ class Runner(FlowCommands, CleanedUp):
         """Run one step again.
 
         Args:
-            pathspec: The pathspec: `flow/run/step/task`, or the beginning of one.
-            **kwargs: The options of the command.
+            pathspec: `step`, `run/step` or `run/step/task`.
+            **kwargs: The options of `spin`.
 
         Returns:
-            The task as soon as its run has begun.
+            The task and its process, once its run has started.
         """
         return _spun(pathspec, *await self._begun("spin", [pathspec], kwargs))
 
-    # ------------------------------------------------------------ the end
+    # ------------------------------------------------------------ cleanup
 
     def cleanup(self) -> None:
-        """Remove the files of all output. What still runs is left alone."""
+        """Remove the files of all output. Does not stop running processes."""
         while self._commands:
             self._commands.pop().cleanup()
 
@@ -224,7 +225,7 @@ class Runner(FlowCommands, CleanedUp):
         self, name: str, arguments: list[str], kwargs: Mapping[str, Any]
     ) -> tuple[RunningCommand, Run]:
         with Announcement() as announcement:
-            # The flow's file may be imported, to see its options: that takes its time.
+            # In a thread: it may import the flow's file to read its options.
             command = await in_thread(self._start, name, arguments, kwargs, announcement)
             attributes = await announcement.wait(command.process, self.file_read_timeout)
             if not attributes:
@@ -246,7 +247,7 @@ class Runner(FlowCommands, CleanedUp):
 
 
 def _announced(attributes: bytes, command: RunningCommand) -> Run:
-    """The run that the command has begun; raises CommandFailed where it has not."""
+    """Return the run that the command has started; raises CommandFailed if it has not."""
     if not attributes:
         code = command.process.wait()
         raise CommandFailed(

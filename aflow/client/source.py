@@ -36,12 +36,12 @@ class RunSource:
         """Return the run.
 
         Args:
-                place: The stores to read from.
-                flow: The name of the flow.
-                run: The id of the run.
+            place: The stores to read from.
+            flow: The name of the flow.
+            run: The id of the run.
 
-            Raises:
-                NotFound: If the run does not exist; the message names runs that do.
+        Raises:
+            NotFound: If the run does not exist; the message names runs that do.
         """
         record = place.metadata.run(flow, run)
         if record is None:
@@ -164,7 +164,7 @@ class RunSource:
         self._manifests.update(manifests)
 
     def load(self, name: str, entry: Entry) -> Any:
-        """Load an artifact, and verify it; returns a new object each time. Raises
+        """Return the verified value of an artifact, a new object each time. Raises
         ArtifactNotLoadable, CorruptBlob and StoreUnavailable.
 
         Args:

@@ -95,7 +95,7 @@ class ClientStores:
 
     @contextmanager
     def writing(self) -> Iterator[MetadataStore]:
-        """Open the store for writing, and close it at the end of the block."""
+        """Yield the store, open for writing; it is closed at the end of the block."""
         store = self._open_metadata(False)
         try:
             yield store

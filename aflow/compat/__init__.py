@@ -1,6 +1,6 @@
-"""What stands for Metaflow: its names, and the small helpers that its users know.
+"""Compatibility with Metaflow: its module names, and its small helpers.
 
-`aflow.compat.install()` makes `import metaflow` give aflow; see `metaflow.py`.
+After `aflow.compat.install()`, `import metaflow` imports aflow; see `metaflow.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module  # lazy: nothing is imported before it is asked for
+    from importlib import import_module  # lazy: imported only when a name is accessed
 
     if name.startswith("__"):
         raise AttributeError(f"module 'aflow.compat' has no attribute {name!r}")

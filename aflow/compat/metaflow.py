@@ -1,12 +1,11 @@
-"""`import metaflow` gives aflow: the one place that knows both names of things.
+"""`import metaflow` imports aflow: the only module that maps Metaflow's names to aflow's.
 
     import aflow.compat.metaflow
     aflow.compat.metaflow.install()
     from metaflow import FlowSpec, step          # aflow's
 
-`aflow run theirs.py` and `python -m aflow theirs.py run` do the same where Metaflow is not
-installed, or with `--compat`. Names that aflow does not have raise an error that says so when they
-are used.
+`aflow run theirs.py` and `python -m aflow theirs.py run` do the same if Metaflow is not installed,
+or with `--compat`. Names that aflow does not have raise an error when they are used.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from aflow.errors import AflowError, InvalidInput
 if TYPE_CHECKING:
     from importlib.abc import Loader
 else:
-    Loader = object  # importlib.abc takes longer to import than all that is done here
+    Loader = object  # importing importlib.abc takes longer than all the rest of this module
 
 _ROOT = "metaflow"
 METAFLOW_EXIT_ALLOW_RETRY = 203
-NOT_CHOSEN = False  # what stands for a namespace and a place that are those of the settings
-# Libraries that Metaflow brings a copy of: `from metaflow._vendor import click`.
+NOT_CHOSEN = False  # value of a namespace and a metadata provider that were not chosen
+# Libraries that Metaflow bundles: `from metaflow._vendor import click`.
 _VENDORED = ("click", "importlib_metadata", "packaging", "typing_extensions", "yaml")
 
 _EXCEPTIONS = {
@@ -56,12 +55,12 @@ _EXCEPTIONS = {
 
 
 def _same(names: str, home: str) -> dict[str, str]:
-    """Many names of Metaflow that are one thing here."""
+    """Return a mapping of several names of Metaflow to a single object of aflow."""
     return dict.fromkeys(names.split(), home)
 
 
 def _in(module: str, names: str) -> dict[str, str]:
-    """Names of Metaflow that a module of aflow has as well."""
+    """Return a mapping of names of Metaflow that a module of aflow has under the same names."""
     return {name: f"{module}:{name}" for name in names.split()}
 
 
@@ -139,7 +138,7 @@ _S3 = {
 }
 _AWS = "aflow.errors:AwsError"
 _PARALLEL = _in("aflow.compat.multicore", "parallel_imap_unordered parallel_map")
-# What a function raises in another process is raised here as it is: that may be anything.
+# Errors of a function in another process are raised unchanged: they may be of any class.
 _MULTICORE = _PARALLEL | {"MulticoreException": "builtins:Exception"}
 _UTIL = {
     **_in(
@@ -167,7 +166,7 @@ _MFLOG = _of_helpers(
 )
 _SYSTEM = _of_helpers("system_logger system_monitor")
 
-# Module -> its names, each with its home in aflow. The root has all public names of aflow, too.
+# By module: its names, and where aflow has them. The root also has all public names of aflow.
 MODULES: dict[str, dict[str, str]] = {
     "": {
         **_PARALLEL,
@@ -326,10 +325,10 @@ MODULES: dict[str, dict[str, str]] = {
 
 
 def install() -> None:
-    """Let `import metaflow`, and its submodules, give aflow from now on; may be called again.
+    """Make `import metaflow`, and its submodules, import aflow from now on; may be called again.
 
     Raises:
-        InvalidInput: Where Metaflow itself has been imported already.
+        InvalidInput: If Metaflow itself has been imported already.
     """
     there = sys.modules.get(_ROOT)
     if there is not None and not isinstance(there, _Alias):
@@ -342,19 +341,19 @@ def install() -> None:
 
 
 def is_installed() -> bool:
-    """Return whether aflow stands for Metaflow."""
+    """Return whether aflow replaces Metaflow in this process."""
     return any(isinstance(each, _Finder) for each in sys.meta_path)
 
 
 def install_if_missing() -> None:
-    """The same, where Metaflow is not installed."""
+    """Make `import metaflow` import aflow if Metaflow is not installed."""
     if _ROOT not in sys.modules and util.find_spec(_ROOT) is None:
         install()
 
 
 def name_in_metaflow(kind: type) -> tuple[str, str] | None:
-    """Return module and name that a class of aflow has in Metaflow, while aflow stands for it; else
-    None, as for all other classes.
+    """Return the module and the name that a class of aflow has in Metaflow, if aflow replaces
+    Metaflow; None for all other classes.
 
     Args:
         kind: The class.
@@ -362,7 +361,7 @@ def name_in_metaflow(kind: type) -> tuple[str, str] | None:
     if not kind.__module__.startswith("aflow.") or not is_installed():
         return None
     home = f"{kind.__module__}:{kind.__qualname__}"
-    for module in ("exception", *sorted(MODULES)):  # where several have it, the general one
+    for module in ("exception", *sorted(MODULES)):  # if several have it, the most general one
         for name, where in MODULES[module].items():
             if where == home:
                 return f"{_ROOT}.{module}", name
@@ -370,27 +369,28 @@ def name_in_metaflow(kind: type) -> tuple[str, str] | None:
 
 
 class MetaflowInternalError(AflowError):
-    """Raised by flows alone."""
+    """Only for flows to raise; aflow does not raise it."""
 
 
 def get_username() -> str:
-    """Return the name of the user who runs this program."""
+    """Return the name of the user of this program."""
     return Settings.load().user
 
 
 def resolve_identity() -> str:
-    """Return the owner of the runs of this program: `user:ann`, or the namespace that is set."""
+    """Return the default namespace of this program's runs: `user:ann`, or the one in the
+    settings."""
     return Settings.load().default_namespace
 
 
 def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
-    """Return what is set as AFLOW_<name> or METAFLOW_<name>, in the environment or in a file; of
-    the type that the default has: numbers and bools from their texts, lists and dicts from JSON.
+    """Return the setting AFLOW_<name> or METAFLOW_<name> of the environment or a file, converted to
+    the type of the default: numbers and bools from text, lists and dicts from JSON.
 
     Args:
         name: The name of the setting.
-        default: What counts where the setting is absent.
-        validate_fn: Checks the value; None for no check.
+        default: The value if the setting is absent.
+        validate_fn: Called with the name and the value; None for no validation.
     """
     text = looked_up(name)
     value: Any = text
@@ -410,7 +410,7 @@ def from_conf(name: str, default: Any = None, validate_fn: Any = None) -> Any:
 
 
 def to_unicode(value: object) -> str:
-    """Return the text, of bytes in UTF-8, too.
+    """Return the value as a string; bytes are decoded as UTF-8.
 
     Args:
         value: The value.
@@ -419,7 +419,7 @@ def to_unicode(value: object) -> str:
 
 
 def to_bytes(value: object) -> bytes:
-    """Return the bytes, of a text in UTF-8.
+    """Return the value as bytes; all else is converted to a string and encoded as UTF-8.
 
     Args:
         value: The value.
@@ -428,7 +428,7 @@ def to_bytes(value: object) -> bytes:
 
 
 def is_stringish(value: object) -> bool:
-    """Return whether it is text or bytes.
+    """Return whether the value is a string or bytes.
 
     Args:
         value: The value.
@@ -440,13 +440,13 @@ def get_version(public: bool = False) -> str:
     """Return the version of aflow.
 
     Args:
-        public: Whether to leave out the local part of the version.
+        public: Accepted for compatibility; has no effect.
     """
     return __version__
 
 
 class _Alias(ModuleType):
-    """A module of Metaflow whose names are aflow's."""
+    """A module of Metaflow whose attributes are aflow's."""
 
     def __getattr__(self, name: str) -> Any:
         own = self.__name__.removeprefix(_ROOT).removeprefix(".")
@@ -482,12 +482,12 @@ class _Alias(ModuleType):
 
 
 class _Finder(Loader):
-    """Finds `metaflow` and what is in it."""
+    """Finds and loads `metaflow` and its submodules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of a module that we stand for, None for all others."""
+        """Return the spec of a module of Metaflow; None for all others."""
         if fullname != _ROOT and not fullname.startswith(f"{_ROOT}."):
             return None
         own = fullname.removeprefix(_ROOT).removeprefix(".")
@@ -498,13 +498,13 @@ class _Finder(Loader):
         raise ModuleNotFoundError(_absent(fullname), name=fullname)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        """The module, which gets its names when they are asked for."""
+        """Return the module, whose attributes are imported on access."""
         made = _Alias(spec.name)
         made.__dict__["__all__"] = dir(made)
         return made
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing: there is no code to run."""
+        """Do nothing: there is no code to execute."""
 
 
 def _absent(name: str) -> str:
@@ -517,8 +517,8 @@ def _value(home: str) -> Any:
 
 
 def _setting(name: str) -> Any:
-    """A value of metaflow_config: as the settings have it, else what is set under this name, None
-    where nothing is."""
+    """Return a value of metaflow_config: from aflow's settings, or the setting with this name; None
+    if there is none."""
     settings = Settings.load()
     known = {
         "DATASTORE_SYSROOT_LOCAL": str(settings.root.parent),

@@ -1,4 +1,4 @@
-"""Functions over many items in several processes: for steps that have cores to use."""
+"""Apply a function to many items in several processes, for steps that have several cores."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ def parallel_imap_unordered(
     max_parallel: int | None = None,
     dir: str | None = None,
 ) -> Iterator[R]:
-    """Yield the results of `func` for all items, as they come; computed in forked processes, at
-    most `max_parallel` (all usable cores) at once. `func` may be a lambda; what it raises is raised
-    here. `dir` is accepted for old code: nothing is written.
+    """Yield the results of `func` for all items as they are completed, in no particular order.
+    `func` is called in forked processes and may be a lambda; its exceptions are raised here.
 
     Args:
-        func: The function; it is called in forked processes.
+        func: The function.
         iterable: The arguments, one for each call.
-        max_parallel: How many processes run at a time; None for as many as there are processors.
-        dir: The folder for the results of the processes; None for the temporary one.
+        max_parallel: The maximum number of processes; None for the number of usable cores.
+        dir: Has no effect; accepted for compatibility.
     """
     for _, result in _results(func, iterable, max_parallel):
         yield result
@@ -43,13 +42,13 @@ def parallel_map(
     max_parallel: int | None = None,
     dir: str | None = None,
 ) -> list[R]:
-    """Return the results as a list, in the order of the items.
+    """Return the results of `func` for all items as a list, in the order of the items.
 
     Args:
         func: The function; it is called in forked processes.
         iterable: The arguments, one for each call.
-        max_parallel: How many processes run at a time; None for as many as there are processors.
-        dir: The folder for the results of the processes; None for the temporary one.
+        max_parallel: The maximum number of processes; None for the number of usable cores.
+        dir: Has no effect; accepted for compatibility.
     """
     found = dict(_results(func, iterable, max_parallel))
     return [found[place] for place in range(len(found))]
@@ -62,7 +61,7 @@ def _results(
     if not items:
         return
     workers = min(max_parallel or usable_cpus(), len(items))
-    # Forked, so that the function need not be importable: a step's lambda is inherited.
+    # Forked, so that a function that cannot be pickled, such as a lambda, is inherited.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, _remember, (func,)) as pool:
         places = {pool.submit(_call, item): place for place, item in enumerate(items)}

@@ -1,4 +1,4 @@
-"""How long a piece of code takes."""
+"""Measure how long a block of code takes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from aflow._core.clock import SystemClock
 
 @contextmanager
 def profile(label: str, stats_dict: dict[str, float] | None = None) -> Iterator[None]:
-    """Print how many milliseconds the block has taken; with `stats_dict` add them to its value of
-    the label instead.
+    """Print the duration of the block in milliseconds, or add it to `stats_dict`.
 
     Args:
-        label: What the lines begin with.
-        stats_dict: Takes the milliseconds under the label; None to print them.
+        label: The label of the lines, or the key in `stats_dict`.
+        stats_dict: A dict of milliseconds by label; None to print them.
     """
     if stats_dict is None:
         print(f"PROFILE: {label} starting")

@@ -1,4 +1,4 @@
-"""For tests: one step as a function (`run_step`), and flows under kills and faults (`chaos`)."""
+"""Test utilities: run a single step (`run_step`), and test flows under faults (`chaos`)."""
 
 from aflow.testing.steps import StepResult, run_step
 

@@ -1,24 +1,25 @@
-"""Chaos: a fleet of real processes on this machine, faults at random moments, and one checker.
+"""Chaos tests: real processes on this machine, faults at random times, and a checker.
 
     fleet = Fleet(folder, "sqlite:////tmp/a/metadata.db", "redis://127.0.0.1:6379/0")
     fleet.write(SOURCE_OF_A_FLOW)
-    report = soak(fleet, seed=7, kills=100)      # raises ChaosError where a promise is broken
+    report = soak(fleet, seed=7, kills=100)      # raises ChaosError if an invariant is violated
 
-A `Fleet` is one run of one flow: a coordinator (`aflow run`, or `aflow server`) and workers, each a
-process of its own, and what both rest on. `soak` kills tasks, workers, coordinators and servers,
-sets their clocks, and does whatever else it is given, at moments drawn from the seed; and then
-`check`s:
+A `Fleet` is a run of a flow: a coordinator (`aflow run`, or `aflow server`) and workers, each in
+its own process, and the stores and the broker that they use. `soak` kills tasks, workers,
+coordinators and servers, sets their clocks, and injects additional faults of the caller, at random
+times drawn from the seed. Then `check` verifies that:
 
-- The run has ended as it should have, and the artifacts of its tasks are those of a run that nobody
-  has disturbed.
-- Each task was committed once: by the journal, and by the records, which agree with one another.
-  The journal has no gap, and the database is whole.
-- Nothing began again after it was committed (by the ledger, which steps write to outside of aflow).
-- Every blob that a manifest refers to is there and has that digest.
-- No process is left. No message waits, is leased or buried, but for those that workers that were
-  killed, or came too late, have left (`late`): they are about attempts that have ended.
+- The run has ended in the expected state, and the artifacts of its tasks are those of a run without
+  faults.
+- Each task was committed once, according to the journal and to the records, which agree. The
+  journal has no gap, and the database is intact.
+- No task started again after it was committed, according to the ledger, a file that steps write to
+  without aflow.
+- Every blob that a manifest refers to exists and matches its digest.
+- No process is left. No message is ready, leased or dead, except those of workers that were killed
+  or reported too late (`late`); these are about attempts that have ended.
 
-`scripts/soak` in aflow's repository runs it for hours. Linux alone: processes are found in /proc.
+`scripts/soak` in aflow's repository runs it for hours. Linux only: processes are found in /proc.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ __all__ = ["ChaosError", "Fault", "Fleet", "Ledger", "Report", "check", "results
 
 
 class ChaosError(AssertionError):
-    """A promise was broken: something hangs, is lost, or was done twice."""
+    """An invariant is violated: something hangs, is lost, or was done twice."""
 
 
 PREAMBLE = """\
@@ -85,7 +86,7 @@ def _fail(why: str) -> NoReturn:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Return the processes whose working directory is the folder, or below it.
+    """Return the processes whose working directory is the folder or a subfolder.
 
     Args:
         folder: The folder of the test.
@@ -93,10 +94,10 @@ def processes_in(folder: Path) -> list[int]:
     found, inside = [], folder.resolve()
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            # The kernel gives a path without links: to resolve it takes ten times as long.
+            # The kernel returns a path without links; resolving it takes ten times as long.
             if Path(os.readlink(f"/proc/{name}/cwd")).is_relative_to(inside):
                 found.append(int(name))
-        except OSError:  # it has ended while we looked
+        except OSError:  # the process has exited in the meantime
             continue
     return found
 
@@ -115,7 +116,7 @@ def note(what=""):
 
 
 class StartedAttempt(NamedTuple):
-    """An attempt that has begun, and what it says of itself."""
+    """The start of an attempt, as the task recorded it in the ledger."""
 
     task: int
     attempt: int
@@ -125,30 +126,30 @@ class StartedAttempt(NamedTuple):
 
 
 class Ledger:
-    """The file."""
+    """The file in which tasks record their starts, independently of aflow."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def source(self) -> str:
-        """What a flow's file begins with."""
+        """The code at the start of the flow's file that defines `note`."""
         return SOURCE.format(path=str(self.path))
 
     def lines(self) -> list[StartedAttempt]:
-        """Return all that has begun so far, in order."""
+        """Return all complete lines of the ledger, in order."""
         if not self.path.exists():
             return []
-        # A line that is being written is left for the next look.
+        # Skips an incomplete last line, which a task is still writing.
         whole = self.path.read_text("utf-8").rpartition("\n")[0]
         return [_read(line) for line in whole.splitlines()]
 
     def begun(self) -> list[StartedAttempt]:
-        """Return the lines that are starts of attempts, without the ends."""
+        """Return the lines that record starts of attempts, without those that record ends."""
         return [each for each in self.lines() if not each.what.startswith("ended")]
 
     def times(self) -> Mapping[int, int]:
-        """Return how often each task has begun."""
+        """Return how often each task has started."""
         return Counter(each.task for each in self.begun())
 
 
@@ -159,18 +160,18 @@ def _read(line: str) -> StartedAttempt:
 
 # ------------------------------------------------------------------ the fleet
 
-PATIENCE = 120.0  # seconds after which something that does not come fails its test
+PATIENCE = 120.0  # seconds after which a wait fails the test
 FLOW = "Flow_"
 _KINDS = ("task", "reports", "cancel", "drain")  # of messages
-_FIRST_OUTGOING = 32_768  # ports from which Linux takes those of outgoing connections
+_FIRST_OUTGOING = 32_768  # the first port that Linux uses for outgoing connections
 
 
 def wait_until(what: Callable[[], object], why: str = "it has not come to that") -> None:
-    """Wait until it is so.
+    """Wait until a condition holds; raises ChaosError after PATIENCE seconds.
 
     Args:
         what: The condition.
-        why: What is waited for, for the error.
+        why: The message of the error.
     """
     give_up_at = SystemClock.monotonic() + PATIENCE
     while not what():
@@ -180,8 +181,8 @@ def wait_until(what: Callable[[], object], why: str = "it has not come to that")
 
 
 class Fleet:
-    """One run of one flow on machines of its own. `metadata` and `queue` are URLs; `env` is of all
-    processes (where the datastore is, say)."""
+    """The processes of a run of a flow. `metadata` and `queue` are URLs; `env` are environment
+    variables of all processes, such as the location of the datastore."""
 
     def __init__(self, folder: Path, metadata: str, queue: str, **env: str) -> None:
         self.folder = folder
@@ -191,15 +192,15 @@ class Fleet:
         self._env = env
         self.home = _made(folder / "coordinator")
         self.away = _made(folder / "workers")
-        self._log = self.home / "output"  # of coordinators and servers
+        self._log = self.home / "output"  # output of coordinators and servers
         self._processes: list[subprocess.Popen[bytes]] = []
         self._metadata: MetadataStore | None = None
-        self._opened: list[Any] = []  # to be closed
+        self._opened: list[Any] = []  # closed by `close`
 
     # ------------------------------------------------------------ processes
 
     def write(self, source: str) -> None:
-        """Write the flow, which may `note()` in the ledger.
+        """Write the flow's file; its steps may call `note()` to write to the ledger.
 
         Args:
             source: The text of the flow's file.
@@ -208,11 +209,11 @@ class Fleet:
         (self.home / "flow.py").write_text(text, "utf-8")
 
     def start_worker(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start a worker, and wait until it takes tasks.
+        """Start a worker, and wait until it consumes tasks.
 
         Args:
-            *arguments: More arguments of the command line.
-            **env: Environment variables that are set in addition.
+            *arguments: Additional arguments of the command line.
+            **env: Additional environment variables.
 
         Returns:
             The process.
@@ -233,9 +234,9 @@ class Fleet:
         """Start a coordinator with a new run.
 
         Args:
-            *arguments: More arguments of the command line.
-            output: The descriptor that it prints to; None for a file.
-            **env: Environment variables that are set in addition.
+            *arguments: Additional arguments of the command line.
+            output: The descriptor for its stdout; None for a file.
+            **env: Additional environment variables.
 
         Returns:
             The process.
@@ -245,7 +246,7 @@ class Fleet:
         return self._start((*run, *queue, *arguments), self.home, self._log, env, output)
 
     def serve(self, port: int) -> subprocess.Popen[bytes]:
-        """Start a server whose runs are run by the workers, and wait until it listens.
+        """Start a server whose runs use the workers, and wait until it listens.
 
         Args:
             port: The port of the server.
@@ -266,7 +267,7 @@ class Fleet:
         return process
 
     def submit(self, port: int) -> None:
-        """Have a server begin the run.
+        """Submit the run to a server.
 
         Args:
             port: The port of the server.
@@ -279,7 +280,7 @@ class Fleet:
         """Start a coordinator that recovers the run.
 
         Args:
-            **env: Environment variables that are set in addition.
+            **env: Additional environment variables.
 
         Returns:
             The process.
@@ -287,7 +288,7 @@ class Fleet:
         run = self.record()
         assert run is not None, "there is a run"
         arguments = ("-m", "aflow", "recover", f"{run.flow}/{run.run}")
-        # What it does not find in the record: URLs that may hold a password are not in it.
+        # Not in the record of the run, because the URL may have a password.
         own = {"AFLOW_QUEUE": self.queue, **env}
         return self._start(arguments, self.home, self._log, own)
 
@@ -316,16 +317,16 @@ class Fleet:
         return process
 
     def output(self) -> str:
-        """Return what coordinators and servers have printed."""
+        """Return the output of coordinators and servers."""
         return self._log.read_text(errors="replace")
 
     def worker_output(self) -> str:
-        """Return what workers have printed."""
+        """Return the output of workers."""
         files = sorted(self.away.glob("*.err"))
         return "".join(file.read_text(errors="replace") for file in files)
 
     def ends(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait for its end.
+        """Wait until the process exits; raises ChaosError after PATIENCE seconds.
 
         Args:
             process: The process.
@@ -339,7 +340,7 @@ class Fleet:
             _fail(f"it hangs:\n{self.output()[-4000:]}\n{self.worker_output()[-4000:]}")
 
     def stop_workers(self) -> None:
-        """SIGTERM to all that still run, and wait for them."""
+        """Send SIGTERM to all running processes, and wait until they exit."""
         running = [each for each in self._processes if each.poll() is None]
         for process in running:
             process.send_signal(signal.SIGCONT)
@@ -348,7 +349,7 @@ class Fleet:
             self.ends(process)
 
     def close(self) -> None:
-        """Nothing of it is left, whatever the test has come to."""
+        """Kill all remaining processes and close all stores, even after a failed test."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
@@ -361,21 +362,21 @@ class Fleet:
             each.close()
 
     def orphans(self) -> list[int]:
-        """Return the processes of coordinators and workers that still run."""
+        """Return the running processes of coordinators and workers."""
         return processes_in(self.home) + processes_in(self.away)
 
-    # ------------------------------------------------------------ what they have left
+    # ------------------------------------------------------------ records and results
 
     @property
     def metadata(self) -> MetadataStore:
-        """The records."""
+        """The metadata store of the run."""
         if self._metadata is None:
             self._metadata = open_metadata(self.metadata_url, read_only=True)
             self._opened.append(self._metadata)
         return self._metadata
 
     def record(self) -> RunRecord | None:
-        """Return the run; None before there is one."""
+        """Return the record of the run; None if it does not exist yet."""
         try:
             found = self.metadata.runs(FLOW)
         except MetadataUnavailable:  # nothing has been written yet
@@ -383,13 +384,13 @@ class Fleet:
         return self.metadata.run(FLOW, found[-1].run) if found else None
 
     def store(self) -> ObjectStore:
-        """Return the run's datastore, as a machine sees it that has no copy of anything."""
+        """Return the run's datastore, as seen from a machine without a cache."""
         run = self.record()
         assert run is not None, "there is a run"
         url = run.settings["storage"]
         if not url.startswith("s3:"):
             return open_store(url)
-        from aflow.storage.s3 import S3Store  # of the extra aws
+        from aflow.storage.s3 import S3Store  # needs the extra aws
 
         with _environment(self._env):
             store = S3Store(url)
@@ -397,12 +398,12 @@ class Fleet:
         return store
 
     def is_over(self) -> bool:
-        """Return whether the run has ended, by the records."""
+        """Return whether the run has ended, according to its record."""
         run = self.record()
         return run is not None and run.state in TERMINAL_RUN_STATES
 
     def committed(self) -> set[int]:
-        """Return the tasks that have succeeded, by the records."""
+        """Return the tasks that have succeeded, according to the records."""
         run = self.record()
         if run is None:
             return set()
@@ -410,7 +411,7 @@ class Fleet:
         return {each.task.task for each in tasks if each.state.value == "succeeded"}
 
     def let_lease_pass(self) -> None:
-        """Advance the clock until the lease of the run has expired."""
+        """Expire the lease of the run, as if its time had passed."""
         writer = open_metadata(self.metadata_url)
         run = self.record()
         assert run is not None, "there is a run"
@@ -425,7 +426,7 @@ class Fleet:
 
 
 def file_of(url: str) -> str:
-    """Return the file of an sqlite URL.
+    """Return the path of the file of an sqlite URL.
 
     Args:
         url: The URL of the metadata store.
@@ -453,7 +454,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 # ------------------------------------------------------------------ the checker
 
-Place = tuple[str, tuple[int, ...]]  # a task by its step and where it is in its foreachs
+Place = tuple[str, tuple[int, ...]]  # a task: its step and its indices in the foreachs around it
 Results = Mapping[Place, Mapping[str, str]]  # the digests of the artifacts that each task has set
 
 
@@ -471,16 +472,16 @@ def check(
     late: bool = False,
     clocks_agree: bool = True,
 ) -> None:
-    """Check all of it. Workers are asked to end first.
+    """Check all invariants after the run has ended. Stops the workers first.
 
     Args:
         fleet: The processes of the test.
-        expected: The results of an undisturbed run; None to compare nothing.
-        state: The state in which the run has to end.
-        late: Whether workers were killed, or reported too late: then messages may be left that
-            nobody reads any more.
-        clocks_agree: Whether no clock was set: else the times that processes have written down
-            cannot be compared.
+        expected: The results of a run without faults; None to skip the comparison.
+        state: The expected final state of the run.
+        late: Whether workers were killed, or reported too late: messages may then be left in
+            topics that no process reads any more.
+        clocks_agree: Whether no clock was set: otherwise the times that processes have recorded
+            are not comparable.
     """
     fleet.stop_workers()
     metadata, run = fleet.metadata, fleet.record()
@@ -498,7 +499,7 @@ def check(
 
 
 def results(metadata: MetadataStore, run: RunRecord) -> Results:
-    """Return what each task that succeeded has left.
+    """Return the digests of the artifacts of each task that succeeded.
 
     Args:
         metadata: The metadata store.
@@ -516,10 +517,10 @@ def results(metadata: MetadataStore, run: RunRecord) -> Results:
 
 
 def check_results(expected: Results, found: Results) -> None:
-    """The artifacts are the same.
+    """Check that the artifacts are the same.
 
     Args:
-        expected: The results of an undisturbed run; None to compare nothing.
+        expected: The results of a run without faults.
         found: The results of the run.
     """
     assert [*sorted(expected)] == [*sorted(found)]
@@ -529,8 +530,8 @@ def check_results(expected: Results, found: Results) -> None:
 
 
 def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
-    """Return the ends of attempts in the journal, after checking that each task is committed once,
-    and that the records agree with the journal.
+    """Check that each task was committed once, and that the records agree with the journal.
+    Returns when each attempt ended, according to the journal.
 
     Args:
         metadata: The metadata store.
@@ -539,7 +540,7 @@ def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
     batches = [*metadata.journal_after(run.key, 0)]
     versions = [version for version, _ in batches]
     assert sorted({*versions}) == versions
-    assert run.version >= versions[-1]  # a commit without events is none of the journal
+    assert run.version >= versions[-1]  # a commit without events is not in the journal
     events = [each for _, batch in batches if batch for each in decode_events(batch)]
     ended = [
         (_End(event.task, event.attempt, event.outcome.state), at)
@@ -561,11 +562,11 @@ def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
 
 
 def check_ledger(fleet: Fleet, ends: Mapping[_End, float]) -> None:
-    """Whatever has succeeded has begun, and nothing has begun after it was committed.
+    """Check that all tasks that succeeded have started, and none after it was committed.
 
     Args:
         fleet: The processes of the test.
-        ends: When each attempt has ended, in seconds since the epoch.
+        ends: When each attempt ended, in seconds since the epoch.
     """
     committed = {end.task: at for end, at in ends.items() if end.state is AttemptState.SUCCEEDED}
     begun = fleet.ledger.begun()
@@ -579,7 +580,7 @@ def check_ledger(fleet: Fleet, ends: Mapping[_End, float]) -> None:
 
 
 def check_blobs(metadata: MetadataStore, store: ObjectStore, run: RunRecord) -> None:
-    """Every blob that is referred to is there, with the bytes that it is named by.
+    """Check that every referenced blob exists and matches its digest.
 
     Args:
         metadata: The metadata store.
@@ -596,7 +597,7 @@ def check_blobs(metadata: MetadataStore, store: ObjectStore, run: RunRecord) -> 
 
 
 def check_database(fleet: Fleet) -> None:
-    """The database of the metadata says itself that it is whole.
+    """Check the integrity of the metadata's database with the database's own checks.
 
     Args:
         fleet: The processes of the test.
@@ -606,13 +607,13 @@ def check_database(fleet: Fleet) -> None:
             assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         database.close()
         return
-    import psycopg  # of the extra postgres
+    import psycopg  # needs the extra postgres
 
     url = fleet.metadata_url.partition("?")[0]
     schema = fleet.metadata_url.rpartition("schema=")[2]
     with psycopg.connect(url, autocommit=True) as server:
         server.execute("CREATE EXTENSION IF NOT EXISTS amcheck SCHEMA public")
-        # Raises where an index is damaged, or a row is in no index.
+        # Raises if an index is damaged, or lacks a row.
         checked = server.execute(
             "SELECT count(public.bt_index_parent_check(indexrelid, true)) FROM pg_index JOIN "
             "pg_class ON pg_class.oid = indexrelid JOIN pg_am ON pg_am.oid = relam WHERE "
@@ -624,12 +625,12 @@ def check_database(fleet: Fleet) -> None:
 
 
 def check_machines(fleet: Fleet, late: bool) -> None:
-    """No process is left, and no file that was being written. A process that was killed while it
-    wrote (`late`) cannot remove its file: the sweep that coordinators make at their start does.
+    """Check that no process and no temporary file is left. A process that is killed while it writes
+    a file (`late`) cannot remove it; coordinators remove such files when they start.
 
     Args:
         fleet: The processes of the test.
-        late: Whether a report may have come late.
+        late: Whether processes were killed while they may have been writing.
     """
     wait_until(lambda: fleet.orphans() == [], "a process is left")
     if late:
@@ -638,13 +639,13 @@ def check_machines(fleet: Fleet, late: bool) -> None:
 
 
 def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late: bool) -> None:
-    """Nothing is left in the queue.
+    """Check that no message is left in the queue.
 
     Args:
         fleet: The processes of the test.
         run: The record of the run.
         ended: Task and number of the attempts that have ended.
-        late: Whether a report may have come late.
+        late: Whether workers were killed, or reported too late.
     """
 
     async def look(queue: Queue) -> None:
@@ -655,9 +656,9 @@ def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late:
                 assert (ready, leased, buried) == (0, 0, 0), topic
             elif topic != reports:
                 assert buried == 0, topic
-            # A worker that was killed, or was too slow to extend its lease, leaves messages: leased
-            # as long as the lease lasts, and ready then. The next worker that gets one drops it, as
-            # its attempt has ended.
+            # A worker that was killed, or was too slow to renew its lease, leaves messages: they
+            # are leased until the lease expires, and ready after that. The next worker that leases
+            # one drops it, because its attempt has ended.
             for lease in await queue.lease([topic], 10_000, 60.0):
                 message = protocol.open_message(lease.body, _KINDS, (), topic, None)
                 assert set() == _attempts_in(message) - ended, f"{topic}: of what has not ended"
@@ -674,7 +675,7 @@ def check_queue(fleet: Fleet, run: RunRecord, ended: set[tuple[int, int]], late:
 
 
 def _attempts_in(message: Any) -> set[tuple[int, int]]:
-    """The attempts, by task and number, that a message is about."""
+    """Return the attempts, by task and number, that a message is about."""
     if isinstance(message, protocol.TaskMessage):
         return {(message.attempt.task, message.attempt.attempt)}
     if isinstance(message, protocol.ReportsMessage):
@@ -695,12 +696,12 @@ def _topics_of_workers(fleet: Fleet, run: RunRecord) -> set[str]:
 # ------------------------------------------------------------------ the soak
 
 
-MOST_GIVEN_UP = 10  # coordinators of one run that may give up by themselves
+MOST_GIVEN_UP = 10  # maximum number of coordinators of a run that may exit by themselves
 
 
 class Report(NamedTuple):
-    """What was done to a run that has kept all promises: how often each fault struck, how many
-    tasks it had, how often one of them began, and how long it took."""
+    """The faults of a run that passed all checks: how often each fault was injected, the number of
+    tasks, the number of their starts, and the duration."""
 
     seed: int
     struck: Mapping[str, int]
@@ -710,12 +711,12 @@ class Report(NamedTuple):
 
     @property
     def kills(self) -> int:
-        """How many faults struck in all."""
+        """The total number of faults."""
         return sum(self.struck.values())
 
 
 class Machines:
-    """The machines of a fleet while faults strike them. `rng` decides."""
+    """The processes of a fleet while faults are injected, at random times of `rng`."""
 
     def __init__(
         self, fleet: Fleet, rng: random.Random, workers: int, isolation: str, *, by_server: bool
@@ -724,10 +725,10 @@ class Machines:
         self.rng = rng
         self._by_server = by_server
         self._isolation = isolation
-        self._gave_up = 0  # coordinators
-        self._committed = -1  # tasks, when a worker was killed last
-        self.has_slept = False  # one of the workers
-        self._settled: dict[int, int] = {}  # committed tasks, and how often they had begun by then
+        self._gave_up = 0  # number of coordinators that exited by themselves
+        self._committed = -1  # number of committed tasks when a worker was last killed
+        self.has_slept = False  # whether a worker has been suspended
+        self._settled: dict[int, int] = {}  # by committed task: its number of starts at the time
         self.clocks = {name: _Clock(fleet.folder / f"clock-{name}") for name in ("ours", "theirs")}
         self._port = free_port()
         self._workers = [self._worker() for _ in range(workers)]
@@ -746,11 +747,11 @@ class Machines:
         return self.fleet.begin(*arguments, output=None, **env)
 
     def is_over(self) -> bool:
-        """Return whether the run has ended. A coordinator that gave up, because what it rests on
-        was away when it began, is followed by another.
+        """Return whether the run has ended. If a coordinator has exited because a service that it
+        needs was down when it started, another one is started.
 
         Raises:
-            ChaosError: Where that happens all the time.
+            ChaosError: If that happens too often.
         """
         if self._coordinator is None:
             return self.fleet.is_over()
@@ -765,28 +766,28 @@ class Machines:
         return False
 
     def rest(self, seconds: float) -> None:
-        """Let time pass.
+        """Sleep.
 
         Args:
-            seconds: How many seconds.
+            seconds: The duration, in seconds.
         """
         select.select([], [], [], seconds)
 
     def until_it_goes_on(self) -> None:
-        """Wait until one more task has begun, or the run has ended: else nothing would come to an
-        end where all is killed all the time."""
+        """Wait until another task has started, or the run has ended: without this a run would never
+        end if its coordinators are killed too often."""
         before = len(self.fleet.ledger.lines())
         wait_until(
             lambda: len(self.fleet.ledger.lines()) > before or self.is_over(), "nothing goes on"
         )
 
     def until_over(self) -> None:
-        """Wait for the end of the run."""
+        """Wait until the run has ended."""
         wait_until(self.is_over, f"the run hangs:\n{self.fleet.output()[-4000:]}")
 
     def note_committed(self) -> None:
-        """From here on nothing of what is committed may begin, unless a worker has slept: it may
-        begin what others have done meanwhile, and its result is refused."""
+        """Check that no committed task has started since, unless a worker was suspended: that may
+        start tasks which others have finished in the meantime, and its results are rejected."""
         if self.has_slept:
             return
         committed, times = self.fleet.committed() - {0}, self.fleet.ledger.times()
@@ -795,7 +796,7 @@ class Machines:
                 _fail(f"task {task} began again after it was committed")
 
     def stop(self) -> None:
-        """Let the server go, whose run has ended."""
+        """Stop the server after its run has ended."""
         self.note_committed()
         if self._server is not None:
             self._server.send_signal(signal.SIGTERM)
@@ -807,7 +808,7 @@ class Machines:
         """Send SIGKILL to a process that runs a task.
 
         Returns:
-            Whether there was anything to do it to.
+            Whether there was such a process.
         """
         lines = self.fleet.ledger.lines()[-20:]
         there = {*processes_in(self.fleet.away)}
@@ -815,11 +816,11 @@ class Machines:
         return bool(pids) and _killed(self.rng.choice(pids))
 
     def kill_worker(self) -> bool:
-        """Send SIGKILL to a worker; another one takes its place. A task is given to five workers at
-        most: so one is committed between two of these.
+        """Kill a worker with SIGKILL and start another one. Does nothing until a task was committed
+        since the last time, since a task fails after its fifth worker is lost.
 
         Returns:
-            Whether there was anything to do it to.
+            Whether a worker was killed.
         """
         committed = len(self.fleet.committed())
         if committed == self._committed:
@@ -835,7 +836,7 @@ class Machines:
         """Send SIGSTOP to a worker until its lease has expired, then SIGCONT.
 
         Returns:
-            Whether there was anything to do it to.
+            True.
         """
         self.has_slept = True
         worker = self.rng.choice(self._workers)
@@ -845,17 +846,17 @@ class Machines:
         return True
 
     def kill_coordinator(self) -> bool:
-        """Send SIGKILL to what drives the run, and start another coordinator that recovers it.
+        """Kill the coordinator with SIGKILL, and start another one that recovers the run.
 
         Returns:
-            Whether there was anything to do it to.
+            Whether a coordinator was killed.
         """
         if self.is_over():
             return False
         if self._coordinator is None:
             assert self._server is not None, "a server has begun the run"
             pids = _children_of(self._server.pid)
-            killed = [_killed(pid) for pid in pids]  # all of them
+            killed = [_killed(pid) for pid in pids]  # a list, so that all are killed
             if not any(killed):
                 return False
             self.fleet.let_lease_pass()
@@ -864,7 +865,7 @@ class Machines:
             self._coordinator.wait()
             if self.fleet.record() is None:
                 self._coordinator = self._begin()
-            elif self.fleet.is_over():  # it was about to end
+            elif self.fleet.is_over():  # the run ended before the coordinator was killed
                 self._coordinator = None
                 return True
             else:
@@ -875,10 +876,10 @@ class Machines:
         return True
 
     def kill_server(self) -> bool:
-        """Send SIGKILL to the server, and start another one on its port.
+        """Kill the server with SIGKILL, and start another one on its port.
 
         Returns:
-            Whether there was anything to do it to.
+            Whether there is a server.
         """
         if self._server is None:
             return False
@@ -891,7 +892,7 @@ class Machines:
         """Set the clock of the coordinator, or of all workers, by up to two hours.
 
         Returns:
-            Whether there was anything to do it to.
+            True.
         """
         clock = self.rng.choice([*self.clocks.values()])
         clock.set(self.rng.uniform(-7200.0, 7200.0))
@@ -899,8 +900,8 @@ class Machines:
 
 
 class Fault(NamedTuple):
-    """A fault: its name, how often it comes among the others, and what does it. That says whether
-    it has struck: there may have been nothing to strike."""
+    """A fault: its name, its weight in the random choice, and a function that injects it. That
+    returns whether it did: there may have been no process to affect."""
 
     name: str
     weight: int
@@ -929,25 +930,25 @@ def soak(
     expected: Results | None = None,
     pause: float = 0.5,
 ) -> Report:
-    """Run the fleet's flow (see `Fleet.write`), and make faults until it has ended. A step that is
-    killed needs @retry with more attempts than faults may hit it.
+    """Run the fleet's flow (see `Fleet.write`), and inject faults until it has ended. Steps whose
+    tasks may be killed need @retry with more attempts than the faults that may affect them.
 
     Args:
         fleet: The processes of the test.
-        seed: The seed: it decides at which moments and places faults are made.
-        kills: How many faults are made at most.
-        workers: How many workers there are.
-        isolation: What a task shares with others: `task` or `worker`.
-        by_server: Whether `aflow server` begins the run, instead of `aflow run`.
-        faults: The faults that are made.
-        expected: The results of an undisturbed run; None to compare nothing.
+        seed: The seed of the times and the kinds of faults.
+        kills: The maximum number of faults.
+        workers: The number of workers.
+        isolation: The isolation of tasks: `task` or `worker`.
+        by_server: Whether `aflow server` starts the run, instead of `aflow run`.
+        faults: The faults to choose from.
+        expected: The results of a run without faults; None to skip the comparison.
         pause: The longest time between two faults, in seconds.
 
     Returns:
-        The faults that were made, and how the run has ended.
+        The faults that were injected, and statistics of the run.
 
     Raises:
-        ChaosError: Something was lost, done twice, or hangs; the seed is in the text.
+        ChaosError: If something was lost, done twice, or hangs; the message has the seed.
     """
     began, rng, struck = SystemClock.monotonic(), random.Random(seed), Counter[str]()
     try:
@@ -971,13 +972,12 @@ def soak(
 
 
 def undisturbed(folder: Path, source: str, *arguments: str) -> Results:
-    """Return the results of a flow, run with one worker in a place of its own, where nothing
-    happens.
+    """Return the results of a flow that is run with one worker and without faults.
 
     Args:
-        folder: The folder of the test.
+        folder: A new folder for the run.
         source: The text of the flow's file.
-        *arguments: More arguments of the command line.
+        *arguments: Additional arguments of the command line.
     """
     folder.mkdir()
     calm = Fleet(
@@ -1000,7 +1000,7 @@ def undisturbed(folder: Path, source: str, *arguments: str) -> Results:
         calm.close()
 
 
-# A module that Python imports when it starts: the clock of a machine, which somebody sets.
+# A module that Python imports when it starts, which adds an adjustable offset to the clock.
 _CLOCK = """
 import mmap, struct, time
 with open({path!r}, "rb") as file:
@@ -1011,7 +1011,7 @@ time.time = lambda: real() + struct.unpack("d", offset)[0]
 
 
 class _Clock:
-    """The clock of all processes that have `env`."""
+    """The clock of all processes that have `env` in their environment."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -1022,7 +1022,7 @@ class _Clock:
         self.env = {"PYTHONPATH": os.pathsep.join([str(folder), *others])}
 
     def set(self, offset: float) -> None:
-        """This many seconds after the clock of this machine."""
+        """Set the clock to this many seconds after the clock of this machine."""
         file = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o644)
         os.pwrite(file, struct.pack("d", offset), 0)
         os.close(file)
@@ -1039,17 +1039,18 @@ def _killed(pid: int) -> bool:
 def _children_of(pid: int) -> list[int]:
     found = []
     for each in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # it has ended while we looked
+        with contextlib.suppress(OSError):  # the process has exited in the meantime
             found += [int(child) for child in each.read_text("utf-8").split()]
     return found
 
 
 def free_port() -> int:
-    """Return a port that nobody uses now. It is below those from which the system takes the ports
-    of outgoing connections: one of these could take it before its server has started, or while the
-    server is down between being killed and started again."""
+    """Return a port that is not in use. It is below the range of ports for outgoing connections:
+    one of these could take the port before the server listens, or while the server is being
+    restarted.
+    """
     while True:
         port = random.SystemRandom().randrange(10_000, _FIRST_OUTGOING)
-        with socket.socket() as probe, contextlib.suppress(OSError):  # it is used: another one
+        with socket.socket() as probe, contextlib.suppress(OSError):  # in use: try another one
             probe.bind(("127.0.0.1", port))
             return port

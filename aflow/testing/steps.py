@@ -1,4 +1,4 @@
-"""For tests of flows: run one step as a function, without a run.
+"""Test a step of a flow by running it as a function, without a run.
 
     from aflow.testing import run_step
 
@@ -7,7 +7,7 @@
         assert done.artifacts["loss"] < 1
         assert done.next == ("evaluate",)
 
-Nothing is written anywhere: artifacts are kept in memory, pickled and unpickled as in a real run.
+Nothing is written to disk: artifacts are kept in memory, pickled and unpickled as in a real run.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 __all__ = ["StepResult", "run_step"]
 
 _NOTHING = object()
-_BEFORE = 1  # number of the task that comes before, or opened the foreach
-_THIS = 2  # number of the task itself; the inputs of a join have those that follow
+_BEFORE = 1  # number of the task before this one, or of the task that opened the foreach
+_THIS = 2  # number of the task itself; the inputs of a join have the following numbers
 
 
 class StepResult(NamedTuple):
-    """What a step has left.
+    """The result of a step.
 
-    `artifacts` are all that a step after it can read, by name, with parameters and class constants.
-    `next` are the steps that follow, empty after the last one. `items` are those of the foreach
-    that it opens, None if it opens none.
+    `artifacts` are all artifacts that the next step can read, by name, with parameters and class
+    constants. `next` are the next steps; empty for the last step. `items` are the items of the
+    foreach that the step opens; None if it opens none.
     """
 
     artifacts: dict[str, Any]
@@ -71,24 +71,24 @@ def run_step(
     index: int = 0,
     flow: type[FlowSpec] | None = None,
 ) -> StepResult:
-    """Run one step, as in `run_step(MyFlow.train, inputs={"x": 1})`. What the step raises is raised
-    here, as it is: @retry, @catch and @cache do not apply. What would fail the task is raised as
-    well: InvalidParameter, InvalidTransition, ArtifactNotPicklable, TaskTimedOut.
+    """Run one step, as in `run_step(MyFlow.train, inputs={"x": 1})`. Exceptions of the step are
+    raised unchanged: @retry, @catch and @cache do not apply. Errors that would fail the task are
+    raised too: InvalidParameter, InvalidTransition, ArtifactNotPicklable, TaskTimedOut.
 
     Args:
         step: The step.
-        inputs: The artifacts of the step before, by name. For a join those of each input: a list
+        inputs: The artifacts of the previous step, by name. For a join those of each input: a list
             for a foreach, {step: artifacts} for branches.
-        parameters: The parameters, by attribute; the others have their defaults.
+        parameters: The values of parameters, by attribute; the others have their defaults.
         input: The item of the foreach, `self.input`.
-        index: The position of the item, `self.index`.
+        index: The index of the item, `self.index`.
         flow: The flow; needed only for a step that several flows inherit.
 
     Returns:
-        What the step has left.
+        The artifacts and the transition of the step.
 
     Raises:
-        InvalidInput: The step cannot have these inputs.
+        InvalidInput: If the step cannot have these inputs.
     """
     flow = flow or _flow_of(step)
     definition = alone(configured(flow), step.__name__)
@@ -96,7 +96,7 @@ def run_step(
 
 
 def _flow_of(step: Callable[..., Any]) -> type[FlowSpec]:
-    """The flow in whose class the step is written."""
+    """Return the flow class whose body defines the step."""
     name = getattr(step, "__name__", "")
     found = [each for each in _subclasses(FlowSpec) if vars(each).get(name) is step]
     if len(found) != 1:
@@ -114,7 +114,7 @@ def _subclasses(cls: type[FlowSpec]) -> Iterable[type[FlowSpec]]:
 
 
 class _Bench:
-    """A flow's surroundings in memory, for one step."""
+    """An in-memory environment for one step of a flow."""
 
     def __init__(self, definition: FlowDefinition, parameters: Mapping[str, Any]) -> None:
         self._definition = definition
@@ -127,7 +127,7 @@ class _Bench:
         self._manifests = KnownManifests(first)
 
     def run(self, name: str, inputs: Any, item: Any, index: int) -> StepResult:
-        """Run the step."""
+        """Run the step and return its result."""
         step = self._definition.steps[name]
         flow, project = self._definition.name, self._definition.project
         current_facts = None if project is None else project.place(flow, NO_RUN.user)
@@ -144,7 +144,7 @@ class _Bench:
             report = runner.run(spec)
         return self._result(report)
 
-    # ------------------------------------------------------------ what goes in
+    # ------------------------------------------------------------ inputs
 
     def _spec(self, step: StepDefinition, inputs: Any, item: Any, index: int) -> AttemptSpec:
         found = (
@@ -166,7 +166,7 @@ class _Bench:
         )
 
     def _line(self, step: StepDefinition, inputs: Any, item: Any, index: int) -> Inputs:
-        """The one input of a step that is not a join."""
+        """Return the input of a step that is not a join."""
         if inputs and not isinstance(inputs, Mapping):
             raise InvalidInput(
                 f"Step {step.name!r} is not a join: its inputs are a mapping of artifacts by name."
@@ -219,7 +219,7 @@ class _Bench:
         inherited = {int(PARAMETERS_TASK): self._read_only} if inherits else {}
         return Manifest(step, entries, inherited)
 
-    # ------------------------------------------------------------ what comes out
+    # ------------------------------------------------------------ results
 
     def _result(self, report: AttemptReport) -> StepResult:
         assert report.manifest is not None, "a step that did not raise has left something"
@@ -236,7 +236,7 @@ class _Bench:
 
 
 class _Runner(AttemptRunner):
-    """Hands a failure on, rather than reporting it."""
+    """Raises the error of an attempt instead of reporting it."""
 
     def _fail(self, execution: Execution) -> AttemptReport:
         assert execution.error is not None, "an attempt fails with an error"

@@ -48,13 +48,16 @@ class Deployer(FlowCommands):
         *,
         facts: bool = True,
     ) -> tuple[dict[str, Any], str]:
-        """Run a command, and return the facts that it writes to a file and its stdout.
+        """Run a command of the flow's file, and wait until it exits.
 
         Args:
             command: The name of the command.
             arguments: The arguments of the command.
             given: The options of the command, by name.
             facts: Whether the command writes facts to a file; if not, they are empty.
+
+        Returns:
+            The facts that the command has written, and its stdout.
 
         Raises:
             InvalidInput: If the command has no such option.
@@ -182,7 +185,7 @@ class TriggeredRun:
             return None
 
     def wait_for_run(self, timeout: float | None = None) -> Run:
-        """Wait until the first job of the run has started, and return the run; raises TimeoutError.
+        """Return the run, once its first job has started; raises TimeoutError if it does not.
 
         Args:
             timeout: The maximum time to wait, in seconds; None for no limit.

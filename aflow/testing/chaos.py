@@ -531,11 +531,13 @@ def check_results(expected: Results, found: Results) -> None:
 
 def check_journal(metadata: MetadataStore, run: RunRecord) -> dict[_End, float]:
     """Check that each task was committed once, and that the records agree with the journal.
-    Returns when each attempt ended, according to the journal.
 
     Args:
         metadata: The metadata store.
         run: The record of the run.
+
+    Returns:
+        When each attempt ended, according to the journal.
     """
     batches = [*metadata.journal_after(run.key, 0)]
     versions = [version for version, _ in batches]

@@ -360,7 +360,7 @@ class Worker:
             )
             self._sender.acknowledge(lease)
             return
-        if attempt_key in self._held:  # its lease had expired, and was leased again
+        if attempt_key in self._held:  # the lease expired, and we leased it again
             self._held[attempt_key].lease = lease
             return
         runtime = self._runtimes.get(message.job)
@@ -544,8 +544,7 @@ class Worker:
             self._sender.add(held.message, event, held.lease)
 
     async def _finish(self) -> None:
-        """Return attempts that have not started, and wait for running ones up to the grace
-        period."""
+        """Return attempts that have not started, and wait for others up to the grace period."""
         for each in self._waiting:
             self._forget(each)
             self._sender.give_back(each.lease)
@@ -614,11 +613,11 @@ class Worker:
                 await asyncio.sleep(self._broker.failed(error) or 0.0)
 
     async def _announce(self) -> None:
-        """Announce this worker, the attempts it has held for some time, and the runs it
-        declines."""
+        """Announce this worker, the attempts that it holds, and the runs that it declines."""
         while True:
             self._declines.clear()
             now = self._now()
+            # Attempts that have just started are left out, which keeps announcements small.
             held = [each.lease.id for each in self._held.values() if now - each.since >= ANNOUNCED]
             self._skipped()  # removes those whose time is over
             declined = {group: why[:2000] for group, (_, why) in self._declined.items()}

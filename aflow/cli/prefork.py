@@ -1,10 +1,10 @@
 """Fork the zygote of a run before the command line is imported and before any user code runs.
 
-The zygote imports what tasks need on another processor while this process continues. `aflow run`
-forks it first. `python flow.py run` forks it when the program imports FlowSpec, if the program has
-only imported modules of the standard library until then: the process then does not differ from a
-fresh one, and what both need is imported once. Otherwise, a new interpreter is started when the
-program calls its flow (loading.begins).
+The zygote imports the modules of tasks in parallel with this process. `aflow run` forks it first.
+`python flow.py run` forks it when the program imports FlowSpec, if the program has only imported
+modules of the standard library until then: the process then does not differ from a fresh one, and
+what both need is imported once. Otherwise, a new interpreter is started when the program calls its
+flow (loading.begins).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def fork_zygote(argv: Sequence[str], *, inherits: bool = True) -> bool:
 
 
 def fork_zygote_in_program() -> None:
-    """Fork the zygote when the program imports FlowSpec, if no other code of its own has run."""
+    """Fork the zygote when the program imports FlowSpec, if it has only imported modules so far."""
     main = sys.modules.get("__main__")
     if main is None or not _is_fresh(main, sys._getframe(1)):
         return

@@ -45,8 +45,7 @@ KEPT_UNUSED = 7 * 86400.0  # seconds after which unused unpacked code is removed
 
 
 class PackageLimits(NamedTuple):
-    """The limits of a package: the number of files and folders that are scanned, and bytes in
-    all."""
+    """The limits of a package: files and folders that are scanned, and bytes in all."""
 
     entries: int
     size: int
@@ -126,8 +125,7 @@ def _elsewhere(
 
 
 def _files_of(root: str, script: str, limits: PackageLimits) -> Iterable[str]:
-    """Return all files below the folder of the program, or only the package if they are too
-    many."""
+    """Return all files below the program's folder, or only the package if they are too many."""
     package = script.partition("/")[0]
     try:
         return [*_below(root, limits)]

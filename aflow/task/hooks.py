@@ -247,7 +247,7 @@ class CustomHook(StepHook):
             flow.next(*steps, foreach=node.foreach)
 
 
-# Gangs: the members get the address of member 0 in `current.parallel`.
+# Gangs: `current.parallel` describes the gang to its members.
 
 
 _VARIABLES = Variables("pytorch_parallel")

@@ -78,8 +78,7 @@ class Manifests:
         return manifest
 
     def passes(self, inputs: Inputs, step: str) -> int:
-        """Return how often a step that is its own successor has run before a task with these
-        inputs.
+        """Return how often a step that loops to itself ran before a task with these inputs.
 
         Args:
             inputs: The input tasks.
@@ -216,8 +215,7 @@ class TaskArtifacts:
         return {name: entry for name, entry in found.items() if name not in without}
 
     def passed_on(self) -> dict[int, list[str]]:
-        """Return the names of all artifacts by the task that set them, as a next task inherits
-        them."""
+        """Return the names that a next task inherits, by the task that set each artifact."""
         passed = {task: list(names) for task, names in self.manifest.inherited.items()}
         if self.manifest.artifacts:
             passed[self.task] = list(self.manifest.artifacts)

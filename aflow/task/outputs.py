@@ -196,8 +196,7 @@ class StepContext:
         exclude: Collection[str] | None,
         include: Collection[str] | None,
     ) -> None:
-        """Copy, by key, the artifacts that are equal in all inputs; see
-        FlowSpec.merge_artifacts."""
+        """Copy, by key, artifacts that are equal in all inputs; see FlowSpec.merge_artifacts."""
         if not self.definition.steps[self.step_name].takes_inputs:
             raise MergeArtifactsError(
                 f"merge_artifacts was called in step {self.step_name!r}, which is not a join: "
@@ -219,8 +218,7 @@ class StepContext:
     # ------------------------------------------------------------ outputs
 
     def manifest(self, left: dict[str, Any], writer: PackingWriter) -> Manifest:
-        """Return the manifest of the task: new and changed values are stored, others inherited by
-        key.
+        """Return the manifest, with new and changed values stored and others inherited by key.
 
         Args:
             left: The attributes that the step has set on the flow, by name.
@@ -240,13 +238,11 @@ class StepContext:
         return manifest
 
     def verify_mapped(self) -> None:
-        """Wait until all data that was mapped without verification is verified; raises
-        CorruptBlob."""
+        """Wait until all memory-mapped data is verified; raises CorruptBlob."""
         self._reader.verify_pending()
 
     def _changed(self, name: str, value: Any, writer: PackingWriter) -> Entry | None:
-        """Store a value if it is new or has changed, and return its entry; None if it is
-        unchanged."""
+        """Store a value that is new or changed, and return its entry; None if it is unchanged."""
         loaded = self._loaded.get(name)
         if loaded is None:
             return writer.save(name, value)

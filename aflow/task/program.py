@@ -303,8 +303,7 @@ def packaged(request: LoadRequest, *, is_here: bool = True) -> LoadRequest:
 
 
 def for_later(request: LoadRequest, script: str) -> LoadRequest:
-    """Return the request for later runs elsewhere: independent of the command that deploys the
-    flow.
+    """Return the request for later runs, independent of the command that deploys the flow.
 
     Args:
         request: How another process loads the flow.
@@ -502,8 +501,7 @@ def _run_archive(main: ModuleType, file: str, path: Sequence[str]) -> ModuleType
 
 
 def _archive_of(file: str) -> str | None:
-    """Return the archive (of zipapp, or a wheel on sys.path) that contains a file; None if none
-    does."""
+    """Return the archive (zipapp, or wheel on sys.path) that contains a file; None if none does."""
     while file and not os.path.exists(file):
         folder = os.path.dirname(file)
         file = "" if folder == file else folder
@@ -605,8 +603,7 @@ def _compiled(file: str) -> CodeType:
 
 
 def program_in(frame: FrameType | None) -> ModuleType | None:
-    """Return `__main__` if a call in this frame comes from a user's program that runs as
-    `__main__`.
+    """Return `__main__` if this frame was called by the top level of a user's program.
 
     Args:
         frame: The frame of the call.

@@ -139,8 +139,7 @@ class AttemptRunner:
 
     @cached_property
     def _names(self) -> Names:
-        """Resolves classes of the flow's file, whatever module name it had when they were
-        stored."""
+        """The resolver of stored classes, whose module may have had another name at the time."""
         home = self.definition.cls.__module__
         file = os.path.abspath(self.definition.file)
         program = ProgramFile(file, None, None if home == MAIN else home)
@@ -439,8 +438,7 @@ class AttemptRunner:
         return call.steps, call.foreach, count
 
     def _may_stream(self, step: StepDefinition) -> bool:
-        """Return whether tasks of the foreach may start before all items exist: see the
-        scheduler."""
+        """Return whether tasks of the foreach may start before all items exist (see scheduler)."""
         tried_again = step.decorator("retry") or step.decorator("catch")
         return self.announce is not None and not tried_again
 
@@ -672,7 +670,7 @@ def name_of(kind: type[BaseException]) -> tuple[str, str]:
     Args:
         kind: The class of the exception.
     """
-    # Not imported: no class of Metaflow is replaced.
+    # If it is not imported, aflow replaces no class of Metaflow.
     compat = sys.modules.get("aflow.compat.metaflow")
     known = None if compat is None else compat.name_in_metaflow(kind)
     return known or (kind.__module__, kind.__name__)

@@ -96,7 +96,7 @@ def _gpus() -> tuple[tuple[str, ...], tuple[str, ...], str | None]:
     """
     amd = _amd_count()
     # On a machine with AMD GPUs, HIP_VISIBLE_DEVICES and CUDA_VISIBLE_DEVICES choose, by index,
-    # among those that ROCR_VISIBLE_DEVICES has left: the innermost variable counts.
+    # among those that ROCR_VISIBLE_DEVICES has left: outer variables are left unchanged.
     for variable in (HIP, NVIDIA, AMD) if amd else (NVIDIA, AMD, HIP):
         value = environment_value(variable)
         if value is not None:
@@ -228,8 +228,7 @@ class Demands:
         return notes
 
     def bounds(self, slots: Slots, most: int) -> dict[str, int]:
-        """Return how many attempts of each step can run at once, if resources allow fewer than
-        `most`.
+        """Return how many attempts of a step can run at once, if resources allow fewer than `most`.
 
         Args:
             slots: The slots of the machine.

@@ -110,7 +110,7 @@ def set_up_streams() -> None:
                 stream = _renewed(number, name, stream)
                 setattr(sys, name, stream)
                 setattr(sys, f"__{name}__", stream)
-            elif hasattr(stream, "reconfigure"):  # a replacement by the site
+            elif hasattr(stream, "reconfigure"):  # installed by sitecustomize, for example
                 stream.reconfigure(line_buffering=True)
 
 
@@ -178,8 +178,7 @@ def encoding_at_start(name: str) -> tuple[str, str]:
 
 
 def _takes_any_bytes() -> bool:
-    """Return whether Python lets streams pass undecodable bytes: without a locale, or with one that
-    Python has coerced."""
+    """Return whether streams pass undecodable bytes: without a locale, or with a coerced one."""
     return bool(sys.flags.utf8_mode) or locale.setlocale(locale.LC_CTYPE) in _NO_LOCALES
 
 

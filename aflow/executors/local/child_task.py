@@ -320,8 +320,7 @@ class OneAttempt:
 
 
 class ManyAttempts:
-    """Isolation `worker`: one attempt after another (coroutine steps: concurrently), until the
-    coordinator closes its end."""
+    """Isolation `worker`: the attempts that the coordinator sends, sequential or concurrent."""
 
     def __init__(self, runner: AttemptRunner, fds: Sequence[int], *, coroutines: bool) -> None:
         self._runner = runner

@@ -438,7 +438,7 @@ class CoroutineWorker:
         self._link = WorkerSockets(tasks, reports)
         self._clock = SystemClock()
         self._pid = os.getpid()
-        self._first: AttemptSpec | None = None  # until it runs
+        self._first: AttemptSpec | None = None  # the first attempt, until it runs
         self._begun: AttemptSpec | None = None  # its start was reported before it runs
         self._tasks: dict[AttemptKey, asyncio.Task[None]] = {}
         self._cancelled: set[AttemptKey] = set()
@@ -530,8 +530,7 @@ class CoroutineWorker:
         self._link.send_message(STARTED, spec.task, spec.attempt, self._pid, self._clock.now())
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
-        """End the process if the task has failed: errors of steps are in reports, so it is our
-        error."""
+        """End the process if a task fails: reports contain errors of steps, so it is our bug."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._fault = self._fault or error

@@ -68,8 +68,7 @@ def owner_of(pid: int) -> tuple[int, int] | None:
 
 
 def children() -> list[int]:
-    """Return the children of this single-threaded process; none if the system does not list
-    them."""
+    """Return the children of this single-threaded process; none if /proc does not list them."""
     return [*map(int, (read_proc("thread-self/children") or b"").split())]
 
 

@@ -71,7 +71,7 @@ class StepNeeds(NamedTuple):
 def needs_from(fields: Mapping[str, Any]) -> dict[str, StepNeeds]:
     """Return the needs of steps that another process has sent.
 
-    A version of aflow that sends no variables is supported.
+    Versions of aflow that do not send variables are supported.
 
     Args:
         fields: The fields of each step's StepNeeds, by the name of the step.
@@ -467,8 +467,7 @@ class ProcessExecutor:
         self._note_idle()
 
     def refused(self, child: int, reason: str) -> None:
-        """Fail the attempts of a process that cannot be forked from the program, as its step
-        requests."""
+        """Fail the attempts of a process that cannot be forked as its step requests."""
         self._pool_of.pop(child, self._fresh).refused(child, reason)
         self._note_idle()
 

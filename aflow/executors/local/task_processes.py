@@ -45,7 +45,7 @@ class FreshProcess:
     fds: list[int]  # reading ends: stdout, stderr, report
     terminal: Terminal | None
     granted: Granted
-    # Of this machine, before it started.
+    # The kills for memory on this machine before the attempt started.
     kills: int | None = field(default_factory=kills_for_memory)
     group: MemoryGroup | None = None  # bounds its memory, if supported
     pid: int | None = None

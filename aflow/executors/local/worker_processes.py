@@ -375,8 +375,7 @@ class WorkerPool:
         self._feed()
 
     def _roomiest(self, may_grow: bool) -> WorkerProcess | None:
-        """Return the worker for the next spec; a new one if all are busy and the limit allows
-        it."""
+        """Return the worker for the next spec; a new one if all are busy and `size` allows it."""
         able, least, in_hand = 0, None, 0
         for worker in self._workers.values():
             if worker.ending is None:
@@ -661,8 +660,7 @@ class WorkerPool:
             self._feed()
 
     def _take_over(self, specs: list[AttemptSpec]) -> None:
-        """Queue the specs that a worker had not started when it ended, except those being
-        stopped."""
+        """Queue specs that a worker had not started when it ended, unless they were cancelled."""
         for spec in reversed(specs):
             ending = self._cancelled.pop(spec.attempt_key, None)
             self._unwatch(spec.attempt_key)

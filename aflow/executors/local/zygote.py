@@ -131,8 +131,7 @@ class UserProgram:
         return None
 
     def begin_child(self) -> None:
-        """Restore `random` and reopen files, so that a forked process does not share their
-        state."""
+        """Restore `random` and reopen files, whose state a forked process would share."""
         if self._seeded:
             random.setstate(self._random)
         for number in _readable_files(self._descriptors):
@@ -637,8 +636,10 @@ class Zygote:
         learn: bool,
         work: Callable[[], child_task.Work],
     ) -> OSError | None:
-        """Fork and report the process; return the error if the fork failed. Does not return in the
-        child."""
+        """Fork and report the process; return the error if the fork failed.
+
+        Does not return in the child.
+        """
         inside.flush()  # otherwise each child would write the buffered output again
         # Taken before the fork: the child may finish before the parent continues.
         at = self._clock.now()
@@ -958,8 +959,7 @@ class Zygote:
 
 
 class _GoOn(BaseException):
-    """Raised in a process that was forked from the user's program, to leave `serve` with its
-    work."""
+    """Raised in a fork of the user's program, to leave `serve` with the work of the process."""
 
     def __init__(self, work: child_task.Work | None) -> None:
         super().__init__()

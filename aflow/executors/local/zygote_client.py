@@ -129,13 +129,13 @@ class Zygotes:
         self._context = context
         self._request = request._replace(imported=None)
         self._imported: Mapping[str, Any] | None = request.imported
-        # Whether the first zygote has imported everything that the program imports.
+        # Whether the first zygote has all imports of the program; None if not known yet.
         self._is_warm: bool | None = None
         self._token = descendants.new_token()
         self._ids = 0
         self._open = True
         self._learning: set[int] = set()  # processes that will report their imports
-        # Wait until a process has reported its imports, and the first zygote has responded.
+        # Held back until a process has reported its imports, and the first zygote has responded.
         self._held: deque[_RequestedProcess] = deque()
         self._interpreters: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by their variables
         self._grown: dict[tuple[Any, ...], _ZygoteSocket] = {}  # by start method and variables

@@ -1,4 +1,4 @@
-"""The packages that steps name (`@pypi`, `@conda`): solved, locked, and built into environments."""
+"""Environments for the packages of steps (`@pypi`, `@conda`): solve, lock and build them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ else:
 
 
 def asks(definition: FlowDefinition, kind: str | None = None) -> bool:
-    """Return whether any step may have an environment of its own. Every run asks this, and few
-    import the rest.
+    """Return whether any step may have a separate environment. Every run calls this, so it does not
+    import the other modules of the package.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.

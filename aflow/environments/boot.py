@@ -1,8 +1,10 @@
-"""The beginning of a job, before there is aflow: fetch one object of the datastore and run it.
+"""Bootstrap a job without aflow: fetch the shipped manifest from the datastore and run its
+installer.
 
-This source stands in the command of each job (`command` of shipping.py), so it is short, needs the
-standard library alone, and runs on Python 3.7 and later. Credentials are looked for where botocore
-looks for them: variables, a web identity, ~/.aws/credentials, the container's role, the instance's.
+This source is part of the command of each job (`command` in shipping.py), so it is short, uses only
+the standard library, and runs on Python 3.7 and later. It looks for credentials in the same order
+as botocore: variables, a web identity, ~/.aws/credentials, the role of the container, the role of
+the instance.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-AGAIN, FINAL = 1, 202  # exit codes: another try may go well, or would end as this one
+AGAIN, FINAL = 1, 202  # exit codes: a retry may succeed; a retry would fail as well
 PIECE = 1 << 20
 ENV = os.environ
-FOUND: dict[str, Any] = {}  # the credentials with the time when they were found, and the region
+FOUND: dict[str, Any] = {}  # cache: the credentials with the time they were found, the region
 
 
 class BootError(Exception):
-    """Why the job cannot begin, as one sentence."""
+    """The job cannot start; the message is one sentence, `code` the exit code of the process."""
 
     def __init__(self, why: str, code: int = FINAL) -> None:
         super().__init__(why)
@@ -38,11 +40,11 @@ class BootError(Exception):
 
 
 def ask(url: str, method: str = "GET", **headers: str) -> str:
-    """Return what a service of this machine answers, without a proxy.
+    """Return the response of a link-local service, without using a proxy.
 
     Args:
-        url: The URL of the service; three tries of three seconds each are made.
-        method: GET to read, PUT where a service hands out a token.
+        url: The URL of the service; three attempts with a timeout of three seconds each.
+        method: GET to read, PUT to request a token.
         **headers: The headers of the request.
     """
     named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -59,10 +61,11 @@ def ask(url: str, method: str = "GET", **headers: str) -> str:
 
 
 def by_web_identity(region: str) -> tuple[str, ...] | None:
-    """Return the credentials of a role that is taken with a token, as pods of Kubernetes have one.
+    """Return the credentials of a role that is assumed with a web identity token, which pods of
+    Kubernetes have; None if there is no token.
 
     Args:
-        region: The region whose services are asked, as `eu-central-1`.
+        region: The region of the STS endpoint, for example `eu-central-1`.
     """
     if not (ENV.get("AWS_WEB_IDENTITY_TOKEN_FILE") and ENV.get("AWS_ROLE_ARN")):
         return None
@@ -84,7 +87,7 @@ def by_web_identity(region: str) -> tuple[str, ...] | None:
 
 
 def of_file() -> tuple[str, ...] | None:
-    """Return the credentials of the profile in ~/.aws/credentials."""
+    """Return the credentials of the profile in ~/.aws/credentials; None if it has none."""
     import configparser
 
     path = ENV.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
@@ -98,8 +101,8 @@ def of_file() -> tuple[str, ...] | None:
 
 
 def of_role() -> tuple[str, ...] | None:
-    """Return the credentials of the role of the container (ECS, EKS), else of the instance
-    (EC2)."""
+    """Return the credentials of the role of the container (ECS, EKS), else of the instance (EC2);
+    None if the instance metadata service is disabled."""
     relative = ENV.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
     full = "http://169.254.170.2" + relative if relative else None
     full = full or ENV.get("AWS_CONTAINER_CREDENTIALS_FULL_URI")
@@ -123,10 +126,10 @@ def of_role() -> tuple[str, ...] | None:
 
 
 def credentials(region: str) -> tuple[str, ...]:
-    """Return the key, its secret and the session's token (or "").
+    """Return the access key, the secret key and the session token (or ""). Raises BootError.
 
     Args:
-        region: The region whose services are asked, as `eu-central-1`.
+        region: The region whose endpoints are used, for example `eu-central-1`.
     """
     if ENV.get("AWS_ACCESS_KEY_ID"):
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -149,22 +152,22 @@ def credentials(region: str) -> tuple[str, ...]:
 
 
 def domain(region: str) -> str:
-    """Return what the names of the region's services end with.
+    """Return the domain of the endpoints in a region.
 
     Args:
-        region: The region whose services are asked, as `eu-central-1`.
+        region: The region, for example `eu-central-1`.
     """
     return region + ".amazonaws.com" + (".cn" if region.startswith("cn-") else "")
 
 
 def opened(store: str, name: str, start: int, end: int) -> Any:
-    """Return the bytes of an object from `start` to before `end`, as a file.
+    """Return a range of an object's bytes as a file object.
 
     Args:
-        store: The URL of the datastore, a folder or `s3://...`.
-        name: The name of the object below it.
-        start: The first byte of the range.
-        end: The end of the range of bytes; the byte there is not included.
+        store: The URL of the datastore, `file://...` or `s3://...`.
+        name: The name of the object in the datastore.
+        start: The offset of the first byte.
+        end: The end offset, exclusive; a local file is not cut off there.
     """
     place = urlsplit(store)
     if place.scheme == "file":
@@ -213,15 +216,15 @@ def opened(store: str, name: str, start: int, end: int) -> Any:
 
 
 def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
-    """Return why S3 did not answer, where another try may go well.
+    """Return the reason of an HTTP error that may be retried.
 
     Args:
-        error: The answer of the server.
-        store: The URL of the datastore, for the sentence.
-        name: The name of the object, for the sentence.
+        error: The error response of S3.
+        store: The URL of the datastore, for messages.
+        name: The name of the object, for messages.
 
     Raises:
-        BootError: The object does not exist, or another try cannot succeed.
+        BootError: If the object does not exist, or a retry cannot succeed.
     """
     text = error.read(4096).decode("utf-8", "replace")
     code = (re.findall("<Code>(.*?)</Code>", text) or [""])[0]
@@ -242,12 +245,13 @@ def refused(error: urllib.error.HTTPError, store: str, name: str) -> str:
 
 
 def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
-    """Yield the first `size` bytes of an object; one that was cut off is resumed. Raises BootError.
+    """Yield the first `size` bytes of an object; an interrupted download is resumed. Raises
+    BootError.
 
     Args:
-        store: The URL of the datastore, a folder or `s3://...`.
-        name: The name of the object below it.
-        size: The size of the object, as its manifest says.
+        store: The URL of the datastore, `file://...` or `s3://...`.
+        name: The name of the object in the datastore.
+        size: The size of the object in bytes.
     """
     patience = float(ENV.get("AFLOW_BOOT_PATIENCE") or 120)
     done, wait, give_up_at = 0, 0.5, time.monotonic() + patience
@@ -270,16 +274,18 @@ def pieces(store: str, name: str, size: int) -> Iterator[bytes]:
         if done < size:
             if time.monotonic() > give_up_at:
                 raise BootError("The datastore %s cannot be read: %s." % (store, why), AGAIN)
-            # aflow/_core/backoff.py, written out: that is not there before this has fetched it.
+            # A copy of the logic in aflow/_core/backoff.py: aflow is not installed yet.
             time.sleep(wait * random.random())
             wait = min(2 * wait, 10)
 
 
 def boot(runtime: str, program: list[str]) -> None:
-    """Go on with what `runtime` names: the key of a blob, its size, its SHA-256, and the store.
+    """Fetch the manifest and run its installer, which replaces this process by the program. If that
+    fails, print the error and exit.
 
     Args:
-        runtime: The environment of aflow itself.
+        runtime: The value of AFLOW_RUNTIME, `key:size:sha256:store`: the manifest's blob key, its
+            size and SHA-256, and the URL of the datastore.
         program: The command, as a list of arguments.
     """
     try:

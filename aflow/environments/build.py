@@ -1,15 +1,15 @@
-"""Environments on this machine: built once from a lock, kept by its content, shared by all runs.
+"""Build environments on this host: once for each lock, cached by content, shared by all runs.
 
-    built/<id>/           an environment: bin/python and packages, complete as soon as it is there
-    built/<id>.lock       locked by who builds it
-    built/<id>.used.lock  locked, with others, by processes that use it: gc leaves it alone
-    built/.new-<id>-...   one that is being built; what a killed builder has left goes with the next
-    runtimes/<key>-pyX.Y  what aflow itself needs there
-    locks/, wheels/       what solving has made (solve.py, files.py)
+    built/<id>/           an environment: bin/python and packages; always complete
+    built/<id>.lock       exclusive lock of the process that builds it
+    built/<id>.used.lock  shared lock of processes that use it, so that gc does not delete it
+    built/.new-<id>-...   an incomplete environment; the next builder removes those of killed ones
+    runtimes/<key>-pyX.Y  aflow and its dependencies for one version of Python
+    locks/, wheels/       results of solving (solve.py, files.py)
 
-An environment is built under another name and renamed, so that there is never half of one. Its
-interpreter finds aflow and what that needs at the end of sys.path: what the environment has itself
-comes first, in the version that the step asks for.
+An environment is built under a temporary name and then renamed, so that it is never incomplete.
+aflow and its dependencies are at the end of sys.path of its interpreter: packages of the
+environment take precedence, in the versions that the step requests.
 """
 
 from __future__ import annotations
@@ -48,27 +48,28 @@ from aflow.environments.uv import (
 from aflow.errors import EnvironmentFailed, InvalidLock, ShippingError, UnsafeFolder
 
 RUNTIME_VARIABLE = "AFLOW_RUNTIME_FOLDER"
-KEPT_UNUSED = 30 * 86400.0  # seconds for which an environment is kept that nobody uses
+KEPT_UNUSED = 30 * 86400.0  # seconds for which an unused environment is kept
 _OWN = Path(__file__).resolve().parents[1]  # the package aflow
 _MARKER = "aflow-environment.json"
 _FULL = "no space left"
-_FORM = 1  # of a built environment
-# Appended to sys.path where a run says so, and only by the Python that it was made for.
+_FORM = 1  # version of the layout of a built environment
+# Appends the runtime to sys.path if a run has set the variable, and only in the Python version
+# that the runtime was made for.
 _PTH = (
     f"import os, sys; p = os.environ.get({RUNTIME_VARIABLE!r}, ''); "
     "p.endswith('-py%d.%d' % sys.version_info[:2]) and p not in sys.path and sys.path.append(p)\n"
 )
-_PYTHON = "aflow-python"  # the file that names the Python which hashes for a stand-in
-_AGAIN = 3600.0  # seconds after which it is tried again to have the packages themselves
+_PYTHON = "aflow-python"  # the file with the path of the Python that runs blake3 for a stand-in
+_AGAIN = 3600.0  # seconds after which installing the packages instead of stand-ins is retried
 _STANDING_IN = ("blake3", "zstandard")
-_STANDING_IN_FOR = (*_STANDING_IN, "uvloop")  # asyncio has an event loop of its own
-# Stores and metadata that tasks open by themselves: only what is installed here.
+_STANDING_IN_FOR = (*_STANDING_IN, "uvloop")  # uvloop needs none: asyncio's event loop is used
+# Extras for the stores that tasks open themselves; used if they are installed here.
 _EXTRAS = ("aws", "postgres")
 
 
 class Built(NamedTuple):
-    """An environment that is there. `runtime` is the folder of what aflow needs in it; of the
-    packages `private`, which can be imported by these names, aflow has its own (private.py)."""
+    """A built environment. `runtime` is the folder with aflow and its dependencies; `private` are
+    the module names of the dependencies that aflow imports from there (private.py)."""
 
     digest: str
     prefix: Path
@@ -77,10 +78,10 @@ class Built(NamedTuple):
     private: tuple[str, ...] = ()
 
     def variables(self, environment: dict[str, str]) -> dict[str, str]:
-        """Return an environment of variables for a process of its interpreter.
+        """Return the environment variables for a process of this environment's interpreter.
 
         Args:
-            environment: The variables of the program that starts the tasks.
+            environment: The environment variables of the program that starts the tasks.
         """
         bin_folder = os.fspath(self.prefix / "bin")
         kept = {k: v for k, v in environment.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
@@ -94,15 +95,15 @@ class Built(NamedTuple):
 
 
 def cache_folder(settings: Settings | None = None) -> Path:
-    """Return the folder of environments of this user: below the cache folder, or, where that cannot
-    be written to (a job without a home), among temporary files.
+    """Return the folder of this user's environments: in the cache folder, or in the temporary
+    folder if the cache is not writable (in a job without a home).
 
     Args:
         settings: The settings; None to read them.
 
     Raises:
-        InvalidSetting: Where somebody else may have filled it: code runs from there.
-        EnvironmentFailed: Where somebody else may have filled it: code runs from there.
+        InvalidSetting: If a setting is invalid.
+        EnvironmentFailed: If the folder is not writable, or another user could have put code there.
     """
     settings = settings or Settings.load()
     folder = settings.environments_folder
@@ -125,43 +126,43 @@ def cache_folder(settings: Settings | None = None) -> Path:
 
 
 class Supplies:
-    """What building an environment takes, where this machine may lack it and no index is asked:
-    nothing, unless a subclass has it."""
+    """What is needed to build an environment and may be missing on this host, without an index.
+    This base class has nothing; see `transport.FromStore`."""
 
     def file(self, package: LockedPackage) -> Path | None:
-        """Return the file of a package.
+        """Return the file of a package; None if it is not supplied.
 
         Args:
-            package: The package, as it is locked.
+            package: The locked package.
         """
         return None
 
     def runtime(self, minor: str) -> Lock | None:
-        """Return what aflow needs for this version of Python.
+        """Return the lock of aflow's dependencies for a version of Python; None if not supplied.
 
         Args:
-            minor: The version of Python, as `3.12`.
+            minor: The version of Python, for example `3.12`.
         """
         return None
 
     def uv(self) -> str | None:
-        """Return the path of uv."""
+        """Return the path of the program uv; None if it is not supplied."""
         return None
 
     def interpreter(self, asked: str) -> Interpreter | None:
-        """Return an interpreter of that version.
+        """Return an interpreter of a version; None if it is not supplied.
 
         Args:
-            asked: The version of Python that was asked for, as `3.12`.
+            asked: The requested version of Python, for example `3.12`.
 
         Raises:
-            EnvironmentFailed: There is one, and it does not run here.
+            EnvironmentFailed: If the supplied interpreter does not run on this host.
         """
         return None
 
 
 class Environments:
-    """The environments of this machine, below the folder `cache`. `supplies` have what may be
+    """The environments on this host, in the folder `cache`. `supplies` provide files that may be
     missing here."""
 
     def __init__(
@@ -178,24 +179,25 @@ class Environments:
         self._files = Files(cache)
 
     def built(self, lock: Lock, title: str = "", *, rebuild: bool = False) -> Built:
-        """Return the environment of a lock, built if it is not there. Blocks; somebody else who
-        builds the same is waited for. Raises EnvironmentFailed; nothing is left half built then.
+        """Return the environment of a lock, and build it if it does not exist. Blocks; waits for
+        another process that builds the same one. Raises EnvironmentFailed, without leaving an
+        incomplete environment.
 
         Args:
-            lock: The locked environment, for this machine.
-            title: Whose environment it is, for the report, as ` of step train`.
-            rebuild: Whether to build again what exists already.
+            lock: The locked environment, for this host.
+            title: The suffix that identifies the environment in messages, like ` of step train`.
+            rebuild: Whether to build the environment even if it exists.
         """
         _check_platform(lock)
         prefix = self._prefix(lock)
         if rebuild or not self._is_complete(prefix):
             _make_folder(self._built)
-        _hold(prefix)  # first: what is there now stays there
+        _hold(prefix)  # before the check: gc cannot delete the environment after this
         if rebuild or not self._is_complete(prefix):
             with self._alone(prefix, title):
                 if rebuild or not self._is_complete(prefix):
                     self._build(lock, prefix, title)
-        with suppress(OSError):  # of a folder that others share with us
+        with suppress(OSError):  # a shared folder may be read-only for this user
             os.utime(prefix / _MARKER)
         python = os.fspath(prefix / "bin" / "python")
         return Built(lock.digest, prefix, python, self.runtime(lock.minor), _private(lock))
@@ -207,13 +209,12 @@ class Environments:
 
     @staticmethod
     def _is_complete(prefix: Path) -> bool:
-        # The interpreter is a link to one of this machine, which may have been removed.
+        # The interpreter is a symlink, whose target may have been uninstalled.
         return (prefix / _MARKER).is_file() and (prefix / "bin" / "python").exists()
 
     @contextmanager
     def _alone(self, prefix: Path, title: str) -> Iterator[None]:
-        """Be the only process that builds this. The kernel releases the lock of a killed
-        process."""
+        """Hold the exclusive lock for building. The kernel releases it if the process is killed."""
         with failing_as(f"{prefix} cannot be locked"):
             descriptor = _opened(f"{prefix}.lock")
         try:
@@ -228,7 +229,7 @@ class Environments:
             os.close(descriptor)
 
     def _build(self, lock: Lock, prefix: Path, title: str) -> None:
-        for each in self._built.glob(f".new-{prefix.name}-*"):  # of a builder that was killed
+        for each in self._built.glob(f".new-{prefix.name}-*"):  # left by killed processes
             shutil.rmtree(each, ignore_errors=True)
         packages = plural(len(lock.packages), "package")
         self._report(f"Building the environment{title}: Python {lock.python}, {packages}")
@@ -244,7 +245,7 @@ class Environments:
                 if isinstance(error, UvFailed) and _FULL in error.full.lower():
                     why = f"no space is left on the disk of {self._cache}"
                 raise EnvironmentFailed(f"{what}: {why}.") from error
-            if prefix.exists():  # it was damaged, or is to be built again
+            if prefix.exists():  # damaged, or `rebuild` is True
                 with _new_folder(self._built, beginning) as old:
                     os.rename(prefix, old / "old")
             os.rename(new, prefix)
@@ -265,8 +266,8 @@ class Environments:
         self._install_wheels(uv, wheels, "--python", python)
 
     def _install_wheels(self, uv: Uv, packages: Sequence[LockedPackage], *where: str) -> None:
-        """Install exactly these wheels, checked by their digests: from files that are kept here or
-        supplied, or from their index, which is asked only for what uv has not in its cache."""
+        """Install exactly these wheels and verify their digests. They come from the cache, from the
+        supplies, from uv's cache, or else from their index."""
         if not packages:
             return
         local: dict[str, str] = {}
@@ -279,7 +280,7 @@ class Environments:
                     f"{each.file} ({each.source or 'built elsewhere'}) is not available here"
                 )
         by_place = _lines(packages, lambda each: local.get(each.file) or each.url)
-        # An index may give its files under addresses that are good for a while only.
+        # Second form, by name: the URLs of some indexes are valid only for a limited time.
         by_name = _lines(packages, lambda each: local.get(each.file))
         argv = ["pip", "install", "--no-deps", "--require-hashes", "--no-build", *where, "-r", "-"]
         tries = [(by_place, True), (by_place, False), (by_name, False)]
@@ -298,7 +299,7 @@ class Environments:
         raise first
 
     def _complete(self, lock: Lock, new: Path) -> None:
-        """What makes it an environment of aflow; the marker comes last."""
+        """Add the .pth file that makes aflow importable, and last the marker of completeness."""
         for folder in new.glob("lib/python*/site-packages"):
             (folder / "zz_aflow_runtime.pth").write_text(_PTH, "utf-8")
         python = new / "bin" / "python"
@@ -307,14 +308,14 @@ class Environments:
         marker = {"form": _FORM, "digest": lock.digest, "lock": lock.as_dict()}
         (new / _MARKER).write_text(json.dumps(marker), "utf-8")
 
-    # ------------------------------------------------------------ what aflow needs there
+    # ------------------------------------------------------------ aflow's own dependencies
 
     def runtime(self, minor: str) -> Path:
-        """Return the folder with aflow and what it needs, for an interpreter of this version: links
-        to what is installed here, or, for another Python than this, packages of their own.
+        """Return the folder with aflow and its dependencies for a version of Python: symlinks to
+        the packages installed here, or, for another version than this one's, installed packages.
 
         Args:
-            minor: The version of Python, as `3.12`.
+            minor: The version of Python, for example `3.12`.
         """
         if minor != own_interpreter().minor:
             return self._runtime_of_another(minor)
@@ -339,8 +340,8 @@ class Environments:
             return self._standing_in(name)
 
     def _standing_in(self, name: str) -> Path:
-        """Links to what is installed here, as far as it is not compiled code of this Python alone;
-        and modules that stand in for the rest."""
+        """Return a runtime of symlinks to the packages installed here, with stand-ins (pure Python)
+        for packages that are compiled for this version of Python only."""
         entries = {"aflow": os.fspath(_OWN)}
         for each in _STANDING_IN:
             entries[f"{each}.py"] = os.fspath(_OWN / "environments" / "standins" / f"{each}.py")
@@ -376,16 +377,16 @@ class Environments:
     def runtime_lock(
         self, minor: str, platform: str | None = None, extras: Collection[str] | None = None
     ) -> Lock:
-        """Return the lock of the packages that aflow itself needs in a task with another Python, or
-        on another platform, than this one's. Blocks.
+        """Return the lock of aflow's dependencies in a task, for another version of Python or
+        another platform than this process has. Blocks.
 
         Args:
-            minor: The version of Python, as `3.12`.
-            platform: The platform, as uv names it; None for this one.
+            minor: The version of Python, for example `3.12`.
+            platform: uv's name of the platform; None for this one.
             extras: The extras of aflow; None for those that are installed here.
 
         Raises:
-            EnvironmentFailed: They cannot be solved.
+            EnvironmentFailed: If the dependencies cannot be solved.
         """
         uv = Uv(self._report, self._supplies.uv)
         solver = Solver(self._cache, self._cache, uv)
@@ -401,21 +402,21 @@ class Environments:
             raise EnvironmentFailed(_no_runtime(minor, error, platform)) from error
 
     def _interpreter(self, asked: str, uv: Uv) -> Interpreter:
-        """An interpreter of this machine, else one of the supplies, else one that uv downloads."""
+        """Return an interpreter of this host, else a supplied one, else one that uv downloads."""
         try:
             return interpreter_for(asked, uv, may_download=False)
         except EnvironmentFailed:
             return self._supplies.interpreter(asked) or interpreter_for(asked, uv)
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
-        """A folder of runtimes, made at once or not at all."""
+        """Return a folder of runtimes; create it atomically if it does not exist."""
         place = self._runtimes / name
         if _is_runtime(place):
             with suppress(OSError):
                 os.utime(place)
             return place
         try:
-            # Others may have built the environments, and let this user read alone.
+            # Another user may have built the environments, and this one may only read the folder.
             below = writable_or_temporary(self._cache) / self._runtimes.name
         except (OSError, UnsafeFolder) as error:
             raise EnvironmentFailed(f"{place} cannot be made: {error}") from error
@@ -425,25 +426,25 @@ class Environments:
         _make_folder(below)
         with _new_folder(below, ".new-") as new, failing_as(f"{place} cannot be made"):
             make(new)
-            if place.is_dir() and not _is_runtime(place):  # its links lead nowhere any more
+            if place.is_dir() and not _is_runtime(place):  # its symlinks are broken
                 shutil.rmtree(place, ignore_errors=True)
-            with suppress(OSError):  # somebody else was faster: it is the same
+            with suppress(OSError):  # another process has created the same folder
                 os.rename(new, place)
         return place
 
     # ------------------------------------------------------------ deleting
 
     def sweep(self, age: float, now: float, *, dry_run: bool = False) -> tuple[int, int]:
-        """Delete what nobody has used for `age` seconds, and what killed builders have left. What
-        is in use stays.
+        """Delete environments that were not used for `age` seconds, and the remains of killed
+        builders. Environments in use are kept.
 
         Args:
-            age: For how many seconds it was not used at least.
+            age: The minimum time since the last use, in seconds.
             now: The present time, in seconds since the epoch.
-            dry_run: Whether only to say what would be done.
+            dry_run: Whether to count without deleting.
 
         Returns:
-            How many environments were deleted, or would be, and how many bytes.
+            The number of environments that were (or would be) deleted, and the number of bytes.
         """
         count = size = 0
         for prefix in _folders(self._built):
@@ -458,11 +459,11 @@ class Environments:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 size += _remove(prefix, dry_run=dry_run)
                 count += 1
-            except BlockingIOError:  # it is in use
+            except BlockingIOError:  # in use
                 continue
             finally:
                 os.close(descriptor)
-        # As long as an environment is left, its processes may need a runtime.
+        # Runtimes are kept as long as there are environments, whose processes may need them.
         is_used = any(not each.name.startswith(".new-") for each in _folders(self._built))
         for folder in ("wheels", "locks") if is_used else ("runtimes", "wheels", "locks"):
             for each in _folders(self._cache / folder):
@@ -472,7 +473,7 @@ class Environments:
 
 
 def _check_platform(lock: Lock) -> None:
-    """Raises InvalidLock for a lock of which this machine cannot run all files."""
+    """Raise InvalidLock if some files of the lock do not run on this host."""
     here = this_platform()
     if lock.platform == here:
         return
@@ -502,7 +503,7 @@ def _lines(packages: Sequence[LockedPackage], place: Callable[[LockedPackage], s
     return "".join(lines)
 
 
-# ------------------------------------------------------------------ what aflow needs
+# ------------------------------------------------------------------ aflow's own dependencies
 
 
 def _no_runtime(minor: str, error: EnvironmentFailed, platform: str | None = None) -> str:
@@ -511,7 +512,7 @@ def _no_runtime(minor: str, error: EnvironmentFailed, platform: str | None = Non
 
 
 def _linked(entries: Mapping[str, str]) -> Callable[[Path], None]:
-    """Makes links in a folder: name -> where it leads."""
+    """Return a function that creates symlinks in a folder: name -> target."""
 
     def make(new: Path) -> None:
         for name, target in entries.items():
@@ -525,8 +526,8 @@ def _is_runtime(place: Path) -> bool:
 
 
 def _requirements(extras: Collection[str] | None = None) -> list[str]:
-    """What aflow needs in a task, as requirements, with these extras; None for those of them that
-    are installed here."""
+    """Return aflow's dependencies in a task as requirements, with these extras; None for those
+    extras that are installed here."""
     from packaging.requirements import Requirement
 
     found = []
@@ -539,7 +540,7 @@ def _requirements(extras: Collection[str] | None = None) -> list[str]:
 
 @cache
 def _extras() -> tuple[str, ...]:
-    """Those of the extras that tasks may use which are installed here as a whole."""
+    """Return the extras in _EXTRAS that are completely installed here."""
     found = []
     for extra in _EXTRAS:
         with suppress(ShippingError):
@@ -550,7 +551,7 @@ def _extras() -> tuple[str, ...]:
 
 @cache
 def _installed_entries() -> Mapping[str, str]:
-    """What lies on sys.path for all that aflow depends on: name -> path."""
+    """Return the top-level files and folders of all dependencies of aflow: name -> path."""
     entries: dict[str, str] = {}
     for found in wheels.closure(frozenset(_extras())):
         for top in wheels.top_names(found):
@@ -560,7 +561,8 @@ def _installed_entries() -> Mapping[str, str]:
 
 
 def _private(lock: Lock) -> tuple[str, ...]:
-    """The names of the packages of which aflow needs another version than the environment has."""
+    """Return the module names of packages whose version in the environment does not meet aflow's
+    requirements."""
     found = wheels.unfit(lock.versions, frozenset(_extras()))
     tops = {name.partition(".")[0] for each in found for name in wheels.top_names(each)
             if not name.endswith((".dist-info", ".pth"))}  # fmt: skip
@@ -577,7 +579,7 @@ def _make_folder(folder: Path) -> None:
 
 @contextmanager
 def _new_folder(below: Path, beginning: str) -> Iterator[Path]:
-    """A folder that others may read, removed at the end if it was not renamed."""
+    """Yield a new folder that other users can read; it is removed at the end unless renamed."""
     with failing_as(f"{below} cannot be written"):
         new = Path(tempfile.mkdtemp(prefix=beginning, dir=below))
         new.chmod(0o755)
@@ -595,7 +597,7 @@ def _opened(file: str) -> int:
     return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
-_held: dict[Path, int] = {}  # what this process uses, until it ends: nobody deletes it meanwhile
+_held: dict[Path, int] = {}  # environments that this process locks until it exits: descriptors
 
 
 def _hold(prefix: Path) -> None:
@@ -607,7 +609,8 @@ def _hold(prefix: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EROFS):
                 raise
-            # Of another user, who lets us read. Where it is missing nobody can delete anything.
+            # The folder belongs to another user and is readable. If it has no lock file, this user
+            # cannot create one, and nothing prevents the owner from deleting the environment.
             try:
                 descriptor = os.open(_use_file(prefix), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -631,7 +634,7 @@ def _time_of(path: Path) -> float:
 
 
 def _remove(path: Path, *, dry_run: bool) -> int:
-    """Remove a file or folder; how many bytes its files take."""
+    """Remove a file or folder and return the size of its files in bytes."""
     is_folder = path.is_dir() and not path.is_symlink()
     size = 0
     for each in path.rglob("*") if is_folder else [path]:

@@ -1,4 +1,4 @@
-"""Decorators from outside of the source: `--with name:option=value`."""
+"""Decorators that are not in the source: `--with name:option=value`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.base import StepDecorator
     from aflow.flow.definition import FlowDefinition, StepDefinition
 
-# How `--with name:option=value,option=value` is read.
+# The parser of `--with name:option=value,option=value`.
 
 
 _OPTION = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
@@ -28,14 +28,14 @@ _JSON = json.JSONDecoder()
 def read_options(text: str) -> dict[str, Any]:
     """Return the options in `option=value,option=value`, in order.
 
-    A value is read as JSON where it is JSON, else as text; commas inside JSON lists, objects and
-    strings belong to the value.
+    A value that is valid JSON is parsed as JSON, any other value is text. Commas inside JSON lists,
+    objects and strings do not separate options.
 
     Args:
-        text: What follows the colon in `--with NAME:...`; "" means no options.
+        text: The text after the colon in `--with NAME:...`; "" means no options.
 
     Raises:
-        InvalidDecorator: A part has no `=`, or an option is given twice.
+        InvalidDecorator: If a part has no `=`, or an option is given twice.
     """
     options: dict[str, Any] = {}
     for option, value in _pairs(text):
@@ -58,12 +58,12 @@ def _pairs(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _value(text: str, at: int) -> tuple[Any, int]:
-    """The value that begins at `at`, and where the next option begins."""
+    """Return the value that starts at `at`, and the position of the next option."""
     if text.startswith(_BEGINS_JSON, at):
         try:
             value, end = _JSON.raw_decode(text, at)
         except (ValueError, RecursionError):
-            pass  # it only looks like JSON: it is read as a text below
+            pass  # not JSON: it is read as text below
         else:
             rest = _END.match(text, end)
             if rest is not None:
@@ -78,20 +78,20 @@ def _value(text: str, at: int) -> tuple[Any, int]:
 
 
 def parse_spec(spec: str) -> Any:
-    """Return the decorator that `name` or `name:option=value,...` describes.
+    """Return the decorator for `name` or `name:option=value,...`.
 
     Args:
-        spec: The decorator, as `--with` has it.
+        spec: The value of `--with`.
 
     Raises:
-        InvalidDecorator: The decorator is unknown, or an option cannot be read or used; the error
-            quotes the text.
+        InvalidDecorator: If the decorator is unknown, or an option is invalid; the error quotes the
+            text.
     """
     name, _, text = spec.partition(":")
     name = name.strip()
     try:
         if name not in KINDS and ("." in name or "aflow.flow.custom" in sys.modules):
-            from aflow.flow.mutators import decorator_of  # only for decorators of the user's
+            from aflow.flow.mutators import decorator_of  # only needed for custom decorators
 
             return decorator_of(name, [], read_options(text), {})
         return make(name, read_options(text))
@@ -100,25 +100,25 @@ def parse_spec(spec: str) -> Any:
 
 
 def attach(definition: FlowDefinition, specs: Sequence[str]) -> FlowDefinition:
-    """Return the flow with these decorators around every step, the last outermost.
+    """Return the flow with these decorators added to every step, the last one outermost.
 
-    A step that has a decorator of the kind already keeps its own: the source wins over the command
-    line, and of two specs of a kind the first wins. Mutators of the flow begin again, so that they
-    see what is attached.
+    A step keeps a decorator of the same kind: the source takes precedence over the command line,
+    and the first of two specs of a kind over the second. The mutators of the flow run again, so
+    that they see the added decorators.
 
     Args:
         definition: The flow; it is not changed.
-        specs: The texts of `--with`, `name` or `name:option=value,...` each.
+        specs: The values of `--with`: `name` or `name:option=value,...`.
 
     Raises:
-        InvalidDecorator: A text cannot be understood, or a mutator refuses.
+        InvalidDecorator: If a spec is invalid, or a mutator fails.
     """
     decorators = [parse_spec(spec) for spec in specs]
     if not decorators:
         return definition
     before = definition.unmutated
     if before is not None or any(getattr(each, "pre_mutate", None) for each in decorators):
-        from aflow.flow.mutators import mutated  # only for flows with mutators
+        from aflow.flow.mutators import mutated  # only needed for flows with mutators
 
         return mutated(before or definition, decorators)
     steps = {name: _with(step, decorators) for name, step in definition.steps.items()}

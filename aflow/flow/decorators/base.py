@@ -1,4 +1,4 @@
-"""What all decorators have in common: how they are made, and how they stand on steps and flows."""
+"""The base classes of decorators, and how decorators are created and stored on steps and flows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
     class Decorates(Protocol[P]):
-        """A decorator as a flow writes it: bare (`@retry`), or called with options by name."""
+        """A decorator in a flow: without parentheses (`@retry`), or with options by name."""
 
         @overload
         def __call__(self, decorated: F, /) -> F: ...
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
         def __call__(self, *args: P.args, **options: P.kwargs) -> Callable[[F], F]: ...
 
 
-# What @step and the step decorators leave on a function, until the flow is read.
+# The attributes that @step and the step decorators set on a function, until the flow is read.
 
 
 class StepMark(NamedTuple):
-    """The options of @step: whether the step is the first, and whether it is the last."""
+    """The options of @step: whether the step is the first one, and whether it is the last one."""
 
     start: bool = False
     end: bool = False
 
 
-# The marks are attributes of the function, so that functools.wraps in a user's own decorator
-# carries them along.
+# The marks are attributes of the function, so that functools.wraps in a user's decorator copies
+# them.
 _STEP = "_aflow_step"
 _DECORATORS = "_aflow_decorators"
 _OF_FLOW = "_aflow_flow_decorators"  # an attribute of the class
 
 
 def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
-    """Make a step of the function.
+    """Mark a function as a step.
 
     Args:
-        function: What @step stands on, which should be a function.
+        function: The object that @step decorates.
         mark: The options of `@step`.
 
     Raises:
-        InvalidDecorator: It is not a function.
+        InvalidDecorator: If the object is not a function.
     """
     if not isinstance(function, FunctionType):
         raise InvalidDecorator(
@@ -62,29 +62,29 @@ def mark_step(function: Callable[..., Any], mark: StepMark) -> None:
             "flow, and write its options as start=True or end=True."
         )
     setattr(function, _STEP, mark)
-    setattr(function, "name", function.__name__)  # noqa: B010 -- what `for step in flow` offers
+    setattr(function, "name", function.__name__)  # noqa: B010 -- for users of `for step in flow`
 
 
 def step_mark(function: object) -> StepMark | None:
-    """Return the options of @step; None for what is not a step.
+    """Return the options of @step; None if the object is not a step.
 
     Args:
-        function: The function that is decorated; None where options are given.
+        function: A function, or any other attribute of a flow class.
     """
-    # Whatever a class of the user's holds is asked: its own code may raise.
+    # Not getattr: the object may be arbitrary, and its `__getattr__` may raise.
     mark = found_at(function, _STEP)
     return mark if type(mark) is StepMark else None
 
 
 def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> None:
-    """Put a decorator outside of those that are there.
+    """Add a decorator to a step, as the outermost one.
 
     Args:
-        function: The function of the step; the decorators are kept as an attribute of it.
-        decorator: The decorator, with its options checked; it becomes the outermost one.
+        function: The function of the step; the decorators are an attribute of it.
+        decorator: The decorator.
 
     Raises:
-        InvalidDecorator: The step already has one of this kind, and the kind is not repeatable.
+        InvalidDecorator: If the step has one of this kind, and the kind is not repeatable.
     """
     there = decorators_of(function)
     _check_alone(decorator, there, f"Step {function.__name__!r}")
@@ -92,33 +92,33 @@ def add_decorator(function: Callable[..., Any], decorator: StepDecorator) -> Non
 
 
 def _check_alone(decorator: Decorator, there: Sequence[Decorator], owner: str) -> None:
-    """Raise InvalidDecorator if it is a second one of a kind that is not repeatable."""
+    """Raise InvalidDecorator if there is already one of the kind and it is not repeatable."""
     name = decorator.decorator_name
     if not decorator.repeatable and any(each.decorator_name == name for each in there):
         raise InvalidDecorator(f"{owner} has @{name} twice: keep one of them.")
 
 
 def decorators_of(function: object) -> tuple[StepDecorator, ...]:
-    """Return the decorators on the function, outermost first.
+    """Return the decorators of a step, outermost first.
 
     Args:
-        function: The function that is decorated; None where options are given.
+        function: A function, or any other attribute of a flow class.
     """
-    # Some objects (expressions of configs, say) have an attribute of any name.
+    # Some objects, such as config expressions, return a value for any attribute name.
     there = found_at(function, _DECORATORS)
     return there if type(there) is tuple else ()
 
 
-# What stands on a class.
+# Decorators of classes.
 
 
 def flow_decorators_of(flow: type) -> tuple[FlowDecorator, ...]:
-    """Return the decorators of a flow class and of its bases, the nearest class first.
+    """Return the decorators of a flow class and of its bases, in the order of the MRO.
 
-    Of a kind that is not repeatable the nearest class has the say.
+    A decorator of a kind that is not repeatable overrides those of the bases.
 
     Args:
-        flow: A subclass of FlowSpec; FlowSpec and `object` themselves have none.
+        flow: A subclass of FlowSpec.
     """
     found: list[FlowDecorator] = []
     for each in flow.__mro__:
@@ -127,7 +127,7 @@ def flow_decorators_of(flow: type) -> tuple[FlowDecorator, ...]:
     return tuple(found)
 
 
-# What a decorator is.
+# The base classes.
 
 
 Number = int | float | str
@@ -135,41 +135,41 @@ Number = int | float | str
 
 @dataclass(frozen=True, slots=True)
 class Decorator:
-    """What all decorators have in common: a name, and options that are checked when made."""
+    """The base class of all decorators: a name, and options that the constructor checks."""
 
-    decorator_name: ClassVar[str] = ""  # as it is written behind the @
-    stands_on: ClassVar[str] = ""  # what it decorates, for sentences
-    is_of_classes: ClassVar[bool] = False  # whether that is a class
-    repeatable: ClassVar[bool] = False  # whether there may be several of the kind
-    is_late: ClassVar[bool] = False  # whether it is not what it will be once configs are known
-    open_options: ClassVar[str] = ""  # the field for options of the user's own names, if it has one
+    decorator_name: ClassVar[str] = ""  # the name after the @
+    stands_on: ClassVar[str] = ""  # what it decorates, for messages
+    is_of_classes: ClassVar[bool] = False  # whether it decorates classes
+    repeatable: ClassVar[bool] = False  # whether a step or flow may have several of the kind
+    is_late: ClassVar[bool] = False  # whether its options depend on the values of configs
+    open_options: ClassVar[str] = ""  # the field for options with custom names, if it has one
 
     @classmethod
     def can_stand_on(cls, decorated: object) -> bool:
-        """Return whether a decorator of this class can be put on this.
+        """Return whether a decorator of this class can decorate this object.
 
         Args:
-            decorated: What stands below the decorator.
+            decorated: The object below the decorator.
         """
         return callable(decorated) and isinstance(decorated, type) is cls.is_of_classes
 
     def put_on(self, decorated: Any) -> None:
-        """Add it to what stands below it, as the outermost one.
+        """Add the decorator to a step or flow, as the outermost one.
 
         Args:
             decorated: The function of a step, or the class of a flow.
 
         Raises:
-            InvalidDecorator: There is one of this kind already, of which there can be but one.
+            InvalidDecorator: If there is already one of the kind, and the kind is not repeatable.
         """
 
     def as_dict(self) -> dict[str, Any]:
-        """Return its name and options as values that JSON can hold; a function is its name."""
+        """Return the name and options as values that JSON can represent; functions become names."""
         options = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
         return {"type": self.decorator_name, "options": options}
 
     def _set(self, option: str, value: object) -> None:
-        """Keep an option in its checked form (the value is frozen for everybody else)."""
+        """Set an option although the dataclass is frozen."""
         object.__setattr__(self, option, value)
 
     def _fault(self, option: str, expected: str) -> InvalidDecorator:
@@ -179,8 +179,11 @@ class Decorator:
         )
 
     def _number(self, option: str, *, positive: bool = False) -> float:
-        """Check a number of at least 0 (above 0 if `positive`) and keep it as one; raises
-        InvalidDecorator."""
+        """Check that an option is a number of at least 0 (above 0 if `positive`); set it as a
+        number.
+
+        Raises InvalidDecorator if it is not.
+        """
         number = as_number(getattr(self, option))
         if number is None or number < 0 or (positive and number == 0):
             raise self._fault(option, "a number above 0" if positive else "a number of 0 or more")
@@ -190,14 +193,14 @@ class Decorator:
 
 @dataclass(frozen=True, slots=True)
 class StepDecorator(Decorator):
-    """A decorator of a step."""
+    """The base class of decorators of steps."""
 
     stands_on: ClassVar[str] = "a step"
-    hook_class: ClassVar[str] = ""  # `module:Class` of what it does inside the task's process
+    hook_class: ClassVar[str] = ""  # `module:Class` of the hook that runs in the task's process
 
     @property
     def name(self) -> str:
-        """The same, under the name that Metaflow's decorators have for it."""
+        """The name of the decorator; Metaflow's decorators have this attribute."""
         return self.decorator_name
 
     def put_on(self, decorated: Any) -> None:
@@ -205,14 +208,16 @@ class StepDecorator(Decorator):
         add_decorator(decorated, self)
 
     def shapes_result(self) -> Mapping[str, object] | None:
-        """Return the options that the step's result may depend on, which the cache looks at; None
-        where the decorator makes no difference to it."""
+        """Return the options that are part of the cache key, because the result depends on them.
+
+        None if the decorator does not affect the result of the step.
+        """
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class FlowDecorator(Decorator):
-    """A decorator of a flow."""
+    """The base class of decorators of flows."""
 
     stands_on: ClassVar[str] = "the class of a flow"
     is_of_classes: ClassVar[bool] = True
@@ -229,7 +234,7 @@ D = TypeVar("D", bound=Decorator)
 
 @dataclass(frozen=True, slots=True)
 class DelayedDecorator(StepDecorator, FlowDecorator):
-    """A decorator whose options are expressions of configs: it stands for one of `of`."""
+    """The placeholder for a decorator of class `of` whose options contain config expressions."""
 
     is_late: ClassVar[bool] = True
     of: type[Decorator]
@@ -237,12 +242,12 @@ class DelayedDecorator(StepDecorator, FlowDecorator):
 
     @property
     def decorator_name(self) -> str:  # type: ignore[override]
-        """The name of the decorator that it will be."""
+        """The name of the decorator that it stands for."""
         return self.of.decorator_name
 
     @property
     def repeatable(self) -> bool:  # type: ignore[override]
-        """Whether there may be several of the kind."""
+        """Whether a step or flow may have several of the kind."""
         return self.of.repeatable
 
     def put_on(self, decorated: Any) -> None:
@@ -253,24 +258,24 @@ class DelayedDecorator(StepDecorator, FlowDecorator):
         """Return the decorator, with the expressions in its options evaluated.
 
         Args:
-            configs: The values of the flow's configs, by attribute.
+            configs: The values of the flow's configs, by name and by attribute.
 
         Raises:
-            InvalidConfig: An expression raises something.
-            InvalidDecorator: An evaluated option cannot be used.
+            InvalidConfig: If an expression raises an exception.
+            InvalidDecorator: If an evaluated option is invalid.
         """
         return build(self.of, evaluated(self.options, configs))
 
 
 def build(of: type[D], options: Mapping[str, Any]) -> D:
-    """Return a decorator with these options.
+    """Return a decorator with these options; a DelayedDecorator if they contain config expressions.
 
     Args:
-        of: A class of decorators, a dataclass whose fields are the options.
+        of: The class of the decorator, a dataclass whose fields are the options.
         options: The options, by name.
 
     Raises:
-        InvalidDecorator: An option is unknown, or its value cannot be used.
+        InvalidDecorator: If an option is unknown, or its value is invalid.
     """
     known = [each.name for each in fields(of) if each.name != of.open_options]
     own = {name: value for name, value in options.items() if _is_own(of, name, known)}
@@ -290,19 +295,20 @@ def build(of: type[D], options: Mapping[str, Any]) -> D:
 
 
 def _is_own(of: type[Decorator], option: str, known: Sequence[str]) -> bool:
-    """Whether the option is a name of the user's, for a decorator that takes such: not where it is
-    more likely that one of ours was meant."""
+    """Return whether the option is a custom name, for a decorator with `open_options`.
+
+    False if the name looks like a misspelled option.
+    """
     if not of.open_options or option in known or not option.isidentifier():
         return False
     return not option.startswith("_") and not did_you_mean(option, known)
 
 
 def written(of: Callable[P, Decorator]) -> Decorates[P]:
-    """Return the decorator that flows write, for one class of decorators: `@retry` and
-    `@retry(times=2)` for Retry.
+    """Return the function that flows use as a decorator: `@retry` or `@retry(times=2)` for Retry.
 
     Args:
-        of: A class of decorators, a dataclass whose fields are the options.
+        of: The class of the decorator, a dataclass whose fields are the options.
     """
     kind: Any = of
 
@@ -333,10 +339,10 @@ def _check_below(kind: type[Decorator], decorated: Sequence[object]) -> None:
 
 
 def as_number(value: object) -> float | None:
-    """Return the value as a finite number; None for anything else (as True and False).
+    """Return a value as a finite number; None if it is not one, or is a bool.
 
     Args:
-        value: A number, or a text that spells one, as options from the command line are.
+        value: A number, or a number as text, such as an option from the command line.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None

@@ -1,4 +1,4 @@
-"""@cache: do not compute again what was computed before. Carried out before a task is launched."""
+"""@cache: reuse the result of an earlier task. The coordinator looks for it before the launch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from aflow.flow.decorators.base import StepDecorator, written
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cache(StepDecorator):
-    """Do not run a task again whose code, inputs and declared environment are those of a task that
-    has succeeded before: take its result.
+    """Reuse the result of an earlier task with equal code, inputs and declared environment.
 
-    With `enabled=False` the step always runs, under `run --cache`, too. Another `version` means
-    that what was computed before no longer counts.
+    With `enabled=False` the step always runs, even with `run --cache`. Changing `version`
+    invalidates all earlier results.
     """
 
     decorator_name: ClassVar[str] = "cache"
@@ -28,7 +27,7 @@ class Cache(StepDecorator):
         self._set("version", str(self.version))
 
     def shapes_result(self) -> Mapping[str, object] | None:
-        """The version, if there is one."""
+        """Return the version, if one is set."""
         return {"version": self.version} if self.version else None
 
 

@@ -1,4 +1,4 @@
-"""@card: a page that a step leaves for people. Carried out by `aflow.cards.hooks`."""
+"""@card: an HTML page that a step creates. Implemented by `aflow.cards.hooks`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ _ID = re.compile(r"[A-Za-z0-9_]+\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardDecorator(StepDecorator):
-    """A card of kind `type`, with `id` if the step has several; `options` are for that kind.
+    """Create a card of the kind `type`.
 
-    Making it may take `timeout` seconds; with `save_errors` a card that fails is replaced by one
-    that says why. `refresh_interval` is the least time in seconds between two refreshes;
-    `customize` lets `current.card` mean this card alone. `scope` is accepted for old code.
+    `id` distinguishes the cards of a step that has several; `options` are passed to the card.
+    Rendering may take at most `timeout` seconds. With `save_errors` a card that fails is replaced
+    by one with the error. `refresh_interval` is the minimum time in seconds between two refreshes.
+    With `customize`, `current.card` is this card. `scope` is accepted for compatibility, and has no
+    effect.
     """
 
     decorator_name: ClassVar[str] = "card"
@@ -44,7 +46,7 @@ class CardDecorator(StepDecorator):
         self._number("refresh_interval")
 
     def shapes_result(self) -> None:
-        """None: a card shows what a step leaves, and is not part of it."""
+        """Return None: a card is not part of the result of a step."""
 
 
 card = written(CardDecorator)

@@ -1,4 +1,4 @@
-"""@catch: go on when a step has failed for good. Carried out by the scheduler and the runner."""
+"""@catch: continue after a step has failed. Implemented by the scheduler and the runner."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from aflow.flow.names import is_artifact_name
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catch(StepDecorator):
-    """Let the flow go on when the step has failed for good.
+    """Continue the flow after all attempts of the step have failed.
 
-    `self.<var>` is then an ExceptionWrapper, and None when the step succeeded. `print_exception`
-    says whether the exception is printed into the task's log.
+    `self.<var>` is then an ExceptionWrapper; it is None if the step succeeded. With
+    `print_exception` the exception is written to the log of the task.
     """
 
     decorator_name: ClassVar[str] = "catch"
@@ -32,20 +32,20 @@ catch = written(Catch)
 """Let the flow go on when the step has failed for good; see Catch."""
 
 
-# What @catch stores in place of the exception that a step ended with.
+# The values that @catch stores for the exception of a step.
 
 
 class FailureHandledByCatch(Exception):
-    """The process that ran the step has died, and @catch has settled the step."""
+    """Recorded by @catch if the process of the step ended without an exception."""
 
 
 class ExceptionWrapper(Exception):
-    """A record of an exception that can be stored and read anywhere.
+    """A record of an exception that can be stored and read in any process.
 
-    `type` is the name of its class, with the module ("builtins.ValueError"), `exception` its text
-    and `stacktrace` the formatted traceback, as in Metaflow; `message` and `traceback` are the same
-    two. The exception itself is kept as a pickle inside: a reader who lacks its class can still
-    read all the rest.
+    As in Metaflow, `type` is the qualified name of its class ("builtins.ValueError"), `exception`
+    its text and `stacktrace` the formatted traceback; `message` and `traceback` are aliases of the
+    last two. The exception itself is inside as a pickle, so that a reader without its class can
+    read everything else.
     """
 
     def __init__(self, type: str, message: str, traceback: str, pickled: bytes | None = None):
@@ -59,15 +59,14 @@ class ExceptionWrapper(Exception):
     def of(
         cls, error: BaseException, text: str | None = None, name: str | None = None
     ) -> ExceptionWrapper:
-        """Return the record of an exception. `text` is its formatted traceback and `name` that of
-        its class, both made here without them.
+        """Return the record of an exception.
 
         Args:
-            error: The exception that the step has raised.
-            text: Its formatted traceback; None to format it here.
-            name: Its class, qualified by the module; None to take that of `error`.
+            error: The exception that the step raised.
+            text: The formatted traceback; None to format that of `error`.
+            name: The qualified name of the class; None to use the class of `error`.
         """
-        import traceback  # only where a step failed: start-up does not pay for it
+        import traceback  # only imported for errors, to keep the start fast
 
         kind = type(error)
         if text is None:
@@ -77,15 +76,15 @@ class ExceptionWrapper(Exception):
 
     @property
     def original(self) -> BaseException | None:
-        """The exception itself, without its traceback; None where it cannot be stored, or not be
-        read here because its class is missing."""
+        """The exception itself, without its traceback; None if it could not be pickled, or cannot
+        be unpickled here because its class is missing."""
         if self._pickled is None:
             return None
         import pickle
 
         try:
             value = pickle.loads(self._pickled)  # noqa: S301 -- from the user's own store
-        except Exception:  # noqa: BLE001 -- the promise: what cannot be read here is None
+        except Exception:  # noqa: BLE001 -- unpickling the user's class may raise anything
             return None
         return value if isinstance(value, BaseException) else None
 
@@ -112,21 +111,21 @@ class ExceptionWrapper(Exception):
 
 
 def _text_of(error: BaseException) -> str:
-    """The exception's text; an exception whose own __str__ fails still has a record."""
+    """Return the text of an exception, even if its `__str__` raises."""
     try:
         return str(error)
-    except Exception as another:  # noqa: BLE001 -- it is the user's code, and it failed already
+    except Exception as another:  # noqa: BLE001 -- `__str__` of the user may raise anything
         return f"(no text: its __str__ raised {type(another).__name__})"
 
 
 def _pickle_of(error: BaseException) -> bytes | None:
-    """The exception as bytes; None for one that cannot be stored and read back."""
+    """Return the pickled exception; None if it cannot be pickled and unpickled."""
     import pickle
 
     try:
         pickled = pickle.dumps(error, protocol=5)
-        # An exception whose __init__ takes other arguments than it passes on fails only here.
-        pickle.loads(pickled)  # noqa: S301 -- made in the line above
-    except Exception:  # noqa: BLE001 -- the promise: the record stands without it
+        # Fails for a class whose __init__ does not pass all of its arguments to super().__init__.
+        pickle.loads(pickled)  # noqa: S301 -- created in the line above
+    except Exception:  # noqa: BLE001 -- pickling the user's class may raise anything
         return None
     return pickled

@@ -1,5 +1,7 @@
-"""@batch, @slurm and @kubernetes: where a step is to run, and on what. A local run keeps them in
-mind and runs the step here."""
+"""@batch, @slurm and @kubernetes: run a step as a job with certain resources.
+
+A run that does not use the job system runs the step locally.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from aflow.flow.decorators.base import StepDecorator, written
 class BatchDecorator(StepDecorator):
     """Run the step as a job of AWS Batch, with these resources and options of the job.
 
-    Memory and shared memory are in MB. `platform` is that of the image (`linux/arm64`). None leaves
-    an option to the settings.
+    Memory and shared memory are in MB. `platform` is the platform of the image (`linux/arm64`). If
+    an option is None, the settings apply.
     """
 
     decorator_name: ClassVar[str] = "batch"
@@ -46,15 +48,15 @@ class BatchDecorator(StepDecorator):
     platform: Any = None
 
     def shapes_result(self) -> None:
-        """None: where a step runs makes no difference to what it leaves."""
+        """Return None: the result does not depend on where a step runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubernetes(StepDecorator):
     """Run the step as a job of Kubernetes, with these resources and options of the pod.
 
-    Memory and disk are in MB. None leaves an option to @resources and the settings; where nobody
-    says more a pod asks for 1 CPU, 4096 MB of memory and 10240 MB of disk.
+    Memory and disk are in MB. If an option is None, @resources and the settings apply. The defaults
+    are 1 CPU, 4096 MB of memory and 10240 MB of disk.
     """
 
     decorator_name: ClassVar[str] = "kubernetes"
@@ -88,16 +90,17 @@ class Kubernetes(StepDecorator):
     security_context: Any = None
 
     def shapes_result(self) -> None:
-        """None: where a step runs makes no difference to what it leaves."""
+        """Return None: the result does not depend on where a step runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slurm(StepDecorator):
     """Run the step as a job of Slurm, with these resources and options of sbatch.
 
-    Memory and disk are in MB. None leaves an option to @resources, the settings, or the partition.
-    `time` is as sbatch takes it (minutes, or D-HH:MM:SS). `executable` is the Python that runs the
-    step, `options` are further arguments of sbatch, as a text or a list.
+    Memory and disk are in MB. If an option is None, @resources, the settings or the defaults of the
+    partition apply. `time` is in the format of sbatch (minutes, or D-HH:MM:SS). `executable` is the
+    Python interpreter that runs the step; `options` are additional arguments of sbatch, as a text
+    or a list.
     """
 
     decorator_name: ClassVar[str] = "slurm"
@@ -125,7 +128,7 @@ class Slurm(StepDecorator):
                 self._number(option)
 
     def shapes_result(self) -> None:
-        """None: where a step runs makes no difference to what it leaves."""
+        """Return None: the result does not depend on where a step runs."""
 
 
 batch = written(BatchDecorator)

@@ -1,4 +1,7 @@
-"""@concurrency: how many tasks of a step go on at a time. Carried out by the scheduler."""
+"""@concurrency: limit the number of tasks of a step that run at the same time.
+
+Implemented by the scheduler.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from aflow.flow.decorators.base import StepDecorator, as_number, written
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concurrency(StepDecorator):
-    """At most `limit` tasks of the step go on at a time, in a run that has `--max-workers` in all:
-    for a step that needs much memory, or asks a service that bears no more."""
+    """Run at most `limit` tasks of the step at the same time; `--max-workers` limits all steps.
+
+    For a step that needs much memory, or calls a service with limited capacity.
+    """
 
     decorator_name: ClassVar[str] = "concurrency"
     limit: int = 1
@@ -23,7 +28,7 @@ class Concurrency(StepDecorator):
         self._set("limit", int(number))
 
     def shapes_result(self) -> None:
-        """None: when a task runs makes no difference."""
+        """Return None: the result does not depend on when a task runs."""
 
 
 concurrency = written(Concurrency)

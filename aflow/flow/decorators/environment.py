@@ -1,4 +1,4 @@
-"""@environment: variables for one step. Carried out by the runner."""
+"""@environment: environment variables for one step. Implemented by the runner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aflow.flow.names import shown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment(StepDecorator):
-    """Environment variables that the step sees. Values that are not texts become texts."""
+    """Set environment variables for the step. Values are converted to text."""
 
     decorator_name: ClassVar[str] = "environment"
     vars: Mapping[str, Any] = field(default_factory=dict, repr=False)  # may hold secrets
@@ -31,12 +31,12 @@ class Environment(StepDecorator):
                     f"@environment: {shown(key)} cannot be the name of an environment variable."
                 )
             if "\0" in value:
-                # The value may be a secret: it is not shown.
+                # The message must not contain the value, which may be a secret.
                 raise InvalidDecorator(f"@environment: the value of {key} has a NUL character.")
         self._set("vars", checked)
 
     def shapes_result(self) -> Mapping[str, object]:
-        """The variables, by name."""
+        """Return the variables, by name."""
         return self.vars
 
 

@@ -1,4 +1,4 @@
-"""@exit_hook: functions that are called when a run has ended (by `aflow/runs/exit_hooks.py`)."""
+"""@exit_hook: functions that `aflow/runs/exit_hooks.py` calls when a run has ended."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Hook = str | Callable[..., Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitHook(FlowDecorator):
-    """The functions to call when a run has ended well, or not.
+    """Call functions when a run has succeeded (`on_success`) or failed (`on_error`).
 
-    A hook is a function, its name in the flow's file, or `module.function`. `options` are for
-    schedulers.
+    Each item is a function, the name of one in the flow's file, or `module.function`. `options` are
+    accepted for compatibility with Metaflow.
     """
 
     decorator_name: ClassVar[str] = "exit_hook"

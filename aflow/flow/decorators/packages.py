@@ -1,5 +1,7 @@
-"""@conda and @pypi: which packages a step asks for. A local run uses what is installed, and says so
-where that is something else."""
+"""@conda and @pypi: the packages that a step requires.
+
+A run without `--environment` uses the installed packages, and warns if their versions differ.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ from typing import Any, ClassVar
 from aflow._core.records import dataclass, field
 from aflow.flow.decorators.base import FlowDecorator, StepDecorator, written
 
-Packages = Mapping[str, Any]  # versions by name; numbers become texts
+Packages = Mapping[str, Any]  # versions by name; numbers are converted to text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pypi(StepDecorator):
-    """Packages from PyPI: `packages` are versions by name, `python` is Python's version.
+    """Require packages from PyPI: `packages` are versions by name, `python` the version of Python.
 
-    `disabled=True` lets a step do without what the flow asks for (`@pypi_base`).
+    With `disabled=True` the step does not use the packages of the flow (`@pypi_base`).
     """
 
     decorator_name: ClassVar[str] = "pypi"
@@ -30,7 +32,7 @@ class Pypi(StepDecorator):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conda(StepDecorator):
-    """Packages from conda; `libraries` is an older word for `packages`."""
+    """Require packages from conda; `libraries` is an older name for `packages`."""
 
     decorator_name: ClassVar[str] = "conda"
     packages: Packages = field(default_factory=dict)
@@ -43,14 +45,13 @@ class Conda(StepDecorator):
 
 
 def check_packages(decorator: Any) -> None:
-    """Check the options that all these decorators have.
+    """Check and convert the options that the decorators of this module share.
 
     Args:
-        decorator: One of these decorators; its mappings are replaced by ones of text to text.
+        decorator: A decorator of this module; names and versions are converted to text.
 
     Raises:
-        InvalidDecorator: `packages`, `libraries`, `python` or `disabled` has a value that cannot be
-            used.
+        InvalidDecorator: If `packages`, `libraries` or `disabled` is invalid.
     """
     for option in ("packages", "libraries"):
         value = getattr(decorator, option, {})
@@ -59,7 +60,7 @@ def check_packages(decorator: Any) -> None:
         if value:
             decorator._set(option, {str(key): str(each) for key, each in value.items()})
     if decorator.disabled not in (True, False, None):
-        flags = {"true": True, "false": False, "none": None}  # as they come out of a config
+        flags = {"true": True, "false": False, "none": None}  # a config may contain them as text
         if str(decorator.disabled).lower() not in flags:
             raise decorator._fault("disabled", "True or False")
         decorator._set("disabled", flags[str(decorator.disabled).lower()])
@@ -75,12 +76,12 @@ conda = written(Conda)
 """Ask for packages from conda; see Conda."""
 
 
-# @conda_base and @pypi_base: which packages all steps of a flow ask for.
+# @conda_base and @pypi_base: the packages that all steps of a flow require.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PypiBase(FlowDecorator):
-    """What `@pypi` says, for all steps; a step's own packages come on top."""
+    """Like `@pypi`, for all steps; the packages of a step are added."""
 
     decorator_name: ClassVar[str] = "pypi_base"
     packages: Packages = field(default_factory=dict)
@@ -93,7 +94,7 @@ class PypiBase(FlowDecorator):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CondaBase(FlowDecorator):
-    """What `@conda` says, for all steps; a step's own packages come on top."""
+    """Like `@conda`, for all steps; the packages of a step are added."""
 
     decorator_name: ClassVar[str] = "conda_base"
     packages: Packages = field(default_factory=dict)

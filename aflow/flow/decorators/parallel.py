@@ -1,4 +1,4 @@
-"""@parallel: a step whose tasks are members of a gang, which all run at once."""
+"""@parallel: a step whose tasks are members of a gang, which all run at the same time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aflow.flow.decorators.base import StepDecorator, written
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel(StepDecorator):
-    """The step is started with `num_parallel`: `current.parallel` says which member this is."""
+    """Mark a step that follows `num_parallel`; `current.parallel` describes the member."""
 
     decorator_name: ClassVar[str] = "parallel"
     hook_class: ClassVar[str] = "aflow.task.hooks:ParallelHook"
@@ -18,9 +18,11 @@ class Parallel(StepDecorator):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PytorchParallel(StepDecorator):
-    """The same, with the variables that torch.distributed reads: MASTER_ADDR, MASTER_PORT,
-    WORLD_SIZE, NUM_NODES, NODE_RANK. `master_port` is one that the run's id gives, unless it is
-    said."""
+    """Like `@parallel`, with the environment variables that torch.distributed reads.
+
+    They are MASTER_ADDR, MASTER_PORT, WORLD_SIZE, NUM_NODES and NODE_RANK. If `master_port` is
+    None, the port is derived from the id of the run.
+    """
 
     decorator_name: ClassVar[str] = "pytorch_parallel"
     hook_class: ClassVar[str] = "aflow.task.hooks:PytorchHook"
@@ -31,7 +33,7 @@ class PytorchParallel(StepDecorator):
             raise self._fault("master_port", "a port from 1 to 65535")
 
     def shapes_result(self) -> None:
-        """None: the port makes no difference."""
+        """Return None: the result does not depend on the port."""
 
 
 parallel = written(Parallel)

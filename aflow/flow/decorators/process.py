@@ -1,4 +1,4 @@
-"""@process: what the processes of a step's tasks are forked from. Carried out by the executor."""
+"""@process: the process from which the tasks of a step are forked. Implemented by the executor."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ STARTS = ("fresh", "fork")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process(StepDecorator):
-    """How the processes of the step's tasks begin: `fresh` runs the user's file in each of them, as
-    a new interpreter would; with `fork` they are forked from a process that has run it once, for
-    files that work for seconds at module level."""
+    """Set how the processes of the step's tasks start.
+
+    With `fresh` each process executes the user's file, as a new interpreter would. With `fork` the
+    processes are forked from one that has executed it once, for files whose module level takes
+    seconds.
+    """
 
     decorator_name: ClassVar[str] = "process"
     start: str = "fork"
@@ -25,7 +28,7 @@ class Process(StepDecorator):
             raise self._fault("start", '"fresh" or "fork"')
 
     def shapes_result(self) -> None:
-        """None: the result is the same."""
+        """Return None: the result does not depend on how the process starts."""
 
 
 _process = written(Process)
@@ -36,15 +39,14 @@ def process(start: F) -> F: ...
 @overload
 def process(start: str = "fork") -> Callable[[F], F]: ...
 def process(*start: Any, **options: Any) -> Any:
-    """Say how the processes of the step's tasks begin: `@process("fork")`; see Process.
+    """Set how the processes of the step's tasks start: `@process("fork")`; see Process.
 
     Args:
-        *start: How the process begins (see Process), or the function where the decorator stands
-            without parentheses.
-        **options: The options of Process by name.
+        *start: "fresh" or "fork"; the decorated function if the decorator has no parentheses.
+        **options: The options of Process, by name.
 
     Returns:
-        The decorated function; with options alone, what decorates one.
+        The decorated function, or a decorator if options are given.
     """
     if start and isinstance(start[0], str):
         return _process(*start[1:], start=start[0], **options)

@@ -1,4 +1,4 @@
-"""@project: flows that belong together, on branches that keep their runs apart."""
+"""@project: a group of flows, with branches that separate their runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _EXPECTED = f"1 to {LONGEST} lowercase letters, digits or _"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Project(FlowDecorator):
-    """The project that a flow belongs to, and the branch that it is on.
+    """Set the project that a flow belongs to, and its branch.
 
-    `branch` and `production` are None where the source leaves them to the command line.
+    `branch` and `production` are None if the command line sets them.
     """
 
     decorator_name: ClassVar[str] = "project"
@@ -38,20 +38,20 @@ class Project(FlowDecorator):
     def place(
         self, flow: str, user: str, branch: str | None = None, production: bool | None = None
     ) -> dict[str, Any]:
-        """Return where a run of the flow stands, as `current` tells it.
+        """Return the project and branch of a run, as attributes of `current`.
 
-        The branch is `prod` or `prod.<branch>` in production, else `test.<branch>`, else
-        `user.<user>`. `branch` and `production` come from outside.
+        The branch is `prod` or `prod.<branch>` in production, otherwise `test.<branch>`, or
+        `user.<user>` without a branch.
 
         Args:
-            flow: The name of the flow's class, the last part of the deployed name
+            flow: The name of the flow, the last part of the deployed name
                 `<project>.<branch>.<flow>`.
-            user: The user who runs or deploys it; the branch of one is `user.<user>`.
-            branch: `--branch`; None where it was not given.
-            production: `--production`; None where it was not given, and the source decides.
+            user: The user who runs or deploys the flow.
+            branch: The value of `--branch`; None if it was not given.
+            production: The value of `--production`; None if it was not given.
 
         Raises:
-            InvalidInput: The branch is not a valid name, or an option contradicts the source.
+            InvalidInput: If the branch is not a valid name, or an option contradicts the source.
         """
         chosen = self._agreed("branch", self.branch, branch)
         if chosen is not None and not _is_name(chosen):

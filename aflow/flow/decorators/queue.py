@@ -13,8 +13,10 @@ _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueDecorator(StepDecorator):
-    """The pool of workers that the step runs on, where the run has a queue; else it runs here.
-    Without one it is `gpu` for a step that asks for GPUs by @resources, else `default`."""
+    """Set the pool of workers on which the step runs, if the run has a queue.
+
+    The default is `gpu` for a step that requests GPUs with @resources, and `default` for others.
+    """
 
     decorator_name: ClassVar[str] = "queue"
     pool: str | None = None
@@ -31,7 +33,7 @@ class QueueDecorator(StepDecorator):
             )
 
     def shapes_result(self) -> None:
-        """None: where a step runs makes no difference."""
+        """Return None: the result does not depend on where a step runs."""
 
 
 queue = written(QueueDecorator)

@@ -1,4 +1,4 @@
-"""Which decorators there are, by name. Each is imported when it is asked for."""
+"""All decorators of aflow, by name. The module of a decorator is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ def make(name: str, options: Mapping[str, Any]) -> StepDecorator:
     """Return the step decorator of this name.
 
     Args:
-        name: The name as it is written behind the @; the module of its class is imported here.
+        name: The name after the @; the module of its class is imported here.
         options: The options, by name.
 
     Raises:
-        InvalidDecorator: For an unknown name, an unknown option or a value that cannot be used.
+        InvalidDecorator: If the name or an option is unknown, or a value is invalid.
     """
     made: StepDecorator = build(_class(name, KINDS, "step"), options)
     return made
 
 
 def make_flow_decorator(name: str, options: Mapping[str, Any]) -> FlowDecorator:
-    """Return the flow decorator of this name; see `make`.
+    """Return the flow decorator of this name.
 
     Args:
-        name: The name as it is written behind the @; the module of its class is imported here.
+        name: The name after the @; the module of its class is imported here.
         options: The options, by name.
 
     Raises:
-        InvalidDecorator: For an unknown name, an unknown option or a value that cannot be used.
+        InvalidDecorator: If the name or an option is unknown, or a value is invalid.
     """
     made: FlowDecorator = build(_class(name, FLOW_KINDS, "flow"), options)
     return made

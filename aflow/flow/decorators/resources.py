@@ -1,4 +1,4 @@
-"""@resources: what a step needs of the machine that runs it."""
+"""@resources: the resources that a step needs on the machine that runs it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from aflow.flow.names import shown
 Amount = Number | Callable[[int], Number]
 
 POSITIVE = ("cpu", "memory")
-AMOUNTS = (*POSITIVE, "gpu", "disk")  # of these, a machine gives to one task what another has not
+AMOUNTS = (*POSITIVE, "gpu", "disk")  # resources that the tasks on a machine divide among them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources(StepDecorator):
-    """What the step needs: CPUs, GPUs, memory, disk and shared memory in MB, and amounts of
-    `custom` resources by the user's own names (licences, say).
+    """Request CPUs, GPUs, memory, disk and shared memory (in MB), and custom resources.
 
-    An amount may be a function of the attempt (0 is the first one): a task that ran out of memory
-    can have more the next time. Tasks of one machine start when what they ask for is free; jobs ask
-    for it. What is None is not asked for: where a machine has to be chosen it is 1 CPU and 4096 MB.
+    `custom` resources have any name, such as licences. An amount may be a function of the attempt
+    (from 0), so that a task that ran out of memory gets more in the next attempt. A task on a local
+    machine or worker starts when its resources are free; a job is submitted with them. An amount of
+    None is not requested; a job then gets the defaults of 1 CPU and 4096 MB.
     """
 
     decorator_name: ClassVar[str] = "resources"
@@ -51,50 +51,47 @@ class Resources(StepDecorator):
         self._set("custom", checked)
 
     def shapes_result(self) -> None:
-        """None: more of them make it quicker, not different."""
+        """Return None: the result does not depend on the resources."""
 
     @property
     def grows(self) -> bool:
-        """Whether what is asked for depends on the attempt."""
+        """Whether an amount depends on the attempt."""
         values = (getattr(self, each.name) for each in fields(self) if each.name != "custom")
         return any(callable(each) for each in (*values, *self.custom.values()))
 
     def amount(self, option: str, attempt: int = 0) -> float | None:
-        """Return how much of an option an attempt asks for; None where it is not asked for.
+        """Return the amount of a resource that an attempt requests; None if it requests none.
 
         Args:
             option: `cpu`, `gpu`, `memory`, `disk` or another field of this decorator; memory and
                 disk are in MB.
-            attempt: The number of the attempt, from 0: an option may be a function of it.
+            attempt: The number of the attempt, from 0.
 
         Raises:
-            InvalidDecorator: The user's function of the attempt returns what is not a non-negative
-                number.
+            InvalidDecorator: If the user's function raises, or returns an invalid amount.
         """
         return self._at(option, getattr(self, option), attempt)
 
     def custom_amounts(self, attempt: int = 0) -> dict[str, float]:
-        """Return how much of each custom resource an attempt asks for.
+        """Return the amounts of the custom resources that an attempt requests, by name.
 
         Args:
             attempt: The number of the attempt, from 0.
 
         Raises:
-            InvalidDecorator: The user's function of the attempt returns what is not a non-negative
-                number.
+            InvalidDecorator: If the user's function raises, or returns an invalid amount.
         """
         found = {name: self._at(name, value, attempt) for name, value in self.custom.items()}
         return {name: value for name, value in found.items() if value is not None}
 
     def amounts(self, attempt: int = 0) -> dict[str, float]:
-        """Return all that a machine has to have free for an attempt, by name.
+        """Return the amounts that must be free on a machine to start an attempt, by name.
 
         Args:
             attempt: The number of the attempt, from 0.
 
         Raises:
-            InvalidDecorator: The user's function of the attempt returns what is not a non-negative
-                number.
+            InvalidDecorator: If the user's function raises, or returns an invalid amount.
         """
         found = {option: self.amount(option, attempt) for option in AMOUNTS}
         amounts = {name: value for name, value in found.items() if value is not None}
@@ -102,7 +99,7 @@ class Resources(StepDecorator):
 
     def _at(self, option: str, value: Amount | None, attempt: int) -> float | None:
         if not callable(value):
-            return value  # type: ignore[return-value]  # it was made a number when it was checked
+            return value  # type: ignore[return-value]  # __post_init__ has converted it
         try:
             returned = value(attempt)
         except Exception as error:
@@ -135,13 +132,13 @@ def resources(
     **custom: Amount,
 ) -> Callable[[F], F]: ...
 def resources(*function: Any, **options: Any) -> Any:
-    """Say what the step needs; see Resources.
+    """Request resources for the step; see Resources.
 
     Args:
-        *function: The function that is decorated; nothing where options are given.
+        *function: The decorated function; nothing if options are given.
         **options: The options, by name.
 
     Returns:
-        The decorated function; with options alone, what decorates one.
+        The decorated function, or a decorator if options are given.
     """
     return _resources(*function, **options)

@@ -1,4 +1,4 @@
-"""@retry: try a failed step again. Carried out by the scheduler."""
+"""@retry: retry a failed step. Implemented by the scheduler."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ MAX_RETRIES = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry(StepDecorator):
-    """Try a failed step again, up to `times` times (0 to 50).
+    """Retry a failed step up to `times` times (0 to 50).
 
-    Between two attempts pass `seconds`, or `minutes_between_retries` where `seconds` is None; each
-    time `backoff` times as long as before, but never more than `max_seconds`. With `on`, exceptions
-    of a step that are none of these classes are not tried again; what ends its process is.
+    The first retry starts after `seconds`, or after `minutes_between_retries` if `seconds` is None;
+    each further wait is `backoff` times as long, up to `max_seconds`. With `on`, a step is only
+    retried after an exception of these classes or a crash of its process; if `on` contains
+    OutOfMemory, only after a crash for lack of memory.
     """
 
     decorator_name: ClassVar[str] = "retry"
@@ -49,31 +50,30 @@ class Retry(StepDecorator):
             self._set("on", kinds)
 
     def shapes_result(self) -> None:
-        """None: the result of a later attempt is as good."""
+        """Return None: the result does not depend on the number of attempts."""
 
     @property
     def wait_seconds(self) -> float:
-        """Seconds between the end of an attempt and the next one."""
+        """Seconds between the end of the first attempt and the start of the next one."""
         if self.seconds is not None:
             return float(self.seconds)
         return self.minutes_between_retries * 60.0
 
     def takes(self, error: BaseException) -> bool:
-        """Return whether a step that has raised this is tried again.
+        """Return whether a step that raised this exception is retried.
 
         Args:
-            error: What the step has raised; a MemoryError counts as OutOfMemory.
+            error: The exception; a MemoryError counts as OutOfMemory.
         """
         if self.on is None or isinstance(error, self.on):  # type: ignore[arg-type]
             return True
         return OutOfMemory in self.on and isinstance(error, MemoryError)  # type: ignore[operator]
 
     def takes_end(self, reason: str) -> bool:
-        """Return whether a step that has raised nothing, since its process or its job was ended for
-        this reason, is tried again.
+        """Return whether a step whose process or job ended without an exception is retried.
 
         Args:
-            reason: The reason of the attempt's end.
+            reason: The reason for the end, one sentence.
         """
         if self.on is None or OutOfMemory not in self.on:  # type: ignore[operator]
             return True

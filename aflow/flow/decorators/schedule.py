@@ -1,4 +1,4 @@
-"""@schedule: when a deployed flow is run. Kept for schedulers; a run from here ignores it."""
+"""@schedule: when a deployed flow runs. A run from the command line ignores it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ZONE = re.compile(r"[A-Za-z][\w+-]*(/[\w+-]+)*\Z")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleDecorator(FlowDecorator):
-    """When the flow is to be run once it is deployed: `cron`, else weekly, hourly or daily.
+    """Set when the deployed flow runs: by `cron`, or else weekly, hourly or daily.
 
     `cron` has the six fields of AWS (minutes, hours, day of month, month, day of week, year), or
     the five of Unix. `timezone` is an IANA name.
@@ -38,7 +38,7 @@ class ScheduleDecorator(FlowDecorator):
 
     @property
     def schedule(self) -> str | None:
-        """The cron expression; None for no schedule at all."""
+        """The cron expression; None if there is no schedule."""
         if self.cron:
             return self.cron
         if self.weekly:
@@ -48,7 +48,7 @@ class ScheduleDecorator(FlowDecorator):
         return "0 0 * * ? *" if self.daily else None
 
     def _check_cron(self, cron: object) -> None:
-        from aflow._core.cron import parse  # few flows have an expression of their own
+        from aflow._core.cron import parse  # only imported for flows with a cron expression
 
         if not isinstance(cron, str) or len(cron.split()) not in (5, 6):
             raise self._fault("cron", "a text of six fields, such as '0 12 ? * MON-FRI *'")

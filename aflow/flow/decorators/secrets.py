@@ -1,4 +1,4 @@
-"""@secrets: environment variables for one step, from where secrets are kept."""
+"""@secrets: environment variables for one step, from a secrets backend."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from aflow.flow.decorators.base import StepDecorator, written
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets(StepDecorator):
-    """Variables from `sources`: `"backend.id"`, `"id"` (of the default backend), or a mapping with
-    `type`, `id`, `options` and `role`.
+    """Set environment variables from `sources`.
 
-    A variable that is set already is an error, unless `allow_override`. `role` is whom to be for
-    the backend, where a source names none.
+    A source is `"backend.id"`, `"id"` (of the default backend), or a mapping with `type`, `id`,
+    `options` and `role`. It is an error if a variable is already set, unless `allow_override` is
+    True. `role` is the role to assume for sources that do not have one.
     """
 
     decorator_name: ClassVar[str] = "secrets"
@@ -29,12 +29,12 @@ class Secrets(StepDecorator):
             isinstance(each, str | Mapping) for each in self.sources
         )
         if not good:
-            # The sources may hold secrets: they are not shown.
+            # The message must not contain the sources, which may contain secrets.
             self._set("sources", f"<{type(self.sources).__name__}>")
             raise self._fault("sources", "a list of texts and mappings")
 
     def shapes_result(self) -> None:
-        """None: another password gives the same result."""
+        """Return None: the result does not depend on secrets."""
 
 
 secrets = written(Secrets)

@@ -1,4 +1,4 @@
-"""@timeout: stop an attempt that takes too long. Carried out by the runner and the executor."""
+"""@timeout: stop an attempt that takes too long. Implemented by the runner and the executor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aflow.flow.decorators.base import StepDecorator, written
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeout(StepDecorator):
-    """Stop an attempt that runs longer than `seconds`, `minutes` and `hours` taken together."""
+    """Stop an attempt that runs longer than the sum of `seconds`, `minutes` and `hours`."""
 
     decorator_name: ClassVar[str] = "timeout"
     seconds: float = 0
@@ -27,11 +27,11 @@ class Timeout(StepDecorator):
             )
 
     def shapes_result(self) -> None:
-        """None: a step that is done was in time."""
+        """Return None: the result does not depend on the timeout."""
 
     @property
     def total_seconds(self) -> float:
-        """The whole time that an attempt may take, in seconds."""
+        """The timeout of an attempt, in seconds."""
         return self.seconds + 60.0 * self.minutes + 3600.0 * self.hours
 
 

@@ -1,4 +1,4 @@
-"""@trigger: the events that start a deployed flow. Kept for schedulers; nothing waits here."""
+"""@trigger and @trigger_on_finish: the events and flows that start a deployed flow."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _EXAMPLE = "'name', {'name': 'name', 'parameters': {'parameter': 'field'}} or a 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggeredBy(FlowDecorator):
-    """The event, or all the events, that start the flow once it is deployed.
+    """Set the event, or all the events, that start the deployed flow.
 
-    A function stands for a value that is only known when the flow is deployed.
+    A function can replace a value that is only known when the flow is deployed.
     """
 
     decorator_name: ClassVar[str] = "trigger"
@@ -36,15 +36,17 @@ class TriggeredBy(FlowDecorator):
 
     @property
     def triggers(self) -> tuple[Any, ...]:
-        """The events, each {"name": ..., "parameters": {parameter: field of the event}}; what is
-        only known later is a function."""
+        """The events: {"name": ..., "parameters": {parameter: field of the event}} for each.
+
+        Values that are only known at deployment are functions.
+        """
         if callable(self.events):
             return (self.events,)
         return tuple(_event(each) for each in ([self.event] if self.event else self.events))
 
 
 def _check_given(decorator: FlowDecorator, one: str, many: str, what: str) -> None:
-    """Check that either the option for one thing or the option for several is given."""
+    """Check that exactly one of the options `one` and `many` is given."""
     name, several = decorator.decorator_name, getattr(decorator, many)
     if getattr(decorator, one) and several:
         raise InvalidDecorator(f"@{name}: give one of {one} and {many}, not both.")
@@ -68,7 +70,7 @@ def _event(event: Any) -> Any:
 
 
 def _mapping(parameters: Any, event: object) -> Any:
-    """{parameter: field of the event}."""
+    """Return the parameters of an event as {parameter: field of the event}."""
     if callable(parameters):
         return parameters
     pairs: list[Any] = [None]
@@ -85,7 +87,7 @@ def _mapping(parameters: Any, event: object) -> Any:
 
 
 def _is_pair(value: object) -> bool:
-    """Whether it is two texts."""
+    """Return whether the value is a list or tuple of two texts."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         return False
     return all(isinstance(each, str) for each in value)
@@ -96,14 +98,15 @@ trigger = written(TriggeredBy)
 
 
 def namespaced_event_name(name: str) -> Callable[..., str]:
-    """Return a function for @trigger that gives the full name of an event once the flow's project
-    and branch are known: `mfns.<project>.<branch>.<name>`, or `mfns.<name>` without a project.
+    """Return a function for @trigger that returns the full name of an event at deployment.
+
+    The full name is `mfns.<project>.<branch>.<name>`, or `mfns.<name>` without a project.
 
     Args:
         name: The name of the event within the project, without a prefix.
 
     Raises:
-        InvalidDecorator: The name is not a text.
+        InvalidDecorator: If the name is not a text.
     """
     if not isinstance(name, str):
         raise InvalidDecorator(f"The name of an event is a text, not {shown(name)}.")
@@ -115,7 +118,7 @@ def namespaced_event_name(name: str) -> Callable[..., str]:
     return full
 
 
-# @trigger_on_finish: the flows whose end starts a deployed flow. `--trigger` tries it out here.
+# @trigger_on_finish: the flows whose end starts a deployed flow. `--trigger` simulates it locally.
 
 
 _FLOW = re.compile(r"[A-Za-z0-9_]+\Z")
@@ -124,10 +127,10 @@ _KEYS = {"name", "project", "project_branch"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggeredOnFinish(FlowDecorator):
-    """The flow, or all the flows, whose successful end starts this one once it is deployed.
+    """Set the flow, or all the flows, whose successful end starts the deployed flow.
 
-    A flow is its name, `project.branch.Flow`, a dict of name, project and project_branch, or a
-    function where it is only known when the flow is deployed.
+    A flow is given by its name, by `project.branch.Flow`, by a dict with name, project and
+    project_branch, or by a function if it is only known when the flow is deployed.
     """
 
     decorator_name: ClassVar[str] = "trigger_on_finish"
@@ -141,8 +144,10 @@ class TriggeredOnFinish(FlowDecorator):
 
     @property
     def triggers(self) -> tuple[Any, ...]:
-        """The flows, each {"flow": ..., and "project", "branch" where given}; what is only known
-        later is a function."""
+        """The flows: {"flow": ...} for each, with "project" and "branch" if they were given.
+
+        Values that are only known at deployment are functions.
+        """
         if callable(self.flows):
             return (self.flows,)
         return tuple(_upstream(each) for each in ([self.flow] if self.flow else self.flows))

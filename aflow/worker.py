@@ -5,7 +5,7 @@ run, starts a zygote for it, and keeps the zygote warm for later attempts. A lea
 its attempt runs, and acknowledged once the report of its end is in the queue.
 
 If a worker cannot run a message (it cannot read the message or load the flow, or it has another
-version of Python), that is no fault of the task: the worker returns the message without counting
+version of Python), that is no fault of the task: the worker releases the message without counting
 the delivery, skips that run for a while, and reports it to the coordinator and in its
 announcements.
 
@@ -170,14 +170,14 @@ class Worker:
         self._is_listed = False  # in the metadata, by its last heartbeat
 
     def drain(self, *, patient: bool = False) -> None:
-        """Take no new attempts; `run` returns once the running ones have finished or were returned.
+        """Take no new attempts; `run` returns once the running ones have finished or were released.
 
         May be called again: `patient` has an effect only if no earlier call was without it, and a
         later call without it starts the grace period.
 
         Args:
             patient: Whether running attempts may take as long as they need; otherwise they are
-                interrupted and returned to the queue after the grace period.
+                interrupted, and their leases released, after the grace period.
         """
         self._is_patient = patient and (self._is_patient or not self._draining.is_set())
         self._draining.set()
@@ -231,7 +231,7 @@ class Worker:
             sending.cancel()
 
     async def _release_leases(self) -> None:
-        """Stop all processes, return the remaining leases, and remove the worker from the queue."""
+        """Stop all processes, release the remaining leases, and unregister the worker."""
         for runtime in [*self._runtimes.values(), *self._retiring]:
             await runtime.stop()
         try:
@@ -269,11 +269,10 @@ class Worker:
             draining.cancel()
 
     async def _sifted(self, leases: list[Lease]) -> list[Lease]:
-        """Return the leases that may be started now, and return the others to the queue.
+        """Return the leases that may be started now, and release the others.
 
         A task that several workers held when they ended may have killed them. It runs alone, so
-        that no other attempt is lost with it: attempts that have not started are returned to the
-        queue.
+        that no other attempt is lost with it: attempts that have not started are released.
         """
         suspect = next((each for each in leases if each.deliveries > TRUSTED), None)
         if suspect is None:
@@ -441,7 +440,7 @@ class Worker:
         return mine
 
     def cannot_run(self, runtime: Runtime, why: str, only: AttemptKey | None = None) -> None:
-        """Return the attempts of a run that cannot run here: other workers may be able to run them.
+        """Release the attempts of a run that cannot run here: other workers may be able to run it.
 
         With `only`, the process of that attempt found out before it reached the step: other
         attempts of the run that have started continue.
@@ -544,7 +543,7 @@ class Worker:
             self._sender.add(held.message, event, held.lease)
 
     async def _finish(self) -> None:
-        """Return attempts that have not started, and wait for others up to the grace period."""
+        """Release attempts that have not started, and wait for others up to the grace period."""
         for each in self._waiting:
             self._forget(each)
             self._sender.give_back(each.lease)
@@ -564,7 +563,7 @@ class Worker:
                 break
         self._begin_grace()
         for runtime in [*self._runtimes.values()]:
-            await runtime.stop()  # interrupts running attempts, which are returned to the queue
+            await runtime.stop()  # interrupts running attempts, which are released
 
     def _begin_grace(self) -> None:
         if self._ends_at is None:
@@ -617,7 +616,6 @@ class Worker:
         while True:
             self._declines.clear()
             now = self._now()
-            # Attempts that have just started are left out, which keeps announcements small.
             held = [each.lease.id for each in self._held.values() if now - each.since >= ANNOUNCED]
             self._skipped()  # removes those whose time is over
             declined = {group: why[:2000] for group, (_, why) in self._declined.items()}

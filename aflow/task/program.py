@@ -237,7 +237,7 @@ def class_from(source: dict[str, Any], code: CodeType | None = None) -> Any:
 def _import(file: str, name: str, code: CodeType | None) -> ModuleType:
     """Import a module by name if that finds the same file, else from the file.
 
-    The module's code is replaced by `code`, unless that is None.
+    Unless `code` is None, it runs in place of the code in the file.
     """
     try:
         spec = importlib.util.find_spec(name)

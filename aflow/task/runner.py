@@ -104,7 +104,7 @@ class Execution:
 
 
 def no_metadata() -> MetadataStore:
-    """Return the metadata for attempts whose inputs are all in memory: none is ever needed."""
+    """Return the metadata for attempts whose inputs are all in memory: raises if it is used."""
     raise AssertionError("what these tasks read is in memory")
 
 

@@ -23,7 +23,7 @@ _TWISTS = 200  # blocks of 624 numbers that are generated to find out whether `r
 
 
 def begin(parent: int, sigint: Any = _signal.default_int_handler, line: int | None = None) -> None:
-    """Start a new session, restore default signal handling, and exit if the parent exits.
+    """Start a new session, restore default signal handling, and end with the parent process.
 
     SIGINT has the effect that it had when the program started: none under nohup, for example.
 
@@ -186,7 +186,7 @@ _NO_LOCALES = ("C", "POSIX", "C.UTF-8", "C.utf8", "UTF-8")
 
 
 class CapturedOutput:
-    """Captures the output of all code in this context in `bytes` (stdout and stderr)."""
+    """Captures the output of all code in this context; `bytes` holds stdout and stderr."""
 
     def __enter__(self) -> CapturedOutput:
         flush()

@@ -181,7 +181,7 @@ class ProcessExecutor:
         return ahead + sum(self.bounds.values())
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Return all orphans: their processes have ended with the process that started them."""
+        """Return all orphans as lost: their processes ended with their coordinator."""
         return orphans
 
     async def conclude(self) -> None:

@@ -45,7 +45,7 @@ def obstacle(ours: Collection[int] = ()) -> str | None:
 
 
 def _thread_in_trial() -> str | None:
-    """Return whether fork hooks start threads in the child, as those of grpc and opentelemetry do.
+    """Return an obstacle if fork hooks start threads in the child, as in grpc and opentelemetry.
 
     A child that does not respond is another obstacle.
     """

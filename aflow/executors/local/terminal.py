@@ -101,7 +101,7 @@ class Terminal:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def _pass_keys_on(self) -> None:
-        """Put the terminal in raw mode: the task's side interprets keys such as Ctrl-C."""
+        """Disable input processing: the pseudo-terminal interprets keys such as Ctrl-C."""
         self._before = termios.tcgetattr(0)
         modes = termios.tcgetattr(0)
         modes[_IFLAG] &= ~(termios.ICRNL | termios.INLCR | termios.IXON)

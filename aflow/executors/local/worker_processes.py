@@ -248,7 +248,7 @@ class WorkerProcess:
 def _pair(
     made: ExitStack, pair: tuple[socket.socket, socket.socket]
 ) -> tuple[socket.socket, socket.socket]:
-    """Return two ends of a socket, which `made` closes if it is closed."""
+    """Return both ends of a socket; closing `made` closes them."""
     ours, theirs = pair
     made.enter_context(ours)
     made.enter_context(theirs)
@@ -256,7 +256,7 @@ def _pair(
 
 
 def _copy(made: ExitStack, fd: int) -> int:
-    """Return a duplicate of a descriptor, which `made` closes if it is closed."""
+    """Return a duplicate of a descriptor; closing `made` closes it."""
     copy = os.dup(fd)
     made.callback(os.close, copy)
     return copy

@@ -31,7 +31,7 @@ _log = logging.getLogger("aflow.processes")
 class ZygoteProcess(Protocol):
     """A zygote that has been started."""
 
-    is_lent: bool  # its lender waits for its exit, rather than the run
+    is_lent: bool  # its lender, rather than the run, waits for its exit
 
     @property
     def control(self) -> socket.socket:
@@ -394,7 +394,7 @@ _READ_AT_START = ("PYTHON", "TZ", "LANG", "LC_", "LD_", "DYLD_", "MALLOC_", "GLI
 
 
 def _how(status: int) -> str:
-    """Return how a zygote that has not exited by itself has ended."""
+    """Return how a zygote has ended, from its wait status."""
     how = ended_by(status).rstrip(".")
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
         return f"{how}: by somebody, or by the system, for want of memory"
@@ -416,7 +416,7 @@ def cold_note(reason: str, seconds: float) -> str | None:
 
 
 def check_warm(process: ZygoteProcess, request: LoadRequest) -> str | None:
-    """Return a warning if tasks of a program would start cold.
+    """Return a warning if tasks of a program would start cold, else None.
 
     Blocks while the zygote imports what the program has imported; then releases it.
 

@@ -361,7 +361,7 @@ class EarlyZygote:
         return zygote or spawn_zygote()
 
     def lend(self) -> ForkedZygote | SpawnedZygote:
-        """Return the zygote, for a run. `close` waits for its exit, rather than the run.
+        """Return the zygote for a run; `close`, rather than the run, waits for its exit.
 
         The coordinator can therefore record the end of the run while the zygote exits.
         """

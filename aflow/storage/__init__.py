@@ -1,4 +1,4 @@
-"""Named bytes, content addressing, artifacts, manifests, logs."""
+"""The storage layer: object stores, content-addressed blobs, artifacts, manifests and logs."""
 
 from __future__ import annotations
 

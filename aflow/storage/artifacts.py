@@ -1,9 +1,9 @@
-"""Artifacts: the values that tasks leave, as entries of manifests and blobs.
+"""Artifacts: the values that tasks store, as entries of manifests and as blobs.
 
-A value is pickled (`storage.pickles`). Small pickles ride in the manifest; larger ones, and every
-buffer that left its pickle, are blobs. Arrays are neither copied when they are stored nor read
-when they are loaded: their bytes are hashed and written where they lie, and mapped copy-on-write.
-Where a task leaves many values of some kilobytes, several of them share a blob, a pack.
+A value is pickled (`storage.codecs`). Small pickles are stored inline in the manifest; larger ones
+and all out-of-band buffers are blobs. Arrays are not copied when they are stored and not read when
+they are loaded: their bytes are hashed and written in place, and mapped copy-on-write. If a task
+stores many values of a few kilobytes, several of them share one blob, called a pack.
 """
 
 from __future__ import annotations
@@ -32,45 +32,45 @@ from aflow.storage.identity import content_digest, has_sets
 from aflow.storage.names import Names
 from aflow.storage.previews import SHAPE, preview
 
-# The manifest: what one attempt left, as one small msgpack map.
+# The manifest: the result of one attempt, as one small msgpack map.
 #
-# It is the commit record of an attempt. It never holds bulk data: values whose pickles are small
-# ride inside, all others are keys of blobs. Reading a manifest never unpickles anything.
+# It is the commit record of an attempt. It never contains bulk data: small pickles are inline, all
+# others are referred to by the keys of blobs. Reading a manifest never unpickles anything.
 #
 # Format (docs/storage_format.md): a map with the keys
 #
 # v   1
 # s   the step
-# a   {name: entry}                      what this attempt set
-# i   {task: [names]}                    what it passes on, by the task that set it
+# a   {name: entry}                      the artifacts that this attempt set
+# i   {task: [names]}                    the artifacts that it inherited, by the task that set them
 # t   [[steps], foreach, count]          its transition
 # f   [[step, var, splits, index, value, split]...]  its foreach stack, outermost first; `value`
 # is a short text of the item, `split` the task that opened the foreach
-# x   items of the foreach it opens (`storage.items`), or nil
-# e   {type, message, traceback, caught}  the exception it ended with, or nil
+# x   items of the foreach that it opens (`storage.items`), or nil
+# e   {type, message, traceback, caught}  the exception that ended the attempt, or nil
 #
 # entry = [encoding, size, type, preview, inline bytes or nil, [[blob key, size]...], content]
 #
-# `encoding` is "pickle5": the pickle is the inline bytes, or the first blob where these are nil;
-# the other blobs are its out-of-band buffers, in order. `size` counts pickle and buffers together,
-# in bytes, uncompressed. `type` is the qualified name of the value's class; `preview` a map of
-# plain values for people: `repr` (short), `len`, `shape`, `dtype`, `columns`, whatever applies.
+# `encoding` is "pickle5": the pickle is the inline bytes, or the first blob if these are nil; the
+# other blobs are its out-of-band buffers, in order. `size` is the total of the pickle and its
+# buffers, in bytes, uncompressed. `type` is the qualified name of the value's class; `preview` a
+# map of plain values to display: `repr` (short), `len`, `shape`, `dtype`, `columns`, as applicable.
 # `content` is the digest of the content of a value with sets, whose pickles differ from process to
 # process; empty for all others.
 #
-# Of a value in a pack the encoding is "pack5:START:LENGTH:KEY": LENGTH bytes of the one blob, from
-# START on, are the pickle (one zstd frame of it, where they are fewer than `size`), and KEY is the
-# blake3 of the pickle, as if it were a blob of its own.
+# The encoding of a value in a pack is "pack5:START:LENGTH:KEY": LENGTH bytes of the only blob, from
+# START on, are the pickle (as one zstd frame if LENGTH is less than `size`), and KEY is the blake3
+# of the pickle, as if it were a separate blob.
 
 
 VERSION = 1
 Transition = tuple[
     tuple[str, ...], str | None, int | None
-]  # steps, what a foreach goes over, count
+]  # next steps, the artifact that a foreach iterates over, number of its items
 
 
 class Entry(NamedTuple):
-    """One artifact as the manifest knows it."""
+    """The entry of one artifact in a manifest."""
 
     encoding: str
     size: int
@@ -82,8 +82,8 @@ class Entry(NamedTuple):
 
 
 def _entry(fields: Any) -> Entry:
-    """An entry as it was read; raises TypeError and ValueError for fields of other types, which
-    a caller that uses them would stumble on."""
+    """Return the entry of fields that were read from a manifest, which is untrusted: raises
+    TypeError or ValueError if a field has the wrong type."""
     entry = Entry(*fields)
     if (
         type(entry.encoding) is not str
@@ -102,7 +102,7 @@ def _entry(fields: Any) -> Entry:
 
 
 def _texts(values: Any) -> tuple[str, ...]:
-    for each in values:  # a loop: many manifests are read, and this is the fastest
+    for each in values:  # a loop is fastest, and many manifests are read
         if type(each) is not str:
             raise TypeError("a name is no text")
     return tuple(values)
@@ -128,7 +128,7 @@ def _frame(fields: Any) -> ForeachFrame:
 
 
 class _Piece(NamedTuple):
-    """Where in a pack the pickle of a value is, and the digest of the pickle."""
+    """The position of a value's pickle in a pack, and the digest of the pickle."""
 
     start: int
     length: int
@@ -136,8 +136,8 @@ class _Piece(NamedTuple):
 
 
 def _piece_of(entry: Entry) -> _Piece | None:
-    """Where in its first blob the entry's pickle is; None where it is not in a pack. Raises
-    ValueError for what says neither."""
+    """Return the position of the entry's pickle in its first blob; None if it is not in a pack.
+    Raises ValueError if the encoding is malformed."""
     if not entry.encoding.startswith(PACKED):
         return None
     start, length, key = entry.encoding.removeprefix(PACKED).split(":")
@@ -157,7 +157,7 @@ class ForeachFrame(NamedTuple):
 
 @dataclass(slots=True)
 class Manifest:
-    """What one attempt left."""
+    """The result of one attempt: its artifacts, transition, foreach stack and exception."""
 
     step: str = ""
     artifacts: dict[str, Entry] = field(default_factory=dict)
@@ -168,7 +168,7 @@ class Manifest:
     error: dict[str, Any] | None = None
 
     def encode(self) -> bytes:
-        """Return the manifest as bytes; the same manifest gives the same bytes."""
+        """Return the manifest as bytes. Equal manifests have equal bytes."""
         return msgpack.packb(  # type: ignore[no-any-return]
             {
                 "v": VERSION,
@@ -184,13 +184,13 @@ class Manifest:
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
-        """Return the manifest that `encode` gave.
+        """Return the manifest that `encode` has encoded.
 
         Args:
-            data: The manifest, as `encode` returned it.
+            data: The bytes that `encode` returned.
 
         Raises:
-            StorageError: The bytes are damaged, or a newer aflow has written them.
+            StorageError: If the bytes are damaged or were written by a newer aflow.
         """
         try:
             raw = unpack(data, _MOST, strict_map_key=False, use_list=False)
@@ -218,7 +218,7 @@ class Manifest:
             raise StorageError(f"A manifest is damaged: {str(error).rstrip('.')}.") from error
 
     def names(self) -> set[str]:
-        """The names of all artifacts that a later task can read from this one."""
+        """The names of all artifacts of this task, inherited ones included."""
         return set(self.artifacts).union(*self.inherited.values())
 
     def origins(self) -> dict[str, int]:
@@ -226,7 +226,8 @@ class Manifest:
         return {name: task for task, names in self.inherited.items() for name in names}
 
     def origin(self, name: str) -> int | None:
-        """Return the task that set an inherited artifact; None if it is its own, or unknown.
+        """Return the task that set an inherited artifact; None if this task set it, or if the
+        artifact is unknown.
 
         Args:
             name: The name of the artifact.
@@ -236,30 +237,31 @@ class Manifest:
         return next((task for task, names in self.inherited.items() if name in names), None)
 
 
-_MOST = 2_000_000  # lists and maps of a manifest, which others may have written: memory is bounded
+_MOST = 2_000_000  # limit of elements: manifests are untrusted, and memory must be bounded
 ENCODING = "pickle5"
 PACKED = "pack5:"
 THEIRS = "gzip+pickle", "pickle-v"
 """What encodings begin with in which Metaflow stores pickles, compressed in either case."""
 
-# Values that are held back until it is known how many they are: up to so many become blobs of their
-# own, which later tasks need not write again; more of them share packs. A disk takes about as long
-# for an object of any size.
+# Small values are held back until their number is known. Up to this many become separate blobs,
+# which later tasks need not write again; more of them share packs, since writing an object takes
+# about the same time for any small size.
 _FEW = 64
 _IN_PACK_BELOW = 64 << 10  # bytes of a pickle
 _LARGEST_PACK = 8 << 20
-# A pack ends with a value whose key begins like this, which one of 256 does. So the values decide
-# where it ends, not how many are before them: tasks that leave nearly the same values leave nearly
-# the same packs, and those that are the same are stored once.
+# A pack ends after a value whose key has this prefix: one of 256. Content-defined boundaries make
+# tasks with nearly the same values produce nearly the same packs, and equal packs are stored once.
 _LAST_OF_PACK = "00"
 
 _IMMUTABLE = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 class ArtifactWriter:
-    """Stores what one attempt leaves. `inline_total` is shared by all its artifacts, so that
-    manifests stay small; values past it become blobs however small they are. Without `previews`
-    entries say of a value what its type and shape are, and nothing of what is in it."""
+    """Stores the artifacts of one attempt.
+
+    `inline_total` limits the bytes that are inline in the manifest, for all artifacts together:
+    once it is used up, even small values become blobs. Without `previews` the entries contain the
+    type and shape of a value, but nothing of its content."""
 
     def __init__(
         self,
@@ -279,20 +281,21 @@ class ArtifactWriter:
 
         Args:
             name: The name of the artifact, for errors.
-            value: The value; its memory is read before this returns.
+            value: The value; its memory is not used after this returns.
 
         Returns:
             The entry for the manifest.
 
         Raises:
-            StoreUnavailable: The datastore does not answer.
-            ArtifactNotPicklable: The value cannot be pickled; the error names the part at fault.
+            StoreUnavailable: If the datastore does not respond.
+            ArtifactNotPicklable: If the value cannot be pickled; the error names the part of it
+                that cannot.
         """
         parts, size, buffers = codecs.dump(f"Artifact {name!r}", name, value)
         kind, facts = preview(value)
         if not self._previews:
             facts = {name: facts[name] for name in SHAPE if name in facts}
-        # Sets of texts are pickled in another order by each process.
+        # The order of a set of strings, and so its pickle, differs from process to process.
         content = (content_digest(value) or "") if has_sets(parts) else ""
         inline = self._inline(parts, size)
         blobs = [] if inline is not None else [(self._put(parts, size), size)]
@@ -320,13 +323,13 @@ class ArtifactWriter:
 
 
 class PackingWriter(ArtifactWriter):
-    """The same for all that an attempt leaves: holds small values back until it is known how many
-    they are. None of these is stored before `finish` has returned."""
+    """An ArtifactWriter that packs small values if there are many. It holds small values back until
+    their number is known: they are stored only when `finish` returns."""
 
     def __init__(self, blobs: BlobStore, **options: Any) -> None:
         super().__init__(blobs, **options)
-        self._held: dict[str, bytes] = {}  # key -> what is to be stored
-        self._size = 0  # bytes of the pack that is being made
+        self._held: dict[str, bytes] = {}  # key -> the bytes to store
+        self._size = 0  # bytes of the current pack
         self._are_many = False
         self._packed: dict[str, tuple[str, str, int]] = {}  # key -> encoding, pack, its size
 
@@ -369,10 +372,11 @@ class PackingWriter(ArtifactWriter):
             start += len(data)
 
     def finish(self, entries: dict[str, Entry]) -> None:
-        """Store what was held back, and let the entries say where it is. Their digests stay.
+        """Store the values that were held back, and update the entries of those in packs. The
+        digests of the entries do not change.
 
         Args:
-            entries: The entries, by the names of the artifacts.
+            entries: The entries by the name of the artifact; updated in place.
         """
         if self._are_many:
             self._close_pack()
@@ -390,11 +394,11 @@ class PackingWriter(ArtifactWriter):
 
 
 class ArtifactReader:
-    """Turns entries back into values. One reader serves one task, from any of its threads.
+    """Loads the values of entries. One reader serves one task, and any of its threads may call it.
 
-    Blobs of 64 MiB and more that can be mapped are handed out before they are verified; who
-    relies on what was computed from them calls `verify_pending` first. `names` finds the classes
-    that they name, where those may not be where Python looks.
+    Mapped blobs of 64 MiB and more are returned before they are verified: call `verify_pending`
+    before you commit results that were computed from them. `names` finds classes that pickles
+    refer to and that Python's import system may not find.
     """
 
     def __init__(self, blobs: BlobStore, names: Names | None = None) -> None:
@@ -404,18 +408,20 @@ class ArtifactReader:
         self._verified: set[str] = set()
         self._failures: list[AflowError] = []
         self._thread: threading.Thread | None = None
-        self._pack: tuple[str, Buffer | None] = "", None  # the one that was read from last
+        self._pack: tuple[str, Buffer | None] = "", None  # the pack that was read from last
 
     def load(self, name: str, entry: Entry) -> Any:
-        """Return the value, writable and the caller's own.
+        """Return the value as a new, writable object.
 
         Args:
             name: The name of the artifact, for errors.
-            entry: What the manifest says of it.
+            entry: The entry of the artifact in the manifest.
 
         Raises:
-            ArtifactNotLoadable: (names the artifact, and the module that is missing), CorruptBlob,
-                StoreUnavailable.
+            ArtifactNotLoadable: If the value cannot be unpickled or its blob is missing; the error
+                names the artifact, and the module if one is missing.
+            CorruptBlob: If a blob is damaged.
+            StoreUnavailable: If the datastore does not respond.
         """
         if entry.encoding.startswith(THEIRS):
             data = self._theirs(name, *entry.blobs[0])
@@ -429,15 +435,17 @@ class ArtifactReader:
         return codecs.load(f"Artifact {name!r}", pickled, buffers, self.names)
 
     def pickle(self, name: str, entry: Entry) -> Buffer:
-        """Return the pickle of a value that aflow has stored, verified, without its buffers.
+        """Return the verified pickle of a value that aflow stored, without its buffers.
 
         Args:
             name: The name of the artifact, for errors.
-            entry: What the manifest says of it.
+            entry: The entry of the artifact in the manifest.
 
         Raises:
-            ArtifactNotLoadable: For one of a newer aflow, CorruptBlob, ObjectNotFound,
-                StoreUnavailable.
+            ArtifactNotLoadable: If the encoding is unknown: a newer aflow wrote it.
+            CorruptBlob: If the blob is damaged.
+            ObjectNotFound: If the blob is missing.
+            StoreUnavailable: If the datastore does not respond.
         """
         piece = _piece_of(entry)
         if entry.encoding != ENCODING and piece is None:
@@ -447,7 +455,7 @@ class ArtifactReader:
             )
         if entry.inline is not None:
             return entry.inline
-        # Never one that is mapped before it is verified: to unpickle is to run what it says.
+        # `get` verifies. An unverified mapping must not be used: unpickling executes code.
         if piece is None:
             return self._blobs.get(*entry.blobs[0])
         return self._from_pack(piece, entry)
@@ -456,7 +464,7 @@ class ArtifactReader:
         pack, pack_size = entry.blobs[0]
         size = entry.size - sum(size for _, size in entry.blobs[1:])
         last, held = self._pack
-        if last == pack and held is None:  # the second one in a row: others are likely to follow
+        if last == pack and held is None:  # the second value in a row: more are likely to follow
             held = self._blobs.get(pack, pack_size)
         if last == pack and held is not None:
             data: Buffer = memoryview(held)[piece.start : piece.start + piece.length]
@@ -467,9 +475,9 @@ class ArtifactReader:
         return self._blobs.checked_part(pack, data, piece.key, size)
 
     def _theirs(self, name: str, key: str, size: int) -> bytes:
-        """A pickle that Metaflow has stored: `key` is the name of its object, which ends with the
-        SHA-1 of the pickle."""
-        from hashlib import sha1  # loads OpenSSL, which no task of ours needs
+        """Return a pickle that Metaflow stored. `key` is the name of its object, which ends with
+        the SHA-1 of the pickle."""
+        from hashlib import sha1  # loads OpenSSL, which tasks otherwise do not need
 
         where = f"{key} in {self._blobs.store.url}"
         try:
@@ -481,14 +489,14 @@ class ArtifactReader:
             raise _named(name, error) from error
 
     def start_verification(self) -> None:
-        """Begin, in a thread, to verify what was handed out unverified; nothing if all was."""
+        """Start a thread that verifies the blobs that were returned unverified, if any."""
         if self._pending and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._verify, name="aflow-verify", daemon=True)
             self._thread.start()
 
     def verify_pending(self) -> None:
-        """Wait until everything that was handed out is verified; raises CorruptBlob, which names
-        the artifact, or what kept a blob from being read."""
+        """Wait until all blobs that were returned are verified. Raises CorruptBlob, which names the
+        artifact, or the error of reading a blob."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -500,7 +508,7 @@ class ArtifactReader:
         while True:
             try:
                 key, (name, size) = self._pending.popitem()
-            except KeyError:  # all done
+            except KeyError:  # all are verified
                 return
             try:
                 self._blobs.verify(key, size)
@@ -520,11 +528,11 @@ class ArtifactReader:
 
 
 def digest(entry: Entry) -> str:
-    """Return the identity of a stored value: entries of the same bytes have the same digest,
-    whether they ride inline or not, and so have equal values with sets, whose bytes may differ.
+    """Return the digest that identifies a stored value. Entries of the same bytes have the same
+    digest, inline or not, and so have equal values with sets, even if their pickles differ.
 
     Args:
-        entry: What the manifest says of the artifact.
+        entry: The entry of the artifact in the manifest.
     """
     if entry.content:
         return entry.content
@@ -535,10 +543,10 @@ def digest(entry: Entry) -> str:
 
 
 def keys_of(entry: Entry) -> list[str]:
-    """Return the digests of its pickle, where that does not ride inline, and of its buffers.
+    """Return the digests of the pickle, unless it is inline, and of the out-of-band buffers.
 
     Args:
-        entry: What the manifest says of the artifact.
+        entry: The entry of the artifact in the manifest.
     """
     keys = [key.rpartition("/")[2] for key, _ in entry.blobs]
     piece = _piece_of(entry)
@@ -550,21 +558,21 @@ def keys_of(entry: Entry) -> list[str]:
 def unchanged(
     value: object, entry: Entry, blobs: BlobStore | None = None, names: Names | None = None
 ) -> bool:
-    """Return whether a value that was loaded from an entry is still as it was then.
+    """Return whether a value has not been modified since it was loaded from an entry.
 
-    Python's own immutable values are. All others are pickled again and compared with the entry and,
-    because the same value can have several pickles (sets, tables), with the pickle of a fresh copy.
-    Large mapped arrays that nobody wrote to are recognised without reading them.
+    Immutable builtin values are always unmodified. All others are pickled again and compared with
+    the entry and, because one value can have several pickles (sets, tables), with the pickle of a
+    fresh copy. Large mapped arrays that were not written to are recognised without reading them.
 
     Args:
-        value: The very object that `load` returned.
+        value: The same object that `load` returned.
         entry: The entry that it was loaded from.
-        blobs: The datastore; without it a value that has blobs counts as changed.
-        names: Finds the classes that the pickle names, where this program is not the one that has
-            stored it; None for Python's own way.
+        blobs: The datastore; without it a value that has blobs counts as modified.
+        names: Finds classes that the pickle refers to, if another program stored it; None for
+            Python's import system alone.
 
     Raises:
-        ArtifactNotPicklable: The value can no longer be stored.
+        ArtifactNotPicklable: If the value can no longer be pickled.
     """
     if _is_immutable(value):
         return True
@@ -599,12 +607,12 @@ def _equals_fresh_copy(
 def _is_immutable(value: Any) -> bool:
     if type(value) in _IMMUTABLE:
         return True
-    # A tuple cannot hold itself without holding something mutable: this ends.
+    # The recursion ends: a tuple can only contain itself through something mutable.
     return type(value) in (tuple, frozenset) and all(map(_is_immutable, value))
 
 
 def _writable(data: Buffer) -> Buffer:
-    """What a value may write to: bytes that cannot be written are copied."""
+    """Return a writable buffer of the data: the same memory, or a copy if it is read-only."""
     view = memoryview(data)
     return bytearray(view) if view.readonly else view
 

@@ -1,13 +1,13 @@
 """Blobs: objects named by the digest of their bytes.
 
-The key of a blob is the blake3 of its raw bytes, as 64 hex digits, and its object is called
-`blobs/<first 2 digits>/<the other 62>`. The object is the bytes, raw or as one zstd frame, and
-then a footer of 16 bytes: `AFB1`, the codec (0 raw, 1 zstd) as one byte, three zeros, the raw
-size as 8 bytes, little-endian. The footer comes last so that a raw blob begins on a page and can
-be mapped.
+The key of a blob is the blake3 of its raw bytes, as 64 hex digits, and its object is named
+`blobs/<first 2 digits>/<the other 62>`. The object is the bytes, raw or as one zstd frame,
+followed by a footer of 16 bytes: `AFB1`, the codec (0 raw, 1 zstd) as one byte, three zeros, and
+the raw size as 8 bytes, little-endian. The footer is at the end so that a raw blob is page-aligned
+and can be mapped.
 
-Writing bytes that are stored already writes nothing. Reading verifies: bytes that are not those
-that the key names raise CorruptBlob. The digest is computed and checked here, once, for all stores.
+Putting bytes that are already stored writes nothing. Reading verifies the digest and raises
+CorruptBlob if it does not match the key. Digests are computed and checked here for all stores.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from aflow.errors import CorruptBlob
 from aflow.storage import codecs
 from aflow.storage.base import Buffer, ObjectStore, Put
 
-# Which parts of this process's memory are mapped blobs, and whether anybody wrote to them.
+# The parts of this process's memory that are mapped blobs, and whether they were written to.
 #
-# A large array comes back as a private copy-on-write mapping of its blob. If the step then leaves
-# the same array, its key is known: nothing was changed as long as the kernel had to copy no page.
-# /proc/self/smaps says so: a page of a private mapping that was written to is counted as
-# `Anonymous` (or `Swap`), one that was only read is not. Where there is no such file, every
-# mapping counts as written to, and the bytes are hashed again.
+# A large array is loaded as a private copy-on-write mapping of its blob. If the step then stores
+# the same array, its key is known: nothing was modified if the kernel has not copied any page.
+# /proc/self/smaps shows this: a page of a private mapping that was written to is counted as
+# `Anonymous` (or `Swap`), a page that was only read is not. If there is no such file, every mapping
+# counts as written to, and the bytes are hashed again.
 
 
 class Mappings:
-    """The mapped blobs that are still alive."""
+    """The mapped blobs of this process, by address, as long as their mappings are open."""
 
     def __init__(self) -> None:
         self._at: dict[int, tuple[int, str, weakref.ref[mmap.mmap]]] = {}
 
     def remember(self, view: memoryview, key: str) -> None:
-        """`view` is the bytes of blob `key` as long as nobody writes to it. Views of anything but a
-        mapping are ignored.
+        """Record that the view is a mapping of this blob. Views of anything but a mapping are
+        ignored.
 
         Args:
-            view: The whole mapping of the blob.
+            view: The bytes of the whole blob.
             key: The key of the blob: the blake3 of its bytes in hex.
         """
         if isinstance(view.obj, mmap.mmap):
@@ -55,10 +55,11 @@ class Mappings:
             self._at[_address(view)] = (view.nbytes, key, weakref.ref(view.obj))
 
     def key_of(self, view: memoryview) -> str | None:
-        """Return the blob that exactly these bytes of memory are mapped from and still equal.
+        """Return the key of the blob that exactly this memory is an unmodified mapping of; None if
+        there is none.
 
         Args:
-            view: The memory of a buffer that is to be stored.
+            view: The memory of a buffer that will be stored.
         """
         if not self._at or view.readonly or not view.nbytes:
             return None
@@ -73,7 +74,7 @@ class Mappings:
 
 
 def _address(view: memoryview) -> int:
-    import ctypes  # 15 ms, for those alone who map large arrays
+    import ctypes  # lazy: takes 15 ms, and only large mapped arrays need it
 
     return ctypes.addressof(ctypes.c_char.from_buffer(view.cast("B")))
 
@@ -91,7 +92,7 @@ def _was_written(address: int, size: int) -> bool:
     return not found
 
 
-# From here on a mapped blob is handed out before it is verified, and is never compressed.
+# Bytes from which a blob can stay uncompressed and is returned as a mapping before verification.
 MAP_UNVERIFIED_FROM = 64 << 20
 
 _FOOTER = struct.Struct("<4sB3xQ")
@@ -109,22 +110,20 @@ def blob_name(key: str) -> str:
         key: The key of the blob: the blake3 of its bytes in hex.
 
     Raises:
-        InvalidName: For what is not a key.
+        InvalidName: If the key is malformed.
     """
     blob_key(key)
     return f"blobs/{key[:2]}/{key[2:]}"
 
 
 def digest_of(parts: Iterable[Buffer], size: int = 0) -> BlobKey:
-    """Return the key of the parts, one after the other. If they come to `size` bytes of 1 MiB and
-    more, many threads hash them.
+    """Return the key of the concatenated parts. From 1 MiB on, several threads hash them.
 
     Args:
-        parts: The bytes, in parts, one after the other.
-        size: How many bytes the parts come to; 0 where that is not known, which hashes in one
-            thread.
+        parts: The bytes, in consecutive parts.
+        size: The total size of the parts in bytes; 0 if unknown, which hashes in one thread.
     """
-    import blake3  # when the first value is large enough to become a blob
+    import blake3  # lazy: values that stay inline do not need it
 
     state = blake3.blake3(max_threads=blake3.blake3.AUTO if _may_use_threads(size) else 1)
     for part in parts:
@@ -133,8 +132,8 @@ def digest_of(parts: Iterable[Buffer], size: int = 0) -> BlobKey:
 
 
 def _may_use_threads(size: int) -> bool:
-    """Threads do not survive a fork, but blake3 would wait for those of the parent for ever: who
-    was forked from a process that used them hashes alone."""
+    """Return whether blake3 may use threads. It must not in a fork of a process that used them:
+    threads do not survive a fork, but blake3 would wait for those of the parent forever."""
     global _threads_of
     if size < _THREADS_FROM:
         return False
@@ -144,7 +143,7 @@ def _may_use_threads(size: int) -> bool:
 
 
 class BlobStore:
-    """Content-addressed blobs in an object store; safe from many threads at once."""
+    """Content-addressed blobs in an object store. Thread-safe."""
 
     def __init__(self, store: ObjectStore, durable: bool = False) -> None:
         self.store = store
@@ -152,62 +151,59 @@ class BlobStore:
         self._mappings = Mappings()
 
     def batch(self) -> BlobBatch:
-        """Return the same store, for blobs that are put together: they are stored when the context
-        of this has ended."""
+        """Return a context manager of this store for putting several blobs: they are stored when
+        the context exits."""
         return BlobBatch(self)
 
     def put(self, *parts: Buffer, mappable: bool = False) -> BlobKey:
-        """Store the parts, one after the other, as one blob.
+        """Store the concatenated parts as one blob, unless the blob exists already.
 
-        Nothing is written if it exists already. `mappable` keeps blobs of 64 MiB and more raw; all
-        others are compressed where it pays.
+        The bytes are compressed if that saves enough.
 
         Args:
-            *parts: The bytes, in parts, one after the other.
+            *parts: The bytes, in consecutive parts.
             mappable: Whether blobs of 64 MiB and more stay raw, so that they can be mapped.
 
         Returns:
-            Its key.
+            The key of the blob.
         """
         keep_raw = mappable and sum(map(_size, parts)) >= MAP_UNVERIFIED_FROM
         return self._put([memoryview(part).cast("B") for part in parts], keep_raw)
 
     def put_raw(self, *parts: Buffer) -> BlobKey:
-        """Store the parts as one blob that is never compressed: `get_range` can read it.
+        """Store the concatenated parts as one blob without compression, for use with `get_range`.
 
         Args:
-            *parts: The bytes, in parts, one after the other.
+            *parts: The bytes, in consecutive parts.
 
         Returns:
-            The key.
+            The key of the blob.
         """
         return self._put([memoryview(part).cast("B") for part in parts], True)
 
     def get(self, key: str, size: int | None = None) -> Buffer:
         """Return the raw bytes of a blob, verified.
 
-        `size` is what they should come to, where that is known: then a damaged or malicious object
-        cannot make this unpack more.
-
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
-            size: How many bytes it has uncompressed; None where that is not known.
+            size: The expected uncompressed size in bytes, or None if unknown. It prevents a damaged
+                or malicious object from being decompressed to more.
 
         Raises:
-            CorruptBlob: The bytes are not those that the key names.
-            ObjectNotFound: The datastore has no object of this name.
+            CorruptBlob: If the bytes do not match the key or the size.
+            ObjectNotFound: If the datastore has no such object.
         """
         return self._verified(key, *self._open(key, size))
 
     def map(self, key: str, size: int | None = None) -> tuple[Buffer, bool]:
         """Return the raw bytes of a blob, and whether they have been verified.
 
-        What a store gives as a mapping of 64 MiB or more is given at once, unverified: the caller
-        calls `verify` before it relies on what it computed.
+        A mapping of 64 MiB or more is returned unverified: the caller must call `verify` before it
+        relies on results that were computed from it.
 
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
-            size: How many bytes it has uncompressed; None where that is not known.
+            size: The expected uncompressed size in bytes, or None if unknown.
         """
         body, codec, raw_size = self._open(key, size)
         if codec == _RAW and raw_size >= MAP_UNVERIFIED_FROM and isinstance(body.obj, mmap.mmap):
@@ -216,16 +212,16 @@ class BlobStore:
         return self._verified(key, body, codec, raw_size), True
 
     def verify(self, key: str, size: int) -> None:
-        """Read again, a piece at a time, what `map` gave unverified. Mapping it once more would
-        count as memory of this process.
+        """Verify a blob that `map` returned unverified, by reading it in chunks: a second mapping
+        would count as memory of this process.
 
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
-            size: How many bytes the blob has.
+            size: The size of the blob in bytes.
 
         Raises:
-            CorruptBlob: The bytes are not those that the key names.
-            ObjectNotFound: The datastore has no object of this name.
+            CorruptBlob: If the bytes do not match the key.
+            ObjectNotFound: If the datastore has no such object.
         """
         name = blob_name(key)
         pieces = range(0, size, _VERIFIED_AT_ONCE)
@@ -236,27 +232,27 @@ class BlobStore:
             raise self._corrupt(key, "its digest is another")
 
     def get_range(self, key: str, start: int, length: int) -> Buffer:
-        """Return some bytes of a blob that `put_raw` stored, not verified: a caller that needs
-        parts alone keeps checksums of its own.
+        """Return a range of a blob that `put_raw` stored. It is not verified: the caller must have
+        a checksum of the range.
 
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
-            start: The position of the first byte.
-            length: How many bytes; fewer come back past the end of the object.
+            start: The offset of the first byte.
+            length: The number of bytes; fewer are returned at the end of the object.
         """
         return self.store.get(blob_name(key), start, length)
 
     def checked_part(self, pack: str, data: Buffer, key: str, size: int) -> Buffer:
-        """Return raw bytes that are a part of a larger blob, after a check of their digest.
+        """Return the raw bytes of a part of a larger blob, after verifying their digest.
 
         Args:
-            pack: The key of the blob that it is a part of.
-            data: The part: as it is, or as one zstd frame.
-            key: The key of the blob: the blake3 of its bytes in hex.
-            size: How many raw bytes there are.
+            pack: The key of the larger blob.
+            data: The part, raw or as one zstd frame.
+            key: The blake3 of the raw bytes of the part, in hex.
+            size: The number of raw bytes.
 
         Raises:
-            CorruptBlob: The digest is another one.
+            CorruptBlob: If the digest does not match.
         """
         raw = memoryview(data)
         if raw.nbytes != size:
@@ -266,7 +262,7 @@ class BlobStore:
         return raw
 
     def has(self, key: str) -> bool:
-        """Return whether the blob is there.
+        """Return whether the blob exists.
 
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
@@ -274,8 +270,8 @@ class BlobStore:
         return self.store.size(blob_name(key)) is not None
 
     def claim(self, key: str) -> bool:
-        """Return whether the blob is there; if it is, it is not removed before somebody has had the
-        time to commit a manifest that refers to it.
+        """Return whether the blob exists, and touch it, so that `gc` does not remove it before the
+        caller commits a manifest that refers to it.
 
         Args:
             key: The key of the blob: the blake3 of its bytes in hex.
@@ -283,10 +279,11 @@ class BlobStore:
         return self.store.touch(blob_name(key))
 
     def key_of_mapped(self, buffer: memoryview) -> str | None:
-        """Return the key of a buffer that was mapped from a blob and not written to since.
+        """Return the key of the blob that a buffer is an unmodified mapping of; None if there is
+        none.
 
         Args:
-            buffer: The memory of a buffer that is to be stored.
+            buffer: The memory of a buffer that will be stored.
         """
         return self._mappings.key_of(buffer)
 
@@ -298,7 +295,7 @@ class BlobStore:
             return BlobKey(known)
         size = sum(map(_size, parts))
         key = digest_of(parts, size)
-        # What is there is touched, so that nobody removes it before a manifest refers to it.
+        # An existing blob is touched, so that `gc` keeps it until a manifest refers to it.
         if not self._claimed(key, size, raw):
             body: Sequence[Buffer] = parts
             codec = _RAW if raw or not codecs.pays(parts, size) else _ZSTD
@@ -315,7 +312,7 @@ class BlobStore:
         self.store.put(blob_name(key), parts, durable=self.durable)
 
     def _is_there(self, key: str, size: int, raw: bool) -> bool:
-        """Whether the blob is stored whole; a cut off one is written again, and so healed."""
+        """Return whether the blob is stored completely. A truncated blob is written again."""
         name = blob_name(key)
         stored = self.store.size(name)
         if stored is None or stored < _FOOTER.size:
@@ -328,7 +325,7 @@ class BlobStore:
         return magic == _MAGIC and raw_size == size and codec == _ZSTD and not raw
 
     def _open(self, key: str, size: int | None) -> tuple[memoryview, int, int]:
-        """The body of a blob's object, its codec and its raw size."""
+        """Return the body of a blob's object, its codec and its raw size."""
         data = memoryview(self.store.get(blob_name(key)))
         if data.nbytes < _FOOTER.size:
             raise self._corrupt(key, "it is cut off")
@@ -362,8 +359,8 @@ class BlobStore:
 
 
 class BlobBatch(BlobStore):
-    """Blobs that are put by one thread, for less than one after the other. Nothing is done for what
-    puts none."""
+    """A store for putting several blobs in one thread at a lower cost than one by one. The batch of
+    the object store is opened by the first blob that has to be written."""
 
     def __init__(self, blobs: BlobStore) -> None:
         self.store = blobs.store

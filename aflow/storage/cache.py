@@ -1,9 +1,9 @@
-"""A store with copies of its blobs on a disk of this machine.
+"""A wrapper of an object store that caches blobs on a local disk.
 
-Blobs never change, so a copy is as good as the original for as long as it is there. The copies are
-bounded in bytes: when they are too many, those go that were not read for the longest time. Several
-processes may share the folder. A copy has a checksum after it, and one that is damaged is fetched
-again. Large ones are not copied: they would push all others out.
+Blobs never change, so a cached copy never becomes stale. The size of the cache is limited: the
+least recently used copies are evicted. Several processes may share the folder. Each copy ends with
+a checksum, and a damaged copy is fetched again. Large blobs are not cached: they would evict all
+others.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from pathlib import Path
 from aflow._core.private_folders import read_regular
 from aflow.storage.base import Buffer, ObjectStore, Put, check_name
 
-LARGEST = 64 << 20  # bytes of a blob that is copied
+LARGEST = 64 << 20  # bytes of the largest blob that is cached
 _PREFIX = "blobs/"
 _CHECK = struct.Struct("<4sIQ")
 _MAGIC = b"AFC1"
-_LOOK_AFTER = 16  # the folder is looked through when this share of the limit was added
+_LOOK_AFTER = 16  # the folder is scanned each time 1/16 of the limit was added
 
 
 class CachedStore:
-    """Wraps a store; `limit` is how many bytes of copies are kept in the folder."""
+    """Wraps a store and caches up to `limit` bytes of blobs in a folder."""
 
     def __init__(self, store: ObjectStore, folder: Path, limit: int) -> None:
         self._store = store
         self._folder = folder
         self._limit = limit
-        self._added = limit  # so that the first one looks
+        self._added = limit  # so that the first copy scans the folder
 
     @property
     def url(self) -> str:
-        """Where the store is."""
+        """The URL of the store."""
         return self._store.url
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
-        """Write an object, and keep a copy of a blob: its next reader may be on this machine."""
+        """Write an object, and cache it if it is a blob: its reader may be on this machine."""
         self._store.put(name, parts, durable=durable)
         self._keep(name, parts)
 
     @contextmanager
     def batch(self, *, durable: bool = False) -> Iterator[Put]:
-        """Put several objects, and keep copies of blobs; see the port."""
+        """Put several objects, and cache those that are blobs; see the port."""
         with self._store.batch(durable=durable) as put:
 
             def put_and_keep(name: str, parts: Sequence[Buffer]) -> None:
@@ -57,11 +57,11 @@ class CachedStore:
             yield put_and_keep
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
-        """Write an object where none is; see the port."""
+        """Write an object unless it exists; see the port."""
         return self._store.put_if_absent(name, parts, durable=durable)
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
-        """Read an object, or the copy of it; see the port."""
+        """Read an object, or its cached copy; see the port."""
         copy = self._copy(name)
         if copy is not None:
             return copy[start:] if length is None else copy[start : start + length]
@@ -71,31 +71,31 @@ class CachedStore:
         return data
 
     def size(self, name: str) -> int | None:
-        """How many bytes the object has in the store; see the port."""
+        """Return the size of the object in the store; see the port."""
         return self._store.size(name)
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names that begin with `prefix`; see the port."""
+        """Return the names that begin with `prefix`; see the port."""
         return self._store.list(prefix)
 
     def delete(self, name: str) -> None:
-        """Remove an object, and the copy of it; see the port."""
+        """Remove an object and its cached copy; see the port."""
         self._store.delete(name)
         self._forget(name)
 
     def touch(self, name: str) -> bool:
-        """Say that an object is wanted; see the port."""
+        """Set the object's time of last use to now; see the port."""
         return self._store.touch(name)
 
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
-        """Remove an object that nobody wants; see the port."""
+        """Remove an unused object and its cached copy; see the port."""
         size = self._store.remove_untouched(name, since, dry_run=dry_run)
         if size is not None and not dry_run:
             self._forget(name)
         return size
 
     def sweep(self, older_than_s: float, now: float) -> int:
-        """Remove what dead writers have left; see the port."""
+        """Remove leftovers of killed writers; see the port."""
         return self._store.sweep(older_than_s, now)
 
     # ------------------------------------------------------------------ copies
@@ -113,12 +113,12 @@ class CachedStore:
             if _CHECK.unpack(data[-_CHECK.size :]) != (_MAGIC, zlib.crc32(body), body.nbytes):
                 raise struct.error
             os.utime(path)
-        except (OSError, struct.error):  # there is none, or it is damaged: it is fetched again
+        except (OSError, struct.error):  # missing or damaged: the blob is fetched again
             return None
         return body
 
     def _keep(self, name: str, parts: Sequence[Buffer]) -> None:
-        """Keep a copy; where that cannot be, the store is read the next time, too."""
+        """Cache a blob. If that fails, the next read goes to the store again."""
         size = sum(memoryview(part).nbytes for part in parts)
         if not name.startswith(_PREFIX) or size > min(LARGEST, self._limit):
             return
@@ -134,7 +134,7 @@ class CachedStore:
                     file.write(part)
                 file.write(_CHECK.pack(_MAGIC, check, size))
             os.replace(made, path)
-        except OSError:  # the disk is full, or the folder not ours: it is only a copy
+        except OSError:  # for example a full disk or missing permissions: the cache is optional
             return
 
     def _forget(self, name: str) -> None:
@@ -158,6 +158,6 @@ class CachedStore:
         for path in self._folder.glob("blobs/*/*"):
             try:
                 found = path.stat()
-            except OSError:  # another process has just removed it
+            except OSError:  # another process has just evicted it
                 continue
             yield found.st_mtime, found.st_size, path

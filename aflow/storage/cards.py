@@ -1,4 +1,4 @@
-"""Where cards are kept: one object each, beside the logs of the run."""
+"""The storage of cards: one object per card, in the datastore of the run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _NAME = re.compile(r"(\d+)-(.+)-([^-]*)-([^-]*)\.html")  # the name of a type ma
 
 
 class StoredCard(NamedTuple):
-    """One card: its place among those of the step, type, id, a hash of its content, and the
-    object's name."""
+    """One card: its number among the cards of the step, its type, its id, the hash of its content,
+    and the name of its object."""
 
     number: int
     type: str
@@ -28,7 +28,7 @@ class StoredCard(NamedTuple):
 
 
 def prefix(flow: str, run: str, *task: int | str) -> str:
-    """Return what the names of the cards of a task, or of all tasks of a run, begin with.
+    """Return the prefix of the object names of a task's cards, or of all cards of a run.
 
     Args:
         flow: The name of the flow.
@@ -47,20 +47,20 @@ def put(
     html: str,
     update: Any = None,
 ) -> str:
-    """Keep a card, in place of what was kept under its number. `update` is what pages that are open
-    need to know, as values for JSON.
+    """Store a card; it replaces the card that has the same number.
 
     Args:
         store: The datastore.
-        folder: The folder of the task's cards in the datastore.
+        folder: The prefix of the names of the task's cards, as `prefix` returns it.
         number: The number of the card in its step.
-        type: The type of card, which the name of its file has.
+        type: The type of the card, which becomes part of the object's name.
         id: The id of the card; None for none.
         html: The page.
-        update: The data of an update while the step runs; None for a whole page.
+        update: JSON data with which open pages update themselves while the step runs; None if the
+            card was not refreshed.
 
     Returns:
-        The hash of its content.
+        The hash of the card's content.
     """
     if update is not None:
         store.put(_data_name(folder, number), [json.dumps(update, default=str).encode()])
@@ -76,7 +76,7 @@ def put(
 
 
 def data_of(store: ObjectStore, card: StoredCard) -> Any:
-    """Return the latest data of a card that was refreshed; None of one that was not.
+    """Return the latest data of a refreshed card; None if the card was not refreshed.
 
     Args:
         store: The datastore.
@@ -94,15 +94,15 @@ def _data_name(folder: str, number: int) -> str:
 
 
 def listed(store: ObjectStore, folder: str) -> list[StoredCard]:
-    """Return the cards in a folder: those of a task in the order of their decorators.
+    """Return the cards in a folder; the cards of a task are in the order of their decorators.
 
     Args:
         store: The datastore.
-        folder: What the names of the cards begin with: `prefix` of a task, or of a whole run.
+        folder: The prefix of the object names: `prefix` of a task, or of a whole run.
     """
     found = []
     for name in store.list(folder):
         card = _NAME.fullmatch(name.rpartition("/")[2])
-        if card is not None:  # else the data of a card that was refreshed, or none of ours
+        if card is not None:  # otherwise the data of a refreshed card, or a foreign object
             found.append(StoredCard(int(card[1]), card[2], card[3], card[4], name))
     return sorted(found)

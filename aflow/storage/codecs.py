@@ -1,9 +1,9 @@
-"""Values to bytes and back: pickle protocol 5, large buffers beside the pickle.
+"""Serialize and deserialize values: pickle protocol 5 with large buffers out of band.
 
-Plain pickle comes first: it keeps classes by name, so that what a later step loads is an instance
-of the class that it knows. What plain pickle cannot store (lambdas, local functions and classes)
-goes through cloudpickle, which keeps the code itself. Values that neither can store end in
-ArtifactNotPicklable, with the path to the part at fault.
+Plain pickle is tried first: it stores classes by name, so that a later step loads an instance of
+the class that it has imported. Values that plain pickle cannot store (lambdas, local functions and
+classes) are stored by cloudpickle, which includes their code. If both fail, ArtifactNotPicklable is
+raised with the path to the part that cannot be pickled.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from aflow.storage.base import Buffer
 from aflow.storage.names import Names, is_found_in_main
 from aflow.storage.previews import short_repr
 
-# Which part of a value cannot be pickled, said so that a person finds it.
+# Locating the part of a value that cannot be pickled.
 #
-# The pickler says which object it stumbled over; the way there is found by walking the value's
-# containers and attributes, breadth first, so that the shortest path is named.
+# The pickler remembers the object at which it failed. The path to it is found by a breadth-first
+# search through the value's containers and attributes, which yields the shortest path.
 
 
 _MAX_VISITED = 100_000
@@ -34,13 +34,13 @@ _MAX_TEXT = 200
 
 
 def describe_unpicklable(root: str, value: object, part: object, error: BaseException) -> str:
-    """Return what is at fault, where it is in the value, and what to do about it.
+    """Return a message with the path and type of the unpicklable part, the error, and a remedy.
 
     Args:
-        root: How the path to a part begins: the name of the artifact.
-        value: The value that was to be pickled.
-        part: The part that cannot be pickled.
-        error: What pickling the value has raised.
+        root: The beginning of the path to the part: the name of the artifact.
+        value: The value that could not be pickled.
+        part: The part of it that cannot be pickled.
+        error: The exception that pickling the value raised.
     """
     kind = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
     path = find_path(root, value, part)
@@ -49,11 +49,11 @@ def describe_unpicklable(root: str, value: object, part: object, error: BaseExce
 
 
 def find_path(root: str, value: object, target: object) -> str | None:
-    """Return how Python code would write the way from `value` to `target`; None if it is not found
-    among the first 100,000 parts, or made by the value's own pickling code.
+    """Return the path from `value` to `target` as a Python expression; None if `target` is not
+    among the first 100,000 parts, or was created by the value's own pickling code.
 
     Args:
-        root: How the path to a part begins: the name of the artifact.
+        root: The beginning of the path: the name of the artifact.
         value: The value whose parts are searched, breadth first.
         target: The part to find, by identity.
     """
@@ -71,10 +71,10 @@ def find_path(root: str, value: object, target: object) -> str | None:
 
 
 def safe_text(error: BaseException) -> str:
-    """Return the text of an exception in one line of at most 200 characters; never raises.
+    """Return the message of an exception as one line of at most 200 characters; never raises.
 
     Args:
-        error: Any exception; one whose `__str__` raises, too.
+        error: Any exception, even one whose `__str__` raises.
     """
     try:
         text = " ".join(str(error).split()).rstrip(".")
@@ -84,7 +84,7 @@ def safe_text(error: BaseException) -> str:
 
 
 def _children(value: Any) -> Iterator[tuple[str, object]]:
-    kind = type(value)  # isinstance would ask the value itself, which may raise
+    kind = type(value)  # isinstance would read the value's __class__, which may raise
     if issubclass(kind, str | bytes | bytearray | int | float | type):
         return
     if issubclass(kind, dict):
@@ -141,16 +141,16 @@ def _advice(unpicklable: object) -> str:
 
 
 PROTOCOL = 5
-OUT_OF_BAND_FROM = 64 << 10  # smaller buffers are not worth an object of their own
-MAX_BUFFERS = 1024  # a list of a million arrays becomes one blob, not a million
+OUT_OF_BAND_FROM = 64 << 10  # smaller buffers are not worth a separate object
+MAX_BUFFERS = 1024  # a list of a million arrays does not become a million blobs
 
 _SHORT = 1024
-_OF_NUMPY_2 = "numpy._core"  # the name there of numpy.core, which each pickled array has in it
+_OF_NUMPY_2 = "numpy._core"  # numpy 2's name of numpy.core, which pickles of arrays refer to
 _SCALARS = frozenset({int, float, bool, complex, type(None)})
 
 
 class Pickled(NamedTuple):
-    """A value as bytes. `parts` are the pickle, in pieces; `size` is that of the pickle alone."""
+    """A value as bytes. `parts` are the pickle; `size` is the pickle's size without the buffers."""
 
     parts: Sequence[Buffer]
     size: int
@@ -158,23 +158,23 @@ class Pickled(NamedTuple):
 
 
 class _Sink(list[Any]):
-    """A file to pickle to that keeps what it is given: a large bytes object is not copied."""
+    """A file for the pickler that keeps the written objects: large bytes are not copied."""
 
     write = list.append
 
 
 def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAND_FROM) -> Pickled:
-    """Return the value as bytes, with buffers of `out_of_band_from` bytes and more beside them.
+    """Return the pickle of a value and its out-of-band buffers.
 
-    The parts and buffers may be the value's own memory: use them before it changes. Raises
-    ArtifactNotPicklable: `what` is how its sentence calls the value ("Artifact 'x'"), `root` how
-    its path to the part at fault begins ("x").
+    The parts and buffers may be the value's own memory: use them before the value changes. If the
+    value cannot be pickled, ArtifactNotPicklable is raised with the path to the part of it that
+    cannot.
 
     Args:
-        what: How errors call the value, as `Artifact 'x'`.
-        root: How the path to a part begins: the name of the artifact.
+        what: The name of the value in errors, such as `Artifact 'x'`.
+        root: The beginning of the path in errors: the name of the artifact.
         value: The value, of any type.
-        out_of_band_from: The size in bytes from which buffers are kept apart.
+        out_of_band_from: The size in bytes from which buffers are out of band.
     """
     if type(value) in _SCALARS or (type(value) is str and len(value) < _SHORT):
         data = pickle.dumps(value, PROTOCOL)
@@ -183,25 +183,25 @@ def dump(what: str, root: str, value: object, out_of_band_from: int = OUT_OF_BAN
         return _dump(pickle.Pickler, value, out_of_band_from)
     except (MemoryError, RecursionError) as error:
         raise _too_large_or_deep(what, error) from error
-    except Exception:  # noqa: BLE001 -- the value's own code; the next line raises it again
+    except Exception:  # noqa: BLE001 -- the value's own code; the next line raises if it fails too
         return _dump_by_value(what, root, value, out_of_band_from)
 
 
 def load(
     what: str, data: Buffer, buffers: Sequence[Buffer] = (), names: Names | None = None
 ) -> Any:
-    """Return the value of a pickle and its buffers; `names` finds what it names, where this program
-    may not be the one that has stored it.
+    """Return the value of a pickle and its buffers.
 
     Args:
-        what: How errors call the value, as `Artifact 'x'`.
+        what: The name of the value in errors, such as `Artifact 'x'`.
         data: The pickle, of any protocol.
         buffers: The out-of-band buffers of the pickle, in order.
-        names: Finds the classes that the pickle names, where this program is not the one that has
-            stored it; None for Python's own way.
+        names: Finds classes that the pickle refers to, if another program stored it; None for
+            Python's import system alone.
 
     Raises:
-        ArtifactNotLoadable: It names `what`.
+        ArtifactNotLoadable: If the value cannot be unpickled, for example because a module is
+            missing.
     """
     try:
         try:
@@ -211,7 +211,7 @@ def load(
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith(_OF_NUMPY_2):
                 raise
-            return _Unpickler(names, data, buffers).load()  # in an environment with numpy 1
+            return _Unpickler(names, data, buffers).load()  # this environment has numpy 1
     except ModuleNotFoundError as error:
         raise ArtifactNotLoadable(
             f"{what} needs the module {error.name!r}, which is not installed here: install it, "
@@ -225,13 +225,13 @@ def _load_with(names: Names, data: Buffer, buffers: Sequence[Buffer]) -> Any:
     if not names.concern(data):
         try:
             return pickle.loads(data, buffers=buffers)
-        except (ImportError, AttributeError):  # the code of the run may have it
+        except (ImportError, AttributeError):  # the run's code package may have the class
             pass
     return _Unpickler(names, data, buffers).load()
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds classes and functions with the help of `names`, and those of arrays in any numpy."""
+    """Finds classes and functions through `names`, and numpy's in both numpy 1 and 2."""
 
     def __init__(self, names: Names | None, data: Buffer, buffers: Sequence[Buffer]) -> None:
         super().__init__(io.BytesIO(data), buffers=buffers)
@@ -258,7 +258,7 @@ def _dump(pickler: Callable[..., pickle.Pickler], value: object, out_of_band_fro
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
             raw = buffer.raw()
-        except BufferError:  # in strides: pickle itself says what is wrong with it
+        except BufferError:  # not contiguous: pickle raises the error for it
             return True
         if raw.nbytes < out_of_band_from or len(buffers) >= MAX_BUFFERS:
             return True
@@ -284,8 +284,9 @@ def _dump_by_value(what: str, root: str, value: object, out_of_band_from: int) -
 
 
 def _tracking_pickler() -> Any:
-    """A class of cloudpickle's pickler that remembers, as `last`, which object it came to."""
-    import cloudpickle  # 40 ms, for those alone who need it
+    """Return a new class of cloudpickle pickler whose attribute `last` is the latest object that it
+    has visited."""
+    import cloudpickle  # lazy: takes 40 ms, and few values need it
 
     class Tracking(cloudpickle.Pickler):  # type: ignore[misc]
         last: object = None
@@ -293,10 +294,10 @@ def _tracking_pickler() -> Any:
         def reducer_override(self, obj: Any) -> Any:
             Tracking.last = obj
             if issubclass(type(obj), io.IOBase):
-                # cloudpickle would read the file and store a copy of the text instead.
+                # cloudpickle would read the file and store its content.
                 raise pickle.PicklingError(f"cannot pickle {type(obj).__name__!r} object")
             if is_found_in_main(obj):
-                return NotImplemented  # by name: cloudpickle would store a copy of the class
+                return NotImplemented  # pickle by name; cloudpickle would store the class itself
             return super().reducer_override(obj)
 
     return Tracking
@@ -324,25 +325,25 @@ def _why_not_loadable(what: str, error: Exception) -> str:
     return sentence
 
 
-# zstd where it pays: a sample decides. And gzip, in which Metaflow has stored values.
+# Compression: zstd if a sample shrinks enough, and gzip for values that Metaflow stored.
 #
-# Level 1, because blobs are written once, by a task that somebody waits for. zstandard is imported
-# when a blob is first large enough to be worth it.
+# Level 1, because the task that writes a blob has to wait for the compression. zstandard is
+# imported only when a blob is large enough to be compressed.
 
 
-MIN_SIZE = 16 << 10  # below, a file takes about as much of a disk either way
+MIN_SIZE = 16 << 10  # compressing smaller files would save hardly any disk space
 _SAMPLE = 32 << 10
 _LEVEL = 1
-_MIN_WIN = 0.8  # floats of measurements come to 0.9 or more, text and counts to 0.5 or less
+_MIN_WIN = 0.8  # measured floats compress to 0.9 or more of their size, text to 0.5 or less
 _THREADS_FROM = 8 << 20
 
 
 def pays(parts: Sequence[memoryview], size: int) -> bool:
-    """Return whether the bytes would shrink by a fifth, judged by 64 KiB of them.
+    """Return whether compression saves a fifth or more, estimated from a sample of 64 KiB.
 
     Args:
-        parts: The bytes, in parts, one after the other.
-        size: How many bytes the parts come to.
+        parts: The bytes, in consecutive parts.
+        size: The total size of the parts in bytes.
     """
     if size < MIN_SIZE:
         return False
@@ -353,11 +354,11 @@ def pays(parts: Sequence[memoryview], size: int) -> bool:
 
 
 def compress(parts: Sequence[memoryview], size: int) -> list[bytes]:
-    """Return the bytes as one zstd frame, in pieces.
+    """Return the bytes as one zstd frame, in consecutive parts.
 
     Args:
-        parts: The bytes, in parts, one after the other.
-        size: How many bytes the parts come to.
+        parts: The bytes, in consecutive parts.
+        size: The total size of the parts in bytes.
     """
     import zstandard
 
@@ -368,15 +369,14 @@ def compress(parts: Sequence[memoryview], size: int) -> list[bytes]:
 
 
 def decompress(data: Buffer, size: int) -> bytearray:
-    """Return the bytes that were compressed. Never more than `size` of them are made, whatever the
-    data claims.
+    """Return the decompressed bytes. At most `size` bytes of memory are used for them.
 
     Args:
-        data: The compressed bytes, which are not trusted.
-        size: How many bytes the data must come to.
+        data: The compressed bytes, which are untrusted.
+        size: The expected size of the decompressed bytes.
 
     Raises:
-        ValueError: They are not exactly `size` bytes, or no zstd frame.
+        ValueError: If the data is not a zstd frame, or does not decompress to `size` bytes.
     """
     import zstandard
 
@@ -404,15 +404,15 @@ def _slice(parts: Sequence[memoryview], start: int, length: int) -> bytes:
 
 
 def gunzipped(data: Buffer, where: str, largest: int | None = None) -> bytes:
-    """Return the bytes of a gzip file, or those that are none as they are.
+    """Return the content of a gzip file. Data that is not gzip is returned unchanged.
 
     Args:
-        data: A gzip file, or anything else.
-        where: The place of the data, for the error.
-        largest: How many bytes it may hold at most; None for no limit.
+        data: A gzip file, or any other bytes.
+        where: The location of the data, for errors.
+        largest: The maximum size of the content in bytes; None for no limit.
 
     Raises:
-        CorruptBlob: It names `where`, for what is damaged or holds more than `largest` bytes.
+        CorruptBlob: If the gzip file is damaged, or its content exceeds `largest` bytes.
     """
     if bytes(data[:2]) != b"\x1f\x8b":
         return bytes(data)

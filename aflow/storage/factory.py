@@ -1,5 +1,5 @@
-"""Which URL means which object store. A backend is imported when a URL asks for it (see
-aflow/_core/lazy.py), since some need a package of an extra.
+"""Open the object store of a URL. A backend is imported only when a URL needs it (see
+aflow/_core/lazy.py), since some backends need packages of an extra.
 
 file:///path/.aflow     storage.local
 s3://bucket/prefix      storage.s3, with copies of blobs on disk (cache.py) and retries (retry.py)
@@ -27,7 +27,7 @@ def open_store(url: str) -> ObjectStore:
         url: `file:///folder`, `memory:` or `s3://bucket/prefix`.
 
     Raises:
-        InvalidSetting: The URL is of another kind, or cannot be used.
+        InvalidSetting: If the scheme is unknown or the URL is invalid.
     """
     scheme = url.partition(":")[0]
     if scheme == "file":
@@ -47,30 +47,30 @@ def open_store(url: str) -> ObjectStore:
 
 
 def open_recorded_store(url: str) -> ObjectStore:
-    """Return the object store that the record of a run names; see `open_store`. The S3 endpoint
-    that is set here counts, not the one at which the run's writer has reached it.
+    """Return the object store of the URL in a run's record; see `open_store`. For S3, the endpoint
+    of this process's settings is used instead of the recorded one.
 
     Args:
-        url: The URL in the run's settings.
+        url: The URL in the run's record.
     """
     return open_store(as_reached_here(url, Settings.load()) if url.startswith("s3:") else url)
 
 
 def store_to_copy(url: str) -> ObjectStore | None:
-    """Return the object store at `url`, which a record of a run names, for a service that copies
-    artifacts of the run for Metaflow's client; None for one that the service does not write to.
+    """Return the object store of the URL in a run's record, for a service that copies the run's
+    artifacts for Metaflow's client; None if the service must not write to it.
 
-    Everybody with access can write a record: so a folder has to exist and to belong to the user of
-    this program, and a bucket to be the one of this program's settings.
+    Every user of the service can write a record. Therefore a folder must exist and belong to the
+    user of this process, and a bucket must be the one in this process's settings.
 
     Args:
-        url: The URL in the run's settings, which is not trusted.
+        url: The URL in the run's record, which is untrusted.
     """
     scheme = url.partition(":")[0]
     if scheme == "file":
         try:
             status = path_at(url).stat()
-        except (OSError, InvalidSetting):  # it is on another machine
+        except (OSError, InvalidSetting):  # the folder is on another machine
             return None
         return open_store(url) if status.st_uid == os.geteuid() else None
     ours = Settings.load().storage_url
@@ -80,5 +80,5 @@ def store_to_copy(url: str) -> ObjectStore | None:
 
 
 def _folder_name(url: str) -> str:
-    """A name that differs for different URLs."""
+    """Return the name of the cache folder for a URL."""
     return "".join(each if each.isalnum() else "-" for each in url)[-100:]

@@ -1,9 +1,9 @@
-"""The identity of a value by its content: the same in every process, whatever the order in which
-its sets happen to be, and whichever of its parts happen to be one object.
+"""Content digests of values that are equal in every process, independent of the order of sets and
+of which equal parts are the same object.
 
-What a value consists of is what it would tell pickle (`__reduce_ex__`), part by part; nothing is
-compared by its `repr`, which may hide what it is or show where it lies. The digest of a container
-is made of the digests of its parts, so that it makes no difference whether equal parts are shared.
+The parts of a value are those that it gives to pickle (`__reduce_ex__`), recursively. The `repr` of
+objects is not used, since it may omit content or contain a memory address. The digest of a
+container is computed from the digests of its parts, so that sharing of equal parts does not matter.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 from aflow.storage.blobs import digest_of
 
-MOST_PARTS = 200_000  # about a second
+MOST_PARTS = 200_000  # takes about a second
 MOST_BYTES = 256 << 20
 
-# The exact types that say all with their repr.
+# The exact types whose repr is their complete content.
 _BY_REPR = frozenset({bool, int, float, complex, type(None), type(...), type(NotImplemented)})
 _SET_OPCODES = (pickle.EMPTY_SET, pickle.FROZENSET)
 
@@ -31,23 +31,23 @@ Opaque = Callable[[Any], bytes]
 
 
 class NotTellable(Exception):
-    """A value, or a part of it, whose content cannot be hashed; the text says why."""
+    """The content of a value, or of a part of it, cannot be hashed; the message has the reason."""
 
 
 def has_sets(pickled: Iterable[Any]) -> bool:
-    """Return whether a pickle may hold a set, whose order differs from process to process. It may
-    say yes where there is none, and never no where there is one.
+    """Return whether a pickle may contain a set, whose order differs from process to process. There
+    are false positives, but no false negatives.
 
     Args:
-        pickled: The bytes of the pickle, in parts.
+        pickled: The bytes of the pickle, in consecutive parts.
     """
-    # What is not bytes is the memory of a buffer that rides in the pickle: it has no opcodes.
+    # Parts of other types are in-band buffers, which contain no opcodes.
     texts = [part for part in pickled if isinstance(part, bytes | bytearray)]
     return any(opcode in text for text in texts for opcode in _SET_OPCODES)
 
 
 def content_digest(value: object) -> str | None:
-    """Return the digest of a value that may be stored; None where its content cannot be hashed.
+    """Return the content digest of an artifact's value; None if its content cannot be hashed.
 
     Args:
         value: A value of any type.
@@ -59,18 +59,18 @@ def content_digest(value: object) -> str | None:
 
 
 class Contents:
-    """Digests of values, for a caller that says how some of them are called.
+    """Computes content digests; the caller decides how functions and opaque objects are identified.
 
-    `named` gives the identity of what is not to be looked into (functions, classes, modules), and
-    None for all else. `opaque` gives that of what has no content that can be hashed, or raises
-    NotTellable. Values that were digested once are kept, so that they are not looked at again.
+    `named` returns the identity of objects that are not examined further (functions, classes,
+    modules), and None for all others. `opaque` returns the identity of an object without hashable
+    content, or raises NotTellable. Values that were hashed are cached, and so kept alive.
     """
 
     def __init__(self, named: Named, opaque: Opaque) -> None:
         self._named = named
         self._opaque = opaque
         self._known: dict[int, bytes] = {}
-        self._kept: list[Any] = []  # so that no id is given to another object meanwhile
+        self._kept: list[Any] = []  # keeps the values alive, so that their ids are not reused
         self._open: dict[int, int] = {}
         self._parts = 0
         self._bytes = 0
@@ -79,21 +79,21 @@ class Contents:
         """Return the digest of a value.
 
         Args:
-            value: A value of any type, which must not change meanwhile.
+            value: A value of any type, which must not be modified during the call.
 
         Raises:
-            NotTellable: For one that has too many parts, or that `opaque` refuses, and
-                RecursionError for one that is nested too deeply.
+            NotTellable: If the value has too many parts or bytes, or if `opaque` raises it.
+            RecursionError: If the value is nested too deeply.
         """
         self._parts = self._bytes = 0
         self._open.clear()
         return str(digest_of([self.of(value)]))
 
     def of(self, value: Any) -> bytes:
-        """Return what stands for the value in what it is part of.
+        """Return the bytes that represent a value in the digest of its container.
 
         Args:
-            value: A part of the value, or the value itself.
+            value: The value or a part of it.
         """
         kind = type(value)
         if kind in _BY_REPR:
@@ -105,7 +105,7 @@ class Contents:
         known = self._known.get(id(value))
         if known is not None:
             return known
-        if id(value) in self._open:  # it holds itself: how many levels up
+        if id(value) in self._open:  # a cycle: the number of levels up identifies the value
             return b"^%d;" % (len(self._open) - self._open[id(value)])
         self._parts += 1
         if self._parts > MOST_PARTS:
@@ -138,7 +138,7 @@ class Contents:
                 yield self.of(each)
         elif kind in (set, frozenset):
             yield kind.__name__.encode()
-            if all(type(each) is str for each in value):  # the usual ones, and large ones
+            if all(type(each) is str for each in value):  # a fast path for the most common sets
                 yield self.of(pickle.dumps(sorted(value), 5))
             else:
                 yield from sorted(map(self.of, value))
@@ -160,16 +160,17 @@ class Contents:
             if not isinstance(parts, str | tuple):
                 raise NotTellable(f"is a {kind.__qualname__}, which cannot be pickled")
         yield f"{kind.__module__}.{kind.__qualname__}(".encode()
-        if isinstance(parts, str):  # a name in its module
+        if isinstance(parts, str):  # the name of a global of its module
             yield f"{getattr(value, '__module__', None)}.{parts}".encode()
             return
         for place, part in enumerate(parts):
-            # Items of subclasses of list and dict come as iterators.
+            # `__reduce_ex__` returns the items of list and dict subclasses as iterators.
             yield self.of(list(part) if place in (3, 4) and part is not None else part)
 
 
 def _parts_of_callable(value: Any) -> tuple[Any, ...] | None:
-    """What holds functions and cannot be pickled, or tells pickle its name alone."""
+    """Return the parts of a wrapper of functions that pickle rejects or stores by name; None for
+    any other value."""
     if isinstance(value, staticmethod | classmethod):
         return (value.__func__,)
     if isinstance(value, property):
@@ -189,7 +190,7 @@ def _parts_of_callable(value: Any) -> tuple[Any, ...] | None:
 
 
 def _by_name(value: Any) -> bytes | None:
-    """How pickle finds what it does not look into."""
+    """Return the name by which pickle stores a function or class; None for any other value."""
     if isinstance(value, types.FunctionType | type):
         if "<" in value.__qualname__ or value.__module__ is None:
             raise NotTellable("has a function or class that only its own process knows")

@@ -1,4 +1,4 @@
-"""`aflow configure`: the settings of a user, in files of one profile each."""
+"""`aflow configure`: the settings of a user, in one file per profile."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from aflow.cli.errors import printable
 from aflow.cli.options import Subcommand, command_group, flag, option
 from aflow.errors import InvalidInput, InvalidSetting
 
-# What `aflow configure aws` asks, and how it checks what is answered.
+# The questions of `aflow configure aws`, and the checks of the answers.
 
 
 Answers = dict[str, str]
@@ -37,8 +37,8 @@ Check = Callable[[Answers], list[Finding]]
 
 
 class Question(NamedTuple):
-    """A key (without prefix), what it is, and what an answer looks like. `default` makes one of the
-    answers so far; one that is not `needed` may stay empty."""
+    """A key (without prefix), its description, and the form of an answer. `default` computes the
+    default from the answers so far; an answer may be empty if it is not `needed`."""
 
     key: str
     text: str
@@ -49,8 +49,8 @@ class Question(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """Questions that belong together, and what is set if they are answered. `after` is the topic
-    without which this one makes no sense."""
+    """Related questions, and the settings that follow if they are answered. `after` is the topic
+    that this one requires."""
 
     name: str
     text: str
@@ -59,7 +59,7 @@ class Topic(NamedTuple):
     after: str = ""
 
 
-# What has to be asked again, too, where an answer cannot be used.
+# Answers to ask for again together with the one that was rejected.
 _WITH = {
     "BATCH_CONTAINER_IMAGE": "BATCH_CONTAINER_REGISTRY",
     "BATCH_JOB_QUEUE": "ECS_FARGATE_EXECUTION_ROLE",
@@ -144,18 +144,17 @@ TOPICS = (
 
 
 def ask(there: Mapping[str, Any], *, check: bool = True) -> Answers:
-    """Ask on the terminal. `there` are the settings so far, which are offered again. With `check`
-    AWS is asked about each answer, and one that cannot be used is asked for again, unless it is to
-    be kept anyway.
+    """Ask for settings on the terminal. With `check` each answer is checked with AWS, and an
+    invalid one is asked for again, unless the user keeps it.
 
     Args:
-        there: The values that are set now.
-        check: Whether what was answered is checked.
+        there: The current settings, which are the defaults.
+        check: Whether to check the answers.
 
     Returns:
         The answers by key without prefix.
     """
-    checks = _checks() if check else {}  # first, since what they need may not be installed
+    checks = _checks() if check else {}  # first, since packages for it may not be installed
     answers: Answers = {}
     chosen: set[str] = set()
     for topic in TOPICS:
@@ -183,7 +182,7 @@ def _ask_all(
 
 
 def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> list[Question]:
-    """The questions whose answers cannot be used, unless they are to be kept."""
+    """Return the questions whose answers are invalid, unless the user keeps them."""
     bad: set[str | None] = set()
     for question in topic.questions:
         if question.key not in answers or question.key not in checks:
@@ -199,7 +198,7 @@ def _refused(topic: Topic, answers: Answers, checks: Mapping[str, Check]) -> lis
 
 
 def _checks() -> dict[str, Check]:
-    """By key: what AWS, or the service, says of the answer."""
+    """Return the checks by key: each asks AWS, or the service, about the answer."""
     from aflow.aws.client import QUICK, AwsClient
     from aflow.executors.jobs.options import with_registry
 
@@ -291,7 +290,7 @@ _SECRETS = ("AUTH_KEY", "HEADERS", "TOKEN", "SECRET", "PASSWORD", "SIGNING_KEY")
 
 
 def configure() -> click.Command:
-    """Return the command."""
+    """Return the command `configure`."""
     profile = _profile()
     there = click.Argument(["file"], default="-", metavar="[FILE]")
     to = click.Argument(["file"], metavar="FILE")
@@ -316,11 +315,11 @@ def configure() -> click.Command:
 
 
 def aws(profile: str | None, no_check: bool) -> None:
-    """Ask for the settings of AWS, then write what was answered.
+    """Ask for the settings of AWS, then write the answers.
 
     Args:
-        profile: The name of the profile; None for the one that is chosen.
-        no_check: Whether answers are accepted without trying them against AWS.
+        profile: The name of the profile; None for the current one.
+        no_check: Whether to skip the checks of the answers.
     """
     file = config_file(profile)
     there = file.read() or {}

@@ -1,10 +1,10 @@
-"""From an exception to one sentence on stderr and an exit code.
+"""Turn exceptions of commands into a message on stderr and an exit code.
 
-0    done
-1    the run, or what was asked, failed
-2    what was typed cannot be used
+0    success
+1    the run, or the requested operation, failed
+2    invalid arguments or input
 130  interrupted (SIGINT); 143 ended by SIGTERM
-141  nobody reads our output any more (SIGPIPE)
+141  the reader of stdout has closed it (SIGPIPE)
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from aflow.errors import AflowError, InvalidInput, InvalidSetting
 
 FAILED = 1
 USAGE = 2
-INTERRUPTED = 130  # as shells report it: 128 and the number of SIGINT
-_MOST_FRAMES = 8  # of a traceback that are shown
-NO_READER = 141  # 128 and the number of SIGPIPE
+INTERRUPTED = 130  # as in shells: 128 and the number of SIGINT
+_MOST_FRAMES = 8  # maximum number of frames of a traceback that are shown
+NO_READER = 141  # as in shells: 128 and the number of SIGPIPE
 
 
 def guarded(body: Callable[[], object]) -> int:
-    """Return the exit code of `body()`, which is what it returns if that is a number, else 0.
+    """Return the exit code of `body()`: its result if that is an integer, otherwise 0.
 
-    Whatever it raises becomes a sentence on stderr; with AFLOW_DEBUG=1 the traceback comes first.
+    An exception becomes a message on stderr; with AFLOW_DEBUG=1 the traceback is printed first.
 
     Args:
-        body: Runs the command; a number that it returns is the exit code.
+        body: Runs the command.
     """
     try:
         code = body()
@@ -52,11 +52,11 @@ def guarded(body: Callable[[], object]) -> int:
         _traceback_if_asked_for()
         show(error.headline, str(error))
         return USAGE if isinstance(error, InvalidInput) else FAILED
-    except Exception as error:  # noqa: BLE001 -- whatever it is, a person gets a sentence
-        import click  # nobody pays for it on a good day
+    except Exception as error:  # noqa: BLE001 -- users get a message instead of a traceback
+        import click  # needed only for errors
 
         if isinstance(error, click.ClickException):
-            vars(error)["message"] = printable(error.message)  # it is final to type checkers alone
+            vars(error)["message"] = printable(error.message)  # final only for type checkers
             error.show()
             return error.exit_code
         if isinstance(error, click.Abort):
@@ -91,19 +91,20 @@ _SHORTAGES = {
 
 
 def _lacking(error: BaseException) -> str | None:
-    """What the machine lacks, if that is the reason: no fault of aflow."""
+    """Return the shortage of the machine that has caused the error; None if there is another
+    cause."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, MemoryError):
         return _NO_MEMORY
-    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # of threading
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):  # by threading
         return _NO_PROCESS
     found = _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None
     return f"{found} ({error.filename})" if found and error.filename else found  # type: ignore[attr-defined]
 
 
 def leave(code: int) -> NoReturn:
-    """Leave the program with this exit code, by SystemExit: what stands around goes on as usual.
+    """Exit the program with this code, by raising SystemExit, so that cleanup code runs.
 
     Args:
         code: The exit code of the program.
@@ -111,31 +112,31 @@ def leave(code: int) -> NoReturn:
     raise Leave(code)
 
 
-# Controls, which terminals obey (escapes set titles, clipboards and lines above), and marks that
-# turn the direction of a text.
+# Control characters, which terminals interpret (escapes set titles and clipboards, and overwrite
+# lines), and marks that change the direction of text.
 _CONTROLS = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 
 
 def printable(text: str, *, lines: bool = True) -> str:
-    """Return a text of tags, messages or servers as a terminal may have it: controls are spelt out
-    (`\\x1b`), but for tabs and, with `lines`, ends of lines.
+    """Return a text of tags, messages or servers with control characters escaped (`\\x1b`), except
+    tabs and, with `lines`, newlines.
 
     Args:
-        text: A text from outside, which may hold escapes.
-        lines: Whether line ends stay; without, they are spelt out like other controls.
+        text: An untrusted text.
+        lines: Whether to keep newlines; otherwise they are escaped too.
     """
-    if text.isprintable():  # most are, and need no expression to be compiled
+    if text.isprintable():  # most texts are, and need no regular expression to be compiled
         return text
     text = re.sub(_CONTROLS, lambda found: found[0].encode("unicode_escape").decode(), text)
     return text if lines else text.replace("\n", "\\n")
 
 
 def show(headline: str, message: str) -> None:
-    """Write an error on stderr in the layout that users of Metaflow know.
+    """Write an error to stderr in the layout of Metaflow.
 
     Args:
-        headline: What kind of error it is, as `Invalid flow`.
-        message: The sentences of the error; each line of them is indented.
+        headline: The kind of the error, such as `Invalid flow`.
+        message: The message; each of its lines is indented.
     """
     import click
 
@@ -155,11 +156,11 @@ class TracebackFrame(NamedTuple):
 
     @property
     def is_users(self) -> bool:
-        """Whether it is of the user's own code, and of no library."""
+        """Whether the frame is in the user's code, not in a library."""
         return not re.search(_OF_LIBRARIES, self.file.replace("\\", "/"))
 
 
-# Compiled at their first use: nobody pays for them on a good day.
+# Compiled when first used, since only errors need them.
 _FRAME = r'^ *File "(.+)", line (\d+), in (.+)$'
 _OF_LIBRARIES = (
     r"/(site|dist)-packages/|/lib(64)?/python3[.\d]*/|^<(frozen |string>)|"
@@ -168,11 +169,11 @@ _OF_LIBRARIES = (
 
 
 def frames_of(traceback: str) -> list[TracebackFrame]:
-    """Return the frames of a formatted traceback, the outermost first; of several that are chained
-    those of the last one.
+    """Return the frames of a formatted traceback, the outermost first; of chained exceptions, those
+    of the last one.
 
     Args:
-        traceback: The text, as `traceback.format_exception` makes it.
+        traceback: The text, as formatted by `traceback.format_exception`.
     """
     found: list[TracebackFrame] = []
     lines = traceback.splitlines()
@@ -188,11 +189,11 @@ def frames_of(traceback: str) -> list[TracebackFrame]:
 
 
 def show_frames(traceback: str) -> None:
-    """Write on stderr where a task has failed: the frames of the user's own code, the one in which
-    it happened first, and how many of libraries are left out.
+    """Write to stderr where a task has failed: the frames of the user's code, the innermost first,
+    and how many frames of libraries are omitted.
 
     Args:
-        traceback: The formatted traceback of a task, which may come from another machine.
+        traceback: The formatted traceback of a task, which may have run on another machine.
     """
     import click
 
@@ -218,7 +219,8 @@ def show_frames(traceback: str) -> None:
 
 
 def forget_stdout() -> None:
-    """Send what is still buffered for stdout nowhere, so that the exit is quiet."""
+    """Discard the output that is still buffered for stdout, so that flushing it at exit cannot
+    fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)
@@ -235,14 +237,14 @@ def _traceback_if_asked_for() -> bool:
     settings = _settings()
     is_asked_for = settings is not None and settings.debug
     if is_asked_for:
-        import traceback  # nobody pays for it on a good day
+        import traceback  # needed only for errors
 
         traceback.print_exc()
     return is_asked_for
 
 
 def _color() -> bool | None:
-    """Whether errors are coloured; None: as the terminal can."""
+    """Return whether errors are coloured; None to let the terminal decide."""
     settings = _settings()
     return False if settings is not None and settings.no_color else None
 
@@ -250,31 +252,31 @@ def _color() -> bool | None:
 def _settings() -> Settings | None:
     try:
         return Settings.load()
-    except InvalidSetting:  # it is what went wrong, and has its own sentence
+    except InvalidSetting:  # this is the error being reported, or is reported separately
         return None
 
 
-# What `python flow.py` says of a flow that cannot even be defined.
+# Errors of the definition of a flow in `python flow.py`.
 #
-# Most faults of a flow are found when its command line begins. A decorator or a parameter that is
-# wrong raises earlier: in the body of the class, in which the script ends with a traceback through
-# aflow. In a script that defines a flow such an error is shown as `aflow run` shows it.
+# Most errors of a flow are found when its command line starts. An invalid decorator or parameter
+# raises earlier, in the body of the class, so that Python would print a traceback through aflow.
+# In a script that defines a flow, such an error is shown in the same way as by `aflow run`.
 
 
-_OF_FUNCTIONS = 0x1  # CO_OPTIMIZED, which bodies of classes are not
+_OF_FUNCTIONS = 0x1  # CO_OPTIMIZED, which class bodies do not have
 _LANGUAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "flow", "")
 
 
 def report_definition_error(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """What sys.excepthook does in a script that defines a flow: an error of the definition is shown
-    as `aflow run` shows it, any other one as Python does.
+    """Act as sys.excepthook of a script that defines a flow: show an error of the definition as
+    `aflow run` does, and any other error as Python does.
 
     Args:
         kind: The class of the exception.
-        error: The exception that nothing has caught.
-        traceback: Its traceback; None where it has none.
+        error: The uncaught exception.
+        traceback: Its traceback; None if it has none.
     """
     place = _place(traceback) if isinstance(error, AflowError) else None
     if place is None or not isinstance(error, AflowError):
@@ -286,8 +288,8 @@ def report_definition_error(
 
 
 def _place(traceback: TracebackType | None) -> str | None:
-    """File and line of the script where the definition of a flow raised; None if it was anything
-    else that did."""
+    """Return file and line of the script where the definition of a flow raised; None if other code
+    raised."""
     if traceback is None or traceback.tb_frame.f_globals.get("__name__") != "__main__":
         return None
     inner = traceback.tb_next

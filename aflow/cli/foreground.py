@@ -1,7 +1,7 @@
-"""One run in the foreground: what `aflow run` and `python flow.py run` do.
+"""Run a flow in the foreground, for `aflow run` and `python flow.py run`.
 
-The zygote of its tasks was started first thing (executors/local/zygote_start.py), and gets ready
-while this process checks the flow and imports asyncio: on two cores at once.
+The zygote of its tasks is started before all else (executors/local/zygote_start.py), and starts up
+while this process checks the flow and imports asyncio, in parallel.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.runs.events import RunEnded, RunEvent
 
-# Imports are inside the functions: asyncio and all that needs it are imported while the zygote
-# imports its own.
+# Imports are inside functions: asyncio and the modules that need it are imported while the zygote
+# imports its own modules.
 
-LOOK_AHEAD = 0.1  # seconds after the start of a run's first task
+LOOK_AHEAD = 0.1  # seconds from the start of a run's first task to work ahead of the exit
 
 
 def run(
@@ -34,18 +34,18 @@ def run(
     watch: Callable[[Sequence[RunEvent]], None],
     recover: str | None = None,
 ) -> tuple[RunEnded, int | None]:
-    """Run a flow to its end, or go on with its run `recover`, which was left. Raises what the
-    storage or the metadata raised if the run could not go on.
+    """Run a flow until the run has ended, or continue the run `recover`. Raises the error of the
+    storage or of the metadata if the run could not continue.
 
     Args:
         definition: The flow, read from the file that this program runs.
         options: The options of the run.
         settings: The settings of this program: metadata, datastore and user.
         watch: Called with the events of the run, in order.
-        recover: The id of the run to recover; None to begin a new one.
+        recover: The id of the run to recover; None to start a new one.
 
     Returns:
-        How it ended, and the number of the signal that stopped it, if one did.
+        The event that says how the run ended, and the number of the signal that stopped it, if any.
     """
     has_local_steps = _has_local_steps(definition, options)
     if has_local_steps:
@@ -58,8 +58,8 @@ def run(
 
         from aflow._core.process import fastest_loop, outer_loop_paused
 
-        # A process for each task costs so much more than its messages that the fastest loop, and
-        # what it imports, would pay off after some hundred tasks.
+        # Forking a process for each task costs so much more than its messages that importing
+        # the fastest loop would only pay off after some hundred tasks.
         factory = None if _forks_each(definition, options) else fastest_loop()
         with outer_loop_paused(), asyncio.Runner(loop_factory=factory) as runner:
             given = zygote if has_local_steps else None
@@ -70,7 +70,7 @@ def run(
 
 
 def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
-    """Whether processes of this machine run tasks."""
+    """Return whether processes of this machine run tasks."""
     marked = any(step.decorator("batch") for step in definition.steps.values())
     if options.queue is None and options.executor == "local" and not marked:
         return True
@@ -80,7 +80,7 @@ def _has_local_steps(definition: FlowDefinition, options: RunOptions) -> bool:
 
 
 def _forks_each(definition: FlowDefinition, options: RunOptions) -> bool:
-    """Whether each task of the run has a process of its own, on this machine."""
+    """Return whether each task of the run has its own process on this machine."""
     is_here = options.executor == "local" and options.queue is None
     some_wait = any(step.is_async for step in definition.steps.values())
     return is_here and options.isolation == "task" and not some_wait
@@ -125,8 +125,9 @@ async def _run(
 def _ahead(
     watch: Callable[[Sequence[RunEvent]], None],
 ) -> Callable[[Sequence[RunEvent]], None]:
-    """The same, and does a part of what the end of this process takes while it waits for tasks:
-    when the second one starts (beside the first one there is more to do), or some time has gone."""
+    """Return a callback that also does a part of the work of the exit ahead, while this process
+    waits for tasks: when the second task starts, or after LOOK_AHEAD seconds. When the first one
+    starts, there is other work to do."""
     import asyncio
 
     from aflow._core import ending
@@ -155,8 +156,8 @@ def _ahead(
 
 
 def _stop_on_signals(handle: RunHandle, *, leave_on_signal: bool) -> list[int]:
-    """Let SIGINT and SIGTERM stop the run, and SIGHUP leave it; the signals that have come, in
-    order. Those that are ignored stay so, but for SIGHUP where a server says so by it."""
+    """Let SIGINT and SIGTERM cancel the run, and SIGHUP leave it. Returns the received signals, in
+    order. Ignored signals remain ignored, except SIGHUP if `leave_on_signal`."""
     import asyncio
 
     from aflow._core.process import on_signal

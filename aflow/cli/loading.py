@@ -1,8 +1,8 @@
-"""From `flow.py` or `flow.py:Name` to the flow class.
+"""Load the flow class of `flow.py` or `flow.py:Name`.
 
-A file that is to be run is run as Python runs it: as `__main__`, with its guarded block, up to its
-`MyFlow()`. One that is only looked at is imported under its own stem, with its folder on sys.path,
-and without that block.
+To run a flow, its file is executed as Python does it: as `__main__`, including the code below
+`if __name__ == "__main__"`, up to the call `MyFlow()`. To only inspect a flow, the file is
+imported under its own name, with its folder on sys.path.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
 
 _loading = False
-_asked_for: str | None = None  # the name of the only flow that may begin, where one was asked for
-_root: str | None = None  # the folder of the package that the file is a module of
-_begun = False  # a flow of the file that we run has been called
-_before: frozenset[str] = frozenset()  # modules that the program need not import
+_asked_for: str | None = None  # the name of the only flow that may start, if one was chosen
+_root: str | None = None  # the folder that contains the package of the file, if it is in one
+_begun = False  # whether the file has called a flow
+_before: frozenset[str] = frozenset()  # modules that aflow imports anyway
 
 
 def is_target(argument: str) -> bool:
-    """Return whether an argument of the command line means a flow file, by its suffix.
+    """Return whether an argument of the command line is a flow file, judged by its suffix.
 
     Args:
         argument: The argument of the command line.
@@ -45,7 +45,7 @@ def is_target(argument: str) -> bool:
 
 
 def is_file(argument: str) -> bool:
-    """Return whether an argument names a regular file, with a flow or without: `path[:Name]`.
+    """Return whether an argument names a regular file, of a flow or not: `path[:Name]`.
 
     Args:
         argument: An argument of the command line that is not an option.
@@ -61,8 +61,8 @@ def _file_and_name(argument: str) -> tuple[str, str | None] | None:
 
 
 def _path_and_name(target: str) -> tuple[str, str | None]:
-    """The path of a flow's file, and the name of the flow, where one is given. Raises FlowFileError
-    for a target that has neither the suffix of a flow file nor is a regular file."""
+    """Return the path of a flow's file, and the name of the flow if there is one. Raises
+    FlowFileError if the target has no suffix of a flow file and is not a regular file."""
     parted = _parted(target) or _file_and_name(target)
     if parted is None:
         raise FlowFileError(f"{target!r} is not a flow file: give path/to/flow.py or flow.py:Name.")
@@ -70,8 +70,8 @@ def _path_and_name(target: str) -> tuple[str, str | None]:
 
 
 def _parted(argument: str) -> tuple[str, str | None] | None:
-    """The path of `path.py[:Name]`, and the name; None where the argument is nothing like that."""
-    # Without an expression: to compile one takes longer than all that is made of it here.
+    """Return the path and the name of `path.py[:Name]`; None if the argument has another form."""
+    # No regular expression: compiling one takes longer than this code.
     path, colon, name = argument.rpartition(":")
     if argument.endswith(".py"):
         path, name = argument, ""
@@ -81,7 +81,7 @@ def _parted(argument: str) -> tuple[str, str | None] | None:
 
 
 def note_own(names: Collection[str]) -> None:
-    """Note that processes of tasks need not import these modules for the program.
+    """Record modules that processes of tasks need not import for the program.
 
     Args:
         names: The names of the modules that aflow itself has imported so far.
@@ -93,19 +93,17 @@ def note_own(names: Collection[str]) -> None:
 def begins(
     flow: type[FlowSpec], argv: Sequence[str], folder: str | None, modules: Sequence[str]
 ) -> bool:
-    """Return whether a call of this flow starts its command line: not where its file is only being
-    imported, nor where another flow was asked for. Notes with which arguments and where the
-    program was started, and which modules it had imported when it called its flow, for its tasks
-    run it again. Where the arguments are those of a run, it starts the zygote of those tasks.
+    """Return whether a call of this flow starts its command line. It does not if the file is only
+    being imported, or if another flow was chosen; the caller then decides what the call does.
 
-    Where the file is only being loaded, or another flow was asked for, the caller decides what is
-    done with the flow.
+    Records how the program was started, and the modules that it had imported when it called its
+    flow, because its tasks run it again. Starts the zygote if the arguments are those of a run.
 
     Args:
         flow: The class that is called.
         argv: The arguments of the command line.
-        folder: The folder in which the program was started; None where that is unknown.
-        modules: The names of all modules that are imported now.
+        folder: The working directory at the start of the program; None if it is unknown.
+        modules: The names of all imported modules.
     """
     global _begun
     if _loading or _asked_for not in (None, flow.__name__):
@@ -117,25 +115,25 @@ def begins(
         _note_program(flow, argv, None if spec is None else spec.name, folder, modules)
     fill_descriptors()
     if looks_like_a_run(sys.argv[1:]):
-        with suppress(OSError):  # no process is available: the command tries again, and says so
+        with suppress(OSError):  # no process can be started: the command tries again, and reports
             have_zygote()
     return True
 
 
 def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
-    """Run a flow's file as `python path.py ARGUMENTS` does: its flow's call is its command line.
-    What the file raises after that call passes through.
+    """Run a flow's file as `python path.py ARGUMENTS` does: the call of its flow runs the command
+    line. Exceptions that the file raises after that call are not caught.
 
     Args:
         target: `path.py` or `path.py:Name`.
         arguments: The arguments of the command line.
 
     Returns:
-        The flow's class, where the file does not call its flow.
+        The flow's class, if the file does not call its flow.
 
     Raises:
-        FlowFileError: There is no such file, it fails before it has called its flow, or it is not
-            clear which flow is meant.
+        FlowFileError: If the file does not exist or fails before it has called its flow, or if it
+            has several flows and none was chosen.
     """
     global _asked_for, _before, _root
     script, flow_name = _path_and_name(target)
@@ -155,7 +153,7 @@ def run_file(target: str, arguments: Sequence[str]) -> type[FlowSpec]:
     except Exception as error:
         if not _begun:
             raise
-        sys.excepthook(type(error), error, error.__traceback__)  # as Python ends a program
+        sys.excepthook(type(error), error, error.__traceback__)  # as Python does at exit
         sys.exit(1)
     modules = loaded()
     flow = _choose(module, path, flow_name)
@@ -170,7 +168,7 @@ def _note_program(
     folder: str | None,
     modules: Iterable[str],
 ) -> None:
-    """Note how the program was started, and which modules it has imported by itself."""
+    """Record how the program was started, and which modules it has imported itself."""
     note_start(
         Started(
             flow=flow,
@@ -185,8 +183,8 @@ def _note_program(
 
 
 def _keep_importable(target: str, file: str, root: str | None) -> None:
-    """Have what aflow needs, whatever lies beside the file. Raises FlowFileError where the program
-    cannot run there."""
+    """Ensure that files next to the flow's file do not hide modules that aflow needs. Raises
+    FlowFileError if the program cannot run there."""
     refusal = keep_hidden_beside(file, root or os.path.dirname(os.path.realpath(file)))
     if refusal is not None:
         raise FlowFileError(f"{target}: {refusal}")
@@ -199,8 +197,8 @@ def load_flow(target: str) -> type[FlowSpec]:
         target: `path.py` or `path.py:Name`.
 
     Raises:
-        FlowFileError: Where there is no such file, it does not import, or it is not clear which
-            flow is meant.
+        FlowFileError: If the file does not exist or cannot be imported, or if it has several
+            flows and none was chosen.
     """
     script, flow_name = _path_and_name(target)
     path = Path(script)
@@ -212,14 +210,14 @@ def load_flow(target: str) -> type[FlowSpec]:
 
 
 def look_into(path: Path) -> list[type[FlowSpec]]:
-    """Return the flows of a file that other ones in it do not derive from, to see what they say.
-    The program is left as it was: it may have another module of the file's name.
+    """Return the flows of a file that no other flow in it derives from, for inspection. Leaves the
+    program unchanged: it may have another module with the file's name.
 
     Args:
         path: The path of the file.
 
     Raises:
-        FlowFileError: The file cannot be imported, or has no flow.
+        FlowFileError: If the file cannot be imported, or has no flow.
     """
     from aflow.flow.spec import define
 
@@ -233,7 +231,7 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
         own = _own_flows(module)
         flows = [own[key] for key in _leaves(own)]
         for flow in flows:
-            define(flow)  # while the module is there to be asked
+            define(flow)  # while the module can be inspected
     finally:
         sys.path[:] = before
         del sys.modules[name]
@@ -243,7 +241,7 @@ def look_into(path: Path) -> list[type[FlowSpec]]:
 
 
 def _stand_for_metaflow() -> None:
-    """Let a file that imports Metaflow have aflow, where Metaflow is not installed."""
+    """Let a file that imports Metaflow import aflow if Metaflow is not installed."""
     from aflow.compat.metaflow import install_if_missing
 
     install_if_missing()
@@ -292,8 +290,8 @@ def _import(path: Path, shown: Path, name: str) -> ModuleType:
 
 @contextmanager
 def _errors_located(path: Path) -> Iterator[None]:
-    """Raise what the file raises as a FlowFileError that says where; what it raises after its flow
-    was called is left as it is."""
+    """Turn an exception of the file into a FlowFileError with its location; exceptions after the
+    call of the flow are not changed."""
     try:
         yield
     except BaseException as error:
@@ -304,7 +302,7 @@ def _errors_located(path: Path) -> Iterator[None]:
 
 
 def _located(error: BaseException, path: Path) -> str | None:
-    """Place and reason of an error of a flow's file; None for what ends this program."""
+    """Return location and reason of an error of a flow's file; None for one that must end aflow."""
     match error:
         case SyntaxError():
             source = f": {error.text.strip()}" if error.text else ""
@@ -329,7 +327,7 @@ def _lacking(error: ModuleNotFoundError) -> str:
 
 
 def _place(error: BaseException, path: Path) -> str:
-    """The innermost line of the flow file itself that led to the error."""
+    """Return the innermost line of the flow's file in the traceback of the error."""
     line = None
     frames = error.__traceback__
     while frames is not None:
@@ -358,14 +356,13 @@ def _choose(module: ModuleType, path: Path, name: str | None) -> type[FlowSpec]:
 
 
 def _own_flows(module: ModuleType) -> dict[str, type[FlowSpec]]:
-    """The flows that the file defines; where it defines none, those that it imports."""
+    """Return the flows that the file defines; if it defines none, those that it imports."""
     flows = _flows_of(module)
     return {key: flow for key, flow in flows.items() if flow.__module__ == module.__name__} or flows
 
 
 def _leaves(flows: dict[str, type[FlowSpec]]) -> list[str]:
-    """The names of the flows that none of the others derive from: base classes are there for
-    that."""
+    """Return the names of the flows that no other one derives from; base classes are not run."""
 
     def is_base(flow: type[FlowSpec]) -> bool:
         return any(each is not flow and issubclass(each, flow) for each in flows.values())

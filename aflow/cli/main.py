@@ -1,9 +1,9 @@
-"""Where the command line begins: the command `aflow`, and `MyFlow()` in a script.
+"""The entry points of the command line: the command `aflow`, and `MyFlow()` in a script.
 
-aflow COMMAND flow.py[:Name] [options in any place]
+aflow COMMAND flow.py[:Name] [options at any position]
 aflow flow.py[:Name] [options] COMMAND [options]     the same
 python flow.py [options] COMMAND [options]           the same
-aflow dump|explain|logs Flow/run/step                      no file is needed
+aflow dump|explain|logs Flow/run/step                      needs no file
 aflow runs [Flow] [options]
 aflow status | version | help
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from aflow.flow.spec import FlowSpec
 
-# What needs click is imported inside of functions: a plain run does without it (plain.py).
+# Modules that need click are imported inside functions: a plain run does not need it (plain.py).
 
 _HELP = f"""\
 aflow {__version__}: run flows of steps, and keep all of their artifacts.
@@ -55,7 +55,7 @@ Examples:
   python flow.py run                    the same as: aflow run flow.py
 """
 
-# What may stand between a command and the flow file. `logs show` is what `logs` does anyway.
+# Subcommands, which may be between a command and the flow file. `logs show` is the same as `logs`.
 _DEPLOY = ("create", "trigger", "list-runs", "terminate", "resume", "delete", "diff")
 _SUBCOMMANDS = {
     "batch": ("list", "kill"),
@@ -69,13 +69,13 @@ _SUBCOMMANDS = {
 }
 
 
-_OTHER_FLAGS = ("--help", "-h", "--version", "--production")  # besides those of `run`
+_OTHER_FLAGS = ("--help", "-h", "--version", "--production")  # in addition to those of `run`
 _ARGV_FILE = "--aflow-argv="
 
 
 class Line(NamedTuple):
-    """A command line taken apart: the arguments that are neither command nor file keep their order,
-    those ahead of the command's name apart."""
+    """A parsed command line. Arguments that are neither the command nor the file keep their order;
+    `ahead` are those before the command's name."""
 
     ahead: list[str]
     command: str | None
@@ -84,7 +84,7 @@ class Line(NamedTuple):
 
 
 def run_program(argv: Sequence[str]) -> NoReturn:
-    """Run the command `aflow` with these arguments, and end the program.
+    """Run the command `aflow` with these arguments, and exit.
 
     Args:
         argv: The arguments of the command line.
@@ -93,7 +93,7 @@ def run_program(argv: Sequence[str]) -> NoReturn:
     conceal_secrets()
 
     def body() -> object:
-        # What a shell that completes a command line asks for (click's protocol).
+        # Set by a shell that completes a command line (click's protocol).
         if (asked := environment_value("_AFLOW_COMPLETE")) is not None:
             return import_module("aflow.cli.completion").complete(asked)
         try:
@@ -105,10 +105,10 @@ def run_program(argv: Sequence[str]) -> NoReturn:
 
 
 def run_script(flow: FlowSpec) -> None:
-    """Run the command line of a script that begins one (loading.begins), and end the program.
+    """Run the command line of a script (see loading.begins), and exit.
 
     Args:
-        flow: The instance that the script has made by calling its flow.
+        flow: The instance that the script has created by calling its flow class.
     """
     fill_descriptors()
     conceal_secrets()
@@ -117,12 +117,12 @@ def run_script(flow: FlowSpec) -> None:
 
 
 def flow_group(flow: type[FlowSpec] | None, script: str, argv: Sequence[str]) -> object:
-    """Run a command of a flow: `argv` are the arguments behind its file.
+    """Run a command of a flow, and return its result.
 
     Args:
-        flow: The class of the flow; None where the file does not define one.
+        flow: The class of the flow; None for a command without a flow file.
         script: The path of the flow's file.
-        argv: The arguments behind the flow's file.
+        argv: The arguments after the flow's file.
     """
     configs, rest = given_configs(argv)
     try:
@@ -158,8 +158,8 @@ def _program(argv: Sequence[str]) -> object:
         rest = [*line.ahead, *command, *line.rest]
         target = line.target
         if zygote_start.STARTING & {*rest}:
-            zygote_start.have_zygote(fork=True)  # while there is nothing of the user's here yet
-        gc.freeze()  # what is ours so far need not be looked at when the program ends (ending.py)
+            zygote_start.have_zygote(fork=True)  # before any code of the user is loaded
+        gc.freeze()  # objects of aflow need not be traversed when the program exits (ending.py)
         flow = loading.run_file(target, rest)
         return flow_group(flow, target, rest)
     if line.command in NEED_NO_FILE:
@@ -187,19 +187,19 @@ def _usage_error(text: str) -> click.UsageError:
 
 
 def other_command(name: str) -> click.Command:
-    """Return the command of OTHERS with this name, made when it is asked for.
+    """Return the command of OTHERS with this name. Its module is imported by this call.
 
     Args:
-        name: The name of the command; KeyError for any other.
+        name: The name of the command; raises KeyError for any other.
     """
     made: click.Command = imported(OTHERS[name][1])()
     return made
 
 
 def _with_given(argv: Sequence[str]) -> Sequence[str]:
-    """The arguments, with those of a file (a JSON list) in the place of `--aflow-argv=FILE`: so a
-    server starts runs, since every user of a machine reads command lines in its list of
-    processes."""
+    """Return the arguments, with those of a file (a JSON list) in place of `--aflow-argv=FILE`. A
+    server starts runs in this way, because all users of a machine can read command lines in the
+    list of processes."""
     at = next((n for n, argument in enumerate(argv) if argument.startswith(_ARGV_FILE)), None)
     if at is None:
         return argv
@@ -228,13 +228,10 @@ def _help() -> str:
 
 
 def take_apart(argv: Sequence[str]) -> Line:
-    """Find the command and the flow file among the arguments.
+    """Return the parts of a command line: the command, the flow file, and all other arguments.
 
     Args:
         argv: The arguments of the command line.
-
-    Returns:
-        The arguments before the command, the command, the flow file, and all other arguments.
     """
     ahead: list[str] = []
     rest: list[str] = []
@@ -255,7 +252,7 @@ def take_apart(argv: Sequence[str]) -> Line:
             target = argument
             break
         if command is not None:
-            rest.append(argument)  # the argument of a command that needs no file
+            rest.append(argument)  # an argument of a command that needs no file
             break
         command = argument
     tail = list(argv[position:])
@@ -265,7 +262,8 @@ def take_apart(argv: Sequence[str]) -> Line:
 
 
 def _is_file(command: str | None, argument: str) -> bool:
-    """Whether an argument means a file whose name does not end in `.py`: as in `aflow run flow`."""
+    """Return whether an argument is a flow file without the suffix `.py`, as in `aflow run
+    flow`."""
     if command is None:
         return argument not in COMMANDS and loading.is_file(argument)
     may_be_pathspec = "/" in argument and not argument.startswith((".", "/"))
@@ -275,8 +273,8 @@ def _is_file(command: str | None, argument: str) -> bool:
 
 
 def _takes_next(argv: Sequence[str], position: int) -> bool:
-    """Whether the option here has the next argument as its value. One that is not known is a
-    parameter of the flow, which has a value."""
+    """Return whether the option at this position takes the next argument as its value. An unknown
+    option is assumed to be a parameter of the flow, which has a value."""
     option = argv[position]
     if "=" in option or option in _OTHER_FLAGS or position + 1 == len(argv):
         return False

@@ -1,7 +1,7 @@
-"""The options of the command line, in sections, and where else their values may come from.
+"""The options of the command line, in sections of the help, and their environment variables.
 
-Every option can be given in the environment as well: AFLOW_<OPTION>, else METAFLOW_<OPTION>;
-for `run` and the parameters AFLOW_RUN_<OPTION>, else METAFLOW_RUN_<OPTION>.
+Every option can also be set by an environment variable: AFLOW_<OPTION> or METAFLOW_<OPTION>; for
+`run` and the parameters AFLOW_RUN_<OPTION> or METAFLOW_RUN_<OPTION>.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
 
     ParamType = click.ParamType[Any]
-else:  # it is generic for type checkers alone, before click 8.5
+else:  # generic only for type checkers, before click 8.5
     ParamType = click.ParamType
 
-_MOST = 1 << 53  # the largest number of an option
+_MOST = 1 << 53  # the largest number that an option accepts
 GENERAL = "General options"
 OPTIONS = "Options"
 PARAMETERS = "Parameters of the flow"
 
 
 class Option(click.Option):
-    """An option that knows its section of the help."""
+    """An option with a section of the help."""
 
     section = OPTIONS
-    parameter: Parameter | None = None  # of the flow, whose value it takes
+    parameter: Parameter | None = None  # the parameter of the flow, if the option is for one
 
     def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
-        """The value in the type of the flow's parameter, where the option is that of one; a usage
-        error for a value that it cannot have. All values that belong together are there."""
+        """Return the value, converted by the flow's parameter if the option is for one; raises a
+        usage error for an invalid value. Called with all values of an option that may be given many
+        times."""
         made = super().type_cast_value(ctx, value)
         if self.parameter is None or made is None:
             return made
@@ -53,9 +54,9 @@ class Option(click.Option):
             raise click.BadParameter(str(error), ctx=ctx, param=self) from error
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
-        """The value after the flow's own callback; that of a parameter of the flow which was given
-        as a ConvertedValue."""
-        if isinstance(value, ConvertedValue):  # click has processed what was typed at its prompt
+        """Return the value after the flow's own callback; a given value of a parameter of the flow
+        is returned as a ConvertedValue."""
+        if isinstance(value, ConvertedValue):  # click has already processed it at its prompt
             return value
         made = super().process_value(ctx, value)
         by_default = ctx.get_parameter_source(self.name or "") is ParameterSource.DEFAULT
@@ -65,12 +66,12 @@ class Option(click.Option):
 
 
 def _is_text(value: Any) -> bool:
-    """Whether this is a text, or a sequence of texts."""
+    """Return whether this is a string, or a sequence of strings."""
     return isinstance(value, str) or (isinstance(value, list | tuple) and all(map(_is_text, value)))
 
 
 class Subcommand(NamedTuple):
-    """A command below another: its help, its parameters, and the function that it calls."""
+    """A subcommand: its help, its parameters, and its function."""
 
     help: str
     parameters: Sequence[click.Parameter]
@@ -80,13 +81,13 @@ class Subcommand(NamedTuple):
 def command_group(
     name: str, help: str, commands: Mapping[str, Subcommand], **settings: Any
 ) -> click.Group:
-    """Return a command with others below it.
+    """Return a command with subcommands.
 
     Args:
         name: The name of the command.
         help: The help text of the command itself.
-        commands: By name: the help text, the parameters and the function of each.
-        **settings: Further arguments of click for each of the commands below.
+        commands: The subcommands, by name.
+        **settings: Additional arguments of click for each subcommand.
     """
     group = click.Group(name, help=help)
     for each, (text, parameters, body) in commands.items():
@@ -100,28 +101,28 @@ class SectionedCommand(click.Command):
     """A command whose help lists its options by section."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """The help; what a flow says in it may hold controls of terminals."""
+        """Return the help; texts of a flow in it may have control characters, which are escaped."""
         return printable(super().get_help(ctx))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one definition list a section."""
+        """Write one definition list per section."""
         write_sections(self, ctx, formatter)
 
 
 def write_sections(
     command: click.Command, ctx: click.Context, formatter: click.HelpFormatter
 ) -> None:
-    """Write the command's options into its help, by section: what is its own stands first.
+    """Write the command's options to its help, by section; those of the command itself come first.
 
     Args:
         command: The command whose help is written.
         ctx: The context of click, for its help options.
-        formatter: Where the help is written to.
+        formatter: The formatter to write to.
     """
     sections: dict[str, list[tuple[str, str]]] = {PARAMETERS: [], OPTIONS: [], GENERAL: []}
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
-        # An argument is in the line of the usage already.
+        # Arguments are in the usage line already.
         if record is not None and not isinstance(parameter, click.Argument):
             sections[getattr(parameter, "section", GENERAL)].append(record)
     for title, records in sections.items():
@@ -131,13 +132,13 @@ def write_sections(
 
 
 def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest: Any) -> Option:
-    """Return an option; with a `scope` ("" or "run_") it is read from the environment, too.
+    """Return an option; with a `scope` ("" or "run_") it has environment variables, too.
 
     Args:
         *names: The option's names, as click takes them: `--name`, `-n`, `--yes/--no`.
-        section: The title of the section of the help in which it stands.
-        scope: "" or `run_`, which begins the name of the environment variable; None for none.
-        **rest: Further arguments of click's Option.
+        section: The title of its section of the help.
+        scope: The prefix of its environment variables, "" or `run_`; None for no variables.
+        **rest: Additional arguments of click's Option.
     """
     default = rest.get("default")
     if default and not callable(default) and default is not True:
@@ -151,20 +152,20 @@ def option(*names: str, section: str = OPTIONS, scope: str | None = None, **rest
 
 
 def of_setting(name: str, help: str, **rest: Any) -> Option:
-    """Return an option of a command that overrides the setting of this name. It has no default of
-    its own: where it is not given, the setting counts.
+    """Return an option that overrides a setting. It has no default: if it is not given, the setting
+    applies.
 
     Args:
         name: The name of the setting, with underscores; the option has dashes.
         help: The help text, without the default, which is added.
-        **rest: Further arguments of click's Option.
+        **rest: Additional arguments of click's Option.
     """
     text = f"{help}  [default: {default_of(name)}]"
     return option(f"--{name.replace('_', '-')}", help=text, **{"default": None, **rest})
 
 
 def names_of(parameters: Iterable[click.Parameter]) -> set[str]:
-    """Return all names of these options as they are compared: --max_workers is --max-workers.
+    """Return all names of these options in normalized form: --max_workers becomes --max-workers.
 
     Args:
         parameters: Options or arguments of click.
@@ -174,12 +175,12 @@ def names_of(parameters: Iterable[click.Parameter]) -> set[str]:
 
 
 def flag(*names: str, help: str, **rest: Any) -> Option:
-    """Return an option without a value, off unless it is given.
+    """Return an option without a value, which is False unless it is given.
 
     Args:
         *names: The option's names, as click takes them.
         help: The help text.
-        **rest: Further arguments of `option`.
+        **rest: Additional arguments of `option`.
     """
     return option(*names, is_flag=True, default=False, help=help, **rest)
 
@@ -195,12 +196,12 @@ _WITHOUT_EFFECT = {
 
 
 def top_options(*, after_command: bool = False, without: Collection[str] = ()) -> list[Option]:
-    """Return the options of every command. After the command's name they take nothing from the
-    environment, so that a value before the name, or of a variable, stays as it is.
+    """Return the options of every command. After the command's name they have no environment
+    variables, so that a value before the name, or of a variable, is not overridden.
 
     Args:
-        after_command: Whether the options stand after the command.
-        without: Long names of options to leave out.
+        after_command: Whether the options are for the position after the command.
+        without: Long names of options to omit.
     """
     scope = None if after_command else ""
     rest: dict[str, Any] = {"section": GENERAL, "scope": scope, "default": None}
@@ -253,11 +254,11 @@ def _choice(name: str, values: Sequence[str], help: str, rest: Mapping[str, Any]
 
 
 def with_option(section: str, scope: str | None) -> Option:
-    """Return the option `--with`, which may be given many times.
+    """Return the option `--with`, which may be given several times.
 
     Args:
-        section: The section of the help in which it stands.
-        scope: "" or `run_`, which begins the name of the environment variable; None for none.
+        section: The title of its section of the help.
+        scope: The prefix of its environment variables, "" or `run_`; None for no variables.
     """
     return option(
         "--with",
@@ -273,13 +274,12 @@ def with_option(section: str, scope: str | None) -> Option:
 def flow_options(
     flow: type[FlowSpec] | None, *, after_command: bool = False, without: Collection[str] = ()
 ) -> list[Option]:
-    """Return the options that the flow's decorators and configs add to every command, as
-    `top_options` are.
+    """Return the options that the flow's decorators and configs add to every command.
 
     Args:
-        flow: The flow; None where no file is named.
-        after_command: Whether the options stand after the command.
-        without: Long names of options to leave out.
+        flow: The flow; None if there is no file.
+        after_command: Whether the options are for the position after the command.
+        without: Long names of options to omit.
     """
     from aflow.flow.decorators.base import flow_decorators_of
 
@@ -303,8 +303,8 @@ def flow_options(
 
 
 def _config_options(flow: type[FlowSpec] | None) -> list[Option]:
-    """The options for configs, as the help shows them. They are read, and taken out of the line,
-    before click parses it: see config_options.py."""
+    """Return the options for configs, only for the help. They are read, and removed from the
+    arguments, before click parses these: see config_options.py."""
     members = [] if flow is None else [each for cls in flow.__mro__ for each in vars(cls).values()]
     configs = ", ".join(each.name for each in reversed(members) if isinstance(each, Config))
     if not configs:
@@ -331,8 +331,8 @@ def _config_options(flow: type[FlowSpec] | None) -> list[Option]:
 
 
 def run_options() -> list[Option]:
-    """Return the options of `run`, without the parameters of the flow. Those that Settings know
-    have no default here: it is theirs."""
+    """Return the options of `run`, without the parameters of the flow. Options that override a
+    setting have no default."""
     number: dict[str, Any] = {
         "type": click.IntRange(1),
         "callback": _bounded,
@@ -431,10 +431,10 @@ def run_options() -> list[Option]:
 
 
 def resources_option(what: str) -> Option:
-    """Return the option `--resources`, of a run and of a worker.
+    """Return the option `--resources` of a run or a worker.
 
     Args:
-        what: Whose resources they are, for the help.
+        what: The noun for the help.
     """
     return option(
         "--resources",
@@ -447,14 +447,14 @@ def resources_option(what: str) -> Option:
 
 
 def write_file(file: str | Path, content: str | bytes) -> None:
-    """Write a file that an option or an argument has named.
+    """Write a file that is the value of an option or an argument.
 
     Args:
         file: The path of the file, which is replaced if it exists.
-        content: Bytes, or a text, which is written as UTF-8.
+        content: Bytes, or a string, which is encoded as UTF-8.
 
     Raises:
-        StorageError: It cannot be written; the error says why.
+        StorageError: If it cannot be written; the message has the reason.
     """
     data = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
     try:
@@ -464,12 +464,12 @@ def write_file(file: str | Path, content: str | bytes) -> None:
 
 
 def file_option(name: str, help: str, *, scope: str | None = None) -> Option:
-    """Return an option that names a file to be written.
+    """Return an option whose value is a file to write.
 
     Args:
         name: The long name of the option.
         help: The help text.
-        scope: "" or `run_`, which begins the name of the environment variable; None for none.
+        scope: The prefix of its environment variables, "" or `run_`; None for no variables.
     """
     kind = click.Path(dir_okay=False, writable=True)
     return option(name, scope=scope, default=None, type=kind, metavar="FILE", help=help)
@@ -478,33 +478,33 @@ def file_option(name: str, help: str, *, scope: str | None = None) -> Option:
 def tags_option(
     help: str = "A tag for the run; may be given several times.", *, scope: str | None = None
 ) -> Option:
-    """Return the option `--tag`, of what gets tags or is chosen by them.
+    """Return the option `--tag`, for tags to add or to filter by.
 
     Args:
         help: The help text.
-        scope: "" or `run_`, which begins the name of the environment variable; None for none.
+        scope: The prefix of its environment variables, "" or `run_`; None for no variables.
     """
     kind = ParsedType("tag", ids.tag)
     return option("--tag", "tags", scope=scope, multiple=True, type=kind, metavar="TAG", help=help)
 
 
 def count_option(*names: str, help: str, least: int = 1, metavar: str = "N", **rest: Any) -> Option:
-    """Return an option whose value is a whole number.
+    """Return an option whose value is an integer.
 
     Args:
         *names: The option's names, as click takes them.
         help: The help text.
-        least: The smallest number that is taken.
-        metavar: What the number counts, in the help.
-        **rest: Further arguments of `option`.
+        least: The smallest value.
+        metavar: The placeholder of the value in the help.
+        **rest: Additional arguments of `option`.
     """
     number: dict[str, Any] = {"type": click.IntRange(least), "callback": _bounded}
     return option(*names, help=help, metavar=metavar, **number, **rest)
 
 
 def _bounded(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """The number; a usage error for one that databases and clocks have no room for, and for NaN,
-    which is neither in a range nor outside of it."""
+    """Return the number; raises a usage error if it is too large for databases and clocks, or NaN,
+    which click's ranges do not reject."""
     if value is not None and not value <= _MOST:
         raise click.BadParameter(f"{value} is too large, or not a number.")
     return value
@@ -513,13 +513,13 @@ def _bounded(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 def seconds_option(
     name: str, help: str, *, default: float | None = None, least: float = 0.0
 ) -> Option:
-    """Return an option whose value is a time in seconds.
+    """Return an option whose value is a duration in seconds.
 
     Args:
         name: The long name of the option.
         help: The help text.
-        default: The value where the option is not given, in seconds; None for no limit.
-        least: The shortest time that is taken, in seconds.
+        default: The default, in seconds; None for no limit.
+        least: The shortest duration, in seconds.
     """
     number: dict[str, Any] = {"type": click.FloatRange(least), "callback": _bounded}
     return option(name, help=help, default=default, metavar="SECONDS", **number)
@@ -530,34 +530,34 @@ def port_option(help: str, default: int) -> Option:
 
     Args:
         help: The help text.
-        default: The port where the option is not given; 0 for a free one.
+        default: The default port; 0 for a free one.
     """
     kind = click.IntRange(0, 65535)
     return option("--port", help=help, type=kind, default=default, metavar="PORT")
 
 
 class ParsedType(ParamType):
-    """The type of an option whose text a function of aflow's converts: what that function refuses
-    is a usage error."""
+    """The type of an option whose value is converted by a function of aflow; an InvalidInput that
+    the function raises becomes a usage error."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """What the function returns for the text."""
+        """Return the result of the function for the text."""
         try:
             return self._parse(value)
         except InvalidInput as error:
             self.fail(str(error), param, ctx)
 
 
-# ------------------------------------------------------------ the flow's own
+# ------------------------------------------------------------ parameters of the flow
 
 
 class ParameterType(ParamType):
-    """The type of a flow's parameter. The option converts the value, by the parameter itself: click
-    gives one at a time here of many that belong together."""
+    """The type of a flow's parameter. The conversion is done by the option, since click converts
+    the values of an option that may be given many times one by one here."""
 
     def __init__(self, parameter: Parameter) -> None:
         self.name = type_name(parameter.type).lower()
@@ -565,8 +565,8 @@ class ParameterType(ParamType):
 
 
 def parameter_options(parameters: Mapping[str, Parameter]) -> dict[str, Option]:
-    """Return the options of the flow's parameters by the names under which click gives their
-    values, `parameter_<n>`, which are not those of options of our own.
+    """Return the options of the flow's parameters, by the names `parameter_<n>` under which click
+    passes their values; these cannot collide with names of other options.
 
     Args:
         parameters: The parameters of the flow, by attribute.
@@ -580,7 +580,7 @@ def _parameter_option(parameter: Parameter, key: str) -> Option:
     rest = dict(parameter.click_options)
     by_name = environment_names(parameter.name, "run_")
     own = rest.pop("envvar", None) or []
-    # A flag or a counter without a type of its own is converted by click.
+    # click converts flags and counters.
     if not (rest.get("is_flag") or rest.get("count")):
         rest["type"] = ParameterType(parameter)
     if rest.get("prompt") and parameter.default is not None and not callable(parameter.default):
@@ -600,7 +600,7 @@ def _parameter_option(parameter: Parameter, key: str) -> Option:
 
 
 def parameters_file() -> Option:
-    """Return the option for values of parameters that are many, long, or secret."""
+    """Return the option for a file of parameters, whose values may be many, long, or secret."""
     return option(
         "--parameters-file",
         type=click.Path(),
@@ -612,16 +612,15 @@ def parameters_file() -> Option:
 def with_file(
     given: dict[str, Any], declared: Mapping[str, Parameter], file: str | None
 ) -> dict[str, Any]:
-    """Return the values that were given, by attribute, and for those that were not what the file
-    holds.
+    """Return the given values, by attribute, completed by those of the file.
 
     Args:
         given: The values of the command line, by attribute; they take precedence.
-        declared: The parameters of the flow, by name.
+        declared: The parameters of the flow, by attribute.
         file: The path of a JSON object of values by name; None for no file.
 
     Raises:
-        InvalidParameter: The file cannot be read, is not a JSON object, or names unknown
+        InvalidParameter: If the file cannot be read, is not a JSON object, or has unknown
             parameters.
     """
     if file is None:
@@ -652,19 +651,19 @@ def with_file(
 def taken_out(
     values: dict[str, Any], declared: Mapping[str, Parameter], options: Mapping[str, Option]
 ) -> dict[str, Any]:
-    """Return the values of parameters, by attribute, taken out of all that click gives; None for
-    those that were not given.
+    """Remove the values of parameters from all values that click passes, and return them by
+    attribute; None for those that were not given.
 
     Args:
-        values: The values, by name.
-        declared: The parameters of the flow, by name.
-        options: The options, by name.
+        values: The values of all options, by name; changed in place.
+        declared: The parameters of the flow, by attribute.
+        options: The options of the parameters, by name, in the same order.
     """
     found: dict[str, Any] = {}
     for (attribute, parameter), key in zip(declared.items(), options, strict=True):
         value = values.pop(key)
-        # click gives an empty tuple for an option that may be given many times, and was not. What
-        # else it gives by default, or a callback of the flow does, is converted, too.
+        # click passes an empty tuple if an option that may be given many times is not given.
+        # Other defaults, and the results of a flow's callback, are converted, too.
         if value is None or (parameter.multiple and value == ()):
             found[attribute] = None
         else:
@@ -684,7 +683,7 @@ def _parameter_help(parameter: Parameter) -> str:
 
 
 def _default_text(parameter: Parameter) -> str:
-    """The default as one would write it."""
+    """Return the default in the form in which a user would write it."""
     if callable(parameter.default):
         return "computed"
     if parameter.separator is not None and not isinstance(parameter.default, str):
@@ -692,7 +691,7 @@ def _default_text(parameter: Parameter) -> str:
     return str(parameter.default)
 
 
-# What the options of every command come to, wherever on the line they stood.
+# The values of the options of every command, at any position on the command line.
 
 
 Body = Callable[..., object]
@@ -705,14 +704,13 @@ def bound(
     defined: Defined,
     argv: tuple[str, ...] = (),
 ) -> Callable[..., object]:
-    """Return a callback for click that calls `body(session, **values of the command's own
-    options)`.
+    """Return a callback for click that calls `body(session, **values of the command's options)`.
 
     Args:
-        body: The function of the command; it gets a Session first.
-        flow: The flow; None where no file is named.
+        body: The function of the command; its first argument is a Session.
+        flow: The flow; None if there is no file.
         script: The path of the flow's file.
-        defined: The flow, as its file has defined it.
+        defined: The definition of the flow.
         argv: The arguments of the command line.
     """
 
@@ -731,13 +729,13 @@ def _is_general(parameter: click.Parameter) -> bool:
 
 
 def _top_values(ctx: click.Context) -> dict[str, Any]:
-    """The options of every command: those behind the command's name before those ahead of it."""
+    """Return the options of every command; those after the command's name take precedence."""
     ahead = ctx.find_root().params if ctx.parent is not None else {}
     top = {name: ahead.get(name) for name in TOP_NAMES}
     for name in (each.name for each in ctx.command.params if _is_general(each)):
         if name in top and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
             top[name] = ctx.params[name]
-    # These add up, wherever they were given.
+    # These are combined from both positions.
     for name in ("with_", "trigger"):
         top[name] = (*(ahead.get(name) or ()), *(ctx.params.get(name) or ()))
     return top

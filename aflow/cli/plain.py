@@ -1,9 +1,9 @@
-"""A plain run: one whose arguments are understood without click, which takes as long to import as
-the state machine, the driver and the executor together.
+"""Plain runs: those whose arguments can be parsed without click, whose import takes as long as that
+of the state machine, the driver and the executor together.
 
-Plain is `run`, alone or with a few flags and the flow's own parameters, where no variable of the
-environment stands for an option. All else is left to the commands (flow_commands.py), which know
-every option, every error and the help: what is wrong in any way is not plain.
+A run is plain if the arguments are `run`, some flags and the flow's own parameters, and no
+environment variable sets an option. All other command lines, including all invalid ones, are left
+to click (flow_commands.py), which knows every option, every error and the help.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _FLAGS = {
     "--quiet": ("quiet", True),
     "--not-quiet": ("quiet", False),
 }
-_ADDING_OPTIONS = frozenset({"project", "trigger_on_finish"})  # decorators that do
+_ADDING_OPTIONS = frozenset({"project", "trigger_on_finish"})  # decorators that add options
 _VARIABLES = frozenset(
     variable for name in (*TOP_NAMES, "mode") for variable in environment_names(name.rstrip("_"))
 )
-_OF_RUNS = tuple(environment_names("", "run_"))  # what variables of its options begin with
+_OF_RUNS = tuple(environment_names("", "run_"))  # prefixes of variables of the options of `run`
 
 
 def understood(
@@ -44,17 +44,16 @@ def understood(
     argv: Sequence[str],
     rest: Sequence[str],
 ) -> tuple[Session, dict[str, Any]] | None:
-    """Return what `run` is called with, if the arguments are those of a plain run: `rest` are they
-    without what is given for configs. None where they are not.
+    """Return the arguments of `run` if the arguments are those of a plain run; None otherwise.
 
-    Raises what the definition of the flow raises.
+    Raises all errors of the definition of the flow.
 
     Args:
         flow: The class of the flow.
         script: The path of the flow's file.
-        defined: The flow, as its file has defined it.
+        defined: The definition of the flow.
         argv: The arguments of the command line.
-        rest: The arguments without those that give configs.
+        rest: The arguments without those for configs.
     """
     found = _sorted(rest)
     asks = f"_{os.path.basename(script)}_COMPLETE".replace("-", "_").replace(".", "_").upper()
@@ -71,19 +70,19 @@ def understood(
 
 
 def run(session: Session, given: Mapping[str, Any]) -> int:
-    """Run the flow: the exit code."""
+    """Run the flow, and return the exit code."""
     import_asyncio()
     from aflow.cli import run as command
 
     try:
         return command.run(session, given)
-    except (EOFError, KeyboardInterrupt) as error:  # as click has it
+    except (EOFError, KeyboardInterrupt) as error:  # as click does
         print(file=sys.stderr)
         raise KeyboardInterrupt from error
 
 
 def _sorted(argv: Sequence[str]) -> tuple[dict[str, bool], dict[str, str]] | None:
-    """Flags, and options with their values; None where there is anything else among them."""
+    """Return flags, and options with their values; None if there are other arguments."""
     flags: dict[str, bool] = {}
     given: dict[str, str] = {}
     is_run = False
@@ -100,8 +99,8 @@ def _sorted(argv: Sequence[str]) -> tuple[dict[str, bool], dict[str, str]] | Non
             option, separator, text = argument[2:].partition("=")
             if not separator:
                 text = next(rest, "-")
-            # What begins with - may be an option rather than a value, or the value is missing:
-            # click decides.
+            # A text that starts with - may be an option, so that the value is missing: click
+            # decides.
             if option in given or text.startswith("-"):
                 return None
             given[option] = text
@@ -113,8 +112,8 @@ def _sorted(argv: Sequence[str]) -> tuple[dict[str, bool], dict[str, str]] | Non
 def _converted(
     declared: Mapping[str, Parameter], given: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """The values of the parameters, by attribute, None for those that were not given; None in all
-    where they are not available so simply."""
+    """Return the values of the parameters, by attribute, None for those that were not given; None
+    in place of the dict if click is needed to convert them."""
     values: dict[str, Any] = {}
     left = dict(given)
     names: set[str] = set()

@@ -1,8 +1,8 @@
-"""Bars for the steps of a run, at the foot of a terminal, above which the log scrolls.
+"""Progress bars of the steps of a run, at the bottom of a terminal, below the scrolling log.
 
-`Tally` counts the events of a run, `ProgressBars` makes lines of it. Both are pure: time
-and the size of the terminal are given. Where the lines stand, and when they are drawn, is decided
-in `cli.run_log`, so that the log itself is written as it is without them, byte for byte.
+`Tally` counts the events of a run, `ProgressBars` formats the bars. Both are pure: they get the
+time and the size of the terminal as arguments. `cli.run_log` decides where and when bars are drawn,
+so that the log itself is the same as without them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from aflow.runs.events import (
 )
 from aflow.scheduler.states import AttemptState, RunState
 
-WIDEST = 100  # columns of a line: a terminal that is made narrower breaks none that was drawn
-_NARROW = 40  # columns below which a step has its counts alone
+WIDEST = 100  # maximum columns of a line: making a terminal narrower does not wrap drawn lines
+_NARROW = 40  # columns below which only the counts of a step are shown
 _LONGEST_NAME = 24
 _WINDOW = 30.0  # seconds over which the rate of a step is measured
-_IDLE = 2.0  # seconds without a task after which the bars name what they wait for
-_MOST_STEPS = 12  # of which there are bars at once
+_IDLE = 2.0  # seconds without a running task after which the reason for waiting is shown
+_MOST_STEPS = 12  # maximum number of bars
 _RESET = "\x1b[0m"
 _FAILED = (AttemptState.FAILED, AttemptState.TIMED_OUT, AttemptState.LOST)
 
 
 class Signs(NamedTuple):
-    """The characters that bars are made of."""
+    """The characters of the bars."""
 
     running: str
     done: str
@@ -54,19 +54,19 @@ ASCII = Signs("*", "+", "!", ".", "#", "-", "~")
 
 @dataclass(slots=True)
 class _Step:
-    """What is known of a step."""
+    """The counts of a step."""
 
     name: str
     begun: int = 0  # tasks, not attempts
     running: int = 0
     done: int = 0
-    reused: int = 0  # of those that are done
+    reused: int = 0  # included in `done`
     retried: int = 0  # attempts after the first of a task
     failed: set[int] = field(default_factory=set)  # tasks
-    splits: int = 0  # tasks that it has opened, as a foreach
+    splits: int = 0  # tasks of the foreachs that it has opened
     began_at: float | None = None
     ended_at: float | None = None
-    samples: deque[tuple[float, int]] = field(default_factory=deque)  # when, and how many were done
+    samples: deque[tuple[float, int]] = field(default_factory=deque)  # times, with `done` then
 
     @property
     def over(self) -> int:
@@ -80,20 +80,20 @@ class Tally:
         self._graph = graph
         self._openers = {node.join: node.name for node in graph.nodes.values() if node.join}
         self.steps: dict[str, _Step] = {name: _Step(name) for name in graph.nodes}
-        self.changed_at = 0.0  # when something began or ended last
+        self.changed_at = 0.0  # when a task last started or ended
         self.began_at: float | None = None
         self.ended_at: float | None = None
-        self.stopping = ""  # why the run is being stopped
-        self.retries: dict[int, tuple[str, float]] = {}  # tasks that are tried again, and when
+        self.stopping = ""  # the reason why the run is being stopped
+        self.retries: dict[int, tuple[str, float]] = {}  # by task: its step, the time of its retry
 
     def count(self, events: Sequence[RunEvent]) -> None:
-        """Count the events, in this order.
+        """Count the events in this order.
 
         Args:
             events: The events since the last call.
         """
         for event in events:
-            if type(event) is LogLine:  # nearly all of them, in a storm
+            if type(event) is LogLine:  # first, because most events are log lines
                 continue
             if isinstance(event, TaskStarting):
                 self._starting(event)
@@ -123,7 +123,7 @@ class Tally:
             step.begun += 1
         else:
             step.retried += 1
-        step.failed.discard(event.task)  # it is tried again, or @catch settles it
+        step.failed.discard(event.task)  # it is retried, or @catch handles the failure
         step.running += 1
         if step.began_at is None:
             step.began_at = event.at
@@ -149,7 +149,7 @@ class Tally:
             step.samples.popleft()
 
     def expected(self, name: str) -> int:
-        """Return how many tasks the step will have, as far as is known; 0 where a switch decides.
+        """Return how many tasks the step will have, as far as known; 0 if a switch decides.
 
         Args:
             name: The name of a step.
@@ -169,12 +169,12 @@ class Tally:
         return max(1, first.begun)
 
     def rate(self, name: str, now: float) -> float | None:
-        """Return how many tasks of the step end in a second, lately; None where that is not known
+        """Return the recent rate of the step in finished tasks per second; None if it is not known
         yet.
 
         Args:
             name: The name of a step.
-            now: The present time, in seconds since the epoch.
+            now: The current time, in seconds since the epoch.
         """
         step = self.steps[name]
         if len(step.samples) < 2:
@@ -184,10 +184,11 @@ class Tally:
         return (step.done - done) / seconds if seconds >= 1.0 and step.done > done else None
 
     def ready(self, name: str) -> int:
-        """Return how many tasks of a foreach have not begun, though all that they read is there.
+        """Return how many tasks of a foreach are ready but have not started; 0 outside of a
+        foreach.
 
         Args:
-            name: The name of a step; 0 for one outside of a foreach.
+            name: The name of a step.
         """
         if name not in self._graph.nodes:
             return 0
@@ -201,8 +202,8 @@ class Tally:
 
 
 class ProgressBars:
-    """The lines of one run's bars. `waits_for` is what tasks that nobody has begun wait for: `a
-    slot (--max-workers 16)`, say."""
+    """Formats the bars of a run. `waits_for` is what ready tasks wait for, such as `a slot
+    (--max-workers 16)`."""
 
     def __init__(
         self, tally: Tally, *, colors: bool, signs: Signs = UNICODE, waits_for: str = "a slot"
@@ -213,11 +214,11 @@ class ProgressBars:
         self._waits_for = waits_for
 
     def lines(self, now: float, columns: int, rows: int) -> list[str]:
-        """Return the bars as they are at this time, on a terminal of this size: none where it is
-        too small for any.
+        """Return the lines of the bars for this time and this size of the terminal; none if the
+        terminal is too small.
 
         Args:
-            now: The present time, in seconds since the epoch.
+            now: The current time, in seconds since the epoch.
             columns: The width of the terminal, in characters.
             rows: The height of the terminal, in lines.
         """
@@ -232,8 +233,8 @@ class ProgressBars:
         return [*lines, self._foot(now, width, left_out)]
 
     def _shown(self, most: int) -> tuple[list[str], int]:
-        """The steps that there is room for, in the order of the flow, and how many others have
-        begun: those that go on come first, then those that have failed, ended, and will come."""
+        """Return the steps that fit, in the order of the flow, and the number of other steps that
+        have started. Running steps take precedence, then failed, finished and future ones."""
         steps = self.tally.steps
         names = [*steps]
 
@@ -285,7 +286,7 @@ class ProgressBars:
         ).rstrip()
 
     def _facts(self, step: _Step, total: int, now: float) -> Iterator[str]:
-        """What there is to say of a step, the most important first."""
+        """Yield details of a step, the most important first."""
         if step.failed:
             yield f"{len(step.failed)} failed"
         is_over = not step.running and step.over >= total
@@ -316,7 +317,7 @@ class ProgressBars:
         )
 
     def _foot(self, now: float, width: int, left_out: int) -> str:
-        """The line below the bars: how long the run goes on, and what is waited for."""
+        """Return the line below the bars: the duration of the run, and what it waits for."""
         tally = self.tally
         assert tally.began_at is not None, "there are no lines before"
         parts = [_span(max(now - tally.began_at, 0.0))]
@@ -350,13 +351,14 @@ class ProgressBars:
 
 
 def last_line(tally: Tally, ended: RunEnded, further: str, signs: Signs) -> str:
-    """Return how a run has ended, in one line: its time, its counts, and where to look further.
+    """Return a final line on a run: how it has ended, its duration, its counts, and where to see
+    more.
 
     Args:
         tally: The counts of the run's tasks.
         ended: The event that says how the run has ended.
         further: The command that shows more; "" for none.
-        signs: The characters for success and failure, as the terminal can show them.
+        signs: The characters for success and failure that the terminal can show.
     """
     done = sum(step.done for step in tally.steps.values())
     reused = sum(step.reused for step in tally.steps.values())
@@ -378,7 +380,7 @@ def last_line(tally: Tally, ended: RunEnded, further: str, signs: Signs) -> str:
 
 
 def _span(seconds: float) -> str:
-    """`0:07`, `12:30`, `1:02:03`."""
+    """Format a duration: `0:07`, `12:30`, `1:02:03`."""
     whole = int(seconds)
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
@@ -386,7 +388,7 @@ def _span(seconds: float) -> str:
 
 
 def _rate(a_second: float) -> str:
-    """`12/s`, `3.2/min`, `5.0/h`."""
+    """Format a rate: `12/s`, `3.2/min`, `5.0/h`."""
     value, unit = a_second, "s"
     if value < 1:
         value, unit = value * 60, "min"

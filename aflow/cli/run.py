@@ -1,4 +1,4 @@
-"""`run` and `check`: all checks, then the run in the foreground."""
+"""`run` and `check`: check the flow, then run it in the foreground."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
 
-# Options of `run` that override a setting. `--namespace` is that of the run alone.
+# Options of `run` that override a setting; not `--namespace`, which is only that of the run.
 _OVERRIDES = SETTINGS.keys() - {"namespace"}
 
 Origin = Callable[["FlowDefinition", Settings], dict[str, Any]]
@@ -43,7 +43,7 @@ Origin = Callable[["FlowDefinition", Settings], dict[str, Any]]
 
 
 def check(session: Session, warnings: bool) -> None:
-    """`check`: whether the flow can run; raises InvalidFlow where it cannot."""
+    """`check`: check whether the flow can run; raises InvalidFlow if it cannot."""
     definition = session.define()
     settings = session.settings()
     _banner(session, definition, settings)
@@ -56,7 +56,7 @@ def check(session: Session, warnings: bool) -> None:
 
 
 def _note_cold(session: Session, definition: FlowDefinition, decospecs: Sequence[str]) -> None:
-    """Say it where tasks would import by themselves what the flow's file imports."""
+    """Warn if every task will import the libraries of the flow's file itself."""
     imported = imported_here()
     if imported is None:
         return
@@ -80,13 +80,14 @@ def run(
     origin: Origin | None = None,
     **rest: Any,
 ) -> int:
-    """`run`, and `resume` with an `origin`: the exit code. `forecast` is a file for what a dry run
-    finds. `given` are the parameters that were
-    given, by attribute; of a run that is resumed those that are to change. `recover` is a run to go
-    on with instead of a new one. `rest` are overrides of settings, and fields of RunOptions."""
+    """`run`, and `resume` with an `origin`. Returns the exit code.
+
+    `forecast` is a file for the result of a dry run. `given` are the given parameters, by
+    attribute; for `resume` those to change. `recover` is a run to continue instead of starting one.
+    `rest` are overrides of settings, and fields of RunOptions."""
     settings = session.settings(**{name: rest.pop(name) for name in _OVERRIDES & rest.keys()})
     if settings.executor == "local" and not dry_run:
-        zygote_start.have_zygote()  # it gets ready while the flow is checked
+        zygote_start.have_zygote()  # it starts while the flow is checked
     definition = session.define()
     with CodeCheck(definition.file, enabled=session.wants_code_check) as code:
         _banner(session, definition, settings)
@@ -97,7 +98,7 @@ def run(
         check_graph(definition, session.note)
         _note_differences(session, definition, settings, decospecs)
         if recover is not None:
-            values = {}  # they were recorded when the run began
+            values = {}  # recorded when the run was started
         elif origin is None:
             values = _values(session, definition, settings, given)
         else:
@@ -113,7 +114,7 @@ def run(
         options = _options(session, settings, decospecs, values, **rest)
         _check_debugged(definition, options)
         if any(step.decorator("resources") for step in definition.steps.values()):
-            from aflow.executors.factory import resource_notes  # few flows ask for any
+            from aflow.executors.factory import resource_notes  # few flows have resources
 
             for note in resource_notes(definition, options):
                 session.note(note)
@@ -130,13 +131,13 @@ def run(
         options = _prepared(session, definition, options, rebuild=rebuild)
     ended, signum = _in_foreground(definition, options, settings, runner_attribute_file, recover)
     if options.clone_only:
-        stopped = ended.state is RunState.CANCELLED and signum is None  # as --clone-only asks
+        stopped = ended.state is RunState.CANCELLED and signum is None  # by --clone-only itself
         return 0 if stopped else _exit_code(ended, signum)
     return _with_hooks(definition, settings, ended, signum)
 
 
 def _note_beginning(session: Session, settings: Settings) -> None:
-    """Say what is about to be made here, if anything is."""
+    """Report which local store is about to be created, if any."""
     what = "datastore" if settings.datastore == "local" else "metadata"
     if "local" in (settings.datastore, settings.metadata) and not settings.root.exists():
         here = " in current directory" if settings.root.parent == Path.cwd() else ""
@@ -146,11 +147,11 @@ def _note_beginning(session: Session, settings: Settings) -> None:
 def _note_differences(
     session: Session, definition: FlowDefinition, settings: Settings, decospecs: Sequence[str]
 ) -> None:
-    """Say what this run does otherwise than the flow asks for, if anything."""
+    """Report where this run differs from what the flow declares."""
     if not any(step.decorators for step in definition.steps.values()) and not definition.decorators:
         return
     from aflow.executors.factory import in_jobs
-    from aflow.runs.warnings import notes  # only for flows that ask for something
+    from aflow.runs.warnings import notes  # only for flows with decorators
 
     jobs = in_jobs(definition, settings.executor, decospecs)
     for note in notes(definition, jobs, packages=settings.environment == "local"):
@@ -158,7 +159,7 @@ def _note_differences(
 
 
 def _configs_of(definition: FlowDefinition, run: str, settings: Settings) -> dict[str, Any]:
-    """The values of the flow's configs that an earlier run had, by attribute."""
+    """Return the values of the flow's configs in an earlier run, by attribute."""
     from aflow.client import Run
     from aflow.client.where import place_at
 
@@ -178,7 +179,7 @@ def execute(
     runner_attribute_file: str | None,
     **rest: Any,
 ) -> int:
-    """Run one step of a flow that has been checked, as the options `rest` say: the exit code."""
+    """Run one step of a checked flow with the options `rest`. Returns the exit code."""
     options = _options(session, settings, (), {}, tags=(), fail_fast=False, **rest)
     _show_project(session, definition, settings)
     options = _prepared(session, definition, options)
@@ -188,8 +189,8 @@ def execute(
 def _prepared(
     session: Session, definition: FlowDefinition, options: RunOptions, *, rebuild: bool = False
 ) -> RunOptions:
-    """The options with the environments of the steps, which are solved and built before the run
-    begins; that is shown while it goes on."""
+    """Return the options with the environments of the steps, which are resolved and built before
+    the run starts; shows the progress."""
     if not asks(definition, options.environment):
         return options
     from aflow.executors.factory import built_here, with_locks
@@ -206,7 +207,7 @@ def _in_foreground(
     attribute_file: str | None,
     recover: str | None = None,
 ) -> tuple[RunEnded, int | None]:
-    from aflow.cli import foreground  # what is only checked needs none of it
+    from aflow.cli import foreground  # not needed by `check`
 
     with _console(definition, options, settings) as console:
         watch = _watched(console, options.debug_step, attribute_file, settings)
@@ -222,7 +223,8 @@ def _in_foreground(
 def _console(
     definition: FlowDefinition, options: RunOptions, settings: Settings
 ) -> Iterator[Console]:
-    """What shows the run: with bars, if this is a terminal on which they can be drawn."""
+    """Yield the console that shows the run; it has progress bars if stdout is a suitable
+    terminal."""
     from aflow.cli.run_log import Above, Console
 
     terminal = is_terminal(sys.stdout)
@@ -254,7 +256,7 @@ def _console(
 
 
 def _takes(stream: Any, text: str) -> bool:
-    """Whether the stream can be given these characters."""
+    """Return whether the encoding of the stream has these characters."""
     try:
         text.encode(getattr(stream, "encoding", None) or "ascii")
     except (UnicodeError, LookupError):
@@ -271,7 +273,7 @@ _WAITS_FOR = {
 
 
 def _waits_for(definition: FlowDefinition, settings: Settings) -> str:
-    """What tasks wait for that have not begun, though they could."""
+    """Return what tasks that are ready but have not started wait for."""
     if settings.executor in _WAITS_FOR:
         return _WAITS_FOR[settings.executor]
     slot = f"a slot (--max-workers {settings.max_workers})"
@@ -280,7 +282,7 @@ def _waits_for(definition: FlowDefinition, settings: Settings) -> str:
 
 
 def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
-    """Show where in the user's code the task that failed has done so, where that is recorded."""
+    """Show where the failed task has raised in the user's code, if that is recorded."""
     if ended.task is None:
         return
     from aflow.metadata.factory import open_metadata
@@ -292,7 +294,7 @@ def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
             view = None if record is None else metadata.task(record.key, ended.task)
         data = view.attempt.manifest if view is not None and view.attempt is not None else None
         error = Manifest.decode(data).error if data else None
-    except AflowError:  # the reason of the failure was printed: this only adds its place
+    except AflowError:  # the reason was printed already: this only adds the location
         return
     if error:
         show_frames(str(error.get("traceback", "")))
@@ -301,7 +303,7 @@ def _show_failure(run: str, ended: RunEnded, settings: Settings) -> None:
 def _where_to_look(
     definition: FlowDefinition, options: RunOptions, settings: Settings, ended: RunEnded
 ) -> str:
-    """The link or the command by which to see more of a run that has ended."""
+    """Return a link or a command that shows more about a run that has ended."""
     run = f"{definition.name}/{ended.run}"
     if settings.ui_url and ended.state is not RunState.CANCELLED:
         return f"{settings.ui_url.rstrip('/')}/{run}"
@@ -315,11 +317,12 @@ def _where_to_look(
 def _with_hooks(
     definition: FlowDefinition, settings: Settings, ended: RunEnded, signum: int | None
 ) -> int:
-    """Call the exit hooks, if there are any; the exit code of the run, which they do not change."""
+    """Call the exit hooks, if there are any. Returns the exit code of the run, which they do not
+    change."""
     if definition.flow_decorators("exit_hook"):
         import click  # see plain.py
 
-        from aflow.runs.exit_hooks import run_hooks  # few flows have some
+        from aflow.runs.exit_hooks import run_hooks  # few flows have hooks
 
         run_hooks(
             definition,
@@ -332,7 +335,7 @@ def _with_hooks(
 
 
 def _with(definition: FlowDefinition, decospecs: Sequence[str]) -> FlowDefinition:
-    """The flow with the decorators from outside, if there are any."""
+    """Return the flow with additional decorators, if there are any."""
     if not decospecs:
         return definition
     from aflow.flow.decorators.attach import attach
@@ -352,7 +355,7 @@ def _banner(session: Session, definition: FlowDefinition, settings: Settings) ->
 
 
 def _show_project(session: Session, definition: FlowDefinition, settings: Settings) -> None:
-    """Say where in its project the run stands; raises InvalidInput for a branch that cannot be."""
+    """Report the project branch of the run; raises InvalidInput if it is not valid."""
     if definition.project is not None:
         top = session.top
         place = definition.project.place(
@@ -365,7 +368,7 @@ def _decospecs(session: Session, settings: Settings) -> tuple[str, ...]:
     return (*session.top["with_"], *settings.default_decospecs)
 
 
-# ------------------------------------------------------------ what the run is started with
+# ------------------------------------------------------------ options of the run
 
 
 def _options(
@@ -400,7 +403,7 @@ def _options(
 def _values(
     session: Session, definition: FlowDefinition, settings: Settings, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The values of all parameters, which the run that begins takes as they are."""
+    """Return the values of all parameters, converted, for the new run."""
     values = parameter_values(
         definition,
         given,
@@ -414,20 +417,20 @@ def _values(
 
 
 def _show(text: str) -> None:
-    """Show what a default that is computed has to say."""
+    """Print the output of a default that is computed."""
     import click  # see plain.py
 
     click.echo(text)
 
 
 def name_of_run(run_id: str | None) -> str | None:
-    """Return the id that a new run is to have.
+    """Return the id of the new run after checking it.
 
     Args:
-        run_id: The id that was asked for; None for a new one.
+        run_id: The id that was given; None to generate one.
 
     Raises:
-        InvalidName: For one that it cannot have.
+        InvalidName: If the id is not allowed.
     """
     if run_id is None:
         return None
@@ -437,7 +440,8 @@ def name_of_run(run_id: str | None) -> str | None:
 
 
 def _writable(file: str | None) -> Path | None:
-    """The path, if its folder exists: else the error comes before the run, not in the midst."""
+    """Return the path if its folder exists. Otherwise raise a usage error now, not during the
+    run."""
     if file is None:
         return None
     path = Path(file)
@@ -448,11 +452,11 @@ def _writable(file: str | None) -> Path | None:
     return path
 
 
-# ------------------------------------------------------------ what watches the run
+# ------------------------------------------------------------ events of the run
 
 
 def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
-    """Raises InvalidInput for a step to be debugged that is not there, or does not run here."""
+    """Raise InvalidInput if the step to debug does not exist, or does not run on this machine."""
     step = options.debug_step
     if step is None:
         return
@@ -474,7 +478,7 @@ def _check_debugged(definition: FlowDefinition, options: RunOptions) -> None:
 def _watched(
     console: Console, debug_step: str | None, attribute_file: str | None, settings: Settings
 ) -> Callable[[Sequence[RunEvent]], None]:
-    """The callback that receives the events of the run."""
+    """Return the callback that receives the events of the run."""
     path = _writable(attribute_file)
     shown: Callable[[Sequence[RunEvent]], None] = console.watch
     if debug_step is not None and is_terminal(sys.stdout) and sys.stdin.isatty():
@@ -483,7 +487,7 @@ def _watched(
 
 
 def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEvent]], None]:
-    """Leave the terminal to the task that has it: what others print comes when it has ended."""
+    """Leave the terminal to the task that is debugged; buffer other output until it has ended."""
     held: list[RunEvent] = []
     has_it = False
 
@@ -491,7 +495,7 @@ def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEven
         nonlocal has_it
         for event in events:
             if isinstance(event, LogLine) and event.step == step:
-                continue  # the task has written it to the terminal itself
+                continue  # the task has written it directly to the terminal
             if isinstance(event, TaskEnded) and event.step == step:
                 has_it = False
             if isinstance(event, RunEnded):
@@ -511,18 +515,18 @@ def _without_debugged(step: str, console: Console) -> Callable[[Sequence[RunEven
 
 
 def announcement(flow: str, run: str, settings: Settings) -> str:
-    """Return what the program that has started this one reads of the run, as JSON: its id, and the
-    metadata where it is recorded.
+    """Return the report for the program that has started this one, as JSON: the id of the run, and
+    the metadata in which it is recorded.
 
     Args:
         flow: The name of the flow.
-        run: The id of the run, which is recorded by now.
-        settings: The settings, which say where the run is recorded.
+        run: The id of the run, which has been recorded.
+        settings: The settings, which have the metadata.
     """
     import json
 
     place = settings.place
-    if settings.metadata == "local":  # the folder that has the `.aflow`, or one of another name
+    if settings.metadata == "local":  # the folder that contains `.aflow`, or one with another name
         is_usual = settings.root.name == FOLDER
         place = f"local@{settings.root.parent if is_usual else settings.root}"
     return json.dumps({"run_id": run, "flow_name": flow, "metadata": place})
@@ -531,7 +535,7 @@ def announcement(flow: str, run: str, settings: Settings) -> str:
 def _also_writing(
     path: Path, settings: Settings, watch: Callable[[Sequence[RunEvent]], None]
 ) -> Callable[[Sequence[RunEvent]], None]:
-    """Announce the run as soon as it is recorded."""
+    """Write the report of the run to a file as soon as the run is recorded."""
 
     def watch_events(events: Sequence[RunEvent]) -> None:
         for event in events:

@@ -1,11 +1,12 @@
-"""What a person sees of a run: the log on stdout; banner, checks and final errors on stderr.
+"""The terminal output of a run: its log on stdout; banner, checks and final errors on stderr.
 
-On a terminal bars for the steps stand below the log. They are taken off before anything is written,
-and drawn again a moment later: a storm of lines is written in few pieces, and costs few bars.
+On a terminal, progress bars of the steps are drawn below the log. They are erased before anything
+else is written, and drawn again a moment later: many lines are written in few calls, and cause few
+redraws.
 
 A line of the log is `<time> <head><text>`: local time with milliseconds, then
-`[run/step/task (pid n)] `, then what the task printed, byte for byte. Nothing of it is decoded,
-stripped or interpreted, and a turn of the coordinator's loop is written by one call.
+`[run/step/task (pid n)] `, then the output of the task, unchanged: it is not decoded, stripped or
+interpreted. All events of an iteration of the event loop are written in one call.
 """
 
 from __future__ import annotations
@@ -46,20 +47,19 @@ _BOLD = b"\x1b[1m"
 _BAD = b"\x1b[31m\x1b[1m"
 _RESET = b"\x1b[0m"
 
-_PAUSE = 0.04  # seconds from the first news to the moment at which they are shown, with bars
-_TICK = 1.0  # seconds between pictures of bars while there is no news
+_PAUSE = 0.04  # seconds from an event until it is shown, if there are bars
+_TICK = 1.0  # seconds between redraws of bars while there are no events
 
 _SIGNAL = r"stopped by (SIG[A-Z]+)"
 
 
 class Console:
-    """Prints the events of one run; `watch` is what the coordinator calls with them.
+    """Prints the events of one run; the coordinator calls `watch` with them.
 
-    `colors` is whether the log may be coloured; `tally` counts for the last line; `bars` are drawn
-    below the log, if there are any, on the terminal that `out` has to be then: what others write
-    there goes through `above`. A stdout that cannot be written to any more (nobody reads it, the
-    disk is full) does not stop
-    the run: its log is stored all the same.
+    `colors` is whether the log may be coloured; `tally` counts the tasks for the last line; `bars`,
+    if any, are drawn below the log, which must be on a terminal then: other writers to that
+    terminal must use `above`. If stdout cannot be written to any more (its reader has exited, or
+    the disk is full), the run continues: its log is stored anyway.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Console:
         self._signs = signs
         self._output = Output(out)
         self._bars = bars
-        self._lock = threading.RLock()  # stderr is written to by any thread
-        self._drawn: list[str] = []  # the bars that stand on the terminal
+        self._lock = threading.RLock()  # any thread may write to stderr
+        self._drawn: list[str] = []  # the bars on the terminal
         self._timer: asyncio.TimerHandle | None = None
-        self._soon = False  # the timer is for news, and not for the next tick
+        self._soon = False  # whether the timer is for new events, not for the next tick
         self._is_paused = False
-        self._is_open = False  # somebody else has written a part of a line
+        self._is_open = False  # whether another writer has written an incomplete line
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ui = f"{ui_url.rstrip('/')}/{flow}/" if ui_url else ""
         self._time_color, self._head_color, self._bold, self._bad, self._reset = (
@@ -90,9 +90,9 @@ class Console:
         )
         self._second = -1
         self._stamp = b""
-        self._owner: tuple[int, int | None] | None = None  # the task and pid that _head is of
+        self._owner: tuple[int, int | None] | None = None  # the task and pid in _head
         self._head = b""
-        self._unfinished: tuple[int, str] | None = None  # the task and stream of a piece of a line
+        self._unfinished: tuple[int, str] | None = None  # task and stream of an incomplete line
         self._failed_is_written = False
         self._flow = flow
         self._cloning: str | None = None  # the run whose results are being reused
@@ -107,10 +107,10 @@ class Console:
         }
 
     def watch(self, events: Sequence[RunEvent]) -> None:
-        """Print what has happened, in this order, and flush.
+        """Print the events in this order, and flush.
 
         Args:
-            events: What has happened since the last call.
+            events: The events since the last call.
         """
         if self.tally is not None:
             self.tally.count(events)
@@ -141,12 +141,12 @@ class Console:
             self._drawn = []
 
     def _draw_soon(self) -> None:
-        """Show what was written, and the bars below it, in a moment."""
+        """Write the buffered log, and draw the bars below it, in _PAUSE seconds."""
         if self._soon:
             return
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # nobody would call back
+        except RuntimeError:  # there is no event loop to call back
             self._draw()
             return
         if self._loop is not loop:
@@ -158,14 +158,14 @@ class Console:
         self._timer = loop.call_later(_PAUSE, self._draw)
 
     def _follow_the_terminal(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Draw again when the terminal gets another size, and below what a shell has written while
-        this program was stopped (Ctrl-Z)."""
+        """Draw again when the size of the terminal changes, and when this program is continued
+        after a stop (Ctrl-Z): then the shell has written to the terminal."""
         if threading.current_thread() is threading.main_thread():
             loop.add_signal_handler(signal.SIGWINCH, self._draw_soon)
             loop.add_signal_handler(signal.SIGCONT, self.forget)
 
     def _draw(self) -> None:
-        """Show what was written, and the bars as they are now."""
+        """Write the buffered log, and draw the bars in their current state."""
         with self._lock:
             assert self._bars is not None, "there is nothing to draw else"
             self._soon, self._timer = False, None
@@ -182,27 +182,27 @@ class Console:
                 self._timer = self._loop.call_later(_TICK, self._draw)
 
     def pause(self) -> None:
-        """Leave the terminal to somebody else, with all that was written, until `go_on`."""
+        """Erase the bars, flush, and leave the terminal to another writer until `go_on`."""
         with self._lock:
             self._is_paused = True
             self._stop_drawing()
 
     def go_on(self) -> None:
-        """Draw bars again."""
+        """Resume drawing bars."""
         with self._lock:
             self._is_paused = False
             if self._bars is not None:
                 self._draw_soon()
 
     def forget(self) -> None:
-        """Leave what stands on the terminal: somebody else has written there meanwhile."""
+        """Do not erase the drawn bars: another writer has written below them."""
         with self._lock:
             self._drawn = []
             if self._bars is not None and not self._is_paused:
                 self._draw_soon()
 
     def conclude(self, ended: RunEnded, further: str) -> None:
-        """Print how the run has ended, in one line, and where to look further.
+        """Print a final line: how the run has ended, and where to see more.
 
         Args:
             ended: The event that says how the run has ended.
@@ -210,7 +210,7 @@ class Console:
         """
         if self.tally is None or self._signs is None:
             return
-        from aflow.cli.progress import last_line  # elsewhere than on a terminal it is not needed
+        from aflow.cli.progress import last_line  # needed only on a terminal
 
         text = printable(last_line(self.tally, ended, further, self._signs))
         succeeded = ended.state is RunState.SUCCEEDED
@@ -220,7 +220,7 @@ class Console:
         self._output.flush()
 
     def close(self) -> None:
-        """Take the bars off the terminal, for good. May be called again."""
+        """Erase the bars for good. May be called again."""
         with self._lock:
             self._is_paused = True
             self._stop_drawing()
@@ -233,14 +233,15 @@ class Console:
         self._output.flush()
 
     def above(self, stream: Any, text: str) -> int:
-        """Write a text to a stream on the same terminal, above the bars. Any thread may call this.
+        """Write a text to a stream on the same terminal, above the bars. Thread-safe.
 
         Args:
-            stream: The stream that the program writes to: stdout or stderr as they were.
-            text: The text; one that does not end a line leaves the cursor behind it.
+            stream: The original stream, stdout or stderr.
+            text: The text; if it does not end with a newline, no bars are drawn until the line
+                ends.
 
         Returns:
-            How many characters were written.
+            The number of characters that were written.
         """
         with self._lock:
             self._take_down()
@@ -256,13 +257,14 @@ class Console:
         assert self._loop is not None, "looked at before"
         try:
             self._loop.call_soon_threadsafe(what)
-        except RuntimeError:  # it was closed: nothing is drawn any more
+        except RuntimeError:  # the loop is closed: nothing is drawn any more
             return
 
     # ------------------------------------------------------------ the log of the tasks
 
     def _log_line(self, line: LogLine) -> None:
-        """The one that has to be fast: it is called for every line that any task prints."""
+        """Write a line of a task. This method must be fast: it is called for every line of every
+        task."""
         second = int(line.at)
         if second != self._second:
             self._begin_second(second)
@@ -277,7 +279,7 @@ class Console:
             self._piece(line)
 
     def _piece(self, line: LogLine) -> None:
-        """A piece of a line that is too long to be held, or the line after one."""
+        """Write a piece of a line that is too long to be buffered, or a line that follows one."""
         owner = (line.task, line.stream)
         if self._unfinished != owner:
             self._end_piece()
@@ -298,14 +300,14 @@ class Console:
     def _begin_head(self, run: str, step: str, task: int, pid: int | None) -> None:
         process = "" if pid is None else f" (pid {pid})"
         head = f"[{run}/{step}/{task}{process}] "
-        # The reset ends the colour of the time, too, which stands right before.
+        # The reset also ends the colour of the time, which is directly before it.
         self._head = self._reset + self._head_color + head.encode() + self._reset
         self._owner = (task, pid)
 
-    # ------------------------------------------------------------ what the system says
+    # ------------------------------------------------------------ events of the runtime
 
     def _system(self, at: float, text: str, *, bad: bool = False) -> None:
-        """A line without a task."""
+        """Write a line that belongs to no task."""
         self._head = self._reset
         self._owner = None
         self._line(at, text, bad)
@@ -379,7 +381,7 @@ class Console:
             self._cloning = None
 
     def _run_stopping(self, event: RunStopping) -> None:
-        # The event has a sentence, and no field that tells our own signals from a failure.
+        # The event has only a text, and no field that distinguishes signals from failures.
         signal = re.search(_SIGNAL, event.reason)
         if signal is None:
             self._write_failed(event.at)
@@ -413,7 +415,7 @@ class Console:
             self._system(at, "Workflow failed.", bad=True)
             self._failed_is_written = True
 
-    # ------------------------------------------------------------ now and then
+    # ------------------------------------------------------------ periodic progress
 
     def _progress(self, event: Progress) -> None:
         for text in progress_lines(event):
@@ -421,7 +423,7 @@ class Console:
 
 
 class Above:
-    """A text stream whose lines stand above the bars of a console on the same terminal."""
+    """A text stream that writes above the bars of a console on the same terminal."""
 
     def __init__(self, console: Console, stream: Any) -> None:
         self._console = console
@@ -431,18 +433,18 @@ class Above:
         """Write a text above the bars.
 
         Args:
-            text: The text, as `print` gives it.
+            text: The text.
 
         Returns:
-            How many characters were written.
+            The number of characters that were written.
         """
         return self._console.above(self._stream, text)
 
     def writelines(self, lines: Sequence[str]) -> None:
-        """Write several texts above the bars, as one.
+        """Write several texts above the bars in one call.
 
         Args:
-            lines: The texts, each with its own line end.
+            lines: The texts, each with its own newline.
         """
         self.write("".join(lines))
 
@@ -451,13 +453,13 @@ class Above:
 
 
 def progress_lines(event: Progress) -> list[str]:
-    """Return the sentences that are printed at intervals where there are no bars.
+    """Return the lines that report progress periodically if there are no bars.
 
     Args:
-        event: The numbers of tasks, by step, as the coordinator reports them.
+        event: The numbers of tasks by step.
 
     Returns:
-        What runs, what waits for a worker, and what has not begun.
+        Lines on running, queued and unstarted tasks.
     """
     running, queued, unstarted = event.running, event.queued, event.unstarted
     steps = [_step_counts(step, event) for step in running]
@@ -485,24 +487,24 @@ def _tasks(count: int, doing: str, which: str) -> str:
 
 
 def _failure(event: RunEnded) -> tuple[str, str]:
-    """Headline and sentence of the error at the end."""
+    """Return headline and message of the final error."""
     if event.step is None:
         return "Run failed", event.reason or "The run ended without success."
     failed = f"Step {event.step} (task-id {event.task}) failed"
     return "Step failure", f"{failed}: {event.reason}" if event.reason else f"{failed}."
 
 
-# Bytes to stdout: gathered, written in large pieces, and never the end of a run.
+# Buffered output to stdout, whose failure does not stop the run.
 
 
 _LARGE = 1 << 16
 
 
 class Output:
-    """Where the run log goes.
+    """The destination of the run log.
 
-    `add` gathers, `flush` writes. Once a write has failed nothing more is written: quietly if
-    nobody reads any more, else with one sentence on stderr.
+    `add` buffers, `flush` writes. After a failed write nothing more is written: silently if the
+    reader has closed the pipe, otherwise with one message on stderr.
     """
 
     def __init__(self, out: BinaryIO) -> None:
@@ -512,10 +514,10 @@ class Output:
         self._closed = False
 
     def add(self, piece: bytes) -> None:
-        """Have this written, after all that was added before.
+        """Append a piece to the buffer, which is written if it is large.
 
         Args:
-            piece: Encoded text; it need not be whole lines.
+            piece: Encoded text, not necessarily whole lines.
         """
         self._pieces.append(piece)
         self._size += len(piece)
@@ -523,7 +525,7 @@ class Output:
             self._write()
 
     def flush(self) -> None:
-        """Write what was added, and see to it that the reader gets it."""
+        """Write and flush the buffer."""
         self._write()
         if not self._closed:
             try:
@@ -544,18 +546,18 @@ class Output:
             except (OSError, ValueError) as error:
                 self._give_up(error)
                 return
-            # A raw stream (python -u) may take less than all, and gives None where it would
-            # block: another process that shares the terminal has made it non-blocking.
+            # A raw stream (python -u) may write only a part, and returns None if it would block:
+            # another process that shares the terminal has made it nonblocking.
             rest = rest[written or 0 :]
             if written is None:
                 select.select([], [self._out], [])
 
     def _give_up(self, error: OSError | ValueError) -> None:
         self._closed = True
-        if isinstance(error, ValueError):  # the program has closed it: it wants to see no more
+        if isinstance(error, ValueError):  # the program has closed stdout deliberately
             return
         if self._out is getattr(sys.stdout, "buffer", None):
-            forget_stdout()  # what it still holds would fail once more at the end of the program
+            forget_stdout()  # otherwise flushing it at exit would fail again
         if not isinstance(error, BrokenPipeError):
             show(
                 "Output error",

@@ -1,5 +1,5 @@
-"""One call of a command: its options, and the settings and the definition that result. Without
-click, which a plain run has no need of (plain.py)."""
+"""A call of a command: its options, and the resulting settings and definition. Does not import
+click, which a plain run does not need (plain.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aflow.task.config_binding import GivenConfigs
 
 _OF_SETTINGS = ("metadata", "environment", "datastore", "datastore_root", "package_suffixes")
-# What every command takes, before its name or after it.
+# Options of every command, before or after its name.
 TOP_NAMES = (
     "quiet",
     *_OF_SETTINGS,
@@ -33,19 +33,19 @@ TOP_NAMES = (
 
 
 def environment_names(name: str, scope: str = "") -> list[str]:
-    """Return the environment variables that stand for an option, the strongest first.
+    """Return the environment variables of an option, in order of precedence.
 
     Args:
         name: The long name of the option, with its dashes.
-        scope: "" for options of the flow, `run_` for those of `run`.
+        scope: "" for options of every command, `run_` for those of `run`.
     """
     plain = (scope + name.lstrip("-")).replace("-", "_").upper()
     return [f"AFLOW_{plain}", f"METAFLOW_{plain}"]
 
 
 class Defined:
-    """The definition of a flow, as its configs and mutators make it: made once, when it is asked
-    for. `flow` is None for commands that were given a pathspec alone."""
+    """The definition of a flow after its configs and mutators were applied, created on first use.
+    `flow` is None for commands that have only a pathspec."""
 
     def __init__(self, flow: type[FlowSpec] | None, configs: GivenConfigs) -> None:
         self._flow = flow
@@ -53,9 +53,9 @@ class Defined:
         self._definition: FlowDefinition | None = None
 
     def __call__(self, values: Mapping[str, Any] | None = None) -> FlowDefinition:
-        """The flow with the configs that were given; or with those of another run, by attribute.
-        Raises InvalidFlow where the source cannot be read, InvalidConfig, InvalidDecorator, and a
-        usage error for configs beside those of the other run."""
+        """Return the flow with the given configs, or with those of another run, by attribute.
+        Raises InvalidFlow if the source cannot be read, InvalidConfig, InvalidDecorator, and a
+        usage error if configs were given in addition to those of another run."""
         from aflow.flow.spec import define
         from aflow.task.config_binding import configured, with_values
 
@@ -73,8 +73,8 @@ class Defined:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One call of a command. `flow` is None for commands that were given a pathspec alone. `argv`
-    are those of the command line behind the flow's file."""
+    """A call of a command. `flow` is None for commands that have only a pathspec. `argv` are the
+    arguments after the flow's file."""
 
     flow: type[FlowSpec] | None
     script: str
@@ -83,46 +83,46 @@ class Session:
     argv: tuple[str, ...] = ()
 
     def settings(self, **more: Any) -> Settings:
-        """Return the settings as the command line has them; `more` are those of the command itself.
+        """Return the settings with the options of the command line.
 
         Args:
-            **more: Options that win over the settings.
+            **more: Options of the command itself that override settings.
         """
         return Settings.load(**{name: self.top.get(name) for name in _OF_SETTINGS}, **more)
 
     def define(self, configs: Mapping[str, Any] | None = None) -> FlowDefinition:
-        """Return the flow's definition, as its configs and mutators make it; `configs` are values
-        by attribute, of an earlier run.
+        """Return the flow's definition after its configs and mutators were applied.
 
         Args:
-            configs: The configs that were given; None for none.
+            configs: The configs of an earlier run, by attribute; None for those of the command
+                line.
 
         Raises:
-            InvalidFlow: Where the source cannot be read, InvalidConfig and InvalidDecorator.
+            InvalidFlow: If the source cannot be read; also raises InvalidConfig and
+                InvalidDecorator.
         """
         return self.defined(configs)
 
     @property
     def wants_code_check(self) -> bool:
-        """Whether the code is to be looked at before a run."""
+        """Whether to check the code before a run."""
         return self.top.get("pylint") is not False
 
     def note(self, text: str, *, magenta: bool = False) -> None:
-        """Say something about what is being done, on stderr; nothing if --quiet. It is `magenta` on
-        a terminal.
+        """Print a line about the progress of the command to stderr, unless --quiet is given.
 
         Args:
-            text: The line, without its end.
-            magenta: Whether the line is coloured on a terminal.
+            text: The line, without its newline.
+            magenta: Whether the line is magenta on a terminal.
         """
         if not self.top.get("quiet"):
             _echo(text, magenta=magenta)
 
 
 def _echo(text: str, *, magenta: bool) -> None:
-    """Write a line on stderr, as click.echo does."""
+    """Write a line to stderr, like click.echo."""
     stream = sys.stderr
-    # Streams that are replaced, and texts that may have to be encoded otherwise, are click's.
+    # Replaced streams, and text that may not be encodable, are left to click.
     is_plain = text.isascii() and "\x1b" not in text
     if type(stream) is io.TextIOWrapper and not stream.closed and is_plain:
         colored = magenta and is_terminal(stream)

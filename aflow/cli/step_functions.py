@@ -1,4 +1,4 @@
-"""`step-functions`: the flow on AWS Step Functions, as a state machine of jobs of AWS Batch."""
+"""`step-functions`: deploy the flow to AWS Step Functions, as a state machine of Batch jobs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _STATES = ("running", "succeeded", "failed", "timed-out", "aborted")
 
 
 def step_functions_commands(declared: Mapping[str, Parameter]) -> dict[str, Subcommand]:
-    """Return the commands below `step-functions`, by name.
+    """Return the subcommands of `step-functions`, by name.
 
     Args:
         declared: The parameters of the flow, by name.
@@ -83,7 +83,7 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> dict[str, Subc
     }
 
 
-# What makes the state machine another one.
+# Options that change the state machine.
 _SHAPING = (
     "name", "tags", "batch_tags", "namespace", "max_workers", "timeout", "distributed", "compress",
     "on_error", "on_success",
@@ -91,7 +91,7 @@ _SHAPING = (
 
 
 def step_functions_options() -> list[click.Parameter]:
-    """Return the options that stand before a command, as Metaflow has them."""
+    """Return the options before a subcommand, as in Metaflow."""
     return [_name()]
 
 
@@ -169,7 +169,7 @@ def create(
     deployer_attribute_file: str | None,
     **shape: Any,
 ) -> None:
-    """Deploy the flow."""
+    """Deploy the flow or a new version of it."""
     deployer = _deployer(session, **shape)
     if only_json:
         click.echo(deployer.definition_alone(new_token or authorize))
@@ -224,7 +224,7 @@ def trigger(
 
 
 def list_runs(session: Session, name: str | None, **chosen: bool) -> None:
-    """A line a run."""
+    """Print one line per run."""
     deployer = _deployer(session, name=name)
     states = [state.upper() for state, is_chosen in chosen.items() if is_chosen]  # TIMED_OUT, say
     found = deployer.executions(states)
@@ -249,7 +249,7 @@ def terminate(session: Session, run_id: str, name: str | None, authorize: str | 
 
 
 def resume(session: Session, run_id: str, name: str | None) -> None:
-    """Start a run that reuses what this one has finished."""
+    """Start a run that reuses the finished tasks of this one."""
     execution = _deployer(session, name=name).resume(run_id)
     click.echo(f"{run_id} is resumed (run-id {execution.run}).")
 
@@ -262,7 +262,7 @@ def delete(session: Session, name: str | None, authorize: str | None) -> None:
 
 
 def diff(session: Session, **shape: Any) -> int:
-    """The differences as a patch; the exit code is 1 where there are some."""
+    """Print the differences as a patch. Returns the exit code: 1 if there are any."""
     deployer = _deployer(session, **shape)
     before, after = (text.splitlines() for text in deployer.differences())
     lines = [*difflib.unified_diff(before, after, "deployed", "new", lineterm="")]
@@ -277,7 +277,7 @@ def diff(session: Session, **shape: Any) -> int:
 
 
 def _deployer(session: Session, **shape: Any) -> StateMachineDeployer:
-    # Help is shown without these.
+    # Imported here, because the help does not need them.
     from aflow.step_functions.deployer import StateMachineDeployer
     from aflow.step_functions.plan import DeploymentOptions
 

@@ -1,4 +1,4 @@
-"""`aflow worker`: take tasks from a queue and run them here; `aflow workers`: list and drain them,
+"""`aflow worker`: run tasks of a queue on this machine; `aflow workers`: list and drain workers,
 and start some in a cluster."""
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from aflow.executors.clusters import Cluster, WorkerRequest
     from aflow.metadata.base import WorkerRecord, WorkerRegistry
 
-_MOST_LINES = 10_000  # of the log that wait to be read
-_CLOSING = 2.0  # seconds for them at the end
+_MOST_LINES = 10_000  # maximum length of the queue of log lines
+_CLOSING = 2.0  # seconds to write these lines at the end
 _HELP = """Lease tasks of flows from a queue, and run them on this machine.
 
 Start flows with --executor queue and the same --queue. The datastore of the run has to be reachable
@@ -85,7 +85,7 @@ _MOST_LABELS = 20
 
 
 def worker() -> click.Command:
-    """Return the command."""
+    """Return the command `worker`."""
     return click.Command("worker", params=_parameters(), callback=_worker, help=_HELP)
 
 
@@ -178,8 +178,8 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
 
 
 def _registry(settings: Settings) -> WorkerRegistry | None:
-    """The metadata in which the worker is listed. A folder that nothing has run in is left as it
-    is, until something does: workers are started in any folder."""
+    """Return the registry in which the worker is listed; None if there is no metadata. Does not
+    create metadata: workers may be started in any folder."""
     if not settings.has_metadata:
         return None
     return registry_of(open_metadata(settings.metadata_url, settings.durability))
@@ -200,7 +200,7 @@ async def _run(
     def stop() -> None:
         made.drain()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(signum)  # the second one ends us at once
+            loop.remove_signal_handler(signum)  # a second signal ends the worker immediately
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         on_signal(loop, signum, stop)
@@ -216,7 +216,7 @@ async def _run(
 
 
 def _at_eof(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
-    """Call back when the standard input has ended. Raises InvalidInput where that is not seen."""
+    """Call `stop` at the end of stdin. Raises InvalidInput if that cannot be detected."""
 
     def read() -> None:
         if not os.read(0, 1 << 16):
@@ -225,13 +225,13 @@ def _at_eof(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
 
     try:
         loop.add_reader(0, read)
-    except OSError as error:  # a file
+    except OSError as error:  # stdin is a file
         raise InvalidInput("--until-eof needs a pipe as its standard input.") from error
 
 
 class _WorkerLog:
-    """Lines on the standard error, written by a thread: a reader that blocks holds
-    up no task. Lines that nobody reads for too long are dropped, and counted."""
+    """Writes lines to stderr in a thread, so that a blocking reader does not delay tasks. If the
+    reader is too slow, lines are dropped and counted."""
 
     def __init__(self) -> None:
         self._lines: queues.Queue[str | None] = queues.Queue(_MOST_LINES)
@@ -240,7 +240,7 @@ class _WorkerLog:
         self._thread.start()
 
     def write_line(self, text: str) -> None:
-        """Write this line, soon."""
+        """Queue this line for writing."""
         line = "".join(each if each.isprintable() else " " for each in text)
         try:
             if self._dropped:
@@ -256,11 +256,11 @@ class _WorkerLog:
             try:
                 while data:
                     data = data[os.write(2, data) :]
-            except OSError:  # nobody reads it any more
+            except OSError:  # stderr has been closed by its reader
                 continue
 
     def close(self) -> None:
-        """Write what there is, as far as somebody reads it."""
+        """Write the queued lines, unless the reader blocks for too long."""
         try:
             self._lines.put(None, timeout=_CLOSING)
         except queues.Full:
@@ -269,7 +269,7 @@ class _WorkerLog:
 
 
 async def _with_heartbeat(work: Coroutine[Any, Any, None], file: Path) -> None:
-    """Work, and touch the file meanwhile; raises what either of them raises."""
+    """Await the work, and touch the file in the meantime; raises the exception of either."""
     try:
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(beat(file))
@@ -283,7 +283,7 @@ async def _with_heartbeat(work: Coroutine[Any, Any, None], file: Path) -> None:
 
 
 def workers() -> click.Command:
-    """Return the command."""
+    """Return the command `workers`."""
     place = option(
         "--metadata",
         metavar="URL",
@@ -326,7 +326,7 @@ def _list(as_json: bool, metadata: str | None) -> None:
     )
 
 
-# Options of `aflow worker` that `aflow workers slurm` has, too.
+# Options of `aflow worker` that `aflow workers slurm` has as well.
 _OF_SLURM = ("queue", "slots", "pools", "labels", "metadata", "resources")
 
 
@@ -350,9 +350,9 @@ def _slurm(
 
 
 class _RemoteWorker(NamedTuple):
-    """Workers that are started elsewhere: the settings here, and the options and environment
-    variables of `aflow worker` there. Addresses and keys may be secrets: they are variables, which
-    other users do not see."""
+    """The configuration of workers on other machines: the settings of this machine, and the options
+    and environment variables of `aflow worker` there. URLs and keys may be secrets: they are passed
+    as variables, which other users cannot read."""
 
     settings: Settings
     argv: list[str]
@@ -368,7 +368,7 @@ def _remote_worker(
     queue: str | None,
     metadata: str | None,
 ) -> _RemoteWorker:
-    _labels(labels)  # one that cannot be used is reported here, and not in a log elsewhere
+    _labels(labels)  # reports invalid labels here, rather than in a log of another machine
     url, settings = queue_and_settings(queue=queue, metadata=metadata, resources=resources)
     argv = [f"--slots={slots}"]
     argv += [f"--pool={each}" for each in pools]
@@ -388,7 +388,7 @@ def _resources_argument(resources: Mapping[str, float] | None) -> list[str]:
     return ["--resources=" + ",".join(f"{key}={each:g}" for key, each in resources.items())]
 
 
-# ------------------------------------------------------------ in clusters of Ray and Dask
+# ------------------------------------------------------------ clusters of Ray and Dask
 
 _OF_CLUSTERS = """Workers run as long as this command. On SIGTERM or Ctrl-C they lease nothing
 more, let running tasks end within --grace, and give back the others; a second signal ends them at
@@ -465,7 +465,7 @@ def _keep(
 
     slots = slots or 1
     worker = _remote_worker(slots, resources, **given)
-    # A worker has what it asks for of its node, which others use as well.
+    # A worker has only the resources that it requests of its node, which others use as well.
     has = {"cpu": float(slots), "gpu": 0.0, **(worker.settings.resources or {})}
     argv = [*worker.argv, *_resources_argument(has), f"--grace={grace:g}", f"--lease={lease:g}"]
     request = WorkerRequest(
@@ -546,7 +546,7 @@ def _drain(names: tuple[str, ...], metadata: str | None) -> None:
 
 @contextmanager
 def _listed_in(metadata: str | None) -> Iterator[WorkerRegistry]:
-    """The registry of the settings. Raises InvalidInput where the metadata have none."""
+    """Yield the registry of the settings. Raises InvalidInput if the metadata has none."""
     settings = Settings.load(metadata=metadata)
     if not settings.has_metadata:
         raise InvalidInput(

@@ -651,7 +651,7 @@ def with_file(
 def taken_out(
     values: dict[str, Any], declared: Mapping[str, Parameter], options: Mapping[str, Option]
 ) -> dict[str, Any]:
-    """Remove the values of parameters from all values that click passes, and return them by
+    """Return the values of parameters, removed from all values that click passes, by
     attribute; None for those that were not given.
 
     Args:

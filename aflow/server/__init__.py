@@ -1,1 +1,1 @@
-"""The daemon: takes flows over HTTP and runs each in a process of its own."""
+"""The server of aflow: receives flows over HTTP and runs each in its own child process."""

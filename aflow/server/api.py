@@ -1,4 +1,4 @@
-"""The daemon's HTTP API, version 1, and its pages: one of the APIs of `server/app.py`."""
+"""Version 1 of the daemon's HTTP API and its web pages: one of the APIs of `server/app.py`."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 _LARGEST_PACKAGE = 64 << 20
-_UPLOADS = 4  # packages that are in memory at once
-_SOON = 3.0  # seconds in which the metadata have to answer to be ready
-_PROBE = "server/ready"  # what is written to see whether the disk has room
-_LOOK = 0.5  # seconds between looks at a run that goes on elsewhere
+_UPLOADS = 4  # code packages that may be in memory at once
+_SOON = 3.0  # deadline for the metadata in a readiness check, in seconds
+_PROBE = "server/ready"  # object written to check that the disk has free space
+_LOOK = 0.5  # seconds between polls of a run that another process drives
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class AflowApi:
-    """The routes of the daemon, and the pages of its web UI. `watch` is called with runs that have
-    been asked to end, `queue` opens the one whose workers run the tasks, `shown` is the metadata
-    with what Metaflow has recorded beside them."""
+    """The routes of the daemon and the pages of its web UI.
+
+    `watch` is called with the pathspec of each run that was asked to stop. `queue` opens the queue
+    whose workers run the tasks. `shown` is the metadata store combined with Metaflow's own records.
+    """
 
     def __init__(
         self,
@@ -74,11 +76,11 @@ class AflowApi:
         )
 
     def owns(self, path: str) -> bool:
-        """Whether it is a path of the daemon or of its pages."""
+        """Return whether a path belongs to the daemon or to its pages."""
         return path.startswith("/v1/") or path in _PROBES or is_page(path)
 
     def add_to(self, app: web.Application) -> None:
-        """Add the routes."""
+        """Register the routes."""
         for route in ROUTES:
             answers = next(each for each in self._answering if hasattr(each, route.name))
             app.router.add_route(route.method, route.path, getattr(answers, route.name))
@@ -86,8 +88,8 @@ class AflowApi:
         self._pages.add_to(app)
 
     def description(self) -> Description:
-        """What the routes take and answer."""
-        from aflow.server.openapi import of_daemon  # few ask for it
+        """Return the OpenAPI description of the routes."""
+        from aflow.server.openapi import of_daemon  # imported late: rarely requested
 
         answers: dict[str, Any] = {}
         for each in self._answering:
@@ -95,12 +97,12 @@ class AflowApi:
         return of_daemon({route.name: answers[route.name].__doc__ or "" for route in ROUTES})
 
     def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
-        """Our clients read the field `error`."""
+        """Return an error response; aflow's clients read the field `error`."""
         return refusal(status, sentence, headers, ("error",))
 
 
 class RunRoutes:
-    """Routes of packages, runs, their events and logs, and of probes."""
+    """The routes of code packages, runs, their events and logs, and the health probes."""
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class RunRoutes:
         self._looks: dict[str, asyncio.Task[RunRecord]] = {}
 
     async def close(self, _: web.Application) -> None:
-        """End all requests that wait for a run."""
+        """Close all streams and end all requests that wait for a run."""
         self._streams.close()
 
     async def alive(self, _: web.Request) -> web.StreamResponse:
@@ -137,7 +139,7 @@ class RunRoutes:
         not shutting down; otherwise 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
-        # One look for all who ask: one that waits for a database that does not answer keeps a
+        # All probes share one check: a check that waits for an unresponsive database occupies a
         # thread.
         if self._looking is None or self._looking.done():
             loop = asyncio.get_running_loop()
@@ -153,10 +155,11 @@ class RunRoutes:
         return web.json_response({"status": "ready"})
 
     def _look(self) -> None:
-        """Read the metadata, and write to a datastore on a disk. Raises AflowError."""
+        """Read the metadata, and write a small object if the datastore is local. Raises
+        AflowError."""
         self._metadata.flows()
         store = self._blobs.store
-        if store.url.startswith("file:"):  # in S3 each probe would cost a request that is paid for
+        if store.url.startswith("file:"):  # in S3 each probe would be billed as a request
             store.put(_PROBE, [b"ready\n"])
 
     async def measure(self, _: web.Request) -> web.StreamResponse:
@@ -200,7 +203,7 @@ class RunRoutes:
         if "wait" in request.query:
             seconds = number_of(request, "wait", 0, LONGEST_WAIT)
             await attended(request, self._wait(flow, run, seconds))
-        here = f"{flow}/{run}" in self._runs.going_on()  # asked first: the record is newer
+        here = f"{flow}/{run}" in self._runs.going_on()  # read first: the record is newer
         record = await asyncio.to_thread(self._views.run, flow, run)
         steps = await asyncio.to_thread(self._shown.progress, record.key)
         progress = [{"step": each.step, "tasks": each.tasks} for each in steps]
@@ -210,7 +213,7 @@ class RunRoutes:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + at_most
         await self._runs.wait(f"{flow}/{run}", at_most)
-        while (left := give_up_at - loop.time()) > 0:  # it may go on elsewhere
+        while (left := give_up_at - loop.time()) > 0:  # another process may drive it
             record = await self._seen(flow, run)
             if record.finished_at is not None:
                 return
@@ -218,7 +221,8 @@ class RunRoutes:
                 return
 
     async def _seen(self, flow: str, run: str) -> RunRecord:
-        """The record of a run, not older than a look: one look for all who wait for the run."""
+        """Return the record of a run, at most `_LOOK` seconds old; all waiting requests share one
+        read."""
         name = f"{flow}/{run}"
         look = self._looks.get(name)
         if look is None:
@@ -233,7 +237,7 @@ class RunRoutes:
         """List the tasks of a run by number, with their latest attempts."""
         flow, run = named_run(request)
         limit = number_of(request, "limit", 100, LARGEST_PAGE)
-        after = number_of(request, "after", 0)  # 0 holds the parameters
+        after = number_of(request, "after", 0)  # task 0 holds the parameters
 
         def page() -> list[dict[str, Any]]:
             key = self._views.run(flow, run).key

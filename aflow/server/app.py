@@ -1,9 +1,9 @@
 """The one HTTP application of `aflow server` and `aflow metadata-service`.
 
-An application answers one API or several: the daemon's (`server/api.py`) and that of Metaflow's
-metadata service (`server/metaflow/api.py`). All of them have the same chain of middleware
-(connections, metrics, errors, authentication), the same rules for errors and one OpenAPI document.
-An API says which paths are its own, and how its clients read a refusal.
+An application serves one or more APIs: the daemon's (`server/api.py`) and that of Metaflow's
+metadata service (`server/metaflow/api.py`). All share one middleware chain (connections, metrics,
+errors, authentication), the same error handling and one OpenAPI document. Each API defines which
+paths belong to it and the format of its error responses.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ _STATUSES: list[tuple[type[AflowError], int]] = [
     (StoreUnavailable, 503),
     (QueueUnavailable, 503),
     (ObjectNotFound, 404),
-    # What is kept of a run is damaged: asking again does not help.
+    # The records of a run are damaged: a retry would fail, too.
     (MetadataError, 422),
     (StorageError, 422),
     (ArtifactNotLoadable, 422),
 ]
 
-# What refuses is the machine of the server, and not what was sent.
+# These errors are caused by the server's machine, not by the request.
 _OF_THE_MACHINE = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE,
@@ -80,45 +80,44 @@ _log = logging.getLogger("aflow.server")
 
 
 class Api(Protocol):
-    """Routes that belong together."""
+    """A group of routes with their description and error format."""
 
     def owns(self, path: str) -> bool:
-        """Return whether a path is one of this API, also where no route has it.
+        """Return whether a path belongs to this API, even if it matches no route.
 
         Args:
-            path: The path of the URL, decoded.
+            path: The decoded path of the URL.
         """
 
     def add_to(self, app: web.Application) -> None:
-        """Add the routes, and what is to be done when the application ends.
+        """Register the routes and the shutdown handlers.
 
         Args:
-            app: The application, which is not yet running.
+            app: The application, which has not started yet.
         """
 
     def description(self) -> Description:
-        """Return what its routes take and answer."""
+        """Return the OpenAPI description of the routes."""
 
     def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
-        """Return a refusal or a failure, in the form that its clients read.
+        """Return an error response in the format that the API's clients expect.
 
         Args:
             status: The HTTP status, 4xx or 5xx.
-            sentence: What was wrong, in one sentence.
-            headers: More headers of the answer.
+            sentence: The error, in one sentence.
+            headers: Additional headers of the response.
         """
 
 
 def application(
     apis: Sequence[Api], authenticator: Authenticator, metrics: Metrics | None = None
 ) -> web.Application:
-    """Return an application that answers these APIs. Paths that none of them owns are refused as
-    the first one does. `metrics` counts requests.
+    """Return an application that serves these APIs.
 
     Args:
-        apis: The APIs; paths that none of them owns are refused as the first one does.
+        apis: The APIs. The first one answers requests for paths that belong to none of them.
         authenticator: Decides which requests are allowed.
-        metrics: Counts the requests; None to count none.
+        metrics: Counts the requests; None to disable counting.
     """
     counted = [] if metrics is None else [metrics]
     app = web.Application(middlewares=[*counted, _Errors(apis), authenticator])
@@ -129,8 +128,9 @@ def application(
 
 
 class _Errors:
-    """A middleware: every refusal and failure is a sentence in JSON. What has failed inside of the
-    server is for its log, and for authenticated clients: others learn nothing of it."""
+    """A middleware that turns every error into a JSON response with one sentence.
+
+    Details of internal errors are logged and sent to authenticated clients only."""
 
     __middleware_version__ = 1
 
@@ -141,11 +141,11 @@ class _Errors:
         headers: dict[str, str] = {}
         try:
             return await handler(request)
-        except ConnectionResetError:  # the client has gone and reads no response
+        except ConnectionResetError:  # the client has disconnected
             return web.Response(status=499)
-        except RegistrationRefused as refused:  # its body is that of Metaflow's service
+        except RegistrationRefused as refused:  # its body has the format of Metaflow's service
             return web.json_response(refused.body, status=refused.status)
-        except web.HTTPException as refused:  # of aiohttp: no such route, too large a body
+        except web.HTTPException as refused:  # raised by aiohttp: no such route, body too large
             status, sentence = refused.status, refused.reason
             if "Allow" in refused.headers:
                 headers["Allow"] = refused.headers["Allow"]
@@ -153,10 +153,10 @@ class _Errors:
             status, sentence = _status_of(error), str(error)
             if status >= 500:
                 _log.error("%s %s: %s", request.method, request.path, error)
-        except OSError as error:  # no descriptor left, a full disk
+        except OSError as error:  # no descriptor left, disk full
             _log.error("%s %s: %s", request.method, request.path, error)
             status, sentence = 503, f"The machine of the server refuses: {error.strerror}."
-        except Exception:  # noqa: BLE001 -- logged; the server goes on
+        except Exception:  # noqa: BLE001 -- logged; the server continues
             _log.exception("%s %s", request.method, request.path)
             status, sentence = 500, "The server failed unexpectedly: its log says more."
         if status >= 500 and caller_of(request) is None:
@@ -166,7 +166,7 @@ class _Errors:
 
 
 def _status_of(error: AflowError) -> int:
-    """The status of the answer that says this."""
+    """Return the HTTP status for an error."""
     cause = error.__cause__
     if isinstance(cause, StoreUnavailable):
         return 503
@@ -176,20 +176,22 @@ def _status_of(error: AflowError) -> int:
 
 
 class _Document:
-    """The OpenAPI document. It is made when it is first asked for, in a thread: few ask for it, and
-    that takes long enough to block other requests."""
+    """The route of the OpenAPI document.
+
+    The document is built at the first request, in a thread: it is rarely requested, and building it
+    would block other requests."""
 
     def __init__(self, apis: Sequence[Api]) -> None:
         self._apis = apis
         self._body = b""
 
     async def answer(self, _: web.Request) -> web.StreamResponse:
-        """What there is, for programs."""
+        """Return the document."""
         if not self._body:
             self._body = await asyncio.to_thread(self._made)
         return web.Response(body=self._body, content_type="application/json")
 
     def _made(self) -> bytes:
-        from aflow.server.openapi import document  # few servers are ever asked for it
+        from aflow.server.openapi import document  # imported late: rarely requested
 
         return json.dumps(document(*(each.description() for each in self._apis))).encode()

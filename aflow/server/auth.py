@@ -1,8 +1,8 @@
 """The one authenticator of `aflow server` and `aflow metadata-service`.
 
-A request carries a key of the settings or a token, as `Authorization: Bearer TOKEN` or `x-api-key:
-TOKEN`. Requests without one are answered only where that was chosen (`anonymous`), and then none
-that a page of another site has a browser send.
+A request carries a key from the settings or a token, as `Authorization: Bearer TOKEN` or
+`x-api-key: TOKEN`. Requests without one are accepted only if the server was configured so
+(`anonymous`), and never if a page of another site made the browser send them.
 """
 
 from __future__ import annotations
@@ -34,29 +34,32 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OWN_CALLS = "/aflow/v1/metadata/"
-OPEN = frozenset({"/healthz", "/readyz", "/ping", "/healthcheck"})  # to probes, which have no token
-SCOPE_HEADER = "X-Aflow-Scope"  # of answers: what the token of the request allows
-PAGE_HEADER = "X-Aflow-Request"  # that our own pages send, and a form of another site cannot
-LOOK = 0.5  # seconds between looks whether a client is still there, and its token valid
-_ANONYMOUS_LOOK = 2.0  # seconds between looks whether there are tokens now
-_SHORTEST_KEY = 8  # characters, where others can try
+OPEN = frozenset({"/healthz", "/readyz", "/ping", "/healthcheck"})  # probes send no token
+SCOPE_HEADER = "X-Aflow-Scope"  # response header: what the token of the request allows
+PAGE_HEADER = "X-Aflow-Request"  # sent by aflow's pages; a form of another site cannot send it
+LOOK = 0.5  # seconds between checks of the connection and the token of a long request
+_ANONYMOUS_LOOK = 2.0  # seconds between checks whether tokens were created
+_SHORTEST_KEY = 8  # characters, if other machines can reach the server
 _SHOWN = 200  # characters of a path in the log
-_LOGGED = 100  # refusals in _LOGGED_IN seconds
+_LOGGED = 100  # refusals logged per _LOGGED_IN seconds
 _LOGGED_IN = 10.0
 
 _log = logging.getLogger("aflow.server")
 
 
 class Caller(NamedTuple):
-    """Who sent a request. `token` is that of the store, or None for a key of the settings and for
-    requests without any; `name` is for the log and for what the caller leaves."""
+    """The sender of a request.
+
+    `token` is a token of the store, or None for a key from the settings and for anonymous requests.
+    `name` is used in the log and as the author of what the caller creates."""
 
     name: str
     token: tokens.Token | None = None
 
     @property
     def scope(self) -> tokens.Scope:
-        """What the caller may do: a key of the settings, or none at all, allows everything."""
+        """What the caller may do; a key from the settings and an anonymous request allow
+        everything."""
         return "write" if self.token is None else self.token.scope
 
 
@@ -65,11 +68,13 @@ IS_VALID: web.RequestKey[Any] = web.RequestKey("is_valid")
 
 
 class Authenticator:
-    """A middleware: refuses requests that carry neither a key nor a token (401), or a token that
-    has expired, or does not allow what is asked (403). `store` knows the tokens, if it keeps any;
-    each request looks, so that a revoked token is refused at once. With `anonymous` requests
-    without a token are answered as long as there are no tokens: but for those of pages of other
-    sites, and, where the server `is_local`, those that name another machine (403)."""
+    """A middleware that rejects unauthenticated requests.
+
+    A request without a valid key or token is answered with 401; an expired token, or a token whose
+    scope does not cover the request, with 403. `store` holds the tokens; it is queried for each
+    request, so that a revoked token is rejected immediately. With `anonymous`, requests without a
+    token are accepted while no tokens exist, except (403) requests from pages of other sites and,
+    if the server `is_local`, requests that name another host."""
 
     __middleware_version__ = 1
 
@@ -91,7 +96,7 @@ class Authenticator:
         self._logged_since, self._logged = float("-inf"), 0
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer, or refuse."""
+        """Authenticate a request, then pass it to the handler."""
         if request.path not in OPEN and not is_page(request.path):
             refused = await self._refused(request)
             if refused is not None:
@@ -104,7 +109,7 @@ class Authenticator:
 
     async def _refused(self, request: web.Request) -> web.Response | None:
         sent = [each for each in (*tokens_sent(request), _token_of_cookie(request)) if each]
-        if any([self._is_key(each) for each in sent]):  # noqa: C419 -- takes as long for each
+        if any([self._is_key(each) for each in sent]):  # noqa: C419 -- a list: constant time
             request[CALLER] = Caller("a key of the settings")
             return None
         found = await self._known(sent)
@@ -126,10 +131,10 @@ class Authenticator:
         return None
 
     async def allows(self, token: str) -> bool:
-        """Return whether a token gets in at all.
+        """Return whether a token is valid, for any scope.
 
         Args:
-            token: The secret that the client has sent; compared in constant time.
+            token: The secret sent by the client; compared in constant time.
         """
         if self._is_key(token):
             return True
@@ -149,25 +154,25 @@ class Authenticator:
     async def _answers_anonymous(self) -> bool:
         now = self._clock.monotonic()
         if self._anonymous and self._store is not None and now >= self._look_again_at:
-            # Once there is a token it stays so: also when the last one is revoked.
+            # Once a token exists, requests need one even after the last one is revoked.
             self._anonymous = not await asyncio.to_thread(self._store.documents, tokens.KIND)
             self._look_again_at = now + _ANONYMOUS_LOOK
         return self._anonymous
 
     async def _is_valid(self, token: tokens.Token) -> bool:
-        """Whether a token that was valid when its request began still is."""
+        """Return whether a token that was valid at the start of its request still is."""
         if not token.allows(False, self._clock.now()):
             return False
         store = self._store
         assert store is not None, "the token is of it"
         try:
             document = await asyncio.to_thread(store.document, tokens.KIND, token.digest)
-        except MetadataUnavailable:  # it cannot be known: whatever reads records will say so
+        except MetadataUnavailable:  # unknown; reading the records will fail with this error
             return True
         return document is not None
 
     def _log(self, request: web.Request, status: int) -> None:
-        """Log a refusal; limited, so that strangers cannot fill the disk."""
+        """Log a rejected request, with a rate limit, so that strangers cannot fill the disk."""
         now = self._clock.monotonic()
         if now - self._logged_since > _LOGGED_IN:
             if self._logged > _LOGGED:
@@ -182,16 +187,17 @@ class Authenticator:
 
 
 def check_guarded(host: str, keys: Sequence[str], store: Any, *, anonymous: bool) -> None:
-    """Check that a server which listens on this host does not answer strangers.
+    """Check that a server listening on this host requires authentication from other machines.
 
     Args:
         host: The name or address of the host.
         keys: The secrets from the settings; empty for none.
         store: The metadata store, which may keep tokens.
-        anonymous: Whether requests without a token are meant to be allowed.
+        anonymous: Whether requests without a token are allowed.
 
     Raises:
-        InvalidSetting: Others can reach the host, and there are no keys or tokens to require.
+        InvalidSetting: If other machines can reach the host and no keys or tokens are required, or
+            a key is too short.
     """
     if is_loopback(host):
         return
@@ -220,14 +226,16 @@ def refusal(
     headers: Mapping[str, str] | None = None,
     fields: Sequence[str] = ("error", "message"),
 ) -> web.Response:
-    """Return an answer that says why not, which no cache keeps. Clients of aflow's routes read the
-    field `error`, those of Metaflow's service `message`; what concerns all routes has both.
+    """Return an uncacheable error response.
+
+    Clients of aflow's routes read the field `error`, those of Metaflow's service `message`; routes
+    that both use send both fields.
 
     Args:
         status: The HTTP status, 4xx or 5xx.
-        sentence: What was wrong, in one sentence.
-        headers: Further headers of the answer; None for none.
-        fields: The names of the fields that carry the sentence.
+        sentence: The error, in one sentence.
+        headers: Additional headers of the response, or None.
+        fields: The names of the fields that contain the sentence.
     """
     return web.json_response(
         dict.fromkeys(fields, sentence),
@@ -240,25 +248,24 @@ def caller_of(request: web.Request) -> Caller | None:
     """Return the caller who sent the request; None for a request that was not authenticated.
 
     Args:
-        request: The request, which the authenticator has seen.
+        request: The request, after it has passed the authenticator.
     """
     return request.get(CALLER)
 
 
 async def attended(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine as long as the client is connected and its token is valid; cancel it
-    otherwise.
+    """Run a coroutine; cancel it if the client disconnects or its token becomes invalid.
 
     Args:
-        request: The request; the validity of its token is checked every few seconds.
-        work: The coroutine that makes the answer.
+        request: The request; its connection and its token are checked every `LOOK` seconds.
+        work: The coroutine that produces the response.
 
     Returns:
         What the coroutine returned.
 
     Raises:
-        ConnectionResetError: The client has gone.
-        HTTPUnauthorized: The token was revoked, or has expired meanwhile.
+        ConnectionResetError: If the client has disconnected.
+        HTTPUnauthorized: If the token was revoked or has expired in the meantime.
     """
     is_valid = request.get(IS_VALID)
     task = asyncio.get_running_loop().create_task(work)
@@ -278,9 +285,11 @@ async def attended(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
 async def send_stream(
     request: web.Request, response: web.StreamResponse, work: Coroutine[Any, Any, None]
 ) -> web.StreamResponse:
-    """Send a response that has begun, which the work writes. It is too late for an answer that says
-    what is wrong: where the token is not valid any more, nothing is read, or the records cannot be
-    read, the connection is closed before the end of the response, and the log says why."""
+    """Run the coroutine that writes a prepared response, and finish the response.
+
+    The status is sent already, so an error cannot be reported to the client: if the token becomes
+    invalid, the client stops reading or the records cannot be read, the connection is aborted and
+    the reason logged."""
     try:
         await attended(request, work)
         await response.write_eof()
@@ -297,8 +306,8 @@ async def send_stream(
 
 
 def tokens_sent(request: web.Request) -> tuple[str, str]:
-    """Return what a client has sent in `Authorization: Bearer` and in `x-api-key`, the header of
-    Metaflow's clients; each is empty where it is missing.
+    """Return the tokens in the headers `Authorization: Bearer` and `x-api-key` (Metaflow's
+    clients); an empty string for each that is missing.
 
     Args:
         request: The request.
@@ -309,20 +318,22 @@ def tokens_sent(request: web.Request) -> tuple[str, str]:
 
 
 def _token_of_cookie(request: web.Request) -> str:
-    """The token of a browser that has logged in; none where the request may change something and
-    lacks the header that only our own pages send."""
+    """Return the token in the cookie of a logged-in browser.
+
+    Empty if the request may change data and lacks the header that only aflow's pages send."""
     is_safe = request.method in ("GET", "HEAD", "OPTIONS")
     is_ours = is_safe or PAGE_HEADER in request.headers
     return request.cookies.get(cookie_of(request), "") if is_ours else ""
 
 
 def cookie_of(request: web.Request) -> str:
-    """Return the name of the cookie of a browser that has logged in. Cookies belong to a host,
-    whatever the port: two servers of one machine would replace each other's, so that the port that
-    the browser knows is in the name.
+    """Return the name of the login cookie, which contains the port as the browser sees it.
+
+    Browsers share cookies between the ports of a host: without the port in the name, two servers on
+    one machine would overwrite each other's cookie.
 
     Args:
-        request: The request, whose header `Host` has the port that the browser knows.
+        request: The request; its header `Host` contains the port.
     """
     _, colon, port = request.host.rpartition(":")
     has_port = colon and port.isascii() and port.isdigit() and len(port) <= 5
@@ -330,16 +341,16 @@ def cookie_of(request: web.Request) -> str:
 
 
 def is_page(path: str) -> bool:
-    """Return whether a path is that of the web UI's pages and their files, which hold no data.
+    """Return whether a path belongs to the pages of the web UI or their files, which hold no data.
 
     Args:
-        path: The path of the URL, decoded.
+        path: The decoded path of the URL.
     """
     return path in ("/", "/ui") or (path.startswith("/ui/") and path != "/ui/links")
 
 
 def _writes(request: web.Request) -> bool:
-    """Whether the request changes anything. Calls of the metadata port are all POST."""
+    """Return whether the request changes data. Calls of the metadata port are all POST."""
     if request.path.startswith(OWN_CALLS):
         return request.path.removeprefix(OWN_CALLS) in WRITES
     return request.method not in ("GET", "HEAD", "OPTIONS")
@@ -347,12 +358,12 @@ def _writes(request: web.Request) -> bool:
 
 # ------------------------------------------------------------------ requests of browsers
 
-# A page of any site can make the browser of its visitor send requests to the visitor's own machine
-# (CSRF). Without tokens the server tells them apart by the headers that browsers add.
+# A page of any site can make its visitor's browser send requests to the visitor's own machine
+# (CSRF). A server without tokens detects them by the headers that browsers add.
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether the host is this machine, for itself alone.
+    """Return whether the host is a loopback name or address.
 
     Args:
         host: The name or address of the host.
@@ -364,11 +375,11 @@ def is_loopback(host: str) -> bool:
 
 
 def names_this_machine(request: web.Request) -> bool:
-    """Return whether it is addressed to this machine by a name that no site can take: a site can
-    have its own name resolve to 127.0.0.1 (DNS rebinding), but not these.
+    """Return whether a request is addressed to `localhost` or a loopback address. Other names can
+    be made to resolve to 127.0.0.1 by their owner (DNS rebinding).
 
     Args:
-        request: The request, whose header `Host` a browser has set from the address.
+        request: The request; browsers set its header `Host` from the address of the page.
     """
     host = request.host
     name, colon, port = host.rpartition(":")
@@ -376,10 +387,10 @@ def names_this_machine(request: web.Request) -> bool:
 
 
 def is_of_another_site(request: web.Request) -> bool:
-    """Return whether a browser sends it for a page that is not of this server.
+    """Return whether a browser sent the request for a page of another site.
 
     Args:
-        request: The request; one without the headers of browsers is not of another site.
+        request: The request; without the headers that browsers add, the result is False.
     """
     if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         return True

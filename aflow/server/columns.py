@@ -1,14 +1,14 @@
-"""The tasks of a run as columns: what a timeline, statistics and sorted tables are made of.
+"""The tasks of a run as columns, for timelines, statistics and sorted tables.
 
-A hundred thousand tasks are read from the metadata once; from then on only those whose latest
-attempt was written since. The columns of a few runs are kept, the least used one is forgotten. So
-are the statistics of steps and the order of a sorted table, as long as nothing changes.
+All tasks are read from the metadata once; later reads fetch only tasks whose latest attempt has
+changed since. The columns of the most recently used runs are cached, together with the statistics
+of their steps and the order of sorted tables, which are valid until the run changes.
 
-Format of `encode` (little endian): 4 bytes length of a header, the header (JSON, padded with
-spaces so that the columns begin at a multiple of 8 bytes), then the columns, each padded to a
+Format of `encode` (little endian): 4 bytes with the length of the header, the header (JSON, padded
+with spaces so that the columns start at a multiple of 8 bytes), then the columns, each padded to a
 multiple of 8 bytes: task (u32), ready, start, end (f32, seconds after `base`, NaN for none), step
-(u16, place in `steps`), worker (u16, place in `workers`), state (u8, place in `states`), flags (u8:
-1 its result was reused, 2 it has had several attempts).
+(u16, index into `steps`), worker (u16, index into `workers`), state (u8, index into `states`),
+flags (u8: 1 the result was reused, 2 the task was retried).
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ T = TypeVar("T")
 STATES = tuple(state.value for state in TaskState)
 REUSED, RETRIED = 1, 2
 _PLACES = {state: STATES.index(TASK_STATES[state].value) for state in TASK_STATES}
-_KEPT = 4_000_000  # tasks of all runs that are kept together
-_CHUNK = 500  # tasks that are turned into columns at once: below what makes Python collect garbage
-_ORDERS = 4  # sorted tables of a run whose orders are kept
-_SHARE = 20  # statistics of a run that goes on take at most 1/20 of the time
-_MOST_NAMES = 65_535  # of steps, and of workers
+_KEPT = 4_000_000  # tasks in the cache, over all runs
+_CHUNK = 500  # tasks converted at a time: few enough not to trigger a garbage collection
+_ORDERS = 4  # sorted tables of a run whose order is cached
+_SHARE = 20  # statistics of an active run take at most 1/20 of the time
+_MOST_NAMES = 65_535  # distinct steps, and distinct workers
 
 
 class StepFigures(NamedTuple):
-    """Seconds that the ended tasks of a step took (half of them at most `median`, and so on),
-    the median of seconds from when a task was ready to its start, and how many tasks were retried,
-    and how many have reused a result. None where there is nothing to say."""
+    """Statistics of the tasks of a step, times in seconds.
+
+    `median`, `p95` and `longest` are run times of finished tasks; `wait` is the median time from
+    ready to start. `retried` and `reused` count tasks. A time is None if there are no samples."""
 
     median: float | None
     p95: float | None
@@ -59,7 +60,7 @@ class StepFigures(NamedTuple):
 
 
 class Columns:
-    """The columns of one run; rows stand in the order in which tasks were first seen."""
+    """The columns of one run; its rows are in the order in which tasks were first read."""
 
     def __init__(self, base: float) -> None:
         self.base = base
@@ -70,20 +71,20 @@ class Columns:
         self.ready, self.start, self.end = array("f"), array("f"), array("f")
         self.step, self.worker = array("H"), array("H")
         self.state, self.flags = array("B"), array("B")
-        self._row_of: dict[int, int] | None = None  # made when a task changes first
+        self._row_of: dict[int, int] | None = None  # built at the first update of an existing task
         self._orders: OrderedDict[tuple[Any, ...], Sequence[int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.task)
 
     def update(self, found: Iterable[TaskColumns]) -> list[int]:
-        """Store what has changed of tasks, and add rows for new ones.
+        """Update the rows of tasks that have changed, and add rows for new tasks.
 
         Args:
-            found: The tasks that have changed; of an empty object all tasks.
+            found: The changed tasks; all tasks of the run if the columns are empty.
 
         Returns:
-            The rows of these tasks.
+            The row numbers of these tasks.
         """
         self._orders.clear()
         if not len(self):
@@ -94,8 +95,8 @@ class Columns:
         return [self._put(each, self._row_of) for each in found]
 
     def _fill(self, found: Iterable[TaskColumns]) -> None:
-        """Take in all tasks of a run at once. Column by column, and each by calls that loop in C:
-        the page of a run of a million tasks waits for this."""
+        """Add all tasks of a run, column by column with calls that loop in C: opening the page of a
+        run with a million tasks waits for this."""
         base, steps, workers = self.base, self.steps, self.workers
         rows = iter(found)
         while chunk := [*islice(rows, _CHUNK)]:
@@ -136,10 +137,10 @@ class Columns:
         return row
 
     def encode(self, rows: list[int] | None = None) -> bytes:
-        """Return all rows, or these, as bytes; see the module's text.
+        """Return the rows in the binary format described in the module's docstring.
 
         Args:
-            rows: The rows; None for all.
+            rows: The row numbers; None for all.
         """
         names = {"version": self.version, "base": self.base, "states": STATES}
         count = len(self) if rows is None else len(rows)
@@ -161,7 +162,7 @@ class Columns:
         return b"".join(parts)
 
     def copy(self) -> Columns:
-        """Return a copy of the columns, for a caller that takes long over them."""
+        """Return a copy, for callers that must not hold the lock for long."""
         made = Columns(self.base)
         made.version, made.steps, made.workers = self.version, {**self.steps}, {**self.workers}
         made.task, made.step, made.worker = copy(self.task), copy(self.step), copy(self.worker)
@@ -170,7 +171,7 @@ class Columns:
         return made
 
     def figures(self) -> dict[str, StepFigures]:
-        """Return the figures of each step, out of one pass over the tasks."""
+        """Return the statistics of each step, computed in one pass over the tasks."""
         took: list[array[float]] = [array("d") for _ in self.steps]
         waits: list[array[float]] = [array("d") for _ in self.steps]
         retried, reused = [0] * len(self.steps), [0] * len(self.steps)
@@ -194,12 +195,14 @@ class Columns:
         }
 
     def trace(self, name: str, now: float) -> Iterator[str]:
-        """Yield a trace of when each task ran, in the format of Chrome's tracing, which Perfetto
-        shows: JSON text in pieces. A host is a process there; its tasks have as many threads as
-        went on at once. Tasks that go on last until `now`.
+        """Yield a trace of the tasks in Chrome's trace format, which Perfetto displays, as pieces
+        of JSON text.
+
+        Each host is a process of the trace, with as many threads as it had tasks at the same time.
+        Running tasks end at `now`.
 
         Args:
-            name: The pathspec of the run, as the title of the trace.
+            name: The pathspec of the run, used as the title of the trace.
             now: The present time, in seconds since the epoch.
         """
         hosts: dict[str, int] = {}
@@ -237,16 +240,14 @@ class Columns:
     def page(
         self, step: str | None, state: str | None, sort: str, offset: int, limit: int
     ) -> tuple[int, list[int]]:
-        """Return how many tasks there are of this step and in this state, and the numbers of some
-        of them, sorted by `task`, `started`, `duration` or `wait`, `-` before it for the largest
-        first.
+        """Return the number of tasks that match, and the task numbers of one page of them, sorted.
 
         Args:
             step: The name of the step; None for all steps.
             state: The state of the tasks; None for all.
             sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
             offset: How many to leave out before the first.
-            limit: The size of the page.
+            limit: The maximum size of the page.
         """
         key = (step, state, sort)
         order = self._orders.get(key)
@@ -269,8 +270,8 @@ class Columns:
         return array("I", sorted(rows, key=keys.__getitem__, reverse=backwards))
 
     def _sort_keys(self, name: str) -> Sequence[tuple[float, int] | float]:
-        """By row, what a table is sorted by. NaN compares with nothing: a task without a time comes
-        before all others."""
+        """Return the sort key of each row. NaN would break the order, so a task without the time
+        sorts first."""
         if name == "task":
             return self.task
         start, other = (self.end, self.start) if name == "duration" else (self.start, self.ready)
@@ -285,13 +286,13 @@ class Columns:
 
 
 class _Lanes:
-    """As many lanes as tasks go on at once: the one that is free first is taken again."""
+    """Lanes for tasks that run at the same time; the lane that became free first is reused."""
 
     def __init__(self) -> None:
         self._ends: list[tuple[float, int]] = []
 
     def take(self, start: float, end: float) -> int:
-        """The lane of a task; they are asked for in the order of the starts."""
+        """Return the lane of a task. Tasks must be passed in the order of their starts."""
         if self._ends and self._ends[0][0] <= start:
             lane = self._ends[0][1]
             heapq.heapreplace(self._ends, (end, lane))
@@ -302,7 +303,7 @@ class _Lanes:
 
 
 def _since(base: float, times: Sequence[float | None]) -> list[float]:
-    """Seconds after `base`, NaN for none."""
+    """Return times as seconds after `base`; NaN for None."""
     if None in times:
         return [nan if at is None else at - base for at in times]
     return [at - base for at in cast("Sequence[float]", times)]
@@ -335,20 +336,20 @@ def _place(names: dict[T, int], name: T) -> int:
 
 
 class _Kept:
-    """The columns of one run, and the figures of its steps that were found last: at which version,
-    when, and how long that took."""
+    """A cache entry: the columns of one run and its latest statistics, with the version of the run,
+    the time of the computation and its duration."""
 
     def __init__(self, run: RunRecord) -> None:
         self.lock = threading.Lock()
         self.columns = Columns(run.created_at)
-        # A lock of their own: who wants the columns does not wait until the figures are found.
+        # A separate lock: reading the columns must not wait for the statistics.
         self.figuring = threading.Lock()
         self.figures: dict[str, StepFigures] = {}
         self.found_at = (-1, float("-inf"), 0.0)
 
 
 class ColumnsCache:
-    """The columns of the runs that were asked for last. Safe from many threads."""
+    """A thread-safe cache of the columns of the most recently requested runs."""
 
     def __init__(self, metadata: MetadataStore, clock: Clock) -> None:
         self._metadata = metadata
@@ -357,27 +358,26 @@ class ColumnsCache:
         self._found: OrderedDict[int, _Kept] = OrderedDict()
 
     def read(self, run: RunRecord, since: int | None = None) -> bytes:
-        """Return the columns of a run as bytes: all of them, or the rows that changed after its
-        version `since`.
+        """Return the encoded columns of a run: all rows, or those changed after version `since`.
 
         Args:
-            run: The run, read just now: its version says whether the cached columns are current.
-            since: The version of the run that the client has; None for nothing.
+            run: The current record of the run; its version decides whether the cache is up to date.
+            since: The version that the client already has; None for none.
         """
         with self.fresh(run) as columns:
             if since is None or since > columns.version:
                 return columns.encode()
             if since == columns.version:
                 return columns.encode([])
-            # Read again from the metadata: the cache does not keep when each row has changed.
+            # Read from the metadata again: the cache does not record when each row changed.
             return columns.encode(columns.update(self._metadata.task_columns(run.key, since)))
 
     def figures(self, run: RunRecord) -> dict[str, StepFigures]:
-        """Return the figures of a run's steps. Of a run that goes on they may be a little older
-        than the run: it takes a pass over all its tasks to find them.
+        """Return the statistics of a run's steps, which for an active run may be slightly out of
+        date: computing them takes a pass over all its tasks.
 
         Args:
-            run: The run, read just now.
+            run: The current record of the run.
         """
         kept = self._kept(run)
         version, at, cost = kept.found_at
@@ -408,10 +408,10 @@ class ColumnsCache:
 
     @contextmanager
     def fresh(self, run: RunRecord) -> Iterator[Columns]:
-        """Yield the columns of a run as they are now, for this thread alone.
+        """Yield the up-to-date columns of a run, locked for this thread.
 
         Args:
-            run: The run, read just now: its version says whether the cached columns are current.
+            run: The current record of the run; its version decides whether the cache is up to date.
         """
         kept = self._kept(run)
         with kept.lock:
@@ -420,10 +420,10 @@ class ColumnsCache:
                 try:
                     columns.update(self._metadata.task_columns(run.key, columns.version))
                 except BaseException:
-                    # Some columns may be longer than others now: they are read again as a whole.
+                    # The columns may have different lengths now: read all of them again next time.
                     kept.columns = Columns(run.created_at)
                     raise
-                # The run's version was read before its tasks: what is written meanwhile comes
-                # again.
+                # The run's version was read before its tasks: tasks written in between are read
+                # again next time.
                 columns.version = run.version
             yield columns

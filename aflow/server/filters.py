@@ -1,6 +1,6 @@
-"""The filter words of a list of runs: `flow:Train state:failed tag:prod user:ann since:7d`.
+"""The filter syntax of the list of runs: `flow:Train state:failed tag:prod user:ann since:7d`.
 
-Pure: text in, a filter out; the time is an argument.
+Pure functions: text in, a filter out; the current time is an argument.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
 
 WORDS = ("flow:", "state:", "tag:", "user:", "since:", "until:", "id:", "artifact:", "param.NAME:")
-_LONGEST = 1000  # characters of all words
+_LONGEST = 1000  # maximum length of the filter, in characters
 _MOST = 20
 _PARAMETER = re.compile(r"param\.([A-Za-z_][A-Za-z0-9_]{0,199})\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs are listed. `text` has to be in the flow's name, the run's id, its user or one of
-    its tags, in any case of letters; `parameters` maps names to texts of values; `artifacts` are
-    names, each of which one of its steps has left."""
+    """The conditions of a list of runs.
+
+    Each string of `text` must occur in the flow's name, the run's id, its user or one of its tags,
+    ignoring case. `parameters` maps names to the text of their values. `artifacts` are names; a
+    step of the run must have stored each of them."""
 
     flow: str | None = None
     run: str | None = None
@@ -43,15 +45,14 @@ class RunFilter:
 
     @property
     def is_indexed(self) -> bool:
-        """Whether the metadata answer it alone: each run that they give is one that is meant."""
+        """Whether a query of the metadata store is sufficient, without a check of each run."""
         return not (self.text or self.parameters or self.artifacts or self.run)
 
     def takes(self, run: RunRecord) -> bool:
-        """Return whether a run is one of those that the metadata give where they are asked for
-        this.
+        """Return whether a run matches the conditions that the metadata store evaluates.
 
         Args:
-            run: The run, as its record is now: one may have ended since the list was read.
+            run: The current record of the run; it may have changed since the list was read.
         """
         return (
             (not self.states or run.state in self.states)
@@ -64,15 +65,14 @@ class RunFilter:
 
 
 def parse(words: str, now: float) -> RunFilter:
-    """Return the filter that these words are; `now` in seconds since the epoch is what `since:7d`
-    counts back from.
+    """Return the filter described by the words.
 
     Args:
-        words: What the user has typed: words, `state:failed`, `since:7d` and the like.
-        now: The present time, in seconds since the epoch.
+        words: The user's input: plain words, `state:failed`, `since:7d` and the like.
+        now: The current time, in seconds since the epoch; `since:7d` is relative to it.
 
     Raises:
-        InvalidInput: A word cannot be used; the error says which, and what is allowed.
+        InvalidInput: If a word is invalid; the error names it and the allowed values.
     """
     if len(words) > _LONGEST:
         raise InvalidInput(f"The filter is too long: {_LONGEST} characters is the most.")

@@ -1,5 +1,7 @@
-"""The jobs that runs have at AWS Batch, Slurm and Kubernetes, read from aflow's own records: no job
-system is asked, and readers need no credentials of one. Calls block."""
+"""The jobs of runs at AWS Batch, Slurm and Kubernetes, read from aflow's own records.
+
+The job systems are not queried, so readers need no credentials for them. All calls block.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ from aflow.scheduler.states import LIVE_RUN_STATES, AttemptState
 if TYPE_CHECKING:
     from aflow.metadata.base import HandedAttempt, MetadataStore, RunRecord
 
-_MOST_RUNS = 500  # that go on
+_MOST_RUNS = 500  # active runs
 _MOST_ROWS = 1000  # steps with jobs
-_SUBMITTING = "name="  # what the handle of a job begins with whose id is not known yet
+_SUBMITTING = "name="  # prefix of the handle of a job that has no id yet
 
 
 def queues(metadata: MetadataStore) -> dict[str, Any]:
-    """Return the queues of all systems with jobs of runs that go on: of each step how many wait and
-    run, since when and why. `complete` says whether that is all.
+    """Return the queues of all job systems that have jobs of active runs: for each step the number
+    of waiting and running tasks, since when and why. `complete` is False if the list is truncated.
 
     Args:
         metadata: The metadata store.
@@ -26,7 +28,7 @@ def queues(metadata: MetadataStore) -> dict[str, Any]:
     jobs = of_runs_that_go_on(metadata.jobs())
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     rows, runs = 0, []
-    # Without documents no job system has any jobs, and the runs need not be read.
+    # If there are no documents, no job system has jobs: skip reading the runs.
     if jobs:
         runs = metadata.runs(None, states=LIVE_RUN_STATES, limit=_MOST_RUNS)
     for run in runs:
@@ -75,15 +77,15 @@ def _row(
 def jobs_of(
     metadata: MetadataStore, run: RunRecord, step: str | None, after: int, limit: int
 ) -> dict[str, Any]:
-    """Return a page of the jobs of a run, or of a step, that have not ended, by task: how far each
-    is, where, and since when. `next` is the task to go on after; None where there are no more.
+    """Return a page of the unfinished jobs of a run or a step, ordered by task: state, place and
+    start time of each. `next` is the task after which the next page starts; None on the last page.
 
     Args:
         metadata: The metadata store.
-        run: The run; one that has ended has no jobs.
+        run: The run; a finished run has no jobs.
         step: The name of the step; None for all steps.
-        after: The number of the last task of the page before; -1 for the first page.
-        limit: The size of the page.
+        after: The number of the last task of the previous page; -1 for the first page.
+        limit: The maximum size of the page.
     """
     known = of_runs_that_go_on(metadata.jobs()).get((run.flow, run.run), ())
     page = metadata.handed(run.key, step, after, limit)
@@ -115,7 +117,7 @@ def _job(each: HandedAttempt, system: str, queue: str, waits: Any) -> dict[str, 
 
 
 def _array_of(handle: str) -> str:
-    """The job that the system knows: without the index of a member, or of a node."""
+    """Return the id of the job without the index of an array member or of a node."""
     for mark in ("#", ":"):
         head, found, index = handle.rpartition(mark)
         if found and index.partition("~")[0].isdigit():

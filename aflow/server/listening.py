@@ -1,10 +1,10 @@
-"""Listening on a port, with bounds on what clients may hold: connections in all and of one address,
-and seconds for a TLS handshake, for the head of a request, and to read what was sent.
+"""Listening on a port, with limits on the resources that clients can hold: connections in total and
+per address, and timeouts for the TLS handshake, the head of a request and unread responses.
 
-aiohttp answers requests; this module accepts connections itself, since neither aiohttp nor asyncio
-counts a connection before its TLS handshake is over, and both accept without a limit. A connection
-that carries no request is *idle*. Where there is no room for a new connection, the oldest idle one
-is closed for it: so silent connections cannot keep clients out that have something to ask.
+aiohttp handles requests; this module accepts the connections itself, because neither aiohttp nor
+asyncio counts a connection before its TLS handshake is complete, and both accept without a limit. A
+connection without a request in progress is *idle*. If the limit is reached, the oldest idle
+connection is closed for a new one, so silent connections cannot lock out active clients.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from aflow.errors import InvalidSetting
 if TYPE_CHECKING:
     from aiohttp.web_protocol import RequestHandler
 
-MOST = 1000  # connections at once
-_GOODBYE = 10.0  # seconds for requests that are being answered
+MOST = 1000  # simultaneous connections
+_GOODBYE = 10.0  # seconds for requests in progress at shutdown
 _RELEASE = 10.0  # seconds between releases of memory
-_SWITCH = 0.0005  # seconds that a thread computes while others wait
-_LINGER = 1.0  # seconds in which the rest of a body is thrown away after its refusal
-_MALFORMED = 10  # requests that are not HTTP in this time are logged
-_SHOWN_AGAIN = 60.0  # seconds after which the log repeats that connections are refused
+_SWITCH = 0.0005  # the interpreter's thread switch interval, in seconds
+_LINGER = 1.0  # seconds for which the rest of a rejected body is read and discarded
+_MALFORMED = 10  # malformed requests logged per _SHOWN_AGAIN seconds
+_SHOWN_AGAIN = 60.0  # seconds before a warning about refused connections is repeated
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _FULL = (
@@ -53,33 +53,36 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Bounds(NamedTuple):
-    """What clients may hold. `connections` may be open at once, `per_address` of one address (of
-    one /64 of IPv6; None: as many as in all). `head` are seconds for a TLS handshake, and for the
-    head of a request from its first byte; `idle` those between requests; `unread` those that a
-    client may leave unread what was sent; `refused` those in which a connection that is turned away
-    may read the refusal; `grace` those in which a new connection is not closed for another."""
+    """The limits of a listener; times are in seconds.
+
+    `connections` is the number of open connections in total, `per_address` that of one address (of
+    one /64 of IPv6; None: no separate limit). `head` is the timeout of a TLS handshake, and of the
+    head of a request from its first byte; `idle` that between requests; `unread` that of a client
+    that does not read the response; `refused` that of a rejected connection to read the refusal. A
+    connection is not closed in favour of a new one during its first `grace` seconds."""
 
     connections: int
     per_address: int | None = None
     head: float = 10.0
-    idle: float = 75.0  # more than proxies keep a connection that is idle
+    idle: float = 75.0  # longer than proxies keep an idle connection
     unread: float = 60.0
     refused: float = 2.0
     grace: float = 1.0
 
 
 def room() -> int:
-    """Return how many connections may be open at once: the rest of the descriptors is for the
-    work."""
+    """Return the maximum number of open connections, which leaves descriptors for other work."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if allowed == resource.RLIM_INFINITY else min(MOST, allowed // 2)
 
 
 def settle() -> None:
-    """Freeze the start-up heap (gc.freeze): each full collection would look through all of it, and
-    hold up requests for 30 ms and more. Let threads take turns more often: those that read records
-    compute, and the event loop would wait 5 ms (Python's default) for each of them, several times a
-    request. Let them share their heaps, too."""
+    """Tune the process for serving requests.
+
+    Freeze the start-up heap (gc.freeze), since a full collection of it would delay requests by 30
+    ms or more. Shorten the thread switch interval: while threads parse records, the event loop
+    would wait 5 ms (Python's default) for each of them, several times per request. Let threads
+    share malloc arenas."""
     share_heaps()
     gc.collect()
     gc.freeze()
@@ -95,28 +98,28 @@ async def listening(
     tls: ssl.SSLContext | None = None,
     bounds: Bounds | None = None,
 ) -> AsyncIterator[int]:
-    """Listen for requests to an application, inside of the block. At its end requests that are
-    being answered have some seconds.
+    """Listen for requests to an application within the block. When it ends, requests in progress
+    have some seconds to complete.
 
     Args:
-        app: The application; it is cleaned up at the end.
-        host: The address to listen on, or a name of it.
+        app: The application; it is cleaned up when the block ends.
+        host: The address or host name to listen on.
         port: The port; 0 for a free one.
-        server: What listens, for the error.
+        server: The name of the server, for the error.
         tls: The certificate and key; None for plain HTTP.
-        bounds: How many connections are accepted; None for what the limit of descriptors allows.
+        bounds: The limits on connections; None to derive them from the limit of descriptors.
 
     Yields:
-        The port, also where 0 was given.
+        The port that was bound.
 
     Raises:
-        InvalidSetting: The address cannot be listened at; the error names `server`.
+        InvalidSetting: If the address cannot be bound; the error names `server`.
     """
     if bounds is None:
         most = room()
         bounds = Bounds(most, max(1, most // 2))
     connections = _Connections(bounds, tls)
-    # The first one, so that it also sees requests that other middlewares refuse.
+    # The first middleware, so that it also sees requests that the others reject.
     app.middlewares.insert(0, connections.mark_busy)
     app.on_response_prepare.append(_guarded)
     runner = web.AppRunner(
@@ -161,8 +164,8 @@ async def listening(
 
 
 async def _guarded(_: web.Request, response: web.StreamResponse) -> None:
-    """The default headers of a response: no cache keeps it, no browser guesses its type, or
-    shows it within a page of another site; and nothing of what the server is made of."""
+    """Set the default headers of a response: no caching, no content sniffing, no embedding by other
+    sites, and no details about the server software."""
     headers = response.headers
     headers["Server"] = "aflow"
     headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -171,8 +174,8 @@ async def _guarded(_: web.Request, response: web.StreamResponse) -> None:
 
 
 class _Malformed(logging.Filter):
-    """A request that is not HTTP is one line of the log, and of many a few are: aiohttp logs a
-    traceback of each, by which strangers could fill the disk."""
+    """A log filter that shortens malformed requests to one line and limits their number: aiohttp
+    logs a traceback for each, so strangers could fill the disk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +183,7 @@ class _Malformed(logging.Filter):
         self._count = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is logged; it is made shorter."""
+        """Shorten the record, and return whether to log it."""
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError):
             return True
@@ -194,15 +197,15 @@ class _Malformed(logging.Filter):
 
 
 async def _give_memory_back() -> None:
-    """Release memory now and then, in a thread. By itself the C library hands free memory back only
-    where it lies at the end of an area: a server under load kept twice what it needed."""
+    """Release free memory regularly, in a thread. malloc itself returns free memory only from the
+    end of an arena: a server under load kept twice the memory it needed."""
     while True:
         await asyncio.sleep(_RELEASE)
         await asyncio.to_thread(release_memory)
 
 
 async def _bound(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on all addresses of the host, with one port. Raises OSError."""
+    """Return listening sockets for all addresses of the host, with one port. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -216,7 +219,7 @@ async def _bound(host: str, port: int) -> list[socket.socket]:
                 for bound in sockets:
                     bound.close()
                 raise
-            failed = error  # a machine without IPv6 may still have a name for ::1
+            failed = error  # a machine without IPv6 may still resolve a name to ::1
             continue
         each.setblocking(False)
         port = each.getsockname()[1]
@@ -227,7 +230,8 @@ async def _bound(host: str, port: int) -> list[socket.socket]:
 
 
 def _network(address: Any) -> str:
-    """What counts as one address: of IPv6 a /64, which one client has whole."""
+    """Return the address for the limit per client: for IPv6 the /64, which one client usually
+    owns."""
     host = str(address[0]).partition("%")[0]
     if ":" not in host:
         return host
@@ -236,7 +240,7 @@ def _network(address: Any) -> str:
 
 
 class _Connections:
-    """All connections of one listener, and when each has to do something next."""
+    """All connections of one listener, with their deadlines."""
 
     def __init__(self, bounds: Bounds, tls: ssl.SSLContext | None) -> None:
         self._bounds = bounds
@@ -246,7 +250,7 @@ class _Connections:
         self._by_handler: dict[Any, _Connection] = {}
         self._count = 0
         self._refused: set[_Refused] = set()
-        # In the order of time: the first is the one that is idle for the longest.
+        # Ordered by time: the first has been idle for the longest time.
         self._idle: dict[_Connection, None] = {}
         self._blocked: dict[_Connection, float] = {}
         self._logged_at = float("-inf")
@@ -255,7 +259,7 @@ class _Connections:
     # ------------------------------------------------------------ accepting
 
     async def accept(self, group: asyncio.TaskGroup, listens: socket.socket) -> None:
-        """Accept connections until this is cancelled. Running out of descriptors is survived."""
+        """Accept connections until cancelled; continue if descriptors run out."""
         while True:
             try:
                 connection, address = await self._loop.sock_accept(listens)
@@ -268,18 +272,18 @@ class _Connections:
             network = _network(address)
             if self._has_room_for(network):
                 admitted = _Connection(self, network, self.handler())
-                self._add(admitted)  # now: more may be accepted before its task begins
+                self._add(admitted)  # before its task starts, since more may be accepted until then
                 group.create_task(self._admit(admitted, connection))
             elif len(self._refused) < max(8, self._bounds.connections // 8):
                 refused = _Refused(self._refused)
                 self._refused.add(refused)
                 group.create_task(self._refuse(refused, connection, network))
-            else:  # a flood: there is no room for as many answers
+            else:  # a flood: too many connections to send each a refusal
                 connection.close()
-            await asyncio.sleep(0)  # in a flood others have their turn, too
+            await asyncio.sleep(0)  # lets other tasks run during a flood
 
     def _has_room_for(self, network: str) -> bool:
-        """Whether one more connection may be open; an idle one is closed for it."""
+        """Return whether there is room for another connection; closes an idle one if necessary."""
         most = self._bounds.per_address
         of_address = self._by_address.get(network, ())
         if most is not None and len(of_address) >= most:
@@ -287,8 +291,10 @@ class _Connections:
         return self._count < self._bounds.connections or self._make_room()
 
     def _make_room(self, network: str | None = None) -> bool:
-        """Close the connection that is idle for the longest; False where there is none. One that
-        has just come is left: its request may be on its way."""
+        """Close the connection that has been idle for the longest time. Returns False if there is
+        none.
+
+        New connections are spared: their request may be on its way."""
         latest = self._loop.time() - self._bounds.grace
         for each in self._idle:
             if each.idle_since > latest:
@@ -303,7 +309,7 @@ class _Connections:
         try:
             await self._open(connection, connected)
         except (OSError, TimeoutError, asyncio.CancelledError):
-            self.remove(connection)  # no handshake, or none in time, or room was made
+            self.remove(connection)  # handshake failed or timed out, or closed for another
         finally:
             connection.opening = None
 
@@ -314,12 +320,12 @@ class _Connections:
                 await self._open(refused, connected)
                 await refused.closed.wait()
         except (OSError, TimeoutError):
-            pass  # it has not read why in time
+            pass  # it did not read the refusal in time
         finally:
             refused.abort()
 
     async def _open(self, protocol: asyncio.Protocol, connected: socket.socket) -> None:
-        # The transport closes the socket, however this ends.
+        # The transport closes the socket in all cases.
         connected.setblocking(False)
         seconds = None if self._tls is None else self._bounds.head
         await self._loop.connect_accepted_socket(
@@ -341,7 +347,7 @@ class _Connections:
         self.becomes_idle(connection, self._bounds.head)
 
     def remove(self, connection: _Connection) -> None:
-        """Forget a connection that is closed. May be called twice."""
+        """Remove a closed connection. May be called twice."""
         if self._by_handler.pop(connection.handler, None) is None:
             return
         self._count -= 1
@@ -353,35 +359,35 @@ class _Connections:
             del self._by_address[connection.network]
 
     def begins(self, connection: _Connection) -> None:
-        """Start the time that a connection has for its first head: its handshake is over."""
+        """Start the timeout for the first head: the handshake is complete."""
         self.becomes_idle(connection, self._bounds.head)
 
     def becomes_idle(self, connection: _Connection, seconds: float) -> None:
-        """Give the connection this many seconds, until a request has to be there."""
+        """Mark the connection as idle; it must receive a request within this many seconds."""
         connection.idle_since = self._loop.time()
         connection.give_up_at = connection.idle_since + seconds
         self._idle.pop(connection, None)
         self._idle[connection] = None
 
     def receives(self, connection: _Connection) -> None:
-        """Bytes have come: with the first one of a head its time begins."""
+        """Handle received bytes: the first byte of a head starts its timeout."""
         if connection.waits and connection in self._idle:
             connection.waits = False
             self.becomes_idle(connection, self._bounds.head)
 
     def blocks(self, connection: _Connection) -> None:
-        """Note that the client does not read what was sent."""
+        """Start the timeout of a client that does not read the response."""
         self._blocked[connection] = self._loop.time() + self._bounds.unread
 
     def flows(self, connection: _Connection) -> None:
-        """Note that the client reads again."""
+        """Stop the timeout: the client reads again."""
         self._blocked.pop(connection, None)
 
     @web.middleware
     async def mark_busy(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Mark a connection with a request on it as busy; the first middleware."""
+        """Mark a connection as busy during its request; installed as the first middleware."""
         connection = self._by_handler.get(request.protocol)
-        if connection is None:  # it is closed already
+        if connection is None:  # already closed
             return await handler(request)
         self._idle.pop(connection, None)
         try:
@@ -392,7 +398,7 @@ class _Connections:
                 self.becomes_idle(connection, self._bounds.idle)
 
     async def keep_deadlines(self) -> None:
-        """Close connections whose deadline has passed, until this is cancelled."""
+        """Close connections whose deadline has passed, until cancelled."""
         shortest = min(self._bounds.head, self._bounds.idle, self._bounds.unread)
         while True:
             await asyncio.sleep(min(1.0, shortest / 4))
@@ -403,13 +409,13 @@ class _Connections:
                 each.abort()
 
     def close_idle(self) -> None:
-        """Close the connections that carry no request."""
+        """Close the connections without a request in progress."""
         for each in [*self._idle]:
             each.abort()
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: passes all on to aiohttp's handler, and keeps account of it."""
+    """One connection: forwards all events to aiohttp's handler, and reports its state."""
 
     def __init__(self, connections: _Connections, network: str, handler: RequestHandler) -> None:
         self._connections = connections
@@ -419,44 +425,44 @@ class _Connection(asyncio.Protocol):
         self.opening: asyncio.Task[Any] | None = None
         self.idle_since = 0.0
         self.give_up_at = 0.0
-        self.waits = False  # for the first byte of a head that is not the connection's first
+        self.waits = False  # for the first byte of the next request's head
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The handshake is over, if there was one."""
-        # (uvloop's transports are of classes of their own.)
+        """Handle the end of the handshake, if there is one."""
+        # (uvloop's transports do not derive from asyncio.Transport.)
         self._transport = cast("asyncio.Transport", transport)
         self._connections.begins(self)
         self.handler.connection_made(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request."""
+        """Forward bytes of a request."""
         self._connections.receives(self)
         self.handler.data_received(data)
 
     def eof_received(self) -> None:
-        """The client sends no more."""
+        """Forward the end of the client's input."""
         self.handler.eof_received()
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """Handle a full write buffer: the client does not read."""
         self._connections.blocks(self)
         self.handler.pause_writing()
 
     def resume_writing(self) -> None:
-        """The client reads."""
+        """Handle a drained write buffer."""
         self._connections.flows(self)
         self.handler.resume_writing()
 
     def connection_lost(self, error: BaseException | None) -> None:
-        """It is closed."""
+        """Handle the end of the connection."""
         self._connections.remove(self)
         self.handler.connection_lost(error)
 
     def turn_away(self) -> None:
-        """Close it for another one; a client that has not had an answer yet gets one."""
+        """Close the connection in favour of another one; send a 503 if it never had a response."""
         transport = self._transport
         if transport is None or transport.get_extra_info("sslcontext") is not None:
-            self.abort()  # closing TLS waits for the client
+            self.abort()  # a regular close of TLS would wait for the client
             return
         self._connections.remove(self)
         if not self.waits:
@@ -464,7 +470,7 @@ class _Connection(asyncio.Protocol):
         transport.close()
 
     def abort(self) -> None:
-        """Close it at once, also in the middle of its handshake."""
+        """Close the connection immediately, even during its handshake."""
         self._connections.remove(self)
         if self.opening is not None:
             self.opening.cancel()
@@ -473,8 +479,9 @@ class _Connection(asyncio.Protocol):
 
 
 class _Refused(asyncio.Protocol):
-    """A connection for which there is no room. It is closed when the client has read why: closed at
-    once with unread bytes of a request in it, it would be reset, and the answer lost."""
+    """A connection that is rejected because the limit is reached. It is closed after the client has
+    read the refusal: closing a socket with unread input resets the connection, and the refusal
+    would be lost."""
 
     def __init__(self, others: set[_Refused]) -> None:
         self._others = others
@@ -482,19 +489,19 @@ class _Refused(asyncio.Protocol):
         self.closed = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say it."""
-        # (uvloop's transports are of classes of their own.)
+        """Send the refusal."""
+        # (uvloop's transports do not derive from asyncio.Transport.)
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(_FULL)
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def connection_lost(self, error: BaseException | None) -> None:
-        """It is closed."""
+        """Handle the end of the connection."""
         self.closed.set()
 
     def abort(self) -> None:
-        """Close it."""
+        """Close the connection immediately."""
         self._others.discard(self)
         if self._transport is not None:
             self._transport.abort()

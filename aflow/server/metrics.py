@@ -1,4 +1,4 @@
-"""What Prometheus reads of a server: /metrics, in its text format."""
+"""The metrics of a server at /metrics, in the text format of Prometheus."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from aflow.queue.base import Queue
     from aflow.server.runs import Runs
 
-LOOK = 1.0  # seconds between looks at how late the event loop is
+LOOK = 1.0  # seconds between measurements of the event loop's lag
 _MOST_ORPHANED = 1000
 POOLS = (DEFAULT_POOL, "gpu")
 
 
 class Metrics:
-    """The figures of one server. `queue`, if it has one, is asked for its depth."""
+    """The metrics of one server, and the middleware that counts requests.
+
+    `queue` opens the queue whose depth is reported; None if the server has no queue."""
 
     __middleware_version__ = 1
 
@@ -70,20 +72,20 @@ class Metrics:
         self._up = gauge("aflow_backend_up", "Whether it answered last time.", ["backend"])
 
     async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Count a request."""
+        """Handle a request, and record its status and duration."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "none"
         response = await handler(request)
-        method = request.method if request.method in METH_ALL else "other"  # as many as one sends
+        method = request.method if request.method in METH_ALL else "other"  # bounded labels
         self._requests.labels(route, method, str(response.status)).inc()
         if response.content_type != "text/event-stream":
             self._seconds.labels(route).observe(loop.time() - began)
         return response
 
     async def run_forever(self) -> None:
-        """Measure how late the event loop is, again and again."""
+        """Measure the lag of the event loop periodically."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + LOOK
@@ -91,8 +93,8 @@ class Metrics:
             self._lag.set(max(0.0, loop.time() - due))
 
     async def text(self) -> bytes:
-        """Return all figures as they are now. The figures of a backend that does not answer stay as
-        they were."""
+        """Return the current metrics. Those of a backend that does not respond keep their last
+        values."""
         names = self._runs.going_on()
         self._going_on.set(len(names))
         await self._look_at("metadata", asyncio.to_thread(self._ask_metadata, names))
@@ -101,7 +103,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     async def close(self) -> None:
-        """Release the queue."""
+        """Close the queue."""
         if self._queue is not None:
             await self._queue.close()
 
@@ -109,7 +111,7 @@ class Metrics:
         up = self._up.labels(backend)
         try:
             await look
-        except AflowError:  # that is what the figure says
+        except AflowError:  # reported by the gauge
             up.set(0)
         else:
             up.set(1)

@@ -1,5 +1,5 @@
-"""The OpenAPI document of a server, one for all APIs that it answers, and the daemon's part of it,
-which is made of its table of routes."""
+"""The OpenAPI document of a server, which covers all of its APIs, and the daemon's part of it,
+which is generated from the table of routes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _CONFLICTS = {
 _DAMAGED = "The records or the stored data of the run are damaged."
 _NOT_BEGUN = "The run did not start: `error` has what it printed."
 _REFUSAL = fields(error=text("One sentence: what failed, and what to do."))
-_RESULTS = {  # what comes back where the summary says what is done
+_RESULTS = {  # descriptions of responses, if the summary describes an action instead
     "alive": "The process answers.",
     "ready": "The server accepts runs.",
     "measure": "The metrics.",
@@ -60,7 +60,7 @@ _RESULTS = {  # what comes back where the summary says what is done
     "stream": "The events.",
 }
 _STARTED = "The pathspec (Flow/run) of the run that was started."
-# What the last part of a path names, by the part before it.
+# The meaning of the last part of a path, by the part before it.
 _NAMED = {
     "schedules": "The name of the schedule.",
     "workers": "The name of the worker.",
@@ -118,7 +118,7 @@ SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"key": []}]
 
 
 class Description(NamedTuple):
-    """One API: its operations by path and method, and the schemas that they refer to."""
+    """One API: its operations by path and method, and the schemas that they reference."""
 
     title: str
     version: str
@@ -127,11 +127,11 @@ class Description(NamedTuple):
 
 
 def document(*apis: Description) -> dict[str, Any]:
-    """Return the document, of OpenAPI 3.1, of a server that answers these APIs: it has the name of
-    the first one.
+    """Return the OpenAPI 3.1 document of a server with these APIs, under the title of the first
+    one.
 
     Args:
-        *apis: The APIs; paths that none of them owns are refused as the first one does.
+        *apis: The APIs, in the order in which the server registers them.
     """
     paths: dict[str, dict[str, Any]] = {"/openapi.json": {"get": _DOCUMENT}}
     for api in apis:
@@ -183,12 +183,12 @@ _DOCUMENT: dict[str, Any] = {
 def parameters(
     path: str, patterns: Mapping[str, str] | None = None, meanings: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """Return the parameters in a path. `meanings` describes them by name.
+    """Return the parameters of a path.
 
     Args:
         path: The path with its parameters in braces: `/v1/runs/{flow}/{run}`.
-        patterns: The regular expression of each parameter, by name; None for none in the document.
-        meanings: The description of each parameter, by name; None for those of aflow's own routes.
+        patterns: The regular expression of each parameter, by name; None to omit them.
+        meanings: The description of each parameter, by name; None for aflow's own routes.
     """
     found = []
     for before, name in places_of(path):
@@ -203,7 +203,7 @@ def parameters(
 
 
 def places_of(path: str) -> list[tuple[str, str]]:
-    """Return the parameters of a path, each with the part before it.
+    """Return a pair for each parameter of a path: the segment before it, and its name.
 
     Args:
         path: The path with its parameters in braces.
@@ -213,12 +213,12 @@ def places_of(path: str) -> list[tuple[str, str]]:
 
 
 def query(schemas: Mapping[str, Schema], where: str = "query") -> list[dict[str, Any]]:
-    """Return the parameters of a query, or the headers of a request. The descriptions are in the
+    """Return the parameters of a query, or the headers of a request, with the descriptions in their
     schemas.
 
     Args:
         schemas: The schema of each parameter, by name, with its description.
-        where: `query` or `header`: where clients put them.
+        where: The place of the parameters: `query` or `header`.
     """
     return [
         {
@@ -247,11 +247,10 @@ def summary_of(docstring: str) -> dict[str, str]:
 
 
 def of_daemon(docstrings: Mapping[str, str]) -> Description:
-    """Return the API of the daemon. `docstrings` has those of the methods that answer, by their
-    names.
+    """Return the description of the daemon's API.
 
     Args:
-        docstrings: The docstrings of the handlers, by their names.
+        docstrings: The docstring of each handler, by its name.
     """
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
@@ -293,7 +292,7 @@ def _success(route: Route, summary: str) -> dict[str, Any]:
 
 
 def _result(summary: str) -> str:
-    """`List the runs.` is answered with `The runs.`"""
+    """Return the description of a response: `The runs.` for the summary `List the runs.`"""
     _, _, what = summary.partition(" ")
     return f"{what[:1].upper()}{what[1:]}"
 

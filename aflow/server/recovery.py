@@ -1,6 +1,6 @@
-"""Recovers runs without a coordinator: those of this server from before it was stopped or
-killed, and those of other servers that share its metadata. One that cannot be recovered is ended:
-at once if it was cancelled, else after a while."""
+"""Recovery of orphaned runs: runs without a coordinator, of this server before its restart or of
+other servers with the same metadata. A run that cannot be recovered is recorded as cancelled if
+that was requested, else as failed after a while."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 KIND = "server"
 """The kind of lease holder of runs that a server has started."""
 
-LOOK = 2.0  # seconds between looks
+LOOK = 2.0  # seconds between searches
 RECOVERY = 3600.0  # seconds after which a run that cannot be recovered has failed
-_MOST = 100  # runs a look
-BACKOFF = Backoff(2 * LOOK, 300.0)  # of a run that cannot be recovered, or was left at once
-_FEWEST = 5  # failed tries (a minute of them) before a run is given up
-_LOADING = 120.0  # seconds that a process has to take its run up
-_REMEMBERED = 600.0  # seconds after which the tries of a run that was recovered are forgotten
-_FORGET = 600.0  # seconds between looks at orders that are kept
-_MOST_FORGOTTEN = 1000  # orders a look
-_WATCHED = 3 * LEASE  # seconds that a run whose end was asked for is watched
+_MOST = 100  # runs per search
+BACKOFF = Backoff(2 * LOOK, 300.0)  # between attempts to recover the same run
+_FEWEST = 5  # failed attempts (about a minute of them) before a run is given up
+_LOADING = 120.0  # seconds for a recovering process to acquire the lease of its run
+_REMEMBERED = 600.0  # seconds after which the attempts for a recovered run are forgotten
+_FORGET = 600.0  # seconds between removals of stored run requests
+_MOST_FORGOTTEN = 1000  # run requests checked per removal
+_WATCHED = 3 * LEASE  # seconds for which a cancelled run is watched
 
 _log = logging.getLogger("aflow.server")
 
@@ -43,38 +43,38 @@ Next = Literal["recover", "wait", "cancel", "fail"]
 
 @dataclass(slots=True)
 class Tries:
-    """What was done to recover one run. Times are those of a clock that never jumps."""
+    """The attempts to recover one run. Times are those of the monotonic clock."""
 
     since: float
     begun: int = 0
     failed: int = 0
     not_before: float = 0.0
-    latest: float = 0.0  # when the last one began
-    seen: float = 0.0  # when the run was last found to be left
-    error: str = ""  # of the last try that failed
+    latest: float = 0.0  # start of the latest attempt
+    seen: float = 0.0  # when the run was last found to be orphaned
+    error: str = ""  # error of the latest failed attempt
 
 
 def next_for(tries: Tries, run: RunRecord, now: float, recovery: float) -> Next:
-    """Return what is to be done with an orphaned run.
+    """Return the next action for an orphaned run.
 
     Args:
-        tries: How often this server has tried to recover the run, and when it last failed.
-        run: The record of the orphaned run; its lease says whether it is to be cancelled.
-        now: The present time, in seconds since the epoch.
-        recovery: For how many seconds recovery is tried before the run is recorded as failed.
+        tries: The attempts of this server to recover the run.
+        run: The record of the orphaned run; its lease contains a cancel request, if any.
+        now: The current time of the monotonic clock, in seconds.
+        recovery: The seconds after which an unrecoverable run is recorded as failed.
     """
     cancelled = run.lease is not None and run.lease.cancel is not None
     if cancelled and tries.failed:
         return "cancel"
-    # Both tries and time: a run that was orphaned while no server was running still gets its tries.
+    # Both conditions: a run that was orphaned while no server was running still gets its attempts.
     if tries.failed >= _FEWEST and max(now - tries.since, left_for(run)) >= recovery:
         return "fail"
     return "recover" if now >= tries.not_before or cancelled else "wait"
 
 
 class RunRecovery:
-    """Looks for runs to recover, until it is cancelled. A run that could not be recovered for
-    `recovery` seconds has failed."""
+    """Recovers orphaned runs. A run that could not be recovered for `recovery` seconds is recorded
+    as failed."""
 
     def __init__(
         self, runs: Runs, metadata: MetadataStore, clock: Clock, recovery: float = RECOVERY
@@ -85,11 +85,10 @@ class RunRecovery:
         self._recovery = recovery
         self._tries: dict[str, Tries] = {}
         self._forget_at = float("-inf")
-        self._cancelled: dict[str, float] = {}  # runs to watch, and until when
+        self._cancelled: dict[str, float] = {}  # runs to watch, and the deadline of each
 
     def watch(self, pathspec: str) -> None:
-        """See that a run which was cancelled ends, though whatever drives it may have died a moment
-        ago.
+        """Ensure that a cancelled run ends, even if its coordinator has just crashed.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
@@ -97,13 +96,13 @@ class RunRecovery:
         self._cancelled[pathspec] = self._clock.monotonic() + _WATCHED
 
     async def run_forever(self) -> None:
-        """Look now, and again and again."""
+        """Search for orphaned and cancelled runs periodically."""
         while True:
             try:
                 await self._look()
                 await self._look_at_cancelled()
                 await self._forget_ended()
-            except AflowError as error:  # the metadata do not answer, say
+            except AflowError as error:  # for example, the metadata do not respond
                 _log.warning("Runs that were left cannot be looked for: %s", error)
             except OSError as error:  # no descriptor, no memory, no process available
                 _log.warning("Orphaned runs cannot be recovered: %s", error)
@@ -118,7 +117,7 @@ class RunRecovery:
             tries.seen = now
             if name in self._runs.going_on():
                 if tries.begun and now - tries.latest > _LOADING:
-                    self._runs.kill(name)  # what its file does when it is imported never ends
+                    self._runs.kill(name)  # the import of its flow file hangs
                 continue
             self._note_failed(name, tries)
             record = await asyncio.to_thread(self._metadata.run, flow, run)
@@ -161,7 +160,7 @@ class RunRecovery:
                 await self._end(record, RunState.CANCELLED, reason or "The run was cancelled.")
 
     async def _forget_ended(self) -> None:
-        """Remove the orders of runs that have ended, now and then."""
+        """Remove the stored requests of finished runs periodically."""
         now = self._clock.monotonic()
         if now >= self._forget_at:
             self._forget_at = now + _FORGET

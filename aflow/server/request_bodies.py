@@ -1,5 +1,5 @@
-"""Validation of what requests bring: bodies are bounded in size, in the time that they may take and
-in the objects that they decode to; and whole numbers of the query."""
+"""Validation of request data: limits on the size of bodies, the time to receive them and the number
+of objects they decode to; whole numbers in the query."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from aiohttp import web
 from aflow.errors import InvalidInput
 
 LARGEST_NUMBER = 999_999_999
-PATIENCE = 30.0  # seconds that any body may take
+PATIENCE = 30.0  # seconds to receive a body of any size
 LARGEST_JSON = 2 << 20  # bytes
-_SLOWEST = 128 << 10  # bytes a second of one that is large
-_CONTAINERS = 100_000  # arrays and objects of a body: each is a byte to send, and 60 to keep
+_SLOWEST = 128 << 10  # minimum rate of a large body, in bytes per second
+_CONTAINERS = 100_000  # arrays and objects: one byte each to send, about 60 bytes of memory
 _VALUES = 1_000_000
 
 
 async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -> bytes:
-    """Return the body, of at most this many bytes, which has `patience` seconds, and more if it may
-    be large.
+    """Return the body of a request, within limits of size and time.
 
     Args:
         request: The request whose body is read.
-        most: How many bytes the body may have.
-        patience: How many seconds the client has to send it.
+        most: The maximum size of the body, in bytes.
+        patience: The seconds to receive the body; large values of `most` add to them.
 
     Raises:
-        HTTPRequestEntityTooLarge: The body is larger (413).
-        HTTPRequestTimeout: The body does not come to its end in time (408).
-        HTTPBadRequest: The connection breaks off.
-        HTTPUnsupportedMediaType: The body is compressed: a few bytes of that can be gigabytes
-            (415).
+        HTTPRequestEntityTooLarge: If the body is larger (413).
+        HTTPRequestTimeout: If the body is not complete in time (408).
+        HTTPBadRequest: If the body is truncated or its framing is malformed (400).
+        HTTPUnsupportedMediaType: If the body is compressed (415): a few compressed bytes can expand
+            to gigabytes.
     """
     if "Content-Encoding" in request.headers:
         raise web.HTTPUnsupportedMediaType(reason="The body may not be compressed.")
@@ -52,9 +51,10 @@ async def body_of(request: web.Request, most: int, patience: float = PATIENCE) -
 
 
 async def json_of(request: web.Request) -> bytes:
-    """Return a body that says it is JSON (415): that is required, since a page of another site
-    cannot send it without a preflight request. Raises what `body_of` and `check_json` raise.
+    """Return the body of a request, which must be JSON (else 415).
 
+    Requiring the content type protects from pages of other sites, which cannot send it without a
+    preflight request. Raises what `body_of` and `check_json` raise.
     Args:
         request: The request whose body is read.
     """
@@ -65,25 +65,26 @@ async def json_of(request: web.Request) -> bytes:
 
 
 def check_type(request: web.Request, type_: str) -> None:
-    """Refuse a body of another type (415).
+    """Check that the body of a request has a media type, else raise HTTPUnsupportedMediaType (415).
 
     Args:
-        request: The request, of which only the header is looked at.
-        type_: The media type that is required.
+        request: The request; only its header is read.
+        type_: The required media type.
     """
     if request.content_type != type_:
         raise web.HTTPUnsupportedMediaType(reason=f"The body has to be {type_}.")
 
 
 def check_json(data: bytes) -> None:
-    """Refuse JSON of which far more objects would be made than its bytes (413). Characters inside
-    of texts count, too: the limits are far above what requests have.
+    """Check that JSON does not decode to an excessive number of objects.
+
+    Characters within strings are counted, too; the limits are far above what requests need.
 
     Args:
-        data: The body, before it is parsed.
+        data: The unparsed body.
 
     Raises:
-        HTTPRequestEntityTooLarge: There are too many values (413).
+        HTTPRequestEntityTooLarge: If there are too many values (413).
     """
     if (
         data.count(b"[") + data.count(b"{") > _CONTAINERS
@@ -95,17 +96,16 @@ def check_json(data: bytes) -> None:
 
 
 def number_of(request: web.Request, name: str, default: int, most: int = LARGEST_NUMBER) -> int:
-    """Return a whole number of the query, or of the path, from 0 to `most`; `default` where it is
-    not there.
+    """Return a whole number from the path or the query of a request.
 
     Args:
         request: The request.
-        name: The name of a part of the path, or of a parameter of the URL.
-        default: What is returned where the name is missing.
-        most: The greatest number that is allowed.
+        name: The name of the path or query parameter.
+        default: The result if the parameter is missing.
+        most: The maximum value.
 
     Raises:
-        InvalidInput: It is not a whole number, or is greater than `most`.
+        InvalidInput: If the value is not a whole number from 0 to `most`.
     """
     text = request.match_info.get(name) or request.query.get(name)
     if text is None:

@@ -1,4 +1,4 @@
-"""What a request asks to run, checked: nothing of it is trusted, and none of it is a pickle."""
+"""Validation of requests to start runs. The input is not trusted and never unpickled."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from aflow.flow.parameters import RESERVED
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}\Z")
 _SCRIPT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*/)*[A-Za-z0-9_][A-Za-z0-9_. -]*\.py\Z")
 _LONGEST_SCRIPT = 200
-_LARGEST_WORD = 100_000  # bytes: operating systems refuse arguments of 128 kB
+_LARGEST_WORD = 100_000  # bytes: operating systems reject arguments of 128 kB
 _LARGEST_IN_ALL = 1_000_000
 _FIELDS = frozenset({"package", "script", "flow", "parameters", "tags", "max_workers"})
 
 
 class RunRequest(NamedTuple):
-    """A run to begin: the key of its code package, the flow file in it, and the arguments of the
-    command line that follow the file: those of `parameters` apart, which may be secret. `flow`
-    names one of several flows in the file; `command` is `run` or `resume`."""
+    """A validated request to start a run.
+
+    `package` is the key of the code package and `script` the flow file in it. `argv` are the
+    arguments of the command line after the file. The arguments for `parameters` are separate
+    because they may be secret. `flow` selects one of several flows in the file; `command` is `run`
+    or `resume`."""
 
     package: str
     script: str
@@ -32,10 +35,11 @@ class RunRequest(NamedTuple):
     parameters: tuple[str, ...] = ()
 
     def encode(self, run: str) -> bytes:
-        """Return the order of a run, to recover it: without the parameters, which are recorded.
+        """Return the request as JSON, to recover the run. Parameters are left out: the run records
+        them.
 
         Args:
-            run: The id of the run, once it is known.
+            run: The id of the started run.
         """
         fields = {**self._asdict(), "run": run}
         del fields["parameters"]
@@ -43,13 +47,13 @@ class RunRequest(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> RunRequest:
-        """Return the run request that was encoded.
+        """Return the decoded run request.
 
         Args:
-            data: What `encode` has returned, as the datastore keeps it.
+            data: The result of `encode`, as stored in the datastore.
 
         Raises:
-            InvalidInput: The bytes are damaged, or of a later version.
+            InvalidInput: If the data is damaged, or written by a later version.
         """
         fields = fields_of(data)
         argv, command = fields.get("argv"), fields.get("command")
@@ -68,13 +72,13 @@ class RunRequest(NamedTuple):
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
-    """Return the fields of a body that is a JSON object.
+    """Return the fields of a body, which must be a JSON object.
 
     Args:
-        body: The bytes that the client has sent.
+        body: The bytes sent by the client.
 
     Raises:
-        InvalidInput: The body is not a JSON object, or names a field twice.
+        InvalidInput: If the body is not a JSON object, or contains a name twice.
     """
     try:
         fields = json.loads(body, parse_constant=_no_number, object_pairs_hook=_each_once)
@@ -86,15 +90,15 @@ def fields_of(body: bytes) -> dict[str, Any]:
 
 
 def check_names(fields: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Refuse a field that is not known: a misspelt one would be left out in silence.
+    """Check that all fields are known: a misspelt one must not be ignored silently.
 
     Args:
         fields: The fields, by name.
-        known: The names that are known.
-        where: What has no such field, for the error: `of a run`.
+        known: The known names.
+        where: The object, for the error message: `of a run`.
 
     Raises:
-        InvalidInput: A field is not known.
+        InvalidInput: If a field is unknown.
     """
     unknown = sorted(fields.keys() - set(known))
     if unknown:
@@ -106,7 +110,7 @@ def _no_number(word: str) -> None:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of a name that comes twice others might read the other one.
+    # Other parsers might use the other value of a duplicate name.
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name comes twice")
@@ -114,14 +118,14 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def order_of(fields: Mapping[str, Any], more: Sequence[str] = ()) -> RunRequest:
-    """Return the run request with these fields.
+    """Return the validated run request with these fields.
 
     Args:
         fields: The fields, by name.
-        more: Arguments of the command line that are added.
+        more: Additional arguments for the command line.
 
     Raises:
-        InvalidInput: A field is unknown, or cannot be used.
+        InvalidInput: If a field is unknown or invalid.
     """
     check_names(fields, _FIELDS, "of a run")
     parameters = tuple(_parameters(fields.get("parameters", {})))
@@ -151,19 +155,19 @@ def resume_order(
     parameters: object = None,
     max_workers: object = None,
 ) -> RunRequest:
-    """Return the run request to resume a run.
+    """Return the validated request to resume a run.
 
     Args:
         package: The key of the code package.
         script: The name of the flow's file in the code package.
         flow: The name of the flow.
         run: The id of the run to resume.
-        step: The step from which on tasks run again; None for what has failed.
-        parameters: The parameters, as the request has them.
-        max_workers: The limit of tasks at a time, as the request has it.
+        step: The step from which tasks are run again; None to continue at the failed tasks.
+        parameters: The unchecked parameters of the request.
+        max_workers: The unchecked limit of concurrent tasks.
 
     Raises:
-        InvalidInput: A parameter or the limit cannot be used.
+        InvalidInput: If a parameter or the limit is invalid.
     """
     values = {} if parameters is None else parameters
     changed = tuple(_parameters(values))
@@ -206,7 +210,7 @@ def _parameters(values: object) -> list[str]:
     return argv
 
 
-# Names of options of `run`, as its command line has them: no request gives options in disguise.
+# Options of the command `run`: a parameter must not be able to set them.
 _OPTIONS = """
     aflow-recover aflow-forecast aflow-argv branch cache compat config config-value datastore
     datastore-root dry-run environment event-logger executor metadata mode monitor no-cache

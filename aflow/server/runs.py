@@ -1,5 +1,5 @@
-"""The runs that the daemon has begun: each a process of its own, which reads the flow's code and
-its parameters. None of the code that people send runs in the daemon itself."""
+"""The runs started by the daemon, each in its own child process, which imports the flow's code. The
+daemon itself executes no submitted code."""
 
 from __future__ import annotations
 
@@ -42,19 +42,20 @@ from aflow.task import code_package
 
 _log = logging.getLogger("aflow.server")
 
-ORDERS = "server/orders/"  # what was submitted, in the datastore
+ORDERS = "server/orders/"  # prefix of the submitted run requests in the datastore
 _PATIENCE = 120.0
-_REMEMBERED = 1000  # runs whose last words are kept
-_FORESEEN = 2  # dry runs at once: each imports a flow
+_REMEMBERED = 1000  # runs whose last error is kept
+_FORESEEN = 2  # concurrent dry runs: each imports a flow
 _LARGEST_FORECAST = 1 << 20  # bytes
-_LARGEST_ERROR = 4000  # bytes of the stderr of a run that did not begin
+_LARGEST_ERROR = 4000  # bytes of stderr shown for a run that did not start
 
 
 class RunsLocation(NamedTuple):
-    """Where runs leave what they make. `root` is the `.aflow` folder; `settings` are the variables
-    that tell runs of it. (By the environment, since URLs may hold passwords, and everybody who may
-    list the processes of the machine can read a command line.) `secret` are variables of the server
-    that no run gets."""
+    """The `.aflow` folder and the environment of runs.
+
+    `root` is the `.aflow` folder. `settings` are environment variables that pass the configuration
+    to runs; not arguments, because URLs may contain passwords, and all users of the machine can
+    read command lines. `secret` names variables of the server that runs do not inherit."""
 
     root: Path
     settings: Mapping[str, str]
@@ -62,15 +63,15 @@ class RunsLocation(NamedTuple):
 
     @property
     def code(self) -> Path:
-        """Where packages are unpacked, each below its key."""
+        """The folder for unpacked code packages; each is in a subfolder named by its key."""
         return self.root / "server" / "code"
 
     def prepare(self) -> None:
-        """Make the folder for code, which belongs to this user alone: what is written there is run.
+        """Create the folder for code, accessible to this user only, because its files are executed.
 
         Raises:
-            InvalidSetting: It belongs to another user, or cannot be made.
-            UnsafeFolder: Others may write to the folder above it, and so put another in its place.
+            InvalidSetting: If the folder belongs to another user or cannot be created.
+            UnsafeFolder: If other users can write to a parent folder, and so replace the folder.
         """
         folder = self.code.parent
         refuse_foreign(self.root, self.environment)
@@ -89,13 +90,13 @@ class RunsLocation(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a run."""
+        """The environment variables of a run."""
         return environment_with(self.settings, self.secret)
 
 
 class Runs:
-    """Begins runs, and ends them. `limit` is how many may go on at once; each has `patience`
-    seconds until it has to be recorded."""
+    """Starts and stops runs. At most `limit` are active at a time; each must be recorded within
+    `patience` seconds."""
 
     def __init__(
         self, place: RunsLocation, blobs: BlobStore, limit: int, patience: float = _PATIENCE
@@ -109,30 +110,30 @@ class Runs:
         self._closed = False
         self._processes: dict[str, Process] = {}
         self._reporting: set[asyncio.Task[None]] = set()
-        self._last_errors: dict[str, str] = {}  # of processes that did not go on with their run
+        self._last_errors: dict[str, str] = {}  # of processes that failed to recover their run
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of the runs that it begins."""
+        """The environment variables of all runs."""
         return self._place.environment
 
     def going_on(self) -> list[str]:
-        """Return the pathspecs (Flow/run) of the runs that go on."""
+        """Return the pathspecs (Flow/run) of the active runs."""
         self._processes = {k: p for k, p in self._processes.items() if p.returncode is None}
         return [*self._processes]
 
     @property
     def is_closed(self) -> bool:
-        """Whether it begins no more runs."""
+        """Whether no more runs are started."""
         return self._closed
 
     @property
     def has_room(self) -> bool:
-        """Whether one more run may begin."""
+        """Whether another run may start."""
         return len(self.going_on()) + self._beginning < self._limit
 
     async def begin(self, order: RunRequest) -> str:
-        """Begin a run. Its record exists when this returns.
+        """Start a run, and wait until it is recorded.
 
         Args:
             order: The code package, the flow and the options of the run.
@@ -141,11 +142,11 @@ class Runs:
             The pathspec of the run.
 
         Raises:
-            CodePackageError: The code package was not sent, or is damaged.
-            InvalidInput: The package has no such file.
-            CoordinatorFull: The limit of runs at a time is reached.
-            CoordinatorClosed: The server is being stopped.
-            CommandFailed: The run did not begin; the error has its output.
+            CodePackageError: If the code package does not exist or is damaged.
+            InvalidInput: If the package does not contain the script.
+            CoordinatorFull: If the limit of active runs is reached.
+            CoordinatorClosed: If the server is shutting down.
+            CommandFailed: If the run did not start; the error contains its output.
         """
         self._refuse_when_closed()
         if not self.has_room:
@@ -163,15 +164,16 @@ class Runs:
             self._beginning -= 1
 
     async def foresee(self, order: RunRequest) -> dict[str, Any]:
-        """Return what a run would begin with and do (see `aflow.runs.dry_run.counted`), with its
-        parameters checked. The flow's file is imported; nothing is run or recorded. It raises what
-        `begin` raises, but for CoordinatorFull.
+        """Return what a run would do (see `aflow.runs.dry_run.counted`), after a check of its
+        parameters.
 
+        Imports the flow's file in a child process; nothing is run or recorded. Raises the errors of
+        `begin` except CoordinatorFull.
         Args:
             order: The code package, the flow and the options of the run.
 
         Raises:
-            CoordinatorClosed: The server is being stopped.
+            CoordinatorClosed: If the server is shutting down.
         """
         self._refuse_when_closed()
         async with self._foreseeing, self._code(order) as folder:
@@ -202,7 +204,7 @@ class Runs:
             data = found.read(_LARGEST_FORECAST + 1)
         try:
             return fields_of(data)
-        except InvalidInput as error:  # the flow's own code may write anything
+        except InvalidInput as error:  # the flow's code may write to the file, too
             raise CommandFailed("The dry run ended without a forecast.") from error
 
     def _refuse_when_closed(self) -> None:
@@ -211,8 +213,9 @@ class Runs:
 
     @asynccontextmanager
     async def _code(self, order: RunRequest) -> AsyncIterator[Path]:
-        """The folder with the code of a run, which no collection removes meanwhile. A process that
-        was started in it keeps it from then on."""
+        """Yield the folder with the code of a run, protected from garbage collection of unpacked
+        packages. A process started in the block keeps the protection by inheriting its
+        descriptor."""
         self._check_place()
         await asyncio.to_thread(self._blobs.claim, order.package)
         folder = await asyncio.to_thread(
@@ -226,8 +229,8 @@ class Runs:
             code_package.release(folder)
 
     def _check_place(self) -> None:
-        """Check that the folder for code is what it was when the server began. Raises
-        StoreUnavailable: the caller that asks for a run can do nothing about it."""
+        """Check the folder for code again, since it may have been replaced. Raises
+        StoreUnavailable: the client cannot correct it."""
         try:
             self._place.prepare()
         except (InvalidSetting, UnsafeFolder) as error:
@@ -249,7 +252,7 @@ class Runs:
                 raise CommandFailed(f"The run did not start: {_end_of(stderr)}")
         self._processes[pathspec] = process
         if self._closed:
-            process.send_signal(signal.SIGHUP)  # it began while the daemon was being stopped
+            process.send_signal(signal.SIGHUP)  # it started while the daemon was shutting down
         return pathspec
 
     async def _process(
@@ -262,9 +265,11 @@ class Runs:
         *options: str,
         inherited: Sequence[int] = (),
     ) -> Process:
-        """Start the order's command for a flow of its script. The process reads the arguments from
-        a file, since a command line is seen by all users; what it writes to stderr goes to
-        `stderr`, and it inherits the descriptors that `options` name."""
+        """Start the process of a run request.
+
+        `argv` is passed in an inherited file, because all users can read command lines. The process
+        writes its stderr to `stderr` and inherits the descriptors `inherited`, which `options`
+        refer to."""
         file = folder / order.script
         target = str(file) if flow is None else f"{file}:{flow}"
         with _file_of(argv) as passed:
@@ -273,16 +278,16 @@ class Runs:
                 f"--aflow-argv=/dev/fd/{passed.fileno()}",
                 cwd=file.parent,
                 stdin=DEVNULL,
-                stdout=DEVNULL,  # what tasks print is kept with the tasks
+                stdout=DEVNULL,  # output of tasks is stored with the tasks
                 stderr=stderr,
                 pass_fds=[*inherited, passed.fileno(), code_package.descriptor_of(folder)],
                 env=self._place.environment,
-                start_new_session=True,  # ^C at the terminal is for the daemon to handle
+                start_new_session=True,  # ^C at the terminal must reach the daemon only
             )
 
     async def _remember(self, pathspec: str, order: RunRequest) -> None:
-        """Keep what was ordered, to recover the run. It is kept in the datastore: the metadata may
-        be written by others, who are not to say which code a server runs."""
+        """Store the request of a run, to recover it. It is stored in the datastore: others may
+        write to the metadata, and must not choose the code that a server runs."""
         data, store = order.encode(pathspec), self._blobs.store
         try:
             await asyncio.to_thread(store.put, _name_of(pathspec), [data], durable=True)
@@ -290,7 +295,7 @@ class Runs:
             _log.error("%s could not be recovered: its order is not kept: %s", pathspec, error)
 
     def forget(self, pathspec: str) -> None:
-        """Drop the request of a run that has ended: it is not to be recovered. Blocks.
+        """Delete the stored request of a finished run, which is not recovered any more. Blocks.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
@@ -301,29 +306,27 @@ class Runs:
             _log.warning("The order of %s cannot be removed: %s", pathspec, error)
 
     def remembered(self, most: int) -> Iterator[str]:
-        """Yield the pathspecs of runs whose requests are kept, `most` at most. Blocks. Raises
-        StorageError.
+        """Yield the pathspecs of runs with stored requests. Blocks. Raises StorageError.
 
         Args:
-            most: How many objects to read at most.
+            most: The maximum number of stored requests to read.
         """
         for name in islice(self._blobs.store.list(ORDERS), most):
             try:
                 run = fields_of(bytes(self._blobs.store.get(name))).get("run")
                 if isinstance(run, str) and name == _name_of(run):
                     yield run
-            except (ObjectNotFound, InvalidInput):  # gone meanwhile, or none of ours
+            except (ObjectNotFound, InvalidInput):  # deleted in the meantime, or not a run request
                 continue
 
     def ordered(self, pathspec: str) -> RunRequest:
-        """Return what was ordered when a run began. Blocks.
+        """Return the stored request of a run. Blocks. Raises StorageError and InvalidInput, too.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
 
         Raises:
-            NotFound: For a run that no server with this datastore has begun, StorageError, and
-                InvalidInput.
+            NotFound: If no server with this datastore has started the run.
         """
         try:
             data = bytes(self._blobs.store.get(_name_of(pathspec)))
@@ -335,8 +338,8 @@ class Runs:
         return RunRequest.decode(data)
 
     async def recover(self, pathspec: str) -> None:
-        """Recover an orphaned run, with the code and the arguments of its request.
-        What keeps it from that is in the log, and in `last_error`.
+        """Start the recovery of an orphaned run, with the code and the arguments of its request.
+        Errors are logged and available from `last_error`.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
@@ -363,7 +366,7 @@ class Runs:
         _log.info("%s was left by its coordinator: process %d goes on.", pathspec, process.pid)
         self._last_errors.pop(pathspec, None)
         self._processes[pathspec] = process
-        # Ends with its process, for which `close` waits.
+        # Ends when the process does, which `close` waits for.
         task = asyncio.get_running_loop().create_task(self._report_end(process, pathspec, stderr))
         self._reporting.add(task)
         task.add_done_callback(self._note_reported)
@@ -385,8 +388,8 @@ class Runs:
                 )
 
     def last_error(self, pathspec: str) -> str | None:
-        """Return the error of the process that last tried to recover the run, and could not, or
-        ended before the run had; None where there is none, or this was asked before.
+        """Return the error of the last process that failed to recover the run, and clear it; None
+        if there is none.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
@@ -394,7 +397,7 @@ class Runs:
         return self._last_errors.pop(pathspec, None)
 
     def kill(self, pathspec: str) -> None:
-        """End the process that has the run, with all that it has started, at once.
+        """Kill the process of a run with all of its child processes.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
@@ -404,13 +407,13 @@ class Runs:
             end_group(process.pid)
 
     def cancel(self, pathspec: str) -> bool:
-        """Cancel a run: SIGTERM to its process.
+        """Cancel a run by sending SIGTERM to its process.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
 
         Returns:
-            True if the process was sent the signal; False where it does not run on this server.
+            True if the signal was sent; False if the run has no process on this server.
         """
         process = self._processes.get(pathspec)
         if process is None or process.returncode is not None:
@@ -419,11 +422,11 @@ class Runs:
         return True
 
     async def wait(self, pathspec: str, at_most: float) -> None:
-        """Wait for the end of the run, if it goes on here, at most this many seconds.
+        """Wait until the process of a run exits, if it is a child of this server.
 
         Args:
             pathspec: The pathspec of the run, `flow/run`.
-            at_most: How many seconds to wait at most.
+            at_most: The maximum time to wait, in seconds.
         """
         if (process := self._processes.get(pathspec)) is not None:
             try:
@@ -432,12 +435,13 @@ class Runs:
                 return
 
     async def close(self, grace: float, hurry: asyncio.Event) -> None:
-        """Begin no more runs; wait `grace` seconds, or until `hurry` is set, for those that are
-        running, then leave them to the server that recovers them, and wait for their processes.
+        """Start no more runs, and wait up to `grace` seconds for active ones. Then make the
+        processes of the remaining runs release them, for another server to recover, and wait until
+        they exit.
 
         Args:
-            grace: How many seconds running runs have to end by themselves.
-            hurry: Set on a second signal: the rest of the grace time is not waited for.
+            grace: The seconds for which active runs may continue.
+            hurry: Ends the grace time early when set (by a second signal).
         """
         self._closed = True
         ended = asyncio.gather(*(self._processes[name].wait() for name in self.going_on()))
@@ -454,7 +458,7 @@ class Runs:
 
 
 def _file_of(argv: Sequence[str]) -> IO[bytes]:
-    """A file without a name that holds these arguments, for a process that inherits it."""
+    """Return an unnamed file with these arguments, to be inherited by a child process."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by the caller
     file.write(json.dumps([*argv]).encode())
     file.seek(0)
@@ -462,15 +466,16 @@ def _file_of(argv: Sequence[str]) -> IO[bytes]:
 
 
 def _name_of(pathspec: str) -> str:
-    """The object that keeps the order of a run: names of runs hold characters that no name of an
-    object may."""
+    """Return the name of the object with the request of a run. It is a hash, because pathspecs may
+    contain characters that object names may not."""
     return f"{ORDERS}{hashlib.blake2b(pathspec.encode(), digest_size=16).hexdigest()}"
 
 
 async def _announced(process: Process, announcement: IO[bytes], patience: float) -> str | None:
-    """The pathspec of the run, once it is recorded; None where it has ended before. A process that
-    does neither is killed (its code, which it imports first, may never come to an end), and so it
-    is when this is cancelled."""
+    """Return the pathspec of the run once it is recorded; None if the process exits before.
+
+    The process is killed if it does neither in time (the import of its code may hang), or if this
+    coroutine is cancelled."""
     try:
         async with asyncio.timeout(patience):
             first = await _first(announcement)
@@ -490,7 +495,7 @@ async def _announced(process: Process, announcement: IO[bytes], patience: float)
 
 
 def _pathspec(announced: bytes) -> str:
-    # Code that is being imported might write this, too.
+    # Submitted code can write to this descriptor, too.
     try:
         names = json.loads(announced)
         return f"{ids.flow_name(names['flow_name'])}/{ids.run_id(names['run_id'])}"
@@ -499,7 +504,7 @@ def _pathspec(announced: bytes) -> str:
 
 
 async def _first(pipe: IO[bytes]) -> bytes:
-    """What is written into the pipe first; empty if it is closed without a word."""
+    """Return the first data written to the pipe; empty if it is closed without any."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 

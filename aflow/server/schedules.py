@@ -1,5 +1,5 @@
-"""Schedules of a server: what is kept of one, and what is to be done now. Pure, but for reading the
-documents."""
+"""Schedules of a server: their records, the computation of due ticks, and the background task that
+starts their runs."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from aflow.storage.blobs import BlobStore
 
 KIND = "schedule"
-ON_TIME = 60.0  # seconds after its time until which a tick is not called missed
-LONGEST_AGO = 3653 * 86400.0  # seconds before which no tick was missed
-MOST_MISSED = 100  # ticks that are made up for with missed="all": the latest of them
+ON_TIME = 60.0  # seconds after its time before a tick counts as missed
+LONGEST_AGO = 3653 * 86400.0  # oldest missed tick that is considered, in seconds before now
+MOST_MISSED = 100  # latest missed ticks that are run with missed="all"
 
 Missed = Literal["latest", "skip", "all"]
 Overlap = Literal["skip", "allow", "wait", "cancel"]
@@ -49,11 +49,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When which flow is run. `order` is what `POST /v1/runs` takes. Ticks up to `done_until` have
-    been seen to; `latest` is the pathspec of the run of the last that was started.
+    """A schedule of runs of a flow.
 
-    `missed` says which ticks are made up for that were due while no server ran; `overlap` what a
-    tick does while the run of the previous one is active."""
+    `order` is the body of `POST /v1/runs`. Ticks up to `done_until` have been handled; `latest` is
+    the pathspec of the last run that the schedule started. `missed` selects which ticks that were
+    missed while no server was running are run afterwards. `overlap` selects the action of a tick if
+    the run of the previous one is still active."""
 
     name: str
     cron: str
@@ -67,12 +68,12 @@ class Schedule:
     reason: str = ""  # why the last tick started no run
     started: int = 0
     skipped: int = 0
-    token: str | None = None  # digest of the one that created it; None for a key of the settings
+    token: str | None = None  # digest of the creator's token; None for a key from the settings
     created_by: str = ""
-    known: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of a later version
+    known: Mapping[str, Any] = field(default_factory=dict, compare=False)  # of later versions
 
     def encode(self) -> bytes:
-        """Return the schedule as the data of its document."""
+        """Return the schedule encoded as the data of its document."""
         fields = asdict(self)
         later = fields.pop("known")
         del fields["name"]
@@ -80,13 +81,13 @@ class Schedule:
 
 
 def read(document: Document) -> Schedule:
-    """Return the schedule that a document keeps.
+    """Return the schedule stored in a document.
 
     Args:
-        document: A document of the kind of schedules; fields of a later aflow are kept.
+        document: A document of kind `KIND`; fields of later versions of aflow are preserved.
 
     Raises:
-        MetadataUnavailable: The document is damaged; the error says to create it again.
+        MetadataUnavailable: If the document is damaged.
     """
     try:
         fields = json.loads(document.data)
@@ -103,7 +104,7 @@ def read(document: Document) -> Schedule:
 
 
 def _is_sound(schedule: Any) -> bool:
-    """Whether each field is of its kind: nothing has checked what is in the records."""
+    """Return whether each field has a valid type: the records are not validated otherwise."""
     texts = (schedule.cron, schedule.reason, schedule.created_by)
     maybe = (schedule.timezone, schedule.latest, schedule.token)
     return (
@@ -121,15 +122,15 @@ def _is_sound(schedule: Any) -> bool:
 
 
 def new(name: object, fields: Mapping[str, Any], now: float) -> Schedule:
-    """Return a new schedule, checked.
+    """Return a new schedule from validated fields.
 
     Args:
-        name: The name that the request gives: it may be anything.
-        fields: The fields of the request: those of the schedule and those of the run.
-        now: The present time, in seconds since the epoch.
+        name: The unchecked name in the request.
+        fields: The unchecked fields of the request, with the run request in `order`.
+        now: The current time, in seconds since the epoch.
 
     Raises:
-        InvalidInput: A field cannot be used.
+        InvalidInput: If a field is invalid.
     """
     if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidInput("A schedule's name is letters, digits, _ and -, at most 100 of them.")
@@ -163,15 +164,15 @@ def changed(schedule: Schedule, fields: Mapping[str, Any], now: float) -> Schedu
     Args:
         schedule: The schedule as it is; it is not changed.
         fields: New values by field; unknown fields are ignored.
-        now: The present time, in seconds since the epoch.
+        now: The current time, in seconds since the epoch.
 
     Raises:
-        InvalidInput: A field cannot be used.
+        InvalidInput: If a field is invalid.
     """
     paused = fields.get("paused", schedule.paused)
     if not isinstance(paused, bool):
         raise InvalidInput("'paused' has to be true or false.")
-    resumed = schedule.paused and not paused  # what was due while it rested, was not to be run
+    resumed = schedule.paused and not paused  # ticks that were due during the pause are not run
     schedule = replace(schedule, paused=paused, done_until=now if resumed else schedule.done_until)
     if not fields.keys() - {"paused"}:
         return schedule
@@ -200,12 +201,11 @@ def _one_of(what: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 
 
 def due(schedule: Schedule, now: float) -> list[float]:
-    """Return the ticks that are to be started now, in their order. Those before them, up to `now`,
-    are not: they were missed.
+    """Return the ticks to start now, in order. All other ticks up to `now` were missed.
 
     Args:
-        schedule: The schedule; a paused one has nothing due.
-        now: The present time, in seconds since the epoch.
+        schedule: The schedule; a paused one has no due ticks.
+        now: The current time, in seconds since the epoch.
     """
     if schedule.paused:
         return []
@@ -218,11 +218,11 @@ def due(schedule: Schedule, now: float) -> list[float]:
 
 
 def upcoming(schedule: Schedule, now: float) -> float | None:
-    """Return the time at which it is due next; None if it is paused, or has no further one.
+    """Return the time of the next tick; None if the schedule is paused or has no more ticks.
 
     Args:
         schedule: The schedule.
-        now: The present time, in seconds since the epoch.
+        now: The current time, in seconds since the epoch.
     """
     if schedule.paused:
         return None
@@ -231,16 +231,16 @@ def upcoming(schedule: Schedule, now: float) -> float | None:
 
 
 def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
-    """Return the next times at which an expression is due, `count` at most: fewer where it ends.
+    """Return the next `count` times at which an expression is due; fewer if it ends.
 
     Args:
-        cron: The expression of cron or of AWS.
+        cron: A cron expression in Unix or AWS syntax.
         zone: The name of the time zone; None for UTC.
-        now: The present time, in seconds since the epoch.
-        count: How many times at most.
+        now: The current time, in seconds since the epoch.
+        count: The maximum number of times.
 
     Raises:
-        InvalidInput: The expression or the time zone cannot be used.
+        InvalidInput: If the expression or the time zone is invalid.
     """
     found: list[float] = []
     parsed, place = parse(cron), zone_of(zone)
@@ -253,24 +253,25 @@ def ticks(cron: str, zone: str | None, now: float, count: int) -> list[float]:
 
 
 def run_id(schedule: Schedule, tick: float) -> str:
-    """Return the id of the run of a tick: of two servers that start it, one is refused.
+    """Return the run id for a tick, which is unique, so that only one of several servers can start
+    it.
 
     Args:
-        schedule: The schedule, whose name the id begins with.
-        tick: The time at which it was due, in seconds since the epoch.
+        schedule: The schedule; its name is the prefix of the id.
+        tick: The time of the tick, in seconds since the epoch.
     """
     when = datetime.fromtimestamp(tick, UTC).strftime("%Y%m%dT%H%M%SZ")
     return f"{schedule.name}-{when}"
 
 
 def after_tick(schedule: Schedule, until: float, run: str | None, reason: str = "") -> Schedule:
-    """Return the schedule after a tick that started this run, or none, for this reason.
+    """Return the schedule updated after a tick.
 
     Args:
-        schedule: The schedule as it was before the tick; it is not changed.
+        schedule: The schedule before the tick; it is not changed.
         until: The time of the tick, in seconds since the epoch.
-        run: The id of the run that was started; None for none.
-        reason: Why no run was started; empty where one was.
+        run: The pathspec of the started run; None if no run was started.
+        reason: The reason if no run was started, else empty.
     """
     return replace(
         schedule,
@@ -282,20 +283,19 @@ def after_tick(schedule: Schedule, until: float, run: str | None, reason: str = 
     )
 
 
-# Starts the runs of schedules when they are due. Several servers may share the schedules: the run
-# of a tick has an id of its own, so that one server starts it, and the others find that it is
-# there.
+# The background task. Several servers may share the schedules: the run of a tick has a fixed id, so
+# that the first server starts it, and the others find that it exists.
 
 
-LOOK = 1.0  # seconds between looks
-LEFT = 60.0  # seconds that a run is orphaned after which the next one of its schedule begins
-DECLARE = 600.0  # seconds after which is declared again which package a schedule needs
+LOOK = 1.0  # seconds between searches for due ticks
+LEFT = 60.0  # seconds after which an orphaned run no longer blocks the next run of its schedule
+DECLARE = 600.0  # seconds between renewals of the GC root for a schedule's code package
 
 _log = logging.getLogger("aflow.server")
 
 
 class Scheduling:
-    """The schedules of the metadata, and their ticks."""
+    """The stored schedules, and the task that starts their runs."""
 
     def __init__(
         self,
@@ -310,12 +310,12 @@ class Scheduling:
         self._metadata = metadata
         self._runs = runs
         self._clock = clock
-        self._busy: set[str] = set()  # schedules whose ticks are being seen to
-        self._declared: dict[str, tuple[str, float]] = {}  # packages, and when we declared them
+        self._busy: set[str] = set()  # schedules whose ticks are being handled
+        self._declared: dict[str, tuple[str, float]] = {}  # package and time of each GC root
 
     async def run_forever(self) -> None:
-        """Look for ticks now, and again and again. A schedule whose run takes its time to begin, or
-        which is damaged, holds up no other."""
+        """Search for due ticks periodically. A schedule whose run starts slowly, or whose record is
+        damaged, does not delay the others."""
         async with asyncio.TaskGroup() as group:
             while True:
                 for schedule, version, come in await asyncio.to_thread(self._due):
@@ -325,7 +325,7 @@ class Scheduling:
                 await asyncio.sleep(LOOK)
 
     def _due(self) -> list[tuple[Schedule, int, list[float]]]:
-        """What is to be started now: schedules, the versions of their documents, and ticks."""
+        """Return the due schedules with the versions of their documents and their ticks."""
         found, now = [], self._clock.now()
         try:
             for document in self._documents.documents(KIND):
@@ -337,21 +337,21 @@ class Scheduling:
                 else:
                     found.append((schedule, document.version, come))
                     self._keep_again(schedule)
-        except (AflowError, OSError) as error:  # the metadata do not answer; no descriptor is left
+        except (AflowError, OSError) as error:  # no metadata available; no descriptor left
             _log.warning("Schedules cannot be looked at: %s", error)
         return [each for each in found if each[2]]
 
     async def trigger(self, name: str) -> str:
-        """Run the flow of a schedule now. Raises what `Runs.begin` raises.
+        """Start a run of a schedule now. Raises what `Runs.begin` raises.
 
         Args:
-            name: The name of the schedule, which may be paused.
+            name: The name of the schedule; it may be paused.
 
         Returns:
             The pathspec of the run.
 
         Raises:
-            NotFound: There is no such schedule.
+            NotFound: If there is no such schedule.
         """
         schedule = await asyncio.to_thread(self.get, name)
         return await self._runs.begin(order_of(schedule.order, [f"--tag=schedule:{name}"]))
@@ -363,7 +363,7 @@ class Scheduling:
             name: The name of the schedule.
 
         Raises:
-            NotFound: There is no such schedule.
+            NotFound: If there is no such schedule.
         """
         return read(self._document(name))
 
@@ -374,24 +374,23 @@ class Scheduling:
         return document
 
     def all(self) -> list[Schedule]:
-        """Return all schedules that can be read, by name. Blocks."""
+        """Return all readable schedules, by name. Blocks."""
         found = []
         for document in self._documents.documents(KIND):
             try:
                 found.append(read(document))
-            except MetadataUnavailable as error:  # the others are shown all the same
+            except MetadataUnavailable as error:  # skipped
                 _log.warning("%s", error)
         return found
 
     def put(self, schedule: Schedule) -> None:
-        """Write a schedule, in the place of one of the same name, whose last run stays known.
-        Blocks.
+        """Create or replace a schedule; the pathspec of the last run is kept. Blocks.
 
         Args:
-            schedule: The schedule, checked; its code package has been sent before.
+            schedule: The validated schedule; its code package must have been uploaded.
 
         Raises:
-            CodePackageError: The schedule's code package does not exist.
+            CodePackageError: If the schedule's code package does not exist.
         """
         there = self._documents.document(KIND, schedule.name)
         former = None if there is None else read(there)
@@ -399,7 +398,7 @@ class Scheduling:
             schedule = replace(schedule, latest=former.latest)
         version = 0 if there is None else there.version
         new, old = _package(schedule), former and _package(former)
-        self._keep(schedule.name, new, *([old] if old else []))  # before anything relies on it
+        self._keep(schedule.name, new, *([old] if old else []))  # before the check: gc may run
         if not self._blobs.claim(new):
             self._keep(schedule.name, *([old] if old else []))
             raise CodePackageError(
@@ -410,20 +409,18 @@ class Scheduling:
         self._keep(schedule.name, new)
 
     def change(self, name: str, fields: Mapping[str, Any]) -> Schedule:
-        """Change fields of a schedule (`cron`, `timezone`, `missed`, `overlap`, `parameters`,
-        `tags`, `paused`, and the user who does it), and nothing else: neither its code, nor what is
-        known of its runs. Blocks.
-
+        """Change some fields of a schedule (`cron`, `timezone`, `missed`, `overlap`, `parameters`,
+        `tags`, `paused` and the author). Blocks.
         Args:
             name: The name of the schedule.
-            fields: New values by field; other fields than these are ignored.
+            fields: New values by field; other fields are ignored.
 
         Returns:
             The changed schedule.
 
         Raises:
-            NotFound: There is no such schedule.
-            InvalidInput: A field cannot be used.
+            NotFound: If there is no such schedule.
+            InvalidInput: If a field is invalid.
         """
         document = self._document(name)
         edited = changed(read(document), fields, self._clock.now())
@@ -432,7 +429,7 @@ class Scheduling:
         return edited
 
     def delete(self, name: str) -> None:
-        """Forget a schedule; its runs stay. Blocks. Raises NotFound."""
+        """Delete a schedule; its runs are kept. Blocks. Raises NotFound."""
         if not self._documents.delete_document(KIND, name):
             raise NotFound(f"There is no schedule {name[:100]!r}.")
         self._keep(name)
@@ -440,7 +437,7 @@ class Scheduling:
     # ------------------------------------------------------------ code that is kept
 
     def _keep(self, name: str, *packages: str) -> None:
-        """Let `gc` leave these packages alone for the schedule, and no others."""
+        """Protect exactly these packages from garbage collection on behalf of the schedule."""
         root = roots.root_name("schedules", self._metadata.url, name)
         if packages:
             about = f"the schedule {name} of a server on {self._metadata.url}"
@@ -451,8 +448,8 @@ class Scheduling:
             self._declared.pop(name, None)
 
     def _keep_again(self, schedule: Schedule) -> None:
-        """Declare now and then that the package is needed: another server may have withdrawn it
-        while the schedule was created again, or the store may be another one now."""
+        """Renew the GC root of the package periodically: another server may have withdrawn it while
+        the schedule was being replaced, or the datastore may have changed."""
         package, at = self._declared.get(schedule.name, ("", 0.0))
         if package != _package(schedule) or self._clock.monotonic() - at > DECLARE:
             self._keep(schedule.name, _package(schedule))
@@ -464,23 +461,23 @@ class Scheduling:
             for tick in come:
                 after = await self._tick(schedule, tick)
                 if after is None:
-                    return  # not yet: it is tried again
+                    return  # retried at the next search
                 version = await asyncio.to_thread(
                     self._documents.put_document,
                     KIND, schedule.name, after.encode(), version,
                 )  # fmt: skip
                 schedule = after
-        except VersionConflict:  # another server has handled it, or a user has changed it
+        except VersionConflict:  # handled by another server, or changed by a user
             return
-        except (AflowError, OSError) as error:  # the metadata do not answer; no descriptor is left
+        except (AflowError, OSError) as error:  # no metadata available; no descriptor left
             _log.warning("The schedule %s cannot be seen to: %s", schedule.name, error)
-        except Exception:  # noqa: BLE001 -- logged; other schedules go on
+        except Exception:  # noqa: BLE001 -- logged; other schedules continue
             _log.exception("The schedule %s cannot be seen to.", schedule.name)
         finally:
             self._busy.discard(schedule.name)
 
     async def _tick(self, schedule: Schedule, tick: float) -> Schedule | None:
-        """The schedule after this tick; None if it has to wait."""
+        """Handle a tick, and return the updated schedule; None to retry later."""
         if schedule.latest is not None and schedule.overlap != "allow":
             goes_on = await asyncio.to_thread(self._goes_on, schedule.latest)
             if goes_on and schedule.overlap == "wait":
@@ -504,20 +501,20 @@ class Scheduling:
             pathspec = await self._runs.begin(order_of(schedule.order, more))
         except (CoordinatorFull, StoreUnavailable):
             return None
-        except OSError as error:  # no descriptor, no memory, no room on the disk: it is tried again
+        except OSError as error:  # no descriptor, memory or disk space: retried
             _log.warning("The schedule %s cannot start its run: %s", schedule.name, error)
             return None
         except AflowError as error:
             there = await asyncio.to_thread(self._there, schedule, run)
-            if there is not None:  # another server was first
+            if there is not None:  # started by another server
                 return after_tick(schedule, tick, there)
             _log.error("The schedule %s could not start its run: %s", schedule.name, error)
             return after_tick(schedule, tick, None, str(error))
         return after_tick(schedule, tick, pathspec)
 
     def _may_run(self, schedule: Schedule) -> bool:
-        """Whether the token that created the schedule is still valid: a caller that may submit no
-        more may not have submitted for ever."""
+        """Return whether the token that created the schedule is still valid: a revoked token must
+        not keep starting runs."""
         if schedule.token is None:
             return True
         token = tokens.of_digest(self._documents, schedule.token)
@@ -528,8 +525,8 @@ class Scheduling:
         return f"{flow}/{run}" if self._metadata.run(flow, run) is not None else None
 
     def _goes_on(self, pathspec: str) -> bool:
-        """Whether the run is active. One that was orphaned for a while is ended: it would keep its
-        schedule from running for as long as servers try to recover it."""
+        """Return whether a run is active. A run that has been orphaned for a while is recorded as
+        failed: otherwise it would block its schedule for as long as servers try to recover it."""
         record = self._metadata.run(*pathspec.split("/"))
         if record is None or record.state in TERMINAL_RUN_STATES:
             return False
@@ -555,5 +552,6 @@ class Scheduling:
 
 
 def _package(schedule: Schedule) -> str:
-    """The key of the code package of a schedule, whose order was checked when it was written."""
+    """Return the key of the code package of a schedule; its request was validated when it was
+    stored."""
     return str(schedule.order.get("package", ""))

@@ -1,7 +1,7 @@
-"""A server as a program: it listens until it is asked to stop, and then lets its runs end.
+"""The main program of a server: listen until a signal arrives, then shut down gracefully.
 
-`aflow server` runs flows and keeps metadata, `aflow metadata-service` keeps metadata alone: both
-are started here, and differ in which APIs and background tasks they have.
+Starts both `aflow server`, which runs flows and stores metadata, and `aflow metadata-service`,
+which only stores metadata; they differ in their APIs and background tasks.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ if TYPE_CHECKING:
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
-_CERTIFICATE_LOOK = 2.0  # seconds between looks whether it was replaced
-_RESTARTS = Backoff(1.0, 60.0)  # of a background task that has failed
+_CERTIFICATE_LOOK = 2.0  # seconds between checks for replaced files
+_RESTARTS = Backoff(1.0, 60.0)  # of failed background tasks
 
 _log = logging.getLogger("aflow.server")
 
 
 class Listen(NamedTuple):
-    """Where to listen, the keys that clients may send (`anonymous`: they need none), how many
-    seconds runs may still take at the end, and after how many a run that cannot be recovered has
-    failed."""
+    """The address of a server and its options.
+
+    `tokens` are the keys that clients may send, unless requests are `anonymous`. At shutdown,
+    active runs may continue for `grace` seconds. A run that cannot be recovered for `recovery`
+    seconds is recorded as failed."""
 
     host: str
     port: int
@@ -59,9 +61,9 @@ class Listen(NamedTuple):
 
 
 class Certificate:
-    """TLS with this certificate and this key, both files in PEM form. They are read again when they
-    are replaced, as is usual every few weeks: connections that are open keep what they began with.
-    Raises InvalidSetting where they cannot be used."""
+    """A TLS certificate and its key, both PEM files. They are reloaded when replaced, which is
+    common every few weeks; open connections keep the old certificate. Raises InvalidSetting if the
+    files cannot be used."""
 
     def __init__(self, cert: str, key: str) -> None:
         self._files = cert, key
@@ -69,8 +71,8 @@ class Certificate:
         self.context = self._load(None)
 
     async def run_forever(self) -> None:
-        """Look whether the files were replaced, again and again. Those that cannot be used are
-        logged, and the earlier ones stay."""
+        """Reload the files periodically if they have changed. An invalid new certificate is logged,
+        and the previous one remains in use."""
         while True:
             await asyncio.sleep(_CERTIFICATE_LOOK)
             await asyncio.to_thread(self._renew)
@@ -81,7 +83,7 @@ class Certificate:
             return
         self._stamp = stamp
         try:
-            self._load(None)  # a certificate without its key would spoil the context that is used
+            self._load(None)  # test first: a mismatched key would corrupt the active context
             self._load(self.context)
         except InvalidSetting as error:
             _log.warning("The files of TLS were replaced, and the earlier ones stay: %s", error)
@@ -89,7 +91,7 @@ class Certificate:
             _log.info("The certificate %s is used from now on.", self._files[0])
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        """What tells one state of the files from the next."""
+        """Return inode, time and size of the files, to detect changes."""
         found: list[tuple[int, int, int] | None] = []
         for file in self._files:
             try:
@@ -110,7 +112,7 @@ class Certificate:
         try:
             # A key with a password is refused: a server has no terminal to ask for it.
             context.load_cert_chain(cert, key, password=lambda: "")
-        except (OSError, ValueError) as error:  # also those of ssl
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             why = getattr(error, "strerror", None) or error
             raise InvalidSetting(
                 f"TLS cannot use the certificate {cert} with the key {key}: {why}."
@@ -119,9 +121,10 @@ class Certificate:
 
 
 class Daemon(NamedTuple):
-    """What runs flows: where runs and their artifacts are, the queue whose workers run tasks, the
-    metadata with what Metaflow has recorded beside them, and the keys that sign messages to
-    workers."""
+    """The parts of a server that runs flows.
+
+    `blobs` stores artifacts, `queue` opens the queue whose workers run tasks, `shown` is the
+    metadata store combined with Metaflow's own records, and `keys` sign messages to workers."""
 
     runs: Runs
     blobs: BlobStore
@@ -141,20 +144,20 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Requests that are being answered then still are; runs that go on may still end, until the grace
-    time is over or another signal comes.
+    Then requests in progress are completed, and active runs may continue until the grace time is
+    over or a second signal arrives.
 
     Args:
-        title: What it is, in the line that says where it listens.
-        listen: Where to listen, and for whom. Port 0 takes a free one.
-        echo: Called with the line `TITLE on URL` when it listens.
-        store: The metadata store whose tokens are valid; None where only keys of the settings are.
-        service: The API of Metaflow's metadata service; None where it is not served.
-        daemon: The daemon that runs flows; None where the server runs none.
+        title: The name of the server, shown with its URL.
+        listen: The address, keys and options of the server. Port 0 selects a free one.
+        echo: Called with the line `TITLE on URL` once the server is listening.
+        store: The metadata store with the tokens; None if only keys from the settings are valid.
+        service: The API of Metaflow's metadata service; None to leave it out.
+        daemon: The parts that run flows; None for a server without runs.
 
     Raises:
-        InvalidSetting: It cannot listen there.
-        AflowError: A background task has ended.
+        InvalidSetting: If the address cannot be bound.
+        AflowError: If a background task has ended unexpectedly.
     """
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         runner.run(_serve(title, listen, echo, store, service, daemon))
@@ -198,7 +201,7 @@ async def _serve(
             try:
                 await run_until(stop, loops)
             finally:
-                # Whatever has ended the server: runs get their grace time, or are left to the next
+                # Also after an error: active runs get their grace time, or are left to another
                 # server.
                 if daemon is not None:
                     await daemon.runs.close(listen.grace, hurry)
@@ -214,7 +217,7 @@ def _with_loops(
     metrics: Metrics,
     loops: dict[str, Loop],
 ) -> AflowApi:
-    """The API of a daemon; its background tasks are added to `loops`."""
+    """Create the API of a daemon, and add its background tasks to `loops`."""
     runs, blobs, metadata, queue, shown, keys = daemon
     clock = SystemClock()
     recovery = RunRecovery(runs, metadata, clock, listen.recovery)
@@ -236,17 +239,16 @@ def _with_loops(
 async def run_until(
     stop: asyncio.Event, loops: Mapping[str, Loop], backoff: Backoff = _RESTARTS
 ) -> None:
-    """Keep the background tasks going until it is time to stop. One that fails is logged, and
-    begins again.
+    """Run the background tasks until `stop` is set. A task that fails is logged and restarted.
 
     Args:
-        stop: Set when it is time to stop.
+        stop: Set to stop the tasks.
         loops: The background tasks, by name.
-        backoff: The delays before a loop that failed begins again.
+        backoff: The delays before a failed task is restarted.
 
     Raises:
-        AflowError: Where one has ended all the same: a server that does only a part of its work has
-            to be started again, by whatever started it.
+        AflowError: If a task has ended unexpectedly: a server must not continue with only some of
+            them.
     """
     async with asyncio.TaskGroup() as group:
         doing = {
@@ -272,8 +274,8 @@ async def _kept_going(name: str, loop: Loop, backoff: Backoff) -> None:
         began = clock.monotonic()
         try:
             await loop()
-        except Exception:  # noqa: BLE001 -- logged; the server goes on without
+        except Exception:  # noqa: BLE001 -- logged; the task is restarted
             _log.exception("The background task for %s failed; it begins again.", name)
         if clock.monotonic() - began > backoff.longest:
-            tries.succeeded()  # what fails once a day begins again at once
+            tries.succeeded()  # a rare failure is retried without a growing delay
         await asyncio.sleep(tries.failed() or 0.0)

@@ -1,7 +1,8 @@
-"""Server-sent events: what happens in a run, and what its tasks print.
+"""Streams of server-sent events: the events of a run and the output of its tasks.
 
-The format is that of the HTML standard, section 9.2: lines `event:`, `id:` and `data:`, and an
-empty line. Nothing is read ahead of a client that is slow: it holds up itself alone.
+The format is defined in section 9.2 of the HTML standard: lines `event:`, `id:` and `data:`, and an
+empty line. Events are read from the store only as fast as the client receives them, so a slow
+client delays only its own stream.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ from aflow.scheduler.states import TERMINAL_RUN_STATES
 from aflow.server.auth import send_stream
 from aflow.server.views import plain_line
 
-LOOK = 0.5  # seconds between looks
+LOOK = 0.5  # seconds between polls
 KEEP_ALIVE = 15.0  # seconds of silence after which a comment is sent
-_AT_ONCE = 200  # lines, or batches of events, that are read before they are sent
-_BYTES_AT_ONCE = 64 << 10  # of text, the last line not counted
-_MOST = 100  # streams at once: each looks twice a second
-_READERS = 2  # threads that read for streams at once: each takes turns with the event loop
-_PATIENCE = 60.0  # seconds that a client may leave what was sent unread
-_LONG = 500  # characters of an id that is sent with the last line alone of what is sent at once
-_LONGEST = 6000  # characters of an id that a client could send again
+_AT_ONCE = 200  # lines, or batches of events, read at a time
+_BYTES_AT_ONCE = 64 << 10  # bytes of text read at a time, not counting the last line
+_MOST = 100  # concurrent streams: each polls twice a second
+_READERS = 2  # concurrent reader threads: they compete with the event loop for the GIL
+_PATIENCE = 60.0  # seconds that a client may stop reading
+_LONG = 500  # characters of an id; longer ids are sent with the last line of a chunk only
+_LONGEST = 6000  # maximum characters of an id that a client can send back
 
 T = TypeVar("T")
 Last = tuple[int, int]  # a version of the journal, and how many events of it (0: all)
 
 
 class Streams:
-    """The streams of one server; there are not too many, and they end before the server does."""
+    """The streams of one server: limits their number, and ends them at shutdown."""
 
     def __init__(self, metadata: MetadataStore) -> None:
         self._metadata = metadata
@@ -55,22 +56,22 @@ class Streams:
         self._reading = asyncio.Semaphore(_READERS)
 
     def close(self) -> None:
-        """End all streams, each without its `end`: clients go on where they were."""
+        """End all streams without an `end` event; clients reconnect and continue."""
         self._closed.set()
 
     async def _read(self, read: Callable[..., T], *arguments: Any) -> T:
-        """What `read(*arguments)` returns, called in a thread; few are at a time."""
+        """Return the result of a call in a thread; the number of threads is limited."""
         async with self._reading:
             return await asyncio.to_thread(read, *arguments)
 
     async def rest(self, seconds: float) -> bool:
-        """Wait that long, or until it is time to end.
+        """Sleep, but wake up at shutdown.
 
         Args:
-            seconds: How many seconds to wait at most.
+            seconds: The maximum time to wait, in seconds.
 
         Returns:
-            True once the server is being stopped.
+            True if the server is shutting down.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -81,8 +82,8 @@ class Streams:
     async def answer(
         self, request: web.Request, chunks: AsyncGenerator[bytes, None]
     ) -> web.StreamResponse:
-        """Answer with these events as they come. Raises HTTPServiceUnavailable for one stream too
-        many."""
+        """Respond with a stream of chunks. Raises HTTPServiceUnavailable if there are too many
+        streams."""
         if self._count >= _MOST:
             raise web.HTTPServiceUnavailable(reason=f"{_MOST} streams go on already.")
         self._count += 1
@@ -98,12 +99,12 @@ class Streams:
     def lines(
         self, run: RunRecord, log_tail: LogTail, *, follow: bool
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the output of a run: `line` events, and one `end` with its state.
+        """Yield the output of a run: `line` events, then one `end` event with its state.
 
         Args:
-            run: The run whose end the last event reports.
-            log_tail: The logs that are followed, and how far they were read.
-            follow: Whether to go on until the run has ended.
+            run: The run; the last event contains its state.
+            log_tail: The logs to read, with the current position in them.
+            follow: Whether to continue until the run has ended.
         """
 
         def look() -> Iterator[bytes]:
@@ -114,12 +115,12 @@ class Streams:
         return self._parts(run, log_tail.has_ended, look, follow)
 
     def events(self, run: RunRecord, after: Last, *, follow: bool) -> AsyncGenerator[bytes, None]:
-        """Yield the events of a run's journal, and one `end`.
+        """Yield the events of a run's journal, then one `end` event.
 
         Args:
-            run: The run whose journal is read.
-            after: The event after which to begin.
-            follow: Whether to go on until the run has ended.
+            run: The run.
+            after: The last event that the client has received.
+            follow: Whether to continue until the run has ended.
         """
 
         def has_ended() -> bool:
@@ -143,10 +144,12 @@ class Streams:
         look: Callable[[], Iterator[bytes]],
         follow: bool,
     ) -> AsyncGenerator[bytes, None]:
-        """What `look` finds, again and again while the run is followed, and one `end`."""
+        """Yield the results of `look`, repeatedly while the run is followed, and one `end`
+        event."""
         silence = 0.0
         while True:
-            # Asked first: what is written meanwhile is found by this look.
+            # Checked before reading: records written before the end of the run are found by this
+            # read.
             is_last = not follow or await self._read(has_ended)
             found = look()
             while (part := await self._read(next, found, None)) is not None:
@@ -177,25 +180,25 @@ async def _write(response: web.StreamResponse, chunks: AsyncGenerator[bytes, Non
 
 
 def event(kind: str, data: Any, id_: str | None = None) -> bytes:
-    """Return one event, as it is sent.
+    """Return an encoded event.
 
     Args:
-        kind: The type of the event, as EventSource dispatches it.
-        data: What becomes the JSON of the event.
-        id_: The id of the event; None for one that a client cannot go on from.
+        kind: The type of the event, as dispatched by EventSource.
+        data: The data of the event, encoded as JSON.
+        id_: The id of the event; None if clients cannot resume after it.
     """
     head = f"event: {kind}\n" if id_ is None else f"id: {id_}\nevent: {kind}\n"
     return f"{head}data: {json.dumps(data)}\n\n".encode()
 
 
 def last_event(text: str | None) -> Last:
-    """Return the id of the last event that a client has seen.
+    """Return the position in the journal that a `Last-Event-ID` header describes.
 
     Args:
-        text: The id, as the client sends it; None for the start.
+        text: The value of the header; None for the start.
 
     Raises:
-        InvalidInput: It is malformed.
+        InvalidInput: If the value is malformed.
     """
     if text is None:
         return 0, 0
@@ -210,7 +213,7 @@ def _some_lines(log_tail: LogTail, found: Iterator[TaskLine]) -> bytes:
     for line in islice(found, _AT_ONCE):
         lines.append((line, log_tail.position))
         size += len(line.text)
-        if size > _BYTES_AT_ONCE:  # what a slow client does not take waits in memory
+        if size > _BYTES_AT_ONCE:  # bounds the memory held for a slow client
             break
     longest = [_LONG] * (len(lines) - 1) + [_LONGEST]
     return b"".join(
@@ -220,8 +223,8 @@ def _some_lines(log_tail: LogTail, found: Iterator[TaskLine]) -> bytes:
 
 
 def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, Last, bool]:
-    """What has happened after that event, not too much at once; the last of it, and whether there
-    may be more. The query is over when this returns: a slow client keeps none open."""
+    """Return a chunk of encoded events after a position, the new position, and whether there may be
+    more. The query is closed before returning, so that a slow client keeps none open."""
     version, skipped = after
     with closing(metadata.journal_after(run_key, version - 1 if skipped else version)) as found:
         batches = [*islice(found, _AT_ONCE)]
@@ -231,7 +234,7 @@ def _some(metadata: MetadataStore, run_key: int, after: Last) -> tuple[bytes, La
             events = [_event_of(metadata, run_key, at, each) for at, each in decode_events(batch)]
         except MetadataUnavailable:
             raise
-        except MetadataError as error:  # what stands in other batches can be read
+        except MetadataError as error:  # other batches may be readable
             events = [("damaged", {"reason": str(error)})]
         sent = [each for each in events if each is not None]
         first = skipped if number == version else 0

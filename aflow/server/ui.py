@@ -1,8 +1,8 @@
-"""The pages of the web UI: static files, the page itself, and how a browser logs in.
+"""The pages of the web UI: static files, the page itself and the login.
 
-The pages are a client of the public HTTP API. A browser that has logged in holds its token in a
-cookie that scripts cannot read; requests that change anything have to carry a header that forms of
-other sites cannot send. `aflow ui` logs a browser in by a link that works once.
+The pages are clients of the public HTTP API. A logged-in browser keeps its token in a cookie that
+scripts cannot read; requests that change data must carry a header that forms of other sites cannot
+send. `aflow ui` logs a browser in with a single-use link.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 STATIC = Path(__file__).parent / "static"
-_DAY = 12 * 3600  # seconds that a browser stays logged in
-_CODE_LASTS = 60.0  # seconds in which a link to log in may be used
+_DAY = 12 * 3600  # lifetime of a login, in seconds
+_CODE_LASTS = 60.0  # lifetime of a login link, in seconds
 _MOST_CODES = 100
 _TYPES = {
     ".js": "text/javascript",
@@ -58,7 +58,7 @@ of this server works without them (<a href="/openapi.json">its description</a>).
 
 
 def _version() -> str:
-    """What all files are by now, as a part of their address."""
+    """Return a version of all static files, for their URLs."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(STATIC.rglob("*")):
         stat = path.stat()
@@ -67,14 +67,14 @@ def _version() -> str:
 
 
 class Pages:
-    """Serves the pages. `allows(token)` says whether a token gets in."""
+    """Serves the pages. `allows(token)` returns whether a token is valid."""
 
     def __init__(self, allows: Callable[[str], Awaitable[bool]]) -> None:
         self._allows = allows
-        self._codes: dict[str, tuple[float, str]] = {}  # of links that log in: until when, token
+        self._codes: dict[str, tuple[float, str]] = {}  # login links: expiry and token by code
 
     def add_to(self, app: web.Application) -> None:
-        """Add the routes of the pages."""
+        """Register the routes of the pages."""
         app.router.add_get("/", self._home)
         app.router.add_get("/ui", self._home)
         app.router.add_get(f"/ui/static/{{version:v[0-9a-f]{{12}}}}/{_FILE}", self._file)
@@ -92,8 +92,8 @@ class Pages:
         if not (STATIC / "vendor" / "preact.js").exists():
             return web.Response(text=_UNBUILT, content_type="text/html", status=501)
         text = (STATIC / "index.html").read_text("utf-8")
-        # Pages have addresses of several levels; their files stand beside the first one, at an
-        # address that changes with them, so that a browser asks for each of them once.
+        # Pages have paths of several levels, so links to static files are relative to the top. The
+        # URLs contain the version of the files, so that browsers can cache them forever.
         depth = request.match_info["path"].count("/")
         text = text.replace('"static/', f'"{"../" * depth}static/{_version()}/')
         headers = {**_HEADERS, "Cache-Control": "no-cache"}
@@ -108,7 +108,8 @@ class Pages:
         tag = f'"{stat.st_size:x}-{stat.st_mtime_ns:x}"'
         is_current = request.match_info.get("version") == _version()
         cached = "public, max-age=31536000, immutable" if is_current else "no-cache"
-        # The policy is for what a browser may show by itself: a script or a sheet it shows as text.
+        # Only documents that a browser renders need the policy; it shows scripts and style sheets
+        # as text.
         guards = {"X-Content-Type-Options": "nosniff"} if path.suffix in _PARTS else _HEADERS
         headers = {**guards, "ETag": tag, "Cache-Control": cached, "Vary": "Accept-Encoding"}
         if request.headers.get("If-None-Match") == tag:
@@ -121,7 +122,7 @@ class Pages:
         return response
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
-        """Give a browser that sends a token (JSON, `token`) the cookie that carries it."""
+        """Set the login cookie for a browser that sends a valid token (JSON, `token`)."""
         token = fields_of(await json_of(request)).get("token")
         if not isinstance(token, str) or not await self._allows(token):
             await asyncio.sleep(0.2)  # slows down guessing
@@ -129,7 +130,7 @@ class Pages:
         return self._logged_in(request, web.json_response({"status": "logged in"}), token)
 
     async def _make_link(self, request: web.Request) -> web.StreamResponse:
-        """A code that logs a browser in once, within a minute, with the token of this request."""
+        """Return a code for a single login within a minute, with the token of this request."""
         now = asyncio.get_running_loop().time()
         self._codes = {c: e for c, e in self._codes.items() if e[0] > now}
         if len(self._codes) >= _MOST_CODES:

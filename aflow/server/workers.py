@@ -1,5 +1,5 @@
-"""Workers that the queue alone knows: a server with the same queue registers them in the metadata,
-and hands on to them that they are to be drained."""
+"""Registration of workers that can reach only the queue: a server with the same queue registers
+them in the metadata, and forwards requests to drain to them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from aflow.metadata.base import WorkerRecord, WorkerRegistry
     from aflow.queue.base import Queue
 
-_MOST = 1000  # workers: announcements are not signed
+_MOST = 1000  # workers: announcements are not signed, so limit their number
 
 _log = logging.getLogger("aflow.server")
 
 
 class AnnouncedWorkers:
-    """Registers the workers that have announced themselves in a queue and cannot register. The
-    first of `keys` signs what is sent to them."""
+    """Registers the workers that are announced in a queue and cannot register themselves. The first
+    of `keys` signs the messages to them."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class AnnouncedWorkers:
         self._clock = clock
         self._keys = keys
         self._failed = False
-        self._registered: set[str] = set()  # by us
+        self._registered: set[str] = set()  # registered by this server
 
     async def run_forever(self) -> None:
-        """Look at what is announced, again and again."""
+        """Register announced workers periodically."""
         queue = await asyncio.to_thread(self._open)
         try:
             while True:
@@ -52,7 +52,7 @@ class AnnouncedWorkers:
                     await self._look(queue)
                     self._failed = False
                 except AflowError as error:
-                    if not self._failed:  # logged once, until it works again
+                    if not self._failed:  # logged once per outage
                         _log.warning("Workers of the queue are not registered now: %s", error)
                     self._failed = True
                 await asyncio.sleep(HEARTBEAT)
@@ -63,7 +63,7 @@ class AnnouncedWorkers:
         announced = await queue.announced() or {}
         for name, data in [*announced.items()][:_MOST]:
             presence = Presence.decode(data)
-            if presence is None or not presence.about:  # it registers itself
+            if presence is None or not presence.about:  # a worker that registers itself
                 continue
             worker = worker_record((name, presence.about, 0.0, 0.0, None))
             if worker is None:
@@ -83,4 +83,4 @@ class AnnouncedWorkers:
         if reason is not None and not worker.draining:
             topic = worker_topic(worker.name)[:64]
             body = DrainMessage(reason[:2000]).seal(self._keys, topic, self._clock.now())
-            await queue.put(topic, [Message("drain", body)])  # no second one while it waits
+            await queue.put(topic, [Message("drain", body)])  # ignored while one with this id waits

@@ -1,22 +1,22 @@
-"""The port of the metadata store: journals and records, two faces of one store.
+"""The port of the metadata store: the journals of runs, and the records that clients read.
 
-The *journal* of a run is its events, appended in batches; the state of the run is their fold.
-The *records* (flows, runs, tasks, attempts) are what clients list, filter and page through. Both
-are written by one `commit`, in one transaction.
+The *journal* of a run consists of its events, appended in batches; the state of the run is computed
+by replaying them. The *records* (flows, runs, tasks, attempts) are what clients list, filter and
+page through. `commit` writes both in one transaction.
 
-What every backend promises, and tests/contracts/test_metadata*.py check:
+Every backend guarantees the following; tests/contracts/test_metadata*.py check it:
 
-- `create_run` is all or nothing, and refuses a run id that the flow already has.
-- `commit` is compare-and-set on the run's version: it applies all of the batch and the version
-  grows by one, or raises VersionConflict and nothing has changed. With durability `power` what it
-  wrote survives a power cut once it returns, with `process` any crash but that.
-- A reader sees commits whole, in order, and its own at once. Readers never block the writer.
-- A database of a newer version raises MetadataTooNew, one that is missing, locked for too long,
-  full, read-only or damaged raises MetadataUnavailable: one sentence with place, reason and what
-  to do.
+- `create_run` is atomic, and rejects a run id that the flow already has.
+- `commit` is a compare-and-set on the run's version: it either applies the whole batch and
+  increments the version, or raises VersionConflict and changes nothing. With durability `power`,
+  committed data survive a power failure; with `process`, any crash except that of the machine.
+- Readers see commits whole and in order, and their own immediately. Readers never block the writer.
+- A database of a newer version raises MetadataTooNew; one that is missing, locked for too long,
+  full, read-only or damaged raises MetadataUnavailable, with one sentence that names the place, the
+  reason and a remedy.
 
-Calls block; one store object may be used from many threads. asyncio programs call it in a thread.
-Values are plain; times are seconds since the epoch, UTC.
+Calls block. A store may be used from several threads; asyncio code calls it in a thread.
+Arguments and results are plain values; times are seconds since the epoch, in UTC.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from aflow.errors import InvalidName
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 SPIN = "spin"
-# Of runs that are in other places than aflow's own metadata.
+# Of runs that are not in aflow's own metadata.
 FIRST_KEY = 1 << 61
 """Keys of runs from here on are those of what Metaflow has left."""
 READ_ONLY = "This run is one of Metaflow's: aflow reads it, and it is never changed."
@@ -43,9 +43,9 @@ DAMAGED: dict[str, Any] = {"damaged": True}
 
 
 class RunLease(NamedTuple):
-    """The lease of a run that has not ended: its holder, as `kind/name`. `left` is how many seconds
-    were left of it when this was read, by the store's own clock: negative once it has expired.
-    `cancel` is the reason of a request to cancel the run, if there is one."""
+    """The lease of a run that has not finished. `holder` is `kind/name`; `left` the seconds until
+    it expires, by the store's clock, at the time of reading (negative if it has expired); `cancel`
+    the reason of a request to cancel the run, or None."""
 
     holder: str
     left: float
@@ -53,13 +53,13 @@ class RunLease(NamedTuple):
 
 
 class RunRecord(NamedTuple):
-    """One run. `key` is the store's own number for it, cheap to refer to.
+    """One run. `key` is the store's own number for it, a compact reference.
 
-    `graph` is `Graph.as_dict()`; `settings` what the run was started with (max_workers, datastore,
-    isolation, python and aflow version, script, host, pid: all plain values). `kind` is
-    empty for a run of a whole flow, and SPIN for one of a single task, which lists leave out.
-    `lease` is that of a run that goes on and has had a holder; stores fill it in when a run is
-    read, and ignore it when one is created.
+    `graph` is `Graph.as_dict()`; `settings` are those that the run was started with (max_workers,
+    datastore, isolation, python and aflow version, script, host, pid), as plain values. `kind` is
+    empty for a run of a whole flow, and SPIN for a run of a single task, which lists omit. `lease`
+    is None once the run has finished and if it never had a holder; stores fill it in when they
+    read a run, and ignore it when they create one.
     """
 
     key: int
@@ -87,7 +87,7 @@ class RunRecord(NamedTuple):
 
 
 class RunFilter(NamedTuple):
-    """Which runs are listed, and how many; `Records.runs` says what the fields mean."""
+    """Conditions on the runs to list, and their maximum number; see `Records.runs`."""
 
     tags: Sequence[str] = ()
     states: Sequence[RunState] = ()
@@ -99,13 +99,13 @@ class RunFilter(NamedTuple):
     kind: str = ""
 
     def passes(self, tags: Collection[str], user: object, created_at: float, key: int) -> bool:
-        """Return whether a run passes all conditions but those on its state and its kind.
+        """Return whether a run meets all conditions except those on its state and kind.
 
         Args:
-            tags: Its tags, of users and of the system.
-            user: The user who has created it.
-            created_at: The time of its creation, in seconds since the epoch.
-            key: Its key in the metadata store.
+            tags: The run's tags, of users and of the system.
+            user: The user who created the run.
+            created_at: Seconds since the epoch.
+            key: `RunRecord.key` of the run.
         """
         return (
             all(tag in tags for tag in self.tags)
@@ -117,14 +117,14 @@ class RunFilter(NamedTuple):
 
 
 class TaskRecord(NamedTuple):
-    """One task: what never changes of it. Written once, with its first attempt.
+    """The immutable part of a task. Written once, with its first attempt.
 
-    `created_at` is when the task became ready: all that it reads was there.
-    `split` and `index` place it in the innermost foreach around it (the task that opened the
-    foreach, and which item). `inputs` is `scheduler.messages.Inputs` in the form of
-    `encode_inputs`. `origin` is the task (`run/step/task`, of the same flow) whose result this one
-    took over instead of running, empty if it ran. `cache_key` names all that its result depends
-    on, if that was looked at.
+    `created_at` is when the task became ready, that is, when all its inputs existed. `split` and
+    `index` locate it in the innermost foreach around it (the task that opened the foreach, and the
+    number of the item). `inputs` is the result of `scheduler.messages.encode_inputs`. `origin` is
+    the task (`run/step/task` of the same flow) whose result was reused instead of running this one;
+    empty if it ran. `cache_key` is a digest of all that the result depends on, or None if it was
+    not computed.
     """
 
     task: int
@@ -138,7 +138,7 @@ class TaskRecord(NamedTuple):
 
 
 class CachedTask(NamedTuple):
-    """A task that succeeded before with the cache key that was asked for."""
+    """A task that succeeded earlier with the requested cache key."""
 
     pathspec: str
     run_key: int
@@ -147,12 +147,13 @@ class CachedTask(NamedTuple):
 
 
 class AttemptRecord(NamedTuple):
-    """One attempt; written when it starts and again, whole, when it ends (upsert).
+    """One attempt. Written when it starts and again, as a whole, when it finishes (upsert).
 
-    `manifest` is `storage.manifest.Manifest.encode()`, there if the attempt succeeded. `log` is
-    the attempt's output if it is small (`storage.logs`), else None and `log_chunks` says how many
-    chunk objects hold it. `host`, `pid` say where it ran, `handle` which worker or job ran it, if
-    it was no process of the coordinator; `max_rss` is in bytes, `cpu` in seconds.
+    `manifest` is `storage.manifest.Manifest.encode()`, set if the attempt has succeeded.
+    `log` is the attempt's output if it is small (`storage.logs`); otherwise it is None, and
+    `log_chunks` is the number of objects that hold the output. `host` and `pid` identify the
+    process; `handle` the worker or the job that ran the attempt, empty for a child process of the
+    coordinator. `max_rss` is in bytes, `cpu` in seconds.
     """
 
     task: int
@@ -174,7 +175,7 @@ class AttemptRecord(NamedTuple):
 
 
 class MetadataRecord(NamedTuple):
-    """A named fact about an attempt, beside what the records above already say."""
+    """A named fact about an attempt, in addition to the records above."""
 
     task: int
     attempt: int
@@ -185,7 +186,7 @@ class MetadataRecord(NamedTuple):
 
 
 class ReplacedLog(NamedTuple):
-    """What takes the place of an attempt's log; the fields are those of AttemptRecord."""
+    """The replacement of an attempt's log; the fields are those of AttemptRecord."""
 
     task: int
     attempt: int
@@ -196,7 +197,7 @@ class ReplacedLog(NamedTuple):
 
 
 class RunUpdate(NamedTuple):
-    """What a commit changes of the run itself; None leaves it as it is."""
+    """The changes that a commit makes to the run itself; None keeps a value."""
 
     state: RunState | None = None
     finished_at: float | None = None
@@ -205,7 +206,7 @@ class RunUpdate(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """What one commit writes: encoded events for the journal, and records."""
+    """The content of one commit: encoded events for the journal, and records."""
 
     events: bytes = b""
     tasks: list[TaskRecord] = field(default_factory=list)
@@ -215,10 +216,9 @@ class Batch:
 
 
 class TaskView(NamedTuple):
-    """A task joined with one of its attempts (the latest, unless another was asked for).
+    """A task joined with one of its attempts: the latest, unless another one was requested.
 
-    `attempt` is None for a task whose first attempt has not started. `attempts` is how many
-    attempts there are.
+    `attempt` is None if the first attempt has not started. `attempts` is the number of attempts.
     """
 
     run_key: int
@@ -228,13 +228,13 @@ class TaskView(NamedTuple):
 
     @property
     def state(self) -> TaskState:
-        """The task's state, as the attempt tells it."""
+        """The task's state, derived from the state of the attempt."""
         if self.attempt is None:
             return TaskState.READY
         return TASK_STATES[self.attempt.state]
 
 
-# What the latest attempt's state makes of a task. One without attempts is READY.
+# The state of a task by the state of its latest attempt. A task without attempts is READY.
 TASK_STATES = {
     AttemptState.QUEUED: TaskState.RUNNING,
     AttemptState.RUNNING: TaskState.RUNNING,
@@ -248,8 +248,9 @@ TASK_STATES = {
 
 
 class TaskColumns(NamedTuple):
-    """What a timeline shows of a task: when it was created, and its latest attempt (`attempt` is
-    its number, `host` and `pid` where it ran). `reused`: its result is that of an earlier task."""
+    """A task as a timeline shows it: its creation, and the figures of its latest attempt.
+    `attempt` is the number of that attempt, `host` and `pid` identify its process; `reused` is true
+    if the result is that of an earlier task."""
 
     task: int
     step: str
@@ -264,8 +265,8 @@ class TaskColumns(NamedTuple):
 
 
 class StepProgress(NamedTuple):
-    """How far a step has come: when its first task was created, how many tasks are in each state,
-    when the last attempt that has ended did, and the most bytes of memory that an attempt took."""
+    """The progress of a step: creation of its first task, number of tasks by state, end of the last
+    attempt that has finished, and the peak memory of its attempts in bytes."""
 
     step: str
     created_at: float
@@ -275,15 +276,15 @@ class StepProgress(NamedTuple):
 
 
 class LeaseState(NamedTuple):
-    """Whether the caller has the lease of the run, and the reason of a request to cancel the run,
-    if there is one."""
+    """Whether the caller holds the lease of the run, and the reason of a request to cancel the run,
+    or None."""
 
     mine: bool
     cancel: str | None = None
 
 
 class Document(NamedTuple):
-    """A small document beside the runs. `version` counts its changes, from 1."""
+    """A small document that belongs to no run. `version` counts its changes, from 1."""
 
     name: str
     version: int
@@ -294,11 +295,11 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def writes(method: Method) -> Method:
-    """Mark a method of a port that writes: a token with the scope `read` may not call it, and its
-    requests may be large.
+    """Mark a method of a port as writing: the metadata service refuses it to tokens with the scope
+    `read`, and accepts large requests for it.
 
     Args:
-        method: The method.
+        method: A method of a protocol.
 
     Returns:
         The same method.
@@ -308,55 +309,55 @@ def writes(method: Method) -> Method:
 
 
 class Documents(Protocol):
-    """Small documents of aflow's own: not over the metadata service, which others may use."""
+    """aflow's small documents. The metadata service does not offer them to its clients."""
 
     def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
-        """Write a new document, or change one.
+        """Create or change a document.
 
         Args:
             kind: The kind of document, such as `schedule` or `token`.
-            name: The name of the document within its kind.
-            data: The content, in whatever format the kind has.
-            version: 0 for a new document; else the version that was read, which the document still
-                has to have.
+            name: A name that is unique within the kind.
+            data: The content, in the format of the kind.
+            version: 0 to create a document; otherwise the version that the caller has read, which
+                must still be the current one.
 
         Returns:
-            The version that the document has now.
+            The new version of the document.
 
         Raises:
-            VersionConflict: It already exists, or was changed in the meantime.
+            VersionConflict: If it already exists, or was changed after the caller read it.
         """
 
     def delete_document(self, kind: str, name: str) -> bool:
-        """Remove a document.
+        """Delete a document.
 
         Args:
             kind: The kind of document, such as `schedule` or `token`.
-            name: The name of the document.
+            name: Its name within the kind.
 
         Returns:
             Whether it existed.
         """
 
     def documents(self, kind: str) -> list[Document]:
-        """Return all documents of this kind, by name.
+        """Return all documents of a kind, by name.
 
         Args:
             kind: The kind of document, such as `schedule` or `token`.
         """
 
     def document(self, kind: str, name: str) -> Document | None:
-        """Return one document; None where there is none.
+        """Return one document, or None if there is none.
 
         Args:
             kind: The kind of document, such as `schedule` or `token`.
-            name: The name of the document.
+            name: Its name within the kind.
         """
 
 
 class RunningTask(NamedTuple):
-    """An attempt that a worker has: its task as `Flow/run/step/task`, since when, and whether it
-    has begun or waits for a slot."""
+    """An attempt that a worker has leased: its task as `Flow/run/step/task`, since when (seconds
+    since the epoch), and whether it has started or waits for a slot."""
 
     pathspec: str
     attempt: int
@@ -365,16 +366,16 @@ class RunningTask(NamedTuple):
 
 
 class WorkerRecord(NamedTuple):
-    """A worker as it registers itself and renews that with each heartbeat.
+    """A worker as it registers itself, and renews its registration with each heartbeat.
 
-    `queue` is the queue that it leases from, without a password, `pools` the pools whose tasks it
-    takes, `slots` how many tasks it runs at once, `running` what it has at the moment (at most
-    `MOST_RUNNING` of them), `done` and `failed` how many attempts have ended here and how, `ended`
-    how many of each pool did in the last minute.
+    `queue` is the URL of the queue that it polls, without a password; `pools` the pools whose tasks
+    it takes; `slots` the number of tasks that it runs concurrently; `running` its current attempts
+    (at most `MOST_RUNNING`); `done` and `failed` the numbers of attempts that have finished;
+    `ended` the number of attempts that finished in the last minute, by pool.
 
-    `heartbeat_at`, `left` (seconds until it is not known any more without another heartbeat) and
-    `drain` (why somebody wants it to end) are the store's: it fills them in when a worker is read,
-    and ignores them when one is written.
+    The store sets `heartbeat_at`, `left` (seconds until the registration expires) and `drain` (the
+    reason of a request to drain the worker) when it reads a worker, and ignores them when it writes
+    one.
     """
 
     name: str
@@ -408,35 +409,34 @@ LARGEST_JOBS = 1 << 20
 
 
 class WorkerRegistry(Protocol):
-    """The workers that have registered; SQLite, PostgreSQL and the metadata service keep them."""
+    """The registered workers; SQLite, PostgreSQL and the metadata service keep them."""
 
     @writes
     def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
         """Register a worker, or renew its registration.
 
         Args:
-            worker: What the worker has announced of itself.
-            seconds: For how many seconds, by the store's own clock.
+            worker: The worker's description of itself.
+            seconds: Validity of the registration in seconds, by the store's clock.
 
         Returns:
-            Why the worker is to be drained, if somebody has asked for that; else None.
+            The reason of a request to drain the worker, or None.
 
         Raises:
-            InvalidName: The name of the worker is not allowed.
+            InvalidName: If the name of the worker is not allowed.
         """
 
     def workers(self) -> list[WorkerRecord]:
-        """Return the workers that have registered and whose registration has not expired, by
-        name."""
+        """Return the workers whose registration has not expired, by name."""
 
     @writes
     def drain_worker(self, name: str, reason: str) -> bool:
-        """Ask a worker to end once its tasks have ended: its next heartbeat returns the request.
-        The first reason stays.
+        """Ask a worker to finish its tasks and exit: its next heartbeat returns the request.
+        The first reason is kept.
 
         Args:
-            name: The name of the worker.
-            reason: Why, in one sentence.
+            name: The name under which the worker has registered.
+            reason: One sentence for users.
 
         Returns:
             Whether the worker is registered.
@@ -444,16 +444,16 @@ class WorkerRegistry(Protocol):
 
     @writes
     def remove_worker(self, name: str) -> None:
-        """Remove the registration of a worker, if there is one.
+        """Delete the registration of a worker, if there is one.
 
         Args:
-            name: The name of the worker.
+            name: The name under which the worker has registered.
         """
 
 
 class HandedAttempt(NamedTuple):
-    """An attempt that another executor has (`handle` is its job there, or its worker) and that has
-    not ended: `state` is QUEUED until it has begun, on `host`, at `started_at`. `created_at` is
+    """An attempt that another executor has accepted and not finished. `handle` names its job or its
+    worker there; `state` is QUEUED until it starts, on `host`, at `started_at`. `created_at` is
     when its task became ready."""
 
     task: int
@@ -467,25 +467,25 @@ class HandedAttempt(NamedTuple):
 
 
 class HandedAttempts(Protocol):
-    """Attempts that other executors have, found by an index, and what runs publish of their jobs at
-    job systems."""
+    """Attempts that other executors have accepted, found by an index, and the documents in which
+    runs publish their jobs at job systems."""
 
     def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
-        """Return how many attempts are queued and how many run, by step; commits keep the counts.
+        """Return the numbers of queued and running attempts by step; commits maintain the counts.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
         """
 
     def handed(self, run_key: int, step: str | None, after: int, limit: int) -> list[HandedAttempt]:
-        """Return a page of the attempts of a run, or of a step, that another executor has: by task,
-        those above `after`.
+        """Return a page of the attempts of a run that other executors have accepted and not
+        finished, ordered by task.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            step: The name of the step; None for all steps.
-            after: The last task of the page before; 0 for the first page.
-            limit: How many attempts the page has at most.
+            run_key: `RunRecord.key` of the run.
+            step: The step whose attempts to return; None for all steps.
+            after: The last task of the previous page; 0 for the first page.
+            limit: Maximum number of attempts.
         """
 
     @writes
@@ -493,176 +493,176 @@ class HandedAttempts(Protocol):
         """Replace the document in which a run publishes its jobs at one job system.
 
         Args:
-            name: The name of the document: `Flow/run SYSTEM`.
-            data: The content, LARGEST_JOBS bytes at most; empty to remove the document.
+            name: `Flow/run SYSTEM`.
+            data: The content, at most LARGEST_JOBS bytes; empty to delete the document.
 
         Raises:
-            InvalidMessage: It is larger.
+            InvalidMessage: If the content is larger.
         """
 
     def jobs(self) -> list[Document]:
-        """Return the documents that `put_jobs` has written, by name."""
+        """Return the documents written by `put_jobs`, by name."""
 
 
 class Journal(Protocol):
-    """What has happened in each run, in the order of its versions."""
+    """The events of each run, ordered by version."""
 
     @writes
     def create_run(
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
-        """Record a new run (its flow too, if it is the first) with its task 0 of step
-        `_parameters`, succeeded. The holder, if one is named, acquires the lease.
+        """Record a new run with its task 0 of step `_parameters`, which has succeeded; and its
+        flow, if this is the flow's first run. The holder, if given, acquires the lease.
 
         Args:
-            run: The record; its `key` is ignored.
+            run: The run; its `key` is ignored.
             parameters: The manifest of task 0.
-            holder: The holder, as `kind/name`; empty for none.
-            seconds: For how many seconds the lease is acquired, by the store's own clock.
+            holder: The lease holder, as `kind/name`; empty for none.
+            seconds: Duration of the lease in seconds, by the store's clock.
 
         Returns:
-            The record with its real key, at version 0.
+            The run with its real key, at version 0.
 
         Raises:
-            VersionConflict: The flow has a run with this id.
+            VersionConflict: If the flow already has a run with this id.
         """
 
     @writes
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write a batch in one transaction, if the run is still at a version.
+        """Write a batch in one transaction if the run is at the expected version.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            version: The version that the run has to have.
-            batch: The events and the records that follow from them.
-            mark: A name that no other commit has: a caller that lost the answer asks again with the
-                same one, and what was committed already is not committed twice.
+            run_key: `RunRecord.key` of the run.
+            version: The expected version of the run.
+            batch: The events, and the records that follow from them.
+            mark: An idempotency token, unique to this commit: a caller that lost the response
+                repeats the call with the same mark, and the batch is not written twice.
 
         Returns:
-            The new version of the run.
+            The new version of the run, `version` + 1.
         """
 
     def journal(self, run_key: int) -> Iterator[bytes]:
         """Return the event batches of the run, oldest first.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
         """
 
     def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
-        """Return the event batches that were written after the run was at this version, each with
-        the version that it brought the run to.
+        """Return the event batches written after a version of the run, each with the version that
+        the run had after it.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            version: The version above which event batches are wanted; 0 for all.
+            run_key: `RunRecord.key` of the run.
+            version: The version up to which batches are omitted; 0 for all batches.
         """
 
 
 class Leases(Protocol):
-    """Who drives each run."""
+    """The leases of runs: the holder of a run's lease coordinates it."""
 
     @writes
     def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
         """Acquire the lease of a run, or renew it.
 
-        It is not acquired while another holder has a lease that has not expired, or once the run
-        has ended. This does not change the version of the run: `commit` refuses a holder whose
-        lease has expired once the next one has written.
+        It is not acquired while another holder has an unexpired lease, or if the run has finished.
+        The version of the run does not change: a holder whose lease has expired can still commit
+        until the next holder has committed.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            holder: The holder, as `kind/name`.
-            seconds: For how many seconds, by the store's own clock.
+            run_key: `RunRecord.key` of the run.
+            holder: The caller, as `kind/name`.
+            seconds: Duration of the lease in seconds, by the store's clock.
             at: The time of the heartbeat by the holder's clock, in seconds since the epoch; it is
-                recorded.
+                stored in the run's record.
 
         Returns:
-            Who holds the lease now, and whether somebody has asked to cancel the run.
+            Whether the caller holds the lease now, and a request to cancel the run, if there is
+            one.
         """
 
     @writes
     def release_lease(self, run_key: int, holder: str) -> None:
-        """Release the lease, if this is its holder: another one may acquire it at once. Does
-        nothing otherwise.
+        """Release the lease if `holder` has it, so that another holder can acquire it immediately.
+        Does nothing otherwise.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            holder: The holder, as `kind/name`.
+            run_key: `RunRecord.key` of the run.
+            holder: The caller, as `kind/name`.
         """
 
     def orphaned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Return flow and id of orphaned runs: they have not ended, and their lease has expired.
-        The lease that expired first comes first.
+        """Return flow and id of orphaned runs, which have not finished and whose lease has expired,
+        ordered by the time of expiry.
 
         Args:
-            kind: The kind of the holders, as in `kind/name`.
-            limit: How many runs are returned at most.
+            kind: The kind of the last holder, as in `kind/name`.
+            limit: Maximum number of runs.
         """
 
     @writes
     def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the lease holder of the run, this one or the next, to cancel it: `acquire_lease`
-        returns the request. The first reason stays.
+        """Ask the current or next lease holder of a run to cancel it: `acquire_lease` returns the
+        request. The first reason is kept.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            reason: Why, in one sentence.
+            run_key: `RunRecord.key` of the run.
+            reason: One sentence for users.
 
         Returns:
-            Whether the run has not ended and has had a holder.
+            False if the run has finished, or has never had a lease holder.
         """
 
 
 class Records(Protocol):
-    """What clients list and page through: flows, runs, tasks, attempts, tags."""
+    """The records that clients list and page through: flows, runs, tasks, attempts, tags."""
 
     @writes
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove, then add user tags, in one transaction.
+        """Remove and then add user tags, in one transaction.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            add: The tags to add; those that the run has already change nothing.
-            remove: The tags to remove; those that the run lacks change nothing.
+            run_key: `RunRecord.key` of the run.
+            add: Tags to add; those that the run already has are ignored.
+            remove: Tags to remove; those that the run does not have are ignored.
 
         Returns:
-            The tags that the run has now.
+            The user tags of the run after the change.
 
         Raises:
-            InvalidName: A tag is not allowed, one to remove is a system tag, or there would be too
-                many.
-            NotFound: There is no such run.
+            InvalidName: If a tag is not allowed, a tag to remove is a system tag, or the run would
+                have too many tags.
+            NotFound: If there is no such run.
         """
 
     @writes
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
-        """Replace the logs of attempts that have ended, in one transaction, and leave nothing of
-        the old ones in the store's own files, as far as it has files of its own: that may take as
-        long as copying them.
+        """Replace the logs of finished attempts in one transaction, and erase the old logs from the
+        store's own files, if it has any. Erasing may take as long as copying the files.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            logs: What takes the place of the log of each attempt.
+            run_key: `RunRecord.key` of the run.
+            logs: The new logs; attempts that are not listed keep theirs.
         """
 
     @writes
     def delete_run(self, run_key: int) -> None:
-        """Remove a run with all its records, in one step, and its flow if that was its last run.
-        Fine if there is no such run. Its key is never given to another.
+        """Delete a run with all its records atomically, and its flow if that has no other run. Does
+        nothing if there is no such run. The key is never used again.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
         """
 
     def all_manifests(self, run_key: int) -> Iterator[bytes]:
-        """Return the manifests of all attempts of a run, some of them twice: what they refer to is
-        in use.
+        """Return the manifests of all attempts of a run, possibly with duplicates; the objects that
+        they reference are in use.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
         """
 
     def flows(self) -> list[tuple[str, float]]:
@@ -681,34 +681,34 @@ class Records(Protocol):
         limit: int | None = None,
         kind: str = "",
     ) -> list[RunRecord]:
-        """Return runs, newest first, without their graphs ({}): `run` has them.
+        """Return runs, newest first, with an empty `graph`: only `run` returns the graph.
 
         Args:
-            flow: The name of the flow; None for all flows.
-            tags: Tags, of users or of the system, that a run has to have, all of them.
-            states: States of which a run has to have one; empty for any.
-            users: Users of whom one has to have created the run; empty for any.
-            since: The earliest time of creation, in seconds since the epoch.
-            until: The time before which a run was created, in seconds since the epoch.
-            after: Time of creation and key of the last run of the page before.
-            limit: How many at most; None for all.
-            kind: Empty for runs of whole flows, SPIN for those of single tasks.
+            flow: The flow's name; None for all flows.
+            tags: Tags, of users or of the system; a run must have all of them.
+            states: Allowed states; empty for any.
+            users: Users who may have created the run; empty for any.
+            since: Earliest time of creation (inclusive), in seconds since the epoch.
+            until: Latest time of creation (exclusive), in seconds since the epoch.
+            after: Time of creation and key of the last run of the previous page.
+            limit: Maximum number of runs; None for all.
+            kind: Empty for runs of whole flows, SPIN for runs of single tasks.
         """
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """Return one run, whole; None where there is none.
+        """Return one run with its graph, or None if there is none.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
         """
 
     def steps(self, run_key: int) -> list[tuple[str, float, int]]:
-        """Return name, time of its first task and number of tasks of every step that has begun,
-        without `_parameters`, newest first.
+        """Return the name, the creation time of the first task and the number of tasks of every
+        step that has started, except `_parameters`, newest first.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
         """
 
     def tasks(
@@ -722,18 +722,18 @@ class Records(Protocol):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Return tasks with their latest attempts, in one query that streams: in the order of
-        tasks, or with `split` in that of the foreach.
+        """Return tasks with their latest attempts, in one streaming query: ordered by task number,
+        or with `split` by index in the foreach.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            step: The name of the step; None for all steps.
-            split: The task that opened a foreach: tasks of `steps` directly in it, by index.
-            steps: With `split`, the steps whose tasks are returned; empty for all.
-            after: The last task, or with `split` the last index, of the page before; None for the
-                first.
-            limit: How many at most; None for all.
-            light: Whether to leave out manifests and logs, as None.
+            run_key: `RunRecord.key` of the run.
+            step: The step whose tasks to return; None for all steps.
+            split: The task that opened a foreach: only tasks directly in it are returned.
+            steps: With `split`, the steps whose tasks to return; empty for all.
+            after: The last task, or with `split` the last index, of the previous page; None for the
+                first page.
+            limit: Maximum number of tasks; None for all.
+            light: Whether to omit manifests and logs, which are then None.
         """
 
     def newest_tasks(
@@ -746,85 +746,81 @@ class Records(Protocol):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Return tasks with their latest attempts, those with the greatest number first, in one
-        query that streams.
+        """Return tasks with their latest attempts, in descending order of task numbers, in one
+        streaming query.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            step: The name of the step; None for all steps.
-            states: The states of which a task has to have one; empty for any.
-            before: The last task of the page before; None for the first.
-            limit: How many at most; None for all.
-            light: Whether to leave out manifests and logs, as None.
+            run_key: `RunRecord.key` of the run.
+            step: The step whose tasks to return; None for all steps.
+            states: Allowed states of a task; empty for any.
+            before: The last task of the previous page; None for the first page.
+            limit: Maximum number of tasks; None for all.
+            light: Whether to omit manifests and logs, which are then None.
         """
 
     def progress(self, run_key: int) -> list[StepProgress]:
-        """Return how far every step that has begun has come, without `_parameters`, oldest first.
-        The counts are kept by commits: the time that it takes does not depend on how many tasks
-        there are.
+        """Return the progress of every step that has started, except `_parameters`, oldest first.
+        Commits maintain the counts, so the duration does not depend on the number of tasks.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
         """
 
     def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
-        """Return tasks of a run with what a timeline shows of their latest attempts, in no order:
-        those whose latest attempt was written after the run was at version `after`.
+        """Return the timeline data of the tasks whose latest attempt was written after a version of
+        the run, in no particular order.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            after: The version of the run: tasks are left out whose latest attempt was written up to
-                then.
+            run_key: `RunRecord.key` of the run.
+            after: The version of the run up to which tasks are omitted; 0 for all tasks.
         """
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
-        """Return one task with its latest attempt, or with the attempt asked for.
+        """Return one task with the requested attempt, by default the latest; None if there is none.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
             task: The number of the task within its run.
             attempt: The number of the attempt; None for the latest.
         """
 
     def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
-        """Return the manifests of the latest attempts of these tasks, where they succeeded, or run
-        and have left one already.
+        """Return the manifests of the latest attempts of tasks that have succeeded, or are running
+        and have already written a manifest.
 
         Args:
-            run_key: The key of the run in the metadata store.
-            tasks: The numbers of the tasks within the run; of those without a manifest the result
-                has no entry.
+            run_key: `RunRecord.key` of the run.
+            tasks: Task numbers within the run; the result omits tasks without a manifest.
         """
 
     def split_manifests(
         self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
     ) -> list[tuple[int, int, str, bytes]]:
-        """Return a page of a foreach join's inputs: (index, task, step, manifest) of the succeeded
-        tasks of `steps` directly in the foreach that `split` opened, by index from `start` on.
+        """Return a page of the inputs of a foreach join: (index, task, step, manifest) of the
+        succeeded tasks of `steps` directly in the foreach that `split` opened, ordered by index.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
             split: The task that opened the foreach.
-            steps: The names of the steps.
-            start: The index of the first item of the page, from 0.
-            limit: How many inputs the page has at most.
+            steps: The steps whose tasks the join reads.
+            start: The first index of the page; indexes begin at 0.
+            limit: Maximum number of inputs.
         """
 
     def cached(self, flow: str, key: bytes) -> CachedTask | None:
-        """Return the task of the flow's runs that has this cache key and succeeded; None where
-        there is none. Of several it is the latest that ran itself, before those that reused a
-        result.
+        """Return a succeeded task of the flow with this cache key, or None. The latest task that
+        ran itself is preferred to those that reused a result.
 
         Args:
-            flow: The name of the flow.
-            key: The cache key: a digest of all that the result depends on.
+            flow: The flow's name, the first part of a pathspec.
+            key: A digest of all that the result depends on.
         """
 
     def attempts(self, run_key: int, task: int) -> list[AttemptRecord]:
         """Return all attempts of a task, oldest first.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
             task: The number of the task within its run.
         """
 
@@ -832,42 +828,42 @@ class Records(Protocol):
         """Return the metadata records of a task, oldest first.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
             task: The number of the task within its run.
         """
 
 
 class MetadataStore(Journal, Leases, Records, HandedAttempts, Protocol):
-    """Journals, leases, records and handed attempts; see the module's text for what is promised."""
+    """Journals, leases, records and handed attempts; the module docstring lists the guarantees."""
 
     @property
     def url(self) -> str:
-        """Where it is, for people (`sqlite:///path`). No password is in it."""
+        """The URL for messages (`sqlite:///path`), without a password."""
 
     @property
     def address(self) -> str:
-        """The URL that opens it in another process. It may hold a password: never show it."""
+        """The URL that opens the store in another process. It may contain a password."""
 
     def close(self) -> None:
-        """Release files and connections. May be called twice."""
+        """Release files and connections. Idempotent."""
 
 
 def documents_of(store: object) -> Documents | None:
-    """Return the documents that a metadata store keeps; None for one over a service, which keeps
-    none.
+    """Return the document store of a metadata store, or None if it keeps no documents, such as the
+    client of a metadata service.
 
     Args:
-        store: A metadata store of any kind, or several that are read as one.
+        store: Any metadata store, or a combination of several.
     """
     kept: Any = store
     return kept if hasattr(store, "put_document") else None
 
 
 def registry_of(store: object) -> WorkerRegistry | None:
-    """Return the registry of workers of a metadata store; None for one that has none.
+    """Return the worker registry of a metadata store, or None if it has none.
 
     Args:
-        store: A metadata store of any kind, or several that are read as one.
+        store: Any metadata store, or a combination of several.
     """
     kept: Any = store
     return kept if hasattr(store, "beat_worker") else None
@@ -880,14 +876,12 @@ _LOOKED_AT = 100
 
 
 def failed_task(metadata: MetadataStore, run: RunRecord) -> TaskView | None:
-    """Return the task that the run has failed of; None where it has not, or where no task is to
-    blame.
-
-    The run's reason is that of this task. Of several with the same reason, the first to fail.
+    """Return the failed task that caused the failure of a run: of the tasks whose reason is that of
+    the run, the first to fail. None if the run has not failed, or no task caused it.
 
     Args:
-        metadata: The metadata store that has the tasks of the run.
-        run: The record of the run, whose reason names the failure.
+        metadata: The metadata store of the run.
+        run: The run; its reason selects the task.
     """
     if run.state is not RunState.FAILED:
         return None
@@ -900,18 +894,18 @@ def failed_task(metadata: MetadataStore, run: RunRecord) -> TaskView | None:
 
 
 def why(run: RunRecord, task: TaskView | None) -> str:
-    """Return why a run has not succeeded, in one line that begins with the task; "" where no reason
+    """Return why a run has not succeeded, in one line that starts with the task; "" if no reason
     was recorded.
 
     Args:
-        run: The record of the run; its reason may have several lines.
-        task: The task that failed first; None where none has.
+        run: The run; only the first line of its reason is used.
+        task: The task that caused the failure; None if no task did.
     """
     first = next(iter(run.reason.strip().splitlines()), "")
     return first if task is None else f"{task.task.step}/{task.task.task}: {first}"
 
 
-# What becomes of the tags of a run.
+# Changing the tags of a run.
 
 
 def changed(
@@ -920,14 +914,13 @@ def changed(
     """Return the user tags of a run after some were removed and then others added.
 
     Args:
-        known: The tags of the run, each with whether it is a system tag: the run has those already,
-            so that adding one changes nothing.
-        add: The tags that the run has afterwards; one that it has already changes nothing.
-        remove: The tags that it no longer has; one that it lacks changes nothing.
+        known: The current tags of the run, each with whether it is a system tag.
+        add: Tags to add; those that the run already has are ignored.
+        remove: Tags to remove; those that the run does not have are ignored.
 
     Raises:
-        InvalidName: A tag is not allowed, one to remove is a system tag, or there would be too
-            many.
+        InvalidName: If a tag is not allowed, a tag to remove is a system tag, or the run would
+            have too many tags.
     """
     of_system = dict(known)
     for tag in remove:

@@ -1,5 +1,5 @@
-"""Which URL means which metadata store, and what stands beside it. A backend is imported when a URL
-asks for it (see aflow/_core/lazy.py), since some need a package of an extra.
+"""Opens metadata stores by URL, together with the histories next to them. A backend is imported
+when a URL requires it (see aflow/_core/lazy.py), since some need packages of an extra.
 
 sqlite:////path/metadata.db     metadata.sqlite
 memory:                         metadata.sqlite, in memory
@@ -32,23 +32,24 @@ if TYPE_CHECKING:
     from aflow.metadata.object_store import StoreMetadata
     from aflow.storage.base import ObjectStore
 
-_REMEMBER = 10.0  # seconds for which a server does not read lists of Metaflow's again
+_REMEMBER = 10.0  # seconds for which a server caches lists of Metaflow's
 
 
 def open_metadata(
     url: str, durability: str = "power", *, read_only: bool = False, own: bool = False
 ) -> MetadataStore:
-    """Return the metadata store at `url`. A service is asked whether it is Metaflow's, unless it is
-    known to be aflow's `own`.
+    """Return the metadata store at `url`. An HTTP service is probed whether it is Metaflow's or
+    aflow's, unless `own` is set.
 
     Args:
-        url: The URL of the metadata store.
-        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
-        read_only: Whether nothing is to be written.
-        own: Whether a service is known to be aflow's; else it is asked whether it is Metaflow's.
+        url: A URL of one of the kinds in the module docstring.
+        durability: What committed data must survive: a crash (`process`) or a power failure
+            (`power`).
+        read_only: Whether to open the store for reading only.
+        own: Whether an HTTP service is known to be aflow's.
 
     Raises:
-        InvalidSetting: The kind of URL is not known.
+        InvalidSetting: If the kind of URL is unknown.
     """
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
@@ -70,12 +71,12 @@ def open_metadata(
 
 
 def open_to_read(url: str, durability: str = "power") -> MetadataStore:
-    """Return the metadata at `url`, to be read, with what Metaflow has recorded beside it; see
-    `histories_of`.
+    """Return the metadata at `url` for reading, combined with what jobs have recorded in the object
+    store and what Metaflow has recorded next to it; see `recorded_by_jobs` and `histories_of`.
 
     Args:
-        url: The URL of the metadata store.
-        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
+        url: The URL of aflow's metadata; see `open_metadata`.
+        durability: See `open_metadata`.
     """
     scheme = url.partition(":")[0]
     if scheme == "sqlite" and not path_at(url).exists():
@@ -86,19 +87,19 @@ def open_to_read(url: str, durability: str = "power") -> MetadataStore:
     if others and scheme in ("postgresql", "postgres"):
         try:
             own.flows()
-        except MetadataUnavailable:  # Metaflow alone has used the database
+        except MetadataUnavailable:  # only Metaflow has used the database
             own.close()
             own = metadata_stores.sqlite.SqliteMetadata(":memory:")
     return _together(own, others)
 
 
 def open_all_own(url: str, durability: str = "power", *, read_only: bool = False) -> MetadataStore:
-    """Return the metadata at `url`, with what jobs have recorded in the object store.
+    """Return the metadata at `url`, combined with what jobs have recorded in the object store.
 
     Args:
-        url: The URL of the metadata store.
-        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
-        read_only: Whether nothing is to be written.
+        url: The URL of aflow's metadata; see `open_metadata`.
+        durability: See `open_metadata`.
+        read_only: Whether to open the store for reading only.
     """
     own = open_metadata(url, durability, read_only=read_only)
     return _together(own, recorded_by_jobs(own))
@@ -111,11 +112,12 @@ def _together(own: MetadataStore, others: Sequence[Beside]) -> MetadataStore:
 
 
 def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
-    """Return where jobs of deployed flows record runs, if the `own` metadata is registered in a
-    service of Metaflow's, which cannot keep that: the object store, if there are any.
+    """Return the metadata in the object store, where jobs of deployed flows record their runs if
+    `own` is registered in a service of Metaflow's, which cannot store them. Empty if there are no
+    such runs.
 
     Args:
-        own: The metadata store of aflow itself.
+        own: aflow's metadata store.
     """
     url = Settings.load().storage_url
     if not isinstance(own, metaflow.service.RegisteringMetadata) or not url.startswith("s3://"):
@@ -128,21 +130,22 @@ def recorded_by_jobs(own: MetadataStore) -> list[StoreMetadata]:
 
 
 def has_runs(url: str) -> bool:
-    """Return whether there may be runs in the metadata at `url`, or beside it: of a server that has
-    to be asked.
+    """Return whether there may be runs in the metadata at `url` or next to it; always True for a
+    server, which is not queried.
 
     Args:
-        url: The URL of the metadata store.
+        url: The URL of aflow's metadata; see `open_metadata`.
     """
     scheme = url.partition(":")[0]
     return scheme != "sqlite" or path_at(url).exists() or bool(histories_of(url))
 
 
 def history_folder(url: str) -> Path | None:
-    """Return the folder of Metaflow's local metadata beside aflow's; None where there is none.
+    """Return the folder of Metaflow's local metadata next to aflow's, or None if there is none or
+    AFLOW_HISTORY is set.
 
     Args:
-        url: The URL of the metadata store.
+        url: The URL of aflow's metadata; see `open_metadata`.
     """
     scheme = url.partition(":")[0]
     if scheme != "sqlite" or looked_up("HISTORY") is not None:
@@ -153,14 +156,14 @@ def history_folder(url: str) -> Path | None:
 
 
 def open_to_serve(own: MetadataStore, url: str) -> MetadataStore:
-    """Return the `own` metadata of a server, at `url`, with what Metaflow has recorded beside it.
+    """Return the `own` metadata of a server combined with what Metaflow has recorded next to it.
 
-    Lists are read every few seconds at most. Of folders only those are opened that settings name:
-    elsewhere a record would decide which files of this machine a server reads.
+    Lists are cached for a few seconds. Only folders that settings name are opened: otherwise a
+    record could make the server read any file of this machine.
 
     Args:
-        own: The metadata store of aflow itself.
-        url: The URL of the metadata store.
+        own: aflow's metadata store, which the server has opened.
+        url: Its URL.
     """
     return _together(own, histories_of(url, own, to_serve=True))
 
@@ -168,17 +171,18 @@ def open_to_serve(own: MetadataStore, url: str) -> MetadataStore:
 def histories_of(
     url: str, own: MetadataStore | None = None, *, to_serve: bool = False
 ) -> list[MetaflowHistory]:
-    """Return what Metaflow has recorded beside the metadata: in the folder `.metaflow`, in the
-    service, in the tables of its service in the same database. AFLOW_HISTORY names other places,
-    separated by commas, or `none`.
+    """Return what Metaflow has recorded next to aflow's metadata: in the folder `.metaflow`, in the
+    service, or in the tables of its service in the same database. AFLOW_HISTORY overrides the
+    places: a comma-separated list, or `none`.
 
     Args:
-        url: The URL of the metadata store.
+        url: The URL of aflow's metadata; see `open_metadata`.
         own: The metadata store at the URL, if it is open.
-        to_serve: Whether a server asks, which opens only folders that settings name.
+        to_serve: Whether the caller is a server, which opens only folders that settings name, and
+            caches lists.
 
     Raises:
-        InvalidSetting: A place in AFLOW_HISTORY is not one of these.
+        InvalidSetting: If a place in AFLOW_HISTORY is not one of these.
     """
     named = looked_up("HISTORY")
     if named is not None:
@@ -203,9 +207,9 @@ def _folder_of(place: str) -> Path:
 def _history(
     place: str, own: MetadataStore | None, folders: Sequence[Path] | None
 ) -> MetaflowHistory | None:
-    """The history at a place; None where there is none beside aflow's `own` metadata. A server
-    reads values in these `folders` alone."""
-    # A service may keep its registrations in a folder, and lists aflow's runs among the others.
+    """The history at a place, or None if it is in the database of `own` and there are no tables of
+    Metaflow's. With `folders`, values are read only in these."""
+    # A service may store its registrations in a folder, and lists aflow's runs with the others.
     history_of = partial(
         metaflow.history.MetaflowHistory,
         open_place=partial(_place_of_theirs, folders=folders),
@@ -238,15 +242,14 @@ def _history(
 
 
 def _is_of_aflow(row: Mapping[str, Any]) -> bool:
-    """Whether a registered run is one of aflow's, which are listed from aflow's own metadata."""
+    """Whether a registered run is aflow's; those are listed from aflow's own metadata."""
     return str(row.get("run_number")).startswith("aflow-") or any(
         str(tag).startswith("aflow_version:") for tag in row.get("system_tags") or ()
     )
 
 
 def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> ObjectStore:
-    """The datastore of Metaflow's at a place in S3 or a folder: one of `folders`, where these are
-    given."""
+    """Metaflow's datastore at an S3 URL or in a folder, which must be in `folders` if given."""
     if root.startswith("s3://"):
         return open_store(at_endpoint(root, Settings.load().s3_endpoint))
     if not root:
@@ -260,8 +263,8 @@ def _place_of_theirs(root: str, folders: Sequence[Path] | None = None) -> Object
 
 
 def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
-    """The service's own metadata; or this folder's, registered there, where the service is
-    Metaflow's."""
+    """The metadata of the service at `url` if it is aflow's; if it is Metaflow's, the local
+    metadata, whose runs are registered there."""
     registry = metaflow.service.Registry(
         url, metadata_stores.tokens.headers_for(url), SystemClock()
     )
@@ -270,7 +273,7 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
         return _own_service(url)
     local = Settings.load().local_metadata_url
     path = path_at(local)
-    if read_only and not path.exists():  # nothing has run here: what is registered is read
+    if read_only and not path.exists():  # nothing has run here: only registered runs are read
         return metaflow.service.RegisteringMetadata(":memory:", durability, False, registry)
     return metaflow.service.RegisteringMetadata(
         path, durability, read_only, registry, _open_to_copy
@@ -278,17 +281,16 @@ def _service(url: str, durability: str, read_only: bool) -> MetadataStore:
 
 
 def _open_to_copy(url: str) -> ObjectStore | None:
-    """The store of a run, which this program has recorded itself."""
+    """The datastore of a run that this program has recorded; None if it is in memory."""
     return None if url.startswith("memory:") else open_store(url)
 
 
 def _in_store(url: str) -> MetadataStore:
-    """Metadata in the store at `store+URL`, registered in the service behind a `#`, if there is
-    one."""
+    """Metadata in the object store at `store+URL`, registered in the service after `#`, if any."""
     place, _, service = url.removeprefix(metadata_stores.object_store.SCHEME).partition("#")
     if not service:
         return metadata_stores.object_store.StoreMetadata(open_store(place))
-    # A job has no time to wait for it, and what it records is in the store.
+    # A short patience: a job must not wait for the service, as its records are in the store.
     registry = metaflow.service.Registry(
         service, metadata_stores.tokens.headers_for(service), SystemClock(), patience=20.0
     )

@@ -81,7 +81,7 @@ class ServiceClient:
             The frames of the answer, and whether an earlier try may have been done as well.
 
         Raises:
-            MetadataUnavailable: It does not answer in time, or turns the call down.
+            MetadataUnavailable: If it does not answer in time, or turns the call down.
         """
         return self.patiently(lambda waiting: self._post(path, body, waiting))
 
@@ -95,7 +95,7 @@ class ServiceClient:
             What the attempt returned, and whether it was not the first.
 
         Raises:
-            MetadataUnavailable: As `call` raises it.
+            MetadataUnavailable: See `call`.
         """
         waiting = Waiting(f"the metadata service at {self.url}", self._clock)
         tries = Tries(_BACKOFF, patience=self._patience, clock=self._clock)

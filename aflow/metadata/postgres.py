@@ -95,7 +95,7 @@ class PostgresAddress:
         MetadataAway where the server does not answer.
 
         Args:
-            read_only: Whether nothing is to be written.
+            read_only: Whether to open the store for reading only.
         """
         given = {f"-c {name}={value}" for name, value in self._settings(read_only).items()}
         made = self._connected(" ".join(sorted(given)), read_only)
@@ -130,7 +130,7 @@ class PostgresAddress:
 
         Args:
             connection: A connection that nobody else uses meanwhile.
-            read_only: Whether nothing is to be written.
+            read_only: Whether to open the store for reading only.
         """
         if not self.is_pooled:
             yield
@@ -237,11 +237,11 @@ def bring_up_to_date(connection: Connection, place: PostgresAddress, read_only: 
     Args:
         connection: A connection outside of a transaction.
         place: The address of the database, which names the schema.
-        read_only: Whether nothing is to be written.
+        read_only: Whether to open the store for reading only.
 
     Raises:
-        MetadataTooNew: A newer aflow has made the schema.
-        MetadataUnavailable: The schema is missing or old, and this connection may not write.
+        MetadataTooNew: If a newer aflow has made the schema.
+        MetadataUnavailable: If the schema is missing or old, and this connection may not write.
     """
     version = _version(connection, place.schema)
     if version == 0 and read_only:

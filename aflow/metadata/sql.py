@@ -1,7 +1,7 @@
-"""A metadata store in SQL: which statements answer what, and which write what.
+"""The metadata store in SQL: implements the port with named statements.
 
-A backend says how a statement is run; names of statements and of their values are the same
-everywhere, and so are the columns that they give.
+A backend only implements how a statement is executed. The names of statements and parameters, and
+the columns of results, are the same for all backends.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from aflow.metadata.base import (
 from aflow.scheduler.messages import NoInputs, encode_inputs
 from aflow.scheduler.states import TERMINAL_RUN_STATES, AttemptState, RunState, TaskState
 
-# Records as rows, and rows as records.
+# Conversion between records and rows.
 
 
 N = TypeVar("N", int, float)
@@ -69,29 +69,29 @@ _ATTEMPTS = "(SELECT count(*) FROM attempts WHERE run_key = t.run_key AND task =
 COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='a.manifest, a.log')}"
 LIGHT_COLUMNS = f"{_TASK}, {_ATTEMPTS}, {_ATTEMPT.format(bulk='NULL, NULL')}"
 
-_JOBS = "jobs"  # the kind of documents in which runs publish their jobs
+_JOBS = "jobs"  # the kind of the documents in which runs publish their jobs
 
-# By value: calling an enum's class for each of many rows costs more than all the rest.
+# Dictionaries, since calling the enum for each of many rows would dominate the run time.
 _STATES = {state.value: state for state in AttemptState}
 _RUN_STATES = {state.value: state for state in RunState}
 
 
 def text(value: str) -> str:
-    """Return the value as SQLite can hold it. What Python could not decode (a file's name in the
-    message of an exception) becomes an escape such as `\\udce9`: no message is a reason to lose a
-    run.
+    """Return the text without surrogates, which SQLite cannot store: bytes that Python could not
+    decode (such as a file name in an exception's message) become escapes such as `\\udce9`. An
+    undecodable message must not make a run fail.
 
     Args:
-        value: The text, which may hold surrogates.
+        value: Any text; surrogates are allowed.
     """
     return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
 
 
 def run_row(run: RunRecord) -> Row:
-    """Return a new run as `add_run` takes it.
+    """Return the values of a new run for the statement `add_run`.
 
     Args:
-        run: The record of the run.
+        run: The record to write; its key and version are ignored.
     """
     return (
         run.flow,
@@ -110,12 +110,12 @@ def run_row(run: RunRecord) -> Row:
 
 
 def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
-    """Return a run from its row and its tags. What is damaged in the row is left out and named in
-    the reason: one such record does not hide all others.
+    """Return a run from its row and its tags. Damaged fields are replaced and reported in the
+    reason, so that one damaged record does not hide all others.
 
     Args:
-        row: The row of the query, with the columns in its order.
-        tags: The tags, each with 1 for one of the system.
+        row: A row of the query `run`, `runs` or one like it, its columns in order.
+        tags: The tags, each with 1 for a system tag.
     """
     tags = list(tags)
     state, graph, settings = _RUN_STATES.get(row[3]), _object(row[8]), _settings(row[9])
@@ -128,7 +128,7 @@ def run_record(row: Row, tags: Iterable[tuple[str, int]]) -> RunRecord:
         run=row[2],
         state=state,
         user=row[4],
-        created_at=row[5] if isinstance(row[5], float | int) else 0.0,  # as it is: pages go by it
+        created_at=row[5] if isinstance(row[5], float | int) else 0.0,  # unchanged: pages use it
         finished_at=None if row[6] is None else time_of(row[6]),
         version=row[7],
         tags=tuple(tag for tag, is_system in tags if not is_system),
@@ -147,7 +147,7 @@ _OF_SETTINGS = {"storage": str, "code": dict, "parameters": list, "defaults": di
 
 
 def _settings(text: Any) -> dict[str, Any] | None:
-    """The settings of a run; None for what they cannot be."""
+    """The settings of a run; None if they are damaged."""
     found = _object(text)
     for name, kind in _OF_SETTINGS.items() if found else ():
         if not isinstance((found or {}).get(name), kind | None):
@@ -156,7 +156,7 @@ def _settings(text: Any) -> dict[str, Any] | None:
 
 
 def _object(text: Any) -> dict[str, Any] | None:
-    """The JSON object in a column; None for anything else."""
+    """The JSON object in a column; None if it contains anything else."""
     try:
         found = json.loads(text)
     except (ValueError, TypeError, RecursionError):
@@ -165,31 +165,31 @@ def _object(text: Any) -> dict[str, Any] | None:
 
 
 def time_of(value: Any) -> float:
-    """Return the time in a column in seconds since the epoch, within the years that can be shown; 0
-    for anything that is not a number.
+    """Return the time in a column in seconds since the epoch, limited to the years that can be
+    shown; 0 if it is not a number.
 
     Args:
-        value: What the column holds: a number, or in a damaged row anything.
+        value: The value of the column, which may be damaged.
     """
     return shown_time(value) if isinstance(value, float | int) else 0.0
 
 
 def task_row(run_key: int, task: TaskRecord) -> Row:
-    """Return a task as `add_task` takes it.
+    """Return the values of a task for the statement `add_task`.
 
     Args:
-        run_key: The key of the run in the metadata store.
-        task: The record of the task.
+        run_key: `RunRecord.key` of the run.
+        task: The record to write.
     """
     return (run_key, *task)
 
 
 def attempt_row(run_key: int, attempt: AttemptRecord, version: int) -> Row:
-    """Return an attempt as `put_attempt` takes it; `version` is that of the run after the commit.
+    """Return the values of an attempt for the statement `put_attempt`.
 
     Args:
-        run_key: The key of the run in the metadata store.
-        attempt: The record of the attempt.
+        run_key: `RunRecord.key` of the run.
+        attempt: The record to write.
         version: The version of the run after the commit.
     """
     task, number, state, started_at, finished_at, reason, *rest = attempt
@@ -207,10 +207,10 @@ def attempt_row(run_key: int, attempt: AttemptRecord, version: int) -> Row:
 
 
 def attempt_record(row: Row) -> AttemptRecord:
-    """Return an attempt from the columns of the query `attempts`.
+    """Return an attempt from a row of the query `attempts`.
 
     Args:
-        row: The row of the query, with the columns in its order.
+        row: A row of the query, its columns in order.
     """
     task, attempt, state, started_at, finished_at, *rest = row
     return AttemptRecord(
@@ -224,10 +224,10 @@ def attempt_record(row: Row) -> AttemptRecord:
 
 
 def task_view(row: Row) -> TaskView:
-    """Return a task and its attempt from COLUMNS or LIGHT_COLUMNS.
+    """Return a task and its attempt from the columns COLUMNS or LIGHT_COLUMNS.
 
     Args:
-        row: The row of the query, with the columns in its order.
+        row: A row of the query, its columns in order.
     """
     task = TaskRecord(row[1], row[2], time_of(row[3]), *row[4:9])
     attempt = None if row[10] is None else attempt_record((row[1], *row[10:]))
@@ -235,11 +235,11 @@ def task_view(row: Row) -> TaskView:
 
 
 def task_columns(rows: Iterable[Row]) -> Iterator[TaskColumns]:
-    """Yield what a timeline shows of tasks, from the columns of the query `task_columns`. A run may
-    have a million: the call of the record's own constructor for each would take twice as long.
+    """Yield the timeline data of tasks. A run may have a million tasks, and calling the record's
+    constructor for each would take twice as long.
 
     Args:
-        rows: The rows of the query.
+        rows: Rows of the query `task_columns`.
     """
     new, states = tuple.__new__, _STATES
     for task, step, created_at, started_at, finished_at, state, attempt, reused, host, pid in rows:
@@ -251,28 +251,27 @@ def task_columns(rows: Iterable[Row]) -> Iterator[TaskColumns]:
 
 
 def attempt_states(states: Sequence[TaskState]) -> list[str]:
-    """Return the states of latest attempts that tasks in these states have, as the queries take
-    them: "" is that of no attempt.
+    """Return the states of the latest attempts of tasks in these states, as values for the queries;
+    "" stands for a task without attempts.
 
     Args:
-        states: The states that tasks may have; empty for any.
+        states: States of tasks; empty for any.
     """
     none = [""] if TaskState.READY in states else []
     return none + [state.value for state, made in TASK_STATES.items() if made in states]
 
 
 def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-    """What a commit changes of the kept counts and figures.
+    """Return the changes that a commit makes to the counts and figures of steps.
 
     Args:
-        batch: What the commit writes.
-        latest: task, step, attempt and state (both None without an attempt) of the tasks in the
-            batch's attempts that were there before, as the query `latest_states` gives them.
+        batch: The content of the commit.
+        latest: Rows of the query `latest_states`: task, step, attempt and state (both None without
+            an attempt) of the tasks in the batch's attempts that earlier commits have written.
 
     Returns:
-        Rows of step, state and difference of the number of tasks; and rows of the latest time at
-        which one of the attempts has ended, the most memory that one has taken (None where nothing
-        is known), and their step.
+        Rows of step, state and change of the number of tasks; and rows of the latest end of an
+        attempt, the peak memory of an attempt (each None if unknown), and their step.
     """
     now = {task: (step, attempt, state) for task, step, attempt, state in latest}
     changes: dict[tuple[str, str], int] = {}
@@ -285,7 +284,7 @@ def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], list[
         change(task.step, "", 1)
     figures: dict[str, tuple[float | None, int | None]] = {}
     for each in batch.attempts:
-        if each.task not in now:  # an attempt of a task that nobody has recorded counts nowhere
+        if each.task not in now:  # an attempt without a recorded task is not counted
             continue
         step, attempt, state = now[each.task]
         if each.finished_at is not None or each.max_rss is not None:
@@ -300,7 +299,7 @@ def count_changes(batch: Batch, latest: Iterable[Row]) -> tuple[list[Row], list[
 
 
 def _most(one: N | None, other: N | None) -> N | None:
-    """The larger of two numbers, of which some may not be known."""
+    """The larger of two numbers; None if neither is known."""
     return max((each for each in (one, other) if each is not None), default=None)
 
 
@@ -308,18 +307,18 @@ def known_before(batch: Batch) -> list[int]:
     """Return the tasks in the batch's attempts that an earlier commit has written.
 
     Args:
-        batch: What the commit writes.
+        batch: The content of the commit.
     """
     new = {task.task for task in batch.tasks}
     return list({each.task for each in batch.attempts} - new)
 
 
 def progress(found: Iterable[Row]) -> list[StepProgress]:
-    """Return the progress of each step out of the query `progress`, in the order of the first
-    tasks.
+    """Return the progress of each step, ordered by its first task.
 
     Args:
-        found: Rows of step, creation, state, number of tasks, last end and most memory.
+        found: Rows of the query `progress`: step, creation, state, number of tasks, last end, peak
+            memory.
     """
     steps: dict[str, StepProgress] = {}
     for step, created_at, state, count, finished_at, max_rss in found:
@@ -336,25 +335,24 @@ _KINDS_OF_WORKER: dict[type, Sequence[str]] = {
     float: ("started_at",),
     bool: ("draining",),
 }
-_OF_THE_STORE = ("name", "heartbeat_at", "left", "drain")  # not in the data of a worker
+_OF_THE_STORE = ("name", "heartbeat_at", "left", "drain")  # not in the JSON of a worker
 
 
 def worker_data(worker: WorkerRecord) -> str:
-    """Return what a worker says of itself, as text; `worker_record` reads it.
+    """Return a worker's description of itself as JSON, which `worker_record` reads.
 
     Args:
-        worker: What the worker has announced of itself.
+        worker: The worker; the fields that the store sets are omitted.
     """
     fields = {name: value for name, value in worker._asdict().items() if name not in _OF_THE_STORE}
     return json.dumps(fields)
 
 
 def worker_record(row: Row) -> WorkerRecord | None:
-    """Return a worker from the columns of the query `workers`; None where its data are damaged, or
-    those of a later version.
+    """Return a worker, or None if its data are damaged or written by a later version.
 
     Args:
-        row: The row of the query, with the columns in its order.
+        row: A row of the query `workers`.
     """
     name, data, heartbeat_at, left, drain = row
     try:
@@ -375,16 +373,16 @@ def worker_record(row: Row) -> WorkerRecord | None:
         return None
 
 
-PAGE = 500  # rows a fetch
+PAGE = 500  # rows per fetch
 _OF_A_RUN = (
     "journal", "metadata", "attempts", "task_counts", "tasks", "steps", "run_tags", "leases", "run"
 )  # fmt: skip
-_RARE = 1000  # runs with a tag, up to which all of them are looked up
-_NO_TASK = 2**63 - 1  # above all numbers of tasks
+_RARE = 1000  # a tag is rare if at most this many runs have it; all of them are then looked up
+_NO_TASK = 2**63 - 1  # greater than all task numbers
 
 
 class Session(ABC):
-    """A transaction of a connection, in which statements are run by their names."""
+    """A transaction of one connection, which executes statements by name."""
 
     dialect = ""
 
@@ -394,20 +392,23 @@ class Session(ABC):
 
     @abstractmethod
     def do(self, name: str, *values: Any) -> int:
-        """Return how many rows a writing statement has changed, which is run.
+        """Execute a writing statement.
 
         Args:
-            name: The name of the statement.
-            values: Its values, in order.
+            name: A statement in `queries/write.sql`.
+            values: Its parameters, in order.
+
+        Returns:
+            The number of changed rows.
         """
 
     @abstractmethod
     def do_all(self, name: str, values: Sequence[Row]) -> None:
-        """Run a writing statement for each of these rows.
+        """Execute a writing statement once for each row.
 
         Args:
-            name: The name of the statement.
-            values: The values of each row.
+            name: A statement in `queries/write.sql`.
+            values: The parameters for each row, in order.
         """
 
     @abstractmethod
@@ -415,17 +416,17 @@ class Session(ABC):
         """Return the rows of a reading statement.
 
         Args:
-            name: The name of the statement.
-            values: Its values, by name.
+            name: A statement in `queries/read.sql`.
+            values: Its parameters, by name.
         """
 
     def together(self) -> AbstractContextManager[Any]:
-        """Return a context: what is written inside may go to the database in one go."""
+        """Return a context in which a backend may send several writes to the database at once."""
         return nullcontext()
 
 
 class SqlMetadata(ABC):
-    """Answers every call of the port with statements of the files `read` and `write`."""
+    """Implements the port with the statements of `queries/read.sql` and `queries/write.sql`."""
 
     _damaged = "a record in it is damaged"
 
@@ -436,25 +437,26 @@ class SqlMetadata(ABC):
 
     @abstractmethod
     def _transact(self, work: Callable[[Session], T]) -> T:
-        """Do the work in a transaction that is kept if it ends well, and not at all otherwise."""
+        """Call `work` in a transaction, which is rolled back if it raises; return its result."""
 
     @abstractmethod
     def _add_run(self, session: Session, run: RunRecord, mark: str) -> tuple[int, bool]:
-        """Write the row of a run, and of its flow; the key, and whether the run is new: the answer
-        to an earlier try with the same mark may have been lost. Raises VersionConflict."""
+        """Insert a run, and its flow if it is new. Returns the key, and False if an earlier attempt
+        with the same mark, whose response was lost, has inserted the run. Raises VersionConflict.
+        """
 
     @abstractmethod
     def _before_delete(self, session: Session, flow: str, run_key: int) -> None:
-        """What has to be done in the transaction before a run is deleted."""
+        """Prepare the deletion of a run, within its transaction."""
 
     def _mark(self, mark: str) -> str:
-        """The mark of a commit, for which the caller may have named none."""
+        """The mark to store with a commit; a backend generates one if the caller has given none."""
         return mark
 
     def create_run(
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
-        """Record a new run with its parameters; see the port."""
+        """Record a new run with its parameters; see `Journal`."""
         mark = self._mark("")
 
         def create(session: Session) -> int:
@@ -474,14 +476,14 @@ class SqlMetadata(ABC):
         return run._replace(key=self._transact(create), version=0)
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write the batch if the run is still at `version`; see the port."""
+        """Write the batch if the run is at `version`; see `Journal`."""
         mark = self._mark(mark)
 
         def commit(session: Session) -> None:
             if session.do("advance", mark, run_key, version) != 1:
                 written = session.all("written_by", run_key=run_key, version=version + 1)
                 if mark and [*map(tuple, written)] == [(mark,)]:
-                    return  # the answer to the try before was lost
+                    return  # the response to the previous attempt was lost
                 raise VersionConflict(
                     "Another coordinator has written to this run: this one stops."
                 )
@@ -529,7 +531,7 @@ class SqlMetadata(ABC):
                 session.do("delete_leases", run_key)
 
     def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
-        """Acquire or renew the lease of a run; see the port."""
+        """Acquire or renew the lease of a run; see `Leases`."""
 
         def acquire(session: Session) -> LeaseState:
             mine = session.do("acquire_lease", holder, seconds, run_key) == 1
@@ -541,16 +543,16 @@ class SqlMetadata(ABC):
         return self._transact(acquire)
 
     def release_lease(self, run_key: int, holder: str) -> None:
-        """Release the lease of a run; see the port."""
+        """Release the lease of a run; see `Leases`."""
         self._transact(lambda session: session.do("release_lease", run_key, holder))
 
     def request_cancel(self, run_key: int, reason: str) -> bool:
-        """Ask the lease holder of a run to stop it; see the port."""
+        """Ask the lease holder of a run to cancel it; see `Leases`."""
         values = (text(reason), run_key)
         return self._transact(lambda session: session.do("request_cancel", *values)) == 1
 
     def beat_worker(self, worker: WorkerRecord, seconds: float) -> str | None:
-        """Register a worker, or renew that; see `WorkerRegistry`."""
+        """Register a worker, or renew its registration; see `WorkerRegistry`."""
         values = ids.worker_name(worker.name), worker_data(worker), seconds
 
         def beat(session: Session) -> str | None:
@@ -562,16 +564,16 @@ class SqlMetadata(ABC):
         return self._transact(beat)
 
     def drain_worker(self, name: str, reason: str) -> bool:
-        """Ask a worker to end; see `WorkerRegistry`."""
+        """Ask a worker to finish its tasks and exit; see `WorkerRegistry`."""
         values = (text(reason), name)
         return self._transact(lambda session: session.do("drain_worker", *values)) == 1
 
     def remove_worker(self, name: str) -> None:
-        """List a worker no longer; see `WorkerRegistry`."""
+        """Delete the registration of a worker; see `WorkerRegistry`."""
         self._transact(lambda session: session.do("remove_worker", name))
 
     def put_document(self, kind: str, name: str, data: bytes, version: int = 0) -> int:
-        """Write or change a document; see `Documents`."""
+        """Create or change a document; see `Documents`."""
 
         def put(session: Session) -> int:
             if version == 0:
@@ -587,12 +589,12 @@ class SqlMetadata(ABC):
         return version + 1
 
     def delete_document(self, kind: str, name: str) -> bool:
-        """Remove a document; see `Documents`."""
+        """Delete a document; see `Documents`."""
         return self._transact(lambda session: session.do("delete_document", kind, name)) == 1
 
     def put_jobs(self, name: str, data: bytes) -> None:
-        """Replace what a run publishes of its jobs; see `HandedAttempts`."""
-        # Over the service anything can come, and what is stored here is read by everybody.
+        """Replace the document in which a run publishes its jobs; see `HandedAttempts`."""
+        # The metadata service passes any value, and all clients read what is stored here.
         if type(name) is not str or type(data) is not bytes or len(data) > LARGEST_JOBS:
             raise InvalidMessage(
                 f"A document about the jobs of a run has a name and {LARGEST_JOBS} bytes at most."
@@ -608,7 +610,7 @@ class SqlMetadata(ABC):
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove, then add user tags; see the port."""
+        """Remove and then add user tags; see `Records`."""
         for tag in [*add, *remove]:
             ids.tag(tag)
 
@@ -623,14 +625,14 @@ class SqlMetadata(ABC):
         return self._transact(change)
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
-        """Put these logs in the place of others; see the port. The own files of a server, its
-        write-ahead log and what is archived of it may hold the old ones for a while."""
+        """Replace the logs of attempts; see `Records`. The files of a database server, its
+        write-ahead log and archives of it may contain the old logs for a while."""
         values = [(*log[2:], run_key, log.task, log.attempt) for log in logs]
         if values:
             self._transact(lambda session: session.do_all("replace_log", values))
 
     def delete_run(self, run_key: int) -> None:
-        """Remove a run with all its records; see the port."""
+        """Delete a run with all its records; see `Records`."""
 
         def delete(session: Session) -> None:
             for flow, _ in session.all("name_of_run", run_key=run_key):
@@ -645,26 +647,26 @@ class SqlMetadata(ABC):
 
     @abstractmethod
     def _all(self, name: str, light: bool = False, **values: Any) -> list[Any]:
-        """The rows of a statement. `light` leaves manifests and logs out of its `{columns}`."""
+        """The rows of a statement. `light` omits manifests and logs from its `{columns}`."""
 
     @abstractmethod
     def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
-        """The same, some at a time."""
+        """Like `_all`, but fetches PAGE rows at a time."""
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where it is, for people."""
+        """The URL for messages, without a password."""
 
     @property
     def _where(self) -> str:
-        """Where it is, in errors."""
+        """The place of the store for error messages."""
         return self.url
 
     @contextmanager
     def _damage_named(self) -> Iterator[None]:
-        """Turn what is raised by reading a damaged record into one sentence: a database notices
-        damage in its own pages, not in what is written there."""
+        """Convert errors caused by a damaged record to MetadataUnavailable: databases detect
+        damaged pages, but not damaged values."""
         try:
             yield
         except (KeyError, TypeError, ValueError) as error:
@@ -673,13 +675,13 @@ class SqlMetadata(ABC):
             ) from error
 
     def all_manifests(self, run_key: int) -> Iterator[bytes]:
-        """The manifests of all attempts of a run; see the port."""
+        """The manifests of all attempts of a run; see `Records`."""
         after, more = -1, True
         while more:
             found = self._all("all_manifests", run_key=run_key, after=after, limit=PAGE)
             yield from (manifest for _, manifest in found)
-            # A page may end between the attempts of a task, of which there are fewer than a page:
-            # the next one begins with that task again.
+            # A page may end between two attempts of a task, so the next one starts with the same
+            # task. A task has fewer attempts than a page has rows.
             more = len(found) == PAGE
             after = found[-1][0] - 1 if more else after
 
@@ -688,12 +690,12 @@ class SqlMetadata(ABC):
         return (events for _, events in self.journal_after(run_key, 0))
 
     def journal_after(self, run_key: int, version: int) -> Generator[tuple[int, bytes], None, None]:
-        """Event batches above a version, with theirs; see the port."""
+        """The event batches after a version, each with its version; see `Journal`."""
         for row in self._stream("journal", run_key=run_key, after=version):
             yield row[0], row[1]
 
     def orphaned(self, kind: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Runs whose lease has expired; see the port."""
+        """The runs whose lease has expired; see `Leases`."""
         return [(flow, run) for flow, run in self._all("orphaned", kind=kind, limit=limit)]
 
     def workers(self) -> list[WorkerRecord]:
@@ -702,11 +704,11 @@ class SqlMetadata(ABC):
         return [each for each in found if each is not None]
 
     def documents(self, kind: str) -> list[Document]:
-        """All documents of this kind; see `Documents`."""
+        """All documents of a kind; see `Documents`."""
         return [Document(*row) for row in self._all("documents", kind=kind)]
 
     def jobs(self) -> list[Document]:
-        """What runs publish of their jobs; see `HandedAttempts`."""
+        """The documents in which runs publish their jobs; see `HandedAttempts`."""
         return self.documents(_JOBS)
 
     def document(self, kind: str, name: str) -> Document | None:
@@ -719,10 +721,10 @@ class SqlMetadata(ABC):
         return [(flow, time_of(at)) for flow, at in self._all("flows")]
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """Return the flow's runs, newest first; see the port.
+        """Return runs, newest first; see `Records`.
 
         Args:
-            flow: The name of the flow; None for all flows.
+            flow: The flow's name; None for all flows.
             **which: The fields of RunFilter.
         """
         wanted = RunFilter(**which)
@@ -754,8 +756,8 @@ class SqlMetadata(ABC):
             return [run_record(row, by_run.get(row[0], ())) for row in found]
 
     def _with_a_rare_tag(self, tags: Sequence[str]) -> list[int] | None:
-        """The keys of all runs with one of the tags, if one of them is rare: they are fewer than
-        the runs that a search from the newest one on would look at."""
+        """The keys of all runs with one of the tags, if one of the tags is rare: looking these up
+        is faster than a search that starts from the newest run."""
         for tag in tags:
             found = self._all("runs_with_tag", tag=tag, limit=_RARE + 1)
             if len(found) <= _RARE:
@@ -763,7 +765,7 @@ class SqlMetadata(ABC):
         return None
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run, whole; None where there is none."""
+        """One run with its graph, or None if there is none."""
         found = self._all("run", flow=flow, run=run)
         if not found:
             return None
@@ -772,7 +774,7 @@ class SqlMetadata(ABC):
             return run_record(found[0], tags)
 
     def steps(self, run_key: int) -> list[tuple[str, float, int]]:
-        """Name, time and number of tasks of every step that has begun, newest first."""
+        """Name, time and number of tasks of every step that has started, newest first."""
         found = self._all("steps", run_key=run_key)
         return [(step, time_of(at), count) for step, at, count in found]
 
@@ -787,7 +789,7 @@ class SqlMetadata(ABC):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Tasks with their latest attempts, in one query that streams; see the port."""
+        """Tasks with their latest attempts, in one streaming query; see `Records`."""
         name = "tasks" if step is None else "tasks_of_step"
         if split is not None:
             name = "tasks_of_split"
@@ -812,7 +814,7 @@ class SqlMetadata(ABC):
         limit: int | None = None,
         light: bool = False,
     ) -> Iterator[TaskView]:
-        """Tasks with their latest attempts, the newest first; see the port."""
+        """Tasks with their latest attempts, newest first; see `Records`."""
         name = "newest_tasks" if step is None else "newest_tasks_of_step"
         return self._views(
             name,
@@ -825,13 +827,13 @@ class SqlMetadata(ABC):
         )
 
     def progress(self, run_key: int) -> list[StepProgress]:
-        """How far every step that has begun has come, oldest first."""
+        """The progress of every step that has started, oldest first."""
         found = self._all("progress", run_key=run_key)
         with self._damage_named():
             return progress(found)
 
     def live_counts(self, run_key: int) -> dict[str, dict[AttemptState, int]]:
-        """How many attempts of each step have not ended; see `HandedAttempts`."""
+        """The numbers of unfinished attempts by step and state; see `HandedAttempts`."""
         found: dict[str, dict[AttemptState, int]] = {}
         with self._damage_named():
             for step, state, tasks in self._all("live_counts", run_key=run_key):
@@ -839,7 +841,7 @@ class SqlMetadata(ABC):
         return found
 
     def handed(self, run_key: int, step: str | None, after: int, limit: int) -> list[HandedAttempt]:
-        """A page of the attempts that another executor has; see `HandedAttempts`."""
+        """A page of the attempts that other executors have accepted; see `HandedAttempts`."""
         rows = self._all("handed", run_key=run_key, step=step, after=after, limit=limit)
         with self._damage_named():
             return [
@@ -857,7 +859,7 @@ class SqlMetadata(ABC):
             ]
 
     def task_columns(self, run_key: int, after: int = 0) -> Iterator[TaskColumns]:
-        """Tasks whose latest attempts were written after a version; see the port."""
+        """Timeline data of tasks with a latest attempt after a version; see `Records`."""
         with self._damage_named():
             if after > 0:
                 rows = self._stream("task_columns", run_key=run_key, after=after)
@@ -866,7 +868,7 @@ class SqlMetadata(ABC):
             yield from task_columns(rows)
 
     def _all_task_columns(self, run_key: int) -> Iterator[Row]:
-        latest = None  # of all attempts of a task the latest one comes first
+        latest = None  # the query returns the latest attempt of a task before its other attempts
         for row in self._stream("all_task_columns", run_key=run_key):
             if row[0] != latest:
                 latest = row[0]
@@ -877,19 +879,19 @@ class SqlMetadata(ABC):
             yield from map(task_view, self._stream(name, light, **values))
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
-        """One task with its latest attempt, or with the attempt asked for."""
+        """One task with the requested attempt, by default the latest."""
         found = self._all("task", run_key=run_key, task=task, attempt=attempt)
         with self._damage_named():
             return task_view(found[0]) if found else None
 
     def manifests(self, run_key: int, tasks: Sequence[int]) -> dict[int, bytes]:
-        """The manifests of the latest attempts of these tasks, where they succeeded."""
+        """The manifests of the latest attempts of tasks; see `Records`."""
         return dict(self._all("manifests", run_key=run_key, tasks=list(tasks)))
 
     def split_manifests(
         self, run_key: int, split: int, steps: Sequence[str], start: int = 0, limit: int = 1000
     ) -> list[tuple[int, int, str, bytes]]:
-        """A page of a foreach join's inputs; see the port."""
+        """A page of the inputs of a foreach join; see `Records`."""
         return self._all(
             "split_manifests",
             run_key=run_key,
@@ -900,7 +902,7 @@ class SqlMetadata(ABC):
         )
 
     def cached(self, flow: str, key: bytes) -> CachedTask | None:
-        """A succeeded task of the flow with this cache key; see the port."""
+        """A succeeded task of the flow with this cache key; see `Records`."""
         found = self._all("cached", key=key, flow=flow)
         if not found:
             return None
@@ -920,7 +922,7 @@ class SqlMetadata(ABC):
         return [each._replace(created_at=time_of(each.created_at)) for each in records]
 
 
-# The SQL statements, by name, from the files beside this one; read when first needed.
+# The SQL statements by name, read from files next to this module when first needed.
 
 
 _FOLDER = Path(__file__).parent
@@ -928,12 +930,12 @@ _FOLDER = Path(__file__).parent
 
 @cache
 def statements(kind: str, dialect: str = "") -> dict[str, str]:
-    """Return the statements of `queries/<kind>.sql`, by name; in another dialect than SQLite's
-    those that `queries_<dialect>/<kind>.sql` has of the same names take their place.
+    """Return the statements of `queries/<kind>.sql` by name. For another dialect, statements of the
+    same name in `queries_<dialect>/<kind>.sql` override them, and the others are translated.
 
     Args:
-        kind: The name of the file without its ending: `read` or `write`.
-        dialect: That of the backend; empty for SQLite.
+        kind: `read` or `write`.
+        dialect: The dialect of the backend; empty for SQLite.
     """
     found = statements_in(_FOLDER / "queries" / f"{kind}.sql")
     if dialect:
@@ -943,30 +945,30 @@ def statements(kind: str, dialect: str = "") -> dict[str, str]:
 
 
 def reading(name: str, light: bool = False, dialect: str = "") -> str:
-    """Return a reading statement.
+    """Return the text of a reading statement.
 
     Args:
-        name: The name of the statement.
-        light: Whether its columns of tasks leave manifests and logs out.
-        dialect: That of the backend; empty for SQLite.
+        name: A statement in `queries/read.sql`.
+        light: Whether to omit manifests and logs from its `{columns}`.
+        dialect: The dialect of the backend; empty for SQLite.
     """
     sql = statements("read", dialect)[name]
     return sql.replace("{columns}", LIGHT_COLUMNS if light else COLUMNS)
 
 
 def _for_postgres(sql: str) -> str:
-    """A statement that both databases know, as psycopg takes it."""
-    import re  # most runs are recorded in SQLite
+    """Translate a statement from SQLite's syntax to that of PostgreSQL and psycopg."""
+    import re  # imported here as most runs are recorded in SQLite
 
     sql = re.sub(r"(?<!:):(\w+)", r"%(\1)s", sql.replace("?", "%s"))
     return sql.replace("lease_now()", "extract(epoch FROM clock_timestamp())")
 
 
 def migrations(folder: str = "migrations") -> list[tuple[int, str]]:
-    """Return number and text of every migration, in order: `<folder>/<number>_<what>.sql`.
+    """Return number and text of every migration, ordered: `<folder>/<number>_<what>.sql`.
 
     Args:
-        folder: The folder of a backend below `queries`.
+        folder: The folder of a backend's migrations, next to this module.
     """
     files = sorted((_FOLDER / folder).glob("*.sql"))
     return [(int(file.name[:4]), file.read_text("utf-8")) for file in files]
@@ -977,18 +979,18 @@ LATEST = 12
 
 
 def is_current(version: int, latest: int, where: str, another: str, read_only: bool) -> bool:
-    """Return whether a database has the schema of this aflow; if not, it is to be migrated.
+    """Return whether a database has the current schema; if not, the caller must migrate it.
 
     Args:
-        version: The version of its schema; 0 where there is none.
-        latest: The version that this aflow has.
-        where: The place of the database, for errors.
-        another: What the user may name instead: `folder` or `database`.
-        read_only: Whether nothing is to be written.
+        version: The version of its schema; 0 if it has none.
+        latest: The current version.
+        where: The place of the database, for error messages.
+        another: What a user can use another one of, for error messages: `folder` or `database`.
+        read_only: Whether the database is open for reading only, so that it cannot be migrated.
 
     Raises:
-        MetadataTooNew: A newer aflow has made the schema.
-        MetadataUnavailable: The schema is old, and nothing is to be written.
+        MetadataTooNew: If a newer aflow has written the schema.
+        MetadataUnavailable: If the schema is old, and the database is open for reading only.
     """
     if version > latest:
         raise MetadataTooNew(

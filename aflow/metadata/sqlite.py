@@ -1,8 +1,8 @@
-"""Metadata in SQLite: one file, many processes; or in memory, for tests.
+"""The metadata store in SQLite: a file that several processes share, or in memory for tests.
 
-Write-ahead log: readers see whole commits and never wait for the writer. With durability `power`
-each commit is on the disk before it returns (synchronous FULL), with `process` it survives any
-crash but that of the machine (synchronous NORMAL).
+The database uses a write-ahead log: readers see whole commits and never wait for the writer. With
+durability `power` each commit is on disk before the call returns (synchronous FULL); with
+`process` commits survive any crash except that of the machine (synchronous NORMAL).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from aflow.metadata.sql import (
     statements,
 )
 
-# SQLite connections: how they are opened, brought up to date, and what their errors mean.
+# SQLite connections: opening, migrations and errors.
 
 
 _ADVICE = {
@@ -60,14 +60,14 @@ _ADVICE = {
 
 @contextmanager
 def errors_named(where: str) -> Iterator[None]:
-    """Turn errors of sqlite3 into one sentence with place, reason and advice. Our own mistakes
-    (wrong SQL, wrong arguments) pass as they are.
+    """Convert errors of sqlite3 to MetadataUnavailable, with place, reason and remedy in one
+    sentence. Programming errors (wrong SQL or arguments) are not converted.
 
     Args:
-        where: The place of the database, for the sentence.
+        where: The place of the database, for the message.
 
     Raises:
-        MetadataUnavailable: SQLite has raised an error inside of the block.
+        MetadataUnavailable: If SQLite raised an error in the block.
     """
     try:
         yield
@@ -84,22 +84,23 @@ def errors_named(where: str) -> Iterator[None]:
 class OpenFiles:
     """The files of a database that is open for writing.
 
-    SQLite does not notice when somebody deletes or replaces them: it goes on writing, without a
-    word, into files that nobody will find again.
+    SQLite does not notice if they are deleted or replaced: it silently continues to write to the
+    unlinked files.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = str(path)
         self._identity = _identity(self._path)
-        # Some network drives cannot have the log beside the file; SQLite does without it there.
+        # On some network drives SQLite cannot use a write-ahead log, and does without one.
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
         self._beside = [f"{path}-wal", f"{path}-shm"] if mode == "wal" else []
 
     def check(self) -> None:
-        """Inside of a transaction all of them are there; outside of one they need not be.
+        """Check that the files are still those that were opened. Call it inside of a transaction;
+        outside of one, the files of the write-ahead log need not exist.
 
         Raises:
-            MetadataUnavailable: If one of them is gone.
+            MetadataUnavailable: If a file was deleted or replaced.
         """
         if _identity(self._path) != self._identity or not all(map(os.path.exists, self._beside)):
             raise MetadataUnavailable(
@@ -109,28 +110,29 @@ class OpenFiles:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Which file is at the path; None where there is none."""
+    """Device and inode of the file at the path; None if there is none."""
     try:
         found = os.stat(path)
-    except OSError:  # gone, or out of reach, which is the same to a writer
+    except OSError:  # deleted or unreachable, which is the same for a writer
         return None
     return found.st_dev, found.st_ino
 
 
 def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.Connection:
-    """Open a database, and migrate it to the schema of this aflow.
+    """Open a database, and migrate it to the schema of this aflow version.
 
     Args:
         path: The file; None for a database in memory.
         synchronous: The value of SQLite's pragma `synchronous`.
-        read_only: Whether nothing is to be written.
+        read_only: Whether to open the file for reading only; then it is not migrated.
 
     Returns:
-        The connection; it belongs to the caller.
+        The connection, which the caller must close.
 
     Raises:
-        MetadataUnavailable: The file cannot be opened, or is damaged.
-        MetadataTooNew: A newer aflow has written it.
+        MetadataUnavailable: If the file cannot be opened, is damaged, or needs a migration and is
+            opened for reading only.
+        MetadataTooNew: If a newer aflow has written it.
     """
     where = str(path or "memory")
     with errors_named(where):
@@ -145,7 +147,7 @@ def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.
             if path is not None and not read_only:
                 _begin_log(connection, path)
             connection.execute(f"PRAGMA synchronous = {synchronous}")
-            if synchronous == "FULL":  # macOS: through the cache of the disk, too
+            if synchronous == "FULL":  # on macOS, flush the cache of the disk too
                 connection.execute("PRAGMA fullfsync = ON")
             _bring_up_to_date(connection, where, read_only)
         except BaseException:
@@ -155,11 +157,11 @@ def connect(path: Path | None, *, synchronous: str, read_only: bool) -> sqlite3.
 
 
 class Connection(sqlite3.Connection):
-    """A connection that can have weak references, as `aflow._core.ending` wants to have them."""
+    """A connection that supports weak references, which `aflow._core.ending` needs."""
 
 
 class Snapshot(Connection):
-    """A connection that takes for granted that nobody changes the file: it is good for one look."""
+    """A connection that assumes that the file never changes, so it is used for one query only."""
 
 
 def _open(
@@ -190,8 +192,8 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
         _version(connection)
     except sqlite3.OperationalError:
         connection.close()
-        # SQLite reads a write-ahead log with the help of a file that it writes beside it. In
-        # somebody else's folder, or on a disk that is mounted read-only, it cannot.
+        # To read a write-ahead log, SQLite writes a file next to it, which fails in a folder of
+        # another user or on a read-only disk.
         if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK):
             raise
         log = Path(f"{path}-wal")
@@ -202,9 +204,9 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _copied(path: Path, log: Path) -> sqlite3.Connection:
-    """The database with its write-ahead log, whose writer has died, in memory: where it lies the
-    log cannot be applied."""
-    from tempfile import TemporaryDirectory  # few databases need one
+    """A copy in memory of a database and its write-ahead log, which cannot be applied in place
+    because the folder is not writable."""
+    from tempfile import TemporaryDirectory  # imported here as it is rarely needed
 
     with TemporaryDirectory(prefix="aflow-") as folder:
         copy = Path(folder) / path.name
@@ -226,7 +228,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _begin_log(connection: sqlite3.Connection, path: Path) -> None:
-    """Give a new database its write-ahead log."""
+    """Set the journal mode of a new database to WAL."""
     try:
         if path.stat().st_size:
             return
@@ -248,7 +250,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _migrate(connection: sqlite3.Connection, where: str) -> None:
-    """Apply what is missing, in one transaction: of several processes one does it."""
+    """Apply the missing migrations in one transaction; concurrent processes wait for it."""
     with transaction(connection):
         version = _version(connection)
         if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -264,7 +266,7 @@ def _migrate(connection: sqlite3.Connection, where: str) -> None:
 
 
 def _split(text: str) -> Iterator[str]:
-    """The statements of a script, one by one: executescript would commit before it begins."""
+    """The statements of a script, one by one: executescript would first commit the transaction."""
     statement = ""
     for line in text.splitlines(keepends=True):
         statement += line
@@ -273,8 +275,8 @@ def _split(text: str) -> Iterator[str]:
             statement = ""
 
 
-_CHUNKS = (64, 16, 4, 1)  # rows a statement; 64 of 17 values each are well below SQLite's limit
-_MANY_ROWS = ("add_task", "put_attempt")  # that are inserted with few statements
+_CHUNKS = (64, 16, 4, 1)  # rows per statement; 64 rows of 17 values are well below SQLite's limit
+_MANY_ROWS = ("add_task", "put_attempt")  # inserted in such chunks
 _SYNCHRONOUS = {"power": "FULL", "process": "NORMAL"}
 
 
@@ -292,32 +294,32 @@ class SqliteMetadata(SqlMetadata):
     ) -> None:
         if durability not in _SYNCHRONOUS:
             raise InvalidSetting(f"durability={durability!r} is unknown: use power or process.")
-        # Absolute, since the program may change its folder while it uses the store.
+        # Absolute, since the program may change its working directory while it uses the store.
         self._path = None if str(path) == ":memory:" else Path(path).absolute()
         self._read_only = read_only
         self._synchronous = _SYNCHRONOUS[durability]
         self._lock = threading.RLock()
         self._writer: sqlite3.Connection | None = None
         self._files: OpenFiles | None = None
-        self._idle: list[sqlite3.Connection] = []  # readers that nobody uses now
-        self._idle_lock = threading.Lock()  # apart, so that no reader waits for a commit
+        self._idle: list[sqlite3.Connection] = []  # unused connections of readers
+        self._idle_lock = threading.Lock()  # separate: readers never wait for a commit
         super().__init__()
         self._leases = LeaseClock(SystemClock() if clock is None else clock)
         if self._path is None:
             self._writer = self._connect(False)
-            # What is in memory can be read after close(); it ends with the store.
+            # A store in memory is readable after close(); the data are freed with the object.
             finalize(self, self._writer.close)
 
     @property
     def url(self) -> str:
-        """Where it is: `sqlite:///path`, or `memory:`."""
+        """The URL for messages: `sqlite:///path`, or `memory:`."""
         if self._path is None:
             return "memory:"
         return url_of(self._path)
 
     @property
     def address(self) -> str:
-        """The URL that opens it in another process."""
+        """The URL that opens the store in another process."""
         return self.url
 
     # ------------------------------------------------------------------ writing
@@ -338,13 +340,13 @@ class SqliteMetadata(SqlMetadata):
         session.do("retire_key", run_key)
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
-        """Put these logs in the place of others; see the port."""
+        """Replace the logs of attempts, and erase the old ones; see `Records.replace_logs`."""
         if not logs:
             return
         super().replace_logs(run_key, logs)
         with self._lock, errors_named(self._where):
-            # Pages keep what was moved or replaced until they are written again, all of them; and
-            # so does the log, until it is cut off.
+            # Pages keep deleted data until the whole file is rewritten, and the write-ahead log
+            # keeps them until it is truncated.
             assert self._writer is not None, "there was a transaction"
             self._writer.execute("VACUUM")
             busy, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -358,14 +360,14 @@ class SqliteMetadata(SqlMetadata):
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The writing connection, in a transaction that is kept if the block ends well."""
+        """The writing connection in a transaction, committed unless the block raises."""
         with self._lock, errors_named(self._where):
             if self._writer is None:
                 self._writer = self._connect(self._read_only)
                 self._files = OpenFiles(self._path, self._writer) if self._path else None
             db = self._writer
 
-            def shorten() -> None:  # those of coordinators that live elsewhere are renewed
+            def shorten() -> None:  # coordinators on other machines renew their leases
                 db.execute(statements("write")["shorten_leases"], (LEASE,))
                 db.execute(statements("write")["shorten_workers"], (WORKER_EXPIRY,))
 
@@ -379,7 +381,7 @@ class SqliteMetadata(SqlMetadata):
             return db.execute(reading(name, light), _plain(values)).fetchall()
 
     def _stream(self, name: str, light: bool = False, **values: Any) -> Iterator[Any]:
-        if self._path is None:  # its one connection is everybody's: nobody may stay on it
+        if self._path is None:  # all threads share its connection: release it at once
             yield from self._all(name, light, **values)
             return
         with (
@@ -392,8 +394,8 @@ class SqliteMetadata(SqlMetadata):
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one query. Nobody else has it meanwhile: a stream that is not finished
-        keeps its own view of the database, and nobody else's."""
+        """A connection for one query. It is exclusive to the caller: an unfinished stream keeps its
+        snapshot of the database, which no other query must see."""
         if self._path is None:
             assert self._writer is not None, "a store in memory is open from the start"
             with self._lock:
@@ -411,7 +413,7 @@ class SqliteMetadata(SqlMetadata):
             with self._idle_lock:
                 if idle is self._idle and not isinstance(reader, Snapshot):
                     idle.append(reader)
-                else:  # the store was closed meanwhile
+                else:  # a snapshot, or the store was closed in the meantime
                     reader.close()
 
     def _connect(self, read_only: bool) -> sqlite3.Connection:
@@ -424,7 +426,7 @@ class SqliteMetadata(SqlMetadata):
         return str(self._path or "memory")
 
     def close(self) -> None:
-        """Release files and connections. May be called twice."""
+        """Close files and connections. Idempotent."""
         with self._idle_lock:
             idle, self._idle = self._idle, []
         for reader in idle:
@@ -436,16 +438,16 @@ class SqliteMetadata(SqlMetadata):
 
 
 class SqliteSession(Session):
-    """Writes in a transaction of a connection."""
+    """Statements in a transaction of one connection."""
 
     _db: sqlite3.Connection
 
     def do(self, name: str, *values: Any) -> int:
-        """Run a writing statement; how many rows it has changed."""
+        """Execute a writing statement; return the number of changed rows."""
         return self._db.execute(self._sql[name], values).rowcount
 
     def do_all(self, name: str, values: Sequence[rows.Row]) -> None:
-        """Run a writing statement for each of these rows."""
+        """Execute a writing statement for each row."""
         if name in _MANY_ROWS:
             _insert(self._db, self._sql[name], values)
         elif values:
@@ -457,11 +459,11 @@ class SqliteSession(Session):
 
 
 def _insert(db: sqlite3.Connection, sql: str, values: Sequence[rows.Row]) -> None:
-    """Insert many rows with few statements of many rows each.
+    """Insert rows with few statements of many rows each.
 
-    sqlite3 gives the interpreter's lock away for each statement and has to get it back from the
-    coordinator's busy thread: for each of a thousand rows that would cost more than the rows.
-    The sizes are few, so that the prepared statements are found again.
+    sqlite3 releases the GIL for each statement, and has to reacquire it from the busy thread of the
+    coordinator: a statement per row would cost more than the inserts themselves. There are only a
+    few statement sizes, so that prepared statements are reused.
     """
     head, _, row = sql.partition("VALUES ")
     at = 0
@@ -473,7 +475,7 @@ def _insert(db: sqlite3.Connection, sql: str, values: Sequence[rows.Row]) -> Non
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as SQLite takes them: lists as JSON."""
+    """Convert values for SQLite: lists to JSON."""
     return {
         name: json.dumps(value) if type(value) is list else value for name, value in values.items()
     }

@@ -1,10 +1,10 @@
-"""Bearer tokens: what each caller of a server may do. The store has their digests alone.
+"""Bearer tokens: what each caller of a server is allowed to do. The store holds only their digests.
 
-A server that listens to its own machine and has no other token takes the *local token* of its user,
-in a file that nobody else can read: commands of that user send it by themselves.
+A server that listens on localhost and has no other token accepts the *local token* of its user, a
+file that only this user can read. Commands of that user send it automatically.
 
-A token is `aflow_` and 256 random bits, so that its SHA-256 gives nothing away. The document of a
-token is named by its digest; what people call it, what it allows and until when stand in it.
+A token is `aflow_` and 256 random bits, so that its SHA-256 reveals nothing about it. The document
+of a token is named by the digest, and contains the token's name, scope and expiry.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 KIND = "token"
 _HEAD = "aflow_"
 _LOCAL = "server-token"  # the file of the local token
-_LISTENS = "0A"  # the state of a socket that listens, in /proc/net/tcp
+_LISTENS = "0A"  # the state of a listening socket in /proc/net/tcp
 
 Scope = Literal["read", "write"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class Token(NamedTuple):
-    """What is kept of a token. `scope` is `read`, or `write` for all; times are in seconds since
-    the epoch, `expires_at` None for never. `digest` tells tokens apart, and is not a secret."""
+    """The stored data of a token. `scope` is `read`, or `write`, which includes reading. Times are
+    in seconds since the epoch; `expires_at` is None if the token never expires. `digest` identifies
+    the token, and is not a secret."""
 
     name: str
     scope: Scope
@@ -54,7 +55,7 @@ class Token(NamedTuple):
 
         Args:
             writing: Whether the request changes something.
-            now: The present time, in seconds since the epoch.
+            now: The current time, in seconds since the epoch.
         """
         if self.expires_at is not None and now >= self.expires_at:
             return False
@@ -64,21 +65,21 @@ class Token(NamedTuple):
 def create(
     store: Documents, name: str, scope: Scope, now: float, seconds: float | None = None
 ) -> str:
-    """Make a token. Its text is returned this once: the store keeps its digest alone.
+    """Create a token. Its text is returned only here: the store holds only the digest.
 
     Args:
-        store: The store of the tokens.
-        name: What people call the token; no two have the same name.
-        scope: What it allows: `read` or `write`.
-        now: The present time, in seconds since the epoch.
-        seconds: After how many seconds it expires; None for never.
+        store: The document store of the tokens.
+        name: A unique name for users, at most 100 printable characters.
+        scope: `read`, or `write`, which includes reading.
+        now: The current time, in seconds since the epoch.
+        seconds: Lifetime in seconds; None for an unlimited one.
 
     Returns:
         The text of the token.
 
     Raises:
-        InvalidInput: The name is taken, or not allowed.
-        MetadataError: The store does not answer.
+        InvalidInput: If the name is taken or not allowed.
+        MetadataError: If the store does not respond.
     """
     if not name or len(name) > 100 or not name.isprintable():
         raise InvalidInput("A token needs a name of at most 100 printable characters.")
@@ -93,14 +94,14 @@ def create(
 
 
 def revoke(store: Documents, name: str) -> None:
-    """Revoke a token: from now on no request with it is allowed.
+    """Revoke a token: requests with it are rejected from now on.
 
     Args:
-        store: The store of the tokens.
-        name: The name of the token; of one whose document is damaged, its digest.
+        store: The document store of the tokens.
+        name: The name of the token, or its digest if its document is damaged.
 
     Raises:
-        NotFound: There is no token of this name.
+        NotFound: If there is no such token.
     """
     found = [each.name for each in store.documents(KIND) if name in (each.name, _name_in(each))]
     if not found:
@@ -119,35 +120,35 @@ def tokens(store: Documents) -> list[Token]:
     """Return all tokens, by name.
 
     Args:
-        store: The store of the tokens.
+        store: The document store of the tokens.
     """
     return sorted(map(_read, store.documents(KIND)))
 
 
 def known(store: Documents, secret: str) -> Token | None:
-    """Return the token of a request; None where it is unknown. It is looked up by its digest: how
-    long that takes reveals nothing of the token.
+    """Return the token of a request, or None if it is unknown. It is looked up by its digest, so
+    that the duration reveals nothing about the token.
 
     Args:
-        store: The store of the tokens.
-        secret: The text that the request carries.
+        store: The document store of the tokens.
+        secret: The text of the token in the request.
     """
     return of_digest(store, digest(secret))
 
 
 def of_digest(store: Documents, digest: str) -> Token | None:
-    """Return the token with this digest; None where there is none, or it was revoked.
+    """Return the token with this digest, or None if there is none or it was revoked.
 
     Args:
-        store: The store of the tokens.
-        digest: The digest, as `digest` makes it.
+        store: The document store of the tokens.
+        digest: The result of `digest`.
     """
     found = store.document(KIND, digest)
     return None if found is None else _read(found)
 
 
 def digest(secret: str) -> str:
-    """Return the digest by which the store knows a token: its SHA-256 in hex.
+    """Return the digest of a token, by which it is stored: its SHA-256 in hex.
 
     Args:
         secret: The text of the token.
@@ -166,13 +167,13 @@ def _read(document: Document) -> Token:
 
 
 def local_token(folder: Path | None = None) -> str:
-    """Return the token of this user for servers on this machine, and make it if there is none.
+    """Return the token of this user for servers on this machine; create it if there is none.
 
     Args:
-        folder: The folder that keeps it; None for the user's own.
+        folder: The folder of the token's file; None for the user's folder (AFLOW_HOME).
 
     Raises:
-        InvalidSetting: It cannot be kept, or others can read it.
+        InvalidSetting: If the file cannot be written, or others can read it.
     """
     folder = folder or user_folder()
     file = folder / _LOCAL
@@ -200,7 +201,7 @@ def local_token(folder: Path | None = None) -> str:
 
 
 def _read_local(file: Path) -> str | None:
-    """The token in the file; None where there is none. Raises OSError and InvalidSetting."""
+    """The token in the file, or None if there is no file. Raises OSError and InvalidSetting."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -219,14 +220,14 @@ def _read_local(file: Path) -> str | None:
 
 
 def headers_for(url: str) -> dict[str, str]:
-    """Return the headers of this program's requests to a server or service: the key of the
-    settings; without one, the local token, if a server of this user listens there.
+    """Return the headers for requests to a server or service: the key from the settings, or else
+    the local token if a server of this user listens at the URL.
 
     Args:
         url: The URL of the server.
 
     Raises:
-        InvalidSetting: The settings of the key cannot be used.
+        InvalidSetting: If the URL, or the setting of the key, is invalid.
     """
     headers = service_headers(url)
     if "x-api-key" not in headers:
@@ -238,7 +239,7 @@ def headers_for(url: str) -> dict[str, str]:
         if is_this_machine(parts.hostname or "") and _is_own_server(port):
             try:
                 token = _read_local(user_folder() / _LOCAL)
-            except OSError:  # a home that this user cannot look into
+            except OSError:  # the user may not read the home folder
                 token = None
             if token is not None:
                 headers["x-api-key"] = token
@@ -246,10 +247,11 @@ def headers_for(url: str) -> dict[str, str]:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host is this machine, by a name that cannot mean another.
+    """Return whether a host name certainly denotes this machine: a loopback address, or
+    `localhost`.
 
     Args:
-        host: The name or the address of a host, as in a URL.
+        host: The host name or address in a URL.
     """
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -258,9 +260,8 @@ def is_this_machine(host: str) -> bool:
 
 
 def _is_own_server(port: int) -> bool:
-    """Whether only this user, or root, listens on the port: another user that does, while no server
-    runs there, would be sent the token. Where that cannot be seen (as it is in Linux), it is
-    assumed."""
+    """Whether only processes of this user or root listen on the port. Otherwise the token could be
+    sent to another user, who listens while no server runs. True if /proc is not available."""
     for table in ("net/tcp", "net/tcp6"):
         for line in (read_proc(table) or b"").splitlines()[1:]:
             fields = line.decode().split()

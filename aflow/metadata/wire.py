@@ -108,7 +108,7 @@ def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
         most: How many lists, maps and records are allowed in it.
 
     Raises:
-        InvalidMessage: The bytes are malformed, or there are more.
+        InvalidMessage: If the bytes are malformed, or there are more.
     """
     try:
         return unpacking.unpack(body, most, _made, **_HOW)
@@ -155,7 +155,7 @@ def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
         chunks: The bytes, as they arrive.
 
     Raises:
-        InvalidMessage: The answer has no frame, is malformed, or was cut off.
+        InvalidMessage: If the answer has no frame, is malformed, or was cut off.
     """
     unpacker = msgpack.Unpacker(max_buffer_size=LARGEST, **_unpacking())
     for chunk in chunks:

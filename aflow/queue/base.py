@@ -141,7 +141,7 @@ class Queue(Protocol):
             The leases with their new ends.
 
         Raises:
-            LeaseLost: A lease had ended; the others are extended.
+            LeaseLost: If a lease had ended; the others are extended.
         """
 
     async def ack(self, leases: Sequence[Lease]) -> None:
@@ -162,7 +162,7 @@ class Queue(Protocol):
             counted: Whether this delivery counts towards `max_deliveries`.
 
         Raises:
-            LeaseLost: A lease had ended; the other messages are released.
+            LeaseLost: If a lease had ended; the other messages are released.
         """
 
     async def bury(self, leases: Sequence[Lease]) -> None:
@@ -283,7 +283,7 @@ def check_topic(topic: str) -> str:
         topic: The name of the topic.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the name is not allowed.
     """
     if not _TOPIC.match(topic):
         raise InvalidName(
@@ -304,7 +304,7 @@ def check_held(
         extended: The leases with their new ends, which the error carries.
 
     Raises:
-        LeaseLost: The tokens of some leases are not among those that are held.
+        LeaseLost: If the tokens of some leases are not among those that are held.
     """
     lost = [lease.id for lease in leases if lease.token not in held]
     if lost:
@@ -318,7 +318,7 @@ def check_messages(messages: Sequence[Message]) -> Sequence[Message]:
         messages: The messages of a call of `put`.
 
     Raises:
-        InvalidName: An id is malformed, or a priority out of range.
+        InvalidName: If an id is malformed, or a priority out of range.
     """
     for message in messages:
         if not _ID.match(message.id):

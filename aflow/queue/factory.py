@@ -32,7 +32,7 @@ def open_queue(url: str) -> Queue:
         The queue, not connected yet.
 
     Raises:
-        InvalidSetting: The kind of URL is not known.
+        InvalidSetting: If the kind of URL is not known.
     """
     scheme = url.partition(":")[0]
     if scheme == "memory":

@@ -48,7 +48,7 @@ def seal(kind: str, topic: str, at: float, fields: dict[str, Any], keys: Keys = 
         keys: The keys that messages are signed with, the newest first; empty for none.
 
     Raises:
-        InvalidMessage: It is too large.
+        InvalidMessage: If it is too large.
     """
     body: bytes = msgpack.packb([kind, topic, at, fields])
     if len(body) > MAX_SIZE:
@@ -71,9 +71,9 @@ def unseal(
         keys: The keys that messages are signed with, the newest first; empty for none.
 
     Raises:
-        ForgedMessage: The signature is missing, wrong, or for another topic.
-        MessageTooNew: Another version of aflow has written it.
-        InvalidMessage: It is malformed, of another kind, or too old.
+        ForgedMessage: If the signature is missing, wrong, or for another topic.
+        MessageTooNew: If another version of aflow has written it.
+        InvalidMessage: If it is malformed, of another kind, or too old.
     """
     if len(data) > MAX_SIZE + _HEAD + _SIGNATURE:
         raise InvalidMessage(f"A message of {len(data)} bytes is larger than {MAX_SIZE}.")

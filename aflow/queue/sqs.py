@@ -125,7 +125,7 @@ def read(text: str) -> list[SqsMessage]:
         text: The body of a message in SQS.
 
     Raises:
-        InvalidMessage: It is malformed.
+        InvalidMessage: If it is malformed.
     """
     try:
         version, *rest = msgpack.unpackb(base64.b64decode(text, validate=True))
@@ -301,7 +301,7 @@ class SqsService:
             The answer.
 
         Raises:
-            QueueUnavailable: SQS refuses, or does not answer.
+            QueueUnavailable: If SQS refuses, or does not answer.
         """
         try:
             if self._sqs is None:

@@ -96,7 +96,7 @@ class Copies:
             view: The task with the attempt.
 
         Raises:
-            StorageError: The manifest is damaged.
+            StorageError: If the manifest is damaged.
         """
         attempt = view.attempt
         if attempt is None or attempt.state not in TERMINAL_ATTEMPT_STATES:
@@ -176,7 +176,7 @@ class Copies:
             copies: What `artifacts` has returned for the attempt.
 
         Raises:
-            StorageError: A value is damaged, or the datastore does not answer.
+            StorageError: If a value is damaged, or the datastore does not answer.
         """
         attempt = view.attempt
         if attempt is None or not copies:
@@ -210,7 +210,7 @@ class Copies:
             view: The task with the attempt.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not answer.
         """
         attempt = view.attempt
         if attempt is None:
@@ -235,7 +235,7 @@ class Copies:
             view: The task with the attempt.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not answer.
         """
         if view.task.origin:
             return  # its client looks at the cards of the task whose result was reused

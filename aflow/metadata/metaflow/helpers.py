@@ -52,7 +52,7 @@ def validate_tag(tag: object) -> None:
         tag: A text, or the bytes of one in UTF-8.
 
     Raises:
-        InvalidName: It is not a text, or not allowed.
+        InvalidName: If it is not a text, or not allowed.
     """
     if isinstance(tag, bytes):
         if not is_utf8_decodable(tag):
@@ -71,7 +71,7 @@ def validate_tags(tags: Iterable[object], existing_tags: Iterable[object] | None
         existing_tags: The tags before: as many as there were are allowed.
 
     Raises:
-        InvalidName: A tag is not allowed, or there are too many.
+        InvalidName: If a tag is not allowed, or there are too many.
     """
     wanted = frozenset(tags)
     there = None if existing_tags is None else len(frozenset(existing_tags))

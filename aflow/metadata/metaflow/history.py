@@ -283,8 +283,8 @@ class MetaflowHistory:
         """Return what Metaflow calls a task, which has this number here.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
             task: The number of the task within its run.
         """
         return self._load(_Key(flow, run)).names.get(task, str(task))
@@ -293,8 +293,8 @@ class MetaflowHistory:
         """Return the steps and numbers of the tasks of a run.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
         """
         key = self._load(_Key(flow, run)).key
         return [(v.task.step, v.task.task) for v in self._memory.tasks(key, light=True)]
@@ -306,7 +306,7 @@ class MetaflowHistory:
         """Return tasks with their latest attempts; see MetadataStore.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
             **how: The options of the port.
         """
         return self._views(run_key, self._memory.tasks(self._there(run_key).key, **how))
@@ -315,7 +315,7 @@ class MetaflowHistory:
         """Return tasks with their latest attempts, the newest first; see MetadataStore.
 
         Args:
-            run_key: The key of the run in the metadata store.
+            run_key: `RunRecord.key` of the run.
             **how: The options of the port.
         """
         return self._views(run_key, self._memory.newest_tasks(self._there(run_key).key, **how))

@@ -51,9 +51,9 @@ def import_run(
         The new record.
 
     Raises:
-        InvalidInput: The run cannot be resumed.
-        StorageError: A value cannot be read or written.
-        MetadataError: The record cannot be written.
+        InvalidInput: If the run cannot be resumed.
+        StorageError: If a value cannot be read or written.
+        MetadataError: If the record cannot be written.
     """
     taking = _Taking(found, place, blobs)
     settings = {

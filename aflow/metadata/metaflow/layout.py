@@ -40,7 +40,7 @@ def data_name(flow: str, sha: str) -> str:
     """Return the name of the file that holds a value.
 
     Args:
-        flow: The name of the flow.
+        flow: The flow's name, the first part of a pathspec.
         sha: The SHA-1 of the value's pickle.
     """
     return f"{flow}/data/{sha[:2]}/{sha}"
@@ -50,8 +50,8 @@ def attempt_file(flow: str, run: str, step: str, task: int | str, attempt: int, 
     """Return the name of a file of an attempt.
 
     Args:
-        flow: The name of the flow.
-        run: The id of the run.
+        flow: The flow's name, the first part of a pathspec.
+        run: The run's id, the second part of a pathspec.
         step: The name of the step.
         task: The id of the task.
         attempt: The number of the attempt, from 0.
@@ -64,8 +64,8 @@ def card_folder(flow: str, run: str, step: str, task: int | str) -> str:
     """Return what the names of a task's cards begin with, below the root of cards.
 
     Args:
-        flow: The name of the flow.
-        run: The id of the run.
+        flow: The flow's name, the first part of a pathspec.
+        run: The run's id, the second part of a pathspec.
         step: The name of the step.
         task: The id of the task.
     """
@@ -97,7 +97,7 @@ def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
         buffers: Its buffers, in order.
 
     Raises:
-        CorruptBlob: It is not a pickle with this many buffers.
+        CorruptBlob: If it is not a pickle with this many buffers.
     """
     if not buffers:
         yield data

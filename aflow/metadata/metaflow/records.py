@@ -28,7 +28,7 @@ def run_name(run: str) -> str:
     """Return the name of a run of aflow's in Metaflow's service, which numbers are not.
 
     Args:
-        run: The id of the run.
+        run: The run's id, the second part of a pathspec.
     """
     return f"aflow-{run}"
 
@@ -46,7 +46,7 @@ def mark_of(run: str) -> str:
     """Return the system tag by which a run is found in a service that gives it a name of its own.
 
     Args:
-        run: The id of the run.
+        run: The run's id, the second part of a pathspec.
     """
     return f"aflow_run:{run}"
 

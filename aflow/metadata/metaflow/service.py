@@ -94,7 +94,7 @@ class Registry(ServiceClient):
             The object that the service answers; empty where it answers none.
 
         Raises:
-            MetadataUnavailable: The service does not answer in time, or refuses.
+            MetadataUnavailable: If the service does not answer in time, or refuses.
         """
         # Metaflow's clients say the time, too, and a service may keep what it is sent as it is.
         at = {"ts_epoch": round(self._clock.now() * 1000)}
@@ -109,11 +109,11 @@ class Registry(ServiceClient):
         carries its mark, in a service that numbers all runs itself.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
 
         Raises:
-            MetadataUnavailable: The metadata store does not answer, or is damaged.
+            MetadataUnavailable: If the metadata store does not answer, or is damaged.
         """
         path, wanted = f"/flows/{flow}/runs", records.run_name(run)
         if self._get(f"{path}/{wanted}")[1] is not None:
@@ -133,7 +133,7 @@ class Registry(ServiceClient):
             task: The number of the task within its run.
 
         Raises:
-            MetadataUnavailable: The metadata store does not answer, or is damaged.
+            MetadataUnavailable: If the metadata store does not answer, or is damaged.
         """
         asked = f"metadata_field_name={records.TASK_MARK}&pattern=%5E{task}%24"
         found = self._get(f"{step}/filtered_tasks?{asked}")[1] or ()

@@ -46,31 +46,31 @@ class RecordSource(Protocol):
         """Return all runs of a flow.
 
         Args:
-            flow: The name of the flow.
+            flow: The flow's name, the first part of a pathspec.
         """
 
     def run(self, flow: str, run: str) -> Row | None:
         """Return one run.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
         """
 
     def steps(self, flow: str, run: str) -> list[Row]:
         """Return the steps of a run that have begun.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
         """
 
     def tasks(self, flow: str, run: str, step: str) -> list[Row]:
         """Return the tasks of a step.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
             step: The name of the step.
         """
 
@@ -78,8 +78,8 @@ class RecordSource(Protocol):
         """Return the records of metadata about a task.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
             step: The name of the step.
             task: The id of the task.
         """
@@ -88,16 +88,16 @@ class RecordSource(Protocol):
         """Return what is said of all tasks of a run.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
         """
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
         """Return the artifacts of all tasks of a run: those of attempts that have ended.
 
         Args:
-            flow: The name of the flow.
-            run: The id of the run.
+            flow: The flow's name, the first part of a pathspec.
+            run: The run's id, the second part of a pathspec.
         """
 
     def close(self) -> None:

@@ -67,7 +67,7 @@ def plain(data: bytes) -> Any:
         data: The pickle, which anybody may have written.
 
     Raises:
-        ArtifactNotLoadable: The value is not one of those types, or is damaged.
+        ArtifactNotLoadable: If the value is not one of those types, or is damaged.
     """
     try:
         return _OnlyPlain(io.BytesIO(data)).load()
@@ -83,7 +83,7 @@ def graph_of(flow: str, info: Mapping[str, Any] | None, steps: Sequence[str]) ->
     alone.
 
     Args:
-        flow: The name of the flow.
+        flow: The flow's name, the first part of a pathspec.
         info: The artifact `_graph_info`; None where the run has none.
         steps: The names of the steps.
     """

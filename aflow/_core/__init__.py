@@ -1,1 +1,1 @@
-"""The base of aflow: settings, names, time, processes. Nothing here knows of flows or runs."""
+"""The base layer of aflow: settings, names, time, processes. It does not know flows or runs."""

@@ -1,15 +1,17 @@
-"""What is set: defaults < files < environment < command line.
+"""The settings, in order of precedence: command line, environment, files, defaults.
 
-Every key K is looked up as AFLOW_K, then as METAFLOW_K, in each of these places, first hit wins:
+Every key K is looked up as AFLOW_K, then as METAFLOW_K, in each of these places; the first hit
+wins:
 
 1. the environment,
 2. `config.json` in the `.aflow` folder found by walking up from the working directory,
 3. `config.json` (`config_<profile>.json` with AFLOW_PROFILE) in $AFLOW_HOME or `~/.aflowconfig`,
 4. the same in $METAFLOW_HOME or `~/.metaflowconfig`.
 
-A folder that is found by walking up is used only if nobody else can have filled it
-(AFLOW_SAFE_DIRECTORIES names exceptions), and an address of one file never gets a key of another.
-A value that is empty counts as not set. This is the only module that reads the environment.
+A folder found by walking up is only used if no other user can have written to it
+(AFLOW_SAFE_DIRECTORIES lists exceptions), and a secret from one file is never sent to an address
+from another file. An empty value counts as not set. This is the only module that reads the
+environment.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from aflow._core.secret import Secret, as_mentioned, revealed, sealed, without_p
 from aflow._core.system import read_proc
 from aflow.errors import InvalidInput, InvalidName, InvalidSetting, UnsafeFolder
 
-# Files of settings: one JSON object each, for one user and profile.
+# Settings files: one JSON object each, for one user and profile.
 
 
 _OWN = "~/.aflowconfig"
@@ -36,15 +38,15 @@ _OWN = "~/.aflowconfig"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A JSON file of settings: an object whose keys carry a prefix (AFLOW_USER)."""
+    """A JSON file of settings: an object whose keys have a prefix (AFLOW_USER)."""
 
     path: Path
 
     def read(self) -> dict[str, Any] | None:
-        """Return what it sets; None where there is no such file.
+        """Return the settings in the file; None if it does not exist.
 
         Raises:
-            InvalidSetting: The file cannot be read, or is not a JSON object.
+            InvalidSetting: If the file cannot be read, or is not a JSON object.
         """
         try:
             text = read_regular(self.path)
@@ -54,7 +56,7 @@ class ConfigFile:
             raise InvalidSetting(
                 f"The settings in {self.path} cannot be read: {error.strerror}."
             ) from error
-        import json  # most programs have no such file, and need not pay for it
+        import json  # only imported if there is a file, to keep the start fast
 
         try:
             values = json.loads(text)
@@ -69,13 +71,13 @@ class ConfigFile:
         return values
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Replace the file as a whole, with mode 0600.
+        """Replace the file atomically; the mode of the new file is 0600.
 
         Args:
             values: The settings, by key.
 
         Raises:
-            InvalidSetting: The file cannot be written.
+            InvalidSetting: If the file cannot be written.
         """
         import json
         import tempfile
@@ -83,7 +85,7 @@ class ConfigFile:
         text = json.dumps(dict(sorted(values.items())), indent=2) + "\n"
         try:
             make_private(self.path.parent)
-            descriptor, made = tempfile.mkstemp(dir=self.path.parent)  # with mode 600
+            descriptor, made = tempfile.mkstemp(dir=self.path.parent)  # mode 0600
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
             os.replace(made, self.path)
@@ -94,13 +96,13 @@ class ConfigFile:
 
 
 def expanded(path: str) -> Path:
-    """Return the path, with the user's home in place of `~`.
+    """Return a path with `~` replaced by the home directory.
 
     Args:
-        path: The path as it was written.
+        path: The path.
 
     Raises:
-        InvalidSetting: The user has no home.
+        InvalidSetting: If the home directory is not known.
     """
     found = os.path.expanduser(path)
     if found.startswith("~"):
@@ -111,31 +113,31 @@ def expanded(path: str) -> Path:
 
 
 def path_in(text: str) -> str:
-    """Return the path in a URL. Names of files are bytes, which need not be UTF-8.
+    """Return the path in a URL, decoded; file names are bytes, which need not be valid UTF-8.
 
     Args:
-        text: The path, with its percent escapes.
+        text: The path, with percent escapes.
     """
-    from urllib.parse import unquote_to_bytes  # not for all who have settings
+    from urllib.parse import unquote_to_bytes  # imported here to keep the start fast
 
     return os.fsdecode(unquote_to_bytes(os.fsencode(text)))
 
 
 def path_at(url: str) -> Path:
-    """Return the path that a URL of a file names.
+    """Return the path of a file URL.
 
     Args:
         url: The URL.
 
     Raises:
-        InvalidSetting: The URL names no path.
+        InvalidSetting: If the URL has no `//`, and therefore no path.
     """
     rest = url.partition(":")[2]
     if not rest.startswith("//"):
         raise InvalidSetting(
             f"{as_mentioned(url)!r} names no path: write three slashes, as in file:///data."
         )
-    # sqlite:////abs and file:///abs both name /abs; sqlite:///abs is what SQLAlchemy users write.
+    # sqlite:////abs, file:///abs and sqlite:///abs (as in SQLAlchemy) all mean /abs.
     return Path("/" + path_in(rest[2:]).lstrip("/"))
 
 
@@ -147,7 +149,7 @@ def _below_home(path: str) -> Path | None:
 
 
 FOLDER = ".aflow"
-_DECIDING = ("config.json", "metadata.db")  # the files in it that decide which code runs
+_DECIDING = ("config.json", "metadata.db")  # the files in it that determine which code runs
 PACKAGE_SUFFIXES = (".py", ".R", ".RDS")
 _PREFIXES = ("AFLOW_", "METAFLOW_")
 CACHE_FOLDER = "~/.cache/aflow"
@@ -162,11 +164,11 @@ Isolation = Literal["task", "worker"]
 ProcessStart = Literal["fresh", "fork"]
 
 
-# ------------------------------------------------------------------ looking a key up
+# ------------------------------------------------------------------ looking up a key
 
 
-_NEVER_BLANK = frozenset({"SIGNING_KEY"})  # others that are set to nothing are not set
-SHORTEST_KEY = 32  # characters of a key that signs messages
+_NEVER_BLANK = frozenset({"SIGNING_KEY"})  # an empty value is an error, not "not set"
+SHORTEST_KEY = 32  # the minimum number of characters of a key that signs messages
 
 
 class _SettingsLayer(NamedTuple):
@@ -175,7 +177,7 @@ class _SettingsLayer(NamedTuple):
 
 
 class _Hit(NamedTuple):
-    """A value as it was found: under which key, and where."""
+    """A value, with the key and the place where it was found."""
 
     key: str
     value: Any
@@ -217,7 +219,7 @@ def _url(hit: _Hit) -> str:
 
 
 class _OneOf:
-    """The check of a setting that is one of these choices."""
+    """The check of a setting with a fixed set of values."""
 
     def __init__(self, *choices: str) -> None:
         self.choices = choices
@@ -255,7 +257,7 @@ def _number(hit: _Hit) -> int:
 
 
 def _amounts(hit: _Hit) -> dict[str, float]:
-    """Names and amounts, as in `gpu=4,memory=64000`; a file may have an object."""
+    """Parse names and amounts such as `gpu=4,memory=64000`; in a file, also an object."""
     words = [each.partition("=")[::2] for each in str(hit.value).split(",")]
     pairs = hit.value.items() if isinstance(hit.value, dict) else words
     amounts: dict[str, float] = {}
@@ -291,7 +293,7 @@ def _keys(hit: _Hit) -> tuple[Secret, ...]:
 def _signing_keys(hit: _Hit) -> tuple[Secret, ...]:
     keys = tuple(_text(hit).replace(",", " ").split())
     if not keys or min(map(len, keys)) < SHORTEST_KEY:
-        # Not with `refuse`, which shows the value.
+        # Not `refuse`, whose message contains the value.
         raise InvalidSetting(
             f"{hit.key} {hit.place} is {'too short' if keys else 'blank'}: a key has at least "
             f"{SHORTEST_KEY} characters, as `openssl rand -hex 32` makes it (several with commas, "
@@ -318,15 +320,16 @@ def _user(hit: _Hit) -> str:
 
 
 def _setting(default: Any, check: Callable[[_Hit], Any], *keys: str) -> Any:
-    """A field of Settings: what it is where nothing is set, the check of what is found, and the
-    keys that it is read under, without prefix. (RUN_... are the names that `run` has always had for
-    its own options.)"""
+    """Return a field of Settings: its default, the check of its value, and its keys without prefix.
+
+    Keys that start with RUN_ are Metaflow's names for options of `run`.
+    """
     return field(default=default, metadata={"keys": keys, "check": check})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OfRuns:
-    """The settings that are options of each run, too."""
+    """The settings that are also options of each run."""
 
     metadata: str = _setting("local", _metadata, "DEFAULT_METADATA")
     environment: str | None = _setting(
@@ -355,16 +358,16 @@ class _OfRuns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(_OfRuns):
-    """All settings of one program, checked.
+    """All settings of one program, validated.
 
-    `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is
-    None where nothing is set: the user's own. `holder_kind` is the kind of lease holder that
-    coordinators are. `environment` is what `--environment` says, None where nothing does;
-    environments are kept in `environments_folder`, else below `cache_folder`. `job_platform` and
-    `job_python` are those of workers and of the images of jobs, where they are not those of runs.
-    `max_log_size` is in MB (2**20 bytes) per stream of an attempt. `cache_size` is in MB, too: of
-    copies of remote blobs below `cache_folder`. Without `previews` manifests say nothing of what
-    is in artifacts, but for their types and shapes.
+    `root` is the absolute path of the `.aflow` folder, which may not exist yet. `namespace` is None
+    if it is not set; the namespace of the user then applies. `holder_kind` is the kind of lease
+    holder of coordinators. `environment` is the value of `--environment`, None if there is none;
+    environments are stored in `environments_folder`, or else below `cache_folder`. `job_platform`
+    and `job_python` are those of workers and job images, if they differ from those of the run.
+    `max_log_size` is in MB (2**20 bytes) for each stream of an attempt. `cache_size` is the maximum
+    size, in MB, of the copies of remote blobs below `cache_folder`. Without `previews` manifests
+    contain the types and shapes of artifacts, but none of their values.
     """
 
     root: Path
@@ -407,20 +410,21 @@ class Settings(_OfRuns):
         cwd: str | Path | None = None,
         **overrides: Any,
     ) -> Settings:
-        """Read the settings.
+        """Read and validate the settings.
 
         Args:
-            env: The variables to read; None for this process's environment.
-            cwd: The folder in which the search for `.aflow` begins, and goes up; None for the
-                working folder.
-            **overrides: Fields that win over all sources; None leaves a field alone.
+            env: The environment variables; None for those of this process.
+            cwd: The folder where the upward search for `.aflow` starts; None for the working
+                directory.
+            **overrides: Fields that take precedence over all sources; None has no effect.
 
         Returns:
-            The settings, checked.
+            The settings.
 
         Raises:
-            InvalidSetting: A value cannot be used: the error names key, value, place and what is
-                allowed; or the `.aflow` that was found may have been filled by another user.
+            InvalidSetting: If a value is invalid (the error contains the key, the value, its place
+                and the allowed values), or if another user can have written to the `.aflow` folder
+                that was found.
         """
         env = _environment() if env is None else env
         base = _working_directory() if cwd is None else Path(cwd).absolute()
@@ -437,17 +441,19 @@ class Settings(_OfRuns):
         if unknown:
             raise TypeError(f"Settings.load() takes no {', '.join(sorted(unknown))}")
         values.setdefault("user", _user_of_the_machine(env))
-        # The conventions of all terminal programs, which carry no prefix.
+        # Conventions of terminal programs, without prefix.
         if env.get("NO_COLOR") or env.get("TERM") == "dumb":
             values["no_color"] = True
-        if env.get("TERM") == "dumb":  # it cannot move its cursor
+        if env.get("TERM") == "dumb":  # such a terminal cannot move its cursor
             values["progress"] = False
         return cls(root=_root(values, sources, base, found), **values)
 
     @property
     def storage_url(self) -> str:
-        """Where objects are, as `open_store` takes it: `file:///.../.aflow`, or
-        `s3://bucket/prefix`. Raises InvalidSetting where that is in S3, and nothing says where."""
+        """The URL of the datastore for `open_store`: `file:///.../.aflow` or `s3://bucket/prefix`.
+
+        Raises InvalidSetting if the datastore is S3 and no bucket is set.
+        """
         if self.datastore == "local":
             return self.root.as_uri()
         place = self.datastore_root if _is_s3(self.datastore_root) else self.datastore_s3
@@ -460,16 +466,20 @@ class Settings(_OfRuns):
 
     @property
     def cache(self) -> Path:
-        """The folder of copies: beside the data, where the user has no home. Raises InvalidSetting
-        where one below such a home was asked for."""
+        """The folder for copies of remote blobs; next to the data if there is no home directory.
+
+        Raises InvalidSetting if the setting needs the home directory and it is not known.
+        """
         if self.cache_folder == CACHE_FOLDER and os.path.expanduser("~") == "~":
             return self.root / "cache"
         return expanded(self.cache_folder)
 
     @property
     def data_root(self) -> str:
-        """Where files of S3(run=...) are: `s3://bucket/prefix`, with `?endpoint=` if that was said.
-        Raises InvalidSetting where nothing says so."""
+        """The URL for the files of S3(run=...): `s3://bucket/prefix`, maybe with `?endpoint=`.
+
+        Raises InvalidSetting if it is not set.
+        """
         if self.datatools_s3 is not None:
             return self.datatools_s3
         if self.datastore_s3 is None:
@@ -481,9 +491,12 @@ class Settings(_OfRuns):
 
     @property
     def metadata_url(self) -> str:
-        """Where metadata is, as `open_metadata` takes it: `sqlite:////.../metadata.db`, or
-        the URL of a database on a server (a SecretUrl where it holds a password), or the address
-        of the metadata service. Raises InvalidSetting where that is not set."""
+        """The URL of the metadata for `open_metadata`.
+
+        It is `sqlite:////.../metadata.db`, the URL of a database server (a SecretUrl if it contains
+        a password), or the address of the metadata service. Raises InvalidSetting if the metadata
+        service is used and its address is not set.
+        """
         if self.metadata == "local":
             return self.local_metadata_url
         if self.metadata != "service":
@@ -496,54 +509,53 @@ class Settings(_OfRuns):
 
     @property
     def local_metadata_url(self) -> str:
-        """Where metadata of this folder is: `sqlite:////.../metadata.db`."""
+        """The URL of the local metadata: `sqlite:////.../metadata.db`."""
         return "sqlite:///" + (self.root / "metadata.db").as_uri().removeprefix("file://")
 
     @property
     def has_metadata(self) -> bool:
-        """Whether there may be some: of a server that has to be asked."""
+        """Whether metadata may exist; True if they are on a server."""
         return self.metadata != "local" or (self.root / "metadata.db").exists()
 
     @property
     def place(self) -> str:
-        """Where the client finds the runs, as `aflow.client.metadata` takes it."""
+        """The place of the runs, as an argument for `aflow.client.metadata`."""
         return f"local@{self.root}" if self.metadata == "local" else self.metadata_url
 
     @property
     def signing_key_bytes(self) -> tuple[bytes, ...]:
-        """The keys of messages: the first signs, and each is good for what comes. None: they are
-        not signed."""
+        """The keys for signing messages: the first one signs, all verify. Empty: no signatures."""
         return tuple(key.reveal().encode() for key in self.signing_keys)
 
     @property
     def default_namespace(self) -> str:
-        """The namespace that a program begins with: the one set, else `user:<user>`."""
+        """The initial namespace of a program: the one that is set, or else `user:<user>`."""
         return self.namespace or f"user:{self.user}"
 
 
 def environment_with(more: Mapping[str, str], without: Collection[str] = ()) -> dict[str, str]:
-    """Return the environment of this program, and what is to be set for one that it starts; but for
-    those variables, which are not for it to know.
+    """Return the environment for a program that this process starts.
 
     Args:
-        more: Variables that are set in addition, and win.
-        without: Variables that the program is not to have.
+        more: Additional variables, which take precedence.
+        without: Variables to remove.
     """
     known = {name: value for name, value in _environment().items() if name not in without}
     return {**known, **{name: revealed(value) for name, value in more.items()}}
 
 
-# What a job of Slurm that submits jobs must not pass on to them: which job it is.
+# Variables that identify a Slurm job, which it must not pass on to jobs that it submits.
 _OF_THIS_JOB = ("AFLOW_JOB_", "SLURM_", "SLURMD_", "PMI_", "PMIX_")
 _OF_ALL_JOBS = frozenset({"SLURM_CONF", "SLURM_CLUSTERS"})
 
 
 def environment_of_jobs(more: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of this program for commands that submit jobs, which inherit it:
-    without the key of messages, and without what says which job this program itself is.
+    """Return the environment for commands that submit jobs, which inherit it.
+
+    It does not contain the signing key, nor the variables that identify the job of this process.
 
     Args:
-        more: Variables that are set in addition.
+        more: Additional variables.
     """
     known = without_signing_key(dict(os.environ)).items()
     kept = {k: v for k, v in known if k in _OF_ALL_JOBS or not k.startswith(_OF_THIS_JOB)}
@@ -551,41 +563,41 @@ def environment_of_jobs(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def keep_service_key(key: str) -> None:
-    """Have this program, and those that it starts, ask the metadata service with this key.
+    """Set the key with which this process and its children authenticate to the metadata service.
 
     Args:
-        key: The key, sent as `x-api-key`.
+        key: The key, which is sent as `x-api-key`.
     """
     os.environ["AFLOW_SERVICE_AUTH_KEY"] = key
 
 
-# ------------------------------------------------------------------ secrets of the environment
+# ------------------------------------------------------------------ secrets in the environment
 
 
-# What signs the messages between coordinators and workers: steps have no use for it, and a process
-# that has it can have workers run code.
+# The key that signs messages between coordinators and workers. Steps do not need it, and a process
+# that has it can make workers run code.
 _KEY_OF_MESSAGES = "SIGNING_KEY"
 _SECRET_KEYS = frozenset({_KEY_OF_MESSAGES, "SERVICE_AUTH_KEY", "SERVICE_HEADERS"})
 
-_OTHER_URLS = frozenset({"HISTORY", "SERVER"})  # that parts of aflow look up by themselves
+_OTHER_URLS = frozenset({"HISTORY", "SERVER"})  # settings that are not fields of Settings
 
-# Of a process that runs steps: settings that were taken out of its environment. aflow finds them
-# here, and what steps start, print or dump does not have them.
+# The settings that were removed from the environment of a process that runs steps. aflow reads them
+# from here; steps, and the processes that they start, do not have them.
 _withheld: dict[str, Secret] = {}
 
 
 def _environment() -> Mapping[str, str]:
-    """The environment, with what was withheld from it."""
+    """Return the environment, including the variables that were removed from it."""
     if not _withheld:
         return os.environ
     return {**{name: value.reveal() for name, value in _withheld.items()}, **os.environ}
 
 
 def without_signing_key(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment for a process that runs steps.
+    """Return an environment without the key that signs messages, for a process that runs steps.
 
     Args:
-        environment: The variables of this process.
+        environment: The variables.
     """
     return {
         name: value
@@ -595,16 +607,20 @@ def without_signing_key(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def forget_signing_key() -> None:
-    """Take the key of messages out of the environment of this process: it has been read before, or
-    is not needed. What else is secret there stays, unseen by other programs."""
+    """Remove the signing key from the environment of this process.
+
+    Other secrets remain in the environment, hidden from other processes (see `conceal_secrets`).
+    """
     conceal_secrets()
     for prefix in _PREFIXES:
         os.environ.pop(prefix + _KEY_OF_MESSAGES, None)
 
 
 def withhold_secrets() -> None:
-    """Take keys, and URLs with passwords, out of the environment of this process, in which steps
-    will run: aflow itself finds them as before, but for the key of messages."""
+    """Remove keys, and URLs with passwords, from the environment of a process that will run steps.
+
+    aflow still finds them, except the signing key.
+    """
     conceal_secrets()
     for name in secret_variables():
         value = os.environ.pop(name)
@@ -613,23 +629,25 @@ def withhold_secrets() -> None:
 
 
 def conceal_secrets() -> None:
-    """Have `/proc/PID` show no key of ours, and no password of a URL, that this process was started
-    with: not in `environ`, and not in `cmdline`, which everybody may read. They stay in os.environ
-    and sys.argv. Call it while the process has one thread."""
+    """Overwrite keys of aflow and passwords of URLs in `/proc/PID/environ` and `/proc/PID/cmdline`.
+
+    Every user can read `cmdline`. os.environ and sys.argv do not change. Must be called while the
+    process has only one thread.
+    """
     names = secret_variables()
     words = [each for each in sys.orig_argv if without_passwords(each) != each]
     if not names and not words:
         return
     for name in names:
-        os.environ[name] = os.environ[name]  # the C library has a copy of its own from here on
+        os.environ[name] = os.environ[name]  # makes the C library allocate a copy
     first, line, state = (read_proc(f"self/{each}") for each in ("environ", "cmdline", "stat"))
-    if first is None or line is None or state is None:  # no /proc: then nobody reads it there
+    if first is None or line is None or state is None:  # there is no /proc
         return
     fields = state.rpartition(b")")[2].split()
     if len(fields) < 48:
         return
     words_at, variables_at = int(fields[45]), int(fields[47])  # arg_start, env_start: see proc(5)
-    import ctypes  # few programs have a secret
+    import ctypes  # only imported if there is a secret, to keep the start fast
 
     for start, size in _passwords_in(line):
         ctypes.memset(words_at + start, ord("*"), size)
@@ -643,7 +661,7 @@ def conceal_secrets() -> None:
 
 
 def _passwords_in(line: bytes) -> list[tuple[int, int]]:
-    """Where the passwords of URLs are in a command line of /proc: positions and lengths."""
+    """Return (position, length) of the passwords of URLs in the content of /proc/PID/cmdline."""
     found, at = [], 0
     for word in line.split(b"\0"):
         shown = os.fsencode(without_passwords(os.fsdecode(word)))
@@ -656,16 +674,15 @@ def _passwords_in(line: bytes) -> list[tuple[int, int]]:
 
 
 def _alike(one: bytes, other: bytes) -> int:
-    """How many bytes are the same at the start of both."""
+    """Return the length of the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
 
 
 def secret_variables(environment: Mapping[str, str] | None = None) -> list[str]:
-    """Return the names of the variables that hold a key of aflow's, or a URL with a password for
-    it.
+    """Return the names of aflow's variables that contain a key, or a URL with a password.
 
     Args:
-        environment: The variables to look through; None for those of this process.
+        environment: The variables; None for those of this process.
     """
     found = []
     for name, value in (os.environ if environment is None else environment).items():
@@ -681,10 +698,13 @@ def secret_variables(environment: Mapping[str, str] | None = None) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SpinOptions:
-    """Which task is spun: the first of the step that failed, else the first, of the latest run that
-    has one, unless `run` and `task` say more. `artifacts` take the place of those of its inputs:
-    values by name, for a join {pathspec: values by name}. Without `persist` none of the artifacts
-    that the step leaves is stored."""
+    """The options of `spin`.
+
+    The default of `run` is the latest run that has a task of the step; the default of `task` is its
+    first failed task of the step, or else its first one. `artifacts` replace those of the inputs:
+    values by name; for a join, {pathspec: values by name}. Without `persist` the artifacts of the
+    step are not stored.
+    """
 
     step: str
     run: str | None = None
@@ -701,7 +721,7 @@ KEYS = frozenset(key for each in SETTINGS.values() for key in each["keys"])
 
 
 def choices_of(setting: str) -> tuple[str, ...]:
-    """Return the values that a setting with a fixed choice may have.
+    """Return the allowed values of a setting that has a fixed set of values.
 
     Args:
         setting: The name of the setting, a field of `Settings`.
@@ -722,32 +742,31 @@ def default_of(setting: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions(_OfRuns):
-    """What one run is started with, all resolved and checked.
+    """The options of one run, resolved and validated.
 
-    `parameters` hold a value for every parameter of the flow. `max_log_size` is in bytes per stream
-    of an attempt. `retry_wait` is how many seconds pass between attempts, None leaves that to
-    @retry. The tasks of `debug_step` get the terminal of this process, one at a time. `namespace`
-    is the client's inside the run: None is the user's own, "" none at all (the global one).
-    `decospecs` are already attached to the definition; they are here for the record. `run_id_file`
-    is where the run's id is to be written.
+    `parameters` has a value for every parameter of the flow. `max_log_size` is in bytes for each
+    stream of an attempt. `retry_wait` is the number of seconds between attempts; None uses that of
+    @retry. The tasks of `debug_step` use the terminal of this process, one at a time. `namespace`
+    is that of the client inside the run: None for the user's namespace, "" for the global one.
+    `decospecs` are already in the definition; they are only recorded. `run_id_file` is the file to
+    which the id of the run is written.
 
-    `origin_run` is the run to resume (its parameters are taken then), `rerun_step` a step of it to
-    run again in any case, `rerun_missing` whether tasks are run again whose blobs are missing.
-    With `clone_only` no task runs whose result cannot be reused. `resume_identifier` names the
-    caller.
-    `run_id` names the run, None leaves that to aflow. With `spin` one step runs alone, on inputs of
-    an earlier run.
+    `origin_run` is the run to resume, whose parameters are used; `rerun_step` is a step to run
+    again in any case; with `rerun_missing` tasks whose blobs are missing run again. With
+    `clone_only` no task runs: results are only reused. `resume_identifier` identifies the caller.
+    `run_id` is the id of the new run; None generates one. With `spin` a single step runs on inputs
+    of an earlier run.
 
-    `environment` is what `--environment` says, None where nothing is said. `locks` are the packages
-    of steps that have an environment of their own, by step, where they are known already; else the
-    coordinator finds out.
+    `environment` is the value of `--environment`, None if there is none. `locks` are the resolved
+    packages of the steps that have their own environment, by step; if None, the coordinator
+    resolves them.
 
-    `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that are
-    said to have started this one. `package_suffixes` are those of the files that are kept as the
-    run's code. With `executor` "queue" the workers of `queue` run the tasks, sent in messages that
-    are signed with the first of `signing_keys`, if there is one, and go before those of a lower
-    `priority`; with "batch" jobs of AWS Batch do. `argv` are the arguments of the command line
-    behind the flow's file, for a server that has to start it again.
+    `branch` and `production` are for @project. `trigger` are the pathspecs of the runs that started
+    this one according to the command line. `package_suffixes` are the suffixes of the files in the
+    code package. With `executor` "queue" the workers of `queue` run the tasks; messages are signed
+    with the first of `signing_keys`, if there is one, and those with a higher `priority` are
+    delivered first. With "batch", "slurm" or "kubernetes" jobs run the tasks. `argv` are the
+    command-line arguments after the flow's file, for a server that must start the run again.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -781,17 +800,16 @@ class RunOptions(_OfRuns):
         namespace: str | None = None,
         **given: Any,
     ) -> RunOptions:
-        """Return the options of a run: what is given for this run alone, else what the settings
-        say.
+        """Return the options of a run: those given for this run, or else those of the settings.
 
         Args:
-            settings: The settings: a field with the name of a setting is taken from it.
+            settings: The settings, which have the defaults of fields with the same name.
             tags: The tags of the run.
-            namespace: The namespace in which the run is made.
+            namespace: The namespace of the run; None for that of the settings.
             **given: Options of this run, by the names of the fields.
 
         Raises:
-            InvalidName: A tag is not allowed, or there are too many.
+            InvalidName: If a tag is invalid, or there are too many.
         """
         values = {name: getattr(settings, name) for name in _OF_SETTINGS}
         values["max_log_size"] <<= 20  # the setting is in megabytes
@@ -801,7 +819,7 @@ class RunOptions(_OfRuns):
         return cls(**values | given)
 
 
-# The options on which decisions of a run depend: a coordinator that recovers it takes them over.
+# The options on which decisions of a run depend; a coordinator that recovers the run reuses them.
 RECORDED_OPTIONS = (
     "max_workers", "max_num_splits", "isolation", "process", "fail_fast", "rerun_step",
     "rerun_missing",
@@ -814,14 +832,15 @@ _OF_SETTINGS = RunOptions.__dataclass_fields__.keys() & Settings.__dataclass_fie
 def configs_in_environment(
     env: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the files and the values of configs that AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE
-    give, each a JSON object by name (METAFLOW_... are read, too).
+    """Return the files and the values of configs in AFLOW_FLOW_CONFIG and AFLOW_FLOW_CONFIG_VALUE.
+
+    Both variables are JSON objects by the name of the config; METAFLOW_... are also read.
 
     Args:
-        env: The variables to read; None for this process's environment.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: One of them is not a JSON object.
+        InvalidSetting: If one of them is not a JSON object.
     """
     sources = [_SettingsLayer(_environment() if env is None else env, _ENVIRONMENT)]
     found = []
@@ -835,37 +854,38 @@ def resource_amounts(value: str) -> dict[str, float]:
     """Return the amounts in `gpu=4,memory=64000`, by name.
 
     Args:
-        value: The text to check.
+        value: The text to parse.
 
     Raises:
-        InvalidSetting: An amount is not a number, or has no name.
+        InvalidSetting: If an amount is not a number, or a name is missing or given twice.
     """
     return _amounts(_Hit("The amount of resources", value, "that was given"))
 
 
 def metadata_place(value: str) -> str:
-    """Return the value, if it says where metadata is.
+    """Return a value of the metadata setting after checking it.
 
     Args:
-        value: The text to check.
+        value: The text to check: `local`, `service` or a URL.
 
     Raises:
-        InvalidSetting: It is not the URL or path of a metadata store.
+        InvalidSetting: If it is none of these.
     """
     return _metadata(_Hit("The place of the metadata", value, "that was given"))
 
 
 def looked_up(*keys: str, env: Mapping[str, str] | None = None) -> str | None:
-    """Return the value of the first of these keys that is set, for settings of one part of aflow;
-    None where none of them is. A number or an object in a file is returned as the text that the
-    environment would have.
+    """Return the value of the first of these keys that is set; None if none is.
+
+    For settings that are not fields of Settings. A number, list or object in a file is returned as
+    JSON.
 
     Args:
         *keys: The keys, without `AFLOW_`.
-        env: The variables to read; None for this process's environment.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: The value in a file is of another type.
+        InvalidSetting: If the value in a file has another type.
     """
     hit = _first(keys, _environment() if env is None else env)
     if hit is not None and isinstance(hit.value, int | float | dict | list):
@@ -885,8 +905,11 @@ def key(*keys: str) -> Any:
 
 
 class PartSettings:
-    """The settings of one part of aflow, such as AWS: a dataclass whose fields are declared by
-    `key`; None where a setting is not set."""
+    """The base class for the settings of one part of aflow, such as AWS.
+
+    Subclasses are dataclasses whose fields are declared with `key`; a field that is not set is
+    None.
+    """
 
     __slots__ = ()
 
@@ -902,14 +925,14 @@ class PartSettings:
         return cls(**{name: looked_up(*keys) for name, keys in cls.keys().items()})
 
     def needed(self, name: str, what: str) -> str:
-        """Return a setting that has to be there.
+        """Return a required setting.
 
         Args:
-            name: The name of the setting.
-            what: What needs it, for the error.
+            name: The name of the field.
+            what: A description of the value, for the error.
 
         Raises:
-            InvalidSetting: The error is raised with the key that sets it.
+            InvalidSetting: If it is not set; the error contains the key.
         """
         value: str | None = getattr(self, name)
         if value is None:
@@ -918,14 +941,14 @@ class PartSettings:
 
 
 def variable_of(job: str, key: str) -> str:
-    """Return a variable that each job of a kind has.
+    """Return a variable that is set in each job of a kind.
 
     Args:
         job: The kind of job, for the error.
         key: The variable, without `AFLOW_`.
 
     Raises:
-        InvalidInput: It is not set: this process is not such a job.
+        InvalidInput: If it is not set, so that this process is not such a job.
     """
     value = looked_up(key)
     if value is None:
@@ -934,34 +957,33 @@ def variable_of(job: str, key: str) -> str:
 
 
 def environment_value(name: str) -> str | None:
-    """Return a variable that is not aflow's (AWS_BATCH_JOB_ID, OMP_NUM_THREADS); None where it is
-    not set.
+    """Return an environment variable of another program (OMP_NUM_THREADS); None if it is not set.
 
     Args:
-        name: The name.
+        name: The full name.
     """
     return os.environ.get(name)
 
 
 def has_variables(names: Collection[str], prefixes: tuple[str, ...]) -> bool:
-    """Return whether the environment has one of these variables, or one that begins with a prefix.
+    """Return whether the environment has one of these variables, or one with one of the prefixes.
 
     Args:
         names: Full names.
-        prefixes: Beginnings of names.
+        prefixes: Prefixes of names.
     """
     return any(name in names or name.startswith(prefixes) for name in os.environ)
 
 
 def switched_on(key: str, env: Mapping[str, str] | None = None) -> bool:
-    """Return whether this key is set to what means yes.
+    """Return whether a boolean setting is set and true.
 
     Args:
         key: The key, without `AFLOW_`.
-        env: The variables to read; None for this process's environment.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: The value means neither yes nor no.
+        InvalidSetting: If the value is not a boolean.
     """
     hit = _first((key,), _environment() if env is None else env)
     return hit is not None and _flag(hit)
@@ -973,29 +995,31 @@ def _first(keys: Sequence[str], env: Mapping[str, str]) -> _Hit | None:
 
 
 def user_folder(env: Mapping[str, str] | None = None) -> Path:
-    """Return where the user's own settings are: AFLOW_HOME, else `~/.aflowconfig`. It may not
-    exist.
+    """Return the folder of the user's settings: AFLOW_HOME or `~/.aflowconfig`. It may not exist.
 
     Args:
-        env: The variables to read; None for this process's environment.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: Where the user has no home.
+        InvalidSetting: If the home directory is needed and not known.
     """
     return expanded((os.environ if env is None else env).get("AFLOW_HOME") or _OWN)
 
 
 def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the headers of every request to a server or metadata service: AFLOW_SERVICE_HEADERS, a
-    JSON object, and AFLOW_SERVICE_AUTH_KEY as `x-api-key`.
+    """Return the headers for all requests to a server or metadata service.
+
+    They are those in AFLOW_SERVICE_HEADERS, a JSON object, and AFLOW_SERVICE_AUTH_KEY as
+    `x-api-key`.
 
     Args:
         address: The URL of the service.
-        env: The variables to read; None for this process's environment.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: A value is malformed, or the address is in one file and the key in another:
-            the writer of the first one (a cloned project, say) would get the key of the second.
+        InvalidSetting: If a value is malformed, or if the address and the key are in different
+            files: otherwise the author of the first one (a cloned project, for example) could
+            obtain the key in the second one.
     """
     env = _environment() if env is None else env
     sources = _sources(env, _walk_up(_working_directory(), env))
@@ -1009,7 +1033,7 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
     if key is not None:
         found["x-api-key"] = next((each.reveal() for each in _keys(key)), "")
     for name, value in found.items():
-        # http.client would refuse it by an error that shows the whole.
+        # http.client would raise an error that contains the whole value.
         text = name + value
         if not text.isprintable() or text.encode("latin-1", "replace").decode("latin-1") != text:
             secret = key if name == "x-api-key" and key is not None else headers
@@ -1022,7 +1046,7 @@ def service_headers(address: str, env: Mapping[str, str] | None = None) -> dict[
 
 
 def _refuse_strangers(address: _Hit | None, secret: _Hit | None) -> None:
-    """Raises InvalidSetting for an address of one file and a secret of another one."""
+    """Raise InvalidSetting if the address and the secret are from different files."""
     if address is None or secret is None or address.place == secret.place:
         return
     if _ENVIRONMENT not in (address.place, secret.place):
@@ -1053,7 +1077,7 @@ def _mapping(hit: _Hit) -> dict[str, Any]:
 
 
 def at_endpoint(place: str, endpoint: str | None) -> str:
-    """Return a place in S3 at this endpoint, unless it says itself where it is.
+    """Return an `s3://` URL with `?endpoint=`, unless it already has options.
 
     Args:
         place: An `s3://` URL.
@@ -1067,12 +1091,14 @@ def at_endpoint(place: str, endpoint: str | None) -> str:
 
 
 def as_reached_here(place: str, settings: Settings) -> str:
-    """Return a datastore that a record names, as this program reaches it. The record says at which
-    endpoint its writer has found S3; where this program has one of its own set, that counts.
+    """Return the URL of a datastore in a record, with the S3 endpoint that this process uses.
+
+    The record contains the endpoint that its writer used. If the settings of this process have an
+    endpoint, that one is used instead.
 
     Args:
-        place: The datastore as the record names it.
-        settings: The settings, with the passwords that are set here.
+        place: The URL of the datastore in the record.
+        settings: The settings of this process.
     """
     bare, _, options = place.partition("?")
     if not _is_s3(place) or "endpoint=" not in options:
@@ -1087,12 +1113,14 @@ def as_reached_here(place: str, settings: Settings) -> str:
 
 
 def with_own_passwords(text: str, settings: Settings) -> str:
-    """Return what `without_passwords` has left of a text, with the URLs that are set here in the
-    place of those that are the same but for the password.
+    """Insert the passwords in the settings of this process into the URLs of a text.
 
     Args:
-        text: The text.
-        settings: The settings, with the passwords that are set here.
+        text: A text from which `without_passwords` has removed the passwords.
+        settings: The settings of this process.
+
+    Returns:
+        The text, in which the queue and metadata URLs of the settings have their passwords.
     """
     for url in (settings.queue, settings.metadata):
         if url is not None and revealed(url) != url:
@@ -1114,10 +1142,13 @@ def _working_directory() -> Path:
 
 
 def _walk_up(base: Path, env: Mapping[str, str]) -> Path | None:
-    """The nearest `.aflow` folder in `base` or above it. Raises InvalidSetting where somebody else
-    may have filled it: nobody has asked for it by its name."""
+    """Return the nearest `.aflow` folder in `base` or its parents; None if there is none.
+
+    Raises InvalidSetting if another user can have written to it, because the user has not named it
+    explicitly.
+    """
     for each in (base, *base.parents):
-        # os.path.isdir, since it answers False (and does not raise) where it may not look.
+        # os.path.isdir returns False if access is denied; Path.is_dir raises.
         if os.path.isdir(each / FOLDER):
             try:
                 refuse_foreign(each / FOLDER, env)
@@ -1142,32 +1173,30 @@ def _root(
 
 
 def config_file(profile: str | None = None, env: Mapping[str, str] | None = None) -> ConfigFile:
-    """Return the file of the profile, else of the one that is chosen, that `aflow configure`
-    writes.
+    """Return the settings file of a profile that `aflow configure` writes.
 
     Args:
-        profile: The name of the profile; None for the one that AFLOW_PROFILE chooses.
-        env: The variables to read; None for this process's environment.
+        profile: The name of the profile; None for the one in AFLOW_PROFILE.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: The name of the profile is not allowed.
+        InvalidSetting: If the name of the profile is invalid, or the home directory is not known.
     """
-    user_folder(env)  # without one the first file would be Metaflow's
+    user_folder(env)  # raises without a home directory; the first file would be Metaflow's
     return config_files(profile, env)[0]
 
 
 def config_files(
     profile: str | None = None, env: Mapping[str, str] | None = None
 ) -> list[ConfigFile]:
-    """Return the files of the profile that are read, the first before the others; they may be
-    absent.
+    """Return the settings files of a profile in order of precedence; they may not exist.
 
     Args:
-        profile: The name of the profile; None for the one that AFLOW_PROFILE chooses.
-        env: The variables to read; None for this process's environment.
+        profile: The name of the profile; None for the one in AFLOW_PROFILE.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: The name of the profile is not allowed.
+        InvalidSetting: If the name of the profile is invalid.
     """
     env = os.environ if env is None else env
     profile = profile or env.get("AFLOW_PROFILE") or env.get("METAFLOW_PROFILE")
@@ -1183,19 +1212,19 @@ def config_files(
             (env.get("METAFLOW_HOME"), "~/.metaflowconfig"),
         )
     ]
-    # A user without a home has no settings there.
+    # Without a home directory there are no default folders.
     return [ConfigFile(home / name) for home in homes if home is not None]
 
 
 def settings_files(env: Mapping[str, str] | None = None) -> list[ConfigFile]:
-    """Return the files that settings are looked up in, the first before the others; they may be
-    absent.
+    """Return all settings files in order of precedence; they may not exist.
 
     Args:
-        env: The variables to read; None for this process's environment.
+        env: The environment variables; None for those of this process.
 
     Raises:
-        InvalidSetting: The name of the profile is not allowed.
+        InvalidSetting: If the name of the profile is invalid, or if another user can have written
+            to the `.aflow` folder.
     """
     env = _environment() if env is None else env
     return _all_files(env, _walk_up(_working_directory(), env))
@@ -1207,7 +1236,7 @@ def _all_files(env: Mapping[str, str], found: Path | None) -> list[ConfigFile]:
 
 
 def _sources(env: Mapping[str, str], found: Path | None) -> list[_SettingsLayer]:
-    """The environment and the files that exist, the first before the others."""
+    """Return the environment and the files that exist, in order of precedence."""
     sources = [_SettingsLayer(env, _ENVIRONMENT)]
     for file in _all_files(env, found):
         values = file.read()
@@ -1225,8 +1254,11 @@ def _sources(env: Mapping[str, str], found: Path | None) -> list[_SettingsLayer]
 
 
 def _user_of_the_machine(env: Mapping[str, str]) -> str:
-    """Who runs this, where no setting says so. Never root by mere environment: under sudo or in
-    a container that would put everybody's runs in one namespace; root by uid is still root."""
+    """Return the name of the user, if no setting has it.
+
+    The name root in the environment is ignored: under sudo or in a container it would put the runs
+    of all users into one namespace. The result is root only if the uid is that of root.
+    """
     for key in ("SUDO_USER", "USERNAME", "USER"):
         name = env.get(key)
         if name and name != "root":
@@ -1235,5 +1267,5 @@ def _user_of_the_machine(env: Mapping[str, str]) -> str:
 
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container that runs under a uid without an account
+    except KeyError:  # the uid has no account, as in some containers
         return "unknown"

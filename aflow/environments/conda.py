@@ -1,8 +1,8 @@
-"""Conda environments, by rattler (the extra `conda`).
+"""Solve and install conda environments with rattler (the extra `conda`).
 
-Channels are those of CONDA_CHANNELS, conda-forge where nothing is set; `channel::package` names the
-channel of one package. Python is a package like the others. Packages of @pypi beside @conda are
-solved for that Python, and installed into the same environment.
+The channels are those in CONDA_CHANNELS, by default conda-forge; `channel::package` selects the
+channel of one package. Python is a package like the others. If a step has both @conda and @pypi,
+the packages of @pypi are solved for that Python and installed into the same environment.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _rattler() -> Any:
 
 
 def channels() -> list[str]:
-    """Return the channels that are set, the first before the others."""
+    """Return the channels in CONDA_CHANNELS, in order of priority; by default conda-forge."""
     found = environment_with({}).get("CONDA_CHANNELS", "")
     return found.replace(",", " ").split() or [_DEFAULT]
 
@@ -59,20 +59,20 @@ def channels() -> list[str]:
 def lock(
     spec: Spec, folder: Path, platform: str, cache: Path, report: Report, *, rebuild: bool = False
 ) -> Lock:
-    """Return the lock for what a step asks of conda, and of PyPI beside it: one that was made
-    before, or a new one. Blocks.
+    """Return the lock for a step's conda packages and PyPI packages, from the cache if possible.
+    Blocks.
 
     Args:
-        spec: The packages that a step asks for.
-        folder: The folder of the flow, which relative paths of packages of PyPI start from.
-        platform: The platform, as uv names it.
-        cache: The folder of environments, below which locks and files are kept.
-        report: Takes one line for each thing that takes time.
-        rebuild: Whether to solve and build again what exists already.
+        spec: The packages that the step requests.
+        folder: The folder of the flow, to which relative paths of PyPI packages are relative.
+        platform: uv's name of the platform.
+        cache: The folder of environments, which contains the cached locks and files.
+        report: Called with one line before each operation that takes time.
+        rebuild: Whether to solve again even if there is a cached lock.
 
     Raises:
-        MissingExtra: The extra `conda` is not installed.
-        EnvironmentFailed: The packages cannot be solved.
+        MissingExtra: If the extra `conda` is not installed.
+        EnvironmentFailed: If the packages cannot be solved.
     """
     rattler = _rattler()
     refuse_older(spec.python or "")
@@ -106,15 +106,15 @@ def install(
     """Install the conda packages of a lock. Blocks.
 
     Args:
-        lock: The locked environment; its wheels are left out.
-        new: An existing, empty folder, which is filled.
-        final: The folder that `new` will be renamed to: scripts name it.
-        files: The files of packages that are kept here.
-        fetch: Returns the file of a package, or None where it has to be downloaded.
+        lock: The locked environment; its wheels are skipped.
+        new: An existing, empty folder to install into.
+        final: The folder that `new` will be renamed to; scripts contain its path.
+        files: The cache of package files.
+        fetch: Returns the file of a package; None if it has to be downloaded.
 
     Raises:
-        MissingExtra: The extra `conda` is not installed.
-        EnvironmentFailed: A package cannot be fetched or installed.
+        MissingExtra: If the extra `conda` is not installed.
+        EnvironmentFailed: If a package cannot be fetched or installed.
     """
     rattler = _rattler()
     paths = [
@@ -122,7 +122,7 @@ def install(
     ]
     try:
         asyncio.run(_installed(rattler, paths, new, final, files.folder.parent / "conda"))
-    except Exception as error:  # its errors have no class of their own
+    except Exception as error:  # rattler's errors have no common base class
         raise EnvironmentFailed(
             f"rattler cannot install the packages: {_explanation(error)}"
         ) from error
@@ -157,7 +157,7 @@ def _solved(rattler: Any, specs: list[str], platform: str) -> list[LockedPackage
         ]
     try:
         records = asyncio.run(rattler.solve(channels(), specs, **options))
-    except Exception as error:  # its errors have no class of their own
+    except Exception as error:  # rattler's errors have no common base class
         raise EnvironmentFailed(_explanation(error)) from error
     return [_locked(each) for each in records]
 
@@ -180,10 +180,10 @@ def subdir_of(platform: str) -> str:
     """Return conda's name of a platform.
 
     Args:
-        platform: The platform, as uv names it.
+        platform: uv's name of the platform.
 
     Raises:
-        EnvironmentFailed: conda has none.
+        EnvironmentFailed: If conda does not support the platform.
     """
     arch, _, rest = platform.partition("-")
     system = "darwin" if rest == "apple-darwin" else "linux"
@@ -194,7 +194,7 @@ def subdir_of(platform: str) -> str:
 
 
 def _identity() -> list[str]:
-    """What says which channels are asked; folders count with what is in them."""
+    """Return values that change if the channels change; for local folders, also their contents."""
     found = []
     for each in channels():
         path = Path(each.removeprefix("file://"))
@@ -205,6 +205,6 @@ def _identity() -> list[str]:
 
 
 def _explanation(error: BaseException) -> str:
-    """What rattler says, in one line."""
+    """Return the message of an error of rattler as one line, without credentials."""
     text = " ".join(str(error).split())
     return without_credentials(text).rstrip(".") or type(error).__name__

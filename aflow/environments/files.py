@@ -1,8 +1,8 @@
-"""Files of packages, kept in the cache by their digest: what was built here, and what is to travel.
+"""A cache of package files by digest: files that were built here, or that are to be shipped.
 
     wheels/<sha256>/<file name>
 
-What environments are installed from an index comes by uv, which has a cache of its own.
+Files that environments install from an index are not in it: uv has a separate cache for them.
 """
 
 from __future__ import annotations
@@ -30,56 +30,57 @@ from aflow.errors import EnvironmentFailed
 from aflow.storage.blobs import digest_of
 
 _CHUNK = 1 << 20
-_TIMEOUT = 60.0  # seconds without an answer
+_TIMEOUT = 60.0  # seconds without any data from the server
 
 
 class Files:
-    """Files of packages below a folder."""
+    """The cache of package files, in the folder `wheels` of the cache folder."""
 
     def __init__(self, cache: Path) -> None:
         self.folder = cache / "wheels"
 
     def path(self, package: LockedPackage) -> Path | None:
-        """Return the file of a package, if it is kept here.
+        """Return the cached file of a package; None if it is not cached.
 
         Args:
-            package: The package, as it is locked.
+            package: The locked package.
         """
         found = self.folder / package.sha256 / package.file
         if not found.is_file():
             return None
-        with suppress(OSError):  # `gc` deletes what is old; the folder may be one that others share
+        # Mark it as used for `gc`; fails if the folder is shared and read-only for this user.
+        with suppress(OSError):
             os.utime(found.parent)
         return found
 
     def add(self, path: Path, name: str) -> str:
-        """Keep a copy of a file under a name. May be called twice.
+        """Add a copy of a file to the cache. Idempotent.
 
         Args:
-            path: The file, which nobody may write to meanwhile.
-            name: The name of the file as the lock has it.
+            path: The file, which must not be modified during the copy.
+            name: The file name in the lock.
 
         Returns:
             The SHA-256 of its content, in hex.
 
         Raises:
-            EnvironmentFailed: It cannot be read or copied.
+            EnvironmentFailed: If the file cannot be copied, or was modified during the copy.
         """
         digest = digest_of_file(path)
         place = self.folder / digest / name
         if not place.is_file():
             with temporary_file(place.parent) as new:
                 shutil.copyfile(path, new)
-                if digest_of_file(new) != digest:  # it was written meanwhile
+                if digest_of_file(new) != digest:  # modified between hashing and copying
                     raise EnvironmentFailed(f"{path} has changed while it was read")
                 os.replace(new, place)
         return digest
 
     def blob_key(self, path: Path) -> str:
-        """Return the key of a kept file as a blob of the datastore; it is computed once.
+        """Return the key of a cached file as a blob in the datastore; computed once and stored.
 
         Args:
-            path: The file, which is kept here.
+            path: The path of the cached file.
         """
         beside = path.parent / "blob-key"
         try:
@@ -97,13 +98,13 @@ class Files:
         return found
 
     def fetch(self, package: LockedPackage) -> Path:
-        """Return the file of a package: the one that is kept, else that of its index. Blocks.
+        """Return the cached file of a package; download it from its index if necessary. Blocks.
 
         Args:
-            package: The package, as it is locked.
+            package: The locked package.
 
         Raises:
-            EnvironmentFailed: Also where the index has another file by now.
+            EnvironmentFailed: If the file cannot be downloaded, or the index has another file now.
         """
         found = self.path(package)
         if found is not None:
@@ -119,17 +120,17 @@ class Files:
         return self.folder / digest / package.file
 
     def fetch_new(self, url: str, name: str) -> str:
-        """Fetch and keep a file whose digest is not known yet.
+        """Download a file whose digest is not known yet, and add it to the cache.
 
         Args:
-            url: Where an index has the file; credentials in it are sent as a header.
-            name: The name of the file as the lock will have it.
+            url: The URL of the file; credentials in it are sent as a header.
+            name: The file name in the future lock.
 
         Returns:
             The SHA-256 of its content, in hex.
 
         Raises:
-            EnvironmentFailed: It cannot be fetched.
+            EnvironmentFailed: If the file cannot be downloaded.
         """
         with temporary_file(self.folder) as new:
             download(url, new)
@@ -137,14 +138,14 @@ class Files:
 
 
 def download(url: str, path: Path) -> None:
-    """Write what a URL returns into a file.
+    """Download a URL to a file.
 
     Args:
         url: The URL, with or without credentials.
         path: The file, which is created or overwritten.
 
     Raises:
-        EnvironmentFailed: The server refuses, or cannot be reached.
+        EnvironmentFailed: If the server refuses the request or cannot be reached.
     """
     bare, credentials = _with_credentials(url)
     request = urllib.request.Request(bare)  # noqa: S310 -- of an index that the user has set
@@ -162,14 +163,14 @@ def download(url: str, path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a small file completely or not at all.
+    """Write a small file atomically.
 
     Args:
         path: The file; its folder is created if it does not exist.
-        data: All that the file is to contain.
+        data: The complete content of the file.
 
     Raises:
-        EnvironmentFailed: It cannot be written.
+        EnvironmentFailed: If the file cannot be written.
     """
     with temporary_file(path.parent) as new:
         new.write_bytes(data)
@@ -178,14 +179,14 @@ def write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def temporary_file(folder: Path) -> Iterator[Path]:
-    """Yield the path of a new, empty file that all may read. It is removed at the end of the block,
-    if it was not renamed.
+    """Yield the path of a new, empty, world-readable file. It is removed at the end of the block
+    unless it was renamed.
 
     Args:
         folder: The folder of the file, which is created if it does not exist.
 
     Raises:
-        EnvironmentFailed: The file cannot be created, or the block has raised OSError.
+        EnvironmentFailed: If the file cannot be created, or the block raises OSError.
     """
     with failing_as(f"{folder} cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,10 +204,10 @@ def failing_as(what: str) -> Iterator[None]:
     """Raise EnvironmentFailed for an OSError in the block.
 
     Args:
-        what: What failed, and where: the reason of the system follows it.
+        what: The first part of the message; the reason given by the system is appended.
 
     Raises:
-        EnvironmentFailed: The block has raised OSError.
+        EnvironmentFailed: If the block raises OSError.
     """
     try:
         yield
@@ -225,8 +226,8 @@ def digest_of_file(path: Path) -> str:
 
 
 def _with_credentials(url: str) -> tuple[str, str | None]:
-    """The URL without credentials, and the header that shows those that the user has for its host:
-    in the URL itself, in the settings of the index, or in netrc."""
+    """Return the URL without credentials, and the Authorization header with the user's credentials
+    for its host, if any: from the URL itself, the settings of indexes, or netrc."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     bare = parts._replace(netloc=host).geturl()

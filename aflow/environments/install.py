@@ -1,11 +1,12 @@
-"""What a job runs that lacks aflow: it installs the wheels that were shipped, and starts aflow.
+"""Installer for jobs whose image lacks aflow: install the shipped wheels, then start aflow.
 
-The source of this module is an object of the datastore, run by boot.py, whose names it finds there.
-It needs the standard library alone, and runs on Python 3.7 and later. Nothing asks an index.
+The source of this module is part of the shipped manifest in the datastore. boot.py executes it with
+a copy of its own globals, so it can use the names of that module. It uses only the standard
+library, and runs on Python 3.7 and later. It accesses no package index.
 
-What is installed is kept in the user's cache folder, named by its content: a container has a new
-one each time, jobs that share a machine (or a home) find it there. It is a virtual environment of
-the image's Python, with the image's own packages after those of aflow.
+An installation is kept in the user's cache folder, named by its content, for later jobs on the same
+host or with the same home folder. It is a virtual environment of the image's Python, in which the
+image's own packages come after those of aflow.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aflow.environments.boot import BootError, pieces
 
-KEPT = 7 * 86400.0  # seconds after its last use that an installation is kept
+KEPT = 7 * 86400.0  # seconds for which an unused installation is kept
 AT_ONCE = 8
-# Another package of the name `aflow` may come first, by PYTHONPATH.
+# PYTHONPATH may contain another package named `aflow`, so the environment is moved before it.
 RUN = """\
 import gc, sys
 gc.disable()
@@ -41,10 +42,11 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 
 def install(manifest: Any, store: str, program: list[str]) -> None:
-    """Install what fits this Python, and become the program. Raises BootError and OSError.
+    """Install the wheels for this Python, and replace this process by the program. Raises BootError
+    and OSError.
 
     Args:
-        manifest: The list of packages, as it was decoded.
+        manifest: The decoded manifest of the shipment.
         store: The URL of the datastore that has the wheels.
         program: The command, as a list of arguments.
     """
@@ -58,7 +60,7 @@ def install(manifest: Any, store: str, program: list[str]) -> None:
     identity = json.dumps([runtime["wheels"], base, folders])
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     below = cache_folder()
-    # A user without a home has one that can be written to in this way, for environments, too.
+    # So that aflow uses the same, writable cache for environments, also if there is no home folder.
     os.environ.setdefault("AFLOW_CLIENT_CACHE_PATH", os.path.dirname(below))
     folder = os.path.join(below, name)
     if not os.path.isdir(folder):
@@ -69,7 +71,7 @@ def install(manifest: Any, store: str, program: list[str]) -> None:
             try:
                 os.rename(made, folder)
             except OSError:
-                if not os.path.isdir(folder):  # else: another job was first
+                if not os.path.isdir(folder):  # not just a concurrent job that was faster
                     raise
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -81,10 +83,10 @@ def install(manifest: Any, store: str, program: list[str]) -> None:
 
 
 def fitting(runtimes: Any) -> Any:
-    """Return the runtime that was shipped for this Python on this platform.
+    """Return the shipped runtime for this Python on this platform. Raises BootError.
 
     Args:
-        runtimes: The environments of aflow itself, by version of Python.
+        runtimes: The runtimes in the manifest, each with its wheels for one Python and platform.
     """
     here = "%d.%d" % sys.version_info[:2] + "t" * ("t" in getattr(sys, "abiflags", ""))
     same = [each for each in runtimes if each["python"] == here]
@@ -113,7 +115,7 @@ def fitting(runtimes: Any) -> Any:
 
 
 def libc_here() -> Any:
-    """Return the name of the C library of this Python, and its version."""
+    """Return the name and the version of this Python's C library."""
     try:
         name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (ValueError, OSError, AttributeError):
@@ -122,7 +124,7 @@ def libc_here() -> Any:
 
 
 def cache_folder() -> str:
-    """Return the folder for installations: in the user's cache, else among temporary files."""
+    """Return the folder for installations: in the user's cache, else in the temporary folder."""
     home = os.path.expanduser("~")
     cache = os.environ.get("AFLOW_CLIENT_CACHE_PATH")
     if not cache:
@@ -130,13 +132,13 @@ def cache_folder() -> str:
     mine = os.path.join(tempfile.gettempdir(), "aflow-%d" % os.geteuid())
     for each in (os.path.join(cache, "runtimes"), os.path.join(mine, "runtimes")):
         try:
-            # The mode is that of the last folder alone, and what is in the others counts, too.
+            # makedirs applies the mode only to the last folder, and the parent must be private too.
             os.makedirs(os.path.dirname(each), mode=0o700, exist_ok=True)
             os.makedirs(each, mode=0o700, exist_ok=True)
         except OSError:
             continue
         found = os.stat(os.path.dirname(each))
-        # Others could put code there that this job would run.
+        # Only a folder in which no other user could place code that this job would run.
         if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and os.access(each, os.W_OK):
             return each
     alone = os.path.join(tempfile.mkdtemp(prefix="aflow-"), "runtimes")
@@ -145,29 +147,29 @@ def cache_folder() -> str:
 
 
 def sweep(below: str) -> None:
-    """Remove what no job has used for long, and what those left that were killed.
+    """Remove unused installations, and incomplete ones that killed jobs have left.
 
     Args:
-        below: The folder that holds the installed environments.
+        below: The folder with the installations.
     """
     for each in os.scandir(below):
         try:
             age = time.time() - each.stat().st_mtime
-        except OSError:  # another job was first
+        except OSError:  # a concurrent job has removed it
             continue
         if age > (86400.0 if each.name.startswith(".new-") else KEPT):
             shutil.rmtree(each.path, ignore_errors=True)
 
 
 def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None:
-    """Make the environment in this folder.
+    """Create the virtual environment in a folder.
 
     Args:
-        folder: A new folder, which is renamed once it is complete.
-        runtime: The environment of aflow itself.
+        folder: A new folder, which the caller renames afterwards.
+        runtime: The runtime from the manifest, with its wheels.
         store: The URL of the datastore that has the wheels.
         base: The path of the interpreter.
-        folders: Folders of packages to make importable, beside those of aflow.
+        folders: The image's own site-packages folders, to add after those of aflow.
     """
     version = "python%d.%d" % sys.version_info[:2]
     packages = os.path.join(folder, "lib", version, "site-packages")
@@ -185,10 +187,10 @@ def make(folder: str, runtime: Any, store: str, base: str, folders: Any) -> None
 
 
 def put(wheel: Any, store: str, packages: str) -> None:
-    """Fetch a wheel, check it and unpack it. Raises BootError.
+    """Fetch a wheel, verify its digest and unpack it. Raises BootError.
 
     Args:
-        wheel: The entry of the manifest: the file's name, the object's and its size and digest.
+        wheel: The entry in the manifest: the file name, the blob key, the size and the SHA-256.
         store: The URL of the datastore that has the wheel.
         packages: The folder to unpack into.
     """
@@ -207,11 +209,11 @@ def put(wheel: Any, store: str, packages: str) -> None:
 
 
 def unpack(file: Any, name: str, packages: str) -> None:
-    """Unpack a wheel; what it has for elsewhere than its packages is left out.
+    """Unpack a wheel into a site-packages folder. Scripts, headers and data files are skipped.
 
     Args:
         file: The wheel, open for reading.
-        name: The name of the wheel, for the sentence.
+        name: The name of the wheel, for messages.
         packages: The folder to unpack into.
     """
     with zipfile.ZipFile(file) as archive:

@@ -1,12 +1,12 @@
-"""Locks: the exact packages of an environment, by their content.
+"""Locks: the exact packages of an environment, identified by their content.
 
-A lock is what a solver has found for what a step asks for (`spec.py`): one file (a wheel, or a
-conda package) for each package, with its sha256. It is recorded with each run, part of the cache
-key of its steps, and enough to build the same environment on any machine of its platform, from any
-place that has these files: an index, the cache of a user, the datastore. It holds no credentials.
+A lock is the solution for the packages that a step requests (`spec.py`): one file (a wheel or a
+conda package) for each package, with its sha256. It is recorded with each run and is part of the
+cache keys of its steps. It suffices to build the same environment on any host of its platform, from
+any source of these files: an index, a user's cache, the datastore. It contains no credentials.
 
-The digest of a lock is the environment's id. It says nothing of where the files come from: the same
-files from a mirror are the same environment.
+The digest of a lock is the id of the environment. It does not depend on the source of the files:
+the same files from a mirror are the same environment.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from aflow.errors import InvalidLock
 
 VERSION = 1
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!~-]*\Z")  # a file's name, never a path
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!~-]*\Z")  # a file name, never a path
 WHEEL = "wheel"
 CONDA = "conda"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LockedPackage:
-    """One file of an environment. `name` is normalized (`scikit-learn`), `file` the file's name.
+    """One file of an environment. `name` is normalized (`scikit-learn`), `file` is the file name.
 
-    `url` is where an index or a channel has the file, without credentials; empty for a file that
-    was built or found on the machine that has solved (`source` says of what: a folder, a repository
-    at a commit). Those files are kept in the cache by their digest.
+    `url` is the URL of the file in an index or channel, without credentials. It is empty for a file
+    that was built or found on the host that solved the lock; `source` is then its origin: a folder,
+    or a repository and a commit. Such files are kept in the cache by digest.
     """
 
     name: str
@@ -52,9 +52,9 @@ class LockedPackage:
 
 
 class Shipped(NamedTuple):
-    """What the environment of a step consists of in the datastore, by keys of blobs: the manifest
-    of its packages, that of what aflow needs there (None for the run's own Python), the interpreter
-    (the same), and uv. See transport.py."""
+    """The parts of a step's environment in the datastore, as blob keys: the manifest of its
+    packages, the manifest of aflow's dependencies and the interpreter (both None if the Python is
+    that of the jobs), and uv. See transport.py."""
 
     packages: str
     runtime: str | None
@@ -67,8 +67,8 @@ class Lock:
     """The packages of one environment, in the order of their names.
 
     `python` is the version of the interpreter: major and minor (`3.12`), with a micro version only
-    where the step asks for exactly that (`3.12.4`). `platform` is in uv's words
-    (`x86_64-manylinux_2_28`, `aarch64-apple-darwin`); the files run there.
+    if the step requests exactly that (`3.12.4`). `platform` is uv's name of the platform for which
+    the files are (`x86_64-manylinux_2_28`, `aarch64-apple-darwin`).
     """
 
     python: str
@@ -77,7 +77,7 @@ class Lock:
 
     @cached_property
     def digest(self) -> str:
-        """The environment's id: equal for equal packages, Python and platform."""
+        """The id of the environment: equal for equal packages, Python and platform."""
         files = [[each.kind, each.name, each.version, each.file, each.sha256] for each in self]
         return digest_of_values(VERSION, self.python, self.platform, files)
 
@@ -118,13 +118,13 @@ class Lock:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Lock:
-        """Return the lock of plain values.
+        """Return the lock that `as_dict` returned as plain values.
 
         Args:
-            data: The bytes, or the plain values that were decoded from JSON.
+            data: The plain values, decoded from JSON.
 
         Raises:
-            InvalidLock: For anything else, or what is too new.
+            InvalidLock: If the values are malformed, or of a newer version.
         """
         try:
             if data["version"] > VERSION:
@@ -139,10 +139,10 @@ class Lock:
         """Return the lock that `encode` returned as bytes.
 
         Args:
-            data: The bytes, or the plain values that were decoded from JSON.
+            data: The encoded lock.
 
         Raises:
-            InvalidLock: The bytes are malformed.
+            InvalidLock: If the bytes are malformed, or of a newer version.
         """
         try:
             return cls.from_dict(json.loads(data))
@@ -151,11 +151,11 @@ class Lock:
 
 
 def lock_of(python: str, platform: str, packages: Iterable[LockedPackage]) -> Lock:
-    """Return a lock of these packages, whatever their order.
+    """Return a lock of these packages, sorted.
 
     Args:
-        python: The version of the interpreter, as `3.12`.
-        platform: The platform, as uv names it.
+        python: The version of the interpreter, for example `3.12`.
+        platform: uv's name of the platform.
         packages: The packages, in any order.
     """
     ordered = sorted(packages, key=lambda each: (each.kind, each.name, each.file))
@@ -163,20 +163,20 @@ def lock_of(python: str, platform: str, packages: Iterable[LockedPackage]) -> Lo
 
 
 def digest_of_values(*values: Any) -> str:
-    """Return a SHA-256 that is equal for equal values, in hex.
+    """Return the SHA-256 of values, in hex.
 
     Args:
-        *values: Values that JSON can hold.
+        *values: Values that can be encoded as JSON.
     """
-    import hashlib  # loads OpenSSL, and every run imports this module
+    import hashlib  # lazy: it loads OpenSSL, and every run imports this module
 
     return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
 
 
 def normalized(name: str) -> str:
-    """Return the name of a package as indexes compare it: `Scikit_Learn` is `scikit-learn`.
+    """Return the normalized name of a package (PEP 503): `scikit-learn` for `Scikit_Learn`.
 
     Args:
-        name: The name as a step or a file has it, without extras.
+        name: The name of a package, without extras.
     """
     return re.sub(r"[-_.]+", "-", name).lower()

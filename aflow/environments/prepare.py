@@ -1,4 +1,4 @@
-"""The environments of a flow's steps: what they ask for, locked, and built on this machine."""
+"""Prepare the environments of a flow's steps: lock their packages, and build them on this host."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
 
 _log = logging.getLogger("aflow.environments")
-_AT_ONCE = 4  # environments that are solved or built at a time; uv itself uses all cores
+_AT_ONCE = 4  # environments that are solved or built concurrently; uv itself uses all cores
 
 
 def to_log(line: str) -> None:
-    """Report to the log.
+    """Log a line at level INFO.
 
     Args:
-        line: One sentence for people.
+        line: One line of text.
     """
     _log.info("%s", line)
 
@@ -56,22 +56,20 @@ def locks_of(
     report: Report = to_log,
     rebuild: bool = False,
 ) -> dict[str, Lock]:
-    """Return the locks of the steps that have an environment of their own, as `--environment kind`
-    says; of the step `only`, if it is given. `platforms` are those of steps that run elsewhere, by
-    name. With `rebuild` locks that were made before do not count. Blocks.
+    """Return the locks of the steps that have a separate environment, by step. Blocks.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        kind: The kind of environment, `pypi` or `conda`; None for both.
-        only: The name of the one step; None for all.
-        platforms: The platforms of the steps, by name; None for this machine's.
-        report: Takes one line for each thing that takes time.
-        rebuild: Whether to solve and build again what exists already.
+        kind: The value of `--environment` (see spec.py); None if it was not given.
+        only: The name of the only step to lock; None for all.
+        platforms: The platforms of the steps, by name; that of this host for all others.
+        report: Called with one line before each operation that takes time.
+        rebuild: Whether to solve again even if there is a cached lock.
 
     Raises:
-        InvalidDecorator: A step asks for packages that cannot be asked for.
-        MissingExtra: uv or rattler is not installed.
-        EnvironmentFailed: The packages cannot be solved; the error names the steps.
+        InvalidDecorator: If a step requests a malformed package or version.
+        MissingExtra: If uv or rattler is not installed.
+        EnvironmentFailed: If the packages cannot be solved; the message contains the steps.
     """
     specs = specs_of(definition, kind, only)
     if not specs:
@@ -80,7 +78,7 @@ def locks_of(
     for name, spec in specs.items():
         platform = (platforms or {}).get(name) or this_platform()
         steps.setdefault((spec, platform), []).append(name)
-    # Relative paths of packages start from the folder of the flow.
+    # Relative paths of packages are relative to the folder of the flow.
     folder = Path(os.path.dirname(os.path.abspath(definition.file)) if definition.file else ".")
     cache = cache_folder()
 
@@ -106,8 +104,8 @@ def locks_of(
 def platforms_of(
     definition: FlowDefinition, steps: Iterable[str], settings: Settings
 ) -> dict[str, str]:
-    """Return the platforms of these steps, which run elsewhere: as @batch or the settings say, else
-    this one.
+    """Return the platforms of steps that run as jobs, by step: from @batch, else from the settings,
+    else that of this host.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -115,7 +113,7 @@ def platforms_of(
         settings: The settings of this program.
 
     Raises:
-        InvalidSetting: A platform that is set is not one.
+        InvalidSetting: If the name of a platform is invalid.
     """
     found: dict[str, str] = {}
     for name in steps:
@@ -126,13 +124,14 @@ def platforms_of(
 
 
 def job_python(settings: Settings) -> str:
-    """Return the Python (`3.12`) of workers and of the images of jobs.
+    """Return the version of Python (`3.12`) on workers and in the images of jobs: from the
+    settings, else that of this process.
 
     Args:
         settings: The settings of this program.
 
     Raises:
-        InvalidSetting: The version that is set is not one.
+        InvalidSetting: If AFLOW_JOB_PYTHON is not a version.
     """
     version = settings.job_python
     if version is None:
@@ -150,19 +149,19 @@ def build_all(
     report: Report = to_log,
     rebuild: bool = False,
 ) -> dict[str, Built]:
-    """Build the environments of steps on this machine, as far as they do not exist. Blocks.
+    """Build the environments of steps on this host that do not exist yet. Blocks.
 
     Args:
         locks: The locked environments, by step.
-        steps: The names of the steps.
-        report: Takes one line for each thing that takes time.
-        rebuild: Whether to solve and build again what exists already.
+        steps: The names of the steps; those without a lock are skipped.
+        report: Called with one line before each operation that takes time.
+        rebuild: Whether to build environments again that exist already.
 
     Returns:
         The environments, by the digests of their locks.
 
     Raises:
-        EnvironmentFailed: One cannot be built; the error names its steps.
+        EnvironmentFailed: If one cannot be built; the message contains its steps.
     """
     named: dict[str, tuple[Lock, list[str]]] = {}
     for name in steps:
@@ -179,22 +178,23 @@ def build_all(
 
 
 def of_steps(names: Iterable[str]) -> str:
-    """Return whose environment it is, as messages say it.
+    """Return the suffix that identifies an environment in messages, like ` of step train`.
 
     Args:
-        names: The names of the steps, in the order to be shown.
+        names: The names of the steps that use the environment, in the order to be shown.
     """
     every = [*names]
     return f" of {'step' if len(every) == 1 else 'steps'} {', '.join(every)}"
 
 
 def _at_once(call: Any, every: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """What the calls give, in order; the first error, once all have ended."""
+    """Return the results of concurrent calls, in order; or raise the first error after all calls
+    have ended."""
     arguments = [*every]
     if len(arguments) == 1:
         return [call(*arguments[0])]
-    # In Python 3.11 a thread that asks sysconfig while another one has it read its variables gets
-    # None for some of them. The modules of uv and packaging ask it.
+    # Python 3.11: while one thread initializes sysconfig's variables, other threads get None for
+    # some of them. uv and packaging use sysconfig, so initialize it before the threads start.
     sysconfig.get_config_vars()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return [*pool.map(lambda each: call(*each), arguments)]

@@ -1,11 +1,11 @@
-"""Packages that aflow needs in another version than a step does: each imports its own.
+"""Private copies of packages that aflow needs in another version than a step.
 
-An interpreter of a step's environment finds the packages of the step. Where one of these is of a
-version that aflow, or what aflow depends on, cannot use, modules of aflow import a copy from the
-folder of the runtime, which stands under its name in `sys.modules` only while they import it. Both
-are loaded then, and neither sees the other.
+The interpreter of a step's environment imports the packages of the step. If the version of one of
+these does not meet the requirements of aflow or its dependencies, the modules of aflow import a
+private copy from the folder of the runtime. The copy is in `sys.modules` only during such an
+import. Both versions are loaded then, without seeing each other.
 
-The source of this module is run before aflow is there: it needs the standard library alone.
+The source of this module is executed before aflow is importable: it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ _OURS = "aflow"
 
 
 def keep(names: Collection[str], folder: str) -> None:
-    """From now on have modules of aflow, and those of these names that they import, import these
-    names from the folder; all others import them as before. aflow must not be imported yet.
+    """Install an import hook: modules of aflow, and the private modules themselves, import these
+    names from the folder; all other modules import them as before. Must be called before aflow is
+    imported.
 
     Args:
-        names: Top names of modules, as they are imported.
-        folder: The folder of the runtime, which has the packages of these names.
+        names: The top-level names of the private modules.
+        folder: The folder of the runtime that has these modules.
     """
     sys.meta_path.insert(0, _Finder(_Private(names, folder)))
 
 
 class _Private:
-    """The modules that only aflow sees, and the `import` by which it gets them."""
+    """The private modules, and the `__import__` function that modules of aflow use."""
 
     def __init__(self, names: Collection[str], folder: str) -> None:
         self.names = frozenset(names)
         self.folder = folder
         self._modules: dict[str, ModuleType] = {}
         self._lock = threading.RLock()
-        self._inside: int | None = None  # the thread for which they are in sys.modules
+        self._inside: int | None = None  # the thread for which sys.modules has the private modules
         self.builtins: dict[str, Any] = {**vars(builtins), "__import__": self._import}
 
     def is_inside(self) -> bool:
-        """Whether this thread is importing for aflow."""
+        """Return whether this thread is importing a private module."""
         return self._inside == threading.get_ident()
 
     def _import(
@@ -57,14 +58,14 @@ class _Private:
         level: int = 0,
     ) -> ModuleType:
         whole = name if level == 0 else str((globals or {}).get("__package__") or name)
-        # Only C code gives a list: pickle, say, which looks for a class of the user's.
+        # Only C code passes a list; for example pickle, to find a class of the user's.
         is_private = whole.partition(".")[0] in self.names and type(fromlist) is not list
         with self._exchanged(is_private, whole):
             return __import__(name, globals, locals, fromlist or (), level)
 
     @contextmanager
     def _exchanged(self, is_private: bool, name: str) -> Iterator[None]:
-        """With the private modules in `sys.modules`, or without them."""
+        """Put the private modules into `sys.modules` for the block, or remove them for it."""
         is_inside = self.is_inside()
         if is_private == is_inside or (not is_private and self._is_common(name)):
             yield
@@ -75,7 +76,7 @@ class _Private:
                     yield
                 finally:
                     self._exchange(None)
-        else:  # a package of the user's, which a private one may use: it gets what is the user's
+        else:  # a private module imports another package, which must see the user's versions
             inside = self._inside
             self._exchange(None)
             try:
@@ -84,7 +85,7 @@ class _Private:
                 self._exchange(inside)
 
     def _is_common(self, name: str) -> bool:
-        """Whether this imports none of the names that there are two of."""
+        """Return whether this import cannot import a name that exists twice."""
         return name in sys.modules or name.partition(".")[0] in sys.stdlib_module_names
 
     def _exchange(self, inside: int | None) -> None:
@@ -99,7 +100,7 @@ class _Private:
 
 
 class _Finder:
-    """Finds what is private in its folder, and gives modules of aflow the `import` of theirs."""
+    """Finds private modules in their folder, and makes modules of aflow use `_Private._import`."""
 
     def __init__(self, private: _Private) -> None:
         self._private = private
@@ -107,7 +108,7 @@ class _Finder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of a module of aflow, or of a private one; None for all others."""
+        """Return the spec of a module of aflow or of a private one; None for all others."""
         top = name.partition(".")[0]
         private = self._private
         if top == _OURS:
@@ -122,13 +123,13 @@ class _Finder:
 
 
 class _Source(SourceFileLoader):
-    """Runs a module with the `import` of aflow."""
+    """Executes a module with builtins whose `__import__` is `_Private._import`."""
 
     def __init__(self, name: str, path: str, private: _Private) -> None:
         super().__init__(name, path)
         self._private = private
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module."""
+        """Execute the module."""
         vars(module)["__builtins__"] = self._private.builtins
         super().exec_module(module)

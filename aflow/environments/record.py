@@ -1,5 +1,5 @@
-"""The environments of a run, as they are recorded with it: by step the environment's id, and the
-blob of the datastore that holds its lock."""
+"""Record the environments of a run in its settings: by step, the id of the environment and the key
+of the blob with its lock."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from aflow.storage.blobs import BlobStore
 if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
 
-FIELD = "environments"  # of the settings of a run
+FIELD = "environments"  # the key in the settings of a run
 
 
 def recorded(locks: Mapping[str, Lock], blobs: BlobStore) -> dict[str, dict[str, str]]:
-    """Return what is recorded with a run; its locks are in the datastore then. Raises StorageError.
+    """Return the value to record in a run's settings, after storing the locks in the datastore.
+    Raises StorageError.
 
     Args:
         locks: The locked environments, by step.

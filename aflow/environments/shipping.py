@@ -1,9 +1,9 @@
-"""Ships to jobs what their images may lack: wheels in the datastore, named by their content.
+"""Ship aflow to jobs whose images may lack it: as wheels in the datastore, named by content.
 
-A job gets one object, the manifest of a shipment, by the key and the SHA-256 that its variable
-AFLOW_RUNTIME names. The manifest says which wheels make an aflow for which Python and platform, and
-brings the program that installs them (install.py). What a shipment consists of is declared as a
-root, which keeps it from `gc` for a month after it was last used.
+A job fetches one object, the manifest of a shipment, whose key and SHA-256 are in the variable
+AFLOW_RUNTIME. The manifest lists the wheels of aflow and its dependencies for each Python and
+platform, and contains the source of the installer (install.py). The objects of a shipment are
+declared as a root, so that `gc` keeps them for a month after the last use.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from aflow.environments.wheels import Fit, PackedWheel
     from aflow.storage.base import ObjectStore
 
-KEPT = 30 * 86400.0  # seconds after its last use that a shipment stays in the datastore
-RENEWED = 86400.0  # seconds after which that is said again
+KEPT = 30 * 86400.0  # seconds for which an unused shipment is kept in the datastore
+RENEWED = 86400.0  # seconds after which the expiry of a root in use is renewed
 AT_ONCE = 16
 _log = logging.getLogger(__name__)
 _START = """\
@@ -65,8 +65,8 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 
 class Shipment(NamedTuple):
-    """What is put into the datastore for jobs: the manifest as bytes, and the wheels that it names.
-    `about` says for people what that is."""
+    """A shipment for jobs: the encoded manifest, and the wheels that it lists. `about` is a
+    description for people."""
 
     manifest: bytes
     wheels: tuple[PackedWheel, ...]
@@ -79,30 +79,30 @@ class Shipment(NamedTuple):
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """The keys of all blobs that it consists of."""
+        """The keys of all blobs of the shipment."""
         return (self.key, *(each.key for each in self.wheels))
 
     def variables(self, store: str) -> dict[str, str]:
-        """Return the variables that lead jobs to the shipment in the store of this URL.
+        """Return the environment variables with which jobs find the shipment.
 
         Args:
-            store: The URL of the datastore, as jobs see it.
+            store: The URL of the datastore, as seen from jobs.
         """
         digest = hashlib.sha256(self.manifest).hexdigest()
         return {"AFLOW_RUNTIME": f"{self.key}:{len(self.manifest)}:{digest}:{store}"}
 
     def put(self, store: ObjectStore, now: float) -> None:
-        """Put it into the store, where some of it may be already, and keep it there. Blocks. Raises
-        ShippingError and StorageError.
+        """Upload the objects that the store does not have, and declare or renew their root. Blocks.
+        Raises ShippingError and StorageError.
 
         Args:
             store: The datastore that jobs read.
             now: The present time, in seconds since the epoch.
         """
         name, blobs = roots.root_name("shipments", self.key), BlobStore(store)
-        blobs.put_raw(self.manifest)  # first: a folder that is a new store is made by that
+        blobs.put_raw(self.manifest)  # first, because it creates the folder of a new local store
         before = roots.declared(store, name)
-        # What its root keeps needs no touch, which would cost two requests for each wheel.
+        # Wheels that a valid root keeps need no touch, which takes two requests for each.
         is_kept = before is not None and (before.until or 0) > now + KEPT - RENEWED
         put = partial(_put, blobs, blobs.has if is_kept else blobs.claim)
         with ThreadPoolExecutor(AT_ONCE, "aflow-ship") as threads:
@@ -113,25 +113,25 @@ class Shipment(NamedTuple):
 
 
 def command(python: Sequence[str], program: Sequence[str]) -> list[str]:
-    """Return the command of a job that runs a module of aflow, with its arguments: the image's own
-    aflow, if it is of this version, else the one that AFLOW_RUNTIME names. Nothing is installed by
-    its name: the owner of a name on an index would run code with the rights of the job.
+    """Return the command of a job that runs a module of aflow: that of the image, if it has the
+    same version, else the one in AFLOW_RUNTIME. Nothing is installed by name from an index: whoever
+    owns that name there could run code with the permissions of the job.
 
     Args:
         python: The command of the interpreter in the image.
-        program: The command, as a list of arguments.
+        program: The name of the module, and its arguments.
     """
-    # An image may have another package of the name `aflow`, so one of its modules is looked for.
-    # Nothing is garbage while modules are imported, and looking for it would take a tenth of the
-    # job's own time: what is forked from the program (prefork.py) has it looked for again.
+    # An image may have another package named `aflow`, so the start code looks for a submodule. It
+    # disables garbage collection, which would take a tenth of the job's CPU time during imports;
+    # processes that are forked from the program enable it again (prefork.py).
     start = _START.format(distribution=DISTRIBUTION, version=__version__)
     return [*python, "-c", f"{_boot()}\n{start}", *program]
 
 
 @cache
 def _boot() -> str:
-    """The source of boot.py without comments and docstrings. Neither `$(` nor `$$` stands in it,
-    which AWS Batch would take for a variable."""
+    """Return the source of boot.py without comments and docstrings. It must not contain `$(` or
+    `$$`, which AWS Batch would interpret as variable references."""
     return _small(_source("boot"))
 
 
@@ -151,21 +151,22 @@ def _small(source: str) -> str:
 
 
 def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -> Shipment | None:
-    """Return the aflow that runs here, for jobs whose images lack it: None where images are said to
-    have it (AFLOW_SKIP_INSTALL_DEPENDENCIES), or where it cannot be packed, which is logged. Its
-    wheels are made in the folder. Blocks.
+    """Return a shipment of this aflow for jobs whose images lack it. Blocks.
+
+    It is None if the images are configured to have aflow (AFLOW_SKIP_INSTALL_DEPENDENCIES), or if
+    aflow cannot be packed, which is logged.
 
     Args:
-        folder: The folder of packed wheels, which may have some of them.
+        folder: The folder in which wheels are packed; those that exist are reused.
         now: The present time, in seconds since the epoch.
-        targets: The platforms and Pythons of jobs; none if they are those of this machine.
+        targets: The platforms and Pythons of jobs; empty if they are those of this host.
     """
     if switched_on("SKIP_INSTALL_DEPENDENCIES"):
         return None
     try:
         try:
             return packed_runtime(folder, now, targets=targets)
-        except (EnvironmentFailed, MissingExtra) as error:  # those of this platform can begin
+        except (EnvironmentFailed, MissingExtra) as error:  # jobs on this platform can still start
             _log.warning("Jobs of another platform whose image lacks aflow cannot begin. %s", error)
             return packed_runtime(folder, now)
     except ShippingError as error:
@@ -176,22 +177,22 @@ def runtime_shipment(folder: Path, now: float, targets: Iterable[Target] = ()) -
 def packed_runtime(
     folder: Path, now: float, extras: Collection[str] = ("aws",), targets: Iterable[Target] = ()
 ) -> Shipment:
-    """Pack aflow with these extras as it runs here, with all that it depends on; and for targets
-    that differ from this machine the same aflow with what it depends on there. Blocks.
+    """Pack this aflow and its dependencies, as they are installed here; for targets that differ
+    from this host, add the dependencies for them from the index. Blocks.
 
     Args:
-        folder: The folder of packed wheels, which may have some of them.
+        folder: The folder in which wheels are packed; those that exist are reused.
         now: The present time, in seconds since the epoch.
         extras: The extras of aflow that its jobs need.
-        targets: The platforms and Pythons of jobs; none if they are those of this machine.
+        targets: The platforms and Pythons of jobs; empty if they are those of this host.
 
     Returns:
-        The shipment, of which nothing is in a datastore yet.
+        The shipment, which is not in a datastore yet.
 
     Raises:
-        ShippingError: A distribution cannot be packed.
-        EnvironmentFailed: The packages for a target cannot be solved.
-        MissingExtra: An extra that is needed for that is not installed.
+        ShippingError: If a distribution cannot be packed.
+        EnvironmentFailed: If the dependencies for a target cannot be solved.
+        MissingExtra: If uv is needed to solve them and is not installed.
     """
     packed = wheels.runtime(extras, folder, now)
     runtimes = [(wheels.fit_of(packed), packed)]
@@ -216,7 +217,7 @@ def packed_runtime(
 
 
 def _fits(fit: Fit, target: Target) -> bool:
-    """Whether what fits this runs on that target."""
+    """Return whether wheels with this fit run on the target."""
     name, version = libc_of(target.platform)
     same = (fit.python, fit.machine, fit.libc[0])
     return same == (target.minor, kind_of(target.platform)[0], name) and version >= fit.libc[1]
@@ -225,8 +226,8 @@ def _fits(fit: Fit, target: Target) -> bool:
 def _runtime_for(
     target: Target, ours: PackedWheel, extras: Collection[str]
 ) -> tuple[Fit, list[PackedWheel]]:
-    """aflow, whose own wheel is given, with what it depends on for another target, as the index has
-    it."""
+    """Return the fit and the wheels for another target: the given wheel of aflow itself, and the
+    dependencies from the index."""
     cache = cache_folder()
     to_log(f"Fetching what aflow needs for Python {target.minor} on {target.platform}")
     lock = Environments(cache, to_log).runtime_lock(target.minor, target.platform, extras)
@@ -245,8 +246,8 @@ def _put(blobs: BlobStore, is_there: Callable[[str], bool], wheel: PackedWheel) 
     if is_there(wheel.key):
         return
     try:
-        # It ends with the last view of it: where a call was tried again, the error of the first try
-        # may still hold one.
+        # The mapping is not closed explicitly, because the exception of a failed first attempt may
+        # still hold a view of it; it is released with its last view.
         with wheel.path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         key = blobs.put_raw(memoryview(data))

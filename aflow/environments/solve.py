@@ -1,9 +1,9 @@
-"""From what a step asks for to a lock: which file of which package, by its sha256.
+"""Solve the packages that a step requests to a lock: one file for each package, with its sha256.
 
-uv solves (`uv pip compile`, or, for a project, `uv export`). What has no wheel for the target (a
-source distribution, a repository, a folder) is built into one here, once, and kept by its digest. A
-lock is kept for what it was made for, so that runs solve once and go on while the index does not
-answer.
+uv solves (`uv pip compile`, or `uv export` for a project). A package without a wheel for the target
+(a source distribution, a repository, a folder) is built here, once, and the wheel is cached by its
+digest. Locks are cached by their inputs, so that later runs need not solve again, and work while
+the index does not respond.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from aflow.environments.uv import (
 )
 from aflow.errors import EnvironmentFailed, InvalidLock, InvalidSetting
 
-_FORM = 1  # of what a kept lock was made for
+_FORM = 1  # version of the cache keys of locks
 _SOURCES = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz")
 _NOT_SOURCE = frozenset({".git", ".venv", "__pycache__", ".aflow", ".metaflow", "build", "dist"})
-_DIGEST = " --hash="  # before each digest of a requirement, as in a requirements.txt
+_DIGEST = " --hash="  # precedes each digest of a requirement, as in a requirements.txt
 _MANYLINUX = re.compile(r"(\w+?)-manylinux_(\d+)_(\d+)\Z")
-_GLIBCS = (*range(40, 30, -1), 28, 17)  # those of manylinux_2_... that uv knows
+_GLIBCS = (*range(40, 30, -1), 28, 17)  # the minor versions of manylinux_2_x that uv supports
 _ARCHES = {"amd64": "x86_64", "64": "x86_64", "arm64": "aarch64", "arm64/v8": "aarch64"}
-_USUAL = "manylinux_2_28"  # where nothing says which C library: images of 2019 and later have it
+_USUAL = "manylinux_2_28"  # if the C library is not specified: that of images since 2019
 
 
 class Target(NamedTuple):
-    """What a lock is for: an interpreter's version and a platform. `python` is the interpreter that
-    builds what has no wheel; None for one that uv finds."""
+    """The target of a lock: a version of Python and a platform. `python` is the interpreter that
+    builds packages without a wheel; None for one that uv finds."""
 
     version: str
     platform: str
@@ -63,12 +63,12 @@ class Target(NamedTuple):
 
     @property
     def is_here(self) -> bool:
-        """Whether the target is this machine."""
+        """Whether the platform is that of this host."""
         return self.platform == this_platform()
 
 
 def this_platform() -> str:
-    """Return the platform of this machine, in uv's words."""
+    """Return uv's name of the platform of this host."""
     name, arch = sys.platform, machine.machine().lower()
     arch = _ARCHES.get(arch, arch)
     if name == "darwin":
@@ -81,15 +81,15 @@ def this_platform() -> str:
 
 
 def platform_named(text: str) -> str:
-    """Return the platform in uv's words that somebody means: in these (`aarch64-manylinux_2_28`,
-    `x86_64-unknown-linux-musl`), or as containers (`linux/arm64`), conda (`linux-aarch64`) and AWS
-    (`ARM64`) say it.
+    """Return uv's name of a platform, from that name (`aarch64-manylinux_2_28`,
+    `x86_64-unknown-linux-musl`) or the name used by containers (`linux/arm64`), conda
+    (`linux-aarch64`) or AWS (`ARM64`).
 
     Args:
-        text: The name that a user has given to a platform.
+        text: The name of a platform, as given by a user.
 
     Raises:
-        InvalidSetting: It is not a platform of jobs.
+        InvalidSetting: If it is not a platform that jobs can have.
     """
     name = text.strip().lower().replace("manylinux2014", "manylinux_2_17")
     if _MANYLINUX.match(name) or re.fullmatch(r"\w+-unknown-linux-musl", name):
@@ -106,27 +106,27 @@ def platform_named(text: str) -> str:
 
 
 def kind_of(platform: str) -> tuple[str, str]:
-    """Return the machine of a platform, and the C library (or system) that its programs need.
+    """Return the architecture of a platform, and its C library or system.
 
     Args:
-        platform: The platform, as uv names it.
+        platform: uv's name of the platform.
     """
     arch, _, rest = platform.partition("-")
     return arch, "glibc" if rest.startswith("manylinux") else rest
 
 
 def libc_of(platform: str) -> tuple[str, tuple[int, ...]]:
-    """Return the C library of a platform and its version: as `Fit` (wheels.py) says it.
+    """Return the C library of a platform and its version, in the form of `wheels.Fit.libc`.
 
     Args:
-        platform: The platform, as uv names it.
+        platform: uv's name of the platform.
     """
     found = _MANYLINUX.match(platform)
     return ("glibc", (int(found[2]), int(found[3]))) if found else ("musl", ())
 
 
 def _uv_platform(platform: str) -> str:
-    """The platform that uv knows and whose wheels run there."""
+    """Return the nearest platform that uv supports and whose wheels run on this platform."""
     found = _MANYLINUX.match(platform)
     if found is None:
         return platform
@@ -135,7 +135,7 @@ def _uv_platform(platform: str) -> str:
 
 
 def tags_of(target: Target) -> list[str]:
-    """Return the tags of wheels that run there, the best first, as
+    """Return the tags of compatible wheels, the best first, for example
     `cp312-cp312-manylinux_2_17_x86_64`.
 
     Args:
@@ -172,7 +172,7 @@ def _platform_tags(name: str) -> Iterator[str]:
 
 
 def markers_of(target: Target) -> dict[str, str]:
-    """Return the values of environment markers there.
+    """Return the values of environment markers (PEP 508) on a target.
 
     Args:
         target: The platform and Python to solve for.
@@ -205,24 +205,25 @@ def kept_lock(
     *,
     rebuild: bool = False,
 ) -> Lock:
-    """Return the lock that was made before, or a new one, which is kept for the next time. A lock
-    that was made from another index counts where solving fails. Blocks.
+    """Return the cached lock, or else solve and cache the result. If solving fails, a cached lock
+    from another index is returned. Blocks.
 
     Args:
-        cache: The folder of environments, below which locks are kept.
-        name: The name of the lock's file, by all that was asked for.
-        index: What says which index is asked.
-        solve: Makes a new lock; called if none was made from this index before.
-        report: Takes one line for each thing that takes time.
-        rebuild: Whether to solve again, whatever was made before.
+        cache: The folder of environments, in which locks are cached.
+        name: The cache key of the lock: a digest of everything that was requested.
+        index: The identity of the package index.
+        solve: Returns a new lock; called if there is no cached lock from this index.
+        report: Called with one line if solving fails and a cached lock is used.
+        rebuild: Whether to ignore the cached lock.
 
     Raises:
-        EnvironmentFailed: The packages cannot be solved, and were not before.
+        EnvironmentFailed: If the packages cannot be solved and there is no cached lock.
     """
     place, identity = cache / "locks" / f"{name}.json", digest_of_values(*index)
     kept = None if rebuild else _read(place)
     if kept is not None:
-        with suppress(OSError):  # `gc` deletes what is old; the folder may be one that others share
+        # Mark it as used for `gc`; fails if the folder is shared and read-only for this user.
+        with suppress(OSError):
             os.utime(place)
         if kept[0] == identity:
             return kept[1]
@@ -246,8 +247,8 @@ def _read(place: Path) -> tuple[str, Lock] | None:
 
 
 class Solver:
-    """Makes locks of packages of PyPI. `folder` is the flow's: paths that a step gives are relative
-    to it."""
+    """Solves PyPI packages to locks. `folder` is the folder of the flow, to which the paths of
+    packages are relative."""
 
     def __init__(
         self,
@@ -266,16 +267,16 @@ class Solver:
         self._rebuild = rebuild
 
     def lock(self, spec: Spec, target: Target, title: str = "") -> Lock:
-        """Return the lock that was made for this before, from the same index, or a new one. Blocks.
+        """Return the cached lock for these packages and this target, or a new one. Blocks.
 
         Args:
-            spec: The packages that a step asks for.
+            spec: The packages that a step requests.
             target: The platform and Python to solve for.
-            title: Whose packages they are, for the report; nothing is reported without it.
+            title: The suffix that identifies the environment in messages, like ` of step train`;
+                nothing is reported without it.
 
         Raises:
-            EnvironmentFailed: The packages cannot be solved, fetched or installed; the error says
-                which and why.
+            EnvironmentFailed: If a package cannot be solved, fetched or built.
         """
 
         def solve() -> Lock:
@@ -286,7 +287,7 @@ class Solver:
                 self._report(f"Solving the packages{title} for Python {target.minor}: {what}")
             return self._solved(spec, target)
 
-        # Both before solving: of what changes meanwhile, the older state counts.
+        # Computed before solving, so that changes during the solution invalidate the cached lock.
         name, index = self._name(spec, target), [] if spec.project else index_identity()
         return kept_lock(self._cache, name, index, solve, self._report, rebuild=self._rebuild)
 
@@ -294,12 +295,12 @@ class Solver:
         text = self._project(spec, target) if spec.project else self._compiled(spec, target)
         here = _project_of(spec.project) if spec.project else self._folder
         packages = _Packages(self._uv, self._files, target, here).read(text, _digests_of(spec))
-        # A micro version is asked for where exactly that is: else any of its minor version will do.
+        # The lock has a micro version only if the step requests exactly that one.
         exact = re.fullmatch(r"\d+\.\d+\.\d+", spec.python or "")
         return lock_of(exact[0] if exact else target.minor, target.platform, packages)
 
     def _name(self, spec: Spec, target: Target) -> str:
-        """The name of a lock: by all that it depends on."""
+        """Return the cache key of a lock: a digest of everything that it depends on."""
         asked = [_FORM, target.minor, target.platform, spec.python, spec.requirements, spec.conda]
         if spec.project:
             project = _project_of(spec.project)
@@ -310,7 +311,7 @@ class Solver:
         return digest_of_values(asked)
 
     def _stamp(self, requirement: str) -> str:
-        """What changes with the file or folder that a requirement names, if it names one."""
+        """Return a stamp of the local file or folder that a requirement refers to; "" for none."""
         requirement = requirement.partition(_DIGEST)[0]
         place = requirement.partition(" @ ")[2] or requirement
         path = unquote(urlsplit(place).path) if place.startswith("file:") else place
@@ -324,7 +325,7 @@ class Solver:
         except OSError:
             return ""
 
-    # ------------------------------------------------------------ asking uv
+    # ------------------------------------------------------------ calls of uv
 
     def _compiled(self, spec: Spec, target: Target) -> str:
         if not spec.requirements:
@@ -348,12 +349,12 @@ class Solver:
         except UvFailed as error:
             first = error
         try:
-            if first.is_network:  # what uv has seen before may do
+            if first.is_network:  # uv's cache may suffice
                 return compiled(offline=True)
-            if pip_has_several_indexes():  # as pip, which looks for each file in all of them
+            if pip_has_several_indexes():  # pip considers the files of all indexes, so do the same
                 return compiled("--index-strategy", "unsafe-best-match")
         except UvFailed:
-            pass  # the first error explains more
+            pass  # the first error is more informative
         if not first.is_network:
             raise EnvironmentFailed(_unsolved(first)) from first
         away = "a repository" if first.of_git else "the index"
@@ -363,7 +364,7 @@ class Solver:
         ) from first
 
     def _project(self, spec: Spec, target: Target) -> str:
-        """The lock of a project of uv, as a pylock.toml."""
+        """Return the lock of a uv project as pylock.toml."""
         project = _project_of(spec.project or "")
         argv = ["export", "--frozen", "--no-dev", "--format", "pylock.toml", "--no-header"]
         if target.python is not None:
@@ -375,8 +376,8 @@ class Solver:
 
 
 class _Packages:
-    """Reads the pylock.toml that uv has solved for a target: of each package the file that fits
-    best, built here where there is none. Relative paths in it start from the folder `here`."""
+    """Reads a pylock.toml that uv has solved for a target: selects the best wheel of each package,
+    or builds one if there is none. Relative paths in it are relative to the folder `here`."""
 
     def __init__(self, uv: Uv, files: Files, target: Target, here: Path) -> None:
         self._uv = uv
@@ -391,10 +392,10 @@ class _Packages:
 
         Args:
             text: The content of the pylock.toml.
-            digests: The SHA-256 that files of packages have to have, by the names of these.
+            digests: The accepted SHA-256 digests, by package; packages without an entry accept all.
 
         Raises:
-            EnvironmentFailed: A package has no file that fits, or it cannot be fetched or built.
+            EnvironmentFailed: If a package has no compatible file, or cannot be fetched or built.
         """
         from packaging.markers import Marker
 
@@ -422,7 +423,7 @@ class _Packages:
         return self._built(title, found)
 
     def _wheel(self, name: str, version: str, found: Mapping[str, Any]) -> LockedPackage:
-        """A wheel of an index; one of this machine is kept in the cache."""
+        """Return the locked package of an existing wheel; a local file is added to the cache."""
         file, url = _file_of(found), found.get("url", "")
         digest = found.get("hashes", {}).get("sha256", "")
         path = _path_of(found, self._here)
@@ -437,7 +438,7 @@ class _Packages:
         )  # fmt: skip
 
     def _built(self, title: str, found: Mapping[str, Any]) -> LockedPackage:
-        """A wheel that is built here."""
+        """Build a wheel here, and return its locked package."""
         with tempfile.TemporaryDirectory(prefix="aflow-build-") as folder:
             place, source = self._source(title, found, Path(folder))
             out = Path(folder) / "out"
@@ -452,7 +453,7 @@ class _Packages:
                     f"{error.output or error.explanation}"
                 ) from error
             wheel = next(iter(out.glob("*.whl")), None)
-            # What is compiled here is for this machine, whatever the name of the wheel says.
+            # A wheel that is compiled here runs only on this platform, regardless of its tags.
             fits = wheel is not None and (
                 self._target.is_here or wheel.name.endswith("-none-any.whl")
             )
@@ -467,7 +468,7 @@ class _Packages:
             )  # fmt: skip
 
     def _source(self, title: str, found: Mapping[str, Any], folder: Path) -> tuple[Path, str]:
-        """Where the source is, and what is recorded of where it came from."""
+        """Return the path of the source, and the text that is recorded as its origin."""
         if "vcs" in found:
             return _checked_out(title, found["vcs"], folder / "source")
         if "directory" in found:
@@ -501,7 +502,7 @@ def _unsolved(error: UvFailed) -> str:
 
 
 def _digests_of(spec: Spec) -> dict[str, set[str]]:
-    """The sha256 that files of packages are asked to have, by the names of these."""
+    """Return the requested sha256 digests of files, by package."""
     found: dict[str, set[str]] = {}
     for text, *digests in (each.split(_DIGEST) for each in spec.requirements):
         name = re.match(r"[A-Za-z0-9._-]+", text)
@@ -514,8 +515,8 @@ def _digests_of(spec: Spec) -> dict[str, set[str]]:
 def _of_digests(
     found: Mapping[str, Any], expected: Collection[str], here: Path
 ) -> Mapping[str, Any]:
-    """A package with those of its files alone that have one of these digests. Raises
-    EnvironmentFailed where none has."""
+    """Return a package of a pylock.toml with only those files that have one of these digests.
+    Raises EnvironmentFailed if there are none."""
 
     def fits(file: Mapping[str, Any]) -> bool:
         path = _path_of(file, here)
@@ -535,7 +536,7 @@ def _of_digests(
 
 
 def _best(wheels: Iterable[Mapping[str, Any]], tags: Mapping[str, int]) -> Mapping[str, Any] | None:
-    """The wheel that fits best; None where none does."""
+    """Return the wheel with the best tags; None if none is compatible."""
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
     def rank(wheel: Mapping[str, Any]) -> int:
@@ -550,7 +551,7 @@ def _best(wheels: Iterable[Mapping[str, Any]], tags: Mapping[str, int]) -> Mappi
 
 
 def _file_of(found: Mapping[str, Any]) -> str:
-    """The name of the file."""
+    """Return the name of a file in a pylock.toml."""
     named = found.get("name") or found.get("path") or urlsplit(found.get("url", "")).path
     return unquote(os.path.basename(str(named)))
 
@@ -562,7 +563,7 @@ def _version_of(wheel: str) -> str:
 
 
 def _path_of(found: Mapping[str, Any], here: Path) -> Path | None:
-    """The path of a file of this machine; None for one that an index has."""
+    """Return the path of a local file in a pylock.toml; None for a file of an index."""
     if found.get("path"):
         return here / str(found["path"])
     parts = urlsplit(found.get("url", ""))
@@ -570,7 +571,8 @@ def _path_of(found: Mapping[str, Any], here: Path) -> Path | None:
 
 
 def _checked_out(title: str, vcs: Mapping[str, Any], folder: Path) -> tuple[Path, str]:
-    """A repository at a commit, in this folder."""
+    """Clone a repository at a commit into the folder. Returns the path of the package's source, and
+    the text that is recorded as its origin."""
     url, commit = vcs["url"], vcs["commit-id"]
     git = shutil.which("git")
     if git is None:
@@ -596,7 +598,7 @@ def _checked_out(title: str, vcs: Mapping[str, Any], folder: Path) -> tuple[Path
 
 
 def _project_of(folder: str) -> Path:
-    """The folder of the project that this folder is in. Raises EnvironmentFailed."""
+    """Return the folder of the uv project that contains this folder. Raises EnvironmentFailed."""
     for each in (Path(folder), *Path(folder).parents):
         if (each / "uv.lock").is_file() and (each / "pyproject.toml").is_file():
             return each
@@ -607,14 +609,14 @@ def _project_of(folder: str) -> Path:
 
 
 def project_python(folder: str) -> str | None:
-    """Return the version of Python that a project asks for: `.python-version`, else what
-    pyproject.toml requires.
+    """Return the version of Python that a uv project requires: from `.python-version`, else from
+    `requires-python` in pyproject.toml.
 
     Args:
-        folder: The folder of the flow; the project is there or above it.
+        folder: The folder of the flow; the project is in it or in one of its parents.
 
     Raises:
-        EnvironmentFailed: Where there is no project.
+        EnvironmentFailed: If there is no project, or its pyproject.toml is malformed.
     """
     project = _project_of(folder)
     try:
@@ -632,7 +634,7 @@ def project_python(folder: str) -> str | None:
 
 
 def _tree_stamp(folder: Path) -> str:
-    """What changes with the sources of a project."""
+    """Return a digest of the paths, sizes and modification times of a project's sources."""
     found: list[tuple[str, int, int]] = []
     for place, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if each not in _NOT_SOURCE and each[:1] != "."]

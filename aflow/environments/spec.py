@@ -1,12 +1,14 @@
-"""What steps ask for, as their decorators and `--environment` say it: pure.
+"""Determine which packages steps request, from their decorators and `--environment`; without I/O.
 
-    no --environment   steps with @pypi or @conda (their own, or the flow's @pypi_base, @conda_base)
-    local              no step: what is installed is used, and differences are noted
-    pypi, conda        every step; one that names no packages has an environment with none
-    uv                 every step: that of the project (pyproject.toml, uv.lock) beside the flow; a
-                       step with packages of its own has those
+The value of `--environment` selects the steps that have a separate environment:
 
-`disabled=True` leaves a step out.
+    not given          steps with @pypi or @conda, or all if the flow has @pypi_base or @conda_base
+    local              none: the installed packages are used, with warnings about differences
+    pypi, conda        all; a step without packages gets an environment without packages
+    uv                 all: the environment of the uv project (pyproject.toml, uv.lock) of the flow,
+                       or the packages of the step's own decorators
+
+`disabled=True` excludes a step.
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ _DIRECT = re.compile(r"(?:git\+|https?://|file:|\.{0,2}/)|.*\.(?:whl|tar\.gz|zip
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """The packages that a step asks for. `requirements` are lines of a requirements.txt, `conda`
-    match specs of conda, `python` is a version, or a range of versions; None for that of the run.
-    `project` is the folder of a project of uv whose lock counts."""
+    """The packages that a step requests.
+
+    `requirements` are lines of a requirements.txt, `conda` are conda match specs, `python` is a
+    version or a range of versions; None for that of the run. `project` is the folder of the flow if
+    the lock of its uv project is used.
+    """
 
     requirements: tuple[str, ...] = ()
     conda: tuple[str, ...] = ()
@@ -47,16 +52,15 @@ class Spec:
 def specs_of(
     definition: FlowDefinition, kind: str | None = None, only: str | None = None
 ) -> dict[str, Spec]:
-    """Return the specs of the steps that have an environment of their own; of the step `only`, if
-    it is given.
+    """Return the specs of the steps that have a separate environment, by step.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        kind: The kind of environment, `pypi` or `conda`; None for both.
-        only: The name of the one step; None for all.
+        kind: The value of `--environment`; None if it was not given.
+        only: The name of the only step to return; None for all.
 
     Raises:
-        InvalidDecorator: For packages that cannot be asked for.
+        InvalidDecorator: If a step requests a malformed package or version.
     """
     if kind == "local":
         return {}
@@ -72,8 +76,8 @@ def specs_of(
 def job_targets(
     definition: FlowDefinition, steps: Collection[str], settings: Settings
 ) -> set[Target]:
-    """Return the platforms and Pythons that jobs of these steps are said to have
-    (@batch(platform=...) and settings); none where nothing is said.
+    """Return the platforms and Pythons of the jobs of these steps, as configured by
+    @batch(platform=...) and settings; empty if neither is configured.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -81,13 +85,13 @@ def job_targets(
         settings: The settings of this program.
 
     Raises:
-        InvalidSetting: A platform or a version of Python that is set is not one.
+        InvalidSetting: If a configured platform or version of Python is invalid.
     """
     decorators: list[Any] = [definition.steps[each].decorator("batch") for each in steps]
     named = [each.platform for each in decorators if each is not None]
     if not any([settings.job_platform, settings.job_python, *named]):
         return set()
-    prepare = environments.prepare  # imported now: few settings and steps say any
+    prepare = environments.prepare  # lazy import: few flows configure a platform
     platforms = prepare.platforms_of(definition, steps, settings)
     python = prepare.job_python(settings)
     return {environments.solve.Target(python, each) for each in platforms.values()}
@@ -95,7 +99,7 @@ def job_targets(
 
 def _spec_of(definition: FlowDefinition, step: StepDefinition, kind: str | None) -> Spec | None:
     every = {each: asked_packages(definition, step, each) for each in ("pypi", "conda")}
-    # One of the two may be left out alone; a step that has nothing else has no environment.
+    # @pypi and @conda can be disabled separately; with both disabled, there is no environment.
     asked = {name: each for name, each in every.items() if each is not None and not each.disabled}
     if not asked:
         if kind is None or any(every.values()):
@@ -115,8 +119,8 @@ def _spec_of(definition: FlowDefinition, step: StepDefinition, kind: str | None)
 
 
 class AskedPackages(NamedTuple):
-    """What @pypi or @conda, and their like of the flow, say for one step together: versions by the
-    names of packages, the version of Python, and whether all of that is left out."""
+    """The merged options of @pypi (or @conda) of a step and @pypi_base (or @conda_base) of the
+    flow: package versions by name, the version of Python, and whether they are disabled."""
 
     packages: Mapping[str, str]
     python: str | None
@@ -126,8 +130,8 @@ class AskedPackages(NamedTuple):
 def asked_packages(
     definition: FlowDefinition, step: StepDefinition, kind: str
 ) -> AskedPackages | None:
-    """Return what a step, and the flow for it, asks for by one kind of decorators; None where none
-    of these is there.
+    """Return the merged options of one kind of decorators on a step and its flow; None if neither
+    has such a decorator.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -142,7 +146,7 @@ def asked_packages(
     for each in found:
         named = {**getattr(each, "libraries", {}), **each.packages}
         pinned = {_bare(name) for name, version in named.items() if version.strip()}
-        # A version that is given later counts, however the package's name is written there.
+        # A later version overrides an earlier one, even if the package's name is spelled otherwise.
         packages = {name: text for name, text in packages.items() if _bare(name) not in pinned}
         packages |= named
         python = each.python or python
@@ -151,37 +155,38 @@ def asked_packages(
 
 
 def _bare(name: str) -> str:
-    """The name of a package as indexes compare it, without extras; a URL or a path as it is."""
+    """Return the normalized name of a package, without extras; a URL or a path unchanged."""
     name = name.strip()
     return name if _DIRECT.match(name) else normalized(re.split(r"[\[@]", name)[0].strip())
 
 
 def _is_true(value: object) -> bool:
-    """`--with pypi:disabled=true` gives a text."""
+    """Return whether an option is true; `--with pypi:disabled=true` passes a string."""
     return value is True or str(value).lower() == "true"
 
 
 def _requirement(name: str, version: str, where: str) -> str:
-    """A line of a requirements.txt for a package, as Metaflow reads names and versions."""
+    """Return a line of a requirements.txt for a package, from a name and a version as in
+    Metaflow."""
     name, version = name.strip(), version.strip()
     _refuse_options(name, version, where)
     asked = version
     version, digests = _digests(version, name, where)
-    if _DIRECT.match(name):  # a URL or a file, which may have no name
+    if _DIRECT.match(name):  # a URL or a file, with which a name is optional
         return name + version + digests
     version, mark, marker = version.partition(";")
     version = version.strip()
-    if "@" in name:  # `name@git+https://...`, as the parsers of requirements give it
+    if "@" in name:  # `name@git+https://...`, as Metaflow's requirements parsers return it
         name, _, url = name.partition("@")
         version = f" @ {url.strip()}{version}"
     elif version.startswith("@"):
         version = f" @ {version[1:].strip()}"
     elif version and not version.startswith(_COMPARISONS):
         version = f"=={version}"
-    elif version.startswith("=") and not version.startswith("=="):  # conda's way
+    elif version.startswith("=") and not version.startswith("=="):  # conda's syntax
         version = f"={version}"
     text = f"{name}{version}" + (f" ; {marker.strip()}" if mark else "")
-    from packaging.requirements import InvalidRequirement, Requirement  # few flows have any
+    from packaging.requirements import InvalidRequirement, Requirement  # lazy: few flows need it
 
     try:
         Requirement(text)
@@ -194,7 +199,7 @@ def _requirement(name: str, version: str, where: str) -> str:
 
 
 def _digests(version: str, name: str, where: str) -> tuple[str, str]:
-    """A version without the digests behind it, and these: one of them is that of the file."""
+    """Split a version from the digests after it; the file must have one of these digests."""
     version, *found = re.split(r"\s+--hash[= ]", f" {version}")
     for each in found:
         if not re.fullmatch(r"sha256:[0-9a-f]{64}", each.strip()):

@@ -114,8 +114,8 @@ class Shipment(NamedTuple):
 
 def command(python: Sequence[str], program: Sequence[str]) -> list[str]:
     """Return the command of a job that runs a module of aflow: that of the image, if it has the
-    same version, else the one in AFLOW_RUNTIME. Nothing is installed by name from an index: whoever
-    owns that name there could run code with the permissions of the job.
+    same version, else the one in AFLOW_RUNTIME. Nothing is installed by name from an index: the
+    owner of that name there could run code with the permissions of the job.
 
     Args:
         python: The command of the interpreter in the image.

@@ -1,10 +1,9 @@
-"""Environments of steps on machines without an index: their files in the datastore, by digest.
+"""Transport environments of steps to hosts without a package index, as blobs in the datastore.
 
-For each lock there is a manifest (a blob) that names the blobs of its files, and a root that keeps
-them from `gc` for a month after they were last shipped. A process that ships a lock that the
-datastore has already needs neither an index nor the files. Beside the packages travel, where a
-machine may lack them: what aflow itself needs for another Python than the run's, that Python, and
-uv.
+For each lock there is a manifest (a blob) that lists the blobs of its files, and a root that keeps
+them from `gc` for a month after they were last shipped. To ship a lock that the datastore already
+has, neither an index nor the files are needed. Besides the packages, everything is shipped that a
+host may lack: aflow's dependencies for another Python than that of the jobs, that Python, and uv.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 _PIECE = 32 << 20
-_FORM = 2  # of a packed Python
+_FORM = 2  # version of the format of a packed Python
 _LEFT_OUT = frozenset(
     {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "site-packages",
      "dist-packages", "__pycache__", "lib2to3", "pydoc_data"}
 )  # fmt: skip
-# What a Python has to be able to import for aflow to run in it.
+# The standard modules that aflow requires and that an incomplete Python may lack.
 _NEEDED = "import ctypes, hashlib, json, socket, sqlite3, ssl, zlib"
 
 
@@ -73,23 +72,22 @@ def ship(
     report: Report = lambda line: None,
     python: str | None = None,
 ) -> StoredEnvironments:
-    """Put the environments of steps into the datastore, as far as they are not there, for other
-    machines. Blocks.
+    """Upload the environments of steps to the datastore, for other hosts. Blocks.
 
     Args:
         locks: The locked environments, by step.
-        store: The datastore; None only to say what would be stored.
+        store: The datastore; None to compute the keys without storing anything.
         now: The present time, in seconds since the epoch.
-        report: Takes one line for each thing that takes time.
-        python: The version of Python there, as `3.12`; None for the one that runs.
+        report: Called with one line before each operation that takes time.
+        python: The version of Python on these hosts, for example `3.12`; None for this process's.
 
     Returns:
-        Where the packages are, by step.
+        The blob keys of the environments, by step.
 
     Raises:
-        EnvironmentFailed: A package cannot be fetched.
-        MissingExtra: An extra that is needed for that is not installed.
-        StorageError: The datastore does not answer.
+        EnvironmentFailed: If a package cannot be fetched.
+        MissingExtra: If uv is not installed.
+        StorageError: If the datastore does not respond.
     """
     sender = _Sender(store, now, report, python or own_interpreter().minor)
     by_digest = {
@@ -112,7 +110,7 @@ class _Sender:
         self.blobs: dict[str, None] = {}
 
     def shipped(self, lock: Lock) -> Shipped:
-        """The environment of a lock, with what else a machine with the Python of jobs may lack."""
+        """Upload the environment of a lock, and what hosts with the Python of jobs may lack."""
         other = lock.minor != self._python_there and not lock.is_conda
         return Shipped(
             self._lock(lock),
@@ -122,8 +120,8 @@ class _Sender:
         )
 
     def _runtime(self, lock: Lock) -> str | None:
-        """The manifest of what aflow needs for another Python. Where it is not available, machines
-        do without (see build.py)."""
+        """Upload aflow's dependencies for another Python and return the key of their manifest; None
+        if they are not available: stand-ins are used then (see build.py)."""
         try:
             return self._lock(self._environments.runtime_lock(lock.minor, lock.platform))
         except EnvironmentFailed as error:
@@ -131,8 +129,9 @@ class _Sender:
             return None
 
     def _lock(self, lock: Lock) -> str:
-        """The key of the manifest of a lock, whose files are in the store then."""
-        # As it is recorded with a run. A folder that is a new store is made by that.
+        """Upload the files of a lock, and return the key of its manifest."""
+        # The lock in the form that is recorded with a run. First, because it creates the folder of
+        # a new local store.
         self._put(lock.encode())
 
         def put() -> list[str]:
@@ -155,7 +154,7 @@ class _Sender:
         return {"key": key, "size": size}
 
     def _uv(self, platform: str) -> str:
-        """The key of the program uv for a platform."""
+        """Upload the program uv for a platform, and return its key."""
         if kind_of(platform) == kind_of(this_platform()):
             path = Path(find_uv())
             return self._once("uv", _identity(path), lambda: [self._put(path.read_bytes())])
@@ -170,7 +169,7 @@ class _Sender:
         return self._once("uv", lock.digest, put)
 
     def _of_uv(self, platform: str) -> Lock:
-        """The wheel of uv for another platform, of the version that is here."""
+        """Return the lock of uv's wheel for another platform, in the version of the local uv."""
         uv = Uv(self._report)
         version = uv.run("--version").split()[1]
         solver = Solver(cache_folder(), cache_folder(), uv)
@@ -184,8 +183,8 @@ class _Sender:
             ) from error
 
     def _python(self, lock: Lock) -> str | None:
-        """The key of an interpreter of that version, as a tar of its files; None for one of another
-        platform, whose files are not here."""
+        """Upload an interpreter for a lock as a tar file, and return its key; None for another
+        platform, because this host has no interpreter for it."""
         if kind_of(lock.platform) != kind_of(this_platform()):
             self._report(
                 f"Python {lock.minor} for {lock.platform} does not travel from this machine: the "
@@ -202,8 +201,10 @@ class _Sender:
         return BlobStore(self._store).put(data)
 
     def _once(self, kind: str, identity: str, put: Callable[[], list[str]]) -> str:
-        """The first key of what `put` gives; it is called where the store does not have all of it
-        yet, and keeps it from then on."""
+        """Return the first of the keys that `put` returns, and declare or renew the root of all.
+
+        `put` is called only if the store does not have all blobs of an earlier call.
+        """
         name = roots.root_name(kind, identity)
         before = None if self._store is None else roots.declared(self._store, name)
         keys = [*before.blobs] if before is not None and self._are_there(before.blobs) else put()
@@ -228,14 +229,14 @@ def _identity(path: Path) -> str:
 
 
 def packed_python(python: str) -> bytes:
-    """Return the files of an interpreter as a tar, from which it runs in any folder: its program
-    and its standard library.
+    """Return a tar file with the program and the standard library of an interpreter, which can be
+    unpacked into any folder.
 
     Args:
         python: The path of the interpreter.
 
     Raises:
-        EnvironmentFailed: A file cannot be read.
+        EnvironmentFailed: If the interpreter cannot be run.
     """
     program = (
         "import json, sys, sysconfig; print(json.dumps([sys._base_executable, "
@@ -281,30 +282,33 @@ def packed_python(python: str) -> bytes:
 
 
 def _relocatable(program: bytes, folder: str) -> bytes:
-    """A program that looks for its shared library beside itself, where it looked in this folder: a
-    Python that was built with --enable-shared (as pyenv does) has its absolute path in it."""
+    """Return the program with its rpath changed from this folder to a path relative to itself.
+
+    A Python that was built with --enable-shared (for example by pyenv) contains the absolute path
+    of the folder with its shared library.
+    """
     old, new = folder.encode(), b"$ORIGIN/../lib"
-    if len(old) < len(new):  # there is no room: what is missing is said where it does not run
+    if len(old) < len(new):  # the new path does not fit; `FromStore.interpreter` reports the error
         return program
     return program.replace(b"\0%b\0" % old, b"\0%b\0" % new.ljust(len(old), b"\0"), 1)
 
 
-# ------------------------------------------------------------------ out of it again
+# ------------------------------------------------------------------ download
 
 
 def built(shipped: Shipped, store: ObjectStore, report: Report, steps: Iterable[str]) -> Built:
-    """Return the environment of these steps on this machine, built from what is in the store, if it
-    is not there. Asks no index. Blocks.
+    """Return the environment of these steps on this host; if it does not exist, build it from the
+    files in the datastore, without an index. Blocks.
 
     Args:
-        shipped: The lock, and where its packages are in the datastore.
-        store: The datastore that the run's packages were shipped to.
-        report: Takes one line for each thing that takes time.
+        shipped: The blob keys of the environment.
+        store: The datastore to which the environment was shipped.
+        report: Called with one line before each operation that takes time.
         steps: The names of the steps, for messages.
 
     Raises:
-        EnvironmentFailed: It cannot be built; the error names the steps.
-        StorageError: The datastore does not answer.
+        EnvironmentFailed: If the environment cannot be built; the message contains the steps.
+        StorageError: If the datastore does not respond.
     """
     cache = cache_folder()
     supplies = FromStore(shipped, store, cache, report)
@@ -316,8 +320,8 @@ def locks(environments: Mapping[str, Shipped], store: ObjectStore) -> dict[str, 
     InvalidLock.
 
     Args:
-        environments: The locks and where their packages are, by step.
-        store: The datastore that they were shipped to.
+        environments: The blob keys of the environments, by step.
+        store: The datastore to which they were shipped.
     """
     blobs = BlobStore(store)
     keys = {shipped.packages for shipped in environments.values()}
@@ -326,7 +330,7 @@ def locks(environments: Mapping[str, Shipped], store: ObjectStore) -> dict[str, 
 
 
 class FromStore(Supplies):
-    """What builds an environment, out of the datastore."""
+    """Supplies the files to build an environment from the datastore."""
 
     def __init__(self, shipped: Shipped, store: ObjectStore, cache: Path, report: Report) -> None:
         self._shipped = shipped
@@ -340,13 +344,14 @@ class FromStore(Supplies):
         self._known: dict[str, dict[str, Any]] = dict(packages["files"])
 
     def file(self, package: LockedPackage) -> Path | None:
-        """Return the path of a package's file, fetched and checked.
+        """Return the path of a package's file, after fetching it and verifying its digest; None if
+        it was not shipped.
 
         Args:
-            package: The package, as it is locked.
+            package: The locked package.
 
         Raises:
-            EnvironmentFailed: It is not in the datastore, or is damaged.
+            EnvironmentFailed: If the file in the datastore is damaged.
         """
         entry = self._known.get(package.sha256)
         if entry is None:
@@ -365,7 +370,7 @@ class FromStore(Supplies):
         return self._files.path(package)
 
     def runtime(self, minor: str) -> Lock | None:
-        """What aflow needs for this Python."""
+        """Return the lock of aflow's dependencies for this Python; None if they were not shipped."""
         if self._shipped.runtime is None:
             return None
         manifest = _manifest(self._blobs, self._shipped.runtime)
@@ -374,7 +379,7 @@ class FromStore(Supplies):
         return lock if lock.minor == minor else None
 
     def uv(self) -> str | None:
-        """The program uv."""
+        """Return the path of the shipped uv, after fetching it if necessary."""
         place = self._cache / "tools" / self._shipped.uv / "uv"
         if not place.is_file():
             self._report("Fetching uv from the datastore")
@@ -386,7 +391,8 @@ class FromStore(Supplies):
         return os.fspath(place)
 
     def interpreter(self, asked: str) -> Interpreter | None:
-        """The Python that was shipped. Raises EnvironmentFailed where it does not run here."""
+        """Return the shipped Python, after fetching it if necessary; None if none was shipped.
+        Raises EnvironmentFailed if it does not run on this host."""
         key = self._shipped.python
         if key is None:
             return None
@@ -400,7 +406,7 @@ class FromStore(Supplies):
                 try:
                     os.rename(Path(made, "python"), folder)
                 except OSError:
-                    if not folder.is_dir():  # else: somebody else was first
+                    if not folder.is_dir():  # not just a concurrent process that was faster
                         raise
         path = os.fspath(next(folder.glob("bin/python3*")))
         done = subprocess.run(
@@ -432,6 +438,6 @@ def _unpack(data: bytes, folder: Path) -> None:
                 raise EnvironmentFailed(
                     f"A Python of the datastore has {member.name}, no plain file"
                 )
-        # Python 3.11.3 and older have no filters, and later ones warn where none is chosen.
+        # Python 3.11.3 and older have no filters, and later versions warn if none is set.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(folder)  # noqa: S202 -- all members are plain files below it

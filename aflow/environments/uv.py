@@ -1,8 +1,8 @@
-"""uv, which solves and installs packages: found, run, and its words made into sentences.
+"""Find and run uv, which solves and installs packages; turn its errors into sentences.
 
-Which index is used is said as for uv itself (UV_INDEX and its like, uv.toml), or, where nothing of
-that is set, as for pip (PIP_INDEX_URL and its like, pip.conf). Credentials stay where they are: in
-the environment of uv, in netrc, in the URLs of these settings. Nothing of them is recorded.
+The package index is configured as for uv itself (UV_INDEX and similar variables, uv.toml), or, if
+none of that is set, as for pip (PIP_INDEX_URL and similar variables, pip.conf). Credentials stay in
+the environment of uv, in netrc, or in the URLs of these settings; they are never recorded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INDEX_VARIABLES = (
     "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS",
     "UV_CONFIG_FILE",
 )  # fmt: skip
-# What solving depends on besides, and installing what was locked must not.
+# Variables that affect solving, and must not affect the installation of locked packages.
 _SOLVING_VARIABLES = (
     "UV_CONSTRAINT", "UV_OVERRIDE", "UV_EXCLUDE", "UV_EXCLUDE_NEWER", "UV_EXCLUDE_NEWER_PACKAGE",
     "UV_PRERELEASE", "UV_RESOLUTION", "UV_FORK_STRATEGY", "UV_INDEX_STRATEGY", "UV_NO_SOURCES",
@@ -50,22 +50,22 @@ _HINTS = ("hint:", "help:")
 
 
 def without_credentials(text: str) -> str:
-    """Return a text without what stands before the host in its URLs: a password, a token.
+    """Return a text with the user information (password, token) removed from its URLs.
 
     Args:
-        text: A URL, or lines that may have some in them, such as the output of uv.
+        text: A URL, or lines that may contain URLs, such as the output of uv.
     """
     return _CREDENTIALS.sub(r"\1", text)
 
 
 class Uv:
-    """The program uv, as found on this machine."""
+    """The program uv on this host."""
 
     def __init__(
         self, report: Report = lambda line: None, otherwise: Callable[[], str | None] | None = None
     ) -> None:
-        """`report` receives the progress of a long command of uv; `otherwise` gives the path of uv
-        where it is not installed. Raises MissingExtra where there is no uv."""
+        """`report` is called with the progress of long commands of uv; `otherwise` returns the path
+        of uv if it is not installed. Raises MissingExtra if there is no uv."""
         self.path = find_uv(otherwise)
         self._report = report
         self._index = index_of_pip()
@@ -80,28 +80,28 @@ class Uv:
         more: Mapping[str, str] | None = None,
         solves: bool = False,
     ) -> str:
-        """Run a command. With `index` it gets the index that is set, and the user's constraints and
-        the like where it `solves`.
+        """Run a command.
 
         Args:
             *args: The arguments of uv.
-            stdin: What uv reads from its stdin: requirements, one a line.
-            folder: The working directory; None for that of this process.
-            index: Whether the package index may be asked.
-            offline: Whether the network may not be used.
-            more: Variables that are set in addition.
-            solves: Whether the command solves: what it prints then explains a conflict.
+            stdin: The standard input of uv: requirements, one per line.
+            folder: The working directory; None, or one that does not exist, for this process's.
+            index: Whether to pass on the configured package index of pip.
+            offline: Whether to forbid network access.
+            more: Additional environment variables.
+            solves: Whether to pass on the user's variables that affect solving (constraints and so
+                on).
 
         Returns:
-            What it prints to its stdout.
+            The standard output of uv.
 
         Raises:
-            UvFailed: uv cannot be started, or has ended with an error.
+            UvFailed: If uv cannot be started, or exits with an error.
         """
         argv = [self.path, *args, "--color", "never"]
         argv += self._index.options if index else []
         argv += ["--offline"] if offline else []
-        # Interpreters are chosen by aflow, and a download of one is asked for by its own command.
+        # aflow selects interpreters, and downloads them only with an explicit command (_of_uv).
         fixed = {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1", **(more or {})}
         fixed |= self._index.variables if index else {}
         without = ("VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", *_SOLVING_VARIABLES * (not solves))
@@ -113,7 +113,7 @@ class Uv:
         if os.path.isfile(certificates):
             environment.setdefault("SSL_CERT_FILE", certificates)
         cwd = folder if folder is not None and os.path.isdir(folder) else None
-        # Files, not pipes: nothing blocks while its progress is read from stderr.
+        # Files instead of pipes, to avoid a deadlock while stderr is read.
         try:
             with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as printed:
                 source.write(stdin.encode())
@@ -133,7 +133,7 @@ class Uv:
         return output
 
     def _read(self, process: subprocess.Popen[str]) -> list[str]:
-        """The lines of stderr until the process has ended; its progress is reported."""
+        """Return the lines of stderr after the process has exited; progress is reported."""
         lines: list[str] = []
         with process:
             assert process.stderr is not None, "it is a pipe"
@@ -149,8 +149,8 @@ class Uv:
 
 
 def _cache_of_uv(environment: Mapping[str, str]) -> str:
-    """Where uv itself would keep files, or, without a home that can be written to, another place:
-    it would fail there. Raises UvFailed."""
+    """Return uv's default cache folder, or a temporary one if that is not writable, in which case
+    uv would fail. Raises UvFailed."""
     home = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     try:
         return os.fspath(writable_or_temporary(Path(home) / "uv"))
@@ -159,7 +159,7 @@ def _cache_of_uv(environment: Mapping[str, str]) -> str:
 
 
 class UvFailed(EnvironmentFailed):
-    """A command of uv has failed; `explanation` is what it says, in one line."""
+    """A command of uv has failed. `explanation` is its error in one line, `full` its stderr."""
 
     def __init__(self, explanation: str, full: str) -> None:
         super().__init__(explanation)
@@ -168,7 +168,7 @@ class UvFailed(EnvironmentFailed):
 
     @property
     def output(self) -> str:
-        """The last line that a build has printed before uv says that it failed."""
+        """The last line that a build printed before the error of uv; "" if there is none."""
         lines = [each.strip() for each in self.full.splitlines()]
         end = next((i for i, one in enumerate(lines) if one.startswith("error")), len(lines))
         printed = [each for each in lines[:end] if each and not each.startswith(_SHOWN)]
@@ -176,32 +176,33 @@ class UvFailed(EnvironmentFailed):
 
     @property
     def is_network(self) -> bool:
-        """Whether an index does not answer."""
-        # What it says of a repository says "failed to fetch", whatever the reason.
+        """Whether an index or repository did not respond."""
+        # uv's message about a repository contains "failed to fetch" for any reason, so only git's
+        # own message is searched.
         return bool(_AWAY.search(self.of_git or self.full))
 
     @property
     def of_git(self) -> str:
-        """What git says of a repository that cannot be fetched; "" where that is not the reason."""
+        """The error message of git if a repository could not be fetched; else ""."""
         found = _GIT.search(self.explanation)
         return found[1] if found else ""
 
 
 def explanation(output: Sequence[str], code: int) -> str:
-    """Return what uv says of its error, in one line, without credentials.
+    """Return the error message of uv in one line, without credentials.
 
     Args:
-        output: The lines that uv has printed.
+        output: The lines that uv printed to stderr.
         code: The exit status of uv.
     """
     lines = [each.strip() for each in output]
     start = next((i for i, each in enumerate(lines) if each.lower().startswith("error")), None)
-    if start is None:  # it was killed, or says it in a way of its own
+    if start is None:  # uv was killed, or the error has another format
         kept = [each for each in lines if each][-3:]
     else:
         kept = [each for each in lines[start:] if each and not each.lower().startswith(_HINTS)]
     text = ""
-    for each in kept:  # each cause is a clause of its own, what it goes on with is not
+    for each in kept:  # a colon before each cause, a space before a continuation line
         between = ": " if _LABEL.match(each) else " "
         text += (between if text else "") + _LABEL.sub("", each)
     text = without_credentials(re.sub(r"\s+", " ", text)).strip().rstrip(".")
@@ -209,17 +210,17 @@ def explanation(output: Sequence[str], code: int) -> str:
 
 
 def find_uv(otherwise: Callable[[], str | None] | None = None) -> str:
-    """Return the path of uv: that of its PyPI package in this environment, else that of PATH, else
-    what `otherwise` gives.
+    """Return the path of uv: from its PyPI package in this environment, else from PATH, else from
+    `otherwise`.
 
     Args:
-        otherwise: Finds uv where it is not on PATH; None to look nowhere else.
+        otherwise: Returns the path of uv if it is not on PATH; None for no further search.
 
     Raises:
-        MissingExtra: A package that this needs is not installed.
+        MissingExtra: If uv is not found.
     """
     try:
-        from uv import find_uv_bin  # its package, which is an extra
+        from uv import find_uv_bin  # an optional dependency
 
         return str(find_uv_bin())
     except (ImportError, FileNotFoundError):
@@ -234,19 +235,22 @@ def find_uv(otherwise: Callable[[], str | None] | None = None) -> str:
     return found
 
 
-# ------------------------------------------------------------------ which index
+# ------------------------------------------------------------------ package indexes
 
 
 class PipIndex(NamedTuple):
-    """The index that pip is set to, as uv takes it. URLs are variables: all users of the machine
-    read command lines, passwords of URLs, too. Both are empty where uv has settings of its own."""
+    """The index settings of pip in the form of uv; empty if uv has index settings.
+
+    URLs are passed as variables, because all users of the host can read the passwords in URLs on a
+    command line.
+    """
 
     variables: dict[str, str]
     options: tuple[str, ...] = ()
 
 
 def index_of_pip() -> PipIndex:
-    """Return the index that pip is set to, for uv."""
+    """Return the index settings of pip in the form of uv; empty if uv has index settings."""
     environment = environment_with({})
     if any(environment.get(each) for each in _INDEX_VARIABLES):
         return PipIndex({})
@@ -262,15 +266,15 @@ def index_of_pip() -> PipIndex:
 
 
 def pip_has_several_indexes() -> bool:
-    """Return whether packages come from several indexes that pip is set to. pip takes the files of
-    all of them together, and uv those of the first that has the package."""
+    """Return whether several indexes are configured for pip. pip considers the files of all of
+    them, uv only those of the first index that has the package."""
     if environment_with({}).get("UV_INDEX_STRATEGY"):
         return False
     return "UV_INDEX" in index_of_pip().variables
 
 
 def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The settings of pip that say where packages come from: its files, then its variables."""
+    """Return the settings of pip about package sources: from its files, overridden by variables."""
     home = environment.get("HOME") or os.path.expanduser("~")
     config_home = environment.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     dirs = (environment.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
@@ -289,7 +293,7 @@ def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
         try:
             parser.read(file, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError):
-            continue  # pip itself says what is wrong with it
+            continue  # pip itself reports malformed files
         for section in ("global", "install"):
             if parser.has_section(section):
                 found.update({key.replace("_", "-"): text for key, text in parser.items(section)})
@@ -301,8 +305,8 @@ def _pip_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def index_identity() -> list[str]:
-    """Return what says where packages come from, without credentials: part of what a lock was made
-    for. A folder counts with what is in it now."""
+    """Return values that identify the configured package sources, without credentials, for the
+    cache of locks. For local folders they depend on the contents."""
     of_pip = index_of_pip()
     environment = {**environment_with({}), **of_pip.variables}
     names = (*_INDEX_VARIABLES, *_SOLVING_VARIABLES)
@@ -314,11 +318,11 @@ def index_identity() -> list[str]:
 
 
 def stamp_of(path: Path) -> str:
-    """Return what changes when a file is written, or one of a folder is added or written; "" for
-    what does not exist.
+    """Return a string that changes if a file is modified, or a file in a folder is added or
+    modified; "" if the path does not exist.
 
     Args:
-        path: A file, or a folder, without those inside of it.
+        path: A file, or a folder, which is not searched recursively.
     """
     if not path.is_dir():
         return _stamp_of_file(path)
@@ -337,7 +341,7 @@ def _stamp_of_file(path: Path) -> str:
 
 
 class Interpreter(NamedTuple):
-    """A Python of this machine."""
+    """A CPython interpreter on this host."""
 
     path: str
     version: str
@@ -352,7 +356,7 @@ OLDEST = (3, 11)
 
 
 def own_interpreter() -> Interpreter:
-    """Return the interpreter that this process runs, outside of a virtual environment."""
+    """Return the interpreter of this process; in a virtual environment, its base interpreter."""
     base = getattr(sys, "_base_executable", None) or sys.executable
     return Interpreter(base, "{}.{}.{}".format(*sys.version_info[:3]))
 
@@ -360,17 +364,18 @@ def own_interpreter() -> Interpreter:
 def interpreter_for(
     asked: str | None, uv: Uv | None = None, *, may_download: bool = True
 ) -> Interpreter:
-    """Return an interpreter of the version that is asked for (`3.12`, `3.12.4`, `>=3.12`): this
-    process's own, one of pyenv, of PATH, one that uv knows, or, last, one that uv downloads, if it
-    may.
+    """Return an interpreter of the requested version.
+
+    It searches in this order: that of this process, those of pyenv, those on PATH, those that uv
+    finds, and one that uv downloads.
 
     Args:
-        asked: The version of Python that was asked for, as `3.12`; None for this one.
+        asked: The requested version of Python (`3.12`, `3.12.4`, `>=3.12`); None for this one.
         uv: The uv to use; None to find it.
         may_download: Whether uv may download an interpreter.
 
     Raises:
-        EnvironmentFailed: There is none; the error names those that were found.
+        EnvironmentFailed: If there is none; the message lists the versions that were found.
     """
     own = own_interpreter()
     if asked is None or fits(own.version, asked):
@@ -397,13 +402,13 @@ def interpreter_for(
 
 
 def refuse_older(asked: str) -> None:
-    """Check that steps can run with a Python.
+    """Check that a version of Python is not too old for steps.
 
     Args:
-        asked: Its version, as `3.12`; a range of versions is not checked.
+        asked: The version, for example `3.12`; a range of versions is not checked.
 
     Raises:
-        EnvironmentFailed: It is too old.
+        EnvironmentFailed: If the version is too old.
     """
     numbers = _numbers(asked)
     if re.match(r"\d", asked) and len(numbers) > 1 and numbers[:2] < OLDEST:
@@ -414,11 +419,11 @@ def refuse_older(asked: str) -> None:
 
 
 def fits(version: str, asked: str) -> bool:
-    """Return whether a version of Python is what is asked for.
+    """Return whether a version of Python matches the requested one.
 
     Args:
-        version: The complete version of an interpreter, as `3.12.4`.
-        asked: What was asked for: a version (`3.12`), or a specifier (`>=3.12`).
+        version: The complete version of an interpreter, for example `3.12.4`.
+        asked: The requested version (`3.12`) or specifier (`>=3.12`).
     """
     from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
@@ -432,7 +437,7 @@ def fits(version: str, asked: str) -> bool:
 
 
 def _candidates(asked: str) -> list[str]:
-    """Paths that may be an interpreter of that version, the most likely first."""
+    """Return paths of possible interpreters of that version, the most likely first."""
     environment = environment_with({})
     root = Path(environment.get("PYENV_ROOT") or os.path.expanduser("~/.pyenv"))
     versions = sorted(root.glob("versions/*"), key=lambda each: _numbers(each.name), reverse=True)
@@ -448,10 +453,10 @@ def _candidates(asked: str) -> list[str]:
 
 
 def version_of(path: str) -> str | None:
-    """Return the version of a CPython, which is run to print it; None for anything else.
+    """Return the version of a CPython interpreter by running it; None for any other program.
 
     Args:
-        path: The program, which need not exist.
+        path: The path of the program, which need not exist.
     """
     program = (
         "import sys; sys.implementation.name == 'cpython' or sys.exit(1); "

@@ -1,9 +1,9 @@
-"""aflow and what it depends on as wheels: packed again from where they are installed.
+"""Pack aflow and its dependencies as wheels, from their installed files.
 
-An installed distribution says in its RECORD which files it has, and in WHEEL what they fit; that is
-all a wheel consists of. So a machine without an index can ship what it runs. An aflow that is
-installed as editable, or runs from its source tree, is packed from there. The same files give the
-same bytes.
+The RECORD of an installed distribution lists its files and WHEEL has its tags, which is everything
+that a wheel consists of. So a host can ship its installed packages without an index. An editable
+installation of aflow, or one that runs from its source tree, is packed from there. Equal files
+result in equal bytes.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_LEVEL = 4  # of zlib: the default one takes two thirds longer, for wheels that are 2 % smaller
+_LEVEL = 4  # of zlib: the default level takes two thirds longer for wheels that are 2 % smaller
 _OURS = "aflow"
 _ROOT = Path(__file__).parents[1]  # the package aflow
 _INDEX = "wheel.json"
-KEPT = 7 * 86400.0  # seconds after its last use that a packed wheel is kept
+KEPT = 7 * 86400.0  # seconds for which an unused packed wheel is kept
 _NOT_SHIPPED = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"})
 _MANYLINUX = re.compile(r"manylinux_(\d+)_(\d+)_|manylinux(1|2010|2014)_")
 _OLD = {"1": (2, 5), "2010": (2, 12), "2014": (2, 17)}
 
 
 class PackedWheel(NamedTuple):
-    """A wheel in a file: its distribution, the SHA-256 and the BLAKE3 of its bytes (as hex)."""
+    """A wheel file: its distribution, its size, and the SHA-256 and BLAKE3 (`key`) of its bytes."""
 
     name: str
     version: str
@@ -61,13 +61,13 @@ class PackedWheel(NamedTuple):
 
     @property
     def tags(self) -> str:
-        """What it fits: tags of Python, ABI and platform, joined by dashes."""
+        """The compatibility tags: Python, ABI and platform, joined by dashes."""
         return self.path.name.removesuffix(".whl").split("-", 2)[2]
 
 
 class Fit(NamedTuple):
-    """What a set of wheels fits: a Python (`3.11`; `3.13t` without GIL), a machine (`x86_64`), a C
-    library and the lowest version of it."""
+    """The requirements of a set of wheels: the version of Python (`3.11`; `3.13t` without GIL), the
+    architecture (`x86_64`), and the C library with its minimum version."""
 
     python: str
     machine: str
@@ -75,8 +75,7 @@ class Fit(NamedTuple):
 
 
 def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel]:
-    """Pack aflow with these extras and all that it depends on as wheels in a folder, where they may
-    be already.
+    """Pack aflow with these extras and its dependencies as wheels; those that exist are reused.
 
     Args:
         extras: The extras of aflow to include.
@@ -87,7 +86,7 @@ def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel
         The wheels: that of aflow first, then the others in the order of their names.
 
     Raises:
-        ShippingError: A distribution cannot be packed.
+        ShippingError: If a distribution cannot be packed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,10 +100,10 @@ def runtime(extras: Iterable[str], folder: Path, now: float) -> list[PackedWheel
 
 
 def fit_of(wheels: Sequence[PackedWheel]) -> Fit:
-    """Return what all of these wheels fit, packed by this Python.
+    """Return the requirements of all these wheels together, which were packed by this Python.
 
     Args:
-        wheels: The wheels of aflow and of what it depends on.
+        wheels: The wheels of aflow and its dependencies.
     """
     libc, here = platform.libc_ver()
     name = libc or "musl"
@@ -115,7 +114,7 @@ def fit_of(wheels: Sequence[PackedWheel]) -> Fit:
             continue
         floors = [_floor(kind) for kind in kinds]
         known = [each for each in floors if each is not None]
-        # What was built here may need all that this machine has.
+        # A wheel without manylinux tag was built here and may need this version of the C library.
         lowest = max(lowest, min(known) if known else _numbers(here))
     version = f"{sys.version_info[0]}.{sys.version_info[1]}{'t' * ('t' in sys.abiflags)}"
     return Fit(version, platform.machine(), (name, lowest))
@@ -133,18 +132,19 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _sweep(folder: Path, before: float) -> None:
-    """Remove what was not used since then."""
+    """Remove wheels that were last used before that time."""
     for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # another program was first
+        with suppress(FileNotFoundError):  # a concurrent process has removed it
             if entry.stat().st_mtime < before:
                 shutil.rmtree(entry.path, ignore_errors=True)
 
 
-# ------------------------------------------------------------ which distributions
+# ------------------------------------------------------------ dependencies
 
 
 def closure(extras: frozenset[str]) -> list[Distribution]:
-    """Return all distributions that aflow with these extras depends on here, by canonical names.
+    """Return all installed distributions that aflow with these extras depends on, transitively, in
+    the order of their canonical names. Raises ShippingError if one is not installed.
 
     Args:
         extras: The extras of aflow to include.
@@ -171,16 +171,16 @@ def _requirements(
             yield canonicalize_name(requirement.name), frozenset(requirement.extras)
 
 
-# What steps and aflow have to have in common: functions that one pickles are loaded by the other.
+# Never private: functions that a step pickles are unpickled by aflow, and vice versa.
 _SHARED = frozenset({"cloudpickle"})
 
 
 def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribution]:
-    """Return what aflow with these extras cannot share with an environment that has these versions:
-    the distributions of which that has one that does not fit, and all that depend on them.
+    """Return the dependencies of aflow that it cannot share with an environment: those of which the
+    environment has an incompatible version, and all that depend on them.
 
     Args:
-        versions: The installed versions, by package.
+        versions: The versions in the environment, by package.
         extras: The extras of aflow to include.
     """
     every = {canonicalize_name(each.name): each for each in closure(extras)}
@@ -211,18 +211,18 @@ def unfit(versions: Mapping[str, str], extras: frozenset[str]) -> list[Distribut
 
 
 def counts(requirement: Requirement, extras: Iterable[str]) -> bool:
-    """Return whether a requirement of a distribution counts on this machine.
+    """Return whether a requirement of a distribution applies on this host.
 
     Args:
         requirement: The requirement, with its marker.
-        extras: The extras of the distribution that are asked for.
+        extras: The requested extras of the distribution.
     """
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": each}) for each in ("", *extras))
 
 
 def top_names(distribution: Distribution) -> set[str]:
-    """Return what lies on `sys.path` for a distribution: folders, modules, and its metadata.
+    """Return the top-level names of a distribution in site-packages: packages, modules, metadata.
 
     Args:
         distribution: An installed distribution, whose RECORD is read.
@@ -230,14 +230,14 @@ def top_names(distribution: Distribution) -> set[str]:
     record = distribution.read_text("RECORD")
     if record is None:
         tops = {each.parts[0] for each in distribution.files or () if each.parts}
-    else:  # thousands of lines, for some
+    else:  # faster than `files`: some records have thousands of lines
         tops = {re.split(r"[/,]", line, maxsplit=1)[0].strip('"') for line in record.splitlines()}
     return {each for each in tops if each not in ("", "..", "__pycache__", os.sep)}
 
 
 def needs_of_aflow() -> list[str]:
-    """Return what this aflow requires: as its source tree says, if it runs from one, else as it was
-    installed."""
+    """Return the requirements of this aflow: from the pyproject.toml of its source tree, if it runs
+    from one, else from its installed metadata."""
     project = _project()
     if project is None:
         return _distribution(DISTRIBUTION).requires or []
@@ -247,7 +247,7 @@ def needs_of_aflow() -> list[str]:
 
 
 def _under(text: str, extra: str) -> str:
-    """A requirement of an extra, as metadata have it."""
+    """Return a requirement of an extra in the form of package metadata, with a marker."""
     requirement = Requirement(text)
     own = f"({requirement.marker}) and " if requirement.marker is not None else ""
     requirement.marker = Marker(f"{own}extra == '{extra}'")
@@ -255,8 +255,8 @@ def _under(text: str, extra: str) -> str:
 
 
 def _project() -> Mapping[str, Any] | None:
-    """The table `project` of the source tree that this aflow runs from; None where it was installed
-    from a wheel."""
+    """Return the table `project` of the source tree that this aflow runs from; None if it was
+    installed from a wheel."""
     try:
         text = (_ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
         project: Mapping[str, Any] = tomllib.loads(text).get("project", {})
@@ -290,8 +290,8 @@ def _packed(distribution: Distribution, folder: Path) -> PackedWheel:
 
 
 def _packed_aflow(folder: Path) -> PackedWheel:
-    """aflow as it runs: as it was installed, or from the folder of its package, if that is a
-    source tree."""
+    """Return the wheel of this aflow: from its source tree, if it runs from one, else from its
+    installed files."""
     if _project() is not None:
         return _of_source(folder)
     distribution = _distribution(DISTRIBUTION)
@@ -313,7 +313,7 @@ def _files(distribution: Distribution) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in distribution.files or ():
         name = file.as_posix()
-        outside = name.startswith(("..", "/"))  # scripts, and what lies beside the packages
+        outside = name.startswith(("..", "/"))  # scripts and data files outside of site-packages
         if outside or name.endswith(".pyc") or _is_left_out(name):
             continue
         found[name] = Path(str(distribution.locate_file(file)))
@@ -326,7 +326,7 @@ def _is_left_out(name: str) -> bool:
 
 
 def _of_source(folder: Path) -> PackedWheel:
-    """The wheel of the source tree, with the metadata that jobs need."""
+    """Return the wheel of the source tree, with the metadata that jobs need."""
     info = f"{DISTRIBUTION.replace('-', '_')}-{__version__}.dist-info"
     described = [
         "Metadata-Version: 2.1",
@@ -363,8 +363,8 @@ def _source_files(folder: Path) -> Iterator[Path]:
 def _in_folder(
     folder: Path, label: str, identity: bytes, files: Callable[[], Mapping[str, Path | bytes]]
 ) -> PackedWheel:
-    """The wheel of these files: made in a folder of its own, named by the identity, unless it is
-    there. Others may do the same at the same time."""
+    """Return the wheel of these files; it is written to a subfolder named by the identity, unless
+    it exists there. Safe against concurrent processes."""
     place = folder / hashlib.sha256(identity).hexdigest()[:32]
     known = _known(place)
     if known is not None:
@@ -375,9 +375,9 @@ def _in_folder(
             wheel = _write(made, files())
             index = {**wheel._asdict(), "path": wheel.path.name}
             (made / _INDEX).write_text(json.dumps(index), "utf-8")
-            if place.exists():  # cut off, or of another kind
+            if place.exists():  # incomplete, or in another format
                 shutil.rmtree(place, ignore_errors=True)
-            with suppress(OSError):  # another program was first
+            with suppress(OSError):  # a concurrent process has created the same folder
                 made.rename(place)
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -395,13 +395,13 @@ def _known(place: Path) -> PackedWheel | None:
         if known.path.stat().st_size != known.size:
             return None
         os.utime(place)
-    except (OSError, ValueError, TypeError, KeyError):  # not there, or not whole
+    except (OSError, ValueError, TypeError, KeyError):  # missing or incomplete
         return None
     return known
 
 
 def _write(folder: Path, files: Mapping[str, Path | bytes]) -> PackedWheel:
-    """Write the wheel of these files, which has the name that its metadata say."""
+    """Write the wheel of these files; its file name is derived from its metadata."""
     contents = {
         name: each if isinstance(each, bytes) else each.read_bytes() for name, each in files.items()
     }
@@ -423,7 +423,7 @@ def _write(folder: Path, files: Mapping[str, Path | bytes]) -> PackedWheel:
 
 
 def described_wheel(name: str, version: str, path: Path) -> PackedWheel:
-    """Return the wheel in this file, with its digests.
+    """Return the description of a wheel file, with its digests.
 
     Args:
         name: The name of the distribution.
@@ -442,6 +442,6 @@ def _row(data: bytes) -> str:
 
 
 def _compressed(tags: Sequence[str]) -> str:
-    """Tags as the name of a file has them: each part with all that it may be."""
+    """Return the compressed tag set of a file name (PEP 425): `py2.py3-none-any`."""
     parts = zip(*(tag.split("-") for tag in tags), strict=True)
     return "-".join(".".join(sorted(set(part))) for part in parts)

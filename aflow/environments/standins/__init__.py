@@ -1,5 +1,5 @@
-"""What stands in for compiled packages of aflow in a Python for which these are not available.
+"""Pure-Python stand-ins for compiled dependencies of aflow, for a Python that lacks these.
 
-The modules are found there under the names `blake3` and `zstandard`, after the step's own packages.
-They do what aflow uses of these, slower.
+They are imported there under the names `blake3` and `zstandard`, unless the step's environment has
+these packages. They implement the parts of the interfaces that aflow uses, more slowly.
 """

@@ -1,7 +1,7 @@
-"""BLAKE3 in Python alone, as far as aflow uses it: the same digests, many times slower.
+"""BLAKE3 in pure Python, as far as aflow uses it: the same digests, many times slower.
 
-What is long is hashed by another Python that has the compiled package, the one that aflow runs
-with: the file `aflow-python` beside this module names it.
+Long data are hashed in a process of the Python that aflow itself runs with, which has the compiled
+package. The file `aflow-python` next to this module contains its path.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 import subprocess
 from typing import Any
 
-_LONG = 64 << 10  # bytes from which another process is faster
+_LONG = 64 << 10  # bytes from which a helper process is faster
 _PROGRAM = """\
 import sys
 from blake3 import blake3
@@ -27,7 +27,7 @@ _IV = (
 _PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
 _CHUNK_START, _CHUNK_END, _PARENT, _ROOT = 1, 2, 4, 8
 _BLOCK, _CHUNK, _MASK = 64, 1024, 0xFFFFFFFF
-# Which words of the state are mixed: columns, then diagonals.
+# The indexes of the state's words that are mixed: columns, then diagonals.
 _MIXED = (
     (0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
     (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14),
@@ -35,7 +35,7 @@ _MIXED = (
 
 
 def _schedule() -> list[tuple[int, ...]]:
-    """The order of the words of a block in each of the seven rounds."""
+    """Return the order of the words of a block in each of the seven rounds."""
     order = tuple(range(16))
     rounds = []
     for _ in range(7):
@@ -50,7 +50,7 @@ _ROUNDS = _schedule()
 def _compress(
     value: tuple[int, ...], block: tuple[int, ...], counter: int, length: int, flags: int
 ) -> list[int]:
-    """The compression function: sixteen words."""
+    """The compression function of BLAKE3. Returns sixteen words."""
     v = [*value, *_IV[:4], counter & _MASK, counter >> 32, length, flags]
     for order in _ROUNDS:
         for place, (a, b, c, d) in enumerate(_MIXED):
@@ -70,7 +70,8 @@ def _compress(
 
 
 class _Node:
-    """The last compression of a chunk, or of two halves: as a value, or as the root."""
+    """The pending last compression of a chunk or a parent node, which may turn out to be the
+    root."""
 
     def __init__(
         self, value: tuple[int, ...], block: tuple[int, ...], counter: int, length: int, flags: int
@@ -78,11 +79,11 @@ class _Node:
         self._inputs = value, block, counter, length, flags
 
     def chain(self) -> tuple[int, ...]:
-        """Its value for what stands above it."""
+        """Return the chaining value for the parent node."""
         return tuple(_compress(*self._inputs)[:8])
 
     def root(self, length: int) -> bytes:
-        """This many bytes of the digest, where nothing stands above it."""
+        """Return this many bytes of the digest, for the root node."""
         value, block, _, size, flags = self._inputs
         out = b""
         counter = 0
@@ -111,7 +112,7 @@ def _parent(left: tuple[int, ...], right: tuple[int, ...]) -> _Node:
 
 
 def _helper() -> subprocess.Popen[bytes] | None:
-    """A process that hashes what it gets; None where there is none."""
+    """Start a process that hashes its stdin; None if it cannot be started."""
     try:
         with open(
             os.path.join(os.path.dirname(os.path.abspath(__file__)), "aflow-python"),
@@ -126,23 +127,23 @@ def _helper() -> subprocess.Popen[bytes] | None:
 
 
 class blake3:  # noqa: N801 -- the name that it stands in for
-    """A hash, as the package's own class: `max_threads` makes no difference."""
+    """A hash object with the interface of the package's class; `max_threads` is ignored."""
 
     AUTO = -1
 
     def __init__(self, data: Any = b"", /, *, max_threads: int = 1) -> None:
         self._helper: subprocess.Popen[bytes] | None = None
-        self._digest = b""  # by the helper: the first bytes of the digest
+        self._digest = b""  # the first bytes of the digest, from the helper process
         self._rest = bytearray()
         self._chunks = 0
-        self._stack: list[tuple[int, ...]] = []  # of whole subtrees, the largest first
+        self._stack: list[tuple[int, ...]] = []  # values of complete subtrees, the largest first
         self.update(data)
 
     def update(self, data: Any, /) -> blake3:
-        """Add bytes to what is hashed.
+        """Add bytes to the hashed data.
 
         Args:
-            data: The bytes, or the plain values that were decoded from JSON.
+            data: The bytes, as any object with the buffer protocol.
 
         Returns:
             This object.
@@ -168,7 +169,7 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         self._helper.stdin.write(data)
 
     def _absorb(self) -> None:
-        """Hash whole chunks but for the last one, which may be the root."""
+        """Hash complete chunks except the last one, which may be the root."""
         done = 0
         while len(self._rest) - done > _CHUNK:
             node = _chunk(bytes(self._rest[done : done + _CHUNK]), self._chunks)
@@ -182,7 +183,7 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         del self._rest[:done]
 
     def digest(self, length: int = 32) -> bytes:
-        """Return the digest of all that was added, with this many bytes.
+        """Return the digest of the data added so far; no more may be added after it.
 
         Args:
             length: The size of the digest in bytes, at most 4096.
@@ -199,9 +200,9 @@ class blake3:  # noqa: N801 -- the name that it stands in for
         return node.root(length)
 
     def hexdigest(self, length: int = 32) -> str:
-        """Return the digest as a text of hexadecimal digits.
+        """Return the digest in hex.
 
         Args:
-            length: The size of the digest in bytes, half as many as digits.
+            length: The size of the digest in bytes; the result has twice as many digits.
         """
         return self.digest(length).hex()

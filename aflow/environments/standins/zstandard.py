@@ -1,6 +1,6 @@
-"""Zstandard by the C library of the system, as far as aflow uses it.
+"""Zstandard with the C library of the system, as far as aflow uses it.
 
-Where there is none, nothing is compressed, and what others have compressed cannot be read.
+Without that library data are stored uncompressed, and compressed data cannot be read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NAMES = ("libzstd.so.1", "libzstd.1.dylib")
 
 
 class ZstdError(Exception):
-    """Something is not a frame of zstd, or there is no library to read it."""
+    """The data are not a zstd frame, or the C library is missing."""
 
 
 def _library() -> Any:
@@ -48,11 +48,12 @@ def _checked(result: int) -> int:
 
 
 def compress(data: Any, level: int = 3) -> bytes:
-    """Return a frame of the data; the data itself where there is no library, which is not a gain.
+    """Return a zstd frame of the data. Without the C library, return the data unchanged; callers
+    store data uncompressed if compression does not make it smaller.
 
     Args:
-        data: The bytes, or the plain values that were decoded from JSON.
-        level: From 1, the fastest, to 22, the smallest.
+        data: The bytes, as any object with the buffer protocol.
+        level: From 1 (fastest) to 22 (smallest).
     """
     source = bytes(data)
     if _zstd is None:
@@ -64,32 +65,32 @@ def compress(data: Any, level: int = 3) -> bytes:
 
 
 class _FrameWriter:
-    """Makes one frame when all has come."""
+    """Collects data, and compresses them into one frame in `flush`."""
 
     def __init__(self, level: int) -> None:
         self._level = level
         self._data = bytearray()
 
     def compress(self, data: Any) -> bytes:
-        """Take some bytes."""
+        """Add bytes. Returns nothing before `flush`."""
         self._data += memoryview(data).cast("B")
         return b""
 
     def flush(self) -> bytes:
-        """The frame."""
+        """Return the frame."""
         if _zstd is None:
             raise ZstdError("there is no zstd for this Python")
         return compress(self._data, self._level)
 
 
 class ZstdCompressor:
-    """Compresses at this level; `threads` make no difference."""
+    """Compresses at a level; `threads` is ignored."""
 
     def __init__(self, level: int = 3, threads: int = 0) -> None:
         self._level = level
 
     def compressobj(self, size: int = -1) -> _FrameWriter:
-        """Return a stream of one frame.
+        """Return a writer of one frame.
 
         Args:
             size: Ignored: the size of the data is not needed.
@@ -98,7 +99,7 @@ class ZstdCompressor:
 
 
 class _FrameReader:
-    """Reads one frame into a buffer that has room for all of it."""
+    """Reads one frame into a buffer that is large enough for its content."""
 
     def __init__(self, data: Any) -> None:
         self._data = bytes(data)
@@ -108,10 +109,10 @@ class _FrameReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Nothing is held."""
+        """Do nothing: there are no resources to release."""
 
     def readinto(self, view: memoryview[int]) -> int:
-        """Read the frame. Raises ZstdError, also where it does not fit."""
+        """Read the frame. Raises ZstdError if it is malformed or does not fit into the buffer."""
         if self._is_read:
             return 0
         if _zstd is None:
@@ -125,7 +126,7 @@ class _FrameReader:
         return _checked(result)
 
     def read(self, count: int) -> bytes:
-        """What is left: nothing, once it was read."""
+        """Return no data: `readinto` has read all of the frame."""
         return b""
 
 
@@ -136,6 +137,6 @@ class ZstdDecompressor:
         """Return a reader of one frame.
 
         Args:
-            data: The bytes, or the plain values that were decoded from JSON.
+            data: The bytes of the frame, as any object with the buffer protocol.
         """
         return _FrameReader(data)

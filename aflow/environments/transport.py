@@ -56,13 +56,13 @@ _NEEDED = "import ctypes, hashlib, json, socket, sqlite3, ssl, zlib"
 
 
 class StoredEnvironments(NamedTuple):
-    """The environments of steps in the datastore, and the keys of all blobs of theirs."""
+    """The environments of steps in the datastore, and the keys of all their blobs."""
 
     of_steps: dict[str, Shipped]
     blobs: tuple[str, ...]
 
 
-# ------------------------------------------------------------------ into the datastore
+# ------------------------------------------------------------------ upload
 
 
 def ship(
@@ -370,7 +370,7 @@ class FromStore(Supplies):
         return self._files.path(package)
 
     def runtime(self, minor: str) -> Lock | None:
-        """Return the lock of aflow's dependencies for this Python; None if they were not shipped."""
+        """Return the lock of aflow's dependencies for this Python; None if none were shipped."""
         if self._shipped.runtime is None:
             return None
         manifest = _manifest(self._blobs, self._shipped.runtime)

@@ -1,4 +1,4 @@
-"""`aflow cancel Flow/run`: stop a run, of a server or here, also one that nobody drives."""
+"""`aflow cancel Flow/run`: cancel a run, locally or on a server, even without a coordinator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Without --server and AFLOW_SERVER the command looks for the run in the local met
 
 
 def cancel() -> click.Command:
-    """Return the command."""
+    """Return the command `cancel`."""
     return click.Command(
         "cancel",
         params=[click.Argument(["run"], metavar="FLOW/RUN"), of_a_server()],
@@ -52,7 +52,8 @@ def _cancel(run: str, server: str | None) -> None:
 
 
 def _cancelled_here(flow: str, run: str) -> bool | None:
-    """Whether the run, which is recorded here, has ended now; None where there is none."""
+    """Cancel a run of the local metadata; return whether it has ended already, None if there is no
+    such run."""
     settings = Settings.load()
     if not settings.has_metadata:
         return None
@@ -63,7 +64,7 @@ def _cancelled_here(flow: str, run: str) -> bool | None:
         reason = f"The run was cancelled by {settings.user} (aflow cancel)."
         outcome = request_end(metadata, record, reason, SystemClock.now())
         if outcome == "asked":
-            # Whatever drives it may have died a moment ago: its lease tells.
+            # Its coordinator may have crashed just now: wait until its lease shows that.
             left = settled(metadata, metadata.run(flow, run) or record, time.sleep)
             if left is None or left.finished_at is not None:
                 return False

@@ -1,4 +1,4 @@
-"""`card`: list, show, fetch and make the cards of tasks."""
+"""`card`: list, view, get and create the cards of tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def card_commands() -> dict[str, Subcommand]:
-    """Return the commands below `card`, by name."""
+    """Return the subcommands of `card`, by name."""
     which = [
         option("--id", metavar="ID", help="Only the card with this id."),
         option("--type", metavar="TYPE", help="Only cards of this type."),
@@ -92,14 +92,14 @@ def _server_parameters() -> list[click.Parameter]:
 
 
 def view(session: Session, path: str, **which: str | None) -> None:
-    """Show the first of the cards."""
+    """Show the first matching card in a browser."""
     file, shown = _one(session, path, which).view()
     how = "" if shown else " No browser was found here: open it in one yourself."
     click.echo(f"The card is in {file}.{how}")
 
 
 def get(session: Session, path: str, file: str | None, **which: str | None) -> None:
-    """Print the page, or write it."""
+    """Print the card, or write it to a file."""
     card = _one(session, path, which)
     if file is None:
         click.echo(card.html)
@@ -110,7 +110,7 @@ def get(session: Session, path: str, file: str | None, **which: str | None) -> N
 def list_(
     session: Session, path: str, as_json: bool, file: str | None, **which: str | None
 ) -> None:
-    """A line a card: its task, type, id and hash."""
+    """Print one line per card: its task, type, id and hash."""
     cards = [*_cards(session, path, which)]
     if not cards:
         raise CardNotFound(f"There are no cards of {path} (with these options).")
@@ -126,7 +126,7 @@ def list_(
 
 
 def _as_json(cards: Sequence[FoundCard]) -> str:
-    """The cards by task; of one task alone its object, as in Metaflow."""
+    """Return the cards by task as JSON; for a single task only its object, as in Metaflow."""
     import json
 
     tasks: dict[str, list[dict[str, str | None]]] = {}
@@ -148,7 +148,7 @@ def create(
     render_error_card: bool,
     file: str | None,
 ) -> None:
-    """Make a page of a finished task, and keep it."""
+    """Create a card of a finished task, and store it."""
     given = _options(options)
     if id is not None and not id.isidentifier():
         raise click.BadParameter(f"{id!r} cannot be the id of a card: use letters, digits and _.")
@@ -185,11 +185,11 @@ def server(
     max_cards: int,
     poll_interval: int,
 ) -> None:
-    """Serve until it is interrupted."""
+    """Serve cards until the command is interrupted."""
     flow = session.flow.__name__ if session.flow else None
     url = f"http://127.0.0.1:{port}/"
     click.echo(f"Cards are at {url} (Ctrl-C stops)")
-    from aflow.cards.server import Shown, serve  # cards are shown without the extra server
+    from aflow.cards.server import Shown, serve  # `card view` must work without the extra server
 
     shown = Shown(session.settings().place, flow, run_id, namespace, max_cards)
     serve(shown, port, poll_interval)

@@ -1,7 +1,7 @@
-"""What a flow has to pass before it runs: the rules of the graph, and a look at the code.
+"""The checks of a flow before it runs: the rules of its graph, and a linter.
 
-The code is looked at by ruff, or by pylint, whichever the flow's environment has: its own
-program, which works beside our start-up.
+The linter is ruff or pylint, whichever is installed. It runs as a child process, in parallel with
+the start of the command.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 
-# Only what cannot be meant: code that does not parse, undefined names, misplaced statements.
+# Only definite errors: code that does not parse, undefined names, misplaced statements.
 _RUFF = ("check", "--select", "E9,F63,F7,F82", "--no-cache", "--quiet", "--output-format=concise")
 _RUFF_WARNINGS = ("--extend-select", "E,F,W,B")
-# Artifacts and the lazy names of the package are not seen by looking at the code.
+# Static analysis does not see artifacts and the lazy names of the package.
 _PYLINT = ("--score=n", "--disable=no-member,no-name-in-module")
 
 
 def check_graph(definition: FlowDefinition, note: Note) -> None:
-    """Hold the flow against the rules of the graph.
+    """Check the flow against the rules of the graph.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        note: Takes one line for people.
+        note: Called with lines to print.
 
     Raises:
-        InvalidFlow: The error is raised with all that is wrong.
+        InvalidFlow: If rules are broken; the error has all of them.
     """
     note("Validating your flow...")
     problems = check(definition)
@@ -55,9 +55,9 @@ def _together(problems: Sequence[InvalidFlow]) -> InvalidFlow:
 
 
 class CodeCheck:
-    """A program that looks for errors in the flow's file, from the moment this is made.
+    """A linter that checks the flow's file in a child process, which the constructor starts.
 
-    Use it as a context: what still runs at the end of the block is stopped.
+    Use it as a context manager: a process that still runs at the end of the block is killed.
     """
 
     def __init__(self, file: str, *, enabled: bool = True, warnings: bool = False) -> None:
@@ -68,7 +68,7 @@ class CodeCheck:
         self._process: Popen[bytes] | None = None
         tool = _tool() if enabled and self._is_there else None
         if tool is not None:
-            from subprocess import PIPE, STDOUT, Popen  # a run without the check is spared it
+            from subprocess import PIPE, STDOUT, Popen  # not needed without the check
 
             self._name, command = tool
             arguments = _arguments(self._name, warnings)
@@ -78,13 +78,13 @@ class CodeCheck:
         return self
 
     def finish(self, note: Note) -> None:
-        """Wait for its verdict and note it.
+        """Wait for the result and report it.
 
         Args:
-            note: Takes one line for people.
+            note: Called with lines to print.
 
         Raises:
-            InvalidFlow: The error is raised with what it has found.
+            InvalidFlow: If the linter has found errors.
         """
         if not self._enabled:
             return
@@ -115,7 +115,7 @@ class CodeCheck:
 
 
 def _tool() -> tuple[str, list[str]] | None:
-    """Name of the tool and the command that starts it; None if there is none here."""
+    """Return the name of the linter and its command; None if none is installed."""
     for name in ("ruff", "pylint"):
         for folder in (Path(sys.executable).parent, Path(sys.prefix) / "bin"):
             program = folder / name
@@ -123,7 +123,7 @@ def _tool() -> tuple[str, list[str]] | None:
                 return name, [str(program)]
     from importlib.util import find_spec
 
-    for name in ("ruff", "pylint"):  # installed for the user alone: its program is elsewhere
+    for name in ("ruff", "pylint"):  # a user installation has its program in another folder
         if find_spec(name) is not None:
             return name, [sys.executable, "-m", name]
     return None
@@ -136,5 +136,6 @@ def _arguments(tool: str, warnings: bool) -> tuple[str, ...]:
 
 
 def _found_something(tool: str, code: int) -> bool:
-    # To ruff 1 is findings and 2 trouble of its own; pylint adds up bits, of which 32 is trouble.
+    # ruff exits with 1 if it finds errors, and with 2 if it fails itself. pylint's exit code is a
+    # bit mask, in which 32 means that it has failed itself.
     return code == 1 if tool == "ruff" else 0 < code < 32

@@ -1,4 +1,4 @@
-"""`aflow code`: the code that runs were started with, against this folder or another run."""
+"""`aflow code`: compare the code of a run with this folder or with another run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HELP = """Compare the code of a run with the files here or with another run, or
 
 
 def code() -> click.Command:
-    """Return the command."""
+    """Return the command `code`."""
     root = option("--datastore-root", metavar="PATH", help="Folder of the local datastore.")
     run = click.Argument(["run_pathspec"], metavar="FLOW/RUN")
     other = click.Argument(["target_run_pathspec"], metavar="FLOW/RUN")
@@ -62,22 +62,22 @@ def code() -> click.Command:
 
 
 def diff(run_pathspec: str, datastore_root: str | None) -> None:
-    """Print the difference between this folder and the code of a run.
+    """Print the changes from this folder to the code of a run.
 
     Args:
         run_pathspec: The run, as `Flow/id`.
-        datastore_root: The root of the datastore; None for the one in the record of the run.
+        datastore_root: The root of the local datastore; None for that of the settings.
     """
     click.echo(_against_here(run_pathspec, datastore_root, color=is_terminal(sys.stdout)), nl=False)
 
 
 def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str | None) -> None:
-    """Print the difference between the code of two runs.
+    """Print the changes between the code of two runs.
 
     Args:
         run_pathspec: The run, as `Flow/id`.
         target_run_pathspec: The run to compare it with, as `Flow/id`.
-        datastore_root: The root of the datastore; None for the one in the record of the run.
+        datastore_root: The root of the local datastore; None for that of the settings.
     """
     with TemporaryDirectory(prefix="aflow-code-") as folder:
         _unpacked(run_pathspec, datastore_root, Path(folder, "a"))
@@ -88,16 +88,16 @@ def diff_runs(run_pathspec: str, target_run_pathspec: str, datastore_root: str |
 def patch(
     run_pathspec: str, file_path: str | None, overwrite: bool, datastore_root: str | None
 ) -> None:
-    """Write the difference between this folder and the code of a run to a file.
+    """Write the changes from this folder to the code of a run to a file.
 
     Args:
         run_pathspec: The run, as `Flow/id`.
-        file_path: The file to write; None for one named after the run.
-        overwrite: Whether a file that exists is replaced.
-        datastore_root: The root of the datastore; None for the one in the record of the run.
+        file_path: The file to write; None to name it after the run.
+        overwrite: Whether to replace an existing file.
+        datastore_root: The root of the local datastore; None for that of the settings.
 
     Raises:
-        InvalidInput: The file exists already.
+        InvalidInput: If the file exists already.
     """
     path = Path(file_path or f"{_label(run_pathspec)}.patch")
     if path.exists() and not overwrite:
@@ -111,11 +111,11 @@ def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> N
 
     Args:
         run_pathspec: The run, as `Flow/id`.
-        folder: The folder to make; None for one named after the run.
-        datastore_root: The root of the datastore; None for the one in the record of the run.
+        folder: The folder to create; None to name it after the run.
+        datastore_root: The root of the local datastore; None for that of the settings.
 
     Raises:
-        InvalidInput: The folder exists already.
+        InvalidInput: If the folder exists already.
     """
     path = Path(folder or f"{_label(run_pathspec)}_code")
     if path.exists():
@@ -124,11 +124,11 @@ def pull(run_pathspec: str, folder: str | None, datastore_root: str | None) -> N
     click.echo(f"Code downloaded to {path}", err=True)
 
 
-# ------------------------------------------------------------------ how
+# ------------------------------------------------------------------ helpers
 
 
 def _against_here(run: str, root: str | None, *, color: bool) -> str:
-    """The difference from the files here to those of the run: of the files that the run had."""
+    """Return the changes from the files here to those of the run; other files here are ignored."""
     with TemporaryDirectory(prefix="aflow-code-") as folder:
         theirs, ours = Path(folder, "b"), Path(folder, "a")
         _unpacked(run, root, theirs)
@@ -154,13 +154,13 @@ def _unpacked(run: str, root: str | None, folder: Path) -> None:
 
 
 def _difference(folder: str, *, color: bool) -> str:
-    """From `a` to `b` of the folder, as git writes it, for `git apply`."""
+    """Return the changes from `a` to `b` in the folder, in git's format, for `git apply`."""
     git = shutil.which("git")
     if git is None:
         raise CodePackageError("Comparing code needs git, which is not installed: install it.")
     colors = f"--color={'always' if color else 'never'}"
     command = [git, "diff", "--no-index", "--no-prefix", colors, "a", "b"]
-    # Whatever the user has configured of git, this is what `git apply` reads.
+    # Ignores the user's configuration of git, so that `git apply` can read the output.
     env = {"GIT_CONFIG_NOSYSTEM": "1", "HOME": folder, "PATH": os.defpath}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, check=False)
     if done.returncode not in (0, 1):

@@ -1,11 +1,11 @@
-"""The commands, by name: what each does. They are made when they are named."""
+"""The names of all commands, with their help. Each is imported when it is used."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-# Those of a flow. The order is that of the help.
+# The commands of a flow, in the order of the help.
 COMMANDS = {
     "run": "Run the flow.",
     "resume": "Resume a run: reuse what it has finished, and run the rest.",
@@ -27,11 +27,11 @@ COMMANDS = {
     "version": "Show the version of aflow.",
     "help": "Show this help.",
 }
-# What a pathspec alone can say, without a flow.
+# Those that accept a pathspec without a flow file.
 NEED_NO_FILE = ("batch", "card", "dump", "explain", "kubernetes", "logs")
 
-# Commands that no flow file belongs to: name -> what it does, and the function that makes the click
-# command, which is imported when the command is named.
+# Commands without a flow file: name -> help, and the function that creates the click command, which
+# is imported when the command is used.
 OTHERS = {
     "status": ("Show all flows, active runs, and the latest failures.", "aflow.cli.status:status"),
     "runs": ("List runs of a flow or of all flows.", "aflow.cli.runs:runs"),
@@ -73,12 +73,12 @@ OTHERS = {
         "aflow.cli.tutorials.command:tutorials",
     ),
 }
-# Earlier names of commands, which scripts may use: no help lists them.
+# Former names of commands, which scripts may use; the help does not list them.
 EARLIER = {"adopt": "recover"}
 
 
 def imported(name: str) -> Any:
-    """Return what `module:name` names; the module is imported.
+    """Import an object by its name, and return it.
 
     Args:
         name: `package.module:name`.

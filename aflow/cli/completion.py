@@ -1,9 +1,9 @@
-"""`aflow completion SHELL`: what makes a shell complete commands, options and file names.
+"""`aflow completion SHELL`: completion of commands, options and file names in a shell.
 
-The shell asks by running `aflow` with `_AFLOW_COMPLETE` set (click's protocol,
-https://click.palletsprojects.com/shell-completion/). The answer names the commands of `aflow`,
-those of a flow, and their options. A flow's own parameters are left out: to know them its file
-would have to be run each time that a key is pressed.
+The shell runs `aflow` with `_AFLOW_COMPLETE` set (click's protocol,
+https://click.palletsprojects.com/shell-completion/). The output has the commands of `aflow` and of
+flows, and their options, but not the parameters of a flow: for these its file would have to be run
+at every key press.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ _PLACES = {
 
 
 class AllCommands(click.Group):
-    """All commands of `aflow`, each made when it is named."""
+    """All commands of `aflow`, each imported when it is used."""
 
     def __init__(self) -> None:
         super().__init__("aflow")
         self._flow = FlowGroup(None, "aflow")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of commands of flows, then those of the others."""
+        """Return the names of the commands of flows, then those of the others."""
         return [*COMMANDS, *OTHERS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, None where there is none."""
+        """Return the command with this name; None if there is none."""
         if cmd_name in OTHERS:
             return other_command(cmd_name)
         made = self._flow.get_command(ctx, cmd_name)
         if made is not None and not isinstance(made, click.Group):
-            # The file of the flow: a path that the shell completes.
+            # The flow's file, whose path the shell completes.
             file = click.Argument(["flow_file"], type=click.Path(), required=False)
             made.params.insert(0, file)
         return made
 
 
 def complete(instruction: str) -> int:
-    """Answer a shell: `bash_source` and the like ask for its script, `bash_complete` for what may
-    stand where the cursor is.
+    """Respond to a shell: `bash_source` etc. request its script, `bash_complete` etc. the
+    completions at the cursor.
 
     Args:
-        instruction: What the shell asks for, as click has it.
+        instruction: The instruction of click's protocol.
 
     Returns:
         The exit code.
@@ -60,7 +60,7 @@ def complete(instruction: str) -> int:
 
 
 def completion() -> click.Command:
-    """Return the command."""
+    """Return the command `completion`."""
     places = "\n".join(f"  {place}" for place in _PLACES.values())
     return click.Command(
         "completion",

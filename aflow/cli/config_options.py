@@ -1,5 +1,5 @@
-"""`--config NAME PATH` and `--config-value NAME JSON`: read before anything else on the line, since
-commands and their options depend on them."""
+"""`--config NAME PATH` and `--config-value NAME JSON`: parsed before all other arguments, because
+commands and their options depend on the configs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CONFIG_OPTIONS = ("--config", "--config-value")
 
 
 def given_configs(argv: Sequence[str]) -> tuple[GivenConfigs, list[str]]:
-    """Return what is given for configs, and the other arguments in their order. The command line
-    wins over the environment. Raises a usage error for an option that is not complete.
+    """Return the configs that are given, and the other arguments in their order. The command line
+    takes precedence over the environment. Raises a usage error for an incomplete option.
 
     Args:
         argv: The arguments of the command line.

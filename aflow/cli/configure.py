@@ -332,10 +332,10 @@ def aws(profile: str | None, no_check: bool) -> None:
 
 
 def show(profile: str | None) -> None:
-    """Print a line for each setting, and which value of a key in several places takes effect.
+    """Print each setting, with a note if a value elsewhere takes precedence.
 
     Args:
-        profile: The name of the profile; None for the one that is chosen.
+        profile: The name of the profile; None for the current one.
     """
     shown: set[str] = set()
     for file in config_files(profile):
@@ -352,15 +352,15 @@ def show(profile: str | None) -> None:
 
 
 def import_(file: str, profile: str | None, yes: bool) -> None:
-    """Read settings that `export` has written, and write them to the profile.
+    """Read settings in the form of `export`, and write them to the profile.
 
     Args:
         file: The path of the file; `-` for stdin.
-        profile: The name of the profile; None for the one that is chosen.
-        yes: Whether an existing profile is replaced without asking.
+        profile: The name of the profile; None for the current one.
+        yes: Whether to replace an existing profile without asking.
 
     Raises:
-        InvalidInput: The file cannot be read, or is not an object of settings.
+        InvalidInput: If the file cannot be read, or is not a JSON object of settings.
     """
     target = config_file(profile)
     try:
@@ -387,7 +387,7 @@ def _profile() -> click.Parameter:
 
 
 def stack_parameters() -> list[click.Parameter]:
-    """Return the options of `import_stack`."""
+    """Return the parameters of `import_stack`."""
     return [
         click.Argument(["name"], metavar="STACK"),
         _profile(),
@@ -399,13 +399,13 @@ def stack_parameters() -> list[click.Parameter]:
 
 
 def import_stack(name: str, profile: str | None, region: str | None, yes: bool) -> None:
-    """Write the outputs of a stack of CloudFormation to the profile.
+    """Write the outputs of a CloudFormation stack to the profile.
 
     Args:
         name: The name of the stack.
-        profile: The name of the profile; None for the one that is chosen.
-        region: The region of the stack; None for the default one of AWS.
-        yes: Whether an existing profile is changed without asking.
+        profile: The name of the profile; None for the current one.
+        region: The region of the stack; None for the default region of AWS.
+        yes: Whether to change an existing profile without asking.
     """
     from aflow.aws.stack.aws import Stack
 
@@ -431,15 +431,15 @@ def import_stack(name: str, profile: str | None, region: str | None, yes: bool) 
 
 
 def export(file: str, profile: str | None, yes: bool) -> None:
-    """Write a copy of the profile's own file, secrets included.
+    """Write a copy of the profile's file, including secrets.
 
     Args:
         file: The path of the copy, or a folder for it.
-        profile: The name of the profile; None for the one that is chosen.
-        yes: Whether an existing file is replaced without asking.
+        profile: The name of the profile; None for the current one.
+        yes: Whether to replace an existing file without asking.
 
     Raises:
-        InvalidSetting: The profile has no file.
+        InvalidSetting: If the profile has no file.
     """
     source = config_file(profile)
     values = source.read()
@@ -454,11 +454,11 @@ def export(file: str, profile: str | None, yes: bool) -> None:
 
 
 def reset(profile: str | None, yes: bool) -> None:
-    """Remove the profile's file.
+    """Delete the profile's file.
 
     Args:
-        profile: The name of the profile; None for the one that is chosen.
-        yes: Whether the file is removed without asking.
+        profile: The name of the profile; None for the current one.
+        yes: Whether to delete the file without asking.
     """
     file = config_file(profile)
     if file.read() is None:
@@ -469,7 +469,7 @@ def reset(profile: str | None, yes: bool) -> None:
     click.echo(f"{file.path} is removed.")
 
 
-# ------------------------------------------------------------------ how
+# ------------------------------------------------------------------ helpers
 
 
 def _write(file: ConfigFile, values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`dump`: the artifacts that tasks have left."""
+"""`dump`: show the artifacts of tasks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def dump_parameters() -> list[click.Parameter]:
-    """Return the argument and the options of `dump`."""
+    """Return the parameters of `dump`."""
     return [
         pathspec_argument(),
         flag("--private/--no-private", help="Include artifacts whose names begin with _."),
@@ -43,11 +43,11 @@ def dump(
         if file is None:
             _show(session, task, artifacts, max_value_size)
         else:
-            # Without the flow's name, as programs for Metaflow know it.
+            # Without the flow's name, as programs written for Metaflow expect.
             known = task.pathspec.partition("/")[2]
             values[known] = {artifact.id: artifact.data for artifact in artifacts}
     if file is not None:
-        import pickle  # only where a file is asked for
+        import pickle  # only needed with --file
 
         write_file(file, pickle.dumps(values, protocol=pickle.HIGHEST_PROTOCOL))
         session.note(f"Artifacts written to {file}")

@@ -1,4 +1,4 @@
-"""`explain`: why tasks ran, or did not; and `run --dry-run`, which says it before."""
+"""`explain`: show why tasks ran or were reused; and `run --dry-run`, which predicts it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aflow.flow.definition import FlowDefinition
     from aflow.metadata.base import MetadataStore
 
-_NAMED = 3  # tasks that are named where many share one line
+_NAMED = 3  # maximum number of tasks that are named on a line
 
 
 def explain_parameters() -> list[click.Parameter]:
@@ -39,7 +39,7 @@ def explain_parameters() -> list[click.Parameter]:
 
 
 def explain(session: Session, path: str) -> None:
-    """Say of every task that the path means why it ran, or did not."""
+    """Print for every task of the path why it ran, or why its result was reused."""
     spec = pathspec(session, path)
     settings = session.settings()
     with _metadata(settings) as metadata:
@@ -59,14 +59,13 @@ def dry_run(
     settings: Settings,
     file: str | None = None,
 ) -> None:
-    """Say which tasks a run with these options would run, and why; nothing is run or recorded. It
-    is written to `file` as well, if one is named, as JSON.
+    """Print which tasks a run with these options would run, and why. Nothing is run or recorded.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run that is foreseen.
-        settings: The settings of this program; its metadata and datastore are only read.
-        file: The path of the JSON file; None for none.
+        options: The options of the run.
+        settings: The settings; their metadata and datastore are only read.
+        file: A JSON file to write the result to; None for none.
     """
     with _metadata(settings) as metadata:
         store = open_store(settings.storage_url)
@@ -91,7 +90,7 @@ def dry_run(
 
 
 def _parameters(definition: FlowDefinition, manifest: bytes) -> list[dict[str, str]]:
-    """The parameters that the run would have: name, type, and the value as a short text."""
+    """Return the parameters of the run: name, type, and a short text of the value."""
     entries = Manifest.decode(manifest).artifacts
     return [
         {
@@ -110,7 +109,7 @@ def _named(step: str, position: tuple[int, ...]) -> str:
 
 @contextmanager
 def _metadata(settings: Settings) -> Iterator[MetadataStore]:
-    """The metadata, to be read; that of no run at all where nothing has run yet."""
+    """Yield the metadata, opened for reading; empty metadata if there is none yet."""
     if settings.has_metadata:
         with closing(open_metadata(settings.metadata_url, read_only=True)) as metadata:
             yield metadata
@@ -123,7 +122,7 @@ def _metadata(settings: Settings) -> Iterator[MetadataStore]:
 
 
 def _grouped(lines: Iterable[tuple[str, str, str]]) -> Iterator[str]:
-    """One line for all tasks of a step that have the same text."""
+    """Yield one line for all tasks of a step with the same text."""
     groups: dict[tuple[str, str], list[str]] = {}
     for step, name, text in lines:
         groups.setdefault((step, text), []).append(name)

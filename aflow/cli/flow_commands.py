@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from aflow.flow.spec import FlowSpec
 
 _NORMALIZED = {
-    # --max_workers is --max-workers: a parameter keeps the underscores of its name.
+    # --max_workers is --max-workers: names of parameters may have underscores.
     "token_normalize_func": lambda name: name.replace("_", "-"),
     "help_option_names": ["-h", "--help"],
 }
 
 
 class FlowGroup(click.Group):
-    """The commands of one flow, in the file `script`; each is made when it is asked for. `flow` is
-    None where a pathspec alone says what is meant, or where only the help of a command is shown.
+    """The commands of one flow, in the file `script`; each is created on demand. `flow` is None for
+    commands that have only a pathspec, or if only the help of a command is shown.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class FlowGroup(click.Group):
         self._argv = argv
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names; what they mean to this flow is not looked at yet."""
+        """Return all names, without importing the commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name, None where there is none."""
+        """Return the command with this name; None if there is none."""
         if cmd_name not in COMMANDS:
             return None
         if cmd_name in _PLAIN:
@@ -89,7 +89,7 @@ class FlowGroup(click.Group):
         return self._defined().parameters if self._flow is not None else {}
 
     def _with_commands(self, cmd_name: str, commands: Mapping[str, Subcommand]) -> click.Group:
-        """A command that has commands of its own, and options that may stand before them."""
+        """Return a command with subcommands, and with options before these."""
         options = imported(_OPTIONS[cmd_name])() if cmd_name in _OPTIONS else []
         group = _Group(
             cmd_name,
@@ -109,7 +109,7 @@ class FlowGroup(click.Group):
             *top_options(after_command=True, without=taken),
             *flow_options(self._flow, after_command=True, without=taken),
         ]
-        if any("--with" in each.opts for each in params):  # its own stands among its options
+        if any("--with" in each.opts for each in params):  # the command has its own option
             general = [each for each in general if each.name != "with_"]
         needs_file = self._flow is None and (below or name) not in NEED_NO_FILE
         return SectionedCommand(
@@ -122,16 +122,16 @@ class FlowGroup(click.Group):
         )
 
     def get_help(self, ctx: click.Context) -> str:
-        """The help; what a flow says in it may hold controls of terminals."""
+        """Return the help; texts of a flow in it may have control characters, which are escaped."""
         return printable(super().get_help(ctx))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands, without making them."""
+        """Write the list of commands, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write commands first: they are what one looks for."""
+        """Write commands before options."""
         self.format_commands(ctx, formatter)
         write_sections(self, ctx, formatter)
 
@@ -146,14 +146,14 @@ class FlowGroup(click.Group):
 
 
 class _Group(click.Group):
-    """Commands below a command; `default` is the one that is meant where none is named."""
+    """A command with subcommands; `default` is the subcommand if none is given."""
 
     def __init__(self, name: str, default: str | None = None, **rest: Any) -> None:
         super().__init__(name, **rest)
         self._default = default
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the name of the command first."""
+        """Move the name of the subcommand to the front."""
         if self._default is not None and not {"-h", "--help"} & set(args[:1]):
             named = next((argument for argument in args if argument in self.commands), None)
             if named is not None:
@@ -185,7 +185,7 @@ def run_command(declared: Mapping[str, Parameter]) -> Subcommand:
     from aflow.cli.run import name_of_run, run
 
     own = parameter_options(declared)
-    # A parameter takes the name of an option that is not reserved: the settings have that, too.
+    # A parameter replaces an option of `run` with the same name; the setting remains available.
     taken = names_of(own.values())
     named = option("--run-id", metavar="NAME", help="An id for the run; it must not be a number.")
     all_options = (*run_options(), named, parameters_file())
@@ -201,8 +201,8 @@ def run_command(declared: Mapping[str, Parameter]) -> Subcommand:
 
 
 def resume_command(declared: Mapping[str, Parameter]) -> Subcommand:
-    """Return `resume` with the parameters of a flow as options, but for those that have the name of
-    an option of its own.
+    """Return `resume` with the parameters of a flow as options, except those that have the name of
+    an option of `resume`.
 
     Args:
         declared: The parameters of the flow, by attribute.
@@ -214,8 +214,8 @@ def resume_command(declared: Mapping[str, Parameter]) -> Subcommand:
     free = {name: each for name, each in declared.items() if f"--{each.name}" not in taken}
     own = parameter_options(free)
     for each in own.values():
-        # What is not named here stays as it was: no variable of the environment and no question
-        # changes a value of a run that is resumed.
+        # Other parameters keep the values of the origin: no environment variable and no prompt
+        # changes a value of a resumed run.
         each.envvar, each.prompt = None, None
 
     def body(session: Session, **values: Any) -> object:
@@ -228,7 +228,7 @@ def resume_command(declared: Mapping[str, Parameter]) -> Subcommand:
 
 
 def check_parameters() -> list[click.Parameter]:
-    """Return the options of `check`, whose module does without click (plain.py)."""
+    """Return the options of `check`, whose own module does not import click (plain.py)."""
     return [option("--warnings/--no-warnings", default=False, help="Show warnings, too.")]
 
 
@@ -243,8 +243,8 @@ def show_help(session: Session) -> None:
     click.echo((ctx.parent or ctx).get_help())
 
 
-# Commands that are the same for every flow: the function that does it, and the one that returns its
-# parameters, if it has any. Modules are imported when their command is named.
+# Commands that are the same for every flow: their function, and the one that returns their
+# parameters, if any. Modules are imported when their command is used.
 _PLAIN = {
     "check": ("aflow.cli.run:check", f"{__name__}:check_parameters"),
     "dump": ("aflow.cli.dump:dump", "aflow.cli.dump:dump_parameters"),
@@ -256,7 +256,7 @@ _PLAIN = {
     "spin": ("aflow.cli.spin:spin", "aflow.cli.spin:spin_parameters"),
     "version": (f"{__name__}:show_version", ""),
 }
-# The others: the function that makes the command, or the commands below it by name.
+# The other commands: the function that creates the command, or its subcommands by name.
 _MAKERS = {
     "batch": "aflow.cli.jobs:batch_commands",
     "card": "aflow.cli.cards:card_commands",
@@ -269,11 +269,11 @@ _MAKERS = {
     "step-functions": "aflow.cli.step_functions:step_functions_commands",
     "tag": "aflow.cli.tags:tag_commands",
 }
-# Those of them that have the parameters of the flow as options.
+# Those of these commands that have the parameters of the flow as options.
 _WITH_PARAMETERS = ("deploy", "resume", "run", "step-functions")
-# Options of a group itself, which stand before the names of its commands.
+# Options of a command with subcommands, before the name of the subcommand.
 _OPTIONS = dict.fromkeys(
     ("deploy", "step-functions"), "aflow.cli.step_functions:step_functions_options"
 )
-# The command of a group that is meant where none is named.
+# The default subcommand of a command.
 _DEFAULTS = {"logs": "show"}

@@ -1,4 +1,4 @@
-"""`aflow gc`: delete runs, and then what nothing refers to."""
+"""`aflow gc`: delete runs, and then data without references."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from aflow.task import code_package
 if TYPE_CHECKING:
     from aflow.runs.gc import Removed
 
-_SHOWN = 20  # runs that are named
+_SHOWN = 20  # maximum number of runs that are printed
 
 
 def gc() -> click.Command:
-    """Return the command."""
+    """Return the command `gc`."""
     return click.Command("gc", params=_parameters(), callback=_gc, help=_HELP)
 
 
@@ -133,15 +133,15 @@ def _gc(
 
 
 def _sweep_environments(settings: Settings, age: float, now: float, *, dry_run: bool) -> None:
-    """Delete the environments of this user that nobody has used lately."""
+    """Delete the unused environments of this user."""
     count, size = Environments(cache_folder(settings)).sweep(age, now, dry_run=dry_run)
     if count:
         _print_deleted(f"{plural(count, 'environment')} of steps", size, dry_run)
 
 
 def _sweep_code(settings: Settings, kept: float, now: float, *, dry_run: bool) -> None:
-    """Remove the code that servers, workers and `recover` have unpacked here and nobody uses."""
-    # The cache is that of all projects of this user: it is kept for as long as workers keep it.
+    """Delete the unused code that servers, workers and `recover` have unpacked here."""
+    # All projects of this user share the cache: it is kept at least as long as by workers.
     cache = settings.cache / "code"
     below = {settings.root / "server" / "code": kept, cache: max(kept, code_package.KEPT_UNUSED)}
     found = [code_package.sweep(each, age, now, dry_run=dry_run) for each, age in below.items()]
@@ -170,7 +170,7 @@ def _print_result(removed: Removed, dry_run: bool, grace: str) -> None:
 
 
 def _warn(removed: Removed) -> None:
-    """Say which runs keep all blobs."""
+    """Report the damaged runs, because of which no blob was deleted."""
     for run, reason in removed.damaged[:_SHOWN]:
         name = printable(f"{run.flow}/{run.run}", lines=False)
         click.echo(

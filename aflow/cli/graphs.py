@@ -1,4 +1,4 @@
-"""`show`, `output-dot`, `output-raw`: the graph of a flow, for people and for programs."""
+"""`show`, `output-dot`, `output-raw`: print the graph of a flow, for users and programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aflow.flow.graph import Graph, Kind, Node
 
 
 def show(session: Session) -> None:
-    """The flow's text, then each step with its own text and where it leads."""
+    """Print the flow's docstring, then each step with its docstring and its next steps."""
     definition = session.define()
     graph = definition.graph
     if graph.doc:
@@ -34,14 +34,14 @@ def show(session: Session) -> None:
 
 
 def _written(decorator: FlowDecorator) -> str:
-    """The decorator as in the source, without the options that say nothing."""
+    """Return the decorator as in the source code, without empty options."""
     options = decorator.as_dict()["options"].items()
     written = ", ".join(f"{key}={each!r}" for key, each in options if each)
     return f"@{decorator.decorator_name}({written})"
 
 
 def _labelled(node: Node) -> list[str]:
-    """The steps that follow, each with what decides."""
+    """Return the next steps, each with its condition."""
     if node.kind is Kind.FOREACH:
         return [f"{step} (foreach {node.foreach})" for step in node.next]
     if node.kind is Kind.PARALLEL:
@@ -52,8 +52,7 @@ def _labelled(node: Node) -> list[str]:
 
 
 def in_order(graph: Graph) -> list[Node]:
-    """Return the nodes from the start on, each after all that lead to it; what is not reached,
-    last.
+    """Return the nodes in topological order from the start; unreachable nodes come last.
 
     Args:
         graph: The steps of the flow and the transitions between them.
@@ -74,7 +73,7 @@ def in_order(graph: Graph) -> list[Node]:
 
 
 def output_dot(session: Session) -> None:
-    """The graph in the language of graphviz."""
+    """Print the graph in the language of graphviz."""
     graph = session.define().graph
     click.echo(f"digraph {graph.flow} {{")
     click.echo("  rankdir=LR;")
@@ -96,7 +95,7 @@ def output_raw_parameters() -> list[click.Parameter]:
 
 
 def output_raw(session: Session, as_json: bool) -> None:
-    """The graph as a line a step, or as the JSON that runs store."""
+    """Print the graph, one line per step, or as the JSON that is stored with runs."""
     definition = session.define()
     graph = definition.graph
     if as_json:

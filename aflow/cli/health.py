@@ -1,10 +1,11 @@
-"""Whether a worker or a server is well: what a container runs as its health check.
+"""The health check of a container with a worker or a server.
 
     python -m aflow _health
 
-AFLOW_HEALTH_FILE is a file that a worker touches as long as its event loop goes round,
-AFLOW_HEALTH_URL an address that a server answers. Exit code 0 is well, 1 is not, with a sentence.
-It imports as little as it can: it is a new process every few seconds.
+AFLOW_HEALTH_FILE is a file that a worker touches periodically from its event loop,
+AFLOW_HEALTH_URL a URL at which a server responds. The exit code is 0 if the process is healthy;
+otherwise it is 1, and a message is printed. This module imports as little as possible, since the
+check is a new process every few seconds.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from aflow._core.clock import SystemClock
 from aflow._core.settings import Settings
 from aflow.errors import AflowError, InvalidSetting
 
-EVERY = 5.0  # seconds between two signs of life of a worker
-WITHIN = 30.0  # seconds since the last one after which a worker is taken for ill
-TIMEOUT = 4.0  # seconds that a server has to answer
+EVERY = 5.0  # seconds between the heartbeats of a worker
+WITHIN = 30.0  # seconds since the last heartbeat after which a worker is unhealthy
+TIMEOUT = 4.0  # seconds within which a server must respond
 
 
 async def beat(path: Path) -> None:
-    """Touch the file now and every few seconds, until cancelled.
+    """Touch the file immediately and every few seconds, until cancelled.
 
     Args:
-        path: The health file; made if it does not exist.
+        path: The health file, which is created if it does not exist.
 
     Raises:
-        InvalidSetting: The file cannot be touched; the error says why.
+        InvalidSetting: If the file cannot be touched; the message has the reason.
     """
-    import asyncio  # the check, which is run every few seconds, has no use for it
+    import asyncio  # not needed by the check itself
 
     while True:
         try:
@@ -44,14 +45,13 @@ async def beat(path: Path) -> None:
 
 
 def trouble(file: Path | None, url: str | None, now: float) -> str:
-    """Return what is wrong with the worker that touches the file, or with the server at the
-    address, in a sentence; "" if nothing is.
+    """Return the problem of the worker that touches the file, or of the server at the URL, in one
+    sentence; "" if it is healthy.
 
     Args:
-        file: AFLOW_HEALTH_FILE, which a worker touches; None where it is not set.
-        url: AFLOW_HEALTH_URL, which a server answers; None where it is not set. It takes
-            precedence.
-        now: The present time, in seconds since the epoch.
+        file: AFLOW_HEALTH_FILE; None if it is not set.
+        url: AFLOW_HEALTH_URL, which takes precedence; None if it is not set.
+        now: The current time, in seconds since the epoch.
     """
     if url is not None:
         return _trouble_with_url(url)
@@ -71,11 +71,11 @@ def _trouble_with_file(path: Path, now: float) -> str:
 
 
 def _trouble_with_url(url: str) -> str:
-    # What looks at a file alone need not import these.
+    # Imported here, because the check of a file does not need these.
     from http.client import HTTPException
     from urllib.request import ProxyHandler, build_opener
 
-    # The server of this very container, which no proxy can reach.
+    # The server is in the same container, which a proxy cannot reach.
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(url, timeout=TIMEOUT):
@@ -85,7 +85,7 @@ def _trouble_with_url(url: str) -> str:
 
 
 def main() -> int:
-    """Look, say what is wrong.
+    """Run the health check, and print a problem to stderr.
 
     Returns:
         The exit code.

@@ -1,4 +1,4 @@
-"""`aflow init`: a small project to begin with, whose test passes as it is."""
+"""`aflow init`: create a small project with a flow and a passing test."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ _FILES = {
 
 
 def init() -> click.Command:
-    """Return the command."""
+    """Return the command `init`."""
     return click.Command(
         "init",
         help="Create a project in DIR (default: this folder): a flow, its test, a pipeline that "
@@ -146,7 +146,7 @@ def init() -> click.Command:
 
 
 def _init(folder: str, overwrite: bool) -> None:
-    """Write the files; none of them where one already exists."""
+    """Write the files; write none of them if one already exists."""
     target = Path(folder)
     there = [name for name in _FILES if (target / name).exists()]
     if there and not overwrite:
@@ -176,7 +176,7 @@ def _init(folder: str, overwrite: bool) -> None:
 
 
 def project_name(folder: str) -> str:
-    """Return a name of a project, as packages may have it, for a folder of this name.
+    """Return the name of the project in a folder, in a form that is valid for packages.
 
     Args:
         folder: The name of the folder, without its parents.
@@ -185,7 +185,7 @@ def project_name(folder: str) -> str:
 
 
 def flow_name(project: str) -> str:
-    """Return the name of a class of a flow for a project of this name.
+    """Return the name of the flow class of a project.
 
     Args:
         project: The name of the project, as `project_name` returns it.
@@ -196,7 +196,7 @@ def flow_name(project: str) -> str:
 
 
 def _ignore(file: Path) -> None:
-    """Have git ignore what runs leave, beside what it ignores already."""
+    """Add the files that runs create to .gitignore, unless they are in it already."""
     before = file.read_text(encoding="utf-8") if file.exists() else ""
     known = {line.strip() for line in before.splitlines()}
     missing = [line for line in _IGNORED if line not in known]

@@ -1,4 +1,4 @@
-"""`batch` and `kubernetes`: the jobs that runs have submitted there, listed and ended."""
+"""`batch` and `kubernetes`: list and end the jobs that runs have submitted."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 class _JobFilter(NamedTuple):
-    """Whose jobs are meant; None is everybody's, of every flow, of every run."""
+    """A filter of jobs; None matches all users, flows or runs."""
 
     user: str | None = None
     flow: str | None = None
     run: str | None = None
 
 
-# The job system, and the jobs that were found there.
+# The job system, and the matching jobs.
 Found = tuple["JobSystem[Any]", list["SubmittedJob"]]
 Find = Callable[["Session", _JobFilter], Found]
 
 
 def batch_commands() -> dict[str, Subcommand]:
-    """Return the commands below `batch`, by name."""
+    """Return the subcommands of `batch`, by name."""
     return _job_commands("batch", _on_batch)
 
 
 def kubernetes_commands() -> dict[str, Subcommand]:
-    """Return the commands below `kubernetes`, by name."""
+    """Return the subcommands of `kubernetes`, by name."""
     return _job_commands("kubernetes", _on_kubernetes)
 
 
@@ -87,8 +87,8 @@ def _owner_options() -> list[click.Parameter]:
 def _job_filter(
     session: Session, settings: Settings, my_runs: bool, user: str | None, run_id: str | None
 ) -> _JobFilter:
-    """Whose jobs are meant by these options. Raises InvalidInput, and NotFound where there is no
-    run yet."""
+    """Return the filter for these options. Raises InvalidInput, and NotFound if there is no run
+    yet."""
     if my_runs and (user is not None or run_id is not None):
         other = "--user" if user is not None else "--run-id"
         raise InvalidInput(f"Give either --my-runs or {other}.")
@@ -107,7 +107,7 @@ def _job_filter(
 
 
 def _of_steps(session: Session, decorator: str, option: str) -> Iterator[str]:
-    """What the decorators of the flow's steps say by this option."""
+    """Yield the values of an option in the decorators of the flow's steps."""
     if session.flow is None:
         return
     for step in session.define().steps.values():

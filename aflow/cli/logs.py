@@ -1,4 +1,4 @@
-"""`logs`: what tasks have printed, as they printed it."""
+"""`logs`: show or redact the output of tasks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _STREAMS = {"stdout": ("stdout",), "stderr": ("stderr",), "both": ("stdout", "st
 
 
 def logs_commands() -> dict[str, Subcommand]:
-    """Return the commands below `logs`, by name."""
+    """Return the subcommands of `logs`, by name."""
     timestamps = option(
         "--timestamps/--no-timestamps", default=False, help="Print the time before each line."
     )
@@ -107,7 +107,8 @@ def show(
     follow: bool,
     server: str | None,
 ) -> int:
-    """Write the log of each task to stdout, byte for byte; or follow a run: its exit code then."""
+    """Write the log of each task to stdout, unchanged; or follow a run, and return its exit
+    code."""
     if follow or server is not None:
         if attempt is not None:
             raise click.UsageError(
@@ -126,7 +127,7 @@ def show(
 
 
 def _look_for(session: Session, path: str) -> None:
-    """Say why a run has failed that has no tasks, and so no logs."""
+    """Report why a run without tasks, and thus without logs, has failed."""
     spec, settings = pathspec(session, path), session.settings()
     if str(spec.run).startswith("sfn-"):
         look(settings, spec.flow)
@@ -155,26 +156,26 @@ def _stamp(at: datetime) -> bytes:
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3].encode() + b" "
 
 
-# `logs --follow`: what a run prints, as it prints it; of a run here, or of one of a server.
+# `logs --follow`: the output of a run as it is written; of a local run, or of a run of a server.
 
 
 BOTH = ("stdout", "stderr")
-LOOK = 0.5  # seconds between looks
+LOOK = 0.5  # seconds between polls
 
 
 def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) -> int:
-    """Print what the tasks that `spec` names print, until their run has ended.
+    """Print the output of the tasks of `spec`, until their run has ended.
 
     Args:
         spec: The run, step or task.
-        settings: The settings, which say where the run is recorded.
+        settings: The settings, which have the metadata of the run.
         streams: `stdout`, `stderr` or both.
 
     Returns:
         The exit code, which is 0 if the run succeeded.
 
     Raises:
-        NotFound: There is no such run or task.
+        NotFound: If the run or the task does not exist.
     """
     url = settings.metadata_url
     with closing(open_metadata(url, settings.durability, read_only=True)) as metadata:
@@ -197,16 +198,15 @@ def follow_here(spec: Pathspec, settings: Settings, streams: tuple[str, ...]) ->
 def follow_there(
     server: str, spec: Pathspec, streams: tuple[str, ...], *, follow: bool, known: bool = False
 ) -> int:
-    """Print what the tasks of a server's run print, as `follow_here` does; without `follow` what
-    there is now. A run that is `known` to the server is followed though it does not answer at the
-    moment.
+    """Print the output of the tasks of a server's run, like `follow_here`; without `follow` only
+    the present output.
 
     Args:
         server: The URL of the server.
-        spec: The run, step or task, which the server has.
+        spec: The run, step or task.
         streams: `stdout`, `stderr` or both.
-        follow: Whether to go on until the run has ended.
-        known: Whether the run is known to exist.
+        follow: Whether to continue until the run has ended.
+        known: Whether the server is known to have the run: then a first failure is retried.
 
     Returns:
         The exit code, which is 0 if the run succeeded.
@@ -227,11 +227,11 @@ _NO_COLOURS = re.compile(rb"\x1b(?!\[[0-9;:]*m)")
 
 
 def _print(run: str, step: str, task: int, at: float, stream: str, text: bytes) -> None:
-    """A line as `aflow run` prints it, where its task printed it to."""
+    """Print a line in the format of `aflow run`, to the stream that its task has written it to."""
     when = datetime.fromtimestamp(shown_time(at)).astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
     out = sys.stdout if stream == "stdout" else sys.stderr
     head = f"{when} [{run}/{step}/{task}] ".encode()
-    if is_terminal(out):  # colours are the task's own; all else may come from anybody's run
+    if is_terminal(out):  # allows colours, but no other control sequences of an untrusted run
         text = _NO_COLOURS.sub(lambda found: found[0].replace(b"\x1b", b"\\x1b"), text)
         text = text.replace(b"\x07", b"\\x07")
     flush(out)

@@ -1,4 +1,4 @@
-"""`aflow metadata-service`: what Metaflow's clients and aflow's register over HTTP."""
+"""`aflow metadata-service`: serve metadata over HTTP to clients of Metaflow and aflow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ user of the machine can read and change what it keeps.
 
 
 def metadata_service() -> click.Command:
-    """Return the command."""
+    """Return the command `metadata-service`."""
     return click.Command(
         "metadata-service",
         params=[
@@ -68,7 +68,7 @@ def _serve(
     tls = certificate(tls_cert, tls_key)
     with ExitStack() as opened:
         store: MetadataStore | None = None
-        with suppress(InvalidSetting):  # aflow itself cannot have metadata there
+        with suppress(InvalidSetting):  # the database is not supported for metadata of aflow
             store = opened.enter_context(closing(open_metadata(url, settings.durability)))
         database = opened.enter_context(closing(open_database(url, settings.durability)))
         keys = tuple(each.reveal() for each in settings.service_auth_keys)

@@ -1,4 +1,4 @@
-"""`package`: what the code package of the flow is made of."""
+"""`package`: show, list or save the code package of the flow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aflow.task import code_package
 
 
 def package_commands() -> dict[str, Subcommand]:
-    """Return the commands below `package`, by name."""
+    """Return the subcommands of `package`, by name."""
     archive = option(
         "--archive/--no-archive",
         default=False,
@@ -31,7 +31,7 @@ def package_commands() -> dict[str, Subcommand]:
 
 
 def info(session: Session) -> None:
-    """Its size, its files, and where they come from."""
+    """Print the size of the package, its number of files, and their folder."""
     definition = session.define()
     suffixes = session.settings().package_suffixes
     files = code_package.members(definition, suffixes)
@@ -44,7 +44,7 @@ def info(session: Session) -> None:
 
 
 def list_(session: Session, archive: bool) -> None:
-    """A line a file."""
+    """Print one line per file."""
     session.note("Files included in the code package (change with --package-suffixes):")
     files = code_package.members(session.define(), session.settings().package_suffixes)
     for name, path in files.items():
@@ -52,7 +52,7 @@ def list_(session: Session, archive: bool) -> None:
 
 
 def save(session: Session, path: str) -> None:
-    """Write it."""
+    """Write the package to a file."""
     files = code_package.members(session.define(), session.settings().package_suffixes)
     data = code_package.pack(files)
     if path.endswith("gz"):

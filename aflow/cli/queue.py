@@ -1,4 +1,4 @@
-"""`aflow queue`: what waits in a queue, who takes it, and what was buried."""
+"""`aflow queue`: show, release and delete messages of a queue, and list its workers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 def queue() -> click.Command:
-    """Return the command."""
+    """Return the command `queue`."""
     place = option("--queue", metavar="URL", help="The queue.  [default: AFLOW_QUEUE]")
     pools = option(
         "--pool",
@@ -113,7 +113,7 @@ def _status(queue: str | None, pools: tuple[str, ...], as_json: bool) -> None:
 
 
 def _pool_row(pool: Mapping[str, Any], now: float) -> tuple[str, ...]:
-    """The cells of a pool; `?` for what its broker or its workers do not say."""
+    """Return the cells of a pool; `?` if the broker or the workers do not report a value."""
     oldest = "?" if pool["oldest"] is None else duration(now - pool["oldest"])
     counts = [str(pool[name]) for name in ("ready", "leased", "buried")]
     workers = ["?" if pool[name] is None else str(pool[name]) for name in ("workers", "slots")]
@@ -173,7 +173,7 @@ def _delete(
             before = await opened.known(topic, names)
             await opened.remove(topic, names)
             after = await opened.known(topic, names)
-            if count is None or before is None or after is None:  # the broker does not say it
+            if count is None or before is None or after is None:  # not reported by the broker
                 count = None
             else:
                 count += len(before - after)
@@ -195,7 +195,7 @@ def _delete(
 
 
 def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
-    """What the call gives, of the queue that is named or set."""
+    """Call the function with the queue of the option or the settings, and return its result."""
     place, _ = queue_and_settings(queue=url)
 
     async def use() -> T:
@@ -209,13 +209,13 @@ def _with_queue(url: str | None, what: Callable[[Queue], Awaitable[T]]) -> T:
 
 
 def queue_and_settings(**given: Any) -> tuple[str, Settings]:
-    """Return the URL of the queue, and the settings of a command that needs one.
+    """Return the URL of the queue, and the settings of a command that requires one.
 
     Args:
         **given: The options of the command that override settings.
 
     Raises:
-        InvalidSetting: No queue is named, neither by an option nor by the settings.
+        InvalidSetting: If neither the options nor the settings name a queue.
     """
     settings = Settings.load(**given)
     if not settings.queue:

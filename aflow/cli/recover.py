@@ -1,4 +1,4 @@
-"""`aflow recover Flow/run`: recover a run whose coordinator has died."""
+"""`aflow recover Flow/run`: continue a run whose coordinator has crashed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ seconds after the last heartbeat.
 
 
 def recover() -> click.Command:
-    """Return the command."""
+    """Return the command `recover`."""
     return click.Command(
         "recover",
         params=[
@@ -57,7 +57,7 @@ def _recover(run: str, metadata: str | None, datastore_root: str | None) -> obje
         record = recorded_run(opened, spec)
     target = f"{_unpacked(record, settings)}:{record.flow}"
     lasting = _lasting(record.settings.get("argv", ["run"]))
-    # Passwords were not recorded: this program has its own.
+    # Passwords are not recorded: those of this program's settings are used.
     again = [
         *(with_own_passwords(each, settings) for each in lasting),
         "--aflow-recover",
@@ -70,7 +70,7 @@ def _recover(run: str, metadata: str | None, datastore_root: str | None) -> obje
 
 
 def _lasting(argv: Sequence[str]) -> list[str]:
-    """The arguments without those that were meant for the process that began the run alone."""
+    """Return the arguments without those that only apply to the process that started the run."""
     lasting: list[str] = []
     rest = iter(argv)
     for argument in rest:
@@ -82,7 +82,7 @@ def _lasting(argv: Sequence[str]) -> list[str]:
 
 
 def _unpacked(record: RunRecord, settings: Settings) -> Path:
-    """The flow's file, with all the code of the run beside it."""
+    """Unpack the code of the run, and return the path of the flow's file."""
     code = record.settings.get("code", {})
     if "key" not in code:
         raise CodePackageError(

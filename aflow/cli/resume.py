@@ -1,4 +1,4 @@
-"""`resume`: a new run that reuses what another one has finished."""
+"""`resume`: start a run that reuses the finished tasks of another run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def resume_parameters() -> list[click.Parameter]:
-    """Return the argument and the options of `resume`: those of `run`, and which run to resume."""
+    """Return the parameters of `resume`: the options of `run`, and those for the run to resume."""
     return [
         click.Argument(["step_to_rerun"], required=False, metavar="[STEP_TO_RERUN]"),
         option(
@@ -65,8 +65,8 @@ def resume(
     reentrant: bool,
     **values: Any,
 ) -> int:
-    """`resume`: the exit code. `changed` are the values of parameters, by attribute, that the new
-    run is to have instead of those of its origin."""
+    """`resume`. Returns the exit code. `changed` are values of parameters, by attribute, that
+    replace those of the origin."""
 
     def origin(definition: FlowDefinition, settings: Settings) -> dict[str, Any]:
         if step_to_rerun is not None and step_to_rerun not in definition.steps:
@@ -108,8 +108,8 @@ def resume(
 
 
 def _named(flow: str, given: str, settings: Settings) -> str:
-    """The run that is named, as RUN or FLOW/RUN. Raises InvalidInput for one of another flow; what
-    exists nowhere is reported by the code that looks for it."""
+    """Return the id of the run that is given as RUN or FLOW/RUN. Raises InvalidInput for a run of
+    another flow; a run that does not exist is reported later."""
     of, _, run = given.rpartition("/")
     if of not in ("", flow) and of.isidentifier():
         raise _of_another(of, run, flow)
@@ -124,7 +124,7 @@ def _named(flow: str, given: str, settings: Settings) -> str:
 
 
 def _imported(flow: str, run: str, metadata: MetadataStore, settings: Settings) -> bool:
-    """Import a run of Metaflow's, to be resumed as one of aflow's; whether there is one."""
+    """Import a run of Metaflow, so that it can be resumed; return whether there is one."""
     for each in histories_of(settings.metadata_url, metadata):
         with closing(each) as history:
             found = history.run(flow, run)
@@ -144,13 +144,14 @@ def _of_another(other: str, run: str, flow: str) -> InvalidInput:
     )
 
 
-# `resume --reentrant`: several callers mean the same new run; one resumes, the others wait for it.
+# `resume --reentrant`: several callers resume into the same new run; one of them resumes, the
+# others wait for it.
 #
-# Whose record of the run comes first is the one. Where its process dies before anything has run
-# but reused results, another begins again, under the same id.
+# The caller that records the run first is the one. If its process crashes before it has run a task,
+# other than reusing results, another caller starts again, under the same id.
 
 
-LOOK_AGAIN = 1.0  # seconds: a run of another process or machine tells nobody that it has ended
+LOOK_AGAIN = 1.0  # seconds between polls: runs of other machines do not notify this process
 
 
 def lead_or_follow(
@@ -162,8 +163,8 @@ def lead_or_follow(
     run_id_file: str | None,
     runner_attribute_file: str | None,
 ) -> int:
-    """The exit code of `lead`, which resumes and names the new run `run`, or the code that means
-    how the run has ended that somebody else drives: then the files are written here."""
+    """Resume as the new run `run`, by calling `lead`, or wait until another process has done so,
+    and write the files here. Returns the exit code."""
     settings, flow = session.settings(), session.define().name
     while True:
         ended = _wait(session, settings, flow, run)
@@ -182,7 +183,7 @@ def lead_or_follow(
 
 
 def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecord | None:
-    """The run when it has ended; None if it does not exist (any more)."""
+    """Return the run once it has ended; None if it does not exist, or has been removed."""
     if not settings.has_metadata:
         return None
     with closing(open_metadata(settings.metadata_url, settings.durability)) as metadata:
@@ -202,7 +203,8 @@ def _wait(session: Session, settings: Settings, flow: str, run: str) -> RunRecor
 
 
 def _remove(metadata: MetadataStore, run: RunRecord) -> None:
-    """Make room for another beginning; raises InvalidInput if that would cost any result."""
+    """Delete the run, so that it can be started again; raises InvalidInput if that would lose
+    results of tasks."""
     for view in metadata.tasks(run.key, light=True):
         if view.task.step != PARAMETERS_STEP and not view.task.origin:
             raise InvalidInput(

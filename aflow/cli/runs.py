@@ -1,4 +1,4 @@
-"""`aflow runs [FLOW]`: the runs that are recorded here, newest first."""
+"""`aflow runs [FLOW]`: list the recorded runs, newest first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WHEN = "a time such as 2025-12-24, 2025-12-24T18:00 or 30m, 2h, 7d, 1w (ago)"
 
 
 def runs() -> click.Command:
-    """Return the command."""
+    """Return the command `runs`."""
     return SectionedCommand(
         "runs",
         params=[
@@ -98,7 +98,7 @@ def _found(flow: str | None, which: dict[str, Any], settings: Settings) -> list[
 
 def _known(metadata: MetadataStore, flow: str) -> str:
     known = [name for name, _ in metadata.flows()]
-    # A service without a list of flows has runs of them all the same.
+    # A service that does not list flows may still have runs of them.
     if flow not in known and not metadata.runs(flow, limit=1):
         there = f" These have: {', '.join(known[:20])}." if known else ""
         raise NotFound(f"Flow {flow!r} has never run here.{did_you_mean(flow, known)}{there}")
@@ -106,7 +106,7 @@ def _known(metadata: MetadataStore, flow: str) -> str:
 
 
 def _time(name: str, text: str | None, now: float) -> float | None:
-    """A time that was typed, in seconds since the epoch; raises InvalidInput for anything else."""
+    """Parse a time into seconds since the epoch; raises InvalidInput if it is not valid."""
     if text is None:
         return None
     ago = timespan(text)

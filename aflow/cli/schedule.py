@@ -1,4 +1,4 @@
-"""`aflow schedule`: have a server run flows when they are due."""
+"""`aflow schedule`: manage the schedules by which a server runs flows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _OVERLAP = click.Choice(["skip", "allow", "wait", "cancel"])
 
 
 def schedule() -> click.Command:
-    """Return the command."""
+    """Return the command `schedule`."""
     name = click.Argument(["name"])
     target = click.Argument(["target"], metavar="FLOW.PY")
     server = server_option()

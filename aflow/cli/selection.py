@@ -1,4 +1,4 @@
-"""Which runs and tasks a command means: by the pathspec that it is given, or by whose they are."""
+"""Select the runs and tasks of a command: by a pathspec, or by user and namespace."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def pathspec_argument() -> click.Argument:
 
 
 def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterator[Task]:
-    """The tasks that a path means, in the order of their numbers step by step, whosever they are.
+    """Yield the tasks of a path, in the order of their numbers step by step, in any namespace.
 
-    Raises InvalidName for what is not a pathspec, NotFound for what is not there.
+    Raises InvalidName if the path is not a pathspec, and NotFound if it does not exist.
     """
     spec = pathspec(session, path)
     client.metadata(session.settings().place)
-    client.namespace(None)  # who names a run exactly means it, whosever it is
+    client.namespace(None)  # a pathspec selects runs of all users
     if spec.task is not None:
         yield client.Task(str(spec), attempt=attempt)
         return
@@ -48,8 +48,8 @@ def tasks_of(session: Session, path: str, attempt: int | None = None) -> Iterato
 
 
 def pathspec(session: Session, path: str) -> Pathspec:
-    """The path, which names a run at least; raises InvalidName, and a usage error if it does
-    not."""
+    """Return the pathspec of a path, which must at least have a run; raises InvalidName, or a usage
+    error."""
     flow = session.flow.__name__ if session.flow else None
     if flow is not None and not path.startswith(f"{flow}/"):
         path = f"{flow}/{path}"
@@ -61,13 +61,13 @@ def pathspec(session: Session, path: str) -> Pathspec:
 
 
 def run_pathspec(text: str) -> Pathspec:
-    """Return the pathspec of the run that `FLOW/RUN` names.
+    """Return the pathspec of a run from `FLOW/RUN`.
 
     Args:
         text: The argument of the command.
 
     Raises:
-        InvalidName: It is not a pathspec, or names something else than a run.
+        InvalidName: If it is not the pathspec of a run.
     """
     spec = Pathspec.parse(text)
     if spec.run is None or spec.step is not None:
@@ -76,14 +76,14 @@ def run_pathspec(text: str) -> Pathspec:
 
 
 def recorded_run(metadata: MetadataStore, spec: Pathspec) -> RunRecord:
-    """Return the record of the run that a pathspec names, or is below.
+    """Return the record of the run of a pathspec.
 
     Args:
-        metadata: The metadata store in which it is looked for.
-        spec: A pathspec that names a run at least.
+        metadata: The metadata store.
+        spec: The pathspec of a run, or of a part of one.
 
     Raises:
-        NotFound: There is no such run in the metadata.
+        NotFound: If the metadata has no such run.
     """
     run = metadata.run(spec.flow, spec.run or "")
     if run is None:
@@ -92,16 +92,16 @@ def recorded_run(metadata: MetadataStore, spec: Pathspec) -> RunRecord:
 
 
 def own_latest(flow: str, settings: Settings, instead: str) -> RunRecord:
-    """Return the user's own latest run of the flow, and where a namespace is set, the latest one in
-    it: metadata is shared, and what others have run is theirs.
+    """Return the user's latest run of the flow, in the namespace of the settings if there is one:
+    shared metadata also has the runs of other users.
 
     Args:
         flow: The name of the flow.
-        settings: The settings, which name the user, the namespace and the metadata.
-        instead: The options by which a run can be named, for the error.
+        settings: The settings: user, namespace and metadata.
+        instead: The options that select a run, for the error.
 
     Raises:
-        NotFound: There is no such run; the error says how to name one.
+        NotFound: If there is no such run; the message names these options.
     """
     tags = list(dict.fromkeys((f"user:{settings.user}", settings.default_namespace)))
     if settings.has_metadata:

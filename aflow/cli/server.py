@@ -1,4 +1,4 @@
-"""`aflow server`: takes flows over HTTP, and runs them here."""
+"""`aflow server`: accept flows over HTTP, and run them on this machine."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ the next server, or another one with the same metadata, recovers the others.
 
 
 def server(echo: Callable[[str], object] = click.echo) -> click.Command:
-    """Return the command. `echo` is called with the line `Server on URL` when the server listens.
+    """Return the command `server`.
 
     Args:
-        echo: Called with one line for people.
+        echo: Called with the line `Server on URL` when the server listens.
     """
     return click.Command(
         "server",
@@ -100,7 +100,7 @@ def server(echo: Callable[[str], object] = click.echo) -> click.Command:
 
 
 def listen_options(port: int) -> list[click.Option]:
-    """Return the options that say where a server listens.
+    """Return the options for the address of a server.
 
     Args:
         port: The default port.
@@ -112,7 +112,7 @@ def listen_options(port: int) -> list[click.Option]:
 
 
 def tls_options() -> list[click.Option]:
-    """Return the certificate of a server."""
+    """Return the options for the certificate of a server."""
     return [
         option(
             "--tls-cert",
@@ -126,16 +126,16 @@ def tls_options() -> list[click.Option]:
 
 
 def certificate(cert: str | None, key: str | None) -> Certificate | None:
-    """Return the certificate that the options name; None where they name none.
+    """Return the certificate of the options; None if none is given.
 
     Args:
-        cert: The path of the certificate (--tls-cert); None where it is not given.
-        key: The path of its private key (--tls-key); None where it is not given.
+        cert: The path of the certificate (--tls-cert); None if it is not given.
+        key: The path of its private key (--tls-key); None if it is not given.
 
     Raises:
-        InvalidSetting: Only one of the two is given.
+        InvalidSetting: If only one of the two is given.
     """
-    from aflow.server.serve import Certificate  # help is shown without the extra server
+    from aflow.server.serve import Certificate  # the help must work without the extra server
 
     if (cert is None) != (key is None):
         raise InvalidSetting("TLS needs both --tls-cert and --tls-key.")
@@ -197,7 +197,8 @@ def _serve(
 
 
 def _keys(host: str, settings: Settings, records: Any, no_auth: bool) -> Sequence[str]:
-    """The keys that clients may send. Raises InvalidSetting where strangers would be answered."""
+    """Return the keys that clients may send. Raises InvalidSetting if the server would be open to
+    others without a key."""
     from aflow.server.auth import check_guarded, is_loopback
 
     keys = tuple(each.reveal() for each in settings.service_auth_keys)
@@ -223,7 +224,7 @@ def _place(settings: Settings) -> RunsLocation:
     }
     if settings.queue is not None:
         variables["QUEUE"] = settings.queue
-    # A run does not need the keys of clients, unless it asks a service for its metadata itself.
+    # Runs do not need the keys of clients, unless they use a metadata service themselves.
     is_service = settings.metadata_url.startswith(("http://", "https://"))
     secret = () if is_service else ("AFLOW_SERVICE_AUTH_KEY", "METAFLOW_SERVICE_AUTH_KEY")
     return RunsLocation(
@@ -232,7 +233,7 @@ def _place(settings: Settings) -> RunsLocation:
 
 
 def _storage(url: str | None, root: str | None) -> dict[str, Any]:
-    """Where artifacts are, as settings."""
+    """Return the settings of the datastore."""
     if url is None:
         return {"datastore_root": root}
     if root is not None:
@@ -245,33 +246,34 @@ def _storage(url: str | None, root: str | None) -> dict[str, Any]:
 
 
 def _metadata_service(url: str, durability: str, metadata: MetadataStore) -> MetaflowApi | None:
-    """That of `aflow metadata-service`, over the same database."""
-    from aflow.server.metaflow.api import MetaflowApi  # help is shown without the extra server
+    """Return the metadata service that uses the same database; None if the metadata is a
+    service."""
+    from aflow.server.metaflow.api import MetaflowApi  # the help must work without the extra server
     from aflow.server.metaflow.database import open_database
 
     if url.startswith(("http://", "https://")):
-        return None  # a service has the metadata: its clients go there
+        return None  # clients use that service directly
     database = open_database(url, durability)
     return MetaflowApi(database, SystemClock(), metadata, open_store=store_to_copy)
 
 
 # The log of a server, on stderr.
 #
-# Names in requests, and what runs print before they have begun, come from others. Whatever they
-# hold, a line of the log is a line of ours: characters that move the cursor, colour, hide or turn
-# text around are spelled out, and lines that follow the first one are indented.
+# Names in requests, and the output of runs before they start, are untrusted. A line of the log must
+# be recognizable as the server's own: control characters are escaped, and continuation lines are
+# indented.
 
 _ODD = re.compile(r"[^ -~\n]")
 
 
 class LogFormatter(logging.Formatter):
-    """Formats records with time and level, without characters that nobody sees."""
+    """Formats records with time and level, and escapes invisible characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record.
 
         Args:
-            record: The record of the log.
+            record: The log record.
         """
         return _ODD.sub(_spelled, super().format(record)).replace("\n", "\n    ")
 
@@ -284,7 +286,7 @@ def _spelled(found: re.Match[str]) -> str:
 
 
 def log_to_stderr() -> None:
-    """Write what this process logs, from `INFO` on, to stderr."""
+    """Write the log of this process, from level `INFO`, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger().addHandler(handler)

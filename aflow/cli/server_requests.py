@@ -1,4 +1,4 @@
-"""Requests of commands to a server (aflow server)."""
+"""Requests from commands to a server (aflow server)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from aflow.errors import CommandFailed, InvalidInput, ServerUnavailable
 from aflow.metadata.tokens import headers_for, is_this_machine
 
 DEFAULT_SERVER = "http://127.0.0.1:8180"
-WAIT = 30  # seconds that the server is asked to wait, again and again
+WAIT = 30  # seconds that a request asks the server to wait; it is then repeated
 _PATIENCE = 60 + WAIT
-_TRIES = 16  # about a minute of them
-_BEGUN, _ALIVE = "", ":"  # kinds of what is not an event
+_TRIES = 16  # they take about a minute
+_BEGUN, _ALIVE = "", ":"  # kinds of messages that are not events
 _BACKOFF = Backoff(0.5, 10.0)
 
 
 def server_option() -> click.Option:
-    """Return the option --server of a command that needs one."""
+    """Return the option --server of a command that requires a server."""
     return option(
         "--server",
         metavar="URL",
@@ -41,7 +41,7 @@ def server_option() -> click.Option:
 
 
 def of_a_server() -> click.Option:
-    """Return the option --server of a command that shows what is here, unless one is named."""
+    """Return the option --server of a command that uses the local metadata unless it is given."""
     return option(
         "--server",
         metavar="URL",
@@ -55,18 +55,18 @@ def of_a_server() -> click.Option:
 def ask(
     server: str, method: str, path: str, body: bytes | None = None, type_: str = "application/json"
 ) -> Any:
-    """Return the JSON that the server answers.
+    """Return the JSON response of the server.
 
     Args:
         server: The URL of the server.
         method: The HTTP method.
-        path: The path below the server's URL, with a query if need be.
+        path: The path below the server's URL, optionally with a query.
         body: The body of the request; None for none.
         type_: The media type of the body.
 
     Raises:
-        InvalidInput: The server's URL is malformed.
-        CommandFailed: The server refuses, with its sentence, or does not answer.
+        InvalidInput: If the server's URL is malformed.
+        CommandFailed: If the server rejects the request, with its message, or does not respond.
     """
     with _answered(server, method, path, body, type_) as answer:
         return json.load(answer)
@@ -80,17 +80,17 @@ class ServerSentEvent(NamedTuple):
 
 
 def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSentEvent]:
-    """Yield server-sent events, until the one that is called `end`. If the connection is lost, or
-    the server is started again meanwhile, they go on after the last one that had an id: also where
-    nothing has come yet, if the server has answered once. Raises what `ask` raises.
+    """Yield server-sent events, up to and including the one with the name `end`. After the loss of
+    the connection, or a restart of the server, they continue after the last event with an id; this
+    requires that the server has responded once. Also raises what `ask` raises.
 
     Args:
         server: The URL of the server.
-        path: The path of a stream below the server's URL, with a query if need be.
-        there: Whether the server has answered before: if so, a first failure is tried again, too.
+        path: The path of a stream below the server's URL, optionally with a query.
+        there: Whether the server has responded before, so that a first failure is retried too.
 
     Raises:
-        ServerUnavailable: The server does not answer for a minute.
+        ServerUnavailable: If the server does not respond for a minute.
     """
     last, tries = "", Tries(_BACKOFF, most=_TRIES, waiting_for=f"the server {server}")
     while True:
@@ -115,13 +115,13 @@ def events(server: str, path: str, *, there: bool = False) -> Iterator[ServerSen
 
 
 def _events(server: str, path: str, last: str) -> Iterator[tuple[str, ServerSentEvent]]:
-    """The events with their ids; and that the answer has begun, and signs of life in it."""
+    """Yield the events with their ids, and messages that the response has started or is alive."""
     more = {"Last-Event-ID": last} if last else {}
     id_, kind = "", ""
     with _answered(server, "GET", path, None, "application/json", more) as answer:
         yield "", ServerSentEvent(_BEGUN, None)
         for line in answer:
-            if line.startswith(b":"):  # a comment: the stream is there, and nothing has happened
+            if line.startswith(b":"):  # a comment, which keeps the connection alive
                 yield "", ServerSentEvent(_ALIVE, None)
                 continue
             name, _, value = line.decode().rstrip("\n").partition(": ")
@@ -178,17 +178,17 @@ def _answered(
 
 
 class _NoRedirects(request.HTTPRedirectHandler):
-    """Redirects end in HTTPError: one that is followed would be sent the token, too."""
+    """Turns redirects into HTTPError: following one would send the token to another address."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none."""
+        """Do not follow the redirect."""
         return
 
 
 def _opener(server: str) -> request.OpenerDirector:
     handlers: list[request.BaseHandler] = [_NoRedirects()]
     if is_this_machine(urlsplit(server).hostname or ""):
-        handlers.append(request.ProxyHandler({}))  # no proxy has to do with it, nor gets the token
+        handlers.append(request.ProxyHandler({}))  # no proxy may receive the token
     return request.build_opener(*handlers)
 
 

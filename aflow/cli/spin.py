@@ -1,4 +1,4 @@
-"""`spin`: one step again, alone, on the inputs that it had in an earlier run."""
+"""`spin`: run one step again, alone, with the inputs that it had in an earlier run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARED = ("max_log_size", "run_id_file", "runner_attribute_file", "namespace", 
 
 
 def spin_parameters() -> list[click.Parameter]:
-    """Return the argument and the options of `spin`."""
+    """Return the parameters of `spin`."""
     return [
         click.Argument(["path"], metavar="STEP|RUN/STEP[/TASK]"),
         flag("--skip-decorators/--no-skip-decorators", help="Run the step without decorators."),
@@ -56,7 +56,7 @@ def spin(
     debugged: bool,
     **values: Any,
 ) -> int:
-    """`spin`: the exit code."""
+    """`spin`. Returns the exit code."""
     settings = session.settings(
         max_log_size=values.pop("max_log_size"),
         spin_persist=persist,
@@ -79,7 +79,7 @@ def spin(
 
 
 def _which(path: str, definition: FlowDefinition) -> dict[str, Any]:
-    """Step, run and task of `step`, `run/step` or `run/step/task`, with the flow's name or not."""
+    """Return step, run and task of `step`, `run/step` or `run/step/task`, with an optional flow."""
     parts = path.removeprefix(f"{definition.name}/").split("/")
     run, step, task = (None, *parts, None) if len(parts) == 1 else (*parts, None, None)[:3]
     if len(parts) > 3 or not step or (task is not None and not re.fullmatch(r"\d+", task)):
@@ -93,7 +93,7 @@ def _which(path: str, definition: FlowDefinition) -> dict[str, Any]:
 
 
 def _artifacts(file: Path) -> dict[str, Any]:
-    """What the module says the inputs have left."""
+    """Return the artifacts by which the module replaces those of the inputs."""
     import runpy
 
     try:

@@ -1,4 +1,4 @@
-"""`aflow stack`: what aflow needs in AWS, as a template, and the settings of what is made of it."""
+"""`aflow stack`: a CloudFormation template of all resources for aflow, and its settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ prints a sentence for each invalid parameter. It sends nothing to AWS."""
 
 
 def stack() -> click.Command:
-    """Return the command."""
+    """Return the command `stack`."""
     comments = flag("--comments", help="Print the template with comments and line breaks.")
     given = click.Argument(["parameters"], nargs=-1, metavar="[NAME=VALUE]...")
     return command_group(

@@ -1,4 +1,4 @@
-"""`aflow status`: the flows that have run here, what runs now, and what has failed last."""
+"""`aflow status`: show all flows, the active runs, and the latest failures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
 
 _COLUMNS = ("FLOW", "LATEST RUN", "STATE", "STARTED", "TOOK", "USER")
-_RUNNING = 20  # runs of one flow that are shown
+_RUNNING = 20  # maximum number of active runs that are shown per flow
 
 
 def status() -> click.Command:
-    """Return the command."""
+    """Return the command `status`."""
     return SectionedCommand(
         "status",
         params=[of_a_server()],
@@ -38,7 +38,7 @@ def status() -> click.Command:
 
 
 def _status(server: str | None) -> None:
-    """Print a table with a line a flow, the latest first, then what runs and what has failed."""
+    """Print a table with one line per flow, the latest first, then active and failed runs."""
     settings = Settings.load(metadata=server)
     look(settings)
     if not has_runs(settings.metadata_url):
@@ -68,7 +68,7 @@ def _show(settings: Settings, metadata: MetadataStore) -> None:
 
 
 def _latest_runs(metadata: MetadataStore) -> list[RunRecord]:
-    """The latest run of each flow, the latest of all first."""
+    """Return the latest run of each flow, the newest first."""
     runs = [run for flow, _ in metadata.flows() for run in metadata.runs(flow, limit=1)]
     return sorted(runs, key=lambda run: run.created_at, reverse=True)
 
@@ -94,7 +94,7 @@ def _goes_on(metadata: MetadataStore, run: RunRecord, state: str, now: float) ->
 
 
 def _counts(metadata: MetadataStore, run: RunRecord) -> Iterator[str]:
-    """The steps that have tasks to do, with how many of them are where."""
+    """Yield the steps with unfinished or failed tasks, with the number of their tasks by state."""
     for step in metadata.progress(run.key):
         if set(step.tasks) != {TaskState.SUCCEEDED}:
             counts = (f"{count} {state.value}" for state, count in step.tasks.items())

@@ -1,4 +1,4 @@
-"""`aflow submit flow.py`: have a server run a flow."""
+"""`aflow submit flow.py`: submit a flow to a server, which runs it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ AFLOW_SERVICE_AUTH_KEY.
 
 
 def submit() -> click.Command:
-    """Return the command; its exit code is 1 for a run that was waited for and failed."""
+    """Return the command `submit`; its exit code is 1 if it has waited for the run, which
+    failed."""
     return click.Command(
         "submit",
         params=[
@@ -73,17 +74,17 @@ def send(
     tags: Sequence[str],
     max_workers: int | None,
 ) -> dict[str, Any]:
-    """Send the code of a flow.
+    """Upload the code of a flow to a server.
 
     Args:
         server: The URL of the server.
         definition: The flow: its class, steps, parameters and decorators.
         parameters: The values of parameters, by name.
-        tags: The tags that the run gets.
-        max_workers: How many tasks run at a time; None for the setting.
+        tags: The tags of the run.
+        max_workers: The maximum number of concurrent tasks; None for the setting.
 
     Returns:
-        What to ask the server for then, as `POST /v1/runs` takes it.
+        The body of `POST /v1/runs` for a run with this code.
     """
     files = code_package.members(definition, Settings.load().package_suffixes)
     kept = ask(server, "POST", "/v1/packages", code_package.pack(files), "application/x-tar")
@@ -101,10 +102,10 @@ def parameters_of(given: Sequence[str]) -> dict[str, str]:
     """Return the values of `--alpha 0.5 --beta=1`, by name.
 
     Args:
-        given: The values that were given on the command line.
+        given: The arguments of the command line.
 
     Raises:
-        InvalidInput: An argument is not of that form.
+        InvalidInput: If an argument has another form.
     """
     found = {}
     remaining = iter(given)

@@ -1,4 +1,4 @@
-"""Tables of runs: in colours on a terminal, as plain lines elsewhere."""
+"""Tables for the terminal: in colours on a terminal, as plain text otherwise."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _COLOURS = {"succeeded": "green", "failed": "red", "running": "cyan", "orphaned"
 def show(
     head: Sequence[str], rows: Sequence[Sequence[str]], colours: Mapping[str, str] = _COLOURS
 ) -> None:
-    """Write the table to stdout. On a terminal the last column is folded if need be.
+    """Write a table to stdout. On a terminal the last column is wrapped if necessary.
 
     Args:
         head: The titles of the columns.
-        rows: One sequence of cells for each row, as long as `head`; controls in them are spelt out.
-        colours: The colours of cells, by their text; other cells have none.
+        rows: The cells of each row, as many as titles; control characters are escaped.
+        colours: The colours of cells, by their text; other cells are not coloured.
     """
     rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
@@ -41,7 +41,7 @@ def show(
     from rich.text import Text
 
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in head:  # ids are to be copied: only the last column gives way
+    for name in head:  # only the last column may wrap, so that ids can be copied
         made.add_column(name, no_wrap=name != head[-1])
     for row in rows:
         made.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
@@ -52,7 +52,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the rows as lines, each column as wide as its widest cell.
 
     Args:
-        rows: One sequence of cells for each row, all of one length; controls in them are spelt out.
+        rows: The cells of each row, all of the same number; control characters are escaped.
     """
     rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
@@ -66,8 +66,8 @@ LEFT = "orphaned"
 
 
 def state(run: RunRecord) -> str:
-    """Return the run's state; `orphaned` for one that no coordinator drives. Of runs of deployed
-    flows AWS is asked: call it once for each.
+    """Return the run's state; `orphaned` if it has no coordinator. May send a request to AWS for a
+    run of a deployed flow, so call it once per run.
 
     Args:
         run: The run.
@@ -76,21 +76,21 @@ def state(run: RunRecord) -> str:
 
 
 def local(at: float) -> str:
-    """Return a time of this machine's zone, to the second.
+    """Format a time in this machine's time zone, to the second, and return it.
 
     Args:
-        at: When it happened, in seconds since the epoch.
+        at: The time, in seconds since the epoch.
     """
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shown_time(at)))
 
 
 def took(run: RunRecord, state: str, now: float) -> str:
-    """Return how long the run has taken so far; unknown for an orphaned run.
+    """Return the duration of the run so far; `?` for an orphaned run.
 
     Args:
         run: The run.
-        state: The state, as `state` returned it.
-        now: The present time, in seconds since the epoch.
+        state: The state that `state` has returned.
+        now: The current time, in seconds since the epoch.
     """
     if state == LEFT:
         return "?"

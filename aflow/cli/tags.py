@@ -1,4 +1,4 @@
-"""`tag`: the tags of runs that are over or still going on."""
+"""`tag`: add, remove, replace and list the tags of runs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from aflow.client import Flow, Run
     from aflow.flow.spec import FlowSpec
 
-_WIDTH = 120  # of the columns of a list
+_WIDTH = 120  # maximum columns of a listing
 _GAP = 4
 
 
 def tag_commands() -> dict[str, Subcommand]:
-    """Return the commands below `tag`, by name."""
+    """Return the subcommands of `tag`, by name."""
     tags = click.Argument(["tags"], nargs=-1, required=True)
     return {
         "add": Subcommand("Add tags to a run.", [tags, *_which_run()], add),
@@ -71,14 +71,14 @@ def _list_parameters() -> list[click.Parameter]:
 
 
 def add(session: Session, tags: tuple[str, ...], run_id: str | None, namespace: str | None) -> None:
-    """Give the run these tags."""
+    """Add these tags to the run."""
     _change(session, run_id, namespace, (), tags)
 
 
 def remove(
     session: Session, tags: tuple[str, ...], run_id: str | None, namespace: str | None
 ) -> None:
-    """Take these tags from the run."""
+    """Remove these tags from the run."""
     _change(session, run_id, namespace, tags, ())
 
 
@@ -90,8 +90,8 @@ def replace(
     to_add: tuple[str, ...],
     to_remove: tuple[str, ...],
 ) -> None:
-    """Take tags from the run and give it others; both have to be named: as options, or one tag and
-    the one in its place."""
+    """Remove tags from the run and add others. Both are required, either as options, or as one tag
+    and its replacement."""
     if pair and (len(pair) != 2 or to_add or to_remove):
         raise InvalidInput(
             "Give one tag and the one in its place (tag replace OLD NEW), or --remove and --add."
@@ -118,7 +118,7 @@ def _change(
 
 
 def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
-    """The run that the options name; raises NotFound, NamespaceMismatch, InvalidInput."""
+    """Return the run of the options; raises NotFound, NamespaceMismatch, InvalidInput."""
     flow = _flow(session, _own(session) if namespace is None else namespace)
     current = client.get_namespace()
     if run_id is None:
@@ -132,7 +132,7 @@ def _run(session: Session, run_id: str | None, namespace: str | None) -> Run:
 
 
 def _flow(session: Session, namespace: str | None) -> Flow:
-    """The flow as the client shows it; "" and None are everybody's namespace."""
+    """Return the client object of the flow; "" and None are the namespace of all users."""
     assert session.flow is not None
     client.metadata(session.settings().place)
     client.namespace(namespace or None)
@@ -166,7 +166,7 @@ def list_(
     group_by_run: bool,
     flat: bool,
 ) -> None:
-    """List the tags of one run or of many: together, by tag, or by run."""
+    """List the tags of a run, or of several runs: combined, by tag, or by run."""
     _refuse_both({"--all": of_all, "--my-runs": my_runs})
     _refuse_both({"--run-id": run_id is not None, "RUN": run is not None})
     _refuse_both({"--group-by-tag": group_by_tag, "--group-by-run": group_by_run, "--flat": flat})
@@ -177,7 +177,7 @@ def list_(
         runs = [_run(session, named, "")]
     tags, system = _grouped(runs, group_by_tag, group_by_run, hide_system_tags)
     if flat:
-        # Programs for Metaflow read them from stderr, below the line with the version.
+        # Programs written for Metaflow read them from stderr, below the line with the version.
         to_stderr = _is_written_for_metaflow(session.flow)
         if to_stderr:
             session.note(f"aflow {__version__} executing tag list")
@@ -188,12 +188,12 @@ def list_(
 
 
 def _is_written_for_metaflow(flow: type[FlowSpec] | None) -> bool:
-    """Whether aflow stands for Metaflow here, and the flow's file has a use for it."""
+    """Return whether aflow replaces Metaflow here, and the flow's file mentions Metaflow."""
     if flow is None or not metaflow.is_installed():
         return False
     try:
         return b"metaflow" in Path(define(flow).file).read_bytes()
-    except OSError:  # it is in no file
+    except OSError:  # the flow has no file
         return False
 
 
@@ -209,7 +209,7 @@ Groups = dict[str, frozenset[str]]
 def _grouped(
     runs: list[Run], by_tag: bool, by_run: bool, hide_system_tags: bool
 ) -> tuple[Groups, Groups]:
-    """What to show under each heading, all of it and what of it is the system's."""
+    """Return the texts under each heading: all of them, and those of the system."""
     if by_tag:
         system_tags = frozenset().union(*(run.system_tags for run in runs))
         runs_of: dict[str, set[str]] = {}
@@ -233,7 +233,7 @@ def _grouped(
 
 
 def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False) -> None:
-    """All groups in order; with --quiet one line each, for programs."""
+    """Print all groups in order; with --quiet one line per group, for programs."""
     tags, system = _spelt_out(tags), _spelt_out(system)
     if session.top.get("quiet"):
         for group in sorted(tags):
@@ -253,7 +253,7 @@ def _print(tags: Groups, system: Groups, session: Session, by_tag: bool = False)
 
 
 def _spelt_out(groups: Groups) -> Groups:
-    """The same for a terminal: tags may hold anything."""
+    """Return the groups with control characters escaped: tags are untrusted."""
     return {printable(group): frozenset(map(printable, each)) for group, each in groups.items()}
 
 
@@ -267,7 +267,7 @@ def _fields(
 
 
 def _columns(texts: list[str], bold: frozenset[str]) -> Iterator[str]:
-    """The texts in as many columns as fit, read downwards."""
+    """Format the texts in as many columns as fit, sorted downwards."""
     if not texts:
         return
     width = max(map(len, texts))

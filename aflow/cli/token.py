@@ -31,7 +31,7 @@ once on every server with the same metadata.
 
 
 def token() -> click.Command:
-    """Return the command."""
+    """Return the command `token`."""
     place = option(
         "--metadata",
         metavar="URL",

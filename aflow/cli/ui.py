@@ -1,4 +1,4 @@
-"""`aflow ui`: the runs of this folder, or of a server, in a browser."""
+"""`aflow ui`: show the runs of this folder, or of a server, in a browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ If a server of this folder is running, its pages are opened. Otherwise a server 
 
 
 def ui() -> click.Command:
-    """Return the command."""
+    """Return the command `ui`."""
     return click.Command(
         "ui",
         params=[
@@ -58,7 +58,7 @@ def _ui(path: str | None, server: str | None, port: int, no_browser: bool) -> No
 
     def listens(line: str) -> None:
         url = line.split()[-1]
-        # In a thread: the server, whose event loop this is, has to answer meanwhile.
+        # In a thread: the server, which must respond to it, runs in this event loop.
         Thread(target=_opened, args=(url, target, no_browser), daemon=True).start()
 
     click.echo("Starting a server of this folder; Ctrl-C ends it.")
@@ -74,7 +74,7 @@ def _opened(url: str, target: str, no_browser: bool) -> None:
 
 
 def _target(path: str | None) -> str:
-    """The page of a pathspec, below /ui/."""
+    """Return the page of a pathspec, relative to /ui/."""
     if path is None:
         return ""
     spec: Pathspec = Pathspec.parse(path)
@@ -88,10 +88,10 @@ def _target(path: str | None) -> str:
 
 
 def _serves(server: str, metadata_url: str) -> bool:
-    """Whether a server answers there, and shows the runs of these metadata."""
+    """Return whether a server responds at this URL, and has this metadata."""
     try:
         return bool(ask(server, "GET", "/v1/server")["metadata"] == metadata_url)
-    except (AflowError, KeyError, TypeError, ValueError):  # none, or that of something else
+    except (AflowError, KeyError, TypeError, ValueError):  # no server, or one of another program
         return False
 
 

@@ -1,1 +1,1 @@
-"""`aflow doctor`: findings (pure), the probes that ask, and the command."""
+"""`aflow doctor`: findings (pure), probes of services, and the command."""

@@ -1,4 +1,4 @@
-"""All that is looked at by `aflow doctor`: this machine, the settings, and what they name."""
+"""The checks of `aflow doctor`: this machine, the settings, and the services that they name."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.aws.client import AwsClient
 
-# What a setting needs besides aflow: the extra, and what it installs.
+# The extras that settings may need, and the modules that each installs.
 _EXTRAS = {"aws": ("aiobotocore",), "postgres": ("psycopg",), "redis": ("redis",)}
-_WAIT = 10.0  # seconds for a queue
+_WAIT = 10.0  # seconds, the timeout of a queue
 
 
 def findings(clock: Clock) -> Iterator[Finding]:
-    """Yield one after the other, as they are found; each takes seconds at most.
+    """Yield the findings of all checks as they are completed; each check takes some seconds at
+    most.
 
     Args:
-        clock: The source of the time; tests give a `FakeClock`.
+        clock: The source of the time; tests pass a `FakeClock`.
     """
     yield ok("python", f"Python {platform.python_version()}, aflow {__version__}.")
     yield from _namesake()
@@ -66,36 +67,38 @@ def findings(clock: Clock) -> Iterator[Finding]:
 
 
 class Clocks:
-    """Compares the clocks of services, by the dates of their answers, with the clock of here."""
+    """Compares the clock of this machine with those of services, by the `Date` of their
+    responses."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last: Finding | None = None
 
     def record(self, owner: str, date: str | None) -> None:
-        """Note the time that a service has sent; the last one counts.
+        """Record the time of a service; the last one is reported.
 
         Args:
-            owner: The service whose answer it was, as the finding names it.
-            date: The header `Date` of an answer; None where it has none.
+            owner: The name of the service in the finding.
+            date: The header `Date` of a response; None if there is none.
         """
         if date is not None:
             self._last = of_clock("clock", self._clock.now(), date, owner)
 
     def findings(self) -> Iterator[Finding]:
-        """Yield the setting that takes precedence: that of the processes that check signatures."""
+        """Yield the finding of the last recorded time, if there is one."""
         if self._last is not None:
             yield self._last
 
 
 def _namesake() -> Iterator[Finding]:
-    """Another project's distribution of the name `aflow`, which installs a package of that name."""
+    """Warn if another project's distribution `aflow` is installed: its package has the same
+    name."""
     try:
         other = distribution("aflow")
     except PackageNotFoundError:
         return
-    # A distribution from before ours was renamed may be left beside it in a developer's environment
-    # (an editable one installs no package): that is no other project's, and does no harm.
+    # A distribution under our own earlier name may be left in a developer's environment (editable,
+    # so it installs no package): it is not another project's, and harmless.
     if any(file.parts[0] == "aflow" for file in other.files or ()):
         message = (
             f"The distribution aflow {other.version} is installed as well (in "
@@ -110,11 +113,11 @@ def _namesake() -> Iterator[Finding]:
 
 
 def _files() -> Iterator[Finding]:
-    """The files of settings, and keys in them that do nothing."""
+    """Check the files of settings, and report keys in them that have no effect."""
     read: list[str] = []
     try:
         files = settings_files()
-    except InvalidSetting:  # reported where all settings are read
+    except InvalidSetting:  # reported when all settings are loaded
         return
     for file in files:
         try:
@@ -133,7 +136,7 @@ def _files() -> Iterator[Finding]:
 
 
 def _extras(settings: Settings, aws: AwsSettings) -> Iterator[Finding]:
-    """The extras that the settings need and that are not installed."""
+    """Report extras that the settings need but that are not installed."""
     urls = (settings.metadata, settings.queue or "")
     needed = {
         "aws": settings.datastore == "s3" or urls[1].startswith("sqs") or _names_any(aws),
@@ -148,8 +151,8 @@ def _extras(settings: Settings, aws: AwsSettings) -> Iterator[Finding]:
 
 
 def _environments(settings: Settings) -> Iterator[Finding]:
-    """What gives steps their packages. Flows that name some are not known here, so that only what
-    the settings ask for is a failure."""
+    """Check the tools that install packages of steps. Since the flows are not known here, a missing
+    tool is a failure only if the settings need it."""
     kind = settings.environment
     if kind == "local":
         return
@@ -168,11 +171,11 @@ def _environments(settings: Settings) -> Iterator[Finding]:
         yield fail("packages", message, f"pip install '{DISTRIBUTION}[conda]'")
 
 
-# ------------------------------------------------------------------ places
+# ------------------------------------------------------------------ storage and services
 
 
 def _spaces(settings: Settings) -> Iterator[Finding]:
-    """The disks on which aflow keeps something."""
+    """Check the free space of the disks that aflow writes to."""
     places = {".aflow": settings.root}
     if settings.datastore == "s3":
         places["the cache"] = settings.cache
@@ -261,7 +264,7 @@ def _secrets(settings: Settings) -> Iterator[Finding]:
 
 
 def _kubernetes(settings: Settings) -> Iterator[Finding]:
-    """Whether Jobs can be seen in the namespace, where one is named or all steps run there."""
+    """Check whether Jobs can be listed, if a namespace is set or all steps run on Kubernetes."""
 
     namespace = KubernetesSettings.load().namespace
     if namespace is None and settings.executor != "kubernetes":
@@ -284,7 +287,7 @@ def _kubernetes(settings: Settings) -> Iterator[Finding]:
 
 
 def _names_any(aws: AwsSettings) -> bool:
-    """Whether anything in AWS is named."""
+    """Return whether the settings name any resource of AWS."""
     roles = (aws.job_role, aws.fargate_role, aws.machine_role, aws.events_role)
     return any((aws.queue, aws.image, aws.log_group, *roles))
 
@@ -354,18 +357,18 @@ def _step_functions(settings: Settings, aws: AwsSettings, account: AwsClient) ->
 
 
 def _starter(role: str, account: AwsClient) -> Iterator[Finding]:
-    """The role with which flows are started: by rules, and at times of a zone by schedules."""
+    """Check the role that starts flows: by event rules, and, in time zones, by schedules."""
     found = probes.role("schedules", role, "events.amazonaws.com", account)
     yield from found
     if worst(found) is State.OK:
         for each in probes.role("schedules", role, "scheduler.amazonaws.com", account):
-            if each.state is State.FAIL:  # of a stack of Metaflow, whose flows know no zones
+            if each.state is State.FAIL:  # a role of Metaflow's stack, which has no time zones
                 yield warn("schedules", each.message, f"For @schedule(timezone=): {each.advice}")
 
 
 def _wanting(aws: AwsSettings, *pairs: str) -> Iterator[Finding]:
-    """A failure for each of these settings that is not set; `pairs` are names of findings, each
-    with the setting."""
+    """Yield a failure for each missing setting; `pairs` alternates names of findings and
+    settings."""
     for name, field in zip(pairs[::2], pairs[1::2], strict=True):
         try:
             aws.needed(field, f"The {name}")

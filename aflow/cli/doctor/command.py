@@ -1,4 +1,4 @@
-"""`aflow doctor`: whether all that the settings name is there and can be used."""
+"""`aflow doctor`: check whether everything that the settings name exists and works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def doctor() -> click.Command:
-    """Return the command."""
+    """Return the command `doctor`."""
     return SectionedCommand(
         "doctor",
         help=_HELP,
@@ -40,11 +40,11 @@ def _doctor(as_json: bool) -> int:
 
 
 def line(state: str, name: str, text: str) -> str:
-    """Return a finding as people read it.
+    """Return a finding as a line of text.
 
     Args:
-        state: The name of a State, which gives the colour.
+        state: The name of a State, which determines the colour.
         name: The name of the check.
-        text: What was found, and what to do about it.
+        text: The message and the advice.
     """
     return f"{click.style(f'{state:<5}', fg=_COLOURS[state])} {name:<14} {text}"

@@ -1,4 +1,4 @@
-"""What was found of one thing, and what it means. Pure: answers come in as values."""
+"""Findings: they are derived from responses of services, which are passed as values. Pure."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from aflow.flow.names import did_you_mean
 _GIB = 1 << 30
 _MIB = 1 << 20
 LITTLE_SPACE, NO_SPACE = 2 * _GIB, 200 * _MIB  # bytes
-# AWS refuses what is signed 5 minutes off; leases and `since` are off before.
+# AWS rejects signatures that are 5 minutes off; leases and `since` are inaccurate before that.
 WARNED_SKEW, REFUSED_SKEW = 30.0, 240.0  # seconds
 
 
 class State(StrEnum):
-    """How it stands with something. Of a doubt somebody should know, a failure is in the way."""
+    """The severity of a finding: a warning may cause problems, a failure prevents runs."""
 
     OK = "ok"
     WARN = "warn"
@@ -30,7 +30,7 @@ class State(StrEnum):
 
 
 class Finding(NamedTuple):
-    """How one thing stands: a sentence, and what to do about it (empty if nothing is)."""
+    """The result of a check: a message, and advice, which is empty if nothing needs to be done."""
 
     name: str
     state: State
@@ -39,44 +39,44 @@ class Finding(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The message, and the advice behind it."""
+        """The message, followed by the advice."""
         return f"{self.message} {self.advice}".strip()
 
 
 def ok(name: str, message: str) -> Finding:
-    """Return a finding that all is well.
+    """Return a finding without problems.
 
     Args:
         name: The name of the check.
-        message: What was found, in one sentence.
+        message: The result, in one sentence.
     """
     return Finding(name, State.OK, message)
 
 
 def warn(name: str, message: str, advice: str = "") -> Finding:
-    """Return a finding of what may cause trouble later.
+    """Return a finding that may cause problems later.
 
     Args:
         name: The name of the check.
-        message: What was found, in one sentence.
+        message: The result, in one sentence.
         advice: What the user can do about it.
     """
     return Finding(name, State.WARN, message, advice)
 
 
 def fail(name: str, message: str, advice: str = "") -> Finding:
-    """Return a finding of what keeps runs from working.
+    """Return a finding that prevents runs.
 
     Args:
         name: The name of the check.
-        message: What was found, in one sentence.
+        message: The result, in one sentence.
         advice: What the user can do about it.
     """
     return Finding(name, State.FAIL, message, advice)
 
 
 def worst(findings: Sequence[Finding]) -> State:
-    """Return the worst state among the findings; OK where there are none.
+    """Return the most severe state of the findings; OK if there are none.
 
     Args:
         findings: The findings of all checks.
@@ -89,11 +89,11 @@ def worst(findings: Sequence[Finding]) -> State:
 
 
 def of_space(name: str, place: str, free: int) -> Finding:
-    """Return the finding for this many free bytes.
+    """Return the finding about free space.
 
     Args:
         name: The name of the check.
-        place: The path or URL of what is kept there.
+        place: The description and the path of the data.
         free: Free space, in bytes.
     """
     message = f"{free / _GIB:.1f} GiB are free where {place} is."
@@ -105,14 +105,13 @@ def of_space(name: str, place: str, free: int) -> Finding:
 
 
 def of_clock(name: str, here: float, there: str, owner: str) -> Finding:
-    """Return what a Date of HTTP says of this machine's clock, which is at `here` (seconds since
-    the epoch).
+    """Return the finding about the difference between this machine's clock and that of a service.
 
     Args:
         name: The name of the check.
         here: The time of this machine, in seconds since the epoch.
-        there: The header `Date` of the answer.
-        owner: The service whose clock it is, as the sentence names it.
+        there: The header `Date` of the response.
+        owner: The name of the service in the message.
     """
     try:
         at: datetime = parsedate_to_datetime(there)
@@ -135,13 +134,13 @@ def of_clock(name: str, here: float, there: str, owner: str) -> Finding:
 def of_queue(
     name: str, queue: str, answer: Mapping[str, Any], key: str = "AFLOW_BATCH_JOB_QUEUE"
 ) -> Finding:
-    """Return what `describe_job_queues` says of a queue, which the setting `key` names.
+    """Return the finding about a job queue, from the response of `describe_job_queues`.
 
     Args:
         name: The name of the check.
         queue: The name of the job queue.
-        answer: The answer of `describe_job_queues`.
-        key: The setting that it is about.
+        answer: The response.
+        key: The setting that names the queue.
     """
     found = answer.get("jobQueues", [])
     if not found:
@@ -162,14 +161,14 @@ def of_queue(
 
 
 def of_machines(name: str, queue: str, answer: Mapping[str, Any], execution_role: bool) -> Finding:
-    """Return what `describe_compute_environments` says of those of a queue; `execution_role` says
-    whether one is set, which Fargate needs.
+    """Return the finding about the compute environments of a job queue, from the response of
+    `describe_compute_environments`.
 
     Args:
         name: The name of the check.
         queue: The name of the job queue.
-        answer: The answer of `describe_compute_environments`.
-        execution_role: Whether the role for the containers is needed, too.
+        answer: The response.
+        execution_role: Whether an execution role is set, which Fargate needs.
     """
     found = answer.get("computeEnvironments", [])
     usable = [e for e in found if e.get("state") == "ENABLED" and e.get("status") == "VALID"]
@@ -191,13 +190,13 @@ def of_machines(name: str, queue: str, answer: Mapping[str, Any], execution_role
 
 
 def of_role(name: str, role: str, document: Any, service: str) -> Finding:
-    """Return whether a role, whose trust policy this is, can be taken on by a service of AWS.
+    """Return the finding about whether a service of AWS may assume a role.
 
     Args:
         name: The name of the check.
         role: The name or ARN of the role.
-        document: The policy, as it was decoded.
-        service: The service that has to be able to assume it, such as `ecs-tasks.amazonaws.com`.
+        document: The trust policy of the role, decoded.
+        service: The service that must be able to assume it, such as `ecs-tasks.amazonaws.com`.
     """
     if trusts(document, service):
         return ok(name, f"{role} exists, and {service} may assume it.")
@@ -209,11 +208,11 @@ def of_role(name: str, role: str, document: Any, service: str) -> Finding:
 
 
 def trusts(document: Any, service: str) -> bool:
-    """Return whether a trust policy lets a service assume the role. Conditions are taken to hold.
+    """Return whether a trust policy lets a service assume the role. Conditions are ignored.
 
     Args:
-        document: The trust policy, as IAM decodes it; anything but an object trusts nobody.
-        service: The service of AWS, or the URL.
+        document: The trust policy, as decoded from IAM; anything but an object allows nothing.
+        service: The service of AWS.
     """
     statements = document.get("Statement", ()) if isinstance(document, Mapping) else ()
     allowed = False
@@ -231,12 +230,13 @@ def trusts(document: Any, service: str) -> bool:
 
 
 def of_table(name: str, table: str, answer: Mapping[str, Any]) -> Finding:
-    """Return what `describe_table` says of the table of Metaflow's state machines.
+    """Return the finding about the table of Metaflow's state machines, from the response of
+    `describe_table`.
 
     Args:
         name: The name of the check.
         table: The name of the table in DynamoDB.
-        answer: The answer of `describe_table`.
+        answer: The response.
     """
     keys = [(each["AttributeName"], each["KeyType"]) for each in answer["Table"]["KeySchema"]]
     if keys != [("pathspec", "HASH")]:
@@ -256,14 +256,14 @@ def _listed(value: Any) -> list[str]:
 
 
 def of_service(name: str, url: str, status: int, version: str | None, own: bool) -> Finding:
-    """Return what GET /ping and a list of flows answered, with our key: the status of the first
-    that was not 200; the version that the service gives itself.
+    """Return the finding about a metadata service, from the responses to GET /ping and to a listing
+    of flows.
 
     Args:
         name: The name of the check.
-        url: The URL of the service, as it is set.
-        status: The HTTP status of the first answer that was not 200, else 200.
-        version: The version that the service names; None where it names none.
+        url: The URL of the service in the settings.
+        status: The HTTP status of the first response that was not 200; 200 if there is none.
+        version: The version that the service reports; None if it reports none.
         own: Whether the service is aflow's.
     """
     if status in (401, 403):
@@ -294,11 +294,11 @@ def of_service(name: str, url: str, status: int, version: str | None, own: bool)
     )
 
 
-# Which keys of settings there are, and what is wrong with those that have no effect. Pure.
+# The known keys of settings, and remarks on those that have no effect. Pure.
 
 
 PREFIXES = ("AFLOW_", "METAFLOW_")
-# Those that are looked up one by one, where they are needed.
+# Settings that are read one by one, by the modules that need them.
 OF_PARTS = frozenset(
     """
     CARD_NO_WARNING DATASTORE_SYSROOT_LOCAL HISTORY KUBERNETES_CONTEXT SERVER
@@ -306,11 +306,11 @@ OF_PARTS = frozenset(
     SLURM_ACCOUNT SLURM_CONSTRAINT SLURM_PARTITION SLURM_QOS SLURM_TIME TOKEN_HOME
     """.split()  # noqa: SIM905 -- a list has a line for each
 )
-# Those that are read before any file is, or that belong to one run.
+# Settings that are read before any file is, or that apply to a single run.
 OF_THE_ENVIRONMENT = frozenset(
     {"BOOT_PATIENCE", "FLOW_CONFIG", "FLOW_CONFIG_VALUE", "HOME", "PROFILE", "SAFE_DIRECTORIES"}
 )
-# Keys of Metaflow that aflow reads nothing from, and why that is no loss.
+# Keys of Metaflow that aflow ignores, and the reason.
 WITHOUT_EFFECT = {
     "SFN_DYNAMO_DB_TABLE": "state machines of aflow need no table",
     "CARD_S3ROOT": "cards are kept beside the artifacts",
@@ -342,10 +342,10 @@ def bare(key: str) -> str:
 
 
 def remark(key: str) -> str:
-    """Return what is wrong with a name in a file of settings; "" for a setting that has an effect.
+    """Return what is wrong with a key in a file of settings; "" if it has an effect.
 
     Args:
-        key: The name, as it stands in the file.
+        key: The key in the file.
     """
     name = bare(key)
     if not key.startswith(PREFIXES):
@@ -362,9 +362,9 @@ def remark(key: str) -> str:
 
 
 def remarks(keys: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the keys with which something is wrong, each with what that is.
+    """Return the keys that have a problem, each with a remark.
 
     Args:
-        keys: The settings that it is about.
+        keys: The keys of a file of settings.
     """
     return [(key, found) for key in sorted(keys) if (found := remark(key))]

@@ -1,4 +1,4 @@
-"""Asks what is out there, and gives what was found of it. Each call blocks for seconds at most."""
+"""Probes of services, which return findings. Each call blocks for some seconds at most."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ECR = re.compile(
 
 
 class HttpResponse(NamedTuple):
-    """The answer of an HTTP service. `date` is its clock, if it sent one."""
+    """The response of an HTTP service."""
 
     status: int
     headers: Mapping[str, str]
@@ -41,24 +41,24 @@ class HttpResponse(NamedTuple):
 
     @property
     def date(self) -> str | None:
-        """The Date of the answer."""
+        """The header `Date`, the time of the service; None if there is none."""
         return self.headers.get("date")
 
 
 def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
-    """Send one GET request, without a second try.
+    """Send one GET request, without retries.
 
     Args:
         url: The URL, with `http` or `https`.
-        headers: Headers to send, with the key of the service, if one is set.
+        headers: The headers to send, with the key of the service, if one is set.
 
     Returns:
         The status, the headers and the body.
 
     Raises:
-        OSError: The server cannot be reached, or does not answer in time; its protocol errors are
-            http.client.HTTPException.
-        InvalidSetting: The URL is not one of HTTP.
+        OSError: If the server cannot be reached, or does not respond in time; protocol errors are
+            raised as http.client.HTTPException.
+        InvalidSetting: If the URL is not an HTTP URL.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -77,15 +77,15 @@ def get(url: str, headers: Mapping[str, str]) -> HttpResponse:
 
 
 def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, str | None]:
-    """Check whether a metadata service answers at the URL, and takes the key in the headers.
+    """Check whether a metadata service responds at the URL, and accepts the key in the headers.
 
     Args:
-        name: The name of the check, which the finding gets.
+        name: The name of the check.
         url: The URL of the service.
-        headers: Headers to send, with the key of the service, if one is set.
+        headers: The headers to send, with the key of the service, if one is set.
 
     Returns:
-        The finding, and the `Date` of the service; None where it did not send one.
+        The finding, and the header `Date` of the response; None if there is none.
     """
     base, date = url.rstrip("/"), None
     try:
@@ -93,7 +93,7 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
         version = answer.headers.get("metadata_service_version")
         own, date = "aflow_metadata" in answer.headers, answer.date
         if answer.status == 200 and version is not None:
-            # Asked with the key. Some services list the runs of a flow alone, and no flows.
+            # Checks the key. Some services list only the runs of a flow, and no flows.
             listed = get(f"{base}/flows?_limit=1", headers)
             answer = answer if listed.status == 404 else listed
     except (OSError, http.client.HTTPException) as error:
@@ -104,11 +104,11 @@ def service(name: str, url: str, headers: Mapping[str, str]) -> tuple[Finding, s
 
 
 def bucket(name: str, url: str) -> Finding:
-    """Return whether a place in S3 can be written and read, and keeps the conditions of writes.
+    """Return whether an S3 location can be written and read, and supports conditional writes.
 
     Args:
-        name: The name of the check, which the finding gets.
-        url: The URL of the datastore, `s3://...`; an object is written there, read and removed.
+        name: The name of the check.
+        url: The URL of the datastore, `s3://...`; a test object is written, read and deleted.
     """
     from aflow.storage.s3 import S3Store
 
@@ -130,7 +130,7 @@ def bucket(name: str, url: str) -> Finding:
 
 
 def date_of_store(url: str) -> str | None:
-    """Return what the clock of a place in S3 says; None if it says nothing.
+    """Return the time of an S3 service, as its header `Date`; None if there is no response.
 
     Args:
         url: The URL of the datastore, `s3://...`.
@@ -143,7 +143,7 @@ def date_of_store(url: str) -> str | None:
     try:
         return store.answer("s3", "head_bucket", Bucket=parts.netloc).date
     except (AwsError, InvalidSetting):
-        return None  # whether the store can be used has been looked at before
+        return None  # another check reports whether the store works
 
 
 def queue(
@@ -154,15 +154,14 @@ def queue(
     execution_role: bool = True,
     key: str = "AFLOW_BATCH_JOB_QUEUE",
 ) -> list[Finding]:
-    """Return whether jobs that are put into a job queue can start; `execution_role` says whether
-    one is set, `key` which setting names the queue.
+    """Return whether jobs that are submitted to a job queue can start.
 
     Args:
-        name: The name of the check, which the findings get.
+        name: The name of the check.
         job_queue: The name or ARN of the job queue.
-        aws: The clients of AWS; they do not try again.
-        execution_role: Whether the role for the containers is needed, too.
-        key: The setting that it is about.
+        aws: The client of AWS, which does not retry.
+        execution_role: Whether an execution role is set, which Fargate needs.
+        key: The setting that names the queue.
     """
 
     def looked() -> list[Finding]:
@@ -183,13 +182,13 @@ def queue(
 
 
 def role(name: str, arn: str, service: str, aws: AwsClient) -> list[Finding]:
-    """Return whether a role is there, and a service of AWS may assume it.
+    """Return whether a role exists, and a service of AWS may assume it.
 
     Args:
-        name: The name of the check, which the findings get.
-        arn: The ARN that is set.
-        service: The service that has to be able to assume it, such as `ecs-tasks.amazonaws.com`.
-        aws: The clients of AWS; they do not try again.
+        name: The name of the check.
+        arn: The ARN in the settings.
+        service: The service that must be able to assume it, such as `ecs-tasks.amazonaws.com`.
+        aws: The client of AWS, which does not retry.
     """
     advice = f"Set the ARN of a role that {service} may assume."
 
@@ -205,12 +204,12 @@ def role(name: str, arn: str, service: str, aws: AwsClient) -> list[Finding]:
 
 
 def table(name: str, table_name: str, aws: AwsClient) -> list[Finding]:
-    """Return whether a table of DynamoDB is there, for Metaflow's state machines.
+    """Return whether a DynamoDB table exists, for Metaflow's state machines.
 
     Args:
-        name: The name of the check, which the findings get.
+        name: The name of the check.
         table_name: The name of the table.
-        aws: The clients of AWS; they do not try again.
+        aws: The client of AWS, which does not retry.
     """
     missing = fail(
         name,
@@ -229,13 +228,13 @@ def table(name: str, table_name: str, aws: AwsClient) -> list[Finding]:
 
 
 def log_group(name: str, arn: str, aws: AwsClient, key: str) -> list[Finding]:
-    """Return whether a log group is there, which the setting `key` names.
+    """Return whether a log group exists.
 
     Args:
-        name: The name of the check, which the findings get.
-        arn: The ARN or the name that is set.
-        aws: The clients of AWS; they do not try again.
-        key: The setting that it is about.
+        name: The name of the check.
+        arn: The ARN or the name in the settings.
+        aws: The client of AWS, which does not retry.
+        key: The setting that names the log group.
     """
     group = arn.removesuffix(":*").partition(":log-group:")[2] or arn
 
@@ -250,11 +249,11 @@ def log_group(name: str, arn: str, aws: AwsClient, key: str) -> list[Finding]:
 
 
 def image(name: str, reference: str) -> list[Finding]:
-    """Return whether an image is in its registry, as far as that is one of ECR.
+    """Return whether an image exists in its registry; only ECR is checked.
 
     Args:
-        name: The name of the check, which the findings get.
-        reference: The image that is set, with tag or digest.
+        name: The name of the check.
+        reference: The image in the settings, with a tag or digest.
     """
     from aflow.aws.client import QUICK, AwsClient
 
@@ -286,15 +285,15 @@ def asked(
     look: Callable[[], list[Finding]],
     known: Mapping[str, Finding] | None = None,
 ) -> list[Finding]:
-    """Return the findings of `look`; where AWS denies the look that is a warning, where it does not
-    answer a failure. `known` are the findings that codes of refusals stand for.
+    """Return the findings of `look`, or one about its error: a warning if AWS denies the access, a
+    failure if AWS does not respond.
 
     Args:
-        name: The name of the check, which the findings get.
-        what: What is looked at, as the beginning of a sentence.
-        right: The permission of IAM that the look needs.
-        look: Looks, and returns the findings.
-        known: The findings that error codes of AWS stand for; None for none.
+        name: The name of the check.
+        what: The subject of the message.
+        right: The IAM permission that the check needs.
+        look: Calls AWS, and returns the findings.
+        known: The findings for certain error codes of AWS; None for none.
     """
     try:
         return look()

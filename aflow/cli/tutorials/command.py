@@ -1,4 +1,4 @@
-"""`aflow tutorials`: the flows to learn from, which come with aflow."""
+"""`aflow tutorials`: list, describe and copy the tutorials that are included in aflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 
 
 def tutorials() -> click.Command:
-    """Return the command."""
+    """Return the command `tutorials`."""
     episode = option("--episode", metavar="NAME", help="Only this one.  [default: all]")
     to = option(
         "--dir", "folder", metavar="DIR", help="Target folder.  [default: ./aflow-tutorials]"
@@ -32,14 +32,14 @@ def tutorials() -> click.Command:
 
 
 def list_() -> None:
-    """A line a tutorial."""
+    """Print one line per tutorial."""
     for folder in _episodes():
         click.echo(f"{folder.name:<15} {_title(folder)}")
     click.echo("\nCopy them here with: aflow tutorials pull")
 
 
 def pull(episode: str | None, folder: str | None, overwrite: bool) -> None:
-    """Copy one or all; nothing is copied where one of them already exists."""
+    """Copy one tutorial or all; copy nothing if one of them already exists."""
     target = Path(folder or "aflow-tutorials")
     chosen = _episodes() if episode is None else [_named(episode)]
     there = [target / each.name for each in chosen if (target / each.name).exists()]
@@ -62,7 +62,7 @@ def pull(episode: str | None, folder: str | None, overwrite: bool) -> None:
 
 
 def info(episode: str) -> None:
-    """Its README."""
+    """Print the README of a tutorial."""
     click.echo((_named(episode) / "README.md").read_text("utf-8"), nl=False)
 
 
@@ -71,7 +71,7 @@ def _episodes() -> list[Path]:
 
 
 def _named(name: str) -> Path:
-    """The tutorial of this name, or of this number."""
+    """Return the folder of the tutorial with this name or number."""
     for folder in _episodes():
         if name in (folder.name, folder.name.partition("-")[0], folder.name.partition("-")[2]):
             return folder

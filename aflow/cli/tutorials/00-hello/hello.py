@@ -1,21 +1,21 @@
-"""Two steps, one after the other."""
+"""A flow of two steps."""
 
 from aflow import FlowSpec, step
 
 
 class HelloFlow(FlowSpec):
-    """Greet the world, and remember it."""
+    """Store a greeting in one step, and print it in the next."""
 
     @step
     def start(self):
-        """Every flow begins here. What is assigned to self is kept."""
+        """Every flow starts with this step. Attributes of self are stored as artifacts."""
         self.greeting = "Hello, world!"
         print("aflow says:", self.greeting)
         self.next(self.end)
 
     @step
     def end(self):
-        """Every flow ends here. What an earlier step has kept is there."""
+        """Every flow ends with this step. It can read the artifacts of earlier steps."""
         print("It was said:", self.greeting)
 
 

@@ -1,4 +1,4 @@
-"""Parameters, and a file that becomes part of the run."""
+"""Parameters, and a file that is stored with the run."""
 
 import csv
 import io
@@ -7,14 +7,14 @@ from aflow import FlowSpec, IncludeFile, Parameter, step
 
 
 class LargeCitiesFlow(FlowSpec):
-    """List the cities above a size."""
+    """List the cities with a minimum population."""
 
     minimum = Parameter("minimum", default=300_000, help="The smallest population that counts")
     cities = IncludeFile("cities", default="cities.csv", help="city,country,population")
 
     @step
     def start(self):
-        """Read the table. The file is kept with the run: it may change later."""
+        """Parse the table. Its file is stored with the run, so later changes do not matter."""
         self.rows = [
             (row["city"], int(row["population"]))
             for row in csv.DictReader(io.StringIO(self.cities))
@@ -23,14 +23,14 @@ class LargeCitiesFlow(FlowSpec):
 
     @step
     def choose(self):
-        """Keep the large ones, the largest first."""
+        """Select the large cities, the largest first."""
         large = [row for row in self.rows if row[1] >= self.minimum]
         self.large = sorted(large, key=lambda row: -row[1])
         self.next(self.end)
 
     @step
     def end(self):
-        """Show them."""
+        """Print the result."""
         for city, population in self.large:
             print(f"{city:<12} {population:>9,}")
 

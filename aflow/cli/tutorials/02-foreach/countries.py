@@ -1,4 +1,4 @@
-"""A task for each item of a list, and a join of all of them."""
+"""A foreach: one task per item of a list, and a join of all tasks."""
 
 import csv
 import statistics
@@ -8,11 +8,11 @@ from aflow import FlowSpec, step
 
 
 class CountriesFlow(FlowSpec):
-    """Compute statistics of each country, side by side."""
+    """Compute statistics of each country, in parallel."""
 
     @step
     def start(self):
-        """Make groups, and go on with a task for each."""
+        """Group the cities by country, and start a task for each country."""
         self.cities = {}
         with (Path(__file__).parent / "cities.csv").open() as file:
             for row in csv.DictReader(file):
@@ -22,7 +22,7 @@ class CountriesFlow(FlowSpec):
 
     @step
     def measure(self):
-        """One task a country: self.input is the item, self.index its place."""
+        """Process one country: self.input is the item, self.index its index."""
         self.country = self.input
         self.median = statistics.median(self.cities[self.country])
         print(f"{self.country}: {len(self.cities[self.country])} cities")
@@ -30,13 +30,13 @@ class CountriesFlow(FlowSpec):
 
     @step
     def join(self, inputs):
-        """All tasks come together: inputs are what they have left."""
+        """Combine the results: inputs are the tasks of the foreach, with their artifacts."""
         self.medians = {each.country: each.median for each in inputs}
         self.next(self.end)
 
     @step
     def end(self):
-        """Show the result."""
+        """Print the result."""
         for country, median in self.medians.items():
             print(f"{country:<8} {median:>10,.0f}")
 

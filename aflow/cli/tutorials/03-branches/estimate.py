@@ -1,4 +1,4 @@
-"""Two ways at once, and the client that looks at the result."""
+"""Two parallel branches, and the client, which reads the result."""
 
 import random
 
@@ -6,38 +6,38 @@ from aflow import FlowSpec, Parameter, step
 
 
 class EstimateFlow(FlowSpec):
-    """Estimate pi in two ways, and keep the better one."""
+    """Estimate pi by two methods, and compare the results."""
 
     samples = Parameter("samples", default=20_000, help="How many points, and how many terms")
 
     @step
     def start(self):
-        """Go both ways."""
+        """Start both branches."""
         self.next(self.by_chance, self.by_series)
 
     @step
     def by_chance(self):
-        """The share of random points that fall into the circle."""
+        """Estimate pi by the share of random points inside the circle."""
         inside = sum(random.random() ** 2 + random.random() ** 2 <= 1 for _ in range(self.samples))
         self.pi = 4 * inside / self.samples
         self.next(self.join)
 
     @step
     def by_series(self):
-        """The series of Leibniz."""
+        """Estimate pi by the Leibniz series."""
         self.pi = 4 * sum((-1) ** k / (2 * k + 1) for k in range(self.samples))
         self.next(self.join)
 
     @step
     def join(self, inputs):
-        """Each way is an input under its name."""
+        """Combine the branches: each is an attribute of inputs, by the name of its step."""
         self.estimates = {"chance": inputs.by_chance.pi, "series": inputs.by_series.pi}
         self.merge_artifacts(inputs, exclude=["pi"])
         self.next(self.end)
 
     @step
     def end(self):
-        """Show both."""
+        """Print both estimates."""
         print(self.estimates)
 
 

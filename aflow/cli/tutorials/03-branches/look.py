@@ -1,4 +1,4 @@
-"""What the runs of EstimateFlow have found: as in a notebook."""
+"""Read the results of the runs of EstimateFlow, as in a notebook."""
 
 from aflow import Flow
 

@@ -1,4 +1,4 @@
-"""Steps that are coroutines: hundreds that wait need one process."""
+"""Coroutines as steps: one process runs hundreds of tasks that wait."""
 
 import asyncio
 
@@ -6,32 +6,32 @@ from aflow import FlowSpec, Parameter, step
 
 
 class WaitFlow(FlowSpec):
-    """Ask many slow services at once."""
+    """Query many slow services concurrently."""
 
     services = Parameter("services", default=50, help="How many")
 
     @step
     def start(self):
-        """A task for each service."""
+        """Start a task for each service."""
         self.numbers = list(range(self.services))
         self.next(self.ask, foreach="numbers")
 
     @step
     async def ask(self):
-        """While this one waits, the others go on in the same process."""
+        """Wait for a service; meanwhile, other tasks run in the same process."""
         await asyncio.sleep(0.5)
         self.answer = self.input**2
         self.next(self.join)
 
     @step
     def join(self, inputs):
-        """Add up what they have answered."""
+        """Add up the answers."""
         self.total = sum(each.answer for each in inputs)
         self.next(self.end)
 
     @step
     def end(self):
-        """Show the sum."""
+        """Print the sum."""
         print("The sum of all answers is", self.total)
 
 

@@ -1,4 +1,4 @@
-"""A page that a step leaves for people."""
+"""A card: a report that a step creates."""
 
 import csv
 from pathlib import Path
@@ -8,12 +8,12 @@ from aflow.cards.components import Markdown, ProgressBar, Table, ValueBox
 
 
 class ReportFlow(FlowSpec):
-    """Make a report of a table."""
+    """Create a report about a table."""
 
     @card
     @step
     def start(self):
-        """Read the table and say what is in it."""
+        """Read the table and describe it on the card."""
         with (Path(__file__).parent / "cities.csv").open() as file:
             self.rows = list(csv.DictReader(file))
         people = sum(int(row["population"]) for row in self.rows)
@@ -28,7 +28,7 @@ class ReportFlow(FlowSpec):
 
     @step
     def end(self):
-        """Done."""
+        """Do nothing: every flow needs this step."""
 
 
 if __name__ == "__main__":

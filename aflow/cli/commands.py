@@ -78,7 +78,7 @@ EARLIER = {"adopt": "recover"}
 
 
 def imported(name: str) -> Any:
-    """Import an object by its name, and return it.
+    """Return an object by its name; its module is imported.
 
     Args:
         name: `package.module:name`.

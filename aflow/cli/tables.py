@@ -76,7 +76,7 @@ def state(run: RunRecord) -> str:
 
 
 def local(at: float) -> str:
-    """Format a time in this machine's time zone, to the second, and return it.
+    """Return a time as text, in this machine's time zone, to the second.
 
     Args:
         at: The time, in seconds since the epoch.

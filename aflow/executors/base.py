@@ -1,16 +1,16 @@
-"""The port of the executor: start one attempt somewhere, and say what becomes of it.
+"""The executor port: start attempts of one run and report their progress and results.
 
-What every executor promises, and tests/contracts/test_executors.py checks:
+Every executor guarantees the following, which tests/contracts/test_executors.py checks:
 
-- Each `launch` leads to at most one `started` and exactly one `ended` call, in this order, on the
-  event loop that `start` was called on; `logged` and `grown` calls of the attempt are between them.
-- What a step does wrong is FAILED; a step over its time TIMED_OUT; a machine or process that went
-  away under an attempt, without the step's doing, LOST; what our own `stop` cut short INTERRUPTED.
-- `cancel` may be called twice, or late; the attempt ends as CANCELLED, or as what it was before
-  the cancel reached it.
-- Where there is no process, pipe or memory available, the attempt is LOST, and the next one is
-  tried all the same.
-- What `recover` takes is as if it had been launched here; nothing runs what it gives back.
+- Each `launch` results in at most one `started` and exactly one `ended` call, in this order, on the
+  event loop that called `start`. All `logged` and `grown` calls of the attempt come in between.
+- An attempt ends as FAILED if its step fails, TIMED_OUT if it exceeds its timeout, LOST if its
+  machine or process disappeared through no fault of the step, and INTERRUPTED if `stop` ended it.
+- `cancel` may be called twice, or too late. The attempt ends as CANCELLED, or in the state that it
+  had reached before the cancellation arrived.
+- If no process, pipe or memory is available, the attempt is LOST; later attempts are still tried.
+- An attempt that `recover` takes over behaves as if this executor had launched it. The attempts
+  that `recover` returns are not running anywhere.
 - `stop` leaves no process, file descriptor or temporary file behind. It may be called twice.
 """
 
@@ -37,25 +37,26 @@ class Reports(Protocol):
     """Receives the reports about attempts."""
 
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Another executor finds the attempt by this (the worker or the job that has it), should
-        this one go away; `host` is the machine that runs it, where that is known. It is recorded
-        with the next commit, and may be reported again.
+        """Record how another executor can find the attempt (its worker or job) if this one goes
+        away.
+
+        The handle is written with the next commit, and may be reported again.
 
         Args:
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
-            handle: What the job system calls the attempt.
-            host: The host name of the machine that runs the attempt; "" where it is not known.
+            handle: The id of the worker or job that has the attempt.
+            host: The host name of the machine that runs the attempt; "" if unknown.
         """
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """Report that the attempt runs.
+        """Report that the attempt has started.
 
         Args:
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
-            pid: The id of the process; None where it is not known.
-            at: When it happened, in seconds since the epoch.
+            pid: The id of the process; None if unknown.
+            at: The start time, in seconds since the epoch.
         """
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
@@ -65,32 +66,31 @@ class Reports(Protocol):
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
             stream: 0 for stdout, 1 for stderr.
-            at: When it happened, in seconds since the epoch.
-            chunk: Bytes as they were written: they need not end with a line, or be UTF-8.
+            at: The time of the output, in seconds since the epoch.
+            chunk: The bytes as written: they need not end with a newline, nor be valid UTF-8.
         """
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """Report that the attempt, which still runs, has this many items of its foreach so far. The
-        manifest says what the tasks for them read of it.
+        """Report the number of foreach items that a running attempt has produced so far.
 
         Args:
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
-            count: How many items there are so far: all of them from the first on.
-            manifest: The manifest, as its bytes are stored.
+            count: The number of items so far, counted from the first.
+            manifest: The encoded manifest, from which the tasks of these items read their inputs.
         """
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """Report that the attempt has ended.
 
         Args:
-            report: How the attempt has ended.
+            report: The result of the attempt.
             usage: Memory and CPU of the attempt.
         """
 
 
 class Usage:
-    """What an attempt used, where that is known: peak memory in bytes, CPU time in seconds."""
+    """The peak memory of an attempt in bytes and its CPU time in seconds; None if unknown."""
 
     __slots__ = ("cpu", "max_rss")
 
@@ -103,8 +103,10 @@ NO_USAGE = Usage()
 
 
 class Orphan(NamedTuple):
-    """An attempt that an executor has launched which is gone, maybe with its machine. `handle` is
-    what it has reported by `handed`, else empty; `started_at` when it began, if that is known."""
+    """An attempt launched by an executor that is gone, possibly together with its machine.
+
+    `handle` is the one that the executor reported through `handed`, or empty. `started_at` is when
+    the attempt started, if known."""
 
     spec: AttemptSpec
     handle: str
@@ -116,42 +118,44 @@ class Executor(Protocol):
 
     @property
     def lookahead(self) -> int:
-        """How many attempts more than can run it wants in hand."""
+        """The number of attempts to launch beyond those that can run at the same time."""
 
     @property
     def bounds(self) -> Mapping[str, int]:
-        """How many attempts of a step can run at the same time, for steps of which fewer can than
-        of the run: of more than that none is launched. Read before the run begins."""
+        """The number of attempts of a step that can run at the same time, for each step with a
+        lower bound than the run. No more than that are launched. Read before the run starts."""
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Recover attempts that an earlier coordinator of the run has launched. `start` is called
-        next. Each is awaited, or launched again where the executor does not know it. Their
-        `started` is reported where it is not known.
+        """Take over attempts that an earlier coordinator of the run launched. Called before
+        `start`.
+
+        The executor waits for each of them, or launches it again if it does not know the attempt.
+        It reports `started` for attempts whose start is not recorded.
 
         Args:
-            orphans: The attempts that the metadata store knows as launched and not ended.
+            orphans: The attempts that the metadata store lists as launched and not ended.
 
         Returns:
-            Those that no worker, job or process has any more: the caller reports them as lost.
+            The attempts that no worker, job or process has; the caller reports them as lost.
         """
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Get ready to launch attempts of this run.
+        """Prepare to launch attempts of this run.
 
         Args:
-            context: What all attempts of the run share: flow, run, user, stores.
-            reports: Gets what happens to the attempts, in the event loop.
+            context: The data that all attempts of the run share: flow, run, user, stores.
+            reports: Receives the reports about attempts, on the event loop.
         """
 
     def launch(self, spec: AttemptSpec) -> None:
-        """Start this attempt, now or as soon as there is room.
+        """Start this attempt as soon as there is capacity for it.
 
         Args:
             spec: The attempt: its task, inputs, limits and resources.
         """
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt: politely first, then by force.
+        """Stop this attempt: gracefully first, then by force.
 
         Args:
             task: The number of the task within its run.
@@ -159,7 +163,7 @@ class Executor(Protocol):
         """
 
     def forget(self, task: int, attempt: int) -> None:
-        """Drop what was kept of this attempt until its end was committed.
+        """Discard the state of this attempt that was kept until its end was committed.
 
         Args:
             task: The number of the task within its run.
@@ -167,19 +171,19 @@ class Executor(Protocol):
         """
 
     async def conclude(self) -> None:
-        """The run has ended, and is recorded so: what others still have of it is not to be run.
-        Called before `stop`, and not where the run may go on with another coordinator."""
+        """Ensure that nothing of the run still starts elsewhere; its end has been recorded.
+
+        Called before `stop`, except if another coordinator may continue the run."""
 
     async def leave(self) -> None:
-        """Stop as `stop` does, but leave what others run for this executor: another one will
-        `recover` it.
-        """
+        """Stop as `stop` does, but leave attempts on other machines running, for another executor
+        to `recover`."""
 
     async def stop(self) -> None:
-        """Stop all that is still running and release everything."""
+        """Stop everything that is still running and release all resources."""
 
 
-# How a process ended, in one sentence for people.
+# How a process ended, as one sentence for users.
 
 
 _BY_SIGNAL = {
@@ -192,7 +196,7 @@ _BY_SIGNAL = {
 
 
 def sentence(status: int) -> str:
-    """Return what a wait status says of a process that left no report.
+    """Return one sentence on how a process ended that left no report.
 
     Args:
         status: The wait status, as os.waitpid returns it.
@@ -210,7 +214,7 @@ def sentence(status: int) -> str:
 
 
 def ended_by(status: int) -> str:
-    """Return how a process ended whose step was over, in one sentence.
+    """Return one sentence on how a process ended after its step had finished.
 
     Args:
         status: The wait status, as os.waitpid returns it.
@@ -231,7 +235,7 @@ def _signal_name(number: int) -> str:
 def report(
     task: int, attempt: int, status: int, started_at: float, finished_at: float
 ) -> AttemptReport:
-    """Return the report of an attempt whose process has died before it could report.
+    """Return the report of an attempt whose process ended without a report.
 
     Args:
         task: The number of the task within its run.
@@ -255,15 +259,15 @@ def report(
 def stopped(
     task: int, attempt: int, state: AttemptState, reason: str, started_at: float, at: float
 ) -> AttemptReport:
-    """Return the report of an attempt that the executor itself has ended, or that was lost.
+    """Return the report of an attempt that was lost, or ended by the executor itself.
 
     Args:
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
-        state: The state in which the attempt ends: cancelled, timed out, lost or the like.
-        reason: Why, in one sentence.
+        state: The final state of the attempt, such as cancelled, timed out or lost.
+        reason: The reason, in one sentence.
         started_at: When it started, in seconds since the epoch.
-        at: When it happened, in seconds since the epoch.
+        at: When it ended, in seconds since the epoch.
     """
     return AttemptReport(task, attempt, state.value, reason, started_at=started_at, finished_at=at)
 
@@ -271,28 +275,29 @@ def stopped(
 def settle_soon(
     reports: Reports, attempt_key: AttemptKey, state: AttemptState, reason: str, now: float
 ) -> None:
-    """Report the end of an attempt that has not started, in the next turn of the event loop: a
-    caller of `launch` or `cancel` does not expect the report before its call has returned.
+    """Report the end of an attempt that has not started, in the next iteration of the event loop.
+
+    Callers of `launch` and `cancel` do not expect the report before the call has returned.
 
     Args:
         reports: Receives the report.
         attempt_key: The numbers of task and attempt.
-        state: The state in which the attempt ends: cancelled, interrupted or lost.
-        reason: Why, in one sentence.
-        now: The present time, in seconds since the epoch.
+        state: The final state of the attempt: cancelled, interrupted or lost.
+        reason: The reason, in one sentence.
+        now: The current time, in seconds since the epoch.
     """
     report = stopped(*attempt_key, state, reason, now, now)
     asyncio.get_running_loop().call_soon(reports.ended, report, NO_USAGE)
 
 
 def refuse(reports: Reports, attempt_key: AttemptKey, reason: str, now: float) -> None:
-    """Report an attempt as failed that cannot run as its step asks, and could not the next time.
+    """Report an attempt as failed, without retries, because its step's requirements cannot be met.
 
     Args:
         reports: Receives the start and the end.
         attempt_key: The numbers of task and attempt.
-        reason: Why, in one sentence.
-        now: The present time, in seconds since the epoch.
+        reason: The reason, in one sentence.
+        now: The current time, in seconds since the epoch.
     """
     reports.started(*attempt_key, None, now)
     report = stopped(*attempt_key, AttemptState.FAILED, reason, now, now)

@@ -1,9 +1,8 @@
-"""Where the attempts of each step run: in processes of this machine, by workers of a queue, or as
-jobs of AWS Batch, Slurm or Kubernetes.
+"""Create the executors of a run: local processes, workers of a queue, or jobs of AWS Batch, Slurm
+or Kubernetes.
 
-A run uses few of these, and some need a package of an extra: `aws`, `envs`, `executors` and
-`job_systems` are packages whose modules are imported when they are used (aflow/_core/lazy.py).
-"""
+A run uses few of these, and some need an optional dependency. Therefore `aws`, `envs`, `executors`
+and `job_systems` are packages that import their modules lazily (aflow/_core/lazy.py)."""
 
 from __future__ import annotations
 
@@ -53,14 +52,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("aflow")
 
 
-JobOf = Callable[[str, int], Any]  # how an attempt of a step is submitted, by its number
+JobOf = Callable[[str, int], Any]  # creates the job of an attempt: step, attempt number
 JOB_SYSTEMS = ("batch", "slurm", "kubernetes")
 
 
 class Travelling(NamedTuple):
-    """A flow that is run elsewhere: how it is loaded, its code, if it is in files, and for each job
-    system that runs steps of it how these are submitted. `environments` are those of steps with
-    packages of their own, as they were shipped."""
+    """What other machines need to run attempts of a flow.
+
+    `request` describes how to load the flow, `code` is its code package (None for a pickled flow),
+    `jobs` has one factory of job definitions per job system, and `environments` the uploaded
+    environments of the steps that have one."""
 
     request: LoadRequest
     code: Package | None
@@ -69,16 +70,18 @@ class Travelling(NamedTuple):
 
 
 def locations(definition: FlowDefinition, options: RunOptions) -> dict[str, str]:
-    """Return where each step runs: `local`, `queue`, `batch`, `slurm` or `kubernetes`. All do where
-    `options.executor` says; else those with @queue and @batch, if the settings name a queue of
-    theirs, with @slurm, if this machine has Slurm, and with @kubernetes, if a namespace is named.
+    """Return where each step runs: `local`, `queue`, `batch`, `slurm` or `kubernetes`.
+
+    `options.executor` decides for all steps. If it is `local`, a step still runs elsewhere if it
+    has @queue and a queue is configured, @batch and a job queue is configured, @slurm and this
+    machine has Slurm, or @kubernetes and a namespace is configured.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run; `executor`, `queue`, `spin` and `decospecs` decide.
+        options: The options of the run; `executor`, `queue`, `spin` and `decospecs` are used.
 
     Raises:
-        InvalidSetting: Where a queue is asked for and none is named.
+        InvalidSetting: If the executor is `queue` and no queue is configured.
     """
     if options.executor == "queue":
         if options.queue is None:
@@ -86,7 +89,7 @@ def locations(definition: FlowDefinition, options: RunOptions) -> dict[str, str]
                 "--executor queue needs a queue: give --queue URL, or set AFLOW_QUEUE."
             )
         return dict.fromkeys(definition.steps, "queue")
-    # One step that somebody tries out runs here, as long as nothing else is asked for.
+    # `spin` runs its one step locally, unless another executor was requested explicitly.
     spins = options.spin is not None and options.executor == "local"
     jobs = {} if spins else in_jobs(definition, options.executor, options.decospecs)
     has_queue = options.queue is not None
@@ -101,14 +104,16 @@ def locations(definition: FlowDefinition, options: RunOptions) -> dict[str, str]
 def in_jobs(
     definition: FlowDefinition, executor: str, decospecs: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the steps that run as jobs, and of which system: all with the executor of one; else
-    those with its decorator, if that was asked for on the command line, or they have a place there.
-    Of several AWS Batch has a step rather than Slurm, and that rather than Kubernetes.
+    """Return the steps that run as jobs, each with its job system.
+
+    These are all steps if `executor` is a job system. Otherwise they are the steps with the
+    decorator of a job system, if that was given by `--with` or the system is available. If a step
+    has several, AWS Batch takes precedence over Slurm, and Slurm over Kubernetes.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        executor: `--executor`: the name of a job system, or any other for none.
-        decospecs: The texts of `--with`; `batch` among them sends marked steps there.
+        executor: The value of `--executor`: the name of a job system, or of another executor.
+        decospecs: The values of `--with`; a job system named there is used without a check.
     """
     found: dict[str, str] = {}
     for system in reversed(JOB_SYSTEMS):
@@ -142,7 +147,7 @@ def _place_on_kubernetes() -> Callable[[Any], bool]:
     return lambda kubernetes: bool(kubernetes.namespace or named)
 
 
-# Whether a decorator's step has a place at its system: a queue, Slurm's commands, a namespace.
+# Whether a decorator's job system is available: a job queue, Slurm's commands, a namespace.
 _PLACES = {"batch": _place_on_batch, "slurm": _place_on_slurm, "kubernetes": _place_on_kubernetes}
 
 
@@ -153,15 +158,16 @@ def with_locks(
     *,
     rebuild: bool = False,
 ) -> RunOptions:
-    """Return the options with the packages of steps that have an environment of their own. Blocks,
-    while packages are solved for the first time. Raises InvalidSetting, InvalidDecorator,
+    """Return the options with the locked packages of steps that have an environment of their own.
+
+    Blocks while packages are resolved for the first time. Raises InvalidSetting, InvalidDecorator,
     MissingExtra and EnvironmentFailed.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run; only `locks` of the returned ones differ.
-        report: Takes one line for each thing that takes time; None for nowhere.
-        rebuild: Whether to solve and build again what exists already.
+        options: The options of the run; only `locks` differs in the result.
+        report: Receives one line for each slow operation; None for the log.
+        rebuild: Whether to resolve and build existing environments again.
     """
     if not asks(definition, options.environment):
         return replace(options, locks={})
@@ -186,17 +192,18 @@ def built_here(
     *,
     rebuild: bool = False,
 ) -> Mapping[str, Built]:
-    """Return the environments of the steps that run in processes of this machine, by the digests of
-    their locks; built where they are not there. Blocks.
+    """Return the environments of the steps that run on this machine, by the digests of their locks.
+
+    Missing ones are built. Blocks.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run, with the locks that `with_environments` has found.
-        report: Takes one line for each thing that takes time; None for nowhere.
-        rebuild: Whether to solve and build again what exists already.
+        options: The options of the run, with the locks that `with_locks` returned.
+        report: Receives one line for each slow operation; None for the log.
+        rebuild: Whether to resolve and build existing environments again.
 
     Raises:
-        EnvironmentFailed: The packages cannot be solved, fetched or installed.
+        EnvironmentFailed: If the packages cannot be resolved, downloaded or installed.
     """
     prepare = envs.prepare
     here = [name for name, place in locations(definition, options).items() if place == "local"]
@@ -206,7 +213,7 @@ def built_here(
 
 
 def _check_flow_loads(definition: FlowDefinition, locks: Mapping[str, Lock]) -> None:
-    """Raises EnvironmentFailed for a flow that another Python than this cannot load."""
+    """Raise EnvironmentFailed if a step has another Python version and the flow is pickled."""
     own = "{}.{}".format(*sys.version_info[:2])
     other = next((name for name, lock in locks.items() if lock.minor != own), None)
     if other is not None and "pickle" in source_of(definition.cls):
@@ -217,8 +224,10 @@ def _check_flow_loads(definition: FlowDefinition, locks: Mapping[str, Lock]) -> 
 
 
 def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> bool:
-    """Return whether processes of this machine run attempts: those of local steps, and those that
-    settle a step whose job has died (@catch), for which no job is worth its while.
+    """Return whether any attempts run in processes on this machine.
+
+    These are attempts of local steps, and attempts that handle the failure of a step's job
+    (@catch), which are too short to be worth a job.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -233,8 +242,9 @@ def needs_processes(definition: FlowDefinition, of_step: Mapping[str, str]) -> b
 def travelling(
     definition: FlowDefinition, options: RunOptions, store: ObjectStore
 ) -> Travelling | None:
-    """Return what workers and jobs load the flow from, its code in the store; None for a flow that
-    stays here. Blocks.
+    """Return what workers and jobs load the flow from, with its code uploaded to the datastore.
+
+    None if all steps are local. Blocks.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
@@ -242,12 +252,11 @@ def travelling(
         store: The datastore; the code package is stored there.
 
     Raises:
-        InvalidSetting: Steps run elsewhere, and the datastore or a queue is only reachable from
-            here.
-        CodePackageError: The code package cannot be made, read or unpacked.
-        AwsError: AWS refuses.
-        JobSystemError: A job system does not answer, or would not take a step.
-        StorageError: The datastore does not answer.
+        InvalidSetting: If other machines cannot reach the datastore or a queue.
+        CodePackageError: If the code package cannot be created, read or unpacked.
+        AwsError: If AWS rejects a request.
+        JobSystemError: If a job system does not respond, or would reject a step.
+        StorageError: If the datastore does not respond.
     """
     of_step = locations(definition, options)
     if set(of_step.values()) == {"local"}:
@@ -261,7 +270,7 @@ def travelling(
             jobs[system] = jobs_of(definition, options, store, steps)
     environments = _shipped(options, store, of_step)
     request = request_of(definition, options.decospecs, spun=_spun(options))
-    if "pickle" in request.source:  # of a notebook, say
+    if "pickle" in request.source:  # the flow was defined in a notebook, for example
         return Travelling(request, None, jobs, environments)
     try:
         code = code_package.store(definition, BlobStore(store), options.package_suffixes)
@@ -273,7 +282,7 @@ def travelling(
 def _shipped(
     options: RunOptions, store: ObjectStore, of_step: Mapping[str, str]
 ) -> Mapping[str, Shipped]:
-    """The environments of steps that run elsewhere, in the store."""
+    """Upload the environments of steps that run elsewhere, and return them by step."""
     locks = {name: each for name, each in (options.locks or {}).items() if of_step[name] != "local"}
     if not locks:
         return {}
@@ -288,13 +297,13 @@ def _batch_jobs(
     store: ObjectStore,
     steps: Sequence[StepDefinition],
 ) -> JobOf:
-    """How attempts on AWS Batch are submitted; AWS is asked about their queues."""
+    """Return the factory of AWS Batch jobs. Requests the kinds of their job queues from AWS."""
     batch = job_systems.batch
     definitions = batch.definitions
     aws.settings.needs_s3(store.url)
     settings = aws.settings.AwsSettings.load()
     for step in steps:
-        definitions.step_job(step, settings, {})  # finds what is missing before AWS is asked
+        definitions.step_job(step, settings, {})  # fails early if a setting is missing
     calls = aws.client.AwsClient(manner=aws.client.ONCE)
     fargate: dict[str, bool] = {}
 
@@ -325,8 +334,7 @@ def _batch_jobs(
 def _shipped_runtime(
     store: ObjectStore, definition: FlowDefinition, steps: Sequence[StepDefinition]
 ) -> dict[str, str]:
-    """The variables by which jobs find the aflow that runs here, which is put into the store, if
-    their images lack it."""
+    """Upload this aflow for jobs whose images lack it; return the variables that locate it."""
     now, ours = SystemClock.now(), Settings.load()
     targets = envs.spec.job_targets(definition, [each.name for each in steps], ours)
     shipment = envs.shipping.runtime_shipment(ours.cache / "wheels", now, targets)
@@ -342,7 +350,7 @@ def _slurm_jobs(
     store: ObjectStore,
     steps: Sequence[StepDefinition],
 ) -> JobOf:
-    """How attempts on Slurm are submitted; Slurm is asked whether it would take them."""
+    """Return the factory of Slurm jobs, after checking that Slurm would accept them."""
     gangs = definition.graph.gangs
     jobs = _kept(
         steps,
@@ -360,11 +368,11 @@ def _kubernetes_jobs(
     store: ObjectStore,
     steps: Sequence[StepDefinition],
 ) -> JobOf:
-    """How attempts on Kubernetes are submitted; the cluster is asked whether it would take them."""
+    """Return the factory of Kubernetes jobs, after checking that the cluster would accept them."""
     kubernetes = job_systems.kubernetes
     manifest = kubernetes.manifest
     settings = kubernetes.settings.KubernetesSettings.load()
-    for step in steps:  # finds what cannot work before the cluster is asked
+    for step in steps:  # fails early if the jobs cannot work
         manifest.check_reach(manifest.step_job(step, settings, "", {}), store.url)
     cluster = kubernetes.access.KubernetesCluster()
     try:
@@ -396,8 +404,9 @@ _JOBS = {"batch": _batch_jobs, "slurm": _slurm_jobs, "kubernetes": _kubernetes_j
 def _kept(
     steps: Sequence[StepDefinition], submitted: Callable[[StepDefinition, int], Any]
 ) -> JobOf:
-    """The same object for all attempts that are submitted in the same way: what @resources asks for
-    may depend on the attempt."""
+    """Return a factory that reuses the job of a step for all its attempts.
+
+    A step whose @resources grow with the attempt number gets one job per attempt."""
     by_name = {step.name: step for step in steps}
     made = {(step.name, 0): submitted(step, 0) for step in steps}
 
@@ -427,27 +436,25 @@ def executor_for(
     grace: float,
     built: Mapping[str, Built] | None = None,
 ) -> Executor:
-    """Return what runs the attempts of a run. `built` are the environments of this machine that its
-    steps have, by the digests of their locks.
+    """Return the executor that runs the attempts of a run.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
         options: The options of the run.
         store: The datastore of the run.
-        metadata: The metadata store of the run; executors of jobs publish there what waits.
-        clock: The source of the time; tests give a `FakeClock`.
-        travels: What an attempt needs on other machines; None where all steps are local.
-        zygote: A zygote that has been started already; None to start one when the first task needs
-            it.
+        metadata: The metadata store of the run.
+        clock: The source of the time; tests pass a `FakeClock`.
+        travels: What other machines need to run an attempt; None if all steps are local.
+        zygote: A zygote that has already been started; None to start one for the first task.
         grace: Seconds between SIGTERM and SIGKILL.
-        built: The environments of steps on this machine, by the digests of their locks; None for
-            none.
+        built: The environments of steps on this machine, by the digests of their locks; None if
+            there are none.
     """
     of_step = locations(definition, options)
     made: dict[str, Executor] = {}
-    inside: dict[str, Executor] = {}  # steps with an environment of their own on this machine
+    inside: dict[str, Executor] = {}  # steps on this machine that have an environment of their own
     if needs_processes(definition, of_step):
-        # What settles a step whose job has died needs none of its packages.
+        # An attempt that handles the failure of a job needs none of the step's packages.
         steps = [name for name, place in of_step.items() if place == "local"]
         here = _Processes(definition, options, clock, grace, steps)
         made["local"] = here.made(zygote)
@@ -474,7 +481,7 @@ def executor_for(
             )
     if len(made) == 1 and not inside:
         return next(iter(made.values()))
-    # Few runs have more than one: the others do not pay for it.
+    # Few runs have more than one executor; the others avoid the overhead.
     by_step = {step: inside.get(step) or made[place] for step, place in of_step.items()}
     jobs = any(place in made for place in JOB_SYSTEMS)
     return ByStep(by_step, made.get("local") if jobs else None)
@@ -498,14 +505,15 @@ _SYSTEMS = {"batch": _batch_system, "slurm": _slurm_system, "kubernetes": _kuber
 
 
 def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]:
-    """Return a sentence for each step of this machine that has less here than it asks for. Blocks.
+    """Return a sentence for each local step that gets less of this machine than it requests.
+    Blocks.
 
     Args:
         definition: The flow: its class, steps, parameters and decorators.
-        options: The options of the run; `resources` and `max_workers` say what the machine offers.
+        options: The options of the run; `resources` and `max_workers` are the machine's capacity.
 
     Raises:
-        InvalidInput: A step asks for more than the machine will ever have.
+        InvalidInput: If a step requests more than the machine has.
     """
     here = [name for name, place in locations(definition, options).items() if place == "local"]
     found = admission_for(definition, here, options.resources, options.max_workers)
@@ -513,7 +521,7 @@ def resource_notes(definition: FlowDefinition, options: RunOptions) -> list[str]
 
 
 class _Processes:
-    """Makes the executors of this machine, which share its slots."""
+    """Creates the executors of this machine, which share its slots."""
 
     def __init__(
         self,
@@ -531,10 +539,11 @@ class _Processes:
         self._shared = self._on_machine()
 
     def _on_machine(self) -> dict[str, Any]:
-        """What the executors share where steps say what they need of the machine: slots, and what
-        each attempt asks for."""
+        """Return the arguments that all executors share if steps request resources of the machine:
+        slots, and the amounts that each attempt requests."""
         options = self._options
-        # Processes that run many attempts, and the one of coroutines, bound themselves.
+        # Processes that run many attempts, and the one that runs coroutines, have limits of their
+        # own.
         workers = options.max_workers if options.isolation == "task" else None
         found = admission_for(self._definition, self._steps, options.resources, workers)
         if found is None:
@@ -545,13 +554,13 @@ class _Processes:
         return {
             "admission": admission,
             "amounts": lambda spec: demands.amounts(spec.step, spec.attempt),
-            # A gang starts as a whole: its step has no bound of its own.
+            # A gang starts as a whole, so its step has no bound.
             "bounds": {name: each for name, each in bounds.items() if name not in gangs},
             "gangs": gangs,
         }
 
     def made(self, zygote: ZygoteProcess | None, built: Built | None = None) -> ProcessExecutor:
-        """Return an executor whose processes are like this one, or of an environment."""
+        """Return an executor whose processes run in this Python, or in an environment."""
         options = self._options
         imported = imported_here() if built is None else None
         request = request_of(self._definition, options.decospecs, imported, _spun(options))
@@ -570,7 +579,7 @@ class _Processes:
         )
 
     def in_environments(self, built: Mapping[str, Built]) -> dict[str, Executor]:
-        """Return, by step, the executor of its environment; steps that share one share that."""
+        """Return the executor of each step with an environment; equal locks share one."""
         by_digest: dict[str, Executor] = {}
         by_step: dict[str, Executor] = {}
         for name, lock in (self._options.locks or {}).items():
@@ -582,17 +591,18 @@ class _Processes:
 
 
 def keep_from_workers(run: RunRecord) -> None:
-    """See that workers of a queue run nothing more of a run whose end was recorded without its
-    coordinator: messages of it may still wait, or be with a worker that died. Blocks. What the
-    store refuses is logged: the run has ended all the same.
+    """Prevent workers from running more attempts of a run that was ended without its coordinator.
+
+    Messages of the run may still be queued, or be leased by a crashed worker. Errors of the store
+    are logged, as the run has ended anyway. Blocks.
 
     Args:
-        run: The run, whose record says that it has ended.
+        run: The record of the run, which has ended.
     """
     try:
         store = open_store(run.settings["storage"])
         if next(iter(store.list(f"jobs/{run.flow}/{run.run}/")), None) is not None:
-            from aflow.task.remote import mark_over  # brings the runner, which few need here
+            from aflow.task.remote import mark_over  # imports the runner, which few callers need
 
             mark_over(store, run.flow, run.run)
     except (AflowError, KeyError) as error:
@@ -602,11 +612,11 @@ def keep_from_workers(run: RunRecord) -> None:
 def _described(
     definition: FlowDefinition, options: RunOptions, travels: Travelling
 ) -> Callable[[RunContext], Job]:
-    """What describes the run to those who run its attempts elsewhere."""
+    """Return a function that describes the run to the processes that run its attempts elsewhere."""
     request, code = travels.request, travels.code
 
     def job(context: RunContext) -> Job:
-        # It lies in the datastore, where others read it: workers have settings of their own.
+        # Other users can read the datastore; workers have their own settings.
         source = dict(request.source)
         if "argv" in source:
             source["argv"] = [*map(without_passwords, source["argv"])]
@@ -630,13 +640,14 @@ def _asked(definition: FlowDefinition, spec: AttemptSpec) -> dict[str, float]:
     return {} if resources is None else resources.amounts(spec.attempt)
 
 
-# Attempts of one run in several places: each step has its executor.
+# Attempts of one run in several places: an executor for each step.
 
 
 class ByStep:
-    """One executor made of several; `executors` has one for each step. What settles a step without
-    running it (@catch, where its process died) is done by `fallbacks`, if that is there: what broke
-    the step's own place does not break this one."""
+    """An executor that delegates each step to one of several executors.
+
+    If `fallbacks` is given, it runs the attempts that handle the failure of a step without running
+    it (@catch), so that they do not depend on the place that failed."""
 
     def __init__(
         self, executors: Mapping[str, Executor], fallbacks: Executor | None = None
@@ -653,37 +664,38 @@ class ByStep:
 
     @property
     def bounds(self) -> Mapping[str, int]:
-        """Those of all of them: each has its own steps."""
+        """The bounds of all executors; each has its own steps."""
         return {step: bound for each in self._all for step, bound in each.bounds.items()}
 
     @property
     def lookahead(self) -> int:
-        """As many as the one that wants the fewest: the others do well with less."""
+        """The lowest lookahead of all executors."""
         return min(each.lookahead for each in self._all)
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Give each to the executor of its step; those that are lost."""
+        """Pass each attempt to the executor of its step; return the lost ones."""
         lost: list[Orphan] = []
         for each in self._all:
             lost += each.recover([o for o in orphans if self._of(o.spec) is each])
         return lost
 
     def forget(self, task: int, attempt: int) -> None:
-        """The executor that started it knows."""
+        """Forward to all executors; only the one that launched the attempt knows it."""
         for each in self._all:
             each.forget(task, attempt)
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Get all of them ready; what one of them raises is raised, and `stop` is still to come."""
+        """Start all executors. If one raises, the error is propagated and the caller must call
+        `stop`."""
         for each in self._all:
             await each.start(context, reports)
 
     def launch(self, spec: AttemptSpec) -> None:
-        """Start this attempt where its step belongs."""
+        """Start this attempt with the executor of its step."""
         self._of(spec).launch(spec)
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt; those who do not have it take no notice."""
+        """Forward to all executors; those that do not know the attempt ignore it."""
         for each in self._all:
             each.cancel(task, attempt)
 
@@ -692,9 +704,9 @@ class ByStep:
         await asyncio.gather(*(each.conclude() for each in self._all))
 
     async def leave(self) -> None:
-        """Leave all of them."""
+        """Call `leave` on all executors."""
         await asyncio.gather(*(each.leave() for each in self._all))
 
     async def stop(self) -> None:
-        """Stop all that is still running. May be called twice."""
+        """Stop everything that is still running. May be called twice."""
         await asyncio.gather(*(each.stop() for each in self._all))

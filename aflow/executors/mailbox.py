@@ -1,9 +1,8 @@
-"""Attempts that run on other machines, and the messages in which their workers report on them.
+"""Attempts that run on other machines, and the messages with which their workers report on them.
 
-Reports are applied in the order in which they arrive; a message that arrives twice, or that is
-about no live attempt, changes nothing. A message that reports an end is acknowledged when
-that is committed: until then it is there for the next coordinator, should this one go away.
-"""
+Reports are applied in the order of arrival. Duplicates, and reports on attempts that have ended,
+have no effect. A message that reports the end of an attempt is acknowledged after that end has been
+committed: if this coordinator crashes before that, its successor receives the message again."""
 
 from __future__ import annotations
 
@@ -42,15 +41,15 @@ _log = logging.getLogger("aflow")
 
 
 class Away:
-    """An attempt that was handed to others and has not ended."""
+    """An attempt that was handed to another machine and has not ended."""
 
     __slots__ = ("host", "is_back", "started_at", "step", "worker")
 
     def __init__(self, step: str) -> None:
         self.step = step
-        self.is_back = False  # a worker had begun, and has given it back
-        self.worker: str | None = None  # who is known to have it
-        self.host = ""  # its machine
+        self.is_back = False  # a worker had started it, and returned it
+        self.worker: str | None = None  # the worker that is known to have it
+        self.host = ""  # the machine of the worker
         self.started_at: float | None = None
 
     @property
@@ -60,7 +59,7 @@ class Away:
 
 
 class _Unread(Generic[R]):
-    """A message whose ends are not committed yet."""
+    """A message that reports ends which are not committed yet."""
 
     __slots__ = ("name", "receipt", "uncommitted")
 
@@ -71,20 +70,21 @@ class _Unread(Generic[R]):
 
 
 class ReportInbox(Generic[R]):
-    """The attempts of one run that run elsewhere; `begin` says who gets their reports. A receipt is
-    what identifies a message at its source: `done` are those of messages that can be
-    acknowledged."""
+    """Tracks the attempts of one run that run on other machines.
+
+    `begin` sets the receiver of their reports. A receipt identifies a message at its source; `done`
+    contains the receipts of the messages that can be acknowledged."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.away: dict[AttemptKey, Away] = {}
         self.done: list[R] = []
         self._received: defaultdict[str, set[int]] = defaultdict(set)
-        self._unread: dict[AttemptKey, _Unread[R]] = {}  # by the ends that they report
-        self._uncommitted: dict[tuple[str, int], _Unread[R]] = {}  # the same, by worker and number
+        self._unread: dict[AttemptKey, _Unread[R]] = {}  # by the attempts whose ends it reports
+        self._uncommitted: dict[tuple[str, int], _Unread[R]] = {}  # by worker and number
         self._interrupted = False
-        self._cancelled: set[AttemptKey] = set()  # by us, while they are away
-        self.declined: dict[str, str] = {}  # workers that cannot run the flow: why
+        self._cancelled: set[AttemptKey] = set()  # by us, and not yet ended
+        self.declined: dict[str, str] = {}  # workers that cannot run the flow, with the reasons
         self._idle = asyncio.Event()
         self._reports: Reports
         self._over: Callable[[AttemptKey], None] | None = None
@@ -96,13 +96,13 @@ class ReportInbox(Generic[R]):
         over: Callable[[AttemptKey], None] | None = None,
         believes: Callable[[AttemptReport], bool] | None = None,
     ) -> None:
-        """Pass reports on from now on; `over` is called before an end is reported. An end that a
-        message reports of is none unless `believes` it.
+        """Start to pass on reports.
 
         Args:
-            reports: Gets what happens to the attempts, in this process.
-            over: Called with the attempt before its end is reported; None for nothing.
-            believes: Says whether a reported end can be true; None accepts all.
+            reports: Receives the reports on the attempts.
+            over: Called with an attempt before its end is reported; None for no call.
+            believes: Returns whether a reported end can be true; if not, it is ignored. None
+                accepts all.
         """
         self._reports = reports
         self._over = over
@@ -112,46 +112,45 @@ class ReportInbox(Generic[R]):
         """Track an attempt that is handed to a worker or a job.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
-            step: The name of the step, for the report if the attempt is lost.
+            attempt_key: The numbers of task and attempt.
+            step: The name of the step.
         """
         self.away[attempt_key] = Away(step)
 
     def take_over(self, orphan: Orphan, worker: str | None) -> None:
-        """Track an attempt that an earlier coordinator has launched, with the worker that runs it,
-        if known.
+        """Track an attempt that an earlier coordinator launched.
 
         Args:
-            orphan: The attempt, as the metadata store has it.
-            worker: The id of the worker; None where no worker has reported it yet.
+            orphan: The attempt, as recorded in the metadata store.
+            worker: The id of the worker that runs it; None if no worker has reported it yet.
         """
         spec = orphan.spec
         away = self.away[(spec.task, spec.attempt)] = Away(spec.step)
         away.worker, away.started_at = worker, orphan.started_at
 
     def awaits_start(self, attempt_key: AttemptKey) -> bool:
-        """Return whether the attempt is away, and not known to have begun.
+        """Return whether the attempt is tracked and not known to have started.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
+            attempt_key: The numbers of task and attempt.
         """
         away = self.away.get(attempt_key)
         return away is not None and away.started_at is None
 
     def note_cancel(self, attempt_key: AttemptKey) -> None:
-        """We have asked for the end of this attempt.
+        """Record that this attempt was requested to stop.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
+            attempt_key: The numbers of task and attempt.
         """
         if attempt_key in self.away:
             self._cancelled.add(attempt_key)
 
     def is_wanted(self, attempt_key: AttemptKey) -> bool:
-        """Return whether the attempt is away, and we have not asked for its end.
+        """Return whether the attempt is tracked and was not requested to stop.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
+            attempt_key: The numbers of task and attempt.
         """
         return attempt_key in self.away and attempt_key not in self._cancelled
 
@@ -161,9 +160,9 @@ class ReportInbox(Generic[R]):
         """Apply a message, unless it was applied before.
 
         Args:
-            message: The opened message. One whose worker and number were seen before is only
-                acknowledged again: brokers deliver at least once.
-            receipt: What the reports are acknowledged by.
+            message: The opened message. A duplicate is only acknowledged again: brokers deliver at
+                least once.
+            receipt: Identifies the message when it is acknowledged.
         """
         name = (message.worker, message.number)
         if message.number in self._received[message.worker]:
@@ -181,10 +180,11 @@ class ReportInbox(Generic[R]):
             self.done.append(receipt)
 
     def forget(self, attempt_key: AttemptKey) -> bool:
-        """Return the end of this attempt is committed; whether a message can be acknowledged now.
+        """Record that the end of this attempt is committed. Returns whether its message can be
+        acknowledged now.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
+            attempt_key: The numbers of task and attempt.
         """
         message = self._unread.pop(attempt_key, None)
         if message is None:
@@ -197,7 +197,7 @@ class ReportInbox(Generic[R]):
         return True
 
     def _read(self, message: ReportsMessage) -> set[AttemptKey]:
-        """Apply the message; the attempts whose ends it reports."""
+        """Apply the message; return the attempts whose ends it reports."""
         ends: set[AttemptKey] = set()
         for kind, task, attempt, *rest in message.events:
             away = self.away.get((task, attempt))
@@ -211,8 +211,8 @@ class ReportInbox(Generic[R]):
             if kind == protocol.STARTED:
                 self._note_start(away, message, task, attempt, *rest)
             elif away.started_at is None:
-                # The message that reports its start comes later, since its delivery was lost or the
-                # queue keeps no order; or our predecessor has read it, and not lived to record it.
+                # The message with its start is late (lost delivery, unordered queue), or the
+                # previous coordinator read it and crashed before it recorded the start.
                 now = self._clock.now()
                 self._note_start(away, message, task, attempt, None, now)
             if kind == protocol.LOGGED:
@@ -252,14 +252,14 @@ class ReportInbox(Generic[R]):
     # ------------------------------------------------------------ ends
 
     def end(self, report: AttemptReport, usage: Usage) -> None:
-        """Report the end of an attempt that is tracked here.
+        """Report the end of a tracked attempt.
 
         Args:
-            report: The report; a cancelled one counts as interrupted while the run is interrupted.
-            usage: What the attempt has used; NO_USAGE where nobody has measured it.
+            report: The report; a cancelled attempt counts as interrupted after `interrupt`.
+            usage: The resources that the attempt used; NO_USAGE if unknown.
         """
         if self._interrupted and report.state == AttemptState.CANCELLED.value:
-            # A cancel message goes to the workers in either case.
+            # Workers receive the same cancel message in both cases.
             report = report._replace(state=AttemptState.INTERRUPTED.value, reason=STOPPED)
         del self.away[(report.task, report.attempt)]
         self._cancelled.discard((report.task, report.attempt))
@@ -270,12 +270,12 @@ class ReportInbox(Generic[R]):
         self._reports.ended(report, usage)
 
     def give_up(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
-        """End an attempt without a report of its own, unless it has ended already.
+        """End an attempt without a report from its worker, unless it has ended already.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
-            state: The state to report: lost, cancelled or the like.
-            reason: Why, in one sentence.
+            attempt_key: The numbers of task and attempt.
+            state: The state to report, such as lost or cancelled.
+            reason: The reason, in one sentence.
         """
         away = self.away.get(attempt_key)
         if away is not None:
@@ -284,12 +284,12 @@ class ReportInbox(Generic[R]):
             self.end(base.stopped(*attempt_key, state, reason, begun, now), NO_USAGE)
 
     def fail(self, attempt_key: AttemptKey, reason: str, *, retryable: bool = True) -> None:
-        """Report as failed an attempt that nobody is left to report.
+        """Report an attempt as failed whose worker can no longer report it.
 
         Args:
-            attempt_key: The step, task and number of the attempt.
-            reason: Why, in one sentence.
-            retryable: Whether the retry policy applies; False ends the task at once.
+            attempt_key: The numbers of task and attempt.
+            reason: The reason, in one sentence.
+            retryable: Whether the retry policy applies; False fails the task without a retry.
         """
         away = self.away.get(attempt_key)
         if away is None:
@@ -309,19 +309,21 @@ class ReportInbox(Generic[R]):
         self.end(report, NO_USAGE)
 
     def interrupt(self) -> None:
-        """Count attempts that are cancelled from now on as interrupted."""
+        """Report attempts that are cancelled from now on as interrupted."""
         self._interrupted = True
 
     async def until_idle(self) -> None:
-        """Wait until none is away."""
+        """Wait until no attempts are tracked."""
         while self.away:
             self._idle.clear()
             await self._idle.wait()
 
 
 class RemoteExecutor(ABC, Generic[R]):
-    """What executors have in common whose attempts run elsewhere and report by messages: `_mail`
-    knows which are away, tasks carry messages until `stop` or `leave` ends them."""
+    """The common part of executors whose attempts run elsewhere and report by messages.
+
+    `_mail` tracks the attempts. Asyncio tasks transfer messages until `stop` or `leave` ends them.
+    """
 
     lookahead = 0
     bounds: Mapping[str, int] = MappingProxyType({})
@@ -341,26 +343,26 @@ class RemoteExecutor(ABC, Generic[R]):
         self._grace = grace
         self._mail: ReportInbox[R] = ReportInbox(clock)
         self._outgoing: list[AttemptSpec] = []
-        self._lost: str | None = None  # why no more reports of attempts arrive
+        self._lost: str | None = None  # why no more reports can arrive
         self._stopped = False
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop
 
     @abstractmethod
     def _note_over(self, attempt_key: AttemptKey) -> None:
-        """An attempt has ended; its end is not reported yet."""
+        """Clean up after an attempt that has ended; called before its end is reported."""
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop this attempt, wherever it is."""
+        """Stop this attempt, whether it is still waiting or runs on a worker."""
         self._stop_one((task, attempt), AttemptState.CANCELLED, WAS_CANCELLED)
 
     @abstractmethod
     def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
-        """Ask for the end of an attempt, and give it up where nobody answers."""
+        """Request the end of an attempt, and give it up if its worker does not respond."""
 
     @abstractmethod
     async def leave(self) -> None:
-        """Send what is still to be sent, and release everything: attempts go on."""
+        """Send pending messages and release all resources; attempts continue."""
 
     async def _prepare(
         self,
@@ -368,7 +370,7 @@ class RemoteExecutor(ABC, Generic[R]):
         reports: Reports,
         believes: Callable[[AttemptReport], bool] | None = None,
     ) -> Job:
-        """Store what describes the run to those who run its attempts. Returns it."""
+        """Upload the job of the run for the processes that run its attempts, and return it."""
         self._loop = asyncio.get_running_loop()
         self._context = context
         self._mail.begin(reports, self._note_over, believes)
@@ -380,14 +382,16 @@ class RemoteExecutor(ABC, Generic[R]):
         return job
 
     def _begin(self, *works: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start the tasks that carry messages. They end with `leave`, which waits for them."""
+        """Start the tasks that transfer messages. `leave` waits for them."""
         self._tasks = [self._loop.create_task(each()) for each in works]
         for task in self._tasks:
             task.add_done_callback(self._note_end_of)
 
     def _note_end_of(self, task: asyncio.Task[None]) -> None:
-        """What carries messages was away for too long, or this is a fault of ours: in either case
-        there are no reports of attempts any more."""
+        """Give up all attempts after a task that transfers messages has failed.
+
+        The broker or the datastore was unavailable for too long, or this is a bug. In either case
+        no more reports can arrive."""
         error = None if task.cancelled() else task.exception()
         if error is None or self._stopped:
             return
@@ -399,7 +403,8 @@ class RemoteExecutor(ABC, Generic[R]):
             self._mail.give_up(attempt_key, AttemptState.LOST, self._lost)
 
     def _send_off(self, spec: AttemptSpec) -> bool:
-        """Note that an attempt is handed to others. Returns whether its end can be reported."""
+        """Track an attempt before it is handed over. Returns False if its end could not be
+        reported."""
         attempt_key = (spec.task, spec.attempt)
         self._mail.send(attempt_key, spec.step)
         if self._lost is not None:
@@ -407,7 +412,7 @@ class RemoteExecutor(ABC, Generic[R]):
         return self._lost is None
 
     async def stop(self) -> None:
-        """Interrupt all that is away, and release everything."""
+        """Interrupt all attempts, and release all resources."""
         if not self._stopped and self._tasks:
             self._mail.interrupt()
             for attempt_key in [*self._mail.away]:
@@ -421,14 +426,14 @@ class RemoteExecutor(ABC, Generic[R]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-# Messages from jobs to the coordinator of their run, as objects in the store.
+# Messages from jobs to the coordinator of their run, as objects in the datastore.
 #
-# A job writes its reports as numbered messages below a folder of the run; the coordinator
-# lists the folder, reads what is new, and deletes what it has committed. Every listing finds all
-# that was written before. Calls block, and are safe from many threads.
+# A job writes its reports as numbered messages below a prefix of the run. The coordinator lists the
+# prefix, reads new messages, and deletes them after they have been committed. Listings are strongly
+# consistent. Calls block, and are thread-safe.
 
 
-_FOR_NAMES = str.maketrans(":#@~", "....")  # what ids of jobs have, and names of objects may not
+_FOR_NAMES = str.maketrans(":#@~", "....")  # not allowed in names of objects
 
 
 class Mailbox:
@@ -443,30 +448,30 @@ class Mailbox:
         """Store a message.
 
         Args:
-            message: Reports of a job; worker and number give the name, so that `names` lists them
+            message: Reports of a job. Worker and number form its name, so that `names` lists them
                 in order.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         worker = message.worker.translate(_FOR_NAMES)
         name = f"{self._folder}{worker}/{message.number:08d}"
         self._store.put(name, [message.seal((), self._topic, 0.0)])
 
     def names(self) -> Iterator[str]:
-        """The names of the messages that are there; those of one job in the order in which they
-        were written. Raises StorageError."""
+        """Yield the names of all stored messages; those of one job in the order of writing. Raises
+        StorageError."""
         return self._store.list(self._folder)
 
     def open(self, name: str) -> ReportsMessage:
-        """Return the message of this name.
+        """Return the message with this name.
 
         Args:
-            name: A name that `names` has given.
+            name: A name that `names` returned.
 
         Raises:
-            InvalidMessage: It is malformed.
-            StorageError: The datastore does not answer.
+            InvalidMessage: If it is malformed.
+            StorageError: If the datastore does not respond.
         """
         data = bytes(self._store.get(name))
         message: ReportsMessage = open_message(data, "reports", (), self._topic, None)
@@ -476,39 +481,40 @@ class Mailbox:
         """Delete a message, if it exists.
 
         Args:
-            name: A name that `names` has given.
+            name: A name that `names` returned.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         self._store.delete(name)
 
 
-# Where the members of a gang, which are jobs on several machines, find each other: the store.
+# How the members of a gang, which are jobs on several machines, find each other: through the
+# datastore.
 #
-# Each attempt of member 0 says its address under its own number, and the others take that of the
-# latest one. Before an attempt of member 0 is launched again, what launches it leaves an empty
-# address for it: so members that begin from then on wait for the new one, while a member that is
-# tried again alone finds the address of the attempt that goes on. The end of a multi-node job's
-# main node is the end of all: so the others say when they are done. Calls block.
+# Each attempt of member 0 publishes its address under its number; the other members use the address
+# of the latest attempt. Before an attempt of member 0 is launched again, the executor stores an
+# empty address for it. Therefore members that start later wait for the new attempt, whereas a
+# member that is retried alone finds the attempt that is still running. A multi-node job ends when
+# its main node does, so the other nodes record that they have finished. Calls block.
 
 
 class Rendezvous:
-    """The gangs of one run; a gang is known by the task of its member 0."""
+    """The gangs of one run; a gang is identified by the task of its member 0."""
 
     def __init__(self, store: ObjectStore, flow: str, run: str) -> None:
         self._store = store
         self._folder = f"jobs/{flow}/{run}/gangs"
 
     def expect(self, specs: Iterable[AttemptSpec]) -> None:
-        """Leave an empty address for each attempt among these that starts member 0 of a gang again,
-        so that the other members wait for the new one. An address that is there already stays.
+        """Store an empty address for each attempt that restarts member 0 of a gang, so that the
+        other members wait for it. Existing addresses are kept.
 
         Args:
-            specs: The attempts that are about to be launched; those of other members are skipped.
+            specs: The attempts that will be launched; those of other members are skipped.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         for spec in specs:
             if spec.split_index == 0 and spec.attempt > 0:
@@ -518,53 +524,53 @@ class Rendezvous:
         """Publish the address of this attempt of member 0 of the gang.
 
         Args:
-            control: The number of the control task.
+            control: The number of the task of member 0.
             attempt: The number of the attempt, from 0.
-            address: The host name or IP address by which the other members reach it.
+            address: The host name or IP address at which the other members reach it.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         self._store.put(self._name(control, attempt), [address.encode()])
 
     def address(self, control: int) -> str | None:
-        """Return where the latest attempt of member 0 of the gang is; None where it has not said so
+        """Return the address of the latest attempt of member 0; None if it has not been published
         yet.
 
         Args:
-            control: The number of the control task.
+            control: The number of the task of member 0.
 
         Raises:
-            StorageError: The datastore does not answer, or has not what it needs.
+            StorageError: If the datastore does not respond.
         """
         names = [*self._store.list(f"{self._folder}/{control}/addresses/")]
         try:
             return bytes(self._store.get(names[-1])).decode() or None if names else None
-        except ObjectNotFound:  # the run has ended, and was tidied up
+        except ObjectNotFound:  # the run has ended, and its objects were deleted
             return None
 
     def _name(self, control: int, attempt: int) -> str:
         return f"{self._folder}/{control}/addresses/{attempt:010d}"
 
     def leave(self, job: str, node: int) -> None:
-        """Record that this node of a job of several nodes has finished.
+        """Record that this node of a multi-node job has finished.
 
         Args:
             job: The id of the job.
-            node: The index of the node, from 0: the main one waits for the others.
+            node: The index of the node, from 0: the main node waits for the others.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         self._store.put(f"{self._folder}/{job}/nodes/{node}", [b"done"])
 
     def left(self, job: str) -> int:
-        """Return how many nodes of a job have finished.
+        """Return the number of nodes of a job that have finished.
 
         Args:
             job: The id of the job.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         return sum(1 for _ in self._store.list(f"{self._folder}/{job}/nodes/"))

@@ -1,13 +1,13 @@
-"""The messages between coordinators and workers over a queue: records of plain values.
+"""Messages between coordinators and workers over a queue.
 
 tasks.<pool>      task     one attempt: what to run, and where to report
-reports.<run>     reports  what a worker has to say of the attempts of one run
-worker.<id>       cancel   which attempts that worker is to stop
-(announced)                what a worker says of itself to all: Presence
+reports.<run>     reports  events of the attempts of one run
+worker.<id>       cancel   attempts that the worker must stop
+worker.<id>       drain    the worker must exit when its attempts have ended
+(announced)                what a worker announces about itself: Presence
 
-What comes from a queue is checked field by field before anything is done with it: others can write
-there. A malformed message raises InvalidMessage.
-"""
+Other programs can write to the queue. Therefore each field of a message is validated before use. A
+malformed message raises InvalidMessage."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ STARTED = 0  # [.., pid, at]
 LOGGED = 1  # [.., stream, at, bytes]
 ENDED = 2  # [.., peak memory, CPU seconds, *rest of AttemptReport]
 GROWN = 3  # [.., items so far, manifest]
-DECLINED = 4  # [.., why]: this worker cannot run the flow, and has given the attempt back
+DECLINED = 4  # [.., reason]: the worker cannot run the flow, and has returned the attempt
 
-LARGEST_MANIFEST = 32 << 20  # bytes; half of what a message can have
-_LARGEST_PRESENCE, _MOST_OF_PRESENCE = 8 << 20, 100  # bytes of what a worker announces; lists
+LARGEST_MANIFEST = 32 << 20  # bytes; half of the largest message
+_LARGEST_PRESENCE, _MOST_OF_PRESENCE = 8 << 20, 100  # of an announcement: bytes; length of lists
 _MOST_EVENTS = 500  # in a message
-_MOST_BYTES = 1 << 20  # of output and manifests in a message with more than one event
-_ROOM = 4096  # bytes of a message beside them
+_MOST_BYTES = 1 << 20  # of output and manifests, in a message with several events
+_ROOM = 4096  # bytes of a message reserved for everything else
 
 
 def tasks_topic(pool: str) -> str:
-    """Return where the tasks of a pool wait.
+    """Return the topic of the tasks of a pool.
 
     Args:
         pool: The name of the pool of workers.
@@ -67,8 +67,7 @@ def tasks_topic(pool: str) -> str:
 
 
 def reports_topic(flow: str, run: str) -> str:
-    """Return the topic on which workers report on a run: the same one after its coordinator has
-    restarted.
+    """Return the topic of the reports on a run. It is the same after the coordinator has restarted.
 
     Args:
         flow: The name of the flow; hashed, since brokers restrict the characters of topics.
@@ -87,11 +86,11 @@ def worker_topic(worker: str) -> str:
 
 
 def task_id(flow: str, run: str, task: int, attempt: int) -> str:
-    """Return the id that the message of an attempt has in its topic. All of a run are one group.
+    """Return the id of an attempt's message. The ids of all messages of a run have the same prefix.
 
     Args:
         flow: The name of the flow.
-        run: The id of the run; flow and run together give the prefix by which messages are removed.
+        run: The id of the run.
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
     """
@@ -99,8 +98,7 @@ def task_id(flow: str, run: str, task: int, attempt: int) -> str:
 
 
 def run_id(flow: str, run: str) -> str:
-    """Return the prefix that the ids of all messages of a run have: it is short and safe for all
-    brokers.
+    """Return the prefix of the ids of all messages of a run: short, and valid for all brokers.
 
     Args:
         flow: The name of the flow; hashed together with the run.
@@ -110,8 +108,10 @@ def run_id(flow: str, run: str) -> str:
 
 
 class TaskMessage(NamedTuple):
-    """One attempt. `job` is the payload of its run, `spec` an encoded AttemptSpec, `launch` tells
-    one message for an attempt from the next."""
+    """One attempt to run.
+
+    `job` is the key of the run's payload, `spec` an encoded AttemptSpec. `launch` distinguishes
+    several messages for the same attempt."""
 
     store: str
     flow: str
@@ -126,15 +126,15 @@ class TaskMessage(NamedTuple):
 
         Args:
             keys: The signing keys of the queue; empty for no signature.
-            topic: The topic that it is sent to, which is signed, too: nobody can move it to
-                another.
+            topic: The topic to which it is sent. It is signed as well, so that the message cannot
+                be moved to another topic.
             at: When it is sent, in seconds since the epoch.
         """
         return seal("task", topic, at, self._asdict(), keys)
 
     @property
     def attempt(self) -> AttemptSpec:
-        """The attempt; raises InvalidMessage for anything else."""
+        """The decoded attempt. Raises InvalidMessage if it is malformed."""
         try:
             spec = AttemptSpec.decode(self.spec)
             decode_inputs(spec.inputs)
@@ -146,8 +146,8 @@ class TaskMessage(NamedTuple):
 
 
 class ReportsMessage(NamedTuple):
-    """What a worker reports of a run. `number` counts its messages: a second delivery has the same
-    one."""
+    """Events that a worker reports on a run. `number` counts the messages of the worker: a
+    duplicate delivery has the same number."""
 
     flow: str
     run: str
@@ -161,15 +161,15 @@ class ReportsMessage(NamedTuple):
 
         Args:
             keys: The signing keys of the queue; empty for no signature.
-            topic: The topic that it is sent to, which is signed, too: nobody can move it to
-                another.
+            topic: The topic to which it is sent. It is signed as well, so that the message cannot
+                be moved to another topic.
             at: When it is sent, in seconds since the epoch.
         """
         return seal("reports", topic, at, self._asdict(), keys)
 
 
 class CancelMessage(NamedTuple):
-    """Attempts that a worker is to stop: [flow, run, task, attempt] each."""
+    """Attempts that a worker must stop, each as [flow, run, task, attempt]."""
 
     attempts: Sequence[Sequence[Any]]
 
@@ -178,15 +178,15 @@ class CancelMessage(NamedTuple):
 
         Args:
             keys: The signing keys of the queue; empty for no signature.
-            topic: The topic that it is sent to, which is signed, too: nobody can move it to
-                another.
+            topic: The topic to which it is sent. It is signed as well, so that the message cannot
+                be moved to another topic.
             at: When it is sent, in seconds since the epoch.
         """
         return seal("cancel", topic, at, self._asdict(), keys)
 
 
 class DrainMessage(NamedTuple):
-    """A worker is to end when what it runs has ended, for this reason."""
+    """Request that a worker exits when its attempts have ended, with the reason."""
 
     reason: str
 
@@ -195,19 +195,22 @@ class DrainMessage(NamedTuple):
 
         Args:
             keys: The signing keys of the queue; empty for no signature.
-            topic: The topic that it is sent to, which is signed, too: nobody can move it to
-                another.
+            topic: The topic to which it is sent. It is signed as well, so that the message cannot
+                be moved to another topic.
             at: When it is sent, in seconds since the epoch.
         """
         return seal("drain", topic, at, self._asdict(), keys)
 
 
 class Presence(NamedTuple):
-    """What a worker announces of itself: its pools, how many tasks it runs at a time, the ids of
-    messages that it has had for a while, and the runs (groups of messages) that it leaves to
-    others, with the reason. One that cannot register in the metadata says in `about` what it would
-    register, so that a server does so for it. Nobody signs it: it decides nothing but what is
-    waited for, and what is shown."""
+    """What a worker announces about itself.
+
+    These are its pools, the number of tasks that it runs at a time, the ids of messages that it has
+    held for a while, and the runs (groups of messages) that it declines, with the reasons. A worker
+    without access to the metadata store sends its record in `about`, for a server to register it.
+
+    Announcements are not signed: they only affect what is displayed, and what coordinators wait
+    for."""
 
     pools: Sequence[str]
     slots: int
@@ -221,11 +224,11 @@ class Presence(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Presence | None:
-        """Return what `encode` gave; None for anything else.
+        """Return the announcement that `encode` encoded; None if the data is malformed.
 
         Args:
-            data: What a worker has announced; other programs may have written it, so size and types
-                are checked.
+            data: An announcement; other programs may have written it, so size and types are
+                checked.
         """
         try:
             if len(data) > _LARGEST_PRESENCE:
@@ -234,7 +237,7 @@ class Presence(NamedTuple):
             found = cls(pools, slots, held, declined, about)
             for name, value in zip(found._fields, found, strict=True):
                 _check("a worker", name, value, _PRESENCE[name])
-        except Exception:  # noqa: BLE001 -- a stranger's, or a later version's: as if not there
+        except Exception:  # noqa: BLE001 -- written by another program or a later version: ignored
             return None
         return found
 
@@ -242,15 +245,18 @@ class Presence(NamedTuple):
 def parts(
     events: Sequence[Sequence[Any]], largest: int | None = None
 ) -> Iterator[list[Sequence[Any]]]:
-    """Yield the events as they go into messages: in order, none too large for a broker that takes
-    bodies of `largest` bytes, but for single ones that cannot be divided.
+    """Yield the events in batches for messages, in order.
+
+    Each message fits a broker that accepts bodies of `largest` bytes, unless a single event exceeds
+    that and cannot be split.
 
     Args:
-        events: Events for a coordinator, each a sequence whose first item is its kind.
-        largest: How many bytes a message may have; None where aflow's own limit is lower.
+        events: Events for a coordinator, each a sequence that starts with its kind.
+        largest: The largest body that the broker accepts, in bytes; None if only aflow's own limit
+            applies.
     """
     room = _MOST_BYTES if largest is None else max(1, min(_MOST_BYTES, largest - _ROOM) - 1)
-    each_event = 0 if largest is None else 64  # bytes of one beside what it carries
+    each_event = 0 if largest is None else 64  # bytes of an event in addition to its payload
     part: list[Sequence[Any]] = []
     size = 0
     for event in _divided(events, room):
@@ -265,7 +271,7 @@ def parts(
 
 
 def _divided(events: Sequence[Sequence[Any]], room: int) -> Iterator[Sequence[Any]]:
-    """The events, output that is too large for a message in several."""
+    """Yield the events, with output that exceeds a message split into several events."""
     for event in events:
         if len(event) == 6 and event[0] == LOGGED and len(event[5]) > room:
             *head, chunk = event
@@ -288,20 +294,19 @@ _KINDS: dict[str, type[WorkerMessage]] = {
 def open_message(
     body: bytes, kind: str | Sequence[str], keys: Keys, topic: str, now: float | None
 ) -> Any:
-    """Return the message that has come by a topic, decoded and checked.
+    """Return a message received from a topic, decoded and validated.
 
     Args:
-        body: The sealed message as the broker delivered it; not to be trusted until this function
-            returns.
-        kind: The kind that is expected (`task`, `reports`...), or several that are accepted.
+        body: The sealed message as the broker delivered it; untrusted until this function returns.
+        kind: The expected kind (`task`, `reports`...), or several accepted kinds.
         keys: The keys that messages are signed with.
-        topic: The name of the topic: `tasks.POOL` or `reports.NAME`.
-        now: The present time; None where the age does not matter.
+        topic: The name of the topic, such as `tasks.POOL`.
+        now: The current time; None to accept messages of any age.
 
     Raises:
-        ForgedMessage: The signature is missing or wrong.
-        MessageTooNew: Another version of aflow has written it.
-        InvalidMessage: It is malformed, or of another kind.
+        ForgedMessage: If the signature is missing or wrong.
+        MessageTooNew: If a newer version of aflow wrote it.
+        InvalidMessage: If it is malformed, or of another kind.
     """
     kinds = (kind,) if isinstance(kind, str) else kind
     kind, fields = unseal(body, kinds, topic, now, keys)
@@ -318,7 +323,7 @@ def open_message(
     return message
 
 
-# ------------------------------------------------------------------ what may stand where
+# ------------------------------------------------------------------ validation of fields
 
 Check = Callable[[Any], bool]
 
@@ -326,7 +331,7 @@ Check = Callable[[Any], bool]
 def _check(where: str, name: str, value: Any, check: Check) -> None:
     try:
         is_right = check(value)
-    except Exception:  # noqa: BLE001 -- whatever it is, it is not what it has to be
+    except Exception:  # noqa: BLE001 -- a check may fail in any way on untrusted values
         is_right = False
     if not is_right:
         raise InvalidMessage(f"{where.capitalize()} has a {name} that cannot be one.")
@@ -395,7 +400,7 @@ _STATES = frozenset(state.value for state in AttemptState) - {"queued", "running
 
 
 def _is_amount(value: Any) -> bool:
-    """Whether it is the name of a resource, and how much of it is asked for."""
+    """Return whether the value is a pair of a resource's name and the requested amount."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         return False
     name, amount = value
@@ -428,7 +433,7 @@ _SPEC: dict[str, Check] = {
     "resources": lambda value: (
         isinstance(value, list | tuple) and len(value) <= 100 and all(map(_is_amount, value))
     ),
-    "address": lambda value: value == "",  # which the machine that runs the attempt finds out
+    "address": lambda value: value == "",  # the machine that runs the attempt determines it
 }
 _EVENTS: dict[int, tuple[Check, ...]] = {
     STARTED: (_or_none(_number((1 << 31) - 1)), _time),
@@ -513,24 +518,23 @@ _PRESENCE: dict[str, Check] = {
 }
 
 
-# What a worker has to know of a run: one payload, written when the run begins.
+# What a worker needs to know about a run: one payload, written when the run starts.
 #
-# It holds no secrets of aflow's, but the values of @environment. It is only read by the name of
-# its digest, which stands in each (signed) message. What is pickled in it is read by the process
-# that runs the flow, and by nobody else.
+# It contains no secrets of aflow, but the values of @environment. Workers read it only by its
+# digest, which each (signed) message contains. Its pickled parts are only unpickled by the process
+# that runs the flow.
 
 
 VERSION = 3
 
 
 class Job(NamedTuple):
-    """How the attempts of a run are run elsewhere.
+    """How other machines run the attempts of a run.
 
-    `code` is the key of the code package (None for a flow that travels as a pickle), `script` the
-    flow file's name inside of it. `python` is the version that the run was started with, as
-    `3.11`. `max_log_size` is in bytes per stream of an attempt. `environments` are those of steps
-    that have packages of their own, by step, as they were shipped.
-    """
+    `code` is the key of the code package (None for a pickled flow), `script` the name of the flow's
+    file in the package. `python` is the version that started the run, such as `3.11`.
+    `max_log_size` is in bytes per stream of an attempt. `environments` are the uploaded
+    environments, by step."""
 
     context: RunContext
     request: LoadRequest
@@ -548,13 +552,13 @@ class Job(NamedTuple):
 
     @classmethod
     def decode(cls, data: bytes) -> Job:
-        """Return the job that `encode` gave.
+        """Return the job that `encode` encoded.
 
         Args:
             data: The payload of a run, as `encode` returned it.
 
         Raises:
-            InvalidMessage: The bytes are not a job, or a newer aflow has written them.
+            InvalidMessage: If the bytes are not a job, or a newer aflow wrote them.
         """
         newer = "The run was started by a newer aflow: upgrade the worker."
         with unreadable("A run's description cannot be read"):
@@ -566,23 +570,23 @@ def packed(version: int, fields: Iterable[Any]) -> bytes:
     """Return a record as bytes, which `unpacked_fields` reads.
 
     Args:
-        version: The version of the record's form.
+        version: The version of the record's format.
         fields: The record.
     """
     return msgpack.packb((version, *fields), unicode_errors="surrogatepass")  # type: ignore[no-any-return]
 
 
 def unpacked_fields(data: bytes, version: int, newer: str) -> list[Any]:
-    """Return the fields of a record that `packed` has written.
+    """Return the fields of a record that `packed` encoded.
 
     Args:
-        data: The bytes.
+        data: The encoded record.
         version: The latest version that can be read.
-        newer: The sentence for one that is newer.
+        newer: The error message for a newer version.
 
     Raises:
-        InvalidMessage: It is newer.
-        ValueError: The bytes are no such record.
+        InvalidMessage: If the version is newer.
+        ValueError: If the bytes are not such a record.
     """
     values: tuple[Any, ...] = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass")
     found, *fields = values
@@ -592,8 +596,8 @@ def unpacked_fields(data: bytes, version: int, newer: str) -> list[Any]:
 
 
 def unpacked_program(record: Any) -> dict[str, Any]:
-    """Return the fields about the program of a run or a deployment as the records that they were
-    before they were packed.
+    """Return the fields that describe the program of a run or a deployment, converted from plain
+    values to their classes.
 
     Args:
         record: A record whose `request`, `needs` and `environments` are plain values.
@@ -607,13 +611,13 @@ def unpacked_program(record: Any) -> dict[str, Any]:
 
 @contextmanager
 def unreadable(sentence: str) -> Iterator[None]:
-    """Report what cannot be unpacked in this block in one sentence.
+    """Convert the errors of unpacking in this block to InvalidMessage.
 
     Args:
-        sentence: What cannot be read; the reason follows.
+        sentence: The start of the message: what cannot be read. The error follows.
 
     Raises:
-        InvalidMessage: The block has raised what unpacking raises.
+        InvalidMessage: If the block raised TypeError, ValueError or AttributeError.
     """
     try:
         yield
@@ -622,23 +626,24 @@ def unreadable(sentence: str) -> Iterator[None]:
 
 
 def python_version() -> str:
-    """Return the version of this Python, as far as what is pickled depends on it."""
+    """Return the major and minor version of this Python, on which the format of pickles depends."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
-# What travels with an attempt to a machine that has no metadata.
+# What an attempt needs on a machine without access to the metadata store.
 #
-# A task reads the manifests of its inputs, of the tasks that set what these pass on, and of those
-# that opened the foreachs around it. Small ones that are at hand ride in the spec; the others go
-# into a payload, which all tasks with the same inputs share. The inputs of a join come in pages.
+# A task reads the manifests of its inputs, of the tasks that set the inherited artifacts of these,
+# and of the tasks that opened the enclosing foreachs. Small manifests at hand are part of the spec.
+# The others are stored in a payload, which all tasks with the same inputs share. The inputs of a
+# join are stored in pages.
 
 
-_AT_ONCE = 500  # manifests a query
-_KEPT = 256  # payloads whose keys are remembered
+_AT_ONCE = 500  # manifests per query
+_KEPT = 256  # payloads whose keys are cached
 
 
 class Packer:
-    """Completes specs, so that a worker needs nothing but the store. Calls block; one thread."""
+    """Completes specs so that a worker only needs the datastore. Calls block; use one thread."""
 
     def __init__(self, metadata: MetadataStore, run_key: int, payloads: Payloads) -> None:
         self._metadata = metadata
@@ -647,12 +652,12 @@ class Packer:
         self._known: dict[tuple[int, ...], str] = {}
 
     def complete(self, spec: AttemptSpec, *, apart: bool = False) -> AttemptSpec:
-        """Return the spec with the payloads that its attempt may need; with `apart` it carries no
-        manifest itself, so that it is small.
+        """Return the spec with the keys of the payloads that its attempt may need.
 
         Args:
-            spec: What the attempt is to run.
-            apart: Whether the attempt gets a message of its own.
+            spec: The attempt to run.
+            apart: Whether to move the manifests in the spec to the payload as well, to keep the
+                spec small.
         """
         inputs = decode_inputs(spec.inputs)
         pages: tuple[str, ...] = ()
@@ -668,7 +673,8 @@ class Packer:
         return spec._replace(pages=pages, more=self._payload(missing) if missing else None)
 
     def _all_behind(self, tasks: Iterable[int], there: set[int]) -> dict[int, bytes]:
-        """The manifests of these tasks, and of those that they lead to, but for those there."""
+        """Return the manifests of these tasks and, transitively, of the tasks that they refer to,
+        without those in `there`."""
         found: dict[int, bytes] = {}
         missing = sorted(set(tasks) - there)
         while missing:
@@ -687,7 +693,8 @@ class Packer:
         return self._payloads.put(pack_manifests(self._all_behind(behind, set()), rows))
 
     def _payload(self, manifests: dict[int, bytes]) -> str:
-        """The key of a payload; tasks with the same inputs share it, unless these have grown."""
+        """Return the key of a payload. Tasks with the same inputs share it, unless these have
+        grown."""
         name = tuple(each for task in sorted(manifests) for each in (task, len(manifests[task])))
         key = self._known.get(name)
         if key is None:
@@ -706,7 +713,8 @@ def _inputs_of(inputs: Inputs) -> tuple[int, ...]:
 
 
 def _behind(manifests: Iterable[Manifest]) -> set[int]:
-    """The tasks that manifests lead to: who set what they pass on, who opened their foreachs."""
+    """Return the tasks that the manifests refer to: those that set inherited artifacts, and those
+    that opened the enclosing foreachs."""
     found: set[int] = set()
     for manifest in manifests:
         found.update(manifest.inherited)
@@ -714,31 +722,32 @@ def _behind(manifests: Iterable[Manifest]) -> set[int]:
     return found
 
 
-# The attempts of one job, of which an array has many: an object with a record for each of them.
+# The attempts of a job array: one object with a record per attempt.
 #
-# All records have the same width, so that a job finds its own by its index and reads no other: one
-# ranged request, however wide the array is.
+# All records have the same width, so that a job reads its own record by index, with one ranged
+# request, however wide the array is.
 
 
 class ArraySpec(NamedTuple):
-    """Where the attempts of a job array are: the key of a payload, and the bytes of each record."""
+    """The location of a job array's attempts: the key of a payload, and the width of a record in
+    bytes."""
 
     key: str
     width: int
 
     @classmethod
     def write(cls, payloads: Payloads, specs: Sequence[AttemptSpec]) -> ArraySpec:
-        """Put the attempts of an array into a payload. Blocks.
+        """Write the attempts of an array to a payload. Blocks.
 
         Args:
-            payloads: Where the run keeps its payloads; the records are put into one of them.
+            payloads: The payloads of the run.
             specs: The attempts, in the order of their index in the array.
 
         Returns:
             The array spec.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         records = [_record(spec) for spec in specs]
         width = max(map(len, records))
@@ -747,13 +756,13 @@ class ArraySpec(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ArraySpec:
-        """Return the array spec that `str` returned as text.
+        """Parse the text of an array spec.
 
         Args:
-            text: `KEY:WIDTH`, as it stands in the variables of an array job.
+            text: `KEY:WIDTH`, as in the environment variables of an array job.
 
         Raises:
-            InvalidMessage: It is malformed.
+            InvalidMessage: If it is malformed.
         """
         key, _, width = text.partition(":")
         if not width.isdigit():
@@ -764,15 +773,15 @@ class ArraySpec(NamedTuple):
         return f"{self.key}:{self.width}"
 
     def read(self, payloads: Payloads, index: int) -> AttemptSpec:
-        """Return the attempt of this index. Blocks.
+        """Return the attempt with this index. Blocks.
 
         Args:
-            payloads: Where the run keeps its payloads; only the bytes of one record are fetched.
+            payloads: The payloads of the run; only the bytes of one record are fetched.
             index: The index of the member within the array, from 0.
 
         Raises:
-            ObjectNotFound: The payload is gone: the run was deleted, or has ended.
-            CorruptBlob: The bytes are not those that the key names.
+            ObjectNotFound: If the payload no longer exists: the run was deleted, or has ended.
+            CorruptBlob: If the record does not match its digest.
         """
         return _attempt(payloads.part(self.key, index * self.width, self.width), self.key)
 

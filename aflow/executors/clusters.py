@@ -1,11 +1,11 @@
-"""Workers of a queue inside of a cluster of Ray or Dask that is there.
+"""Run workers of a queue inside an existing Ray or Dask cluster.
 
-The cluster gives places: an actor of Ray, or a task of Dask that goes on, each of which starts one
-`aflow worker` on its node and ends with it. What workers do is between them and their queue: a task
-of a flow is never one of the cluster's, which may lose its own.
+The cluster only provides capacity: each Ray actor, or long-running Dask task, starts one `aflow
+worker` on its node and ends with it. Workers communicate with their queue directly. A task of a
+flow is never a task of the cluster, since clusters can lose tasks.
 
-`Crew` decides, and is pure: how many workers there are to be, and what follows from the end of one.
-`RayCluster` and `DaskCluster` start, stop and look. `ClusterWorker` is what runs on a node.
+`Crew` decides, without I/O, how many workers to run, and how to react when one ends. `RayCluster`
+and `DaskCluster` start, stop and monitor workers. `ClusterWorker` runs on a node.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from aflow.errors import InvalidInput, MissingExtra, WorkersLost
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
 
-LOOK = 0.5  # seconds between looks at the cluster
-HEALTHY = 30.0  # seconds after which the end of a worker says nothing of its start
-MOST_FAILED = 3  # workers in a row that end at once, before none is started any more
-LAST_LINES = 3  # of a worker's output, for the sentence about its end
-_ANSWERING = 10.0  # seconds in which a scheduler has to answer
+LOOK = 0.5  # seconds between checks of the cluster
+HEALTHY = 30.0  # seconds after which the end of a worker is not a failed start
+MOST_FAILED = 3  # consecutive failed starts after which no more workers are started
+LAST_LINES = 3  # of a worker's output, reported when it ends
+_ANSWERING = 10.0  # seconds; timeout of a scheduler's response
 _MB = 1 << 20
 
 
 class WorkerRequest(NamedTuple):
-    """What each worker is: the arguments of its `aflow worker`, variables, and what it asks of the
-    cluster: CPUs, GPUs, memory in MB, and amounts of the cluster's own names."""
+    """The arguments and environment variables of each `aflow worker`, and the resources that it
+    requests from the cluster: CPUs, GPUs, memory in MB, and custom resources."""
 
     argv: tuple[str, ...]
     variables: dict[str, str]
@@ -46,26 +46,26 @@ class WorkerRequest(NamedTuple):
     more: Mapping[str, float]
 
     def named(self) -> dict[str, float]:
-        """Return what it asks for, by the names that users know."""
+        """Return the requested resources by the names that users know."""
         some = {"cpu": self.cpu, "gpu": self.gpu, "memory": self.memory or 0.0, **self.more}
         return {name: amount for name, amount in some.items() if amount}
 
 
 class WorkerStarted(NamedTuple):
-    """A worker runs, on this node."""
+    """A worker has started on this node."""
 
     node: str
 
 
 class Ended(NamedTuple):
-    """A worker has ended by itself: its exit code, and the last lines that it has written."""
+    """A worker has exited: its exit code, and the last lines of its output."""
 
     code: int
     last: str
 
 
 class Lost(NamedTuple):
-    """A worker is gone with its node, or its place there, for this reason."""
+    """A worker was lost with its node, or its place on the node, for this reason."""
 
     reason: str
 
@@ -74,54 +74,54 @@ Event = WorkerStarted | Ended | Lost
 
 
 class Cluster(Protocol):
-    """A cluster, as far as a crew has a use for it. Workers are known by numbers."""
+    """A cluster, as a crew uses it. Workers are identified by numbers."""
 
     name: str
 
     def lacking(self, count: int) -> str | None:
-        """Return why this many workers can never run at once in the cluster as it is; None where
-        they can.
+        """Return why the cluster in its present size can never run this many workers at once; None
+        if it can.
 
         Args:
-            count: How many workers are wanted.
+            count: The number of workers.
         """
 
     def start(self, number: int) -> None:
-        """Ask for a worker. Does not wait.
+        """Request a worker. Does not wait for its start.
 
         Args:
             number: The number that the crew gives to the worker.
         """
 
     def look(self, seconds: float) -> list[tuple[int, Event]]:
-        """Return what has happened, waiting `seconds` at most for something.
+        """Return the events since the last call; wait for one if there are none.
 
         Args:
-            seconds: How long to wait, in seconds.
+            seconds: The maximum time to wait.
 
         Raises:
-            WorkersLost: The connection to the cluster is lost.
+            WorkersLost: If the connection to the cluster is lost.
         """
 
     def stop(self, number: int) -> None:
-        """Have a worker take nothing new and end; `look` reports its end.
+        """Ask a worker to finish its tasks and exit; `look` reports its end.
 
         Args:
             number: The number that the crew has given to the worker.
         """
 
     def kill(self, number: int) -> None:
-        """End a worker at once, or forget that it was asked for.
+        """Kill a worker, or withdraw the request for it.
 
         Args:
             number: The number that the crew has given to the worker.
         """
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Disconnect from the cluster."""
 
 
-# ------------------------------------------------------------------ what is decided
+# ------------------------------------------------------------------ decisions
 
 
 class _Worker(NamedTuple):
@@ -130,45 +130,47 @@ class _Worker(NamedTuple):
 
 
 class Crew:
-    """How many workers there are to be, which there are, and what follows when one ends: one that
-    is lost is replaced at once; one that fails, later and later; one that was drained is not."""
+    """Tracks the workers, and decides when to start new ones.
+
+    A lost worker is replaced immediately, a failed one with backoff, and a drained one not at all.
+    """
 
     def __init__(self, count: int, log: Callable[[str], object]) -> None:
         self._log = log
         self._ids = 0
-        self._due = [0.0] * count  # when each of the missing ones may be started
+        self._due = [0.0] * count  # when each missing worker may be started
         self._workers: dict[int, _Worker] = {}
-        self._failures = 0  # workers in a row that have failed soon after they had begun
+        self._failures = 0  # consecutive workers that failed soon after their start
         self._last = ""
         self.is_ending = False
 
     @property
     def numbers(self) -> list[int]:
-        """All that were asked for, and have not ended."""
+        """The workers that were requested and have not ended."""
         return [*self._workers]
 
     @property
     def waiting(self) -> list[int]:
-        """Those that were asked for and have not begun."""
+        """The workers that were requested and have not started."""
         return [number for number, each in self._workers.items() if each.begun_at is None]
 
     @property
     def is_over(self) -> bool:
-        """Whether none is there, and none will be."""
+        """Whether there are no workers, and none will be started."""
         return not self._workers and not self._due
 
     @property
     def failure(self) -> str | None:
-        """Why no worker could be kept; None where that is not how it is."""
+        """Why workers cannot be kept running; None if they can."""
         if not self._workers and self._failures >= MOST_FAILED:
             return f"{self._failures} workers in a row have ended at once. {self._last}"
         return None
 
     def to_start(self, now: float) -> list[int]:
-        """Return the numbers of workers to ask for now.
+        """Return the numbers of the workers to request now.
 
         Args:
-            now: The present time, in seconds since the epoch.
+            now: The current time of the monotonic clock, in seconds.
         """
         if self.is_ending or self.failure is not None:
             return []
@@ -180,12 +182,12 @@ class Crew:
         return started
 
     def end(self) -> None:
-        """None is started any more."""
+        """Start no more workers."""
         self.is_ending = True
         self._due.clear()
 
     def forget(self, number: int) -> None:
-        """Remove a worker that has not started, and will not.
+        """Remove a worker whose request was withdrawn before it started.
 
         Args:
             number: The number that the crew has given to the worker.
@@ -193,12 +195,12 @@ class Crew:
         self._workers.pop(number, None)
 
     def note(self, number: int, event: Event, now: float) -> None:
-        """Apply what the cluster has reported of a worker; unknown workers are ignored.
+        """Apply an event of a worker; unknown workers are ignored.
 
         Args:
-            number: The number or name of the worker.
-            event: That the worker has started, has ended or was lost.
-            now: The present time, by the monotonic clock.
+            number: The number that the crew has given to the worker.
+            event: Whether the worker has started, has ended or was lost.
+            now: The current time of the monotonic clock, in seconds.
         """
         worker = self._workers.get(number)
         if worker is None:
@@ -228,17 +230,18 @@ class Crew:
 
 
 def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -> None:
-    """Keep a crew in a cluster until it is over. `asked` is how often its end was asked for: once,
-    and workers end what they run; twice, and they are ended. Blocks.
+    """Keep the workers of a crew running in a cluster until the user ends it. Blocks.
+
+    At the first request, workers finish their tasks and exit. At the second, they are killed.
 
     Args:
         cluster: The cluster that starts and stops the workers.
-        crew: The state of the workers: which run, and which are to be started again.
+        crew: The state of the workers.
         clock: The source of the monotonic time.
-        asked: Returns how often the user has asked for the end: 0, 1 or 2.
+        asked: Returns how often the user has requested the end: 0, 1 or 2.
 
     Raises:
-        WorkersLost: The cluster is gone, or no worker stays alive.
+        WorkersLost: If the cluster is lost, or every worker fails at its start.
     """
     waiting: Waiting | None = None
     seen = 0
@@ -246,7 +249,7 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
         for number in crew.to_start(clock.monotonic()):
             cluster.start(number)
         times = asked()
-        # The first request: workers without a place are withdrawn, the others end what they run.
+        # First request: withdraw workers that have not started; the others finish their tasks.
         if times and not seen:
             crew.end()
             for number in crew.waiting:
@@ -254,7 +257,7 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
                 crew.forget(number)
             for number in crew.numbers:
                 cluster.stop(number)
-        # The second request: nothing is waited for.
+        # Second request: do not wait.
         if times > 1:
             for number in crew.numbers:
                 cluster.kill(number)
@@ -272,12 +275,14 @@ def keep(cluster: Cluster, crew: Crew, clock: Clock, asked: Callable[[], int]) -
             waiting.still(cluster.lacking(len(crew.numbers)) or "others have what they ask for")
 
 
-# ------------------------------------------------------------------ what runs on a node
+# ------------------------------------------------------------------ on a node
 
 
 class ClusterWorker:
-    """One worker on a node of a cluster: a process of its own, which takes nothing new, and ends,
-    when its standard input does. So it ends when this process does, however that goes."""
+    """One worker on a node of a cluster, in a child process.
+
+    The child process drains and exits when its standard input is closed, that is, also if this
+    process is killed."""
 
     def __init__(self, argv: Sequence[str], variables: Mapping[str, str]) -> None:
         self._argv = [*argv]
@@ -304,10 +309,11 @@ class ClusterWorker:
         return os.uname().nodename
 
     def wait(self, seconds: float | None = None) -> tuple[int, str] | None:
-        """Return its exit code and its last lines, once it has ended; None after so many seconds.
+        """Return the exit code and the last lines of output when the worker has exited; None on
+        timeout.
 
         Args:
-            seconds: How many seconds; None where that is not known.
+            seconds: The timeout; None for no limit.
         """
         try:
             code = self._process.wait(seconds)
@@ -323,12 +329,12 @@ class ClusterWorker:
             print(text, file=sys.stderr, flush=True)  # noqa: T201 -- into the log of the node
 
     def stop(self) -> None:
-        """Have it take nothing new, and end."""
+        """Ask the worker to finish its tasks and exit."""
         assert self._process.stdin is not None, "it was asked for"
         self._process.stdin.close()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the worker."""
         self._process.kill()
 
 
@@ -336,8 +342,9 @@ class ClusterWorker:
 
 
 class RayCluster:
-    """A cluster of Ray, where each worker has an actor. Raises MissingExtra, and InvalidInput where
-    no cluster answers."""
+    """A Ray cluster, with an actor per worker.
+
+    Raises MissingExtra, and InvalidInput if no cluster responds."""
 
     def __init__(self, address: str | None, request: WorkerRequest) -> None:
         try:
@@ -354,11 +361,11 @@ class RayCluster:
             raise InvalidInput(f"{self.name} cannot be reached: {_first_line(error)}") from error
         self._request = request
         self._actors: dict[int, Any] = {}
-        self._refs: dict[Any, int] = {}  # of what is waited for -> number
+        self._refs: dict[Any, int] = {}  # pending call -> number of the worker
         self._begun: set[int] = set()
 
     def lacking(self, count: int) -> str | None:
-        """Why so many workers can never be there at once, as the cluster is; else None."""
+        """Return why the cluster can never run this many workers at once; None if it can."""
         nodes = [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
         return lacking(count, self._asked(), nodes, self.name)
 
@@ -370,14 +377,14 @@ class RayCluster:
         return {name: amount for name, amount in asked.items() if amount}
 
     def start(self, number: int) -> None:
-        """Ask for an actor with a worker."""
+        """Request an actor with a worker."""
         request = self._request
         made = self._ray.remote(ClusterWorker).options(
             num_cpus=request.cpu,
             num_gpus=request.gpu,
             memory=None if request.memory is None else int(request.memory * _MB),
             resources=dict(request.more) or None,
-            max_concurrency=4,  # one waits for its end
+            max_concurrency=4,  # one thread waits for the worker's end
             max_restarts=0,
             scheduling_strategy="SPREAD",
         )
@@ -385,12 +392,12 @@ class RayCluster:
         self._refs[actor.start.remote()] = number
 
     def look(self, seconds: float) -> list[tuple[int, Event]]:
-        """What has happened, after so many seconds at most."""
+        """Return the events, waiting up to `seconds` for the first."""
         if not self._refs:
             return []
         try:
             ready, _ = self._ray.wait([*self._refs], num_returns=1, timeout=seconds)
-            if ready:  # and what else there is by now
+            if ready:  # also fetch all others that are ready
                 ready, _ = self._ray.wait(
                     [*self._refs], num_returns=len(self._refs), timeout=0, fetch_local=False
                 )
@@ -420,23 +427,23 @@ class RayCluster:
             self._ray.kill(actor)
 
     def stop(self, number: int) -> None:
-        """Have a worker take nothing new and end."""
+        """Ask a worker to finish its tasks and exit."""
         self._actors[number].stop.remote()
 
     def kill(self, number: int) -> None:
-        """End a worker at once, or forget that it was asked for."""
+        """Kill a worker, or withdraw the request for it."""
         if number in self._begun:
             self._actors[number].kill.remote()
         self._refs = {ref: each for ref, each in self._refs.items() if each != number}
         self._drop(number)
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Disconnect from the cluster."""
         self._ray.shutdown()
 
 
 def _why_gone(error: Exception) -> Event:
-    """What has become of a worker whose actor does not answer: it was lost, or could not begin."""
+    """Return whether a worker whose actor fails was lost, or could not start."""
     text = str(error)
     if "ModuleNotFoundError" in text or "ImportError" in text:
         return Ended(1, next(line for line in text.splitlines()[::-1] if "Error" in line).strip())
@@ -447,8 +454,9 @@ def _why_gone(error: Exception) -> Event:
 
 
 class DaskCluster:
-    """A cluster of Dask, where each worker has a task that goes on, which holds one thread. Raises
-    MissingExtra, and InvalidInput where no cluster answers."""
+    """A Dask cluster, with a long-running task per worker, which occupies one thread.
+
+    Raises MissingExtra, and InvalidInput if no cluster responds."""
 
     def __init__(self, address: str | None, request: WorkerRequest) -> None:
         try:
@@ -476,19 +484,19 @@ class DaskCluster:
         self._request = request
         self._key = f"aflow-worker-{os.urandom(6).hex()}"
         self._futures: dict[int, Any] = {}
-        self._nodes: dict[int, str] = {}  # where each is, or is to be
+        self._nodes: dict[int, str] = {}  # the node of each worker, also before it has started
         self._begun: set[int] = set()
         self._unplaced: list[int] = []
 
     def lacking(self, count: int) -> str | None:
-        """Why so many workers can never be there at once, as the cluster is; else None."""
+        """Return why the cluster can never run this many workers at once; None if it can."""
         return lacking(count, self._asked(), [*self._offers().values()], self.name)
 
     def _asked(self) -> dict[str, float]:
         return {"thread": 1.0, **self._resources()}
 
     def _resources(self) -> dict[str, float]:
-        """What is asked for of Dask's own resources, which are but names."""
+        """Return the requested Dask resources, which are arbitrary names."""
         gpu = {"GPU": self._request.gpu} if self._request.gpu else {}
         return {**gpu, **self._request.more}
 
@@ -500,11 +508,12 @@ class DaskCluster:
         }
 
     def start(self, number: int) -> None:
-        """Ask for a task with a worker, where there is a place for it."""
+        """Request a worker; `look` submits its task when a node has room."""
         self._unplaced.append(number)
 
     def _place(self, offers: Mapping[str, Mapping[str, float]]) -> None:
-        """Give places to those that have none. Dask would put several into one thread, and wait."""
+        """Submit tasks for workers that have no node yet. Dask would queue several for one
+        thread."""
         waiting, self._unplaced = self._unplaced, []
         for number in waiting:
             node = roomiest(offers, self._asked(), [*self._nodes.values()])
@@ -520,7 +529,7 @@ class DaskCluster:
             )  # fmt: skip
 
     def look(self, seconds: float) -> list[tuple[int, Event]]:
-        """What has happened, after so many seconds at most."""
+        """Return the events after `seconds`."""
         threading.Event().wait(seconds)
         try:
             offers = self._offers()
@@ -548,7 +557,7 @@ class DaskCluster:
         return events
 
     def _running(self) -> dict[str, str]:
-        """The keys of tasks that have begun, and the name of the node of each."""
+        """Return the keys of the tasks that have started, each with the name of its node."""
         nodes = [*{self._nodes[each] for each in self._futures if each not in self._begun}]
         if not nodes:
             return {}
@@ -563,7 +572,7 @@ class DaskCluster:
             future.cancel()
 
     def stop(self, number: int) -> None:
-        """Have a worker take nothing new and end."""
+        """Ask a worker to finish its tasks and exit."""
         self._call_on_node(ClusterWorker.stop, number)
 
     def _call_on_node(self, method: Callable[[ClusterWorker], None], number: int) -> None:
@@ -572,7 +581,7 @@ class DaskCluster:
             self._client.run(_call_here, key, method, workers=[node], on_error="ignore")
 
     def kill(self, number: int) -> None:
-        """End a worker at once, or forget that it was asked for."""
+        """Kill a worker, or withdraw the request for it."""
         if number in self._unplaced:
             self._unplaced.remove(number)
         if number in self._begun:
@@ -580,7 +589,7 @@ class DaskCluster:
         self._drop(number)
 
     def close(self) -> None:
-        """Leave the cluster."""
+        """Disconnect from the cluster."""
         self._client.close(timeout=_ANSWERING)
 
 
@@ -590,12 +599,13 @@ def _why_failed(error: BaseException) -> Event:
     return Lost(_first_line(error))
 
 
-# On a node of Dask: what its tasks run, and what its client asks of them meanwhile.
+# On a Dask node: the workers of its tasks, which calls of the client look up.
 _here: dict[str, ClusterWorker] = {}
 
 
 def _serve(key: str, argv: Sequence[str], variables: Mapping[str, str]) -> tuple[int, str]:
-    """Run a worker until it ends, or nobody wants the task any more: its client is gone."""
+    """Run a worker until it exits; drain it if Dask no longer needs the task, since its client is
+    gone."""
     from distributed import get_worker
 
     state = get_worker().state
@@ -623,19 +633,18 @@ def _call_here(key: str, method: Callable[[ClusterWorker], None]) -> None:
         method(_here[key])
 
 
-# ------------------------------------------------------------------ both
+# ------------------------------------------------------------------ Ray and Dask
 
 
 def lacking(
     count: int, asked: Mapping[str, float], nodes: Sequence[Mapping[str, float]], name: str
 ) -> str | None:
-    """Return why this many workers, each asking for this, can never be on these nodes at once; None
-    where they can.
+    """Return why these nodes can never run this many workers at once; None if they can.
 
     Args:
-        count: How many workers are wanted.
-        asked: What each worker asks for, by resource.
-        nodes: What each node offers, by resource.
+        count: The number of workers.
+        asked: The request of each worker, by resource.
+        nodes: The capacity of each node, by resource.
         name: The name of the cluster, for the sentence.
     """
     fitting = sum(_fitting(each, asked) for each in nodes)
@@ -663,13 +672,13 @@ def _shown(name: str, amount: float) -> str:
 def roomiest(
     offers: Mapping[str, Mapping[str, float]], asked: Mapping[str, float], taken: Sequence[str]
 ) -> str | None:
-    """Return the node with the fewest of our workers that has room for one more; None where none
-    has.
+    """Return the node with the fewest of our workers that has room for one more; None if there is
+    none.
 
     Args:
-        offers: What each node has, by name.
-        asked: The resources that are asked for, by name.
-        taken: The nodes that are in use.
+        offers: The capacity of each node, by resource.
+        asked: The request of each worker, by resource.
+        taken: The node of each of our workers.
     """
     able = [
         (taken.count(node), node)
@@ -680,15 +689,15 @@ def roomiest(
 
 
 def check_answers(address: str, advice: str) -> None:
-    """Check that something listens at the address of a cluster; one without host and port is left
-    to the cluster's library.
+    """Check that a server listens at the address of a cluster. An address without host and port is
+    left to the cluster's library.
 
     Args:
         address: `HOST:PORT`, with or without a scheme.
-        advice: What the user can do, for the error.
+        advice: The command that starts a cluster, for the error message.
 
     Raises:
-        InvalidInput: The port is not a number, or nothing listens there.
+        InvalidInput: If the port is not a number, or no server listens there.
     """
     import socket
 

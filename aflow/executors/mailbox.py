@@ -180,11 +180,13 @@ class ReportInbox(Generic[R]):
             self.done.append(receipt)
 
     def forget(self, attempt_key: AttemptKey) -> bool:
-        """Record that the end of this attempt is committed. Returns whether its message can be
-        acknowledged now.
+        """Record that the end of this attempt is committed.
 
         Args:
             attempt_key: The numbers of task and attempt.
+
+        Returns:
+            Whether the message that reported it can be acknowledged now.
         """
         message = self._unread.pop(attempt_key, None)
         if message is None:

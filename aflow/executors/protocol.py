@@ -756,7 +756,7 @@ class ArraySpec(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ArraySpec:
-        """Parse the text of an array spec.
+        """Return the array spec with this text.
 
         Args:
             text: `KEY:WIDTH`, as in the environment variables of an array job.

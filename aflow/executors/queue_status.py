@@ -1,5 +1,6 @@
-"""What is in a queue, for people: pools, workers, and the messages that wait or were buried; and
-the workers that have registered in the metadata."""
+"""The status of a queue for users: pools, workers, ready messages and dead letters; and the workers
+registered in the metadata store.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from aflow.metadata.base import WorkerRecord
     from aflow.queue.base import Depth, Queue
 
-HEARTBEAT = 5.0  # seconds between the heartbeats of a worker in the metadata
-SILENT = 15.0  # seconds without a heartbeat after which it is shown as silent
-_MOST_BURIED = 100_000  # that are released or deleted at once
+HEARTBEAT = 5.0  # seconds between a worker's heartbeats in the metadata store
+SILENT = 15.0  # seconds without a heartbeat after which a worker is displayed as silent
+_MOST_BURIED = 100_000  # released or deleted per call
 
 
 class ShownMessage(NamedTuple):
-    """A message as it is shown. `at` is when it was buried, or written."""
+    """A message as displayed. `at` is when it became a dead letter, or was sent."""
 
     pool: str
     id: str
@@ -32,12 +33,13 @@ class ShownMessage(NamedTuple):
     at: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the message as an object of JSON."""
+        """Return the message as a JSON object."""
         return self._asdict()
 
 
 async def workers_of(opened: Queue) -> dict[str, Presence] | None:
-    """Return the workers that have announced themselves, by name; None where the broker knows none.
+    """Return the workers that have announced themselves, by name; None if the broker does not list
+    workers.
 
     Args:
         opened: The open queue; it stays open.
@@ -52,12 +54,12 @@ async def workers_of(opened: Queue) -> dict[str, Presence] | None:
 async def pools_of(
     opened: Queue, pools: Sequence[str], workers: dict[str, Presence] | None
 ) -> list[str]:
-    """Return the pools that are asked for, or all that have messages or workers.
+    """Return the requested pools, or all pools that have messages or workers.
 
     Args:
         opened: The open queue; it stays open.
         pools: The names that the user has given; empty for all.
-        workers: What `workers_of` has returned.
+        workers: The result of `workers_of`.
     """
     if pools:
         return [*dict.fromkeys(pools)]
@@ -72,15 +74,16 @@ async def pools_of(
 async def pool_status(
     opened: Queue, pool: str, workers: dict[str, Presence] | None, now: float
 ) -> dict[str, Any]:
-    """Return how many messages of a pool are ready, leased and buried, since when the oldest one
-    that is ready waits (`oldest`, by the reader's clock, which says `now`: None where none does, or
-    the broker does not say), and how many workers and slots there are.
+    """Return the number of ready, leased and dead messages of a pool, and of its workers and slots.
+
+    `oldest` is since when the oldest ready message waits, by the reader's clock; None if no message
+    waits or the broker does not report it.
 
     Args:
         opened: The open queue; it stays open.
         pool: The name of the pool of workers.
-        workers: What `workers_of` has returned; None where the broker does not know it.
-        now: The present time, in seconds since the epoch.
+        workers: The result of `workers_of`; None if the broker does not list workers.
+        now: The current time by the reader's clock, in seconds since the epoch.
     """
     topic = tasks_topic(pool)
     depth: Depth = await opened.depth(topic)
@@ -101,8 +104,8 @@ async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list
     Args:
         opened: The open queue; it stays open, and nothing is leased.
         pool: The name of the pool of workers.
-        ready: Whether ready messages are meant, instead of buried ones.
-        limit: How many messages at most.
+        ready: True for ready messages, False for dead letters.
+        limit: The maximum number of messages.
     """
     topic = tasks_topic(pool)
     if ready:
@@ -115,14 +118,14 @@ async def messages_of(opened: Queue, pool: str, ready: bool, limit: int) -> list
 
 
 def _shown(pool: str, id: str, body: bytes) -> ShownMessage:
-    """A message of which nothing is known but what it says itself."""
+    """Return a message with only the information in its body."""
     task, at = _read(body)
     return ShownMessage(pool=pool, id=id, task=task, size=len(body), deliveries=None, at=at)
 
 
 def _read(body: bytes) -> tuple[str, float | None]:
-    """Which task a message is for, as it says itself, and when it was written. Whether it was
-    signed is not looked at."""
+    """Return the task that a message claims to be for, and when it was sent. Its signature is not
+    checked."""
     found = peek(body)
     if found is None:
         return "(no message of this version of aflow)", None
@@ -131,23 +134,23 @@ def _read(body: bytes) -> tuple[str, float | None]:
         spec = AttemptSpec.decode(fields["spec"])
         named = f"{fields['flow']}/{fields['run']}/{spec.step}/{spec.task}"
         return plain(named), at
-    except Exception:  # noqa: BLE001 -- it may hold anything
+    except Exception:  # noqa: BLE001 -- the body may contain anything
         return "(it cannot be read)", at
 
 
 async def chosen(
     opened: Queue, pools: Sequence[str], ids: Sequence[str], everything: bool
 ) -> dict[str, list[str]]:
-    """Return the ids, by topic, of the messages that were named, or of all that are buried.
+    """Return the ids, by topic, of the given messages, or of all dead letters.
 
     Args:
         opened: The open queue; it stays open.
         pools: The pools to search; empty for all.
-        ids: The ids of messages; not together with `everything`.
-        everything: Whether all buried messages are meant.
+        ids: The ids of messages; empty with `everything`.
+        everything: Whether to return all dead letters.
 
     Raises:
-        InvalidInput: Neither ids nor `everything` were given, or both.
+        InvalidInput: If both or neither of ids and `everything` are given.
     """
     if bool(ids) is everything:
         raise InvalidInput("No messages are given: name their ids, or use --all.")
@@ -163,11 +166,11 @@ async def chosen(
 
 
 def plain(text: str) -> str:
-    """Return what others wrote, in one line and without control characters.
+    """Return untrusted text as one line without control characters, so that it cannot garble a
+    terminal.
 
     Args:
-        text: A text from outside: at most 500 characters of it are kept, so that it cannot garble a
-            terminal.
+        text: Text from another program; truncated to 500 characters.
     """
     return "".join(each for each in " ".join(text.split()) if each.isprintable())[:500]
 
@@ -176,7 +179,7 @@ def plain(text: str) -> str:
 
 
 def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
-    """Return how many attempts a minute these workers have ended lately, by pool.
+    """Return the number of attempts per minute that these workers have finished recently, by pool.
 
     Args:
         workers: The records of the workers, each with its counts by pool.
@@ -189,11 +192,11 @@ def rates_of(workers: Sequence[WorkerRecord]) -> dict[str, float]:
 
 
 def state_of(worker: WorkerRecord) -> str:
-    """Return the state of a worker: `idle`, `busy`, `draining` (it takes no new tasks), or `silent`
-    (its heartbeats have stopped; others get its tasks).
+    """Return the state of a worker: `idle`, `busy`, `draining` (takes no new tasks) or `silent`
+    (its heartbeats have stopped; other workers receive its tasks).
 
     Args:
-        worker: The record of the worker, as its last heartbeat has left it.
+        worker: The record of the worker as of its last heartbeat.
     """
     if worker.left < WORKER_EXPIRY - SILENT:
         return "silent"
@@ -203,11 +206,11 @@ def state_of(worker: WorkerRecord) -> str:
 
 
 def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
-    """Return a worker as an object of JSON. `now` is the time by the reader's clock.
+    """Return a worker as a JSON object.
 
     Args:
-        worker: The record of the worker, as its last heartbeat has left it.
-        now: The present time, in seconds since the epoch.
+        worker: The record of the worker as of its last heartbeat.
+        now: The current time by the reader's clock, in seconds since the epoch.
     """
     as_they_are = (
         "name", "host", "pid", "queue", "pools", "slots", "labels", "version", "python",
@@ -231,15 +234,15 @@ def worker_as_json(worker: WorkerRecord, now: float) -> dict[str, Any]:
 
 
 def chosen_worker(workers: Sequence[WorkerRecord], name: str) -> WorkerRecord:
-    """Return the worker of this name, or the only one whose name begins so.
+    """Return the worker with this name, or the only one whose name starts with it.
 
     Args:
-        workers: The workers that are registered.
-        name: The name, or a beginning of it that only one worker has.
+        workers: The registered workers.
+        name: The name of a worker, or a unique prefix of it.
 
     Raises:
-        NotFound: No worker has such a name.
-        InvalidInput: Several workers have names that begin so.
+        NotFound: If no worker has such a name.
+        InvalidInput: If the names of several workers start with it.
     """
     found = [each for each in workers if each.name == name] or [
         each for each in workers if name and each.name.startswith(name)

@@ -1,14 +1,14 @@
-"""Attempts that run on other machines: put into a queue, and what workers report of them.
+"""Run attempts on other machines: enqueue them for workers, and receive the workers' reports.
 
-A message is one attempt. It is delivered again when its worker is lost, and the coordinator that
-commits its task first has settled it, so that a second delivery costs time alone. One that kills
-each worker that takes it is buried; then its attempt has failed. What workers report they put into
-a queue of the run; see executors/mailbox.py.
+A message contains one attempt. It is delivered again if its worker is lost. Only the first end of
+an attempt that the coordinator commits counts, so that a second delivery only costs time. A message
+that crashes every worker that leases it becomes a dead letter, and its attempt fails. Workers put
+their reports into a topic of the run; see executors/mailbox.py.
 
-Brokers forget (a restart without its data, an eviction, a failover to a replica that lags). So what
-is neither in the queue, nor with a worker, nor reported, is put again. When the run has ended, its
-messages are taken out, and a mark in the store says to workers that what they still get of it is
-not to be run.
+Brokers can lose data (a restart without persistence, an eviction, a failover to a lagging replica).
+Therefore a message is put again if its attempt is neither queued, nor held by a worker, nor
+reported. When the run has ended, its messages are removed, and a marker in the datastore keeps
+workers from running those that they still receive.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
-TTL = 15.0  # seconds within which a report that was leased is taken down and committed
-WAIT = 15.0  # seconds that one call waits for reports
-LOOK = 10.0  # seconds between looks at what was buried, and at what the queue has of ours
-WATCH = 2.5  # seconds between looks at what we wait for
-PATIENCE = 600.0  # seconds for which it may be away
-GPU_POOL = "gpu"  # of steps that ask for GPUs
-_AT_ONCE = 200  # messages a call
-_TIDYING = 5.0  # seconds that the end of a run may take, with a broker that does not answer
-_UNSURE = 60.0  # seconds for which no worker begins, where it is not known which there are
+TTL = 15.0  # seconds; lease of a report, within which it must be committed
+WAIT = 15.0  # seconds; long poll for reports
+LOOK = 10.0  # seconds between checks for dead letters and lost messages
+WATCH = 2.5  # seconds between checks of what the run is waiting for
+PATIENCE = 600.0  # seconds for which the broker may be unavailable
+GPU_POOL = "gpu"  # the default pool of steps that request GPUs
+_AT_ONCE = 200  # messages per call
+_TIDYING = 5.0  # seconds to clean up at the end of a run if the broker does not respond
+_UNSURE = 60.0  # seconds without a capable worker before attempts fail, if workers are not listed
 _log = logging.getLogger("aflow.queue")
 
 
 class QueueExecutor(RemoteExecutor[Lease]):
     """Runs the attempts of one run on the workers of a queue.
 
-    `job` describes the run to workers, `pool_of(step)` names the pool of a step. `open_queue` opens
-    the queue in the event loop of `start`. The first of `keys` signs messages, all are good for
-    what comes; without any they are unsigned. Messages are put with `priority`. `amounts` is what
-    an attempt asks for of its machine, which workers have slots for.
-    """
+    `job` returns the description of the run for workers, `pool_of(step)` the pool of a step.
+    `open_queue` opens the queue on the event loop of `start`. The first of `keys` signs messages; a
+    received message may be signed with any of them. Without keys, messages are unsigned. `priority`
+    is the priority of messages. `amounts` returns the resources that an attempt requests from its
+    worker's slots."""
 
     def __init__(
         self,
@@ -94,21 +94,24 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._pool_of = pool_of
         self._keys = keys
         self._priority = priority
-        self._given_up: set[AttemptKey] = set()  # ended here, while a worker may still take them
+        self._given_up: set[AttemptKey] = set()  # ended here, though a worker may still lease them
         self._cancels: defaultdict[str, list[AttemptKey]] = defaultdict(list)
-        self._away = ""  # why the broker does not answer, while it does not
-        self._specs: dict[AttemptKey, AttemptSpec] = {}  # of those that are away
-        self._put_at: dict[AttemptKey, float] = {}  # when the messages of these were put
-        self._missing: set[AttemptKey] = set()  # of which the queue knew nothing at the last look
-        self._cancel_messages: dict[str, list[str]] = {}  # the ids of our messages to them
-        self._unfit_since: dict[str, float] = {}  # by pool: since when no worker of it will do
-        self._queue: Any = None  # a Queue from the start on
+        self._away = ""  # the error of the broker while it is unavailable, else ""
+        self._specs: dict[AttemptKey, AttemptSpec] = {}  # of attempts that have not ended
+        self._put_at: dict[AttemptKey, float] = {}  # when their messages were put
+        self._missing: set[AttemptKey] = set()  # unknown to the queue at the last check
+        self._cancel_messages: dict[str, list[str]] = {}  # by worker: ids of our cancel messages
+        # By pool: start of the time without a capable worker.
+        self._unfit_since: dict[str, float] = {}
+        self._queue: Any = None  # a Queue after `start`
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """All of them: a worker finishes what it has begun, and reports to the next coordinator;
-        what is not known to have begun is put into the queue, where it stays what it is if it is
-        there already. It may have been done, and its report be leased by the previous coordinator:
-        so the worker that gets it looks first whether there is anything left to do."""
+        """Take over all attempts.
+
+        Workers continue the attempts that they have started, and report to this coordinator. All
+        other attempts are put again, which has no effect on messages that are still queued. The
+        attempt may already have run, and its report be leased by the previous coordinator;
+        therefore `again` makes the worker check for a result first."""
         for orphan in orphans:
             self._mail.take_over(orphan, orphan.handle or None)
             spec = orphan.spec._replace(again=True)
@@ -120,12 +123,12 @@ class QueueExecutor(RemoteExecutor[Lease]):
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
-        """The message that reports this end has been read, if it reports no other."""
+        """Acknowledge the message that reported this end, if all of its ends are committed."""
         if self._mail.forget((task, attempt)):
             self._news.set()
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Get ready to launch attempts of this run; raises QueueUnavailable and StorageError."""
+        """Prepare to launch attempts of this run. Raises QueueUnavailable and StorageError."""
         job = await self._prepare(context, reports)
         self._name = protocol.run_id(context.flow, context.run)
         self._reply = protocol.reports_topic(context.flow, context.run)
@@ -138,7 +141,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             self._news.set()
         else:
             self._caught_up.set()
-        await self._queue.depth(self._reply)  # a queue that is not there is better known now
+        await self._queue.depth(self._reply)  # reports an unreachable queue now instead of later
         self._begin(self._send, self._listen, self._look, self._watch)
 
     # ------------------------------------------------------------ attempts
@@ -158,19 +161,21 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._news.set()
 
     def _stop_one(self, attempt_key: AttemptKey, state: AttemptState, reason: str) -> None:
-        """Its worker gets a cancel message; if none is known to have it, it is taken out of the
-        queue."""
+        """Send a cancel message to the worker of the attempt; if none is known, give the attempt
+        up.
+
+        The message of the attempt is removed from the queue."""
         away = self._mail.away.get(attempt_key)
         if away is None:
             return
         self._mail.note_cancel(attempt_key)
-        # Its message is taken out in any case: its worker may be gone, and another one get it.
+        # Always remove the message: if the worker is gone, another one would receive it.
         self._given_up.add(attempt_key)
         if away.worker is None:
             self._loop.call_soon(self._mail.give_up, attempt_key, state, reason)
         else:
             self._cancels[away.worker].append(attempt_key)
-            # A worker that is gone does not answer.
+            # If the worker is gone, it does not respond.
             self._loop.call_later(2 * self._grace, self._mail.give_up, attempt_key, state, reason)
         self._news.set()
 
@@ -180,8 +185,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._missing.discard(attempt_key)
 
     async def conclude(self) -> None:
-        """Take what is left of the run, which has ended, out of the queue, and make workers that
-        get some of it nevertheless see that."""
+        """Remove what is left of the ended run from the queue, and mark the run so that workers
+        skip the rest."""
         if self._stopped:
             return
         context = self._context
@@ -196,7 +201,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             _log.warning("What is left of a run in the queue could not be taken out: %s", why)
 
     async def leave(self) -> None:
-        """Send what is still to be sent, and release the queue: workers go on."""
+        """Send pending messages and close the queue; workers continue."""
         was_stopped, self._stopped = self._stopped, True
         if not was_stopped and self._tasks:
             self._caught_up.set()
@@ -209,7 +214,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
     # ------------------------------------------------------------ to workers
 
     async def _send(self) -> None:
-        await self._caught_up.wait()  # what has ended meanwhile is not put again
+        await self._caught_up.wait()  # Do not put attempts again that have ended in the meantime
         while True:
             await self._news.wait()
             self._news.clear()
@@ -232,17 +237,17 @@ class QueueExecutor(RemoteExecutor[Lease]):
         async def put() -> None:
             nonlocal tried
             was_tried, tried = tried, True
-            # A call that has failed may have been carried out, and what it put be done since then.
+            # A failed call may have succeeded at the broker, and the attempts may have run since.
             await self._put([spec._replace(again=True) for spec in specs] if was_tried else specs)
 
         await self._patiently(put)
 
     async def _put(self, specs: list[AttemptSpec]) -> None:
-        # Attempts may have been cancelled while they waited to be put.
+        # Skip attempts that were cancelled while they waited here.
         there = [spec for spec in specs if self._mail.is_wanted((spec.task, spec.attempt))]
         try:
             bodies = await in_thread(self._task_messages, there)
-        except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
+        except Exception as error:  # noqa: BLE001 -- the run cannot continue without its attempts
             for spec in there:
                 reason = f"The task could not be handed to a worker: {error}"
                 self._mail.give_up((spec.task, spec.attempt), AttemptState.LOST, reason)
@@ -263,7 +268,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             await self._queue.put(topic, messages)
         for spec in put:
             attempt_key = (spec.task, spec.attempt)
-            # A worker may have reported the end already, while the others were put.
+            # A worker may already have reported the end while the other messages were put.
             if attempt_key in self._mail.away:
                 self._specs[attempt_key], self._put_at[attempt_key] = spec, self._loop.time()
 
@@ -278,7 +283,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
         return protocol.tasks_topic(self._pools[step])
 
     def _task_messages(self, specs: Sequence[AttemptSpec]) -> list[bytes]:
-        """The bodies of their messages. Blocks."""
+        """Return the bodies of the attempts' messages. Blocks."""
         self._rendezvous.expect(spec for spec in specs if spec.step in self._gangs)
         return [self._task_message(spec) for spec in specs]
 
@@ -316,7 +321,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             await self._patiently(lambda: self._queue.remove(topic, ids, leased=True))  # noqa: B023
 
     async def _patiently(self, call: Callable[[], Any]) -> Any:
-        """What the call gives, also where the broker does not answer for a while."""
+        """Return the result of the call; retry while the broker does not respond."""
         tries = Tries(AWAY, patience=PATIENCE)
         while True:
             try:
@@ -351,7 +356,7 @@ class QueueExecutor(RemoteExecutor[Lease]):
             return
         try:
             await self._patiently(lambda: self._queue.ack(done))
-        except LeaseLost:  # some were delivered again: they say nothing the second time
+        except LeaseLost:  # some were delivered again, and will be ignored as duplicates
             return
 
     def _open(self, lease: Lease) -> None:
@@ -361,17 +366,16 @@ class QueueExecutor(RemoteExecutor[Lease]):
             )
             if (message.flow, message.run) != (self._context.flow, self._context.run):
                 raise InvalidMessage("A report is of another run.")
-        except QueueError as error:  # not signed with our key
+        except QueueError as error:  # for example, signed with another key
             _log.warning("A message of %s is refused: %s", lease.topic, error)
             self._mail.done.append(lease)
             return
         self._mail.receive(message, lease)
 
-    # ------------------------------------------------------------ what the queue has of ours
+    # ------------------------------------------------------------ lost messages and dead letters
 
     async def _look(self) -> None:
-        """Fail the attempts whose messages were delivered too often, and put those again that the
-        queue has forgotten."""
+        """Fail the attempts whose messages are dead letters, and put lost messages again."""
         while True:
             await asyncio.sleep(LOOK)
             by_topic: defaultdict[str, dict[str, AttemptKey]] = defaultdict(dict)
@@ -408,7 +412,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._mail.fail(attempt_key, reason, retryable=False)
 
     async def _unknown(self, topic: str, by_id: Mapping[str, AttemptKey]) -> set[AttemptKey]:
-        """Those of which the queue knows nothing (any more), as far as it tells."""
+        """Return the attempts whose messages the queue does not have; none if the broker cannot
+        tell."""
         ids = [*by_id]
         unknown: set[AttemptKey] = set()
         for at in range(0, len(ids), 1000):
@@ -420,8 +425,10 @@ class QueueExecutor(RemoteExecutor[Lease]):
         return unknown
 
     async def _put_forgotten(self, missing: set[AttemptKey]) -> None:
-        """Put again what was missing at the last look as well, if no report is unread that may say
-        that it has ended, and no worker says that it has it."""
+        """Put messages again that were missing at the last two checks.
+
+        Excluded are all of them while unread reports may contain their ends, and those that a
+        worker says it holds."""
         before, self._missing = self._missing, missing
         again = {
             attempt_key for attempt_key in missing & before if self._mail.is_wanted(attempt_key)
@@ -441,10 +448,11 @@ class QueueExecutor(RemoteExecutor[Lease]):
             self._missing = set()
             self._news.set()
 
-    # ------------------------------------------------------------ what we wait for
+    # ------------------------------------------------------------ what the run is waiting for
 
     async def _watch(self) -> None:
-        """Say what is waited for while nothing goes on, and give up what no worker can run."""
+        """Log what the run is waiting for while it makes no progress; fail attempts that no worker
+        can run."""
         waiting: Waiting | None = None
         while True:
             await asyncio.sleep(WATCH)
@@ -465,8 +473,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
                 waiting.still(reason)
 
     def _stands_still(self) -> bool:
-        """Whether attempts wait for workers, and nothing goes on but members of gangs, which wait
-        for those."""
+        """Return whether attempts wait for workers and nothing else runs, except members of gangs
+        that wait for their other members."""
         waiting = [attempt_key for attempt_key, away in self._mail.away.items() if away.waits]
         gangs = {
             gang for attempt_key in waiting if (gang := self._gang_of(attempt_key)) is not None
@@ -477,12 +485,12 @@ class QueueExecutor(RemoteExecutor[Lease]):
         )
 
     def _gang_of(self, attempt_key: AttemptKey) -> tuple[str, int | None] | None:
-        """The step and the split of the gang that an attempt is a member of, if it is in one."""
+        """Return the step and the split of the attempt's gang; None if it is in none."""
         spec = self._specs.get(attempt_key)
         return (spec.step, spec.split) if spec is not None and spec.step in self._gangs else None
 
     async def _why(self) -> str:
-        """What the attempts that wait are waiting for."""
+        """Return what the waiting attempts are waiting for."""
         try:
             workers = await workers_of(self._queue)
         except QueueUnavailable as error:
@@ -519,12 +527,13 @@ class QueueExecutor(RemoteExecutor[Lease]):
 
 
 class _ForQueue(Waiting):
-    """A wait for the broker itself."""
+    """A wait for the broker."""
 
 
 class Ability(NamedTuple):
-    """Which workers of a pool there are, and which of them cannot run a flow, with the reasons.
-    `workers` is None where the queue does not tell."""
+    """The number of workers of a pool, and the reasons of those that cannot run the flow.
+
+    `workers` is None if the broker does not list workers."""
 
     pool: str
     workers: int | None
@@ -539,13 +548,13 @@ class Ability(NamedTuple):
         workers: Mapping[str, Presence] | None,
         reported: Mapping[str, str],
     ) -> Ability:
-        """Return what the workers that have announced themselves are able to run.
+        """Return the ability of the workers that have announced themselves.
 
         Args:
             pool: The name of the pool of workers.
-            group: The key of the environment and the pool.
-            workers: What the workers have announced; None where that is not known.
-            reported: What workers have reported that they lack.
+            group: The prefix of the run's message ids, by which workers decline a run.
+            workers: The announcements by worker; None if the broker does not list workers.
+            reported: The reasons of workers that have declined an attempt of the run.
         """
         if workers is None:
             return cls(pool, None, 0, reported)
@@ -557,7 +566,7 @@ class Ability(NamedTuple):
 
     @property
     def is_sure(self) -> bool:
-        """Whether all workers that there are are known."""
+        """Whether all workers of the pool are known."""
         return self.workers is not None
 
     @property
@@ -566,7 +575,7 @@ class Ability(NamedTuple):
         return bool(self.declined) and self.workers in (None, len(self.declined))
 
     def refusal(self) -> str:
-        """Return the reason of a task that none of them can run."""
+        """Return why the tasks of the pool fail if no worker can run them."""
         reasons = "; ".join(
             f"{plain(name)}: {plain(why)}" for name, why in [*sorted(self.declined.items())][:5]
         )
@@ -577,12 +586,11 @@ class Ability(NamedTuple):
         )
 
     def why(self, tasks: int, url: str) -> str:
-        """Return, in a sentence, what the waiting tasks of the pool wait for.
+        """Return a sentence on what the waiting tasks of the pool are waiting for.
 
         Args:
-            tasks: How many tasks wait.
-            url: The URL of the queue, without credentials, for the command that the sentence
-                advises.
+            tasks: The number of waiting tasks.
+            url: The URL of the queue, without credentials, for the suggested command.
         """
         many = "1 task waits" if tasks == 1 else f"{tasks} tasks wait"
         start = f"aflow worker --queue '{url}' --pool {self.pool}"
@@ -607,8 +615,8 @@ class Ability(NamedTuple):
 
 
 def pools_of(definition: Any) -> Mapping[str, str]:
-    """Return the pool of each step: the one that its @queue names, else `gpu` for a step that asks
-    for GPUs by @resources, else `default`.
+    """Return the pool of each step: that of its @queue; else `gpu` if the step requests GPUs by
+    @resources; else `default`.
 
     Args:
         definition: The definition of the flow.

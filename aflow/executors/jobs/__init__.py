@@ -1,5 +1,6 @@
-"""Attempts that run as jobs of a cluster: a port for its job system, the executor above it, and one
-backend a module."""
+"""Run attempts as jobs of a cluster: a port for job systems, the executor above it, and one backend
+per module.
+"""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""The port of a job system: AWS Batch, Slurm, or another one that runs jobs for us.
+"""The port of a job system, such as AWS Batch or Slurm.
 
-The executor above it (executor.py) has arrays, gangs, reports from the store, recovery by name and
-the rule that a lost job is not a failure. A backend only translates: each method is one thing that
-the system can do. Its calls block, are safe from many threads, and are made once: the executor
-tries again where JobSystemBusy says that it may help.
+The executor above it (executor.py) implements arrays, gangs, reports through the datastore,
+recovery by name, and the distinction between lost and failed jobs. A backend only translates: each
+method is one operation of the system. Methods block, are thread-safe, and do not retry: the
+executor retries after JobSystemBusy.
 
-What every backend promises, and tests/contracts/test_job_systems.py checks:
+Every backend guarantees the following, which tests/contracts/test_job_systems.py checks:
 
-- `submit` runs `python -m aflow _task` once for each attempt, with the variables
-  of the submission. Which of them it is a job learns by `place.place_of_this_job`.
-- An id names one job for good. A system that gives ids again puts more into them than its own.
-- A submission whose answer was lost is found by `find`, by its name, which no other job has.
-- `describe` has an entry for each id that it was asked for, whatever the system knows of it.
-- `terminate` of a job that has ended, or that the system has forgotten, does nothing.
-- A job that ended without the doing of its step (a machine that failed, a preemption) is LOST.
+- `submit` runs `python -m aflow _task` once per attempt, with the environment variables of the
+  submission. A job finds its index through `place.place_of_this_job`.
+- An id is unique forever. If a system reuses ids, the backend adds something unique to them.
+- `find` finds a submission whose response was lost, by its unique name.
+- `describe` returns an entry for each requested id, even if the system does not know it.
+- `terminate` has no effect on a job that has ended or that the system no longer knows.
+- A job that ended through no fault of its step (a failed machine, a preemption) is LOST.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from aflow.scheduler.states import AttemptState
 if TYPE_CHECKING:
     from aflow.task.spec import RunContext
 
-TAIL_LINES, TAIL_SIZE = 10, 4096  # of the output of a job that has failed: lines, bytes
-PATIENCE_AT_START = 120.0  # seconds for which a system may not answer when a run begins
+TAIL_LINES, TAIL_SIZE = 10, 4096  # of the output of a failed job: lines, bytes
+PATIENCE_AT_START = 120.0  # seconds for which a system may be unavailable when a run starts
 _BACKOFF = Backoff(2.0, 10.0)
 
 
 class JobState(Enum):
-    """How far a job is, as far as all systems agree. UNKNOWN: the system has forgotten it."""
+    """The state of a job, in the terms common to all systems. UNKNOWN: the system no longer knows
+    it."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -45,13 +46,12 @@ class JobState(Enum):
 
 
 class JobStatus(NamedTuple):
-    """What a system says of a job, of an array of `size` jobs, or of one member of an array.
+    """The status of a job, of an array of `size` jobs, or of one member of an array.
 
-    `waiting` of them have not begun, `ended` have ended. `reason` is what the system says of why it
-    waits, maybe nothing. `version` changes when something has happened. `detail` is the backend's
-    own, for `outcome_of`. `succeeded` says that the program has ended with 0: then its report is in
-    the store, and may take a while to be seen on a shared file system.
-    """
+    `waiting` of them have not started, `ended` have ended. `reason` is the system's reason for
+    waiting, possibly empty. `version` differs after each change. `detail` is specific to the
+    backend, for `outcome_of`. If `succeeded`, the program exited with 0: its report is in the
+    datastore, but may not be visible yet on a shared file system."""
 
     id: str
     state: JobState
@@ -65,13 +65,13 @@ class JobStatus(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens with it."""
+        """Whether the status is final."""
         return self.state in (JobState.ENDED, JobState.UNKNOWN)
 
 
 class StepJob(Protocol):
     """What all jobs of a step have in common, in the terms of the backend. The attempts of a gang
-    are nodes of one job."""
+    are the nodes of one job."""
 
     @property
     def step(self) -> str:
@@ -79,8 +79,7 @@ class StepJob(Protocol):
 
     @property
     def queue(self) -> str:
-        """Where its jobs wait, as people call it: a queue, a partition, a namespace; maybe empty,
-        for the one that the system takes by itself."""
+        """The queue, partition or namespace of its jobs; empty for the system's default."""
 
     @property
     def is_gang(self) -> bool:
@@ -92,8 +91,10 @@ J_contra = TypeVar("J_contra", bound=StepJob, contravariant=True)
 
 
 class Submission(NamedTuple):
-    """One job to submit: `size` attempts of the step of `job`, as an array where there are several,
-    or as the nodes of a gang. `environment` is added to the variables that `job` has."""
+    """One job to submit, with `size` attempts of the step of `job`.
+
+    Several attempts form an array, or the nodes of a gang. `environment` is added to the variables
+    of `job`."""
 
     context: RunContext
     job: Any
@@ -103,7 +104,7 @@ class Submission(NamedTuple):
 
 
 class CallLimits(NamedTuple):
-    """What a system takes in one call: members of an array, ids to describe, ids to terminate."""
+    """Limits per call: members of an array, ids to describe, ids to terminate."""
 
     array: int
     described: int
@@ -111,56 +112,56 @@ class CallLimits(NamedTuple):
 
 
 class JobSystem(Protocol[J_contra]):
-    """A system that runs jobs. Its methods raise JobSystemBusy where another try may go well, and
-    JobSystemError where it refuses."""
+    """A system that runs jobs. Its methods raise JobSystemBusy if a retry may succeed, and
+    JobSystemError if the system rejects the request."""
 
     @property
     def title(self) -> str:
-        """What people call it: "AWS Batch"."""
+        """The display name, such as "AWS Batch"."""
 
     @property
     def advice(self) -> str:
-        """What to look at when jobs wait for a long time."""
+        """What users should check if jobs wait for a long time."""
 
     @property
     def limits(self) -> CallLimits:
-        """What it takes in one call."""
+        """The limits of each call."""
 
     @property
     def scope(self) -> str:
-        """Which of several systems it is: those of one scope know the same jobs. May take a while,
+        """The identity of the system: systems with the same scope know the same jobs. May block,
         and raise InvalidSetting."""
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """Return the name of a job of this step: people see whose it is, and `unique` stands in it.
+        """Return the name of a job of this step, which shows users what it belongs to and contains
+        `unique`.
 
         Args:
-            context: What all attempts of the run share.
-            step: The name of the step; shortened where the system limits names.
-            unique: A text that no other submission has.
+            context: The data that all attempts of the run share.
+            step: The name of the step; shortened if the system limits the length of names.
+            unique: A text that is unique to the submission.
         """
 
     def submit(self, submission: Submission) -> str:
-        """Submit a job. JobSystemBusy leaves open whether it was submitted; JobRefused says that it
-        never will be.
+        """Submit a job.
 
         Args:
-            submission: The job, how many attempts it has, and under which unique name.
+            submission: The job, the number of its attempts, and its unique name.
 
         Returns:
             Its id.
 
         Raises:
-            JobSystemBusy: It is not known whether the job was submitted: `find` tells.
-            JobRefused: The job will never be accepted as it is.
+            JobSystemBusy: If it is unknown whether the job was submitted; `find` can tell.
+            JobRefused: If the system will never accept the job.
         """
 
     def find(self, name: str, job: J_contra) -> str | None:
-        """Return the id of the job of this name; None where there is none.
+        """Return the id of the job with this name; None if there is none.
 
         Args:
-            name: The name that the submission had; it is unique.
-            job: What was to be submitted, for systems that need its queue or namespace to search.
+            name: The unique name of the submission.
+            job: The submitted step job, for systems that search by queue or namespace.
         """
 
     def member(self, job: str, index: int) -> str:
@@ -172,54 +173,53 @@ class JobSystem(Protocol[J_contra]):
         """
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        """Return the status of each of these jobs, arrays or members: `limits.described` at most.
+        """Return the status of each of these jobs, arrays or members.
 
         Args:
-            ids: The ids of the jobs or messages.
+            ids: The ids of the jobs, at most `limits.described`.
         """
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Return why the job of this status has not begun, as the system says it; maybe empty.
+        """Return the system's reason why a job has not started; possibly empty.
 
         Args:
-            status: The last status that `describe` has returned for the job.
+            status: The last status that `describe` returned for the job.
         """
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Return those of the members that may have ended without a report: fewer than all, where
-        the system can tell. `is_over` says that the whole array has ended.
+        """Return the members that may have ended without a report; fewer than all if the system can
+        tell.
 
         Args:
             array: The id of the array.
             members: The ids of the members whose reports are missing.
-            is_over: Whether the array as a whole has ended, so that every member without a report
-                is lost.
+            is_over: Whether the array as a whole has ended.
         """
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """Return how the attempt ended whose job has this status, which is over.
+        """Return how the attempt of an ended job ended.
 
         Args:
-            status: The status of a job that has ended.
+            status: The final status of the job.
         """
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
-        """End these jobs, arrays or members, `limits.terminated` at most: SIGTERM first, SIGKILL
-        when they take too long.
+        """End these jobs, arrays or members: by SIGTERM, then by SIGKILL after a grace period.
 
         Args:
-            ids: The ids of the jobs or messages.
-            reason: Why, in one sentence.
+            ids: The ids of the jobs, at most `limits.terminated`.
+            reason: The reason, in one sentence.
         """
 
     def close(self) -> None:
-        """Release connections. The next call makes new ones."""
+        """Close connections. The next call opens new ones."""
 
 
 class SubmittedJob(NamedTuple):
-    """A job that a run has submitted and that has not ended, as `batch list` and `kubernetes list`
-    show it. `id` is how its system knows it, `shown` how people do; `path` is the pathspec of its
-    step, `state` how far its attempts are. `created_at` is in seconds since the epoch."""
+    """A job of a run that has not ended, as listed by `batch list` and `kubernetes list`.
+
+    `id` is the system's id, `shown` the displayed one. `path` is the pathspec of the step, `state`
+    the number of attempts in each state. `created_at` is in seconds since the epoch."""
 
     id: str
     shown: str
@@ -230,67 +230,67 @@ class SubmittedJob(NamedTuple):
 
 
 def counted(states: Mapping[str, int]) -> str:
-    """Return how many attempts are in each state, as `2 running, 1 waiting`.
+    """Return the number of attempts in each state, such as `2 running, 1 waiting`.
 
     Args:
-        states: How many there are, by state; states without any are left out.
+        states: The number of attempts by state; zero counts are omitted.
     """
     return ", ".join(f"{count} {state}" for state, count in states.items() if count)
 
 
 def until_answered(system: str, call: Callable[[], object]) -> None:
-    """Call again while the system does not answer, as at the start of a run, and say what is waited
-    for. Blocks.
+    """Retry the call while the system is unavailable at the start of a run; log what is waited for.
+    Blocks.
 
     Args:
         system: The name of the job system.
         call: The call; it blocks.
 
     Raises:
-        JobSystemBusy: After PATIENCE_AT_START, JobSystemUnauthorized at once, and what else the
-            call raises.
+        JobSystemBusy: If the system is unavailable for PATIENCE_AT_START. JobSystemUnauthorized and
+            all other errors of the call are raised without a retry.
     """
     tries = Tries(_BACKOFF, patience=PATIENCE_AT_START, waiting_for=system)
     tries.retry(call, JobSystemBusy, unless=JobSystemUnauthorized)
 
 
-# How attempts ended that have left no report, as the job systems tell it.
+# How attempts without a report ended, according to the job system.
 
 
 def lost(why: str) -> Outcome:
-    """Return the end of an attempt that went away without the doing of its step.
+    """Return the outcome of an attempt that was lost through no fault of its step.
 
     Args:
-        why: What has become of its job; `The task was lost: ` stands before it.
+        why: What happened to the job; `The task was lost: ` is prepended.
     """
     return Outcome(AttemptState.LOST, reason=f"The task was lost: {why}")
 
 
 def failed(why: str, *, retryable: bool = True) -> Outcome:
-    """Return the end of an attempt that has failed.
+    """Return the outcome of an attempt that has failed.
 
     Args:
-        why: The reason, in a sentence.
+        why: The reason, in one sentence.
         retryable: Whether another attempt may succeed.
     """
     return Outcome(AttemptState.FAILED, reason=why, retryable=retryable)
 
 
 def timed_out(why: str) -> Outcome:
-    """Return the end of an attempt that its job system has stopped at its time limit.
+    """Return the outcome of an attempt that its job system stopped at its time limit.
 
     Args:
-        why: The reason, in a sentence.
+        why: The reason, in one sentence.
     """
     return Outcome(AttemptState.TIMED_OUT, reason=why)
 
 
 def out_of_memory(job: str, available: str) -> Outcome:
-    """Return the end of an attempt that needed more memory than it had.
+    """Return the outcome of an attempt that ran out of memory.
 
     Args:
-        job: The job or the pod, with which the sentence begins.
-        available: How much it had, as `the limit of 2000M`.
+        job: The job or the pod, which starts the sentence.
+        available: Its memory, such as `the limit of 2000M`.
     """
     return failed(
         f"{OUT_OF_MEMORY}{job} needed more memory than {available}: give the step more, with "
@@ -299,9 +299,9 @@ def out_of_memory(job: str, available: str) -> Outcome:
 
 
 def quoted(lines: Iterable[str]) -> str:
-    """Return the last lines of an output as they stand in a reason, each on a line of its own.
+    """Return the last lines of an output, formatted for a reason: one per line, indented.
 
     Args:
-        lines: The lines; empty ones are left out.
+        lines: The lines; empty ones are omitted.
     """
     return "".join(f"\n    {line}" for line in lines if line.strip())

@@ -1,9 +1,9 @@
-"""What a run says of its jobs to people who look at them: which queue each step uses, and which
-jobs wait, since when and why.
+"""The published status of a run's jobs: the queue of each step, and which jobs wait, since when and
+why.
 
-Attempts are in the records of the run. What is here only the job system knows: it is a small
-document in the metadata store, which the run's coordinator updates now and then, and removes when
-no job is left. Readers take none of it on trust: other programs can write there.
+Only the job system knows this; the state of attempts is in the records of the run. It is a small
+document in the metadata store, which the coordinator of the run updates periodically, and deletes
+when no job is left. Readers validate it, since other programs can write there.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from aflow.metadata.base import Document, MetadataStore
 
-MOST_WAITING = 20  # jobs, or arrays of them, that are named
+MOST_WAITING = 20  # jobs, or arrays of jobs, that are listed
 _LONGEST_REASON = 300  # characters
-_PRUNED = 100  # documents of other runs that one run looks at
+_PRUNED = 100  # documents of other runs that a run checks
 
 
 class WaitingJob(NamedTuple):
-    """A job, or an array, of which `size` attempts have not begun; `reason` may be empty."""
+    """A job or an array with `size` attempts that have not started; `reason` may be empty."""
 
     job: str
     step: str
@@ -37,7 +37,7 @@ class WaitingJob(NamedTuple):
 
 
 class JobsOfRun(NamedTuple):
-    """The jobs of a run at one system: `queues` by step, and some of those that wait."""
+    """The jobs of a run in one system: `queues` by step, and some of the waiting jobs."""
 
     flow: str
     run: str
@@ -56,7 +56,7 @@ class JobsOfRun(NamedTuple):
 
     @classmethod
     def decode(cls, document: Document) -> JobsOfRun | None:
-        """Return what a document says; None for one that is damaged.
+        """Return the jobs that a document describes; None if it is malformed.
 
         Args:
             document: A document of `MetadataStore.jobs`, which another version of aflow, or another
@@ -76,7 +76,7 @@ class JobsOfRun(NamedTuple):
 
 
 def _waiting(job: str, step: str, size: int, since: float, reason: str) -> WaitingJob:
-    """A job that waits, in values that can be shown whatever was written."""
+    """Return a waiting job with validated fields."""
     if not 0 <= since <= LATEST:
         raise ValueError(f"{since} is not a time")
     shown = " ".join(str(reason).split())[:_LONGEST_REASON]
@@ -84,20 +84,20 @@ def _waiting(job: str, step: str, size: int, since: float, reason: str) -> Waiti
 
 
 class JobBoard:
-    """Keeps the document of one run as it is now. Blocks."""
+    """Publishes the document of one run. Blocks."""
 
     def __init__(self, metadata: MetadataStore) -> None:
         self._metadata = metadata
-        self._written: bytes | None = None  # what another coordinator has left is not known
+        self._written: bytes | None = None  # an earlier coordinator may have left one
 
     def publish(self, now: JobsOfRun) -> None:
-        """Write what has changed since the last time; without queues nothing is left.
+        """Write the document if it has changed; delete it if there are no queues.
 
         Args:
-            now: What is known of the jobs now.
+            now: The current jobs.
 
         Raises:
-            MetadataError: The metadata store does not answer.
+            MetadataError: If the metadata store does not respond.
         """
         data = now.encode() if now.queues else b""
         if data != self._written:
@@ -106,10 +106,10 @@ class JobBoard:
 
 
 def of_runs_that_go_on(found: Iterable[Document]) -> dict[tuple[str, str], list[JobsOfRun]]:
-    """Return what documents say, by flow and run.
+    """Return the jobs that documents describe, by flow and run.
 
     Args:
-        found: The documents, as `MetadataStore.jobs` returns them; damaged ones are left out.
+        found: The documents, as `MetadataStore.jobs` returns them; malformed ones are skipped.
     """
     jobs: dict[tuple[str, str], list[JobsOfRun]] = {}
     for document in found:
@@ -119,10 +119,10 @@ def of_runs_that_go_on(found: Iterable[Document]) -> dict[tuple[str, str], list[
 
 
 def prune(metadata: MetadataStore) -> None:
-    """Remove documents of runs that ended, or were deleted, without a coordinator.
+    """Delete documents of runs that have ended, or were deleted, without a coordinator.
 
     Args:
-        metadata: The metadata store that has the documents, of which the first 100 are looked at.
+        metadata: The metadata store; its first 100 documents are checked.
     """
     for document in metadata.jobs()[:_PRUNED]:
         read = JobsOfRun.decode(document)

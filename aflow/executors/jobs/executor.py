@@ -1,13 +1,15 @@
-"""Attempts that run as jobs of a job system: submitted together, with reports through the store.
+"""Run attempts as jobs of a job system: submitted in groups, with reports through the datastore.
 
-Attempts of one step that are launched together become one array. A job runs its attempt through
-the same runner as every other attempt, commits what it leaves in the store (remote.py), and reports
-its progress by objects there (mailbox.py), which are listed every second or so. What a job cannot
-report itself, because its machine or container has failed, the job system knows, which is polled
-less often (polling.py). Reports of the job, and what it has committed, take precedence over that.
+Attempts of one step that are launched together form one array. A job runs its attempt with the same
+runner as all other attempts, commits the result to the datastore (remote.py), and writes its
+reports as objects there (mailbox.py), which are listed about every second. If a job cannot report
+its end, because its machine or container failed, the job system reports it; that is polled less
+often (polling.py). The reports and commits of a job take precedence over its status in the job
+system.
 
-A job's name is unique and recorded before it is submitted. So a job whose submission was not
-answered is found by its name, by this executor or by another coordinator, and not submitted twice.
+The name of a job is unique, and recorded before the job is submitted. If the response to a
+submission is lost, this executor or another coordinator finds the job by its name and does not
+submit it twice.
 """
 
 from __future__ import annotations
@@ -50,25 +52,27 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore
     from aflow.storage.base import ObjectStore
 
-PUBLISHED = 5.0  # seconds between two looks at what is to be recorded of jobs
-ASKED = 4  # jobs that the system is asked about each time
+PUBLISHED = 5.0  # seconds between updates of the published status of jobs
+ASKED = 4  # jobs per update whose reason for waiting is requested
 LISTING = Backoff(0.3, 3.0, growth=1.1)  # between listings of the mailbox that find nothing
-THREADS = 16  # calls at once
-AWAY = Backoff(1.0, 30.0)  # where store or system do not answer
-LAG = 75.0  # seconds until a report is seen: NFS caches a folder for up to a minute
-PATIENCE = 600.0  # seconds for which they may not answer
-_NAMED = "name="  # what a handle begins with as long as the job's id is not known
+THREADS = 16  # concurrent calls
+AWAY = Backoff(1.0, 30.0)  # while the datastore or the system is unavailable
+LAG = 75.0  # seconds until a report is visible: NFS caches a directory for up to a minute
+PATIENCE = 600.0  # seconds for which the datastore or the system may be unavailable
+_NAMED = "name="  # the prefix of a handle while the job's id is unknown
 
 T = TypeVar("T")
 
 
 class _Array:
-    """A job, an array of jobs, or a job of several nodes: the attempts that it was submitted for by
-    index (only those that we know of), and how many of them are away. `mark` stands before an
-    index in the ids of its parts: ":" of an array, "#" of nodes, nothing for a single job.
+    """A single job, an array of jobs, or a job of several nodes.
 
-    `status` is the last one that the system has given; while some of its attempts wait, `since`
-    says since when, and `answer` what the system has answered to the question why."""
+    `attempt_keys` are its attempts by index (only those that we know of); `away` is the number of
+    those that have not ended. `mark` precedes the index in the ids of its parts: ":" for an array,
+    "#" for nodes, empty for a single job.
+
+    `status` is the last one from the system. While some of its attempts wait, `since` is when the
+    wait started, and `answer` the system's reason from `why_waiting`."""
 
     __slots__ = ("answer", "attempt_keys", "away", "id", "mark", "since", "status", "step")
 
@@ -84,7 +88,7 @@ class _Array:
 
     @property
     def reason(self) -> str:
-        """Why it waits, as far as that is known."""
+        """Why it waits, if known."""
         return self.status.reason or self.answer or ""
 
 
@@ -105,9 +109,8 @@ class _Submission(NamedTuple):
 class JobExecutor(RemoteExecutor[str]):
     """Runs the attempts of one run as jobs of a job system.
 
-    `job_of` gives how an attempt of a step is submitted (the step's name, the number of the
-    attempt): attempts for which it gives the same object are submitted together. `job` describes
-    the run to the jobs.
+    `job_of` returns the job of an attempt, by the name of its step and its number: attempts with
+    the same object are submitted together. `job` returns the description of the run for the jobs.
     """
 
     def __init__(
@@ -125,27 +128,29 @@ class JobExecutor(RemoteExecutor[str]):
         self._system = system
         self._job_of = job_of
         self._orphans: list[Orphan] = []
-        self._arrays: dict[str, _Array] = {}  # those of which some are away
+        self._arrays: dict[str, _Array] = {}  # those with attempts that have not ended
         self._queues: dict[str, str] = {}  # by step
         self._places: dict[AttemptKey, tuple[_Array, int]] = {}
-        self._cancels: dict[AttemptKey, tuple[AttemptState, str]] = {}  # to be sent
-        self._left: dict[AttemptKey, tuple[_Array, int]] = {}  # of these, those that were given up
-        # Those that the system is to end.
+        self._cancels: dict[AttemptKey, tuple[AttemptState, str]] = {}  # cancellations to send
+        self._left: dict[AttemptKey, tuple[_Array, int]] = {}  # places of those that were given up
+        # Attempts that the system was, or will be, asked to end.
         self._stopping: dict[AttemptKey, tuple[AttemptState, str]] = {}
         self._late: dict[AttemptKey, float] = {}  # until when a report may be on its way
-        self._over: dict[AttemptKey, JobStatus] = {}  # jobs that have ended, as the system says
-        # Arrays of which more have ended than have reported, and whether that is all of them.
+        self._over: dict[AttemptKey, JobStatus] = {}  # jobs that have ended according to the system
+        # Arrays of which more members have ended than have reported; the value is whether all have
+        # ended.
         self._suspects: dict[str, bool] = {}
         self._read: set[str] = set()  # names of messages
         self._searches: dict[str, str] = {}  # ids of jobs by their names
         self._board = JobBoard(metadata)
         self._turn = 0
         self._waiting: Waiting | None = None
-        self._trouble: dict[str, Waiting] = {}  # what does not answer
+        self._trouble: dict[str, Waiting] = {}  # what is unavailable
         self._threads: ThreadPoolExecutor | None = None
 
     def recover(self, orphans: Sequence[Orphan]) -> Sequence[Orphan]:
-        """Take all of them: jobs go on without a coordinator, and are found by their handles."""
+        """Take over all attempts: jobs continue without a coordinator, and are found by their
+        handles."""
         for orphan in orphans:
             handle = orphan.handle if not orphan.handle.startswith(_NAMED) else ""
             self._mail.take_over(orphan, handle or None)
@@ -153,19 +158,19 @@ class JobExecutor(RemoteExecutor[str]):
         return ()
 
     def forget(self, task: int, attempt: int) -> None:
-        """The message that reports this end can be deleted, if it reports no other."""
+        """Delete the message that reported this end, if all of its ends are committed."""
         if self._mail.forget((task, attempt)):
             self._tidy.set()
 
     async def start(self, context: RunContext, reports: Reports) -> None:
-        """Get ready to launch attempts of this run; raises StorageError, JobSystemError and
+        """Prepare to launch attempts of this run. Raises StorageError, JobSystemError and
         InvalidSetting."""
         await self._prepare(context, reports, self._believes)
         self._reports = reports
         self._box = Mailbox(self._store, context.flow, context.run)
         self._threads = ThreadPoolExecutor(THREADS, "aflow-jobs")
         self._news, self._look_now, self._tidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        await self._blocking(lambda: self._system.scope)  # which may take a while
+        await self._blocking(lambda: self._system.scope)  # may block
         self._poller = Poller.of(self._system)
         self._news.set()
         self._begin(self._send, self._listen, self._clear, self._watch)
@@ -177,7 +182,7 @@ class JobExecutor(RemoteExecutor[str]):
     # ------------------------------------------------------------ attempts
 
     def launch(self, spec: AttemptSpec) -> None:
-        """Submit a job for this attempt, together with others that are launched now."""
+        """Submit a job for this attempt, together with other attempts launched now."""
         if self._send_off(spec):
             self._outgoing.append(spec)
             self._news.set()
@@ -186,15 +191,15 @@ class JobExecutor(RemoteExecutor[str]):
         if attempt_key in self._mail.away and attempt_key not in self._stopping:
             self._cancels[attempt_key] = self._stopping[attempt_key] = state, reason
             self._mail.note_cancel(attempt_key)
-            # The system may take its time, or be out of reach.
+            # The system may be slow or unreachable.
             self._loop.call_later(2 * self._grace, self._mail.give_up, attempt_key, state, reason)
             self._news.set()
 
     async def conclude(self) -> None:
-        """Jobs were ended with their attempts."""
+        """Do nothing: jobs have ended with their attempts."""
 
     async def leave(self) -> None:
-        """Send what is still to be sent, and release everything: jobs go on."""
+        """Send pending requests and release all resources; jobs continue."""
         was_stopped, self._stopped = self._stopped, True
         if not was_stopped and self._tasks:
             for event in (self._news, self._tidy):
@@ -227,7 +232,8 @@ class JobExecutor(RemoteExecutor[str]):
                 return
 
     def _groups(self, specs: Sequence[AttemptSpec]) -> list[_Submission]:
-        """Those that were not cancelled meanwhile, by step; of gangs each by itself."""
+        """Group the attempts that were not cancelled in the meantime by step; each gang is a
+        group."""
         together: dict[Hashable, _Submission] = {}
         for spec in specs:
             attempt_key = (spec.task, spec.attempt)
@@ -235,7 +241,7 @@ class JobExecutor(RemoteExecutor[str]):
                 self._mail.give_up(attempt_key, *self._cancels.pop(attempt_key))
             elif self._mail.awaits_start(attempt_key):
                 job = self._job_of(spec.step, spec.attempt)
-                # `job_of` gives the same object for the same submission, whichever attempt asks.
+                # `job_of` returns the same object for attempts that can be submitted together.
                 key = (spec.step, id(job), spec.split if job.is_gang else None)
                 together.setdefault(key, _Submission(job, [])).specs.append(spec)
         most = self._system.limits.array
@@ -257,7 +263,7 @@ class JobExecutor(RemoteExecutor[str]):
                 reason = f"{self._system.title} does not take the job of the task: {error}"
                 self._mail.fail(attempt_key, reason, retryable=False)
             return
-        except Exception as error:  # noqa: BLE001 -- the run cannot go on without its attempts
+        except Exception as error:  # noqa: BLE001 -- the run cannot continue without its attempts
             for attempt_key in attempt_keys:
                 reason = f"The task could not be submitted to {self._system.title}: {error}"
                 self._mail.give_up(attempt_key, AttemptState.LOST, reason)
@@ -267,15 +273,15 @@ class JobExecutor(RemoteExecutor[str]):
         self._know(array)
         for index, attempt_key in enumerate(attempt_keys):
             if attempt_key not in self._mail.away:
-                # It was given up while it was submitted: it ends with others.
+                # It was given up while it was being submitted: terminate its job.
                 self._cancels.setdefault(attempt_key, (AttemptState.CANCELLED, WAS_CANCELLED))
                 self._left[attempt_key] = array, index
 
     def _written(self, group: _Submission) -> ArraySpec:
-        """The list of these attempts, in the store. Blocks."""
+        """Write the list of these attempts to the datastore. Blocks."""
         if group.job.is_gang:
             self._rendezvous.expect(group.specs)
-        apart = len(group.specs) > 1  # a single attempt carries its manifests and reads no payload
+        apart = len(group.specs) > 1  # a single attempt contains its manifests and needs no payload
         specs = [self._packer.complete(each, apart=apart) for each in group.specs]
         return ArraySpec.write(self._payloads, specs)
 
@@ -285,7 +291,7 @@ class JobExecutor(RemoteExecutor[str]):
                 self._reports.handed(*attempt_key, f"{handle}{mark}{index}" if mark else handle)
 
     async def _submitted(self, group: _Submission, name: str, array_spec: ArraySpec) -> str:
-        """The id of the job of this name, which is submitted if it is not there."""
+        """Return the id of the job with this name, which is submitted unless it exists."""
         context = self._context
         environment = {
             "AFLOW_JOB_STORE": context.storage_url,
@@ -299,7 +305,7 @@ class JobExecutor(RemoteExecutor[str]):
 
         def submit() -> str:
             nonlocal tried
-            # Where the answer to an earlier try was lost, the job may be there.
+            # If the response to an earlier try was lost, the job may exist.
             if tried and (there := self._system.find(name, group.job)) is not None:
                 return there
             tried = True
@@ -308,7 +314,7 @@ class JobExecutor(RemoteExecutor[str]):
         return await self._patiently(submit)
 
     def _know(self, array: _Array) -> None:
-        """These attempts have this job."""
+        """Track the job of these attempts."""
         for index, attempt_key in array.attempt_keys.items():
             if attempt_key in self._mail.away:
                 self._places[attempt_key] = array, index
@@ -321,8 +327,10 @@ class JobExecutor(RemoteExecutor[str]):
             self._look_now.set()
 
     def _believes(self, report: AttemptReport) -> bool:
-        """Whether an attempt has ended as its job says. One that was stopped, and not by us, ends
-        as the system says: its machine failed, or somebody has ended it."""
+        """Return whether to accept the end that a job reports.
+
+        An attempt that was cancelled, but not by us, ends as the system reports: its machine
+        failed, or a user cancelled the job."""
         attempt_key = (report.task, report.attempt)
         if report.state != AttemptState.CANCELLED.value or attempt_key in self._stopping:
             return True
@@ -330,7 +338,7 @@ class JobExecutor(RemoteExecutor[str]):
         return False
 
     def _note_over(self, attempt_key: AttemptKey) -> None:
-        """An attempt has ended: what is not away any more is not watched."""
+        """Clean up after an attempt that has ended; stop polling its job if it was the last one."""
         self._stopping.pop(attempt_key, None)
         self._late.pop(attempt_key, None)
         array, index = self._places.pop(attempt_key, (None, 0))
@@ -365,7 +373,7 @@ class JobExecutor(RemoteExecutor[str]):
         )
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, JobSystemError):
-                raise result  # else it is given up in its time
+                raise result  # otherwise it is given up after its grace period
         if ends:
             self._poller.hurry()
 
@@ -377,8 +385,8 @@ class JobExecutor(RemoteExecutor[str]):
         ]
 
     async def _patiently(self, call: Callable[[], T], patience: float = PATIENCE) -> T:
-        """What the call gives, also where store or system do not answer for a while, which is
-        logged."""
+        """Return the result of the call; retry and log while the datastore or the system is
+        unavailable."""
         tries = Tries(AWAY, patience=patience)
         waited_for: str | None = None
         while True:
@@ -391,18 +399,18 @@ class JobExecutor(RemoteExecutor[str]):
                     raise
                 is_store = isinstance(error, StoreUnavailable)
                 waited_for = "the datastore" if is_store else self._system.title
-                # Many calls may wait for the same: it is logged once for all of them.
+                # Many calls may wait for the same system; log it once.
                 self._trouble.setdefault(waited_for, Waiting(waited_for)).still(str(error))
             await asyncio.sleep(delay)
         if waited_for is not None and (waiting := self._trouble.pop(waited_for, None)) is not None:
             waiting.over()
         return result
 
-    # ------------------------------------------------------------ what another has left
+    # ------------------------------------------------------------ jobs of an earlier coordinator
 
     async def _find_orphans(self) -> None:
-        """Find the jobs of attempts that another coordinator has submitted; what has none is
-        submitted."""
+        """Find the jobs that an earlier coordinator has submitted; submit attempts that have
+        none."""
         found: dict[str, _Array] = {}
         unknown: list[AttemptSpec] = []
         for spec, handle, started_at in self._orphans:
@@ -424,7 +432,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._news.set()
 
     async def _searched(self, name: str, job: StepJob) -> str:
-        """The id of the job of this name; empty where there is none."""
+        """Return the id of the job with this name; empty if there is none."""
         if name not in self._searches:
             found = await self._patiently(lambda: self._system.find(name, job))
             self._searches[name] = found or ""
@@ -440,7 +448,7 @@ class JobExecutor(RemoteExecutor[str]):
                     await self._look_now.wait()
                 self._look_now.clear()
                 wait = LISTING.first
-            except TimeoutError:  # it is time to look anyway
+            except TimeoutError:  # poll anyway
                 pass
             over, self._over = self._over, {}
             suspects, self._suspects = self._suspects, {}
@@ -449,12 +457,12 @@ class JobExecutor(RemoteExecutor[str]):
             for job in suspects.keys() & self._arrays.keys():
                 try:
                     await self._look_at_members(self._arrays[job], are_over=suspects[job])
-                except JobSystemError:  # the next round of the poller finds it as suspect as before
+                except JobSystemError:  # the next round of the poller retries
                     continue
             wait = LISTING.first if found else LISTING.after(wait)
 
     async def _look(self) -> bool:
-        """Read all messages that are there; whether there were any."""
+        """Read all new messages. Returns whether there were any."""
         names = await self._patiently(lambda: [*self._box.names()])
         new = [name for name in names if name not in self._read]
         opened = await asyncio.gather(
@@ -475,7 +483,7 @@ class JobExecutor(RemoteExecutor[str]):
             return self._box.open(name)
         except QueueError:  # not written by a job of this run
             return None
-        except ObjectNotFound:  # another coordinator has taken the run up, and is done with it
+        except ObjectNotFound:  # another coordinator has taken over the run, and has deleted it
             return None
 
     async def _clear(self) -> None:
@@ -494,7 +502,7 @@ class JobExecutor(RemoteExecutor[str]):
     # ------------------------------------------------------------ from the system
 
     def _note_status(self, status: JobStatus) -> None:
-        """What the system says of a job, or of an array."""
+        """Apply the status of a job or an array."""
         array = self._arrays.get(status.id)
         if array is None:
             return
@@ -513,7 +521,7 @@ class JobExecutor(RemoteExecutor[str]):
             self._look_now.set()
 
     async def _watch(self) -> None:
-        """Find out, now and then, why jobs wait: this is logged, and recorded for people."""
+        """Periodically find out why jobs wait; log it, and publish it in the metadata store."""
         pruned = False
         while True:
             await asyncio.sleep(PUBLISHED)
@@ -527,7 +535,7 @@ class JobExecutor(RemoteExecutor[str]):
                 if not pruned:
                     await self._blocking(partial(prune, self._metadata))
                     pruned = True
-            except MetadataError:  # the run's own commits report that
+            except MetadataError:  # the commits of the run report that
                 continue
             await self._publish_now()
 
@@ -542,26 +550,26 @@ class JobExecutor(RemoteExecutor[str]):
         now = JobsOfRun(context.flow, context.run, self._system.title, queues, waiting)
         try:
             await self._blocking(partial(self._board.publish, now))
-        except MetadataError:  # the run's own commits report that
+        except MetadataError:  # the commits of the run report that
             pass
 
     async def _ask_why(self) -> None:
-        """Ask the system why jobs wait that do not say so themselves: few at a time, each once in a
-        while."""
+        """Request the reasons of waiting jobs whose status has none: for a few at a time, in
+        turn."""
         silent = [each for each in self._not_begun() if not each.status.reason][:MOST_WAITING]
         unasked = [each for each in silent if each.answer is None][:ASKED]
-        if silent and not unasked:  # one of those whose reason may have changed, in turn
+        if silent and not unasked:  # refresh the reason of one job, in turn
             self._turn += 1
             unasked = [silent[self._turn % len(silent)]]
         for array in unasked:
             array.answer = await self._blocking(partial(self._system.why_waiting, array.status))
 
     def _not_begun(self) -> list[_Array]:
-        """Our jobs of which some attempts wait for a machine."""
+        """Return our jobs with attempts that have not started."""
         return [each for each in self._arrays.values() if each.status.waiting]
 
     def _note_waiting(self, trouble: str = "") -> None:
-        """Jobs that wait for a machine may wait for ever: this is logged, with the reason."""
+        """Log why jobs wait for a machine, since they may wait forever."""
         not_begun = self._not_begun()
         if not not_begun or self._waiting is None:
             self._waiting = None
@@ -572,7 +580,7 @@ class JobExecutor(RemoteExecutor[str]):
         self._waiting.still(f"{count}: {why}" if why else count, self._system.advice)
 
     async def _look_at_members(self, array: _Array, *, are_over: bool) -> None:
-        """Conclude those attempts of an array that have ended without a report."""
+        """Conclude the attempts of an array that have ended without a report."""
         jobs = {
             self._system.member(array.id, index): attempt_key
             for index, attempt_key in array.attempt_keys.items()
@@ -585,7 +593,7 @@ class JobExecutor(RemoteExecutor[str]):
             found = await self._patiently(partial(self._system.describe, ids[at : at + most]))
             self._over.update({jobs[id]: each for id, each in found.items() if each.is_over})
         if self._over:
-            self._look_now.set()  # they may have reported meanwhile
+            self._look_now.set()  # read reports again that may have arrived in the meantime
 
     def _conclude_later(self, attempt_key: AttemptKey, status: JobStatus) -> None:
         if attempt_key in self._mail.away:
@@ -593,7 +601,7 @@ class JobExecutor(RemoteExecutor[str]):
             self._look_now.set()
 
     def _by_gang(self, over: Mapping[AttemptKey, JobStatus]) -> list[dict[AttemptKey, JobStatus]]:
-        """Jobs that have ended: those of a gang together, every other one alone."""
+        """Group jobs that have ended by gang; every other job is a group."""
         together: dict[Any, dict[AttemptKey, JobStatus]] = {}
         for attempt_key, status in over.items():
             array, _ = self._places.get(attempt_key, (None, 0))
@@ -602,9 +610,11 @@ class JobExecutor(RemoteExecutor[str]):
         return [*together.values()]
 
     async def _conclude(self, over: Mapping[AttemptKey, JobStatus]) -> None:
-        """These jobs have ended, and their reports are read: what is left is what the system says.
-        All of a gang end at the same time, so that what is tried again of it is launched together,
-        and nobody takes an address of before for that of the new member 0."""
+        """End attempts whose jobs have ended and whose reports have been read, by the system's
+        status.
+
+        All attempts of a gang end together, so that their retries are launched together, and no
+        member uses the address of the previous member 0."""
         ends = await asyncio.gather(*(self._end_of(*each) for each in over.items()))
         for attempt_key, end in zip(over, ends, strict=True):
             if end is not None and attempt_key in self._mail.away:
@@ -613,8 +623,8 @@ class JobExecutor(RemoteExecutor[str]):
     async def _end_of(
         self, attempt_key: AttemptKey, status: JobStatus
     ) -> Callable[[], None] | None:
-        """What reports how the attempt of a job that has ended did end; None where it has ended for
-        us, or may still report itself."""
+        """Return a function that reports the end of an attempt whose job has ended; None if the
+        attempt has ended already, or its report may still arrive."""
         if attempt_key in self._stopping:
             return partial(self._mail.give_up, attempt_key, *self._stopping[attempt_key])
         if attempt_key not in self._mail.away:

@@ -1,4 +1,6 @@
-"""What a job learns of itself from the variables that its system gives it: its id, its index."""
+"""The identity of a job, from the environment variables that its job system sets: its id and
+index.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,16 @@ from typing import NamedTuple
 from aflow._core.settings import environment_value, looked_up
 
 BATCH, SLURM, KUBERNETES = "batch", "slurm", "kubernetes"
-AGAIN = "~"  # stands before the number of the try in the name of a worker that tries again
+AGAIN = "~"  # separates a worker's name from the number of its try
 
 
 class JobPlace(NamedTuple):
-    """Which job this process is. `worker` is the name under which it reports; `index` says which
-    attempt of its submission is its own. `tries` counts how often the system has started it. A gang
-    has several `nodes`; `main_ends_all` says that the end of node 0 ends all. With `echoes` the
-    system keeps a log of jobs, to which the output of the task goes, too."""
+    """The identity of this process as a job.
+
+    `worker` is the name under which it reports; `index` selects its attempt in the submission.
+    `tries` is the number of times that the system has started it. A gang has several `nodes`; if
+    `main_ends_all`, the end of node 0 ends all of them. If `echoes`, the system keeps a log of the
+    job, to which the output of the task is copied."""
 
     worker: str
     index: int = 0  # type: ignore[assignment]
@@ -26,7 +30,7 @@ class JobPlace(NamedTuple):
 
 
 def place_of_this_job() -> JobPlace:
-    """Return the place of this process; AFLOW_JOB_SYSTEM says which system has started it."""
+    """Return the place of this process; AFLOW_JOB_SYSTEM names the system that started it."""
     system = looked_up("JOB_SYSTEM")
     if system == KUBERNETES:
         return _kubernetes()
@@ -46,7 +50,7 @@ def _batch() -> JobPlace:
 
 
 def _slurm() -> JobPlace:
-    # Names of jobs are unique; numbers may be given again after a crash of Slurm's controller.
+    # Names of jobs are unique; ids may be reused after a crash of Slurm's controller.
     name = environment_value("SLURM_JOB_NAME") or "job"
     array, place = environment_value("SLURM_ARRAY_JOB_ID"), environment_value("SLURM_ARRAY_TASK_ID")
     job = f"{array or environment_value('SLURM_JOB_ID') or socket.gethostname()}@{name}"
@@ -68,6 +72,6 @@ def _kubernetes() -> JobPlace:
         worker += f"#{index}"
     elif int(looked_up("JOB_SIZE") or 1) > 1:
         worker += f":{index}"
-    # The pod that stands in for a disrupted one numbers its reports from the beginning.
+    # The replacement of a disrupted pod numbers its reports from the start again.
     worker += f"{AGAIN}{tries}" if tries > 1 else ""
     return JobPlace(worker, index, tries, nodes)

@@ -412,8 +412,8 @@ class QueueExecutor(RemoteExecutor[Lease]):
         self._mail.fail(attempt_key, reason, retryable=False)
 
     async def _unknown(self, topic: str, by_id: Mapping[str, AttemptKey]) -> set[AttemptKey]:
-        """Return the attempts whose messages the queue does not have; none if the broker cannot
-        tell."""
+        """Return the attempts whose messages the queue does not have; none if the broker does not
+        report which messages it has."""
         ids = [*by_id]
         unknown: set[AttemptKey] = set()
         for at in range(0, len(ids), 1000):

@@ -1,4 +1,4 @@
-"""What all job systems read in the same way: the options of a step, and what jobs of a run need."""
+"""Options and environment variables that all job systems have in common."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from aflow.flow.definition import StepDefinition
 
 PROGRAM = ("aflow", "_task")  # the module that jobs run, and its argument
-PYTHON = "python"  # that of images whose step names no other
-MARGIN = 60  # seconds beyond @timeout for a job to start its task, and to report its end
+PYTHON = "python"  # the interpreter in images, unless the step names another
+MARGIN = 60  # seconds beyond @timeout for a job to start its task and report its end
 
 
 class StepOptions:
-    """The options of a step at a job system: those of its decorator, and those of settings for what
-    it does not say. On the command line, and in settings, all of them are texts.
+    """The options of a step for a job system: those of its decorator, with settings as defaults.
+
+    On the command line and in settings, all values are strings.
 
     Args:
-        step: The step; None for a job that belongs to no step.
+        step: The step; None for a job without a step.
         decorator: The name of the decorator of the job system.
-        settings: Settings whose fields have the names of options; None for none.
+        settings: Settings with a field per option; None for no defaults.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class StepOptions:
         self._own: Any = None if step is None else step.decorator(decorator)
 
     def value(self, name: str, *, own_only: bool = False) -> Any:
-        """Return an option; None where neither the step nor a setting has it.
+        """Return an option; None if neither the step nor a setting has it.
 
         Args:
             name: The name of the option.
-            own_only: Whether only the step counts.
+            own_only: Whether to ignore settings.
         """
         found = getattr(self._own, name, None)
         if found is None and not own_only:
@@ -51,21 +52,21 @@ class StepOptions:
         return found
 
     def text(self, name: str, *, own_only: bool = False) -> str | None:
-        """Return an option that is a text; None where it is empty, too.
+        """Return an option as a string; None if it is missing or empty.
 
         Args:
             name: The name of the option.
-            own_only: Whether only the step counts.
+            own_only: Whether to ignore settings.
         """
         found = self.value(name, own_only=own_only)
         return None if found in (None, "") else str(found)
 
     def wrong(self, name: str, expected: str) -> InvalidInput:
-        """Return the error for an option whose value cannot be used.
+        """Return the error for an option with an invalid value.
 
         Args:
             name: The name of the option.
-            expected: What the option has to be.
+            expected: A description of valid values.
         """
         if self.step is None or getattr(self._own, name, None) is None:
             assert self._settings is not None, "the value is that of a setting"
@@ -77,14 +78,14 @@ class StepOptions:
         )
 
     def choice(self, name: str, choices: Sequence[str]) -> str | None:
-        """Return which of these an option is, in capital or small letters.
+        """Return the choice that an option names, regardless of case.
 
         Args:
             name: The name of the option.
-            choices: The values that it may have.
+            choices: The valid values.
 
         Raises:
-            InvalidInput: It is none of them.
+            InvalidInput: If it is none of them.
         """
         found = self.text(name)
         if found is None:
@@ -99,10 +100,10 @@ class StepOptions:
 
         Args:
             name: The name of the option.
-            expected: What the option has to be, for the error.
+            expected: A description of valid values, for the error.
 
         Raises:
-            InvalidInput: It is not such a number.
+            InvalidInput: If it is not such a number.
         """
         value = self.value(name)
         if value is None:
@@ -122,7 +123,7 @@ class StepOptions:
             name: The name of the option.
 
         Raises:
-            InvalidInput: It is not such a number.
+            InvalidInput: If it is not such a number.
         """
         number = self.number(name, "a whole number")
         if number is not None and number != int(number):
@@ -130,13 +131,13 @@ class StepOptions:
         return None if number is None else int(number)
 
     def names(self, name: str) -> list[str]:
-        """Return an option that is a list of names, or a text of them with commas between.
+        """Return an option that is a list of names, or a comma-separated string.
 
         Args:
             name: The name of the option.
 
         Raises:
-            InvalidInput: It is neither.
+            InvalidInput: If it is neither.
         """
         value = self.value(name)
         if value is None:
@@ -147,13 +148,13 @@ class StepOptions:
         return [text for each in parts if (text := str(each).strip(" \"'"))]
 
     def mapping(self, name: str) -> dict[str, str]:
-        """Return an option that is a mapping: also as JSON, or as `a=b,c=d`.
+        """Return an option that is a mapping, a JSON object, or a string such as `a=b,c=d`.
 
         Args:
             name: The name of the option.
 
         Raises:
-            InvalidInput: It is not a mapping.
+            InvalidInput: If it is not a mapping.
         """
         value = self.value(name)
         if value is None:
@@ -167,16 +168,15 @@ class StepOptions:
         return {str(key): "" if each is None else str(each) for key, each in value.items()}
 
     def most(self, name: str, attempt: int, unsaid: float | None = None) -> float:
-        """Return the most of what the decorator and @resources ask for; else what a setting says;
-        else 0.
+        """Return the larger of what the decorator and @resources request; else the setting; else 0.
 
         Args:
             name: The name of the option: `cpu`, `gpu`, `memory` or `disk`.
             attempt: The number of the attempt, from 0.
-            unsaid: What @resources asks for where it does not have this option; None for nothing.
+            unsaid: The request of a @resources without this option; None for no request.
 
         Raises:
-            InvalidInput: The option is not a number of 0 or more.
+            InvalidInput: If the option is not a number of 0 or more.
         """
         resources: Any = None if self.step is None else self.step.decorator("resources")
         asked = None
@@ -189,10 +189,10 @@ class StepOptions:
 
 
 def as_json(text: str) -> Any:
-    """Return the value of a JSON text; None where it is not one.
+    """Return the value of a JSON text; None if it is invalid.
 
     Args:
-        text: The text, as it stands in a setting or on the command line.
+        text: The text of a setting or a command-line option.
     """
     try:
         return json.loads(text)
@@ -208,11 +208,11 @@ def _pairs(text: str) -> dict[str, str] | None:
 
 
 def with_registry(image: str, registry: str | None) -> str:
-    """Return the whole name of an image: in this registry, if it names none.
+    """Return the full name of an image, with the default registry unless it names one.
 
     Args:
         image: The image, with or without a registry.
-        registry: The registry that is put before images without one; None for none.
+        registry: The default registry; None for no change.
     """
     host = image.partition("/")[0]
     named = "/" in image and ("." in host or ":" in host or host == "localhost")
@@ -220,11 +220,11 @@ def with_registry(image: str, registry: str | None) -> str:
 
 
 def variables_of(metadata: str, storage: str) -> dict[str, str]:
-    """Return the variables of all jobs of a run: what the client inside of a step needs to find
-    what it finds here.
+    """Return the environment variables of all jobs of a run, by which the client in a step finds
+    the metadata and the datastore.
 
     Args:
-        metadata: The setting: `service`, or a URL that jobs can reach; others are left out.
+        metadata: The metadata setting: `service` or a URL of a service; others are not passed on.
         storage: The URL of the datastore; only `s3://` is passed on.
     """
     found = {**passed_on(), "AFLOW_USER": Settings.load().user}

@@ -1,7 +1,7 @@
-"""Asks a job system how jobs are: once for all executors of a process, many jobs a call.
+"""Polls the status of jobs: once for all executors of a process, with many jobs per call.
 
-While much happens it asks every few seconds, and less and less often while nothing does. Where the
-system asks it to slow down, or does not answer, it waits twice as long the next time.
+The interval is a few seconds while statuses change, and grows while nothing changes. It doubles
+while the system throttles us or does not respond.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("aflow.jobs")
 
-# Between two rounds in which nothing has changed, and where the system is in trouble. The jitter is
-# small: it only keeps programs apart that began at the same time.
+# Between rounds in which nothing changes, and while the system is in trouble. The small jitter only
+# separates programs that started at the same time.
 QUIET = Backoff(2.0, 30.0, growth=1.2, jitter=0.2)
 REFUSED = Backoff(2.0, 120.0, jitter=0.2)
 
@@ -35,13 +35,12 @@ Publish = Callable[["JobStatus"], None]
 
 
 def next_wait(wait: float, *, changed: bool, refused: bool) -> float:
-    """Return the seconds until the next round, after `wait` before this one: whether it has found
-    something new, and whether the system did not answer.
+    """Return the seconds until the next round.
 
     Args:
         wait: The wait before this round, in seconds.
-        changed: Whether this round has found something new, which shortens the wait.
-        refused: Whether the system did not answer, which makes it grow to a longer maximum.
+        changed: Whether this round found changes, which resets the wait.
+        refused: Whether the system did not respond; the wait then grows to a higher maximum.
     """
     if refused:
         return REFUSED.after(wait)
@@ -49,31 +48,31 @@ def next_wait(wait: float, *, changed: bool, refused: bool) -> float:
 
 
 class Poller:
-    """Describes jobs to those who watch them; made by `of`, in a running event loop."""
+    """Polls the status of jobs for its watchers. Created by `of`, in a running event loop."""
 
     _made: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Poller]] = WeakKeyDictionary()
 
     def __init__(self, system: JobSystem[Any]) -> None:
         self._system = system
         self._watched: dict[str, Publish] = {}
-        self._seen: dict[str, Hashable] = {}  # the version of each in the last round
+        self._seen: dict[str, Hashable] = {}  # by job: the version of its last status
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._refused: Waiting | None = None
 
     @classmethod
     def of(cls, system: JobSystem[Any]) -> Poller:
-        """Return the poller of this event loop for the scope of the system, which is known by now.
+        """Return the poller of this event loop for the scope of the system. `scope` must not block
+        anymore.
 
         Args:
-            system: The job system; systems of one scope share a poller, so that each job is asked
-                for once.
+            system: The job system; systems with the same scope share a poller.
         """
         pollers = cls._made.setdefault(asyncio.get_running_loop(), {})
         return pollers.setdefault(system.scope, cls(system))
 
     def watch(self, job: str, publish: Publish) -> None:
-        """Call `publish` with the status of the job, again and again, until `unwatch`.
+        """Call `publish` with each status of the job until `unwatch`.
 
         Args:
             job: The id of the job or of an array's member.
@@ -82,11 +81,11 @@ class Poller:
         self._watched[job] = publish
         self.hurry()
         if self._task is None:
-            # It ends when nothing is watched any more.
+            # `unwatch` cancels it when no job is left.
             self._task = asyncio.get_running_loop().create_task(self._poll())
 
     def unwatch(self, job: str) -> None:
-        """Publish nothing more of the job. May be called again.
+        """Stop to publish the status of the job. May be called twice.
 
         Args:
             job: The id of the job; unknown ones are ignored.
@@ -98,26 +97,26 @@ class Poller:
             self._task = None
 
     def hurry(self) -> None:
-        """Look again soon, since something is about to change."""
+        """Poll soon, since a change is expected."""
         self._hurry.set()
 
     async def _poll(self) -> None:
         wait = QUIET.first
         while True:
             self._hurry.clear()
-            await asyncio.sleep(QUIET.first)  # at the least: no two rounds are nearer
+            await asyncio.sleep(QUIET.first)  # the minimum interval of two rounds
             try:
                 longer = QUIET.spread(wait - QUIET.first, random.random())
                 async with asyncio.timeout(longer):
                     await self._hurry.wait()
                     wait = QUIET.first
-            except TimeoutError:  # it is time to ask anyway
+            except TimeoutError:  # no hurry: poll after the wait
                 pass
             wait = next_wait(wait, **await self._round())
 
     async def _round(self) -> dict[str, bool]:
-        """Ask for all that are watched; whether something has changed, and whether the system did
-        not answer."""
+        """Poll all watched jobs. Returns whether a status has changed, and whether the system did
+        not respond."""
         jobs = iter([*self._watched])
         changed = False
         while some := [*islice(jobs, self._system.limits.described)]:
@@ -127,7 +126,7 @@ class Poller:
                     changed |= self._note(found[job])
             except JobSystemError as error:  # busy, or the credentials have expired
                 return self._refused_by(str(error))
-            except Exception as error:  # noqa: BLE001 -- else the run would wait for ever, unnoticed
+            except Exception as error:  # noqa: BLE001 -- otherwise the run would hang without a message
                 _log.error(
                     "The states of jobs could not be fetched; this is tried again.", exc_info=error
                 )

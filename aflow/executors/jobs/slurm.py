@@ -1,8 +1,8 @@
-"""Slurm as a job system, by its own commands: sbatch, squeue, scancel, scontrol.
+"""Slurm as a job system, through its commands: sbatch, squeue, scancel, scontrol.
 
-Slurm numbers its jobs, and when its controller is killed it gives the numbers of the last seconds
-again. So an id here is `NUMBER@NAME` (`NUMBER_INDEX@NAME` for a member of an array): a job that has
-the number and another name is somebody else's, and the one that is meant is forgotten.
+If Slurm's controller is killed, it reuses the job numbers of its last seconds. Therefore an id here
+is `NUMBER@NAME` (`NUMBER_INDEX@NAME` for a member of an array). If a job has the number but another
+name, it is a different job, and the job with this id is unknown.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 128
 LARGEST_ARRAY = 10_000
-TIMEOUT = 120.0  # seconds for one command: a controller that is busy answers late
-DEFAULTS = {  # options, and the keys of settings that stand for them
+TIMEOUT = 120.0  # seconds for one command; a busy controller responds late
+DEFAULTS = {  # options, and the keys of their settings
     "partition": "SLURM_PARTITION",
     "account": "SLURM_ACCOUNT",
     "qos": "SLURM_QOS",
@@ -71,7 +71,7 @@ _WAITING = frozenset({
     "SPECIAL_EXIT",
 })  # fmt: skip
 _LOST = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED", "REVOKED"})
-# What a command says when the controller cannot be reached, or wants to be asked later.
+# Errors of commands if the controller is unreachable or overloaded.
 _BUSY = re.compile(
     "unable to contact|connect failure|connection (refused|timed out|reset)|socket timed out|"
     "zero bytes were transmitted|temporarily unable|temporarily unavailable|standby mode|"
@@ -89,8 +89,8 @@ _PARTITION = "--partition="
 
 
 class SlurmJob(NamedTuple):
-    """What all jobs of a step have in common: the arguments of sbatch, and the Python that runs
-    them."""
+    """What all jobs of a step have in common: the arguments of sbatch, and the Python
+    interpreter."""
 
     step: str
     arguments: tuple[str, ...]
@@ -99,7 +99,7 @@ class SlurmJob(NamedTuple):
 
     @property
     def queue(self) -> str:
-        """Its partition; empty for the one that Slurm takes by itself."""
+        """The partition; empty for Slurm's default."""
         named = (each.partition("=")[2] for each in self.arguments if each.startswith(_PARTITION))
         return next(named, "")
 
@@ -107,16 +107,16 @@ class SlurmJob(NamedTuple):
 def step_job(
     step: StepDefinition, python: str, attempt: int = 0, *, is_gang: bool = False
 ) -> SlurmJob:
-    """Return how an attempt of the step is submitted; `python` runs it where @slurm names no other.
+    """Return the job of an attempt of the step.
 
     Args:
         step: The step, with its decorators.
-        python: The path of the interpreter that runs the task on the nodes.
+        python: The path of the Python interpreter on the nodes, unless @slurm sets `executable`.
         attempt: The number of the attempt, from 0.
-        is_gang: Whether the attempts start together, on nodes that talk to each other.
+        is_gang: Whether the attempts start together, on nodes that communicate with each other.
 
     Raises:
-        InvalidInput: An option of @slurm cannot be used together with others, or with a gang.
+        InvalidInput: If options of @slurm are invalid.
     """
     options = StepOptions(step, "slurm")
     asked: dict[str, Any] = {name: looked_up(key) for name, key in DEFAULTS.items()}
@@ -136,7 +136,7 @@ def step_job(
 
 
 def _more(step: StepDefinition, options: Any) -> list[str]:
-    """Further arguments of sbatch, as the user has written them."""
+    """Return the additional arguments of sbatch that the user has given."""
     argv = options.split() if isinstance(options, str) else [str(each) for each in options or ()]
     for argument in argv:
         if not argument.startswith("-"):
@@ -148,7 +148,7 @@ def _more(step: StepDefinition, options: Any) -> list[str]:
 
 
 def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> list[str]:
-    """What @resources and @slurm ask for, the larger number of each."""
+    """Return the arguments for the maximum of what @resources and @slurm request."""
     resources: Any = step.decorator("resources")
     forms = {"cpu": "--cpus-per-task={}", "memory": "--mem={}M", "disk": "--tmp={}M"}
     if options.value("gres") is None:
@@ -164,8 +164,8 @@ def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> list
 
 
 class SlurmSystem:
-    """The cluster that the commands of this machine belong to. What a job prints before it can
-    report goes to a file in `folder`."""
+    """The Slurm cluster of this machine. Output that a job prints before it can report goes to a
+    file in `folder`."""
 
     title = "Slurm"
     advice = "See `squeue --start`, and what the partition allows (`scontrol show partition`)."
@@ -185,22 +185,23 @@ class SlurmSystem:
 
     @property
     def limits(self) -> CallLimits:
-        """An array is as large as MaxArraySize of the cluster allows."""
+        """The limits; arrays are also limited by MaxArraySize of the cluster."""
         largest = self._configuration.get("MaxArraySize", "")
         size = int(largest) if largest.isdigit() else 1001  # Slurm's own default
         return CallLimits(max(1, min(LARGEST_ARRAY, size)), 100, 500)
 
     def check_all(self, jobs: Sequence[SlurmJob]) -> None:
-        """Ask Slurm whether it would take such jobs (sbatch --test-only). Waits for a controller
-        that does not answer. Blocks.
+        """Check by `sbatch --test-only` that Slurm would accept these jobs.
+
+        Retries while the controller does not respond. Blocks.
 
         Args:
-            jobs: The jobs of the steps; those with equal arguments are tried once.
+            jobs: The jobs of the steps; those with equal arguments are checked once.
 
         Raises:
-            InvalidInput: Slurm would not take a job; the error names the steps and quotes Slurm.
-            JobSystemBusy: The controller has not answered for long.
-            InvalidSetting: There is no Slurm on this machine.
+            InvalidInput: If Slurm rejects a job; the error names the steps and quotes Slurm.
+            JobSystemBusy: If the controller does not respond for too long.
+            InvalidSetting: If Slurm is not installed on this machine.
         """
         for arguments in dict.fromkeys(job.arguments for job in jobs):
             steps = ", ".join(job.step for job in jobs if job.arguments == arguments)
@@ -219,7 +220,8 @@ class SlurmSystem:
                 ) from error
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """User, flow, run and step, shortened where that is too long."""
+        """Return the name of a job: user, flow, run and step, truncated if too long, and
+        `unique`."""
         text = re.sub(r"[^A-Za-z0-9_-]", "-", f"{context.user}-{context.flow}-{context.run}-{step}")
         return f"{text[: LONGEST_NAME - len(unique) - 1]}-{unique}"
 
@@ -227,14 +229,14 @@ class SlurmSystem:
         """Submit a job, an array, or a job of several nodes.
 
         Args:
-            submission: What to submit; its job is a SlurmJob, and its size the number of members or
+            submission: The submission; its job is a SlurmJob, its size the number of members or
                 nodes.
 
         Returns:
             The id of the job, of the array, or of the job of several nodes.
 
         Raises:
-            JobSystemError: Slurm refuses.
+            JobSystemError: If Slurm rejects the job.
         """
         job: SlurmJob = submission.job
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +260,8 @@ class SlurmSystem:
         return f"{number}@{submission.name}"
 
     def find(self, name: str, job: SlurmJob) -> str | None:
-        """Return the id of the job of this name: of several the one that was submitted last."""
+        """Return the id of the job with this name; if there are several, of the last submitted
+        one."""
         found = _jobs("--states=all", f"--name={name}")
         there = [each for each in found if each.name == name and not each.was_refused]
         if not there:
@@ -266,7 +269,7 @@ class SlurmSystem:
         return f"{max(there, key=lambda each: each.submitted).number}@{name}"
 
     def member(self, job: str, index: int) -> str:
-        """`NUMBER_INDEX@NAME`."""
+        """Return `NUMBER_INDEX@NAME`."""
         number, _, name = job.partition("@")
         return f"{number}_{index}@{name}"
 
@@ -279,7 +282,7 @@ class SlurmSystem:
         return {id: _status(id, by_number) for id in ids}
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Slurm's own reason: Resources, Priority, PartitionTimeLimit..."""
+        """Return Slurm's reason: Resources, Priority, PartitionTimeLimit..."""
         return status.reason
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
@@ -293,9 +296,8 @@ class SlurmSystem:
         return [each for each in members if each not in going_on]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """Return how the attempt ended; with the last lines that its job has printed, if it has
-        failed.
-        """
+        """Return how the attempt ended; for a failed one with the last lines of its job's
+        output."""
         number, _, name = status.id.partition("@")
         details = _details(number, name)
         if details is None:
@@ -309,30 +311,30 @@ class SlurmSystem:
         return outcome
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
-        """End these jobs, by one call of scancel for each job or array: SIGTERM, and SIGKILL after
+        """End these jobs, by one call of scancel per job or array: SIGTERM, then SIGKILL after
         KillWait."""
         statuses = self.describe(ids)
         by_name: defaultdict[str, list[str]] = defaultdict(list)
         for id in ids:
-            # A job whose launch has failed is over for us, and held in Slurm.
+            # A job whose launch failed is over for us, but held in Slurm.
             if not statuses[id].is_over or statuses[id].detail == _HELD:
                 number, _, name = id.partition("@")
                 by_name[name].append(number)
         for name, numbers in by_name.items():
             try:
-                # By the name, too: scancel waits for a controller that does not answer, and when
-                # that is back it may have given the number to somebody else's job.
+                # Filter by name as well: scancel waits for an unresponsive controller, which may
+                # have reused the number for another job when it is back.
                 _run("scancel", f"--name={name}", *numbers)
             except JobSystemError as error:
                 if isinstance(error, JobSystemBusy) or not _OVER.search(str(error)):
                     raise
 
     def close(self) -> None:
-        """Do nothing: no connection is open between two calls."""
+        """Do nothing: no connection is kept open."""
 
 
 def _script(python: str, nodes: int) -> str:
-    # The shell is replaced by the program, so that Slurm's SIGTERM comes to that.
+    # `exec` replaces the shell, so that the program receives Slurm's SIGTERM.
     launcher = "srun " if nodes > 1 else ""
     return f"#!/bin/sh\nexec {launcher}{shlex.join([python, '-m', *PROGRAM])}\n"
 
@@ -345,25 +347,25 @@ def submit_workers(
     folder: Path,
     cpus: int,
 ) -> str:
-    """Submit this many workers of a queue as one array. `argv` are those of `aflow worker`,
-    `options` further arguments of sbatch, which take precedence; what workers print goes to the
-    folder. A worker is sent SIGTERM a minute before its job comes to its end. Blocks.
+    """Submit workers of a queue as one array. Blocks.
+
+    A worker receives SIGTERM a minute before the time limit of its job.
 
     Args:
-        count: How many workers: the size of the array.
-        argv: The arguments of the command line.
-        variables: Environment variables of the workers, beside those that sbatch passes on.
-        options: Further arguments of sbatch; they stand last and so take precedence.
-        folder: Where the scripts write what workers print; made if it does not exist.
-        cpus: How many processors a worker has.
+        count: The number of workers: the size of the array.
+        argv: The arguments of `aflow worker`.
+        variables: Environment variables of the workers, in addition to those of this process.
+        options: Additional arguments of sbatch, which take precedence.
+        folder: The directory for the output of the workers; created if it does not exist.
+        cpus: The number of CPUs per worker.
 
     Returns:
         The number of the job.
 
     Raises:
-        JobRefused: Slurm refuses the array.
-        JobSystemBusy: The controller does not answer.
-        InvalidSetting: Where there is no Slurm here.
+        JobRefused: If Slurm rejects the array.
+        JobSystemBusy: If the controller does not respond.
+        InvalidSetting: If Slurm is not installed on this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join([sys.executable, "-m", "aflow", "worker", *argv])
@@ -376,13 +378,14 @@ def submit_workers(
     return printed.strip().split("\n")[-1].partition(";")[0]
 
 
-# ------------------------------------------------------------------ what Slurm says
+# ------------------------------------------------------------------ output of Slurm
 
 _HELD = "held"
 
 
 class _Job(NamedTuple):
-    """One line of squeue; `number` is that of the array, `place` its index there, if it has one."""
+    """One line of squeue. `number` is that of the array; `place` is the index in it, possibly
+    empty."""
 
     number: str
     place: str
@@ -397,17 +400,18 @@ class _Job(NamedTuple):
 
     @property
     def was_refused(self) -> bool:
-        """Whether sbatch has refused it: Slurm lists such a job for a while."""
+        """Whether sbatch rejected it: Slurm lists such a job for a while."""
         return self.state == "FAILED" and self.reason == "BadConstraints"
 
 
 def _is_held_launch(state: str, reason: str) -> bool:
-    """Whether a node did not start the job, which is held since: it will not run by itself."""
+    """Return whether a node failed to launch the job: Slurm holds it, and it will not start
+    again."""
     return state in _WAITING and "launch" in reason.lower() and "held" in reason.lower()
 
 
 def _jobs(*arguments: str) -> list[_Job]:
-    """What squeue lists; nothing for jobs that Slurm has forgotten."""
+    """Return the jobs that squeue lists; none if Slurm no longer knows them."""
     try:
         printed = _run("squeue", "--all", "--noheader", f"--format={_FIELDS}", *arguments)
     except JobSystemError as error:
@@ -453,15 +457,18 @@ def _status(id: str, by_number: Mapping[str, Sequence[_Job]]) -> JobStatus:
 
 
 def _reason_of(waiting: Sequence[_Job]) -> str:
-    """The reason of those that wait. That others come first is the reason only if all of them have
-    it, since nothing is wrong there."""
+    """Return the reason of the waiting jobs.
+
+    Priority and JobArrayTaskLimit are normal: one of them is returned only if no job has another
+    reason."""
     reasons = [each.reason for each in waiting if each.reason not in ("None", "")]
     specific = [each for each in reasons if each not in ("JobArrayTaskLimit", "Priority")]
     return next(iter(specific or reasons), "")
 
 
 def _details(number: str, name: str) -> dict[str, str] | None:
-    """What scontrol shows of a job; None for one that Slurm has forgotten, or that is not ours."""
+    """Return what scontrol shows of a job; None if Slurm no longer knows it, or it has another
+    name."""
     try:
         printed = _run("scontrol", "--oneliner", "show", "job", number)
     except JobSystemError as error:
@@ -474,7 +481,7 @@ def _details(number: str, name: str) -> dict[str, str] | None:
 
 
 def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
-    """Return how an attempt ended that left no report, by what scontrol shows of its job. Pure.
+    """Return how an attempt without a report ended, from the output of scontrol. Pure.
 
     Args:
         number: The number of the job, for the reason.
@@ -489,7 +496,7 @@ def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
     if state in _LOST:
         how = "preempted by another job" if state == "PREEMPTED" else f"ended with its node{where}"
         return lost(f"{job} was {how} ({state}).")
-    # Slurm says JobLaunchFailure of a program that was killed, too: that one has been launched.
+    # Slurm also reports JobLaunchFailure for programs that were killed after their launch.
     if _is_held_launch(state, reason) or (reason == "JobLaunchFailure" and not was_killed):
         return lost(f"{job} could not be started{where} ({reason}).")
     if state in ("TIMEOUT", "DEADLINE"):
@@ -517,13 +524,13 @@ def outcome_of(number: str, details: Mapping[str, str]) -> Outcome:
 
 
 def _output_ends(path: str) -> str:
-    """The last lines that a job has printed, which is what it says before it can report."""
+    """Return the last lines of a job's output, to which it writes before it can report."""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - TAIL_SIZE))
             tail = file.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
-    except (OSError, ValueError):  # it is on another machine, or was never written
+    except (OSError, ValueError):  # on another machine, or never written
         return ""
     shown = quoted(tail)
     return f" Its output, {path}, ends with:{shown}" if shown else ""
@@ -539,8 +546,10 @@ def _run(
     more: Mapping[str, str] | None = None,
     refused: type[JobSystemError] = JobSystemError,
 ) -> str:
-    """What the command prints, given the script as its input. Raises JobSystemBusy, InvalidSetting
-    where it is not installed, and `refused` for what it does not do."""
+    """Return the output of the command, with the script as its input.
+
+    Raises JobSystemBusy, InvalidSetting if the command is not installed, and `refused` for other
+    errors."""
     try:
         done = subprocess.run(
             [command, *arguments],
@@ -567,8 +576,7 @@ def _run(
     message = " ".join(_NOISE.sub("", output).split()).rstrip(".") or f"exit code {done.returncode}"
     if _BUSY.search(output):
         raise JobSystemBusy(f"{command}: {message}.")
-    # A controller that has just been started knows no node until the nodes have registered with it,
-    # and refuses each job as one that no node could run.
+    # A controller that has just started rejects every job until its nodes have registered.
     if _NO_NODE in output and "unk" in _run("sinfo", "-h", "-o", "%t"):
         raise JobSystemBusy(f"{command}: {message}: nodes have not registered with it yet.")
     raise refused(f"{command}: {message}.")

@@ -1,4 +1,4 @@
-"""AWS Batch as a job system: definitions of jobs, and what it says of jobs that have ended."""
+"""AWS Batch as a job system: job definitions, and the outcome of ended jobs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Definitions of the jobs of AWS Batch that run steps: pure functions of what decorators say.
+"""Job definitions of AWS Batch for steps: pure functions of decorators and settings.
 
-A definition is named by its content, so that a flow that runs or is deployed again registers
-nothing new, and steps that need the same share one.
+The name of a definition is a hash of its content. Therefore a flow that runs or is deployed again
+registers nothing new, and steps with equal requirements share a definition.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from aflow.flow.definition import StepDefinition
 
 LIMIT = 432_000  # seconds that a job may run without @timeout: five days
-SHORTEST = 60  # seconds: Batch stops no job earlier
-CPU, MEMORY = 1.0, 4096.0  # MB; also what @resources asks for where it does not say it
+SHORTEST = 60  # seconds: the shortest timeout that Batch supports
+CPU, MEMORY = 1.0, 4096.0  # MB; the defaults, also for @resources
 
 Definition = dict[str, Any]
 
@@ -50,19 +50,18 @@ def definition_of(
     fargate: bool = False,
     attempt: int = 0,
 ) -> Definition:
-    """Return what `register_job_definition` takes for an attempt of a step; None is what belongs to
-    no step. `program` is the module that jobs run, with its arguments.
+    """Return the arguments of `register_job_definition` for an attempt of a step.
 
     Args:
-        step: The step; None for the job that belongs to no step.
-        settings: The settings of the job system.
+        step: The step; None for a job without a step.
+        settings: The settings of AWS Batch.
         environment: The environment variables of the container, by name.
         program: The module that the interpreter runs, and its arguments.
-        fargate: Whether the queue runs jobs on Fargate, which takes other fields than EC2.
+        fargate: Whether the queue runs jobs on Fargate, which needs other fields than EC2.
         attempt: The number of the attempt, from 0.
 
     Raises:
-        InvalidSetting: No image, or no role for jobs, is set.
+        InvalidSetting: If a required setting, such as the image or the role of jobs, is missing.
     """
     options = StepOptions(step, "batch", settings)
     needs = _resources(options, attempt)
@@ -114,14 +113,14 @@ def definition_of(
 
 
 def gang_definition(definition: Definition, step: str) -> Definition:
-    """Return the job definition for jobs of several nodes, which start together.
+    """Return the job definition for multi-node jobs, whose nodes start together.
 
     Args:
         definition: The definition for a job of one node.
         step: The name of the step, for the error.
 
     Raises:
-        InvalidInput: Where the queue cannot run such jobs.
+        InvalidInput: If the queue runs jobs on Fargate, which has no multi-node jobs.
     """
     if "platformCapabilities" in definition:
         raise InvalidInput(
@@ -145,17 +144,15 @@ def _named(definition: Definition) -> Definition:
 
 
 def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0.0) -> int:
-    """Return the seconds after which Batch stops an attempt of the step's job, which may `wait`
-    before it begins.
+    """Return the seconds after which Batch stops an attempt of the step's job.
 
     Args:
-        step: The step; None for all steps.
-        settings: The settings of the job system.
-        wait: Seconds that the attempt may wait in its container before it begins.
+        step: The step; None for a job without a step.
+        settings: The settings of AWS Batch.
+        wait: Seconds that the attempt may wait in its container before it starts.
 
     Raises:
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        InvalidSetting: If a setting is invalid; the error names its key, source and valid values.
     """
     timeout = step.decorator("timeout") if step else None
     if timeout is None:
@@ -167,7 +164,7 @@ def limit_of(step: StepDefinition | None, settings: AwsSettings, wait: float = 0
 
 
 def _resources(options: StepOptions, attempt: int) -> dict[str, str]:
-    """CPUs, memory in MB and GPUs: the most of what @batch and @resources say."""
+    """Return CPUs, memory in MB and GPUs: the maximum of what @batch and @resources request."""
     if options.step is None:
         return {"VCPU": "1", "MEMORY": "2048"}
     cpus = options.most("cpu", attempt, unsaid=CPU) or CPU
@@ -224,7 +221,7 @@ def _volumes(options: StepOptions) -> Definition:
 
 
 def _shares(options: StepOptions) -> Mapping[str, Mapping[str, str]]:
-    """The file systems of EFS, and how each is mounted."""
+    """Return the options of each EFS file system, by id."""
     shares = options.value("efs_volumes")
     if not isinstance(shares, Mapping):
         return {each: {} for each in options.names("efs_volumes")}
@@ -249,25 +246,26 @@ def _logs(options: StepOptions, settings: AwsSettings) -> Definition:
     return {"logConfiguration": {"logDriver": driver, "options": dict(given)}}
 
 
-# How the jobs of a step are submitted to AWS Batch.
+# Submission of the jobs of a step.
 
 
 MOST = 10_000  # jobs of an array
-MOST_DESCRIBED = 100  # jobs of one call
-LONGEST_NAME = 128  # characters that AWS Batch allows in names of jobs and job definitions
-MARK_NAMES = ("user", "flow_name", "run_id", "step_name")  # parameters of a job, after `aflow.`
+MOST_DESCRIBED = 100  # jobs per call
+LONGEST_NAME = 128  # the limit of AWS Batch for names of jobs and job definitions
+# Parameters of a job, prefixed with `aflow.`.
+MARK_NAMES = ("user", "flow_name", "run_id", "step_name")
 _TRUE_TEXTS = frozenset({"1", "true", "yes", "on"})
 
 
 class Mark(NamedTuple):
-    """Whose a job is; jobs say so by parameters, by which they are found again."""
+    """What a job belongs to; stored in its parameters, by which it is found again."""
 
     user: str
     flow: str
     run: str
 
     def parameters(self, step: str) -> dict[str, str]:
-        """Return the `parameters` of a job of the step, by which jobs of aflow are recognised.
+        """Return the `parameters` that identify a job of the step as a job of aflow.
 
         Args:
             step: The name of the step.
@@ -277,13 +275,13 @@ class Mark(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """What the names of all jobs of the run begin with."""
+        """The prefix of the names of all jobs of the run."""
         return name_prefix(self.user, self.flow, self.run)
 
 
 class BatchStepJob(NamedTuple):
-    """What all jobs of a step have in common. `limit` is in seconds, of an attempt. The attempts of
-    a gang are nodes of one job."""
+    """What all jobs of a step have in common. `limit` is the timeout of an attempt in seconds. The
+    attempts of a gang are the nodes of one job."""
 
     step: str
     definition: Definition
@@ -296,11 +294,12 @@ class BatchStepJob(NamedTuple):
 
 
 def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
-    """Return the queue of a step's jobs where that is another than the common one.
+    """Return the queue that the step names, or the queue for GPUs if it needs them; None for the
+    default queue.
 
     Args:
         step: The step, with its decorators.
-        settings: The settings of the job system.
+        settings: The settings of AWS Batch.
     """
     options = StepOptions(step, "batch")
     common = settings.gpu_queue if "GPU" in _resources(options, 0) else None
@@ -308,15 +307,15 @@ def own_queue_of(step: StepDefinition, settings: AwsSettings) -> str | None:
 
 
 def queue_of(step: StepDefinition, settings: AwsSettings) -> str:
-    """Return the queue of a step's jobs: the one that it names, that of GPUs for a step that needs
-    some, or the common one.
+    """Return the queue of a step's jobs: the one that it names, the one for GPUs if it needs them,
+    or the default queue.
 
     Args:
         step: The step, with its decorators.
-        settings: The settings of the job system.
+        settings: The settings of AWS Batch.
 
     Raises:
-        InvalidSetting: Neither the step nor a setting names a queue.
+        InvalidSetting: If neither the step nor a setting names a queue.
     """
     return own_queue_of(step, settings) or settings.needed("queue", "The job queue of AWS Batch")
 
@@ -330,19 +329,19 @@ def step_job(
     is_gang: bool = False,
     attempt: int = 0,
 ) -> BatchStepJob:
-    """Return how an attempt of a step is submitted; `environment` are the variables of all jobs.
+    """Return the job of an attempt of a step.
 
     Args:
         step: The step, with its decorators.
-        settings: The settings of the job system.
-        environment: The environment variables, by name.
+        settings: The settings of AWS Batch.
+        environment: The environment variables of all jobs, by name.
         fargate: Whether the step's queue runs jobs on Fargate.
-        is_gang: Whether the attempts start together, on nodes that talk to each other.
+        is_gang: Whether the attempts start together, on nodes that communicate with each other.
         attempt: The number of the attempt, from 0.
 
     Raises:
-        InvalidSetting: A queue, an image or a role is not set.
-        InvalidInput: Batch does not take a value of @batch.
+        InvalidSetting: If no queue, image or role is set.
+        InvalidInput: If a value of @batch is invalid.
     """
     options = StepOptions(step, "batch")
     definition = definition_of(step, settings, {}, PROGRAM, fargate=fargate, attempt=attempt)
@@ -366,15 +365,16 @@ def step_job(
 def submit_values(
     job: BatchStepJob, mark: Mark, name: str, size: int, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what `submit_job` takes for this many attempts of the step: those of a gang are nodes,
-    others an array where there are more than one.
+    """Return the arguments of `submit_job` for `size` attempts of the step.
+
+    Those of a gang are nodes; otherwise several attempts form an array.
 
     Args:
         job: What all jobs of the step have in common.
-        mark: What the jobs of this run are recognised by.
-        name: The name of the job, which is unique.
-        size: How many attempts: the array's members, or the gang's nodes.
-        environment: The environment variables, by name.
+        mark: What identifies the jobs of the run.
+        name: The unique name of the job.
+        size: The number of attempts: the array's members, or the gang's nodes.
+        environment: Additional environment variables, by name.
     """
     variables = {**job.environment, **environment}
     parameters = mark.parameters(job.step)
@@ -384,7 +384,7 @@ def submit_values(
         "jobQueue": job.queue,
         "jobDefinition": job.definition["jobDefinitionName"],
         "parameters": parameters,
-        # Attempts are counted by the run: what is lost costs none.
+        # The run counts attempts; lost ones do not count.
         "retryStrategy": {"attempts": 1},
         "timeout": {"attemptDurationSeconds": job.limit},
         **_containers(job, size, variables),
@@ -393,18 +393,18 @@ def submit_values(
 
 
 def name_prefix(user: str, flow: str, run: str | None = None) -> str:
-    """Return what the names of all jobs of a user's flow begin with, or of one run of it.
+    """Return the prefix of the names of all jobs of a user's flow, or of one run of it.
 
     Args:
         user: The name of the user.
         flow: The name of the flow.
-        run: The id of the run; None for what all runs of the flow have.
+        run: The id of the run; None for all runs of the flow.
     """
     return _name("".join(f"{each}-" for each in (user, flow, run) if each), LONGEST_NAME - 40)
 
 
 def _containers(job: BatchStepJob, size: int, variables: Mapping[str, str]) -> dict[str, Any]:
-    """How many containers, and their variables."""
+    """Return the number of containers and their environment variables."""
     over = {"environment": [{"name": key, "value": variables[key]} for key in sorted(variables)]}
     if job.is_gang:
         nodes = [{"targetNodes": "0:", "containerOverrides": over}]
@@ -414,12 +414,12 @@ def _containers(job: BatchStepJob, size: int, variables: Mapping[str, str]) -> d
 
 
 def job_name(mark: Mark, step: str, unique: str) -> str:
-    """Return the name of a job, which no other has: `unique` stands at its end.
+    """Return the unique name of a job, which ends with `unique`.
 
     Args:
-        mark: What the jobs of this run are recognised by.
+        mark: What identifies the jobs of the run.
         step: The name of the step.
-        unique: A text that no other submission has; it is never shortened.
+        unique: A text that is unique to the submission; it is never truncated.
     """
     return _name(f"{mark.prefix}{step}", LONGEST_NAME - len(unique) - 1) + f"-{unique}"
 
@@ -441,7 +441,7 @@ def _default_tags(settings: AwsSettings) -> dict[str, str]:
     return {str(name): str(value) for name, value in tags.items()}
 
 
-# The jobs of AWS Batch that runs have submitted: found again by their marks, and ended.
+# Jobs of runs in AWS Batch: find them by their parameters.
 
 
 UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
@@ -450,8 +450,7 @@ UNFINISHED = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING")
 def unfinished(
     calls: AwsClient, queues: Iterable[str], user: str | None, flow: str | None, run: str | None
 ) -> list[SubmittedJob]:
-    """Return the jobs of aflow in these queues that have not ended, the oldest first; None stands
-    for all users, flows, or runs. Blocks.
+    """Return the unfinished jobs of aflow in these queues, oldest first. Blocks.
 
     Args:
         calls: The clients of AWS.
@@ -461,7 +460,7 @@ def unfinished(
         run: The id of the run; None for all.
 
     Raises:
-        AwsError: AWS refuses.
+        AwsError: If AWS rejects a call.
     """
     ids = [id for queue in queues for id in _candidates(calls, queue, user, flow, run)]
     found = []
@@ -471,7 +470,7 @@ def unfinished(
             owner, *path = (marks.get(f"aflow.{name}", "") for name in MARK_NAMES)
             asked = zip((user, flow, run), (owner, *path), strict=False)
             fits = all(expected in (None, there) for expected, there in asked)
-            # It may have ended meanwhile, or be no job of a run of aflow.
+            # It may have ended in the meantime, or not belong to a run of aflow.
             if fits and described["status"] not in ENDED and all(path[:2]):
                 found.append(_submitted(described, owner, "/".join(path)))
     return sorted(found, key=lambda job: job.created_at)
@@ -480,9 +479,9 @@ def unfinished(
 def _candidates(
     calls: AwsClient, queue: str, user: str | None, flow: str | None, run: str | None
 ) -> Iterator[str]:
-    """The ids of jobs that may be meant."""
+    """Yield the ids of jobs that may match."""
     if user is not None and flow is not None:
-        # Asked for by name AWS lists those of all states.
+        # With a name filter, AWS lists jobs in all states.
         prefix = name_prefix(user, flow, run)
         filters = [{"name": "JOB_NAME", "values": [f"{prefix}*"]}]
         listed = calls.listed(jobQueue=queue, filters=filters)

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from aflow.scheduler.messages import Outcome
     from aflow.task.spec import RunContext
 
-LOOKS, BETWEEN = 3, 1.0  # for the log of a job that has failed: how often, and seconds between
+LOOKS, BETWEEN = 3, 1.0  # for the log of a failed job: number of tries, seconds between them
 
 T = TypeVar("T")
 _NOT_BEGUN = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING")
 
 
 class BatchSystem:
-    """The jobs of an account, in one region. It registers definitions when they are first used."""
+    """The jobs of an account in one region. Job definitions are registered on first use."""
 
     title = "AWS Batch"
     advice = (
@@ -53,19 +53,19 @@ class BatchSystem:
 
     @property
     def scope(self) -> str:
-        """The region. The client is made for that, which takes a while."""
+        """The region. Creates the client, which may block."""
         return f"batch/{self._calls.region}"
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """User, flow, run and step, shortened where that is too long."""
+        """Return the name of a job: user, flow, run and step, truncated if too long, and
+        `unique`."""
         return job_name(_mark(context), step, unique)
 
     def submit(self, submission: Submission) -> str:
-        """Submit a job.
+        """Submit a job, after registering its job definition.
 
         Args:
-            submission: What to submit; its job is a BatchStepJob. Its job definition is registered
-                first, once.
+            submission: The submission; its job is a BatchStepJob.
 
         Returns:
             The id of the job or of the array.
@@ -81,15 +81,14 @@ class BatchSystem:
         return called(lambda: self._calls.submit(values))
 
     def find(self, name: str, job: BatchStepJob) -> str | None:
-        """Return the id of the job of this name, in the queue of its step; None where there is
-        none.
-        """
+        """Return the id of the job with this name in the queue of its step; None if there is
+        none."""
         filters = [{"name": "JOB_NAME", "values": [name]}]
         listed = called(lambda: [*self._calls.listed(jobQueue=job.queue, filters=filters)])
         return next((each["jobId"] for each in listed if each["jobName"] == name), None)
 
     def member(self, job: str, index: int) -> str:
-        """`id:index`."""
+        """Return `ID:INDEX`."""
         return f"{job}:{index}"
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
@@ -98,14 +97,16 @@ class BatchSystem:
         return {id: _status(id, found.get(id)) for id in ids}
 
     def why_waiting(self, status: JobStatus) -> str:
-        """Its `statusReason`; of an array that of its last member, since the parent has none."""
+        """Return its `statusReason`; for an array, that of the last member, since the parent has
+        none."""
         if status.size == 1 or status.reason:
             return status.reason
         last = self.member(status.id, status.size - 1)
         return self.describe([last])[last].reason
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Return those that have failed, where asking for each would take several calls."""
+        """Return the failed members if describing all of them would take several calls; else
+        all."""
         if len(members) <= MOST_DESCRIBED or is_over:
             return members
         of = {"arrayJobId": array, "jobStatus": "FAILED"}
@@ -113,7 +114,7 @@ class BatchSystem:
         return [each for each in members if each in failed]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """Return how the attempt ended; with the last lines of the log of one that has failed."""
+        """Return how the attempt ended; for a failed one with the last lines of its log."""
         end = None if status.detail is None else end_of(status.detail)
         if end is None:
             return lost(f"AWS Batch does not know its job {status.id}.")
@@ -122,8 +123,8 @@ class BatchSystem:
         return end
 
     def _last_lines(self, job: dict[str, Any]) -> list[str]:
-        """The end of its log, which may come some seconds after the end of the job itself: if it
-        does not, its address alone is given."""
+        """Return the last lines of a job's log, which may arrive some seconds after its end; empty
+        if they do not."""
         for _ in range(LOOKS):
             lines = last_lines(self._calls, job)
             if lines or log_of(job) is None:
@@ -132,12 +133,12 @@ class BatchSystem:
         return []
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
-        """End these jobs, one call each."""
+        """End these jobs, with one call each."""
         for each in ids:
             called(lambda: self._calls.terminate(each, reason))  # noqa: B023 -- called at once
 
     def close(self) -> None:
-        """Release the connections."""
+        """Close the connections."""
         self._calls.close()
 
 
@@ -146,18 +147,15 @@ def _mark(context: RunContext) -> Mark:
 
 
 def called(call: Callable[[], T]) -> T:
-    """Call AWS Batch, and translate errors.
+    """Return the result of a call to AWS Batch, with its errors translated.
 
     Args:
         call: A call of the client, which blocks.
 
-    Returns:
-        What the call returned.
-
     Raises:
-        JobSystemUnauthorized: AWS does not accept the credentials.
-        JobSystemBusy: AWS does not answer, or asks to come later.
-        JobSystemError: AWS refuses.
+        JobSystemUnauthorized: If AWS rejects the credentials.
+        JobSystemBusy: If AWS does not respond, or throttles the call.
+        JobSystemError: If AWS rejects the call.
     """
     try:
         return call()

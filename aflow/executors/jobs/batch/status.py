@@ -1,4 +1,4 @@
-"""How an attempt has ended, by what AWS Batch says of its job."""
+"""How an attempt ended, from the status of its job in AWS Batch."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ if TYPE_CHECKING:
     from aflow.scheduler.messages import Outcome
 
 ENDED = ("SUCCEEDED", "FAILED")
-LOG_GROUP = "/aws/batch/job"  # of jobs whose definition names no other
-_KILLED = 137  # the exit code of a container that was killed
-# The machine was lost, or never started the container: not a fault of the task.
+LOG_GROUP = "/aws/batch/job"  # the default of job definitions
+_KILLED = 137  # the exit code of a container that was killed by SIGKILL
+# The machine was lost, or did not start the container: not a failure of the task.
 _LOST = ("Host EC2", "Your Spot Task was interrupted", "DockerTimeoutError", "CannotInspect")
 _NOT_STARTED = ("Cannot", "ResourceInitializationError", "Task failed to start")
 
 
 class LogStream(NamedTuple):
-    """Where a job's log is in CloudWatch."""
+    """The location of a job's log in CloudWatch."""
 
     group: str
     name: str
 
 
 def log_of(job: Mapping[str, Any]) -> LogStream | None:
-    """Return the log of the job that `describe_jobs` describes so, that of its last attempt; None
-    for one that has none in CloudWatch.
+    """Return the log of the job's last attempt; None if it has none in CloudWatch.
 
     Args:
         job: The job, as an item of `describe_jobs`.
@@ -45,11 +44,10 @@ def log_of(job: Mapping[str, Any]) -> LogStream | None:
 
 
 def last_lines(calls: AwsClient, job: Mapping[str, Any]) -> list[str]:
-    """Return the last lines that the job has printed, which `describe_jobs` describes so; none
-    where it has no log, or the log cannot be read.
+    """Return the last lines of a job's log; none if it has no log, or the log cannot be read.
 
     Args:
-        calls: The clients of AWS; a log that cannot be read is not an error.
+        calls: The clients of AWS.
         job: The job, as an item of `describe_jobs`.
     """
     stream = log_of(job)
@@ -57,12 +55,11 @@ def last_lines(calls: AwsClient, job: Mapping[str, Any]) -> list[str]:
 
 
 def end_of(job: Mapping[str, Any], log: Sequence[str] = ()) -> Outcome | None:
-    """Return the end of the job that `describe_jobs` describes so, `log` being the last lines that
-    it has printed; None for one that goes on.
+    """Return how a job has ended; None if it has not.
 
     Args:
         job: The job, as an item of `describe_jobs`.
-        log: The last lines that the job has printed, which the reason quotes; empty for none.
+        log: The last lines of its log, which the reason quotes; empty for none.
     """
     if job["status"] not in ENDED:
         return None
@@ -116,7 +113,7 @@ def _without_reason(name: str, status_reason: str, container: Mapping[str, Any])
 
 
 def _log_ends(stream: LogStream | None, log: Sequence[str]) -> str:
-    """Where the log is, and its last lines."""
+    """Return a sentence with the location of the log, and its last lines."""
     if stream is None:
         return " It has no log in CloudWatch."
     where = f" Its log: {stream.name} of {stream.group}"

@@ -1,4 +1,4 @@
-"""Kubernetes as a job system: the API server of a cluster, manifests of Jobs, settings."""
+"""Kubernetes as a job system: access to the API server, manifests of Jobs, settings."""
 
 from __future__ import annotations
 

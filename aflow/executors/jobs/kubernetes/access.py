@@ -1,9 +1,9 @@
-"""Calls to the API server of a cluster, by kubeconfig or as a pod of it.
+"""Calls to the API server of a cluster, with a kubeconfig or as a pod of the cluster.
 
-Where the server is, and who we are, kubernetes-asyncio finds out: kubeconfig (KUBECONFIG,
-~/.kube/config) with tokens, client certificates and exec plugins, or the service account of this
-pod. The calls are our own, since a run needs few of them. They block, and are safe from many
-threads: a thread with an event loop makes them.
+kubernetes-asyncio finds the server and the credentials: a kubeconfig (KUBECONFIG, ~/.kube/config)
+with tokens, client certificates and exec plugins, or the service account of this pod. This module
+makes the calls itself, since a run needs few of them. Calls block and are thread-safe; a thread
+with an event loop executes them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from kubernetes_asyncio.client.rest import RESTClientObject
 
 TIMEOUT = 60.0  # seconds for one call
-PAGE = 500  # objects of a list in one answer
-LISTINGS = 3  # times that a list is fetched of which the server has forgotten the beginning
+PAGE = 500  # objects per response of a list
+LISTINGS = 3  # attempts to fetch a list whose continuation token expires
 _POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _JSON, _PATCH = "application/json", "application/merge-patch+json"
@@ -42,7 +42,7 @@ Object = dict[str, Any]
 
 
 class KubernetesApiError(JobSystemError):
-    """The API server refuses a call: its status, and the reason that it names (AlreadyExists)."""
+    """The API server rejects a call: its status, and its reason (such as AlreadyExists)."""
 
     def __init__(self, message: str, status: int, reason: str) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ class KubernetesApiError(JobSystemError):
 
 
 class KubernetesCluster:
-    """The cluster that settings and kubeconfig name. Connections are opened by the first call."""
+    """The cluster that settings and kubeconfig name. The first call opens the connections."""
 
     def __init__(self) -> None:
         context = looked_up("KUBERNETES_CONTEXT")
@@ -61,7 +61,7 @@ class KubernetesCluster:
 
         self._portal = Portal("aflow-kubernetes", opened, _Connections.close)
 
-    # ------------------------------------------------------------ where it is
+    # ------------------------------------------------------------ location
 
     @property
     def server(self) -> str:
@@ -79,21 +79,22 @@ class KubernetesCluster:
         """Return one object.
 
         Args:
-            path: The path below the API server, such as `/api/v1/namespaces/NAME/pods/POD`.
+            path: The path on the API server, such as `/api/v1/namespaces/NAME/pods/POD`.
             **query: Parameters of the URL, such as `labelSelector`.
         """
         return self._json("GET", path, query)
 
     def listed(self, path: str, **query: Any) -> list[Object]:
-        """Return the objects of a list, fetched page after page; from the beginning, if that has
-        taken so long that the server has forgotten what the first page was of.
+        """Return all objects of a list, fetched in pages.
+
+        Starts again from the first page if the continuation token expires.
 
         Args:
             path: The path of a collection.
             **query: Parameters of the URL, such as `labelSelector`; `limit` is the size of a page.
 
         Raises:
-            JobSystemBusy: The list has changed too often while it was read.
+            JobSystemBusy: If the token expired in each of several attempts.
         """
         query.setdefault("limit", PAGE)
         for _ in range(LISTINGS):
@@ -119,7 +120,7 @@ class KubernetesCluster:
 
         Args:
             path: The path of a collection.
-            limit: How many objects at most; later pages are not fetched.
+            limit: The maximum number of objects; later pages are not fetched.
             **query: Parameters of the URL, such as `labelSelector`.
         """
         return self.get(path, limit=limit, **query).get("items") or []
@@ -128,12 +129,12 @@ class KubernetesCluster:
         """Create an object.
 
         Args:
-            path: The path of the collection that the object is added to.
+            path: The path of the collection.
             body: The object, as plain values.
             **query: Parameters of the URL, such as `dryRun`.
 
         Returns:
-            The object as the server has stored it, with its uid.
+            The object as stored by the server, with its uid.
         """
         return self._json("POST", path, query, body)
 
@@ -150,28 +151,28 @@ class KubernetesCluster:
         return self._json("PATCH", path, {}, body, _PATCH)
 
     def delete(self, path: str, **query: Any) -> Object:
-        """Delete an object, or those of a list that the query selects.
+        """Delete an object, or the objects of a collection that the query selects.
 
         Args:
             path: The path of the object, or of a collection.
             **query: Parameters of the URL, such as `propagationPolicy`.
 
         Returns:
-            What the server answers.
+            The response of the server.
         """
         return self._json("DELETE", path, query)
 
     def text(self, path: str, **query: Any) -> str:
-        """Return what is not an object: the log of a pod.
+        """Return a response that is not JSON, such as the log of a pod.
 
         Args:
-            path: The path of what is not JSON, such as `.../pods/POD/log`.
+            path: The path, such as `.../pods/POD/log`.
             **query: Parameters of the URL, such as `tailLines`.
         """
         return self._portal.call(lambda to: to.answer("GET", path, query, None, _JSON))
 
     def close(self) -> None:
-        """Release the connections. The next call makes new ones."""
+        """Close the connections. The next call opens new ones."""
         self._portal.close()
 
     def _json(
@@ -195,7 +196,7 @@ class KubernetesCluster:
 
 
 class _Connections:
-    """The connection that calls use, and earlier ones, which some calls may still use."""
+    """The current connection, and earlier ones that concurrent calls may still use."""
 
     def __init__(self, context: str | None) -> None:
         self._context = context
@@ -204,7 +205,7 @@ class _Connections:
         self._making = asyncio.Lock()
 
     async def current(self) -> _ApiConnection:
-        async with self._making:  # a plugin asks for a password once
+        async with self._making:  # credential plugins may prompt the user, so run them once
             if self._link is None:
                 self._link = await _ApiConnection.made(self._context)
                 self._all.append(self._link)
@@ -216,7 +217,7 @@ class _Connections:
         link = await self.current()
         status, text = await link.request(method, path, query, body, kind)
         if status == HTTPStatus.UNAUTHORIZED:
-            # A token that has expired may have been renewed in its file, or by the plugin.
+            # An expired token may have been renewed in its file, or by the plugin.
             if self._link is link:
                 self._link = None
             link = await self.current()
@@ -231,7 +232,7 @@ class _Connections:
 
 
 class _ApiConnection:
-    """Who we are at which server, and a client for that."""
+    """The credentials for an API server, and an HTTP client with them."""
 
     def __init__(self, configuration: Configuration, client: RESTClientObject, namespace: str):
         self._configuration = configuration
@@ -241,7 +242,8 @@ class _ApiConnection:
 
     @classmethod
     async def made(cls, context: str | None) -> _ApiConnection:
-        """Raises InvalidSetting where there is no way into a cluster, and MissingExtra."""
+        """Return a connection. Raises InvalidSetting if no cluster is configured, and
+        MissingExtra."""
         try:
             from kubernetes_asyncio import config
             from kubernetes_asyncio.client import Configuration
@@ -268,7 +270,7 @@ class _ApiConnection:
         except AflowError:
             raise
         except Exception as error:
-            # Files that are not there or hold anything, and plugins, fail in ways of their own.
+            # Missing or malformed files, and plugins, raise arbitrary exceptions.
             why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             where = f"the context {context!r} of {files}" if context else files
             raise InvalidSetting(
@@ -280,7 +282,7 @@ class _ApiConnection:
     async def request(
         self, method: str, path: str, query: Mapping[str, Any], body: Object | None, kind: str
     ) -> tuple[int, str]:
-        """The status and the text of the answer. Raises JobSystemBusy where there is none."""
+        """Return the status and the text of the response. Raises JobSystemBusy if there is none."""
         headers = {"Content-Type": kind, "Accept": "*/*"}
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
         if token:
@@ -312,7 +314,7 @@ def _client_error() -> type[Exception]:
 
 
 def _own_namespace(files: str) -> str | None:
-    """The namespace of this pod; None where this is none, or one that has a kubeconfig."""
+    """Return the namespace of this pod; None outside of a cluster, or if there is a kubeconfig."""
     if environment_value("KUBERNETES_SERVICE_HOST") is None or not _POD.exists():
         return None
     if any(Path(each).expanduser().exists() for each in files.split(":") if each):
@@ -321,7 +323,7 @@ def _own_namespace(files: str) -> str | None:
 
 
 def _fault(link: _ApiConnection, status: int, text: str) -> JobSystemError:
-    """What an answer that is an error says."""
+    """Return the exception for an error response."""
     try:
         status_object = json.loads(text)
         message = str(status_object.get("message") or "")

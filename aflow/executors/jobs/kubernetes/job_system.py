@@ -1,8 +1,8 @@
-"""Kubernetes as a job system: Indexed Jobs, by a few routes of the API server.
+"""Kubernetes as a job system: Indexed Jobs, through a few routes of the API server.
 
-An id is `k8s@NAMESPACE@NAME`, since names of Jobs are ours and unique; `:INDEX` behind it is a
-member. What many Jobs do one list says, by a label. A Job is ended by a deadline and not deleted:
-so it can be seen later who has ended it, and Kubernetes removes it in its time.
+An id is `k8s@NAMESPACE@NAME`, with `:INDEX` for a member; names of Jobs are chosen by aflow and
+unique. One list call by label returns many Jobs. A Job is ended by setting its deadline and not
+deleted, so that it still shows who ended it; Kubernetes removes it after a while.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ if TYPE_CHECKING:
     from aflow.task.spec import RunContext
 
 LARGEST_ARRAY = 2_000  # pods: each is some 15 kB in the store of the API server
-PULLING = 60.0  # seconds after which an image that is not in its registry is waited for no more
-LOOKED_AT = 20  # pods, and events, that are looked at to find out why a Job waits
-ENDED_BY = "aflow/ended"  # the annotation that says who has ended a Job
-_DELETED = "deleted"  # the version of a Job that was there before
+PULLING = 60.0  # seconds after which a Job is ended if its image is not in the registry
+LOOKED_AT = 20  # pods and events that are checked to find out why a Job waits
+ENDED_BY = "aflow/ended"  # the annotation with the reason for which aflow ended a Job
+_DELETED = "deleted"  # the version of a Job that existed before
 
 _log = logging.getLogger("aflow")
-# What a registry says of an image that it does not have, or does not give us.
+# Errors of a registry if an image does not exist or access is denied.
 _NO_IMAGE = re.compile(
     r"not found|manifest unknown|does not exist|pull access denied|invalid reference|"
     r"InvalidImageName|ErrImageNeverPull",
@@ -74,8 +74,8 @@ _PULLS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "Err
 
 
 class _Seen(NamedTuple):
-    """What was seen of a Job, or of one member: the Job (None where it is not there), the index,
-    and its pods, where they were asked for."""
+    """What is known of a Job or of one of its members: the Job (None if it does not exist), the
+    index, and the pods (None if they were not requested)."""
 
     job: Object | None
     place: int | None = None
@@ -92,32 +92,33 @@ class KubernetesSystem:
     def __init__(self, cluster: KubernetesCluster) -> None:
         self._cluster = cluster
         self._clock = SystemClock()
-        self._known: set[str] = set()  # ids of Jobs that have been there
-        self._unwanted: defaultdict[str, set[int]] = defaultdict(set)  # members to be ended, by id
-        self._waits: dict[str, float] = {}  # since when Jobs have had pods that wait
+        self._known: set[str] = set()  # ids of Jobs that have existed
+        self._unwanted: defaultdict[str, set[int]] = defaultdict(set)  # by id: members to end
+        self._waits: dict[str, float] = {}  # since when Jobs have had waiting pods
 
     @property
     def scope(self) -> str:
         """The address of the API server."""
         return f"kubernetes/{self._cluster.server}"
 
-    # ------------------------------------------------------------ before a run begins
+    # ------------------------------------------------------------ before a run starts
 
     def check_all(self, jobs: Sequence[KubernetesStepJob]) -> None:
-        """Ask the API server whether it would take such Jobs, and whether the secrets, claims and
-        service accounts that they name are there. Waits for a server that does not answer. Blocks.
+        """Check that the API server would accept these Jobs, and that the secrets, claims and
+        service accounts that they name exist.
+
+        Retries while the server does not respond. Blocks.
 
         Args:
             jobs: The jobs of the steps; each is sent as a dry run.
 
         Raises:
-            InvalidInput: The server would not take a Job, or a secret, claim or service account is
+            InvalidInput: If the server rejects a Job, or a secret, claim or service account is
                 missing.
-            JobSystemUnauthorized: The credentials are not accepted.
-            JobSystemBusy: The system does not answer, or asks to come later: another try may
-                succeed.
-            InvalidSetting: The value of a setting cannot be used; the error names the key, the
-                place and what is allowed.
+            JobSystemUnauthorized: If the credentials are rejected.
+            JobSystemBusy: If the server does not respond for too long.
+            InvalidSetting: If a setting is invalid; the error names its key, source and valid
+                values.
         """
         for job in jobs:
             until_answered("Kubernetes", lambda: self._check(job))  # noqa: B023 -- called at once
@@ -135,7 +136,7 @@ class KubernetesSystem:
             try:
                 self._cluster.get(f"{_core_path(job.namespace)}/{kind}/{quote(name)}")
             except KubernetesApiError as error:
-                if error.status != 404:  # we may not look: then it shows when pods start
+                if error.status != 404:  # without permission to check: the pods will show it
                     continue
                 raise InvalidInput(
                     f"Step {job.step} names what is not in the namespace {job.namespace} of "
@@ -145,22 +146,23 @@ class KubernetesSystem:
     # ------------------------------------------------------------ jobs
 
     def name_of(self, context: RunContext, step: str, unique: str) -> str:
-        """User, flow, run and step, shortened where that is too long."""
+        """Return the name of a Job: user, flow, run and step, truncated if too long, and
+        `unique`."""
         return job_name((context.user, context.flow, context.run, step), unique)
 
     def submit(self, submission: Submission) -> str:
-        """Create a Job; for a gang a headless service, too.
+        """Create a Job, and for a gang a headless service.
 
         Args:
-            submission: What to submit; its job is a KubernetesStepJob, and its size the number of
-                pods.
+            submission: The submission; its job is a KubernetesStepJob, its size the number of pods.
 
         Returns:
             The id of the Job.
 
         Raises:
-            JobRefused: The server does not take the Job as it is.
-            JobSystemBusy: The server does not answer: another try may succeed.
+            JobRefused: If the server rejects the Job.
+            JobSystemBusy: If the server does not respond, or a quota is exceeded: a retry may
+                succeed.
         """
         job: KubernetesStepJob = submission.job
         id = _id(job.namespace, submission.name)
@@ -188,9 +190,9 @@ class KubernetesSystem:
             if job.is_gang:
                 self._serve(job, submission.name, made["metadata"]["uid"])
         except KubernetesApiError as error:
-            if "exceeded quota" in str(error):  # others may end
+            if "exceeded quota" in str(error):  # other Jobs may end
                 raise JobSystemBusy(str(error)) from error
-            if error.reason != "AlreadyExists":  # else an earlier call has come to the server
+            if error.reason != "AlreadyExists":  # otherwise an earlier call has succeeded
                 raise JobRefused(str(error)) from error
         self._known.add(id)
         return id
@@ -200,25 +202,24 @@ class KubernetesSystem:
         try:
             self._cluster.create(path, service_manifest(job, name, uid))
         except JobSystemError as error:
-            # Members find each other by their addresses: it is names alone that they do not have.
+            # Members find each other by their addresses; they only lack host names.
             _log.warning("The gang of step %s has no names of hosts: %s", job.step, error)
 
     def find(self, name: str, job: KubernetesStepJob) -> str | None:
-        """Return the id of the Job of this name, in the namespace of its step; None where there is
-        none.
-        """
+        """Return the id of the Job with this name in the namespace of its step; None if there is
+        none."""
         if self._job(job.namespace, name) is None:
             return None
         self._known.add(_id(job.namespace, name))
         return _id(job.namespace, name)
 
     def member(self, job: str, index: int) -> str:
-        """`id:index`."""
+        """Return `ID:INDEX`."""
         return f"{job}:{index}"
 
     def describe(self, ids: Sequence[str]) -> dict[str, JobStatus]:
-        """The status of each of these jobs: one list for each namespace, and one of the pods of
-        members, if there are any among them."""
+        """Return the status of each of these jobs, with one list call per namespace, and one for
+        the pods of members, if any."""
         asked = {id: _JobId.parse(id) for id in ids}
         found: dict[str, Object] = {}
         pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
@@ -236,7 +237,7 @@ class KubernetesSystem:
                 for pod in self._pods(namespace, names, indexes):
                     owner = _id(namespace, pod["metadata"]["labels"].get(JOB_NAME, ""))
                     pods[owner, _index_of(pod)].append(pod)
-        # A Job that is missing was deleted if it was seen before; else it may not be listed yet.
+        # A missing Job was deleted if it has been seen before; otherwise it may not be listed yet.
         self._known.update(found)
         statuses = {}
         for id, each in asked.items():
@@ -260,7 +261,7 @@ class KubernetesSystem:
         return status
 
     def _end_unwanted(self, id: str, job: Object) -> None:
-        """A pod of a member that was to be ended may not have been there yet."""
+        """End members whose pods may not have existed yet when they were terminated."""
         ended = {*_intervals(job, "completedIndexes"), *_intervals(job, "failedIndexes")}
         if left := self._unwanted[id] - ended:
             self._unwanted[id] = left
@@ -269,7 +270,7 @@ class KubernetesSystem:
             del self._unwanted[id]
 
     def _give_up_pulling(self, id: str, status: JobStatus) -> None:
-        """An image that is not there does not come by itself: pods would wait for ever."""
+        """End a Job whose image does not exist: its pods would wait forever."""
         now = self._clock.monotonic()
         if not status.waiting:
             self._waits.pop(id, None)
@@ -284,7 +285,7 @@ class KubernetesSystem:
                     return
 
     def why_waiting(self, status: JobStatus) -> str:
-        """What its pods wait for, as Kubernetes says it; of a Job that has none why not."""
+        """Return what its pods wait for, according to Kubernetes, or why the Job has no pods."""
         asked = _JobId.parse(status.id)
         pods = self._pending(asked)
         reasons = [reason for pod in pods if (reason := why_pending(pod))]
@@ -294,7 +295,7 @@ class KubernetesSystem:
         return next(iter(reasons), "")
 
     def suspects(self, array: str, members: Sequence[str], *, is_over: bool) -> Sequence[str]:
-        """Return the members that have ended, which the Job says of all of them."""
+        """Return the members that have ended according to the Job."""
         if is_over:
             return members
         asked = _JobId.parse(array)
@@ -305,7 +306,7 @@ class KubernetesSystem:
         return [each for each in members if _JobId.parse(each).place in ended]
 
     def outcome_of(self, status: JobStatus) -> Outcome:
-        """Return how the attempt ended; with the last lines of the log of one that has failed."""
+        """Return how the attempt ended; for a failed one with the last lines of its log."""
         asked = _JobId.parse(status.id)
         seen: _Seen = status.detail
         if seen.job is None:
@@ -327,8 +328,9 @@ class KubernetesSystem:
         return outcome
 
     def terminate(self, ids: Sequence[str], reason: str) -> None:
-        """End these jobs: of a whole Job the deadline has come, of members the pods are deleted.
-        Either way pods get SIGTERM, and SIGKILL after 30 seconds."""
+        """End these jobs: whole Jobs by a deadline, members by deleting their pods.
+
+        In both cases pods receive SIGTERM, and SIGKILL after 30 seconds."""
         members: defaultdict[_JobId, set[int]] = defaultdict(set)
         for id in ids:
             asked = _JobId.parse(id)
@@ -359,7 +361,7 @@ class KubernetesSystem:
 
     @staticmethod
     def _unless_gone(call: Callable[[], Object]) -> Object | None:
-        """What the call gives; None where what it is about is not there."""
+        """Return the result of the call; None if its object does not exist."""
         try:
             return call()
         except KubernetesApiError as error:
@@ -368,10 +370,10 @@ class KubernetesSystem:
             raise
 
     def close(self) -> None:
-        """Release the connections."""
+        """Close the connections."""
         self._cluster.close()
 
-    # ------------------------------------------------------------ what the cluster says
+    # ------------------------------------------------------------ objects of the cluster
 
     def _job(self, namespace: str, name: str) -> Object | None:
         return self._unless_gone(
@@ -383,7 +385,7 @@ class KubernetesSystem:
         return self._cluster.listed(path, labelSelector=_of_members(names, indexes))
 
     def _pending(self, asked: _JobId) -> list[Object]:
-        """The first pods of a Job that have not begun."""
+        """Return the first pods of a Job that have not started."""
         index = () if asked.place is None else (asked.place,)
         return self._cluster.first(
             f"{_core_path(asked.namespace)}/pods",
@@ -393,7 +395,7 @@ class KubernetesSystem:
         )
 
     def _warnings(self, namespace: str, name: str) -> Iterator[str]:
-        """What has gone wrong for an object: an exceeded quota, a volume that is not there."""
+        """Yield the warnings about an object, such as an exceeded quota or a missing volume."""
         events = self._cluster.first(
             f"{_core_path(namespace)}/events",
             LOOKED_AT,
@@ -409,7 +411,7 @@ class KubernetesSystem:
                 tailLines=TAIL_LINES,
                 limitBytes=TAIL_SIZE,
             )
-        except JobSystemError:  # its node is gone, or we may not look
+        except JobSystemError:  # its node is gone, or access is denied
             return ""
         lines = quoted(text.splitlines())
         return f" The log of pod {pod} ends with:{lines}" if lines else ""
@@ -419,7 +421,7 @@ class KubernetesSystem:
 
 
 class _JobId(NamedTuple):
-    """What an id is about."""
+    """The parts of an id."""
 
     namespace: str
     name: str
@@ -445,16 +447,16 @@ def _core_path(namespace: str) -> str:
 
 
 def _of_members(names: Sequence[str], indexes: Sequence[int]) -> str:
-    """The selector of pods of these Jobs; of those with these indexes, if some are submission."""
+    """Return the selector of the pods of these Jobs, limited to these indexes if there are any."""
     of_jobs = f"{JOB_NAME} in ({','.join(names)})"
     return f"{of_jobs},{INDEX} in ({','.join(map(str, indexes))})" if indexes else of_jobs
 
 
-# ------------------------------------------------------------------ what objects say: pure
+# ------------------------------------------------------------------ reading of objects (pure)
 
 
 def _condition(job: Object) -> Object | None:
-    """The condition with which a Job has ended; None as long as it has not."""
+    """Return the condition with which a Job has ended; None if it has not ended."""
     for each in (job.get("status") or {}).get("conditions") or ():
         if each.get("type") in ("Complete", "Failed") and each.get("status") == "True":
             return dict(each)
@@ -462,7 +464,7 @@ def _condition(job: Object) -> Object | None:
 
 
 def _intervals(job: Object, field: str) -> Iterator[int]:
-    """The indexes of a field such as `1,3-5`."""
+    """Yield the indexes of a field such as `1,3-5`."""
     text = str((job.get("status") or {}).get(field) or "")
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -539,7 +541,7 @@ def _waiting_containers(pod: Object) -> Iterator[tuple[str, str]]:
 
 
 def why_pending(pod: Object) -> str:
-    """Return why a pod has not begun, as Kubernetes says it; empty where it does not.
+    """Return why a pod has not started, according to Kubernetes; empty if unknown.
 
     Args:
         pod: The pod, as the API server describes it.
@@ -553,7 +555,7 @@ def why_pending(pod: Object) -> str:
 
 
 def _terminated(pod: Object) -> Object | None:
-    """How its container has ended that did not end well, or its last one."""
+    """Return how the container that failed has ended; else the last one that ended."""
     ends = [
         end for each in _containers(pod) if (end := (each.get("state") or {}).get("terminated"))
     ]
@@ -569,7 +571,7 @@ def _is_disrupted(pod: Object) -> bool:
 
 
 def _that_failed(pods: Iterable[Object]) -> Object | None:
-    """The pod that has failed first by itself: others of a gang are ended because of it."""
+    """Return the pod that failed first. Other pods of a gang are deleted because of it."""
     ended = [
         pod
         for pod in pods
@@ -584,7 +586,7 @@ def _that_failed(pods: Iterable[Object]) -> Object | None:
 
 
 def _outcome_of_job(name: str, job: Object) -> Outcome | None:
-    """How all attempts of a Job have ended that was ended as a whole."""
+    """Return how all attempts of a Job ended if it was ended as a whole."""
     by = (job["metadata"].get("annotations") or {}).get(ENDED_BY)
     if by is not None:
         return failed(f"The job {name} was ended. {by.rstrip('.')}.", retryable=False)
@@ -599,14 +601,12 @@ def _outcome_of_job(name: str, job: Object) -> Outcome | None:
 
 
 def outcome_of_pod(name: str, pod: Object | None, *, succeeded: bool = False) -> Outcome:
-    """Return how an attempt ended that left no report: the pod is the one that has failed, if there
-    is any. Pure.
+    """Return how an attempt without a report ended. Pure.
 
     Args:
         name: The name of the Job, for the reason.
-        pod: The pod; None where it is gone.
-        succeeded: Whether Kubernetes has counted the pod as succeeded, which a missing report
-            contradicts.
+        pod: The pod that failed; None if there is none.
+        succeeded: Whether Kubernetes counts the pod as succeeded, in spite of the missing report.
     """
     if pod is None and succeeded:
         return lost(
@@ -658,20 +658,18 @@ def unfinished(
     flow: str | None,
     run: str | None,
 ) -> list[SubmittedJob]:
-    """Return the Jobs of aflow in these namespaces that have not ended, the oldest first; None
-    stands for all users, flows, or runs. Blocks.
+    """Return the unfinished Jobs of aflow in these namespaces, oldest first. Blocks.
 
     Args:
         cluster: The connection to the API server; it stays open.
-        namespaces: The namespaces to search; each is listed once.
+        namespaces: The namespaces to search.
         user: The name of the user; None for all.
         flow: The name of the flow; None for all.
         run: The id of the run; None for all.
 
     Raises:
-        JobSystemError: The API server refuses, or does not answer.
-        InvalidSetting: The value of a setting cannot be used; the error names the key, the place
-            and what is allowed.
+        JobSystemError: If the API server rejects the call, or does not respond.
+        InvalidSetting: If a setting is invalid; the error names its key, source and valid values.
     """
     expected = {USER: user, FLOW: flow, RUN: run}
     selector = ",".join(
@@ -681,7 +679,7 @@ def unfinished(
     for namespace in namespaces:
         for job in cluster.listed(_jobs_path(namespace), labelSelector=selector):
             notes = job["metadata"].get("annotations") or {}
-            # Labels are shortened: what they select may be more.
+            # Labels are truncated, and may select other Jobs as well.
             fits = all(value in (None, notes.get(key)) for key, value in expected.items())
             if _condition(job) is None and ENDED_BY not in notes and fits:
                 found.append(_submitted(namespace, job, notes))
@@ -708,5 +706,5 @@ def _submitted(namespace: str, job: Object, notes: Mapping[str, str]) -> Submitt
 
 
 def _time(value: str | None) -> float:
-    """Seconds since the epoch, of a time as Kubernetes writes it."""
+    """Return a timestamp of Kubernetes in seconds since the epoch."""
     return datetime.fromisoformat(value).timestamp() if value else 0.0

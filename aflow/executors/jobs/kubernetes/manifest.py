@@ -1,8 +1,8 @@
-"""Manifests of the Jobs that run steps: pure functions of what decorators and settings say.
+"""Manifests of the Jobs that run steps: pure functions of decorators and settings.
 
-Every Job is an Indexed one: a wide foreach has a completion for each of its tasks. A pod that is
-disrupted (its node is drained or fails, it is preempted) is not a failure of its task: the Job
-starts another one in its place. A pod that fails is not started again: the run counts attempts.
+Every Job is an Indexed Job: a wide foreach has one completion per task. If a pod is disrupted (its
+node is drained or fails, or it is preempted), its task does not fail: the Job replaces the pod. A
+failed pod is not restarted, since the run counts attempts.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 Manifest = dict[str, Any]
 
-LONGEST_NAME = 57  # a pod's host name has the index behind it, and 63 characters at most
-KEPT = 86_400  # seconds after its end that a Job is kept
-MEMORY, DISK = 4096.0, 10240.0  # MB of a pod where nobody asks for it
+LONGEST_NAME = 57  # a pod's host name appends the index, and has at most 63 characters
+KEPT = 86_400  # seconds for which an ended Job is kept
+MEMORY, DISK = 4096.0, 10240.0  # MB of a pod by default
 DEFAULT_PORT = 5005
-COMPUTE_POOL = "outerbounds.co/compute-pool"  # the label of nodes that Metaflow's option means
+COMPUTE_POOL = "outerbounds.co/compute-pool"  # the node label for Metaflow's option
 
-# Labels, by which Jobs are found, and annotations, in which names stand unshortened.
+# Labels, by which Jobs are found, and annotations, which contain the same names untruncated.
 JOB, FLOW, RUN, STEP, USER = "aflow/job", "aflow/flow", "aflow/run", "aflow/step", "aflow/user"
 MANAGED = {"app.kubernetes.io/name": "aflow-task", "app.kubernetes.io/managed-by": "aflow"}
 INDEX, JOB_NAME = "batch.kubernetes.io/job-completion-index", "batch.kubernetes.io/job-name"
@@ -50,8 +50,9 @@ _VENDORS = {"nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "intel": "gpu.inte
 
 
 class KubernetesStepJob(NamedTuple):
-    """What all Jobs of a step have in common: where they are, the template of their pods, and what
-    has to be there for these. `meeting_timeout` is in seconds, for members of a gang."""
+    """What all Jobs of a step have in common: namespace, pod template and labels.
+
+    `meeting_timeout` is in seconds, for members of a gang."""
 
     step: str
     namespace: str
@@ -64,7 +65,7 @@ class KubernetesStepJob(NamedTuple):
 
     @property
     def queue(self) -> str:
-        """Where its pods wait: the namespace."""
+        """The namespace, in which its pods wait."""
         return self.namespace
 
     @property
@@ -91,21 +92,19 @@ def step_job(
     is_gang: bool = False,
     attempt: int = 0,
 ) -> KubernetesStepJob:
-    """Return how an attempt of a step is submitted; `namespace` is that of steps that name none,
-    `environment` are the variables of all pods.
+    """Return the job of an attempt of a step.
 
     Args:
         step: The step, with its decorators.
-        settings: The settings of the cluster, which stand where the step says nothing.
-        namespace: The namespace of Kubernetes for steps that name none.
+        settings: The defaults for options of @kubernetes.
+        namespace: The namespace of steps that name none.
         environment: The environment variables of all pods of the run, by name.
-        is_gang: Whether the attempts start together, on nodes that talk to each other.
+        is_gang: Whether the attempts start together, on nodes that communicate with each other.
         attempt: The number of the attempt, from 0.
 
     Raises:
-        InvalidInput: An option of @kubernetes cannot be used.
-        InvalidSetting: A setting that the step needs, such as an image, is missing or cannot be
-            used.
+        InvalidInput: If an option of @kubernetes is invalid.
+        InvalidSetting: If a setting is invalid.
     """
     options = StepOptions(step, "kubernetes", settings)
     volumes, mounts, variables = _volumes(step, options)
@@ -158,7 +157,7 @@ def step_job(
 
 
 def _present(**values: Any) -> Manifest:
-    """Those of the values that are not empty."""
+    """Return the values that are not empty."""
     return {name: value for name, value in values.items() if value}
 
 
@@ -172,7 +171,7 @@ def _variables(environment: Mapping[str, str]) -> list[Manifest]:
 def _image(options: StepOptions, registry: str | None) -> str:
     image = options.text("image")
     if image is None:
-        # Any Python of this version will do: aflow is shipped to it.
+        # Any Python of this version works: aflow is uploaded for it.
         return "python:{}.{}".format(*sys.version_info[:2])
     if re.search(r"\s", image):
         raise options.wrong("image", "the name of an image")
@@ -194,7 +193,7 @@ def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> Mani
     more |= options.mapping("extended_resources")
     if resources is not None:
         amounts = resources.custom_amounts(attempt)
-        # A name with a domain is one of the cluster's own resources.
+        # A name with a domain is an extended resource of the cluster.
         more |= {name: f"{math.ceil(each)}" for name, each in amounts.items() if "/" in name}
     is_guaranteed = options.choice("qos", _QOS) == "guaranteed"
     limits = {**(asked if is_guaranteed else {}), **more}
@@ -204,7 +203,7 @@ def _resources(step: StepDefinition, options: StepOptions, attempt: int) -> Mani
 def _volumes(
     step: StepDefinition, options: StepOptions
 ) -> tuple[list[Manifest], list[Manifest], dict[str, str]]:
-    """The volumes of a pod, where they are mounted, and the variables that say so."""
+    """Return the volumes of a pod, their mounts, and the environment variables with their paths."""
     resources: Any = step.decorator("resources")
     volumes: list[Manifest] = []
     mounts: list[Manifest] = []
@@ -297,14 +296,15 @@ def _check_label(step: str, name: str, value: str) -> None:
 
 
 def check_reach(job: KubernetesStepJob, storage: str) -> None:
-    """Check that pods of the step can reach the datastore: by S3, or by a volume at the same path.
+    """Check that pods of the step can reach the datastore: S3, or a volume mounted at the same
+    path.
 
     Args:
         job: The job of the step, with its volume mounts.
         storage: The URL of the datastore.
 
     Raises:
-        InvalidSetting: Where pods of the step cannot reach the store.
+        InvalidSetting: If the pods cannot reach the datastore.
     """
     if storage.startswith("s3://"):
         return
@@ -322,12 +322,11 @@ def check_reach(job: KubernetesStepJob, storage: str) -> None:
 
 
 def job_name(parts: Sequence[str], unique: str) -> str:
-    """Return the name of a Job, which no other has: people see whose it is, and `unique` stands at
-    its end.
+    """Return the unique name of a Job, which shows users what it belongs to and ends with `unique`.
 
     Args:
-        parts: User, flow, run and step; shortened together where they are too long.
-        unique: A text that no other submission has; it is never shortened.
+        parts: User, flow, run and step; truncated together if they are too long.
+        unique: A text that is unique to the submission; it is never truncated.
     """
     text = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
     if not text[:1].isalpha():
@@ -336,10 +335,10 @@ def job_name(parts: Sequence[str], unique: str) -> str:
 
 
 def label_of(text: str) -> str:
-    """Return a text as the value of a label: shortened, and without what such a value cannot have.
+    """Return a text as a valid label value: truncated, with invalid characters replaced.
 
     Args:
-        text: Any text; names of users and flows may have characters that labels cannot.
+        text: Any text, such as the name of a user or a flow.
     """
     return re.sub(r"[^A-Za-z0-9_.-]", "-", text)[:63].strip("-_.")
 
@@ -355,10 +354,10 @@ def job_manifest(
 
     Args:
         job: What all Jobs of the step have in common; it is copied, not changed.
-        owner_labels: The labels that name its user and run, by key.
-        name: The name of the Job, which a gang's service has, too.
-        size: How many pods: attempts of an array, or members of a gang.
-        environment: Variables beside those that all pods of the step have, by name.
+        owner_labels: The labels for user, flow, run and step, by key.
+        name: The name of the Job, and of a gang's service.
+        size: The number of pods: attempts of an array, or members of a gang.
+        environment: Additional environment variables, by name.
     """
     labels = {
         **job.labels,
@@ -376,7 +375,7 @@ def job_manifest(
         *_variables(environment),
         _own("AFLOW_JOB_TRIES", f"metadata.annotations['{_IGNORED}']"),
     ]
-    # A gang is started as a whole, so it is lost as a whole: its run starts it again.
+    # A gang starts as a whole, so it is lost as a whole, and the run starts it again.
     disrupted = {
         "action": "FailJob" if job.is_gang else "Ignore",
         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
@@ -413,13 +412,12 @@ def _own(name: str, field: str) -> Manifest:
 
 
 def service_manifest(job: KubernetesStepJob, name: str, uid: str) -> Manifest:
-    """Return the headless service by which members of a gang have names: `NAME-INDEX.NAME`. It goes
-    with its Job.
+    """Return the headless service that gives members of a gang the host names `NAME-INDEX.NAME`.
 
     Args:
         job: What all Jobs of the step have in common.
-        name: The name of the Job, which the service shares.
-        uid: The uid of the Job, the owner of the service: Kubernetes deletes both together.
+        name: The name of the Job and of the service.
+        uid: The uid of the Job, which owns the service: Kubernetes deletes both together.
     """
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
     return {

@@ -1,4 +1,4 @@
-"""What has to be known to run steps on Kubernetes; names of keys are Metaflow's."""
+"""The settings for steps on Kubernetes; the names of the keys are Metaflow's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from aflow._core.settings import PartSettings, key
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubernetesSettings(PartSettings):
-    """Options of @kubernetes for steps that do not give them; None where one is not set."""
+    """Defaults for the options of @kubernetes; None if not set."""
 
     image: str | None = key("KUBERNETES_CONTAINER_IMAGE", "DEFAULT_CONTAINER_IMAGE")
     registry: str | None = key("KUBERNETES_CONTAINER_REGISTRY", "DEFAULT_CONTAINER_REGISTRY")

@@ -1,4 +1,4 @@
-"""The process that runs aflow: its garbage collector, event loop, signals and standard streams."""
+"""Functions for the current process: garbage collector, event loop, signals, standard streams."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from aflow._core.system import is_open
 if TYPE_CHECKING:
     import asyncio
 
-# How often Python looks for cycles to collect, where the process is ours.
+# The frequency of garbage collections in processes that do not run steps.
 #
-# A command line's start makes a hundred thousand objects that all stay; looking through them again
-# and again takes a tenth of the start. A coordinator makes records that hold no cycles. So in these
-# processes the collector looks seldom. Where steps run it looks as often as it always does.
+# The start of a command creates a hundred thousand objects that are never freed; scanning them
+# repeatedly takes a tenth of the start. A coordinator creates records without cycles. So garbage
+# collections are rare in these processes. Processes that run steps use Python's defaults.
 
 _USUAL = gc.get_threshold()
 
 
 def seldom() -> None:
-    """Let the collector look seldom in this process."""
+    """Make garbage collections rare in this process."""
     gc.set_threshold(100_000, 50, 50)
 
 
 def as_usual() -> None:
-    """Let the collector look as often as it did when the process began."""
+    """Restore the frequency of garbage collections that the process started with."""
     gc.set_threshold(*_USUAL)
 
 
 def release_memory() -> None:
-    """Collect garbage, and hand free memory back to the system. May be called in any thread; the
-    collection takes some milliseconds where the start-up heap is frozen."""
+    """Collect garbage, and return free memory to the system.
+
+    May be called in any thread; takes some milliseconds if the heap of the start is frozen.
+    """
     gc.collect()
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:  # glibc
@@ -48,9 +50,12 @@ def release_memory() -> None:
 
 
 def share_heaps() -> None:
-    """Let all threads to come allocate from the same two heaps of the C library. By default each of
-    them gets a heap of its own (up to eight for each processor), and what is free in one is of no
-    use to another: a server whose threads read many records grew for as long as it was loaded."""
+    """Limit the C library to two heaps for all future threads.
+
+    By default the threads get separate heaps (up to eight for each processor), and a thread cannot
+    use free memory in the heap of another: the memory of a loaded server with many threads kept
+    growing.
+    """
     limit = getattr(_libc(), "mallopt", None)
     if limit is not None:  # glibc
         limit(_M_ARENA_MAX, 2)
@@ -61,16 +66,16 @@ _M_ARENA_MAX = -8  # malloc.h
 
 @functools.cache
 def _libc() -> Any:
-    import ctypes  # few programs live long enough
+    import ctypes  # only needed by long-running programs
 
     return ctypes.CDLL(None)
 
 
-# Which event loop to use where the choice is ours.
+# The event loop of programs in which aflow creates it.
 
 
 def fastest_kind() -> type[asyncio.AbstractEventLoop]:
-    """Return the class of that event loop, to derive from."""
+    """Return the class of the fastest event loop that is installed, as a base class."""
     try:
         import uvloop
     except ImportError:
@@ -81,8 +86,7 @@ def fastest_kind() -> type[asyncio.AbstractEventLoop]:
 
 
 def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes an event loop: uvloop's where it is installed, else None for asyncio's
-    own."""
+    """Return the loop factory of uvloop if it is installed; None for asyncio's default."""
     try:
         import uvloop
     except ImportError:
@@ -92,8 +96,10 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 @contextmanager
 def outer_loop_paused() -> Iterator[None]:
-    """Let event loops run in this context where the thread is in a callback of one already, which
-    stands still meanwhile: a program may call its flow inside of `asyncio.run`."""
+    """Allow this thread to run another event loop although one is running, which is blocked.
+
+    A program may call its flow inside `asyncio.run`.
+    """
     asyncio = sys.modules.get("asyncio")
     outer = None if asyncio is None else asyncio._get_running_loop()
     if asyncio is None or outer is None:
@@ -109,32 +115,34 @@ def outer_loop_paused() -> Iterator[None]:
 def on_signal(
     loop: asyncio.AbstractEventLoop, signum: int, callback: Callable[..., object], *args: object
 ) -> None:
-    """Call back in the event loop when a signal comes. A signal that is ignored stays ignored, as
-    under nohup. Nothing is done in another thread than the first, which cannot hear signals.
+    """Call a function in the event loop when a signal is received.
+
+    A signal that is ignored stays ignored, as under nohup. Has no effect in other threads than the
+    main thread, which cannot receive signals.
 
     Args:
         loop: The running event loop.
         signum: The number of the signal.
-        callback: What is called.
-        *args: The arguments of the callback.
+        callback: The function.
+        *args: Its arguments.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    # signal.getsignal would look for an enum's member, and write the handler down for an error.
+    # signal.getsignal would look up an enum member, which formats the handler for an exception.
     if _signal.getsignal(signum) != _signal.SIG_IGN:
         if signum == signal.SIGINT:
-            # That of asyncio.Runner, for the same reason: it would be written down with its task,
-            # for which inspect is loaded.
+            # Replace the handler of asyncio.Runner for the same reason: formatting it, with its
+            # task, would import inspect.
             _signal.signal(signum, _signal.default_int_handler)
         loop.add_signal_handler(signum, callback, *args)
 
 
-# What the first process of a container owes the others: it is the parent of all that lost theirs,
-# and the kernel leaves out the default actions of signals for it.
+# Process 1 of a container becomes the parent of all orphaned processes, and the kernel does not
+# apply the default actions of signals to it.
 #
-# A program that finds itself to be process 1 goes on in a child, and the first process does
-# nothing but reap what ends, and pass signals on. So no zombies pile up, and SIGTERM means what it
-# means elsewhere, also without an init (docker run --init).
+# A program that is process 1 continues in a child; process 1 only reaps exited processes and
+# forwards signals. So there are no zombies, and SIGTERM works as usual, also without an init
+# process (docker run --init).
 
 
 _PASSED_ON = frozenset({
@@ -144,15 +152,15 @@ _PASSED_ON = frozenset({
 
 
 def delegate_if_first() -> None:
-    """Go on in a child, if this is process 1 and has no thread but this one."""
+    """Continue in a child if this is process 1 and has only one thread."""
     threading = sys.modules.get("threading")
     if os.getpid() == 1 and (threading is None or threading.active_count() == 1):
         delegate()
 
 
 def delegate() -> None:
-    """Return in a child. This process passes signals on to it, reaps whatever ends, and ends as the
-    child does."""
+    """Fork, and return in the child. This process forwards signals to the child, reaps exited
+    processes, and exits with the exit code of the child."""
     waited_for = _PASSED_ON | {signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     sys.stdout.flush()
@@ -172,20 +180,22 @@ def delegate() -> None:
 
 
 def _take_terminal() -> None:
-    """Have a process group of our own, which the terminal sends Ctrl-C to: the first process would
-    pass it on a second time."""
+    """Create a process group and make it the foreground group of the terminal.
+
+    Otherwise the child would receive Ctrl-C twice: from the terminal and from the first process.
+    """
     try:
         os.setpgid(0, 0)
         if os.isatty(0):
             ttou = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
             os.tcsetpgrp(0, os.getpgrp())
             signal.signal(signal.SIGTTOU, ttou)
-    except OSError:  # it is not our terminal
+    except OSError:  # not the controlling terminal
         return
 
 
 def _reap(child: int) -> int | None:
-    """Reap all that has ended; the exit code to end with, once the child is among them."""
+    """Reap all exited processes; return the exit code of `child` if it is one of them."""
     code = None
     while True:
         try:
@@ -199,21 +209,23 @@ def _reap(child: int) -> int | None:
             code = ended if ended >= 0 else 128 - ended
 
 
-# Standard streams as they may be: closed when the program began, closed by it, or replaced by any
-# object that has a `write`. What is printed where there is nowhere to print to is lost, quietly.
+# Standard streams may be closed when the program starts, closed by the program, or replaced by any
+# object with a `write` method. Output is discarded if the process has no stdout.
 
 
 def fill_descriptors() -> None:
-    """Let descriptors 0, 1 and 2 lead to nothing where they are closed: a file or a socket that is
-    opened later must not be taken for a stream."""
+    """Open /dev/null as descriptors 0, 1 and 2 if they are closed.
+
+    Otherwise a file or socket that is opened later would be used as a standard stream.
+    """
     for number in (0, 1, 2):
         if not is_open(number):
-            # The lowest number that is free, which is this one. Programs that are started have it.
+            # open() returns the lowest free number, which is this one. Child processes inherit it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def is_terminal(stream: Any) -> bool:
-    """Return whether a person sees what is written to the stream.
+    """Return whether a stream is a terminal.
 
     Args:
         stream: The stream; None, closed and replaced ones are allowed.
@@ -225,27 +237,30 @@ def is_terminal(stream: Any) -> bool:
 
 
 def flush(stream: Any) -> None:
-    """Flush a stream that can be flushed; do nothing for any other.
+    """Flush a stream; no effect if it is closed or has no `flush`.
 
     Args:
         stream: The stream; None, closed and replaced ones are allowed.
 
     Raises:
-        OSError: The other end is gone (BrokenPipeError), or the disk is full.
+        OSError: If the other end is closed (BrokenPipeError), or the disk is full.
     """
     try:
         stream.flush()
-    except (AttributeError, ValueError):  # none, or closed
+    except (AttributeError, ValueError):  # None, or closed
         return
 
 
 def binary(stream: Any) -> BinaryIO:
-    """Return the stream for bytes: Python's own ones have a buffer, others are given text.
+    """Return a binary stream that writes to a text stream.
 
     Args:
         stream: The stream; None, closed and replaced ones are allowed.
+
+    Returns:
+        The `buffer` of a stream of Python; for other streams, an object that decodes the bytes.
     """
-    # Not whatever has a `buffer`: what copies to several places may hand on that of one of them.
+    # Check the type: a stream that copies to several others may have the `buffer` of one of them.
     if getattr(type(stream), "write", None) is io.TextIOWrapper.write and not _is_closed(stream):
         try:
             return cast(BinaryIO, stream.buffer)
@@ -259,13 +274,13 @@ def _is_closed(stream: Any) -> bool:
 
 
 class _Text:
-    """Writes bytes as text to a stream that takes nothing else; nowhere, if there is none."""
+    """A binary stream that decodes bytes for a text stream, and discards them if it is None."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = None if _is_closed(stream) else stream
 
     def write(self, data: bytes | memoryview) -> int:
-        """Write all of it."""
+        """Write all bytes."""
         if self._stream is not None:
             self._stream.write(bytes(data).decode("utf-8", "replace"))
         return len(data)

@@ -1,24 +1,24 @@
-"""What Linux alone has, and what takes its place on other systems (macOS, sandboxes without /proc).
+"""Features of Linux, and their fallbacks on other systems (macOS, sandboxes without /proc).
 
-It is chosen here, once, by what is there; no other module asks which system it runs on. Only
-`executors/local/probe.py`, which is about /proc as a whole, and `aflow.testing.chaos` read /proc
-besides.
+This module detects which features are available; no other module checks the operating system.
+Besides this module, only `executors/local/probe.py`, which tests for /proc, and
+`aflow.testing.chaos` read /proc.
 
 | on Linux | elsewhere |
 |---|---|
-| pidfd | a thread that waits for a child; other processes are looked for every second |
-| PR_SET_PDEATHSIG | a pipe whose other end the parent holds, and a thread that waits at it |
-| subreapers, marks on processes | a task ends with its process group |
-| SOCK_SEQPACKET | datagrams, the last of which is empty |
-| memfd | a temporary file without a name |
-| waitid | wait4: the group of a process is ended just after it was reaped |
-| /proc | ps for memory; nothing for the rest, each of which says what that means |
-| cgroups of our own | memory of tasks is measured, and who has too much is ended |
+| pidfd | a thread that waits for a child; other processes are polled every second |
+| PR_SET_PDEATHSIG | a pipe whose other end the parent holds, and a thread that reads from it |
+| subreapers, marks on processes | only the process group of a task is killed |
+| SOCK_SEQPACKET | datagrams; an empty one marks the end |
+| memfd | an unlinked temporary file |
+| waitid | wait4: the group of a process is killed just after the process was reaped |
+| /proc | ps for memory; no fallback for the rest (see each function) |
+| cgroups | the memory of tasks is measured, and tasks that use too much are killed |
 """
 
 from __future__ import annotations
 
-# signal's own functions turn each number into an enum, which writes to many more pages.
+# The functions of signal convert numbers to enums, which writes to more memory pages after a fork.
 import _signal  # type: ignore[import-not-found]
 import errno
 import functools
@@ -35,21 +35,19 @@ if TYPE_CHECKING:
 
 _IS_MAC = sys.platform == "darwin"
 
-# Where the descriptors of this process can be opened by number; None where that is nowhere.
+# The folder in which the descriptors of this process can be opened by number, or None.
 DESCRIPTORS = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None
 HAS_PROC = DESCRIPTORS is not None
-LOOK_AGAIN = (
-    1.0  # seconds after which it is looked whether a process that cannot be watched is there
-)
+LOOK_AGAIN = 1.0  # seconds between polls of a process that has no pidfd
 
-_HIGH = 200  # descriptors of ours are above this, so that those of the program begin at 3
+_HIGH = 200  # aflow's descriptors are above this, so that those of the user's program start at 3
 
-# Descriptors that travel over a socket have to stay open here until they have arrived.
+# Whether a descriptor that is sent over a socket must stay open here until it was received.
 NEEDS_RECEIPTS = sys.platform != "linux"
 
 
-# Functions of os that wait for children: whether any child is meant, by their arguments. (macOS has
-# no waitid.)
+# The functions of os that wait for children, each with a predicate on its arguments: whether the
+# call waits for any child. (macOS has no waitid.)
 WAITS_FOR_ANY: dict[str, Callable[..., bool]] = {
     "wait": lambda: True,
     "wait3": lambda *_: True,
@@ -60,10 +58,10 @@ WAITS_FOR_ANY: dict[str, Callable[..., bool]] = {
 
 
 def read_proc(name: str) -> bytes | None:
-    """Return the content of a file of /proc; None where it does not exist, or may not be read.
+    """Return the content of a file in /proc; None if it does not exist or cannot be read.
 
     Args:
-        name: The path inside of /proc, as `self/environ`.
+        name: The path below /proc, such as `self/environ`.
     """
     try:
         with open(f"/proc/{name}", "rb") as file:
@@ -75,16 +73,17 @@ def read_proc(name: str) -> bytes | None:
 def holds_connection(
     users: Collection[int], local: tuple[str, int], remote: tuple[str, int]
 ) -> bool:
-    """Return whether a program of certain users on this machine holds one end of a TCP connection
-    over IPv4. True where the system does not say.
+    """Return whether a process of one of these users holds one end of a TCP connection over IPv4.
+
+    True if the system does not report it.
 
     Args:
-        users: Their uids.
-        local: The address and port of the end in question.
+        users: The uids of the users.
+        local: The address and port of the end to check.
         remote: The address and port of the other end.
     """
     ends = [f"{_in_proc(host)}:{port:04X}" for host, port in (local, remote)]
-    # One that was opened by a socket of IPv6 (::ffff:127.0.0.1) is in the other table.
+    # The connection of an IPv6 socket (::ffff:127.0.0.1) is in the table of IPv6.
     mapped = [f"0000000000000000{_in_proc('0.0.255.255')}{each}" for each in ends]
     tables = [read_proc("net/tcp"), read_proc("net/tcp6")]
     if tables[0] is None:
@@ -97,12 +96,12 @@ def holds_connection(
 
 
 def _in_proc(host: str) -> str:
-    """Four bytes of an address as /proc/net/tcp writes them: in the byte order of the machine."""
+    """Return an IPv4 address in the format of /proc/net/tcp: hex, in native byte order."""
     return f"{int.from_bytes(bytes(map(int, host.split('.'))), sys.byteorder):08X}"
 
 
 def processes() -> list[int]:
-    """Return the numbers of all processes of this machine; none where the system does not say."""
+    """Return the pids of all processes of this machine; empty if the system does not list them."""
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
@@ -110,27 +109,29 @@ def processes() -> list[int]:
 
 
 def usable_cpus() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads_here() -> int:
-    """Return how many threads this process has, those that Python does not know included where the
-    system says so."""
+    """Return the number of threads of this process.
+
+    Includes threads that Python did not start, if the system lists them.
+    """
     if HAS_PROC:
         return len(os.listdir("/proc/self/task"))
-    import threading  # where it was not imported yet, there is one
+    import threading  # not a global import, to keep the start fast
 
     return threading.active_count()
 
 
 def affinity() -> frozenset[int]:
-    """Return the processors that this process may use; empty where a process has no say in it."""
+    """Return the processors that this process may use; empty if the system has no affinity."""
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def set_affinity(processors: frozenset[int]) -> None:
-    """Use no others than these processors.
+    """Restrict this process to these processors.
 
     Args:
         processors: The numbers of the processors.
@@ -139,8 +140,10 @@ def set_affinity(processors: frozenset[int]) -> None:
 
 
 def monotonic_domain() -> str:
-    """Return what has to be equal for monotonic times of two processes to be comparable: one start
-    of one machine, and its time namespace. Empty where the system does not say."""
+    """Return the boot id and time namespace; empty if the system does not report them.
+
+    Monotonic times of two processes are only comparable if these are equal.
+    """
     booted = read_proc("sys/kernel/random/boot_id")
     if booted is None:
         return ""
@@ -154,15 +157,15 @@ def monotonic_domain() -> str:
 
 
 def sync(file: int) -> None:
-    """Block until what was written to a file or folder is on the disk.
+    """Block until all data written to a file or folder are on the disk.
 
     Args:
         file: The descriptor of the file or folder.
 
     Raises:
-        OSError: The disk has failed, or is full.
+        OSError: If the disk has failed, or is full.
     """
-    if _IS_MAC:  # where fsync leaves it in the disk's cache
+    if _IS_MAC:  # fsync of macOS does not flush the cache of the disk
         import fcntl
 
         try:
@@ -175,40 +178,40 @@ def sync(file: int) -> None:
 
 
 def start_sync(file: int) -> None:
-    """Have what was written to a file go to the disk soon, where a zygote has prepared that: `sync`
-    has less to wait for then, and nothing depends on it.
+    """Start to write the data of a file to the disk, so that a later `sync` takes less time.
+
+    Has no effect unless the zygote has called `prepare_forks`, or on other systems than Linux.
 
     Args:
-        file: The descriptor of the file or folder.
+        file: The descriptor of the file.
     """
     if _sync_file_range is not None:
         _sync_file_range(file, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def reserve(file: int, size: int) -> None:
-    """Reserve disk space for a file, where the system and its disk can.
+    """Reserve disk space for a file, if the system and the file system support it.
 
     Args:
-        file: The descriptor of the file or folder.
-        size: How many bytes.
+        file: The descriptor of the file.
+        size: The number of bytes.
 
     Raises:
-        OSError: There is not enough space.
+        OSError: If there is not enough space.
     """
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(file, 0, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # this file system cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not supported here
                 raise
 
 
 def memory_file(name: str) -> int:
-    """Return the descriptor of a file in memory, which is gone when it is closed. The caller closes
-    it.
+    """Return the descriptor of an in-memory file, which the caller closes.
 
     Args:
-        name: A name for the listings of the system.
+        name: A name that the system shows for it.
     """
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
@@ -227,22 +230,25 @@ def open_descriptors() -> set[int]:
         import resource
 
         numbers = range(min(_MOST_DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
-    # That of the listing itself is closed by now.
+    # Without the descriptor of the listing itself, which is closed by now.
     return {*filter(is_open, numbers)}
 
 
 def out_of_the_way(fd: int) -> int:
-    """Return the same as a descriptor with a high number, if there is one available.
+    """Move a descriptor to a high number, if one is available.
 
     Args:
-        fd: The descriptor.
+        fd: The descriptor, which is closed if it was moved.
+
+    Returns:
+        The new descriptor, or `fd`.
     """
-    import fcntl  # few programs that import this module move any
+    import fcntl  # not a global import, because most programs do not need it
 
     try:
         moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH)
     except OSError:
-        import resource  # where there are no such numbers
+        import resource  # the limit of descriptors is low
 
         least = min(_HIGH, max(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
         try:
@@ -253,11 +259,11 @@ def out_of_the_way(fd: int) -> int:
     return moved
 
 
-_MOST_DESCRIPTORS = 1024  # that are looked at where the system has no list
+_MOST_DESCRIPTORS = 1024  # the numbers to check if the system does not list open descriptors
 
 
 def is_open(number: int) -> bool:
-    """Return whether this process has the descriptor open.
+    """Return whether a descriptor is open in this process.
 
     Args:
         number: The descriptor.
@@ -273,21 +279,20 @@ def is_open(number: int) -> bool:
 
 
 def message_pair(largest: int) -> tuple[socket.socket, socket.socket]:
-    """Return the two ends of a socket that preserves message boundaries: each message is received
-    as a whole, by one receiver.
+    """Return a pair of connected sockets that preserve message boundaries.
 
     Args:
-        largest: How many bytes a message may have.
+        largest: The maximum number of bytes of a message.
 
     Raises:
-        OSError: The system cannot make them.
+        OSError: If the system cannot create them.
     """
     import socket
 
     if messages_have_an_end():
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    for each in pair:  # macOS has room for 2 and 4 kB
+    for each in pair:  # the default buffers of macOS are 2 and 4 kB
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             each.setsockopt(socket.SOL_SOCKET, option, 2 * largest)
     return pair
@@ -295,8 +300,11 @@ def message_pair(largest: int) -> tuple[socket.socket, socket.socket]:
 
 @functools.cache
 def messages_have_an_end() -> bool:
-    """Return whether who receives from a `message_pair` notices that the other end was shut down
-    (else an empty message has to say so), and a socket without room can be waited for."""
+    """Return whether the sockets of a `message_pair` report that the other end was shut down.
+
+    Otherwise an empty message must mark the end, and it is not possible to wait until a full socket
+    becomes writable.
+    """
     import socket
 
     return not _IS_MAC and hasattr(socket, "SOCK_SEQPACKET")
@@ -312,9 +320,9 @@ _sync_file_range: Any = None
 
 
 def prepare_forks() -> None:
-    """Load what forked processes call, once, before they are forked."""
+    """Load the functions of the C library that forked processes need, before they are forked."""
     global _prctl, _sync_file_range
-    import ctypes  # costs start-up time: only a zygote pays it, while nobody waits
+    import ctypes  # slow, so only the zygote imports it
 
     libc = ctypes.CDLL(None, use_errno=True)
     _prctl = getattr(libc, "prctl", None)
@@ -324,25 +332,28 @@ def prepare_forks() -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of all descendants that lose theirs, where the system knows that."""
+    """Become the subreaper of all orphaned descendants, if the system supports it."""
     if _prctl is not None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def lifeline() -> tuple[int, int] | None:
-    """Return a pipe for `end_with_parent`, where the kernel does not end processes with their
-    parents: the parent keeps both ends, its children the first alone."""
+    """Return a pipe for `end_with_parent`; None if the kernel can kill a child with its parent.
+
+    The parent keeps both ends open, its children only the first one.
+    """
     return os.pipe() if _prctl is None else None
 
 
 def end_with_parent(parent: int, line: int | None = None) -> None:
-    """Have this process, and its group, killed when its parent ends: by the kernel, or when the
-    other end of a lifeline is closed. If the parent has ended already, the call does not return.
+    """Arrange that this process is killed when its parent exits; exit if it already has.
+
+    The kernel kills the process; if it cannot, a thread kills the process group when the other end
+    of a lifeline is closed.
 
     Args:
         parent: The process id of the parent.
-        line: The descriptor of the lifeline, for systems whose kernel does not do it; None
-            elsewhere.
+        line: The first descriptor of the `lifeline`; None if there is none.
     """
     if _prctl is not None:
         _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
@@ -351,26 +362,27 @@ def end_with_parent(parent: int, line: int | None = None) -> None:
 
         waiting = threading.Thread(target=_wait_at, args=[line], name="aflow-parent", daemon=True)
         waiting.start()
-    if os.getppid() != parent:  # it died before that could be known
+    if os.getppid() != parent:  # the parent exited before the call took effect
         os._exit(1)
 
 
 def _wait_at(line: int) -> None:
     me = os.getpid()
-    os.read(line, 1)  # nothing is ever written to it
+    os.read(line, 1)  # returns when the parent exits: nothing is written to the pipe
     if os.getpid() == me:
         os.killpg(os.getpgid(0), _signal.SIGKILL)
 
 
 def watch(pid: int) -> int | None:
-    """Return a descriptor that can be read once a process has ended; the caller closes it. None
-    where the system has no such thing: call `is_there` now and then.
+    """Return a descriptor that becomes readable when a process exits; the caller closes it.
+
+    None if the system does not support it; the caller must then poll `is_there`.
 
     Args:
         pid: The id of the process.
 
     Raises:
-        ProcessLookupError: There is no such process.
+        ProcessLookupError: If there is no such process.
     """
     if not hasattr(os, "pidfd_open"):
         return None
@@ -378,12 +390,12 @@ def watch(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         raise
-    except OSError:  # an older kernel, or not allowed in this container
+    except OSError:  # an older kernel, or forbidden in this container
         return None
 
 
 def is_there(pid: int) -> bool:
-    """Return whether there is such a process.
+    """Return whether a process exists.
 
     Args:
         pid: The id of the process.
@@ -392,20 +404,20 @@ def is_there(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's by now
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
 def watch_child(process: subprocess.Popen[bytes]) -> int:
-    """Return a descriptor, to be closed by the caller, that can be read once this child has ended.
+    """Return a descriptor that becomes readable when a child process exits; the caller closes it.
 
     Args:
-        process: The child.
+        process: The child process.
     """
     try:
         watched = watch(process.pid) if process.poll() is None else None
-    except ProcessLookupError:  # it was waited for by somebody else meanwhile
+    except ProcessLookupError:  # other code has reaped it
         watched = None
     if watched is not None:
         return watched
@@ -428,13 +440,14 @@ def watch_child(process: subprocess.Popen[bytes]) -> int:
 def reap(
     at_end: Callable[[int], object],
 ) -> tuple[int, int, resource.struct_rusage] | None:
-    """Reap a child that has ended, as os.wait4 does.
+    """Reap one child that has exited, without blocking.
 
     Args:
-        at_end: Called with its pid while that cannot be another process's yet, or just after.
+        at_end: Called with the pid before the child is reaped, so that the pid cannot have been
+            reused; just after that on systems without waitid.
 
     Returns:
-        The pid, the status and the usage; None where no child has ended.
+        The pid, the wait status and the resource usage; None if no child has exited.
     """
     try:
         if not hasattr(os, "waitid"):
@@ -453,27 +466,26 @@ def reap(
 
 
 def end_group(pid: int) -> None:
-    """Kill what is left of a process's group with SIGKILL. The id names the group for as long as
-    the group has a member.
+    """Kill the remaining processes of a process group with SIGKILL.
 
     Args:
-        pid: The id of the process.
+        pid: The id of the process that led the group, which remains valid while the group has
+            members.
     """
     try:
         os.killpg(pid, _signal.SIGKILL)
     except (
         ProcessLookupError,
         PermissionError,
-    ):  # none is left, or it is no longer ours; macOS: what is left has ended
+    ):  # empty, or no longer our group; on macOS also if only zombies are left
         return
 
 
 def peak_memory(usage: resource.struct_rusage) -> int:
-    """Return the peak memory in bytes out of what `getrusage` reports, whose unit differs between
-    systems.
+    """Return the peak memory in bytes; the unit in `usage` depends on the system.
 
     Args:
-        usage: The usage of a process.
+        usage: The resource usage of a process.
     """
     return usage.ru_maxrss * (1 if _IS_MAC else 1024)
 
@@ -482,9 +494,10 @@ def peak_memory(usage: resource.struct_rusage) -> int:
 
 
 def memory_of(sessions: Sequence[int]) -> dict[int, int]:
-    """Return the bytes of memory that all processes of each session have now, by session. Blocks
-    for some milliseconds. Memory that several processes share counts once (where there is no /proc:
-    as often as it is shared).
+    """Return the memory, in bytes, that all processes of each session use, by session.
+
+    Blocks for some milliseconds. Memory that is shared by several processes counts once, or,
+    without /proc, once for each process.
 
     Args:
         sessions: The ids of the sessions.
@@ -496,7 +509,7 @@ def _memory_by_proc(sessions: set[int]) -> dict[int, int]:
     members: dict[int, list[int]] = {}
     for pid in processes():
         stat = (read_proc(f"{pid}/stat") or b"").rpartition(b")")[2].split()
-        session = int(stat[3]) if len(stat) > 3 else 0  # it has ended meanwhile
+        session = int(stat[3]) if len(stat) > 3 else 0  # 0: the process has exited
         if session in sessions:
             members.setdefault(session, []).append(pid)
     return {session: _bytes_of(pids) for session, pids in members.items()}
@@ -506,7 +519,7 @@ def _bytes_of(pids: Sequence[int]) -> int:
     file, field = ("status", b"VmRSS") if len(pids) == 1 else ("smaps_rollup", b"Pss")
     total = 0
     for pid in pids:
-        status = read_proc(f"{pid}/{file}") or b""  # it has ended meanwhile
+        status = read_proc(f"{pid}/{file}") or b""  # empty: the process has exited
         found = re.search(rb"^%s:\s+(\d+) kB" % field, status, re.MULTILINE)
         total += int(found[1]) * 1024 if found is not None else 0
     return total
@@ -520,14 +533,14 @@ def _memory_by_ps(sessions: set[int]) -> dict[int, int]:
         listed = subprocess.run(
             command, capture_output=True, encoding="utf-8", timeout=10, check=False
         )
-    except (OSError, subprocess.SubprocessError):  # there is none: nothing is measured
+    except (OSError, subprocess.SubprocessError):  # there is no ps
         return {}
     found: dict[int, int] = {}
     for line in listed.stdout.splitlines():
         pid, _, size = line.strip().partition(" ")
         try:
             session = os.getsid(int(pid))
-        except (OSError, ValueError):  # it has ended meanwhile
+        except (OSError, ValueError):  # the process has exited
             continue
         if session in sessions:
             found[session] = found.get(session, 0) + int(size) * 1024
@@ -535,26 +548,28 @@ def _memory_by_ps(sessions: set[int]) -> dict[int, int]:
 
 
 class MemoryGroup:
-    """The processes of one task, whose memory the kernel bounds together (a cgroup), and of which
-    it kills some where that is not enough."""
+    """A cgroup that limits the total memory of the processes of one task.
+
+    If they need more, the kernel kills some or all of them.
+    """
 
     def __init__(self, path: str, *, is_unified: bool) -> None:
         self.path = path
         self._is_unified = is_unified
 
     def limit(self, size: int) -> None:
-        """Limit the memory of the group's processes.
+        """Limit the total memory of the group's processes.
 
         Args:
-            size: How many bytes.
+            size: The maximum number of bytes.
 
         Raises:
-            OSError: The kernel refuses.
+            OSError: If the kernel rejects the limit.
         """
         if self._is_unified:
             _write(f"{self.path}/memory.max", size)
             for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
-                if os.path.exists(f"{self.path}/{name}"):  # later kernels have more of them
+                if os.path.exists(f"{self.path}/{name}"):  # not in older kernels
                     _write(f"{self.path}/{name}", value)
             return
         _write(f"{self.path}/memory.limit_in_bytes", size)
@@ -562,34 +577,34 @@ class MemoryGroup:
             _write(f"{self.path}/memory.memsw.limit_in_bytes", size)
 
     def kills(self) -> int:
-        """Return how many of its processes were killed since memory had run out."""
+        """Return how many of its processes the kernel killed because memory ran out."""
         name = "memory.events" if self._is_unified else "memory.oom_control"
         found = re.search(rb"^oom_kill (\d+)", _read(f"{self.path}/{name}"), re.MULTILINE)
         return 0 if found is None else int(found[1])
 
     def remove(self) -> bool:
-        """Remove the group, if all of its processes have ended.
+        """Remove the group, if all of its processes have exited.
 
         Returns:
-            Whether it is gone.
+            Whether it no longer exists.
         """
         try:
             os.rmdir(self.path)
         except FileNotFoundError:
             return True
-        except OSError:  # its last process is on its way out
+        except OSError:  # it still has a process
             return False
         return True
 
 
 def memory_group(size: int) -> MemoryGroup | None:
-    """Make a cgroup whose processes may have so many bytes together.
+    """Create a cgroup with a limit for the total memory of its processes.
 
     Args:
-        size: How many bytes.
+        size: The maximum number of bytes.
 
     Returns:
-        The group; None where this process may not make one.
+        The group; None if this process cannot create one.
     """
     global _groups
     found = _home_of_groups()
@@ -601,33 +616,34 @@ def memory_group(size: int) -> MemoryGroup | None:
     try:
         os.mkdir(group.path)
         group.limit(size)
-    except OSError:  # there are too many, say
+    except OSError:  # for example, there are too many
         group.remove()
         return None
     return group
 
 
 def join_memory_group(path: str) -> None:
-    """Have the memory of this process, and of all that it starts, bounded by a group. Where that
-    fails it is measured, as where there are no groups.
+    """Move this process, and thereby its future children, into a cgroup.
+
+    If that fails, the memory is only measured, as on systems without cgroups.
 
     Args:
         path: The folder of the group.
     """
     try:
         _write(f"{path}/cgroup.procs", 0)
-    except OSError:  # the group was removed, or belongs to somebody else by now
+    except OSError:  # the group was removed, or belongs to another user
         return
 
 
 _GROUP = "aflow"
-_groups = 0  # that this process has made
+_groups = 0  # the number of groups that this process has created
 
 
 @functools.cache
 def _home_of_groups() -> tuple[str, bool] | None:
-    """The cgroup in which this process may make others with a limit of memory, and whether it is of
-    version 2; None where there is none."""
+    """Return the cgroup in which this process can create others with a memory limit, and whether it
+    is of version 2; None if there is none."""
     for mount, own, is_unified in _memory_controllers():
         home = _unified_home(mount, own) if is_unified else f"{mount}{own}"
         if home is not None and os.access(home, os.W_OK):
@@ -637,8 +653,10 @@ def _home_of_groups() -> tuple[str, bool] | None:
 
 
 def _memory_controllers() -> list[tuple[str, str, bool]]:
-    """Where cgroups that can bound memory are mounted, this process's own below that, and whether
-    they are of version 2."""
+    """Return the mounted cgroup hierarchies that can limit memory, those of version 2 first.
+
+    Each is (mount point, path of this process's cgroup below it, whether it is of version 2).
+    """
     own = {}
     for line in (read_proc("self/cgroup") or b"").decode("utf-8", "replace").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -651,7 +669,7 @@ def _memory_controllers() -> list[tuple[str, str, bool]]:
         if not is_unified and (kind != "cgroup" or "memory" not in options.split(",")):
             continue
         path = own.get("" if is_unified else "memory", "/").rstrip("/")
-        # In a container what is mounted is often the container's own group.
+        # In a container the mounted root is often the cgroup of the container.
         below = path.removeprefix(root) if f"{path}/".startswith(f"{root}/") else ""
         found.append((mount, below, is_unified))
     return sorted(found, key=lambda each: not each[2])
@@ -663,10 +681,13 @@ def _mount_of(line: str) -> tuple[list[str], str, list[str]]:
 
 
 def _unified_home(mount: str, own: str) -> str | None:
-    """The same of version 2, where a group has either processes or groups with limits. Its rule is
-    that one program alone writes to a group: ours are those that were delegated to us, by an owner
-    that is not an administrator, or with the mark that systemd leaves; the root of a
-    container's."""
+    """Return the cgroup of version 2 in which this process can create others; None if there is
+    none.
+
+    In version 2 a group contains either processes or groups with limits, and only one program may
+    write to it. So only groups that were delegated to us are used: those that belong to a user
+    other than root, those with the delegation mark of systemd, and the root of a container.
+    """
     here = f"{mount}{own}"
     if b"memory" not in _read(f"{here}/cgroup.controllers").split():
         return None
@@ -688,7 +709,7 @@ def _unified_home(mount: str, own: str) -> str | None:
         for pid in members:
             _write(f"{ours}/cgroup.procs", pid)
         _write(f"{here}/cgroup.subtree_control", "+memory")
-    except OSError:  # a process came meanwhile, or something forbids it
+    except OSError:  # a process was added meanwhile, or permission is denied
         return None
     return here
 
@@ -704,7 +725,7 @@ def _was_delegated(path: str) -> bool:
 
 
 def _is_ours(pid: int) -> bool:
-    """Whether a process is this one, or was started by it."""
+    """Return whether a process is this one or a descendant of it."""
     while pid > 1 and pid != os.getpid():
         stat = (read_proc(f"{pid}/stat") or b"").rpartition(b")")[2].split()
         pid = int(stat[1]) if len(stat) > 1 else 0
@@ -712,13 +733,13 @@ def _is_ours(pid: int) -> bool:
 
 
 def _remove_old_groups(home: str) -> None:
-    """Remove what programs have left that were killed."""
+    """Remove the groups of processes that were killed."""
     for name in os.listdir(home):
         found = re.fullmatch(rf"{_GROUP}-(\d+)-\d+", name)
         if found is not None and not is_there(int(found[1])):
             try:
                 os.rmdir(f"{home}/{name}")
-            except OSError:  # somebody still has a process there
+            except OSError:  # it still has a process
                 continue
 
 
@@ -726,7 +747,7 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:  # it is not there, or not for us
+    except OSError:  # it does not exist, or access is denied
         return b""
 
 
@@ -736,8 +757,11 @@ def _write(path: str, value: object) -> None:
 
 
 def kills_for_memory() -> int | None:
-    """Return how many processes the system has killed since memory ran out, of the container or
-    cgroup that this one is in, else of this machine; None where it does not say."""
+    """Return how many processes the kernel has killed because memory ran out.
+
+    Counts those in the cgroup or container of this process, or else those of the machine. None if
+    the system does not report it.
+    """
     for line in _read(_where_kills_are_counted()).splitlines():
         if line.startswith(b"oom_kill "):
             return int(line.split()[1])

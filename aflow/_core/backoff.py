@@ -1,9 +1,9 @@
-"""How long to wait before something is tried again, and when to give up.
+"""Retries with exponential backoff and jitter.
 
-Every loop of aflow that tries again, or looks again, takes its times from here. `Backoff` is the
-rule, and pure. `Tries` is one series of tries: it counts failures, draws the jitter, and keeps the
-deadline. Two places have rules of their own, on purpose: `scheduler/retry.py` is what users
-configure for their steps, and `environments/boot.py` runs in a container before aflow is there.
+All loops of aflow that retry or poll use this module. `Backoff` computes delays and does no I/O.
+`Tries` is one series of tries: it counts failures, adds the jitter, and checks the deadline. There
+are two exceptions: `scheduler/retry.py` has the retries of steps, which users configure, and
+`environments/boot.py` runs in a container before aflow is installed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ Errors = type[Exception] | tuple[type[Exception], ...]
 class Backoff:
     """Exponential backoff with jitter.
 
-    At most `first` seconds pass after the first failure, and `growth` times as many after each
-    further one, up to `longest`. A random part of `jitter` of that time is left out: all of it
-    ("full jitter") unless another share is given. So many clients that lose a service at the same
-    moment do not come back to it at the same moment."""
+    The maximum delay is `first` seconds after the first failure, and grows by the factor `growth`
+    with each further one, up to `longest`. The actual delay is shorter by a random part of the
+    share `jitter` of it; the default of 1 is "full jitter". So clients that lose a service at the
+    same time do not all reconnect at the same time.
+    """
 
     first: float
     longest: float
@@ -40,10 +41,10 @@ class Backoff:
     jitter: float = 1.0
 
     def bound(self, failures: int) -> float:
-        """Return the longest delay, in seconds, after `failures` (1 or more) in a row.
+        """Return the maximum delay, in seconds, after a number of failures.
 
         Args:
-            failures: How many tries have failed in a row, 1 or more.
+            failures: The number of consecutive failures, 1 or more.
         """
         try:
             return min(self.longest, self.first * self.growth ** max(failures - 1, 0))
@@ -51,27 +52,27 @@ class Backoff:
             return self.longest
 
     def after(self, previous: float) -> float:
-        """Return the bound that follows one of `previous` seconds.
+        """Return the maximum of the next delay, in seconds.
 
         Args:
-            previous: The bound of the last delay, in seconds.
+            previous: The maximum of the previous delay, in seconds.
         """
         return min(self.longest, max(self.first, previous * self.growth))
 
     def spread(self, bound: float, share: float) -> float:
-        """Return the delay within a bound; `share` is a random number between 0 and 1.
+        """Return a delay with jitter, in seconds.
 
         Args:
-            bound: The longest delay, in seconds.
+            bound: The maximum delay, in seconds.
             share: A random number between 0 and 1.
         """
         return bound * (1.0 - self.jitter * (1.0 - share))
 
     def delay(self, failures: int, share: float) -> float:
-        """Return the seconds to wait before the next try.
+        """Return the delay before the next try, in seconds.
 
         Args:
-            failures: How many tries have failed in a row, 1 or more.
+            failures: The number of consecutive failures, 1 or more.
             share: A random number between 0 and 1.
         """
         return self.spread(self.bound(failures), share)
@@ -81,14 +82,14 @@ class Tries:
     """One series of tries.
 
     Args:
-        backoff: The delays between them.
-        most: How many tries are made in all; None for no limit.
-        patience: For how many seconds they are made, from now on or from the last success; None
-            for no limit. The last try is made when they are over.
-        waiting_for: What is waited for: a `Waiting` says so where it takes long.
-        log: Called with each sentence for people; without it they go to the logger `aflow`.
-        clock: Where the time comes from.
-        share: Gives random numbers between 0 and 1.
+        backoff: The delays between the tries.
+        most: The maximum number of tries; None for no limit.
+        patience: The timeout in seconds, from now or from the last success; None for no limit. The
+            last try starts at the timeout.
+        waiting_for: A description of what is waited for; if it is given, long waits are logged.
+        log: Called with each log message; None uses the logger `aflow`.
+        clock: The source of the time; None for the system clock.
+        share: Returns random numbers between 0 and 1.
     """
 
     def __init__(
@@ -114,13 +115,13 @@ class Tries:
         self.failures = 0  # in a row
 
     def failed(self, error: object = "") -> float | None:
-        """Note a failure.
+        """Count a failure.
 
         Args:
-            error: What failed; the warning about a long wait ends with it.
+            error: The error, for the warning about a long wait.
 
         Returns:
-            Seconds until the next try; None where no try is left.
+            Seconds until the next try; None if there must be no further try.
         """
         self.failures += 1
         if self._most is not None and self.failures >= self._most:
@@ -137,7 +138,7 @@ class Tries:
         return delay
 
     def succeeded(self) -> None:
-        """Note a success: the next failure is the first one again."""
+        """Count a success: reset the failures and the timeout."""
         if self._waiting is not None:
             self._waiting.over()
         self.failures, self._waiting = 0, None
@@ -152,17 +153,16 @@ class Tries:
         unless: Errors = (),
         pause: Callable[[float], object] | None = None,
     ) -> T:
-        """Call a function until it succeeds. Blocks between the tries.
+        """Call a function until it succeeds, blocking between the tries.
 
         Args:
             call: The function.
-            on: The errors after which it is called again. When no try is left, the last one is
-                raised.
-            unless: Those of them that no further try can repair: they are raised at once.
-            pause: Waits for a number of seconds; by default it blocks the thread.
+            on: The errors after which it is called again. After the last try, the error is raised.
+            unless: Subclasses of `on` that are raised immediately.
+            pause: Waits for a number of seconds; the default blocks the thread.
 
         Returns:
-            What the function returned.
+            The result of the function.
         """
         pause = pause or threading.Event().wait
         while True:
@@ -181,12 +181,12 @@ class Tries:
         """Await a call until it succeeds, with `asyncio.sleep` between the tries.
 
         Args:
-            call: Makes the awaitable of one try.
-            on: The errors after which there is another try. When none is left, the last one is
+            call: Creates the awaitable of one try.
+            on: The errors after which there is another try. After the last try, the error is
                 raised.
 
         Returns:
-            What the call returned.
+            The result of the call.
         """
         while True:
             try:

@@ -1,6 +1,6 @@
-"""The only module that reads a clock.
+"""Clocks. Only this module reads the time of the system.
 
-Everything that decides takes the time as an argument; the edges take a Clock.
+Pure code takes the time as an argument; code that does I/O takes a Clock.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where the time comes from."""
+    """A source of the time."""
 
     def now(self) -> float:
-        """Return seconds since the epoch, UTC; may jump when somebody sets the machine's clock."""
+        """Return seconds since the epoch; jumps when the clock of the machine is set."""
 
     def monotonic(self) -> float:
-        """Return seconds since some point in the past; never jumps."""
+        """Return seconds since an unspecified time in the past; never jumps."""
 
 
 class SystemClock:
@@ -27,8 +27,11 @@ class SystemClock:
 
 
 class ForwardClock:
-    """A clock that follows another one, but never back: when that is set back, this one goes on as
-    if nothing had been, and so do waits for a time that it has named. It is not before `start`."""
+    """A clock that follows another one, but never goes back.
+
+    If the other clock is set back, this one continues at the normal rate. It starts at `start` or
+    later.
+    """
 
     def __init__(self, clock: Clock, start: float = 0.0) -> None:
         self._clock = clock
@@ -44,7 +47,7 @@ class ForwardClock:
 
 
 class FakeClock:
-    """A clock that a test sets. Both readings move together by `advance`; `jump` moves one."""
+    """A clock for tests. `advance` moves both readings, `jump` only the time since the epoch."""
 
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self._elapsed = now
@@ -57,27 +60,26 @@ class FakeClock:
         return self._elapsed
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` pass (not negative).
+        """Move the clock forward.
 
         Args:
-            seconds: How far the clock moves forward; not negative.
+            seconds: The number of seconds, not negative.
         """
         if seconds < 0:
             raise ValueError(f"time cannot go back by {seconds} seconds")
         self._elapsed += seconds
 
     def jump(self, seconds: float) -> None:
-        """Set the clock by `seconds`, forward or back, as somebody sets a machine's clock: the time
-        since the epoch changes, and the monotonic time does not.
+        """Change the time since the epoch, but not the monotonic time.
 
         Args:
-            seconds: The change of the time since the epoch; negative to go back.
+            seconds: The number of seconds to add; may be negative.
         """
         self._set_by += seconds
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the two largest of its units, as `1m 05s`.
+    """Return a duration as text in its two largest units, such as `1m 05s`.
 
     Args:
         seconds: The duration; a negative one counts as 0.
@@ -98,25 +100,31 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def timespan(text: str) -> float | None:
-    """Return the seconds that a number and a unit are, as `90s`, `30m`, `1.5h`, `30d` or `8w`; None
-    for any other text.
+    """Parse a duration such as `90s`, `30m`, `1.5h`, `30d` or `8w`.
 
     Args:
-        text: What somebody has typed.
+        text: The text to parse.
+
+    Returns:
+        The seconds; None if the text is not a duration.
     """
     number, unit = text.strip()[:-1], text.strip()[-1:]
     is_number = number.isascii() and number.replace(".", "", 1).isdigit() and len(number) <= 9
     return float(number) * _UNITS[unit] if is_number and unit in _UNITS else None
 
 
-LATEST = 253370764800.0  # the first second of the year 9999, which is one in each time zone
+LATEST = 253370764800.0  # the start of the year 9999 in UTC, a valid date in all time zones
 
 
 def shown_time(at: float) -> float:
-    """Return the nearest time of the years 1970 to 9998, in seconds since 1970: records may hold
-    any number, and the functions that make dates of them raise errors for others.
+    """Limit a time to the years 1970 to 9998, for which dates can be computed.
+
+    Records may contain any number, for which the functions of datetime would raise errors.
 
     Args:
-        at: Seconds since 1970, of any size.
+        at: Seconds since the epoch, of any size; NaN counts as 0.
+
+    Returns:
+        Seconds since the epoch.
     """
     return max(0.0, min(at, LATEST)) if at == at else 0.0

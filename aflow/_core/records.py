@@ -1,14 +1,15 @@
-"""`NamedTuple` and `dataclass` of the standard library, made faster to define.
+"""`NamedTuple` and `dataclass` like those of the standard library, but faster to define.
 
-A command defines two hundred records before its first task starts. typing.NamedTuple compiles the
-annotation of each field; a frozen dataclass compiles seven functions: together that was a tenth of
-the time of a whole command. Here annotations stay texts, and what makes a record (`__init__`,
-`__new__`) is compiled when the first one is made, which most commands never do. Comparing, hashing
-and printing take no code of their own.
+A command defines two hundred record classes before its first task starts. typing.NamedTuple
+compiles the annotation of each field, and a frozen dataclass compiles seven functions: together
+that took a tenth of the time of a command. Here annotations remain strings, and the constructor
+(`__init__`, `__new__`) of a class is compiled when its first instance is created, which does not
+happen for most classes. Comparison, hash and repr need no generated code.
 
-Type checkers see the originals. `replace`, `fields`, `field` and `asdict` of `dataclasses` work as
-they always do, and come from here: importing this module first keeps `inspect` from being loaded
-(deferred.py). Modules that are not imported at the start of a command may take the originals.
+Type checkers see the originals. `replace`, `fields`, `field` and `asdict` are those of
+`dataclasses`, but must be imported from here: importing this module first avoids the import of
+`inspect` (deferred.py). Modules that are not imported at the start of a command may use the
+originals.
 """
 
 from __future__ import annotations
@@ -38,38 +39,38 @@ if TYPE_CHECKING:
 else:
     from aflow._core.deferred import defer
 
-    defer(("inspect",))  # dataclasses takes it for texts that are given here
+    defer(("inspect",))  # dataclasses uses it for docstrings, which are set here
     import dataclasses
-    from collections import _tuplegetter as _getter  # that of namedtuple, in C
+    from collections import _tuplegetter as _getter  # the C descriptor of namedtuple
     from dataclasses import MISSING, asdict, field, fields, is_dataclass, replace
     from reprlib import recursive_repr
 
-    _MADE = object()  # stands for a default that is made for each record
+    _MADE = object()  # the placeholder for a default that a default_factory creates
 
-    # What named tuples have in common: namedtuple would define it for each.
+    # Methods that all named tuples share; namedtuple would define them for each class.
 
     def _make_later(cls, /, *args, **kwargs):
         made = next(each for each in cls.__mro__ if "_fields" in vars(each))
-        made.__new__ = staticmethod(_new(made))  # from now on that is called
+        made.__new__ = staticmethod(_new(made))  # replaces this function
         return made.__new__(cls, *args, **kwargs)
 
     @classmethod
     def _make(cls, values):
-        """Make a record of a sequence or iterable."""
+        """Create a record from an iterable."""
         made = tuple.__new__(cls, values)
         if len(made) != len(cls._fields):
             raise TypeError(f"Expected {len(cls._fields)} arguments, got {len(made)}")
         return made
 
     def _replace(self, /, **values):
-        """A record with other values in some fields."""
+        """Return a copy with other values in some fields."""
         made = self._make(map(values.pop, self._fields, self))
         if values:
             raise ValueError(f"Got unexpected field names: {list(values)!r}")
         return made
 
     def _asdict(self):
-        """A dictionary of the fields' values."""
+        """Return the values as a dict, by field."""
         return dict(zip(self._fields, self, strict=True))
 
     def _shown(self):
@@ -90,8 +91,7 @@ else:
     }
 
     def _new(cls):
-        """The `__new__` of a record. Most are never made in a command: it is compiled for those
-        that are."""
+        """Compile the `__new__` of a class, when its first instance is created."""
         number = {name: f"_d{place}" for place, name in enumerate(cls._field_defaults)}
         names = {number[name]: value for name, value in cls._field_defaults.items()}
         names["_new"] = tuple.__new__
@@ -104,7 +104,7 @@ else:
         return made
 
     class _Definition(type):
-        """Makes a tuple with names of the body of a class."""
+        """The metaclass that creates a named tuple from the body of a class."""
 
         def __new__(meta, name, bases, namespace):
             if not bases:
@@ -124,17 +124,16 @@ else:
             return type(name, (tuple,), common | namespace)
 
     class NamedTuple(metaclass=_Definition):
-        """typing.NamedTuple, whose annotations are not looked at."""
+        """Like typing.NamedTuple, without evaluating annotations."""
 
     def dataclass(*, frozen=False, slots=False, repr=True, kw_only=False):
-        """Define a dataclass as `dataclasses.dataclass` does, and leave out what costs start-up
-        time.
+        """Define a dataclass like `dataclasses.dataclass`, without compiling its methods.
 
         Args:
-            frozen: Whether assignments to fields are refused.
-            slots: Whether instances have slots instead of a dictionary.
+            frozen: Whether assignments to fields raise an error.
+            slots: Whether instances have slots instead of a `__dict__`.
             repr: Whether to define `__repr__`.
-            kw_only: Whether the constructor takes keyword arguments alone.
+            kw_only: Whether the constructor only takes keyword arguments.
 
         Returns:
             The decorator of the class.
@@ -142,8 +141,8 @@ else:
 
         def define(cls):
             own = frozenset(vars(cls))
-            cls.__doc__ = cls.__doc__ or cls.__name__  # else the signature is worked out for it
-            # Texts would each be matched with an expression three times, to find what is no field.
+            cls.__doc__ = cls.__doc__ or cls.__name__  # or dataclasses would compute the signature
+            # dataclasses would match each string with regular expressions, to find ClassVar etc.
             texts = vars(cls).get("__annotations__", {})
             cls.__annotations__ = {
                 name: text if "Var" in text else object for name, text in texts.items()
@@ -161,7 +160,7 @@ else:
             if frozen:
                 methods |= _freezing(made, fields, slots)
             elif "__hash__" not in own:
-                methods["__hash__"] = None  # it can change
+                methods["__hash__"] = None  # instances are mutable
             for name, method in methods.items():
                 if name not in own or (name == "__hash__" and vars(cls)[name] is None):
                     setattr(made, name, method)
@@ -170,7 +169,7 @@ else:
         return define
 
     def _late_init(cls, fields, frozen):
-        """An `__init__` that is compiled when the first record is made: few are in a command."""
+        """Return an `__init__` that compiles the actual one when the first instance is created."""
 
         def init(self, /, *args, **kwargs):
             made = _init(cls, fields, frozen)
@@ -183,7 +182,7 @@ else:
     def _init(cls, fields, frozen):
         names = {"_MADE": _MADE, "_set": object.__setattr__}
         parameters, lines = ["self"], []
-        fields = sorted(fields, key=lambda each: each.kw_only)  # those by position first
+        fields = sorted(fields, key=lambda each: each.kw_only)  # positional ones first
         for number, each in enumerate(fields):
             if each.kw_only and "*" not in parameters:
                 parameters.append("*")

@@ -1,5 +1,4 @@
-"""Texts that are not to be seen: a key shows stars and cannot be written down, and the URL of a
-server shows itself without its password, wherever it goes."""
+"""Types that keep keys and passwords out of logs, error messages, JSON and pickles."""
 
 from __future__ import annotations
 
@@ -10,8 +9,11 @@ _SHOWN = "****"
 
 
 class Secret:
-    """Holds a key or a password. `reveal` alone gives it; a log, a traceback, an f-string or JSON
-    of it shows four stars or fails, and it can neither be pickled nor copied into an artifact."""
+    """A key or a password. Only `reveal` returns the text.
+
+    Its repr, also in logs, tracebacks and f-strings, is four stars. It cannot be written as JSON,
+    pickled or copied.
+    """
 
     __slots__ = ("_text",)
 
@@ -19,7 +21,7 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Return the text itself, for the one place that sends or compares it."""
+        """Return the text, for code that sends or compares it."""
         return self._text
 
     def __repr__(self) -> str:
@@ -31,7 +33,7 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        import hmac  # loads OpenSSL, and most settings hold no secret
+        import hmac  # imports OpenSSL, which most programs do not need
 
         return hmac.compare_digest(self._text.encode(), other._text.encode())
 
@@ -46,16 +48,19 @@ class Secret:
 
 
 class SecretUrl(str):
-    """A URL with a password. As a text it has none: so it is shown, compared, hashed, pickled, and
-    written as JSON. `revealed` alone gives the whole, to what connects: a place that forgets to ask
-    for it is refused by the server, and gives nothing away."""
+    """A URL with a password, whose value as a str is the URL without the password.
+
+    It is therefore shown, compared, hashed, pickled and written as JSON without the password. Only
+    `revealed` returns the whole URL. If code forgets to call it, its connection is rejected, but
+    the password is not disclosed.
+    """
 
     __slots__ = ("_whole",)
 
     _whole: str
 
     def __new__(cls, url: str) -> SecretUrl:
-        """The URL as a user has written it: what is not quoted in its password is quoted."""
+        """Create it from a URL of a user; special characters in the password are quoted."""
         self = super().__new__(cls, without_passwords(url))
         self._whole = revealed(url) if isinstance(url, SecretUrl) else _quoted(url)
         return self
@@ -71,7 +76,7 @@ class SecretUrl(str):
 
 
 def sealed(url: str) -> str:
-    """Return the URL, as a SecretUrl if it holds a password.
+    """Return a URL, as a SecretUrl if it contains a password.
 
     Args:
         url: The URL.
@@ -80,7 +85,7 @@ def sealed(url: str) -> str:
 
 
 def revealed(url: str) -> str:
-    """Return the URL with its password, for what connects, or starts a program that does.
+    """Return a URL with its password, to connect or to pass it to a child process.
 
     Args:
         url: The URL.
@@ -88,24 +93,23 @@ def revealed(url: str) -> str:
     return url._whole if isinstance(url, SecretUrl) else url
 
 
-# Texts, which `re` compiles when the first URL has to be looked at: most programs have none.
-# Options of libpq and others that hold a password: password, sslpassword, oauth_client_secret.
+# Patterns as text, which `re` compiles when they are first used: most programs have no such URL.
+# Options with a password of libpq and others: password, sslpassword, oauth_client_secret.
 _OPTION = r"[\w.-]*(?:password|passwd|pwd|secret|token)[\w.-]*=[^&#\s]*"
 _OPTIONS = rf"(?i)([?&]){_OPTION}(?:&{_OPTION})*(&?)"
 _URL = r"(?i)(\b[a-z][a-z0-9+.-]*://)([^\s'\"<>]*)"
-# Those of databases. A password in them is often written as it is, with a slash or a blank; so a
-# word that is one such URL is one from its start to its end.
+# URLs of databases. Their passwords are often not quoted, and may contain slashes and spaces; so an
+# argument that starts with such a URL is one URL up to its end.
 _DATABASE = r"(?:postgres|redis)[a-z0-9+.-]*://"
 _WORD = rf"(?is)((?:--?[\w-]+=)?{_DATABASE})(.*)"
 _HOST = r"(?:\[[^\]]*\]|[^:@\[\]]*)(?::\d*)?"
 
 
 def without_passwords(text: str) -> str:
-    """Return a text (a word of a command line, a URL, an error) without the passwords of its URLs,
-    as it may be recorded and sent to others.
+    """Return a text without the passwords of the URLs in it, to record it or send it to others.
 
     Args:
-        text: A word of a command line, a URL, or the text of an error.
+        text: A command-line argument, a URL, or an error message.
     """
     text = str(text)
     if "://" not in text or (text.count(":") == 1 and "@" not in text and "=" not in text):
@@ -116,20 +120,21 @@ def without_passwords(text: str) -> str:
 
 
 def without_account(url: str) -> str:
-    """Return the URL of a server without user and password, and without options that are secret.
+    """Return the URL of a server without user and password, and without secret options.
 
     Args:
         url: The URL.
     """
-    from urllib.parse import urlsplit, urlunsplit  # for those alone who have a queue on a server
+    from urllib.parse import urlsplit, urlunsplit  # imported here to keep the start fast
 
     parts = urlsplit(without_passwords(url))
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def as_mentioned(text: str) -> str:
-    """Return a text that is not a well-formed URL without what may be a password, for the error
-    that mentions it: whatever stands between a colon and an @ counts as one.
+    """Return a malformed URL without possible passwords, for error messages.
+
+    Everything between a colon and an @ counts as a password.
 
     Args:
         text: The text.
@@ -147,8 +152,8 @@ def _without(scheme: str, rest: str) -> str:
 
 
 def _quoted(url: str) -> str:
-    """The URL with each character of its password quoted that means something in a URL."""
-    from urllib.parse import quote  # few programs have such a URL
+    """Return the URL with the special characters in its password quoted."""
+    from urllib.parse import quote  # imported here to keep the start fast
 
     scheme, mark, rest = url.partition("://")
     user, password, place = _divided(scheme + mark, rest)
@@ -159,14 +164,14 @@ def _quoted(url: str) -> str:
 
 
 def _divided(scheme: str, rest: str) -> tuple[str, str | None, str]:
-    """User, password and place in what follows the scheme of a URL."""
+    """Return user, password (or None) and the rest of a URL, from the text after the scheme."""
     place = re.split("[/?#]", rest, maxsplit=1)[0]
     end = place.rfind("@")
     if re.match(_DATABASE, scheme.rpartition("=")[2], re.IGNORECASE):
         end = re.split(r"[?#][\w.-]+=", rest, maxsplit=1)[0].rfind("@")
         if end < 0 and not all(re.fullmatch(_HOST, each) for each in place.split(",")):
             end = rest.rfind("@")
-            if end < 0:  # a host is missing, or its port is not a number: it may be a password
+            if end < 0:  # no valid host: the text after the colon may be a password
                 return place.partition(":")[0], place.partition(":")[2], rest[len(place) :]
     user, colon, password = rest[: max(end, 0)].partition(":")
     return user, password if colon else None, rest[end + 1 :]

@@ -1,9 +1,9 @@
-"""Blocking calls beside an event loop that is somebody else's.
+"""Blocking calls from an event loop, and coroutines from threads.
 
-`asyncio.to_thread` uses the loop's default executor, which a program that embeds aflow may have
-filled with blocking calls of its own: then nothing of aflow would ever begin, or end. Here each
-call has a thread of its own. That costs some 50 microseconds; what is called often has a thread for
-good where it is (see `runs/commit_gate.py`).
+`asyncio.to_thread` uses the default executor of the loop. A program that embeds aflow may have
+filled that with its own blocking calls, which would block aflow forever. Here each call has a new
+thread, which takes about 50 microseconds; frequent calls use a permanent thread instead (see
+`runs/commit_gate.py`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ T = TypeVar("T")
 
 
 async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a blocking function in a thread of its own, with the context variables of the caller. If
-    the awaiting task is cancelled, a call that has begun goes on, and its result is dropped.
+    """Call a blocking function in a new thread, with the context variables of the caller.
+
+    If the awaiting task is cancelled, the call continues and its result is discarded.
 
     Args:
         function: The blocking function.
@@ -35,14 +36,15 @@ async def in_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwar
         **kwargs: Its keyword arguments.
 
     Returns:
-        What the function returned.
+        The result of the function.
     """
     return await _threaded(partial(function, *args, **kwargs), daemon=False)
 
 
 async def in_daemon_thread(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a blocking function as `in_thread` does, in a thread that does not delay the end of the
-    program: a call that goes on then is cut off.
+    """Call a blocking function like `in_thread`, in a daemon thread.
+
+    The program does not wait for it at its end.
 
     Args:
         function: The blocking function.
@@ -50,7 +52,7 @@ async def in_daemon_thread(function: Callable[P, T], /, *args: P.args, **kwargs:
         **kwargs: Its keyword arguments.
 
     Returns:
-        What the function returned.
+        The result of the function.
     """
     return await _threaded(partial(function, *args, **kwargs), daemon=True)
 
@@ -67,7 +69,7 @@ async def _threaded(function: Callable[[], T], *, daemon: bool) -> T:
         return await done
     finally:
         if not done.cancelled():
-            thread.join()  # at once: to say so was the last that it did
+            thread.join()  # returns immediately: setting the result was the thread's last action
 
 
 def _carry_out(
@@ -79,7 +81,7 @@ def _carry_out(
         result, error = None, raised
     try:
         loop.call_soon_threadsafe(_conclude, done, result, error)
-    except RuntimeError:  # the loop was closed: nobody waits any more
+    except RuntimeError:  # the loop was closed, so no task waits for the result
         return
 
 
@@ -88,22 +90,23 @@ def _conclude(done: asyncio.Future[Any], result: Any, error: BaseException | Non
         return  # the awaiting task was cancelled
     if error is None:
         done.set_result(result)
-    elif isinstance(error, StopIteration):  # which no future takes
+    elif isinstance(error, StopIteration):  # a future cannot have this exception
         done.set_exception(RuntimeError("a blocking call raised StopIteration"))
     else:
         done.set_exception(error)
 
 
 async def to_the_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run clean-up that has to happen in any case, and only then pass on a cancellation of the
-    caller. If the work's own task is cancelled (by a program that cancels all tasks of its loop) it
-    begins again: it has to be idempotent.
+    """Run a clean-up to its end even if the caller is cancelled; then raise the cancellation.
+
+    If the task of the clean-up itself is cancelled (by a program that cancels all tasks of its
+    loop), it starts again, so it must be idempotent.
 
     Args:
-        work: Makes the coroutine of the clean-up.
+        work: Creates the coroutine of the clean-up.
 
     Returns:
-        What the coroutine returned.
+        The result of the coroutine.
     """
     loop = asyncio.get_running_loop()
     cancelled, doing = False, loop.create_task(work())
@@ -121,12 +124,13 @@ async def to_the_end(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 
 async def some_at_once(work: Iterable[Coroutine[Any, Any, T]], width: int) -> list[T]:
-    """Return the answers of all, in order; `width` of them are on their way at a time, and no other
-    is begun, which bounds the memory. Raises the first error, when all others have ended.
+    """Return the results of coroutines, in order, running at most `width` at the same time.
+
+    Raises the first error after all others have ended.
 
     Args:
-        work: The coroutines, which are created as they are needed.
-        width: How many run at a time.
+        work: The coroutines; each is taken from the iterable when it can start.
+        width: The maximum number of coroutines that run at the same time.
     """
     answers: dict[int, T] = {}
     numbered = enumerate(work)
@@ -144,21 +148,24 @@ async def some_at_once(work: Iterable[Coroutine[Any, Any, T]], width: int) -> li
     return [answers[number] for number in sorted(answers)]
 
 
-# Calls of coroutines from threads that have no event loop: one loop, in a thread of its own.
+# Calls of coroutines from threads that have no event loop: one loop, in a separate thread.
 #
-# The ports of storage block, and libraries for the network are written for asyncio. A portal runs
-# their coroutines side by side, for however many threads call. A process that was forked has no
-# threads of its parent's: it makes a portal of its own.
+# The ports of storage are blocking, and network libraries use asyncio. A portal runs the coroutines
+# of all calling threads concurrently. A forked process does not have the threads of its parent, so
+# it starts a new portal.
 
 
 R = TypeVar("R")
 
-_AT_EXIT = 2.0  # seconds that connections may take to close when the program ends
+_AT_EXIT = 2.0  # the maximum seconds for closing connections at the end of the program
 
 
 class Portal(Generic[R]):
-    """A thread with an event loop and what was opened in it: `opened()` is awaited there, once, and
-    its answer is given to every call; `closed(answer)` is awaited at the end."""
+    """A thread with an event loop, and a resource that was opened in it.
+
+    The loop awaits `opened()` once and passes its result to every call; it awaits `closed(result)`
+    at the end.
+    """
 
     def __init__(
         self,
@@ -176,26 +183,26 @@ class Portal(Generic[R]):
         self._resource: R
 
     def call(self, work: Callable[[R], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine in the loop's thread, and block until it is done. An error of `opened` is
-        raised here.
+        """Run a coroutine in the thread of the loop, and block until it is done.
+
+        The first call opens the resource; errors of `opened` are raised here.
 
         Args:
-            work: Called with the resource in the loop's thread; its coroutine is run there.
+            work: Called with the resource; its coroutine runs in the loop.
 
         Returns:
-            What the coroutine returned.
+            The result of the coroutine.
         """
         return self.begin(work).result()
 
     def begin(self, work: Callable[[R], Coroutine[Any, Any, T]]) -> Future[T]:
-        """Start a coroutine in the loop's thread without waiting for it. Cancelling the future
-        cancels the coroutine.
+        """Start a coroutine in the thread of the loop without waiting for it.
 
         Args:
-            work: Called with the resource in the loop's thread; its coroutine is run there.
+            work: Called with the resource; its coroutine runs in the loop.
 
         Returns:
-            The future of its result.
+            The future of its result; cancelling it cancels the coroutine.
         """
         loop = self._running()
         return asyncio.run_coroutine_threadsafe(work(self._resource), loop)
@@ -204,7 +211,7 @@ class Portal(Generic[R]):
         if self._pid == os.getpid() and self._loop is not None:
             return self._loop
         if self._pid != os.getpid():
-            self._lock = threading.Lock()  # the thread that held it is not in this process
+            self._lock = threading.Lock()  # after a fork no thread could release the old one
             self._pid, self._loop = os.getpid(), None
         with self._lock:
             if self._loop is None:
@@ -226,14 +233,15 @@ class Portal(Generic[R]):
         _started.add(self)
 
     def close(self, timeout: float | None = None) -> None:
-        """Cancel the calls that still go on, and close the resource. The next call opens it again.
-        May be called twice.
+        """Cancel all running calls, and close the resource. The next call opens it again.
+
+        Can be called more than once.
 
         Args:
-            timeout: Seconds to wait at most; None for no limit.
+            timeout: The maximum seconds to wait; None for no limit.
 
         Raises:
-            TimeoutError: It takes longer.
+            TimeoutError: If it takes longer.
         """
         if self._pid != os.getpid():
             return
@@ -246,7 +254,7 @@ class Portal(Generic[R]):
             self._stop(loop, thread)
 
     async def _end(self) -> None:
-        # A loop that stops under a call would leave its caller waiting for ever.
+        # If the loop stopped during a call, its caller would wait forever.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for each in others:
             each.cancel()
@@ -265,9 +273,9 @@ _started: weakref.WeakSet[Portal[Any]] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Close what the program has left open: the libraries would complain of it on stderr."""
+    """Close all open portals: otherwise the libraries print warnings about open connections."""
     for portal in [*_started]:
         try:
             portal.close(_AT_EXIT)
-        except (OSError, RuntimeError, TimeoutError):  # the program ends: nothing can be done
+        except (OSError, RuntimeError, TimeoutError):  # ignored, because the program ends
             continue

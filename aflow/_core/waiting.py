@@ -1,8 +1,8 @@
-"""Says what is waited for: nothing that aflow does waits in silence.
+"""Log warnings about long waits.
 
-Whatever waits for something that may never come tells a `Waiting` of each failed look or try. It
-says so once after FIRST seconds, and again each EVERY seconds, with the reason of that moment, to
-the logger `aflow`: on the standard error of a command, and wherever a program sends its log.
+Code that waits for something that may never happen reports each failed poll or try to a `Waiting`.
+It logs a warning with the latest reason after FIRST seconds, and then every EVERY seconds, to the
+logger `aflow`: a command prints it to stderr.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from aflow._core.clock import SystemClock, duration
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
 
-FIRST = 5.0  # seconds of waiting after which it is said
-EVERY = 60.0  # seconds after which it is said again
+FIRST = 5.0  # seconds before the first warning
+EVERY = 60.0  # seconds between further warnings
 
 _log = logging.getLogger("aflow")
 
 
 class Waiting:
-    """One wait, which begins when this is made. `what` is waited for: "the metadata service at
-    http://...". `log` takes the sentences; the logger `aflow` does unless it is given."""
+    """One wait, which starts when the object is created.
+
+    `what` describes what is waited for, such as "the metadata service at http://...". `log` is
+    called with each message; the default is the logger `aflow`.
+    """
 
     __slots__ = ("_began", "_clock", "_log", "_next", "_what")
 
@@ -41,11 +44,11 @@ class Waiting:
         self._next = FIRST
 
     def still(self, why: str = "", advice: str = "") -> None:
-        """Note that the wait goes on; the sentence is written when it is time to.
+        """Report that the wait continues; log a warning if it is due.
 
         Args:
             why: The reason, if it is known.
-            advice: What the user can do about it.
+            advice: A sentence on what the user can do about it.
         """
         waited = self._clock.monotonic() - self._began
         if waited < self._next:
@@ -56,16 +59,16 @@ class Waiting:
         self._log(f"Waiting for {self._what} ({duration(waited)} so far){reason}.{more}")
 
     def capped(self, pause: float) -> float:
-        """Return the pause, shortened so that it ends when the next sentence is due.
+        """Return a pause, shortened so that it ends when the next warning is due.
 
         Args:
-            pause: Seconds until the next look.
+            pause: Seconds until the next poll.
         """
         left = self._next - (self._clock.monotonic() - self._began)
         return min(pause, left) if left > 0 else pause
 
     def over(self) -> None:
-        """It has come: said if the wait was."""
+        """Report the end of the wait; log a message if a warning was logged before."""
         if self._next > FIRST:
             waited = self._clock.monotonic() - self._began
             self._log(f"{self._what} is available again after {duration(waited)}; continuing.")

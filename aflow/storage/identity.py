@@ -154,7 +154,7 @@ class Contents:
                 parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
             except RecursionError:
                 raise
-            except (Exception, SystemExit):  # noqa: BLE001 -- the value's own code: it cannot be pickled
+            except (Exception, SystemExit):  # noqa: BLE001 -- raised by the value's own code
                 yield self._opaque(value)
                 return
             if not isinstance(parts, str | tuple):

@@ -1,19 +1,20 @@
-"""The items of a foreach, stored so that each task reads only its own, and none that is another.
+"""The items of a foreach, stored so that each task can read and verify its own item alone.
 
-An item becomes a record: one byte (the length of its text; 0x80 is added if the item is an entry,
-as large ones and those with sets are), the text (at most 30 characters, for people), the pickle or
-the entry as msgpack. Records follow one another in a segment; after them comes a table with a row a
-record: offset (8 bytes), length (4), both little-endian, and the beginning of the record's blake3.
+An item is stored as a record: one byte (the length of its text, plus 0x80 if the item is an entry,
+as large items and those with sets are), the text (at most 30 characters, for display), and the
+pickle, or the entry as msgpack. A segment is a sequence of records, followed by a table with one
+row per record: offset (8 bytes) and length (4), both little-endian, and a prefix of the record's
+blake3.
 
-`Manifest.items` is `[count, segment...]`. A segment is the bytes themselves (all records and the
-table, with 8 bytes of each digest, if together at most 16 KiB) or `[key, size, records, root]` of a
-raw blob. There digests have 16 bytes, and after the table come those of its pages, of 512 rows
-each; the root is the digest of these. So a task reads the digests of pages, a page of the table and
-its record, whatever the number of items, and knows from the manifest that they are what was stored:
-nothing is unpickled that is not. A writer of items holds one segment in memory, whatever comes.
+`Manifest.items` is `[count, segment...]`. A segment is either inline (records and table, with 8
+bytes of each digest, if together at most 16 KiB) or `[key, size, records, root]` of a raw blob. In
+a blob, digests have 16 bytes, and the table is followed by the digests of its pages of 512 rows;
+the root is the digest of these digests. So a task reads only the digests of the pages, one page of
+the table and its record, for any number of items, and verifies them against the root in the
+manifest before it unpickles anything. The writer holds one segment in memory at a time.
 
-Segments of before have no root, and rows of 20 bytes: they are read whole, and verified by their
-key.
+Segments in the older format have no root, and rows of 20 bytes: they are read completely and
+verified by their key.
 """
 
 from __future__ import annotations
@@ -39,17 +40,18 @@ SEGMENT_SIZE = 8 << 20
 LARGE_ITEM = 1 << 20
 
 PAGE = 512  # rows
-_SMALL = 128 << 10  # bytes: segments of this size, or what follows their records, are read at once
+_SMALL = 128 << 10  # bytes up to which a segment, or its table and digests, is one read
 _ROW = struct.Struct("<QI8s")  # of segments in a manifest, and of those without a root
 _WIDE_ROW = struct.Struct("<QI16s")
 _DIGEST = 16
-_NO_LIST = (struct.error, LookupError, TypeError, ValueError, InvalidName)  # what damage raises
+# The exceptions that reading a damaged list of items raises.
+_NO_LIST = (struct.error, LookupError, TypeError, ValueError, InvalidName)
 _IS_ENTRY = 0x80
 _TEXT_BYTES = 0x7F
 
 
 class _Segment:
-    """Records on their way to a store."""
+    """The records of a segment that is not stored yet."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -61,7 +63,7 @@ class _Segment:
 
     @property
     def size(self) -> int:
-        """About how many bytes there are."""
+        """The approximate size of the segment in bytes."""
         return len(self.data) + len(self._rows) * _WIDE_ROW.size
 
     @property
@@ -69,7 +71,7 @@ class _Segment:
         return len(self._rows)
 
     def inline(self) -> bytes:
-        """The segment as it stands in a manifest."""
+        """Return the segment in the inline format of manifests."""
         rows = (_ROW.pack(start, length, digest[:8]) for start, length, digest in self._rows)
         return b"".join((self.data, *rows))
 
@@ -83,7 +85,7 @@ class _Segment:
 
 
 class ItemWriter:
-    """Stores items one after the other; `count` is how many there are."""
+    """Stores items one by one; `count` is the number of items so far."""
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
@@ -92,13 +94,13 @@ class ItemWriter:
         self.count = 0
 
     def add(self, item: Any) -> None:
-        """Add an item after the others.
+        """Append an item.
 
         Args:
             item: The item, of any type that can be pickled.
 
         Raises:
-            ArtifactNotPicklable: The item cannot be pickled; the error names it.
+            ArtifactNotPicklable: If the item cannot be pickled; the error names it.
         """
         self._segment.add(_record(item, self.count, self._blobs))
         self.count += 1
@@ -106,13 +108,13 @@ class ItemWriter:
             self._store()
 
     def cut(self) -> list[Any]:
-        """Return what `Manifest.items` is as of now; all items so far are stored then."""
+        """Return the value of `Manifest.items` for all items so far, after storing them."""
         if self._segment.records:
             self._store()
         return [self.count, *self._segments]
 
     def finish(self) -> tuple[list[Any], int]:
-        """Return the value for `Manifest.items`, and the number of items."""
+        """Return the value of `Manifest.items` and the number of items."""
         if self._segments or self._segment.size > INLINE_LIMIT:
             return self.cut(), self.count
         inline = self._segment.inline()
@@ -124,19 +126,19 @@ class ItemWriter:
 
 
 def write_items(items: Iterable[Any], blobs: BlobStore, limit: int) -> tuple[Any, int]:
-    """Store the items of a foreach. What iterating raises passes through.
+    """Store the items of a foreach. Exceptions of the iterable propagate.
 
     Args:
         items: The items; they are iterated once, and not kept.
         blobs: The blobs of the datastore, addressed by content.
-        limit: How many items are allowed.
+        limit: The maximum number of items.
 
     Returns:
-        The value for `Manifest.items` and the number of items; None and `limit + 1` if there are
-        more.
+        The value of `Manifest.items` and the number of items; None and `limit + 1` if there are
+        more items than allowed.
 
     Raises:
-        ArtifactNotPicklable: An item cannot be pickled; the error names it.
+        ArtifactNotPicklable: If an item cannot be pickled; the error names it.
     """
     writer = ItemWriter(blobs)
     for item in items:
@@ -147,7 +149,7 @@ def write_items(items: Iterable[Any], blobs: BlobStore, limit: int) -> tuple[Any
 
 
 class Item(NamedTuple):
-    """One item, not unpickled yet. `text` is for people, at most 30 characters."""
+    """One item, not unpickled yet. `text` describes it in at most 30 characters."""
 
     index: int  # type: ignore[assignment]  # the word that users know
     text: str
@@ -160,22 +162,22 @@ class Item(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The identity of the item, as artifacts have one: equal for equal items."""
+        """The digest that identifies the item, like that of an artifact: equal for equal items."""
         return digest(self._entry) if self.is_entry else digest_of([self.body])
 
     def value(self, blobs: BlobStore, names: Names | None = None) -> Any:
-        """Return the item itself; each call gives a new object. `names` is as in ArtifactReader.
+        """Return the item itself, as a new object on each call.
 
         Args:
             blobs: The blobs of the datastore, addressed by content.
-            names: Finds the classes that the pickle names, where this program is not the one that
-                has stored it; None for Python's own way.
+            names: Finds classes that the pickle refers to, if another program stored it; None for
+                Python's import system alone.
 
         Raises:
-            CorruptBlob: The bytes are not those that the key names.
-            ArtifactNotLoadable: The value cannot be unpickled; the error names it, and a module
-                that is missing.
-            StoreUnavailable: The datastore does not answer, or refuses.
+            CorruptBlob: If a blob of the item is damaged.
+            ArtifactNotLoadable: If the item cannot be unpickled; the error names it, and the module
+                if one is missing.
+            StoreUnavailable: If the datastore does not respond or denies access.
         """
         if not self.is_entry:
             return codecs.load(f"Item {self.index} of the foreach", self.body, (), names)
@@ -186,10 +188,10 @@ class Item(NamedTuple):
 
 
 class ItemReader:
-    """Reads items, each verified against what the manifest says of it.
+    """Reads items and verifies each against the manifest.
 
-    With `hold` it keeps the last segment that it read from (a few MiB), for a process that runs
-    one item after the other; without, it reads an item's own bytes, and what proves them, alone.
+    With `hold` it keeps the last segment in memory (a few MiB), for a process that runs one item
+    after the other. Without, it reads only the bytes of an item and the digests to verify them.
     """
 
     def __init__(self, blobs: BlobStore, hold: bool = False) -> None:
@@ -201,13 +203,13 @@ class ItemReader:
         """Return an item of a foreach.
 
         Args:
-            items: What `write_items` returned.
+            items: The value of `Manifest.items`.
             index: The index of the item, from 0.
 
         Raises:
-            CorruptBlob: A segment is damaged.
-            StoreUnavailable: The datastore does not answer.
-            StorageError: There is no such item.
+            CorruptBlob: If a segment is damaged.
+            StoreUnavailable: If the datastore does not respond.
+            StorageError: If there is no such item.
         """
         try:
             record = self._record(items, index)
@@ -249,7 +251,8 @@ class ItemReader:
     def _proven_row(
         self, key: str, size: int, records: int, root: bytes, index: int
     ) -> tuple[int, int, bytes]:
-        """The row of a record: its page is what the digests say, and these what the root says."""
+        """Return the row of a record, after verifying its page against the digests of the pages,
+        and these against the root."""
         of_digests = _pages(records) * _DIGEST
         of_table = records * _WIDE_ROW.size
         number = index // PAGE
@@ -275,23 +278,23 @@ def _pages(records: int) -> int:
 
 
 def _table_of(size: int, records: int, root: Sequence[bytes]) -> tuple[struct.Struct, int]:
-    """The rows of a stored segment's table, and where in the segment it begins."""
+    """Return the row format of a stored segment's table, and the offset of the table."""
     if not root:
         return _ROW, size - records * _ROW.size
     return _WIDE_ROW, size - records * _WIDE_ROW.size - _pages(records) * _DIGEST
 
 
 def blobs_of_items(items: Any, blobs: BlobStore, seen: set[str]) -> Iterator[str]:
-    """Yield the keys of all blobs that the items of a foreach are in, and those that large items
-    have of their own. Segments in `seen` are not read again; one that is gone has nothing to say.
+    """Yield the keys of the segments of a foreach, and of the blobs that their items refer to.
+    Segments in `seen` are not read again; missing segments are skipped.
 
     Args:
-        items: What `write_items` returned.
+        items: The value of `Manifest.items`.
         blobs: The blobs of the datastore, addressed by content.
-        seen: The keys of the segments that were read before.
+        seen: The keys of the segments that have been read; updated in place.
 
     Raises:
-        CorruptBlob: The bytes are not those that the key names.
+        CorruptBlob: If the list of items or a segment is malformed.
     """
     try:
         yield from _blobs_of_items(items, blobs, seen)
@@ -345,21 +348,21 @@ def _record(item: Any, index: int, blobs: BlobStore) -> bytes:
     is_small = not pickled.buffers and pickled.size <= LARGE_ITEM
     if is_small and not has_sets(pickled.parts):
         return b"".join((bytes((len(text),)), text, *pickled.parts))
-    # Each process pickles sets of texts in another order: their entry has a digest of the content.
+    # The pickle of a set differs from process to process: its entry has a digest of the content.
     limit = LARGE_ITEM if is_small else 0
     entry = ArtifactWriter(blobs, limit, limit).save(f"item {index}", item)
     return b"".join((bytes((len(text) | _IS_ENTRY,)), text, msgpack.packb(entry)))
 
 
 def _checksum(record: Buffer) -> bytes:
-    import blake3  # not before there is a foreach
+    import blake3  # lazy: only a foreach needs it
 
     return blake3.blake3(record).digest(_DIGEST)
 
 
 def _inline_records(segment: bytes) -> int:
-    """How many records an inline segment has: its table ends where the segment does, and the
-    first record of it begins at 0, so the last row tells where the table begins."""
+    """Return the number of records of an inline segment: the table follows the last record, whose
+    end is in the last row of the table."""
     offset, length, _ = _ROW.unpack_from(segment, len(segment) - _ROW.size)
     return (len(segment) - offset - length) // _ROW.size  # type: ignore[no-any-return]
 

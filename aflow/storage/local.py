@@ -1,20 +1,21 @@
-"""The object store on a disk of this machine (or one that many machines mount).
+"""The object store in a local folder, or in a folder that several machines mount.
 
-An object is a file. It is written under a name of its own in `<root>/.tmp` and then renamed (for
-`put_if_absent`: linked) to its place, so that no reader ever sees a part of it and a writer that
-is killed leaves nothing but a temporary file, which `sweep` removes.
+An object is a file. It is written to a unique temporary name in `<root>/.tmp` and then renamed (for
+`put_if_absent`: linked) to its final name. So no reader ever sees a partial object, and a killed
+writer leaves only a temporary file, which `sweep` removes.
 
-With `durable=True` the order is: write, fsync the file, make the folders, rename, fsync the
-folder and each folder above it that this process has not yet fsynced. Who holds the name of the
-object after the call can count on its bytes after a power cut.
+With `durable=True` the order is: write, fsync the file, create the folders, rename, fsync the
+folder and each parent folder that this process has not yet fsynced. Once the call has returned, the
+object survives a power failure.
 
-A durable `batch` does each of these for all of its objects before it does the next: so the disk is
-asked for everything at once, and a file system with a journal commits it twice rather than twice an
-object. No name is there before its bytes are on the disk, as with single objects, and all names are
-on the disk when the batch has ended. A power cut before that leaves some of the objects, each
-whole, that no manifest names.
+A durable `batch` performs each of these steps for all of its objects before the next step, so that
+the disk can work on all of them in parallel, and a journaling file system commits twice per batch
+instead of twice per object. As with single objects, no name exists before its bytes are on disk.
+All names are on disk when the context exits. A power failure before that leaves some complete
+objects that no manifest refers to.
 
-Files and folders are made with the umask of the process, so that a team can share a root.
+A new root has mode 0700. Files and folders below the root are created with the umask of the
+process, so that a team can share an existing root.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from aflow._core.system import reserve, start_sync, sync
 from aflow.errors import ObjectNotFound, StoreUnavailable
 from aflow.storage.base import Buffer, Put, check_name, check_prefix
 
-# From here on `get` gives a private copy-on-write mapping. Below it a copy is quick, and a
-# mapping would cost a file descriptor as long as the value lives.
+# Bytes from which `get` returns a private copy-on-write mapping. Copying less is fast, and a
+# mapping needs a file descriptor as long as the value exists.
 MAP_FROM = 16 << 20
-# Larger writes than this are slower on ext4: they fall out of the processor's cache.
+# Larger writes are slower on ext4, since they exceed the processor's cache.
 _WRITE_SIZE = 8 << 20
-# From here on the space is reserved first: on ext4 that halves the time of the writes, and a disk
-# that is too full says so before anything is written.
+# Bytes from which the space is reserved first: on ext4 that halves the time of the writes, and a
+# full disk is reported before anything is written.
 _RESERVE_FROM = 8 << 20
 _JOIN_BELOW = 1 << 20
-# A batch is brought to its end, and goes on with another one, when it has so many files, or so many
-# bytes, that are perhaps not on the disk.
+# A batch is finished, and another one started, after this many files or bytes, to limit how much is
+# not on disk yet.
 _MOST_FILES = 1024
 _MOST_BYTES = 64 << 20
 
@@ -64,7 +65,7 @@ _ADVICE = {
 
 
 class LocalStore:
-    """Objects as files below a folder, which is made when the first object is put."""
+    """Objects as files below a folder, which is created when the first object is put."""
 
     def __init__(self, root: Path) -> None:
         self._root = os.path.abspath(root)
@@ -78,12 +79,12 @@ class LocalStore:
         return Path(self._root).as_uri()
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
-        """Write the parts, one after the other, as one object."""
+        """Write the concatenated parts as one object; see the port."""
         self._write(name, parts, durable, _rename)
 
     @contextmanager
     def batch(self, *, durable: bool = False) -> Iterator[Put]:
-        """Put several objects; see the port, and above."""
+        """Put several objects; see the port and the docstring of this module."""
         if not durable:
             yield self.put
             return
@@ -95,11 +96,11 @@ class LocalStore:
             batch.abandon()
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
-        """The same where no such object is; True if this call wrote it."""
+        """Write an object unless it exists; see the port."""
         return self.size(name) is None and self._write(name, parts, durable, _link)
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
-        """The bytes from `start`: a bytearray, or from 16 MiB on a private writable mapping."""
+        """Return bytes of an object: a bytearray, or a private writable mapping from 16 MiB on."""
         try:
             file = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
@@ -116,12 +117,12 @@ class LocalStore:
                 raise self._unavailable(error, "read") from error
             raise self._missing(name) from None
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a socket stands there
+            if error.errno == errno.ENXIO:  # the file is a socket
                 raise self._missing(name) from None
             raise self._unavailable(error, "read") from error
 
     def size(self, name: str) -> int | None:
-        """How many bytes the object has; None where there is no such object."""
+        """Return the size of the object in bytes; None if there is no such object."""
         try:
             status = os.stat(self._path(name))
         except _NOT_THERE:
@@ -131,11 +132,11 @@ class LocalStore:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names that begin with `prefix`, sorted; folders are read as the caller goes on."""
+        """Return the names that begin with `prefix`, sorted; folders are read lazily."""
         return self._walk(check_prefix(prefix).rpartition("/")[0], prefix)
 
     def delete(self, name: str) -> None:
-        """Remove the object, if it is there. Its folders stay."""
+        """Remove the object if it exists. Its folders stay."""
         try:
             os.unlink(self._path(name))
         except (*_NOT_THERE, IsADirectoryError):
@@ -144,7 +145,7 @@ class LocalStore:
             raise self._unavailable(error, "written") from error
 
     def touch(self, name: str) -> bool:
-        """Say that the object is wanted: its time of modification becomes now."""
+        """Set the object's time of last use, which is its modification time, to now."""
         try:
             os.utime(self._path(name))
         except _NOT_THERE:
@@ -154,7 +155,7 @@ class LocalStore:
         return True
 
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
-        """Remove the object if it was neither written nor touched since then; see the port."""
+        """Remove the object if it was neither written nor touched after `since`; see the port."""
         path = self._path(name)
         try:
             status = os.stat(path)
@@ -167,8 +168,8 @@ class LocalStore:
             raise self._unavailable(error, "written") from error
 
     def _set_aside(self, path: str, since: float) -> int | None:
-        """Move the file away first: who touches it from then on learns that it is gone, and who
-        was quicker gets it back."""
+        """Remove a file by renaming it first: a later touch fails because the file is missing, and
+        a touch before the rename is noticed and the file is moved back."""
         aside = os.path.join(self._temporary, f"{os.getpid()}-{next(self._numbers)}-removed")
         self._make_temporary()
         os.rename(path, aside)
@@ -180,8 +181,8 @@ class LocalStore:
         return status.st_size
 
     def sweep(self, older_than_s: float, now: float) -> int:
-        """Remove what killed writers left: temporary files last written more than `older_than_s`
-        seconds before `now` (seconds since the epoch). Gives how many were removed."""
+        """Remove temporary files of killed writers that were last modified more than `older_than_s`
+        seconds before `now`; see the port."""
         removed = 0
         try:
             with os.scandir(self._temporary) as entries:
@@ -189,7 +190,7 @@ class LocalStore:
                     if entry.stat().st_mtime < now - older_than_s:
                         _remove(entry.path)
                         removed += 1
-        except FileNotFoundError:  # nothing was ever written, or the writer was quicker
+        except FileNotFoundError:  # no folder yet, or a writer has just renamed its file
             return removed
         except OSError as error:
             raise self._unavailable(error, "written") from error
@@ -240,9 +241,9 @@ class LocalStore:
         return path
 
     def _written(self, parts: Sequence[Buffer]) -> tuple[str, int]:
-        """A new temporary file that holds the parts, and its descriptor."""
-        # The process id tells people whose file it is; the random part keeps apart what
-        # processes of several machines write on one share.
+        """Write the parts to a new temporary file, and return its path and descriptor."""
+        # The process id helps to find the writer; the random part makes the name unique among the
+        # machines that mount the folder.
         number = f"{os.getpid()}-{next(self._numbers)}-{os.urandom(4).hex()}"
         path = os.path.join(self._temporary, number)
         try:
@@ -271,7 +272,7 @@ class LocalStore:
 
     def _sync_folders(self, folder: str) -> None:
         _sync(folder)
-        # Another process may have made the folders above without fsync: do it for them, once.
+        # Another process may have created the parent folders without fsync: sync them once.
         while folder not in self._synced:
             self._synced.add(folder)
             folder = os.path.dirname(folder)
@@ -290,7 +291,8 @@ class LocalStore:
                 yield from self._walk(name[:-1], prefix)
 
     def _entries(self, folder: str) -> Sequence[str]:
-        """What a folder holds; folders end in `/`, so that sorting them sorts whole names."""
+        """Return the sorted entries of a folder. Folders end in `/`, so that the order is that of
+        the complete names."""
         try:
             with os.scandir(f"{self._root}/{folder}") as entries:
                 return sorted(
@@ -305,7 +307,7 @@ class LocalStore:
 
 
 class _Batch:
-    """Objects that are written, and have neither been synced nor renamed."""
+    """The objects of a durable batch: written to temporary files, not yet synced and renamed."""
 
     def __init__(self, store: LocalStore) -> None:
         self._store = store
@@ -313,7 +315,7 @@ class _Batch:
         self._size = 0
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
-        """Write an object, and have the disk begin with it."""
+        """Write an object to a temporary file, and start to flush it to disk."""
         path = self._store._path(name)
         try:
             temporary, file = self._store._written(parts)
@@ -327,7 +329,7 @@ class _Batch:
             self.finish()
 
     def finish(self) -> None:
-        """Wait until everything that was put is in its place, and on the disk."""
+        """Sync and rename all files, and sync their folders."""
         try:
             for temporary, _ in self._files:
                 _sync(temporary)
@@ -341,7 +343,7 @@ class _Batch:
             self.abandon()
 
     def abandon(self) -> None:
-        """Remove what is not in its place. May be called twice."""
+        """Remove the temporary files that were not renamed. May be called twice."""
         files, self._files, self._size = self._files, [], 0
         for temporary, _ in files:
             _remove(temporary)
@@ -396,7 +398,8 @@ def _sync(path: str) -> None:
 
 
 def _sync_if_readable(folder: str) -> None:
-    # A folder that we may not read is not one in which we have just made the root.
+    # A folder cannot be opened for fsync without read permission. Skipping it is safe: it is a
+    # parent of the root in which this process has most likely not created the root.
     if os.access(folder, os.R_OK):
         _sync(folder)
 

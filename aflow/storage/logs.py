@@ -1,11 +1,12 @@
-"""The stored form of what an attempt prints.
+"""The storage format of the output of an attempt.
 
-A record is one line: 16 digits, the microseconds since the epoch (UTC) at which the line came;
-one letter, `o` for stdout and `e` for stderr, in upper case for a piece of a line that goes on in
-the stream's next record; a space; the bytes as they were printed; a newline. Records stand in the
-order in which they came, and the times of one stream never go back, whatever the clock did.
+A record is one line: 16 digits, the microseconds since the epoch (UTC) at which the line was read;
+one letter, `o` for stdout and `e` for stderr, in upper case for a piece of a line that continues in
+the stream's next record; a space; the bytes as they were printed; a newline. Records are in the
+order of arrival, and the times of one stream never decrease, even if the clock is set back.
 
-A log is these records, or the same in numbered chunks, each an object of whole records.
+A log is a sequence of records, stored as a whole or in numbered chunks, which are objects that
+contain complete records.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _HEAD = 18
 
 
 class LogRecord(NamedTuple):
-    """A line that a task printed, without its newline, or a piece of one. `at` is in seconds."""
+    """A line of output without its newline, or a piece of a line. `at` is in seconds since the
+    epoch."""
 
     at: float
     stream: str
@@ -40,27 +42,27 @@ class LogRecord(NamedTuple):
 
 
 class LineSplitter:
-    """Cuts what comes out of a pipe into lines, at newlines alone.
+    """Splits the output of a pipe into lines, at newlines only.
 
-    Of a line that is written again and again after a carriage return, as progress bars do, the last
-    state counts."""
+    If a line is rewritten after carriage returns, as progress bars do, only its last state is kept.
+    """
 
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self._max_line = max_line
         self._rest = bytearray()
-        self._rewritten = False  # the line that has begun
+        self._rewritten = False  # whether the incomplete line has been rewritten
 
     @property
     def state(self) -> bytes | None:
-        """What a line that is written again and again says now; None where none is."""
+        """The current state of the incomplete line if it is being rewritten; otherwise None."""
         return bytes(self._rest).strip(b"\r") if self._rewritten else None
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
-        """Return the lines that `data` completes, without newlines, each with True; pieces of
-        `max_line` bytes of a line that is longer, with False, as they come.
+        """Return the lines that `data` completes, without newlines, each with True. Lines longer
+        than `max_line` bytes are returned in pieces of that size, with False for all but the last.
 
         Args:
-            data: What came out of the pipe: a piece of a line, or several lines.
+            data: Output of the pipe: a piece of a line, or several lines.
         """
         lines: list[tuple[bytes, bool]] = []
         first, *others = data.split(b"\n")
@@ -78,7 +80,7 @@ class LineSplitter:
         return lines
 
     def finish(self) -> list[tuple[bytes, bool]]:
-        """Return the last line, if the stream ended without a newline."""
+        """Return the last line if the stream ended without a newline."""
         if not self._rest:
             return []
         line = bytes(self._rest)
@@ -105,18 +107,18 @@ class LineSplitter:
 
 
 def _last_state(line: bytes | bytearray) -> int:
-    """Where the last state of a line begins. A carriage return at its end belongs to the newline,
-    or to a state that is still to come."""
+    """Return the offset of the last state of a line. A carriage return at its end belongs to the
+    newline, or to a state that has not arrived yet."""
     if b"\r" not in line:
         return 0
     return line.rstrip(b"\r").rfind(b"\r") + 1
 
 
 class LogBuffer:
-    """Collects the records of one attempt, until they are taken.
+    """Buffers the records of one attempt until they are taken.
 
-    `max_size_per_stream` is in bytes of text, newlines included; when a stream reaches it, a line
-    that says so is its last.
+    `max_size_per_stream` is in bytes of text, newlines included. If a stream exceeds it, the rest
+    is dropped, and the last line of the stream says so.
     """
 
     def __init__(self, max_size_per_stream: int) -> None:
@@ -129,26 +131,25 @@ class LogBuffer:
 
     @property
     def stdout_size(self) -> int:
-        """Bytes of text of stdout so far, newlines included: what `as_text` comes to."""
+        """The number of bytes of text of stdout so far, newlines included."""
         return self._sizes[0]
 
     @property
     def stderr_size(self) -> int:
-        """The same for stderr."""
+        """The number of bytes of text of stderr so far, newlines included."""
         return self._sizes[1]
 
     def add(self, at: float, stream: int, data: bytes, whole: bool = True) -> bool:
-        """Add a line (or a piece of one) without its newline, printed `at` seconds since the epoch
-        to stream 0 (stdout) or 1 (stderr).
+        """Add a line, or a piece of one.
 
         Args:
-            at: When it happened, in seconds since the epoch.
+            at: The time of the line, in seconds since the epoch.
             stream: 0 for stdout, 1 for stderr.
-            data: What was printed, without the newline at its end.
-            whole: Whether the line ends here; False for a piece of a longer one.
+            data: The bytes, without the newline at the end.
+            whole: Whether the line ends here; False if the line continues in the next record.
 
         Returns:
-            False if it was dropped: the stream is full.
+            False if the line was dropped because the stream has reached its maximum size.
         """
         if self._full[stream]:
             return False
@@ -168,7 +169,7 @@ class LogBuffer:
         return kept
 
     def take_chunk(self) -> bytes:
-        """Return all records since the last call, whole, in order; empty if there are none."""
+        """Return all records since the last call, in order; empty if there are none."""
         chunk = b"".join(self._records)
         self._records.clear()
         self.size = 0
@@ -201,10 +202,10 @@ def read_chunks(
         step: The name of the step.
         task: The number of the task within its run.
         attempt: The number of the attempt, from 0.
-        count: How many chunks there are, or are read.
+        count: The number of chunks to read.
 
     Raises:
-        ObjectNotFound: For one that is gone.
+        ObjectNotFound: If a chunk is missing.
     """
     for number in range(count):
         yield bytes(store.get(chunk_name(flow, run, step, task, attempt, number)))
@@ -213,13 +214,13 @@ def read_chunks(
 def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
     """Return the records of a log, or of its chunks in order, both streams merged by time.
 
-    Within a stream the order is that in which the lines came.
+    The records of one stream are in the order of arrival.
 
     Args:
         stored: The bytes of the log, or its chunks in order.
 
     Raises:
-        StorageError: For bytes that are no log.
+        StorageError: If the bytes are not a log.
     """
     chunks = (stored,) if isinstance(stored, bytes) else stored
     records = [_record(line) for chunk in chunks for line in _lines(chunk)]
@@ -227,14 +228,14 @@ def read_log(stored: bytes | Iterable[bytes]) -> Iterator[LogRecord]:
 
 
 def read_chunk(chunk: bytes) -> Iterator[LogRecord]:
-    """Return the same as `read_log` of one chunk, little by little: a reader that stops in the
-    middle holds the chunk, and not all of its records.
+    """Return the records of one chunk as `read_log` does, but lazily: not all records are in memory
+    at the same time.
 
     Args:
         chunk: The bytes of the chunk.
 
     Raises:
-        StorageError: When it comes to bytes that are no log.
+        StorageError: During the iteration, if the bytes are not a log.
     """
     return heapq.merge(
         *(_of_stream(chunk, number) for number in range(len(STREAMS))), key=lambda record: record.at
@@ -258,11 +259,10 @@ def _lines(chunk: bytes) -> Iterator[bytes]:
 
 
 def as_text(records: Iterable[LogRecord], stream: str | None = None) -> str:
-    """Return what was printed to a stream, or to both, as text; bytes that are not UTF-8 are
-    replaced.
+    """Return the output of a stream, or of both, as text. Bytes that are not UTF-8 are replaced.
 
     Args:
-        records: The records of the log, in the order in which they are shown.
+        records: The records of the log, in the order of the text.
         stream: The stream: `stdout`, `stderr`, or None for both.
     """
     wanted = (record for record in records if stream in (None, record.stream))

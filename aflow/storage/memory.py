@@ -1,4 +1,4 @@
-"""The object store of tests and of throw-away runs: a dictionary in this process."""
+"""The in-memory object store, for tests and throwaway runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aflow.storage.base import Buffer, ObjectStore, check_name, check_prefix
 
 
 class MemoryStore(ObjectStore):
-    """Objects that live as long as this object does; `durable` is accepted and ignored."""
+    """Objects in a dictionary, which exist as long as the store does. `durable` is ignored."""
 
     url = "memory:"
 
@@ -21,14 +21,14 @@ class MemoryStore(ObjectStore):
         self._lock = threading.Lock()
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
-        """Write the parts, one after the other, as one object."""
+        """Write the concatenated parts as one object; see the port."""
         data = b"".join(parts)
         with self._lock:
             self._objects[check_name(name)] = data
             self._touched[name] = SystemClock.now()
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
-        """The same where no such object is; True if this call wrote it."""
+        """Write an object unless it exists; see the port."""
         data = b"".join(parts)
         with self._lock:
             self._touched.setdefault(check_name(name), SystemClock.now())
@@ -38,7 +38,7 @@ class MemoryStore(ObjectStore):
             return True
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
-        """The bytes from `start`, `length` of them or up to the end."""
+        """Return `length` bytes from `start` on, or all up to the end; see the port."""
         try:
             data = self._objects[check_name(name)]
         except KeyError:
@@ -46,25 +46,25 @@ class MemoryStore(ObjectStore):
         return data[start : None if length is None else start + length]
 
     def size(self, name: str) -> int | None:
-        """How many bytes the object has; None where there is no such object."""
+        """Return the size of the object in bytes; None if there is no such object."""
         data = self._objects.get(check_name(name))
         return None if data is None else len(data)
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names that begin with `prefix`, sorted."""
+        """Return the names that begin with `prefix`, sorted."""
         check_prefix(prefix)
         with self._lock:
             names = sorted(name for name in self._objects if name.startswith(prefix))
         return iter(names)
 
     def delete(self, name: str) -> None:
-        """Remove the object, if it is there."""
+        """Remove the object if it exists."""
         with self._lock:
             self._objects.pop(check_name(name), None)
             self._touched.pop(name, None)
 
     def touch(self, name: str) -> bool:
-        """Say that the object is wanted."""
+        """Set the object's time of last use to now; see the port."""
         with self._lock:
             there = check_name(name) in self._objects
             if there:
@@ -72,7 +72,7 @@ class MemoryStore(ObjectStore):
         return there
 
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
-        """Remove the object if it was neither written nor touched since then."""
+        """Remove the object if it was neither written nor touched after `since`; see the port."""
         with self._lock:
             data = self._objects.get(check_name(name))
             if data is None or self._touched[name] >= since:

@@ -1,16 +1,17 @@
-"""The classes and functions that pickles name, found in whatever program reads them.
+"""Find the classes and functions that pickles refer to, in any program that loads them.
 
-A pickle names a class by module and name. In a task the flow's file is `__main__`, so what is
-defined there is named `__main__.X`. A client, a notebook or a test is another program, whose
-`__main__` is another file: `Names` finds the class there, in this order:
+A pickle refers to a class by module and name. In a task the flow's file is `__main__`, so a class
+defined in it is stored as `__main__.X`. A client, a notebook or a test is another program with
+another `__main__`. There, `Names` looks for the class
 
-1. in `__main__`, if that is the same file (by its path or its content);
-2. in a module of this program that has the same file;
-3. in the code of the run (`CodeModules`), which is imported as `aflow_code_<key>.<module>`; imports
-   of modules that stood beside the file lead into it as well.
+1. in `__main__`, if that is the same file (by path or by content);
+2. in any imported module that is the same file;
+3. in the code package of the run (`CodeModules`), whose modules are imported as
+   `aflow_code_<key>.<module>`. Their imports of modules next to the flow's file use the package,
+   too.
 
-So a class is one class within a program, and `is`, `==` and isinstance hold. What else a pickle
-names is imported as usual, and looked for in the code of the run where that fails.
+So there is only one class object within a program, and `is`, `==` and isinstance work. References
+to other modules are imported as usual, and from the code package if that fails.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from aflow.compat import metaflow
 from aflow.errors import AflowError
 from aflow.storage.base import Buffer
 
-# The import of importlib.abc takes 4 ms in each command and each zygote: it imports tempfile,
-# shutil and the compression libraries. What it has to offer at run time is SourceLoader's own base.
+# Importing importlib.abc takes 4 ms in each command and each zygote: it imports tempfile, shutil
+# and the compression libraries. At run time the base class of its SourceLoader is sufficient.
 if TYPE_CHECKING:
     from importlib.abc import Loader, SourceLoader
 
@@ -53,8 +54,8 @@ _MISSING = object()
 
 
 class ProgramFile(NamedTuple):
-    """The file that ran as a run's program: its path, the sha256 of its content, and the name of
-    its module, where it has one besides `__main__`."""
+    """The main file of a run's program: its path, the sha256 of its content, and the name of its
+    module if it has another one than `__main__`."""
 
     file: str
     sha: str | None = None
@@ -62,23 +63,23 @@ class ProgramFile(NamedTuple):
 
     @classmethod
     def of(cls, file: str, module: str | None) -> ProgramFile:
-        """Return the program of this file, as it is now.
+        """Return the program of this file, with its current content.
 
         Args:
-            file: The path of the file; one that cannot be read has no digest.
-            module: The name of the module; None where it is a file without one.
+            file: The path of the file; the digest is None if it cannot be read.
+            module: The name of the module; None if the file was run as a script.
         """
         return cls(os.path.abspath(file), _sha_of(file), module)
 
     @property
     def stem(self) -> str:
-        """The name that a script has as a module."""
+        """The name that the file would have as a top-level module."""
         return os.path.basename(self.file).partition(".")[0]
 
     @property
     def place(self) -> tuple[str, str]:
-        """The folder that modules are imported from, and the name of the file below it: the folder
-        of a script, and for a module of a package the folder that holds the package."""
+        """The import root of the program and the path of its file relative to that. The root is the
+        folder of a script, or the folder that contains the top-level package of a module."""
         path = (self.module or "").replace(".", "/")
         for name in (f"{path}.py", f"{path}/__init__.py"):
             if path and self.file.endswith(f"/{name}"):
@@ -86,10 +87,10 @@ class ProgramFile(NamedTuple):
         return os.path.dirname(self.file), os.path.basename(self.file)
 
     def is_at(self, file: object) -> bool:
-        """Return whether a module was made of this file: the same path, or the same content.
+        """Return whether a module was loaded from this file: the same path, or the same content.
 
         Args:
-            file: The `__file__` of the module; anything but a text for a module without one.
+            file: The `__file__` of the module; not a string if the module has none.
         """
         if not isinstance(file, str) or file.startswith(PREFIX):
             return False
@@ -99,8 +100,8 @@ class ProgramFile(NamedTuple):
 
 
 class Names:
-    """Finds what the pickles of one run name. `code` gives the code of the run, when it is needed,
-    or that of another key; None where there is none."""
+    """Finds the classes and functions that the pickles of one run refer to. `code` loads the code
+    package of a key (None: the run's own); it returns None if there is none."""
 
     def __init__(
         self,
@@ -108,14 +109,14 @@ class Names:
         code: Callable[[str | None], CodeModules | None] = lambda key: None,
     ) -> None:
         self._program = program
-        self._code = lru_cache(maxsize=None)(code)  # also that there is none
-        # As the pickler ends short texts: with a code that keeps them for later.
+        self._code = lru_cache(maxsize=None)(code)  # caches None, too
+        # In a pickle a module's name is followed by the opcode MEMOIZE, 0x94.
         names = {MAIN, program.stem, (program.module or MAIN).rpartition(".")[2]}
         self._signs = [name.encode("utf-8", "surrogateescape") + b"\x94" for name in names]
         self._signs.append(PREFIX.encode())
 
     def concern(self, data: Buffer) -> bool:
-        """Return whether the pickle may name what is not found where Python would look.
+        """Return whether the pickle may refer to names that Python's import system cannot find.
 
         Args:
             data: The pickle, which is searched but not loaded.
@@ -124,12 +125,12 @@ class Names:
         return any(sign in content for sign in self._signs)
 
     def find(self, module: str, name: str, usual: Callable[[str, str], Any]) -> Any:
-        """Return the class or function; `usual` is Python's own way. Raises what that raises.
+        """Return the class or function. Exceptions of `usual` propagate if there is no other way.
 
         Args:
-            module: The name of the module, as the pickle has it.
+            module: The name of the module in the pickle.
             name: The qualified name within the module.
-            usual: Python's own way to find it.
+            usual: The `find_class` of the standard unpickler.
         """
         if module == MAIN or self._is_program(module):
             for each in self._programs():
@@ -151,7 +152,7 @@ class Names:
             return usual(f"{code.prefix}.{module}", name)
 
     def _is_program(self, module: str) -> bool:
-        """Whether the module is the run's program, under another name than `__main__`."""
+        """Return whether the module is the run's program, under another name than `__main__`."""
         if module == self._program.module:
             return True
         if module in sys.modules or module.rpartition(".")[2] != self._program.stem:
@@ -163,7 +164,7 @@ class Names:
         return spec is not None and self._program.is_at(spec.origin)
 
     def _programs(self) -> Iterator[ModuleType]:
-        """The modules of this process that are the run's program."""
+        """Yield the modules of this process that were loaded from the file of the run's program."""
         main = sys.modules.get(MAIN)
         if main is not None and (
             self._program.sha in _WRITTEN_BY_MAIN or self._program.is_at(file_of(main))
@@ -179,26 +180,26 @@ class Names:
 
 
 def written_by_main(file: str) -> None:
-    """Note that this program, which has no file, has written what it holds to this file, as a
-    notebook writes a cell: classes of the file are its own.
+    """Record that the file is a copy of code in `__main__`, as when a notebook writes a cell to a
+    file: classes of the file are looked up in `__main__`.
 
     Args:
-        file: The path of the file, whose present content counts.
+        file: The path of the file; it is identified by its current content.
     """
     sha = _sha_of(file)
     if sha is not None:
         _WRITTEN_BY_MAIN.add(sha)
 
 
-_WRITTEN_BY_MAIN: set[str] = set()  # sha256
+_WRITTEN_BY_MAIN: set[str] = set()  # sha256 of the content
 
 
 def is_found_in_main(made: object) -> bool:
-    """Return whether a class or function is found by its name in the program that runs, which is a
-    file: others find it there, too.
+    """Return whether a class or function can be found by its name in `__main__`, and `__main__` has
+    a file: then other processes find it there, too.
 
     Args:
-        made: A class or a function; anything else is not found.
+        made: A class or a function; False is returned for anything else.
     """
     main = sys.modules.get(MAIN)
     if getattr(made, "__module__", None) != MAIN or not file_of(main):
@@ -228,10 +229,10 @@ def _hashed(file: str, changed_at: int, size: int) -> str:
 
 
 def _sha256(data: bytes) -> Any:
-    """As in hashlib, without OpenSSL, which takes longer to load than a file to be hashed."""
+    """Return hashlib's sha256 without loading OpenSSL, which takes longer than hashing a file."""
     try:
         found = importlib.import_module("_sha256" if sys.version_info < (3, 12) else "_sha2")
-    except ImportError:  # this Python was built without it
+    except ImportError:  # this Python was built without the module
         found = importlib.import_module("hashlib")
     return found.sha256(data)
 
@@ -240,7 +241,7 @@ def _sha256(data: bytes) -> Any:
 
 
 class CodeFiles(Protocol):
-    """The files of a run's code, by their names in it, with `/` between folders."""
+    """The files of a run's code, by their paths relative to its root, with `/` as separator."""
 
     def is_file(self, name: str) -> bool:
         """Return whether there is a file of this name.
@@ -250,7 +251,7 @@ class CodeFiles(Protocol):
         """
 
     def is_folder(self, name: str) -> bool:
-        """Return whether there is a folder of this name, with something in it.
+        """Return whether there is a non-empty folder of this name.
 
         Args:
             name: The path within the code, with `/` between folders.
@@ -270,20 +271,20 @@ class _FilesOfPackage:
     def __init__(self, data: Buffer) -> None:
         import tarfile  # few processes read code
 
-        # Plain: a few bytes of an archive that is compressed can be gigabytes.
-        self._archive = tarfile.open(fileobj=io.BytesIO(data), mode="r:")  # noqa: SIM115 -- open as long as we are
+        # Uncompressed archives only: a small compressed one could expand to gigabytes.
+        self._archive = tarfile.open(fileobj=io.BytesIO(data), mode="r:")  # noqa: SIM115 -- used by read
         self._members = {each.name: each for each in self._archive if each.isfile()}
 
     def is_file(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Return whether there is a file of this name."""
         return name in self._members
 
     def is_folder(self, name: str) -> bool:
-        """Whether there is a folder of this name, with something in it."""
+        """Return whether there is a non-empty folder of this name."""
         return any(each.startswith(f"{name}/") for each in self._members)
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
+        """Return the content of a file."""
         file = self._archive.extractfile(self._members[name])
         assert file is not None, "it is a plain file"
         return file.read()
@@ -296,28 +297,28 @@ class _FilesIn:
         self._folder = folder
 
     def is_file(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """Return whether there is a file of this name."""
         return os.path.isfile(os.path.join(self._folder, name))
 
     def is_folder(self, name: str) -> bool:
-        """Whether there is a folder of this name."""
+        """Return whether there is a folder of this name."""
         return os.path.isdir(os.path.join(self._folder, name))
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
+        """Return the content of a file."""
         return read_regular(os.path.join(self._folder, name))
 
 
 class CodeModules:
-    """The code of a run as modules of this process. `key` names it; `script` is the file of the
-    run's program in it, `module` the program's name where it has one."""
+    """The code of a run as importable modules of this process. `key` is part of the modules' names;
+    `script` is the main file of the run's program, `module` its module name if it has one."""
 
     def __init__(
         self, key: str, files: CodeFiles, script: str = "", module: str | None = None
     ) -> None:
         self.prefix = PREFIX + key
         self._files = files
-        # A script may have a name that is none of a module, and dots in it.
+        # The name of a script may contain dots or be an invalid module name.
         name = module or script.removesuffix(".py").replace(".", "_").replace("/", ".")
         self._script = script, name
         _CODES[self.prefix] = self
@@ -326,11 +327,11 @@ class CodeModules:
 
     @property
     def main(self) -> str:
-        """The name of the module that is the run's program."""
+        """The full name of the module that is the run's program."""
         return f"{self.prefix}.{self._script[1]}"
 
     def path_of(self, module: str) -> str | None:
-        """Return the file or folder of a module, by its name in the run; None where it has none.
+        """Return the file or folder of a module; None if the code does not contain the module.
 
         Args:
             module: The name of the module in the run.
@@ -344,7 +345,7 @@ class CodeModules:
         return path if self._files.is_folder(path) else None
 
     def spec_of(self, module: str) -> ModuleSpec | None:
-        """Return how the import system loads the module of this name in the run.
+        """Return the import spec of a module; None if the code does not contain the module.
 
         Args:
             module: The name of the module in the run.
@@ -358,7 +359,7 @@ class CodeModules:
         is_package = path.endswith("/__init__.py")
         origin = f"{self.prefix}/{path}"
         spec = ModuleSpec(name, _CodeLoader(self, path), origin=origin, is_package=is_package)
-        spec.has_location = True  # so that it has a __file__, by which its source is found
+        spec.has_location = True  # sets __file__, with which its source is found
         return spec
 
     def read(self, path: str) -> bytes:
@@ -377,15 +378,15 @@ class CodeModules:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """Return what `__import__` is in the code: modules that stood beside the program come from
-        it.
+        """Return an imported module, as `__import__` of the code's modules: from the code if it
+        contains the module, otherwise by the usual import.
 
         Args:
-            name: The full name of the module, as `__import__` gets it.
+            name: The full name of the module, as in `__import__`.
             globals: The globals of the importing module.
-            locals: Ignored, as Python does.
-            fromlist: The names that are imported from it.
-            level: How many packages up a relative import begins.
+            locals: Ignored, as in `__import__`.
+            fromlist: The names to import from the module.
+            level: The number of dots of a relative import; 0 for an absolute one.
         """
         top = name.partition(".")[0]
         if level or top in sys.stdlib_module_names or self.path_of(top) is None:
@@ -402,27 +403,28 @@ class CodeModules:
 def code_in(
     blobs: BlobStore, key: str, script: str = "", module: str | None = None
 ) -> CodeModules | None:
-    """Return the code package of this key as modules of this process; None where it cannot be read.
+    """Return the code package of this key as importable modules; None if it cannot be read.
 
     Args:
         blobs: The blobs of the datastore, addressed by content.
-        key: The key of the blob: the blake3 of its bytes in hex.
-        script: The name of the program's file in the package.
-        module: The name of the module; None where it is a file without one.
+        key: The key of the package's blob: the blake3 of its bytes in hex.
+        script: The path of the program's main file in the package.
+        module: The module name of the program; None if it is a script.
     """
     try:
         files = _FilesOfPackage(blobs.get(blob_key(key)))
-    except (AflowError, OSError, ValueError):  # tarfile lets some of each out
+    except (AflowError, OSError, ValueError):  # a damaged archive makes tarfile raise all of these
         return None
     metaflow.install_if_missing()
     return CodeModules(key, files, script, module)
 
 
 def code_beside(program: ProgramFile) -> CodeModules | None:
-    """Return what stands beside the program's file now; None where it no longer exists.
+    """Return the current files next to the program's main file as importable modules; None if the
+    main file no longer exists.
 
     Args:
-        program: The file of the program, as it was when it began.
+        program: The file of the program when the run started.
     """
     if program.sha is None or not os.path.isfile(program.file):
         return None
@@ -432,24 +434,24 @@ def code_beside(program: ProgramFile) -> CodeModules | None:
 
 
 class _CodeLoader(SourceLoader):
-    """Loads a module from the code of a run, which is in no folder."""
+    """Loads a module from the code of a run, which may not exist as files."""
 
     def __init__(self, code: CodeModules, path: str) -> None:
         self._code = code
         self._path = path
 
     def get_filename(self, fullname: str) -> str:
-        """What tracebacks call the file."""
+        """Return the file name that tracebacks show."""
         return f"{self._code.prefix}/{self._path}"
 
     def get_data(self, path: str | bytes) -> bytes:
-        """The source; there are no other files, and none compiled before."""
+        """Return the source. Other files, such as cached bytecode, do not exist."""
         if path != self.get_filename(""):
             raise OSError(f"there is no {path!r} in the code of a run")
         return self._code.read(self._path)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the source, whose imports lead into the code first."""
+        """Execute the source; its imports look in the code of the run first."""
         from aflow.flow.spec import only_defined  # few processes load code
 
         own: Any = {**vars(builtins), "__import__": self._code.import_module}
@@ -459,22 +461,22 @@ class _CodeLoader(SourceLoader):
 
 
 class _FolderLoader(Loader):
-    """Makes a module of a folder without an __init__.py."""
+    """Loads a folder without an __init__.py as a package."""
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """An ordinary module is made."""
+        """Return None: the import system creates an ordinary module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Do nothing: there is no code to execute."""
 
 
 class _CodeFinder:
-    """Finds the modules of the codes that are known here, also for pickles that name them."""
+    """The finder on sys.meta_path for the modules of all CodeModules of this process."""
 
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """How a module of a run's code is loaded; None for any other."""
+        """Return the import spec of a module of a run's code; None for any other module."""
         prefix, _, module = fullname.partition(".")
         code = _CODES.get(prefix)
         return None if code is None else code.spec_of(module)

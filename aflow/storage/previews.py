@@ -1,13 +1,13 @@
-"""What a manifest says of a value for people: its type, and a few plain facts.
+"""The previews of values in manifests: the type, and a few facts to display.
 
-Runs for every artifact of every task, so it is quick and bounded; it calls no code of the user's
-(no repr of objects, no len of unknown classes) and imports nothing: what NumPy, pandas, Polars,
-PyArrow, Pillow and Matplotlib made is known by modules that are loaded already.
+Previews are made for every artifact of every task, so they are fast and bounded. They call no user
+code (no repr of objects, no len of unknown classes) and import nothing: values of NumPy, pandas,
+Polars, PyArrow, Pillow and Matplotlib are recognised if these modules are imported already.
 
-Beside `repr`, `len`, `shape`, `dtype` and `columns` there may be: of tables `dtypes` and `rows`
-(the first rows, cells as short texts); of arrays of numbers `min`, `max` and `histogram` (counts of
-equal bins, of a sample where the array is large); of images and figures `image` (a small PNG,
-base64); of dicts and lists of plain values `json` (cut).
+Facts are `repr`, `len`, `shape`, `dtype` and `columns`, and for tables `dtypes` and `rows` (the
+first rows, with cells as short strings); for numeric arrays `min`, `max` and `histogram` (counts of
+equal bins; of a sample if the array is large); for images and figures `image` (a small PNG,
+base64); for dicts and lists of plain values `json` (truncated).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _COLUMNS = 20
 _ROWS = 6  # of a table
 _CELL = 40  # characters
 _BINS = 16
-_SAMPLE = 4096  # numbers of an array that a histogram is made of
-_PIXELS = 240  # sides of an image at most
+_SAMPLE = 4096  # numbers of an array in the sample for a histogram
+_PIXELS = 240  # maximum width and height of an image
 _LARGEST_IMAGE = 24_000  # bytes
 _JSON = 1200  # characters
-_JSON_ITEMS = 200  # values that are looked at, at any depth
+_JSON_ITEMS = 200  # values that are converted, at any depth
 _MAX_BITS = 256  # repr of a larger int is slow, and refused from 4300 digits on
 
 _SIMPLE = frozenset({float, bool, complex, type(None)})
@@ -45,8 +45,8 @@ _SEQUENCES: dict[type, tuple[str, str]] = {
 
 
 def preview(value: object) -> tuple[str, dict[str, Any]]:
-    """Return the name of the value's type, and facts on it: `repr` (at most 80 characters), `len`,
-    `shape`, `dtype`, `columns`: whatever applies. Never raises.
+    """Return the name of the value's type, and the facts that apply: `repr` (at most 80
+    characters), `len`, `shape`, `dtype`, `columns` and others. Never raises.
 
     Args:
         value: A value of any type; no code of its class is called.
@@ -59,28 +59,28 @@ def preview(value: object) -> tuple[str, dict[str, Any]]:
     name = f"{kind.__module__}.{kind.__qualname__}"
     try:
         return name, _of_library(value)
-    except Exception:  # noqa: BLE001 -- a value that is half made: its type is all we say
+    except Exception:  # noqa: BLE001 -- for example a half-initialized value: the type must do
         return name, {}
 
 
 def short_text(value: Any, length: int = 30) -> str:
-    """Return the value in at most `length` characters, for a foreach stack: a str as it is, others
-    as their repr, or by their type where they are not plain values.
+    """Return a short text of a value, for a foreach stack: a str itself, the repr of other plain
+    values, and the type of all others.
 
     Args:
         value: A value of any type.
-        length: How many characters at most.
+        length: The maximum number of characters.
     """
     text: str = value if type(value) is str else short_repr(value)
     return text[:length]
 
 
 def short_repr(value: Any, length: int = _REPR_LENGTH) -> str:
-    """Return the repr of a value of Python's own types, cut; the name of the type of any other.
+    """Return the truncated repr of a value of a builtin type, or the type's name of any other.
 
     Args:
         value: A value of any type.
-        length: How many characters at most.
+        length: The maximum number of characters.
     """
     kind = type(value)
     if kind in _SIMPLE:
@@ -130,18 +130,18 @@ def _of_builtin(value: Any) -> dict[str, Any]:
 
 
 def _of_plain(value: Any) -> dict[str, Any]:
-    """The value as JSON, if it is made of plain values alone and not too long."""
+    """Return the value as truncated JSON; empty if it does not consist of plain values only."""
     left = [_JSON_ITEMS]
     try:
         plain = _plain(value, left)
-    except (_NotPlain, RecursionError, RuntimeError):  # changed by another thread meanwhile
+    except (_NotPlain, RecursionError, RuntimeError):  # RuntimeError: modified by another thread
         return {}
     text = json.dumps(plain, indent=1, ensure_ascii=False)
     return {"json": text if len(text) <= _JSON else text[: _JSON - 3] + "..."}
 
 
 class _NotPlain(Exception):
-    """A value has a part that JSON cannot hold."""
+    """A part of a value cannot be represented in JSON."""
 
 
 def _plain(value: Any, left: list[int]) -> Any:
@@ -190,7 +190,7 @@ def _of_numpy(numpy: Any, value: Any) -> dict[str, Any]:
 
 
 def _distribution(numpy: Any, array: Any) -> dict[str, Any]:
-    """Range and histogram of an array of real numbers."""
+    """Return the range and histogram of an array of real numbers."""
     if array.dtype.kind not in "iufb" or array.size < 2:
         return {}
     flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
@@ -270,7 +270,7 @@ def _of_matplotlib(figures: Any, value: Any) -> dict[str, Any]:
         return {}
     width, height = value.get_size_inches()
     buffer = io.BytesIO()
-    canvas = value.canvas  # drawing puts another one in its place
+    canvas = value.canvas  # drawing replaces it
     try:
         agg.FigureCanvasAgg(value).print_figure(
             buffer, format="png", dpi=max(10, min(60, _PIXELS * 1.5 / max(width, height, 1)))
@@ -284,7 +284,7 @@ def _image(data: bytes) -> dict[str, Any]:
     return {"image": base64.b64encode(data).decode()} if len(data) <= _LARGEST_IMAGE else {}
 
 
-# Modules by whose values they know, in the order in which they are asked.
+# The preview functions, by the module that must be imported, in the order of their calls.
 _LIBRARIES = {
     "numpy": _of_numpy,
     "pandas": _of_pandas,
@@ -296,7 +296,7 @@ _LIBRARIES = {
 
 
 def _cell(value: Any) -> str:
-    """A value of a table, short; only of values whose text is not a code of the user's."""
+    """Return a short text of a cell of a table, without calling user code."""
     kind = type(value)
     if kind in (str, int, float, bool) or value is None:
         return short_text(value, _CELL)

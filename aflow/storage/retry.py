@@ -1,4 +1,4 @@
-"""Trying again what may go well the next time: calls, and a store whose calls are."""
+"""Retries with backoff for calls that raise StoreBusy, and a wrapper that retries a store."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 TRIES = 8
 BACKOFF = Backoff(0.2, 10.0)
-_AT_ONCE = 8  # objects of a batch that are on their way
-_MOST_IN_FLIGHT = 64 << 20  # bytes of them
-_ALONE_FROM = 8 << 20  # bytes of an object that is not copied, and goes before the next one begins
+_AT_ONCE = 8  # objects of a batch that are uploaded concurrently
+_MOST_IN_FLIGHT = 64 << 20  # total bytes of these
+_ALONE_FROM = 8 << 20  # bytes from which an object is uploaded in the foreground, without a copy
 
 
 def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
-    """Return the error that is raised after the last try.
+    """Return the error to raise after the last try.
 
     Args:
         error: The error of the last try.
-        tries: How many tries were made, or are made at most.
+        tries: The number of tries.
     """
     return StoreUnavailable(
         f"{error} It was tried {tries} times. See whether it is up and can be reached."
@@ -35,17 +35,17 @@ def given_up(error: StoreBusy, tries: int) -> StoreUnavailable:
 
 
 async def retried(act: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
-    """Call again while StoreBusy is raised.
+    """Await a call, and retry it with backoff while it raises StoreBusy.
 
     Args:
-        act: Makes the awaitable of one try.
-        tries: How many tries were made, or are made at most.
+        act: Returns the awaitable of one try.
+        tries: The maximum number of tries.
 
     Returns:
-        What the call returned.
+        The result of the call.
 
     Raises:
-        StoreUnavailable: All tries have failed.
+        StoreUnavailable: If all tries failed.
     """
     try:
         return await Tries(BACKOFF, most=tries).retry_async(act, StoreBusy)
@@ -54,9 +54,9 @@ async def retried(act: Callable[[], Awaitable[T]], tries: int = TRIES) -> T:
 
 
 class RetryingStore:
-    """Wraps a store: calls that raise StoreBusy are made again, up to TRIES times in all.
+    """Wraps a store and retries calls that raise StoreBusy, up to TRIES tries in total.
 
-    `pause(seconds)` waits; `share()` gives a random number between 0 and 1.
+    `pause(seconds)` waits; `share()` returns a random number between 0 and 1 for the jitter.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RetryingStore:
 
     @property
     def url(self) -> str:
-        """Where the store is."""
+        """The URL of the store."""
         return self._store.url
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
@@ -80,8 +80,8 @@ class RetryingStore:
 
     @contextmanager
     def batch(self, *, durable: bool = False) -> Iterator[Put]:
-        """Put several objects, some at a time; see the port. Large ones go up in parts, of which
-        several are on their way by themselves."""
+        """Put several objects concurrently; see the port. Large objects are put one at a time: the
+        store uploads their parts concurrently."""
         batch = _Batch(self, durable)
         try:
             yield batch.put
@@ -91,10 +91,10 @@ class RetryingStore:
         batch.finish()
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
-        """Write an object where none is; see the port.
+        """Write an object unless it exists; see the port.
 
-        An answer may be lost after the object was written. So where a try after a failed one finds
-        an object, it is ours if it has our bytes."""
+        The response may be lost after the object was written. Therefore, if a retry finds an
+        object with the same bytes, it counts as written by this call."""
 
         def write(failed: int) -> bool:
             if self._store.put_if_absent(name, parts, durable=durable):
@@ -106,7 +106,7 @@ class RetryingStore:
     def _has(self, name: str, parts: Sequence[Buffer]) -> bool:
         try:
             there = self.get(name)
-        except ObjectNotFound:  # removed meanwhile: so it was not ours to count on
+        except ObjectNotFound:  # it has been removed in between
             return False
         return memoryview(there) == memoryview(b"".join(map(bytes, parts)))
 
@@ -115,12 +115,12 @@ class RetryingStore:
         return self._try(lambda _: self._store.get(name, start, length))
 
     def size(self, name: str) -> int | None:
-        """How many bytes an object has; see the port."""
+        """Return the size of an object; see the port."""
         return self._try(lambda _: self._store.size(name))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names that begin with `prefix`; see the port. After a failure it begins again, and
-        passes over what it has given."""
+        """Return the names that begin with `prefix`; see the port. After a failure the listing is
+        restarted, and names that were already yielded are skipped."""
         return self._listed(self._store.list(prefix), prefix)
 
     def _listed(self, names: Iterator[str], prefix: str) -> Iterator[str]:
@@ -145,21 +145,21 @@ class RetryingStore:
         self._try(lambda _: self._store.delete(name))
 
     def touch(self, name: str) -> bool:
-        """Say that an object is wanted; see the port."""
+        """Set the object's time of last use to now; see the port."""
         return self._try(lambda _: self._store.touch(name))
 
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
-        """Remove an object that nobody wants; see the port."""
+        """Remove an unused object; see the port."""
         return self._try(lambda _: self._store.remove_untouched(name, since, dry_run=dry_run))
 
     def sweep(self, older_than_s: float, now: float) -> int:
-        """Remove what dead writers have left; see the port."""
+        """Remove leftovers of killed writers; see the port."""
         return self._try(lambda _: self._store.sweep(older_than_s, now))
 
     def _try(self, act: Callable[[int], T]) -> T:
-        """What `act(failures so far)` gives."""
+        """Return the result of `act(number of failures so far)`, with retries."""
         try:
-            return act(0)  # nothing more is made for calls that succeed at once, as nearly all do
+            return act(0)  # fast path: nearly all calls succeed, and need no Tries
         except StoreBusy as error:
             tries = self._tries()
             delay = tries.failed(error)
@@ -176,7 +176,7 @@ class RetryingStore:
 
 
 class _Batch:
-    """Objects on their way to a store that takes a while for each."""
+    """The objects of a batch that are being uploaded."""
 
     def __init__(self, store: RetryingStore, durable: bool) -> None:
         self._store = store
@@ -185,7 +185,7 @@ class _Batch:
         self._sizes: dict[Future[None], int] = {}
 
     def put(self, name: str, parts: Sequence[Buffer]) -> None:
-        """Begin to put an object; raises what those before it have failed with."""
+        """Start to put an object. Raises the error of an earlier object that failed."""
         size = sum(memoryview(part).nbytes for part in parts)
         if size >= _ALONE_FROM:
             self._store.put(name, parts, durable=self._durable)
@@ -205,7 +205,7 @@ class _Batch:
             each.result()
 
     def finish(self) -> None:
-        """Wait until all are there; raises what the first one has failed with."""
+        """Wait until all objects are stored. Raises the error of the first that failed."""
         try:
             while self._sizes:
                 self._settle()
@@ -213,6 +213,6 @@ class _Batch:
             self.abandon()
 
     def abandon(self) -> None:
-        """Begin no others, and wait for those that have begun."""
+        """Cancel the uploads that have not started, and wait for the others."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

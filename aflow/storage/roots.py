@@ -1,13 +1,13 @@
-"""Roots keep blobs that no run refers to: declared in the store itself by whatever needs them.
+"""GC roots: objects in the datastore that protect blobs to which no run refers.
 
-A root is the object `roots/<kind>/<holder>`: the keys of blobs, as JSON, and until when they are
-needed. It lies beside the blobs, so that `gc` finds it whichever metadata it is run with, and
-whether it can reach the holder (a state machine in AWS, the schedules of a server) or not. A holder
-declares its root before it relies on the blobs, and withdraws it after it has release them: what
-is killed between the two leaves a root too many, and never one too few.
+A root is the object `roots/<kind>/<holder>`: JSON with the keys of blobs and an expiry time. Roots
+are stored next to the blobs, so that `gc` finds them with any metadata store, and even if it cannot
+reach the holder (a state machine in AWS, the schedules of a server). A holder declares its root
+before it relies on the blobs, and withdraws it after it has released them: if the holder is killed
+in between, a superfluous root remains, but none is missing.
 
-A root of a kind or form that is not known keeps what it names all the same; one that cannot be read
-stops `gc`, since nobody knows what it keeps.
+A root of an unknown kind still protects its blobs. An unreadable root stops `gc`, since its blobs
+are unknown.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FOLDER = "roots/"
 
 
 class GcRoot(NamedTuple):
-    """Blobs that are kept, by their keys; `until` (seconds since the epoch) they are, None for as
-    long as the root is there. `about` says for people whose they are."""
+    """The keys of the protected blobs. The root expires at `until` (seconds since the epoch), or
+    never if that is None. `about` describes the holder."""
 
     blobs: tuple[str, ...]
     about: str
@@ -36,37 +36,37 @@ class GcRoot(NamedTuple):
 
 
 def root_name(kind: str, *holder: str) -> str:
-    """Return the name of the root of a holder of this kind, whatever characters its name has.
+    """Return the object name of a holder's root.
 
     Args:
-        kind: What holds the blobs, as `schedule`: it becomes a part of the name.
-        *holder: The parts of the holder's name; hashed together.
+        kind: The kind of holder, such as `schedule`, which becomes part of the name.
+        *holder: The parts of the holder's name, in any characters; they are hashed together.
     """
     digest = hashlib.blake2b("\0".join(holder).encode(), digest_size=16).hexdigest()
     return f"{FOLDER}{kind}/{digest}"
 
 
 def declare(store: ObjectStore, name: str, root: GcRoot) -> None:
-    """Keep the blobs of a root from now on, in place of those that this name kept before.
+    """Store a root, and replace an existing root of this name.
 
     Args:
-        store: The datastore that has the blobs.
-        name: The name, as `root_name` makes it.
-        root: The blobs to keep, and until when.
+        store: The datastore of the blobs.
+        name: The name that `root_name` returned.
+        root: The blobs to protect, and the expiry time.
     """
     data = {"blobs": list(root.blobs), "about": root.about, "until": root.until}
     store.put(name, [json.dumps(data).encode()], durable=True)
 
 
 def declared(store: ObjectStore, name: str) -> GcRoot | None:
-    """Return the root of this name; None where nothing is declared.
+    """Return the root of this name; None if there is none.
 
     Args:
         store: The datastore.
-        name: The name, as `root_name` makes it.
+        name: The name that `root_name` returned.
 
     Raises:
-        CorruptBlob: The root cannot be read.
+        CorruptBlob: If the root is malformed.
     """
     try:
         return _read(name, bytes(store.get(name)), store.url)
@@ -75,11 +75,11 @@ def declared(store: ObjectStore, name: str) -> GcRoot | None:
 
 
 def withdraw(store: ObjectStore, name: str) -> None:
-    """Remove a root, if it is declared.
+    """Remove a root if it exists.
 
     Args:
         store: The datastore.
-        name: The name, as `root_name` makes it.
+        name: The name that `root_name` returned.
     """
     store.delete(name)
 
@@ -91,20 +91,20 @@ def roots(store: ObjectStore) -> Iterator[tuple[str, GcRoot]]:
         store: The datastore.
 
     Raises:
-        CorruptBlob: A root cannot be read; the error names it.
+        CorruptBlob: If a root is malformed; the error names it.
     """
     for name in store.list(FOLDER):
         root = declared(store, name)
-        if root is not None:  # else: withdrawn a moment ago
+        if root is not None:  # otherwise it has just been withdrawn
             yield name, root
 
 
 def kept(found: Sequence[tuple[str, GcRoot]], now: float) -> set[str]:
-    """Return the keys of the blobs that these roots keep at this time.
+    """Return the keys of the blobs that these roots protect at this time.
 
     Args:
-        found: What `roots` has yielded.
-        now: The present time, in seconds since the epoch.
+        found: The roots that `roots` yielded.
+        now: The current time, in seconds since the epoch.
     """
     return {
         key for _, root in found if root.until is None or root.until > now for key in root.blobs
@@ -112,11 +112,11 @@ def kept(found: Sequence[tuple[str, GcRoot]], now: float) -> set[str]:
 
 
 def expired(found: Sequence[tuple[str, GcRoot]], now: float) -> list[str]:
-    """Return the names of the roots that keep nothing.
+    """Return the names of the roots that have expired.
 
     Args:
-        found: What `roots` has yielded.
-        now: The present time, in seconds since the epoch.
+        found: The roots that `roots` yielded.
+        now: The current time, in seconds since the epoch.
     """
     return [name for name, root in found if root.until is not None and root.until <= now]
 

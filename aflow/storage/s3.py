@@ -1,17 +1,17 @@
-"""The object store in a bucket of S3, or of what speaks its language.
+"""The object store in a bucket of S3 or of an S3-compatible service.
 
-`s3://bucket/prefix`; `?endpoint=URL&region=NAME` for others than AWS. Credentials and regions come
-from where botocore finds them (AWS_* variables, ~/.aws, the role of the machine).
+URLs are `s3://bucket/prefix`, with `?endpoint=URL&region=NAME` for services other than AWS. The
+credentials and the region are found by botocore (AWS_* variables, ~/.aws, role of the machine).
 
-An object is an object. What is larger goes up and comes down in parts, several at a time, and each
-part has its own tries (s3_wire.py). `put_if_absent` is a conditional write (`If-None-Match: *`); an
-endpoint that ignores the condition is found out at the first such write, and refused. Calls fail at
-once: whether another try is worth it says the kind of the error (StoreBusy), and a wrapper makes it
-(retrying.py).
+Each object of the port is one object in the bucket. Large objects are uploaded and downloaded in
+parts, several concurrently, and each part is retried separately. `put_if_absent` is a conditional
+write (`If-None-Match: *`); the first such write checks that the endpoint honours the condition, and
+raises an error if it does not. Other calls are not retried here: errors after which a retry may
+succeed are StoreBusy, and a wrapper retries them (retry.py).
 
-A touch writes a mark beside the object, since S3 cannot remove an object on the condition that
-nobody has wanted it lately: who removes sets a copy aside, removes the object, looks at the mark
-once more, and puts the object back if somebody has wanted it meanwhile.
+S3 cannot remove an object on the condition that it was not used recently. Therefore a touch writes
+a mark with the object's name. A removal copies the object aside, deletes it, reads the mark again,
+and restores the object if it was touched in the meantime.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from aflow.errors import (
 from aflow.storage.base import Buffer, ObjectStore, check_name, check_prefix
 from aflow.storage.retry import retried
 
-# What an error of S3 means: one sentence, and whether another try is worth it.
+# Translation of S3's errors to a message and an error class that tells whether to retry.
 
 
 try:
@@ -55,15 +55,15 @@ except ImportError as error:
 
 
 class ConditionFailed(StoreUnavailable):
-    """A condition of a write, or of a read, does not hold."""
+    """The condition of a conditional write or read is not met."""
 
 
 class OutOfRange(StoreUnavailable):
-    """The bytes asked for begin past the end of the object."""
+    """The requested range starts after the end of the object."""
 
 
 class AccessDenied(StoreUnavailable):
-    """Access denied, or the credentials are wrong."""
+    """Access is denied, or the credentials are missing or wrong."""
 
 
 class NoBucket(StoreUnavailable):
@@ -71,8 +71,8 @@ class NoBucket(StoreUnavailable):
 
 
 class Subject(NamedTuple):
-    """What a request is about, as sentences say it: `place` is the datastore, or the URL of an
-    object; `missing` is the sentence where there is no such object."""
+    """The subject of a request in error messages: `place` is the datastore or the URL of an object,
+    `missing` the message if there is no such object."""
 
     place: str
     missing: str
@@ -109,15 +109,15 @@ _ADVICE = {
 
 @contextlib.contextmanager
 def translated(subject: Subject) -> Iterator[None]:
-    """Translate errors of the libraries inside of the block to aflow's.
+    """Translate exceptions of the libraries within the block to aflow's.
 
     Args:
-        subject: What is transferred, for the errors.
+        subject: The subject of the request, for errors.
 
     Raises:
-        ObjectNotFound: S3 has no such object.
-        StoreBusy: S3 did not answer, or not whole: another try may succeed.
-        StoreUnavailable: S3 refuses.
+        ObjectNotFound: If S3 has no such object.
+        StoreBusy: If S3 did not respond, or not completely: a retry may succeed.
+        StoreUnavailable: If S3 rejects the request.
     """
     try:
         yield
@@ -157,59 +157,59 @@ def _refusal(subject: Subject, error: Any) -> Exception:
     return kind(f"{subject.place} cannot be used: {advice}.")
 
 
-# Objects of S3 on their way: connections, and bodies in parts.
+# Transfers: connections, and uploads and downloads in parts.
 #
-# What is larger than two parts goes up and comes down in parts, several at a time, and a part that
-# fails is sent or fetched again by itself: of a hundred parts one is likely to fail.
+# Objects larger than two parts are transferred in parts, several concurrently. A part that fails is
+# retried separately: of a hundred parts one is likely to fail.
 
 
 T = TypeVar("T")
 Again = Callable[[], Coroutine[Any, Any, Any]]
 
 PART = 8 << 20  # bytes of a part
-MOST_PARTS = 10_000  # that S3 takes
+MOST_PARTS = 10_000  # S3's limit
 PARTS_AT_ONCE = 8
 CONNECTIONS = 64
-LANES = 3  # threads that the parts of large objects go over
+LANES = 3  # threads that transfer the parts of large objects
 _CHUNK = 1 << 20
 _TIMES = {"connect_timeout": 10, "read_timeout": 60}
 
 
 class UploadSource(Protocol):
-    """Bytes that go up."""
+    """The source of an upload."""
 
     size: int
 
     def read(self, start: int, length: int) -> bytes:
-        """Return exactly that many bytes from a position.
+        """Return exactly `length` bytes.
 
         Args:
-            start: The position of the first byte.
-            length: How many bytes.
+            start: The offset of the first byte.
+            length: The number of bytes.
         """
 
 
 class Sink(Protocol):
-    """Where bytes that come down are put. A part that was cut off is put there again."""
+    """The destination of a download. If a part is retried, its bytes are written again."""
 
     def begin(self, size: int) -> None:
-        """Announce the number of bytes. Called again when the transfer begins again.
+        """Prepare for a number of bytes. Called again if the transfer is restarted.
 
         Args:
-            size: How many bytes will come.
+            size: The total number of bytes.
         """
 
     def write(self, at: int, data: bytes) -> None:
-        """Take bytes at a position.
+        """Write bytes at an offset.
 
         Args:
-            at: The position of the first byte within the object.
-            data: The bytes; parts may come in any order.
+            at: The offset of the first byte within the transferred range.
+            data: The bytes; parts arrive in any order.
         """
 
 
 class BytesSource:
-    """Buffers, one after the other."""
+    """An UploadSource of consecutive buffers."""
 
     def __init__(self, parts: Sequence[Buffer]) -> None:
         self._views = [memoryview(part).cast("B") for part in parts]
@@ -227,7 +227,7 @@ class BytesSource:
 
 
 class BytesSink:
-    """Bytes in memory."""
+    """A Sink in memory."""
 
     def __init__(self) -> None:
         self._whole = bytearray()
@@ -242,7 +242,7 @@ class BytesSink:
 
     @property
     def data(self) -> memoryview:
-        """What has come, read-only."""
+        """The downloaded bytes, read-only."""
         return memoryview(self._whole).toreadonly()
 
 
@@ -250,9 +250,9 @@ class BytesSink:
 
 
 class _Once(AIOHTTPSession):  # type: ignore[misc]
-    """Sends each request once. By itself aiohttp sends it again where a connection that it had kept
-    breaks before the answer: so a conditional write would find its own object, and take it for
-    somebody else's."""
+    """An HTTP session that sends each request once. By default, aiohttp resends a request if a
+    kept-alive connection breaks before the response: a conditional write would then find the object
+    of its own first request, and report a conflict."""
 
     async def _get_session(self, proxy_url: str | None) -> Any:
         session = await super()._get_session(proxy_url)
@@ -261,13 +261,12 @@ class _Once(AIOHTTPSession):  # type: ignore[misc]
 
 
 async def connect(session: AioSession, again: Again | None = None, **options: Any) -> Any:
-    """Return a client of S3 with many connections, which makes each call once. It is closed by
-    `disconnect`.
+    """Return a client of S3 that makes each call once, without retries. Close it with `disconnect`.
 
     Args:
         session: The session of botocore, with the credentials.
-        again: Makes another such client without lanes: large objects go over several, each with a
-            thread, since one thread does not keep a fast network busy.
+        again: Creates another such client without lanes. Large objects are transferred by several
+            clients in separate threads (lanes), since one thread cannot saturate a fast network.
         **options: Options of botocore's create_client.
     """
     config = AioConfig(
@@ -288,22 +287,22 @@ async def connect(session: AioSession, again: Again | None = None, **options: An
     )
     made = client.meta.config
     if _sends_checksums(client) and "payload_signing_enabled" not in (made.s3 or {}):
-        # A body that goes with its checksum needs no second one in its signature.
+        # A body with a checksum needs no second one in its signature.
         made.s3 = {**(made.s3 or {}), "payload_signing_enabled": False}
     return client
 
 
 def _sends_checksums(s3: Any) -> bool:
-    """Whether bodies go with their checksum: AWS_REQUEST_CHECKSUM_CALCULATION=when_required says
-    no, for servers that know none."""
+    """Return whether uploads include checksums. AWS_REQUEST_CHECKSUM_CALCULATION=when_required
+    turns them off, for servers that do not support them."""
     return bool(s3.meta.config.request_checksum_calculation != "when_required")
 
 
 async def disconnect(client: Any) -> None:
-    """Close its connections.
+    """Close a client's connections and lanes.
 
     Args:
-        client: The client that `connect` has made.
+        client: The client that `connect` returned.
     """
     for lane in client.aflow_lanes:
         await in_thread(lane.close)
@@ -313,8 +312,8 @@ async def disconnect(client: Any) -> None:
 async def _each_part(
     s3: Any, numbers: Iterable[int], work: Callable[[int, Any], Coroutine[Any, Any, T]]
 ) -> list[T]:
-    """What `work(number, client)` gives for each of these parts of an object: several are on their
-    way at a time, and each has its own tries."""
+    """Return the results of `work(number, client)` for each of these parts of an object. Several
+    are transferred concurrently, and each is retried separately."""
     calls = (
         retried(functools.partial(_in_lane, s3, number, functools.partial(work, number)))
         for number in numbers
@@ -323,7 +322,7 @@ async def _each_part(
 
 
 async def _in_lane(s3: Any, number: int, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
-    """What `work(client)` gives for part `number` of an object, in one of the client's lanes."""
+    """Return the result of `work(client)` for part `number` of an object, in one of the lanes."""
     turn = number % (len(s3.aflow_lanes) + 1)
     if turn == 0:
         return await work(s3)
@@ -339,9 +338,9 @@ async def _in_lane(s3: Any, number: int, work: Callable[[Any], Coroutine[Any, An
         return answer
 
     try:
-        answer = await in_thread(begin)  # to begin may mean to connect first
+        answer = await in_thread(begin)  # in a thread: the lane may have to connect first
     except asyncio.CancelledError:
-        # The thread goes on, and what it begins would be an upload of which nobody knows.
+        # The thread is still running, and could start an upload that is never awaited.
         is_given_up.set()
         for each in begun:
             each.cancel()
@@ -360,16 +359,15 @@ async def upload(
     condition: Mapping[str, str] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an object. `where` is Bucket and Key, `condition` and `about` more arguments of the
-    write. Raises what `translated` does; what was not finished is given up.
+    """Write an object. Raises the errors of `translated`. A failed multipart upload is aborted.
 
     Args:
-        s3: The client that `connect` has made.
-        subject: What is transferred, for the errors.
+        s3: The client that `connect` returned.
+        subject: The subject of the upload, for errors.
         where: The arguments `Bucket` and `Key`.
-        source: Gives the bytes, a range at a time.
-        condition: Headers that make the write conditional.
-        about: Headers that are stored with the object.
+        source: The bytes, read range by range.
+        condition: Arguments that make the write conditional, such as `IfNoneMatch`.
+        about: Arguments that are stored with the object, such as `ContentType`.
     """
     if source.size <= 2 * PART:
         with translated(subject):
@@ -389,12 +387,12 @@ async def upload(
     part = max(PART, -(-source.size // MOST_PARTS))
 
     async def send(number: int, s3: Any) -> dict[str, Any]:
-        # In a thread: to read and to sum up a part takes longer than to send it.
+        # In a thread: reading a part and computing its checksum takes longer than sending it.
         data, checksum = await in_thread(_read, source, (number - 1) * part, part)
         checked = {"ChecksumCRC32": checksum} if is_checked else {}
         with translated(subject):
             answer = await s3.upload_part(**whole, PartNumber=number, Body=data, **checked)
-        # S3 wants the checksums again with the list of the parts.
+        # S3 requires the checksums again in the list of the parts.
         return {"PartNumber": number, "ETag": answer["ETag"], **checked}
 
     try:
@@ -405,14 +403,14 @@ async def upload(
                 **whole, MultipartUpload={"Parts": parts}, **(condition or {})
             )
     except BaseException:
-        # What is left of it costs money; but why it failed is what has to be reported.
+        # S3 charges for the parts of unfinished uploads. The original error is the one to report.
         with contextlib.suppress(StorageError), translated(subject):
             await s3.abort_multipart_upload(**whole)
         raise
 
 
 def _read(source: UploadSource, start: int, length: int) -> tuple[bytes, str]:
-    """A part, and its checksum as S3 writes it."""
+    """Return the bytes of a part and their checksum in S3's format."""
     data = source.read(start, length)
     return data, base64.b64encode(zlib.crc32(data).to_bytes(4)).decode()
 
@@ -427,21 +425,21 @@ async def download(
     sink: Sink,
     range_: str | None = None,
 ) -> Any:
-    """Fetch an object into the sink. The first answer says how much there is, and is the first
-    part; others are fetched at the same time. Raises what `translated` raises.
+    """Download an object into the sink. The first response contains the size, and its body is the
+    first part; other parts are requested concurrently. Also raises the errors of `translated`.
 
     Args:
-        s3: The client that `connect` has made.
-        subject: What is transferred, for the errors.
+        s3: The client that `connect` returned.
+        subject: The subject of the download, for errors.
         where: The arguments `Bucket` and `Key`.
-        sink: Takes the bytes, a part at a time.
-        range_: The range, as `bytes=0-99`; None for the whole object.
+        sink: The destination of the bytes.
+        range_: The range, such as `bytes=0-99`; None for the whole object.
 
     Returns:
-        What S3 answered first.
+        The first response of S3.
 
     Raises:
-        StoreBusy: The object was replaced meanwhile, or the answer was cut off.
+        StoreBusy: If the object was replaced during the download, or a response was truncated.
     """
     asked = {} if range_ is None else {"Range": range_}
     with translated(subject):
@@ -478,7 +476,7 @@ async def download(
 
 
 async def _pour(body: Any, sink: Sink, at: int, wanted: int) -> None:
-    """`wanted` bytes of the body into the sink."""
+    """Copy `wanted` bytes of the body to the sink."""
     end = at + wanted
     async with body as stream:
         while at < end:
@@ -515,7 +513,7 @@ class S3Store(ObjectStore):
 
     @property
     def url(self) -> str:
-        """`s3://bucket/prefix`, with what else was said."""
+        """`s3://bucket/prefix`, with the options of the URL."""
         return self._url
 
     async def _connected(self) -> Any:
@@ -528,17 +526,17 @@ class S3Store(ObjectStore):
         return await connect(session, again, region_name=self._region, endpoint_url=self._endpoint)
 
     def close(self) -> None:
-        """Release connections; the next call makes new ones. May be called twice."""
+        """Close the connections; the next call opens new ones. May be called twice."""
         self._portal.close()
 
     # ------------------------------------------------------------------ writing
 
     def put(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> None:
-        """Write the parts as one object; see the port. S3 keeps what it has acknowledged."""
+        """Write the parts as one object; see the port. Every acknowledged write is durable."""
         self._write(name, parts, {})
 
     def put_if_absent(self, name: str, parts: Sequence[Buffer], *, durable: bool = False) -> bool:
-        """The same where no such object is; see the port."""
+        """Write an object unless it exists; see the port."""
         self._check_conditions()
         return self._put_new(name, parts)
 
@@ -550,9 +548,9 @@ class S3Store(ObjectStore):
         return True
 
     def _check_conditions(self) -> None:
-        """See, once, that a write with a condition is refused where there is an object."""
+        """Check, once, that the endpoint rejects a conditional write if the object exists."""
         if self._checks_conditions is None:
-            # Where somebody has looked before, the first write is refused, and says it all.
+            # If the probe object exists already, the first write is rejected, which is sufficient.
             there = not self._put_new(_PROBE, [b"aflow"])
             self._checks_conditions = there or not self._put_new(_PROBE, [b"aflow"])
         if not self._checks_conditions:
@@ -568,7 +566,7 @@ class S3Store(ObjectStore):
     # ------------------------------------------------------------------ reading
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
-        """The bytes from `start`; see the port."""
+        """Return the bytes from `start` on; see the port."""
         if length == 0:
             if self.size(name) is None:
                 raise ObjectNotFound(self._subject(name).missing)
@@ -584,7 +582,7 @@ class S3Store(ObjectStore):
         return sink.data
 
     def size(self, name: str) -> int | None:
-        """How many bytes the object has; see the port."""
+        """Return the size of the object in bytes; see the port."""
         found = self._head(self._key(name))
         return None if found is None else int(found["ContentLength"])
 
@@ -595,7 +593,7 @@ class S3Store(ObjectStore):
             return None
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names that begin with `prefix`; see the port."""
+        """Return the names that begin with `prefix`; see the port."""
         return self._names(self._prefix + check_prefix(prefix))
 
     def _names(self, begin: str) -> Iterator[str]:
@@ -616,20 +614,20 @@ class S3Store(ObjectStore):
     # ------------------------------------------------------------------ removing
 
     def delete(self, name: str) -> None:
-        """Remove the object, if it is there."""
+        """Remove the object if it exists."""
         self._remove(self._key(name))
 
     def _remove(self, key: str) -> None:
         self._ask("delete_object", Key=key)
 
     def touch(self, name: str) -> bool:
-        """Say that the object is wanted; see the port."""
+        """Set the object's time of last use to now, by writing its mark; see the port."""
         key = self._key(name)
         self._ask("put_object", Key=self._prefix + _MARKS + name, Body=b"")
         return self._head(key) is not None
 
     def remove_untouched(self, name: str, since: float, *, dry_run: bool = False) -> int | None:
-        """Remove the object if nobody has wanted it since then; see the port."""
+        """Remove the object if it was neither written nor touched after `since`; see the port."""
         key, mark = self._key(name), self._prefix + _MARKS + name
         found = self._head(key)
         if found is None or self._is_younger(found, since):
@@ -656,12 +654,12 @@ class S3Store(ObjectStore):
 
     @staticmethod
     def _is_younger(found: Any, since: float) -> bool:
-        # Times of S3 are whole seconds, rounded down.
+        # S3 rounds times down to whole seconds.
         return found is not None and found["LastModified"].timestamp() + 1 > since
 
     def sweep(self, older_than_s: float, now: float) -> int:
-        """Put back what a remover that died has set aside, and give up uploads that nobody goes on
-        with; see the port."""
+        """Restore objects that a killed process copied aside to remove them, and abort abandoned
+        multipart uploads; see the port."""
         count = 0
         before = now - older_than_s
         for each in self._listed(self._prefix + _ASIDE):
@@ -690,11 +688,11 @@ class S3Store(ObjectStore):
         return Subject(f"The datastore {self._url}", f"There is no object {name!r} in {self._url}.")
 
     def _ask(self, operation: str, **values: Any) -> Any:
-        """The answer to an operation on the bucket, by its name in botocore."""
+        """Call an operation on the bucket, by its name in botocore, and return the response."""
         key = str(values.get("Key", self._prefix))
         return self._call(key, lambda s3: getattr(s3, operation)(Bucket=self._bucket, **values))
 
     def _call(self, name: str, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
-        """What the coroutine of `work(client)` gives; its errors as ours."""
+        """Return the result of the coroutine of `work(client)`, with translated errors."""
         with translated(self._subject(name)):
             return self._portal.call(work)

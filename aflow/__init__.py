@@ -234,7 +234,8 @@ def _connect_the_command_line() -> None:
 def _report_definition_error(
     kind: type[BaseException], error: BaseException, traceback: "TracebackType | None"
 ) -> None:
-    """sys.excepthook of a script that defines a flow: print definition errors as one sentence."""
+    """Act as sys.excepthook of a script that defines a flow: print a definition error as one
+    sentence."""
     from aflow.cli.errors import report_definition_error  # not at the top: it imports click
 
     report_definition_error(kind, error, traceback)

@@ -52,8 +52,8 @@ def _cancel(run: str, server: str | None) -> None:
 
 
 def _cancelled_here(flow: str, run: str) -> bool | None:
-    """Cancel a run of the local metadata; return whether it has ended already, None if there is no
-    such run."""
+    """Cancel a run of the local metadata. Returns True if the run was recorded as cancelled, False
+    if its coordinator was asked to cancel it, None if there is no such run."""
     settings = Settings.load()
     if not settings.has_metadata:
         return None

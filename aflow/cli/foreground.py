@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Imports are inside functions: asyncio and the modules that need it are imported while the zygote
 # imports its own modules.
 
-LOOK_AHEAD = 0.1  # seconds from the start of a run's first task to work ahead of the exit
+LOOK_AHEAD = 0.1  # seconds after the start of the first task until `ending.look_ahead` is called
 
 
 def run(
@@ -34,8 +34,8 @@ def run(
     watch: Callable[[Sequence[RunEvent]], None],
     recover: str | None = None,
 ) -> tuple[RunEnded, int | None]:
-    """Run a flow until the run has ended, or continue the run `recover`. Raises the error of the
-    storage or of the metadata if the run could not continue.
+    """Run a flow, or continue its run `recover`, and wait until the run has ended. Raises the error
+    of the storage or of the metadata if the run could not continue.
 
     Args:
         definition: The flow, read from the file that this program runs.
@@ -125,9 +125,9 @@ async def _run(
 def _ahead(
     watch: Callable[[Sequence[RunEvent]], None],
 ) -> Callable[[Sequence[RunEvent]], None]:
-    """Return a callback that also does a part of the work of the exit ahead, while this process
-    waits for tasks: when the second task starts, or after LOOK_AHEAD seconds. When the first one
-    starts, there is other work to do."""
+    """Return `watch`, extended to do a part of the work of the exit early, while this process waits
+    for tasks: once the second task starts, or LOOK_AHEAD seconds after the first one. Not earlier,
+    because this process is still busy when the first task starts."""
     import asyncio
 
     from aflow._core import ending

@@ -63,7 +63,7 @@ class _Step:
     reused: int = 0  # included in `done`
     retried: int = 0  # attempts after the first of a task
     failed: set[int] = field(default_factory=set)  # tasks
-    splits: int = 0  # tasks of the foreachs that it has opened
+    splits: int = 0  # tasks of the foreach loops that it has opened
     began_at: float | None = None
     ended_at: float | None = None
     samples: deque[tuple[float, int]] = field(default_factory=deque)  # times, with `done` then
@@ -149,7 +149,7 @@ class Tally:
             step.samples.popleft()
 
     def expected(self, name: str) -> int:
-        """Return how many tasks the step will have, as far as known; 0 if a switch decides.
+        """Return how many tasks the step will have; if that is not known, how many have started.
 
         Args:
             name: The name of a step.

@@ -147,7 +147,7 @@ def _of_another(other: str, run: str, flow: str) -> InvalidInput:
 # `resume --reentrant`: several callers resume into the same new run; one of them resumes, the
 # others wait for it.
 #
-# The caller that records the run first is the one. If its process crashes before it has run a task,
+# The caller that records the run first resumes. If its process crashes before it has run a task,
 # other than reusing results, another caller starts again, under the same id.
 
 

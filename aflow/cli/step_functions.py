@@ -42,7 +42,7 @@ def step_functions_commands(declared: Mapping[str, Parameter]) -> dict[str, Subc
     """Return the subcommands of `step-functions`, by name.
 
     Args:
-        declared: The parameters of the flow, by name.
+        declared: The parameters of the flow, by attribute.
     """
     own = parameter_options(declared)
 
@@ -226,7 +226,9 @@ def trigger(
 def list_runs(session: Session, name: str | None, **chosen: bool) -> None:
     """Print one line per run."""
     deployer = _deployer(session, name=name)
-    states = [state.upper() for state, is_chosen in chosen.items() if is_chosen]  # TIMED_OUT, say
+    states = [
+        state.upper() for state, is_chosen in chosen.items() if is_chosen
+    ]  # such as TIMED_OUT
     found = deployer.executions(states)
     reasons = deployer.reasons(found)
     for each in found:
@@ -273,7 +275,7 @@ def diff(session: Session, **shape: Any) -> int:
     return 1 if lines else 0
 
 
-# ------------------------------------------------------------------ parts
+# ------------------------------------------------------------------ helpers
 
 
 def _deployer(session: Session, **shape: Any) -> StateMachineDeployer:

@@ -67,7 +67,7 @@ def _list_parameters() -> list[click.Parameter]:
     ]
 
 
-# ------------------------------------------------------------------ changing
+# ------------------------------------------------------------------ changes
 
 
 def add(session: Session, tags: tuple[str, ...], run_id: str | None, namespace: str | None) -> None:

@@ -188,7 +188,7 @@ class ClientObject:
     # ------------------------------------------------------------ parts
 
     def __iter__(self) -> Iterator[Any]:
-        """The parts, newest first."""
+        """Iterate over the parts, newest first."""
         raise NotImplementedError
 
     def _part(self, name: str) -> Any:
@@ -209,7 +209,7 @@ class ClientObject:
         """Return the ids of the newest parts, for completion in notebooks."""
         return [part.id for part in islice(self, _COMPLETED)]
 
-    # ------------------------------------------------------------ as text, as bytes
+    # ------------------------------------------------------------ display and pickling
 
     def __repr__(self) -> str:
         attempt = "" if self._attempt is None else f", attempt={self._attempt}"

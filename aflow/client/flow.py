@@ -25,7 +25,7 @@ from aflow.scheduler.states import RunState
 if TYPE_CHECKING:
     from aflow.metadata.base import RunRecord
 
-_PAGE = 500  # runs a query
+_PAGE = 500  # runs per query
 
 
 class Metaflow:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Html = NewType("Html", str)
 
 ROWS = 20  # maximum rows of a table
-_TEXT = 200  # characters of one value
+_TEXT = 200  # maximum characters of a value
 _LINE = "1px solid rgba(128,128,128,0.35)"
 _HUES = {
     "succeeded": "46,157,88",
@@ -231,7 +231,7 @@ _NOTHING = Html("")
 
 @html_of.register
 def _metaflow(every: Metaflow) -> str:
-    """All flows, with the latest run of each."""
+    """Show all flows, with the latest run of each."""
     flows = every.flows
     rows = []
     for flow in flows[:ROWS]:
@@ -245,7 +245,7 @@ def _metaflow(every: Metaflow) -> str:
 
 @html_of.register
 def _flow(shown: Flow) -> str:
-    """The latest runs of a flow."""
+    """Show the latest runs of a flow."""
     runs = list(shown.runs(limit=ROWS + _COUNTED + 1))
     left = len(runs) - ROWS
     rows = [
@@ -266,7 +266,7 @@ def _flow(shown: Flow) -> str:
 
 @html_of.register
 def _run(shown: Run) -> str:
-    """A run: its state, the reason of its failure, its steps."""
+    """Show a run: its state, the reason of its failure, its steps."""
     record = shown._source.refresh()
     metadata = shown._source.metadata
     failed = failed_task(metadata, record)
@@ -307,7 +307,7 @@ def _counts(tasks: dict[TaskState, int]) -> Html:
 
 @html_of.register
 def _step(shown: Step) -> str:
-    """A step: the number of its tasks by state, and its newest tasks, failed ones first."""
+    """Show a step: the number of its tasks by state, and its newest tasks, failed ones first."""
     source = shown._source
     tasks = next((s.tasks for s in source.metadata.progress(source.key) if s.step == shown.id), {})
     failed = list(islice(shown.tasks(status="failed"), ROWS))
@@ -339,7 +339,7 @@ def _task_row(view: TaskView) -> tuple[Html, ...]:
 
 @html_of.register
 def _task(shown: Task) -> str:
-    """A task: its state, its artifacts, the last lines of its output."""
+    """Show a task: its state, its artifacts, the last lines of its output."""
     view = shown._now
     names = sorted(shown._names(), key=lambda name: (name.startswith("_"), name))
     artifacts = [shown[name] for name in names[:ROWS]]
@@ -382,7 +382,7 @@ def _tail(lines: Iterable[tuple[datetime, str]]) -> list[str]:
 
 @html_of.register
 def _artifact(shown: DataArtifact) -> str:
-    """An artifact: the properties of its value that are known without loading it."""
+    """Show an artifact: the properties of its value that are known without loading it."""
     noted = shown.preview
     return page(
         "DataArtifact",

@@ -44,7 +44,7 @@ class Run(PartOfRun):
         self._source = source
         return self
 
-    # ------------------------------------------------------------ how it goes
+    # ------------------------------------------------------------ state
 
     @property
     def status(self) -> str:
@@ -71,7 +71,7 @@ class Run(PartOfRun):
         """When the run ended, successfully or not; None if it has not."""
         return local_time(self._source.refresh().finished_at)
 
-    # ------------------------------------------------------------ what it left
+    # ------------------------------------------------------------ results
 
     @property
     def end_task(self) -> Task | None:
@@ -91,7 +91,7 @@ class Run(PartOfRun):
     @property
     def code(self) -> RunCode | None:
         """The code of the run when it started; None if it was not stored, because the flow has no
-        file, or because the folder has too many files."""
+        file, or because the files next to it are too large."""
         return code_of(self._source)
 
     @property

@@ -147,7 +147,7 @@ class Step(PartOfRun):
         if any(self._source.graph[split].kind is Kind.PARALLEL for split in around):
             yield from (task for task in self.tasks(*tags) if task.index == 0)
 
-    # ------------------------------------------------------------ neighbours
+    # ------------------------------------------------------------ parents and children
 
     @property
     def parent_steps(self) -> Iterator[Step]:

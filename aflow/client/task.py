@@ -365,7 +365,7 @@ class Task(PartOfRun):
             raise missing_task(source, step, task, attempt)
         self._source, self._view, self._settled = source, view, source.is_over
 
-    # ------------------------------------------------------------ how it went
+    # ------------------------------------------------------------ state
 
     @property
     def _now(self) -> TaskView:
@@ -580,7 +580,7 @@ class Task(PartOfRun):
             "host": attempt.host if attempt else None,
         }
 
-    # ------------------------------------------------------------ neighbours
+    # ------------------------------------------------------------ parents and children
 
     @property
     def parent_tasks(self) -> Iterator[Task]:

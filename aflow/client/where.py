@@ -133,7 +133,7 @@ _namespace: str | None = None
 _namespace_is_chosen = False
 
 
-# ------------------------------------------------------------------ where
+# ------------------------------------------------------------------ metadata
 
 
 def place() -> ClientStores:
@@ -328,7 +328,7 @@ def _root_in(path: str) -> str:
     return str(folder / FOLDER if has_one else folder)
 
 
-# ------------------------------------------------------------------ whose
+# ------------------------------------------------------------------ namespace
 
 
 def namespace(tag: str | None) -> str | None:

@@ -454,7 +454,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 # ------------------------------------------------------------------ the checker
 
-Place = tuple[str, tuple[int, ...]]  # a task: its step and its indices in the foreachs around it
+Place = tuple[str, tuple[int, ...]]  # a task: its step, and its index in each foreach around it
 Results = Mapping[Place, Mapping[str, str]]  # the digests of the artifacts that each task has set
 
 
@@ -835,7 +835,7 @@ class Machines:
         return True
 
     def stop_worker(self) -> bool:
-        """Send SIGSTOP to a worker until its lease has expired, then SIGCONT.
+        """Suspend a worker with SIGSTOP for up to four seconds, which may be longer than its lease.
 
         Returns:
             True.

@@ -1,8 +1,9 @@
-"""The metadata port over HTTP: journals and records that `aflow metadata-service` keeps.
+"""The client of the metadata service: the metadata port over HTTP, served by `aflow
+metadata-service`.
 
-A call waits while the service does not answer (`calling.PATIENCE`). A write may have been done
-before its answer was lost: a commit has a mark by which the store knows it again, and of a run that
-exists already what is there says whether it is this one.
+A call is retried while the service does not respond, for up to PATIENCE seconds. The response to a
+completed write may be lost: a commit has a mark by which the store recognizes it, and a run that
+already exists is compared with the one that was sent.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ from aflow.metadata.wire import CALLS, STREAMS, frames, pack, raise_received
 if TYPE_CHECKING:
     from aflow._core.clock import Clock
 
-# HTTP calls of a service that may be away for a while.
+# HTTP calls to a service that may be unavailable for a while.
 
 
 T = TypeVar("T")
 
-PATIENCE = 120.0  # seconds that a service may be away
+PATIENCE = 120.0  # seconds for which calls are retried
 _TIMEOUT = 60.0  # seconds without a byte
-_CONNECTING = 10.0  # seconds
+_CONNECTING = 10.0  # timeout of a connection attempt, in seconds
 _BACKOFF = Backoff(0.1, 8.0)
 _CHUNK = 1 << 16
 
 
 class ServiceClient:
-    """Calls one service. Safe from many threads; a process that is forked makes connections of its
-    own."""
+    """Calls one service. Thread-safe; a forked process does not reuse the connections of its
+    parent."""
 
     not_there = "it is not a service of aflow, or an older one"
 
@@ -66,33 +67,34 @@ class ServiceClient:
         self._clock = clock
         self._patience = patience
         self._never = threading.Event()
-        self._answered = False  # ever
+        self._answered = False  # whether the service has ever responded
         self._idle: list[http.client.HTTPConnection] = []
         self._process = os.getpid()
 
     def call(self, path: str, body: bytes) -> tuple[Iterator[list[Any]], bool]:
-        """POST a request until the service answers.
+        """POST a request, retrying until the service responds.
 
         Args:
             path: The path below the URL of the service.
             body: The body, as msgpack.
 
         Returns:
-            The frames of the answer, and whether an earlier try may have been done as well.
+            The frames of the response, and whether the request was retried, so that the service may
+            have executed it twice.
 
         Raises:
-            MetadataUnavailable: If it does not answer in time, or turns the call down.
+            MetadataUnavailable: If the service does not respond in time, or rejects the request.
         """
         return self.patiently(lambda waiting: self._post(path, body, waiting))
 
     def patiently(self, attempt: Callable[[Waiting], T]) -> tuple[T, bool]:
-        """Make attempts until one succeeds, or the patience is over.
+        """Make attempts until one succeeds or the patience is exhausted.
 
         Args:
-            attempt: Makes one attempt; it is given the wait that it is part of.
+            attempt: Makes one attempt. Its argument logs that the call is still waiting.
 
         Returns:
-            What the attempt returned, and whether it was not the first.
+            The result of the attempt, and whether there were failed attempts before it.
 
         Raises:
             MetadataUnavailable: See `call`.
@@ -121,8 +123,9 @@ class ServiceClient:
             self._never.wait(waiting.capped(delay))
 
     def _is_stranger(self, error: Exception) -> bool:
-        """Whether it has shown another certificate than that of the service. One that was known
-        before may have let its own expire, and gets another while a run waits for it."""
+        """Whether the server has shown an invalid certificate without ever having responded. If it
+        has responded before, its certificate may have expired and be renewed while the run
+        waits."""
         return not self._answered and type(error).__name__ == "SSLCertVerificationError"
 
     def _post(self, path: str, body: bytes, waiting: Waiting) -> Iterator[list[Any]]:
@@ -142,7 +145,7 @@ class ServiceClient:
         return self._rest(connection, response, first, answer)
 
     def _get(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
-        """GET until the service answers: the response, and its JSON; None where it is a 404."""
+        """GET with retries; the response and its JSON, which is None for a 404."""
         return self.patiently(lambda _: self._got(path))[0]
 
     def _got(self, path: str) -> tuple[http.client.HTTPResponse, Any]:
@@ -159,7 +162,7 @@ class ServiceClient:
     def _exchange(
         self, method: str, path: str, body: bytes | None = None
     ) -> tuple[http.client.HTTPResponse, bytes]:
-        """Send one request, once, and read the whole response."""
+        """Send one request without retries, and read the whole response."""
         connection = self._connection()
         usable = False
         try:
@@ -173,7 +176,7 @@ class ServiceClient:
         return response, content
 
     def _until_readable(self, connection: http.client.HTTPConnection, waiting: Waiting) -> None:
-        """Wait for the first byte of an answer, and say so where it is late."""
+        """Wait for the first byte of a response, and log it if that is late."""
         poll = select.poll()
         poll.register(connection.sock, select.POLLIN)
         for _ in range(int(_TIMEOUT / FIRST)):
@@ -196,7 +199,7 @@ class ServiceClient:
             whole = not response.read()
         except (OSError, http.client.HTTPException, InvalidMessage) as error:
             if is_complete:
-                return  # the service was killed between the value and the end of the body
+                return  # only the end of the body is missing: the value was complete
             raise MetadataUnavailable(
                 f"The metadata service at {self.url} stopped in the middle: {_why(error)}."
             ) from error
@@ -238,7 +241,7 @@ class ServiceClient:
             connection.close()
 
     def close(self) -> None:
-        """Release the connections. May be called twice."""
+        """Close the connections. Idempotent."""
         while self._idle:
             self._idle.pop().close()
 
@@ -250,13 +253,13 @@ def _why(error: Exception) -> str:
 PATH = "/aflow/v1/metadata"
 
 
-# For the checker of types: the methods that are not written out have the port's signatures.
+# For type checkers: the generated methods have the signatures of the port.
 _Port: Any = object
 
 
 class ServiceMetadata(_Port):  # type: ignore[misc]
-    """The metadata of the service at `http(s)://host:port/prefix`. What is not written out here
-    are the calls of the ports, each of which is one request."""
+    """The metadata of the service at `http(s)://host:port/prefix`. The other methods of the ports
+    are generated below; each sends one request."""
 
     def __init__(
         self,
@@ -269,12 +272,12 @@ class ServiceMetadata(_Port):  # type: ignore[misc]
 
     @property
     def url(self) -> str:
-        """The address of the service."""
+        """The URL of the service."""
         return self._caller.url
 
     @property
     def address(self) -> str:
-        """The same: keys are in the settings."""
+        """The URL of the service. It contains no key; keys are in the settings."""
         return self._caller.url
 
     def _call(self, name: str, *values: Any, **named: Any) -> Any:
@@ -286,7 +289,7 @@ class ServiceMetadata(_Port):  # type: ignore[misc]
     def create_run(
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
-        """Record a new run with its parameters; see the port."""
+        """Record a new run with its parameters; see `Journal`."""
         answer, again = self._answer("create_run", run, parameters, holder, seconds)
         try:
             made: RunRecord = _value(answer)
@@ -298,16 +301,16 @@ class ServiceMetadata(_Port):  # type: ignore[misc]
         return made
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write the batch if the run is still at `version`; see the port."""
+        """Write the batch if the run is at `version`; see `Journal`."""
         return int(self._call("commit", run_key, version, batch, mark or uuid.uuid4().hex))
 
     def close(self) -> None:
-        """Release the connections. May be called twice."""
+        """Close the connections. Idempotent."""
         self._caller.close()
 
 
 def _calls(name: str) -> Callable[..., Any]:
-    """A method of the port that asks the service, and nothing else."""
+    """Return a method that sends the call of this name to the service."""
 
     def method(self: ServiceMetadata, *values: Any, **named: Any) -> Any:
         return self._call(name, *values, **named)

@@ -1,11 +1,10 @@
-"""Metadata in an object store: for runs whose jobs reach the store and no metadata of aflow's.
+"""The metadata store in an object store: for runs whose jobs cannot reach another metadata store.
 
-What is written of a run are objects that are numbered from 0: the run, then one for each commit. An
-object is written only where none is (`put_if_absent`), so that of two that write at the same time
-one is refused, and reads what the other has written before it tries again. A reader of a run has
-its objects in a store in memory, and asks for those that are new. Each SNAPSHOT objects, all that
-was written so far is put together in one more, from which readers begin. A small object for each
-run is what lists are made of.
+The records of a run are objects numbered from 0: the run itself, then one object per commit. They
+are written with `put_if_absent`, so that of two concurrent writers one fails, and reads the other's
+object before it retries. A reader replays the objects of a run into a store in memory, and then
+fetches only new objects. After every SNAPSHOT objects, a snapshot of all that was written so far
+is stored, from which readers start. Lists are built from a small index object per run.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SCHEME = "store+"
 """What the URL of metadata in a store begins with; the URL of the store follows."""
 
 _CONFLICT = "Another coordinator has written to this run: this one stops."
-_AT_ONCE = 16  # objects that are asked for at the same time
+_AT_ONCE = 16  # objects fetched concurrently
 
 
 _KEYED = (
@@ -45,8 +44,8 @@ _KEYED = (
 
 
 def _key_of(nonce: str) -> int:
-    """The key of a run, which is the same in all processes, and grows from run to run."""
-    return int(nonce[:14], 16)  # below those that others have beside it
+    """The key of a run: the same in all processes, and increasing with time."""
+    return int(nonce[:14], 16)  # less than FIRST_KEY
 
 
 def _new_nonce() -> str:
@@ -55,8 +54,7 @@ def _new_nonce() -> str:
 
 @dataclass(slots=True)
 class _Known:
-    """How far a run was read: its key in memory, the number of its last object, and the mark of
-    that."""
+    """How far a run was read: its key in memory, and number and mark of its last object."""
 
     key: int
     last: int
@@ -64,7 +62,7 @@ class _Known:
 
 
 class StoreMetadata(SqliteMetadata):
-    """The runs whose records are in one object store."""
+    """The metadata store of the runs whose records are in one object store."""
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__(":memory:")
@@ -72,27 +70,27 @@ class StoreMetadata(SqliteMetadata):
         self._found: dict[tuple[str, str], _Known] = {}
         self._names: dict[int, tuple[str, str]] = {}
         self._threads = ThreadPoolExecutor(_AT_ONCE, "metadata")
-        # What is in memory follows the objects one by one: two threads that apply the same object
-        # would have it twice in the journal.
+        # Threads must apply objects one after another: an object that two threads apply would be in
+        # the journal twice.
         self._objects_lock = threading.RLock()
 
     @property
     def url(self) -> str:
-        """Where it is, for people."""
+        """The URL of the object store."""
         return self._store.url
 
     @property
     def address(self) -> str:
-        """The URL that opens it in another process."""
+        """The URL that opens the metadata in another process."""
         return f"{SCHEME}{self._store.url}"
 
     @property
     def has_runs(self) -> bool:
-        """Whether there is any run."""
+        """Whether there are any runs."""
         return next(iter(self._store.list(f"{PREFIX}/index/")), None) is not None
 
     def close(self) -> None:
-        """Release threads and memory. May be called twice."""
+        """Release threads and memory. Idempotent."""
         self._threads.shutdown()
         super().close()
 
@@ -102,7 +100,7 @@ class StoreMetadata(SqliteMetadata):
         return f"{PREFIX}/runs/{flow}/{run}/{what if isinstance(what, str) else f'{what:08d}'}"
 
     def _catch_up(self, flow: str, run: str) -> _Known | None:
-        """Read what is new of a run; None where there is none."""
+        """Read the new objects of a run; return None if there is no such run."""
         with self._objects_lock:
             known = self._found.get((flow, run))
             if known is None:
@@ -131,7 +129,7 @@ class StoreMetadata(SqliteMetadata):
     def _apply(
         self, flow: str, run: str, known: _Known | None, number: int, entry: list[Any]
     ) -> _Known:
-        """Do in memory what an object says."""
+        """Apply an object to the store in memory."""
         kind, *values = entry
         if kind == "run":
             record, parameters, holder, seconds, nonce = values
@@ -162,7 +160,7 @@ class StoreMetadata(SqliteMetadata):
         return self._in_memory(flow, run).version
 
     def _in_memory(self, flow: str, run: str) -> RunRecord:
-        """A run as it was when its objects were last read."""
+        """A run as of the last read of its objects."""
         record = super().run(flow, run)
         assert record is not None, "it is in memory"
         return record
@@ -202,9 +200,9 @@ class StoreMetadata(SqliteMetadata):
         return found
 
     def _append(self, run_key: int, entry: list[Any]) -> None:
-        """Write an object of a run that was read so far. Its last value is one that no other
-        writer writes, so that a caller that has lost the answer finds its own object. Raises
-        VersionConflict where another has been written meanwhile, which is read then."""
+        """Write the next object of a run. The last value of `entry` is unique, so that a caller
+        that lost the response recognizes its own object. Raises VersionConflict if another writer
+        has written that object, which is then applied."""
         with self._objects_lock:
             flow, run = self._place_of(run_key)
             known = self._found[flow, run]
@@ -227,7 +225,7 @@ class StoreMetadata(SqliteMetadata):
     def create_run(
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
-        """Record a new run; see the port."""
+        """Record a new run; see `Journal`."""
         entry = ["run", run, parameters, holder, seconds, _new_nonce()]
         data = pack(entry)
         name = self._name(run.flow, run.run, 0)
@@ -235,25 +233,25 @@ class StoreMetadata(SqliteMetadata):
             raise VersionConflict(f"The run {run.flow}/{run.run} already exists.")
         with self._objects_lock:
             known = self._found.get((run.flow, run.run))
-            if known is None:  # else another thread has read it meanwhile
+            if known is None:  # otherwise another thread has read the run in the meantime
                 known = self._apply(run.flow, run.run, None, 0, entry)
         self._put_index(run.flow, run.run)
         return run._replace(key=known.key, version=0)
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write the batch if the run is still at `version`; see the port."""
-        with self._objects_lock:  # the version that is looked at is the one that is written on
+        """Write the batch if the run is at `version`; see `Journal`."""
+        with self._objects_lock:  # so that the version does not change after the check
             if run_key not in self._names:
                 raise VersionConflict(_CONFLICT)
             flow, run = self._place_of(run_key)
             now = self._version(flow, run)
             if mark and now == version + 1 and self._found[flow, run].mark == mark:
-                return now  # the answer to the try before was lost
+                return now  # the response to the previous attempt was lost
             if now != version:
                 raise VersionConflict(_CONFLICT)
             numbers = [task.task for task in batch.tasks]
             if len(set(numbers)) < len(numbers) or any(self.task(run_key, n) for n in numbers):
-                # Written all the same, it would keep everybody from reading the run.
+                # Once written, such a batch would make the run unreadable for everybody.
                 raise InvalidMessage(f"The numbers of tasks of {flow}/{run} have to be unique.")
             self._append(run_key, ["batch", batch, mark or uuid4().hex])
             if batch.run is not None:
@@ -263,31 +261,31 @@ class StoreMetadata(SqliteMetadata):
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove, then add user tags; see the port."""
+        """Remove and then add user tags; see `Records`."""
         flow, run = self._place_of(run_key)
         self._catch_up(flow, run)
         for each in (*add, *remove):
             ids.tag(each)
         known = self._in_memory(flow, run).all_tags()
-        base.changed(known, add, remove)  # what is not allowed raises, and is not written
+        base.changed(known, add, remove)  # raises before an invalid change is written
         self._again(run_key, ["tags", list(add), list(remove), uuid4().hex])
         self._put_index(flow, run)
         return self._in_memory(flow, run).tags
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
-        """Put these logs in the place of others. What was written before is still in the store, in
-        objects that nobody reads; see the port."""
+        """Replace the logs of attempts; see `Records`. The old logs remain in earlier objects of the
+        store."""
         self._again(run_key, ["logs", list(logs), uuid4().hex])
 
     def _again(self, run_key: int, entry: list[Any]) -> None:
         while True:
             try:
                 return self._append(run_key, entry)
-            except VersionConflict:  # it does not depend on what the other has written
+            except VersionConflict:  # the entry does not depend on the other writer's object
                 continue
 
     def delete_run(self, run_key: int) -> None:
-        """Remove a run with all its records; see the port."""
+        """Delete a run with all its records; see `Records`."""
         self._find(run_key)
         with self._objects_lock:
             if run_key not in self._names:
@@ -310,7 +308,7 @@ class StoreMetadata(SqliteMetadata):
         return super()._stream(name, light, **values)
 
     def _find(self, run_key: object) -> None:
-        """Read a run that another process knows by its key."""
+        """Read a run whose key comes from another process."""
         if run_key is None or run_key in self._names:
             return
         for name in self._store.list(f"{PREFIX}/index/"):
@@ -338,7 +336,7 @@ class StoreMetadata(SqliteMetadata):
         return [each for each in self._threads.map(read, self._store.list(prefix)) if each]
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """The runs of the flow, or of all, newest first; see the port."""
+        """The runs of the flow, or of all flows, newest first; see `Records`."""
         wanted = RunFilter(**which)
         passing = [
             run
@@ -353,5 +351,5 @@ class StoreMetadata(SqliteMetadata):
         return list(islice(light, wanted.limit))
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run, whole, as it is now; None where there is none."""
+        """One run with its graph, read again; None if there is none."""
         return super().run(flow, run) if self._catch_up(flow, run) is not None else None

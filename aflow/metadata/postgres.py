@@ -1,11 +1,11 @@
-"""Metadata in PostgreSQL: one database, many machines.
+"""The metadata store in PostgreSQL: one database for many machines.
 
-The tables are in a schema of their own. Each commit is on the server's disk before it returns,
-whatever the durability, as far as the server keeps `synchronous_commit`.
+The tables are in a separate schema. A commit is on the server's disk when the call returns,
+whatever the durability, unless the server's `synchronous_commit` is off.
 
-A server that was reached once may go away for a while (it is restarted, say): calls wait for it, up
-to PATIENCE seconds. What was lost with a connection is done again: reading and setting are the same
-twice, and a commit leaves its mark, so that it is seen whether it was carried out.
+If a server that has been reached before becomes unavailable (it restarts, for example), calls are
+retried for up to PATIENCE seconds. Repeating a call is safe: reads and assignments are idempotent,
+and a commit stores its mark, which shows whether it was executed.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ Connection = psycopg.Connection[Any]
 LATEST = 7
 """The number of the last migration; tests check that it is."""
 SCHEMA = "aflow"
-_KEPT = 8  # connections that wait for the next user
-_LOCK = 0x61666C6F77  # the advisory lock that is held while migrations run
-_LOCK_TIMEOUT = 30_000  # milliseconds to wait for another's commit
-# Every statement is answered from an index, in its order. Without statistics, which a run that has
-# just been written has not, the server would rather collect and sort all of it for each page, or
-# read whole tables for each range of tasks.
+_KEPT = 8  # idle connections that are kept open
+_LOCK = 0x61666C6F77  # the advisory lock that is held during migrations
+_LOCK_TIMEOUT = 30_000  # milliseconds to wait for another client's commit
+# Every query can be answered from an index, in the order of the index. Without statistics, which
+# a new run does not have yet, the planner would otherwise collect and sort all rows for each page, or
+# scan whole tables for each range of tasks.
 _PLANS = {"enable_bitmapscan": "off", "enable_seqscan": "off", "jit": "off"}
 
 
 class PostgresAddress:
-    """Where a database is: what `postgresql://user:password@host:port/name?schema=...` says.
+    """The address of a database, from `postgresql://user:password@host:port/name?schema=...`.
 
-    Everything but `schema` (of aflow's tables, `aflow` by default) is libpq's. Raises
-    InvalidSetting.
+    `schema` (default `aflow`) is the schema of aflow's tables; libpq interprets all the rest.
+    Raises InvalidSetting.
     """
 
     def __init__(self, url: str) -> None:
         self.address = sealed(url)
         try:
             parts = urlsplit(revealed(self.address))
-        except ValueError:  # a bracket that is not closed; its text may hold the password
+        except ValueError:  # an unclosed bracket; the error text may contain the password
             raise InvalidSetting(
                 f"{self.address} is not a place of metadata: write "
                 "postgresql://user:password@host:port/database, and %5B for a [ in it."
@@ -82,7 +82,7 @@ class PostgresAddress:
             raise InvalidSetting(
                 f"{self.schema!r} cannot be a schema: use a-z, 0-9 and _, and no digit first."
             )
-        self.is_pooled: bool | None = None  # not known before the first connection
+        self.is_pooled: bool | None = None  # unknown before the first connection
         self._conninfo = urlunsplit(parts._replace(scheme="postgresql", query=urlencode(options)))
         user = f"{quote(unquote(parts.username), safe='')}@" if parts.username else ""
         host = parts.netloc.rpartition("@")[2]
@@ -91,11 +91,11 @@ class PostgresAddress:
         self.url = without_passwords(whole)
 
     def connect(self, read_only: bool) -> Connection:
-        """Return a new connection, in autocommit mode. Raises MetadataUnavailable; of these
-        MetadataAway where the server does not answer.
+        """Return a new connection, in autocommit mode. Raises MetadataUnavailable, or its subclass
+        MetadataAway if the server does not respond.
 
         Args:
-            read_only: Whether to open the store for reading only.
+            read_only: Whether transactions are read-only by default.
         """
         given = {f"-c {name}={value}" for name, value in self._settings(read_only).items()}
         made = self._connected(" ".join(sorted(given)), read_only)
@@ -104,7 +104,7 @@ class PostgresAddress:
             self.is_pooled = _is_behind_a_pooler(made)
         if self.is_pooled:
             made.prepare_threshold = (
-                None  # a prepared statement would belong to another connection, or to none
+                None  # behind a pooler, a transaction may not see the statements prepared earlier
             )
         return made
 
@@ -113,7 +113,7 @@ class PostgresAddress:
             return psycopg.connect(self._conninfo, autocommit=True, options=options, **SETTINGS)
         except psycopg.Error as error:
             if options and "unsupported startup parameter" in str(error):
-                self.is_pooled = True  # a pooler, which takes none: they are set in transactions
+                self.is_pooled = True  # poolers reject options: transactions set them instead
                 return self._connected("", read_only)
             refused = state_of(error) in REFUSALS
             raise self.named(error, away=not refused) from error
@@ -124,13 +124,12 @@ class PostgresAddress:
 
     @contextmanager
     def using(self, connection: Connection, read_only: bool) -> Iterator[None]:
-        """Enclose the use of a connection. Behind a pooler that hands each transaction to another
-        connection (PgBouncer with pool_mode=transaction) all of it is one transaction, with our
-        settings.
+        """Enclose the use of a connection. Behind a pooler that assigns connections per transaction
+        (PgBouncer with pool_mode=transaction), the block is one transaction, with aflow's settings.
 
         Args:
-            connection: A connection that nobody else uses meanwhile.
-            read_only: Whether to open the store for reading only.
+            connection: A connection that is used only by the caller.
+            read_only: Whether the transaction is read-only.
         """
         if not self.is_pooled:
             yield
@@ -141,34 +140,34 @@ class PostgresAddress:
             yield
 
     def named(self, error: psycopg.Error, *, away: bool = False) -> MetadataUnavailable:
-        """Return an error of the driver as one sentence with place, reason and advice, and without
-        a password.
+        """Return an error of the driver as one sentence with place, reason and remedy, without
+        passwords.
 
         Args:
-            error: The error of the driver.
-            away: Whether the server could not be reached, so that another try may succeed.
+            error: An error that psycopg raised.
+            away: Whether the server could not be reached, so that a retry may succeed.
         """
         kind = MetadataAway if away else MetadataUnavailable
         return kind(f"The metadata in {self.url} cannot be used: {advice(error) or line(error)}.")
 
 
 def _is_behind_a_pooler(connection: Connection) -> bool:
-    """Whether there is a pooler between us and the server: it gives its clients numbers of its own
-    for the process that serves them."""
+    """Whether there is a pooler between client and server: it reports another process id of the
+    backend than the backend itself."""
     with connection.transaction():
         row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
     return row is None or row[0] != connection.info.backend_pid
 
 
 class Connections:
-    """Connections of one store, each for one user at a time. May be used from many threads."""
+    """The connection pool of a store; each connection has one user at a time. Thread-safe."""
 
     def __init__(self, place: PostgresAddress, read_only: bool) -> None:
         self._place = place
         self._read_only = read_only
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
-        self._is_current = False  # the schema is there, and of the version that we know
+        self._is_current = False  # whether the schema exists in the current version
 
     @property
     def were_good(self) -> bool:
@@ -179,9 +178,10 @@ class Connections:
     def one(self) -> Iterator[Connection]:
         """Yield a connection, for one use.
 
-        Raises MetadataUnavailable and MetadataTooNew; MetadataAway where the connection cannot be
-        made, or broke while it was in use: whether the last statement was carried out is not known
-        then. Our own mistakes (wrong SQL, wrong arguments) stay what they are."""
+        Raises MetadataUnavailable and MetadataTooNew; MetadataAway if the connection fails or
+        breaks during use, in which case it is unknown whether the last statement was executed.
+        Programming errors (wrong SQL or arguments) are not converted.
+        """
         connection = self._take()
         try:
             with self._place.using(connection, self._read_only):
@@ -223,8 +223,7 @@ class Connections:
         connection.close()
 
     def close(self) -> None:
-        """Close those that nobody uses. What is in use is closed when it is given back too late to
-        be of use: the next `close` takes it. May be called twice."""
+        """Close all idle connections; connections in use are not closed. Idempotent."""
         with self._lock:
             idle, self._idle = self._idle, []
         for each in idle:
@@ -232,16 +231,16 @@ class Connections:
 
 
 def bring_up_to_date(connection: Connection, place: PostgresAddress, read_only: bool) -> None:
-    """Migrate the schema to the version of this aflow; of several processes one does it.
+    """Migrate the schema to the current version. A lock ensures that only one process does so.
 
     Args:
         connection: A connection outside of a transaction.
-        place: The address of the database, which names the schema.
-        read_only: Whether to open the store for reading only.
+        place: The address of the database, with the name of the schema.
+        read_only: Whether to raise instead of migrating.
 
     Raises:
-        MetadataTooNew: If a newer aflow has made the schema.
-        MetadataUnavailable: If the schema is missing or old, and this connection may not write.
+        MetadataTooNew: If a newer aflow has written the schema.
+        MetadataUnavailable: If the schema is missing or old, and `read_only` is set.
     """
     version = _version(connection, place.schema)
     if version == 0 and read_only:
@@ -262,8 +261,8 @@ def bring_up_to_date(connection: Connection, place: PostgresAddress, read_only: 
 
 
 def _version(connection: Connection, schema: str) -> int:
-    # Asked of the tables of the catalog: to_regclass may answer from what this session knew before
-    # it waited for the lock.
+    # Reads the catalog's table, since to_regclass may use a cache of this session from before it
+    # waited for the lock.
     there = connection.execute(
         "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'version'", (schema,)
     ).fetchone()
@@ -274,21 +273,23 @@ def _version(connection: Connection, schema: str) -> int:
     return int(found[0])
 
 
-PATIENCE = 30.0  # seconds to wait for a server that has gone away
+PATIENCE = 30.0  # seconds for which calls are retried if the server becomes unavailable
 _BACKOFF = Backoff(0.1, 2.0)
 _DIALECT = "postgres"
-_RANGE = 20_000  # tasks that are read at once for a timeline
-# Their conditions may be left out: by a plan for any values, which a statement gets that is
-# prepared, the rows of all runs are looked at where one for these values finds all in the index.
+_RANGE = 20_000  # tasks read by one query for a timeline
+# Filters of these statements are optional. The generic plan of a prepared statement would scan the
+# rows of all runs; a plan for the actual values finds them in an index. So they are not prepared.
 _FILTERED = frozenset({"runs", "all_runs", "runs_of_keys"})
 _HOST = TaskColumns._fields.index("host")
 _Rows = Generator[Any, None, None]
 
 
 class PostgresMetadata(SqlMetadata):
-    """The metadata store of one database, named by a URL (see `PostgresAddress`).
+    """The metadata store in one database, given by a URL (see `PostgresAddress`).
 
-    `pause(seconds)` waits while the server does not answer; `clock` says for how long it was."""
+    `pause(seconds)` waits between retries; `clock` measures how long the server has been
+    unavailable.
+    """
 
     def __init__(
         self,
@@ -305,18 +306,18 @@ class PostgresMetadata(SqlMetadata):
 
     @property
     def url(self) -> str:
-        """Where it is, without the password."""
+        """The URL for messages, without the password."""
         return self._place.url
 
     @property
     def address(self) -> str:
-        """What it takes to open it; see the port."""
+        """The URL that opens the store in another process; see the port."""
         return self._place.address
 
     # ------------------------------------------------------------------ writing
 
     def _transact(self, work: Callable[[Session], T]) -> T:
-        """Do the work in a transaction, which is kept if the work ends well."""
+        """Call `work` in a transaction, which is rolled back if it raises; return its result."""
 
         def attempt() -> T:
             with self._connections.one() as db, db.transaction():
@@ -325,7 +326,7 @@ class PostgresMetadata(SqlMetadata):
         return self._patiently(attempt)
 
     def _mark(self, mark: str) -> str:
-        return mark or uuid.uuid4().hex  # the answer to any try may be lost
+        return mark or uuid.uuid4().hex  # any response may be lost and the call repeated
 
     def _add_run(self, session: Session, run: RunRecord, mark: str) -> tuple[int, bool]:
         session.do("lock_flow", run.flow)
@@ -363,11 +364,12 @@ class PostgresMetadata(SqlMetadata):
             yield from rest
 
     def _all_task_columns(self, run_key: int) -> Iterator[Any]:
-        """A range of tasks after another, each read while the one before it is used. What is
-        written between two of them comes again with the next version of the run."""
+        """Yield the tasks in ranges; each is read while the previous one is consumed. A task
+        written between two reads is reported again with the next version of the run."""
 
         def read(after: int) -> tuple[list[Any], int | None]:
-            """The rows of the range after this task, and where the next one begins."""
+            """The rows of the range after this task, and where the next range begins (None at the
+            end)."""
             last = after + _RANGE
             values = {"run_key": run_key, "after": after, "last": last}
             rows = self._patiently(lambda: self._plain_texts("all_task_columns", values))
@@ -386,9 +388,9 @@ class PostgresMetadata(SqlMetadata):
                 yield from rows
 
     def _plain_texts(self, name: str, values: dict[str, Any]) -> list[Any]:
-        """The rows of a query of which only the host may hold escaped characters. They are looked
-        for where they may be: our own loader, which is called for each text, takes half of the time
-        in which a million tasks are read."""
+        """The rows of a query in which only `host` may contain escaped characters. Calling our
+        loader for each text would take half of the time of reading a million tasks, so only hosts
+        are unescaped."""
         with self._connections.one() as db, db.cursor(binary=True) as cursor:
             cursor.adapters.register_loader("text", TextBinaryLoader)
             found = cursor.execute(reading(name, dialect=_DIALECT), values).fetchall()
@@ -399,14 +401,14 @@ class PostgresMetadata(SqlMetadata):
     def _begin(
         self, sql: str, values: dict[str, Any]
     ) -> tuple[list[Any], Generator[Any, None, None]]:
-        """The first row of a stream, if there is one, and what will give the others. Once a row
-        was given nothing can be done again."""
+        """The first row of a stream, if there is one, and the iterator over the others. After the
+        first row was consumed the query cannot be retried."""
         rest = self._rows(sql, values)
         return [*islice(rest, 1)], rest
 
     def _rows(self, sql: str, values: dict[str, Any]) -> _Rows:
-        # With a cursor of its own on the server, so that a stream that is left alone costs neither
-        # memory here nor the reading of the rest.
+        # With a server-side cursor, so that an unfinished stream neither uses memory here nor reads
+        # the remaining rows.
         with (
             self._connections.one() as db,
             db.transaction(),
@@ -416,7 +418,8 @@ class PostgresMetadata(SqlMetadata):
             yield from cursor.execute(sql, values)
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
-        """Try until the server answers, for as long as it was there before and PATIENCE lasts."""
+        """Retry while the server does not respond, up to PATIENCE seconds; only if it has been
+        reached before."""
         try:
             return attempt()
         except MetadataAway:
@@ -427,22 +430,22 @@ class PostgresMetadata(SqlMetadata):
         return tries.retry(attempt, MetadataAway, pause=self._pause)
 
     def close(self) -> None:
-        """Release connections. May be called twice."""
+        """Close idle connections. Idempotent."""
         self._connections.close()
 
 
 class PostgresSession(Session):
-    """Writes in a transaction of a connection."""
+    """Statements in a transaction of one connection."""
 
     dialect = _DIALECT
     _db: Connection
 
     def do(self, name: str, *values: Any) -> int:
-        """Run a writing statement; how many rows it has changed."""
+        """Execute a writing statement; return the number of changed rows."""
         return int(self._db.execute(self._sql[name], values).rowcount)
 
     def do_all(self, name: str, values: Sequence[rows.Row]) -> None:
-        """Run a writing statement for each of these rows."""
+        """Execute a writing statement for each row."""
         if values:
             with self._db.cursor() as cursor:
                 cursor.executemany(self._sql[name], values)
@@ -452,5 +455,5 @@ class PostgresSession(Session):
         return self._db.execute(reading(name, dialect=_DIALECT), values).fetchall()
 
     def together(self) -> AbstractContextManager[Any]:
-        """What is written inside of the block goes to the server in one go."""
+        """Send the writes in the block to the server in one pipeline."""
         return self._db.pipeline()

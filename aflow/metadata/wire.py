@@ -1,9 +1,9 @@
-"""The calls of the metadata port as bytes: what `metadata.service` sends and the service answers.
+"""The wire format of the metadata service, spoken by `metadata.http` and the server.
 
-A request is the positional and the named arguments of one call. An answer is a row of frames: a
-value, or items in several frames with an end, or an error at any place; an answer that has been cut
-off has no last frame. Records travel as lists of their fields, each of which is checked for its
-kind when it is read: what comes in is made of nothing but the classes below.
+A request consists of the positional and the named arguments of one call. A response is a sequence
+of frames: one value, or several frames of items and an end, with an error possible at any point. A
+response without a final frame was truncated. Records are sent as lists of their fields. The type
+of each field is checked on receipt, and only the classes listed below are instantiated.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from aflow.metadata import base
 from aflow.scheduler.states import AttemptState, RunState, TaskState
 
 LARGEST = 256 << 20  # bytes of a frame
-# Lists, maps and records of a call: a commit of 100,000 tasks has fewer, and a question has few.
+# Limits of lists, maps and records in a call. A commit of 100,000 tasks has fewer; a read has few.
 MOST_CONTAINERS, MOST_OF_QUESTION = 1_000_000, 10_000
-# Every method of these ports is a call, which needs no second mention here. Some answer with items
-# that are sent as they come.
+# Every method of these ports is a call. Those that return iterators respond with items, which are
+# sent as they are produced.
 _METHODS = {
     name: method
     for port in (
@@ -77,18 +77,18 @@ _HOW: dict[str, Any] = {
     "max_ext_len": LARGEST,
     "max_str_len": LARGEST,
 }
-_LENGTHS = {"value": 2, "items": 2, "end": 1, "error": 3}  # of frames, by how they begin
-_packers: list[Any] = []  # that nobody uses at this moment
+_LENGTHS = {"value": 2, "items": 2, "end": 1, "error": 3}  # of frames, by first element
+_packers: list[Any] = []  # idle packers
 
 
 def pack(value: object) -> bytes:
     """Return a value as msgpack.
 
     Args:
-        value: A value made of plain values and records.
+        value: Plain values, and records and states of the classes listed above.
     """
-    # A packer has a buffer, which takes longer to make than most values to pack; and records are in
-    # records, each with a packer of its own.
+    # Packers are reused, since allocating the buffer of one takes longer than packing most values.
+    # Nested records each need a packer of their own.
     try:
         packer = _packers.pop()
     except IndexError:
@@ -101,14 +101,14 @@ def pack(value: object) -> bytes:
 
 
 def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
-    """Return the value in bytes of msgpack.
+    """Return the value encoded in msgpack.
 
     Args:
-        body: The bytes, which others may have written.
-        most: How many lists, maps and records are allowed in it.
+        body: The bytes; they need not be trusted.
+        most: Maximum number of lists, maps and records in them.
 
     Raises:
-        InvalidMessage: If the bytes are malformed, or there are more.
+        InvalidMessage: If the bytes are malformed, or exceed the limit.
     """
     try:
         return unpacking.unpack(body, most, _made, **_HOW)
@@ -117,45 +117,45 @@ def unpack(body: bytes, most: int = MOST_CONTAINERS) -> Any:
 
 
 def value_frame(value: object) -> bytes:
-    """Return the frame of an answer that is one value.
+    """Return the frame of a response that is a single value.
 
     Args:
-        value: What the call has returned, made of plain values and records.
+        value: The result of the call; see `pack`.
     """
     return pack(["value", value])
 
 
 def items_frame(items: list[Any]) -> bytes:
-    """Return a frame with some of the items of an answer.
+    """Return a frame with some items of a response.
 
     Args:
-        items: Some of the items, made of plain values and records.
+        items: The items; see `pack`.
     """
     return pack(["items", items])
 
 
 def end_frame() -> bytes:
-    """Return the frame that ends a list of items."""
+    """Return the frame that terminates a list of items."""
     return pack(["end"])
 
 
 def error_frame(error: AflowError) -> bytes:
-    """Return the frame of a call that has failed.
+    """Return the frame of a failed call.
 
     Args:
-        error: The error that the caller raises.
+        error: The error; the client raises one of the same class, or MetadataUnavailable.
     """
     return pack(["error", type(error).__name__, str(error)])
 
 
 def frames(chunks: Iterable[bytes]) -> Iterator[list[Any]]:
-    """Yield the frames of an answer.
+    """Yield the frames of a response.
 
     Args:
-        chunks: The bytes, as they arrive.
+        chunks: The body in chunks of any size.
 
     Raises:
-        InvalidMessage: If the answer has no frame, is malformed, or was cut off.
+        InvalidMessage: If the response has no frame, is malformed or truncated.
     """
     unpacker = msgpack.Unpacker(max_buffer_size=LARGEST, **_unpacking())
     for chunk in chunks:
@@ -178,7 +178,7 @@ def raise_received(frame: list[Any]) -> None:
     """Raise the error that a frame carries, if it is an error frame.
 
     Args:
-        frame: A frame, as `frames` yields it.
+        frame: A frame that `frames` has yielded.
     """
     if frame[0] == "error":
         raise _ERRORS.get(frame[1], MetadataUnavailable)(frame[2])
@@ -200,7 +200,7 @@ def _extension(value: object) -> Any:
     if is_dataclass(value) and name in _RECORDS:
         values = [getattr(value, field.name) for field in fields(value)]
         return msgpack.ExtType(_RECORD, pack([name, *values]))
-    if isinstance(value, str | int | float):  # of a class derived from these: an id
+    if isinstance(value, str | int | float):  # of a subclass of these, such as an id
         return _plain(value)
     raise TypeError(f"a {name} cannot be sent")
 
@@ -234,7 +234,7 @@ def _made(code: int, inner: Any) -> Any:
 
 @cache
 def _kinds(record: type) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """The fields of a record, and of which classes their values are."""
+    """The names of the fields of a record, and the classes that each value may have."""
     hints = get_type_hints(record)
     return tuple(hints), tuple(_classes(hint) for hint in hints.values())
 

@@ -273,8 +273,7 @@ class StoreMetadata(SqliteMetadata):
         return self._in_memory(flow, run).tags
 
     def replace_logs(self, run_key: int, logs: Sequence[ReplacedLog]) -> None:
-        """Replace the logs of attempts; see `Records`. The old logs remain in earlier objects of the
-        store."""
+        """Replace the logs of attempts; see `Records`. Earlier objects keep the old logs."""
         self._again(run_key, ["logs", list(logs), uuid4().hex])
 
     def _again(self, run_key: int, entry: list[Any]) -> None:

@@ -55,8 +55,8 @@ _KEPT = 8  # idle connections that are kept open
 _LOCK = 0x61666C6F77  # the advisory lock that is held during migrations
 _LOCK_TIMEOUT = 30_000  # milliseconds to wait for another client's commit
 # Every query can be answered from an index, in the order of the index. Without statistics, which
-# a new run does not have yet, the planner would otherwise collect and sort all rows for each page, or
-# scan whole tables for each range of tasks.
+# a new run does not have yet, the planner would otherwise collect and sort all rows for each page,
+# or scan whole tables for each range of tasks.
 _PLANS = {"enable_bitmapscan": "off", "enable_seqscan": "off", "jit": "off"}
 
 

@@ -1,5 +1,5 @@
-"""Beside Metaflow: what aflow has run in a form that Metaflow's client reads, what Metaflow has
-left in a form that aflow reads, and records of runs where the metadata service is Metaflow's."""
+"""Interoperability with Metaflow: aflow's runs in a form that Metaflow's client reads, Metaflow's
+runs in a form that aflow reads, and registration of runs with Metaflow's metadata service."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Copies of what tasks have left in Metaflow's format, for its client to read.
+"""Copies of the results of tasks in Metaflow's format, which its client reads.
 
-They lie beside the blobs, in the same datastore, below `metaflow/`, and are made when somebody asks
-for them: of a run that no such client looks at there are none. They may be deleted at any time;
-a later request makes them again. Nothing that a step has stored is unpickled here.
+They are stored in the same datastore as the blobs, below `metaflow/`, and written on request, so
+that runs which no such client reads have none. They may be deleted at any time; a later request
+writes them again. The artifacts of steps are not unpickled here.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ LARGEST = 512 << 20
 
 KEPT = 86400.0
 """Seconds for which a copy stays, at least."""
-_LATER = 3600.0  # seconds, for values: many attempts may share one
+_LATER = 3600.0  # additional seconds for values, since attempts may share one
 
 _KINDS = {"file": "local", "s3": "s3"}
 
 
 class Copy(NamedTuple):
-    """One artifact: where its value lies for Metaflow's client. `made` is its pickle where it is
-    none of the step's own, `entry` what the step has stored."""
+    """An artifact and the location of its value for Metaflow's client. Either `entry` is set, for
+    an artifact of the step, or `made`, the pickle of one that Metaflow's client expects."""
 
     name: str
     sha: str
@@ -61,8 +61,8 @@ def _own_names(run: RunRecord, task: int) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class Copies:
-    """The copies of runs that have their artifacts in one store. `names` gives what Metaflow's
-    client knows a run and a task of it by."""
+    """The copies of the runs whose artifacts are in one datastore. `names` returns the names of a
+    run and a task for Metaflow's client."""
 
     store: ObjectStore
     metadata: MetadataStore
@@ -71,12 +71,12 @@ class Copies:
 
     @property
     def kind(self) -> str:
-        """What Metaflow calls the kind of the store."""
+        """Metaflow's name of the kind of the datastore: `local` or `s3`."""
         return _KINDS[urlsplit(self.store.url).scheme]
 
     @property
     def root(self) -> str:
-        """Where Metaflow's client finds the copies: a folder, or a place in S3."""
+        """The root of the copies for Metaflow's client: a folder, or an S3 URL."""
         parts = urlsplit(self.store.url)
         place = f"s3://{parts.netloc}{parts.path}" if parts.scheme == "s3" else path_in(parts.path)
         return f"{place.rstrip('/')}/{FOLDER}"
@@ -88,12 +88,12 @@ class Copies:
     # ------------------------------------------------------------ artifacts
 
     def artifacts(self, run: RunRecord, view: TaskView) -> list[Copy]:
-        """Return what the attempt has left, including carried artifacts and those that Metaflow's
-        client asks for itself; nothing before it has ended.
+        """Return the artifacts of a finished attempt, including inherited ones and those that
+        Metaflow's client expects; none if it has not finished.
 
         Args:
-            run: The record of the run.
-            view: The task with the attempt.
+            run: The run of the task.
+            view: The task, with the attempt.
 
         Raises:
             StorageError: If the manifest is damaged.
@@ -115,8 +115,8 @@ class Copies:
     def _left(
         self, run: RunRecord, view: TaskView, manifest: Manifest
     ) -> Iterator[tuple[str, Entry]]:
-        """The artifacts of the task; of one that has left none, as after a failure, those that came
-        to it."""
+        """The artifacts of the task. If it has none, as after a failure, those of its input
+        task."""
         inputs = decode_inputs(view.task.inputs) if view.task.inputs else None
         if not manifest.artifacts and not manifest.inherited and isinstance(inputs, FromTask):
             data = self.metadata.manifests(run.key, [inputs.task]).get(inputs.task)
@@ -167,16 +167,16 @@ class Copies:
         return self._graphs[run.key]
 
     def write(self, run: RunRecord, view: TaskView, copies: list[Copy]) -> None:
-        """Write the values of artifacts to where `artifacts` says they are. May be called twice:
-        what is there already stays.
+        """Write the values of artifacts to the locations that `artifacts` has returned. Idempotent:
+        existing copies are kept.
 
         Args:
-            run: The record of the run.
-            view: The task with the attempt.
-            copies: What `artifacts` has returned for the attempt.
+            run: The run of the task.
+            view: The task, with the attempt.
+            copies: The result of `artifacts` for the attempt.
 
         Raises:
-            StorageError: If a value is damaged, or the datastore does not answer.
+            StorageError: If a value is damaged, or the datastore does not respond.
         """
         attempt = view.attempt
         if attempt is None or not copies:
@@ -203,14 +203,14 @@ class Copies:
     # ------------------------------------------------------------ logs and cards
 
     def write_logs(self, run: RunRecord, view: TaskView) -> None:
-        """Write what the attempt has printed so far to where Metaflow's client looks for it.
+        """Write the attempt's output so far to the files that Metaflow's client reads.
 
         Args:
-            run: The record of the run.
-            view: The task with the attempt.
+            run: The run of the task.
+            view: The task, with the attempt.
 
         Raises:
-            StorageError: If the datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         attempt = view.attempt
         if attempt is None:
@@ -228,22 +228,22 @@ class Copies:
             self.store.put(name, [layout.log_file(records, stream)])
 
     def write_cards(self, run: RunRecord, view: TaskView) -> None:
-        """Write the task's cards to where Metaflow's client looks for them.
+        """Write the task's cards to the files that Metaflow's client reads.
 
         Args:
-            run: The record of the run.
-            view: The task with the attempt.
+            run: The run of the task.
+            view: The task; the attempt is not used.
 
         Raises:
-            StorageError: If the datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
         if view.task.origin:
-            return  # its client looks at the cards of the task whose result was reused
+            return  # the client reads the cards of the task whose result was reused
         names = (run.flow, run.run, view.task.step, view.task.task)
         folder = f"{FOLDER}/{CARDS}/{layout.card_folder(*self._place(run, view))}"
         wanted: dict[str, str] = {}
         for card in cards.listed(self.store, cards.prefix(*names)):
-            # Hyphens divide the parts of a name: a part has none.
+            # Hyphens separate the parts of a name, so the parts must not contain any.
             parts = [each.replace("-", "_") for each in (card.type, card.id, card.hash) if each]
             wanted[f"{folder}{'-'.join(parts)}.html"] = card.name
         there = set(self.store.list(folder)) if wanted else set()
@@ -255,7 +255,7 @@ class Copies:
 
     def _records(self, run: RunRecord, view: TaskView) -> Iterator[LogRecord]:
         attempt = view.attempt
-        if view.task.origin:  # the task whose result was reused is the one that has printed
+        if view.task.origin:  # the output is that of the task whose result was reused
             run_id, _, task = view.task.origin.split("/")
             origin = self.metadata.run(run.flow, run_id)
             found = origin and self.metadata.task(origin.key, int(task))
@@ -271,13 +271,13 @@ class Copies:
 def kept_for(
     store: ObjectStore, known: Container[tuple[str, str]], grace: float
 ) -> Iterator[tuple[str, float]]:
-    """Yield the names of all copies, with how many seconds they stay after they were last written
-    or asked for. The markers that say that copies are complete come before the copies.
+    """Yield the names of all copies, each with the seconds for which it is kept after it was last
+    written or requested. The markers of complete copies come before the copies.
 
     Args:
         store: The datastore.
-        known: Flow and id of the runs that the metadata has: their copies stay for a day.
-        grace: For how many seconds copies of other runs stay.
+        known: Flow and id of the runs in the metadata; their copies are kept for KEPT seconds.
+        grace: Seconds for which copies of other runs are kept.
     """
     flows = set()
     for name in store.list(f"{FOLDER}/"):
@@ -304,7 +304,8 @@ def _pickle(blobs: BlobStore, copy: Copy) -> Iterator[Buffer]:
 
 
 def _exception(attempt: AttemptRecord, manifest: Manifest) -> bytes:
-    """What the attempt has ended with; nothing where @catch has settled it, as in Metaflow."""
+    """The pickle of the error of an attempt; of None if it succeeded, also by @catch, as in
+    Metaflow."""
     if attempt.state is AttemptState.SUCCEEDED:
         return layout.pickled(None)
     error = manifest.error

@@ -1,5 +1,5 @@
-"""Small things that modules of Metaflow offer to user code, under the names that they have there:
-checks of tags, lines of logs, records of metadata, marks of unbounded foreachs, and measures."""
+"""Utilities that modules of Metaflow offer to user code, under their names there: checks of tags,
+lines of logs, records of metadata, markers of unbounded foreachs, and monitors."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from aflow.errors import InvalidName
 
 
 def is_utf8_encodable(text: str) -> bool:
-    """Return whether the text can be written in UTF-8.
+    """Return whether the text can be encoded in UTF-8.
 
     Args:
-        text: Any text, which may hold surrogates.
+        text: Any text; surrogates cannot be encoded.
     """
     try:
         text.encode()
@@ -33,7 +33,7 @@ def is_utf8_encodable(text: str) -> bool:
 
 
 def is_utf8_decodable(data: bytes) -> bool:
-    """Return whether the bytes are UTF-8.
+    """Return whether the bytes are valid UTF-8.
 
     Args:
         data: Any bytes.
@@ -49,10 +49,10 @@ def validate_tag(tag: object) -> None:
     """Check a tag of a run.
 
     Args:
-        tag: A text, or the bytes of one in UTF-8.
+        tag: A string, or its bytes in UTF-8.
 
     Raises:
-        InvalidName: If it is not a text, or not allowed.
+        InvalidName: If the tag is not a string, or not allowed.
     """
     if isinstance(tag, bytes):
         if not is_utf8_decodable(tag):
@@ -68,7 +68,7 @@ def validate_tags(tags: Iterable[object], existing_tags: Iterable[object] | None
 
     Args:
         tags: All tags that the run would have.
-        existing_tags: The tags before: as many as there were are allowed.
+        existing_tags: The current tags; if there are too many already, that number is allowed.
 
     Raises:
         InvalidName: If a tag is not allowed, or there are too many.
@@ -94,7 +94,7 @@ class MetaDatum(NamedTuple):
 
 
 class DataArtifact(NamedTuple):
-    """Where an artifact is."""
+    """The location of an artifact."""
 
     name: str
     ds_type: str
@@ -112,12 +112,12 @@ UBF_TASK = "ubf_task"
 
 
 class UnboundedForeachInput:
-    """What a foreach goes over that does not know its length before. A subclass yields its items
-    (`__iter__`): each has a task, as with any iterable."""
+    """An iterable for a foreach whose length is not known in advance. A subclass implements
+    `__iter__`; each item gets a task, as with any iterable."""
 
 
 class InternalTestUnboundedForeachInput(UnboundedForeachInput):
-    """One over a sequence."""
+    """An unbounded input over a sequence."""
 
     NAME = "InternalTestUnboundedForeachInput"
 
@@ -141,10 +141,10 @@ class InternalTestUnboundedForeachInput(UnboundedForeachInput):
 
 
 def unbounded_test_foreach(step: Any = None) -> Any:
-    """Do nothing: a step in an unbounded foreach needs no decorator here.
+    """Return the step unchanged: a step in an unbounded foreach needs no decorator in aflow.
 
     Args:
-        step: The decorated step; None where the decorator is called with arguments.
+        step: The decorated step; None if the decorator is called with arguments.
 
     Returns:
         The step, or the decorator.
@@ -166,7 +166,7 @@ _LINE = re.compile(rb"(\[!)?\[MFLOG\|(0)\|(.+?)Z\|(.+?)\|(.+?)\](.*)")
 
 
 class MFLogline(NamedTuple):
-    """A line of a log, with where it is from and when it was printed."""
+    """A parsed line of a log, with its source and time."""
 
     should_persist: bytes | bool | None
     version: bytes | None
@@ -188,14 +188,14 @@ def decorate(
     now: datetime | None = None,
     lineid: str | bytes | None = None,
 ) -> bytes:
-    """Return a line with the header that it has in the file of a log.
+    """Return a line with the header that it has in a log file.
 
     Args:
-        source: Who writes it: `task` or `runtime`.
-        line: The line, as the file of a log has it.
-        version: The version of the format.
-        now: The time; None for the present.
-        lineid: The id of the line; None for a new one.
+        source: The process that writes it: `task` or `runtime`.
+        line: The line without a header; a newline at the end is kept.
+        version: The version of the header's format.
+        now: The time of the line, in UTC; None for the current time.
+        lineid: The id of the line; None for a new random one.
     """
     at = (now or datetime.fromtimestamp(SystemClock.now(), UTC)).strftime(ISOFORMAT).encode()
     number = _bytes(lineid or str(uuid.uuid4()))
@@ -204,19 +204,19 @@ def decorate(
 
 
 def is_structured(line: str | bytes) -> bool:
-    """Return whether the line has the header of a log.
+    """Return whether the line has the header of a log file.
 
     Args:
-        line: The line, as the file of a log has it.
+        line: A line of a log file.
     """
     return _bytes(line).startswith((_MARK, _TO_KEEP + _MARK))
 
 
 def parse(line: str | bytes) -> MFLogline | None:
-    """Return the parts of a line; None for one without a header.
+    """Return the parts of a line, or None if it has no valid header.
 
     Args:
-        line: The line, as the file of a log has it.
+        line: A line of a log file.
     """
     found = _LINE.match(_bytes(line))
     if found is None:
@@ -238,20 +238,20 @@ def parse(line: str | bytes) -> MFLogline | None:
 
 
 def set_should_persist(line: str | bytes) -> bytes:
-    """Return the line with the mark of one that has not been kept yet.
+    """Return the line with the mark of a line that has not been persisted yet.
 
     Args:
-        line: The line, as the file of a log has it.
+        line: A line of a log file; without a header it is returned unchanged.
     """
     data = _bytes(line)
     return _TO_KEEP + data if data.startswith(_MARK) else data
 
 
 def unset_should_persist(line: str | bytes) -> bytes:
-    """Return the line without that mark.
+    """Return the line without the mark of a line that has not been persisted yet.
 
     Args:
-        line: The line, as the file of a log has it.
+        line: A line of a log file.
     """
     data = _bytes(line)
     return data[2:] if data.startswith(_TO_KEEP + _MARK) else data
@@ -260,12 +260,12 @@ def unset_should_persist(line: str | bytes) -> bytes:
 def refine(
     line: str | bytes, prefix: str | bytes | None = None, suffix: str | bytes | None = None
 ) -> bytes:
-    """Return the line with something before and after its text.
+    """Return the line with a prefix and a suffix added to its text.
 
     Args:
-        line: The line, as the file of a log has it.
-        prefix: What goes before the text.
-        suffix: What goes after it.
+        line: A line of a log file; without a header it is returned unchanged.
+        prefix: Inserted between header and text.
+        suffix: Appended to the text.
     """
     head, mark, text = _bytes(line).partition(b"]")
     if not mark:
@@ -274,10 +274,10 @@ def refine(
 
 
 def merge_logs(logs: Iterable[str | bytes]) -> Iterator[MFLogline]:
-    """Yield the lines of several logs in the order of their times; those without a time come last.
+    """Yield the lines of several logs ordered by time; lines without a time come last.
 
     Args:
-        logs: The content of the files.
+        logs: The contents of the log files.
     """
     missing = MISSING_TIMESTAMP_STR.encode()
 
@@ -304,10 +304,10 @@ def _at(line: MFLogline) -> bytes:
 
 
 def utc_to_local(at: datetime) -> datetime:
-    """Return a time in UTC as this machine tells it.
+    """Return a time in the time zone of this machine.
 
     Args:
-        at: The time in UTC, without a zone.
+        at: The time in UTC; its time zone is ignored.
     """
     return at.replace(tzinfo=UTC).astimezone()
 
@@ -318,28 +318,28 @@ _log = logging.getLogger("aflow.flow")
 
 
 class SystemMonitor:
-    """Measures nothing, as Metaflow's does unless a plug-in is there."""
+    """Measures nothing, like Metaflow's monitor without a plug-in."""
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Enclose what takes time. Nothing is measured.
+        """Enclose a block whose duration a monitor would measure. Does nothing.
 
         Args:
-            name: What a monitor would call the measure.
+            name: The name of the measurement.
         """
         yield
 
     @contextmanager
     def count(self, name: str) -> Iterator[None]:
-        """Enclose what is counted. Nothing is counted.
+        """Enclose a block whose executions a monitor would count. Does nothing.
 
         Args:
-            name: What a monitor would call the counter.
+            name: The name of the counter.
         """
         yield
 
     def gauge(self, gauge: object) -> None:
-        """Take a value at this moment. Nothing is recorded.
+        """Accept the current value of a gauge. Does nothing.
 
         Args:
             gauge: A gauge of Metaflow's, with its value.
@@ -347,7 +347,7 @@ class SystemMonitor:
 
 
 class SystemLogger:
-    """Passes events on to `logging`, where they are of the level DEBUG."""
+    """Forwards events to `logging`, at the level DEBUG."""
 
     def log_event(
         self, level: str, module: str, name: str, payload: dict[str, Any] | None = None
@@ -355,10 +355,10 @@ class SystemLogger:
         """Log an event at the level DEBUG.
 
         Args:
-            level: The level that Metaflow gives it.
-            module: The module of Metaflow's that the event is from.
-            name: The name of the event.
-            payload: More about the event, by name; None for nothing.
+            level: Metaflow's level of the event; part of the logged text.
+            module: The module of Metaflow's that the event comes from.
+            name: The event within the module.
+            payload: Details of the event, by name; None for none.
         """
         _log.debug("%s %s.%s %s", level, module, name, payload)
 

@@ -1,8 +1,8 @@
-"""What Metaflow has recorded, as a metadata store of aflow's that can only be read.
+"""Metaflow's recorded runs as a read-only metadata store of aflow's.
 
-Lists of runs cost a few requests each. When a run itself is asked for, its records are put into a
-store in memory, which answers all that is asked of it then. Values, logs and cards stay where they
-are, and are read by `open_store`.
+Listing runs takes a few requests per run. When a single run is requested, all its records are read
+into a store in memory, which then serves all queries about it. Values, logs and cards are not
+copied; `open_store` reads them.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ T = TypeVar("T")
 Task = tuple[str, str]  # step, and what Metaflow calls the task
 SCHEME = MARK
 
-_ALIVE = 60.0  # seconds after a heartbeat in which a run counts as running
-_AT_ONCE = 16  # calls
-_MOST_LOADED = 200  # runs
-_SHOWN = 10_000  # bytes of a parameter
+_ALIVE = 60.0  # seconds since the last heartbeat for which a run is considered running
+_AT_ONCE = 16  # concurrent calls
+_MOST_LOADED = 200  # runs in memory
+_SHOWN = 10_000  # maximum size of a parameter that is previewed, in bytes
 _END = "end"
 _DESCRIBED = frozenset(
     {
@@ -82,8 +82,8 @@ class _Key(NamedTuple):
 
 @dataclass(slots=True)
 class _Loaded:
-    """A run in memory: its key there, whether it was over, what its tasks are called, and when it
-    was read."""
+    """A run in memory: its key there, whether it has finished, Metaflow's names of its tasks, and
+    when it was read."""
 
     key: int
     over: bool
@@ -93,9 +93,9 @@ class _Loaded:
 
 
 class MetaflowHistory:
-    """The runs of one source. `open_place` opens the object store of a folder or a place in S3.
-    `left_out` says which runs are not listed: those of aflow's own that are registered there.
-    `remember` are the seconds for which lists are not read again."""
+    """The runs of one source. `open_place` opens the datastore in a folder or at an S3 URL.
+    `left_out` selects rows that are not listed: aflow's runs that are registered there. Lists are
+    cached for `remember` seconds."""
 
     def __init__(
         self,
@@ -121,11 +121,11 @@ class MetaflowHistory:
 
     @property
     def url(self) -> str:
-        """Where it is, for people."""
+        """The URL of the source, for messages."""
         return self._source.url
 
     def close(self) -> None:
-        """Release everything. May be called twice."""
+        """Release threads and connections. Idempotent."""
         self._threads.shutdown()
         self._source.close()
         self._memory.close()
@@ -140,12 +140,11 @@ class MetaflowHistory:
         return sorted(valid, key=lambda row: row[1], reverse=True)
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """Return the runs of the flow, or of all, newest first; see MetadataStore for what may be
-        asked for.
+        """Return the runs of a flow, or of all flows, newest first; see `Records.runs`.
 
         Args:
-            flow: The name of the flow; None for all.
-            **which: The options of the port.
+            flow: The flow's name; None for all flows.
+            **which: The fields of RunFilter.
         """
         wanted = RunFilter(**which)
         if wanted.kind:
@@ -169,7 +168,7 @@ class MetaflowHistory:
         return self._remembered(("runs", flow), lambda: self._source.runs(flow))
 
     def _remembered(self, what: tuple[str, ...], read: Callable[[], T]) -> T:
-        """What was read a moment ago, or is read now: a server lists runs again and again."""
+        """The cached result of `read`, or a new one: servers list runs frequently."""
         until, found = self._read.get(what, (0.0, None))
         if until <= self._now():
             found = read()
@@ -188,7 +187,7 @@ class MetaflowHistory:
             return self._keys[key]
 
     def _light(self, row: Row) -> RunRecord:
-        """A run as lists have it: how it stands, without its graph."""
+        """A run for a list: its state, without its graph."""
         key = _Key(str(row["flow_id"]), str(row["run_number"]))
         end = self._remembered(("end", *key), lambda: self._end(*key))
         state, at = self._state(row, *end)
@@ -214,7 +213,8 @@ class MetaflowHistory:
         )
 
     def _end(self, flow: str, run: str) -> tuple[bool | None, float | None]:
-        """Whether the last task of a run has ended well (None: it has not ended), and when."""
+        """Whether the last task of a run has succeeded (None if it has not finished), and when it
+        finished."""
         step = _END
         tasks = self._source.tasks(flow, run, step)
         if not tasks:  # the last step may have another name
@@ -242,7 +242,7 @@ class MetaflowHistory:
     # ------------------------------------------------------------ one run
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run, whole; None where there is none."""
+        """One run with its graph, or None if there is none."""
         row = self._source.run(flow, run)
         if row is None or not self._is_listed(row):
             return None
@@ -260,7 +260,7 @@ class MetaflowHistory:
             if there is not None:
                 del self._loaded[key]
                 self._memory.delete_run(there.key)
-            while len(self._loaded) >= _MOST_LOADED:  # a server may show any number of runs
+            while len(self._loaded) >= _MOST_LOADED:  # a server may show any number of them
                 self._memory.delete_run(self._loaded.pop(next(iter(self._loaded))).key)
             try:
                 found = _Reading(self, key, row).read()
@@ -280,21 +280,21 @@ class MetaflowHistory:
         return self._loaded.get(key) or self._load(key)
 
     def name_of(self, flow: str, run: str, task: int) -> str:
-        """Return what Metaflow calls a task, which has this number here.
+        """Return Metaflow's name of a task.
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
-            task: The number of the task within its run.
+            run: The run's name in Metaflow.
+            task: The task's number in aflow.
         """
         return self._load(_Key(flow, run)).names.get(task, str(task))
 
     def tasks_of(self, flow: str, run: str) -> list[tuple[str, int]]:
-        """Return the steps and numbers of the tasks of a run.
+        """Return step and number of each task of a run.
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
+            run: The run's name in Metaflow.
         """
         key = self._load(_Key(flow, run)).key
         return [(v.task.step, v.task.task) for v in self._memory.tasks(key, light=True)]
@@ -303,7 +303,7 @@ class MetaflowHistory:
         return (view._replace(run_key=run_key) for view in views)
 
     def tasks(self, run_key: int, **how: Any) -> Iterator[TaskView]:
-        """Return tasks with their latest attempts; see MetadataStore.
+        """Return tasks with their latest attempts; see `Records.tasks`.
 
         Args:
             run_key: `RunRecord.key` of the run.
@@ -312,7 +312,7 @@ class MetaflowHistory:
         return self._views(run_key, self._memory.tasks(self._there(run_key).key, **how))
 
     def newest_tasks(self, run_key: int, **how: Any) -> Iterator[TaskView]:
-        """Return tasks with their latest attempts, the newest first; see MetadataStore.
+        """Return tasks with their latest attempts, newest first; see `Records.newest_tasks`.
 
         Args:
             run_key: `RunRecord.key` of the run.
@@ -321,32 +321,32 @@ class MetaflowHistory:
         return self._views(run_key, self._memory.newest_tasks(self._there(run_key).key, **how))
 
     def task(self, run_key: int, task: int, attempt: int | None = None) -> TaskView | None:
-        """One task; see MetadataStore."""
+        """One task with the requested attempt; see `Records.task`."""
         found = self._memory.task(self._there(run_key).key, task, attempt)
         return None if found is None else found._replace(run_key=run_key)
 
     def __getattr__(self, name: str) -> Any:
-        """What reads a run by its key, and tells of no key."""
+        """A method that reads a run by its key, and whose results contain no keys."""
         if name not in _BY_KEY:
             raise AttributeError(name)
         method = getattr(self._memory, name)
         return lambda run_key, *args, **more: method(self._there(run_key).key, *args, **more)
 
-    # ------------------------------------------------------------ where values lie
+    # ------------------------------------------------------------ where values are
 
     def open_store(self, url: str) -> ObjectStore:
-        """Return the object store of a run, by the URL that its record has.
+        """Return the object store of a run, for reading.
 
         Args:
-            url: The URL in the record of the run.
+            url: The setting `storage` of the run's record.
         """
         return TheirStore(self, self.place(url.removeprefix(SCHEME)), url)
 
     def place(self, root: str) -> ObjectStore:
-        """Return the object store at a root of Metaflow's datastore. It is opened once.
+        """Return the object store at a root of Metaflow's datastore; it is opened only once.
 
         Args:
-            root: The root, as the artifacts' records name it.
+            root: The folder or S3 URL, from the records of the artifacts.
         """
         if root not in self._stores:
             self._stores[root] = self._open_place(root)
@@ -365,7 +365,7 @@ _BY_KEY = frozenset(
 
 
 class _Reading:
-    """Reads one run whole."""
+    """Reads all records of one run."""
 
     def __init__(self, history: MetaflowHistory, key: _Key, row: Row) -> None:
         self._history = history
@@ -384,7 +384,7 @@ class _Reading:
         self._root = self._find_root()
 
     def read(self) -> _Loaded:
-        """The run, in memory."""
+        """Load the run into the store in memory."""
         steps = [str(row["step_name"]) for row in self._source.steps(self._flow, self._run)]
         rows = [row for step in steps for row in self._source.tasks(self._flow, self._run, step)]
         tasks = {_task_of(row): row for row in rows}
@@ -432,7 +432,7 @@ class _Reading:
     # ------------------------------------------------------------ rows
 
     def _find_root(self) -> str:
-        """Where the values of the run lie."""
+        """The root of the datastore that contains the values of the run; empty if unknown."""
         rows = (row for each in self._artifacts.values() for rows in each.values() for row in rows)
         first = next(rows, None)
         root = self._fact("ds-root") or ""
@@ -446,7 +446,7 @@ class _Reading:
                 root = f"s3://{root.lstrip('/')}"
         folder = self._source.folder
         if folder is not None and not root.startswith("s3://"):
-            root = folder  # which may have been moved
+            root = folder  # the recorded folder may have been moved
         return root
 
     def _fact(self, name: str) -> str | None:
@@ -482,19 +482,19 @@ class _Reading:
     def _log(self, task: Task, attempt: int) -> LogBuffer:
         try:
             store = self._history.place(self._root)
-        except AflowError:  # a run is shown though nothing of what it has left can be read here
+        except AflowError:  # the run is shown even if its datastore is not available
             return LogBuffer(1)
         return read_theirs(store, (self._flow, self._run, *task), attempt)
 
     def _previewed(self, name: str, entry: Entry) -> Entry:
-        """The entry of a parameter, with what lists show of it: of plain, small values alone."""
+        """The entry of a parameter, with a preview if the value is plain and small."""
         if name.startswith("_") or entry.size > _SHOWN:
             return entry
         kind, facts = preview(self._value(entry))
         return entry._replace(preview=facts) if kind == entry.type else entry
 
     def _value(self, entry: Entry | None) -> Any:
-        """A value that Metaflow itself keeps; None where there is none, or it cannot be read."""
+        """The value of an artifact in Metaflow's datastore; None if it is missing or unreadable."""
         if entry is None:
             return None
         try:
@@ -519,7 +519,7 @@ class _Reading:
         return self._history._state(self._row, *_end_in(rows))
 
     def _rows_of(self, task: Task) -> Sequence[Row]:
-        """What Metaflow has recorded of a task."""
+        """The metadata of a task."""
         return self._metadata.get(task, ())
 
     def _batch(self, tasks: Mapping[Task, Row]) -> Batch:
@@ -568,7 +568,7 @@ class _Reading:
     def _origin(self, task: Task) -> str:
         facts = {row["field_name"]: str(row["value"]) for row in self._rows_of(task)}
         run, origin = facts.get("origin-run-id"), facts.get("origin-task-id")
-        # Without a number it is a task that aflow knows by another name.
+        # An id that is not a number does not identify a task in aflow.
         if not run or not origin or not origin.isdecimal() or not _is(ids.run_id, run):
             return ""
         return f"{run}/{task[0]}/{origin}"
@@ -607,7 +607,7 @@ class _Reading:
         return tuple(int(frame.index or 0) for frame in stack or ())
 
     def _count(self, task: Task) -> int | None:
-        """How many items a task has opened; None where that is not known."""
+        """The number of items that a task has opened; None if unknown."""
         value = self._value(self._left[task].get("_foreach_num_splits"))
         return value if isinstance(value, int) else None
 
@@ -682,13 +682,13 @@ class _Reading:
 
 
 def _failed(batch: Batch) -> AttemptRecord | None:
-    """The attempt that a run has failed of: the latest one of a task."""
+    """The first task whose latest attempt has failed, as that attempt; None if there is none."""
     latest = {each.task: each for each in batch.attempts}
     return next((a for a in latest.values() if a.state is AttemptState.FAILED), None)
 
 
 def _is_running(batch: Batch) -> bool:
-    """Whether there are attempts that have not ended."""
+    """Whether there are unfinished attempts."""
     return any(each.state is AttemptState.RUNNING for each in batch.attempts)
 
 
@@ -714,11 +714,11 @@ def _frames(
 
 
 def read_theirs(place: ObjectStore, task: Sequence[str], attempt: int) -> LogBuffer:
-    """Return what an attempt has printed, by its files in Metaflow's datastore.
+    """Return the output of an attempt, from its log files in Metaflow's datastore.
 
     Args:
         place: Metaflow's datastore.
-        task: Flow, run, step and task.
+        task: Flow, run, step and task, with Metaflow's names.
         attempt: The number of the attempt, from 0.
     """
     found: list[LogRecord] = []
@@ -728,7 +728,7 @@ def read_theirs(place: ObjectStore, task: Sequence[str], attempt: int) -> LogBuf
             try:
                 if place.size(name) is not None:
                     found += layout.log_records(place.get(name), stream)
-            except (AflowError, OSError):  # logs that are gone are as if nothing was printed
+            except (AflowError, OSError):  # missing logs are treated as empty
                 continue
     buffer = LogBuffer(1 << 40)
     for record in sorted(found, key=lambda each: each.at):
@@ -737,8 +737,8 @@ def read_theirs(place: ObjectStore, task: Sequence[str], attempt: int) -> LogBuf
 
 
 class TheirStore:
-    """The object store of a run of Metaflow's: values by the names that they have there, and cards
-    by those that aflow gives them. Nothing can be written."""
+    """The read-only object store of a run of Metaflow's. Values have their names there; cards have
+    the names that aflow gives them."""
 
     def __init__(self, history: MetaflowHistory, place: ObjectStore, url: str) -> None:
         self._history = history
@@ -746,15 +746,15 @@ class TheirStore:
         self.url = url
 
     def get(self, name: str, start: int = 0, length: int | None = None) -> Buffer:
-        """The bytes of an object; see the port."""
+        """The bytes of an object; see `ObjectStore`."""
         return self._place.get(self._theirs(name), start, length)
 
     def size(self, name: str) -> int | None:
-        """How many bytes the object has; see the port."""
+        """The size of an object in bytes; see `ObjectStore`."""
         return self._place.size(self._theirs(name))
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The names that begin so: those of cards."""
+        """The names with a prefix; names of cards are translated to aflow's."""
         parts = prefix.rstrip("/").split("/")
         if parts[0] == "cards" and len(parts) == 3:
             tasks = self._history.tasks_of(*parts[1:])
@@ -807,14 +807,15 @@ def _task_of(row: Row) -> Task:
 
 
 def _end_in(rows: Iterable[Row]) -> tuple[bool | None, float | None]:
-    """Whether the last attempt that has ended did so well, and when; None where none has ended."""
+    """Whether the last finished attempt has succeeded, and when it finished; None for both if none
+    has finished."""
     ends = [row for row in rows if row["field_name"] == "attempt_ok"]
     return (str(ends[-1]["value"]) == "True", time_of(ends[-1])) if ends else (None, None)
 
 
 def _mark_attempts(rows: list[Row]) -> None:
-    """Note of which attempt each row speaks: by its tag, or where a service gives a row the tags of
-    its run, by when it was written."""
+    """Set the attempt of each row: from its tag or, if a service returns the tags of the run
+    instead, from its time."""
     rows.sort(key=time_of)
     begun = [
         (time_of(row), number_in(row, "value")) for row in rows if row["field_name"] == "attempt"

@@ -1,7 +1,7 @@
-"""Takes a run of Metaflow's over into aflow's own metadata and store, so that it can be resumed.
+"""Imports a run of Metaflow's into aflow's own metadata and datastore, so that it can be resumed.
 
-Pickles are copied as they are. Nothing is unpickled but what a foreach goes over: aflow stores its
-items one by one.
+Pickles are copied unchanged. Only the values that foreachs iterate over are unpickled, since aflow
+stores items individually.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
     from aflow.storage.blobs import BlobStore
 
-PAGE = 200  # tasks of a commit
+PAGE = 200  # tasks per commit
 IMPORTED = "imported_from"
 """The setting of a run that says where it was imported from."""
 
@@ -41,17 +41,17 @@ def import_run(
     """Record a run of Metaflow's in aflow's own metadata, so that it can be resumed.
 
     Args:
-        history: The history that has the run.
-        found: Its record there.
-        place: The datastore that has its values.
-        own: The metadata store to write to.
-        blobs: The datastore to copy values to.
+        history: The history that contains the run.
+        found: The record of the run in the history.
+        place: Metaflow's datastore, from which values are copied.
+        own: aflow's metadata store, in which the run is recorded.
+        blobs: aflow's datastore, to which values are copied.
 
     Returns:
         The new record.
 
     Raises:
-        InvalidInput: If the run cannot be resumed.
+        InvalidInput: If the items of a foreach cannot be read.
         StorageError: If a value cannot be read or written.
         MetadataError: If the record cannot be written.
     """
@@ -81,7 +81,7 @@ def import_run(
 
 
 class _Taking:
-    """Copies what the tasks of one run have left."""
+    """Copies the results of the tasks of one run."""
 
     def __init__(self, run: RunRecord, place: ObjectStore, blobs: BlobStore) -> None:
         self._run = run
@@ -90,14 +90,14 @@ class _Taking:
         self._known: dict[str, Entry] = {}
 
     def attempt(self, attempt: AttemptRecord, known: Collection[str]) -> AttemptRecord:
-        """The attempt, with what it has left in our store."""
+        """The attempt, with its artifacts copied to aflow's datastore."""
         if attempt.manifest is None:
             return attempt
         return attempt._replace(manifest=self.manifest(attempt.manifest, known).encode())
 
     def manifest(self, data: bytes, known: Collection[str]) -> Manifest:
-        """A manifest of entries in our store: without what Metaflow keeps for itself, and what is
-        `known`, as the parameters are."""
+        """The manifest, with its artifacts copied to aflow's datastore: without Metaflow's own
+        artifacts, and without the `known` ones, which are the parameters."""
         theirs = Manifest.decode(data)
         left = _INLINE_TOTAL
         ours: dict[str, Entry] = {}
@@ -129,7 +129,7 @@ class _Taking:
         return made
 
     def _items(self, manifest: Manifest) -> Any:
-        """The items of a foreach; None of a gang, which has none."""
+        """The items of a foreach; None for a gang, which has no items."""
         over = manifest.transition[1]
         if over is None or over not in manifest.artifacts:
             return None

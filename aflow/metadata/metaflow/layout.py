@@ -1,9 +1,9 @@
-"""How Metaflow's datastore is laid out, and what its files hold. Pure functions.
+"""The layout of Metaflow's datastore, and the formats of its files. Pure functions.
 
-Values are pickles below `<flow>/data`, compressed and named by a digest; what belongs to an attempt
-is in files `<flow>/<run>/<step>/<task>/<attempt>.<what>`; a line of a log is
-`[MFLOG|0|<time>Z|<source>|<id>]<text>`. aflow's pickles keep large buffers beside them: in the
-other form they are inside.
+Values are compressed pickles in `<flow>/data`, named by a digest. The files of an attempt are named
+`<flow>/<run>/<step>/<task>/<attempt>.<what>`. A line of a log file is
+`[MFLOG|0|<time>Z|<source>|<id>]<text>`. aflow stores large buffers of a pickle out of band;
+Metaflow's pickles contain them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from aflow.storage.artifacts import ForeachFrame
     from aflow.storage.base import Buffer
 
-ENCODING = "gzip+pickle-v4"  # versions of Metaflow from 2.0 on read it
+ENCODING = "gzip+pickle-v4"  # readable by Metaflow 2.0 and later
 SOURCES = "runtime", "task"  # of the lines of a log
 _LEVEL = 3  # of the compression, as in Metaflow
 _LINE = re.compile(rb"(?:\[!)?\[MFLOG\|0\|(.+?)Z\|(.+?)\|(.+?)\](.*)", re.DOTALL)
@@ -37,11 +37,11 @@ _READ_ONLY = 0x98
 
 
 def data_name(flow: str, sha: str) -> str:
-    """Return the name of the file that holds a value.
+    """Return the name of the file of a value.
 
     Args:
         flow: The flow's name, the first part of a pathspec.
-        sha: The SHA-1 of the value's pickle.
+        sha: The hexadecimal SHA-1 that identifies the value.
     """
     return f"{flow}/data/{sha[:2]}/{sha}"
 
@@ -51,23 +51,23 @@ def attempt_file(flow: str, run: str, step: str, task: int | str, attempt: int, 
 
     Args:
         flow: The flow's name, the first part of a pathspec.
-        run: The run's id, the second part of a pathspec.
-        step: The name of the step.
-        task: The id of the task.
+        run: The run's name in Metaflow.
+        step: The step's name.
+        task: The task's name in Metaflow.
         attempt: The number of the attempt, from 0.
-        what: Which one: `data.json`, `DONE.lock`, `task_stdout.log`...
+        what: The kind of file: `data.json`, `DONE.lock`, `task_stdout.log`...
     """
     return f"{flow}/{run}/{step}/{task}/{attempt}.{what}"
 
 
 def card_folder(flow: str, run: str, step: str, task: int | str) -> str:
-    """Return what the names of a task's cards begin with, below the root of cards.
+    """Return the folder of a task's cards, below the root of cards, with a slash at the end.
 
     Args:
         flow: The flow's name, the first part of a pathspec.
-        run: The run's id, the second part of a pathspec.
-        step: The name of the step.
-        task: The id of the task.
+        run: The run's name in Metaflow.
+        step: The step's name.
+        task: The task's name in Metaflow.
     """
     return f"{flow}/runs/{run}/steps/{step}/tasks/{task}/cards/"
 
@@ -76,10 +76,11 @@ def card_folder(flow: str, run: str, step: str, task: int | str) -> str:
 
 
 def packed(parts: Iterable[Buffer]) -> bytes:
-    """Return a pickle as its file holds it: compressed by gzip, without a time.
+    """Return the content of the file of a value: the pickle compressed by gzip, without a
+    timestamp.
 
     Args:
-        parts: The pickle, in parts, one after the other.
+        parts: Consecutive parts of the pickle.
     """
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=_LEVEL, mtime=0) as file:
@@ -89,15 +90,14 @@ def packed(parts: Iterable[Buffer]) -> bytes:
 
 
 def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
-    """Yield the parts of a pickle whose out-of-band buffers are moved into it. Nothing of it is
-    executed.
+    """Yield the parts of a pickle with its out-of-band buffers moved into it. No code is executed.
 
     Args:
         data: A pickle of protocol 5, without its buffers.
         buffers: Its buffers, in order.
 
     Raises:
-        CorruptBlob: If it is not a pickle with this many buffers.
+        CorruptBlob: If the data is not a pickle with this number of buffers.
     """
     if not buffers:
         yield data
@@ -106,7 +106,7 @@ def in_band(data: Buffer, buffers: Sequence[Buffer]) -> Iterator[Buffer]:
     try:
         for code, _, at in pickletools.genops(bytes(data)):
             assert at is not None, "a pickle of bytes has places"
-            if code.name == "FRAME":  # it says how long what follows is, which is true no more
+            if code.name == "FRAME":  # omitted, since its length is no longer correct
                 yield view[last:at]
                 last = at + 9
             elif code.name == "NEXT_BUFFER":
@@ -125,18 +125,18 @@ def pickled(value: object) -> bytes:
     """Return the pickle of a value of builtin types.
 
     Args:
-        value: The value, which a Python without aflow can load.
+        value: A value that a Python process without aflow can load.
     """
     return pickle.dumps(value, 4)
 
 
 def exception_pickle(type_: str, message: str, traceback: str) -> bytes:
-    """Return the pickle that Metaflow keeps of an exception; its class need not be importable here.
+    """Return the pickle of an exception as Metaflow stores it; the class need not be importable.
 
     Args:
-        type_: The name of the exception's class.
-        message: Its text.
-        traceback: The formatted traceback.
+        type_: The qualified name of the exception's class.
+        message: The text of the exception.
+        traceback: The formatted traceback, possibly empty.
     """
     state = {"exception": message, "type": type_, "stacktrace": traceback}
     made = b"cmetaflow.exception\nMetaflowExceptionWrapper\n" + _inner((None,)) + b"R"
@@ -159,7 +159,7 @@ def stack_pickle(stack: Iterable[ForeachFrame]) -> bytes:
 
 
 def _inner(value: object) -> bytes:
-    """The pickle of a plain value as a part of another."""
+    """The pickle of a plain value, without header and end, for use inside another pickle."""
     return pickle.dumps(value, 2)[2:-1]
 
 
@@ -170,8 +170,8 @@ def graph_info(graph: Graph, parameters: Iterable[str]) -> dict[str, Any]:
     """Return the artifact `_graph_info` of a flow.
 
     Args:
-        graph: The steps of the flow and the transitions between them.
-        parameters: The names of the parameters.
+        graph: The graph of the flow.
+        parameters: The names of the flow's parameters.
     """
     steps = {
         name: {**node_outline(node, graph), "decorators": [], "node_info": {}}
@@ -195,10 +195,10 @@ def graph_info(graph: Graph, parameters: Iterable[str]) -> dict[str, Any]:
 
 
 def log_file(records: Iterable[LogRecord], stream: str) -> bytes:
-    """Return the lines of one stream, as the file of an attempt's log holds them.
+    """Return the log file of one stream of an attempt.
 
     Args:
-        records: The records of the log, in order.
+        records: The records of the log, in order; those of other streams are ignored.
         stream: `stdout` or `stderr`.
     """
     lines: list[bytes] = []
@@ -213,8 +213,7 @@ def log_file(records: Iterable[LogRecord], stream: str) -> bytes:
 
 
 def log_records(data: Buffer, stream: str) -> Iterator[LogRecord]:
-    """Yield the records of a log's file; a line without a header has the time of the line before
-    it.
+    """Yield the records of a log file; a line without a header gets the time of the previous line.
 
     Args:
         data: The content of the file.
@@ -231,7 +230,7 @@ def log_records(data: Buffer, stream: str) -> Iterator[LogRecord]:
             continue
         try:
             at = datetime.fromisoformat(found[1].decode()).replace(tzinfo=UTC).timestamp()
-        except ValueError:  # it is shown all the same
+        except ValueError:  # shown with the time of the previous line
             pass
         yield LogRecord(at, stream, found[4])
 
@@ -239,13 +238,13 @@ def log_records(data: Buffer, stream: str) -> Iterator[LogRecord]:
 def described(
     info: Mapping[str, tuple[str, int, str]], kind: str, attempt: int, python: str
 ) -> str:
-    """Return the content of `data.json`, which lists what an attempt has left.
+    """Return the content of `data.json`, which lists the artifacts of an attempt.
 
     Args:
         info: SHA-1, size and type of each artifact, by name.
         kind: The kind of datastore: `local` or `s3`.
         attempt: The number of the attempt, from 0.
-        python: The version of Python that ran the attempt, as `3.12.1`.
+        python: The version of Python that ran the attempt, such as `3.12.1`.
     """
     return json.dumps(
         {

@@ -1,4 +1,4 @@
-"""aflow's records in the words of Metaflow's service."""
+"""aflow's records in the format of Metaflow's metadata service."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ _GOES_ON = frozenset({AttemptState.QUEUED, AttemptState.RUNNING})
 
 
 def run_name(run: str) -> str:
-    """Return the name of a run of aflow's in Metaflow's service, which numbers are not.
+    """Return the name of a run of aflow's in Metaflow's service: not a number, to avoid collisions.
 
     Args:
-        run: The run's id, the second part of a pathspec.
+        run: The run's id in aflow.
     """
     return f"aflow-{run}"
 
 
 def task_name(task: int) -> str:
-    """Return the name of a task of aflow's there.
+    """Return the name of a task of aflow's in Metaflow's service.
 
     Args:
-        task: The number of the task within its run.
+        task: The task's number in aflow.
     """
     return f"aflow-{task}"
 
 
 def mark_of(run: str) -> str:
-    """Return the system tag by which a run is found in a service that gives it a name of its own.
+    """Return the system tag that identifies a run in a service that assigns names itself.
 
     Args:
-        run: The run's id, the second part of a pathspec.
+        run: The run's id in aflow.
     """
     return f"aflow_run:{run}"
 
 
 def run_body(run: RunRecord) -> dict[str, Any]:
-    """Return a run, as it is registered.
+    """Return the request body that registers a run.
 
     Args:
-        run: The record of the run.
+        run: The run, with its tags.
     """
     return {
         "run_number": run_name(run.run),
@@ -66,11 +66,12 @@ def run_body(run: RunRecord) -> dict[str, Any]:
 
 
 def surroundings(run: RunRecord, view: TaskView) -> Iterator[tuple[str, str]]:
-    """Yield the metadata of a task that does not depend on its attempts, under Metaflow's names.
+    """Yield name and value of Metaflow's metadata that describe the context of a task: Python,
+    user, script, origin and foreachs.
 
     Args:
-        run: The record of the run.
-        view: The task with the attempt.
+        run: The run, with its graph.
+        view: The task; the foreachs are read from the manifest of its attempt.
     """
     for name in ("runtime", "python_version", "user"):
         value = next((t for t in run.system_tags if t.startswith(f"{name}:")), "")
@@ -97,12 +98,12 @@ def _foreachs(run: RunRecord, data: bytes) -> Iterator[tuple[str, str]]:
     try:
         stack = Manifest.decode(data).stack
     except StorageError:
-        return  # what is damaged is reported to its reader
+        return  # clients that read the manifest report the damage
     if not stack:
         return
     following = {node["name"]: node["next"] for node in run.graph["nodes"]}
     yield "foreach-stack", json.dumps([frame._asdict() for frame in stack])
-    # The path names the step that each foreach has led into, not the one that opened it.
+    # The path names the first step inside each foreach, not the step that opens it.
     yield (
         "foreach-execution-path",
         ",".join(f"{following[frame.step][0]}:{frame.index}" for frame in stack),
@@ -112,12 +113,12 @@ def _foreachs(run: RunRecord, data: bytes) -> Iterator[tuple[str, str]]:
 def copies_metadata(
     attempt: AttemptRecord, copies: Copies, left: Iterable[Copy]
 ) -> list[dict[str, Any]]:
-    """Return the artifacts that Metaflow's client can read, and where their values are.
+    """Return the artifacts that Metaflow's client can read, with the location of their values.
 
     Args:
-        attempt: The record of the attempt.
-        copies: The copies of the run, which say where values are.
-        left: The artifacts that the attempt has left.
+        attempt: The attempt that has set the artifacts.
+        copies: The copies of the run, which give root and kind of the datastore.
+        left: The artifacts, as `Copies.artifacts` returns them.
     """
     location = f":root:{copies.root}"
     return [
@@ -142,10 +143,11 @@ def _artifact(
 
 
 def facts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
-    """Return what is said of an attempt: that it is one, and once it has ended, how.
+    """Return the metadata of an attempt: its number and, once it has finished, its state and
+    reason.
 
     Args:
-        attempt: The record of the attempt.
+        attempt: The attempt, finished or not.
     """
     facts = [("attempt", str(attempt.attempt), "attempt")]
     if attempt.state not in _GOES_ON:
@@ -161,13 +163,13 @@ def facts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
 
 
 def fact(attempt: int, name: str, value: str, type_: str) -> dict[str, Any]:
-    """Return one record of metadata about an attempt, as the service has it.
+    """Return one record of metadata about an attempt, in the format of the service.
 
     Args:
         attempt: The number of the attempt, from 0.
         name: The name of the field.
-        value: Its value.
-        type_: Its type, as Metaflow names it.
+        value: Its value, as text.
+        type_: Metaflow's type of the field; often the same as the name.
     """
     tags = [f"attempt_id:{attempt}"]
     return {
@@ -180,27 +182,27 @@ def fact(attempt: int, name: str, value: str, type_: str) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Return a text without the characters that the databases of a service cannot keep.
+    """Return a text without NUL and surrogates, which the databases of services cannot store.
 
     Args:
-        text: Any text, which may hold surrogates and the character 0.
+        text: Any text; surrogates become escapes, and NUL is removed.
     """
     return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
 
 
 def artifacts_of(attempt: AttemptRecord) -> list[dict[str, Any]]:
-    """Return the artifacts that an attempt has set: what they are, and in which blob. Only aflow
-    can read these.
+    """Return the artifacts that an attempt has set, each with the name of its blob. Only aflow can
+    read these.
 
     Args:
-        attempt: The record of the attempt.
+        attempt: The attempt; unless it has finished, it has no artifacts.
     """
     if attempt.manifest is None or attempt.state in _GOES_ON:
         return []
     try:
         manifest = Manifest.decode(attempt.manifest)
     except StorageError:
-        return []  # what is damaged is reported to its reader, and keeps no run from going on
+        return []  # clients that read the manifest report the damage, and the run continues
     found = []
     for name, entry in manifest.artifacts.items():
         blob, sha = (entry.blobs[0][0], keys_of(entry)[0]) if entry.blobs else ("", "")

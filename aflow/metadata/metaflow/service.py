@@ -1,10 +1,10 @@
-"""aflow's metadata beside a service of Metaflow's own, which knows no journals.
+"""aflow's metadata together with a metadata service of Metaflow's, which cannot store journals.
 
-The runs are kept in a file, as always, or in the object store, where jobs record them, and are
-registered: the service, its clients, and what shows its database tell of them. What is registered
-is what has been committed before. A program that dies between the two leaves a run of which some is
-not registered. What tasks leave is copied in Metaflow's format as they end, since its client reads
-values, logs and cards from the datastore itself.
+The runs are stored in a file, or in the object store where jobs record them, and are also
+registered with the service, so that its clients and user interfaces show them. A batch is committed
+before it is registered: if the program crashes in between, a part of the run is not registered. The
+results of tasks are copied to the datastore in Metaflow's format when they finish, since its client
+reads values, logs and cards from the datastore itself.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-_AT_ONCE = 8  # requests
-_NEWEST = 500  # objects among which one is looked for by its mark
+_AT_ONCE = 8  # concurrent requests
+_NEWEST = 500  # runs that are searched for a mark
 
 
 OWN = "AFLOW_METADATA"
@@ -43,8 +43,9 @@ OWN = "AFLOW_METADATA"
 
 
 class _Run(NamedTuple):
-    """A run that is registered, under a `name`. `steps` of it are, too; of `tasks` the step is
-    known, and of some of them the name there (`names`)."""
+    """A registered run. `name` is its name in the service, `steps` are its registered steps,
+    `tasks` the step of each known task, and `names` the names of tasks in the service, as far as
+    known."""
 
     key: int
     flow: str
@@ -60,43 +61,44 @@ class _Run(NamedTuple):
         return f"/flows/{self.flow}/runs/{self.name}"
 
     def where(self, task: int) -> dict[str, Any]:
-        """What rows say of the step that a task is of."""
+        """The fields of a row that identify the step of a task."""
         user = self.registered_by["user_name"]
         place = {"flow_id": self.flow, "run_number": self.name, "step_name": self.tasks[task]}
         return {**place, "user_name": user}
 
 
 class Registry(ServiceClient):
-    """A service of Metaflow's own. Waits while it does not answer, as any caller does."""
+    """The client of a metadata service of Metaflow's. Retries like any `ServiceClient`."""
 
     not_there = "what this would belong to is not registered"
 
     def is_one(self) -> bool:
-        """Return whether such a service is there, and not one of aflow's."""
+        """Return whether the URL is that of a metadata service of Metaflow's, rather than
+        aflow's."""
         try:
             response, _ = self._exchange("GET", "/ping")
         except (OSError, http.client.HTTPException):
-            return False  # the caller waits for it, and reports what is wrong
+            return False  # the caller retries, and reports the error
         return "METADATA_SERVICE_VERSION" in response.headers and OWN not in response.headers
 
     def register(
         self, path: str, body: dict[str, Any] | list[dict[str, Any]], method: str = "POST"
     ) -> dict[str, Any]:
-        """Send an object, or a list of some, with the present time, to Metaflow's service. May be
-        called twice with the same.
+        """Send an object, or a list of objects, to the service, with the current time. Idempotent.
 
         Args:
             path: The path below the URL of the service.
-            body: The object or the list.
-            method: The method of HTTP.
+            body: The object, or the list of objects, as JSON values.
+            method: The HTTP method; only `POST` adds the current time to an object.
 
         Returns:
-            The object that the service answers; empty where it answers none.
+            The object in the response; empty if the response is not an object, or the object exists
+            already.
 
         Raises:
-            MetadataUnavailable: If the service does not answer in time, or refuses.
+            MetadataUnavailable: If the service does not respond in time, or rejects the request.
         """
-        # Metaflow's clients say the time, too, and a service may keep what it is sent as it is.
+        # Metaflow's clients send the time as well, and a service may store the body unchanged.
         at = {"ts_epoch": round(self._clock.now() * 1000)}
         if isinstance(body, list):
             body = [{**at, **each} for each in body]
@@ -105,15 +107,15 @@ class Registry(ServiceClient):
         return self.patiently(lambda _: self._request(method, path, body))[0]
 
     def name_of_run(self, flow: str, run: str) -> str:
-        """Return the name of a run there: the one that aflow gives it, or that of the run that
-        carries its mark, in a service that numbers all runs itself.
+        """Return the name of a run in the service: the one that aflow chose or, if the service
+        numbers runs itself, that of the recent run with its mark.
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
+            run: The run's id in aflow.
 
         Raises:
-            MetadataUnavailable: If the metadata store does not answer, or is damaged.
+            MetadataUnavailable: If the service does not respond in time, or rejects the request.
         """
         path, wanted = f"/flows/{flow}/runs", records.run_name(run)
         if self._get(f"{path}/{wanted}")[1] is not None:
@@ -125,30 +127,29 @@ class Registry(ServiceClient):
         return wanted
 
     def name_of_task(self, step: str, task: int) -> str:
-        """Return the name of a task there, of the step at this path, in a service that numbers all
-        tasks itself.
+        """Return the name of a task in a service that numbers tasks itself.
 
         Args:
-            step: The name of the step.
-            task: The number of the task within its run.
+            step: The path of the step, below the URL of the service.
+            task: The task's number in aflow.
 
         Raises:
-            MetadataUnavailable: If the metadata store does not answer, or is damaged.
+            MetadataUnavailable: If the service does not respond in time, or rejects the request.
         """
         asked = f"metadata_field_name={records.TASK_MARK}&pattern=%5E{task}%24"
         found = self._get(f"{step}/filtered_tasks?{asked}")[1] or ()
         return next((str(each).rpartition("/")[2] for each in found), records.task_name(task))
 
     def beat(self, path: str) -> None:
-        """Send a heartbeat. A failure is ignored: the next one follows soon.
+        """Send a heartbeat. Failures are ignored: the next heartbeat follows soon.
 
         Args:
-            path: The path of the run or task, below the URL of the service.
+            path: The path of the heartbeat of a run or task, below the URL of the service.
         """
         try:
             self._request("POST", path, {})
         except (OSError, http.client.HTTPException, MetadataUnavailable):
-            pass  # the next one tells; who beats has no time to wait
+            pass  # not retried: the caller has no time to wait
 
     def _request(self, method: str, path: str, body: object) -> dict[str, Any]:
         response, content = self._exchange(method, path, json.dumps(body).encode())
@@ -164,9 +165,9 @@ class Registry(ServiceClient):
 
 
 class _Registering(SqliteMetadata):
-    """A store whose runs are registered. Where that is not `_needed`, a service that does not
-    answer is logged, and keeps no run from going on. `_open_store` opens the object store of a run,
-    for copies; None where none are to be made."""
+    """A store whose runs are registered. If the service is not `_needed`, its failure is logged,
+    and runs continue without it. `_open_store` opens the object store of a run for copies, or
+    returns None to make none."""
 
     _registry: Registry
     _needed = True
@@ -185,7 +186,7 @@ class _Registering(SqliteMetadata):
         return self._asked(lambda: self._registry.register(path, body, method)) or {}
 
     def _asked(self, call: Callable[[], T]) -> T | None:
-        """What the service answers; None where it does not answer, and is not needed."""
+        """The result of the call; None if the service has failed, and is not needed."""
         if self._is_away:
             return None
         try:
@@ -198,7 +199,7 @@ class _Registering(SqliteMetadata):
             return None
 
     def _names_there(self, run: RunRecord, task: int) -> tuple[str, str]:
-        """What the run and a task of it are called in the service."""
+        """The names of the run and of one of its tasks in the service."""
         known = self._runs.get(run.key)
         if known is None:
             return records.run_name(run.run), records.task_name(task)
@@ -207,8 +208,8 @@ class _Registering(SqliteMetadata):
     def _task_name(self, run: _Run, task: int) -> str:
         wanted = records.task_name(task)
         if task not in run.names and run.name == records.run_name(run.record.run):
-            run.names[task] = wanted  # the service keeps names that it is given
-        if task not in run.names:  # it began in another process
+            run.names[task] = wanted  # the service keeps the names that clients choose
+        if task not in run.names:  # another process has registered it
             step = f"{run.path}/steps/{run.tasks[task]}"
             found = self._asked(lambda: self._registry.name_of_task(step, task))
             run.names[task] = found or wanted
@@ -224,9 +225,9 @@ class _Registering(SqliteMetadata):
     def create_run(
         self, run: RunRecord, parameters: bytes, holder: str = "", seconds: float = 0.0
     ) -> RunRecord:
-        """Record a new run, and register it; see the port."""
+        """Record a new run, and register it; see `Journal`."""
         made = super().create_run(run, parameters, holder, seconds)
-        # A step that is spun is nobody else's concern, and what was Metaflow's is registered.
+        # Spun steps are not shown to others, and imported runs are registered already.
         if not made.kind and "imported_from" not in made.settings:
             self._send(f"/flows/{made.flow}", _registered(made).registered_by)
             answer = self._send(f"/flows/{made.flow}/run", records.run_body(made))
@@ -239,7 +240,7 @@ class _Registering(SqliteMetadata):
         return made
 
     def commit(self, run_key: int, version: int, batch: Batch, mark: str = "") -> int:
-        """Write the batch, and register what is in it; see the port."""
+        """Write the batch, and register its records; see `Journal`."""
         written = super().commit(run_key, version, batch, mark)
         run = self._known(run_key)
         if run is not None:
@@ -247,7 +248,7 @@ class _Registering(SqliteMetadata):
         return written
 
     def acquire_lease(self, run_key: int, holder: str, seconds: float, at: float) -> LeaseState:
-        """Acquire or renew the lease of a run, and send a heartbeat; see the port."""
+        """Acquire or renew the lease of a run, and send a heartbeat; see `Leases`."""
         held = super().acquire_lease(run_key, holder, seconds, at)
         run = self._known(run_key) if held.mine else None
         if run is not None:
@@ -257,7 +258,7 @@ class _Registering(SqliteMetadata):
     def change_tags(
         self, run_key: int, add: Sequence[str], remove: Sequence[str]
     ) -> tuple[str, ...]:
-        """Remove, then add user tags, here and there; see the port."""
+        """Remove and then add user tags, here and in the service; see `Records`."""
         tags = super().change_tags(run_key, add, remove)
         run = self._known(run_key)
         if run is not None:
@@ -269,7 +270,7 @@ class _Registering(SqliteMetadata):
         return tags
 
     def _known(self, run_key: int) -> _Run | None:
-        """The run, if it is one that is registered."""
+        """The run; None if it is not registered."""
         if run_key not in self._runs:
             found = self._of_key(run_key)
             if found.kind or "imported_from" in found.settings:
@@ -286,7 +287,7 @@ class _Registering(SqliteMetadata):
         raise NotFound("The run that was to be registered no longer exists.")
 
     def _register(self, run: _Run, batch: Batch) -> None:
-        """Steps first, then tasks, side by side, each with what is said of it."""
+        """Register steps, and then tasks concurrently, each with its metadata."""
         for step in sorted({task.step for task in batch.tasks} - run.steps):
             self._send(f"{run.path}/steps/{step}/step", run.registered_by)
             run.steps.add(step)
@@ -315,10 +316,10 @@ class _Registering(SqliteMetadata):
         attempts: Sequence[AttemptRecord],
         more: Sequence[dict[str, Any]],
     ) -> None:
-        if task not in run.tasks:  # it began before somebody else drove the run
+        if task not in run.tasks:  # it was started by a previous coordinator
             view = self.task(run.key, task)
             if view is None:
-                return  # facts of nothing: they are kept, and there is nowhere to register them
+                return  # metadata of an unknown task are stored, but cannot be registered
             run.tasks[task] = view.task.step
         tasks = f"{run.path}/steps/{run.tasks[task]}/task"
         if is_new:
@@ -345,8 +346,8 @@ class _Registering(SqliteMetadata):
     def _copied(
         self, run: _Run, task: int, attempt: AttemptRecord
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Write what an attempt that has ended has left in Metaflow's format; what is said of
-        where it is, and the artifacts that can be read there."""
+        """Copy the results of a finished attempt in Metaflow's format; return the metadata that
+        locate them, and the artifacts that Metaflow's client can read."""
         copies = self._copies_of(run.record)
         if copies is None or attempt.state not in TERMINAL_ATTEMPT_STATES:
             return [], []
@@ -373,8 +374,8 @@ class _Registering(SqliteMetadata):
         return metadata, records.copies_metadata(attempt, copies, left)
 
     def _origin_names(self, run: _Run, step: str, origin: str, task: int) -> tuple[str, str]:
-        """What a run and a task of it, of which one of this run is a clone, are called in the
-        service."""
+        """The names in the service of the run and the task whose result a task of this run
+        reuses."""
         found = self.run(run.flow, origin)
         known = None if found is None else self._known(found.key)
         if known is None:
@@ -383,14 +384,14 @@ class _Registering(SqliteMetadata):
         return known.name, self._task_name(known, task)
 
     def close(self) -> None:
-        """Release file, threads and connections. May be called twice."""
+        """Close file, threads and connections. Idempotent."""
         self._registrars.shutdown()
         self._registry.close()
         super().close()
 
 
 class RegisteringMetadata(_Registering):
-    """The metadata store of one file, whose runs are registered in a service of Metaflow's."""
+    """The metadata store in a file, whose runs are registered with a service of Metaflow's."""
 
     def __init__(
         self,
@@ -406,7 +407,8 @@ class RegisteringMetadata(_Registering):
 
 
 class RegisteringStoreMetadata(_Registering, StoreMetadata):
-    """Metadata in an object store, whose runs are registered in a service of Metaflow's."""
+    """The metadata store in an object store, whose runs are registered with a service of
+    Metaflow's."""
 
     _needed = False
 
@@ -417,7 +419,7 @@ class RegisteringStoreMetadata(_Registering, StoreMetadata):
 
     @property
     def address(self) -> str:
-        """The URL that opens it in another process."""
+        """The URL that opens the metadata in another process."""
         return f"{super().address}#{self._registry.url}"
 
 
@@ -436,7 +438,7 @@ def _registered(run: RunRecord, name: str = "") -> _Run:
 
 
 def _name_in(answer: Mapping[str, Any], wanted: str, *keys: str) -> str:
-    """The name under which a service has taken an object. Most take the one that is wanted; some
-    number all objects themselves."""
+    """The name that the service has given an object. Most services accept the one in the request;
+    some number all objects themselves."""
     names = [str(answer[key]) for key in keys if answer.get(key) is not None]
     return wanted if not names or wanted in names else names[0]

@@ -1,6 +1,5 @@
-"""Where Metaflow has recorded its runs: a folder `.metaflow`, its metadata service, or the tables
-of that service. All give rows as the service's JSON has them.
-"""
+"""Sources of Metaflow's records: a folder `.metaflow`, its metadata service, or the tables of that
+service. All return rows in the format of the service's JSON."""
 
 from __future__ import annotations
 
@@ -21,23 +20,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Row = dict[str, Any]
-PAGE = 500  # runs that are asked for at once
-# What rows have to have: those of others may be damaged, or of another version.
+PAGE = 500  # runs per request
+# Required fields of rows. Rows without them are ignored, being damaged or of another version.
 _NAMES = ("flow_id", "run_number", "step_name", "task_id")
 _RUN, _TASK = _NAMES[:2], _NAMES[2:]
 _METADATA, _ARTIFACT = (*_TASK, "field_name", "value"), (*_TASK, "name")
 
 
 class RecordSource(Protocol):
-    """Rows of runs; None or no rows where there is nothing. Raises MetadataUnavailable."""
+    """The rows of runs; None or an empty list if there are none. Raises MetadataUnavailable."""
 
     @property
     def url(self) -> str:
-        """Where it is, for people."""
+        """The URL for messages, without a password."""
 
     @property
     def folder(self) -> str | None:
-        """Where values lie that are in no store with an address of its own; None without such."""
+        """The folder of values that are in no datastore with a URL; None for a source without
+        one."""
 
     def flows(self) -> list[Row]:
         """Return all flows."""
@@ -54,15 +54,15 @@ class RecordSource(Protocol):
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
+            run: The run's name in Metaflow.
         """
 
     def steps(self, flow: str, run: str) -> list[Row]:
-        """Return the steps of a run that have begun.
+        """Return the steps of a run that have started.
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
+            run: The run's name in Metaflow.
         """
 
     def tasks(self, flow: str, run: str, step: str) -> list[Row]:
@@ -70,45 +70,45 @@ class RecordSource(Protocol):
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
-            step: The name of the step.
+            run: The run's name in Metaflow.
+            step: The step's name.
         """
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
-        """Return the records of metadata about a task.
+        """Return the metadata of a task.
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
-            step: The name of the step.
-            task: The id of the task.
+            run: The run's name in Metaflow.
+            step: The step's name.
+            task: The task's name in Metaflow.
         """
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
-        """Return what is said of all tasks of a run.
+        """Return the metadata of all tasks of a run.
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
+            run: The run's name in Metaflow.
         """
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
-        """Return the artifacts of all tasks of a run: those of attempts that have ended.
+        """Return the artifacts of all finished attempts of a run.
 
         Args:
             flow: The flow's name, the first part of a pathspec.
-            run: The run's id, the second part of a pathspec.
+            run: The run's name in Metaflow.
         """
 
     def close(self) -> None:
-        """Release connections."""
+        """Close connections."""
 
 
 # ------------------------------------------------------------------ a folder
 
 
 class FolderSource:
-    """A folder `.metaflow`, as the local metadata of Metaflow writes it."""
+    """A folder `.metaflow`, as Metaflow's local metadata provider writes it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -146,7 +146,7 @@ class FolderSource:
         return sorted((row for row in found if row is not None), key=time_of)
 
     def _self(self, *place: str) -> Row | None:
-        """The record of a flow, run, step or task; its folder says what it is called."""
+        """The record of a flow, run, step or task, with the names taken from its path."""
         found = _json(self._root.joinpath(*place, "_meta", "_self.json"))
         return None if found is None else {**found, **dict(zip(_NAMES, place, strict=False))}
 
@@ -194,12 +194,12 @@ class FolderSource:
                 )  # fmt: skip
         if known:
             return rows
-        # Artifacts that are in S3, of which the folder has records alone.
+        # Artifacts that are in S3: the folder contains only their records.
         records = (each for each in _names(folder / "_meta") if "_artifact_" in each)
         return _usable((_json(folder / "_meta" / each) for each in records), *_ARTIFACT)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no files are open."""
 
 
 def _names(folder: Path) -> list[str]:
@@ -218,7 +218,7 @@ def _json(file: Path) -> Row | None:
         found = json.loads(read_regular(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):  # one that is being written, or damaged: the others are shown
+    except (OSError, ValueError):  # incomplete or damaged: only this record is omitted
         return None
     return found if isinstance(found, dict) else None
 
@@ -228,13 +228,13 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def _usable(rows: Iterable[object], *needed: str) -> list[Row]:
-    """The rows that have these fields, oldest first: one that is damaged does not hide others."""
+    """The rows that have these fields, oldest first; damaged rows are omitted."""
     found = [_mapping(row) for row in rows]
     return sorted((row for row in found if all(each in row for each in needed)), key=time_of)
 
 
 def time_of(row: Row) -> float:
-    """Return the time of a row, in seconds since the epoch; 0 for one without.
+    """Return the creation time of a row in seconds since the epoch; 0 if it has none.
 
     Args:
         row: A row of any kind.
@@ -244,11 +244,11 @@ def time_of(row: Row) -> float:
 
 
 def number_in(row: Row, name: str) -> int:
-    """Return the number in a field of a row, which may be a text; 0 for one without.
+    """Return the number in a field of a row, which may be a string; 0 if there is none.
 
     Args:
         row: A row of any kind.
-        name: The name of the field.
+        name: The field to read.
     """
     text = str(row.get(name))
     return int(text) if text.isdecimal() else 0
@@ -258,7 +258,7 @@ def number_in(row: Row, name: str) -> int:
 
 
 class ServiceSource(ServiceClient):
-    """The routes of Metaflow's metadata service."""
+    """The client of Metaflow's metadata service."""
 
     not_there = "it is not a metadata service of Metaflow's"
     folder: str | None = None
@@ -273,7 +273,7 @@ class ServiceSource(ServiceClient):
         """See RecordSource."""
         found: list[Row] = []
         path = f"/flows/{_quoted(flow)}/runs"
-        # Services before 2.5 know no pages, and give all.
+        # Services before 2.5 do not support pages, and return all runs.
         response, rows = self._get(f"{path}?_limit={PAGE}")
         while True:
             found += _usable(rows or (), *_RUN)
@@ -309,8 +309,8 @@ class ServiceSource(ServiceClient):
         return self._of_all_tasks(flow, run, "artifacts", _ARTIFACT)
 
     def _of_all_tasks(self, flow: str, run: str, what: str, needed: Iterable[str]) -> list[Row]:
-        """Rows of all tasks of a run: by one request, or where a service has no such route, by one
-        for each task."""
+        """The rows of all tasks of a run: in one request or, if the service has no such route, in
+        one request per task."""
         _, found = self._get(f"{_run(flow, run)}/{what}")
         if isinstance(found, list):
             return _usable(found, *needed)

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 -- names of tables are ours, all values are parameters
-"""The tables of Metaflow's metadata service, where its database can be reached."""
+"""The tables of Metaflow's metadata service, for installations whose database is reachable."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LISTS = ("tags", "system_tags")
 
 
 class TablesSource:
-    """The tables of Metaflow's service (`flows_v3`, `runs_v3`...) in a database of PostgreSQL, in
-    the first schema that has them."""
+    """The tables of Metaflow's service (`flows_v3`, `runs_v3`...) in a PostgreSQL database, in the
+    first schema that has them."""
 
     folder: str | None = None
 
@@ -36,7 +36,7 @@ class TablesSource:
 
     @property
     def is_there(self) -> bool:
-        """Whether there are such tables."""
+        """Whether the database has such tables."""
         return self._schema is not None
 
     def _rows(self, query: str, values: Sequence[Any]) -> list[Row]:
@@ -50,16 +50,16 @@ class TablesSource:
         return f'"{self._schema}".{name}'
 
     def flows(self) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._rows(f"SELECT * FROM {self._table('flows_v3')} ORDER BY ts_epoch", [])
 
     def runs(self, flow: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         query = f"SELECT * FROM {self._table('runs_v3')} WHERE flow_id = %s ORDER BY ts_epoch"
         return self._rows(query, [flow])
 
     def run(self, flow: str, run: str) -> Row | None:
-        """See Source."""
+        """See RecordSource."""
         where, value = ("run_number", int(run)) if run.isdigit() else ("run_id", run)
         query = f"SELECT * FROM {self._table('runs_v3')} WHERE flow_id = %s AND {where} = %s"
         return next(iter(self._rows(query, [flow, value])), None)
@@ -81,34 +81,34 @@ class TablesSource:
         return self._rows(f"{query} ORDER BY ts_epoch", [flow, number, *values])
 
     def steps(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._of_run("steps_v3", flow, run)
 
     def tasks(self, flow: str, run: str, step: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._of_run("tasks_v3", flow, run, "AND step_name = %s", step)
 
     def metadata(self, flow: str, run: str, step: str, task: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         where, value = ("task_id", int(task)) if task.isdigit() else ("task_name", task)
         more = f"AND step_name = %s AND {where} = %s"
         return self._of_run("metadata_v3", flow, run, more, step, value)
 
     def metadata_of_run(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._of_run("metadata_v3", flow, run)
 
     def artifacts(self, flow: str, run: str) -> list[Row]:
-        """See Source."""
+        """See RecordSource."""
         return self._of_run("artifact_v3", flow, run)
 
     def close(self) -> None:
-        """Release the connection."""
+        """Close the connection."""
         self._connection.close()
 
 
 def _decoded(row: Row) -> Row:
-    """A row of a table as the service tells it: names take the place of numbers."""
+    """A row of a table as the service returns it: with names instead of numbers."""
     decoded = dict(row)
     for name in _LISTS:
         if isinstance(decoded.get(name), str):

@@ -1,7 +1,7 @@
-"""A run of Metaflow's as aflow's records: pure functions of the rows that Metaflow has left.
+"""Converts the rows of a run of Metaflow's to aflow's records. Pure functions.
 
-Metaflow says of a task in which items of which foreachs it stands; aflow says which tasks it had as
-its inputs. With the graph the one follows from the other.
+Metaflow records the foreach items around a task; aflow records the tasks that are its inputs. The
+inputs are derived from the items and the graph.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OPENS_ITEMS = (Kind.FOREACH, Kind.PARALLEL)
 
 
 class MetaflowForeachFrame(NamedTuple):
-    """Metaflow's ForeachFrame."""
+    """Replaces Metaflow's ForeachFrame in pickles."""
 
     step: str = ""
     var: str | None = None
@@ -38,7 +38,7 @@ class MetaflowForeachFrame(NamedTuple):
 
 
 class _Plain(Exception):
-    """An object of a class that is not there: what it has."""
+    """Replaces an object of a class that is not importable; it has the same attributes."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Plain(Exception):
 
 
 class _OnlyPlain(pickle.Unpickler):
-    """Loads what Metaflow itself keeps of a task, and no other class of whatever kind."""
+    """Loads the pickles of Metaflow's own artifacts; refuses all classes but a few known ones."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "ForeachFrame":
@@ -61,13 +61,13 @@ class _OnlyPlain(pickle.Unpickler):
 
 
 def plain(data: bytes) -> Any:
-    """Return a value of builtin types that Metaflow itself has pickled. Nothing of it is executed.
+    """Return a value of builtin types that Metaflow itself has pickled. No code is executed.
 
     Args:
-        data: The pickle, which anybody may have written.
+        data: The pickle; it need not be trusted.
 
     Raises:
-        ArtifactNotLoadable: If the value is not one of those types, or is damaged.
+        ArtifactNotLoadable: If the pickle contains other classes, or is damaged.
     """
     try:
         return _OnlyPlain(io.BytesIO(data)).load()
@@ -79,13 +79,13 @@ def plain(data: bytes) -> Any:
 
 
 def graph_of(flow: str, info: Mapping[str, Any] | None, steps: Sequence[str]) -> Graph:
-    """Return the graph that Metaflow's `_graph_info` describes; of a run without one, its steps
-    alone.
+    """Return the graph that Metaflow's `_graph_info` describes; without one, a graph of the steps
+    without transitions.
 
     Args:
         flow: The flow's name, the first part of a pathspec.
-        info: The artifact `_graph_info`; None where the run has none.
-        steps: The names of the steps.
+        info: The artifact `_graph_info`; None if the run has none.
+        steps: The steps that have started, for a run without `_graph_info`.
     """
     described: Mapping[str, Any] = (info or {}).get("steps") or {}
     if not described:
@@ -124,11 +124,11 @@ def graph_of(flow: str, info: Mapping[str, Any] | None, steps: Sequence[str]) ->
 
 
 def openers_of(graph: Graph, node: Node) -> list[str]:
-    """Return the steps that have opened the foreachs around a step, the outermost first.
+    """Return the steps that open the foreachs around a step, the outermost first.
 
     Args:
-        graph: The steps of the flow and the transitions between them.
-        node: The step in the graph.
+        graph: The graph of the flow.
+        node: A step of the graph.
     """
     return [each for each in node.splits if graph[each].kind in OPENS_ITEMS]
 
@@ -148,11 +148,11 @@ def _open_splits(described: Mapping[str, Any], start: str) -> dict[str, tuple[st
     return found
 
 
-# ------------------------------------------------------------------ where tasks stand
+# ------------------------------------------------------------------ positions of tasks
 
 
 class TaskPlace(NamedTuple):
-    """Where a task stands: what it had as inputs, and its place in the innermost foreach."""
+    """The position of a task in its run: its inputs, and its place in the innermost foreach."""
 
     inputs: Inputs
     split: int | None
@@ -160,10 +160,10 @@ class TaskPlace(NamedTuple):
 
 
 def path_of(said: Iterable[tuple[str, str]]) -> Path | None:
-    """Return the indices of the foreach items around a task; None where the metadata do not say.
+    """Return the indexes of the foreach items around a task, or None if they are not recorded.
 
     Args:
-        said: Names and values of the metadata of the task (`foreach-execution-path`).
+        said: Name and value of the task's metadata; `foreach-execution-path` is used.
     """
     value = dict(said).get("foreach-execution-path")
     if not value:
@@ -175,8 +175,8 @@ def path_of(said: Iterable[tuple[str, str]]) -> Path | None:
 
 
 class MetaflowPositions:
-    """Where all tasks of a run stand. `paths` are the items of each task by step and number,
-    `counts` the items that tasks have opened, where that is known."""
+    """The positions of all tasks of a run. `paths` are the foreach items around each task, by step
+    and number; `counts` the numbers of items that tasks have opened, as far as known."""
 
     def __init__(
         self, graph: Graph, paths: Mapping[tuple[str, int], Path], counts: Mapping[int, int]
@@ -187,18 +187,17 @@ class MetaflowPositions:
         self._at: dict[tuple[str, Path], int] = {}
         self._items: defaultdict[tuple[str, Path], int] = defaultdict(int)
         for (step, number), path in sorted(paths.items(), key=lambda each: each[0][1]):
-            self._at[step, path] = number  # of several, as in a loop, the last
+            self._at[step, path] = number  # the last one, if a step ran several times (in a loop)
             if path:
                 outer = (step, path[:-1])
                 self._items[outer] = max(self._items[outer], path[-1] + 1)
 
     def of(self, step: str, number: int) -> TaskPlace:
-        """Return the place of a task in the graph of its run: its inputs, its foreach and its
-        index.
+        """Return the position of a task: its inputs, its foreach and its index.
 
         Args:
-            step: The name of the step.
-            number: The number of the task.
+            step: The step of the task.
+            number: The task's number, as `numbered` assigns it.
         """
         node, path = self._graph.nodes.get(step), self._paths[step, number]
         if node is None:
@@ -245,11 +244,11 @@ class MetaflowPositions:
 
 
 def numbered(tasks: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """Return numbers for tasks: their own where their ids are numbers, else ones that are free.
-    `_parameters` is 0, whatever its id is.
+    """Return numbers for tasks: their ids if these are numbers, otherwise numbers that are free.
+    The task of `_parameters` always gets 0.
 
     Args:
-        tasks: Step and id of each, in order.
+        tasks: Step and id of each task, in order.
 
     Returns:
         The numbers, by step and id.

@@ -1,5 +1,5 @@
-"""aflow's own metadata, what jobs have recorded in the object store, and what Metaflow has left:
-one store to read from."""
+"""Combines aflow's own metadata, the runs that jobs have recorded in the object store, and
+Metaflow's runs into one store for reading."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from aflow.metadata.base import MetadataStore, RunRecord
     from aflow.storage.base import ObjectStore
 
-_STEP = 1 << 56  # keys that each has for itself
+_STEP = 1 << 56  # number of keys that each history can use
 
 Beside = MetaflowHistory | StoreMetadata
 
 
 def store_of_history(metadata: object, url: str) -> ObjectStore | None:
-    """Return the object store at `url` where that is one of a run of Metaflow's, which its history
-    alone opens; None for one of aflow's.
+    """Return the object store at `url` if it belongs to a run of Metaflow's, which only its history
+    can open; None if it belongs to a run of aflow's.
 
     Args:
-        metadata: The metadata store, which may include histories.
-        url: The URL in the record of a run.
+        metadata: A metadata store, possibly combined with histories.
+        url: The setting `storage` of a run's record.
     """
     return metadata.open_store(url) if isinstance(metadata, WithHistory) else None
 
 
 class WithHistory:
-    """Reads both. Of two runs of the same name aflow's is shown: it may have been taken
-    over from Metaflow's to be resumed. What is written goes to aflow's own."""
+    """Reads aflow's own metadata and the histories; writes go to aflow's own. If a run exists in
+    both, aflow's is shown: it may have been imported from Metaflow's to be resumed."""
 
     def __init__(self, own: MetadataStore, histories: Sequence[Beside]) -> None:
         self._own = own
@@ -42,7 +42,7 @@ class WithHistory:
 
     @property
     def url(self) -> str:
-        """Where aflow's own metadata is, for people."""
+        """The URL of aflow's own metadata, for messages."""
         return self._own.url
 
     @property
@@ -51,7 +51,7 @@ class WithHistory:
         return self._own.address
 
     def close(self) -> None:
-        """Release everything. May be called twice."""
+        """Close all stores. Idempotent."""
         for each in (*self._histories, self._own):
             each.close()
 
@@ -67,17 +67,18 @@ class WithHistory:
         yield from self._histories
 
     def runs(self, flow: str | None, **which: Any) -> list[RunRecord]:
-        """Return the runs, newest first; see MetadataStore.
+        """Return runs, newest first; see `Records.runs`.
 
         Args:
-            flow: The name of the flow; None for all.
+            flow: The flow's name; None for all flows.
             **which: The options of the port.
         """
         runs = self._own.runs(flow, **which)
         known = {(run.flow, run.run) for run in runs}
         after = which.pop("after", None)
         for history in self._histories:
-            # Each compares with the key that the last run of the page before would have there.
+            # Each history compares with the key that the last run of the previous page would have
+            # there.
             shifted = after and (after[0], after[1] - self._shift(history))
             for run in self._marked(history, history.runs(flow, after=shifted, **which)):
                 taken_over = (run.flow, run.run) in known
@@ -88,7 +89,7 @@ class WithHistory:
         return list(islice(runs, which.get("limit")))
 
     def run(self, flow: str, run: str) -> RunRecord | None:
-        """One run, whole; None where there is none."""
+        """One run with its graph, or None if there is none."""
         found = self._own.run(flow, run)
         if found is not None:
             return found
@@ -99,12 +100,12 @@ class WithHistory:
         return None
 
     def _shift(self, history: Beside) -> int:
-        """How much greater keys of the runs of a history are here than there."""
+        """The difference between the keys of a history's runs here and there."""
         first = FIRST_KEY if isinstance(history, StoreMetadata) else 0
         return first + self._histories.index(history) * _STEP
 
     def _marked(self, history: Beside, runs: list[RunRecord]) -> Iterator[RunRecord]:
-        """With keys and stores that say which history they are of."""
+        """The runs, with keys and storage URLs that identify their history."""
         number = self._histories.index(history)
         for run in runs:
             storage = str(run.settings.get("storage") or "")
@@ -114,10 +115,10 @@ class WithHistory:
             yield run._replace(key=run.key + self._shift(history), settings=settings)
 
     def open_store(self, url: str) -> ObjectStore | None:
-        """Return the object store of a run of a history; None for one of aflow's own.
+        """Return the object store of a run of a history; None for a run of aflow's own.
 
         Args:
-            url: The URL in the record of a run.
+            url: The setting `storage` of a run's record.
         """
         number, _, rest = url.partition(":")
         if not number.isdigit() or not rest.startswith(SCHEME):
@@ -126,7 +127,8 @@ class WithHistory:
         return history.open_store(rest) if isinstance(history, MetaflowHistory) else None
 
     def __getattr__(self, name: str) -> Any:
-        """All that is asked of a run by its key, and what only aflow's own has."""
+        """Forward calls with the key of a run to the store of the run, and all others to aflow's
+        own."""
         own = getattr(self._own, name)
         if name.startswith("_") or not callable(own):
             return own

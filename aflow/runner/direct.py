@@ -86,7 +86,7 @@ async def arun(
         max_num_splits: The maximum number of items of a foreach; None for the setting.
         isolation: `task` (a process for each task) or `worker` (processes that run many tasks);
             None for the setting.
-        process: How the processes of tasks are started; None for the default.
+        process: How the processes of tasks are started, `fresh` or `fork`; None for the setting.
         decorators: Decorators for all steps, in the form of `--with`.
         fail_fast: Whether the run ends with the first task that fails for good.
         namespace: The namespace of the tasks: a tag such as `user:ada`; None for the user's.

@@ -67,7 +67,7 @@ class NBRunner(Runner):
         """Resume a run, wait until the new run has ended, and clean up.
 
         Args:
-            **kwargs: The options of `resume`.
+            **kwargs: The options of `resume`, and the parameters to change.
 
         Returns:
             The client object of the new run.

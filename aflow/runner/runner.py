@@ -149,7 +149,7 @@ class Runner(FlowCommands, CleanedUp):
         ended.
 
         Args:
-            **kwargs: The options of `resume`.
+            **kwargs: The options of `resume`, and the parameters to change.
 
         Returns:
             The new run and its process.
@@ -185,7 +185,7 @@ class Runner(FlowCommands, CleanedUp):
         """Resume a run.
 
         Args:
-            **kwargs: The options of `resume`.
+            **kwargs: The options of `resume`, and the parameters to change.
 
         Returns:
             The new run and its process, once the run has started.

@@ -1,4 +1,4 @@
-"""An account of AWS: its settings, the calls to it, and the definitions of jobs of AWS Batch."""
+"""An AWS account: settings and calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Calls to AWS, by botocore: each ends as a value, or in one sentence. They block."""
+"""Calls to AWS through botocore. Each returns a value or raises an error with one sentence. They
+block.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ from aflow._core.aws import (
 from aflow.aws.settings import Account, AwsSettings
 from aflow.errors import AwsBusy, AwsError, AwsUnauthorized, InvalidSetting
 
-# The last: an answer that is none, as of a proxy in trouble.
+# The last one: an unparsable response, such as that of a failing proxy.
 _UNREACHED = faults.HTTPClientError, faults.ConnectionError, OSError, ResponseParserError
-LINES, LONGEST_LINE = 10, 300  # of a log, where its end is quoted
+LINES, LONGEST_LINE = 10, 300  # of a quoted log
 _MISSING = {"StateMachineDoesNotExist", "ExecutionDoesNotExist", "ResourceNotFoundException"}
 _log = logging.getLogger(__name__)
 
@@ -42,16 +44,17 @@ QUICK = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_attempt
 
 
 class AwsAnswer(NamedTuple):
-    """What a call gave; `date` is the header Date, the time by the clock of the server."""
+    """The result of a call; `date` is the header Date, the time of the server's clock."""
 
     values: dict[str, Any]
     date: str | None
 
 
 class AwsClient:
-    """The services of one account, asked as who the credentials are of, or as `role`, which is then
-    assumed; in `region`, else in that of all tools of AWS; at `endpoint`, if it is not AWS itself.
-    """
+    """The services of one AWS account.
+
+    Calls use the default credentials, or assume `role`. `region` is by default that of the AWS
+    tools; `endpoint` is an alternative server."""
 
     def __init__(
         self,
@@ -70,37 +73,37 @@ class AwsClient:
 
     @property
     def region(self) -> str:
-        """The region. Raises InvalidSetting where none is known."""
+        """The region. Raises InvalidSetting if none is configured."""
         with _described("batch"):
             return str(self._client("batch").meta.region_name)
 
     def close(self) -> None:
-        """Release connections; the next call makes new ones."""
+        """Close the connections; the next call opens new ones."""
         for client in self._clients.values():
             client.close()
         self._clients, self._session = {}, None
 
     def call(self, service: str, operation: str, **values: Any) -> dict[str, Any]:
-        """Return what the call gives.
+        """Return the result of a call.
 
         Args:
-            service: The name of the service, as botocore has it.
-            operation: The name of the operation, as botocore has it.
+            service: The name of the service in botocore.
+            operation: The name of the operation in botocore.
             **values: The parameters of the call.
 
         Raises:
-            AwsError: AWS refuses, or does not answer: AwsBusy where the same call may go well
-                later, AwsUnauthorized where it may go well with other credentials.
-            InvalidSetting: The region is not known.
+            AwsError: If AWS rejects the call, or does not respond: AwsBusy if a retry may succeed,
+                AwsUnauthorized if it may succeed with other credentials.
+            InvalidSetting: If no region is configured.
         """
         return self.answer(service, operation, **values).values
 
     def try_call(self, service: str, operation: str, **values: Any) -> dict[str, Any] | None:
-        """Return what the call gives; None where what it is about does not exist.
+        """Return the result of a call; None if the resource does not exist.
 
         Args:
-            service: The name of the service, as botocore has it.
-            operation: The name of the operation, as botocore has it.
+            service: The name of the service in botocore.
+            operation: The name of the operation in botocore.
             **values: The parameters of the call.
 
         Raises:
@@ -114,11 +117,11 @@ class AwsClient:
             raise
 
     def pages(self, service: str, operation: str, **values: Any) -> Iterator[dict[str, Any]]:
-        """Yield the pages of a listing; none where what it is about does not exist.
+        """Yield the pages of a listing; none if the resource does not exist.
 
         Args:
-            service: The name of the service, as botocore has it.
-            operation: The name of the operation, as botocore has it.
+            service: The name of the service in botocore.
+            operation: The name of the operation in botocore.
             **values: The parameters of the call.
 
         Raises:
@@ -134,21 +137,21 @@ class AwsClient:
         """Call AWS as `call` does.
 
         Args:
-            service: The name of the service, as botocore has it.
-            operation: The name of the operation, as botocore has it.
+            service: The name of the service in botocore.
+            operation: The name of the operation in botocore.
             **values: The parameters of the call.
 
         Returns:
-            The answer, and the time of AWS in seconds since the epoch.
+            The result, and the Date header of the response.
 
         Raises:
-            AwsError: AWS refuses, or does not answer.
-            InvalidSetting: A setting that this needs is missing.
+            AwsError: If AWS rejects the call, or does not respond.
+            InvalidSetting: If no region is configured.
         """
         try:
             found = self._made(service, operation, values)
         except AwsUnauthorized:
-            # They may have been renewed in their file, or by the program that gives them.
+            # They may have been renewed in their file, or by a credential process.
             self.close()
             found = self._made(service, operation, values)
         return AwsAnswer(found, found["ResponseMetadata"]["HTTPHeaders"].get("date"))
@@ -173,13 +176,13 @@ class AwsClient:
     # ------------------------------------------------------------ AWS Batch
 
     def is_fargate(self, queue: str) -> bool:
-        """Return whether the queue of jobs runs them on Fargate.
+        """Return whether the job queue runs jobs on Fargate.
 
         Args:
             queue: The name of the job queue.
 
         Raises:
-            InvalidSetting: Where there is no such queue.
+            InvalidSetting: If there is no such queue.
         """
         queues = self.call("batch", "describe_job_queues", jobQueues=[queue])["jobQueues"]
         if not queues:
@@ -194,13 +197,13 @@ class AwsClient:
         return str(kind).startswith("FARGATE")
 
     def register(self, definition: Mapping[str, Any]) -> bool:
-        """Register a definition of jobs, unless it is there.
+        """Register a job definition, unless it exists.
 
         Args:
             definition: The job definition.
 
         Returns:
-            Whether it was not.
+            Whether it was registered now.
         """
         name = definition["jobDefinitionName"]
         found = self.call(
@@ -212,7 +215,7 @@ class AwsClient:
         return True
 
     def submit(self, values: Mapping[str, Any]) -> str:
-        """Submit a job. AwsBusy leaves open whether it was submitted.
+        """Submit a job. After AwsBusy it is unknown whether the job was submitted.
 
         Args:
             values: The parameters of the call.
@@ -223,25 +226,24 @@ class AwsClient:
         return str(self.call("batch", "submit_job", **values)["jobId"])
 
     def described(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what AWS Batch says of these jobs, of which one call may name 100; of some it may
-        know nothing (any more).
+        """Return the descriptions of these jobs. Jobs that AWS Batch does not know are omitted.
 
         Args:
-            jobs: The ids of the jobs.
+            jobs: The ids of the jobs, at most 100.
         """
         found: list[dict[str, Any]] = self.call("batch", "describe_jobs", jobs=[*jobs])["jobs"]
         return found
 
     def last_lines(self, group: str, stream: str, count: int = LINES) -> list[str]:
-        """Return the last lines of a log in CloudWatch; none where it cannot be read.
+        """Return the last lines of a log in CloudWatch; none if it cannot be read.
 
         Args:
             group: The log group.
             stream: The log stream.
-            count: How many lines.
+            count: The maximum number of lines.
         """
         try:
-            # With a limit alone it gives what is newest.
+            # With only a limit, CloudWatch returns the newest events.
             found = self.call(
                 "logs", "get_log_events", logGroupName=group, logStreamName=stream, limit=count
             )
@@ -255,28 +257,28 @@ class AwsClient:
         ]
 
     def listed(self, **of: Any) -> Iterator[dict[str, Any]]:
-        """Yield the summaries of jobs: of a queue, or of an array, as the API takes it.
+        """Yield the summaries of the jobs of a queue or an array.
 
         Args:
-            **of: The parameters of the call.
+            **of: The parameters of `list_jobs`.
         """
         for page in self.pages("batch", "list_jobs", **of):
             yield from page["jobSummaryList"]
 
     def terminate(self, job: str, reason: str) -> None:
-        """End a job: one that runs gets SIGTERM, and SIGKILL 30 seconds later; one that has ended
-        already stays as it is.
+        """End a job: by SIGTERM, and by SIGKILL 30 seconds later. Has no effect on a job that has
+        ended.
 
         Args:
             job: The id of the job.
-            reason: Why, in one sentence.
+            reason: The reason, in one sentence.
         """
         self.call("batch", "terminate_job", jobId=job, reason=reason)
 
 
 @contextmanager
 def _described(service: str) -> Iterator[None]:
-    """The errors of botocore as ours."""
+    """Translate the errors of botocore."""
     try:
         yield
     except faults.ClientError as error:
@@ -295,7 +297,7 @@ def _described(service: str) -> Iterator[None]:
         ) from error
     except _UNREACHED as error:
         raise AwsBusy(f"{service} of AWS cannot be asked: {_sentence(error)}") from error
-    except (faults.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
+    except (faults.BotoCoreError, ValueError) as error:  # ValueError: an invalid endpoint
         raise AwsError(f"{service} of AWS cannot be asked: {_sentence(error)}") from error
 
 
@@ -317,11 +319,11 @@ def _sentence(error: Exception) -> str:
     return f"{str(error).strip().rstrip('.')}."
 
 
-# Executions of Step Functions, for the deployment and for those who ask whether a run goes on.
+# Executions of Step Functions: for deployments, and to check whether a run is still active.
 
 
 class Executions(AwsClient):
-    """The account and the partition of the role of state machines, in the region of the session."""
+    """Calls about executions, with the account and partition from the role of state machines."""
 
     def __init__(self, settings: AwsSettings) -> None:
         super().__init__()
@@ -329,7 +331,7 @@ class Executions(AwsClient):
 
     @cached_property
     def role(self) -> str:
-        """The role of state machines. Raises InvalidSetting where it is not set."""
+        """The role of state machines. Raises InvalidSetting if it is not set."""
         return self._settings.needed("machine_role", "The role of state machines")
 
     @cached_property
@@ -338,7 +340,7 @@ class Executions(AwsClient):
         return Account.of(self.role, self.region)
 
     def described_execution(self, arn: str) -> dict[str, Any] | None:
-        """Return what Step Functions says of an execution; None where there is none (any more).
+        """Return the description of an execution; None if it does not exist.
 
         Args:
             arn: The ARN of the execution.
@@ -346,11 +348,11 @@ class Executions(AwsClient):
         return self.try_call("stepfunctions", "describe_execution", executionArn=arn)
 
     def stop_execution(self, arn: str, cause: str) -> None:
-        """Stop an execution, and the jobs that it waits for; one that has ended stays as it is.
+        """Stop an execution and the jobs that it waits for. Has no effect if it has ended.
 
         Args:
             arn: The ARN of the execution.
-            cause: Why, for the history of the execution.
+            cause: The reason, for the history of the execution.
         """
         self.try_call(
             "stepfunctions",
@@ -362,16 +364,16 @@ class Executions(AwsClient):
 
 
 def execution_status(machine: str, execution: str) -> str | None:
-    """Return the status of an execution (RUNNING, SUCCEEDED, FAILED, TIMED_OUT, ABORTED); None
-    where there is no such execution (any more). Blocks.
+    """Return the status of an execution: RUNNING, SUCCEEDED, FAILED, TIMED_OUT or ABORTED; None if
+    it does not exist. Blocks.
 
     Args:
         machine: The name of the state machine.
         execution: The name of the execution.
 
     Raises:
-        AwsError: AWS refuses, or does not answer.
-        InvalidSetting: The account is not known.
+        AwsError: If AWS rejects the call, or does not respond.
+        InvalidSetting: If the account is not configured.
     """
     with closing(Executions(AwsSettings.load())) as calls:
         found = calls.described_execution(calls.account.execution_arn(machine, execution))
@@ -379,13 +381,13 @@ def execution_status(machine: str, execution: str) -> str | None:
 
 
 def stop_execution(machine: str, execution: str, cause: str) -> None:
-    """Stop an execution, and the jobs that it waits for; fine if it has ended. Raises as
+    """Stop an execution and the jobs that it waits for. Has no effect if it has ended. Raises as
     `execution_status` does.
 
     Args:
         machine: The name of the state machine.
         execution: The name of the execution.
-        cause: Why, for the history of the execution.
+        cause: The reason, for the history of the execution.
     """
     with closing(Executions(AwsSettings.load())) as calls:
         calls.stop_execution(calls.account.execution_arn(machine, execution), cause)

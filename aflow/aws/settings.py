@@ -1,4 +1,4 @@
-"""What has to be known of an account of AWS to run flows there; names of keys are Metaflow's."""
+"""Settings of an AWS account for running flows; the names of the keys are Metaflow's."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from aflow._core.records import NamedTuple, dataclass
 from aflow._core.settings import PartSettings, key, looked_up
 from aflow.errors import InvalidSetting
 
-# Settings that jobs inherit from their coordinator. A key is not among them: everybody who may look
-# at jobs reads their variables. Jobs fetch it from where this secret is.
+# Settings that jobs inherit from their coordinator. The service key is not passed on, since every
+# user with access to the jobs can read their variables. Jobs fetch it from this secret.
 KEY_PLACE = "SERVICE_AUTH_KEY_SECRET"
 _PASSED_ON = (
     KEY_PLACE, "DATATOOLS_S3ROOT", "DATATOOLS_SYSROOT_S3",
@@ -18,12 +18,13 @@ _PASSED_ON = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwsSettings(PartSettings):
-    """The settings, as they were found; None where one is not set. `gpu_queue` is the queue of
-    steps that need GPUs and name no queue, `job_log_group` the group of CloudWatch that jobs log
-    to, where that is not the one of AWS Batch. `internal_url` is the address of the metadata
-    service as jobs see it, `runtime_limit` the seconds of a job without @timeout, `public_ip`
-    ENABLED or DISABLED for jobs on Fargate. With `emit_tags` jobs of runs are marked with the run;
-    `default_tags` are a JSON object of further marks."""
+    """The settings of an AWS account; None if not set.
+
+    `gpu_queue` is the queue of steps that need GPUs and name no queue, `job_log_group` the
+    CloudWatch group of jobs' logs if it is not the default of AWS Batch. `internal_url` is the
+    address of the metadata service for jobs, `runtime_limit` the time limit in seconds of a job
+    without @timeout, `public_ip` ENABLED or DISABLED for jobs on Fargate. If `emit_tags`, jobs are
+    tagged with their run; `default_tags` is a JSON object of additional tags."""
 
     queue: str | None = key("BATCH_JOB_QUEUE")
     gpu_queue: str | None = key("BATCH_GPU_JOB_QUEUE")
@@ -44,7 +45,7 @@ class AwsSettings(PartSettings):
 
 
 class Account(NamedTuple):
-    """Where in AWS: the partition, the region, the account, and which queues are Fargate's."""
+    """An AWS account: the partition, the region, the account number, and the queues on Fargate."""
 
     partition: str
     region: str
@@ -56,11 +57,11 @@ class Account(NamedTuple):
         """Return the account of the role of state machines.
 
         Args:
-            role: The ARN of the role, as the setting has it.
+            role: The ARN of the role, from the settings.
             region: The region of the state machines.
 
         Raises:
-            InvalidSetting: It is not an ARN of a role.
+            InvalidSetting: If it is not the ARN of a role.
         """
         parts = role.split(":")
         if len(parts) < 6 or not parts[4].isdigit():
@@ -89,19 +90,20 @@ class Account(NamedTuple):
 
 
 def passed_on() -> dict[str, str]:
-    """Return the variables of all jobs that are settings of this program."""
+    """Return the environment variables with the settings that all jobs inherit."""
     found = {f"AFLOW_{each}": looked_up(each) for each in _PASSED_ON}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def needs_key_secret(url: str) -> None:
-    """Check that jobs need no key of the metadata service in their definitions.
+    """Check that the key of the metadata service need not be part of job definitions.
 
     Args:
-        url: The URL of the metadata, as jobs reach it.
+        url: The URL of the metadata service for jobs.
 
     Raises:
-        InvalidSetting: The service wants a key, and no secret is set from which jobs fetch it.
+        InvalidSetting: If the service needs a key, and no secret is set from which jobs can fetch
+            it.
     """
     given = [each for each in ("SERVICE_AUTH_KEY", "SERVICE_HEADERS") if looked_up(each)]
     if given and url.startswith("http") and looked_up(KEY_PLACE) is None:
@@ -120,7 +122,7 @@ def needs_s3(storage: str) -> None:
         storage: The URL of the datastore.
 
     Raises:
-        InvalidSetting: It is not in S3.
+        InvalidSetting: If it is not in S3.
     """
     if not storage.startswith("s3://"):
         raise InvalidSetting(

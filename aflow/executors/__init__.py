@@ -1,4 +1,4 @@
-"""Starting one attempt somewhere."""
+"""Executors: they start attempts on this machine, on workers or as jobs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Users' own data in S3: a client beside the datastore."""
+"""Users' own data in S3: a client in addition to the datastore."""

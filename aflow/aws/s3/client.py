@@ -7,9 +7,9 @@
     async with AsyncS3(s3root="s3://bucket/prefix") as s3:
         found = await s3.get("a")
 
-The methods and their results are the same. Both work in a thread of their own, so that neither the
-disk nor a signature holds up the event loop of who awaits. What is downloaded is in a temporary
-folder, which goes when the client is closed.
+Both have the same methods with the same results. Each client works in its own thread, so that
+neither disk access nor signing blocks the caller's event loop. Downloads are stored in a temporary
+directory, which is deleted when the client is closed.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ T = TypeVar("T")
 
 
 class _Client:
-    """What both faces share.
+    """The common part of both clients.
 
-    Keys are names below a prefix: that of a run (`run=`: self of a step, or a Run; `bucket=` and
-    `prefix=` take the place of parts of AFLOW_DATATOOLS_S3ROOT), or `s3root=` (s3://bucket/prefix,
-    with `?endpoint=` and `&region=` for others than AWS). Without either they are whole URLs.
+    Keys are names below a prefix. The prefix is that of a run (`run=`: self of a step, or a Run;
+    `bucket=` and `prefix=` replace parts of AFLOW_DATATOOLS_S3ROOT), or `s3root=`
+    (s3://bucket/prefix, with `?endpoint=` and `&region=` for servers other than AWS). Without a
+    prefix, keys are complete URLs.
 
-    `tmproot` is where the temporary folder is made, `encryption` that of the server for what is
-    put (AES256, aws:kms). `role` is the ARN of a role to be assumed; `session_vars` and
-    `client_params` go to botocore.
-    """
+    `tmproot` is the parent of the temporary directory, `encryption` the server-side encryption of
+    uploads (AES256, aws:kms). `role` is the ARN of a role to assume; `session_vars` and
+    `client_params` are passed to botocore."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class _Client:
         session_vars: dict[str, Any] | None = None,
         client_params: dict[str, Any] | None = None,
     ) -> None:
-        # These need aiobotocore, which is an extra: `import aflow` does without.
+        # These need aiobotocore, an optional dependency that `import aflow` must not require.
         from aflow.aws.s3.transfers import Folder, Identity, Transfers, connect
         from aflow.storage.s3 import disconnect
 
@@ -104,7 +104,7 @@ class S3(_Client):
         self.close()
 
     def close(self) -> None:
-        """Release connections and remove the temporary files. May be called twice."""
+        """Close the connections and delete the temporary files. May be called twice."""
         self._close()
 
     def _call(self, work: Work[T]) -> T:
@@ -120,15 +120,15 @@ class S3(_Client):
 
         Args:
             key: The key, the range, or None for the prefix itself.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
-            return_info: Whether size, media type and user metadata of the object are fetched, too.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
+            return_info: Whether to include attributes such as content type and metadata.
 
         Returns:
             The object, as a file on this machine.
 
         Raises:
-            S3NotFound: It does not exist, and `return_missing` is not set.
+            S3NotFound: If it does not exist, and `return_missing` is not set.
         """
         return self._call(lambda s3: s3.get(key, return_missing, return_info))
 
@@ -138,24 +138,24 @@ class S3(_Client):
         return_missing: bool = False,
         return_info: bool = True,
     ) -> list[S3Object]:
-        """Return many objects, fetched side by side, in the order of the keys.
+        """Return many objects, downloaded concurrently, in the order of the keys.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
-            return_info: Whether size, media type and user metadata of the object are fetched, too.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
+            return_info: Whether to include attributes such as content type and metadata.
         """
         return self._call(lambda s3: s3.get_many(keys, return_missing, return_info))
 
     def get_recursive(
         self, keys: Iterable[str | None], return_info: bool = False
     ) -> list[S3Object]:
-        """Download all that is below some prefixes, each taken as a folder.
+        """Download all objects below some prefixes, each taken as a directory.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
-            return_info: Whether size, media type and user metadata of the object are fetched, too.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
+            return_info: Whether to include attributes such as content type and metadata.
 
         Returns:
             The objects.
@@ -163,53 +163,54 @@ class S3(_Client):
         return self._call(lambda s3: s3.get_recursive(keys, return_info))
 
     def get_all(self, return_info: bool = False) -> list[S3Object]:
-        """Download all that is below the prefix of this client.
+        """Download all objects below the prefix of this client.
 
         Args:
-            return_info: Whether size, media type and user metadata of the object are fetched, too.
+            return_info: Whether to include attributes such as content type and metadata.
 
         Returns:
             The objects.
 
         Raises:
-            S3InvalidUrl: The client has no prefix.
+            S3InvalidUrl: If the client has no prefix.
         """
         return self.get_recursive(self._whole, return_info)
 
     def info(self, key: str | None = None, return_missing: bool = False) -> S3Object:
-        """Return the metadata of an object, which is not downloaded. Raises what `get` does.
+        """Return the attributes of an object without downloading it. Raises as `get` does.
 
         Args:
-            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
+            key: The key, relative to the prefix of this client, or a complete `s3://` URL.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
         """
         return self._call(lambda s3: s3.info(key, return_missing))
 
     def info_many(self, keys: Iterable[str], return_missing: bool = False) -> list[S3Object]:
-        """Return what `info` returns for many objects, asked for side by side; in the order of the
+        """Return the result of `info` for many objects, requested concurrently, in the order of the
         keys.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
         """
         return self._call(lambda s3: s3.info_many(keys, return_missing))
 
     def list_paths(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
-        """Return what is directly below some prefixes: objects, and prefixes, which do not `exist`.
+        """Return what is directly below some prefixes: objects, and prefixes, for which `exists` is
+        False.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
         """
         return self._call(lambda s3: s3.list_paths(keys))
 
     def list_recursive(self, keys: Iterable[str | None] | None = None) -> list[S3Object]:
-        """Return all objects below some prefixes, each taken as a folder.
+        """Return all objects below some prefixes, each taken as a directory.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
         """
         return self._call(lambda s3: s3.list_recursive(keys))
 
@@ -221,17 +222,14 @@ class S3(_Client):
         content_type: str | None = None,
         metadata: dict[str, str] | None = None,
     ) -> str:
-        """Upload text (as UTF-8), bytes, or a file that is open for reading.
-
-        With `overwrite=False` an object that is there stays as it is. `metadata` is kept with the
-        object.
+        """Upload text (as UTF-8), bytes, or a file opened for reading.
 
         Args:
-            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+            key: The key, relative to the prefix of this client, or a complete `s3://` URL.
             obj: The value: text, bytes or an open file.
-            overwrite: Whether an object that exists is replaced.
-            content_type: The media type; None for S3's own choice.
-            metadata: User metadata of the object.
+            overwrite: Whether to replace an existing object.
+            content_type: The content type; None for S3's default.
+            metadata: User metadata, stored with the object.
 
         Returns:
             The URL.
@@ -245,29 +243,31 @@ class S3(_Client):
         return self._call(put)
 
     def put_many(self, key_objs: Iterable[Put], overwrite: bool = True) -> list[tuple[str, str]]:
-        """Upload many, side by side: pairs of key and value, or S3PutObjects.
+        """Upload many values concurrently.
 
         Args:
-            key_objs: Pairs of a key and a value, or S3PutObject.
-            overwrite: Whether an object that exists is replaced.
+            key_objs: Pairs of a key and a value, or S3PutObjects.
+            overwrite: Whether to replace existing objects.
 
         Returns:
-            Key and URL of those that were written.
+            Key and URL of the objects that were written.
         """
         return self._call(lambda s3: s3.put_many(key_objs, overwrite))
 
     def put_files(
         self, key_paths: Iterable[PutFile], overwrite: bool = True
     ) -> list[tuple[str, str]]:
-        """Return what `put_many` returns, for local files: pairs of key and path, or S3PutObjects
-        with a path.
+        """Upload many local files concurrently.
 
         Args:
-            key_paths: Pairs of a key and the path of a file.
-            overwrite: Whether an object that exists is replaced.
+            key_paths: Pairs of a key and the path of a file, or S3PutObjects with a path.
+            overwrite: Whether to replace existing objects.
+
+        Returns:
+            Key and URL of the objects that were written.
 
         Raises:
-            S3NotFound: Where there is no such file.
+            S3NotFound: If a file does not exist.
         """
         return self._call(lambda s3: s3.put_files(key_paths, overwrite))
 
@@ -275,7 +275,7 @@ class S3(_Client):
 def _awaited(
     method: Callable[Concatenate[S3, P], T],
 ) -> Callable[Concatenate[AsyncS3, P], Coroutine[Any, Any, T]]:
-    """A method of S3 as one of AsyncS3, where each call of the portal is a coroutine."""
+    """Return a method of S3 as a method of AsyncS3, whose `_call` is a coroutine."""
     calls: Any = method
 
     @wraps(method)
@@ -302,7 +302,7 @@ class AsyncS3(_Client):
         await in_thread(self._close)
 
     async def _call(self, work: Work[T]) -> T:
-        # To begin may take a while the first time: it opens the connection.
+        # `begin` may block the first time, since it opens the connection.
         begun = await in_thread(self._portal.begin, work)
         return await asyncio.wrap_future(begun)
 
@@ -325,7 +325,7 @@ def _given(
     content_type: str | None,
     metadata: dict[str, str] | None,
 ) -> S3PutObject:
-    """What `put` was given, as one object."""
+    """Return the arguments of `put` as one object."""
     if not isinstance(key, S3PutObject):
         return S3PutObject(key, obj, content_type=content_type, metadata=metadata)
     given = key if obj is None else key._replace(value=obj)

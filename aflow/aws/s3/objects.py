@@ -1,4 +1,4 @@
-"""What the client of S3 takes and gives: objects, ranges of them, and what is to be put."""
+"""Arguments and results of the S3 client: objects, ranges of objects, and objects to upload."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PutValue = str | bytes | bytearray | memoryview | BinaryIO
 
 
 class S3GetObject(NamedTuple):
-    """A range of an object: `length` bytes from `offset`; a negative length means the last ones,
-    None all that follow."""
+    """A range of an object, in bytes: `length` from `offset`. A negative length selects the last
+    bytes, None all that follow the offset."""
 
     key: str
     offset: int | None = None
@@ -26,7 +26,7 @@ class S3GetObject(NamedTuple):
 
 
 class S3PutObject(NamedTuple):
-    """What is to be put, a value or the file at `path`, and what is to be kept with it."""
+    """An object to upload: a value or the file at `path`, and its attributes."""
 
     key: str
     value: PutValue | None = None
@@ -37,7 +37,7 @@ class S3PutObject(NamedTuple):
 
 
 class RangeInfo(NamedTuple):
-    """What was fetched of an object: all sizes are bytes."""
+    """The downloaded range of an object, in bytes."""
 
     total_size: int
     request_offset: int = 0
@@ -46,12 +46,11 @@ class RangeInfo(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class S3Object:
-    """A place in S3: an object, which may have been downloaded, or a prefix.
+    """An object in S3, which may have been downloaded, or a prefix.
 
-    `key` is what it was asked for by, or its name below `prefix`; `size` is in bytes, of what was
-    downloaded or else of the object, None where there is no object. `last_modified` is in seconds
-    since 1970. What is known only if it was asked for is None otherwise.
-    """
+    `key` is the requested key, or the name below `prefix`. `size` is in bytes: that of the
+    download, else of the object; None if the object does not exist. `last_modified` is in seconds
+    since the epoch. Attributes that were not requested are None."""
 
     url: str
     prefix: str | None = None
@@ -65,29 +64,30 @@ class S3Object:
 
     @property
     def key(self) -> str:
-        """Its name below the prefix; the URL where there is none."""
+        """The name below the prefix; the URL if there is no prefix."""
         if self.prefix is None or self.prefix == self.url:
             return self.url
         return self.url[len(self.prefix.rstrip("/")) + 1 :].rstrip("/")
 
     @property
     def exists(self) -> bool:
-        """Whether there is an object."""
+        """Whether the object exists."""
         return self.size is not None
 
     @property
     def downloaded(self) -> bool:
-        """Whether `path`, `blob` and `text` can be read."""
+        """Whether `path`, `blob` and `text` are available."""
         return self.path is not None
 
     @property
     def blob(self) -> bytes | None:
-        """The bytes, None if they were not downloaded. The file goes when the client is closed."""
+        """The bytes; None if they were not downloaded. Closing the client deletes the file."""
         return None if self.path is None else Path(self.path).read_bytes()
 
     @property
     def text(self) -> str | None:
-        """The same as UTF-8; invalid bytes are replaced."""
+        """The bytes decoded as UTF-8, with invalid bytes replaced; None if they were not
+        downloaded."""
         blob = self.blob
         return None if blob is None else blob.decode("utf-8", errors="replace")
 
@@ -100,7 +100,7 @@ class S3Object:
         return any(each is not None for each in known)
 
     def without_info(self) -> S3Object:
-        """Return the same object of which only the bytes are known."""
+        """Return the same object with only its bytes."""
         return replace(
             self,
             content_type=None,
@@ -120,24 +120,25 @@ class S3Object:
         return f"<S3Object {self.url} ({state})>"
 
 
-# Which object a key means: URLs of S3, and the prefix that a client was made for.
+# Resolve keys: S3 URLs, and the prefix of a client.
 
 
 class S3Prefix(NamedTuple):
-    """The prefix of a client, None where keys are whole URLs, and how its server is reached."""
+    """The prefix of a client (None if keys are complete URLs), and its server's endpoint and
+    region."""
 
     url: str | None
     endpoint: str | None = None
     region: str | None = None
 
     def url_of(self, key: str | None) -> str:
-        """Return the URL that a key means.
+        """Return the URL of a key.
 
         Args:
-            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+            key: The key, relative to the prefix of this client, or a complete `s3://` URL.
 
         Raises:
-            S3InvalidUrl: The key cannot be used.
+            S3InvalidUrl: If the key is invalid for this client.
         """
         if self.url is None:
             if key and _is_whole(key):
@@ -164,17 +165,17 @@ def root_of(
     run: Any,
     s3root: str | None,
 ) -> S3Prefix:
-    """Return the prefix of a client that is made with these arguments.
+    """Return the prefix of a client with these arguments.
 
     Args:
         settings: The settings of this program.
-        bucket: The bucket; None for the one of `s3root` or of the run.
-        prefix: The prefix; None for none.
-        run: The run, below whose folder the keys are; None for none.
+        bucket: Replaces the bucket of the data root, for `run`; None for no change.
+        prefix: Replaces the path of the data root, for `run`; None for no change.
+        run: The run whose directory contains the keys; None for none.
         s3root: The URL that keys are relative to; None for none.
 
     Raises:
-        S3InvalidUrl: The key, prefix or URL cannot be used.
+        S3InvalidUrl: If the prefix or URL is invalid.
     """
     endpoint = settings.s3_endpoint
     if run is not None:
@@ -210,7 +211,7 @@ def _names_of(run: Any) -> tuple[str, str]:
 
 
 def _read(place: str, what: str, endpoint: str | None) -> S3Prefix:
-    """s3://bucket/prefix with ?endpoint= and &region=, as datastores are named."""
+    """Parse s3://bucket/prefix with ?endpoint= and &region=, the format of datastore URLs."""
     parts = urlsplit(place)
     if parts.scheme != "s3" or not parts.netloc:
         raise S3InvalidUrl(f"{what} has to be a URL, s3://bucket/prefix: {place!r} is none.")
@@ -220,20 +221,19 @@ def _read(place: str, what: str, endpoint: str | None) -> S3Prefix:
 
 
 class Location(NamedTuple):
-    """Where an object is."""
+    """The location of an object."""
 
     bucket: str
     key: str
 
     @property
     def arguments(self) -> dict[str, str]:
-        """The same as a request names it."""
+        """The location as arguments of a request."""
         return {"Bucket": self.bucket, "Key": self.key}
 
 
 def split(url: str) -> Location:
-    """Return the bucket and the key of a URL. All that follows the bucket is the key: ? and # as
-    well.
+    """Return the bucket and the key of a URL. The key may contain ? and #.
 
     Args:
         url: The URL.
@@ -247,7 +247,7 @@ def _is_whole(url: str) -> bool:
 
 
 def range_of(asked: str | S3GetObject | None) -> str | None:
-    """Return the range that is asked for, as HTTP says it; None for the whole object.
+    """Return the requested range as an HTTP header value; None for the whole object.
 
     Args:
         asked: The key, or a key with a range of bytes.
@@ -261,7 +261,7 @@ def range_of(asked: str | S3GetObject | None) -> str | None:
 
 
 def key_of(asked: str | S3GetObject | None) -> str | None:
-    """Return the key of what is asked for.
+    """Return the requested key.
 
     Args:
         asked: The key, or a key with a range of bytes.

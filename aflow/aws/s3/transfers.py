@@ -1,9 +1,10 @@
-"""What the client of S3 does, as coroutines on one connection: its faces are in s3.py.
+"""The operations of the S3 client, as coroutines on one connection. The public clients are in
+client.py.
 
-Many objects go side by side, as many as `Settings.s3_workers` says; large ones in parts
-(s3_wire.py). Those that come are written to disk as they come, and only a few large ones are read
-from disk at a time: memory does not grow with what there is. A request that fails for the moment is
-made again.
+Many objects are transferred concurrently, up to `Settings.s3_workers`, and large ones in parts
+(aflow/storage/s3.py). Downloads are written to disk as they arrive, and only a few large uploads are read
+from disk at a time, so that memory use does not grow with the data. Requests with transient errors
+are retried.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ from aflow.storage.s3 import (
     translated,
 )
 
-# Local files that are sent or fetched: read and written in parts, at any place.
+# Local files to upload or download: read and written in parts, at any offset.
 
 
 class FileSource:
-    """The bytes of an open file, from its beginning."""
+    """The bytes of an open file, from its start."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -78,7 +79,7 @@ class FileSource:
 
 
 class FileSink:
-    """A file that is made again."""
+    """A file that is created or truncated."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -102,7 +103,7 @@ class FileSink:
                 at, view = at + written, view[written:]
 
     def close(self) -> None:
-        """No more will come."""
+        """Close the file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -110,7 +111,7 @@ class FileSink:
 
 @contextmanager
 def _disk(path: str) -> Iterator[None]:
-    """Errors of a place on this machine that cannot be written to, as those of S3."""
+    """Translate errors of writing local files to those of S3."""
     try:
         yield
     except OSError as error:
@@ -129,10 +130,10 @@ def opened(path: str | os.PathLike[str]) -> Iterator[UploadSource]:
         path: The path on this machine.
 
     Raises:
-        S3NotFound: Where there is none.
+        S3NotFound: If the file cannot be opened.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115 -- closed below; only the opening may fail so
+        file = open(path, "rb")  # noqa: SIM115 -- closed below; only errors of open() are translated
     except OSError as error:
         raise S3NotFound(f"The local file {path} cannot be read: {error.strerror}.") from error
     with file:
@@ -140,14 +141,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[UploadSource]:
 
 
 def source_of(key: str, value: PutValue | None) -> UploadSource:
-    """Return the bytes of a value that is to be put.
+    """Return the bytes of a value to upload.
 
     Args:
-        key: The key, relative to the prefix of this client, or a whole `s3://` URL.
+        key: The key, for the error message.
         value: The value: text, bytes or an open file.
 
     Raises:
-        S3InvalidObject: It is neither text nor bytes nor a file.
+        S3InvalidObject: If it is neither text nor bytes nor a file opened for reading bytes.
     """
     if isinstance(value, str):
         return BytesSource([value.encode()])
@@ -166,11 +167,11 @@ def source_of(key: str, value: PutValue | None) -> UploadSource:
     return FileSource(value)
 
 
-# The temporary folder of one client.
+# The temporary directory of a client.
 
 
 class Folder:
-    """A folder in `parent` that is made when it is first needed, and goes with all in it."""
+    """A directory below `parent` that is created on first use, and deleted with its content."""
 
     def __init__(self, parent: str) -> None:
         self._parent = os.path.abspath(parent)
@@ -179,13 +180,13 @@ class Folder:
         self._closed = False
 
     def new_file(self, url: str) -> str:
-        """Return a path for what is at `url`, of which nothing is there yet.
+        """Return a new path for the object at `url`.
 
         Args:
             url: The URL.
 
         Raises:
-            S3Failed: When it is closed, or where no folder can be made.
+            S3Failed: If the client is closed, or the directory cannot be created.
         """
         if self._closed:
             raise S3Failed("This client of S3 has been closed: make another one.")
@@ -196,7 +197,7 @@ class Folder:
         return os.path.join(self._path, f"{next(self._numbers)}-{name}")
 
     def close(self) -> None:
-        """Remove it all. May be called twice."""
+        """Delete the directory. May be called twice."""
         self._closed = True
         if self._path is not None:
             shutil.rmtree(self._path)
@@ -208,10 +209,10 @@ Asked = str | S3GetObject | None
 Put = tuple[str, PutValue] | S3PutObject
 PutFile = tuple[str, str | os.PathLike[str]] | S3PutObject
 
-PAGE = 1000  # names that S3 gives at a time
-_LARGE = 1 << 20  # bytes of a body of which only a few are in memory at a time
+PAGE = 1000  # names per listing request
+_LARGE = 1 << 20  # bytes; uploads above this are limited to a few at a time
 _LARGE_AT_ONCE = 4
-# Where Metaflow keeps what its users say of an object, so that either reads the other's.
+# Metaflow's key of user metadata, so that both read each other's objects.
 _ATTRIBUTES = "metaflow-user-attributes"
 _KINDS: tuple[tuple[type[StorageError], type[S3Error]], ...] = (
     (ObjectNotFound, S3NotFound),
@@ -223,7 +224,7 @@ _KINDS: tuple[tuple[type[StorageError], type[S3Error]], ...] = (
 
 
 class Transfers:
-    """The methods of S3, on the client `s3` of botocore, which is open."""
+    """The methods of the S3 client, on an open client `s3` of botocore."""
 
     def __init__(
         self, s3: Any, root: S3Prefix, folder: Folder, encryption: str | None, workers: int
@@ -242,9 +243,9 @@ class Transfers:
 
         Args:
             asked: The key, or a key with a range of bytes.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
-            return_info: Whether size, media type and user metadata of the object are fetched, too.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
+            return_info: Whether to include attributes such as content type and metadata.
         """
         url = self._root.url_of(key_of(asked))
         fetching = self._fetch(url, self._root.url, range_of(asked), return_info)
@@ -256,19 +257,19 @@ class Transfers:
         """Return many objects; see S3.get_many.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
-            return_info: Whether size, media type and user metadata of the object are fetched, too.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
+            return_info: Whether to include attributes such as content type and metadata.
         """
         return await self._all(self.get(key, return_missing, return_info) for key in keys)
 
     async def get_recursive(self, keys: Iterable[str | None], return_info: bool) -> list[S3Object]:
-        """Return all below some prefixes; see S3.get_recursive.
+        """Return all objects below some prefixes; see S3.get_recursive.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
-            return_info: Whether size, media type and user metadata of the object are fetched, too.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
+            return_info: Whether to include attributes such as content type and metadata.
         """
         listed = await self.list_recursive(keys)
         return await self._all(
@@ -276,23 +277,23 @@ class Transfers:
         )
 
     async def info(self, key: str | None, return_missing: bool) -> S3Object:
-        """Return what S3 says of an object; see S3.info.
+        """Return the attributes of an object; see S3.info.
 
         Args:
-            key: The key, relative to the prefix of this client, or a whole `s3://` URL.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
+            key: The key, relative to the prefix of this client, or a complete `s3://` URL.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
         """
         url = self._root.url_of(key)
         return await _or_missing(self._head(url), url, self._root.url, return_missing)
 
     async def info_many(self, keys: Iterable[str], return_missing: bool) -> list[S3Object]:
-        """Return the same of many; see S3.info_many.
+        """Return the attributes of many objects; see S3.info_many.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
-            return_missing: Whether an object that does not exist is returned as one that says so,
-                instead of S3NotFound.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
+            return_missing: Whether to return an object with `exists` False instead of raising
+                S3NotFound.
         """
         return await self._all(self.info(key, return_missing) for key in keys)
 
@@ -323,15 +324,15 @@ class Transfers:
         """Return what is directly below some prefixes; see S3.list_paths.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
         """
         return await self._listings(keys, "/")
 
     async def list_recursive(self, keys: Iterable[str | None] | None) -> list[S3Object]:
-        """Return all below some prefixes; see S3.list_recursive.
+        """Return all objects below some prefixes; see S3.list_recursive.
 
         Args:
-            keys: The keys, relative to the prefix of this client, or whole `s3://` URLs.
+            keys: The keys, relative to the prefix of this client, or complete `s3://` URLs.
         """
         return await self._listings(keys, "")
 
@@ -369,27 +370,27 @@ class Transfers:
     # -------------------------------------------------------------- writing
 
     async def put(self, given: S3PutObject, overwrite: bool) -> str | None:
-        """Write a value.
+        """Upload a value; see S3.put.
 
         Args:
-            given: What was given.
-            overwrite: Whether an object that exists is replaced.
+            given: The key, the value and its attributes.
+            overwrite: Whether to replace an existing object.
 
         Returns:
-            The URL, None where there was an object already.
+            The URL; None if an object exists and must not be replaced.
         """
         url = self._root.url_of(given.key)
         return await self._send(url, given, source_of(given.key, given.value), overwrite)
 
     async def put_many(self, given: Iterable[Put], overwrite: bool) -> list[tuple[str, str]]:
-        """Write many values; see S3.put_many.
+        """Upload many values; see S3.put_many.
 
         Args:
-            given: What was given.
-            overwrite: Whether an object that exists is replaced.
+            given: Pairs of a key and a value, or S3PutObjects.
+            overwrite: Whether to replace existing objects.
 
         Returns:
-            Key and URL of each.
+            Key and URL of the objects that were written.
         """
         objects = [
             each if isinstance(each, S3PutObject) else S3PutObject(each[0], value=each[1])
@@ -398,14 +399,14 @@ class Transfers:
         return await self._sent(objects, lambda each: self.put(each, overwrite))
 
     async def put_files(self, given: Iterable[PutFile], overwrite: bool) -> list[tuple[str, str]]:
-        """Write many files; see S3.put_files.
+        """Upload many files; see S3.put_files.
 
         Args:
-            given: What was given.
-            overwrite: Whether an object that exists is replaced.
+            given: Pairs of a key and the path of a file, or S3PutObjects with a path.
+            overwrite: Whether to replace existing objects.
 
         Returns:
-            Key and URL of each.
+            Key and URL of the objects that were written.
         """
         objects = [
             each if isinstance(each, S3PutObject) else S3PutObject(each[0], path=os.fspath(each[1]))
@@ -432,8 +433,8 @@ class Transfers:
     ) -> str | None:
         condition: dict[str, str] = {}
         if not overwrite:
-            # Looked at first: it costs no body where there is one, and also on servers that do not
-            # know conditions.
+            # Check first: this avoids the upload of an existing object, and works on servers
+            # without conditional writes.
             if await _is_there(self._head(url)):
                 return None
             condition = {"IfNoneMatch": "*"}
@@ -453,13 +454,13 @@ class Transfers:
                 return None
         return url
 
-    # -------------------------------------------------------------- how
+    # -------------------------------------------------------------- helpers
 
     async def _all(self, work: Iterable[Any]) -> list[Any]:
         return await some_at_once(iter(work), self._workers)
 
     async def _tried(self, url: str, act: _Act[T]) -> T:
-        """What `act` gives for the object at `url`; errors are those of S3."""
+        """Return the result of `act` for the object at `url`, with retries and the errors of S3."""
         place = split(url)
         subject = Subject(url, f"There is no object {url}.")
         try:
@@ -475,7 +476,7 @@ _Act = Callable[[Subject, Mapping[str, str]], Awaitable[T]]
 
 
 class _WasThere(S3Failed):
-    """An object was there when it was to be written for the first time."""
+    """An object exists that must not be overwritten."""
 
 
 async def _or_missing(
@@ -498,7 +499,7 @@ async def _is_there(head: Awaitable[S3Object]) -> bool:
 
 
 def _about(given: S3PutObject, encryption: str | None) -> dict[str, Any]:
-    """What is kept with an object."""
+    """Return the attributes of an object to upload."""
     about: dict[str, Any] = {}
     if given.content_type:
         about["ContentType"] = given.content_type
@@ -510,13 +511,13 @@ def _about(given: S3PutObject, encryption: str | None) -> dict[str, Any]:
 
 
 def _described(url: str, prefix: str | None, answer: Any, path: str | None = None) -> S3Object:
-    """The object as an answer of S3 tells of it."""
+    """Return the object that a response of S3 describes."""
     size = int(answer["ContentLength"])
     attributes = answer.get("Metadata", {}).get(_ATTRIBUTES)
     range_info = None
     if path is not None:
         range_info = RangeInfo(size, 0, size)
-        if "ContentRange" in answer:  # bytes 0-99/1000
+        if "ContentRange" in answer:  # for example bytes 0-99/1000
             span, _, total = answer["ContentRange"].split()[1].partition("/")
             range_info = RangeInfo(int(total), int(span.partition("-")[0]), size)
     return S3Object(
@@ -532,13 +533,13 @@ def _described(url: str, prefix: str | None, answer: Any, path: str | None = Non
     )
 
 
-# How a client of S3 reaches its server, and as whom.
+# How an S3 client reaches its server, and with which credentials.
 
 
 class Identity(NamedTuple):
-    """The credentials: a role to be assumed, arguments of a session (`profile_name`, `region_name`,
-    `aws_access_key_id`...) and of a client (`endpoint_url`, `verify`, `config`...), as boto3 names
-    them."""
+    """The credentials: a role to assume, arguments of a session (`profile_name`, `region_name`,
+    `aws_access_key_id`...) and of a client (`endpoint_url`, `verify`, `config`...), named as in
+    boto3."""
 
     role: str | None = None
     session_vars: Mapping[str, Any] | None = None
@@ -546,14 +547,14 @@ class Identity(NamedTuple):
 
 
 async def connect(root: S3Prefix, identity: Identity) -> Any:
-    """Return a client of S3, for `s3_wire.disconnect`.
+    """Return a client of S3, which `s3_wire.disconnect` closes.
 
     Args:
-        root: The bucket and prefix of the client.
-        identity: The endpoint, region and credentials.
+        root: The prefix of the client, with its endpoint and region.
+        identity: The credentials and further arguments.
 
     Raises:
-        AccessDenied: Where the role may not be assumed, and what `translated` does.
+        AccessDenied: If the role cannot be assumed. The errors of `translated` are raised as well.
     """
     return await _connect(root, identity, lambda: _connect(root, identity, None))
 

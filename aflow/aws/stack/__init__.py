@@ -1,1 +1,1 @@
-"""What aflow needs in AWS: a CloudFormation template, and settings out of the stack made of it."""
+"""The AWS resources of aflow: a CloudFormation template, and settings from a stack's outputs."""

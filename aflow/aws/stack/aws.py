@@ -1,4 +1,4 @@
-"""What CloudFormation, Secrets Manager and API Gateway say of a stack."""
+"""Read a stack from CloudFormation, Secrets Manager and API Gateway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FINISHED = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "
 
 
 class Stack:
-    """One stack of a region; None is the region that all tools of AWS take."""
+    """A stack in a region; None for the default region of the AWS tools."""
 
     def __init__(self, name: str, region: str | None) -> None:
         self._name = name
@@ -22,7 +22,8 @@ class Stack:
         """Return its outputs.
 
         Raises:
-            InvalidInput: Where there is no such stack or it is not finished, and StackUnreadable.
+            InvalidInput: If the stack does not exist or is not complete.
+            StackUnreadable: If AWS rejects the call, or does not respond.
         """
         answer = self._ask("cloudformation", "describe_stacks", StackName=self._name)
         stack = answer["Stacks"][0]
@@ -37,14 +38,13 @@ class Stack:
         ]
 
     def key(self, place: str) -> str:
-        """Return what is kept in the secret with this ARN, or as the key of API Gateway with this
-        id.
+        """Return the value of a secret, or of a key of API Gateway.
 
         Args:
-            place: The ARN or URL of the key.
+            place: The ARN of the secret, or the id of the key.
 
         Raises:
-            StackUnreadable: AWS does not say what the stack has made.
+            StackUnreadable: If AWS rejects the call, or does not respond.
         """
         if place.startswith("arn:"):
             secret = self._ask("secretsmanager", "get_secret_value", SecretId=place)

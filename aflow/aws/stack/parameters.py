@@ -1,5 +1,8 @@
-"""The CloudFormation template, and whether a stack can be made of it with parameters: what
-CloudFormation would say, and what it only finds out a quarter of an hour later."""
+"""The CloudFormation template, and validation of its parameters.
+
+The validation finds errors that CloudFormation would report, some of them only after fifteen
+minutes.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,20 @@ from aflow.errors import InvalidInput, MissingExtra
 
 _SUBNETS = ("Subnet1Cidr", "Subnet2Cidr", "DatabaseSubnet1Cidr", "DatabaseSubnet2Cidr")
 _NAT_SUBNET = "NatSubnetCidr"
-_EVERYTHING = 10**9  # columns: no line is broken
+_EVERYTHING = 10**9  # columns: never break a line
 
 
 def template(*, comments: bool = False) -> str:
     """Return the CloudFormation template.
 
-    With `comments` it is as it was written; else with each resource on one line, which is small
-    enough to be sent as it is: CloudFormation takes 51,200 bytes, and larger templates from a
-    bucket alone.
+    Without comments, each resource is on one line. This keeps the template below 51,200 bytes, the
+    limit of CloudFormation for templates that are not in a bucket.
 
     Args:
-        comments: Whether to keep the comments.
+        comments: Whether to return the template as written, with comments.
 
     Raises:
-        MissingExtra: Where PyYAML is not installed.
+        MissingExtra: If PyYAML is not installed.
     """
     text = (files("aflow.aws.stack") / "cloudformation.yaml").read_text("utf-8")
     return text if comments else _compact(text)
@@ -38,7 +40,7 @@ def _compact(text: str) -> str:
     yaml = _yaml()
 
     class Dumper(yaml.SafeDumper):  # type: ignore[misc, name-defined]
-        """Writes no blank after a comma, and no quotes after a tag."""
+        """Writes no space after a comma, and no quotes after a tag."""
 
         whitespace: bool
         analysis: Any
@@ -61,7 +63,7 @@ def _compact(text: str) -> str:
                 for part in each if isinstance(each, tuple) else [each]:
                     on_one_line(part, depth + 1)
 
-    # As nodes, so that the short forms of functions (!Ref) stay.
+    # Serialize nodes, to keep the short forms of functions (!Ref).
     whole = yaml.compose(text, Loader=yaml.SafeLoader)
     on_one_line(whole, 0)
     written: str = yaml.serialize(whole, Dumper=Dumper, width=_EVERYTHING, indent=1)
@@ -79,16 +81,16 @@ def _yaml() -> Any:
 
 
 def parameters_of(template: str) -> dict[str, dict[str, Any]]:
-    """Return the parameters that a template (in YAML) has, by name.
+    """Return the parameters of a template by name.
 
     Args:
-        template: The text of the template.
+        template: The text of the template, in YAML.
 
     Raises:
-        MissingExtra: A package that this needs is not installed.
+        MissingExtra: If PyYAML is not installed.
     """
     yaml = _yaml()
-    # It takes functions of CloudFormation, which stand elsewhere, for nothing.
+    # Functions of CloudFormation, which only occur outside of parameters, are loaded as None.
     loader: Any = type("Loader", (yaml.SafeLoader,), {})
     loader.add_multi_constructor("!", lambda loader, name, node: None)
     found: dict[str, dict[str, Any]] = yaml.load(template, loader)["Parameters"]
@@ -102,7 +104,7 @@ def values_of(arguments: Iterable[str]) -> dict[str, str]:
         arguments: The arguments of the command line.
 
     Raises:
-        InvalidInput: An argument is not of that form.
+        InvalidInput: If an argument does not have this form.
     """
     found = {}
     for argument in arguments:
@@ -114,7 +116,7 @@ def values_of(arguments: Iterable[str]) -> dict[str, str]:
 
 
 def refusals(parameters: Mapping[str, Mapping[str, Any]], values: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each value that cannot be used, and for each that is missing.
+    """Return a sentence for each invalid or missing value.
 
     Args:
         parameters: The parameters of the template, by name.
@@ -164,7 +166,7 @@ def _of_one(name: str, value: str, parameter: Mapping[str, Any]) -> Iterator[str
 
 
 def _together(values: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with values beside one another."""
+    """Yield errors in combinations of values."""
     least, most = int(values["MinVCPUs"]), int(values["MaxVCPUs"])
     if least > most:
         yield f"MinVCPUs is {least}, more than MaxVCPUs ({most}): more would have to run than may."
@@ -178,7 +180,7 @@ def _together(values: Mapping[str, str]) -> Iterator[str]:
 
 
 def _networks(values: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with the addresses of the network that the stack makes."""
+    """Yield errors in the network addresses of the stack."""
     if values["VpcId"]:
         used: tuple[str, ...] = ()
     elif values["PublicAddresses"] == "false":

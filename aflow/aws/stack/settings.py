@@ -1,7 +1,7 @@
-"""What the outputs of a stack mean as settings. Pure.
+"""Settings from the outputs of a stack. Pure.
 
-An output is the value of the setting that its description names in brackets, as in
-`[METAFLOW_BATCH_JOB_QUEUE] the job queue of steps`, both in our template and in Metaflow's own.
+An output is the value of the setting whose name its description contains in brackets, such as
+`[METAFLOW_BATCH_JOB_QUEUE] the job queue of steps`. This holds for our template and for Metaflow's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aflow.errors import InvalidInput
 _NAMED = re.compile(r"\[((?:METAFLOW|AFLOW)_[A-Z0-9_]+)\]")
 _KEY = "METAFLOW_SERVICE_AUTH_KEY"
 _KEY_PLACE = "AFLOW_SERVICE_AUTH_KEY_SECRET"
-# What is to be used at all, where the stack says where it is.
+# Settings that select a backend if the stack has its location.
 _CHOSEN = {
     "METAFLOW_DATASTORE_SYSROOT_S3": ("METAFLOW_DEFAULT_DATASTORE", "s3"),
     "METAFLOW_SERVICE_URL": ("METAFLOW_DEFAULT_METADATA", "service"),
@@ -31,8 +31,8 @@ class StackOutput(NamedTuple):
 
 
 def is_of_metaflow(outputs: Iterable[StackOutput]) -> bool:
-    """Return whether a stack is made of Metaflow's own template, whose metadata service is
-    Metaflow's.
+    """Return whether a stack was created from Metaflow's template, and so has Metaflow's own
+    metadata service.
 
     Args:
         outputs: The outputs of the stack.
@@ -43,17 +43,18 @@ def is_of_metaflow(outputs: Iterable[StackOutput]) -> bool:
 def settings_of(
     stack: str, outputs: Iterable[StackOutput], fetched: Callable[[str], str]
 ) -> dict[str, str]:
-    """Return the settings that the outputs stand for. For the key of the metadata service the
-    output names a secret (an ARN), or a key of API Gateway (an id): `fetched` gives what is kept
-    there.
+    """Return the settings from the outputs of a stack.
+
+    The output for the key of the metadata service is not the key, but the ARN of a secret or the id
+    of a key of API Gateway.
 
     Args:
         stack: The name of the stack.
         outputs: The outputs of the stack.
-        fetched: Returns a key's value, by the URL of the key.
+        fetched: Returns the key, by the ARN or id in the output.
 
     Raises:
-        InvalidInput: For a stack whose outputs are not settings.
+        InvalidInput: If the outputs are not settings.
     """
     found = {
         named[1]: each.value
@@ -69,7 +70,8 @@ def settings_of(
     if _KEY in found:
         place = found[_KEY]
         found[_KEY] = fetched(place)
-        if place.startswith("arn:"):  # jobs fetch it themselves: their definitions hold no key
+        # Jobs fetch it themselves, so that their definitions do not contain it.
+        if place.startswith("arn:"):
             found[_KEY_PLACE] = place
     for key, (chosen, value) in _CHOSEN.items():
         if key in found:

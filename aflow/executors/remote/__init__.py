@@ -1,1 +1,1 @@
-"""Attempts far from their coordinator: on workers of a queue, in jobs of AWS Batch."""
+"""Attempts on other machines than their coordinator's: on workers of a queue and in jobs."""

@@ -1,10 +1,9 @@
-"""One attempt on a machine that has nothing of its run.
+"""Run one attempt on a machine that has nothing of its run yet.
 
 A worker (`runtime.py`), a job of a coordinator (`job.py`) and a job of a state machine
-(`step_functions/job.py`) do the same: they fetch the run's code and name its program, have the
-step's environment built, and run the attempt in processes of this machine. In a job it is one
-attempt (`JobAttempt`): SIGTERM stops it, and what it prints goes to the job's log, too. To whom an
-attempt is reported is all that differs.
+(`step_functions/job.py`) share this code: they fetch the run's code, build the step's environment,
+and run the attempt in child processes. A job runs one attempt (`JobAttempt`): SIGTERM stops it, and
+its output is copied to the job's log. Only the receiver of the reports differs.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ if TYPE_CHECKING:
     from aflow.executors.mailbox import Rendezvous
     from aflow.storage.base import ObjectStore
 
-GRACE = 20.0  # seconds for a step to end when its job is to stop: systems give 30 in all
-AGAIN = 1  # the exit code of a job that another try may repair
-ALL_AT_ONCE = 0.5  # seconds within which a system's SIGTERM comes to all processes of a job
-LOOK_FOR_OTHERS = 0.5  # seconds between looks for member 0 of a gang
+GRACE = 20.0  # seconds for a step to stop after SIGTERM; job systems allow 30 in total
+AGAIN = 1  # the exit code of a job if a retry may succeed
+ALL_AT_ONCE = 0.5  # seconds within which a job system sends SIGTERM to all processes of a job
+LOOK_FOR_OTHERS = 0.5  # seconds between checks for member 0 of a gang
 
 V = TypeVar("V")
 
@@ -60,15 +59,15 @@ V = TypeVar("V")
 # ------------------------------------------------------------ code and Python
 
 
-# Returns the folder with the code of a package. Raises CodePackageError.
+# Returns the directory with the code of a package. Raises CodePackageError.
 Unpack = Callable[[BlobStore, str], Path]
 
 
 def unpacked_in(folder: Path) -> Unpack:
-    """Return a function that unpacks code packages in a folder.
+    """Return a function that unpacks code packages into a directory.
 
     Args:
-        folder: The folder to unpack into; each package overwrites the former one's files.
+        folder: The directory; files of earlier packages are overwritten.
     """
 
     def unpack(blobs: BlobStore, key: str) -> Path:
@@ -81,21 +80,21 @@ def unpacked_in(folder: Path) -> Unpack:
 def with_code(
     store: ObjectStore, request: LoadRequest, code: str, script: str, unpack: Unpack
 ) -> tuple[LoadRequest, Path]:
-    """Fetch the code package of this key. Blocks.
+    """Fetch and unpack a code package. Blocks.
 
     Args:
-        store: The datastore that has the package.
-        request: What has to be known to load the flow.
+        store: The datastore of the package.
+        request: How to load the flow.
         code: The key of the code package.
         script: The path of the flow's file within the code package.
-        unpack: Unpacks the code package into a folder.
+        unpack: Unpacks a code package and returns its directory.
 
     Returns:
-        The request with the program where its file is now, and the folder of the code.
+        The request with the program's present location, and the directory of the code.
 
     Raises:
-        CodePackageError: The package cannot be unpacked.
-        StorageError: The package cannot be fetched.
+        CodePackageError: If the package cannot be unpacked.
+        StorageError: If the package cannot be fetched.
     """
     folder = unpack(BlobStore(store), code)
     source = placed(request.source, folder, code_package.inside(script))
@@ -105,21 +104,21 @@ def with_code(
 def delivered(
     store: ObjectStore, flow: str, run: str, key: str, unpack: Unpack
 ) -> tuple[Job, Path | None]:
-    """Return the description of a run, which is a payload of this key, and the folder with its
-    code, from which the flow is to be imported (None for one that comes without). Blocks.
+    """Return the description of a run and the directory with its code (None if it has no code
+    package). Blocks.
 
     Args:
-        store: The datastore that has the payload and the code package.
+        store: The datastore of the payload and the code package.
         flow: The name of the flow.
         run: The id of the run.
-        key: The key of the payload.
-        unpack: Unpacks the code package into a folder.
+        key: The key of the payload that describes the run.
+        unpack: Unpacks a code package and returns its directory.
 
     Raises:
-        CodePackageError: The package cannot be unpacked, or the run was started with another
-            Python.
-        StorageError: The payload or the package cannot be fetched.
-        InvalidMessage: The payload is damaged, or a newer aflow has written it.
+        CodePackageError: If the package cannot be unpacked, or the run was started with another
+            version of Python.
+        StorageError: If the payload or the package cannot be fetched.
+        InvalidMessage: If the payload is malformed, or a newer aflow wrote it.
     """
     job = Job.decode(Payloads(store, flow, run).get(key))
     if job.python != python_version() and not job.environments:
@@ -134,12 +133,12 @@ def delivered(
 
 
 def other_python(step: str, python: str) -> str | None:
-    """Return why a step without an environment of its own cannot run here, where it was started
-    with this version of Python; None where it can.
+    """Return why a step without an environment cannot run in this version of Python; None if it
+    can.
 
     Args:
         step: The name of the step, for the sentence.
-        python: The version of Python that the run was started with, as `3.12`.
+        python: The version of Python that started the run, such as `3.12`.
     """
     if python == python_version():
         return None
@@ -153,15 +152,16 @@ def other_python(step: str, python: str) -> str | None:
 
 
 async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
-    """Return the address of member 0 of the gang of this attempt. Member 0 publishes its own; the
-    others wait until it has.
+    """Return the address of member 0 of the attempt's gang.
+
+    Member 0 publishes its own address; the other members wait for it.
 
     Args:
         rendezvous: The addresses of the run's gangs, in the datastore.
         spec: The attempt of a member; its `split_index` is the member's number.
 
     Raises:
-        StorageError: The datastore does not answer.
+        StorageError: If the datastore does not respond.
     """
     assert spec.split_index is not None, "a member has its place"
     control = spec.task - spec.split_index
@@ -177,11 +177,11 @@ async def gang_address(rendezvous: Rendezvous, spec: AttemptSpec) -> str:
 
 
 def own_address() -> str:
-    """Return the address of this machine, as others of its network reach it."""
+    """Return the address of this machine in its network."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: it only chooses the way out
-        except OSError:  # there is none: nobody is elsewhere
+            probe.connect(("192.0.2.1", 9))  # sends nothing, but selects the outgoing interface
+        except OSError:  # without a network, all members are on this machine
             return "127.0.0.1"
         return str(probe.getsockname()[0])
 
@@ -190,17 +190,17 @@ def own_address() -> str:
 
 
 def log_line(text: str) -> None:
-    """Write a line of aflow's own to the log of the job.
+    """Write a line to the log of the job.
 
     Args:
-        text: The line, without its end; it goes to stderr.
+        text: The line, without a newline; it is written to stderr.
     """
     print(f"aflow: {text}", file=sys.stderr, flush=True)  # noqa: T201 -- the log of the job
 
 
 class Container(NamedTuple):
-    """What a job has when its variables are read: the store, a folder of its own for the code, and
-    the process from which those of the step are forked."""
+    """The resources of a job after its start: the datastore, a temporary directory for the code,
+    and the zygote for the step's processes."""
 
     store: ObjectStore
     folder: Path
@@ -210,15 +210,15 @@ class Container(NamedTuple):
 def run_job(
     load: Callable[[], V], storage_of: Callable[[V], str], work: Callable[[V, Container], int]
 ) -> int:
-    """Do the work of a job.
+    """Run a job.
 
     Args:
-        load: Reads the variables of the job; may raise InvalidInput.
-        storage_of: The URL of the store that the variables name.
-        work: What the job is for. Returns its exit code.
+        load: Reads the configuration of the job; may raise InvalidInput.
+        storage_of: Returns the URL of the datastore from the configuration.
+        work: Does the work of the job and returns its exit code.
 
     Returns:
-        The exit code: 202 where another try would end as this one has, 1 where it may go well.
+        The exit code: that of `work`; or on an error 202 if a retry cannot succeed, 1 if it may.
     """
     try:
         variables = load()
@@ -226,16 +226,16 @@ def run_job(
             from aflow.task.secrets_manager import fetch_service_key  # few jobs have one
 
             fetch_service_key()
-        # Now, for the zygote to have all of it, too: it is what takes longest.
+        # Before the fork, so that the zygote inherits these slow imports.
         store = open_store(storage_of(variables))
-        # Before the folder is made: a process that was forked after would remove it at its end.
+        # Before the directory is created: a process forked later would remove it when it exits.
         zygote = EarlyZygote(fork_zygote())
-        conceal_secrets()  # of the environment that steps can look up in /proc
+        conceal_secrets()  # of the environment, which steps can read in /proc
         with ExitStack() as made:
             folder = made.enter_context(tempfile.TemporaryDirectory(prefix="aflow-"))
             made.callback(zygote.close)
             return work(variables, Container(store, Path(folder), zygote))
-    except InvalidInput as error:  # it is as wrong the next time
+    except InvalidInput as error:  # a retry would fail in the same way
         log_line(str(error))
         return NO_RETRY_EXIT_CODE
     except AflowError as error:
@@ -244,10 +244,10 @@ def run_job(
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once, without waiting for the threads of clients.
+    """Exit immediately, without waiting for the threads of clients.
 
     Args:
-        code: The exit status of the job.
+        code: The exit code of the job.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -255,7 +255,8 @@ def leave(code: int) -> NoReturn:
 
 
 class Work(NamedTuple):
-    """What an attempt is part of: the run, the steps and the program, and what starts processes."""
+    """What an attempt belongs to: the run, its steps and its program, and the function that starts
+    a zygote."""
 
     context: RunContext
     needs: Mapping[str, StepNeeds]
@@ -264,11 +265,11 @@ class Work(NamedTuple):
 
 
 class JobAttempt:
-    """Runs the one attempt of a job, from SIGTERM to its end. Subclasses report it.
+    """Runs the attempt of a job and handles SIGTERM. Subclasses report it.
 
-    It is what the executor publishes to: `started`, `logged`, `grown` and `ended` are its calls."""
+    Implements `Reports`, to which the executor reports the attempt."""
 
-    echoes = True  # what the attempt prints is the log of the job, too
+    echoes = True  # copy the output of the attempt to the log of the job
 
     def __init__(self, container: Container, clock: Clock) -> None:
         self._container = container
@@ -277,26 +278,25 @@ class JobAttempt:
         self._stopping = asyncio.Event()
 
     def listen(self) -> None:
-        """From now on SIGTERM stops the attempt, also before it has begun. Called in the event
-        loop, before all else."""
+        """Make SIGTERM stop the attempt, even before it has started. Called first, in the event
+        loop."""
         loop = asyncio.get_running_loop()
         self._end: asyncio.Future[tuple[AttemptReport, Usage]] = loop.create_future()
         on_signal(loop, signal.SIGTERM, self._stopping.set)
 
     def start_of(self, step: str, shipped: Shipped | None, python: str) -> StartZygote:
-        """Return what starts the processes of a step: in its environment, which is built before, if
-        it has one. Blocks.
+        """Return the function that starts a zygote for a step, after building the step's
+        environment, if any. Blocks.
 
         Args:
             step: The name of the step.
-            shipped: The environment of the step; None where it has none.
-            python: The version of Python that the run was started with, as `3.12`.
+            shipped: The environment of the step; None if it has none.
+            python: The version of Python that started the run, such as `3.12`.
 
         Raises:
-            CodePackageError: The step has no environment, and this is another Python than that of
-                the run.
-            EnvironmentFailed: The environment cannot be built.
-            StorageError: The environment's files cannot be fetched.
+            CodePackageError: If the step has no environment, and this is another version of Python.
+            EnvironmentFailed: If the environment cannot be built.
+            StorageError: If the environment's files cannot be fetched.
         """
         if shipped is not None:
             built: Built = transport.built(shipped, self._store, log_line, [step])
@@ -307,17 +307,16 @@ class JobAttempt:
         return self._container.zygote.start
 
     async def begin(self, work: Work) -> ProcessExecutor:
-        """Start what runs the attempt.
+        """Start the executor of the attempt.
 
         Args:
-            work: What the attempt is part of: the run, the flow's program and what starts its
-                processes.
+            work: What the attempt belongs to.
 
         Returns:
-            The executor, started; the caller stops it.
+            The started executor; the caller stops it.
 
         Raises:
-            AflowError: The code or the environment cannot be prepared.
+            AflowError: If the code or the environment cannot be prepared.
         """
         executor = ProcessExecutor(
             work.needs, work.request, work.start, self._clock, max_workers=1, grace=GRACE
@@ -331,11 +330,11 @@ class JobAttempt:
         """Run the attempt, and wait for its end.
 
         Args:
-            executor: The executor that `begin` has started; it is stopped here.
-            spec: What the attempt is to run.
+            executor: The executor that `begin` started; it is stopped here.
+            spec: The attempt to run.
 
         Returns:
-            How it has ended.
+            The report and the resource usage of the attempt.
         """
         loop = asyncio.get_running_loop()
         stop = loop.create_task(self._stop(executor, spec))
@@ -350,27 +349,29 @@ class JobAttempt:
         await self._stopping.wait()
         executor.cancel(spec.task, spec.attempt)
 
-    # ------------------------------------------------------------ what the executor publishes
+    # ------------------------------------------------------------ reports of the executor
 
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Do nothing: the processes of a job end with it, so that nobody has to find them."""
+        """Do nothing: the processes of a job end with it, so they need not be found later."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """Note that the attempt runs."""
+        """Do nothing; subclasses report that the attempt has started."""
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """Pass on what the attempt has written."""
+        """Copy the output of the attempt to the log of the job."""
         if self.echoes:
             out = binary((sys.stdout, sys.stderr)[stream])
             out.write(chunk)
             out.flush()
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """Pass on how many items of its foreach the attempt has so far."""
+        """Do nothing; subclasses report the number of foreach items so far."""
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
-        """The attempt is over. Where its process died without a report, the job may have been sent
-        SIGTERM, as Slurm does to all of its processes: ours comes in a moment."""
+        """Handle the end of the attempt.
+
+        If its process ended without a report, SIGTERM may have been sent to all processes of the
+        job, as Slurm does. Wait briefly until this process receives it as well."""
         if _is_silent(report) and not self._stopping.is_set():
             loop = asyncio.get_running_loop()
             loop.call_later(ALL_AT_ONCE, self.settle, report, usage)
@@ -378,20 +379,20 @@ class JobAttempt:
             self.settle(report, usage)
 
     def settle(self, report: AttemptReport, usage: Usage) -> None:
-        """Take the first report as the end.
+        """Take the first report as the end of the attempt.
 
         Args:
-            report: How the attempt has ended.
+            report: The result of the attempt.
             usage: Memory and CPU of the attempt.
         """
         if _is_silent(report) and self._stopping.is_set():
-            # No failure of the step's: the system knows why, or somebody has asked for it.
+            # Not a failure of the step: the job system or a user stopped the job.
             report = report._replace(state=AttemptState.CANCELLED.value, reason=WAS_CANCELLED)
         if not self._end.done():
             self._end.set_result((report, usage))
 
 
 def _is_silent(report: AttemptReport) -> bool:
-    """Whether an attempt has ended without saying how: its process died, or what starts it."""
+    """Return whether an attempt ended without a report: its process or its zygote crashed."""
     died = (AttemptState.FAILED.value, AttemptState.LOST.value)
     return report.state in died and report.manifest is None

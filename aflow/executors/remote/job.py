@@ -1,8 +1,8 @@
-"""What a job does for a run: `python -m aflow _task`, described by its variables.
+"""The program of a job: `python -m aflow _task`, configured by environment variables.
 
-It finds its attempt in the list of its array, runs it in a process of its own, and reports to the
-coordinator by objects in the store: that it has begun, what it prints, how it has ended. Its exit
-code is 0 where the attempt has succeeded, so that the job system shows what has failed.
+It reads its attempt from the list of its array, runs it in a child process, and reports to the
+coordinator through objects in the datastore: the start, the output and the end. Its exit code is 0
+only if the attempt succeeded, so that failures are visible in the job system.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ if TYPE_CHECKING:
     from aflow.executors.protocol import Job
     from aflow.storage.base import ObjectStore
 
-GATHER = 1.0  # seconds for which events are gathered before they become a message
-LOOK = 0.5  # seconds between looks for the other members of a gang
-PATIENCE = 600.0  # seconds for which a main node that is done waits for the others
-SLACK = 1 << 17  # bytes of output beyond what is kept, so that it is seen that there was more
+GATHER = 1.0  # seconds for which events are collected into one message
+LOOK = 0.5  # seconds between checks for other members of a gang
+PATIENCE = 600.0  # seconds for which a finished main node waits for the others
+# Bytes of output sent beyond the limit, so that the coordinator notices the truncation.
+SLACK = 1 << 17
 
 
 class JobVariables(NamedTuple):
-    """What the variables say: the store, the run, the payload that describes it, the list of
-    attempts, and which job, or node of a job, this process is; whether its attempts are members of
-    a gang."""
+    """The configuration of a job from its environment variables: the datastore, the run, the key of
+    the run's payload, the list of attempts, the place of this process, and whether its attempts
+    form a gang."""
 
     store: str
     flow: str
@@ -70,7 +71,7 @@ class JobVariables(NamedTuple):
         """Return the variables of this process.
 
         Raises:
-            InvalidInput: Where it is no such job.
+            InvalidInput: If this process is not a job of a run.
         """
         needed = partial(variable_of, "a job of a run")
         flow, _, run = needed("JOB_RUN").partition("/")
@@ -86,12 +87,12 @@ class JobVariables(NamedTuple):
 
     @property
     def whole_job(self) -> str:
-        """The job, of which this may be a node."""
+        """The id of the job, of which this process may be one node."""
         return self.place.worker.partition("#")[0]
 
 
 def main() -> NoReturn:
-    """Run the attempt that the variables name, and end this process with its exit code."""
+    """Run the attempt of this job, and exit."""
 
     def work(variables: JobVariables, container: Container) -> int:
         return asyncio.run(OneJob(variables, container, SystemClock()).run())
@@ -103,7 +104,7 @@ def main() -> NoReturn:
 
 
 class OneJob(JobAttempt):
-    """The attempt of one job, which is reported to its coordinator."""
+    """Runs the attempt of a job and reports it to the coordinator."""
 
     def __init__(self, variables: JobVariables, container: Container, clock: Clock) -> None:
         super().__init__(container, clock)
@@ -112,7 +113,7 @@ class OneJob(JobAttempt):
         store = self._store
         self._news = News(store, variables.flow, variables.run, variables.place.worker)
         self._rendezvous = Rendezvous(store, variables.flow, variables.run)
-        self._left = [0, 0]  # bytes of each stream that are still sent
+        self._left = [0, 0]  # bytes of each stream that may still be sent
 
     async def run(self) -> int:
         """Run the attempt.
@@ -121,7 +122,7 @@ class OneJob(JobAttempt):
             The exit code of the job.
 
         Raises:
-            StorageError: Where the end of the attempt could not be reported.
+            StorageError: If the end of the attempt could not be reported.
         """
         self.listen()
         spec = await in_thread(self._attempt)
@@ -147,7 +148,7 @@ class OneJob(JobAttempt):
         return spec._replace(again=spec.again or variables.place.tries > 1)
 
     async def _run(self, spec: AttemptSpec) -> None:
-        """Run the attempt, or report why it cannot be run here, which is its end."""
+        """Run the attempt, or report its end if it cannot run here."""
         try:
             job, start = await in_thread(self._prepared, spec.step)
             self._left = [job.max_log_size + SLACK] * 2
@@ -165,7 +166,8 @@ class OneJob(JobAttempt):
         await self.finish(executor, spec)
 
     def _prepared(self, step: str) -> tuple[Job, StartZygote]:
-        """The run, with its code here, and what starts processes of the step. Blocks."""
+        """Return the run, with its code on this machine, and the function that starts a zygote for
+        the step. Blocks."""
         variables, unpack = self._variables, unpacked_in(self._container.folder)
         job, _ = delivered(self._store, variables.flow, variables.run, variables.job, unpack)
         return job, self.start_of(step, job.environments.get(step), job.python)
@@ -176,7 +178,7 @@ class OneJob(JobAttempt):
         self.settle(base.stopped(spec.task, spec.attempt, state, reason, now, now), NO_USAGE)
 
     async def _meet(self, spec: AttemptSpec, stopping: asyncio.Event) -> str:
-        """Where member 0 of the gang is; nothing where the job is to stop before that is known."""
+        """Return the address of member 0 of the gang; empty if the job is stopped first."""
         loop = asyncio.get_running_loop()
         patience = float(looked_up("JOB_MEETING_TIMEOUT") or math.inf)
         meeting = loop.create_task(gang_address(self._rendezvous, spec))
@@ -197,7 +199,7 @@ class OneJob(JobAttempt):
         raise InvalidInput(f"Member 0 of the gang did not begin within {patience:.0f} seconds.")
 
     async def _leave(self, stopping: asyncio.Event) -> None:
-        """With the main node all others would be ended: so it waits until they are done."""
+        """Wait for the other nodes in the main node, since its end would end them."""
         variables, place = self._variables, self._variables.place
         if place.nodes == 1 or not place.main_ends_all:
             return
@@ -211,14 +213,14 @@ class OneJob(JobAttempt):
                 return
             await asyncio.sleep(LOOK)
 
-    # ------------------------------------------------------------ what the executor publishes
+    # ------------------------------------------------------------ reports of the executor
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """Report that the attempt runs."""
+        """Report that the attempt has started."""
         self._news.add((protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """Report what the attempt has written."""
+        """Report the output of the attempt."""
         kept = chunk[: self._left[stream]]
         self._left[stream] -= len(kept)
         if kept:
@@ -226,7 +228,7 @@ class OneJob(JobAttempt):
         super().logged(task, attempt, stream, at, chunk)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """Report how many items of its foreach the attempt has so far."""
+        """Report the number of foreach items of the attempt so far."""
         self._news.add((protocol.GROWN, task, attempt, count, manifest))
 
     def settle(self, report: AttemptReport, usage: Usage) -> None:
@@ -241,7 +243,7 @@ class OneJob(JobAttempt):
 
 
 class News:
-    """The events for the coordinator, gathered into messages."""
+    """Collects events for the coordinator into messages."""
 
     def __init__(self, store: ObjectStore, flow: str, run: str, worker: str) -> None:
         self._box = Mailbox(store, flow, run)
@@ -255,28 +257,28 @@ class News:
         self._closed = asyncio.Event()
 
     def add(self, event: tuple[Any, ...]) -> None:
-        """Queue an event for the next report.
+        """Queue an event for the next message.
 
         Args:
-            event: The event: its kind, and what belongs to it.
+            event: The event: its kind, followed by its fields.
         """
         self._events.append(event)
         self._some.set()
 
     def close(self) -> None:
-        """Send at once what there is; `send_until_closed` returns then."""
+        """Send queued events immediately; then `send_until_closed` returns."""
         self._closed.set()
         self._some.set()
 
     async def send_until_closed(self) -> None:
-        """Send events as they come, until all are sent after `close`. Raises StorageError."""
+        """Send events until `close` has been called and all are sent. Raises StorageError."""
         while True:
             await self._some.wait()
             self._some.clear()
             try:
                 async with asyncio.timeout(GATHER):
                     await self._closed.wait()
-            except TimeoutError:  # more may come: what there is goes now
+            except TimeoutError:  # send what has been collected
                 pass
             events, self._events = self._events, []
             for part in protocol.parts(events):
@@ -295,13 +297,13 @@ class News:
 
 
 def remove_empty_output() -> None:
-    """Remove the file that this job prints to, if that is empty: a wide array would leave one for
-    each of its members."""
-    if DESCRIPTORS is None:  # where this is not known
+    """Remove the output file of this job if it is empty; a wide array would leave one per
+    member."""
+    if DESCRIPTORS is None:  # no /proc/self/fd or /dev/fd
         return
     try:
         path = os.readlink(f"{DESCRIPTORS}/2")
         if os.fstat(2).st_size == 0 and os.path.isfile(path):
             os.unlink(path)
-    except OSError:  # it is not a file, or was removed before
+    except OSError:  # stderr is not a file, or it was removed already
         return

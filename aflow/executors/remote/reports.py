@@ -1,5 +1,6 @@
-"""The reports of a worker to coordinators, and its acknowledgements to the queue: sent in order,
-again and again until they have arrived."""
+"""Send a worker's reports to coordinators and its acknowledgements to the queue, in order and with
+retries.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
 
 
-_SHOWN = 2000  # characters of an error that is too large
+_SHOWN = 2000  # characters of an error message that is too large
 
 
 class _Recipient(NamedTuple):
-    """A coordinator: the topic that it reads, and its run."""
+    """A coordinator: its topic and its run."""
 
     topic: str
     flow: str
@@ -34,7 +35,7 @@ class _Recipient(NamedTuple):
 
 
 class ReportSender:
-    """Sends reports to coordinators: in batches, in order, and acknowledges leases after them."""
+    """Sends reports to coordinators in batches and in order, and then acknowledges leases."""
 
     def __init__(self, queue: Queue, worker: str, keys: Keys, clock: Clock) -> None:
         self._queue = queue
@@ -49,15 +50,15 @@ class ReportSender:
         self._bury: list[Lease] = []
         self._news = asyncio.Event()
         self._closed = False
-        self.undelivered = 0  # events, and ends of leases, that are on their way
+        self.undelivered = 0  # events and ends of leases that have not been sent yet
 
     def add(self, task: TaskMessage, event: Sequence[Any], done: Lease | None = None) -> None:
-        """Queue an event for the coordinator of this task; `done` is acknowledged once it is sent.
+        """Queue an event for the coordinator of this task.
 
         Args:
-            task: The message that brought the task: it names the topic for its reports.
-            event: The event: its kind, and what belongs to it.
-            done: The lease of a message that is done with once the report is sent; None for none.
+            task: The message of the task, which names the topic for its reports.
+            event: The event: its kind, followed by its fields.
+            done: The lease to acknowledge after the event has been sent; None for none.
         """
         self._events[_Recipient(task.reply, task.flow, task.run)].append(event)
         if done is not None:
@@ -65,7 +66,7 @@ class ReportSender:
         self._note(1)
 
     def acknowledge(self, lease: Lease) -> None:
-        """Acknowledge a message of which there is nothing to report.
+        """Acknowledge a message without a report.
 
         Args:
             lease: The lease of the message.
@@ -74,21 +75,21 @@ class ReportSender:
         self._note(1)
 
     def give_back(self, lease: Lease) -> None:
-        """Return a message to the queue, as if this worker had never leased it.
+        """Return a message to the queue immediately, without counting the delivery.
 
         Args:
-            lease: The lease of the message, which another worker can then take at once.
+            lease: The lease of the message.
         """
         self._back.append(lease)
         self._note(1)
 
     def take_back(self) -> list[Lease]:
-        """Return the leases that were to be given back and were not yet: nothing more is sent."""
+        """Return the leases that were not given back, after sending has ended."""
         back, self._back = self._back, []
         return back
 
     def bury(self, lease: Lease) -> None:
-        """Move a message that no worker can process to the dead letters, where users find it.
+        """Move a message that no worker can process to the dead letters.
 
         Args:
             lease: The lease of the message.
@@ -101,12 +102,12 @@ class ReportSender:
         self._news.set()
 
     def close(self) -> None:
-        """Let `send` return when all is sent."""
+        """Make `send` return when everything has been sent."""
         self._closed = True
         self._news.set()
 
     async def send(self) -> None:
-        """Send what there is to send, until `close` was called and all is sent."""
+        """Send everything that is queued, until `close` is called and nothing is left."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -140,7 +141,7 @@ class ReportSender:
         await self._until_done(lambda: self._queue.bury(bury))
 
     def _bodies(self, reader: _Recipient, events: list[Any]) -> Iterator[bytes]:
-        """The messages with these events, each of a size that the queue takes."""
+        """Yield messages with these events, each within the size limit of the queue."""
         largest = self._queue.largest
         for part in protocol.parts(events, largest):
             try:
@@ -152,7 +153,7 @@ class ReportSender:
                 yield body
                 continue
             for event in part:
-                # The end repeats what has grown; output was divided before.
+                # Only ends are sent: they contain what has grown, and output was split before.
                 if event[0] == protocol.ENDED:
                     yield self._sealed(reader, [_too_large(event, self._queue.url)])
 
@@ -169,16 +170,17 @@ class ReportSender:
         return message.seal(self._keys, reader.topic, self._clock.now())
 
     async def _until_done(self, call: Callable[[], Any]) -> None:
-        """The broker may be away: what was done is not to be lost for that."""
+        """Retry the call while the broker is unavailable, so that no result is lost."""
         try:
             await Tries(AWAY).retry_async(call, QueueUnavailable)
-        except LeaseLost:  # the message was delivered again: it will be seen to be settled
+        except LeaseLost:  # the message was redelivered; its attempt will turn out to be settled
             return
 
 
 def _too_large(event: Sequence[Any], url: str) -> Sequence[Any]:
-    """The end of an attempt whose report is larger than the queue takes: an error is cut, and a
-    success that cannot be reported is a failure."""
+    """Return the end of an attempt whose report exceeds the queue's limit.
+
+    An error message is truncated; a success that cannot be reported becomes a failure."""
     _, task, attempt, max_rss, cpu, *fields = event
     report = AttemptReport(task, attempt, *fields)
     report = report._replace(steps=(), foreach=None, splits=None, manifest=None, metadata=())

@@ -40,14 +40,16 @@ def _message_of(error: Exception) -> str:
     return str(error) if isinstance(error, AflowError) else f"{type(error).__name__}: {error}"
 
 
-LOOK = 10.0  # seconds after which it is looked again whether the run has ended
-LOOK_OF_LATE = 0.5  # the same, for what was with another worker before
+LOOK = 10.0  # seconds between checks whether the run has ended
+LOOK_OF_LATE = 0.5  # the same for messages that were delivered to another worker before
 
 
 class Site(NamedTuple):
-    """Where processes run: `worker` is its id, `slots` attempts go at a time, code is unpacked
-    below `folder`, and their reports go to the sender. `report` receives what takes long.
-    `admission` has the slots of the machine, for attempts that say what they need of it."""
+    """The environment of a worker's processes.
+
+    `worker` is the worker's id, `slots` the number of concurrent attempts, `folder` the directory
+    for unpacked code, and `sender` sends the reports. `report` receives a line for each slow
+    operation. `admission` manages the slots of the machine, for attempts that request resources."""
 
     worker: str
     slots: int
@@ -59,65 +61,65 @@ class Site(NamedTuple):
 
 
 class RunOver(AflowError):
-    """The run has ended: what is left of it is not to be run."""
+    """The run has ended: its remaining attempts must not run."""
 
 
 class WorkerHost(Protocol):
-    """The worker, as the processes of a run see it."""
+    """The worker, as used by the processes of a run."""
 
     def started(self, message: TaskMessage, task: int, attempt: int) -> None:
-        """An attempt has started: its heartbeat is due, and the coordinator is to be notified.
+        """Handle the start of an attempt: start its heartbeat, and notify the coordinator.
 
         Args:
-            message: The message that brought the attempt.
+            message: The message of the attempt.
             task: The number of the task within its run.
             attempt: The number of the attempt, from 0.
         """
 
     def ended(self, message: TaskMessage, report: AttemptReport, usage: Usage) -> None:
-        """An attempt has ended: its report is due, after which the message is acknowledged.
+        """Handle the end of an attempt: report it, then acknowledge the message.
 
         Args:
-            message: The message that brought the attempt.
-            report: How the attempt has ended.
+            message: The message of the attempt.
+            report: The result of the attempt.
             usage: Memory and CPU of the attempt.
         """
 
     def never_begun(self, held: Held) -> None:
-        """An attempt was cancelled before it started: its message is done.
+        """Handle an attempt that was cancelled before it started: acknowledge its message.
 
         Args:
             held: The attempt, its message and its lease.
         """
 
     def refused(self, held: Held, why: str) -> None:
-        """An attempt can never run: its run does not know it. The message is buried.
+        """Handle an attempt that can never run, since its run has no such step: bury the message.
 
         Args:
             held: The attempt, its message and its lease.
-            why: Why, in one sentence.
+            why: The reason, in one sentence.
         """
 
     def cannot_run(self, runtime: Runtime, why: str, only: tuple[int, int] | None = None) -> None:
-        """The run cannot be run here: others may be able to. `only` is the attempt that has shown
-        it, if it was not all of them.
+        """Handle a run, or one of its attempts, that cannot run on this machine: leave it to other
+        workers.
 
         Args:
-            runtime: The runtime of one run on this worker.
-            why: Why, in one sentence.
-            only: The one attempt that cannot run here; None for all of the run.
+            runtime: The runtime of the run on this worker.
+            why: The reason, in one sentence.
+            only: The attempt that cannot run here; None for the whole run.
         """
 
     def run_is_over(self, runtime: Runtime) -> None:
-        """The run has ended: its processes are stopped, and its messages removed.
+        """Handle the end of the run: stop its processes, and remove its messages.
 
         Args:
-            runtime: The runtime of one run on this worker.
+            runtime: The runtime of the run on this worker.
         """
 
 
 class Held:
-    """A lease and what it is for."""
+    """A leased message and its attempt."""
 
     __slots__ = ("active", "is_suspect", "lease", "message", "runtime", "since", "spec")
 
@@ -129,8 +131,8 @@ class Held:
         self.spec = spec
         self.runtime = runtime
         self.since = asyncio.get_running_loop().time()
-        self.active = False  # handed to the processes of its run
-        self.is_suspect = False  # it may kill its worker, and runs alone
+        self.active = False  # passed to the processes of its run
+        self.is_suspect = False  # it may crash the worker, so it runs alone
 
 
 class Runtime:
@@ -142,18 +144,18 @@ class Runtime:
         self._message = message
         self._waiting: list[Held] = []
         self._executor: ProcessExecutor | None = None
-        self._folder: Path | None = None  # of the run's code, which nobody sweeps meanwhile
+        self._folder: Path | None = None  # the run's code; locked against the removal of old code
         self._store: ObjectStore | None = None
         self._looked_at = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._start())  # noqa: TID251 -- awaited by `stop`
         self._is_retired = False
         self._isolation = "task"
-        self._job: Job  # and the rendezvous: there when the processes are
+        self._job: Job  # this and the next are set before the processes start
         self._rendezvous: Rendezvous
-        self._packaged: dict[Shipped, ProcessExecutor] = {}  # by their environment
+        self._packaged: dict[Shipped, ProcessExecutor] = {}  # by environment
         self._building: dict[Shipped, asyncio.Task[None]] = {}
         self._unbuilt: dict[Shipped, list[Held]] = {}  # attempts that wait for their environment
-        # Members of gangs that wait for member 0, and what waits.
+        # Members of gangs that wait for member 0, with the task that waits.
         self._meeting: dict[tuple[int, int], tuple[Held, asyncio.Task[None]]] = {}
 
     @property
@@ -163,13 +165,12 @@ class Runtime:
 
     @property
     def message(self) -> TaskMessage:
-        """The message that has named the run."""
+        """The message that created this runtime."""
         return self._message
 
     @property
     def in_hand(self) -> int:
-        """How many attempts its processes want to have: those that run many can take some more
-        than they run."""
+        """The number of attempts to lease; processes that run many attempts prefetch some."""
         slots = self._site.slots
         return slots if self._isolation == "task" else slots * 8
 
@@ -177,7 +178,7 @@ class Runtime:
         """Run the attempt as soon as the run's processes have started.
 
         Args:
-            held: The attempt, its message and its lease; queued while the processes start.
+            held: The attempt, its message and its lease; queued until the processes have started.
         """
         if self._executor is None:
             self._waiting.append(held)
@@ -185,7 +186,7 @@ class Runtime:
             self._launch(held, self._executor)
 
     def _lacking(self, held: Held) -> str | None:
-        """Why this machine could never run the attempt; None where it can."""
+        """Return why this machine can never run the attempt; None if it can."""
         admission = self._site.admission
         if admission is None or not held.spec.resources:
             return None
@@ -208,7 +209,7 @@ class Runtime:
         elif shipped is not None:
             self._launch_packaged(held, shipped)
         elif held.spec.step not in self._job.needs:
-            # Later: who launches does not expect the answer before launch has returned.
+            # Later: callers do not expect the result before `launch` has returned.
             unknown = f"{self.name} has no step {held.spec.step}."
             asyncio.get_running_loop().call_soon(self._host.refused, held, unknown)
         elif (why := other_python(held.spec.step, self._job.python)) is not None:
@@ -217,7 +218,7 @@ class Runtime:
             executor.launch(held.spec)
 
     async def _meet(self, held: Held, executor: ProcessExecutor) -> None:
-        """Run a member of a gang, as soon as it is known where member 0 is."""
+        """Run a member of a gang as soon as the address of member 0 is known."""
         attempt_key = (held.spec.task, held.spec.attempt)
         try:
             address = await gang_address(self._rendezvous, held.spec)
@@ -230,7 +231,7 @@ class Runtime:
         self._launch(held, executor)
 
     def _launch_packaged(self, held: Held, shipped: Shipped) -> None:
-        """Run the attempt in the environment of its step, as soon as that is there."""
+        """Run the attempt in the environment of its step as soon as that is built."""
         executor = self._packaged.get(shipped)
         if executor is not None:
             executor.launch(held.spec)
@@ -241,7 +242,8 @@ class Runtime:
             self._building[shipped] = asyncio.create_task(build)  # noqa: TID251 -- see `_stop`
 
     async def _build(self, shipped: Shipped) -> None:
-        """Build an environment, and run what waits for it; else leave that to others."""
+        """Build an environment and run the attempts that wait for it; leave them to other workers
+        if the build fails."""
         job, store = self._job, self._store
         assert store is not None, "it has been opened"
         steps = [name for name, each in job.environments.items() if each == shipped]
@@ -251,7 +253,7 @@ class Runtime:
             )
             executor = self._processes(job, built)
             await executor.start(job.context, self)
-        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
+        except Exception as error:  # noqa: BLE001 -- whatever the error, other workers may succeed
             del self._building[shipped]
             for each in self._unbuilt.pop(shipped, []):
                 attempt_key = (each.spec.task, each.spec.attempt)
@@ -262,7 +264,7 @@ class Runtime:
             executor.launch(each.spec)
 
     def cancel(self, task: int, attempt: int) -> None:
-        """Stop the attempt, also before there are processes."""
+        """Stop the attempt, even if it has not been passed to a process yet."""
         for waiting in (self._waiting, *self._unbuilt.values()):
             for held in [*waiting]:
                 if (held.spec.task, held.spec.attempt) == (task, attempt):
@@ -281,10 +283,10 @@ class Runtime:
         return found if self._executor is None else [self._executor, *found]
 
     def retire(self, then: Callable[[Runtime], object] = lambda _: None) -> None:
-        """Release the processes, which have nothing to do any more; `then` is called after that.
+        """Stop the processes, which are no longer needed, in the background.
 
         Args:
-            then: Called when it has ended.
+            then: Called when they have stopped.
         """
         self._is_retired = True
         self._task = asyncio.create_task(self._retire(self._task))  # noqa: TID251 -- see `stop`
@@ -295,12 +297,12 @@ class Runtime:
         await self._stop()
 
     async def stop(self) -> None:
-        """Interrupt what runs, and release the processes. May be called twice."""
+        """Interrupt running attempts and stop the processes. May be called twice."""
         await asyncio.wait([self._task])
         await self._stop()
 
     async def _stop(self) -> None:
-        # What builds has started ends by itself, and is kept for the next.
+        # Child processes of builds end by themselves; their results stay in the cache.
         ending = [*self._building.values(), *(each for _, each in self._meeting.values())]
         for each in ending:
             each.cancel()
@@ -318,7 +320,7 @@ class Runtime:
         except RunOver:
             self._host.run_is_over(self)
             return
-        except Exception as error:  # noqa: BLE001 -- whatever is wrong here, others may be able to
+        except Exception as error:  # noqa: BLE001 -- whatever the error, other workers may succeed
             self._host.cannot_run(self, _message_of(error))
             return
         waiting, self._waiting = self._waiting, []
@@ -326,12 +328,12 @@ class Runtime:
             self._launch(held, self._executor)
 
     async def is_over(self, lease: Lease) -> bool:
-        """Return whether the run has ended: a message may be older than the end of its run. The
-        datastore is asked only every few seconds; False in between.
+        """Return whether the run has ended, since a message may outlive its run.
+
+        The datastore is checked every few seconds; False in between.
 
         Args:
-            lease: The lease of a message of the run: one that was delivered before is checked
-                sooner.
+            lease: The lease of a message of the run; after a redelivery the check is due sooner.
         """
         now = asyncio.get_running_loop().time()
         due = LOOK_OF_LATE if lease.deliveries > 1 else LOOK
@@ -341,19 +343,19 @@ class Runtime:
         self._looked_at = now
         try:
             return await in_thread(is_over, store, self._message.flow, self._message.run)
-        except StorageError:  # then the attempt will say so, if it needs the store
+        except StorageError:  # the attempt will fail if it needs the datastore
             return False
 
     async def record_end(self, report: AttemptReport) -> None:
-        """Record in the store how an attempt that has not succeeded has ended.
+        """Record the end of an attempt that has not succeeded in the datastore.
 
         Args:
-            report: How the attempt has ended.
+            report: The result of the attempt.
 
         Raises:
-            StorageError: The datastore does not answer.
+            StorageError: If the datastore does not respond.
         """
-        if self._store is not None:  # else nothing of the run was begun here
+        if self._store is not None:  # otherwise no attempt of the run has started here
             message = self._message
             await in_thread(record_end, self._store, message.flow, message.run, report)
 
@@ -365,7 +367,8 @@ class Runtime:
         return executor
 
     def _processes(self, job: Job, built: Built | None = None) -> ProcessExecutor:
-        """Processes like this one, or of an environment."""
+        """Return an executor whose processes run in this interpreter, or in the given
+        environment."""
         return ProcessExecutor(
             job.needs,
             job.request if built is None else packaged(job.request, is_here=False),
@@ -373,13 +376,13 @@ class Runtime:
             self._site.clock,
             max_workers=self._site.slots,
             isolation=job.isolation,
-            # A run may have no step that is without an environment.
+            # All steps of a run may have environments.
             is_lazy=built is None and bool(job.environments),
             admission=self._site.admission,
         )
 
     def _fetched(self) -> Job:
-        """The description of the run, with its code in a folder of ours. Blocks."""
+        """Return the description of the run, with its code unpacked on this machine. Blocks."""
         message, below = self._message, self._site.folder
         store = self._store = open_store(message.store)
         if is_over(store, message.flow, message.run):
@@ -395,30 +398,30 @@ class Runtime:
         self._folder = folder
         return job
 
-    # ------------------------------------------------------------ what the processes say
+    # ------------------------------------------------------------ reports of the processes
 
     def handed(self, task: int, attempt: int, handle: str, host: str = "") -> None:
-        """Do nothing: the queue gives attempts of a lost machine to other workers."""
+        """Do nothing: the queue redelivers the attempts of a lost machine."""
 
     def started(self, task: int, attempt: int, pid: int | None, at: float) -> None:
-        """Report that an attempt runs."""
+        """Report that an attempt has started."""
         self._host.started(self._message, task, attempt)
         self._site.sender.add(self._message, (protocol.STARTED, task, attempt, pid, at))
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """Report what an attempt has written."""
+        """Report the output of an attempt."""
         event = (protocol.LOGGED, task, attempt, stream, at, chunk)
         self._site.sender.add(self._message, event)
 
     def grown(self, task: int, attempt: int, count: int, manifest: bytes) -> None:
-        """Report how many items of its foreach an attempt has so far."""
+        """Report the number of foreach items of an attempt so far."""
         event = (protocol.GROWN, task, attempt, count, manifest)
         self._site.sender.add(self._message, event)
 
     def ended(self, report: AttemptReport, usage: Usage) -> None:
         """Report that an attempt has ended."""
         if self._is_retired:
-            return  # it was given to others
+            return  # the attempt was left to other workers
         if report.unreached:
             self._host.cannot_run(self, report.reason, (report.task, report.attempt))
         else:

@@ -1,10 +1,10 @@
-"""The operations of the S3 client, as coroutines on one connection. The public clients are in
-client.py.
+"""The operations of the S3 client, as coroutines on one connection; client.py has the public
+classes.
 
 Many objects are transferred concurrently, up to `Settings.s3_workers`, and large ones in parts
-(aflow/storage/s3.py). Downloads are written to disk as they arrive, and only a few large uploads are read
-from disk at a time, so that memory use does not grow with the data. Requests with transient errors
-are retried.
+(aflow/storage/s3.py). Downloads are written to disk as they arrive, and only a few large uploads
+are read from disk at a time, so that memory use does not grow with the data. Requests with
+transient errors are retried.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ class News:
 def remove_empty_output() -> None:
     """Remove the output file of this job if it is empty; a wide array would leave one per
     member."""
-    if DESCRIPTORS is None:  # no /proc/self/fd or /dev/fd
+    if DESCRIPTORS is None:  # without /proc
         return
     try:
         path = os.readlink(f"{DESCRIPTORS}/2")

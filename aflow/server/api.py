@@ -129,14 +129,14 @@ class RunRoutes:
         self._streams.close()
 
     async def alive(self, _: web.Request) -> web.StreamResponse:
-        """Check that the process answers."""
+        """Check that the process responds."""
         return web.json_response({"status": "alive"})
 
     async def ready(self, _: web.Request) -> web.StreamResponse:
         """Check that the server accepts runs.
 
-        The metadata answers within three seconds, the datastore's disk has room, and the server is
-        not shutting down; otherwise 503."""
+        It is ready if the metadata respond within three seconds, the disk of the datastore has free
+        space, and the server is not shutting down; otherwise the status is 503."""
         if self._runs.is_closed:
             raise CoordinatorClosed("The server is being stopped.")
         # All probes share one check: a check that waits for an unresponsive database occupies a
@@ -170,7 +170,7 @@ class RunRoutes:
     async def add_package(self, request: web.Request) -> web.StreamResponse:
         """Upload a code package.
 
-        The body is a tar archive. The response has its key, which POST /v1/runs takes."""
+        The body is a tar archive. The response contains its key, which POST /v1/runs takes."""
         check_type(request, "application/x-tar")
         async with self._uploads:
             data = await body_of(request, _LARGEST_PACKAGE)
@@ -184,7 +184,7 @@ class RunRoutes:
     async def add_run(self, request: web.Request) -> web.StreamResponse:
         """Start a run.
 
-        The response comes when the run is recorded; it does not wait for the end of the run."""
+        The response is sent once the run is recorded, without waiting for its end."""
         return await started(self._runs.begin(order_of(fields_of(await json_of(request)))))
 
     async def list_runs(self, request: web.Request) -> web.StreamResponse:
@@ -198,7 +198,7 @@ class RunRoutes:
     async def show_run(self, request: web.Request) -> web.StreamResponse:
         """Show a run and the progress of its steps.
 
-        With `wait` the response comes when the run has ended, or after that many seconds."""
+        With `wait`, the response is sent when the run has ended, or after that many seconds."""
         flow, run = named_run(request)
         if "wait" in request.query:
             seconds = number_of(request, "wait", 0, LONGEST_WAIT)

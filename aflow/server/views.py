@@ -1,8 +1,8 @@
-"""What the pages of the web UI show, read from the metadata and the datastore as plain values.
+"""Reads the data of the web UI's pages from the metadata and the datastore, as plain values.
 
-All calls block; each is bounded in time and size, whatever a run holds: counts are kept by commits,
-tasks come in columns or in pages, artifacts as the previews in their manifests. Nothing is
-unpickled.
+All calls block. Each is limited in time and size for runs of any size: task counts are maintained
+by commits, tasks are read as columns or in pages, and artifacts as the previews in their manifests.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ if TYPE_CHECKING:
     from aflow.storage.base import ObjectStore
     from aflow.storage.cards import StoredCard
 
-_LOOKED_AT = 5_000  # runs that one request looks at, where the metadata cannot filter alone
+_LOOKED_AT = 5_000  # runs that one request reads if the metadata store cannot filter them
 _PAGE = 200
-_PATIENCE = 0.025  # seconds after which a request looks at no more runs
+_PATIENCE = 0.025  # seconds after which a request reads no more runs
 _RECENT = 100  # runs of a flow whose durations are shown
 _GRID = 30  # runs of a flow whose steps are shown
-_NAMED = 20  # tasks that are named where many share one line
-_LATEST = 10  # runs whose artifacts are completed however long that takes
-_SHORTEST = 2  # characters of a name that is completed beside those of flows
-_FAILED = 5  # failed tasks whose errors stand in the overview of a run
-_SEARCHED = 200_000  # lines that one request of a log looks at
+_NAMED = 20  # tasks that are listed if many share one line
+_LATEST = 10  # runs whose artifacts are always completed, regardless of _PATIENCE
+_SHORTEST = 2  # characters from which tags and artifacts are completed, too
+_FAILED = 5  # failed tasks whose errors are in the overview of a run
+_SEARCHED = 200_000  # log lines that one request reads
 _SAMPLED = 3  # tasks of a step whose artifacts are listed
-_LARGEST_FILE = 1 << 20  # bytes of a file of code that is shown
+_LARGEST_FILE = 1 << 20  # bytes of a source file that is shown
 _LARGEST_VALUE = 64 << 20  # bytes of an artifact that can be downloaded
 _COMPARED = 5
 _NO_FIGURES = StepFigures(median=None, p95=None, longest=None, wait=None, retried=0, reused=0)
-_SHAPE = ("shape", "dtype", "len", "min", "max")  # of a preview, in a text of one line
-# Fields of records that the API gives under their own names.
+_SHAPE = ("shape", "dtype", "len", "min", "max")  # of a preview, in its one-line text
+# Fields of records that have the same names in the API.
 _OF_RUN = ("flow", "run", "state", "user", "created_at", "finished_at", "tags", "reason")
 _OF_ATTEMPT = (
     *("attempt", "state", "started_at", "finished_at", "reason"),
@@ -79,7 +79,7 @@ _LITERALS = frozenset({"int", "float", "str", "bool"})
 
 
 class Views:
-    """Reads what pages show. Safe from many threads."""
+    """Reads the data of pages. Thread-safe."""
 
     def __init__(self, metadata: MetadataStore, clock: Clock) -> None:
         self._metadata = metadata
@@ -90,24 +90,26 @@ class Views:
     # ------------------------------------------------------------ runs
 
     def run(self, flow: str, run: str) -> RunRecord:
-        """The record of a run. Raises NotFound."""
+        """Return the record of a run. Raises NotFound."""
         record = self._metadata.run(flow, run)
         if record is None:
             raise NotFound(f"There is no run {flow}/{run}.")
         return record
 
     def runs(self, which: RunFilter, cursor: str | None, limit: int) -> dict[str, Any]:
-        """Return the newest runs that are meant, after a cursor that an earlier page gave. A page
-        may be shorter than `limit` though there are more: one request looks at a bounded number of
-        runs.
+        """Return a page of the runs that match a filter, newest first, and the cursor of the next
+        page.
+
+        A page may be shorter than `limit` although more runs follow, because one request reads a
+        limited number of runs.
 
         Args:
-            which: Which runs are asked for.
-            cursor: The cursor that an earlier page gave; None for the first page.
-            limit: The size of the page.
+            which: The filter.
+            cursor: The cursor of the previous page; None for the first page.
+            limit: The maximum size of the page.
 
         Raises:
-            InvalidInput: The cursor was not given by an earlier page.
+            InvalidInput: If the cursor is malformed.
         """
         found, cursor = self.records(which, cursor, limit)
         return {"runs": [self.summary(run) for run in found], "cursor": cursor}
@@ -115,15 +117,15 @@ class Views:
     def records(
         self, which: RunFilter, cursor: str | None, limit: int
     ) -> tuple[list[RunRecord], str | None]:
-        """Return the records of such a page, and its cursor.
+        """Return the run records of a page of `runs`, and the cursor of the next page.
 
         Args:
-            which: Which runs are asked for.
-            cursor: The cursor that an earlier page gave; None for the first page.
-            limit: The size of the page.
+            which: The filter.
+            cursor: The cursor of the previous page; None for the first page.
+            limit: The maximum size of the page.
 
         Raises:
-            InvalidInput: The cursor was not given by an earlier page.
+            InvalidInput: If the cursor is malformed.
         """
         after = None if cursor is None else position(cursor)
         if which.run is not None:
@@ -132,8 +134,7 @@ class Views:
         found: list[RunRecord] = []
         looked_at = 0
         while looked_at < _LOOKED_AT and self._clock.monotonic() <= give_up_at:
-            # The metadata give only runs that are meant, or a page of which most may be left out
-            # here.
+            # If the metadata store evaluates only a part of the filter, read more runs than needed.
             size = limit - len(found) if which.is_indexed else _PAGE
             page = self._metadata.runs(
                 which.flow,
@@ -150,7 +151,7 @@ class Views:
                 looked_at += 1
                 if self._matches(record, which):
                     found.append(record)
-                # The cursor goes on after the last run that was looked at, though the page may be
+                # The next page continues after the last run that was read, even if this page is
                 # short.
                 if len(found) == limit or (
                     not which.is_indexed and self._clock.monotonic() > give_up_at
@@ -161,7 +162,7 @@ class Views:
         return found, cursor
 
     def _named(self, which: RunFilter) -> list[RunRecord]:
-        """The runs of this id, of which a flow has one at most."""
+        """Return the runs with the id of the filter: at most one per flow."""
         flows = [which.flow] if which.flow else [name for name, _ in self._metadata.flows()]
         records = [self._metadata.run(flow, which.run or "") for flow in flows[:_LOOKED_AT]]
         meant = [
@@ -183,7 +184,7 @@ class Views:
         return not which.artifacts or set(which.artifacts) <= self._artifact_names(run)
 
     def _artifact_names(self, run: RunRecord) -> set[str]:
-        """The names of the artifacts that the steps of a run have left, each by its first task."""
+        """Return the names of the artifacts of a run, from the first task of each step."""
         names: set[str] = set()
         for step in self._metadata.progress(run.key):
             for view in self._metadata.tasks(run.key, step=step.step, limit=1):
@@ -191,11 +192,11 @@ class Views:
         return names
 
     def summary(self, run: RunRecord) -> dict[str, Any]:
-        """Return a run as lists show it: with the number of its tasks in each state and its
-        parameters.
+        """Return a run as shown in lists: with its parameters and the number of tasks in each
+        state.
 
         Args:
-            run: The run to show.
+            run: The run.
         """
         counts: Counter[TaskState] = Counter()
         for step in self._metadata.progress(run.key):
@@ -210,7 +211,7 @@ class Views:
         }
 
     def _parameters(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Name, type, short text and default of every parameter."""
+        """Return name, type, short text and default of each parameter."""
         names = run.settings.get("parameters") or []
         values = self._defined(run).artifacts if names else {}
         return [
@@ -225,18 +226,18 @@ class Views:
         ]
 
     def _defined(self, run: RunRecord) -> Manifest:
-        """Parameters, configs and constants of the class, as the run began with them."""
+        """Return the parameters, configs and class constants with which the run started."""
         found = self._metadata.manifests(run.key, [int(PARAMETERS_TASK)])
         return _decoded(found[int(PARAMETERS_TASK)]) if found else Manifest()
 
     # ------------------------------------------------------------ one run
 
     def overview(self, run: RunRecord) -> dict[str, Any]:
-        """Return a run whole: its graph with places, the figures of its steps, parameters, configs,
-        code, and what has failed first.
+        """Return the overview of a run: its graph with a layout, statistics of its steps,
+        parameters, configs, code, and the latest failed tasks.
 
         Args:
-            run: The run to show.
+            run: The run.
         """
         graph = _graph_of(run)
         facts = run.settings.get("code") or {}
@@ -253,7 +254,7 @@ class Views:
                 if name in run.settings
             },
             "typed_parameters": parameters,
-            # Configs, and constants of the class.
+            # Configs and class constants.
             "constants": [
                 each for each in _public(self._defined(run)) if each["name"] not in names
             ],
@@ -265,14 +266,14 @@ class Views:
         }
 
     def parameters_again(self, run: RunRecord, changed: dict[str, Any]) -> dict[str, Any]:
-        """Return the parameters of a run, with other values for some.
+        """Return the parameters of a run, some of them changed, to run it again.
 
         Args:
-            run: The run whose values are taken.
-            changed: The values that replace those of the run, by name.
+            run: The run.
+            changed: The new values, by name.
 
         Raises:
-            InvalidInput: A parameter has no new value, and its recorded one is not a plain one.
+            InvalidInput: If an unchanged parameter is not a recorded plain value.
         """
         values = {}
         for each in self._parameters(run):
@@ -325,19 +326,19 @@ class Views:
         """Return the tasks of a run as columns; see `server.columns`.
 
         Args:
-            run: The run to show.
-            since: The version of the run that the client has; None for nothing.
+            run: The run.
+            since: The version that the client already has; None for none.
         """
         return self._columns.read(run, since)
 
     def trace(self, run: RunRecord) -> Iterator[str]:
-        """Return a trace of when each task of a run ran, for Perfetto: text in pieces.
+        """Return a trace of the tasks of a run for Perfetto, as pieces of text.
 
         Args:
-            run: The run to show.
+            run: The run.
         """
         with self._columns.fresh(run) as columns:
-            copied = columns.copy()  # the client may take long to read all of it
+            copied = columns.copy()  # releases the lock: the client may be slow
         return copied.trace(f"{run.flow}/{run.run}", self._clock.now())
 
     def tasks(
@@ -349,15 +350,15 @@ class Views:
         offset: int,
         limit: int,
     ) -> dict[str, Any]:
-        """Return a page of tasks, sorted and filtered: how many there are in all, and these.
+        """Return a page of tasks, sorted and filtered, with the total number of matching tasks.
 
         Args:
-            run: The run to show.
+            run: The run.
             step: The name of the step; None for all steps.
             state: The state of the tasks; None for all.
             sort: `task`, `started`, `duration` or `wait`, with `-` before it for the largest first.
-            offset: How many to leave out before the first.
-            limit: The size of the page.
+            offset: The number of tasks before the page.
+            limit: The maximum size of the page.
         """
         with self._columns.fresh(run) as columns:
             total, numbers = columns.page(step, state, sort, offset, limit)
@@ -366,10 +367,10 @@ class Views:
         return {"total": total, "tasks": rows}
 
     def artifacts(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Return, step by step, the artifacts that the first tasks have left, without private ones.
+        """Return the public artifacts of the first tasks of each step.
 
         Args:
-            run: The run to show.
+            run: The run.
         """
         found = []
         for step in self._metadata.progress(run.key):
@@ -386,11 +387,11 @@ class Views:
         return found
 
     def explain(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Return why each task ran, or was reused. Tasks of a step with the same reason share one
-        entry, with the numbers of some of them.
+        """Return why tasks ran or were reused. Tasks of a step with the same reason share one
+        entry, which lists some of their numbers.
 
         Args:
-            run: The run to explain; its manifests are read from the datastore.
+            run: The run; its manifests are read from the datastore.
         """
         grouped: dict[tuple[str, str], list[int]] = {}
         for each in explain(self._metadata, BlobStore(self._store(run)), run):
@@ -403,14 +404,14 @@ class Views:
     # ------------------------------------------------------------ one task
 
     def task(self, run: RunRecord, task: int) -> dict[str, Any]:
-        """Return a task: its attempts, facts, inputs, artifacts, and its cards.
+        """Return a task with its attempts, metadata, inputs, artifacts and cards.
 
         Args:
             run: The run that the task belongs to.
             task: The number of the task within its run.
 
         Raises:
-            NotFound: The run has no such task.
+            NotFound: If the run has no such task.
         """
         view = self._view(run, task)
         manifest = _manifest_of(view)
@@ -458,10 +459,10 @@ class Views:
         return view
 
     def _inputs(self, run: RunRecord, view: TaskView) -> dict[str, Any]:
-        """The tasks that a task has as its inputs, some of them where there are many."""
+        """Return the input tasks of a task: their number, and some of them if there are many."""
         try:
             decoded = decode_inputs(view.task.inputs)
-        except MetadataError:  # the rest of the page is shown
+        except MetadataError:  # show the rest of the page
             decoded = None
         match decoded:
             case FromTask(task):
@@ -482,10 +483,10 @@ class Views:
         return cards.listed(self._store(run), folder)
 
     def cards(self, run: RunRecord) -> list[dict[str, Any]]:
-        """Return the cards of a run, by task.
+        """Return the cards of a run, ordered by task.
 
         Args:
-            run: The run to show.
+            run: The run.
         """
         found = []
         for card in cards.listed(self._store(run), cards.prefix(run.flow, run.run)):
@@ -494,16 +495,16 @@ class Views:
         return sorted(found, key=lambda each: each["task"])
 
     def card(self, run: RunRecord, task: int, name: str) -> bytes:
-        """Return the page of a card, as HTML.
+        """Return the HTML page of a card.
 
         Args:
             run: The run that the task belongs to.
             task: The number of the task within its run.
-            name: The name, as `cards` gave it.
+            name: The name of the card, from `cards`.
 
         Raises:
-            NotFound: The task has no such card.
-            CorruptBlob: The page is not the one that was stored.
+            NotFound: If the task has no such card.
+            CorruptBlob: If the page does not match its hash.
         """
         view = self._view(run, task)
         card = next((each for each in self._cards(run, view) if _base_of(each) == name), None)
@@ -521,12 +522,12 @@ class Views:
         Args:
             run: The run that the task belongs to.
             task: The number of the task within its run.
-            name: The name of the artifact, private or not.
+            name: The name of the artifact, public or private.
 
         Raises:
-            NotFound: The task has not left it.
-            StorageError: The manifest or the artifact is damaged.
-            InvalidInput: It is too large, or consists of several parts.
+            NotFound: If the task has no such artifact.
+            StorageError: If the manifest or the artifact is damaged.
+            InvalidInput: If the artifact is too large, or consists of several parts.
         """
         view = self._view(run, task)
         if (damage := _damage(view)) is not None:
@@ -543,7 +544,7 @@ class Views:
             return entry.inline
         key, store = entry.blobs[0][0], self._store(run)
         if run.settings.get("metaflow"):
-            # Metaflow's file of a value: compressed, and its size is not always recorded.
+            # Metaflow's files of values are compressed, and their sizes are not always recorded.
             if (store.size(key) or 0) > _LARGEST_VALUE:
                 raise InvalidInput(f"{name} is too large to be downloaded here.")
             return gunzipped(store.get(key), key, _LARGEST_VALUE)
@@ -561,20 +562,20 @@ class Views:
         search: str = "",
         tail: int = 0,
     ) -> dict[str, Any]:
-        """Return a page of the lines that the tasks of a run, of a step or one task have printed,
-        after a position; with `search` those that hold the text, in any case of letters; with
-        `tail` the last ones alone, `skipped` being how many stand before them. `next` is the
-        position to go on from, `end` whether that was all for now. A search looks at a bounded
-        number of lines.
+        """Return a page of the output of a run, a step or a task.
 
+        `next` is the position at which the next page starts, `end` whether there are no more lines
+        at present. With `search`, only matching lines are returned, and a limited number of lines
+        is read. With `tail`, only the last lines are returned, and `skipped` is the number of lines
+        before them.
         Args:
-            run: The run whose output is read.
+            run: The run.
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
-            after: The position that an earlier page gave as `next`; "" for the beginning.
-            limit: How many lines at most.
-            search: The text that lines have to hold, in any case of letters; empty for all lines.
-            tail: How many lines from the end; 0 for all.
+            after: The position `next` of the previous page; empty for the start.
+            limit: The maximum number of lines; ignored with `tail`.
+            search: The text that lines must contain, ignoring case; empty for all lines.
+            tail: The number of lines at the end to return; 0 for a page from `after` on.
         """
         log_tail = self.log_tail(run, step, task, after)
         pattern, looked_at, matching = search.lower(), 0, 0
@@ -593,26 +594,26 @@ class Views:
         return {**page, "skipped": matching - len(lines)} if tail else page
 
     def log_tail(self, run: RunRecord, step: str | None, task: int | None, after: str) -> LogTail:
-        """Return the logs of a run, of a step or of a task, to be followed.
+        """Return a reader that follows the logs of a run, a step or a task.
 
         Args:
-            run: The run; its settings say in which datastore the logs are.
+            run: The run; its settings name the datastore with the logs.
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
-            after: The position after which to begin; empty for the start.
+            after: The position after which to start; empty for the start.
 
         Raises:
-            NotFound: The record of the run does not say where its data are.
-            InvalidInput: The position in `after` is malformed.
+            NotFound: If the record of the run does not name its datastore.
+            InvalidInput: If `after` is malformed.
         """
         return LogTail(self._metadata, self._store(run), run, step, task, after)
 
     def log_text(self, run: RunRecord, step: str | None, task: int | None) -> Iterator[bytes]:
-        """Return the whole output as text, a piece at a time: one task plain, several with the task
-        before each line.
+        """Return the complete output as pieces of text: plain lines for one task, else each line
+        with its task as a prefix.
 
         Args:
-            run: The run whose output is read.
+            run: The run.
             step: The name of the step; None for all steps.
             task: The number of the task; None for all.
         """
@@ -633,11 +634,11 @@ class Views:
     # ------------------------------------------------------------ code
 
     def code(self, run: RunRecord, against: RunRecord | None) -> dict[str, Any]:
-        """Return the files of a run's code package and, with another run, what differs from its.
+        """Return the files of a run's code package and, if there is another run, the differences.
 
         Args:
-            run: The run whose code package is read.
-            against: The run to compare with; None for none.
+            run: The run.
+            against: The run to compare with, or None.
         """
         files = self._files(run)
         answer: dict[str, Any] = {
@@ -693,7 +694,7 @@ class Views:
     # ------------------------------------------------------------ flows
 
     def flows(self) -> list[dict[str, Any]]:
-        """All flows, newest first, each with its latest run."""
+        """Return all flows, newest first, each with its latest run."""
         found = []
         for name, created_at in self._metadata.flows():
             latest = self._metadata.runs(name, limit=1)
@@ -707,13 +708,13 @@ class Views:
         return found
 
     def flow(self, name: str) -> dict[str, Any]:
-        """Return a flow: its latest runs and how long they took, and of some of them each step.
+        """Return a flow with its latest runs and, for some of them, the duration of each step.
 
         Args:
             name: The name of the flow.
 
         Raises:
-            NotFound: The flow has no runs.
+            NotFound: If the flow has no runs.
         """
         runs = self._metadata.runs(name, limit=_RECENT)
         if not runs:
@@ -743,14 +744,14 @@ class Views:
     # ------------------------------------------------------------ compare
 
     def compare(self, runs: Sequence[RunRecord]) -> dict[str, Any]:
-        """Return two to five runs side by side: parameters, configs, tags, code, artifacts by
-        digest and durations by step. Each row says whether the runs differ in it.
+        """Return a comparison of two to five runs: rows of parameters, configs, tags, code, digests
+        of artifacts and durations of steps, each with a flag whether the runs differ.
 
         Args:
-            runs: The records of the runs, two to five.
+            runs: The records of two to five runs.
 
         Raises:
-            InvalidInput: There are fewer or more runs.
+            InvalidInput: If there are fewer or more runs.
         """
         if not 2 <= len(runs) <= _COMPARED:
             raise InvalidInput(f"2 to {_COMPARED} runs can be compared, not {len(runs)}.")
@@ -762,7 +763,7 @@ class Views:
             rows.append({"section": section, "name": name, "values": values, "differ": differ})
 
         def add_values(section: str, name: str, found: list[dict[str, Any] | None]) -> None:
-            """Add a row of artifacts, which differ where their digests do."""
+            """Add a row of artifacts, which are compared by digest."""
             add(section, name, [e and e["text"] for e in found], [e and e["digest"] for e in found])
             rows[-1]["previews"] = [e and e["preview"] for e in found]
 
@@ -792,7 +793,7 @@ class Views:
         return {"runs": [_listed(run) for run in runs], "rows": rows}
 
     def _left(self, run: RunRecord) -> dict[str, dict[str, Any]]:
-        """The artifacts of steps with one task, as step.name."""
+        """Return the artifacts of all steps with a single task, by `step.name`."""
         found = {}
         for step in self.artifacts(run):
             if step["count"] == 1:
@@ -801,12 +802,12 @@ class Views:
         return found
 
     def suggest(self, prefix: str) -> list[dict[str, str]]:
-        """Return what a search box completes: flows, their runs, the steps of these and the
-        artifacts of these, by how they begin; tags and artifacts of the latest runs; after `tag:`,
-        `user:` and `artifact:` those alone.
+        """Return completions for a search box: flows, their runs, the steps of a run and their
+        artifacts, by prefix; tags and artifacts of the latest runs. After `tag:`, `user:` or
+        `artifact:`, only names of that kind.
 
         Args:
-            prefix: What was typed so far.
+            prefix: The text typed so far.
         """
         word, colon, begun = prefix.partition(":")
         if colon and word in ("tag", "user", "artifact"):
@@ -835,7 +836,8 @@ class Views:
         ][:_NAMED]
 
     def _parts_of(self, run: RunRecord, begun: str) -> list[dict[str, str]]:
-        """The steps of a run, or after `step/` the artifacts of the step, that begin so."""
+        """Return the steps of a run that match a prefix or, after `step/`, the artifacts of the
+        step."""
         path = f"{run.flow}/{run.run}"
         step, slash, name = begun.partition("/")
         if not slash:
@@ -851,8 +853,8 @@ class Views:
     def _latest_named(
         self, word: str, begun: str, latest: Sequence[RunRecord]
     ) -> list[dict[str, str]]:
-        """Tags, users or artifacts of the latest runs that begin so. Artifacts are read from
-        manifests, as long as that may take."""
+        """Return tags, users or artifacts of the latest runs that match a prefix. Reading artifacts
+        from manifests is limited in time."""
         give_up_at = self._clock.monotonic() + _PATIENCE
         known: dict[str, None] = {}
         for number, run in enumerate(latest):
@@ -883,11 +885,11 @@ class Views:
 
 
 def source_of(run: RunRecord) -> dict[str, Any]:
-    """Return where a run is from: what has recorded it, and, of one of Metaflow's, the place where
-    that is read. Such a run is shown, and never changed.
+    """Return the origin of a run: the program that recorded it and, for Metaflow, the place of its
+    records. Metaflow's runs are read-only.
 
     Args:
-        run: The run; its key says whether it is one of Metaflow's.
+        run: The run; its key shows whether Metaflow recorded it.
     """
     place = run.settings.get("metaflow")
     return {
@@ -898,11 +900,11 @@ def source_of(run: RunRecord) -> dict[str, Any]:
 
 
 def default_of(run: RunRecord, name: str) -> str | None:
-    """Return the default of a parameter as a short text; None where it was not recorded: it is not
-    a plain value, or the run is an older one.
+    """Return the default of a parameter as a short text; None if it was not recorded, because it is
+    not a plain value or the run is too old.
 
     Args:
-        run: The run, whose settings keep the defaults.
+        run: The run; its settings contain the defaults.
         name: The name of the parameter.
     """
     defaults = run.settings.get("defaults")
@@ -914,13 +916,13 @@ def plain_run(run: RunRecord) -> dict[str, Any]:
     """Return a run in the JSON form of the API.
 
     Args:
-        run: The run to show.
+        run: The run.
     """
     return {**source_of(run), **{name: getattr(run, name) for name in _OF_RUN}}
 
 
 def _listed(run: RunRecord) -> dict[str, Any]:
-    """The same, with the last sign of life of its coordinator."""
+    """Return a run in the JSON form of lists: with the last heartbeat of its coordinator."""
     return {**plain_run(run), "heartbeat_at": run.heartbeat_at}
 
 
@@ -928,7 +930,7 @@ def plain_task(view: TaskView) -> dict[str, Any]:
     """Return a task in the JSON form of the API.
 
     Args:
-        view: The task with its latest attempt, of which no manifest is needed.
+        view: The task with its latest attempt; the manifest is not used.
     """
     last = view.attempt
     return {
@@ -960,7 +962,7 @@ def plain_line(line: TaskLine) -> dict[str, Any]:
     """Return a line of a log in the JSON form of the API.
 
     Args:
-        line: The line; bytes that are not UTF-8 are replaced.
+        line: The line; invalid UTF-8 is replaced.
     """
     return {**line._asdict(), "text": line.text.decode("utf-8", "replace")}
 
@@ -970,7 +972,7 @@ def _card_json(card: StoredCard) -> dict[str, str]:
 
 
 def _base_of(card: StoredCard) -> str:
-    """The name of a card in the API."""
+    """Return the name of a card in the API."""
     return card.name.rpartition("/")[2].removesuffix(".html")
 
 
@@ -980,7 +982,7 @@ def _manifest_of(view: TaskView) -> Manifest:
 
 
 def _damage(view: TaskView) -> str | None:
-    """Why what a task has left cannot be shown, in a sentence; None where it can."""
+    """Return a sentence why the artifacts of a task cannot be shown; None if they can."""
     data = view.attempt.manifest if view.attempt is not None else None
     try:
         if data:
@@ -993,12 +995,12 @@ def _damage(view: TaskView) -> str | None:
 def _decoded(data: bytes) -> Manifest:
     try:
         return Manifest.decode(data)
-    except AflowError:  # a damaged record must not keep the page of a run from being shown
+    except AflowError:  # a damaged record must not break the page of the run
         return Manifest()
 
 
 def _public(manifest: Manifest) -> list[dict[str, Any]]:
-    """The artifacts that are not private, by name."""
+    """Return the public artifacts, by name."""
     named = sorted(manifest.artifacts.items())
     return [_artifact(name, entry) for name, entry in named if not name.startswith("_")]
 
@@ -1043,33 +1045,33 @@ def _text_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
         return data.decode()
     except UnicodeDecodeError:
         with suppress(UnicodeDecodeError, SyntaxError):
-            if member.name.endswith(".py"):  # which may declare another encoding
+            if member.name.endswith(".py"):  # may declare another encoding
                 return decode_source(data)
         return f"({member.size} bytes that are not text)"
 
 
 def cursor_after(run: RunRecord) -> str:
-    """Return the cursor of a list of runs that goes on after a run.
+    """Return the cursor for a page of runs that starts after a run.
 
     Args:
-        run: The last run that was looked at.
+        run: The last run that was read.
     """
     return f"{run.created_at!r}_{run.key}"
 
 
 def position(cursor: str) -> tuple[float, int]:
-    """Return the time and the key in a cursor of a list of runs.
+    """Return the creation time and the key of the run in a cursor.
 
     Args:
-        cursor: The cursor that an earlier page gave.
+        cursor: The cursor of a page of runs.
 
     Raises:
-        InvalidInput: It is not such a cursor.
+        InvalidInput: If the cursor is malformed.
     """
     at, _, key = cursor.partition("_")
     try:
         found = float(at), int(key)
-        # Numbers that no run has are not put into a query: databases take none as long as these.
+        # Databases reject numbers outside of their range.
         if not (0 <= found[0] <= LATEST and 0 <= found[1] < 1 << 63):
             raise ValueError(cursor)
     except ValueError as error:
@@ -1078,7 +1080,7 @@ def position(cursor: str) -> tuple[float, int]:
 
 
 def _graph_of(run: RunRecord) -> Graph | None:
-    """The graph of a run; None where there is none, or it is damaged."""
+    """Return the graph of a run; None if it is missing or damaged."""
     try:
         graph = Graph.from_dict(run.graph) if run.graph else None
         return None if graph is None or not graph.levels() else graph
@@ -1087,7 +1089,7 @@ def _graph_of(run: RunRecord) -> Graph | None:
 
 
 def _layout(graph: Graph) -> dict[str, Any]:
-    """The nodes of a graph with places: each in the row below those that lead to it."""
+    """Return the nodes of a graph with coordinates: each is in a row below its predecessors."""
     levels = graph.levels()
     widest = max(map(len, levels))
     nodes = []

@@ -1,1 +1,1 @@
-"""The metadata service: what Metaflow's clients register over HTTP, stored and listed."""
+"""The metadata service: an implementation of the HTTP API that Metaflow's clients use."""

@@ -1,6 +1,6 @@
-"""aflow's own runs in the form of Metaflow's: beside those that are registered.
+"""aflow's own runs in the form of Metaflow's service, merged with the registered runs.
 
-The tasks of a run are read as far as they are listed.
+The tasks of a run are read lazily.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from aflow.server.metaflow.database import Row, Transaction
     from aflow.storage.base import ObjectStore
 
-# Rows of aflow's own records, by key, alone or with those of a listing of what is registered.
+# Rows of aflow's own records, ordered by key, alone or merged with registered rows.
 
 
 PER_TASK = 10_000
@@ -44,7 +44,7 @@ PER_TASK = 10_000
 
 
 class Own(NamedTuple):
-    """A row of ours; the first field is its key, as in rows of the database."""
+    """A row of aflow's own records; the first field is its key, as in rows of the database."""
 
     key: Any
     fields: Any
@@ -52,34 +52,34 @@ class Own(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows in the order of their keys. `read(key, newest_first)` yields them from about this key
-    on (None: all of them); those on the wrong side of it are left out here."""
+    """Rows ordered by key. `read(key, newest_first)` yields rows starting near the key (None: all
+    rows); rows on the wrong side of the key are skipped here."""
 
     read: Callable[[Any, bool], Iterable[Own]]
 
     def before(self, key: Any, limit: int) -> Iterable[Own]:
-        """Return the rows below the key, the greatest first.
+        """Return the rows below a key, in descending order.
 
         Args:
-            key: The key to begin below; None for all rows.
-            limit: How many rows at most.
+            key: The exclusive upper bound; None for all rows.
+            limit: The maximum number of rows.
         """
         rows = self.read(key, True)
         return islice((each for each in rows if key is None or each.key < key), limit)
 
     def after(self, key: Any, limit: int) -> Iterable[Own]:
-        """Return the rows above the key, the smallest first.
+        """Return the rows above a key, in ascending order.
 
         Args:
-            key: The key to begin above; None for all rows.
-            limit: How many rows at most.
+            key: The exclusive lower bound; None for all rows.
+            limit: The maximum number of rows.
         """
         rows = self.read(key, False)
         return islice((each for each in rows if key is None or each.key > key), limit)
 
 
 def few_rows(rows: Iterable[Own]) -> Rows:
-    """Return rows that are all there.
+    """Return rows that are all in memory.
 
     Args:
         rows: The rows, in any order.
@@ -96,15 +96,15 @@ def task_rows(
     passes: Callable[[Any], bool],
     light: bool = True,
 ) -> Rows:
-    """Return the rows of the tasks of a run, which are read as far as they are needed.
+    """Return the rows of the tasks of a run, which are read lazily.
 
     Args:
-        store: The metadata store that has the run.
+        store: The metadata store of the run.
         run: The run.
         step: The name of the step; None for all steps.
-        fields_of: Returns the fields of the rows of a task: at most PER_TASK of them.
-        passes: Whether a row with these fields is one of those that are asked for.
-        light: Whether to leave manifests and logs out.
+        fields_of: Returns the fields of each row of a task: at most PER_TASK rows.
+        passes: Whether a row with these fields matches the request.
+        light: Whether to read tasks without manifests and logs.
     """
 
     def read(key: Any, newest_first: bool) -> Iterator[Own]:
@@ -125,14 +125,15 @@ def task_rows(
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Rows of ours with those of a listing, if there is one; of two with the same key ours."""
+    """Own rows merged with those of a listing, if any. An own row replaces one with the same
+    key."""
 
     rows: Rows
     page: PageRequest | None
     listing: Listing | None = None
 
     def first(self, session: Transaction) -> list[Any]:
-        """The page; without one, the first rows."""
+        """Return the requested page, or else the first rows."""
         if self.page is None:
             return self.after(session, None)
         own = list(self.rows.before(self.page.after, self.page.limit))
@@ -140,16 +141,16 @@ class Joined:
         return self._merged(own, others, self.page.limit, newest_first=True)
 
     def after(self, session: Transaction, key: Any) -> list[Any]:
-        """The next rows, at most CHUNK."""
+        """Return the rows after a key, at most CHUNK."""
         own = list(self.rows.after(key, CHUNK))
         others = [] if self.listing is None else self.listing.after(session, key)
         return self._merged(own, others, CHUNK, newest_first=False)
 
     def render(self, row: Any) -> Any:
-        """Return the row in the JSON form that clients get.
+        """Return a row in the JSON form of Metaflow's service.
 
         Args:
-            row: A row of `after` or `first`: of this store, or of the service's own listing.
+            row: A row from `after` or `first`.
         """
         if isinstance(row, Own):
             return row.fields
@@ -164,10 +165,10 @@ class Joined:
         return sorted(both, key=operator.itemgetter(0), reverse=newest_first)[:limit]
 
 
-# aflow's records as rows of the service: flows, runs, tasks, and which of them pass a filter.
+# aflow's records as rows of the service, and the filters on them.
 
 
-_NAMES = {"user": "user_name", "run_id": "run_number"}  # of what is filtered by, where they differ
+_NAMES = {"user": "user_name", "run_id": "run_number"}  # filters named differently
 _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le,
     "gt": operator.gt, "ge": operator.ge, "co": operator.contains, "sw": str.startswith,
@@ -176,10 +177,10 @@ _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def status_of(run: RunRecord) -> str:
-    """Return how a run stands, as the service names it.
+    """Return the status of a run in the terms of Metaflow's service.
 
     Args:
-        run: The run; one that was cancelled counts as failed, since the service has no such status.
+        run: The run; a cancelled one is reported as failed, since the service has no such status.
     """
     if run.finished_at is None:
         return "running"
@@ -191,21 +192,21 @@ def flow_row(flow: str, at: float) -> dict[str, Any]:
 
     Args:
         flow: The name of the flow.
-        at: When the flow was first run, in seconds since the epoch.
+        at: The time of the first run of the flow, in seconds since the epoch.
     """
     times = {"ts_epoch": _milliseconds(at)}
     return {"flow_id": flow, "user_name": None, **times, "tags": [], "system_tags": []}
 
 
 def scope_of(run: RunRecord) -> RunScope:
-    """Return a run as the service has one.
+    """Return a run as the scope that the service uses.
 
     Args:
-        run: The run, as aflow records it.
+        run: The run.
     """
     return RunScope(
         flow=run.flow,
-        number=0,  # it is known by its name
+        number=0,  # the service names runs without a number by their name
         name=run.run,
         user=run.user,
         ts_epoch=_milliseconds(run.created_at),
@@ -227,7 +228,7 @@ def task_row(run: RunRecord, view: TaskView) -> dict[str, Any]:
 
 
 def latest_metadata(run: RunRecord, view: TaskView) -> list[dict[str, Any]]:
-    """Return the metadata records of the latest attempt of a task; none before it has started.
+    """Return the metadata records of the latest attempt of a task; empty before it has started.
 
     Args:
         run: The run that the task belongs to.
@@ -250,8 +251,8 @@ def metadata_rows(
         run: The run that the task belongs to.
         view: The task.
         attempts: The attempts, oldest first.
-        more: Further records, each with its time in seconds since the epoch.
-        copies: Where copies for Metaflow's client are; None where there are none.
+        more: Additional records, each with its time in seconds since the epoch.
+        copies: The copies for Metaflow's client, or None.
     """
     began = view.task.created_at
     around = dict(records.surroundings(run, view))
@@ -276,14 +277,14 @@ def metadata_rows(
 def artifact_rows(
     run: RunRecord, view: TaskView, copies: Copies | None = None, left: Iterable[Copy] = ()
 ) -> list[dict[str, Any]]:
-    """Return what the attempt of the view has left: `left` are `copies` for Metaflow's client, and
-    without them it cannot read the values.
+    """Return the artifacts of an attempt in the JSON form of Metaflow's service. Metaflow's client
+    can read only values that have copies.
 
     Args:
         run: The run that the task belongs to.
-        view: The task with the attempt whose artifacts are listed; none before it has started.
-        copies: Where copies for Metaflow's client are; None where there are none.
-        left: The artifacts that the attempt has left.
+        view: The task with the attempt; the result is empty before the attempt has started.
+        copies: The copies for Metaflow's client, or None.
+        left: The copied artifacts of the attempt.
     """
     if view.attempt is None:
         return []
@@ -304,12 +305,12 @@ def _milliseconds(seconds: float) -> int:
 
 
 def passes(query: Mapping[str, str], fields: dict[str, Any], status: str = "") -> bool:
-    """Return whether a row is one of those that a query filters for. Raises RegistrationRefused.
+    """Return whether a row matches the filters of a query. Raises RegistrationRefused.
 
     Args:
         query: The parameters of the URL.
-        fields: The fields, by name.
-        status: The status of the run, as the service names it; "" for rows that have none.
+        fields: The fields of the row, by name.
+        status: The status of the run in the terms of the service; empty for rows without one.
     """
     for name, value in query.items():
         what, _, how = name.partition(":")
@@ -340,13 +341,14 @@ def _compared(fields: dict[str, Any], name: str, how: str, value: str) -> bool:
 
 
 _log = logging.getLogger("aflow.server.metaflow")
-_FIRST_RUN = 1 << 60  # keys of own runs are above those of others: they come first
+_FIRST_RUN = 1 << 60  # keys of own runs are above those of registered runs: they are listed first
 
 
 class OwnRuns:
-    """The runs that a metadata store of aflow's holds. `open_store` opens the object store of a
-    run by its URL, or gives None for one that is not to be used: then only aflow can read
-    the values of its artifacts."""
+    """The runs in a metadata store of aflow, as a source of records for Metaflow's clients.
+
+    `open_store` opens the object store of a run by its URL, or returns None if it must not be used:
+    then Metaflow's clients cannot read the values of artifacts."""
 
     def __init__(
         self, store: MetadataStore, open_store: Callable[[str], ObjectStore | None] | None = None
@@ -356,7 +358,7 @@ class OwnRuns:
         self._copies: dict[str, Copies | None] = {}
 
     def has_flow(self, flow: str) -> bool:
-        """Return whether there is a run of the flow.
+        """Return whether the flow has a run.
 
         Args:
             flow: The name of the flow.
@@ -364,7 +366,8 @@ class OwnRuns:
         return bool(self._store.runs(flow, limit=1))
 
     def _copies_of(self, run: RunRecord) -> Copies | None:
-        """The copies of its artifacts in Metaflow's format; None where there can be none."""
+        """Return the copies of a run's artifacts in Metaflow's format; None if there can be
+        none."""
         url = str(run.settings.get("storage") or "")
         if url not in self._copies:
             store = None if self._open_store is None else self._open_store(url)
@@ -374,12 +377,12 @@ class OwnRuns:
     def joined(
         self, name: str, asked: Asked, answer: JsonResponse | Lister
     ) -> JsonResponse | Lister:
-        """Return the answer of the route `name`, with the rows of this store added.
+        """Return the response of a route, merged with the rows of this store.
 
         Args:
             name: The name of the route, such as `get_runs`.
-            asked: The request: its path, query and body.
-            answer: What the service itself answers.
+            asked: The request.
+            answer: The response with the registered rows.
         """
         if isinstance(answer, Listing) and name == "get_flows":
             rows = [Own(flow, flow_row(flow, at)) for flow, at in self._store.flows()]
@@ -393,12 +396,12 @@ class OwnRuns:
         return answer
 
     def one(self, name: str, asked: Asked) -> JsonResponse | None:
-        """Return the answer of the route `name` for an object that the service has not registered;
-        None where this store does not have it either.
+        """Return the response of a route for an object that is not registered; None if this store
+        does not have it, either.
 
         Args:
             name: The name of the route, such as `get_run`.
-            asked: The request: its path, query and body.
+            asked: The request.
         """
         if name == "get_flow":
             flows = dict(self._store.flows())
@@ -457,20 +460,21 @@ class OwnRuns:
         return metadata_rows(run, view, attempts, more, self._copies_of(run))
 
     def _artifacts(self, run: RunRecord, view: TaskView, *, write: bool = False) -> list[Any]:
-        """What the attempt has left; with `write` it can be read then where it is said to be."""
+        """Return the artifacts of an attempt; with `write`, also write the copies to which they
+        refer."""
         copies = self._copies_of(run)
         try:
             left = [] if copies is None else copies.artifacts(run, view)
             if copies is not None and write:
                 copies.write(run, view, left)
-        except StorageError as error:  # the store cannot be reached: the rest is listed
+        except StorageError as error:  # the store is unreachable: list the artifacts without copies
             _log.warning("%s/%s: no copies for Metaflow: %s", run.flow, run.run, error)
             return artifact_rows(run, view)
         return artifact_rows(run, view, copies, left)
 
     def _write_beside(self, run: RunRecord, view: TaskView) -> None:
-        """Have the logs and cards of a task ready: a client that asks for its metadata may read
-        them next."""
+        """Write the copies of the logs and cards of a task: a client that requests its metadata may
+        read them next."""
         copies = self._copies_of(run)
         if copies is None:
             return
@@ -517,7 +521,7 @@ class OwnRuns:
         return of
 
     def _runs(self, asked: Asked, page: PageRequest | None) -> list[Own]:
-        """The runs of a flow that pass; of a page no more than that has room for."""
+        """Return the runs of a flow that match the query, limited to a page if possible."""
         key = None if page is None else page.after
         if key is not None and key < _FIRST_RUN:
             return []

@@ -1,7 +1,7 @@
-"""The API of Metaflow's metadata service, one of those of `server/app.py`: its table of routes.
+"""The API of Metaflow's metadata service: one of the APIs of `server/app.py`.
 
-The database is asked in threads. A list that is longer than a chunk is streamed, chunk by chunk;
-whatever is short carries an ETag, and is not sent again to a client that has it (304).
+Database queries run in threads. A list longer than a chunk is streamed chunk by chunk; shorter
+responses carry an ETag, and are answered with 304 if the client has them.
 """
 
 from __future__ import annotations
@@ -58,22 +58,22 @@ if TYPE_CHECKING:
 
     OpenStore = Callable[[str], ObjectStore | None]
 
-# aflow's own metadata over HTTP: the calls of the metadata port, for `metadata.service`.
+# The calls of the metadata port over HTTP, used by `metadata.service`.
 
 
-_ITEMS = 200  # a frame
+_ITEMS = 200  # items in a frame
 
 
 def answered(store: MetadataStore, name: str, body: bytes) -> Generator[bytes, None, None]:
-    """Yield the frames that answer one call.
+    """Yield the frames of the response to a call.
 
     Args:
-        store: The metadata store that is called.
-        name: The name of the method, from the path.
-        body: The arguments, packed; the limits on its size depend on the method.
+        store: The metadata store.
+        name: The name of the method, from the path of the request.
+        body: The packed arguments; the limit on their number depends on the method.
 
     Raises:
-        InvalidMessage: There is no such method, or the body is malformed.
+        InvalidMessage: If there is no such method, or the body is malformed.
     """
     if name not in wire.CALLS and name not in wire.STREAMS:
         raise InvalidMessage(f"There is no call {name[:40]!r} of the metadata.")
@@ -92,7 +92,7 @@ def answered(store: MetadataStore, name: str, body: bytes) -> Generator[bytes, N
         raise
     except AflowError as error:
         yield wire.error_frame(error)
-    except Exception as error:  # whatever a database's driver says of values that it cannot take
+    except Exception as error:  # a driver may raise anything for invalid values
         raise InvalidMessage(f"The call {name} cannot be done: {error}.") from error
 
 
@@ -103,7 +103,7 @@ def _streamed(items: Iterator[Any]) -> Iterator[bytes]:
 
 
 def _check(value: object) -> None:
-    """Check names and times before they are stored: readers make paths of names, and dates of
+    """Check names and times before they are stored: readers build paths from names, and dates from
     times."""
     try:
         if isinstance(value, RunRecord):
@@ -140,18 +140,19 @@ _VERSION_HEADER = "METADATA_SERVICE_VERSION"
 _PLAIN = frozenset({"/ping", "/version", "/healthcheck", "/auth/token", "/flows"})
 _PREFIXES = ("/flows/", OWN_CALLS)
 _LARGEST_JSON = 16 << 20
-_THREADS = 8  # that ask the database at once
-# Of aflow's own metadata: a commit holds manifests of many tasks, a question numbers of tasks.
+_THREADS = 8  # threads for database queries
+# Limits for calls of the metadata port: a commit contains the manifests of many tasks.
 _LARGEST_WRITE, _LARGEST_READ = 256 << 20, 1 << 20
 
 _log = logging.getLogger("aflow.server.metaflow")
 
 
 class MetaflowApi:
-    """The routes of Metaflow's metadata service, and the calls of aflow's own metadata, `store`.
+    """The routes of Metaflow's metadata service, and the calls of the metadata port, which `store`
+    executes.
 
-    When the application ends it closes the database, and leaves `store` open. `open_store` opens
-    where runs of aflow have their artifacts, for those who ask for values; see OwnRuns."""
+    Closes the database at the end of the application, but not `store`. `open_store` opens the
+    datastore of a run recorded by aflow, for clients that read artifacts; see OwnRuns."""
 
     def __init__(
         self,
@@ -167,11 +168,12 @@ class MetaflowApi:
         self._threads = ThreadPoolExecutor(_THREADS, "service")
 
     def owns(self, path: str) -> bool:
-        """Whether it is a path of the service, or a call of aflow's own metadata."""
+        """Return whether a path belongs to the service or is a call of the metadata port."""
         return path in _PLAIN or path.startswith(_PREFIXES)
 
     def add_to(self, app: web.Application) -> None:
-        """Add the routes. All answers name the version of the service, also those that refuse."""
+        """Register the routes. All responses, including errors, carry the version of the
+        service."""
         routes: list[tuple[str, str, Handler]] = [
             ("GET", "/ping", self.ping),
             ("GET", "/version", _version),
@@ -190,17 +192,18 @@ class MetaflowApi:
             response.headers[_VERSION_HEADER] = PROTOCOL
 
     def description(self) -> Description:
-        """What the routes take and answer."""
-        from aflow.server.metaflow.openapi import description  # few ask for it
+        """Return the OpenAPI description of the routes."""
+        from aflow.server.metaflow.openapi import description  # imported late: rarely requested
 
         return description()
 
     def refused(self, status: int, sentence: str, headers: Mapping[str, str]) -> web.Response:
-        """Metaflow's clients read the field `message`, or the details of a failure."""
+        """Return an error response: Metaflow's clients read `message`, or the details of a
+        failure."""
         if status < 500:
             return refusal(status, sentence, headers, ("message",))
         failure = {
-            "traceback": "",  # it is for the log of the service, not for those who ask
+            "traceback": "",  # only in the log of the service
             "detail": sentence,
             "status": status,
             "title": HTTPStatus(status).phrase,
@@ -209,10 +212,10 @@ class MetaflowApi:
         return web.json_response(failure, status=status, headers=headers)
 
     def handler(self, route: ServiceRoute) -> Handler:
-        """Return the handler of aiohttp for this route; it works in a thread.
+        """Return the aiohttp handler of a route, which calls the route in a thread.
 
         Args:
-            route: The method and path of HTTP, and what answers them.
+            route: The method, the path and the function of the route.
         """
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -235,13 +238,13 @@ class MetaflowApi:
     def _answer(
         self, route: ServiceRoute, asked: Asked, own: OwnRuns | None
     ) -> JsonResponse | Lister:
-        """What is registered, and what aflow itself has recorded (`own`). Blocks."""
+        """Answer from the registrations and from aflow's own records (`own`). Blocks."""
         in_transaction = self._database.write if route.writes else self._database.read
         name = route.answer.__name__
         is_new = name == "add_run" and own is not None and own.has_flow(asked.flow)
 
         def answered_in(session: Transaction) -> JsonResponse | Listing:
-            if is_new:  # the client that asked for the flow got the answer that it exists
+            if is_new:  # clients see that the flow of an own run exists
                 flows.register_flow(session, asked)
             return route.answer(session, asked)
 
@@ -282,7 +285,7 @@ class MetaflowApi:
         await response.write(b"]")
 
     async def own_call(self, request: web.Request) -> web.StreamResponse:
-        """A call of aflow's own metadata."""
+        """Execute a call of the metadata port."""
         if self._store is None:
             raise RegistrationRefused.of(501, "this service does not keep metadata of aflow itself")
         call = request.match_info["call"]
@@ -305,11 +308,11 @@ class MetaflowApi:
             frame = await self._in_thread(frames.next)
 
     async def ping(self, _: web.Request) -> web.StreamResponse:
-        """The process answers, and says whether it has the calls of aflow's own metadata."""
+        """Respond with `pong`; a header shows whether calls of the metadata port are supported."""
         return web.Response(text="pong", headers={} if self._store is None else {OWN: "1"})
 
     async def healthcheck(self, request: web.Request) -> web.StreamResponse:
-        """Whether the database can be asked; 503."""
+        """Check the database; 503 if it does not respond."""
         try:
             await self._in_thread(
                 lambda: self._database.write(lambda session: session.rows("SELECT 1"))
@@ -323,32 +326,32 @@ class MetaflowApi:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def close(self, _: web.Application) -> None:
-        """Release threads and database."""
+        """Shut down the threads, and close the database."""
         self._threads.shutdown()
         self._database.close()
 
 
 class _OneByOne:
-    """Frames, from whichever thread has time. The client may disconnect at any time: then a thread
-    may still be at the next frame."""
+    """An iterator of frames that is used by one thread at a time. The client may disconnect while a
+    thread computes the next frame."""
 
     def __init__(self, frames: Generator[bytes, None, None]) -> None:
         self._frames = frames
         self._lock = threading.Lock()
 
     def next(self) -> bytes | None:
-        """The next frame; None after the last."""
+        """Return the next frame; None after the last one."""
         with self._lock:
             return next(self._frames, None)
 
     def close(self) -> None:
-        """Release what is being read."""
+        """Close the underlying query."""
         with self._lock:
             self._frames.close()
 
 
 async def _json_of(request: web.Request) -> bytes:
-    """The body, whatever type it says it has: clients of Metaflow do not always say it."""
+    """Return the body with any content type: Metaflow's clients do not always send one."""
     data = await body_of(request, _LARGEST_JSON)
     check_json(data)
     return data
@@ -361,7 +364,7 @@ def _encoded(listing: Lister, rows: Sequence[Any]) -> bytes:
 def _sent(
     request: web.Request, body: bytes, status: int, headers: dict[str, str]
 ) -> web.StreamResponse:
-    """The answer, or 304 for a client that has it already."""
+    """Return the response, or 304 if the client has it already."""
     from blake3 import blake3
 
     if request.method == "GET" and status == 200:

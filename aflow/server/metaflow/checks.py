@@ -1,6 +1,6 @@
-"""What a request may say: every name, number and body is checked here before it gets anywhere.
+"""Validation of all names, numbers and bodies of requests.
 
-Each function answers with the value, or raises RegistrationRefused: 400, and a sentence.
+Each function returns the valid value, or raises RegistrationRefused with status 400 and a sentence.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from aflow.errors import MissingExtra, RegistrationRefused
 
-# Regular expressions that clients send. Most engines can be sent one that takes them ages, or all
-# memory; RE2 takes time by the length of the text. (It has neither backreferences nor lookaround.)
+# Regular expressions are sent by clients. With most engines, an expression can take exponential
+# time or exhaust the memory; RE2 takes linear time (and has no backreferences or lookaround).
 
 
 try:
@@ -28,11 +28,11 @@ LONGEST = 1000  # characters
 
 
 def is_found(pattern: str, value: str) -> bool:
-    """Return whether the expression is found in the value.
+    """Return whether a value contains a match of a regular expression.
 
     Args:
-        pattern: The regular expression of RE2.
-        value: The text that is searched.
+        pattern: The regular expression in RE2 syntax.
+        value: The text to search.
     """
     return _compiled(pattern).search(value) is not None
 
@@ -40,13 +40,13 @@ def is_found(pattern: str, value: str) -> bool:
 @lru_cache(100)
 def _compiled(pattern: str) -> Any:
     options = re2.Options()
-    options.log_errors = False  # it would write to stderr itself
+    options.log_errors = False  # RE2 would write to stderr
     return re2.compile(pattern, options)
 
 
-MAX_ITEMS = 10_000  # in one body
+MAX_ITEMS = 10_000  # items in one body
 _LONGEST = 1 << 20  # characters of a text
-NAMES = {  # of which characters they are, by what they name
+NAMES = {  # the syntax of names, by placeholder
     "flow_id": re.compile(r"[A-Za-z_]\w{0,254}\Z", re.ASCII),
     "run_number": re.compile(r"[A-Za-z0-9_.:\-]{1,255}\Z"),
     "step_name": re.compile(r"[A-Za-z_]\w{0,254}\Z", re.ASCII),
@@ -57,14 +57,14 @@ NAMES = {  # of which characters they are, by what they name
 
 
 def path_name(kind: str, value: str) -> str:
-    """Return a name in a path, if it is one that the kind allows.
+    """Return a valid name from a path.
 
     Args:
         kind: The placeholder in the path, such as `flow_id`.
-        value: The text that the client has sent.
+        value: The text sent by the client.
 
     Raises:
-        RegistrationRefused: The name has characters that are not allowed, or is too long (400).
+        RegistrationRefused: If the name is too long or has invalid characters (400).
     """
     if not NAMES[kind].match(value):
         raise _refused(f"{value[:80]!r} cannot be a {kind}")
@@ -72,10 +72,10 @@ def path_name(kind: str, value: str) -> str:
 
 
 def number(value: str) -> int | None:
-    """Return the number that a name is, None where it is none. One that no row can have is -1.
+    """Return the number in a name; None if it is not a number, -1 if no row can have it.
 
     Args:
-        value: The last part of a path: a number of the service, or a name that a client has given.
+        value: A part of a path: a number of the service, or a name chosen by a client.
     """
     if not value.isdigit():
         return None
@@ -83,14 +83,14 @@ def number(value: str) -> int | None:
 
 
 def given_name(kind: str, value: object) -> str | None:
-    """Return a name that a client gives to its run or task; numbers are the service's own.
+    """Return the name that a client chose for a run or task; numbers are assigned by the service.
 
     Args:
         kind: The field of the body, such as `run_id`.
-        value: The value of the field; None where the client gives no name.
+        value: The value of the field; None if the client chose no name.
 
     Raises:
-        RegistrationRefused: The name is a number, or not allowed (400).
+        RegistrationRefused: If the name is a number or invalid (400).
     """
     if value is None:
         return None
@@ -101,14 +101,14 @@ def given_name(kind: str, value: object) -> str | None:
 
 
 def parsed(body: bytes, kind: type) -> Any:
-    """Return the JSON of a body, which has to be an object or a list. No body is an empty one.
+    """Return the decoded JSON of a body; an empty value of the type for an empty body.
 
     Args:
-        body: The bytes that the client has sent.
-        kind: `dict` or `list`: what the JSON has to be.
+        body: The bytes sent by the client.
+        kind: The required type, `dict` or `list`.
 
     Raises:
-        RegistrationRefused: The body is not such JSON (400).
+        RegistrationRefused: If the body is not JSON of that type (400).
     """
     try:
         value = json.loads(body) if body else kind()
@@ -120,13 +120,13 @@ def parsed(body: bytes, kind: type) -> Any:
 
 
 def items(body: bytes) -> list[dict[str, Any]]:
-    """Return the objects in a body that is a list of them.
+    """Return the objects in a body, which must be a list of objects.
 
     Args:
-        body: The bytes that the client has sent.
+        body: The bytes sent by the client.
 
     Raises:
-        RegistrationRefused: An item is not an object, or there are too many (400).
+        RegistrationRefused: If an item is not an object, or there are too many (400).
     """
     values = parsed(body, list)
     if len(values) > MAX_ITEMS:
@@ -137,16 +137,15 @@ def items(body: bytes) -> list[dict[str, Any]]:
 
 
 def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str | None:
-    """Return a field as a text; a value that is not a text, as clients do send it, becomes its
-    JSON.
+    """Return a field as text. Other values, which some clients send, are encoded as JSON.
 
     Args:
         values: The fields of the body.
         key: The name of the field.
-        default: What is returned where the field is missing; None for None.
+        default: The result if the field is missing.
 
     Raises:
-        RegistrationRefused: The text is too long, or has characters that no database keeps (400).
+        RegistrationRefused: If the text is too long, or cannot be stored in a database (400).
     """
     value: object = values.get(key, default)
     if value is None:
@@ -160,15 +159,15 @@ def text(values: Mapping[str, Any], key: str, default: str | None = None) -> str
 
 
 def name_of(values: Mapping[str, Any], key: str, kind: str | None = None) -> str:
-    """Return a field that is a name; a blank where the client leaves it out.
+    """Return a field with a name; a space if it is missing.
 
     Args:
         values: The fields of the body.
         key: The name of the field.
-        kind: The rule that the name has to follow; None for any text.
+        kind: The key of the syntax in NAMES; None for any text.
 
     Raises:
-        RegistrationRefused: The name is not allowed (400).
+        RegistrationRefused: If the name is invalid (400).
     """
     value = text(values, key)
     if not value:
@@ -180,10 +179,10 @@ def attempt(values: Mapping[str, Any]) -> int:
     """Return the number of an attempt.
 
     Args:
-        values: The fields of the body; `attempt_id` is 0 where it is missing.
+        values: The fields of the body; a missing `attempt_id` is 0.
 
     Raises:
-        RegistrationRefused: It is not a number from 0 to 9999 (400).
+        RegistrationRefused: If it is not a number from 0 to 9999 (400).
     """
     value = values.get("attempt_id", 0)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10_000:
@@ -192,14 +191,14 @@ def attempt(values: Mapping[str, Any]) -> int:
 
 
 def tags(values: Mapping[str, Any], key: str) -> str:
-    """Return tags as JSON: a list of texts, or what old clients send, an object of them.
+    """Return tags as JSON: a list of strings, or an object of strings from old clients.
 
     Args:
         values: The fields of the body.
         key: The name of the field.
 
     Raises:
-        RegistrationRefused: The field is something else (400).
+        RegistrationRefused: If the field has another type (400).
     """
     value = values.get(key)
     each = list(value.values()) + list(value) if isinstance(value, dict) else value or []
@@ -211,14 +210,14 @@ def tags(values: Mapping[str, Any], key: str) -> str:
 
 
 def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
-    """Return the tags of a request to add or remove some; empty where the field is missing.
+    """Return the tags of a request to add or remove tags; empty if the field is missing.
 
     Args:
         values: The fields of the body.
         key: The name of the field, `tags_to_add` or the like.
 
     Raises:
-        RegistrationRefused: The field is not a list of texts of allowed length (400).
+        RegistrationRefused: If the field is not a list of strings of valid length (400).
     """
     value = values.get(key, [])
     if not isinstance(value, list) or not all(isinstance(tag, str) and tag for tag in value):
@@ -231,13 +230,13 @@ def tag_list(values: Mapping[str, Any], key: str) -> list[str]:
 
 
 def pattern(value: str | None) -> str | None:
-    """Return the regular expression of a filter, checked; None where there is none.
+    """Return the validated regular expression of a filter; None if there is none.
 
     Args:
-        value: The value of the parameter; None where it is missing.
+        value: The value of the parameter; None if it is missing.
 
     Raises:
-        RegistrationRefused: It is malformed, or too long (400).
+        RegistrationRefused: If the expression is malformed or too long (400).
     """
     if value is None:
         return None
@@ -252,14 +251,14 @@ def pattern(value: str | None) -> str | None:
 
 
 def word(key: str, value: str | None) -> str | None:
-    """Return the value of a parameter of the URL, checked.
+    """Return the validated value of a query parameter.
 
     Args:
         key: The name of the parameter, for the error.
-        value: Its value; None where it is missing.
+        value: The value of the parameter; None if it is missing.
 
     Raises:
-        RegistrationRefused: It has characters that no database keeps (400).
+        RegistrationRefused: If the value cannot be stored in a database (400).
     """
     if value is not None:
         _storable(key, value)
@@ -267,7 +266,7 @@ def word(key: str, value: str | None) -> str | None:
 
 
 def _storable(key: str, value: str) -> None:
-    """No database has a place for these."""
+    """Reject NUL characters and surrogates, which databases cannot store."""
     if "\0" in value or (not value.isascii() and re.search(r"[\ud800-\udfff]", value)):
         raise _refused(f"{key} has characters that are not allowed in texts")
 

@@ -1,7 +1,7 @@
-"""Where registrations are kept: a database, seen as rows that are read and written in transactions.
+"""The database of registrations, accessed as rows in transactions.
 
-Calls block, and are safe from many threads. SQL has `?` for values, and the few words on which the
-two kinds of database differ in braces.
+Calls block and are thread-safe. SQL statements have `?` for values, and words in braces where
+SQLite and PostgreSQL differ.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _FOLDER = Path(__file__).parent
 
 
 def sql() -> dict[str, str]:
-    """Return the statements of queries.sql, by name."""
+    """Return the statements in queries.sql, by name."""
     return statements_in(_FOLDER / "queries.sql")
 
 
 class Transaction:
-    """A transaction. `placed` turns SQL with `?` for values into that of the driver."""
+    """A transaction. `placed` converts the placeholders `?` in SQL to those of the driver."""
 
     def __init__(self, connection: Any, placed: Callable[[str], Any] = str) -> None:
         self._connection = connection
         self._placed = placed
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """Return all rows of the answer.
+        """Return all rows of a query.
 
         Args:
             sql: The SQL, with `?` for values.
@@ -59,19 +59,19 @@ class Transaction:
             values: One value for each `?`.
 
         Returns:
-            How many rows it has changed.
+            The number of changed rows.
         """
         return int(self._connection.execute(self._placed(sql), values).rowcount)
 
     def change_many(self, sql: str, values: Sequence[Sequence[Any]]) -> int:
-        """Execute a statement for each of these.
+        """Execute a statement once for each sequence of values.
 
         Args:
             sql: The SQL, with `?` for values.
             values: The values of each execution, one for each `?`.
 
         Returns:
-            How many rows they have changed.
+            The total number of changed rows.
         """
         with closing(self._connection.cursor()) as cursor:
             cursor.executemany(self._placed(sql), values)
@@ -79,15 +79,15 @@ class Transaction:
 
 
 def make_tables(session: Transaction, words: Mapping[str, str], where: str) -> None:
-    """Make the tables, unless they are there.
+    """Create the tables unless they exist.
 
     Args:
-        session: The transaction to write in, which no other process makes them in.
-        words: What the kinds of database differ in: `serial` is the type of a generated key.
-        where: The database, as the error names it.
+        session: The transaction; no other process may create the tables at the same time.
+        words: The SQL fragments of the database: `serial` is the type of a generated key.
+        where: The database, for the error.
 
     Raises:
-        MetadataTooNew: A newer aflow has made the tables.
+        MetadataTooNew: If a newer version of aflow has created the tables.
     """
     session.change("CREATE TABLE IF NOT EXISTS service_version (version INTEGER NOT NULL)")
     found = session.rows("SELECT max(version) FROM service_version")[0][0] or 0
@@ -104,12 +104,12 @@ def make_tables(session: Transaction, words: Mapping[str, str], where: str) -> N
 
 
 class Database(Protocol):
-    """Raises MetadataUnavailable where the database cannot be used."""
+    """A database of registrations. Methods raise MetadataUnavailable if it cannot be used."""
 
     words: dict[str, str]
 
     def read(self, work: Callable[[Transaction], T]) -> T:
-        """Run work that only reads, on what has been committed.
+        """Run work that only reads committed data.
 
         Args:
             work: Called with the transaction; it may be called again after a conflict.
@@ -119,7 +119,7 @@ class Database(Protocol):
         """
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        """Run work in one transaction, all of it or nothing.
+        """Run work in a transaction.
 
         Args:
             work: Called with the transaction; it may be called again after a conflict.
@@ -129,22 +129,22 @@ class Database(Protocol):
         """
 
     def close(self) -> None:
-        """Release the connections. May be called twice."""
+        """Close the connections. May be called twice."""
 
 
 def open_database(url: str, durability: str = "power") -> Database:
-    """Return the database at `sqlite:///path`, `memory:` or `postgresql://...`, with its tables:
-    what is missing is made, by one process at a time.
+    """Return the database at `sqlite:///path`, `memory:` or `postgresql://...`, after creating
+    missing tables, which only one process does at a time.
 
     Args:
-        url: The URL, with credentials where PostgreSQL needs them.
-        durability: What committed data survive: a crash (`process`) or a power cut (`power`).
+        url: The URL, with credentials if PostgreSQL needs them.
+        durability: What committed data survives: a crash (`process`) or a power cut (`power`).
 
     Raises:
-        InvalidSetting: The URL is not of one of these forms.
-        MissingExtra: The driver of PostgreSQL is not installed.
-        MetadataTooNew: A newer aflow has made the tables.
-        MetadataUnavailable: The database does not answer, or is damaged.
+        InvalidSetting: If the URL does not have one of these forms.
+        MissingExtra: If the driver of PostgreSQL is not installed.
+        MetadataTooNew: If a newer version of aflow has created the tables.
+        MetadataUnavailable: If the database does not respond or is damaged.
     """
     scheme, _, rest = url.partition(":")
     if scheme == "memory":
@@ -152,7 +152,7 @@ def open_database(url: str, durability: str = "power") -> Database:
     if scheme == "sqlite" and rest.startswith("///"):
         return SqliteDatabase(path_at(url), durability)
     if scheme in ("postgres", "postgresql"):
-        # psycopg is of an extra, which a service on a file needs not.
+        # psycopg belongs to an extra, which SQLite does not need.
         from aflow.server.metaflow.database_postgres import PostgresDatabase
 
         return PostgresDatabase(url)
@@ -163,8 +163,8 @@ def open_database(url: str, durability: str = "power") -> Database:
 
 
 class SqliteDatabase:
-    """The same file that aflow itself keeps metadata in, with more tables. One connection writes,
-    and each thread has its own to read."""
+    """Additional tables in the SQLite file of aflow's own metadata. One connection writes; each
+    thread has its own connection to read."""
 
     words = {
         "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -217,5 +217,5 @@ class SqliteDatabase:
 
 
 def _regexp(pattern: str, value: str | None) -> bool:
-    """`value REGEXP pattern`, as SQLite calls it."""
+    """Implement `value REGEXP pattern` for SQLite."""
     return value is not None and is_found(pattern, value)

@@ -1,4 +1,5 @@
-"""What goes in and out of the functions that answer requests. None of them knows HTTP's library."""
+"""Requests, responses, filters and pages of the service's routes, independent of the HTTP
+library."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from aflow.errors import RegistrationRefused
 from aflow.server.metaflow import checks
 from aflow.server.metaflow.database import Row, Transaction, sql
 
-# The run, or the task, that a path names; and rows as the service tells them.
+# The run and the task that a path names.
 
 
 class RunScope(NamedTuple):
-    """A run. `tags` and `system_tags` are those of everything in it."""
+    """A run. Its `tags` and `system_tags` also apply to all objects in it."""
 
     flow: str
     number: int
@@ -29,10 +30,10 @@ class RunScope(NamedTuple):
 
     @classmethod
     def of(cls, flow: str, row: Row) -> RunScope:
-        """Return the run of the flow that a row describes.
+        """Return the run in a row.
 
         Args:
-            flow: The name of the flow, which the row does not have.
+            flow: The name of the flow, which is not part of the row.
             row: A row of the query `run_by_number` or `run_by_name`.
         """
         number, name, user, ts_epoch, heartbeat, tags, system_tags = row
@@ -41,12 +42,12 @@ class RunScope(NamedTuple):
 
     @property
     def head(self) -> dict[str, Any]:
-        """How everything in this run begins."""
+        """The first fields of all objects in this run."""
         return {"flow_id": self.flow, "run_number": self.name or self.number}
 
     @property
     def tail(self) -> dict[str, Any]:
-        """How everything in this run ends."""
+        """The last fields of all objects in this run."""
         return {"tags": self.tags, "system_tags": self.system_tags}
 
     def step_row(self, step: str, user: str | None, ts_epoch: int) -> dict[str, Any]:
@@ -55,17 +56,17 @@ class RunScope(NamedTuple):
         Args:
             step: The name of the step.
             user: The user that registered it.
-            ts_epoch: When it was registered, in milliseconds since the epoch.
+            ts_epoch: The time of registration, in milliseconds since the epoch.
         """
         named = {"step_name": step, "user_name": user, "ts_epoch": ts_epoch}
         return {**self.head, **named, **self.tail}
 
     def in_task(self, step: str, task: int | str) -> dict[str, Any]:
-        """Return how everything in a task of the run is named.
+        """Return the fields that all objects in a task share.
 
         Args:
             step: The name of the step.
-            task: The name of the task, else its number.
+            task: The name of the task, or else its number.
         """
         return {**self.head, "step_name": step, "task_id": task, **self.tail}
 
@@ -105,12 +106,12 @@ class TaskScope(NamedTuple):
 
 
 def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
-    """Return the run that has this number or name; None where there is none.
+    """Return the run with this number or name; None if there is none.
 
     Args:
         session: The transaction to read in.
         flow: The name of the flow.
-        run: The number that the service has given, or the name that the client has given.
+        run: The number assigned by the service, or the name chosen by the client.
     """
     number = checks.number(run)
     name = "run_by_name" if number is None else "run_by_number"
@@ -119,7 +120,7 @@ def find_run(session: Transaction, flow: str, run: str) -> RunScope | None:
 
 
 def find_task(session: Transaction, run: RunScope, step: str, task: str) -> TaskScope | None:
-    """Return the task of a step that has this number or name; None where there is none.
+    """Return the task of a step with this number or name; None if there is none.
 
     Args:
         session: The transaction to read in.
@@ -134,13 +135,13 @@ def find_task(session: Transaction, run: RunScope, step: str, task: str) -> Task
 
 
 def missing() -> RegistrationRefused:
-    """Return the refusal for an object that does not exist (404)."""
+    """Return the error for an object that does not exist (404)."""
     return RegistrationRefused(404, {})
 
 
 def duplicate(what: str) -> RegistrationRefused:
-    """Return the refusal of an object that exists already (409), in the form in which PostgreSQL
-    reports it: clients of the service parse that.
+    """Return the error for an object that exists already (409), in the format of PostgreSQL's
+    errors, which clients parse.
 
     Args:
         what: The id of the object, for the message.
@@ -149,8 +150,8 @@ def duplicate(what: str) -> RegistrationRefused:
 
 
 def no_parent(what: str) -> RegistrationRefused:
-    """Return the refusal of an object whose parent does not exist (404), in the form in which
-    PostgreSQL reports it.
+    """Return the error for an object whose parent does not exist (404), in the format of
+    PostgreSQL's errors.
 
     Args:
         what: The id of the missing parent, for the message.
@@ -167,17 +168,17 @@ def _database_error(status: int, code: str, message: str) -> RegistrationRefused
     return RegistrationRefused(status, json.dumps({"err_msg": reported}))
 
 
-# Lists by page: where a page ends, and what is filtered out of it.
+# Pages of lists, and filters.
 #
 # ?_limit=100&_cursor=...&user:eq=alice&ts_epoch:ge=1700000000000&status:eq=running&_tags:any=a,b
 #
-# A page has the newest rows first. Its headers are X-Limit, and X-Next-Cursor where more may
-# follow.
+# A page has the newest rows first. Its headers are X-Limit and, if more rows may follow,
+# X-Next-Cursor.
 
 
 LIMIT = 50
 MAX_LIMIT = 500
-ALIVE = 60  # seconds without a heartbeat after which a run is taken for dead
+ALIVE = 60  # seconds without a heartbeat after which a run is considered failed
 
 _OPERATORS = {"eq": "=", "ne": "<>", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _LIKE = {"co": "%{}%", "sw": "{}%", "ew": "%{}"}
@@ -186,7 +187,7 @@ _STATUSES = ("completed", "running", "failed")
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """Which page: at most `limit` rows, those after the key `after`; None begins."""
+    """A requested page: at most `limit` rows after the key `after`; None for the first page."""
 
     limit: int
     after: Any = None
@@ -206,13 +207,13 @@ class PageRequest:
 
 @dataclass(slots=True)
 class Condition:
-    """SQL that rows have to fulfil, all of it, and its values."""
+    """SQL conditions joined by AND, with their values."""
 
     parts: list[str] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
 
     def add(self, sql: str, *values: Any) -> Condition:
-        """Add a condition, joined by AND.
+        """Add a condition.
 
         Args:
             sql: The SQL, with `?` for values.
@@ -227,19 +228,19 @@ class Condition:
 
     @property
     def sql(self) -> str:
-        """` WHERE ...`, or nothing."""
+        """` WHERE ...`, or an empty string."""
         return " WHERE " + " AND ".join(self.parts) if self.parts else ""
 
 
 def page_of(query: Mapping[str, str], key: type = int) -> PageRequest | None:
-    """Return the page that is asked for, None for the whole list.
+    """Return the requested page; None for the whole list.
 
     Args:
         query: The parameters of the URL.
-        key: The type of the listing's key, which the cursor must hold.
+        key: The type of the key in the cursor.
 
     Raises:
-        RegistrationRefused: `_limit` or `_cursor` is malformed (400).
+        RegistrationRefused: If `_limit` or `_cursor` is malformed (400).
     """
     if "_limit" not in query and "_cursor" not in query:
         return None
@@ -266,21 +267,21 @@ def filters(
     completed: str = "",
     now: float = 0.0,
 ) -> Condition:
-    """Add what a query filters by.
+    """Add the filters of a query to a condition.
 
     Args:
-        query: The parameters of the URL; those of paging are skipped.
-        fields: The columns, by their public names.
-        condition: The condition of the listing; it is changed in place.
-        has_tag: The condition in SQL that a row has a tag; empty where rows have none.
-        completed: The condition in SQL that a run has ended; empty where rows have no status.
-        now: The present time, in seconds since the epoch.
+        query: The query parameters; `_limit` and `_cursor` are skipped.
+        fields: The columns, by the public names of the fields.
+        condition: The condition of the listing, which is changed.
+        has_tag: The SQL condition that a row has a tag; empty if rows have no tags.
+        completed: The SQL condition that a run has ended; empty if rows have no status.
+        now: The current time, in seconds since the epoch.
 
     Returns:
         `condition` itself.
 
     Raises:
-        RegistrationRefused: A filter is unknown, or its value cannot be used (400).
+        RegistrationRefused: If a filter is unknown or its value is invalid (400).
     """
     for name, value in query.items():
         if name in ("_limit", "_cursor"):
@@ -342,12 +343,12 @@ def _add_status(
 PROTOCOL = "2.5.1"
 """The version of metaflow-service whose protocol this is: clients ask for it."""
 
-CHUNK = 1000  # rows that are read at once for a list
+CHUNK = 1000  # rows of a list that are read at a time
 
 
 class Asked(NamedTuple):
-    """A request: the names in its path, checked; `now` in seconds since the epoch; `words` are
-    those on which databases differ."""
+    """A request with the validated names in its path. `now` is in seconds since the epoch; `words`
+    are the SQL fragments of the database."""
 
     names: Mapping[str, str]
     query: Mapping[str, str]
@@ -377,13 +378,13 @@ class Asked(NamedTuple):
 
     @property
     def ts_epoch(self) -> int:
-        """Now, in milliseconds."""
+        """The time of the request, in milliseconds since the epoch."""
         return round(self.now * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class JsonResponse:
-    """What is said, as JSON."""
+    """A response with a JSON body."""
 
     body: Any
     status: int = 200
@@ -391,36 +392,36 @@ class JsonResponse:
 
 
 class Lister(Protocol):
-    """Rows that are sent one after the other, those of a page or all; a row begins with its key."""
+    """A list of rows that is read in chunks: all rows or a page. A row starts with its key."""
 
     @property
     def page(self) -> PageRequest | None:
-        """The page that is asked for."""
+        """The requested page; None for all rows."""
 
     def first(self, session: Transaction) -> list[Row]:
-        """Return the page; without one, the first rows.
+        """Return the requested page, or else the first rows.
 
         Args:
             session: The transaction to read in.
         """
 
     def after(self, session: Transaction, key: Any) -> list[Row]:
-        """Return the next rows, at most CHUNK; fewer say that these are the last.
+        """Return the rows after a key, at most CHUNK; fewer if they are the last ones.
 
         Args:
             session: The transaction to read in.
-            key: The key of the last row that was read; None for the beginning.
+            key: The key of the last row that was read; None to start.
         """
 
     @property
     def render(self) -> Callable[[Row], Any]:
-        """A row, for clients."""
+        """A function that returns a row in the JSON form of the service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Rows that are sent one after the other. The first column of `select` is `key`, by which they
-    are ordered: the oldest first, or where a page is asked for, the newest."""
+    """A list of rows from a query, read in chunks. The first column of `select` is `key`, which
+    orders the rows: ascending, or descending in a page."""
 
     select: str
     condition: Condition
@@ -429,13 +430,13 @@ class Listing:
     page: PageRequest | None
 
     def first(self, session: Transaction) -> list[Row]:
-        """The page; without one, the first rows."""
+        """Return the requested page, or else the first rows."""
         if self.page is None:
             return self.after(session, None)
         return self._rows(session, self.page.after, "<", "DESC", self.page.limit)
 
     def after(self, session: Transaction, key: Any) -> list[Row]:
-        """The next rows, at most CHUNK; fewer say that these are the last."""
+        """Return the rows after a key, at most CHUNK; fewer if they are the last ones."""
         return self._rows(session, key, ">", "ASC", CHUNK)
 
     def _rows(

@@ -1,4 +1,4 @@
-"""What the routes take and answer, in the OpenAPI document: made of the table of routes."""
+"""The OpenAPI description of the metadata service, generated from its table of routes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aflow.server.routes.schemas import (
     whole,
 )
 
-_NAME: Schema = {"type": "string"}  # an item of a list whose description names it
+_NAME: Schema = {"type": "string"}  # an item of a list; the description of the list explains it
 _TAGS: Schema = {"type": ["array", "object", "null"], "description": "The tags."}
 
 
@@ -149,7 +149,7 @@ _TAG = "metadata service"
 
 
 def description() -> Description:
-    """Return the API of Metaflow's service."""
+    """Return the description of the API of Metaflow's metadata service."""
     paths: dict[str, dict[str, Any]] = {
         "/ping": {
             "get": _plain(
@@ -204,7 +204,7 @@ def _text(meaning: str) -> dict[str, Any]:
 
 
 def _plain(name: str, summary: str, responses: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """An operation without parameters."""
+    """Return an operation without parameters."""
     return {
         "operationId": f"service_{name}",
         "summary": summary,
@@ -279,7 +279,7 @@ def _answer_of(name: str) -> Schema:
 
 
 def _ascii_pattern(pattern: str) -> str:
-    # `\w` and `\Z` mean other things to those who read the document in other languages.
+    # `\w` and `\Z` have other meanings in the regular expressions of other languages.
     pattern = pattern.removesuffix(r"\Z")
     pattern = pattern.replace(r"[^\W\d]", "[A-Za-z_]").replace(r"\w", "[A-Za-z0-9_]")
     return f"^{pattern}$"

@@ -1,4 +1,4 @@
-"""The routes of metaflow-service 2.5, all of them: method, path, what answers, and whether it
+"""All routes of metaflow-service 2.5 and their handlers: method, path, function, and whether it
 writes."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def get_flows(session: Transaction, asked: Asked) -> Listing:
 
 
 def get_flow(session: Transaction, asked: Asked) -> JsonResponse:
-    """Show a flow. Refused with 404 if there is none."""
+    """Show a flow. Fails with 404 if there is none."""
     found = session.rows(sql()["flow"], [asked.flow])
     if not found:
         raise missing()
@@ -48,7 +48,7 @@ def get_flow(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def add_flow(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a flow. Refused with 409 if it is registered already."""
+    """Register a flow. Fails with 409 if it is registered already."""
     body = checks.parsed(asked.body, dict)
     values = [
         asked.flow,
@@ -67,7 +67,7 @@ def register_flow(session: Transaction, asked: Asked) -> None:
 
     Args:
         session: The transaction to read and write in.
-        asked: The request: its path, query and body.
+        asked: The request.
     """
     if not session.rows(sql()["flow"], [asked.flow]):
         session.change(sql()["add_flow"], [asked.flow, None, asked.ts_epoch, "[]", "[]"])
@@ -84,10 +84,10 @@ def _flow_answer(row: Row) -> dict[str, Any]:
     }
 
 
-# Runs: registered, alive, tagged.
+# Runs: registration, heartbeats, tags.
 
 
-WAIT = 10  # seconds between heartbeats, as the answer asks of clients
+WAIT = 10  # seconds between heartbeats, as requested from clients
 
 _RUN_FIELDS = {
     "user": "r.user_name",
@@ -117,13 +117,13 @@ def get_runs(session: Transaction, asked: Asked) -> Listing:
 
 
 def get_run(session: Transaction, asked: Asked) -> JsonResponse:
-    """Show a run. Refused with 404 if there is none."""
+    """Show a run. Fails with 404 if there is none."""
     return JsonResponse(the_run(session, asked).row())
 
 
 def add_run(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a run, with a number or the name that is sent. Refused with 409, or 404 if its
-    flow is not registered."""
+    """Register a run, with a number or the name that is sent. Fails with 409 if the name is taken,
+    or 404 if its flow is not registered."""
     body = checks.parsed(asked.body, dict)
     name = checks.given_name("run_number", body.get("run_number"))
     user, tags = checks.text(body, "user_name"), checks.tags(body, "tags")
@@ -139,20 +139,20 @@ def add_run(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def beat_run(session: Transaction, asked: Asked) -> JsonResponse:
-    """Record a heartbeat of a run. Refused with 404 if there is none."""
+    """Record a heartbeat of a run. Fails with 404 if there is none."""
     run = the_run(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
     return heartbeat_answer()
 
 
 def heartbeat_answer() -> JsonResponse:
-    """Return what a heartbeat is answered: JSON in a text, as clients expect it."""
+    """Return the response to a heartbeat: JSON in a JSON string, as clients expect it."""
     return JsonResponse(json.dumps({"wait_time_in_seconds": WAIT}))
 
 
 def change_tags(session: Transaction, asked: Asked) -> JsonResponse:
-    """Remove tags from a run, then add others, in one transaction. Refused with 404, or 422
-    for a system tag."""
+    """Remove tags from a run, then add others, in one transaction. Fails with 404 if there is no
+    such run, or 422 if a system tag would be removed."""
     body = checks.parsed(asked.body, dict)
     if not {"tags_to_add", "tags_to_remove"} & body.keys():
         raise RegistrationRefused.of(400, "the body has to have tags_to_add or tags_to_remove")
@@ -173,10 +173,10 @@ def the_run(session: Transaction, asked: Asked) -> RunScope:
 
     Args:
         session: The transaction to read in.
-        asked: The request: its path, query and body.
+        asked: The request.
 
     Raises:
-        RegistrationRefused: The run does not exist (404).
+        RegistrationRefused: If the run does not exist (404).
     """
     found = find_run(session, asked.flow, asked.run)
     if found is None:
@@ -187,7 +187,7 @@ def the_run(session: Transaction, asked: Asked) -> RunScope:
 def _empty_if_missing(
     list_: Callable[[Transaction, Asked], Listing],
 ) -> Callable[[Transaction, Asked], Listing | JsonResponse]:
-    """A list of what belongs to a run or a task is empty where that does not exist."""
+    """Return a handler that responds with an empty list if the run or task does not exist."""
 
     @wraps(list_)
     def listed(session: Transaction, asked: Asked) -> Listing | JsonResponse:
@@ -209,7 +209,7 @@ _STEP_FIELDS = {"step_name": "s.step_name", "user": "s.user_name", "ts_epoch": "
 
 @_empty_if_missing
 def get_steps(session: Transaction, asked: Asked) -> Listing:
-    """List the steps of a run that have begun."""
+    """List the steps of a run that have started."""
     run = the_run(session, asked)
     condition = filters(asked.query, _STEP_FIELDS, Condition().add("s.run_number = ?", run.number))
     page = page_of(asked.query, str)
@@ -217,7 +217,7 @@ def get_steps(session: Transaction, asked: Asked) -> Listing:
 
 
 def get_step(session: Transaction, asked: Asked) -> JsonResponse:
-    """Show a step. Refused with 404 if there is none."""
+    """Show a step. Fails with 404 if there is none."""
     run = the_run(session, asked)
     found = session.rows(sql()["step"], [run.number, asked.step])
     if not found:
@@ -226,7 +226,7 @@ def get_step(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def add_step(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a step. Refused with 409, or 404 if its run is not registered."""
+    """Register a step. Fails with 409 if it exists, or 404 if its run is not registered."""
     user = checks.text(checks.parsed(asked.body, dict), "user_name")
     run = the_run(session, asked)
     if not session.change(sql()["add_step"], [run.number, asked.step, user, asked.ts_epoch]):
@@ -234,7 +234,7 @@ def add_step(session: Transaction, asked: Asked) -> JsonResponse:
     return JsonResponse(run.step_row(asked.step, user, asked.ts_epoch))
 
 
-# Tasks of steps: registered, alive, found by their metadata.
+# Tasks: registration, heartbeats, search by metadata.
 
 
 _TASK_FIELDS = {
@@ -256,15 +256,15 @@ def get_tasks(session: Transaction, asked: Asked) -> Listing:
 
 
 def get_task(session: Transaction, asked: Asked) -> JsonResponse:
-    """Show a task. Refused with 404 if there is none."""
+    """Show a task. Fails with 404 if there is none."""
     run, task = the_task(session, asked)
     return JsonResponse(task.row(run))
 
 
 @_empty_if_missing
 def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing:
-    """List the pathspecs of the tasks of a step that have a metadata field with a value in which
-    the regular expression `pattern` is found. Both may be left out."""
+    """List the pathspecs of the tasks of a step with a metadata field `metadata_field_name` whose
+    value matches the regular expression `pattern`. Both filters are optional."""
     run = the_run(session, asked)
     field = checks.word("metadata_field_name", asked.query.get("metadata_field_name"))
     pattern = checks.pattern(asked.query.get("pattern"))
@@ -283,8 +283,8 @@ def get_filtered_tasks(session: Transaction, asked: Asked) -> Listing:
 
 
 def add_task(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register a task, with a number or the name that is sent. Refused with 409, or 404 if its run
-    or step is not registered."""
+    """Register a task, with a number or the name that is sent. Fails with 409 if the name is taken,
+    or 404 if its run or step is not registered."""
     body = checks.parsed(asked.body, dict)
     name = checks.given_name("task_id", body.get("task_id"))
     user = checks.text(body, "user_name")
@@ -307,7 +307,7 @@ def add_task(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def beat_task(session: Transaction, asked: Asked) -> JsonResponse:
-    """Record a heartbeat of a task and its run. Refused with 404 if there is none."""
+    """Record a heartbeat of a task and its run. Fails with 404 if there is none."""
     run, task = the_task(session, asked)
     session.change(sql()["beat_run"], [int(asked.now), run.number])
     session.change(sql()["beat_task"], [int(asked.now), task.number])
@@ -319,10 +319,10 @@ def the_task(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
 
     Args:
         session: The transaction to read in.
-        asked: The request: its path, query and body.
+        asked: The request.
 
     Raises:
-        RegistrationRefused: The run or the task does not exist (404).
+        RegistrationRefused: If the run or the task does not exist (404).
     """
     run = the_run(session, asked)
     task = find_task(session, run, asked.step, asked.task)
@@ -335,7 +335,7 @@ def _of_step(run: RunScope, asked: Asked) -> Condition:
     return Condition().add("t.run_number = ? AND t.step_name = ?", run.number, asked.step)
 
 
-# Metadata: what clients say of tasks, a name and a value each.
+# Metadata: name-value pairs that clients register for tasks.
 
 
 _METADATA_FIELDS = {
@@ -362,7 +362,7 @@ def get_metadata(session: Transaction, asked: Asked) -> Listing:
 
 
 def add_metadata(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register metadata of a task. Refused with 400 if the task is not registered. Returns how
+    """Register metadata of a task. Fails with 400 if the task is not registered. Returns how
     many fields were registered."""
     items = checks.items(asked.body)
     run, task = registered(session, asked)
@@ -383,11 +383,11 @@ def add_metadata(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def registered(session: Transaction, asked: Asked) -> tuple[RunScope, TaskScope]:
-    """Return the run and the task of the path, to which something is to be added.
+    """Return the run and the task of the path, to register something in them.
 
     Args:
         session: The transaction to read in.
-        asked: The request: its path, query and body.
+        asked: The request.
     """
     run = find_run(session, asked.flow, asked.run)
     task = run and find_task(session, run, asked.step, asked.task)
@@ -417,12 +417,12 @@ def _metadata_answer(run: RunScope, row: Row) -> dict[str, Any]:
     }
 
 
-# Artifacts: what attempts of tasks have left, and where. Of a task, only the latest attempt's are
-# listed, unless an attempt is asked for.
+# Artifacts of attempts and their locations. For a task, the artifacts of its latest attempt are
+# listed unless the path names an attempt.
 
 
 _TEXTS = ("location", "ds_type", "sha", "type", "content_type", "user_name")
-# As in queries.sql, from the fifth on.
+# The columns in queries.sql from the fifth one on.
 _ARTIFACT_COLUMNS = ("name", *_TEXTS, "attempt_id", "ts_epoch")
 _ARTIFACT_FIELDS = {
     "name": "a.name",
@@ -463,7 +463,7 @@ def get_artifacts(session: Transaction, asked: Asked) -> Listing:
 
 def get_artifact(session: Transaction, asked: Asked) -> JsonResponse:
     """Show an artifact of a task: of the attempt in the path, or of the latest attempt that has
-    it. Refused with 404 if there is none."""
+    it. Fails with 404 if there is none."""
     run, task = the_task(session, asked)
     condition = Condition().add("a.task_id = ?", task.number)
     condition.add("a.name = ?", asked.names["artifact_name"])
@@ -478,7 +478,7 @@ def get_artifact(session: Transaction, asked: Asked) -> JsonResponse:
 
 
 def add_artifacts(session: Transaction, asked: Asked) -> JsonResponse:
-    """Register artifacts of a task. Refused with 400 if the task is not registered. Returns how
+    """Register artifacts of a task. Fails with 400 if the task is not registered. Returns how
     many artifacts were new."""
     items = checks.items(asked.body)
     run, task = registered(session, asked)
@@ -522,7 +522,7 @@ def _artifact_answer(run: RunScope, row: Row) -> dict[str, Any]:
 
 
 class ServiceRoute(NamedTuple):
-    """One line of the table below."""
+    """A route: method, path, handler, and whether it writes."""
 
     method: str
     path: str

@@ -1,1 +1,1 @@
-"""The routes of the server: the table of all of them, and what answers for the pages."""
+"""The routes of the daemon: their table, their JSON schemas and the handlers of the web UI."""

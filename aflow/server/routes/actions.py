@@ -1,6 +1,5 @@
-"""The routes by which the web UI changes something: runs are cancelled, resumed, tagged and
-deleted, one or all that a filter means, and tokens made; what a run would do before it begins; and
-what the server says of itself: what it is, what `aflow doctor` finds, what `aflow gc` would
+"""The handlers of the routes that change runs, tokens, messages and workers, of dry runs, and of
+the server's own state: its configuration, the result of `aflow doctor` and what `aflow gc` would
 delete."""
 
 from __future__ import annotations
@@ -68,23 +67,23 @@ if TYPE_CHECKING:
     from aflow.server.views import Views
     from aflow.storage.base import ObjectStore
 
-_BATCH = 200  # runs that one request of many changes
-_BATCH_LOOKS = 2000  # runs that a dry run of it looks at
-_BATCH_TIME = 2.0  # seconds after which such a request begins with no other run
-_MOST_DELETED = 200  # runs of one plan
+_BATCH = 200  # runs that one request changes
+_BATCH_LOOKS = 2000  # runs that one dry run reads
+_BATCH_TIME = 2.0  # seconds after which a request starts no change of another run
+_MOST_DELETED = 200  # runs in one plan
 _SHOWN = 200  # messages
-_PEEKED = 1000  # messages that wait of which something is shown
-_MOST_TAGS = 50  # of one request
-_MEASURING = 60.0  # seconds in which what flows take is added up
+_PEEKED = 1000  # waiting messages that are read
+_MOST_TAGS = 50  # tags in one request
+_MEASURING = 60.0  # maximum duration of a measurement of storage, in seconds
 _CHECK = 120.0  # seconds that `aflow doctor` may take
-_NAMED_OF_MANY = 20  # runs that an answer on many of them names
-ACTIONS = ("cancel", "resume", "tag", "untag", "delete")  # with many runs at once
-_NAMED = 200  # runs that a plan names
+_NAMED_OF_MANY = 20  # runs listed in the response to a change of many
+ACTIONS = ("cancel", "resume", "tag", "untag", "delete")  # on many runs
+_NAMED = 200  # runs listed in a plan
 _LONGEST_LIFE = 10 * 365 * 86400  # seconds
 
 
 class ActionRoutes:
-    """Answers what pages ask to be changed."""
+    """The handlers of the routes that change something."""
 
     def __init__(
         self,
@@ -103,10 +102,10 @@ class ActionRoutes:
         self._runs = runs
         self._clock = clock
         self._store = store
-        self._checking = asyncio.Lock()  # one check, one plan at a time: each reads a lot
+        self._checking = asyncio.Lock()  # one check or plan at a time: each reads a lot of data
 
     async def show_server(self, request: web.Request) -> web.StreamResponse:
-        """Show the version and the places of the server, and who is calling."""
+        """Show the version and the configuration of the server, and the caller."""
         caller = caller_of(request)
         return web.json_response(
             {
@@ -151,7 +150,7 @@ class ActionRoutes:
     async def plan_collection(self, request: web.Request) -> web.StreamResponse:
         """Show what `aflow gc` would delete.
 
-        The filters are combined: runs have to match all of them. Nothing is deleted."""
+        Runs have to match all of the filters. Nothing is deleted."""
         fields = await fields_in(request, schemas.COLLECTION_REQUEST, "of a collection")
         now = self._clock.now()
         runs_to_delete = _runs_to_delete(fields, now)
@@ -173,10 +172,10 @@ class ActionRoutes:
         )
 
     async def measure_storage(self, request: web.Request) -> web.StreamResponse:
-        """Measure how much the artifacts and the code of each flow take.
+        """Measure the size of the artifacts and the code of each flow.
 
-        Objects that several runs of a flow share are counted once. It reads the manifests of all
-        runs, for a minute at most."""
+        Objects that several runs of a flow share are counted once. The manifests of all runs are
+        read, for at most a minute."""
         give_up_at = self._clock.monotonic() + _MEASURING
 
         def measure() -> gc.StorageSizes:
@@ -190,7 +189,7 @@ class ActionRoutes:
     # ------------------------------------------------------------ runs
 
     async def tag_run(self, request: web.Request) -> web.StreamResponse:
-        """Add tags to a run, and remove some.
+        """Add tags to a run, and remove tags.
 
         Tags are removed first."""
         fields = await fields_in(request, schemas.TAG_CHANGES, "of a change of tags")
@@ -202,19 +201,20 @@ class ActionRoutes:
     async def cancel_run(self, request: web.Request) -> web.StreamResponse:
         """Cancel a run.
 
-        The coordinator of the run stops it, on whichever machine it is. A run without a coordinator
-        is recorded as cancelled at once."""
+        The coordinator of the run stops it, on whichever machine it runs. A run without a
+        coordinator is recorded as cancelled immediately."""
         run = await run_of(request, self._views)
         state = await self._cancel(run)
         return web.json_response({"run": f"{run.flow}/{run.run}", "state": state}, status=202)
 
     async def _cancel(self, run: RunRecord) -> str:
-        """Ask a run to stop: `stopping`, or `cancelled`. Raises VersionConflict for one that has
-        ended, and InvalidInput for one that is only shown."""
+        """Request a run to stop. Returns `stopping` or `cancelled`. Raises VersionConflict if the
+        run has ended, and InvalidInput if it is read-only."""
         if run.key >= FIRST_KEY:
             raise InvalidInput(READ_ONLY)
         path = f"{run.flow}/{run.run}"
-        # Recorded first, for the next coordinator, should this one die before it gets the request.
+        # Recorded first: if the coordinator crashes before it gets the signal, the next one stops
+        # the run.
         reason, now = "The run was cancelled over HTTP.", self._clock.now()
         outcome = await asyncio.to_thread(request_end, self._metadata, run, reason, now)
         if outcome == "over":
@@ -249,7 +249,7 @@ class ActionRoutes:
         return web.json_response(await attended(request, self._runs.foresee(order)))
 
     async def resume_run(self, request: web.Request) -> web.StreamResponse:
-        """Resume a run that has ended, with the code that it had.
+        """Resume a run that has ended, with its original code.
 
         The new run reuses the results of finished tasks. It continues where the run failed, or from
         `step`. `parameters` replace values for the steps that run."""
@@ -350,14 +350,14 @@ class ActionRoutes:
             await asyncio.to_thread(self._metadata.change_tags, run.key, add, remove)
 
     def _resumed_by_others(self) -> set[tuple[str, str]]:
-        """The runs that others, which go on, have resumed."""
+        """Return the runs that have been resumed by active runs."""
         found = self._metadata.runs(None, states=LIVE_RUN_STATES)
         return {(run.flow, run.origin_run) for run in found if run.origin_run is not None}
 
     def _refused(
         self, action: str, run: RunRecord, resumed: Container[tuple[str, str]]
     ) -> str | None:
-        """Why something cannot be done with a run; None where it can."""
+        """Return the reason why an action is not possible for a run; None if it is."""
         if run.key >= FIRST_KEY:
             return "recorded elsewhere, and only shown here"
         over = run.state in TERMINAL_RUN_STATES
@@ -374,7 +374,7 @@ class ActionRoutes:
         return None
 
     async def plan_deletion(self, request: web.Request) -> web.StreamResponse:
-        """List which of some runs can be deleted.
+        """List which of the given runs can be deleted.
 
         A run can be deleted when it has ended and no active run has resumed it."""
         specs = request.query.get("runs", "").split(",")
@@ -443,7 +443,8 @@ class ActionRoutes:
         )
 
     def _rates(self, url: str) -> dict[str, float]:
-        """By pool, how many tasks a minute the registered workers of a queue have ended lately."""
+        """Return the recent throughput of the registered workers of a queue, in tasks per minute by
+        pool."""
         registry = registry_of(self._metadata)
         if registry is None:
             return {}
@@ -476,7 +477,7 @@ class ActionRoutes:
         return web.json_response({"count": count})
 
     async def delete_messages(self, request: web.Request) -> web.StreamResponse:
-        """Delete messages that are buried or wait.
+        """Delete buried or waiting messages.
 
         An active run sends a deleted message again if it still waits for its task."""
         ids_ = await _message_ids(request)
@@ -515,7 +516,7 @@ class ActionRoutes:
         return web.json_response(await asyncio.to_thread(self._worker, request))
 
     async def drain_worker(self, request: web.Request) -> web.StreamResponse:
-        """Drain a worker: it leases no more tasks, and ends after its running ones.
+        """Drain a worker: it leases no more tasks, and exits after its running ones.
 
         The worker receives the request with its next heartbeat."""
         caller = caller_of(request)
@@ -556,7 +557,7 @@ class ActionRoutes:
     async def list_tokens(self, _: web.Request) -> web.StreamResponse:
         """List all tokens without their secrets."""
         found = await asyncio.to_thread(tokens.tokens, self._documents())
-        # (The digest of a token is what its requests are known by.)
+        # (The digest stays private: it identifies the token.)
         shown = schemas.TOKEN.keys()
         rows = [{field: getattr(each, field) for field in shown} for each in found]
         return web.json_response({"tokens": rows})
@@ -564,7 +565,7 @@ class ActionRoutes:
     async def add_token(self, request: web.Request) -> web.StreamResponse:
         """Create a token.
 
-        The secret is in this response alone. A token does not outlive the token that created it."""
+        The secret is only in this response. A token does not outlive the token that created it."""
         fields = await fields_in(request, schemas.TOKEN_REQUEST, "of a token")
         name, scope = fields.get("name"), fields.get("scope", "read")
         seconds = fields.get("seconds")
@@ -578,7 +579,7 @@ class ActionRoutes:
             raise InvalidInput("'seconds' has to be a positive number, of at most ten years.")
         caller = caller_of(request)
         if caller is not None and caller.token is not None and caller.token.expires_at is not None:
-            # A token does not outlive the one that made it.
+            # A new token must not outlive the token that created it.
             left = max(1.0, caller.token.expires_at - self._clock.now())
             seconds = left if seconds is None else min(seconds, left)
         made = await asyncio.to_thread(
@@ -587,14 +588,14 @@ class ActionRoutes:
         return web.json_response({"token": made}, status=201)
 
     async def revoke_token(self, request: web.Request) -> web.StreamResponse:
-        """Revoke a token at once."""
+        """Revoke a token immediately."""
         name = request.match_info["name"]
         await asyncio.to_thread(tokens.revoke, self._documents(), name)
         return web.json_response({"token": name})
 
 
 class Batch(NamedTuple):
-    """What is to be done with which runs."""
+    """A validated request to change many runs."""
 
     action: str
     filter: RunFilter
@@ -605,7 +606,7 @@ class Batch(NamedTuple):
 
 
 def _batch_of(fields: dict[str, Any], now: float) -> Batch:
-    """What a request asks for. Raises InvalidInput."""
+    """Return the validated request. Raises InvalidInput."""
     action, words = fields.get("action"), fields.get("filter", "")
     until, cursor = fields.get("until"), fields.get("cursor")
     dry_run, tags = fields.get("dry_run", False), _texts(fields, "tags")
@@ -625,7 +626,7 @@ def _batch_of(fields: dict[str, Any], now: float) -> Batch:
     before = now if until is None else float(until)
     limit = before if runs.until is None else min(before, runs.until)
     if cursor is not None:
-        position(cursor)  # refused here, before anything is done
+        position(cursor)  # validated before anything is changed
     return Batch(
         action=action,
         filter=replace(runs, until=limit),
@@ -637,7 +638,8 @@ def _batch_of(fields: dict[str, Any], now: float) -> Batch:
 
 
 class BatchDone:
-    """How far a request with many runs has come. `until` as in the request, or the time of it."""
+    """The progress of a request to change many runs. `until` is that of the request, or its
+    time."""
 
     def __init__(self, until: float) -> None:
         self.cursor: str | None = None
@@ -648,12 +650,11 @@ class BatchDone:
         self._refused: Counter[str] = Counter()
 
     def note(self, run: RunRecord, why_not: str | None) -> None:
-        """Count a run: with those that were, or would be, changed, or with those that cannot be, by
-        the reason.
+        """Count a run as changed (or changeable, in a dry run), or as refused for a reason.
 
         Args:
-            run: The run that was looked at.
-            why_not: Why it cannot be changed; None where it can.
+            run: The run.
+            why_not: The reason why the run cannot be changed; None if it can.
         """
         if why_not is not None:
             self._refused[why_not] += 1
@@ -663,7 +664,7 @@ class BatchDone:
             self._runs.append(f"{run.flow}/{run.run}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the answer."""
+        """Return the body of the response."""
         refused = [{"reason": why, "count": n} for why, n in self._refused.most_common(20)]
         return {
             "count": self._count, "runs": self._runs, "refused": refused, "cursor": self.cursor,
@@ -705,7 +706,7 @@ def _caller_json(caller: Caller) -> dict[str, Any]:
 
 
 def _code_of(run: RunRecord) -> tuple[str, str]:
-    """The key of the code package of a run, and the flow's file in it. Raises InvalidInput."""
+    """Return the key of a run's code package and the flow's file in it. Raises InvalidInput."""
     code = run.settings.get("code") or {}
     if not isinstance(code.get("key"), str) or not isinstance(code.get("script"), str):
         raise InvalidInput(
@@ -716,15 +717,15 @@ def _code_of(run: RunRecord) -> tuple[str, str]:
 
 
 async def fields_in(request: web.Request, schema: schemas.Schema, where: str) -> dict[str, Any]:
-    """Return the fields of a body, of which none is unknown.
+    """Return the fields of a body, all of which are known.
 
     Args:
-        request: The request, whose body is a JSON object.
-        schema: The schema of the body, which has the names that are known.
-        where: What has no such field, for the error: `of a run`.
+        request: The request.
+        schema: The schema of the body.
+        where: The object, for the error message: `of a run`.
 
     Raises:
-        InvalidInput: The body is not a JSON object, or a field is unknown.
+        InvalidInput: If the body is not a JSON object, or a field is unknown.
     """
     fields = fields_of(await json_of(request))
     check_names(fields, schema["properties"], where)
@@ -732,11 +733,11 @@ async def fields_in(request: web.Request, schema: schemas.Schema, where: str) ->
 
 
 async def started(begun: Awaitable[str]) -> web.StreamResponse:
-    """Return the answer about a run that was started.
+    """Return the response for a started run.
 
     Args:
-        begun: Starts the run, and returns its pathspec. It is not cancelled when the client goes:
-            a run that was started is one that its server knows.
+        begun: Starts the run, and returns its pathspec. Continues if the client disconnects, so
+            that the server knows each run it has started.
     """
     return web.json_response({"run": await asyncio.shield(begun)}, status=201)
 

@@ -1,4 +1,4 @@
-"""What the routes of schedules answer."""
+"""The handlers of the routes of schedules."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
     from aflow._core.clock import Clock
     from aflow.server.schedules import Scheduling
 
-_TICKS = 5  # of a preview
-_FIELDS = (  # of a schedule that the API gives under their own names
+_TICKS = 5  # ticks in a preview
+_FIELDS = (  # fields of a schedule with the same names in the API
     *("name", "cron", "missed", "overlap", "paused", "created_by", "latest"),
     *("reason", "started", "skipped"),
 )
 
 
 class ScheduleRoutes:
-    """Answers for `scheduling`, which is None where the metadata keep no schedules."""
+    """The handlers of the routes of schedules. `scheduling` is None if the metadata store cannot
+    keep schedules."""
 
     def __init__(self, scheduling: Scheduling | None, clock: Clock) -> None:
         self._scheduling = scheduling
@@ -58,7 +59,7 @@ class ScheduleRoutes:
         name, now = request.match_info["name"], self._clock.now()
         by = _author(request)
 
-        def put() -> dict[str, Any]:  # when it is due may take a while to find
+        def put() -> dict[str, Any]:  # in a thread: finding the next tick may take a while
             schedule = schedules.new(name, {**fields, "order": order, **by}, now)
             self._kept.put(schedule)
             return self._as_json(schedule)
@@ -75,7 +76,7 @@ class ScheduleRoutes:
             known = ", ".join(sorted(schemas.SCHEDULE_CHANGES["properties"]))
             raise InvalidInput(f"Name a field to change: {known}.")
         name = request.match_info["name"]
-        # A caller that only pauses it does not become the user in whose name it runs.
+        # A caller who only pauses or resumes a schedule does not become its author.
         by = {} if fields.keys() == {"paused"} else _author(request)
         changed = await asyncio.to_thread(
             lambda: self._as_json(self._kept.change(name, {**fields, **by}))
@@ -124,7 +125,7 @@ class ScheduleRoutes:
 
 
 def _author(request: web.Request) -> dict[str, Any]:
-    """In whose name a schedule is kept."""
+    """Return the fields of the author of a schedule."""
     caller = caller_of(request)
     return {
         "token": caller and caller.token and caller.token.digest,

@@ -1,4 +1,4 @@
-"""The JSON schemas of the daemon's HTTP API: each field with its meaning and its unit."""
+"""The JSON schemas of the daemon's HTTP API: each field with its meaning and unit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aflow.scheduler.states import AttemptState, RunState, TaskState
 Schema = Mapping[str, Any]
 
 LARGEST_PAGE = 1000
-LONGEST_WAIT = 60  # seconds that a request may wait for the end of a run
+LONGEST_WAIT = 60  # maximum time that a request may wait for the end of a run, in seconds
 
 
 def text(meaning: str, **more: Any) -> Schema:
@@ -34,7 +34,7 @@ def maybe_text(meaning: str) -> Schema:
 
 
 def choice(values: Any, meaning: str) -> Schema:
-    """Return the schema of one of these strings.
+    """Return the schema of an enumeration of strings.
 
     Args:
         values: The allowed values, in the order of the document.
@@ -53,7 +53,7 @@ def flag(meaning: str) -> Schema:
 
 
 def count(meaning: str) -> Schema:
-    """Return the schema of a whole number from 0 on.
+    """Return the schema of a non-negative whole number.
 
     Args:
         meaning: The description of the field, for readers of the OpenAPI document.
@@ -104,9 +104,9 @@ def number(most: int, meaning: str, default: int | None = None) -> Schema:
     """Return the schema of a whole number from 0 to `most`.
 
     Args:
-        most: The greatest number that is allowed.
+        most: The maximum.
         meaning: The description of the field, for readers of the OpenAPI document.
-        default: The default that the document names; None for none.
+        default: The default shown in the document; None to show none.
     """
     found = {"type": "integer", "minimum": 0, "maximum": most, "description": meaning}
     return found if default is None else {**found, "default": default}
@@ -124,7 +124,7 @@ def array(items: Schema, meaning: str, **more: Any) -> Schema:
 
 
 def mapping(meaning: str, values: Schema | None = None) -> Schema:
-    """Return the schema of an object with names that are not known in advance.
+    """Return the schema of an object with arbitrary names.
 
     Args:
         meaning: The description of the field, for readers of the OpenAPI document.
@@ -141,7 +141,7 @@ def optional(schema: Schema) -> Schema:
     """Return the schema of a field that may be absent from the object that `fields` describes.
 
     Args:
-        schema: The schema of the field where it is there.
+        schema: The schema of the field if it is present.
     """
     return _Optional(schema)
 
@@ -190,12 +190,12 @@ def described(schema: Schema, meaning: str) -> Schema:
 
     Args:
         schema: The schema; it is copied.
-        meaning: The description, in place of the one that the schema has.
+        meaning: The description, which replaces that of the schema.
     """
     return {**schema, "description": meaning}
 
 
-_NAME: Schema = {"type": "string"}  # an item of a list whose description names it
+_NAME: Schema = {"type": "string"}  # an item of a list; the description of the list explains it
 _MAYBE: Schema = {"type": ["string", "null"]}
 _TAGS = array(_NAME, "The tags of the run.")
 _VALUE = "as a short text (`repr`), cut off after 80 characters"

@@ -1,5 +1,5 @@
-"""The routes of the daemon, all of them: what answers, what it takes, and how it may refuse. The
-application and its OpenAPI document are both made of this table."""
+"""The table of all routes of the daemon: handlers, parameters and possible errors. Both the
+application and its OpenAPI document are generated from it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ from aflow.server.routes.schemas import (
 
 
 class Route(NamedTuple):
-    """One route. `name` is that of the method that answers; `tag` the group in the document;
-    `takes` the type of the body, `body` its schema; `content_type` that of the answer; `refuses`
-    the statuses beside those of `refusals`; `headers` those of a request."""
+    """A route of the daemon.
+
+    `name` is the method that handles it, `tag` its group in the document, `answer` the schema of
+    the response and `content_type` its type. `takes` is the content type of the request body and
+    `body` its schema. `refuses` are statuses of errors in addition to those that `refusals`
+    derives. `headers` are request headers."""
 
     method: str
     path: str
@@ -45,7 +48,7 @@ class Route(NamedTuple):
 
     @property
     def refusals(self) -> list[int]:
-        """The statuses of its refusals, but for those that every route may have."""
+        """The statuses of errors, except those that every route may have."""
         found = {*self.refuses}
         if self.query:
             found.add(400)
@@ -73,12 +76,12 @@ def _limit(most: int, default: int, what: str) -> Schema:
 
 
 def _reading(path: str, name: str, tag: str, answer: Schema, **more: Any) -> Route:
-    """A route that reads what is stored of a run: it may be damaged (422)."""
+    """Return a route that reads the stored data of a run, which may be damaged (422)."""
     return Route("GET", _ONE + path, name, tag, answer, refuses=(422,), **more)
 
 
 def _starting(path: str, name: str, body: Schema) -> Route:
-    """A route that starts a run: its code may fail (422), and too many may be active (429)."""
+    """Return a route that starts a run: its code may fail (422), or too many are active (429)."""
     return Route(
         "POST", path, name, "runs", schemas.STARTED_RUN, status=201, takes=_JSON, body=body,
         refuses=(422, 429),
@@ -86,7 +89,7 @@ def _starting(path: str, name: str, body: Schema) -> Route:
 
 
 def _foreseeing(path: str, name: str, body: Schema) -> Route:
-    """A route that says what a run would do."""
+    """Return a route of a dry run."""
     return Route(
         "POST", path, name, "dry runs", schemas.FORECAST, takes=_JSON, body=body, refuses=(422,)
     )

@@ -1,5 +1,5 @@
-"""The routes that the web UI reads: runs by filter, one run whole, tasks in columns and pages,
-artifacts, logs, cards, code, comparisons, and one stream for all that is live on a page."""
+"""The handlers of the routes that the web UI reads: lists of runs, overviews, tasks as columns and
+pages, artifacts, logs, cards, code, comparisons, and the stream of live updates of a page."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SORTS = ("task", "started", "duration", "wait")
-_MOST_TOPICS = 8  # of one stream
+_MOST_TOPICS = 8  # topics of one stream
 _LINES = 500  # lines of a log in one event
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
-_BODIES = 64 << 20  # bytes of answers that are kept for the next who ask
+_BODIES = 64 << 20  # bytes of cached responses
 _MOST_BODIES = 500
-_FRESH = 0.4  # seconds for which what one stream has read serves the others
-_LOOK_AT_LOG = 0.2  # seconds between looks whether a run with a followed log has changed
+_FRESH = 0.4  # seconds for which streams share a read
+_LOOK_AT_LOG = 0.2  # seconds between polls if a log is followed
 _FRESH_LOG = 0.15
 _RECENT = 100  # runs whose states the topic `runs` watches
-_HTML = b'<html lang="en">'  # that our own cards begin with
+_HTML = b'<html lang="en">'  # the start of aflow's own cards
 _CARD_CSP = (
     "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; font-src data:"
@@ -57,7 +57,7 @@ _CARD_CSP = (
 
 
 class ViewRoutes:
-    """Answers what pages ask for; see `server.routes` for the paths."""
+    """The handlers of the read-only routes; see `server.routes.table` for the paths."""
 
     def __init__(
         self, metadata: MetadataStore, views: Views, streams: Streams, clock: Clock
@@ -110,7 +110,7 @@ class ViewRoutes:
         return await self._bodies.answer(request, known, read, "application/octet-stream")
 
     async def get_trace(self, request: web.Request) -> web.StreamResponse:
-        """Download when each task of a run ran, as a trace for Perfetto."""
+        """Download a trace of the tasks of a run, for Perfetto."""
         run = await run_of(request, self._views)
         parts = await asyncio.to_thread(self._views.trace, run)
         return await _download(
@@ -192,7 +192,7 @@ class ViewRoutes:
     async def page_log(self, request: web.Request) -> web.StreamResponse:
         """List lines that the tasks of a run have printed, in pages.
 
-        `tail` needs a `task`."""
+        `tail` requires a `task`."""
         step, task = step_of(request), number_of(request, "task", 0) or None
         after, search = request.query.get("after", ""), request.query.get("search", "")[:500]
         limit = max(1, number_of(request, "limit", 1000, 5000))
@@ -225,7 +225,7 @@ class ViewRoutes:
     async def list_jobs(self, _: web.Request) -> web.StreamResponse:
         """List the jobs of active runs at AWS Batch, Slurm and Kubernetes.
 
-        The response is made of aflow's records: the server does not ask the job systems."""
+        The response is based on aflow's records: the job systems are not queried."""
         return web.json_response(await asyncio.to_thread(jobs.queues, self._metadata))
 
     async def list_run_jobs(self, request: web.Request) -> web.StreamResponse:
@@ -273,19 +273,19 @@ class ViewRoutes:
         if topic.kind == "runs":
             return _Changes("runs", lambda: self._shared("runs", self._recent)).look
         path = f"{topic.flow}/{topic.run}"
-        if topic.kind == "run":  # also of a run that does not exist: its page is notified
+        if topic.kind == "run":  # a deleted run is reported, too
             return _Changes(
                 "run",
                 lambda: self._shared(path, lambda: self._state(topic.flow, topic.run)),
             ).look
         run = await asyncio.to_thread(self._views.run, topic.flow, topic.run)
         log_tail = await asyncio.to_thread(self._views.log_tail, run, None, topic.task, topic.after)
-        # A run of other records has no version that grows with its output.
+        # Runs recorded by Metaflow have no version that changes with their output.
         looks = None if run.key >= FIRST_KEY else partial(self._version, path, run)
         return _Lines(path, topic.task, log_tail, looks).look
 
     async def _version(self, path: str, run: RunRecord) -> Any:
-        """The version of a run, read once for all who follow its output."""
+        """Return the version of a run, read once for all streams that follow its output."""
 
         def read() -> Any:
             found = self._metadata.run(run.flow, run.run)
@@ -306,18 +306,21 @@ class ViewRoutes:
             silence = 0.0 if sent else silence + pause
             if silence >= 15.0:
                 silence = 0.0
-                # An event, not a comment: pages learn that the connection is alive.
+                # An event, not a comment, which scripts cannot see: pages detect lost connections
+                # by it.
                 yield event("alive", {})
             if await self._streams.rest(pause):
                 return
 
     async def _shared(self, key: str, read: Callable[[], Any], fresh: float = _FRESH) -> Any:
-        """What `read` gives, read once for all streams that ask at about the same time."""
+        """Return the result of `read`, shared by all streams that request it within `fresh`
+        seconds."""
         loop = asyncio.get_running_loop()
         at, found = self._looks.get(key, (0.0, None))
         if found is None or loop.time() - at > fresh:
             found = loop.create_task(asyncio.to_thread(read))
-            # A stream that has ended reads no error: the others do.
+            # Retrieve the error even if all streams have ended, which prevents a warning of
+            # asyncio.
             found.add_done_callback(lambda look: look.cancelled() or look.exception())
             self._looks[key] = (loop.time(), found)
             if len(self._looks) > 1000:
@@ -352,8 +355,8 @@ class ViewRoutes:
 
 
 class _Bodies:
-    """Large answers, made once for all who ask for the same one: many tabs look at a run that goes
-    on, and all of them ask as soon as it has changed."""
+    """A cache of large responses: many tabs may show the same active run, and all of them reload
+    when it changes."""
 
     def __init__(self) -> None:
         self._found: OrderedDict[Hashable, asyncio.Future[bytes]] = OrderedDict()
@@ -361,13 +364,13 @@ class _Bodies:
     async def answer(
         self, request: web.Request, known: tuple[Any, ...], read: Callable[[], bytes], kind: str
     ) -> web.StreamResponse:
-        """Answer with what `read` gives, in a thread. `known` names the answer: what changes it is
-        in there."""
+        """Respond with the result of `read`, which is called in a thread unless it is cached.
+        `known` is the cache key: it contains everything that the response depends on."""
         digest = hashlib.blake2b(repr(known).encode(), digest_size=12).hexdigest()
         tag = f'"{digest}"'
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers={"ETag": tag})
-        # A browser of this machine has read many megabytes sooner than they would be compressed.
+        # Compressing would take longer than sending if the browser is on this machine.
         is_near = request.remote in ("127.0.0.1", "::1") and not any(
             each in request.headers for each in _FORWARDED
         )
@@ -391,7 +394,7 @@ class _Bodies:
         return await asyncio.shield(found)
 
     def _keep(self, key: tuple[str, bool], made: asyncio.Future[bytes]) -> None:
-        """Keep what was made, if it was; and as many of the others as there is room for."""
+        """Keep a response unless it failed, and evict the oldest ones if there are too many."""
         if made.cancelled() or made.exception() is not None:
             self._found.pop(key, None)
             return
@@ -406,7 +409,7 @@ class _Bodies:
 
 
 def _zipped(read: Callable[[], bytes]) -> bytes:
-    # The quickest level: columns of numbers become little smaller with others.
+    # The fastest level: higher ones hardly compress columns of numbers better.
     return gzip.compress(read(), 1, mtime=0)
 
 
@@ -438,7 +441,7 @@ def _topic(text: str) -> _Topic:
 
 
 class _Changes:
-    """An event each time that what is read differs from what was sent last."""
+    """A source that sends an event if the result of `read` differs from the last one sent."""
 
     def __init__(self, name: str, read: Callable[[], Any]) -> None:
         self._name = name
@@ -453,8 +456,8 @@ class _Changes:
 
 
 class _Lines:
-    """Lines of a log as they come. `version` gives what differs when there may be more of them:
-    where it is the same as before, the log is not looked at."""
+    """A source of new lines of a log. The log is read only if the result of `version` has
+    changed."""
 
     def __init__(
         self,
@@ -474,7 +477,7 @@ class _Lines:
             seen = await self._version()
             if seen is not None and seen == self._seen:
                 return
-            self._seen = seen  # read before the lines: what comes meanwhile is found the next time
+            self._seen = seen  # read before the lines: newer ones come next time
         while lines := await asyncio.to_thread(self._some):
             head = {"run": self._path, "task": self._task, "lines": lines}
             yield event("lines", {**head, "next": self._log_tail.position})
@@ -486,38 +489,38 @@ class _Lines:
 
 
 def named_run(request: web.Request) -> tuple[str, str]:
-    """Return the names of the flow and of the run in the path of a request.
+    """Return the names of the flow and the run in the path of a request.
 
     Args:
         request: The request of a route of one run.
 
     Raises:
-        InvalidName: One of them is not allowed.
+        InvalidName: If a name is not allowed.
     """
     return ids.flow_name(request.match_info["flow"]), ids.run_id(request.match_info["run"])
 
 
 async def run_of(request: web.Request, views: Views) -> RunRecord:
-    """Return the run that the path of a request names.
+    """Return the record of the run in the path of a request.
 
     Args:
         request: The request of a route of one run.
         views: Reads the record.
 
     Raises:
-        NotFound: There is no such run.
+        NotFound: If there is no such run.
     """
     return await asyncio.to_thread(views.run, *named_run(request))
 
 
 def step_of(request: web.Request) -> str | None:
-    """Return the step that the query of a request names; None for all steps.
+    """Return the step in the query of a request; None for all steps.
 
     Args:
         request: The request.
 
     Raises:
-        InvalidName: The name is not allowed.
+        InvalidName: If the name is not allowed.
     """
     step = request.query.get("step")
     return None if step is None else ids.step_name(step)
@@ -526,7 +529,7 @@ def step_of(request: web.Request) -> str | None:
 async def _download(
     request: web.Request, parts: Iterator[bytes], name: str, kind: str
 ) -> web.StreamResponse:
-    """Answer with a file of this name and type. Its parts are read in threads, as they are sent."""
+    """Respond with a file to download. Its parts are read in threads while it is sent."""
     response = web.StreamResponse(headers=_attachment(name))
     response.content_type = kind
     await response.prepare(request)

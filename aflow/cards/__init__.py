@@ -1,6 +1,6 @@
-"""Cards: pages that steps leave for people, one self-contained HTML file each.
+"""Cards: HTML pages created by steps, one self-contained file each.
 
-Components, `Card` and `get_cards` can be imported from here; each comes when it is asked for.
+Components, `Card` and `get_cards` can be imported from here; each is imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kinds of cards: what makes a page of a task. Users derive their own from `Card`."""
+"""Card types: classes that render the page of a task. Users derive their own from `Card`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _MAX_ROWS = 10
 
 
 class Card:
-    """A kind of card: override `type` and `render`.
+    """A card type. Subclasses override `type` and `render`.
 
-    The constructor is called with those of its keywords that it takes: `options` are those of
-    @card; `components` what the step has added, rendered (texts of HTML, or what else `render` of
-    a component has given); `graph` the flow's steps by name, as plain values; `flow` the flow.
-    With ALLOW_USER_COMPONENTS `current.card.append` adds to the card without naming its id.
+    The constructor is called with those of its keywords that it accepts: `options` of @card;
+    `components` added by the step, rendered (HTML strings, or other results of the component's
+    `render`); `graph`, a dict of the flow's steps; and `flow`, the flow object. With
+    ALLOW_USER_COMPONENTS, `current.card.append` adds to the card without naming its id.
 
-    With RUNTIME_UPDATABLE `current.card.refresh(data)` makes the page while the step runs: see
-    `render_runtime` and `refresh`, whose `data` is a dict of `user` (what was given), `components`
-    (those with REALTIME_UPDATABLE, rendered, by their ids), `render_seq`, `component_update_ts` and
-    `mode`. It is `runtime_data` in `render`, too.
+    With RUNTIME_UPDATABLE, `current.card.refresh(data)` renders the card while the step runs, with
+    `render_runtime` and `refresh`. Their `data` is a dict with `user` (the argument of
+    `current.card.refresh`), `components` (the rendered components with REALTIME_UPDATABLE, by id),
+    `render_seq`, `component_update_ts` and `mode`. In `render` it is available as `runtime_data`.
     """
 
     type: ClassVar[str | None] = None
@@ -49,7 +49,7 @@ class Card:
     RELOAD_POLICY: ClassVar[str] = "never"
     RELOAD_POLICY_TOKEN: ClassVar[str] = "[METAFLOW_RELOAD_TOKEN]"  # noqa: S105 -- a place in a page
     runtime_data: Any = None
-    # Ours get the components themselves and the graph with its methods.
+    # Built-in types get component objects and a Graph instead of plain values.
     _takes_objects: ClassVar[bool] = False
 
     def __init__(
@@ -65,47 +65,49 @@ class Card:
         self.flow = flow
 
     def render(self, task: Any) -> str:
-        """Return the page as HTML. `task` has what a Task of the client has.
+        """Return the page as HTML.
 
         Args:
-            task: The task; `task.data` has its artifacts, and it is otherwise a Task of the client.
+            task: The task, with the interface of a Task of the client; its artifacts are in
+                `task.data`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method render.")
 
     def render_runtime(self, task: Any, data: Any) -> str:
-        """Return the page while the step still runs.
+        """Return the page as HTML while the step is running.
 
         Args:
-            task: The task, which is still running: it has the artifacts so far.
-            data: The data that the step has given to `refresh`.
+            task: The running task, with the artifacts set so far.
+            data: The data of the refresh: see the class.
         """
         return self.render(task)
 
     def refresh(self, task: Any, data: Any) -> Any:
-        """Return what a page that is open needs to show the new state, as values for JSON; None
-        where it needs to be loaded again.
+        """Return the JSON values with which an open page updates itself; None if it must be
+        reloaded.
 
         Args:
-            task: The task, which is still running: it has the artifacts so far.
-            data: The data that the step has given to `refresh`.
+            task: The running task, with the artifacts set so far.
+            data: The data of the refresh: see the class.
         """
         return None
 
     def reload_content_token(self, task: Any, data: Any) -> str:
-        """With RELOAD_POLICY_ONCHANGE.
+        """Return the token that open pages compare to decide on a reload, with
+        RELOAD_POLICY_ONCHANGE.
 
         Args:
-            task: The task, which is still running: it has the artifacts so far.
-            data: The data that the step has given to `refresh`.
+            task: The running task, with the artifacts set so far.
+            data: The data of the refresh: see the class.
 
         Returns:
-            A text that changes when the page is to be loaded again.
+            A string that changes if the page must be reloaded.
         """
         return "content-token"
 
 
 class BlankCard(Card):
-    """Only what the step has added."""
+    """A card with only the components added by the step."""
 
     type = "blank"
     _takes_objects = True
@@ -113,14 +115,14 @@ class BlankCard(Card):
     RUNTIME_UPDATABLE = True
 
     def render(self, task: Any) -> str:
-        """The components, under the title that the options may give."""
+        """Return the components, under the title from the options, if any."""
         title = self.options.get("title")
         top = head(str(title), task.pathspec, {}) if title else ""
         return page(str(title or task.pathspec), top + "".join(map(rendered, self.components)))
 
 
 class DefaultCard(Card):
-    """What the step has added, then its parameters, artifacts, graph and times."""
+    """A card with the components added by the step, then parameters, artifacts, graph and times."""
 
     type = "default"
     _takes_objects = True
@@ -128,7 +130,7 @@ class DefaultCard(Card):
     RUNTIME_UPDATABLE = True
 
     def render(self, task: Any) -> str:
-        """The whole card."""
+        """Return the page."""
         title = str(self.options.get("title") or task.pathspec.split("/")[2])
         step = task.pathspec.split("/")[2]
         doc = self.graph.nodes[step].doc if self.graph is not None else ""
@@ -143,12 +145,12 @@ class DefaultCard(Card):
 
 
 class ErrorCard(Card):
-    """Says why a card could not be made."""
+    """A card that shows why another card could not be rendered."""
 
     type = "error"
 
     def render(self, task: Any) -> str:
-        """The error."""
+        """Return the page with the error."""
         error = self.options.get("error", "")
         kind = self.options.get("kind", "")
         body = f'<div class="error"><b>The card of type {kind} could not be made.</b></div>'
@@ -159,24 +161,24 @@ class ErrorCard(Card):
 
 
 class TaskspecCard(Card):
-    """The pathspec of the task, and nothing else."""
+    """A card with the pathspec of the task, and nothing else."""
 
     type = "taskspec_card"
 
     def render(self, task: Any) -> str:
-        """The pathspec."""
+        """Return the pathspec."""
         return str(task.pathspec)
 
 
 class JSONCard(Card):
-    """What the default card shows, as JSON for programs."""
+    """A card with the content of the default card, as JSON for programs."""
 
     type = "default_json"
     ALLOW_USER_COMPONENTS = True
     RUNTIME_UPDATABLE = True
 
     def render(self, task: Any) -> str:
-        """The values; what JSON cannot hold is a text."""
+        """Return the values as JSON; values that JSON does not support are shown as their repr."""
         return json.dumps(
             {
                 "pathspec": task.pathspec,
@@ -197,14 +199,14 @@ def created(
     graph: Graph,
     flow: Any,
 ) -> Card:
-    """Return a card of the kind. Its constructor gets those of the keywords `options`,
-    `components`, `graph` and `flow` that it takes.
+    """Return a card of a type. Its constructor gets those of the keywords `options`, `components`,
+    `graph` and `flow` that it accepts.
 
     Args:
-        kind: The class of the card.
-        options: The options of the card, as its decorator has them.
+        kind: The card type.
+        options: The options of the card.
         components: The components, in order.
-        definition: The flow; None where it is not known.
+        definition: The definition of the flow; None if it is unknown.
         graph: The steps of the flow and the transitions between them.
         flow: The flow object.
     """
@@ -228,7 +230,7 @@ def created(
 
 
 class RenderedComponent(str):
-    """The HTML of a component, which can be rendered like the component."""
+    """The HTML of a component, with the `render` method of a component."""
 
     __slots__ = ()
 
@@ -238,22 +240,22 @@ class RenderedComponent(str):
 
 
 def _plain(component: Any) -> Any:
-    """What a component's `render` gives; where it fails, what says so."""
+    """Return the result of a component's `render`; if it fails, HTML that shows the error."""
     try:
         made = component.render()
-    except Exception:  # noqa: BLE001 -- one part that fails leaves the others
+    except Exception:  # noqa: BLE001 -- a failing component is shown as an error
         made = rendered(component)
     return RenderedComponent(made) if isinstance(made, str) else made
 
 
 def checked(html: object) -> str:
-    """Return the page of a card.
+    """Return the page of a card, after a check of its type.
 
     Args:
-        html: What its `render` has returned.
+        html: The result of `render`.
 
     Raises:
-        TypeError: It is not a text.
+        TypeError: If the result is not a string.
     """
     if not isinstance(html, str):
         raise TypeError(f"render gave {type(html).__name__}, and has to give a text of HTML")
@@ -261,16 +263,16 @@ def checked(html: object) -> str:
 
 
 def kind_of(name: str) -> type[Card]:
-    """Return the kind of card of this type: ours, a class that has been defined, or the entry point
-    of a package (group aflow.cards).
+    """Return the card type with a name: a built-in type, a defined subclass, or an entry point of a
+    package in the group aflow.cards.
 
     Args:
-        name: The name of the type of card.
+        name: The name of the card type.
 
     Raises:
-        InvalidInput: Where there is none.
+        InvalidInput: If there is no such type.
     """
-    if name.startswith("test_"):  # few cards are; the module is imported for its classes
+    if name.startswith("test_"):  # rarely used, so imported on demand; registers its classes
         import_module("aflow.cards.probes")
     known = {each.type: each for each in _all(Card) if each.type}
     if name in known:
@@ -297,7 +299,7 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _html(value: Any) -> str:
-    """A table of pandas as its first rows, a large collection closed, all else as a text."""
+    """Return a value as HTML: the first rows of a pandas table, collapsed, or else its repr."""
     if type(value).__module__.startswith("pandas") and hasattr(value, "columns"):
         shape = " x ".join(map(str, value.shape))
         table = rendered(Table.from_dataframe(value.head(_MAX_ROWS)))

@@ -1,4 +1,4 @@
-"""What a card is made of. Each component is HTML by itself; what it shows is escaped."""
+"""The components of cards. Each renders itself as HTML and escapes the values that it shows."""
 
 from __future__ import annotations
 
@@ -23,42 +23,41 @@ _MAX_TEXT = 10_000  # characters of one value
 
 
 class Component:
-    """A part of a card; custom ones override `render`, which gives HTML. One with
-    REALTIME_UPDATABLE is among the data that refreshes of the card are given."""
+    """A component of a card. Custom components override `render`. Those with REALTIME_UPDATABLE are
+    part of the data of refreshes of the card."""
 
     REALTIME_UPDATABLE: ClassVar[bool] = False
     component_id: str | None = None
 
     def render(self) -> str:
-        """Return the component as HTML, which is put into the page as it is."""
+        """Return the component as HTML, which is inserted into the page unchanged."""
         raise NotImplementedError(f"{type(self).__name__} has no method render.")
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Change what is shown; the next refresh of the card shows it.
+        """Change the content; the next refresh of the card shows it.
 
         Args:
-            *args: What the component shows from now on.
-            **kwargs: Named values that the component shows from now on.
+            *args: The new content.
+            **kwargs: The new content, by name.
 
         Raises:
-            InvalidInput: This component cannot be changed.
+            InvalidInput: If this component cannot be updated.
         """
         raise InvalidInput(f"A {type(self).__name__} of a card cannot be updated.")
 
 
 class Markdown(Component):
-    """A text in Markdown. Indentation that all lines have is taken away; HTML in it is shown as
-    text."""
+    """A text in Markdown. Common indentation is removed; HTML in the text is escaped."""
 
     def __init__(self, text: str = "") -> None:
         self._text = text
 
     def update(self, text: str = "") -> None:
-        """Show another text."""
+        """Replace the text."""
         self._text = text
 
     def render(self) -> str:
-        """The text as HTML."""
+        """Return the text as HTML."""
         from markdown_it import MarkdownIt
 
         parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
@@ -66,18 +65,18 @@ class Markdown(Component):
 
 
 class Artifact(Component):
-    """A value: its type, and as much of it as can be read."""
+    """A value with its type, truncated if it is long."""
 
     def __init__(self, artifact: Any, name: str | None = None, compressed: bool = True) -> None:
         self._artifact = artifact
         self._name = name
 
     def update(self, artifact: Any) -> None:
-        """Show another value."""
+        """Replace the value."""
         self._artifact = artifact
 
     def render(self) -> str:
-        """The value in a box."""
+        """Return a box with the value."""
         head = f"<b>{escape(self._name)}</b> " if self._name else ""
         kind = escape(type(self._artifact).__qualname__)
         return (
@@ -87,7 +86,8 @@ class Artifact(Component):
 
 
 class Table(Component):
-    """Rows of values or components, under `headers`; `disable_updates` is accepted for old code."""
+    """A table of values or components with `headers`; `disable_updates` is accepted for old
+    code."""
 
     def __init__(
         self,
@@ -103,8 +103,8 @@ class Table(Component):
         """Return the first rows of a pandas DataFrame (100 with `truncate`), with its index.
 
         Args:
-            dataframe: The table of pandas.
-            truncate: Whether long tables are cut.
+            dataframe: The DataFrame.
+            truncate: Whether to show only the first 100 rows.
         """
         shown = dataframe.head(100) if truncate else dataframe
         # Row by row as tuples, which keep the type of each column.
@@ -112,12 +112,12 @@ class Table(Component):
         return cls(rows, ["", *map(str, shown.columns)])
 
     def update(self, data: Sequence[Sequence[Any]], headers: Sequence[str] | None = None) -> None:
-        """Show other rows."""
+        """Replace the rows and, if given, the headers."""
         self._data = [list(row) for row in data]
         self._headers = list(headers) if headers is not None else self._headers
 
     def render(self) -> str:
-        """A table that can be scrolled sideways."""
+        """Return a table that can be scrolled horizontally."""
         head = "".join(f"<th>{escape(str(each))}</th>" for each in self._headers)
         rows = "".join(
             "<tr>" + "".join(f"<td>{_cell(each)}</td>" for each in row) + "</tr>"
@@ -128,8 +128,8 @@ class Table(Component):
 
 
 class Image(Component):
-    """A picture: the bytes of a PNG, JPEG, GIF, WebP or SVG file, a figure of matplotlib or an
-    image of Pillow. Every one can be updated: `disable_updates` is accepted for old code."""
+    """An image: the bytes of a PNG, JPEG, GIF, WebP or SVG file, a figure of Matplotlib or an image
+    of Pillow. All images can be updated; `disable_updates` is accepted for old code."""
 
     def __init__(self, src: Any = None, label: str | None = None, disable_updates: bool = True):
         self._label = label
@@ -139,12 +139,12 @@ class Image(Component):
     def from_matplotlib(
         cls, plot: Any, label: str | None = None, disable_updates: bool = False
     ) -> Image:
-        """Return a figure of matplotlib, or what has a `get_figure` (axes).
+        """Return an image of a figure of Matplotlib, or of the figure of its axes.
 
         Args:
-            plot: The figure of matplotlib.
+            plot: The figure, or an object with `get_figure`, such as axes.
             label: The text below the image.
-            disable_updates: Whether the component never changes while the step runs.
+            disable_updates: Ignored; accepted for old code.
         """
         return cls(plot, label)
 
@@ -152,41 +152,41 @@ class Image(Component):
     def from_pil_image(
         cls, pilimage: Any, label: str | None = None, disable_updates: bool = False
     ) -> Image:
-        """Return an image of Pillow.
+        """Return a component with an image of Pillow.
 
         Args:
-            pilimage: The image of PIL.
+            pilimage: The image.
             label: The text below the image.
-            disable_updates: Whether the component never changes while the step runs.
+            disable_updates: Ignored; accepted for old code.
         """
         return cls(pilimage, label)
 
     def update(self, image: Any, label: str | None = None) -> None:
-        """Show another picture."""
+        """Replace the image and, if given, the label."""
         self._src, self._label = _data_url(image), label or self._label
 
     def render(self) -> str:
-        """The picture, with its label below."""
+        """Return the image with its label below."""
         label = escape(self._label or "")
         caption = f"<figcaption>{label}</figcaption>" if label else ""
         return f'<figure><img src="{self._src}" alt="{label}">{caption}</figure>'
 
 
 class Error(Component):
-    """An exception or a text that says what went wrong."""
+    """An error: an exception or a text."""
 
     def __init__(self, exception: Any, title: str | None = None) -> None:
         self._exception = exception
         self._title = title or type(exception).__name__
 
     def render(self) -> str:
-        """The title and the text."""
+        """Return the title and the text."""
         text = escape(str(self._exception))
         return f'<div class="error"><b>{escape(self._title)}</b><pre>{text}</pre></div>'
 
 
 class ProgressBar(Component):
-    """How far something is: `value` of `max`, in `unit`."""
+    """A progress bar that shows `value` of `max`, in `unit`."""
 
     def __init__(
         self,
@@ -200,12 +200,12 @@ class ProgressBar(Component):
         self._unit, self._metadata = unit, metadata
 
     def update(self, new_value: float, metadata: str | None = None) -> None:
-        """Move on."""
+        """Set the value and, if given, the text next to it."""
         self._value = new_value
         self._metadata = metadata if metadata is not None else self._metadata
 
     def render(self) -> str:
-        """A bar, with what it counts."""
+        """Return the bar with its label and numbers."""
         unit = escape(f" {self._unit}" if self._unit else "")
         text = escape(str(self._metadata or ""))
         return (
@@ -220,7 +220,7 @@ _CHART_SIZE = {"width": 640, "height": 280}
 
 
 class ValueBox(Component):
-    """One value, large, with a title and how it has changed."""
+    """A value in large type, with a title, a subtitle and its change."""
 
     def __init__(
         self,
@@ -241,7 +241,7 @@ class ValueBox(Component):
         theme: str | None = None,
         change_indicator: str | None = None,
     ) -> None:
-        """Change what is given; the rest stays."""
+        """Replace the given parts; parts that are None stay."""
         self._title = self._title if title is None else title
         self._value = self._value if value is None else value
         self._subtitle = self._subtitle if subtitle is None else subtitle
@@ -249,7 +249,7 @@ class ValueBox(Component):
         self._change = self._change if change_indicator is None else change_indicator
 
     def render(self) -> str:
-        """The box."""
+        """Return the box."""
         parts = [("title", self._title), ("value", self._value), ("note", self._subtitle)]
         lines = "".join(
             f'<div class="{kind}">{escape(str(text))}</div>'
@@ -267,7 +267,7 @@ class ValueBox(Component):
 
 
 class PythonCode(Component):
-    """Source text: of a function, or as it was given."""
+    """Python source code, of a function or from a string."""
 
     def __init__(
         self, code_func: Callable[..., Any] | None = None, code_string: str | None = None
@@ -275,13 +275,13 @@ class PythonCode(Component):
         self._code = code_string if code_func is None else dedent(inspect.getsource(code_func))
 
     def render(self) -> str:
-        """The text as code."""
+        """Return the source code in a `pre` element."""
         return f'<pre class="code">{escape(self._code or "")}</pre>'
 
 
 class JSONViewer(Component):
-    """Values that JSON can hold, to be opened and closed. `max_height` is a length of CSS, such as
-    `300px`, above which one scrolls. A button for copying there is not: the card has no scripts."""
+    """A collapsible tree of JSON values. `max_height` is a CSS length, such as `300px`, above which
+    the tree scrolls. `show_copy_button` has no effect, since cards contain no scripts."""
 
     def __init__(
         self,
@@ -295,16 +295,16 @@ class JSONViewer(Component):
         self._collapsible, self._max_height = collapsible, max_height
 
     def update(self, data: Any) -> None:
-        """Show other values."""
+        """Replace the values."""
         self._data = data
 
     def render(self) -> str:
-        """A tree."""
+        """Return the tree."""
         return self._framed(_tree(self._data), "")
 
     def _framed(self, html: str, name: str, kind: str = "json") -> str:
-        """The HTML under the title (else under the name), to be opened where that is wanted."""
-        # A length and nothing else: other properties could cover the page.
+        """Return the HTML under the title (or else the name), collapsible if requested."""
+        # Only a length is allowed: other CSS properties could cover the page.
         is_length = re.fullmatch(r"\d+(\.\d+)?(px|em|rem|vh|%)?", str(self._max_height or ""))
         style = f' style="max-height:{self._max_height};overflow:auto"' if is_length else ""
         title = escape(self._title or name)
@@ -316,38 +316,38 @@ class JSONViewer(Component):
 
 
 class VegaChart(Component):
-    """A chart in Vega-Lite (a dict), drawn when the card is made. Needs vl-convert-python."""
+    """A Vega-Lite chart (a dict), rendered to SVG with the card. Needs vl-convert-python."""
 
     def __init__(self, spec: Mapping[str, Any], show_controls: bool = False) -> None:
         self._spec = dict(spec)
 
     @classmethod
     def from_altair_chart(cls, altair_chart: Any) -> VegaChart:
-        """Return a chart of Altair.
+        """Return a component with a chart of Altair.
 
         Args:
-            altair_chart: The chart of Altair.
+            altair_chart: The chart.
         """
         return cls(altair_chart.to_dict())
 
     def update(self, spec: Mapping[str, Any]) -> None:
-        """Show another chart."""
+        """Replace the chart."""
         self._spec = dict(spec)
 
     def render(self) -> str:
-        """The chart as SVG; its text, with a sentence, where it cannot be drawn."""
+        """Return the chart as SVG, or its specification and a note if it cannot be rendered."""
         try:
             import vl_convert
         except ImportError:
             note = "Charts are drawn with vl-convert-python: install aflow-runtime[cards]."
             return f'<p class="note">{note}</p>{JSONViewer(self._spec).render()}'
         schema = str(self._spec.get("$schema", "vega-lite"))
-        # A chart shows the data that it has: what its spec names elsewhere is not fetched.
+        # Only inline data is shown: URLs in the specification are not fetched.
         if "vega-lite" not in schema:
             return _chart(vl_convert.vega_to_svg(json.dumps(self._spec), allowed_base_urls=[]))
-        # A chart that names no size would be as narrow as its bars.
+        # Without a size, a chart would be as narrow as its bars.
         spec = {**_CHART_SIZE, **self._spec} if "mark" in self._spec else self._spec
-        if not isinstance(spec.get("width", 0), int | float | dict):  # "container": of a browser
+        if not isinstance(spec.get("width", 0), int | float | dict):  # "container" needs a browser
             spec = {**spec, "width": _CHART_SIZE["width"]}
         return _chart(vl_convert.vegalite_to_svg(json.dumps(spec), allowed_base_urls=[]))
 
@@ -356,13 +356,14 @@ class VegaChart(Component):
 
 
 def _chart(svg: str) -> str:
-    """A drawing as a picture: the links and images that data has put into it lead nowhere."""
+    """Return an SVG as an `img` element, in which links and external images from its data are
+    inactive."""
     data = base64.b64encode(svg.encode()).decode()
     return f'<div class="chart"><img src="data:image/svg+xml;base64,{data}" alt="chart"></div>'
 
 
 def _number(name: str, value: Any) -> str:
-    """An attribute of HTML that is a number; none where the value is not a number."""
+    """Return a numeric HTML attribute; empty if the value is not a number."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -371,11 +372,11 @@ def _number(name: str, value: Any) -> str:
 
 
 def as_component(value: Any) -> Component:
-    """Return the value itself, if it is a component; a text is Markdown, a figure a picture, a
-    table of pandas a table, and all else is shown as a value.
+    """Return a value as a component: components unchanged, strings as Markdown, figures as images,
+    pandas tables as tables, and others as artifacts.
 
     Args:
-        value: A component, a text (Markdown), a figure, a table of pandas, or any other value.
+        value: A component, a string, a figure, a pandas table, or any other value.
     """
     if isinstance(value, Component) or hasattr(value, "render"):
         return value  # type: ignore[no-any-return]
@@ -389,15 +390,15 @@ def as_component(value: Any) -> Component:
 
 
 def rendered(component: Any) -> str:
-    """Return the HTML of a component; of a custom one that gives a dict, that as a tree. What goes
-    wrong is shown in its place.
+    """Return the HTML of a component. If a custom component renders to another value, it is shown
+    as a tree; an exception is shown in place of the component.
 
     Args:
-        component: The component, or a value that becomes one.
+        component: An object with a `render` method.
     """
     try:
         html = component.render()
-    except Exception as error:  # noqa: BLE001 -- one part that fails leaves the others
+    except Exception as error:  # noqa: BLE001 -- a failing component is shown as an error
         return Error(error, f"{type(component).__name__} cannot be shown").render()
     return html if isinstance(html, str) else JSONViewer(html).render()
 
@@ -434,7 +435,7 @@ _KINDS = {
 def _data_url(src: Any) -> str:
     if isinstance(src, str) and src.startswith("data:image/"):
         return escape(src)
-    # Axes of matplotlib have the figure that they are in.
+    # Axes of Matplotlib refer to their figure.
     figure = src.get_figure() if hasattr(src, "get_figure") else src
     buffer = io.BytesIO()
     if hasattr(figure, "savefig"):
@@ -455,7 +456,7 @@ def _data_url(src: Any) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-# Components that take more to tell: values as YAML, and what happens one after the other.
+# Further components: YAML, pages and timelines.
 
 
 THEMES = (
@@ -466,16 +467,16 @@ PRIORITIES = ("low", "normal", "high", "critical")
 
 
 class YAMLViewer(JSONViewer):
-    """Values as YAML: with PyYAML in its usual form, else as JSON, which is YAML as well."""
+    """Values as YAML; as JSON, which is valid YAML, if PyYAML is not installed."""
 
     def render(self) -> str:
-        """The text as code, to be opened and closed."""
+        """Return the text in a collapsible `pre` element."""
         text = f'<pre class="code">{escape(_yaml(self._data))}</pre>'
         return self._framed(text, "YAML")
 
 
 class Page(Component):
-    """Components under a title of their own."""
+    """A group of components with a title and a subtitle."""
 
     def __init__(
         self,
@@ -487,13 +488,13 @@ class Page(Component):
         self._contents = contents
 
     def render(self) -> str:
-        """The heads, and then what stands below them."""
+        """Return the headings and the components below them."""
         heads = "".join(f"<{tag}>{escape(str(text))}</{tag}>" for tag, text in self._heads)
         return heads + "".join(rendered(as_component(each)) for each in self._contents)
 
 
 def _yaml(data: Any) -> str:
-    plain = json.loads(json.dumps(data, default=str))  # whatever it holds: no tags, no aliases
+    plain = json.loads(json.dumps(data, default=str))  # plain values prevent tags and aliases
     try:
         import yaml  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
@@ -512,8 +513,8 @@ class _Event:
 
 
 class EventsTimeline(JSONViewer):
-    """What happens, the latest first: `update` adds an event. At most `max_events` are shown, all
-    are counted."""
+    """A list of events, latest first. `update` adds an event; at most `max_events` are shown, but
+    all are counted."""
 
     def __init__(self, title: str | None = None, max_events: int = 100) -> None:
         super().__init__(None, title=title)
@@ -531,9 +532,11 @@ class EventsTimeline(JSONViewer):
         payloads: Mapping[str, Any] | None = None,
         finished: bool | None = None,
     ) -> None:
-        """Add an event: values by name (`timestamp` among them, else it is now), and `payloads`,
-        which are components, to be opened. `finished` says whether more is to come. Raises
-        InvalidInput for a theme or a priority that there is not."""
+        """Add an event.
+
+        `event_data` maps names to values; `timestamp` replaces the current time. `payloads` are
+        collapsed components by name. `finished` is whether this is the last event. Raises
+        InvalidInput for an unknown theme or priority."""
         theme, rank = style_theme or "default", priority or "normal"
         if theme not in THEMES:
             raise InvalidInput(f"An event cannot be {theme!r}: style_theme is one of {THEMES}.")
@@ -547,8 +550,9 @@ class EventsTimeline(JSONViewer):
         self._finished = self._finished if finished is None else finished
 
     def get_stats(self) -> dict[str, Any]:
-        """Return how many events there were and are shown, when the first and the last one came
-        (seconds since the epoch, None without any), and whether that was all."""
+        """Return the number of events in total and displayed, the times of the first and the last
+        one (seconds since the epoch, None if there are none), and whether the timeline is
+        finished."""
         return {
             "total_events": self._total,
             "displayed_events": len(self._events),
@@ -558,7 +562,7 @@ class EventsTimeline(JSONViewer):
         }
 
     def render(self) -> str:
-        """A list."""
+        """Return the list of events."""
         state = "finished" if self._finished else "going on"
         note = f'<p class="note">{self._total} events, {state}</p>'
         items = "".join(map(_item, self._events))

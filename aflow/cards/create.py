@@ -1,4 +1,4 @@
-"""Cards of tasks that have run: made from what the client reads."""
+"""Creation of cards for finished tasks, with the data that the client reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FinishedTask:
-    """A task of the client with what our cards show, beside all that it has."""
+    """A task of the client with additional attributes that built-in cards show."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -45,18 +45,18 @@ def page_of(
     *,
     save_errors: bool = False,
 ) -> str:
-    """Return the page of a card of this kind, which may take `timeout` seconds. Where it fails:
-    what the kind raises, or with `save_errors` a page that says why.
+    """Return the page of a card. If rendering fails, raise its error or, with `save_errors`, return
+    a page that shows it.
 
     Args:
-        task: A task of the client, which has ended.
-        type: The type of card, `default` or one that a package adds.
-        options: The options of the card, as its decorator has them.
-        timeout: How many seconds the card may take; None for no limit.
-        save_errors: Whether a page about the error is written where the card fails.
+        task: A finished task of the client.
+        type: The card type: `default` or another one.
+        options: The options of the card.
+        timeout: The time limit for rendering, in seconds; None for no limit.
+        save_errors: Whether to return a page with the error if rendering fails.
 
     Raises:
-        InvalidInput: For an unknown kind.
+        InvalidInput: If the card type is unknown.
     """
     made = created(kind_of(type), options, (), None, task._source.graph, None)
     finished = FinishedTask(task)
@@ -71,16 +71,16 @@ def page_of(
 
 
 def keep(task: Task, type: str, id: str | None, html: str) -> str:
-    """Keep the page as one more card of the task.
+    """Store a page as an additional card of a task.
 
     Args:
-        task: A task of the client, whose cards this one is added to.
-        type: The type of card, which the name of its file has.
-        id: The id of the card; None for none.
+        task: A task of the client.
+        type: The card type, which is part of the name of the object.
+        id: The id of the card, or None.
         html: The page.
 
     Returns:
-        Its hash.
+        The hash of the card.
     """
     place, folder = task._source.blobs.store, store.prefix(*task.pathspec.split("/"))
     number = max((each.number for each in store.listed(place, folder)), default=-1) + 1

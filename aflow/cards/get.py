@@ -1,4 +1,4 @@
-"""get_cards: the cards of a task that has run, for programs and notebooks."""
+"""Access to the cards of tasks for programs and notebooks: `get_cards`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class FoundCard:
-    """One card: `type`, `id`, `hash`, and its page as `html`. In a notebook it shows itself.
+    """A stored card: `type`, `id`, `hash`, and its page as `html`. Notebooks display it.
 
-    `from_resumed` says that it was looked for at a task whose result was reused, from the task
-    `origin_pathspec`, whose card it is."""
+    `from_resumed` is True if the requested task reused the result of the task `origin_pathspec`, to
+    which the card belongs."""
 
     def __init__(
         self,
@@ -40,43 +40,43 @@ class FoundCard:
         self.from_resumed = origin_pathspec is not None
 
     def get(self) -> str:
-        """Return the page."""
+        """Return the page as HTML."""
         return self.html
 
     @property
     def html(self) -> str:
-        """The page."""
+        """The page as HTML."""
         return bytes(self._place.get(self._stored.name)).decode("utf-8", "surrogatepass")
 
     def get_data(self) -> Any:
-        """Return the data of the card's latest refresh (`data`, `reload_token`, `created_on`); None
-        for a card that was not refreshed."""
+        """Return the data of the card's latest refresh (`data`, `reload_token`, `created_on`), or
+        None."""
         return store.data_of(self._place, self._stored)
 
     @property
     def path(self) -> str:
-        """The name of its object in the store."""
+        """The name of the card's object in the datastore."""
         return self._stored.name
 
     def resumed(self) -> FoundCard:
-        """Return the same card, as that of a task that has reused the result of this one's."""
+        """Return this card as a card of a task that has reused the result of its task."""
         return FoundCard(self._place, self._stored, self.pathspec, self.pathspec)
 
     def write(self, path: Path) -> None:
         """Write the page to a file.
 
         Args:
-            path: The file to write; one that is there is replaced.
+            path: The path of the file; an existing file is overwritten.
         """
         path.write_text(self.html, encoding="utf-8", errors="surrogatepass")
 
     def view(self) -> tuple[Path, bool]:
-        """Show the page in a browser.
+        """Open the page in a browser.
 
         Returns:
-            The file that it is in now, and whether a browser was found.
+            The temporary file with the page, and whether a browser was found.
         """
-        # A new name: other users who may write to the folder of temporary files cannot guess it.
+        # A random name, which other users with access to the temporary folder cannot predict.
         name = self.pathspec.replace("/", "-")
         descriptor, file = mkstemp(".html", f"{name}-{self.hash}-")
         os.close(descriptor)
@@ -88,7 +88,7 @@ class FoundCard:
         from html import escape
 
         frame = "width:100%;height:40rem;border:0"
-        # Without allow-same-origin its scripts cannot reach the notebook that shows it.
+        # Without allow-same-origin, scripts of the card cannot access the notebook.
         frame = f'style="{frame}" sandbox="allow-scripts allow-popups"'
         return f'<iframe {frame} srcdoc="{escape(self.html, quote=True)}"></iframe>'
 
@@ -115,25 +115,23 @@ def get_cards(
     type: str | None = None,
     follow_resumed: bool = True,
 ) -> CardContainer:
-    """Return the cards of a task (or of the task of this pathspec), those of this `id` and `type`
-    alone if they are given. Those of a task whose result was reused are its origin's, unless
-    `follow_resumed` is False.
+    """Return the cards of a task, optionally only those with an `id` or a `type`.
 
     Args:
         task: A task of the client, or its pathspec.
-        id: The id of the card; None for none.
-        type: The type of card; None for all types.
-        follow_resumed: Whether the cards of a task whose result was reused are those of the
-            original task.
+        id: The id of the cards; None for all cards.
+        type: The card type; None for all types.
+        follow_resumed: Whether to return the cards of the original task if the result of the task
+            was reused.
 
     Raises:
-        NotFound: For a task that is not there.
+        NotFound: If the task does not exist.
     """
     found = ClientTask(task, _namespace_check=False) if isinstance(task, str) else task
     if follow_resumed and found.origin_pathspec is not None:
         try:
             theirs = get_cards(found.origin_pathspec, id, type)
-        except NotFound:  # the origin is gone, and its cards with it
+        except NotFound:  # the original task was deleted with its cards
             return CardContainer()
         return CardContainer(each.resumed() for each in theirs)
     place = found._source.blobs.store

@@ -1,4 +1,5 @@
-"""How @card acts: `current.card` while the step runs, and the page when artifacts are stored."""
+"""The implementation of @card: `current.card` while the step runs, and rendering after its
+artifacts are stored."""
 
 from __future__ import annotations
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from aflow.flow.decorators.card import CardDecorator
     from aflow.storage.artifacts import Manifest
 
-_TRUSTED = ("default", "blank", "error")  # ours: made in this process
+_TRUSTED = ("default", "blank", "error")  # built-in types: rendered in this process
 
 
 class CardParts:
-    """What a step adds to one card; `current.card` is this for the card that has no id."""
+    """The components that a step adds to one card; `current.card` delegates to the card without an
+    id."""
 
     def __init__(self, hook: CardHook) -> None:
         self._hook = hook
@@ -32,12 +34,12 @@ class CardParts:
         self.changed_at = 0.0
 
     def append(self, component: Any, id: str | None = None) -> None:
-        """Add a component at the end (a text is Markdown, other values are shown as what they are);
-        with an `id` it is found again as `components[id]`.
+        """Append a component. Strings become Markdown, other values the suitable component. With an
+        `id`, the component is available as `components[id]`.
 
         Args:
-            component: The component, or a value that becomes one.
-            id: The id of the card; None for none.
+            component: The component or value.
+            id: The id of the component, or None.
         """
         part = as_component(component)
         if part is not component and self._hook.drops_values:
@@ -47,7 +49,7 @@ class CardParts:
         self.changed_at = self._hook.now()
 
     def extend(self, components: Iterable[Any]) -> None:
-        """Add several.
+        """Append several components.
 
         Args:
             components: The components, in order.
@@ -56,28 +58,28 @@ class CardParts:
             self.append(each)
 
     def clear(self) -> None:
-        """Take all away again."""
+        """Remove all components."""
         self._parts.clear()
         self.changed_at = self._hook.now()
 
     def refresh(self, data: Any = None, force: bool = False) -> None:
-        """Make the card now, so that it can be seen while the step runs; not more often than
-        `refresh_interval` says, unless `force`.
+        """Render the card now, to show it while the step runs. Calls within `refresh_interval` of
+        the last one are ignored unless `force` is set.
 
         Args:
-            data: The data that the step has given to `refresh`.
-            force: Whether to write at once, although the last write was a moment ago.
+            data: The data for the card, available as `data["user"]`.
+            force: Whether to ignore `refresh_interval`.
         """
         self._hook.refresh(data, force)
 
     @property
     def components(self) -> dict[str, Component]:
-        """The components that were given an id."""
+        """The components with an id, by id."""
         return {id: part for id, part in self._parts if id is not None}
 
     def updatable(self) -> dict[str, Any]:
-        """Return what the components that follow refreshes render now, by id; one that was given
-        none is known by its class and place."""
+        """Return the rendered components with REALTIME_UPDATABLE, by id; the key of a component
+        without an id is its class name and position."""
         found = {}
         for place, (id, part) in enumerate(self._parts):
             if getattr(part, "REALTIME_UPDATABLE", False):
@@ -92,8 +94,8 @@ class CardParts:
 
 
 class Cards:
-    """`current.card` of a step: the parts of its cards, by id; without one, of the card that has
-    none (or is the only one, or says customize=True)."""
+    """`current.card` of a step: the components of its cards by card id. Without an id, those of the
+    card that has none, or is the only one, or has customize=True."""
 
     def __init__(self) -> None:
         self.all: list[CardHook] = []
@@ -106,10 +108,10 @@ class Cards:
         return CardParts(self.all[0])
 
     def get(self, type: str | None = None) -> list[CardParts]:
-        """Return the parts of all cards of this type.
+        """Return the components of all cards of a type.
 
         Args:
-            type: The type of card; None for all types.
+            type: The card type; None for all types.
         """
         return [each.parts for each in self.all if type in (None, each.card.type)]
 
@@ -139,7 +141,7 @@ class Cards:
 
 
 class CardHook(StepHook):
-    """One card of one attempt."""
+    """The hook of one @card in one attempt of a task."""
 
     def __init__(self, decorator: Any, scene: Scene) -> None:
         super().__init__(decorator, scene)
@@ -150,13 +152,14 @@ class CardHook(StepHook):
         cards.all.append(self)
         scene.values["card"] = cards
         self._refreshed = 0.0
-        self._renders = 0  # refreshes so far
-        self._user_data: Any = {}  # what the latest of them was given
+        self._renders = 0  # number of refreshes so far
+        self._user_data: Any = {}  # data of the latest refresh
         self._started = scene.clock.now()
 
     @property
     def takes_parts(self) -> bool:
-        """Whether its kind shows what the step adds; an unknown kind is reported at the end."""
+        """Whether the card type accepts components. An unknown type is reported when it is
+        rendered."""
         try:
             return kind_of(self.card.type).ALLOW_USER_COMPONENTS
         except InvalidInput:
@@ -164,29 +167,29 @@ class CardHook(StepHook):
 
     @property
     def drops_values(self) -> bool:
-        """Whether what is not a component is left out: so do card classes written for Metaflow."""
+        """Whether values that are not components are ignored, as card types for Metaflow expect."""
         compat = sys.modules.get("aflow.compat.metaflow")
         if compat is None or not compat.is_installed() or not self.takes_parts:
             return False
         return not kind_of(self.card.type)._takes_objects
 
     def now(self) -> float:
-        """The time."""
+        """Return the current time."""
         return self.scene.clock.now()
 
     def stored(self, manifest: Manifest) -> None:
-        """Make the card; nothing that goes wrong with it fails the step."""
+        """Render and store the card; its errors do not fail the step."""
         task = CardTask(self.scene, self._started, [*manifest.artifacts])
         self._make(task)
 
     def refresh(self, data: Any, force: bool) -> None:
-        """Make the card of a step that runs.
+        """Render and store the card of a running step.
 
         Args:
-            data: The data that the step has given to `refresh`.
-            force: Whether to write at once, although the last write was a moment ago.
+            data: The data for the card, available as `data["user"]`.
+            force: Whether to ignore `refresh_interval`.
         """
-        self._user_data = {} if data is None else data  # the card at the end shows the latest
+        self._user_data = {} if data is None else data  # the final card shows the latest data
         now = self.scene.clock.monotonic()
         if not force and self._refreshed and now - self._refreshed < self.card.refresh_interval:
             return
@@ -204,7 +207,7 @@ class CardHook(StepHook):
             graph, flow = definition.graph, self.scene.flow
             made = created(kind, self.card.options, [*self.parts], definition, graph, flow)
             html, update = self._made(made, task, runtime)
-        except Exception as error:  # noqa: BLE001 -- a card that fails is reported, and shown in its place
+        except Exception as error:  # noqa: BLE001 -- reported, and shown in place of the card
             message = sentence(error)
             show("stderr", f"@card(type={self.card.type!r}) was not made: {message}\n")
             if runtime or not self.card.save_errors:
@@ -216,7 +219,7 @@ class CardHook(StepHook):
         store.put(place, folder, self._number, self.card.type, self.card.id, html, update)
 
     def _made(self, made: Card, task: CardTask, runtime: bool) -> tuple[str, Any]:
-        """The page, and what pages that are open need to know."""
+        """Return the page, and the data for open pages."""
         if self.card.type in _TRUSTED:
             return made.render(task), None
         data = {
@@ -243,7 +246,7 @@ class CardHook(StepHook):
 
 
 def _reload_token(made: Card, task: CardTask, data: dict[str, Any]) -> str:
-    """What a page that is open compares, to know whether it has to be loaded again."""
+    """Return the token that an open page compares to decide on a reload."""
     if data["render_seq"] == "final":
         return "final"
     if made.RELOAD_POLICY == made.RELOAD_POLICY_ALWAYS:
@@ -254,15 +257,15 @@ def _reload_token(made: Card, task: CardTask, data: dict[str, Any]) -> str:
 
 
 def in_time(make: Any, seconds: float) -> Any:
-    """Return what `make` gives, from a process that is killed if it takes longer.
+    """Return the result of a function that is called in a forked process with a time limit.
 
     Args:
-        make: Makes the card; called in a thread.
-        seconds: How many seconds it may take.
+        make: The function, without arguments.
+        seconds: The time limit, in seconds. After it, the process is killed.
 
     Raises:
-        TimeoutError: For what it raised.
-        RuntimeError: For what it raised.
+        TimeoutError: If the function takes longer.
+        RuntimeError: If the function raises an exception, or its process exits.
     """
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
@@ -287,13 +290,13 @@ def in_time(make: Any, seconds: float) -> Any:
 def _answer(make: Any, pipe: Any) -> None:
     try:
         pipe.send((True, make()))
-    except BaseException as error:  # noqa: BLE001 -- whatever a card raises is shown in its place
+    except BaseException as error:  # noqa: BLE001 -- shown in place of the card
         pipe.send((False, sentence(error)))
 
 
 class CardTask:
-    """The task of a card, as kinds of cards see it: like a Task of the client, of a task that is
-    not over for others yet. What is not in here is asked of the client's Task."""
+    """The task of a card, with the interface of a Task of the client, while the task is not yet
+    recorded as finished. Attributes that it lacks are looked up with the client."""
 
     def __init__(
         self, scene: Scene, started_at: float, own: list[str], finished: bool = True
@@ -312,12 +315,12 @@ class CardTask:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The flow's parameters and their values."""
+        """The values of the flow's parameters, by name."""
         return {name: getattr(self.data, name) for name in self._scene.definition.parameters}
 
     @property
     def own_artifacts(self) -> dict[str, Any]:
-        """What the step itself has set."""
+        """The public artifacts set by the step itself, by name."""
         return {name: getattr(self.data, name) for name in self._own if not name.startswith("_")}
 
     def __getattr__(self, name: str) -> Any:
@@ -336,7 +339,7 @@ class CardTask:
 
 
 class _Data:
-    """The artifacts as attributes."""
+    """The artifacts of a task as attributes."""
 
     def __init__(self, flow: Any) -> None:
         self._flow = flow
@@ -349,7 +352,7 @@ class _Data:
 
 
 class _Value:
-    """One artifact."""
+    """An artifact with the interface of the client's DataArtifact."""
 
     def __init__(self, id: str, data: Any) -> None:
         self.id = id

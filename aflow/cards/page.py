@@ -1,4 +1,5 @@
-"""The page around the parts of a card: one HTML file, light and dark, with nothing from outside."""
+"""The page around the components of a card: one HTML file without external resources, in light and
+dark."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aflow.flow.graph import Graph
 
-# Colours are those of the web UI; see `_style`.
+# The colours are those of the web UI; see `_style`.
 _STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.55 system-ui,sans-serif}
@@ -74,11 +75,11 @@ a{color:var(--hot)}
 
 @cache
 def _style() -> str:
-    """The style sheet: the colours that cards share with the web UI, then that of cards."""
+    """Return the style sheet: the colours shared with the web UI, then the rules for cards."""
     return files("aflow.server").joinpath("static", "tokens.css").read_text("utf-8") + _STYLE
 
 
-# Nothing runs in a card and nothing is fetched by it, whatever data it shows.
+# The policy forbids scripts and requests, whatever data the card shows.
 _POLICY = (
     "default-src 'none'; img-src data:; media-src data:; font-src data:; "
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -93,22 +94,22 @@ _PAGE = Template("""<!doctype html>
 
 
 def page(title: str, body: str) -> str:
-    """Return a whole page with this body, which is HTML.
+    """Return a complete HTML page.
 
     Args:
         title: The title of the document, as plain text.
-        body: The HTML of the content.
+        body: The content, as HTML.
     """
     return _PAGE.substitute(title=escape(title), style=_style(), body=body, policy=_POLICY)
 
 
 def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
-    """Return the top of a card: what it is of, what that does, and the facts of its task.
+    """Return the header of a card: title, pathspec, docstring and facts of its task.
 
     Args:
         title: The heading, as plain text.
-        path: The pathspec of the task, which stands below the heading.
-        facts: Names and values to show.
+        path: The pathspec of the task, shown below the heading.
+        facts: The facts to show, by name.
         doc: The docstring of the flow or step.
     """
     entries = "".join(
@@ -122,20 +123,20 @@ def head(title: str, path: str, facts: Mapping[str, str], doc: str = "") -> str:
 
 
 def section(title: str, body: str) -> str:
-    """Return a part with a title; nothing if there is nothing in it.
+    """Return a section with a title; an empty string if its body is empty.
 
     Args:
-        title: The heading of the part, as plain text.
-        body: The HTML of the content.
+        title: The heading of the section, as plain text.
+        body: The content, as HTML.
     """
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
 
 def names_and_values(rows: Iterable[tuple[str, str, str]]) -> str:
-    """Return a table of name, type and value, which is HTML; nothing if there are no rows.
+    """Return a table of names, types and values; an empty string if there are no rows.
 
     Args:
-        rows: Name, type and value of each row.
+        rows: Name, type and value of each row; the value is HTML.
     """
     lines = "".join(
         f"<tr><td><b>{escape(name)}</b></td><td class='type'>{escape(kind)}</td>"
@@ -153,11 +154,11 @@ _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 150, 34, 26, 30
 
 
 def graph_svg(graph: Graph, here: str) -> str:
-    """Return the steps of a flow, each below those that lead to it; `here` is marked.
+    """Return the graph of a flow as SVG, with each step below its predecessors.
 
     Args:
         graph: The steps of the flow and the transitions between them.
-        here: The name of the step that is marked.
+        here: The name of the step to highlight.
     """
     rows = graph.levels()
     widest = max(len(row) for row in rows)
@@ -193,7 +194,7 @@ _ARROW = (
 
 
 def _why(graph: Graph, name: str) -> str:
-    """What decides on what follows the step, if anything does."""
+    """Return the foreach variable or the condition that selects the next steps, if any."""
     node = graph.nodes[name]
     if node.foreach:
         return f"for each of {node.foreach}"

@@ -1,6 +1,6 @@
-"""Card types and components for tests of cards: each does one thing that can be compared.
+"""Card types and components for tests of cards, each with one effect that can be compared.
 
-Metaflow ships types of these names, and tests of flows use them.
+Metaflow ships types with these names, and tests of flows use them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PIXEL = (  # a PNG of one pixel
 
 
 class TestStringComponent(Component):
-    """A text."""
+    """A component with a string."""
 
     REALTIME_UPDATABLE = True
 
@@ -31,16 +31,16 @@ class TestStringComponent(Component):
         self._text = text
 
     def render(self) -> str:
-        """The text, as it is."""
+        """Return the unescaped string."""
         return str(self._text)
 
     def update(self, text: str) -> None:
-        """Show another text."""
+        """Replace the string."""
         self._text = text
 
 
 class TestJSONComponent(Component):
-    """Values for JSON."""
+    """A component with JSON values."""
 
     REALTIME_UPDATABLE = True
 
@@ -48,21 +48,21 @@ class TestJSONComponent(Component):
         self._data = data
 
     def render(self) -> Any:
-        """The values, as they are."""
+        """Return the values unchanged."""
         return self._data
 
     def update(self, data: Any) -> None:
-        """Show other values."""
+        """Replace the values."""
         self._data = data
 
 
 class TestPathSpecCard(Card):
-    """The pathspec, and some letters that differ each time."""
+    """A card with the pathspec and some random letters."""
 
     type = "test_pathspec_card"
 
     def render(self, task: Any) -> str:
-        """Both."""
+        """Return the pathspec and the letters."""
         letters = random.choices(string.ascii_uppercase + string.digits, k=6)
         return f"{task.pathspec} {''.join(letters)}"
 
@@ -72,32 +72,32 @@ class _ComponentsCard(Card):
         super().__init__(components=components)
 
     def render(self, task: Any) -> str:
-        """The components, between separators."""
+        """Return the components, joined by a separator."""
         return _SEPARATOR.join(map(str, self.components))
 
 
 class TestEditableCard(_ComponentsCard):
-    """Components, added without an id."""
+    """A card of components that are added without naming an id."""
 
     type = "test_editable_card"
     ALLOW_USER_COMPONENTS = True
 
 
 class TestEditableCard2(_ComponentsCard):
-    """Another one."""
+    """A second card type with the same behaviour."""
 
     type = "test_editable_card_2"
     ALLOW_USER_COMPONENTS = True
 
 
 class TestNonEditableCard(_ComponentsCard):
-    """Components, added by the id of the card alone."""
+    """A card of components that are added only by the id of the card."""
 
     type = "test_non_editable_card"
 
 
 class TestMockCard(Card):
-    """One artifact, which the options name."""
+    """A card with one artifact, named by the options."""
 
     type = "test_mock_card"
 
@@ -105,7 +105,7 @@ class TestMockCard(Card):
         super().__init__({"key": "dummy_key", **(options or {})})
 
     def render(self, task: Any) -> str:
-        """Its value."""
+        """Return the value of the artifact."""
         return str(task[self.options["key"]].data)
 
 
@@ -115,12 +115,12 @@ class TestErrorCard(Card):
     type = "test_error_card"
 
     def render(self, task: Any) -> str:
-        """Nothing."""
+        """Raise an error."""
         raise RuntimeError("Unknown Things Happened")
 
 
 class TestTimeoutCard(Card):
-    """A card that takes as long as the options say."""
+    """A card that sleeps for the time in the options."""
 
     type = "test_timeout_card"
 
@@ -128,13 +128,13 @@ class TestTimeoutCard(Card):
         super().__init__({"timeout": 50, **(options or {})})
 
     def render(self, task: Any) -> str:
-        """The pathspec, late."""
+        """Return the pathspec after a delay."""
         time.sleep(self.options["timeout"])
         return str(task.pathspec)
 
 
 class TestRefreshCard(Card):
-    """What refreshes were given."""
+    """A card with the data of refreshes."""
 
     type = "test_refresh_card"
     ALLOW_USER_COMPONENTS = True
@@ -142,20 +142,20 @@ class TestRefreshCard(Card):
     RELOAD_POLICY = Card.RELOAD_POLICY_ALWAYS
 
     def render(self, task: Any) -> str:
-        """The latest data."""
+        """Return a page with the latest data."""
         return self.render_runtime(task, self.runtime_data)
 
     def render_runtime(self, task: Any, data: Any) -> str:
-        """The data as they are now."""
+        """Return a page with the current data."""
         return _page(self, task, data["user"])
 
     def refresh(self, task: Any, data: Any) -> Any:
-        """All data."""
+        """Return all data."""
         return data
 
 
 class TestRefreshComponentCard(_ComponentsCard):
-    """The components as refreshes find them."""
+    """A card with the components at the time of a refresh."""
 
     type = "test_component_refresh_card"
     ALLOW_USER_COMPONENTS = True
@@ -163,27 +163,27 @@ class TestRefreshComponentCard(_ComponentsCard):
     RELOAD_POLICY = Card.RELOAD_POLICY_ONCHANGE
 
     def render(self, task: Any) -> str:
-        """The components."""
+        """Return a page with the components."""
         return _page(self, task, self.components)
 
     def refresh(self, task: Any, data: Any) -> Any:
-        """The components by their ids."""
+        """Return the components by id."""
         return data["components"]
 
     def reload_content_token(self, task: Any, data: Any) -> str:
-        """A digest of what the components hold."""
+        """Return a digest of the values of the components."""
         if task.finished:
             return "final"
         return f"runtime-{_component_values_to_hash(data['components'])}"
 
 
 class TestImageCard(Card):
-    """A picture of one pixel."""
+    """A card with an image of one pixel."""
 
     type = "test_image_card"
 
     def render(self, task: Any) -> str:
-        """The picture in a page."""
+        """Return a page with the image."""
         return f"<html><img src='data:image/png;base64,{_PIXEL}' /></html>"
 
 
@@ -195,7 +195,7 @@ def _page(card: Card, task: Any, shown: Any) -> str:
 
 
 def _component_values_to_hash(components: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
-    """A digest of the texts in lists in components, without what names them."""
-    # Their names are joined, and not what they name: so it is where tests compare it.
+    """Return a digest of the values of components, ignoring their ids."""
+    # Joins the keys, not the values, as the tests expect.
     texts = ("".join(key) for each in components.values() for key in each)
     return hashlib.sha256(",".join(texts).encode()).hexdigest()

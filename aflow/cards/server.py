@@ -1,4 +1,4 @@
-"""A small server that shows cards as they come: for the machine that it runs on."""
+"""A small server that shows new cards to the user of the local machine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ try:
 except ImportError as error:
     raise MissingExtra("The card server needs aiohttp: install aflow-runtime[server].") from error
 
-_RUNS = 5  # of each flow
-# Cards of classes that users wrote may have scripts: these run, but as of no site, so that they
-# read no other card, and they reach nothing outside.
+_RUNS = 5  # runs of each flow
+# Custom cards may contain scripts. They run in a sandbox with an opaque origin, so they cannot read
+# other cards or send requests.
 _HEADERS = {
     "Content-Security-Policy": (
         "sandbox allow-scripts allow-popups; default-src 'none'; script-src 'unsafe-inline'; "
@@ -39,8 +39,8 @@ _HEADERS = {
 
 
 class Shown(NamedTuple):
-    """Which cards are shown: the newest `limit` of a flow or of all, of one run or of the latest,
-    of runs in a namespace or of everybody's."""
+    """The selection of cards: at most `limit`, of one flow or all, of one run or the latest ones,
+    of runs in a namespace or of all users."""
 
     metadata: str
     flow: str | None = None
@@ -50,23 +50,23 @@ class Shown(NamedTuple):
 
 
 def serve(shown: Shown, port: int, interval: int) -> None:
-    """Serve on 127.0.0.1 until it is interrupted; pages look again after `interval` seconds.
+    """Serve cards on 127.0.0.1 until interrupted.
 
     Args:
-        shown: Which cards are shown.
+        shown: The selection of cards.
         port: The port.
-        interval: Seconds between two looks for changes.
+        interval: The seconds after which pages reload.
     """
     app = application(shown, interval)
     web.run_app(app, host="127.0.0.1", port=port, print=lambda *_: None)
 
 
 def application(shown: Shown, interval: int = 5) -> web.Application:
-    """Return the server as an application of aiohttp.
+    """Return the server as an aiohttp application.
 
     Args:
-        shown: Which cards are shown.
-        interval: Seconds between two looks for changes.
+        shown: The selection of cards.
+        interval: The seconds after which pages reload.
     """
 
     async def index(request: web.Request) -> web.Response:
@@ -85,9 +85,9 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
 
     @web.middleware
     async def only_from_here(request: web.Request, handler: Handler) -> web.StreamResponse:
-        # A page that the user visits may have the browser ask, under a name of its own as well.
-        # Following a link from elsewhere reads nothing, and is not refused.
-        # Anybody may connect who has an account on this machine.
+        # All users of this machine can connect. A page that the user visits can make the browser
+        # send requests, possibly under a host name that resolves to 127.0.0.1. Following a link
+        # from another site is allowed: it does not let that site read the response.
         if not _is_of_this_user(request):
             raise web.HTTPForbidden(text="Cards are shown to the user who serves them alone.")
         if not names_this_machine(request):
@@ -103,8 +103,8 @@ def application(shown: Shown, interval: int = 5) -> web.Application:
 
 
 def _is_of_this_user(request: web.Request) -> bool:
-    """Whether a program of this user (or root's) asks; where the system does not say, it is
-    assumed."""
+    """Return whether the client process belongs to this user or root; True if the system does not
+    report it."""
     transport = request.transport
     if transport is None:
         return False

@@ -1,1 +1,1 @@
-"""Flows on AWS Step Functions: compiled to a state machine whose tasks are jobs of AWS Batch."""
+"""Run flows on AWS Step Functions, as state machines whose tasks are AWS Batch jobs."""

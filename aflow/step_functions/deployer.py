@@ -1,8 +1,8 @@
-"""What `step-functions` does: deploy a flow, start, list and stop its runs, resume one, delete it.
+"""The `step-functions` commands: deploy and delete a flow; start, list, stop and resume its runs.
 
-A state machine belongs to who deployed it first. Others change it with its production token, which
-says that they mean to (it is not a secret from readers of the account), and is remembered. It
-goes on to belong to its owner, unless they give it another token.
+A state machine is owned by the user who deployed it first. Other users must give its production
+token to change it. The token prevents accidental changes (it is readable in the AWS account) and is
+stored for the user. The owner stays the same unless the token is replaced.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
     from aflow.step_functions.plan import Events, Ticks
     from aflow.storage.base import ObjectStore
 
-# The calls of AWS that deploying takes: Step Functions, AWS Batch, EventBridge. Calls block.
+# The AWS API calls for deployments: Step Functions, AWS Batch, EventBridge. They block.
 
 
 class StateMachine(NamedTuple):
-    """A state machine that is there. `label` is None for one that aflow has not made."""
+    """An existing state machine. `label` is None if aflow did not create it."""
 
     name: str
     arn: str
@@ -81,15 +81,15 @@ class StateMachineExecution(NamedTuple):
 
     @property
     def run(self) -> str:
-        """The id of its run."""
+        """The id of the run that this is the execution of."""
         return f"sfn-{self.name}"
 
 
 class Aws(Executions):
-    """The calls that deploying takes."""
+    """The AWS API calls for deployments."""
 
     def with_platforms(self, queues: Iterable[str]) -> Account:
-        """Return the account, with the queues among these that run jobs on Fargate.
+        """Return the account, with those of these queues that run jobs on Fargate.
 
         Args:
             queues: The names or ARNs of the job queues; each is described once.
@@ -100,7 +100,7 @@ class Aws(Executions):
     # ------------------------------------------------------------ state machines
 
     def machine(self, name: str) -> StateMachine | None:
-        """Return the state machine of this name; None where there is none.
+        """Return the state machine of this name; None if it does not exist.
 
         Args:
             name: The name, not the ARN.
@@ -113,15 +113,15 @@ class Aws(Executions):
         return StateMachine(name, arn, definition, label_of(definition))
 
     def put_machine(self, name: str, definition: str, *, log_history: bool) -> str:
-        """Make the state machine, or change the one that is there.
+        """Create or update the state machine.
 
         Args:
             name: The name, not the ARN.
             definition: The definition of the state machine, as JSON.
-            log_history: Whether the events of executions go to the log group of the settings.
+            log_history: Whether to send the events of executions to the configured log group.
 
         Returns:
-            Its ARN.
+            The ARN of the state machine.
         """
         arn = self.account.machine_arn(name)
         values: dict[str, Any] = {"definition": definition, "roleArn": self.role}
@@ -139,10 +139,10 @@ class Aws(Executions):
         return arn
 
     def delete_machine(self, name: str) -> None:
-        """Delete the state machine; executions that run go on to their end.
+        """Delete the state machine; running executions continue.
 
         Args:
-            name: The name, not the ARN; nothing happens where there is none.
+            name: The name, not the ARN; ignored if there is no such state machine.
         """
         arn = self.account.machine_arn(name)
         self.try_call("stepfunctions", "delete_state_machine", stateMachineArn=arn)
@@ -154,13 +154,13 @@ class Aws(Executions):
 
         Args:
             name: The name of the state machine.
-            given: The input of the execution: an object that JSON can hold.
+            given: The input of the execution, as a value that can be encoded as JSON.
 
         Returns:
             The execution that was started.
 
         Raises:
-            AwsError: There is no such state machine, or AWS refuses.
+            AwsError: If there is no such state machine, or AWS refuses the request.
         """
         text = json.dumps(given)
         arn = self.account.machine_arn(name)
@@ -178,31 +178,31 @@ class Aws(Executions):
         return StateMachineExecution(found, found.rpartition(":")[2], "RUNNING", started, None)
 
     def execution(self, machine: str, name: str) -> StateMachineExecution | None:
-        """Return the execution of this name; None where there is none.
+        """Return the execution of this name; None if it does not exist.
 
         Args:
             machine: The name of the state machine.
-            name: The name of the execution, which is the id of the run.
+            name: The name of the execution: the id of the run without `sfn-`.
         """
         found = self.described_execution(self.account.execution_arn(machine, name))
         return None if found is None else _execution(found)
 
     def why(self, execution: StateMachineExecution) -> tuple[str, str]:
-        """Return the error and the cause that an execution has ended with.
+        """Return the error and the cause with which an execution ended.
 
         Args:
-            execution: An execution that has ended; one that AWS no longer knows has its status as
-                the error.
+            execution: An execution that has ended. If AWS reports no error, or no longer knows the
+                execution, its status is returned as the error.
         """
         found = self.described_execution(execution.arn) or {}
         return str(found.get("error") or execution.status), str(found.get("cause") or "")
 
     def executions(self, machine: str, states: Sequence[str]) -> Iterator[StateMachineExecution]:
-        """Yield the executions of a state machine in one of these states (all, if none is named),
-        the latest first in each.
+        """Yield the executions of a state machine in one of these states, the latest of each state
+        first.
 
         Args:
-            machine: The state machine: its name, ARN or record.
+            machine: The name of the state machine.
             states: The states of executions; empty for all.
         """
         arn = self.account.machine_arn(machine)
@@ -211,10 +211,10 @@ class Aws(Executions):
             for page in self.pages("stepfunctions", "list_executions", **values):
                 yield from map(_execution, page["executions"])
 
-    # ------------------------------------------------------------ what starts them
+    # ------------------------------------------------------------ rules and schedules
 
     def _target(self, machine: str) -> dict[str, str]:
-        """The state machine as what a rule or a schedule starts, without parameters."""
+        """Return the state machine as the target of a rule or a schedule, without parameters."""
         return {
             "Arn": self.account.machine_arn(machine),
             "RoleArn": self._settings.needed(
@@ -224,16 +224,15 @@ class Aws(Executions):
         }
 
     def put_rule(self, rule: str, machine: str, what: Ticks | Events) -> None:
-        """Start the machine by a rule: at times in UTC, or on events. May be called again to change
-        it.
+        """Create or replace a rule that starts the state machine at times in UTC, or on events.
 
         Args:
-            rule: The name of the rule; an existing one is replaced.
+            rule: The name of the rule.
             machine: The name of the state machine.
-            what: Times in UTC, or a pattern of events.
+            what: A schedule in UTC, or a pattern of events.
 
         Raises:
-            AwsError: AWS refuses the rule or its target.
+            AwsError: If AWS refuses the rule or its target.
         """
         target = {"Id": "aflow", **self._target(machine)}
         if isinstance(what, Ticks):
@@ -248,7 +247,7 @@ class Aws(Executions):
             raise AwsError(f"EventBridge refuses the target of rule {rule}: {answer}.")
 
     def disable_rule(self, rule: str) -> None:
-        """Let the rule start nothing any more; fine if there is none.
+        """Disable the rule, if it exists.
 
         Args:
             rule: The name of the rule.
@@ -256,10 +255,10 @@ class Aws(Executions):
         self.try_call("events", "disable_rule", Name=rule)
 
     def delete_rule(self, rule: str) -> None:
-        """Delete the rule; fine if there is none.
+        """Delete the rule and its targets, if it exists.
 
         Args:
-            rule: The name of the rule; its targets are removed first, as EventBridge requires.
+            rule: The name of the rule.
         """
         if self.try_call("events", "describe_rule", Name=rule) is None:
             return
@@ -271,12 +270,12 @@ class Aws(Executions):
         self.try_call("events", "delete_rule", Name=rule)
 
     def put_schedule(self, name: str, machine: str, ticks: Ticks) -> None:
-        """Start the machine at times in a zone, by EventBridge Scheduler.
+        """Create or update a schedule in EventBridge Scheduler that starts the state machine.
 
         Args:
-            name: The name of the schedule; an existing one is updated.
+            name: The name of the schedule.
             machine: The name of the state machine.
-            ticks: The expression of AWS and the time zone.
+            ticks: The schedule expression of AWS and the time zone.
         """
         values = {
             "Name": name,
@@ -290,7 +289,7 @@ class Aws(Executions):
         self.try_call("scheduler", "update_schedule" if there else "create_schedule", **values)
 
     def delete_schedule(self, name: str) -> None:
-        """Delete the schedule; fine if there is none.
+        """Delete the schedule, if it exists.
 
         Args:
             name: The name of the schedule.
@@ -309,41 +308,40 @@ def _execution(found: Any) -> StateMachineExecution:
     )
 
 
-# Production tokens that a user has deployed with, in a file beside the settings of that user.
+# The production tokens with which a user has deployed, in a file next to the user's settings.
 
 
 _log = logging.getLogger(__name__)
 
 
 class Tokens:
-    """The tokens of one user, by the ARNs of state machines."""
+    """The production tokens that are stored for one user, by the ARN of the state machine."""
 
     def __init__(self, file: ConfigFile) -> None:
         self._file = file
 
     @classmethod
     def of_user(cls) -> Tokens:
-        """Return the production tokens that the user of this program has stored."""
+        """Return the production tokens that are stored for the user of this program."""
         home = looked_up("TOKEN_HOME")
         folder = expanded(home) if home else config_file().path.parent
         return cls(ConfigFile(folder / "production_tokens.json"))
 
     def remembered(self, machine: str) -> str | None:
-        """Return the token that the user has last deployed this state machine with; None if none is
-        known.
+        """Return the stored token of a state machine; None if there is none.
 
         Args:
-            machine: The state machine: its name, ARN or record.
+            machine: The ARN of the state machine.
         """
         token = self._read().get(machine)
         return token if isinstance(token, str) else None
 
     def remember(self, machine: str, token: str) -> None:
-        """Store the token for this user. Where it cannot be written that is logged: the deployment
-        is done.
+        """Store the token of a state machine. If the file cannot be written, that is only logged,
+        because the deployment has succeeded.
 
         Args:
-            machine: The name of the state machine.
+            machine: The ARN of the state machine.
             token: The production token, which replaces an earlier one.
         """
         known = self._read()
@@ -362,14 +360,14 @@ class Tokens:
             return {}
 
 
-LONGEST_EXECUTION = 366 * 86400.0  # seconds: more than Step Functions lets one run
-_ASKED = 20  # executions of which AWS is asked why they have failed
-LONGEST_INPUT = 6000  # bytes of parameters: they are a variable of a job, which has 8 KB in all
+LONGEST_EXECUTION = 366 * 86400.0  # seconds: more than the limit of Step Functions
+_ASKED = 20  # failed executions for which AWS is queried for the reason
+LONGEST_INPUT = 6000  # bytes of parameters: a variable of a job, which has 8 KB for all variables
 
 
 class Deployed(NamedTuple):
-    """What `create` has done: the plan, how many definitions of jobs were new, and the label that
-    the state machine had before."""
+    """The result of `create`: the plan, the number of new job definitions, whether the state
+    machine is new, and its previous label; None if there was none."""
 
     plan: DeploymentPlan
     new_jobs: int
@@ -378,7 +376,7 @@ class Deployed(NamedTuple):
 
 
 class StateMachineDeployer:
-    """Deploys one flow, and looks after its executions. Calls block."""
+    """Deploys one flow, and manages its executions. All methods block."""
 
     def __init__(
         self, definition: FlowDefinition, settings: Settings, options: DeploymentOptions
@@ -396,14 +394,14 @@ class StateMachineDeployer:
     # ------------------------------------------------------------ create
 
     def definition_alone(self, token: str | None) -> str:
-        """Return the definition of the state machine as JSON, without asking anybody: its jobs are
-        those of EC2 machines.
+        """Return the definition of the state machine as JSON, without any request to AWS: all job
+        queues are assumed to run on EC2.
 
         Args:
             token: The production token for the label; None for a placeholder.
 
         Raises:
-            InvalidInput: Step Functions cannot run the flow, or the token is not allowed.
+            InvalidInput: If Step Functions cannot run the flow, or the token is malformed.
         """
         files = code_package.members(self._definition, self._settings.package_suffixes)
         data = code_package.pack(files)
@@ -420,7 +418,7 @@ class StateMachineDeployer:
         return runtime_shipment(self._settings.cache / "wheels", SystemClock.now(), targets)
 
     def _environments(self, store: ObjectStore | None) -> EnvironmentShipment | None:
-        """The environments of steps with packages of their own, put into the store, if one is
+        """Return the environments of steps that request packages, and upload them if a store is
         given. Raises EnvironmentFailed, InvalidDecorator and MissingExtra."""
         if not asks(self._definition, self._settings.environment):
             return None
@@ -461,26 +459,26 @@ class StateMachineDeployer:
         generate: bool = False,
         log_history: bool = False,
     ) -> Deployed:
-        """Deploy the flow, or its new version.
+        """Deploy the flow, or a new version of it.
 
         Args:
             authorize: The production token of another user's deployment; None for your own.
-            new_token: The token to set; None for the one before, or a new one.
-            generate: Whether to make a new token.
-            log_history: Whether the history goes to CloudWatch Logs.
+            new_token: The token to set; None for the present one, or a new one for a new flow.
+            generate: Whether to generate a new token.
+            log_history: Whether to send the history of executions to CloudWatch Logs.
 
         Returns:
             What was deployed.
 
         Raises:
-            InvalidInput: The flow cannot be deployed, or belongs to another user.
-            AwsError: AWS refuses, or does not answer.
-            StorageError: The datastore does not answer.
+            InvalidInput: If the flow cannot be deployed, or belongs to another user.
+            AwsError: If AWS refuses a request or does not respond.
+            StorageError: If the datastore does not respond.
         """
         there = self._aws.machine(self.name)
         token = self._token(there, authorize, new_token, generate=generate)
         before = there.label if there is not None else None
-        # With another token the flow changes hands: the old one opens nothing any more.
+        # A new token makes this user the owner; the old token is no longer accepted.
         owner = before.owner if before is not None and before.token == token else None
         self._known.needed("queue", "The job queue of AWS Batch")
         steps = self._definition.steps.values()
@@ -495,7 +493,7 @@ class StateMachineDeployer:
         needed = [code.key]
         for each in (shipment, environments):
             needed += each.blobs if each is not None else ()
-        self._keep(store, needed)  # before anything relies on it
+        self._keep(store, needed)  # before anything refers to these blobs
         if shipment is not None:
             shipment.put(store, SystemClock.now())
         made = self._planned(account, code, token, owner, shipment, environments)
@@ -509,9 +507,9 @@ class StateMachineDeployer:
         return Deployed(made, new_jobs, there is None, before)
 
     def _keep(self, store: ObjectStore, blobs: Sequence[str], *, only: bool = False) -> None:
-        """Let `gc` leave alone what the state machine needs (its code, the aflow that was shipped),
-        and (unless these are the `only` ones) what its former versions need, whose executions may
-        still run."""
+        """Declare the blobs that the state machine needs (its code, the shipped aflow) as a root,
+        so that `gc` keeps them. Unless `only`, also keep those of earlier versions, which may still
+        have running executions."""
         name = self._root()
         before = None if only else roots.declared(store, name)
         former = () if before is None else before.blobs
@@ -525,21 +523,23 @@ class StateMachineDeployer:
         return next(self._aws.executions(self.name, ["RUNNING"]), None) is not None
 
     def _check_metadata(self) -> None:
-        """See that the metadata answers, and where jobs record runs: in the object store, if the
-        service is one of Metaflow's own, which cannot keep what they record."""
+        """Check that the metadata store responds, and determine where jobs record runs: in the
+        object store if the metadata service is one of Metaflow, which cannot store aflow's
+        records."""
         with closing(open_metadata(self._settings.metadata_url)) as metadata:
             self._in_store = isinstance(metadata, RegisteringMetadata)
             metadata.run(self.flow, "none")
 
     @property
     def records_in_store(self) -> bool:
-        """Whether jobs record runs in the object store, as far as that was asked."""
+        """Whether jobs record runs in the object store; known after `create` or `differences`."""
         return self._in_store
 
     def _token(
         self, there: StateMachine | None, authorize: str | None, new: str | None, *, generate: bool
     ) -> str:
-        """The token of the new version."""
+        """Return the token for the new version. Raises InvalidInput if the user is not
+        authorized."""
         label = None if there is None else self._ours(there, authorize, "change it")
         if new is not None:
             return checked_token(new)
@@ -557,7 +557,7 @@ class StateMachineDeployer:
                 f"The state machine {self.name} was not made by aflow, and is left as it is: "
                 "deploy the flow under another name (--name)."
             )
-        # A token may be given as the namespace that it stands for.
+        # A token may be given as its namespace, `production:TOKEN`.
         given = None if token is None else token.removeprefix("production:")
         known = [given or self._tokens.remembered(self._arn)]
         authorized(self.name, machine.label, self._settings.user, known, what)
@@ -566,7 +566,8 @@ class StateMachineDeployer:
         return machine.label
 
     def _start_by(self, made: DeploymentPlan) -> None:
-        """See that what the flow says starts it, and nothing else does."""
+        """Create the schedule and the rules of the flow's decorators, and remove or disable the
+        others of this state machine."""
         ticks, events = made.ticks, made.events
         if ticks is not None and ticks.zone is not None:
             self._aws.put_schedule(rule_name(self.name), self.name, ticks)
@@ -582,8 +583,8 @@ class StateMachineDeployer:
             self._aws.disable_rule(rule_name(self.name, "events"))
 
     def differences(self) -> tuple[str, str]:
-        """Return the definition that is deployed (empty if none is), and the one that `create`
-        would deploy."""
+        """Return the deployed definition ("" if there is none), and the one that `create` would
+        deploy."""
         there = self._aws.machine(self.name)
         self._check_metadata()
         token = there.label.token if there and there.label else None
@@ -596,7 +597,7 @@ class StateMachineDeployer:
         """Return the deployed state machine.
 
         Raises:
-            NotFound: The flow is not deployed; the error says how to deploy it.
+            NotFound: If the flow is not deployed.
         """
         found = self._aws.machine(self.name)
         if found is None:
@@ -610,14 +611,14 @@ class StateMachineDeployer:
         """Start a run.
 
         Args:
-            parameters: The values of the parameters, by name, which the run converts: of a
-                ConvertedValue what it was made of.
+            parameters: The values of the parameters, by name. A ConvertedValue is replaced by the
+                value that it was made of, because the run converts it again.
 
         Returns:
-            The execution.
+            The execution that was started.
 
         Raises:
-            InvalidInput: A parameter cannot be used, or the flow is not deployed.
+            InvalidInput: If the parameters are too large.
         """
         self.machine()
         declared = self._definition.parameters
@@ -632,7 +633,8 @@ class StateMachineDeployer:
         return self._aws.start(self.name, {"Parameters": text})
 
     def executions(self, states: Sequence[str]) -> list[StateMachineExecution]:
-        """Return the runs in one of these states, or all.
+        """Return the executions in one of these states. Raises NotFound if the flow is not
+        deployed.
 
         Args:
             states: The states of executions; empty for all.
@@ -641,12 +643,12 @@ class StateMachineDeployer:
         return [*self._aws.executions(self.name, states)]
 
     def reasons(self, executions: Sequence[StateMachineExecution]) -> dict[str, str]:
-        """Return why runs have not succeeded, by their ids: as it is recorded, else as AWS says it.
-        Runs that failed before a job could record them are recorded now.
+        """Return the reasons why runs did not succeed, by run id: from their records, else from
+        AWS. Runs that failed before a job could record them are recorded first.
 
         Args:
-            executions: Executions of this state machine; those that run or have succeeded are left
-                out.
+            executions: Executions of this state machine; those that are running or have succeeded
+                are skipped.
         """
         ended = [e for e in executions if e.status in ("FAILED", "TIMED_OUT", "ABORTED")]
         if not ended:
@@ -677,19 +679,19 @@ class StateMachineDeployer:
         return found
 
     def terminate(self, run: str, authorize: str | None, clock: Clock) -> StateMachineExecution:
-        """Cancel a run: its execution is stopped. Where AWS has ended it and nothing has recorded
-        that, it is recorded now.
+        """Cancel a run by stopping its execution, and record its end. If the execution has ended
+        without a record of that, only record the end.
 
         Args:
-            run: The id of the run, which is the name of its execution.
+            run: The id of the run: `sfn-` and the name of the execution.
             authorize: The production token of another user's deployment; None for your own.
-            clock: The source of the time; tests give a `FakeClock`.
+            clock: The source of the time; a `FakeClock` in tests.
 
         Returns:
             The execution, as it was before it was stopped.
 
         Raises:
-            InvalidInput: The end of the run is recorded already.
+            InvalidInput: If the end of the run is already recorded.
         """
         self._ours(self.machine(), authorize, "stop its runs")
         execution = self._execution(run)
@@ -702,10 +704,10 @@ class StateMachineDeployer:
         return execution
 
     def _note_end(self, run: str, state: RunState, reason: str, clock: Clock) -> bool:
-        """Record the end of the run; whether nobody had."""
+        """Record the end of the run. Returns False if it is recorded already, or the run is not."""
         with closing(open_records(self._settings)) as metadata:
             if metadata.run(self.flow, run) is None:
-                return False  # its first job has not begun
+                return False  # its first job has not started
             records = Records.of(metadata, self.flow, run)
             if records.run.state in TERMINAL_RUN_STATES:
                 return False
@@ -713,16 +715,16 @@ class StateMachineDeployer:
             return True
 
     def resume(self, run: str) -> StateMachineExecution:
-        """Start a run that reuses what another one has finished.
+        """Start a run that reuses the finished tasks of another one.
 
         Args:
-            run: The id of a run that has ended without success.
+            run: The id of a run that ended without success.
 
         Returns:
             The execution of the new run.
 
         Raises:
-            InvalidInput: The run still runs, or has succeeded.
+            InvalidInput: If the run is still running or has succeeded.
         """
         self.machine()
         execution = self._execution(run)
@@ -733,11 +735,11 @@ class StateMachineDeployer:
         return self._aws.start(self.name, {"Parameters": "{}", "Origin": run})
 
     def delete(self, authorize: str | None, clock: Clock) -> None:
-        """Delete the state machine, and what starts it.
+        """Delete the state machine, its rules and its schedule.
 
         Args:
-            authorize: The token of another user's deployment; None for the own one.
-            clock: The source of the time; tests give a `FakeClock`.
+            authorize: The production token of another user's deployment; None for your own.
+            clock: The source of the time; a `FakeClock` in tests.
         """
         self._ours(self.machine(), authorize, "delete it")
         self._aws.delete_schedule(rule_name(self.name))
@@ -747,21 +749,21 @@ class StateMachineDeployer:
         self._aws.delete_machine(self.name)
         store, name = open_store(self._settings.storage_url), self._root()
         root = roots.declared(store, name)
-        if running and root is not None:  # what runs goes on to its end, and needs its code
+        if running and root is not None:  # running executions continue, and need their code
             roots.declare(store, name, root._replace(until=clock.now() + LONGEST_EXECUTION))
         else:
             roots.withdraw(store, name)
 
 
 def _end_in_aws(execution: StateMachineExecution) -> tuple[RunState, str]:
-    """How a run has ended whose execution has."""
+    """Return the final state and the reason of a run whose execution has ended in AWS."""
     if execution.status == "ABORTED":
         return RunState.CANCELLED, "The execution was stopped in AWS."
     return RunState.FAILED, f"Step Functions ended the execution with {execution.status}."
 
 
 def starts(made: DeploymentPlan) -> list[str]:
-    """Return what starts the flow, in sentences.
+    """Return sentences about the schedule and the events that start the flow.
 
     Args:
         made: The plan of the deployment, with its schedule and its events.

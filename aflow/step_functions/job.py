@@ -1,11 +1,11 @@
-"""What a job of a state machine does: `python -m aflow _state`, configured by its variables.
+"""The program of a state machine's job: `python -m aflow _state`, configured by variables.
 
-It finds its task by step and place, reads inputs from the metadata and the store, runs one attempt
-and records it. It ends with 0 where the task has succeeded (now or before), with 1 where Batch
-shall try again, and with 202 where that would be of no use.
+It determines its task from the step and the place, reads the inputs from the metadata store and the
+datastore, runs one attempt and records it. The exit code is 0 if the task has succeeded (now or in
+an earlier attempt of the job), 1 if Batch should retry the job, and 202 if a retry cannot succeed.
 
-The first job of a run records the run; the last one, or the job that notes a failure, records its
-end and calls the exit hooks.
+The first job of a run records the run. The last one, or the job that records a failure, records the
+end of the run and calls the exit hooks.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ if TYPE_CHECKING:
     from aflow.step_functions.spec import DeploymentSpec
     from aflow.task.spec import AttemptReport, AttemptSpec, RunContext
 
-BEAT = 10.0  # seconds between signs of life
-LEASE = 60.0  # seconds without a heartbeat after which the lease of a run has expired
+BEAT = 10.0  # seconds between heartbeats
+LEASE = 60.0  # seconds without a heartbeat after which the lease of a run expires
 
 
 class RecordedAttempt(JobAttempt):
-    """The attempt of one job. There is no coordinator: the job itself writes into the metadata that
-    it lives, that its attempt began, and how it ended."""
+    """The attempt of one job. There is no coordinator: the job itself records heartbeats, the start
+    and the end of its attempt in the metadata store."""
 
     def __init__(
         self, container: Container, clock: Clock, records: Records, deployment: DeploymentSpec
@@ -99,20 +99,20 @@ class RecordedAttempt(JobAttempt):
         self._deployment = deployment
         self._records = records
         self._new: list[TaskRecord] = []
-        self._recorded = 0  # chunks of the log that are recorded
+        self._recorded = 0  # the recorded number of log chunks
 
     async def run(
         self, spec: AttemptSpec, work: Work, new: TaskRecord | None
     ) -> tuple[AttemptReport, AttemptRecord]:
-        """Run the attempt to its end, which the caller records.
+        """Run the attempt to its end; the caller must record the end.
 
         Args:
-            spec: What the attempt is to run.
-            work: The run, the step and the program that the attempt is part of.
+            spec: The specification of the attempt.
+            work: The run and the program that the attempt belongs to.
             new: The record of the task, if it is not recorded yet; else None.
 
         Returns:
-            How it has ended.
+            The report and the record of the end.
         """
         self.listen()
         self._spec = spec
@@ -126,7 +126,7 @@ class RecordedAttempt(JobAttempt):
         )
         await asyncio.to_thread(self._note_running)
         executor = await self.begin(work)
-        # In one group: a heartbeat that fails for good ends the attempt, whose lease would be lost.
+        # One task group, so that a failing heartbeat ends the attempt: its lease would expire.
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self._beat())
             report, usage = await self.finish(executor, spec)
@@ -136,7 +136,7 @@ class RecordedAttempt(JobAttempt):
         return report, record
 
     async def _beat(self) -> None:
-        """Say again and again that the run goes on, and stop where somebody wants it to."""
+        """Renew the lease of the run periodically, and stop the attempt if the run is cancelled."""
         key, holder = self._records.run.key, f"step-functions/{self._records.run.run}"
         while True:
             metadata = self._records.metadata
@@ -155,7 +155,7 @@ class RecordedAttempt(JobAttempt):
         self._new, self._recorded = [], record.log_chunks
 
     def logged(self, task: int, attempt: int, stream: int, at: float, chunk: bytes) -> None:
-        """The attempt has written something."""
+        """Add output of the attempt to its log."""
         self._logs.feed(self._spec.step, task, attempt, stream, at, chunk)
         super().logged(task, attempt, stream, at, chunk)
 
@@ -166,7 +166,7 @@ class RecordedAttempt(JobAttempt):
             self._end.set_exception(error)
 
     async def _finished(self, report: AttemptReport, usage: Usage) -> AttemptRecord:
-        """The attempt's record, when its log is in the store."""
+        """Wait until the log is stored, and return the final record of the attempt."""
         _, log = self._logs.finish(report.task, report.attempt, self._clock.now())
         if log is not None and log.unstored is not None:
             await log.unstored
@@ -177,7 +177,7 @@ class RecordedAttempt(JobAttempt):
 
 
 def main() -> NoReturn:
-    """Do what the variables of this process say, and end it with the exit code of that."""
+    """Run the job that the variables of this process describe, and exit with its exit code."""
 
     def work(variables: StateJobVariables, container: Container) -> int:
         sys.path.insert(0, str(container.folder))
@@ -191,7 +191,7 @@ def main() -> NoReturn:
 
 
 class StateMachineJob:
-    """One job: it finds its task, runs an attempt at it, and says what follows."""
+    """One job: determines its task, runs an attempt, and stores the result for the next state."""
 
     def __init__(self, variables: StateJobVariables, clock: Clock, container: Container) -> None:
         self._variables = variables
@@ -215,11 +215,11 @@ class StateMachineJob:
         self._loaded: FlowDefinition | None = None
 
     def close(self) -> None:
-        """Release the metadata."""
+        """Close the metadata store."""
         self._metadata.close()
 
     def _definition(self) -> FlowDefinition:
-        """The flow itself, imported: few jobs need it in this process."""
+        """Return the flow's definition. Imports the flow, which few jobs need in this process."""
         if self._loaded is None:
             request = self._deployment.request
             needs = self._deployment.needs.get(self._variables.step or "")
@@ -229,7 +229,7 @@ class StateMachineJob:
                 metaflow.install()
             definition = define(class_from(request.source))
             if request.configs is not None:
-                # From the deployment, which the user has written.
+                # Trusted: the user wrote it when deploying.
                 definition = with_values(definition, pickle.loads(request.configs))  # noqa: S301
             self._loaded = attach(definition, request.decospecs)
         return self._loaded
@@ -240,16 +240,17 @@ class StateMachineJob:
     # ------------------------------------------------------------ a task
 
     def run(self, step: str) -> int:
-        """Run the task, unless it has succeeded already.
+        """Run the task, unless it has already succeeded.
 
         Args:
-            step: The name of the step, from the job's command.
+            step: The name of the step, from the job's variables.
 
         Returns:
-            The exit code of the job: 0 also where an earlier try of the job has succeeded.
+            The exit code of the job; 0 if the task has succeeded, now or in an earlier attempt.
 
         Raises:
-            InvalidInput: The variables of the job are malformed, or the flow has no such step.
+            InvalidInput: If the job's variables are malformed, the flow has no such step, the run
+                has ended, or the task has no attempts left.
         """
         variables, deployment = self._variables, self._deployment
         if step == self._graph.start:
@@ -260,8 +261,8 @@ class StateMachineJob:
         )
         there, attempts = records.attempts(reference.task)
         last = attempts[-1] if attempts else None
-        # AWS Batch may run a job again whose result was recorded: then only the state machine still
-        # needs the answer.
+        # AWS Batch may retry a job whose success is recorded: then only the result for the state
+        # machine is stored again.
         if last is not None and last.state is AttemptState.SUCCEEDED:
             return self._went_on(records, step, reference, last, over=False)
         if records.run.state in TERMINAL_RUN_STATES:
@@ -286,8 +287,7 @@ class StateMachineJob:
             manifests={},
         )
         new = None if there else self._task_record(step, reference, spec)
-        # The backoff of @retry is waited for here: AWS Batch starts the next attempt of a job at
-        # once.
+        # Wait for the backoff of @retry here, because AWS Batch retries a job immediately.
         time.sleep(max(0.0, upcoming.not_before - self._clock.now()))
         attempt = RecordedAttempt(self._container, self._clock, records, deployment)
         try:
@@ -296,7 +296,7 @@ class StateMachineJob:
             return self._never_ran(records, spec, new, f"The job cannot run the task: {error}")
         work = Work(self._context(records), deployment.needs, deployment.request, start)
         report, record = asyncio.run(attempt.run(spec, work, new))
-        # Checked only now: how many items there are is a result of the step.
+        # Checked after the attempt, because the step determines the number of items.
         fault = too_many_items(self._graph, step, report.splits, distributed=deployment.distributed)
         if fault is not None:
             report = report._replace(retryable=False)
@@ -313,8 +313,8 @@ class StateMachineJob:
     def _never_ran(
         self, records: Records, spec: AttemptSpec, new: TaskRecord | None, reason: str
     ) -> int:
-        """Record an attempt that this job could not begin with; Batch tries it again elsewhere, as
-        often as it may."""
+        """Record an attempt that this job could not start. Returns the exit code for a retry, by
+        Batch and perhaps on another host."""
         now = self._clock.now()
         live = LiveAttempt(spec.step, spec.fallback, pid=os.getpid(), started_at=now)
         report = stopped(spec.task, spec.attempt, AttemptState.FAILED, reason, now, now)
@@ -324,12 +324,12 @@ class StateMachineJob:
         return AGAIN
 
     def _is_over(self) -> bool:
-        """Whether the execution has had the time that it has: AWS stops its jobs then, and nobody
-        else is left to say so."""
+        """Return whether the execution has exceeded its timeout. AWS then stops its jobs, and only
+        a job can record the end of the run."""
         started, limit = self._variables.started, self._variables.limit
         if started is None or limit is None:
             return False
-        # Other interpreters than that of AWS put it in quotes.
+        # Emulators of Step Functions may pass it in quotes.
         begun = datetime.fromisoformat(started.strip('"'))
         return self._clock.now() >= begun.timestamp() + limit
 
@@ -345,8 +345,8 @@ class StateMachineJob:
         )
 
     def _counted(self, step: str, reference: TaskReference, records: Records) -> TaskReference:
-        """With the number of items that a join over a foreach reads. Raises InvalidInput where
-        some are not there: a map may have been configured to tolerate failures."""
+        """Return the reference with the number of items if the step joins a foreach. Raises
+        InvalidInput if items are missing: a map may be configured to tolerate failures."""
         inputs = reference.inputs
         if not isinstance(inputs, FromForeach):
             return reference
@@ -366,7 +366,7 @@ class StateMachineJob:
         return Manifest.decode(data)
 
     def _note_lost(self, records: Records, attempts: list[AttemptRecord]) -> None:
-        """An attempt that never reported its end has lost its machine."""
+        """Record running attempts of earlier jobs as lost: they ended without a report."""
         lost = [each for each in attempts if each.state is AttemptState.RUNNING]
         if not lost:
             return
@@ -396,7 +396,7 @@ class StateMachineJob:
             previews=deployment.previews,
         )
 
-    # ------------------------------------------------------------ what follows
+    # ------------------------------------------------------------ after a task
 
     def _went_on(
         self,
@@ -407,8 +407,12 @@ class StateMachineJob:
         *,
         over: bool,
     ) -> int:
-        """The task has succeeded: its result is stored before that is recorded, since the next
-        state may read it at once."""
+        """Finish a task that has succeeded: store its result, then record its success. With the end
+        step, also record the end of the run and call the exit hooks.
+
+        `over` is True if this job ran the attempt, so that its success is not recorded yet. The
+        result is stored first, so that a recorded success implies that the next state can read it.
+        """
         assert record.manifest is not None, "a task that succeeds leaves a manifest"
         manifest, node = Manifest.decode(record.manifest), self._graph[step]
         if node.kind in (Kind.FOREACH, Kind.SWITCH):
@@ -440,7 +444,7 @@ class StateMachineJob:
         self._store.put(result_name(self._flow, self._run, step, place), [data])
 
     def _items_to_do(self, records: Records, step: str, task: int, manifest: Manifest) -> list[int]:
-        """The items of a foreach that are not finished already (in a run that is resumed)."""
+        """Return the items of a foreach that have to run; a resumed run has finished ones."""
         count = manifest.transition[2] or 0
         join = self._graph[step].join
         assert join is not None, "every foreach has a join"
@@ -456,7 +460,7 @@ class StateMachineJob:
     # ------------------------------------------------------------ the run
 
     def _begin_run(self) -> None:
-        """Record the run, unless an attempt before this one has."""
+        """Record the run, unless an earlier attempt of this job has done so."""
         deployment, variables = self._deployment, self._variables
         if self._metadata.run(self._flow, self._run) is not None:
             return
@@ -481,7 +485,7 @@ class StateMachineJob:
         driving = Driving(f"{ENGINE}/{variables.run}", 0, engine)
         try:
             new = creation.create(definition, options, payload.parameters, driving)
-        except VersionConflict:  # an attempt before this one, whose answer was lost
+        except VersionConflict:  # an earlier attempt of this job has recorded it
             return
         records = Records(self._metadata, new.record)
         records.commit(Batch(metadata=[new.facts()]))
@@ -506,7 +510,7 @@ class StateMachineJob:
             The exit code of the job.
 
         Raises:
-            InvalidInput: The variables of the job are malformed.
+            InvalidInput: If the run is not recorded.
         """
         if self._metadata.run(self._flow, self._run) is None:
             raise InvalidInput(f"The run {self._run} was never recorded: its start has failed.")
@@ -547,5 +551,5 @@ class StateMachineJob:
 
 
 def _shape(graph: Graph) -> dict[str, tuple[Any, ...]]:
-    """What of a graph the numbers of tasks depend on."""
+    """Return the parts of a graph that task numbers depend on."""
     return {name: (node.kind, node.next) for name, node in graph.nodes.items()}
